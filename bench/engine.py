@@ -1,0 +1,372 @@
+"""Engine speed: prefill and decode tokens per second, measured through ``Engine.step``.
+
+The tests have the names that llama-bench gave them: ``pp512`` computes a prompt of 512 tokens,
+``tg128`` generates 128 tokens; ``@ d4096`` means after 4096 tokens of context. Prompts are
+random ids drawn afresh for every sample, end-of-text is ignored, sampling is greedy. The clock
+of ``tg`` starts when every sequence of the batch has its first token and stops when every one has
+128 more, so prefill is never in it and the batch is full all along.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from halfbyte.errors import ConfigError, EngineDeadError
+
+from ..engine.request import SamplingParams
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..engine.request import Completion
+
+SCHEMA = 1
+_WARM_UP_TOKENS = 16
+_MOST = 1 << 20
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """What to measure. Checked on construction.
+
+    Attributes:
+        prompt: prompt lengths of the prefill tests, in tokens.
+        generate: lengths of the decode tests, in tokens.
+        batch: batch sizes of the decode tests; prefill runs at batch 1.
+        depth: tokens of context before each test.
+        repetitions: samples of each test.
+        seed: of the random token ids.
+
+    Raises:
+        ConfigError: a number is outside its range, or there is nothing to measure.
+    """
+
+    prompt: tuple[int, ...] = (512,)
+    generate: tuple[int, ...] = (128,)
+    batch: tuple[int, ...] = (1,)
+    depth: tuple[int, ...] = (0,)
+    repetitions: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("prompt", 1), ("generate", 1), ("batch", 1), ("depth", 0)):
+            for value in getattr(self, name):
+                if not low <= value <= _MOST:
+                    raise ConfigError(f"{name} holds {value}; expected {low} to {_MOST}")
+        if not 1 <= self.repetitions <= 10_000:
+            raise ConfigError(f"repetitions is {self.repetitions}; expected 1 to 10000")
+        if not self.prompt and not (self.generate and self.batch):
+            raise ConfigError("there is nothing to measure", hint="give prompt or generate")
+        if not self.depth:
+            raise ConfigError("depth is empty", hint="give 0 for no context")
+
+    def tests(self) -> list[Case]:
+        """All tests in the order they run."""
+        tests = []
+        for depth in self.depth:
+            tests += [Case("pp", n, 1, depth) for n in self.prompt]
+            tests += [Case("tg", n, b, depth) for n in self.generate for b in self.batch]
+        return tests
+
+    def engine_options(self) -> dict[str, Any]:
+        """Options that the engine needs for these tests.
+
+        The prefix cache is off, except that it holds the context of tests with a depth.
+        """
+        return {
+            "max_batch": max((1, *self.batch)),
+            "max_batch_tokens": max((1024, *self.batch)),
+            "prefix_cache": any(self.depth),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of the table: kind, tokens, sequences at once, tokens of context before."""
+
+    kind: Literal["pp", "tg"]
+    tokens: int
+    batch: int
+    depth: int
+
+    @property
+    def name(self) -> str:
+        """llama-bench's name, without the batch."""
+        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+
+    @property
+    def title(self) -> str:
+        """The name with the batch when there is more than one sequence."""
+        head = f"{self.kind}{self.tokens}" + (f" b{self.batch}" if self.batch > 1 else "")
+        return head + (f" @ d{self.depth}" if self.depth else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Result of one test.
+
+    Attributes:
+        test: see :class:`Case`.
+        samples: tokens per second of each repetition, all sequences together.
+        bandwidth_share: for decode, bytes that a step must read (weights and KV) per second over
+            the measured read bandwidth; None for prefill.
+    """
+
+    test: Case
+    samples: tuple[float, ...]
+    bandwidth_share: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens per second."""
+        return statistics.fmean(self.samples)
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation of the tokens per second; 0 for one sample."""
+        return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "test": self.test.name,
+            "batch": self.test.batch,
+            "depth": self.test.depth,
+            "tok_s": self.mean,
+            "tok_s_sd": self.sd,
+            "samples": list(self.samples),
+            "bandwidth_share": self.bandwidth_share,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the table says about the model.
+
+    Attributes:
+        name: display name.
+        file: name of the file or folder, without its path.
+        architecture: family.
+        format: tensor format that holds most bytes.
+        size: bytes of all tensors in the file.
+        params: number of weights.
+    """
+
+    name: str
+    file: str
+    architecture: str
+    format: str
+    size: int
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that one run of ``bench engine`` found.
+
+    Attributes:
+        machine: see :func:`halfbyte.bench.machine.machine_info`.
+        model: the model's facts.
+        backend: what computed.
+        threads: CPU threads.
+        flags: plan and engine options.
+        bandwidth: measured read bandwidth, bytes per second.
+        step_bytes: weight bytes that one decode step reads.
+        startup: seconds of each phase of the engine's start.
+        rows: results.
+    """
+
+    machine: dict[str, Any]
+    model: ModelFacts
+    backend: str
+    threads: int
+    flags: dict[str, Any]
+    bandwidth: float
+    step_bytes: int
+    startup: dict[str, float] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; bandwidth in 1e9 bytes per second."""
+        return {
+            "schema": SCHEMA,
+            "kind": "engine",
+            "machine": self.machine,
+            "model": asdict(self.model),
+            "backend": self.backend,
+            "threads": self.threads,
+            "flags": self.flags,
+            "bandwidth_gb_s": self.bandwidth / 1e9,
+            "weight_bytes_per_step": self.step_bytes,
+            "startup_s": self.startup,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+def run_bench(engine: Engine, model: Path, plan: BenchPlan, say: Say) -> Report:
+    """Run all tests of a plan on an engine made with the plan's ``engine_options``.
+
+    Args:
+        engine: idle; nothing else may use it meanwhile.
+        model: file or folder that the engine was loaded from, for sizes.
+        plan: tests.
+        say: takes one line before each test.
+
+    Raises:
+        RequestError: a test does not fit into the context.
+        EngineDeadError: the engine failed during a test.
+    """
+    import torch
+
+    from .machine import machine_info, read_bandwidth
+
+    threads = engine.config.threads or torch.get_num_threads()
+    say(f"measuring read bandwidth with {threads} threads")
+    bandwidth = read_bandwidth(threads)
+    ids = TokenSource(engine, plan.seed)
+    rows = []
+    for test in plan.tests():
+        say(f"{test.title}: warm-up and {plan.repetitions} samples")
+        rows.append(measure(engine, test, plan.repetitions, ids, bandwidth))
+    return Report(
+        machine=machine_info(),
+        model=model_facts(engine, model),
+        backend=engine.backend,
+        threads=threads,
+        flags={"plan": asdict(plan), "engine": asdict(engine.config), "temperature": 0.0},
+        bandwidth=bandwidth,
+        step_bytes=engine.weight_bytes,
+        startup=dict(engine.startup),
+        rows=tuple(rows),
+    )
+
+
+class TokenSource:
+    """Random prompts of ordinary tokens: no two alike, none with a special id."""
+
+    __slots__ = ("_ids", "_random")
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        known = min(engine.tokenizer.vocab_size, engine.model_config.vocab_size)
+        special = engine.tokenizer.special_ids
+        self._ids = [i for i in range(known) if i not in special] or [0]
+        self._random = random.Random(seed)
+
+    def draw(self, count: int) -> list[int]:
+        """``count`` token ids."""
+        return self._random.choices(self._ids, k=count)
+
+
+def measure(
+    engine: Engine, test: Case, repetitions: int, ids: TokenSource, bandwidth: float
+) -> Row:
+    """Warm up, then take the samples of one test."""
+    run = _prefill if test.kind == "pp" else _decode
+    warm = test if test.kind == "pp" else replace(test, tokens=min(test.tokens, _WARM_UP_TOKENS))
+    run(engine, warm, ids)
+    row = Row(test, tuple(run(engine, test, ids) for _ in range(repetitions)))
+    if test.kind == "pp":
+        return row
+    context = max(test.depth, 1) + 1 + test.tokens / 2
+    step_bytes = engine.weight_bytes + test.batch * context * engine.memory.bytes_per_token
+    return replace(row, bandwidth_share=step_bytes * row.mean / test.batch / bandwidth)
+
+
+def _prefill(engine: Engine, test: Case, ids: TokenSource) -> float:
+    """Prompt tokens per second, up to and with the sampling of one token."""
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    before = ids.draw(test.depth)
+    if before:
+        _finish(engine, [engine.submit(before, params)])
+    name = engine.submit([*before, *ids.draw(test.tokens)], params)
+    start = time.perf_counter()
+    done = _finish(engine, [name])
+    elapsed = time.perf_counter() - start
+    usage = done[name].usage
+    # With a depth, whole blocks of the context come from the prefix cache and the rest of it
+    # is computed again: count what was computed.
+    return (usage.prompt_tokens - usage.cached_tokens) / elapsed
+
+
+def _decode(engine: Engine, test: Case, ids: TokenSource) -> float:
+    """Generated tokens per second of all sequences, without prefill and with a full batch."""
+    length = max(test.depth, 1)
+    budget = engine.config.max_batch_tokens
+    # Prompts that do not fit into one step start at different steps; the earlier ones must
+    # not run out before the last has its tokens.
+    spread = -(-length * test.batch // budget) + test.batch
+    params = SamplingParams(temperature=0.0, max_tokens=1 + test.tokens + spread, ignore_eos=True)
+    counts = {engine.submit(ids.draw(length), params): 0 for _ in range(test.batch)}
+    try:
+        while min(counts.values()) < 1:
+            _count(engine, counts)
+        goal = {name: count + test.tokens for name, count in counts.items()}
+        begun = sum(counts.values())
+        start = time.perf_counter()
+        while any(counts[name] < goal[name] for name in counts):
+            _count(engine, counts)
+        elapsed = time.perf_counter() - start
+        return (sum(counts.values()) - begun) / elapsed
+    finally:
+        for name in counts:
+            engine.cancel(name)
+        while engine.has_work():
+            engine.step()
+
+
+def _count(engine: Engine, counts: dict[str, int]) -> None:
+    """One step; adds the new tokens of each sequence. Raises EngineDeadError on a failure."""
+    for delta in engine.step():
+        counts[delta.request_id] += len(delta.token_ids)
+        if delta.completion is not None:
+            _check(delta.completion)
+
+
+def _finish(engine: Engine, names: list[str]) -> dict[str, Completion]:
+    """Step until all requests are done. Raises EngineDeadError when one failed."""
+    done: dict[str, Completion] = {}
+    while len(done) < len(names):
+        for delta in engine.step():
+            if delta.completion is not None:
+                _check(delta.completion)
+                done[delta.request_id] = delta.completion
+    return done
+
+
+def _check(completion: Completion) -> None:
+    if completion.finish_reason.value == "error":
+        raise EngineDeadError(f"the engine failed in a benchmark: {completion.error}")
+
+
+def model_facts(engine: Engine, path: Path) -> ModelFacts:
+    """Sizes and formats from the checkpoint's headers."""
+    from ..loaders import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    try:
+        tensors = checkpoint.tensors()
+    finally:
+        checkpoint.close()
+    sizes: dict[str, int] = {}
+    params = 0
+    for info in tensors:
+        sizes[info.format] = sizes.get(info.format, 0) + info.nbytes
+        count = 1
+        for side in info.shape:
+            count *= side
+        params += count
+    return ModelFacts(
+        name=engine.name,
+        file=path.name,
+        architecture=engine.model_config.architecture,
+        format=max(sizes, key=lambda label: sizes[label], default="?"),
+        size=sum(sizes.values()),
+        params=params,
+    )

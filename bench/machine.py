@@ -1,0 +1,106 @@
+"""What a measurement ran on: processor, versions, revision, and measured memory bandwidth."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_MIB = 1 << 20
+
+
+def machine_info() -> dict[str, Any]:
+    """Processor, cores, system and versions as plain JSON types."""
+    from halfbyte import __version__
+
+    return {
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "halfbyte": __version__,
+        "git": git_hash(),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it, or "unknown"."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model"):
+                return value.strip()
+    return platform.processor() or "unknown"
+
+
+def usable_cores() -> int:
+    """Logical processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else (os.cpu_count() or 1)
+
+
+def git_hash() -> str | None:
+    """Commit of the checkout that the code runs from, ``-dirty`` when changed; None without."""
+    home = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # A package in site-packages inside somebody else's checkout is not that checkout's.
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=home,
+            check=True,
+            capture_output=True,
+            timeout=10,
+        )
+        done = subprocess.run(
+            command, cwd=home, check=True, capture_output=True, text=True, timeout=10
+        )
+        return done.stdout.strip() or None
+    return None
+
+
+def read_bandwidth(threads: int, *, mib: int = 0, repeats: int = 9) -> float:
+    """Measured read bandwidth in bytes per second: best of ``repeats`` sums of a float32 array.
+
+    The array is ``mib`` MiB; 0 chooses 256 MiB or four times the last-level cache, up to
+    1 GiB, so that it cannot be read from the cache. ``threads`` is restored afterwards.
+    """
+    size = mib or min(max(256, 4 * _cache_mib()), 1024)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        data = torch.ones(size * _MIB // 4, dtype=torch.float32)
+        best = float("inf")
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.sum(data)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return size * _MIB / best
+
+
+def _cache_mib() -> int:
+    """Largest cache of the first processor in MiB; 0 when the system does not say."""
+    largest = 0
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            text = path.read_text(encoding="ascii").strip()
+            largest = max(largest, int(text.removesuffix("K")) >> 10 if text[-1:] == "K" else 0)
+    return largest
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

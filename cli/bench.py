@@ -1,0 +1,121 @@
+"""``halfbyte bench engine``: the table that llama-bench users know."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options as opt
+from .console import is_terminal, note
+from .loading import open_engine
+
+if TYPE_CHECKING:
+    from ..bench.engine import Report
+
+
+def engine(
+    model: opt.Model = "smollm2",
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", metavar="N,..", help="Prompt lengths; 0 = none.")
+    ] = "512",
+    generate: Annotated[
+        str, typer.Option("--generate", "-n", metavar="N,..", help="Answer lengths; 0 = none.")
+    ] = "128",
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", metavar="N,..", help="Sequences decoded at once.")
+    ] = "1",
+    depth: Annotated[
+        str, typer.Option("--depth", "-d", metavar="N,..", help="Tokens of context before a test.")
+    ] = "0",
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", metavar="N", help="Samples of each test.")
+    ] = 5,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write all samples too; - = stdout instead."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the random prompts.")] = 0,
+    device: opt.Device = opt.DeviceChoice.auto,
+    dtype: opt.DType = opt.DTypeChoice.auto,
+    backend: opt.Backend = opt.BackendChoice.auto,
+    max_context: opt.MaxContext = 0,
+    threads: opt.Threads = 0,
+    exact: opt.Exact = False,
+    no_native: opt.NoNative = False,
+) -> None:
+    """Measure prefill (pp) and decode (tg) in tokens per second, mean ± standard deviation.
+
+    The last column is the share of the measured memory bandwidth that decoding reached.
+    """
+    lengths = _numbers(prompt, "--prompt"), _numbers(generate, "--generate")
+    batches, depths = _numbers(batch, "--batch"), _numbers(depth, "--depth")
+    options = opt.engine_options(device, dtype, backend, max_context, threads, exact, no_native)
+    target = _writable(json_file)
+    # Known to be wanted and well-formed from here on: the first import of torch is below.
+    from ..bench.engine import BenchPlan, run_bench
+    from ..bench.table import compact, markdown
+
+    prompts, generates = (tuple(n for n in some if n) for some in lengths)
+    plan = BenchPlan(prompts, generates, batches, depths, repetitions, seed)
+    with open_engine(model, {**options, **plan.engine_options()}) as running:
+        from ..loaders.store import resolve_model
+
+        report = run_bench(running, resolve_model(model), plan, note)
+    if json_file == "-":
+        print(_json(report), end="")
+        return
+    if target is not None:
+        _write(target, _json(report))
+    table = markdown(report)
+    if is_terminal(sys.stdout) and shutil.get_terminal_size().columns < table.find("\n"):
+        table = compact(report)
+    print(table)
+    note(f"read bandwidth {report.bandwidth / 1e9:.1f} GB/s with {report.threads} threads")
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    """``1,8`` as (1, 8). Raises a usage error."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = (-1,)
+    if min(values) < 0:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers such as 1,8", param_hint=option
+        )
+    return values
+
+
+def _writable(json_file: str | None) -> Path | None:
+    """The file to write, checked before minutes are spent. Raises ConfigError."""
+    if json_file is None or json_file == "-":
+        return None
+    from halfbyte.errors import ConfigError
+
+    path = Path(json_file)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"cannot write --json {json_file}: "
+            + ("it is a folder" if path.is_dir() else "its folder does not exist")
+        )
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    """Raises ConfigError when the file cannot be written."""
+    from halfbyte.errors import ConfigError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write --json {path}: {error.strerror or error}") from error
+
+
+def _json(report: Report) -> str:
+    import json
+
+    return json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"

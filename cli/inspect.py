@@ -1,0 +1,178 @@
+"""``halfbyte inspect``: what a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import clean, columns, human_bytes, human_count, one_line, wrapped
+
+if TYPE_CHECKING:
+    from ..loaders.base import Checkpoint
+
+
+def inspect(
+    path: Annotated[
+        str, typer.Argument(metavar="[PATH]", help="Local file or folder, or a pulled model.")
+    ] = "smollm2",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every tensor.")] = False,
+) -> None:
+    """Show architecture, formats, sizes and memory need; reads headers, loads no weights."""
+    from ..loaders import open_checkpoint
+    from ..loaders.store import resolve_model
+
+    checkpoint = open_checkpoint(resolve_model(path))
+    try:
+        facts = describe(checkpoint)
+    finally:
+        checkpoint.close()
+    if as_json:
+        import json
+
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print(render(facts, verbose=verbose))
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts about a checkpoint as plain JSON types; sizes in bytes, from headers only."""
+    from halfbyte.errors import TokenizerError
+
+    config = checkpoint.config
+    tensors = []
+    for info in checkpoint.tensors():
+        params = math.prod(info.shape)
+        tensors.append(
+            {
+                "name": info.name,
+                "shape": list(info.shape),
+                "format": info.format,
+                "bytes": info.nbytes,
+                "params": params,
+                "bits_per_weight": _bits(info.nbytes, params),
+            }
+        )
+    try:
+        source = checkpoint.tokenizer()
+        tokenizer: dict[str, Any] = {
+            "kind": source.kind,
+            "pre": source.pre or None,
+            "chat_template": source.chat_template is not None or bool(source.chat_templates),
+            "bos_id": source.bos_id,
+            "eos_ids": list(source.eos_ids),
+        }
+    except TokenizerError as error:
+        tokenizer = {"kind": None, "problem": error.message, "chat_template": False}
+    report = checkpoint.report()
+    size = sum(tensor["bytes"] for tensor in tensors)
+    params = sum(tensor["params"] for tensor in tensors)
+    kv_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return {
+        "path": str(checkpoint.path),
+        "name": config.name,
+        "kind": checkpoint.kind,
+        "architecture": config.architecture,
+        "config": asdict(config),
+        "files": dict(report.files),
+        "size": size,
+        "params": params,
+        "bits_per_weight": _bits(size, params),
+        "formats": _by_format(tensors),
+        "kv_bytes_per_token": {"float32": 4 * kv_elements, "bfloat16": 2 * kv_elements},
+        "tokenizer": tokenizer,
+        "decisions": list(report.decisions),
+        "warnings": list(report.warnings),
+        "tensors": tensors,
+    }
+
+
+def _by_format(tensors: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tensors, bytes, weights and bits of each format, the largest first."""
+    out: dict[str, dict[str, Any]] = {}
+    for tensor in tensors:
+        entry = out.setdefault(tensor["format"], {"tensors": 0, "bytes": 0, "params": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor["bytes"]
+        entry["params"] += tensor["params"]
+    for entry in out.values():
+        entry["bits_per_weight"] = _bits(entry["bytes"], entry["params"])
+    return dict(sorted(out.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _bits(nbytes: int, params: int) -> float:
+    return round(8 * nbytes / params, 3) if params else 0.0
+
+
+def render(facts: dict[str, Any], *, verbose: bool) -> str:
+    """The facts as text within 80 columns; the tensor list may be wider."""
+    config, tokenizer, kv = facts["config"], facts["tokenizer"], facts["kv_bytes_per_token"]
+    rope, context = config["rope"], config["max_position"]
+    heads = f"{config['num_heads']} heads of {config['head_dim']}"
+    if config["num_kv_heads"] != config["num_heads"]:
+        heads += f", {config['num_kv_heads']} for keys and values"
+    special = f", eos {', '.join(map(str, tokenizer.get('eos_ids', ()))) or 'none'}"
+    kind = tokenizer["kind"] or f"none ({tokenizer.get('problem', '')})"
+    pre = f" ({tokenizer['pre']})" if tokenizer.get("pre") else ""
+    template = "yes" if tokenizer["chat_template"] else "none"
+    window = max(config["sliding_window"], default=0)
+    rows = {
+        "model": facts["name"] or facts["path"].rpartition("/")[2],
+        "file": f"{facts['path']} ({facts['kind']})",
+        "architecture": f"{facts['architecture']}, {config['num_layers']} layers, "
+        f"width {config['hidden_size']}, MLP {config['intermediate_size']}",
+        "attention": heads + (f", window {window}" if window else ""),
+        "rope": f"{rope['kind']}, theta {rope['theta']:g}"
+        + (f", factor {rope['factor']:g}" if rope["kind"] != "default" else ""),
+        "context": f"{context} tokens",
+        "vocabulary": f"{config['vocab_size']} tokens"
+        + (", embedding shared with the output" if config["tie_word_embeddings"] else ""),
+        "tokenizer": f"{kind}{pre}{special}",
+        "chat template": template,
+        "weights": f"{human_count(facts['params'])}, {human_bytes(facts['size'])}, "
+        f"{facts['bits_per_weight']:.2f} bits each",
+        "KV per token": f"{human_bytes(kv['float32'])} float32, "
+        f"{human_bytes(kv['bfloat16'])} bfloat16",
+        "KV of context": f"{human_bytes(kv['float32'] * context)} float32, "
+        f"{human_bytes(kv['bfloat16'] * context)} bfloat16",
+    }
+    parts = ["\n".join(wrapped(label, text) for label, text in rows.items())]
+    parts.append(
+        columns(
+            ("format", "tensors", "weights", "size", "bits each"),
+            [
+                (
+                    one_line(label),
+                    str(entry["tensors"]),
+                    human_count(entry["params"]),
+                    human_bytes(entry["bytes"]),
+                    f"{entry['bits_per_weight']:.2f}",
+                )
+                for label, entry in facts["formats"].items()
+            ],
+        )
+    )
+    for title in ("decisions", "warnings"):
+        lines = [wrapped("  -", text, indent=4) for text in facts[title]]
+        if lines:
+            parts.append("\n".join([title, *lines]))
+    if verbose:
+        parts.append(_tensor_list(facts["tensors"]))
+    return clean("\n\n".join(parts))
+
+
+def _tensor_list(tensors: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            one_line(tensor["name"]),
+            tensor["format"],
+            " x ".join(map(str, tensor["shape"])) or "scalar",
+            human_bytes(tensor["bytes"]),
+            f"{tensor['bits_per_weight']:.2f}",
+        )
+        for tensor in tensors
+    ]
+    return columns(("tensor", "format", "shape", "size", "bits"), rows, left=2)

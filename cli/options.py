@@ -1,0 +1,188 @@
+"""Command-line options that several commands share, and their way into the engine."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+
+class DeviceChoice(str, Enum):
+    """Values of ``--device``."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class DTypeChoice(str, Enum):
+    """Values of ``--dtype``."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class BackendChoice(str, Enum):
+    """Values of ``--backend``."""
+
+    auto = "auto"
+    cpu_native = "cpu_native"
+    reference = "reference"
+
+
+_ENGINE = "Engine"
+_SAMPLING = "Sampling"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Name, local file or folder, or pulled repository."
+    ),
+]
+Device = Annotated[
+    DeviceChoice, typer.Option("--device", help="Where to compute.", rich_help_panel=_ENGINE)
+]
+DType = Annotated[
+    DTypeChoice,
+    typer.Option("--dtype", help="Type of activations and KV cache.", rich_help_panel=_ENGINE),
+]
+Backend = Annotated[
+    BackendChoice,
+    typer.Option(
+        "--backend", help="'reference' is plain torch: slow, exact.", rich_help_panel=_ENGINE
+    ),
+]
+MaxContext = Annotated[
+    int,
+    typer.Option(
+        "--max-context",
+        metavar="TOKENS",
+        help="Prompt plus answer; 0 = the model's own length.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Threads = Annotated[
+    int,
+    typer.Option(
+        "--threads", metavar="N", help="CPU threads; 0 = physical cores.", rich_help_panel=_ENGINE
+    ),
+]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Same output whatever runs beside it; slower.", rich_help_panel=_ENGINE
+    ),
+]
+NoNative = Annotated[
+    bool,
+    typer.Option("--no-native", help="Do not build or use the C kernels.", rich_help_panel=_ENGINE),
+]
+
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature",
+        "--temp",
+        metavar="T",
+        help="0 always takes the likeliest token.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        "--top-k",
+        metavar="K",
+        help="Keep the K likeliest tokens; 0 = off.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Keep this probability mass; 1 = off.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p",
+        metavar="P",
+        help="Drop tokens below this share of the likeliest; 0 = off.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option("--repetition-penalty", metavar="X", help="1 = off.", rich_help_panel=_SAMPLING),
+]
+PresencePenalty = Annotated[
+    float,
+    typer.Option("--presence-penalty", metavar="X", help="0 = off.", rich_help_panel=_SAMPLING),
+]
+FrequencyPenalty = Annotated[
+    float,
+    typer.Option("--frequency-penalty", metavar="X", help="0 = off.", rich_help_panel=_SAMPLING),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Repeats a run; drawn when not given.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        help="End the answer before TEXT; repeatable.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+IgnoreEos = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-eos", help="Go on after an end-of-text token.", rich_help_panel=_SAMPLING
+    ),
+]
+
+# What people who come from llama.cpp and Ollama are used to; the library's own default is
+# the untouched distribution (temperature 1, no filter).
+TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.8, 40, 0.95, 0.05
+
+
+def engine_options(
+    device: DeviceChoice,
+    dtype: DTypeChoice,
+    backend: BackendChoice,
+    max_context: int,
+    threads: int,
+    exact: bool,
+    no_native: bool,
+) -> dict[str, Any]:
+    """Options by the names of ``EngineConfig``'s fields, checked before anything is loaded.
+
+    Raises ConfigError for a value outside its range.
+    """
+    from ..engine.config import EngineConfig
+
+    options: dict[str, Any] = {
+        "device": device.value,
+        "dtype": dtype.value,
+        "backend": backend.value,
+        "max_context": max_context,
+        "threads": threads,
+        "exact": exact,
+        "native": not no_native,
+    }
+    EngineConfig(**options)
+    return options

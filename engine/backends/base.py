@@ -1,0 +1,141 @@
+"""The ``Ops`` protocol: what a backend must be able to compute, and its packed weights.
+
+A backend packs each canonical weight once and then runs steps. ``cpu_native`` and
+``reference`` implement it today; ``cuda_triton`` and ``interpreter`` take the same seat.
+
+Shape letters: T tokens, D hidden size, K input features, N output features, H query heads,
+J key/value heads, E head dimension, I MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...loaders.canonical import Weight
+from ..kv_cache import LayerKV
+from ..step import StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """One layer's attention: head counts, sizes and the window.
+
+    Attributes:
+        heads: query heads H.
+        kv_heads: key/value heads J.
+        head_dim: E.
+        scale: factor on the scores, ``head_dim ** -0.5`` as a rule.
+        window: sliding window in tokens, 0 = full.
+        q_norm: per-head RMSNorm weight [E] on queries before RoPE, or None.
+        k_norm: the same for keys.
+        eps: epsilon of those norms.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    eps: float = 0.0
+
+
+class PackedLinear(Protocol):
+    """A weight in one backend's own layout, with its bias.
+
+    Attributes:
+        shape: (N, K) as in the checkpoint, before any padding.
+        nbytes: bytes that one pass over the weight reads.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the weight reads."""
+        ...
+
+
+class Program(Protocol):
+    """A recorded step that can be replayed on the same buffers (a CUDA graph, or its like)."""
+
+    def run(self) -> None:
+        """Compute the step from what the input buffers hold now."""
+        ...
+
+
+class Ops(Protocol):
+    """The arithmetic of a decoder step; see :mod:`halfbyte.kernels.reference` for meanings.
+
+    Attributes:
+        name: backend name for tables and messages.
+        dtype: activation type.
+        kv_dtype: KV cache type.
+        records: whether steps can be recorded; such a backend computes nothing otherwise.
+        alone: compute one token at a time, which makes results independent of the batch on a
+            backend whose kernels are not.
+    """
+
+    name: str
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    records: bool
+    alone: bool
+
+    def supports(self, weight: Weight) -> str | None:
+        """None when the weight can be packed, else the reason why not."""
+        ...
+
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> PackedLinear:
+        """Pack a linear weight [N, K] once. Raises UnsupportedWeightError."""
+        ...
+
+    def embed(self, ids_T: Tensor, table: PackedLinear) -> Tensor:
+        """Rows of a packed [V, D] matrix -> residual [T, D]."""
+        ...
+
+    def rms_norm(
+        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+    ) -> Tensor:
+        """RMSNorm of all rows -> [T, D], or of the rows that int64 ``rows`` [S] names."""
+        ...
+
+    def linear(self, x_TK: Tensor, weight: PackedLinear, out: Tensor | None = None) -> Tensor:
+        """``x @ W.T + bias`` -> [T, N], into ``out`` (rows may be strided) when given."""
+        ...
+
+    def linear_add(self, x_TK: Tensor, weight: PackedLinear, residual_TN: Tensor) -> None:
+        """``residual += x @ W.T + bias`` in place."""
+        ...
+
+    def rope_write_kv(
+        self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Norm and rotate q and k of [T, (H + 2 J) E], store k and v -> q [T, H, E]."""
+        ...
+
+    def attention(
+        self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Causal attention over the cache -> [T, H * E]."""
+        ...
+
+    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
+        """``silu(gate) * up`` -> [T, I]."""
+        ...
+
+    def begin_record(self) -> None:
+        """From here on ops are noted down, not computed; they still return their buffers."""
+        ...
+
+    def end_record(self) -> Program:
+        """Stop noting down; the program keeps the buffers that its ops use alive."""
+        ...

@@ -1,0 +1,238 @@
+"""``cpu_native`` on the C kernels: a step is noted down and runs as one parallel region.
+
+Activations and KV cache are float32. Weights stay in their codes; a matrix product over few
+rows reads them directly, one over many rows expands them to bfloat16 panels (see
+``kernels/cpu``). With ``exact`` or float32 the first form serves any number of rows, so results
+depend on nothing but the row itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.cpu import library as lib
+from ...kernels.cpu.pack import TiledLinear, pack_dense, pack_q4, pack_q8
+from ...loaders.canonical import QuantizedLinear, Weight
+from ..kv_cache import LayerKV
+from ..step import StepInputs
+from .base import AttentionShape
+
+# Rows from which the bfloat16 panels win, by kind of product (measured: docs/performance.md).
+GEMM_ROWS = {"none": 1 << 30, "avx512_bf16": 48, "amx_bf16": 24}
+# Tokens of one text that attention takes together, and keys of a partition (attention.c).
+RUN = 16
+PARTITION = 128
+# Few enough (token, head) units that the keys must be split to keep all threads busy.
+SPLIT_TOKENS = 8
+
+
+@dataclass(slots=True)
+class CompiledProgram:
+    """Packed ops and everything they point to."""
+
+    library: lib.Library
+    records: bytes
+    count: int
+    keep: list[Tensor]
+
+    def run(self) -> None:
+        """Run the ops on what the input buffers hold now."""
+        self.library.run(self.records, self.count)
+
+
+class CompiledOps:
+    """Implements ``Ops`` with the C kernels.
+
+    Args:
+        library: the loaded kernels.
+        exact: use one order of sums for any number of rows.
+    """
+
+    name = "cpu_native"
+    records = True
+    alone = False
+
+    def __init__(self, library: lib.Library, exact: bool) -> None:
+        self.dtype = torch.float32
+        self.kv_dtype = torch.float32
+        self.library = library
+        self.gemm_rows = GEMM_ROWS["none" if exact else library.gemm_kind]
+        self.detail = f"C kernels, {library.threads} threads, " + (
+            "exact" if exact else f"prefill by {library.gemm_kind}"
+        )
+        self._records: list[bytes] = []
+        self._keep: list[Tensor] = []
+
+    def supports(self, weight: Weight) -> str | None:
+        """Every canonical weight can be packed."""
+        return None
+
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
+        """Tiles of 16 rows; codes of up to 4 bits as nibbles, wider ones as bytes."""
+        if isinstance(weight, Tensor):
+            return pack_dense(weight, bias)
+        return _pack_quantized(weight, bias)
+
+    def embed(self, ids_T: Tensor, table: TiledLinear) -> Tensor:
+        """Rows of [V, D] -> [T, D]."""
+        out = torch.empty(ids_T.shape[0], table.k)
+        self._linear(lib.EMBED, ids_T, table, out, ids_T.shape[0], 0, False)
+        return out
+
+    def rms_norm(
+        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+    ) -> Tensor:
+        """RMSNorm -> [T, D], or of some rows [S, D]."""
+        out = x_TD if rows is None else rows
+        out = torch.empty(out.shape[0], x_TD.shape[1])
+        self._emit(lib.RMS_NORM, out.shape, (eps,), (x_TD, weight_D, out, rows))
+        return out
+
+    def linear(self, x_TK: Tensor, weight: TiledLinear, out: Tensor | None = None) -> Tensor:
+        """``x @ W.T + bias`` -> [T, N]."""
+        if out is None:
+            out = torch.empty(x_TK.shape[0], weight.n)
+        self._matmul(x_TK, weight, out, add=False)
+        return out
+
+    def linear_add(self, x_TK: Tensor, weight: TiledLinear, residual_TN: Tensor) -> None:
+        """``residual += x @ W.T + bias`` in place."""
+        self._matmul(x_TK, weight, residual_TN, add=True)
+
+    def rope_write_kv(
+        self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Norm and rotate q and k, store k and v -> q [T, H, E]."""
+        tokens = qkv_TC.shape[0]
+        q = torch.empty(tokens, shape.heads, shape.head_dim)
+        n = (tokens, shape.heads, shape.kv_heads, shape.head_dim)
+        half, size = step.rope.shape[1] // 2, kv.k.shape[2]
+        pointers = (qkv_TC, step.rope, step.slots, kv.k, kv.v, shape.q_norm, shape.k_norm, q)
+        self._emit(lib.ROPE_KV, (*n, half, size), (shape.eps,), pointers)
+        return q
+
+    def attention(
+        self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Causal attention over the cache -> [T, H * E]."""
+        tokens, heads, dim = q_THE.shape
+        out = torch.empty(tokens, heads * dim)
+        size, width = kv.k.shape[2], step.block_tables.shape[1]
+        most = -(-width * size // PARTITION)
+        single = all(s.end - s.begin == 1 for s in step.spans)
+        pointers = (q_THE, kv.k, kv.v, step.positions, step.row_index, step.block_tables)
+
+        def n(units: int, longest: int) -> tuple[int, ...]:
+            sizes = (heads, shape.kv_heads, dim, size, shape.window, width, most)
+            return (units, *sizes, longest)
+
+        if single and tokens <= SPLIT_TOKENS:
+            partial = torch.empty(tokens * heads * most * (dim + 2))
+            for kind in (lib.ATTN_SPLIT, lib.ATTN_MERGE):
+                arguments = (*pointers, None, out, partial)
+                self._emit(kind, n(tokens, 1), (shape.scale,), arguments)
+            return out
+        runs = _runs(step)
+        longest = max(end - begin for begin, end in runs)
+        table = torch.tensor(runs, dtype=torch.int32)
+        self._emit(
+            lib.ATTN_RUN, n(len(runs), longest), (shape.scale,), (*pointers, table, out, None)
+        )
+        return out
+
+    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
+        """``silu(gate) * up`` -> [T, I]."""
+        tokens, width = gate_up_TI2.shape
+        out = torch.empty(tokens, width // 2)
+        self._emit(lib.SILU_MUL, out.shape, (), (gate_up_TI2, out))
+        return out
+
+    def begin_record(self) -> None:
+        """Start a new program."""
+        self._records, self._keep = [], []
+
+    def end_record(self) -> CompiledProgram:
+        """The ops noted since :meth:`begin_record`."""
+        records, keep = self._records, self._keep
+        self._records, self._keep = [], []
+        return CompiledProgram(self.library, b"".join(records), len(records), keep)
+
+    def _matmul(self, x_TK: Tensor, weight: TiledLinear, out: Tensor, add: bool) -> None:
+        tokens = x_TK.shape[0]
+        if tokens < self.gemm_rows:
+            self._linear(lib.LINEAR, x_TK, weight, out, tokens, x_TK.stride(0), add)
+            return
+        # The kernels read whole blocks of 32 rows and 32 columns.
+        width = -(-weight.k // 32) * 32
+        half = torch.empty(-(-tokens // 32) * 32, width, dtype=torch.bfloat16)
+        self._emit(lib.TO_BF16, (tokens, weight.k, x_TK.stride(0), width), (), (x_TK, half))
+        amx = int(self.library.gemm_kind == "amx_bf16")
+        self._linear(lib.GEMM, half, weight, out, tokens, width, add, (width, amx))
+
+    def _linear(
+        self,
+        kind: int,
+        x: Tensor,
+        weight: TiledLinear,
+        out: Tensor,
+        tokens: int,
+        stride: int,
+        add: bool,
+        extra: tuple[int, ...] = (),
+    ) -> None:
+        half = int(weight.scales is not None and weight.scales.dtype == torch.float16)
+        sizes = (weight.kind, tokens, weight.n, weight.k, weight.group, half, stride)
+        self._emit(
+            kind,
+            (*sizes, out.stride(0), int(add), *extra),
+            (weight.center,),
+            (weight.codes, weight.scales, weight.offsets, weight.bias, x, out),
+        )
+
+    def _emit(
+        self,
+        kind: int,
+        n: tuple[int, ...],
+        f: tuple[float, ...],
+        p: tuple[Tensor | None, ...],
+    ) -> None:
+        self._records.append(lib.record(kind, n, f, p))
+        self._keep += [t for t in p if t is not None]
+
+
+def _runs(step: StepInputs) -> list[tuple[int, int]]:
+    """Tokens of the step in runs of at most RUN, each within one row."""
+    runs: list[tuple[int, int]] = []
+    for span in step.spans:
+        for begin in range(span.begin, span.end, RUN):
+            runs.append((begin, min(begin + RUN, span.end)))
+    return runs
+
+
+def _pack_quantized(weight: QuantizedLinear, bias: Tensor | None) -> TiledLinear:
+    """Canonical codes to tiles; the meaning is kept exactly."""
+    n, k = weight.shape
+    bits, zero = weight.format.bits, weight.format.zero
+    group = k if weight.format.group_size == -1 else weight.format.group_size
+    if weight.perm is not None or (bits <= 4 and (k % 8 or group % 8)):
+        # No kernel reads permuted or ragged codes; float32 keeps the values.
+        return pack_dense(weight.dequantize(torch.float32), bias)
+    scales = weight.scales
+    # w = scale * (code - zero) = scale * code + offset; the product of a half-precision scale
+    # and a small integer is exact in float32.
+    offsets = weight.zeros
+    if zero == "int":
+        assert weight.zeros is not None
+        offsets = -(scales.float() * weight.zeros.float())
+    if bits == 4:
+        return pack_q4(weight.codes, k, group, scales, offsets, bias)
+    codes = weight.unpack()
+    center = 1 << (bits - 1)
+    signed = codes.to(torch.int16) - center
+    if zero != "none":
+        assert offsets is not None
+        offsets = offsets.float() + scales.float() * center
+    return pack_q8(signed.to(torch.int8), group, scales, offsets, bias)

@@ -1,0 +1,212 @@
+"""``cpu_native``: the default where there is no GPU.
+
+Two forms behind one name. With a C compiler on the machine, the kernels of ``kernels/cpu`` run
+a whole step as one parallel region (:mod:`.cpu_compiled`). Without one, or with
+``native=False``, torch's own int4 and bfloat16 kernels do the work here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halfbyte.errors import ConfigError
+
+from ...kernels.cpu.build import BuildError, build_library
+from ...kernels.cpu.library import Library
+from ...loaders.canonical import QuantizedLinear, Weight
+from ...loaders.store import cache_root
+from ..config import EngineConfig
+from .base import Ops
+from .cpu_compiled import CompiledOps
+from .reference import ReferenceOps
+
+log = logging.getLogger(__name__)
+
+# What torch's int4 kernel accepts.
+INT4_GROUPS = (32, 64, 128, 256)
+INT4_ROWS = 16
+
+
+def make_cpu_ops(config: EngineConfig) -> Ops:
+    """The CPU backend for a configuration.
+
+    Raises:
+        ConfigError: ``dtype`` is a 16-bit type, which no CPU kernel computes in.
+    """
+    if config.dtype not in ("auto", "float32"):
+        raise ConfigError(
+            f"dtype is {config.dtype!r}, but cpu_native computes in float32",
+            hint="use dtype='auto' or 'float32', or backend='reference'",
+        )
+    threads = config.threads or physical_cores()
+    if config.native:
+        try:
+            library = Library(build_library(cache_root() / "native"), threads)
+        except (BuildError, OSError) as error:
+            log.warning("C kernels are not available, using torch's own: %s", error)
+        else:
+            return CompiledOps(library, config.exact or config.dtype == "float32")
+    torch.set_num_threads(threads)
+    return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16, config.exact)
+
+
+def physical_cores() -> int:
+    """Physical cores among the CPUs this process may use; hyperthreads are not counted."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if allowed is None:
+        return os.cpu_count() or 1
+    cores: set[str] = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                cores.add(file.read().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+@dataclass(slots=True)
+class Int4Linear:
+    """A weight in the layout of torch's int4 kernel.
+
+    Attributes:
+        n: output features.
+        k: input features.
+        group: columns that share a scale.
+        codes: packed codes.
+        scales: bfloat16 [G, N, 2], scale and value of the code 8.
+        bias: float32 [N] or None.
+    """
+
+    n: int
+    k: int
+    group: int
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.n, self.k
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the weight reads."""
+        return self.codes.nbytes + self.scales.nbytes
+
+
+@dataclass(slots=True)
+class DenseLinear:
+    """A dense weight [N, K] and its bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return int(self.weight.shape[0]), int(self.weight.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the weight reads."""
+        return self.weight.nbytes
+
+
+class TorchOps(ReferenceOps):
+    """Implements ``Ops`` with torch's own kernels; activations and KV are float32.
+
+    Args:
+        matmul: type of the matrix products' inputs: bfloat16 (weights in int4 where torch has
+            a kernel) or float32 (everything dense).
+        exact: compute each token alone.
+    """
+
+    name = "cpu_native"
+    detail = "torch kernels"
+
+    def __init__(self, matmul: torch.dtype, exact: bool) -> None:
+        super().__init__(torch.float32, exact)
+        self.matmul = matmul
+
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:  # type: ignore[override]
+        """Int4 where torch has a kernel for the format, else dense."""
+        if isinstance(weight, Tensor):
+            return DenseLinear(weight.to(self.matmul), bias)
+        if self.matmul == torch.bfloat16 and _int4_fits(weight):
+            return _pack_int4(weight, bias)
+        return DenseLinear(weight.dequantize(self.matmul), bias)
+
+    def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear) -> Tensor:  # type: ignore[override]
+        """Rows of [V, D] -> float32 [T, D]."""
+        if isinstance(table, DenseLinear):
+            return table.weight[ids_T].float()
+        # The int4 layout cannot be indexed: multiply by rows of the identity, in blocks.
+        eye = torch.eye(table.k, dtype=torch.bfloat16)
+        return _int4_matmul(eye, table).T[ids_T].float().contiguous()
+
+    def rms_norm(
+        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+    ) -> Tensor:
+        """RMSNorm -> [T, D], or of some rows [S, D]."""
+        x = x_TD if rows is None else x_TD[rows]
+        return F.rms_norm(x, weight_D.shape, weight_D, eps)
+
+    def linear(  # type: ignore[override]
+        self, x_TK: Tensor, weight: Int4Linear | DenseLinear, out: Tensor | None = None
+    ) -> Tensor:
+        """``x @ W.T + bias`` -> float32 [T, N]."""
+        x = x_TK.to(self.matmul)
+        if isinstance(weight, Int4Linear):
+            y = _int4_matmul(x, weight).float()
+        else:
+            y = F.linear(x, weight.weight).float()
+        if weight.bias is not None:
+            y += weight.bias
+        return y if out is None else out.copy_(y)
+
+    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
+        """``silu(gate) * up`` -> [T, I]."""
+        gate, up = gate_up_TI2.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+
+def _int4_fits(weight: QuantizedLinear) -> bool:
+    n, k = weight.shape
+    fmt = weight.format
+    return (
+        fmt.bits == 4
+        and weight.perm is None
+        and fmt.group_size in INT4_GROUPS
+        and k % fmt.group_size == 0
+        and n % INT4_ROWS == 0
+    )
+
+
+def _pack_int4(weight: QuantizedLinear, bias: Tensor | None) -> Int4Linear:
+    n, k = weight.shape
+    scales = weight.scales.float()
+    # torch's meaning is (code - 8) * scale + zero.
+    if weight.format.zero == "none":
+        middle = torch.zeros_like(scales)
+    else:
+        assert weight.zeros is not None
+        zeros = weight.zeros.float()
+        is_float = weight.format.zero == "float"
+        middle = zeros + 8 * scales if is_float else (8 - zeros) * scales
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.unpack().to(torch.int32), 1)
+    pairs = torch.stack((scales.T, middle.T), dim=-1).to(torch.bfloat16).contiguous()
+    return Int4Linear(n, k, weight.format.group_size, packed, pairs, bias)
+
+
+def _int4_matmul(x_TK: Tensor, weight: Int4Linear) -> Tensor:
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(
+        x_TK.contiguous(), weight.codes, weight.group, weight.scales
+    )

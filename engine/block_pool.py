@@ -1,0 +1,177 @@
+"""Paged KV memory: reference-counted blocks, an intrusive free list, a verified prefix index.
+
+Pure Python, no torch. Invariants, checked by :meth:`BlockPool.check`: a block is on the free
+list exactly when nobody references it; a block in the prefix index keeps its tokens until it
+is handed out again; nothing is ever freed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NewType
+
+BlockHash = NewType("BlockHash", bytes)
+
+
+@dataclass(slots=True)
+class _Block:
+    """One block and its links in the free list (-1 = none)."""
+
+    index: int
+    references: int = 0
+    hash: BlockHash | None = None
+    tokens: tuple[int, ...] = ()
+    parent: BlockHash | None = None
+    previous: int = -1
+    next: int = -1
+
+
+class BlockPool:
+    """Hands out fixed-size KV blocks and finds blocks that already hold a prompt's beginning.
+
+    Args:
+        count: number of blocks.
+        block_size: tokens in a block.
+
+    The free list is doubly linked inside the blocks, so a prefix hit takes a block out of its
+    middle in O(1). Freed blocks keep their contents and stay in the index until reused, oldest
+    first.
+    """
+
+    def __init__(self, count: int, block_size: int) -> None:
+        self.block_size = block_size
+        self._blocks = [_Block(i, previous=i - 1, next=i + 1) for i in range(count)]
+        self._blocks[-1].next = -1
+        self._head, self._tail, self._free = 0, count - 1, count
+        self._index: dict[BlockHash, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def free_count(self) -> int:
+        """Blocks that nobody references."""
+        return self._free
+
+    def match(self, tokens: Sequence[int], extra_key: bytes = b"") -> list[int]:
+        """Cached blocks that hold the longest beginning of ``tokens``, whole blocks only.
+
+        A hit is confirmed by comparing the stored tokens, so a hash collision cannot mix two
+        texts. The blocks are not referenced yet: call :meth:`share` before anything else.
+        """
+        found: list[int] = []
+        parent: BlockHash | None = None
+        for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
+            piece = tuple(tokens[start : start + self.block_size])
+            digest = block_hash(parent, piece, extra_key)
+            index = self._index.get(digest)
+            if index is None:
+                break
+            block = self._blocks[index]
+            if block.tokens != piece or block.parent != parent:
+                break
+            found.append(index)
+            parent = digest
+        return found
+
+    def allocate(self, count: int) -> list[int] | None:
+        """``count`` blocks with one reference each, or None (and nothing taken) if too few."""
+        if count > self._free:
+            return None
+        return [self._take(self._head) for _ in range(count)]
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """Add one reference to each block; free ones leave the free list with their contents."""
+        for index in blocks:
+            block = self._blocks[index]
+            if block.references == 0:
+                self._unlink(block)
+            block.references += 1
+
+    def publish(
+        self,
+        index: int,
+        parent: BlockHash | None,
+        tokens: tuple[int, ...],
+        extra_key: bytes = b"",
+    ) -> BlockHash:
+        """Enter a full, computed block into the prefix index; returns its chained hash.
+
+        When an equal block is indexed already, that one stays and this one keeps no entry.
+        """
+        assert len(tokens) == self.block_size and self._blocks[index].references > 0
+        digest = block_hash(parent, tokens, extra_key)
+        if digest not in self._index:
+            block = self._blocks[index]
+            block.hash, block.tokens, block.parent = digest, tokens, parent
+            self._index[digest] = index
+        return digest
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop one reference of each block of a table, tail first.
+
+        Tail first means that the end of a text is reused before its beginning, which other
+        texts are likelier to share.
+        """
+        for index in reversed(blocks):
+            block = self._blocks[index]
+            assert block.references > 0, f"block {index} freed twice"
+            block.references -= 1
+            if block.references == 0:
+                self._append(block)
+
+    def check(self) -> None:
+        """Raise AssertionError when an invariant is broken (tests, and the idle engine)."""
+        seen: set[int] = set()
+        index, previous = self._head, -1
+        while index != -1:
+            block = self._blocks[index]
+            assert block.references == 0, f"block {index} is free and referenced"
+            assert index not in seen, f"block {index} is on the free list twice"
+            assert block.previous == previous, f"block {index} has a wrong back link"
+            seen.add(index)
+            previous, index = index, block.next
+        assert previous == self._tail and len(seen) == self._free
+        for block in self._blocks:
+            assert (block.index in seen) == (block.references == 0), f"block {block.index} leaked"
+        for digest, index in self._index.items():
+            assert self._blocks[index].hash == digest, f"stale prefix entry for block {index}"
+
+    def _take(self, index: int) -> int:
+        block = self._blocks[index]
+        self._unlink(block)
+        if block.hash is not None:
+            del self._index[block.hash]
+            block.hash, block.tokens, block.parent = None, (), None
+        block.references = 1
+        return index
+
+    def _unlink(self, block: _Block) -> None:
+        if block.previous == -1:
+            self._head = block.next
+        else:
+            self._blocks[block.previous].next = block.next
+        if block.next == -1:
+            self._tail = block.previous
+        else:
+            self._blocks[block.next].previous = block.previous
+        block.previous = block.next = -1
+        self._free -= 1
+
+    def _append(self, block: _Block) -> None:
+        block.previous, block.next = self._tail, -1
+        if self._tail == -1:
+            self._head = block.index
+        else:
+            self._blocks[self._tail].next = block.index
+        self._tail = block.index
+        self._free += 1
+
+
+def block_hash(parent: BlockHash | None, tokens: Sequence[int], extra_key: bytes) -> BlockHash:
+    """Chained BLAKE2b-128 of a block's tokens, its parent's hash and a namespace key."""
+    digest = blake2b(digest_size=16, key=extra_key[:64])
+    digest.update(parent or b"")
+    digest.update(b"".join(t.to_bytes(4, "little") for t in tokens))
+    return BlockHash(digest.digest())

@@ -1,0 +1,89 @@
+"""Engine configuration: every field documented, checked on construction, nothing ignored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from halfbyte.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Backend = Literal["auto", "cpu_native", "reference"]
+
+_DEVICES = ("auto", "cpu", "cuda")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_BACKENDS = ("auto", "cpu_native", "reference")
+_BLOCK_SIZES = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Options of an engine; ``Engine(model, **options)`` takes the same names.
+
+    Attributes:
+        device: ``auto`` or ``cpu``; ``cuda`` is refused until the Triton backend lands.
+        dtype: type of activations, KV cache and dense weights. ``auto`` is float32 arithmetic
+            with dense weights left in their own 16 bits. See the backend's documentation.
+        backend: ``auto`` picks the fastest for the device; ``reference`` computes from the
+            exact codes in plain torch, slowly.
+        max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
+        max_batch: most requests running at once.
+        max_batch_tokens: token budget of one step, decode and prefill together.
+        block_size: tokens in one KV block: 16, 32, 64 or 128.
+        kv_tokens: KV cache capacity in tokens; 0 = chosen from the free memory.
+        prefix_cache: share the KV blocks of equal prompt beginnings.
+        exact: outputs do not depend on batch neighbours, chunking, prefix cache or preemption.
+        threads: CPU threads; 0 = the physical cores this process may use.
+        native: use the C kernels that the system compiler builds at first use (CPU only);
+            False keeps to torch's own kernels.
+        overlap: plan step N + 1 before the results of step N are committed.
+        seed: base of the seeds drawn for requests that give none; None = from the system.
+    """
+
+    device: Device = "auto"
+    dtype: DType = "auto"
+    backend: Backend = "auto"
+    max_context: int = 0
+    max_batch: int = 32
+    max_batch_tokens: int = 1024
+    block_size: int = 64
+    kv_tokens: int = 0
+    prefix_cache: bool = True
+    exact: bool = False
+    threads: int = 0
+    native: bool = True
+    overlap: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _choice("device", self.device, _DEVICES)
+        _choice("dtype", self.dtype, _DTYPES)
+        _choice("backend", self.backend, _BACKENDS)
+        if self.block_size not in _BLOCK_SIZES:
+            raise ConfigError(f"block_size is {self.block_size}; expected one of {_BLOCK_SIZES}")
+        _whole("max_context", self.max_context, 0, 1 << 24)
+        _whole("max_batch", self.max_batch, 1, 4096)
+        _whole("max_batch_tokens", self.max_batch_tokens, 1, 1 << 20)
+        _whole("kv_tokens", self.kv_tokens, 0, 1 << 40)
+        _whole("threads", self.threads, 0, 1024)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, (1 << 63) - 1)
+        for name in ("prefix_cache", "exact", "native", "overlap"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        if self.max_batch > self.max_batch_tokens:
+            raise ConfigError(
+                f"max_batch {self.max_batch} is more than max_batch_tokens "
+                f"{self.max_batch_tokens}: a step could not hold one token of each request"
+            )
+
+
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r:.60}; expected one of {', '.join(allowed)}")
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r:.60}; expected a whole number from {low} to {high}")

@@ -1,0 +1,401 @@
+"""``Engine``: the public face. It wires the parts together and runs the step loop."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from halfbyte.errors import ConfigError, EngineDeadError, RequestError
+
+from ..loaders import open_checkpoint
+from ..loaders.store import resolve_model
+from .backends import make_ops
+from .block_pool import BlockPool
+from .config import EngineConfig
+from .graphs import GraphPool
+from .kv_cache import KVCache
+from .layers.rope import Rotary
+from .memory import MemoryPlan, free_memory, plan_memory
+from .model_runner import ModelRunner
+from .models.registry import model_class
+from .output import OutputProcessor
+from .plan import StepPlan
+from .request import Completion, Delta, PromptScore, Request, SamplingParams
+from .rows import Rows
+from .sampler import Sampler
+from .scheduler import Scheduler, SchedulerConfig
+from .scoring import prompt_logits, score_prompt
+from .tokenizer import Tokenizer
+
+Prompt = str | list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the engine was made, and gauges of this moment.
+
+    Attributes:
+        running: requests that hold a row.
+        waiting: requests in the queue.
+        kv_blocks_used: referenced KV blocks.
+        kv_blocks_total: all KV blocks.
+        prompt_tokens: prompt tokens of finished requests.
+        generation_tokens: tokens sampled.
+        cached_tokens: prompt tokens that the prefix cache supplied.
+        preemptions: requests put back into the queue.
+        steps: steps computed.
+        finished: finish reason -> requests.
+    """
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    prompt_tokens: int
+    generation_tokens: int
+    cached_tokens: int
+    preemptions: int
+    steps: int
+    finished: dict[str, int]
+
+
+class Engine:
+    """Loads a model and generates text; one thread may use an engine at a time.
+
+    Args:
+        model: local path, registered name (``smollm2``) or an already pulled repository id.
+        progress: called with (layers loaded, layers in all).
+        options: fields of :class:`EngineConfig`.
+
+    Raises:
+        HalfbyteError: the model is missing, damaged or not supported, or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2",
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self.config = make_config(options)
+        self.startup: dict[str, float] = {}
+        clock = _Clock(self.startup)
+        path = resolve_model(model)
+        checkpoint = open_checkpoint(path)
+        try:
+            clock("headers")
+            self.model_config = checkpoint.config
+            family = model_class(self.model_config.architecture)
+            self.name = self.model_config.name or path.stem
+            ops = make_ops(self.config)
+            clock("backend")
+            source = checkpoint.tokenizer()
+            self.tokenizer = Tokenizer.from_source(source, self.model_config.vocab_size)
+            clock("tokenizer")
+            network = family(self.model_config, checkpoint, ops, progress)
+            clock("weights")
+            self.report = checkpoint.report()
+        finally:
+            checkpoint.close()
+        self.backend = ops.name
+        self.memory: MemoryPlan = plan_memory(
+            self.model_config, self.config, ops.kv_dtype, free_memory()
+        )
+        self.max_context = self.memory.max_context
+        self._network = network
+        self._rotary = Rotary(
+            self.model_config.rope, self.model_config.head_dim, self.model_config.max_position
+        )
+        self._build(network)
+        clock("kv cache")
+
+    def _build(self, network: Any) -> None:
+        """KV cache, scheduler and runner around a loaded network."""
+        cfg, size = self.config, self.config.block_size
+        end_tokens = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
+        self._pool = BlockPool(self.memory.blocks, size)
+        limits = SchedulerConfig(
+            cfg.max_batch, cfg.max_batch_tokens, self.max_context, cfg.prefix_cache
+        )
+        self._scheduler = Scheduler(limits, self._pool, end_tokens)
+        kv = KVCache(self.model_config, self.memory.blocks, size, network.ops.kv_dtype)
+        rows = Rows(cfg.max_batch, self.max_context, size, self._rotary)
+        graphs = GraphPool(network, kv, cfg.max_batch)
+        sampler = Sampler(min(self.tokenizer.vocab_size, self.model_config.vocab_size))
+        self._runner = ModelRunner(network, kv, rows, sampler, graphs)
+        self._output = OutputProcessor(self.tokenizer, end_tokens)
+        self._in_flight: tuple[StepPlan, dict[str, int]] | None = None
+        self._ids = itertools.count()
+        self._steps = self._prompt_tokens = self._generated = self._cached = 0
+        self._finished: dict[str, int] = {}
+        self._closed = False
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        return self._network.weight_bytes
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
+        """Queue a prompt (text or token ids); returns the request's id.
+
+        The answer ends when the context is full, even if ``max_tokens`` asks for more.
+
+        Raises:
+            RequestError: empty or too long prompt, unknown token ids, or an id in use.
+        """
+        if self._closed:
+            raise EngineDeadError("the engine is closed")
+        params = params or SamplingParams()
+        ids = self._tokens(prompt)
+        room = self.max_context - len(ids)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self.max_context} "
+                "with the answer",
+                param="prompt",
+                code="context_length_exceeded",
+                hint="shorten the prompt or raise max_context",
+            )
+        seed = None if params.greedy else self._seed(params)
+        limit = min(params.max_tokens or room, room)
+        resolved = replace(
+            params, seed=seed, max_tokens=limit, min_tokens=min(params.min_tokens, limit)
+        )
+        name = request_id or f"req-{next(self._ids)}"
+        if name in self._output:
+            raise RequestError(f"request id {name!r} is in use", param="request_id")
+        request = Request(name, ids, resolved, priority, cache_salt)
+        self._output.add(request, seed)
+        self._scheduler.add(request)
+        return name
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its last delta comes with the next step. Unknown ids are ignored."""
+        self._scheduler.cancel(request_id)
+
+    def has_work(self) -> bool:
+        """Whether :meth:`step` would do anything."""
+        return self._scheduler.has_work() or self._in_flight is not None
+
+    def step(self) -> list[Delta]:
+        """Compute one step; returns what became known.
+
+        Order: plan, launch, sample, commit; with ``overlap`` the commit is of the step before.
+        If the computation raises, the requests of this step end with an error delta, the others
+        go on, and nothing computed in the step is shared.
+        """
+        plan = self._scheduler.schedule()
+        events = []
+        try:
+            for init in plan.admitted:
+                cached = self._scheduler.cached_tokens(init.request.id)
+                self._output.started(init.request.id, cached)
+            forward = self._runner.launch(plan) if plan.work else None
+            if self._in_flight is not None:
+                events += self._scheduler.commit(*self._in_flight)
+                self._in_flight = None
+            sampled = self._runner.sample(forward) if forward is not None else {}
+        except BaseException as error:
+            failed = self._scheduler.abort(plan, f"{type(error).__name__}: {error}")
+            if not isinstance(error, Exception):
+                self._deltas(events + failed)
+                raise
+            self._scheduler.check()
+            return self._deltas(events + failed)
+        self._steps += bool(plan.work)
+        if self.config.overlap and plan.work:
+            self._in_flight = (plan, sampled)
+        else:
+            events += self._scheduler.commit(plan, sampled)
+        return self._deltas(events)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Answer all prompts as one batch, in order.
+
+        ``prompts`` is one prompt or a list of them, each text or token ids; ``params`` is one
+        for all or one for each. Raises RequestError before anything runs if any is unusable.
+        """
+        items = _as_list(prompts)
+        each = [params] * len(items) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(items):
+            raise RequestError(
+                f"{len(each)} sampling parameters for {len(items)} prompts", param="params"
+            )
+        names: list[str] = []
+        done: dict[str, Completion] = {}
+        try:
+            for prompt, one in zip(items, each, strict=True):
+                names.append(self.submit(prompt, one))
+            wanted = set(names)
+            while len(done) < len(names):
+                for delta in self.step():
+                    if delta.completion is not None and delta.request_id in wanted:
+                        done[delta.request_id] = delta.completion
+        except BaseException:
+            self._discard([n for n in names if n not in done])
+            raise
+        return [done[name] for name in names]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Deltas of one answer as they come; closing the iterator cancels the request."""
+        name = self.submit(prompt, params)
+        finished = False
+        try:
+            while not finished:
+                for delta in self.step():
+                    if delta.request_id == name:
+                        finished = delta.completion is not None
+                        yield delta
+        finally:
+            if not finished:
+                self._discard([name])
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        """Float32 logits [T, V] at every position of a prompt of token ids."""
+        ids = self._tokens(token_ids)
+        if len(ids) > self.max_context:
+            raise RequestError(
+                f"{len(ids)} tokens, but the context holds {self.max_context}",
+                param="token_ids",
+                code="context_length_exceeded",
+            )
+        chunk = self.config.max_batch_tokens
+        return prompt_logits(self._network, self._rotary, ids, self.config.block_size, chunk)
+
+    def score(self, prompts: Sequence[list[int]]) -> list[PromptScore]:
+        """Log-probabilities (natural) of each prompt's tokens given those before them."""
+        return [score_prompt(self.logits(ids), list(ids)) for ids in prompts]
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges."""
+        return EngineStats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            kv_blocks_used=len(self._pool) - self._pool.free_count(),
+            kv_blocks_total=len(self._pool),
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generated,
+            cached_tokens=self._cached,
+            preemptions=self._scheduler.preemptions,
+            steps=self._steps,
+            finished=dict(self._finished),
+        )
+
+    def close(self) -> None:
+        """Drop live requests and refuse new ones; memory goes with the object."""
+        self._closed = True
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, checked against the vocabulary."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = list(prompt)
+            for token in ids:
+                good = isinstance(token, int) and not isinstance(token, bool)
+                if not good or not 0 <= token < self.model_config.vocab_size:
+                    raise RequestError(
+                        f"prompt holds token id {token!r:.40}; expected 0 to "
+                        f"{self.model_config.vocab_size - 1}",
+                        param="prompt",
+                    )
+        if not ids:
+            raise RequestError("the prompt is empty", param="prompt", hint="give some text")
+        return ids
+
+    def _seed(self, params: SamplingParams) -> int:
+        if params.seed is not None:
+            return params.seed
+        if self.config.seed is not None:
+            return (self.config.seed + next(self._ids) * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
+        return secrets.randbits(63)
+
+    def _deltas(self, events: Sequence[Any]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for event in events:
+            self._generated += len(event.tokens)
+            delta = self._output.process(event)
+            if delta is None:
+                continue
+            deltas.append(delta)
+            done = delta.completion
+            if done is not None:
+                if event.finish is None:
+                    # A stop string ended it; the scheduler cannot know.
+                    self._scheduler.end(event.request_id, done.finish_reason, report=False)
+                self._prompt_tokens += done.usage.prompt_tokens
+                self._cached += done.usage.cached_tokens
+                reason = done.finish_reason.value
+                self._finished[reason] = self._finished.get(reason, 0) + 1
+        return deltas
+
+    def _discard(self, names: Sequence[str]) -> None:
+        """Cancel requests that nobody waits for any more, and run their last events off."""
+        for name in names:
+            self._scheduler.cancel(name)
+        if names and self.has_work():
+            empty = StepPlan(0, (), (), (), 0, False)
+            if self._in_flight is not None:
+                self._deltas(self._scheduler.commit(*self._in_flight))
+                self._in_flight = None
+            self._deltas(self._scheduler.commit(empty, {}))
+
+
+class _Clock:
+    """Writes the seconds since the last call under a name."""
+
+    def __init__(self, into: dict[str, float]) -> None:
+        self._into = into
+        self._last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self._into[name] = now - self._last
+        self._last = now
+
+
+def make_config(options: dict[str, Any]) -> EngineConfig:
+    """An EngineConfig from keywords. Raises ConfigError naming an unknown one."""
+    known = EngineConfig.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"unknown engine option {name!r}", hint=f"known options: {', '.join(known)}"
+            )
+    return EngineConfig(**options)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many -> many. A list of ints is one prompt of token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = list(prompts)
+    if items and all(isinstance(item, int) for item in items):
+        return [[item for item in items if isinstance(item, int)]]
+    return [item for item in items if not isinstance(item, int)]

@@ -1,0 +1,38 @@
+"""Projections that read the same input, as one matrix where the formats allow it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..backends.base import Ops, PackedLinear
+
+
+class FusedLinear:
+    """q, k and v, or gate and up, stacked along N.
+
+    Args:
+        parts: one packed matrix when all formats are equal, else one for each projection
+            (checkpoints with mixed bits); the caller sees the same output either way.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: list[PackedLinear]) -> None:
+        self.parts = parts
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the weights reads."""
+        return sum(p.nbytes for p in self.parts)
+
+    def __call__(self, ops: Ops, x_TK: Tensor) -> Tensor:
+        """[T, K] -> [T, sum of N]."""
+        if len(self.parts) == 1:
+            return ops.linear(x_TK, self.parts[0])
+        widths = [p.shape[0] for p in self.parts]
+        out = x_TK.new_empty(x_TK.shape[0], sum(widths))
+        begin = 0
+        for part, width in zip(self.parts, widths, strict=True):
+            ops.linear(x_TK, part, out[:, begin : begin + width])
+            begin += width
+        return out

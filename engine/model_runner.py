@@ -1,0 +1,84 @@
+"""Runs step plans: gathers inputs from rows, computes the model, samples.
+
+``launch`` and ``sample`` are two calls so that masks (grammars) can be made while the device
+computes, and so that the next plan can be launched before this one's samples are looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .graphs import GraphPool, compute
+from .kv_cache import KVCache
+from .models.decoder import Decoder
+from .plan import StepPlan
+from .rows import Rows
+from .sampler import RowSampling, Sampler
+
+
+@dataclass(slots=True)
+class Forward:
+    """A launched step: its plan and float32 logits [S, V] of the rows that sample."""
+
+    plan: StepPlan
+    logits: Tensor
+
+
+class ModelRunner:
+    """Computes steps on one device.
+
+    Args:
+        model: the network.
+        kv: its cache.
+        rows: per-request buffers.
+        sampler: draws tokens.
+        graphs: recorded decode steps, or None to compute each step anew.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        kv: KVCache,
+        rows: Rows,
+        sampler: Sampler,
+        graphs: GraphPool | None = None,
+    ) -> None:
+        self.model = model
+        self.kv = kv
+        self.rows = rows
+        self.sampler = sampler
+        self.graphs = graphs
+
+    def launch(self, plan: StepPlan) -> Forward:
+        """Compute a plan's tokens and fill their KV."""
+        self.rows.apply(plan)
+        step = self.rows.gather(plan)
+        if self.graphs is not None and plan.pure_decode and self.graphs.covers(len(plan.work)):
+            return Forward(plan, self.graphs.run(step))
+        return Forward(plan, compute(self.model, step, self.kv))
+
+    def sample(self, forward: Forward) -> dict[str, int]:
+        """Request id -> sampled token, also written to the rows for the next step."""
+        picked = [w for w in forward.plan.work if w.needs_sample]
+        if not picked:
+            return {}
+        rows: list[RowSampling] = []
+        for item in picked:
+            params = self.rows.params[item.row]
+            assert params is not None
+            position = item.start + item.count
+            rows.append(
+                RowSampling(
+                    params,
+                    params.seed or 0,
+                    position,
+                    self.rows.tokens[item.row, :position],
+                    int(self.rows.prompt_lengths[item.row]),
+                )
+            )
+        tokens = self.sampler(forward.logits, rows)
+        sampled = {w.request_id: t for w, t in zip(picked, tokens, strict=True)}
+        self.rows.write_samples(forward.plan, sampled)
+        return sampled

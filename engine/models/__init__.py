@@ -1,0 +1,1 @@
+"""Model families: which weights a decoder has and how its layers are wired."""

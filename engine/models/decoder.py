@@ -1,0 +1,171 @@
+"""The pre-norm decoder that Llama, Mistral, Qwen2 and Qwen3 share.
+
+The families differ in biases, q/k norms, windows and RoPE, all of which ``ModelConfig`` says;
+the wiring is one. A family with another wiring (Gemma, Phi, mixtures of experts) gets a file
+of its own beside this one and an entry in ``registry.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...loaders.base import Checkpoint
+from ...loaders.canonical import QuantizedLinear, Weight, can_fuse
+from ...loaders.model_config import ModelConfig
+from ..backends.base import AttentionShape, Ops, PackedLinear
+from ..kv_cache import KVCache
+from ..layers.linear import FusedLinear
+from ..step import StepInputs
+
+
+@dataclass(slots=True)
+class DecoderLayer:
+    """Packed weights of one layer."""
+
+    attn_norm: Tensor
+    qkv: FusedLinear
+    attention: AttentionShape
+    o: PackedLinear
+    mlp_norm: Tensor
+    gate_up: FusedLinear
+    down: PackedLinear
+
+
+class Decoder:
+    """A causal language model over ``Ops``.
+
+    Args:
+        config: architecture.
+        checkpoint: where the weights come from; pulled one layer at a time.
+        ops: backend that packs and runs them.
+        progress: called with (layers done, layers in all) while loading.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        ops: Ops,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.ops = ops
+        source = _Source(checkpoint)
+        self.embedding = ops.pack(source.take("model.embed_tokens.weight"))
+        source.release()
+        self.layers: list[DecoderLayer] = []
+        for index in range(config.num_layers):
+            self.layers.append(self._load_layer(index, source))
+            source.release()
+            if progress is not None:
+                progress(index + 1, config.num_layers)
+        self.norm = source.vector("model.norm.weight")
+        self.head = (
+            self.embedding
+            if config.tie_word_embeddings
+            else ops.pack(source.take("lm_head.weight"))
+        )
+        source.release()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads; a tied head is counted once."""
+        total = self.head.nbytes
+        for layer in self.layers:
+            total += layer.qkv.nbytes + layer.o.nbytes + layer.gate_up.nbytes + layer.down.nbytes
+        return total
+
+    def forward(self, step: StepInputs, kv: KVCache) -> Tensor:
+        """Logits [S, V] in the backend's dtype of the step's sampled tokens; fills the KV cache."""
+        ops, eps = self.ops, self.config.rms_norm_eps
+        x_TD = ops.embed(step.token_ids, self.embedding)
+        for index, layer in enumerate(self.layers):
+            cache = kv.layer(index)
+            h_TD = ops.rms_norm(x_TD, layer.attn_norm, eps)
+            qkv_TC = layer.qkv(ops, h_TD)
+            q_THE = ops.rope_write_kv(qkv_TC, layer.attention, cache, step)
+            a_TC = ops.attention(q_THE, layer.attention, cache, step)
+            ops.linear_add(a_TC, layer.o, x_TD)
+            h_TD = ops.rms_norm(x_TD, layer.mlp_norm, eps)
+            act_TI = ops.silu_mul(layer.gate_up(ops, h_TD))
+            ops.linear_add(act_TI, layer.down, x_TD)
+        x_SD = ops.rms_norm(x_TD, self.norm, eps, step.sample_index)
+        return ops.linear(x_SD, self.head)
+
+    def _load_layer(self, index: int, source: _Source) -> DecoderLayer:
+        cfg, ops = self.config, self.ops
+        attn, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
+        norms = f"model.layers.{index}"
+        qkv = [f"{attn}.{p}_proj" for p in "qkv"]
+        gate_up = [f"{mlp}.{p}_proj" for p in ("gate", "up")]
+        shape = AttentionShape(
+            cfg.num_heads,
+            cfg.num_kv_heads,
+            cfg.head_dim,
+            cfg.head_dim**-0.5,
+            cfg.window(index),
+            source.vector(f"{attn}.q_norm.weight") if cfg.qk_norm else None,
+            source.vector(f"{attn}.k_norm.weight") if cfg.qk_norm else None,
+            cfg.rms_norm_eps,
+        )
+        return DecoderLayer(
+            source.vector(f"{norms}.input_layernorm.weight"),
+            _fuse(ops, source, qkv, cfg.qkv_bias),
+            shape,
+            ops.pack(
+                source.take(f"{attn}.o_proj.weight"), source.bias(f"{attn}.o_proj", cfg.o_bias)
+            ),
+            source.vector(f"{norms}.post_attention_layernorm.weight"),
+            _fuse(ops, source, gate_up, cfg.mlp_bias),
+            ops.pack(
+                source.take(f"{mlp}.down_proj.weight"),
+                source.bias(f"{mlp}.down_proj", cfg.mlp_bias),
+            ),
+        )
+
+
+class _Source:
+    """Pulls weights by name and tells the checkpoint when their file pages can go."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._taken: list[str] = []
+
+    def take(self, name: str) -> Weight:
+        self._taken.append(name)
+        return self._checkpoint.load(name)
+
+    def vector(self, name: str) -> Tensor:
+        """A norm weight or bias in float32."""
+        weight = self.take(name)
+        assert not isinstance(weight, QuantizedLinear)
+        return weight.to(torch.float32)
+
+    def bias(self, module: str, expected: bool) -> Tensor | None:
+        return self.vector(f"{module}.bias") if expected else None
+
+    def release(self) -> None:
+        self._checkpoint.release(self._taken)
+        self._taken.clear()
+
+
+def _fuse(ops: Ops, source: _Source, modules: list[str], has_bias: bool) -> FusedLinear:
+    """One matrix when the formats agree, else several behind one call."""
+    weights = [source.take(f"{m}.weight") for m in modules]
+    biases = [source.bias(m, True) for m in modules] if has_bias else None
+    if can_fuse(weights):
+        bias = None if biases is None else torch.cat([b for b in biases if b is not None])
+        return FusedLinear([ops.pack(_stack(weights), bias)])
+    separate = biases or [None] * len(weights)
+    return FusedLinear([ops.pack(w, b) for w, b in zip(weights, separate, strict=True)])
+
+
+def _stack(weights: list[Weight]) -> Weight:
+    quantized = [w for w in weights if isinstance(w, QuantizedLinear)]
+    if quantized:
+        return QuantizedLinear.concat(quantized)
+    return torch.cat([w for w in weights if isinstance(w, Tensor)])

@@ -1,0 +1,47 @@
+"""What the scheduler tells the runner: the work of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class RowInit:
+    """A request takes a row: its known tokens and the blocks that are already filled."""
+
+    row: int
+    request: Request
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowWork:
+    """Positions ``start .. start + count`` of one row, computed in this step.
+
+    ``new_blocks`` extend the row's block table before the step; ``needs_sample`` says that the
+    last position's logits give the next token; ``epoch`` counts the request's preemptions,
+    so that a result from before one is recognised.
+    """
+
+    row: int
+    request_id: str
+    start: int
+    count: int
+    new_blocks: tuple[int, ...]
+    needs_sample: bool
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step's work. ``freed_rows`` are finished or preempted: the runner need not know."""
+
+    step: int
+    work: tuple[RowWork, ...]
+    admitted: tuple[RowInit, ...]
+    freed_rows: tuple[int, ...]
+    total_tokens: int
+    pure_decode: bool

@@ -1,0 +1,387 @@
+"""Which tokens of which requests the next step computes. Pure Python, no torch.
+
+There is no prefill phase and no decode phase, only "tokens known" against "tokens computed"
+under one token budget per step: chunked prefill, prefix hits, preemption and recomputation
+are the same case. A step goes
+
+    plan = schedule()        # blocks are taken, ``computed`` moves on, a sample is in flight
+    ... the runner computes and samples ...
+    events = commit(plan, sampled)   # tokens are appended, finished requests let go
+
+``schedule`` may be called again before the commit of the plan before it (overlap). Then a
+finished request may be computed once more; that result is dropped, and its blocks are kept
+until no result is in flight. If the runner raises, ``abort(plan)`` gives up the requests of
+that plan and leaves all others as they were.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .block_pool import BlockHash, BlockPool
+from .plan import RowInit, RowWork, StepPlan
+from .request import FinishReason, Request, TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Limits of a step.
+
+    Attributes:
+        max_batch: most requests running at once.
+        max_batch_tokens: most tokens computed in one step.
+        max_context: most tokens, prompt plus answer, of one request.
+        prefix_cache: look up and publish shared beginnings.
+    """
+
+    max_batch: int
+    max_batch_tokens: int
+    max_context: int
+    prefix_cache: bool = True
+
+
+@dataclass(slots=True)
+class _State:
+    """A request inside the scheduler: ``computed`` positions are launched, ``done`` committed."""
+
+    request: Request
+    arrival: int
+    tokens: list[int]
+    row: int = -1
+    computed: int = 0
+    done: int = 0
+    in_flight: int = 0
+    epoch: int = 0
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+    hashes: list[BlockHash] = field(default_factory=list)
+    finish: FinishReason | None = None
+    first_step: int = -1
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def extra_key(self) -> bytes:
+        return self.request.cache_salt.encode()[:64]
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill over a :class:`BlockPool`.
+
+    First come, first served within a priority; running requests go before waiting ones; when
+    blocks run out, the newest request of the lowest priority is preempted and recomputed later.
+
+    Args:
+        config: limits.
+        pool: KV blocks.
+        end_tokens: ids that end a text unless the request ignores them.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, pool: BlockPool, end_tokens: frozenset[int] = frozenset()
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.end_tokens = end_tokens
+        self.preemptions = 0
+        self._states: dict[str, _State] = {}
+        self._running: list[_State] = []
+        self._waiting: deque[_State] = deque()
+        self._draining: list[_State] = []
+        self._free_rows = list(range(config.max_batch - 1, -1, -1))
+        self._freed_rows: list[int] = []
+        self._events: list[TokenEvent] = []
+        self._arrivals = 0
+        self._step = 0
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a row."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row or for blocks."""
+        return len(self._waiting)
+
+    def has_work(self) -> bool:
+        """Whether a step would compute, commit or report anything."""
+        return bool(self._running or self._waiting or self._draining or self._events)
+
+    def cached_tokens(self, request_id: str) -> int:
+        """Prompt tokens of a live request that the prefix cache supplied at first admission."""
+        return self._states[request_id].cached
+
+    def add(self, request: Request) -> None:
+        """Queue a request; its id must be new and its prompt must fit ``max_context``."""
+        assert request.id not in self._states and request.prompt
+        assert len(request.prompt) < self.config.max_context
+        state = _State(request, self._arrivals, list(request.prompt))
+        self._arrivals += 1
+        self._states[request.id] = state
+        self._enqueue(state)
+
+    def cancel(self, request_id: str) -> None:
+        """End a live request as cancelled; its event comes with the next commit."""
+        self.end(request_id, FinishReason.CANCELLED)
+
+    def end(
+        self, request_id: str, reason: FinishReason, error: str | None = None, report: bool = True
+    ) -> None:
+        """End a live request now. With ``report`` a :class:`TokenEvent` says so."""
+        state = self._states.get(request_id)
+        if state is None or state.finish is not None:
+            return
+        if state in self._waiting:
+            self._waiting.remove(state)
+        self._finish(state, reason)
+        if report:
+            self._events.append(TokenEvent(request_id, (), reason, error))
+
+    def schedule(self) -> StepPlan:
+        """Plan a step; empty ``work`` when nothing can be computed now."""
+        budget = self.config.max_batch_tokens
+        work: list[RowWork] = []
+        admitted: list[RowInit] = []
+        planned: set[str] = set()
+        preempted = False
+        for state in sorted(self._running, key=_urgency):
+            if state.row < 0 or budget == 0:
+                continue
+            count = min(self._pending(state), budget)
+            if count <= 0:
+                continue
+            blocks, lost = self._grow(state, count, planned)
+            preempted |= lost
+            if blocks is None:
+                continue
+            work.append(self._launch(state, count, blocks))
+            planned.add(state.request.id)
+            budget -= count
+        while self._waiting and budget and self._free_rows and not preempted:
+            item = self._admit(self._waiting[0], budget)
+            if item is None:
+                break
+            self._waiting.popleft()
+            admitted.append(item[0])
+            work.append(item[1])
+            budget -= item[1].count
+        freed, self._freed_rows = tuple(self._freed_rows), []
+        self._step += 1
+        total = sum(w.count for w in work)
+        decode = bool(work) and all(w.count == 1 and w.needs_sample for w in work)
+        return StepPlan(self._step, tuple(work), tuple(admitted), freed, total, decode)
+
+    def commit(self, plan: StepPlan, sampled: Mapping[str, int]) -> list[TokenEvent]:
+        """Take in the step's sampled tokens (request id -> token) and report what happened."""
+        for item in plan.work:
+            state = self._states.get(item.request_id)
+            if state is None:
+                continue
+            if item.needs_sample:
+                state.in_flight -= 1
+            if state.finish is not None or state.epoch != item.epoch:
+                continue
+            state.done = item.start + item.count
+            if item.needs_sample:
+                self._append(state, sampled[item.request_id])
+            if state.finish is None:
+                self._publish(state)
+        self._drain()
+        events, self._events = self._events, []
+        return events
+
+    def abort(self, plan: StepPlan, error: str) -> list[TokenEvent]:
+        """Give up the requests of a plan whose step failed; the others are untouched."""
+        for item in plan.work:
+            state = self._states.get(item.request_id)
+            if state is None:
+                continue
+            if item.needs_sample:
+                state.in_flight -= 1
+            # ``done`` stays where it was, so nothing that the failed step wrote is published.
+            self.end(item.request_id, FinishReason.ERROR, error)
+        return self.commit(StepPlan(plan.step, (), (), (), 0, False), {})
+
+    def check(self) -> None:
+        """Raise AssertionError when blocks, rows or states disagree."""
+        self.pool.check()
+        held: dict[int, int] = {}
+        for state in [*self._running, *self._draining]:
+            for block in state.blocks:
+                held[block] = held.get(block, 0) + 1
+        for state in self._waiting:
+            assert not state.blocks and state.computed == 0 and state.row == -1
+        used = len(self.pool) - self.pool.free_count()
+        assert used == len(held), f"{used} blocks in use, {len(held)} held by requests"
+        rows = [s.row for s in [*self._running, *self._draining]] + self._free_rows
+        assert sorted(rows) == list(range(self.config.max_batch)), "a row leaked"
+        live = len(self._running) + len(self._waiting) + len(self._draining)
+        assert live == len(self._states), "a request leaked"
+
+    def _pending(self, state: _State) -> int:
+        """Tokens known (or in flight, hence known to the device) and not yet computed."""
+        limit = state.request.params.max_tokens
+        if state.in_flight and limit is not None and state.generated + state.in_flight >= limit:
+            return 0
+        if len(state.tokens) + state.in_flight >= self.config.max_context and state.in_flight:
+            return 0
+        return len(state.tokens) + state.in_flight - state.computed
+
+    def _blocks_for(self, state: _State, count: int) -> int:
+        size = self.pool.block_size
+        return (state.computed + count + size - 1) // size - len(state.blocks)
+
+    def _grow(self, state: _State, count: int, planned: set[str]) -> tuple[list[int] | None, bool]:
+        """Blocks for ``count`` more tokens, preempting others if need be."""
+        preempted = False
+        while True:
+            blocks = self.pool.allocate(self._blocks_for(state, count))
+            if blocks is not None:
+                return blocks, preempted
+            victim = self._victim(state, planned)
+            if victim is None:
+                return None, preempted
+            self._preempt(victim)
+            preempted = True
+            if victim is state:
+                return None, True
+
+    def _victim(self, asking: _State, planned: set[str]) -> _State | None:
+        """The least urgent request without a result in flight and not yet in this plan."""
+        free = [s for s in self._running if s.in_flight == 0 and s.request.id not in planned]
+        if not free:
+            return None
+        worst = max(free, key=_urgency)
+        if len(self._running) == 1 and worst is asking:
+            return None
+        return worst if _urgency(worst) >= _urgency(asking) else None
+
+    def _preempt(self, state: _State) -> None:
+        self.preemptions += 1
+        state.epoch += 1
+        self._running.remove(state)
+        self._let_go(state)
+        state.computed = state.done = 0
+        state.hashes.clear()
+        self._enqueue(state)
+
+    def _admit(self, state: _State, budget: int) -> tuple[RowInit, RowWork] | None:
+        """Give a waiting request a row and its first chunk, or None when blocks are short."""
+        hit: list[int] = []
+        if self.config.prefix_cache:
+            # The last token is never taken from the cache: its logits are needed.
+            hit = self.pool.match(state.tokens[:-1], state.extra_key)
+        self.pool.share(hit)
+        state.blocks = list(hit)
+        state.computed = state.done = len(hit) * self.pool.block_size
+        count = min(len(state.tokens) - state.computed, budget)
+        need = self._blocks_for(state, count)
+        # A watermark of 1 % keeps the first decode steps from preempting what was just admitted.
+        reserve = max(1, len(self.pool) // 100) if self._running else 0
+        blocks = None
+        if need + reserve <= self.pool.free_count():
+            blocks = self.pool.allocate(need)
+        if blocks is None:
+            self.pool.release(hit)
+            state.blocks, state.computed, state.done = [], 0, 0
+            return None
+        if state.first_step < 0:
+            state.first_step, state.cached = self._step, state.computed
+        state.row = self._free_rows.pop()
+        self._running.append(state)
+        parent: BlockHash | None = None
+        for index in range(len(hit)):
+            parent = self.pool.publish(
+                hit[index], parent, self._piece(state, index), state.extra_key
+            )
+            state.hashes.append(parent)
+        init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit))
+        return init, self._launch(state, count, blocks)
+
+    def _launch(self, state: _State, count: int, blocks: list[int]) -> RowWork:
+        start = state.computed
+        state.blocks += blocks
+        state.computed += count
+        needs_sample = state.computed == len(state.tokens) + state.in_flight
+        state.in_flight += needs_sample
+        return RowWork(
+            state.row,
+            state.request.id,
+            start,
+            count,
+            tuple(blocks),
+            needs_sample,
+            state.epoch,
+        )
+
+    def _append(self, state: _State, token: int) -> None:
+        """Append a sampled token and decide whether the text ends with it."""
+        params = state.request.params
+        state.tokens.append(token)
+        reason: FinishReason | None = None
+        if state.generated >= params.min_tokens:
+            ended = token in self.end_tokens and not params.ignore_eos
+            if ended or token in params.stop_token_ids:
+                reason = FinishReason.STOP
+        full = params.max_tokens is not None and state.generated >= params.max_tokens
+        if reason is None and (full or len(state.tokens) >= self.config.max_context):
+            reason = FinishReason.LENGTH
+        self._events.append(TokenEvent(state.request.id, (token,), reason))
+        if reason is not None:
+            self._publish(state)
+            self._finish(state, reason)
+
+    def _piece(self, state: _State, index: int) -> tuple[int, ...]:
+        size = self.pool.block_size
+        return tuple(state.tokens[index * size : (index + 1) * size])
+
+    def _publish(self, state: _State) -> None:
+        """Enter blocks whose tokens are all known and computed into the prefix index."""
+        if not self.config.prefix_cache:
+            return
+        done = min(state.done, len(state.tokens)) // self.pool.block_size
+        for index in range(len(state.hashes), done):
+            parent = state.hashes[-1] if state.hashes else None
+            state.hashes.append(
+                self.pool.publish(
+                    state.blocks[index], parent, self._piece(state, index), state.extra_key
+                )
+            )
+
+    def _finish(self, state: _State, reason: FinishReason) -> None:
+        state.finish = reason
+        if state in self._running:
+            self._running.remove(state)
+        self._draining.append(state) if state.row >= 0 else self._states.pop(state.request.id)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Let go of finished requests with no result in flight."""
+        for state in [s for s in self._draining if s.in_flight == 0]:
+            self._draining.remove(state)
+            self._let_go(state)
+            del self._states[state.request.id]
+
+    def _let_go(self, state: _State) -> None:
+        self.pool.release(state.blocks)
+        state.blocks = []
+        self._free_rows.append(state.row)
+        self._freed_rows.append(state.row)
+        state.row = -1
+
+    def _enqueue(self, state: _State) -> None:
+        """Insert by urgency; a preempted request goes before later arrivals."""
+        index = len(self._waiting)
+        while index > 0 and _urgency(self._waiting[index - 1]) > _urgency(state):
+            index -= 1
+        self._waiting.insert(index, state)
+
+
+def _urgency(state: _State) -> tuple[int, int]:
+    """Smaller is more urgent."""
+    return state.request.priority, state.arrival

@@ -1,0 +1,264 @@
+"""Text to token ids and back, whatever file the vocabulary came from.
+
+One class for all kinds; a backend (``tokenizer_hf``, ``tokenizer_spm``) does the splitting.
+Special tokens in a prompt come from the caller or the chat template. In chats they never come
+from message content: see :mod:`special_text`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from halfbyte.errors import RequestError, TokenizerError
+
+from ..loaders.base import TokenizerSource
+from .chat_template import ChatTemplate
+from .special_text import MARK, SpecialGuard
+
+
+class Backend(Protocol):
+    """What a kind of vocabulary offers; ids are those of the embedding rows.
+
+    Attributes:
+        size: one more than the highest known id.
+        special: text -> id of tokens that carry structure, not text.
+        strips_space: decoding drops one space at the start of a text.
+    """
+
+    size: int
+    special: dict[str, int]
+    strips_space: bool
+
+    @property
+    def guard(self) -> SpecialGuard:
+        """Protects untrusted text against this vocabulary's special tokens."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; every special and user-defined token in it is matched."""
+        ...
+
+    def encode_guarded(self, text: str) -> list[int]:
+        """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
+        ...
+
+    def piece(self, token_id: int) -> bytes:
+        """Bytes that one id stands for; empty for an id that the vocabulary leaves out."""
+        ...
+
+
+class Tokenizer:
+    """A model's vocabulary, text rules and chat template. Safe to use from several threads.
+
+    Attributes:
+        vocab_size: number of known ids; the embedding may have more rows (padding).
+        bos_id: begin-of-text id or None.
+        eos_ids: ids that end a text.
+        special_ids: ids that carry structure; they are hidden from decoded text.
+        add_bos: a plain prompt begins with ``bos_id``.
+    """
+
+    def __init__(self, backend: Backend, source: TokenizerSource, rows: int) -> None:
+        self._backend = backend
+        self._rows = rows
+        self._bytes: dict[int, bytes] = {}
+        self.vocab_size = backend.size
+        self.bos_id = source.bos_id
+        self.eos_ids = frozenset(source.eos_ids)
+        ends = self.eos_ids if source.bos_id is None else self.eos_ids | {source.bos_id}
+        self.special_ids = ends | source.special_ids | set(backend.special.values())
+        self.add_bos = source.add_bos and source.bos_id is not None
+        names = dict(source.special_map)
+        for name, token_id in (("bos_token", source.bos_id), ("eos_token", _first(source))):
+            if name not in names and token_id is not None:
+                names[name] = self.token_bytes(token_id).decode("utf-8", "replace")
+        self._template = ChatTemplate(source.chat_template, source.chat_templates, names)
+
+    @staticmethod
+    def from_source(source: TokenizerSource, vocab_size: int) -> Tokenizer:
+        """Build the tokenizer of a checkpoint.
+
+        Args:
+            source: vocabulary, or the file that holds it.
+            vocab_size: rows of the embedding matrix.
+
+        Raises:
+            TokenizerError: the vocabulary is damaged, of an unknown kind, or has ids beyond the
+                embedding.
+        """
+        source = _with_ends(source)
+        backend = _backend(source)
+        if backend.size > vocab_size:
+            raise TokenizerError(
+                f"the tokenizer knows {backend.size} ids, but the model's embedding has "
+                f"{vocab_size} rows",
+                hint="the tokenizer belongs to another model; use the files of one download",
+            )
+        ends = {"end-of-text": source.eos_ids, "special token": sorted(source.special_ids)}
+        ends["begin-of-text"] = () if source.bos_id is None else (source.bos_id,)
+        for name, ids in ends.items():
+            for token_id in ids:
+                if not 0 <= token_id < vocab_size:
+                    raise TokenizerError(
+                        f"{name} id {token_id} is outside the embedding's 0 to {vocab_size - 1}"
+                    )
+        return Tokenizer(backend, source, vocab_size)
+
+    def encode(
+        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of ``text``.
+
+        Args:
+            text: any text; "" gives no ids but the begin-of-text one.
+            add_bos: put ``bos_id`` first. None follows the model's rule, and does not repeat an
+                id that the text itself begins with.
+            parse_special: special tokens written in the text become their ids; False treats
+                them as plain text. User-defined tokens, which are words, are always matched.
+
+        Raises:
+            RequestError: the text is not valid Unicode, or ``add_bos`` is True for a model that
+                has no begin-of-text token.
+        """
+        _check_unicode(text)
+        if parse_special:
+            ids = self._backend.encode(text)
+        else:
+            marked = self._backend.guard.protect(text)
+            plain = marked == text
+            ids = self._backend.encode(text) if plain else self._backend.encode_guarded(marked)
+        if add_bos and self.bos_id is None:
+            raise RequestError("add_bos is True, but the model has no begin-of-text token")
+        wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
+        return [self.bos_id, *ids] if wanted and self.bos_id is not None else ids
+
+    def decode(
+        self, ids: Sequence[int], *, skip_special: bool = True, continuation: bool = False
+    ) -> str:
+        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            skip_special: leave special tokens out.
+            continuation: the ids follow a prompt, so a sentencepiece space in front is text.
+                At the start of a text it is an artefact of the vocabulary and is dropped.
+
+        Raises:
+            RequestError: an id outside the embedding.
+        """
+        skipped = self.special_ids if skip_special else frozenset()
+        data = b"".join([self.token_bytes(i) for i in ids if i not in skipped])
+        if self._backend.strips_space and not continuation:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Exact bytes of one token, a sentencepiece space as 0x20; padding ids have none.
+
+        Raises:
+            RequestError: the id is outside the embedding.
+        """
+        known = self._bytes.get(token_id)
+        if known is None:
+            if not 0 <= token_id < self._rows:
+                raise RequestError(
+                    f"token id {token_id} is unknown; expected 0 to {self._rows - 1}",
+                    code="invalid_token_id",
+                )
+            known = self._bytes[token_id] = self._backend.piece(token_id)
+        return known
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model brings a chat template."""
+        return self._template.available
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt text that the model's template makes of a conversation.
+
+        Args:
+            messages: dicts with ``role`` and ``content`` (text, or a list of text parts), and
+                what the template reads besides (``tool_calls``, ``name`` ...).
+            add_generation_prompt: end with the beginning of the assistant's answer.
+            kwargs: template variables out of a fixed list (``tools``, ``enable_thinking`` ...).
+
+        Raises:
+            RequestError: malformed messages, or a keyword that templates are not given.
+            TemplateError: the template failed, refused, or exceeded its limits.
+            TokenizerError: the model has no template.
+        """
+        return self._template.render(messages, kwargs, add_generation_prompt)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Token ids of a conversation; arguments and errors as for :meth:`render_chat`.
+
+        Special tokens come from the template only: the same characters in a message, a tool or
+        a document are plain text. No begin-of-text id is added that the template does not write.
+        """
+        text = self._template.render(
+            messages, kwargs, add_generation_prompt, self._backend.guard.protect
+        )
+        if MARK in text:
+            return self._backend.encode_guarded(text)
+        return self._backend.encode(text)
+
+
+def _backend(source: TokenizerSource) -> Backend:
+    if source.kind in ("hf_json", "gguf_bpe"):
+        from . import tokenizer_hf
+
+        if source.kind == "gguf_bpe":
+            return tokenizer_hf.from_gguf_bpe(source)
+        if source.path is None:
+            raise TokenizerError("the tokenizer source of kind 'hf_json' has no path")
+        return tokenizer_hf.from_json_file(source.path, source.special_ids)
+    from . import tokenizer_spm
+
+    if source.kind == "gguf_spm":
+        return tokenizer_spm.from_gguf_spm(source)
+    if source.kind == "spm":
+        return tokenizer_spm.from_model_file(source)
+    raise TokenizerError(
+        f"tokenizer kind is {source.kind!r}; expected hf_json, spm, gguf_bpe or gguf_spm"
+    )
+
+
+def _with_ends(source: TokenizerSource) -> TokenizerSource:
+    """The source with its begin and end tokens counted as special, as some files forget to."""
+    ends = {*source.eos_ids} | ({source.bos_id} if source.bos_id is not None else set())
+    added = dict(source.added_tokens)
+    for token_id in ends:
+        if 0 <= token_id < len(source.tokens) and source.tokens[token_id]:
+            added.setdefault(source.tokens[token_id], token_id)
+    return dataclasses.replace(
+        source, special_ids=source.special_ids | frozenset(ends), added_tokens=added
+    )
+
+
+def _first(source: TokenizerSource) -> int | None:
+    return source.eos_ids[0] if source.eos_ids else None
+
+
+def _check_unicode(text: str) -> None:
+    """Refuse lone surrogates, which JSON can carry and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text is not valid Unicode at character {error.start}: a lone surrogate",
+            code="invalid_unicode",
+        ) from error

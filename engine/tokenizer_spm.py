@@ -1,0 +1,240 @@
+"""Sentencepiece vocabularies: ``tokenizer.model`` files and the ones inside GGUF files.
+
+A GGUF file keeps the pieces, scores and types of a sentencepiece model but not the model. They
+are written back into the model's protobuf form, so that the real library does the merging and
+its rules (ties, byte fallback, unused pieces) hold exactly.
+
+Control and added tokens are split off here. The text between them gets sentencepiece's dummy
+space each time, as llama.cpp and the original Llama tokenizer do.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from halfbyte.errors import TokenizerError
+
+from ..loaders.base import TokenizerSource
+from .special_text import SpecialGuard, longest_first_pattern
+from .tokenizer_hf import added_tokens, check_file, spaced_bytes
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+# Several times the largest tokenizer.model of the supported families (about 4 MB).
+MAX_FILE_BYTES = 64 << 20
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_SPACE = "\u2581"
+# Merging the field ``normalizer_spec { add_dummy_prefix: false }`` into a serialized model.
+_NO_PREFIX = b"\x1a\x02\x18\x00"
+
+
+class SpmBackend:
+    """A vocabulary held by a ``SentencePieceProcessor``.
+
+    Args:
+        processor: the loaded model.
+        pieces: text of each id, added tokens included.
+        raw_ids: ids whose text is literal: U+2581 in it is no space, ``<0x0A>`` no byte.
+        added: text -> id of tokens split off before sentencepiece sees the text.
+        special: ids of those that carry structure, not text.
+        strips_space: decoding drops one space at the start of a text.
+
+    Attributes:
+        size: one more than the highest known id.
+        special: text -> id of tokens that carry structure, not text.
+    """
+
+    def __init__(
+        self,
+        processor: SentencePieceProcessor,
+        pieces: dict[int, str],
+        raw_ids: Iterable[int],
+        added: dict[str, int],
+        special: frozenset[int],
+        strips_space: bool,
+    ) -> None:
+        self._processor = processor
+        self._pieces = pieces
+        self._raw = frozenset(raw_ids)
+        self._added = added
+        self.size = max(pieces) + 1
+        self.special = {text: i for text, i in added.items() if i in special}
+        self.strips_space = strips_space
+        ordinary = [text for text, i in added.items() if i not in special]
+        self._special_pattern = longest_first_pattern(self.special)
+        self._ordinary_pattern = longest_first_pattern(ordinary)
+        self._all_pattern = longest_first_pattern(added)
+
+    @cached_property
+    def guard(self) -> SpecialGuard:
+        """Protects untrusted text against this vocabulary's special tokens."""
+        return SpecialGuard(self.special)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; every special and user-defined token in it is matched."""
+        return self._encode(text, self._all_pattern)
+
+    def encode_guarded(self, text: str) -> list[int]:
+        """Ids of text marked by :attr:`guard`: special tokens only where they are unbroken."""
+        ids: list[int] = []
+        for part, token in _split(text, self._special_pattern):
+            ids += self._encode(self.guard.reveal(part), self._ordinary_pattern)
+            if token:
+                ids.append(self._added[token])
+        return ids
+
+    def piece(self, token_id: int) -> bytes:
+        """Bytes that one id stands for; empty for an id that the vocabulary leaves out."""
+        text = self._pieces.get(token_id, "")
+        return text.encode() if token_id in self._raw else spaced_bytes(text)
+
+    def _encode(self, text: str, pattern: re.Pattern[str] | None) -> list[int]:
+        ids: list[int] = []
+        for part, token in _split(text, pattern):
+            if part:
+                ids += self._processor.encode(part, out_type=int)
+            if token:
+                ids.append(self._added[token])
+        return ids
+
+
+def from_model_file(source: TokenizerSource) -> SpmBackend:
+    """The vocabulary of a sentencepiece ``tokenizer.model``.
+
+    Raises:
+        TokenizerError: the file is missing, too large or damaged.
+    """
+    if source.path is None:
+        raise TokenizerError("the tokenizer source of kind 'spm' has no path; expected a file")
+    check_file(source.path, MAX_FILE_BYTES)
+    data = source.path.read_bytes()
+    if not source.add_space_prefix:
+        data += _NO_PREFIX
+    processor = _load(data, str(source.path))
+    count = processor.get_piece_size()
+    pieces = {i: processor.id_to_piece(i) for i in range(count)}
+    added = dict(source.added_tokens)
+    special = set(source.special_ids)
+    for index, text in pieces.items():
+        if processor.is_control(index) or processor.is_unknown(index):
+            added.setdefault(text, index)
+            special.add(index)
+    pieces |= {i: text for text, i in added.items()}
+    # The model may say "no dummy prefix" itself; what it does to a text is what counts.
+    probe = processor.encode("a", out_type=str)
+    return SpmBackend(
+        processor,
+        pieces,
+        raw_ids=added.values(),
+        added=added,
+        special=frozenset(special),
+        strips_space=bool(probe) and probe[0].startswith(_SPACE),
+    )
+
+
+def from_gguf_spm(source: TokenizerSource) -> SpmBackend:
+    """The sentencepiece vocabulary of a GGUF file.
+
+    Raises:
+        TokenizerError: lists of unequal length, an unknown token type, or a vocabulary that
+            sentencepiece refuses.
+    """
+    count = len(source.tokens)
+    for name, values in (("scores", source.scores), ("token_type", source.token_types)):
+        if len(values) != count:
+            raise TokenizerError(
+                f"tokenizer.ggml.{name} has {len(values)} entries; expected {count}, one per token"
+            )
+    processor = _load(
+        model_proto(source.tokens, source.scores, source.token_types, source.add_space_prefix),
+        "tokenizer.ggml.tokens",
+    )
+    added, special = added_tokens(source)
+    return SpmBackend(
+        processor,
+        dict(enumerate(source.tokens)) | {i: text for text, i in added.items()},
+        raw_ids=added.values(),
+        added=added,
+        special=special,
+        strips_space=source.add_space_prefix,
+    )
+
+
+def model_proto(
+    tokens: tuple[str, ...], scores: tuple[float, ...], types: tuple[int, ...], add_prefix: bool
+) -> bytes:
+    """A sentencepiece BPE ``ModelProto`` in protobuf wire format.
+
+    User-defined tokens are written as control pieces: they are split off before sentencepiece,
+    which must not match them a second time. ``add_prefix`` is the dummy space.
+
+    Raises:
+        TokenizerError: a token type outside 1 to 6, or bytes without a piece each.
+    """
+    kinds = set(types)
+    if kinds - set(range(_NORMAL, _BYTE + 1)):
+        raise TokenizerError(
+            f"tokenizer.ggml.token_type has {sorted(kinds)[-1]}; expected values from 1 to 6"
+        )
+    out = bytearray()
+    seen: set[str] = set()
+    has_unknown = False
+    for index, (text, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
+        if kind == _UNKNOWN and has_unknown:
+            kind = _CONTROL  # sentencepiece allows one unknown piece
+        has_unknown |= kind == _UNKNOWN
+        # The library refuses empty pieces and repeated ones; ids must stay where they are.
+        if not text or text in seen:
+            text, kind = f"{_SPACE}[unused {index}]", _CONTROL
+        seen.add(text)
+        kind = _CONTROL if kind == _USER_DEFINED else kind
+        body = _bytes_field(1, text.encode()) + b"\x15" + struct.pack("<f", score)
+        out += _bytes_field(1, body + b"\x18" + _varint(kind))
+    # BPE, byte fallback (field 35) only where the vocabulary has the byte pieces for it.
+    fallback = b"\x98\x02" + _varint(int(_BYTE in kinds))
+    out += _bytes_field(2, b"\x18\x02" + fallback)
+    # identity normalization; spaces are neither dropped nor joined, and become U+2581
+    prefix = b"\x18" + _varint(int(add_prefix))
+    out += _bytes_field(3, _bytes_field(1, b"identity") + prefix + b"\x20\x00\x28\x01")
+    return bytes(out)
+
+
+def _load(data: bytes, name: str) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        loaded = processor.LoadFromSerializedProto(data)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise TokenizerError(f"{name}: sentencepiece refuses it: {str(error)[:200]}") from error
+    if not loaded or processor.get_piece_size() == 0:
+        raise TokenizerError(f"{name}: not a sentencepiece model")
+    return processor
+
+
+def _split(text: str, pattern: re.Pattern[str] | None) -> Iterable[tuple[str, str]]:
+    """(text before, token) pairs in order; the last one has no token."""
+    start = 0
+    if pattern is not None:
+        for match in pattern.finditer(text):
+            yield text[start : match.start()], match[0]
+            start = match.end()
+    yield text[start:], ""
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _bytes_field(number: int, data: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(data)) + data

@@ -1,0 +1,38 @@
+"""Halfbyte: a small, readable, exact inference engine for quantized language models.
+
+The public face. Names are resolved on first use, so ``import halfbyte`` loads neither torch
+nor triton and needs no GPU.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import HalfbyteError
+
+if TYPE_CHECKING:
+    from halfbyte.engine.engine import Engine
+    from halfbyte.engine.request import Completion, Delta, SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = ["Completion", "Delta", "Engine", "HalfbyteError", "SamplingParams", "__version__"]
+
+_HOMES = {
+    "Engine": ".engine.engine",
+    "Completion": ".engine.request",
+    "Delta": ".engine.request",
+    "SamplingParams": ".engine.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,286 @@
+/* Attention over the paged cache, in partitions of fixed size.
+ *
+ * Partitions hold 128 keys and are anchored at position 0, whatever the length, the number of
+ * threads or the batch; partial results are merged from the first to the last. A query's scores,
+ * sums and values are chains in the order of the head dimension and of the keys, and a hidden
+ * key adds exactly zero. So a query's result depends on nothing but itself and its keys, and
+ * decode, prefill and chunked prefill give the same bits. Source of the merge: Milakov and
+ * Gimelshein, 2018.
+ *
+ * A unit is one key/value head and a run of tokens of one text; all its query heads share each
+ * tile of 16 keys, which is transposed once so that a lane is a key and no sum is horizontal.
+ */
+#include "halfbyte.h"
+
+#define PARTITION 128
+
+typedef struct {
+    int units, heads, kv_heads, dim, block_size, window, table_width, partitions, max_run;
+    float scale;
+    const float *q, *k, *v;
+    const int32_t *positions, *rows, *tables, *runs;
+    float *out, *partial;
+    int group; /* query heads of a key/value head */
+} attention;
+
+/* n: runs, H, J, E, block_size, window, width of a block table, partitions, longest run; f: scale;
+ * p: q [T, H, E], k cache, v cache [block, J, block_size, E], positions [T], row index [T],
+ * block tables, runs int32 [runs, 2] (first token, last + 1), out [T, H, E],
+ * partial [T, H, partitions, 2 + E] (split only) */
+static void read_attention(const hb_op *op, attention *a) {
+    *a = (attention){op->n[0], op->n[1], op->n[2], op->n[3], op->n[4], op->n[5], op->n[6],
+                     op->n[7], op->n[8], op->f[0], op->p[0], op->p[1], op->p[2], op->p[3],
+                     op->p[4], op->p[5], op->p[6], op->p[7], op->p[8],
+                     op->n[1] / op->n[2]};
+}
+
+static inline int first_key(const attention *a, int position) {
+    return a->window && position + 1 > a->window ? position + 1 - a->window : 0;
+}
+
+static inline size_t cache_at(const attention *a, const int32_t *table, int kv, int key) {
+    size_t block = (size_t)table[key / a->block_size];
+    return ((block * a->kv_heads + kv) * a->block_size + key % a->block_size) * a->dim;
+}
+
+/* Four rounds of interleaving transpose 16 rows of 16. */
+static void transpose(vf r[LANES]) {
+    const vi low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const vi high = low + 8;
+    for (int round = 0; round < 4; round++) {
+        vf next[LANES];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            next[2 * i] = __builtin_shuffle(r[i], r[i + 8], low);
+            next[2 * i + 1] = __builtin_shuffle(r[i], r[i + 8], high);
+        }
+        memcpy(r, next, sizeof next);
+    }
+}
+
+/* Keys key .. key + 15 of one head as [E][16]; keys from `end` on are zero. */
+static void load_keys(const attention *a, const int32_t *table, int kv, int key, int end,
+                      float *tile) {
+    const float *row[LANES];
+    for (int i = 0; i < LANES; i++)
+        row[i] = key + i < end ? a->k + cache_at(a, table, kv, key + i) : NULL;
+    int e = 0;
+    for (; e + LANES <= a->dim; e += LANES) {
+        vf r[LANES];
+        for (int i = 0; i < LANES; i++) r[i] = row[i] ? vf_load(row[i] + e) : (vf){0};
+        transpose(r);
+        for (int i = 0; i < LANES; i++) vf_store(tile + (e + i) * LANES, r[i]);
+    }
+    for (; e < a->dim; e++)
+        for (int i = 0; i < LANES; i++) tile[e * LANES + i] = row[i] ? row[i][e] : 0.0f;
+}
+
+/* Scores of up to four queries against one tile of keys. */
+#define SCORES(count)                                                              \
+    for (; i + count <= queries; i += count) {                                     \
+        vf s[count] = {0};                                                         \
+        for (int e = 0; e < a->dim; e++) {                                         \
+            vf key = vf_load(tile + e * LANES);                                    \
+            for (int j = 0; j < count; j++) s[j] += key * q[i + j][e];             \
+        }                                                                          \
+        for (int j = 0; j < count; j++)                                            \
+            vf_store(p + (size_t)(i + j) * PARTITION + at, s[j] * a->scale);       \
+    }
+
+static void score_tile(const attention *a, const float *const *q, int queries, const float *tile,
+                       float *p, int at) {
+    int i = 0;
+    SCORES(4)
+    SCORES(3)
+    SCORES(2)
+    SCORES(1)
+}
+
+/* Scores to weights in place: e**(s - peak) for visible keys, 0 for hidden ones. */
+static void soften(float *p, int hidden_below, int visible, float *peak, float *sum) {
+    for (int i = 0; i < hidden_below; i++) p[i] = -INFINITY;
+    for (int i = visible; i < PARTITION; i++) p[i] = -INFINITY;
+    vf top = vf_set(-INFINITY), total = {0};
+    for (int i = 0; i < PARTITION; i += LANES) {
+        vf v = vf_load(p + i);
+        vi more = v > top;
+        top = (vf)(((vi)v & more) | ((vi)top & ~more));
+    }
+    *peak = vf_max(top);
+    for (int i = 0; i < PARTITION; i += LANES) {
+        vf e = vf_exp(vf_load(p + i) - *peak);
+        total += e;
+        vf_store(p + i, e);
+    }
+    *sum = vf_sum(total);
+}
+
+/* acc [E] of `count` queries: sum over keys of weight * value, 64 dimensions at a time. */
+#define VALUES(count, vectors)                                                     \
+    for (; e + vectors * LANES <= a->dim; e += vectors * LANES) {                  \
+        vf s[count][vectors] = {0};                                                \
+        for (int key = begin; key < end; key++) {                                  \
+            const float *v = value[key - begin] + e;                               \
+            for (int x = 0; x < vectors; x++) {                                    \
+                vf element = vf_load(v + x * LANES);                               \
+                for (int j = 0; j < count; j++)                                    \
+                    s[j][x] += element * p[j * PARTITION + key - start];           \
+            }                                                                      \
+        }                                                                          \
+        for (int j = 0; j < count; j++)                                            \
+            for (int x = 0; x < vectors; x++)                                      \
+                vf_store(acc[j] + e + x * LANES, s[j][x]);                         \
+    }
+
+#define WEIGH(name, count)                                                                    \
+    static void name(const attention *a, const float *const *value, const float *p,           \
+                     int start, int begin, int end, float *const *acc) {                      \
+        int e = 0;                                                                            \
+        VALUES(count, 4)                                                                      \
+        VALUES(count, 1)                                                                      \
+        for (; e < a->dim; e++)                                                               \
+            for (int j = 0; j < count; j++) {                                                 \
+                float s = 0;                                                                  \
+                for (int key = begin; key < end; key++)                                       \
+                    s = fmaf(value[key - begin][e], p[j * PARTITION + key - start], s);       \
+                acc[j][e] = s;                                                                \
+            }                                                                                 \
+    }
+WEIGH(weigh_1, 1)
+WEIGH(weigh_2, 2)
+
+/* One partition for all queries of tokens [t0, t1) and key/value head `kv`. `state(i)` is where
+ * query i's (peak, sum, values [E]) go; queries that see none of the keys are left alone. */
+static void partition(const attention *a, int t0, int t1, int kv, int part, float *scratch,
+                      float *const *state) {
+    int start = part * PARTITION, queries = 0, lowest = INT32_MAX, last = a->positions[t1 - 1];
+    const int32_t *table = a->tables + (size_t)a->rows[t0] * a->table_width;
+    const float *value[PARTITION];
+    const float **q = (const float **)scratch;
+    float *p = scratch + (size_t)a->max_run * a->group * 2;
+    float *tile = p + (size_t)a->max_run * a->group * PARTITION;
+    for (int t = t0; t < t1; t++) {
+        int first = first_key(a, a->positions[t]);
+        if (first < lowest) lowest = first;
+        for (int g = 0; g < a->group; g++)
+            q[queries++] = a->q + ((size_t)t * a->heads + kv * a->group + g) * a->dim;
+    }
+    int begin = lowest > start ? lowest : start;
+    int end = start + PARTITION < last + 1 ? start + PARTITION : last + 1;
+    for (int key = start + (begin - start) / LANES * LANES; key < end; key += LANES) {
+        load_keys(a, table, kv, key, end, tile);
+        score_tile(a, q, queries, tile, p, key - start);
+    }
+    for (int key = begin; key < end; key++)
+        value[key - begin] = a->v + cache_at(a, table, kv, key);
+    for (int i = 0; i < queries;) {
+        int pair = 0;
+        float *acc[2];
+        for (; pair < 2 && i + pair < queries; pair++) {
+            int position = a->positions[t0 + (i + pair) / a->group];
+            int hidden = first_key(a, position) - start, seen = position + 1 - start;
+            float *s = state[i + pair];
+            if (hidden < 0) hidden = 0;
+            if (seen > PARTITION) seen = PARTITION;
+            if (hidden >= seen) break;
+            soften(p + (size_t)(i + pair) * PARTITION, hidden, seen, s, s + 1);
+            acc[pair] = s + 2;
+        }
+        if (pair == 2) weigh_2(a, value, p + (size_t)i * PARTITION, start, begin, end, acc);
+        if (pair == 1) weigh_1(a, value, p + (size_t)i * PARTITION, start, begin, end, acc);
+        i += pair ? pair : 1;
+    }
+}
+
+static int sees(const attention *a, int position, int part) {
+    int start = part * PARTITION;
+    return start <= position && first_key(a, position) < start + PARTITION;
+}
+
+/* into := into (+) from, both as (peak, sum, values [E]). */
+static void merge(float *into, const float *from, int dim) {
+    float peak = into[0] > from[0] ? into[0] : from[0];
+    float keep = expf(into[0] - peak), take = expf(from[0] - peak);
+    into[0] = peak;
+    into[1] = into[1] * keep + from[1] * take;
+    for (int i = 0; i < dim; i++) into[2 + i] = into[2 + i] * keep + from[2 + i] * take;
+}
+
+static void finish(const attention *a, int token, int head, const float *state) {
+    float *out = a->out + ((size_t)token * a->heads + head) * a->dim;
+    float inverse = 1.0f / state[1];
+    for (int i = 0; i < a->dim; i++) out[i] = state[2 + i] * inverse;
+}
+
+static size_t work_floats(const attention *a) {
+    size_t queries = (size_t)a->max_run * a->group;
+    return queries * (2 + PARTITION) + (size_t)a->dim * LANES;
+}
+
+/* Single tokens, every (token, key/value head, partition) a unit of its own. */
+void hb_attention_split(const hb_op *op, int tid, int threads) {
+    attention a;
+    read_attention(op, &a);
+    int stride = a.dim + 2, unit = 0;
+    float *scratch = hb_scratch(work_floats(&a) + (size_t)a.group * 2);
+    float **state = (float **)(scratch + work_floats(&a));
+    for (int t = 0; t < a.units; t++)
+        for (int kv = 0; kv < a.kv_heads; kv++)
+            for (int part = 0; part * PARTITION <= a.positions[t]; part++) {
+                if (!sees(&a, a.positions[t], part) || unit++ % threads != tid) continue;
+                for (int g = 0; g < a.group; g++) {
+                    size_t query = (size_t)t * a.heads + kv * a.group + g;
+                    state[g] = a.partial + (query * a.partitions + part) * stride;
+                }
+                partition(&a, t, t + 1, kv, part, scratch, state);
+            }
+}
+
+/* Merges what hb_attention_split left, first partition first. */
+void hb_attention_merge(const hb_op *op, int tid, int threads) {
+    attention a;
+    read_attention(op, &a);
+    int stride = a.dim + 2;
+    for (int unit = tid; unit < a.units * a.heads; unit += threads) {
+        int t = unit / a.heads;
+        float *first = NULL;
+        for (int part = 0; part * PARTITION <= a.positions[t]; part++) {
+            if (!sees(&a, a.positions[t], part)) continue;
+            float *state = a.partial + ((size_t)unit * a.partitions + part) * stride;
+            if (first) merge(first, state, a.dim);
+            else first = state;
+        }
+        finish(&a, t, unit % a.heads, first);
+    }
+}
+
+/* Runs of tokens: each (run, key/value head) goes through its partitions in order. */
+void hb_attention_run(const hb_op *op, int tid, int threads) {
+    attention a;
+    read_attention(op, &a);
+    int stride = a.dim + 2, most = a.max_run * a.group;
+    size_t work = work_floats(&a);
+    float *scratch = hb_scratch(work + (size_t)most * (2 + 2 * stride));
+    float **state = (float **)(scratch + work);
+    float *whole = scratch + work + (size_t)most * 2, *next = whole + (size_t)most * stride;
+    /* The last runs of a prompt have the most keys, so they go first. */
+    for (int unit = a.units * a.kv_heads - 1 - tid; unit >= 0; unit -= threads) {
+        int run = unit / a.kv_heads, kv = unit % a.kv_heads;
+        int t0 = a.runs[2 * run], t1 = a.runs[2 * run + 1], queries = (t1 - t0) * a.group;
+        for (int i = 0; i < queries; i++) whole[(size_t)i * stride + 1] = 0;
+        for (int part = 0; part * PARTITION <= a.positions[t1 - 1]; part++) {
+            /* A query's first partition goes straight into its result. */
+            for (int i = 0; i < queries; i++) {
+                float *sum = whole + (size_t)i * stride + 1;
+                state[i] = *sum == 0 ? sum - 1 : next + (size_t)i * stride;
+            }
+            partition(&a, t0, t1, kv, part, scratch, state);
+            for (int i = 0; i < queries; i++)
+                if (state[i] != whole + (size_t)i * stride &&
+                    sees(&a, a.positions[t0 + i / a.group], part))
+                    merge(whole + (size_t)i * stride, state[i], a.dim);
+        }
+        for (int i = 0; i < queries; i++)
+            finish(&a, t0 + i / a.group, kv * a.group + i % a.group, whole + (size_t)i * stride);
+    }
+}

@@ -1,0 +1,88 @@
+/* RMSNorm, RoPE with KV write, and the gated activation. */
+#include "halfbyte.h"
+
+static void norm_row(const float *x, const float *gain, float *out, int d, float eps) {
+    vf part = {0};
+    float sum = 0;
+    int i = 0;
+    for (; i + LANES <= d; i += LANES) {
+        vf v = vf_load(x + i);
+        part += v * v;
+    }
+    for (; i < d; i++) sum += x[i] * x[i];
+    float scale = 1.0f / sqrtf((vf_sum(part) + sum) / (float)d + eps);
+    for (i = 0; i + LANES <= d; i += LANES)
+        vf_store(out + i, vf_load(x + i) * scale * vf_load(gain + i));
+    for (; i < d; i++) out[i] = x[i] * scale * gain[i];
+}
+
+/* n: T, D; f: eps; p: x, weight, out [T, D], rows of x to take int64 [T] or NULL for all */
+void hb_rms_norm(const hb_op *op, int tid, int threads) {
+    int d = op->n[1];
+    const int64_t *rows = op->p[3];
+    for (int t = tid; t < op->n[0]; t += threads)
+        norm_row((const float *)op->p[0] + (size_t)(rows ? rows[t] : t) * d, op->p[1],
+                 (float *)op->p[2] + (size_t)t * d, d, op->f[0]);
+}
+
+static void rotate(const float *x, const float *angles, float *out, int dim, int half) {
+    const float *cosine = angles, *sine = angles + half;
+    for (int i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        out[i] = a * cosine[i] - b * sine[i];
+        out[i + half] = b * cosine[i] + a * sine[i];
+    }
+    for (int i = 2 * half; i < dim; i++) out[i] = x[i];
+}
+
+/* n: T, H, J, E, half, block_size; f: eps; p: qkv [T, (H + 2 J) E], angles [T, 2 half],
+ * slots int64 [T], k cache, v cache [block, J, block_size, E], q norm or NULL, k norm or NULL,
+ * q out [T, H, E] */
+void hb_rope_kv(const hb_op *op, int tid, int threads) {
+    int heads = op->n[1], kv_heads = op->n[2], dim = op->n[3], half = op->n[4];
+    int size = op->n[5], all = heads + 2 * kv_heads;
+    const int64_t *slots = op->p[2];
+    float *normed = hb_scratch((size_t)dim);
+    for (int unit = tid; unit < op->n[0] * all; unit += threads) {
+        int t = unit / all, h = unit % all;
+        const float *x = (const float *)op->p[0] + (size_t)unit * dim;
+        const float *angles = (const float *)op->p[1] + (size_t)t * 2 * half;
+        const float *gain = h < heads ? op->p[5] : h < heads + kv_heads ? op->p[6] : NULL;
+        if (gain) {
+            norm_row(x, gain, normed, dim, op->f[0]);
+            x = normed;
+        }
+        if (h < heads) {
+            rotate(x, angles, (float *)op->p[7] + ((size_t)t * heads + h) * dim, dim, half);
+            continue;
+        }
+        int head = (h - heads) % kv_heads;
+        size_t block = (size_t)(slots[t] / size), offset = (size_t)(slots[t] % size);
+        size_t at = ((block * kv_heads + head) * size + offset) * dim;
+        if (h < heads + kv_heads) rotate(x, angles, (float *)op->p[3] + at, dim, half);
+        else memcpy((float *)op->p[4] + at, x, (size_t)dim * sizeof(float));
+    }
+}
+
+/* n: T, I; p: gate and up [T, 2 I], out [T, I] */
+void hb_silu_mul(const hb_op *op, int tid, int threads) {
+    int width = op->n[1], begin, end, chunks = (width + LANES - 1) / LANES;
+    for (int t = 0; t < op->n[0]; t++) {
+        const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width, *up = gate + width;
+        float *out = (float *)op->p[1] + (size_t)t * width;
+        hb_share(chunks, tid, threads, &begin, &end);
+        for (int c = begin; c < end; c++) {
+            int i = c * LANES;
+            if (i + LANES <= width) {
+                vf g = vf_load(gate + i);
+                vf_store(out + i, g / (1.0f + vf_exp(-g)) * vf_load(up + i));
+            } else {
+                float part[LANES] = {0};
+                memcpy(part, gate + i, (size_t)(width - i) * sizeof(float));
+                vf g = vf_load(part);
+                vf_store(part, g / (1.0f + vf_exp(-g)));
+                for (int j = i; j < width; j++) out[j] = part[j - i] * up[j];
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+/* Halfbyte CPU kernels: shared types and vector helpers.
+ *
+ * A step is an array of `hb_op`, run by all threads of a pool in lockstep with a barrier after
+ * each op: one parallel region for a whole step, because a fork and join per op costs more than
+ * the arithmetic. All activations are float32.
+ *
+ * Exactness: every output element is computed by one thread in one fixed order of K (and of
+ * keys), whatever the number of rows, threads or neighbours. Nothing here may reassociate.
+ *
+ * Vectors are GCC/Clang vector extensions of 16 floats, which the compiler splits where the
+ * machine is narrower; AVX-512 forms are given where they are better.
+ */
+#ifndef HALFBYTE_H
+#define HALFBYTE_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef int8_t vb __attribute__((vector_size(16)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+/* One op. The meaning of n, f and p is given beside each op's function. */
+typedef struct {
+    int32_t kind;
+    int32_t n[13];
+    float f[2];
+    void *p[12];
+} hb_op;
+
+enum { OP_EMBED, OP_RMS_NORM, OP_LINEAR, OP_ROPE_KV, OP_ATTN_SPLIT, OP_ATTN_MERGE, OP_ATTN_RUN,
+       OP_SILU_MUL, OP_TO_BF16, OP_GEMM };
+
+/* Weight kinds: codes of 4 or 8 bits with scales, or dense elements. */
+enum { W_Q4, W_Q8, W_F32, W_F16, W_BF16 };
+
+void hb_embed(const hb_op *op, int tid, int threads);
+void hb_rms_norm(const hb_op *op, int tid, int threads);
+void hb_linear(const hb_op *op, int tid, int threads);
+void hb_rope_kv(const hb_op *op, int tid, int threads);
+void hb_attention_split(const hb_op *op, int tid, int threads);
+void hb_attention_merge(const hb_op *op, int tid, int threads);
+void hb_attention_run(const hb_op *op, int tid, int threads);
+void hb_silu_mul(const hb_op *op, int tid, int threads);
+void hb_to_bf16(const hb_op *op, int tid, int threads);
+void hb_gemm(const hb_op *op, int tid, int threads);
+
+/* Memory of the calling thread for the duration of an op; grown, never shrunk. */
+float *hb_scratch(size_t floats);
+
+/* [begin, end) of `count` items for thread `tid`. */
+static inline void hb_share(int count, int tid, int threads, int *begin, int *end) {
+    *begin = (int)((int64_t)count * tid / threads);
+    *end = (int)((int64_t)count * (tid + 1) / threads);
+}
+
+static inline vf vf_load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+static inline vf vf_set(float x) { return (vf){0} + x; }
+
+static inline float vf_sum(vf v) {
+    /* A fixed tree, so that the result does not depend on the instruction set. */
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#endif
+    float s[LANES];
+    memcpy(s, &v, sizeof v);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) s[i] += s[i + width];
+    return s[0];
+}
+
+static inline float vf_max(vf v) {
+    float s[LANES], m;
+    memcpy(s, &v, sizeof v);
+    m = s[0];
+    for (int i = 1; i < LANES; i++) m = s[i] > m ? s[i] : m;
+    return m;
+}
+
+/* 16 half-precision numbers to float. */
+static inline vf vf_from_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+    vf out;
+    __m256 low = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    __m256 high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)));
+    memcpy(&out, &low, 32);
+    memcpy((char *)&out + 32, &high, 32);
+    return out;
+#else
+    vf out;
+    _Float16 h[LANES];
+    memcpy(h, p, sizeof h);
+    for (int i = 0; i < LANES; i++) out[i] = (float)h[i];
+    return out;
+#endif
+}
+
+/* 16 bfloat16 numbers to float: the upper half of the bits. */
+static inline vf vf_from_bf16(const uint16_t *p) {
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+/* e**x for x <= 88, relative error below 2e-7; 0 below -87. Cody-Waite reduction by ln 2 and a
+ * degree-6 polynomial. */
+static inline vf vf_exp(vf x) {
+    const vf low = vf_set(-87.0f), round = vf_set(12582912.0f);
+    vi under = x < low;
+    x = (vf)(((vi)low & under) | ((vi)x & ~under));
+    vf n = x * 1.44269504f + round;
+    vi power = (vi)n - (vi)round;
+    n -= round;
+    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    vf scale = (vf)((power + 127) << 23);
+    return (vf)((vi)(y * scale) & ~under);
+}
+
+#endif

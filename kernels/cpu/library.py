@@ -1,0 +1,63 @@
+"""The compiled kernels: ops as packed records, run by a thread pool in one call."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+# kind, 13 integers, 2 floats, 12 pointers: `hb_op` in halfbyte.h.
+_RECORD = struct.Struct("=i13i2f12Q")
+
+EMBED, RMS_NORM, LINEAR, ROPE_KV, ATTN_SPLIT, ATTN_MERGE, ATTN_RUN, SILU_MUL, TO_BF16, GEMM = range(
+    10
+)
+
+# How long workers stay awake after a program, waiting for the next one.
+SPIN_US = 2000
+
+
+class Library:
+    """The shared library and a pool of threads.
+
+    Args:
+        path: the compiled library.
+        threads: threads that run each program, the caller being one of them.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._lib = ctypes.CDLL(str(path))
+        self._lib.hb_pool_new.restype = ctypes.c_void_p
+        self._lib.hb_pool_new.argtypes = [ctypes.c_int]
+        self._lib.hb_pool_free.argtypes = [ctypes.c_void_p]
+        self._lib.hb_run.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+        self._lib.hb_gemm_kind.restype = ctypes.c_int
+        self.threads = threads
+        self.gemm_kind = ("none", "avx512_bf16", "amx_bf16")[self._lib.hb_gemm_kind()]
+        self._pool = self._lib.hb_pool_new(threads)
+        if not self._pool:
+            raise OSError(f"could not start {threads} threads")
+
+    def run(self, records: bytes, count: int) -> None:
+        """Run ``count`` packed ops in order; returns when all are done."""
+        self._lib.hb_run(self._pool, records, count, SPIN_US)
+
+    def close(self) -> None:
+        """Stop the threads. Nothing may run afterwards."""
+        if self._pool:
+            self._lib.hb_pool_free(self._pool)
+            self._pool = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def record(kind: int, n: Sequence[int], f: Sequence[float], p: Sequence[Tensor | None]) -> bytes:
+    """One op as the bytes of an ``hb_op``; tensors are passed by address."""
+    ints = (*n, *(0,) * (13 - len(n)))
+    floats = (*f, *(0.0,) * (2 - len(f)))
+    pointers = [0 if t is None else t.data_ptr() for t in p]
+    return _RECORD.pack(kind, *ints, *floats, *pointers, *(0,) * (12 - len(pointers)))

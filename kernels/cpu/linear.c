@@ -1,0 +1,175 @@
+/* y [T, N] = x [T, K] W^T for few rows, straight from packed weights (weight.h).
+ *
+ * Late scaling: a group's products with bare integer codes are summed in float32, then scaled
+ * once: y += scale * sum(code * x) + offset * sum(x). That is cheaper than scaling each weight
+ * and more accurate. Each output is one chain of fused multiply-adds in the order of K; the
+ * number of rows only decides how many chains run side by side.
+ */
+#include "weight.h"
+
+#define MAX_ROWS 8
+
+#if defined(__AVX512F__)
+/* The code is the index of a 16-entry table: no masking, no conversion. */
+#define NIBBLE(word, i, table) ((vf)_mm512_permutexvar_ps((__m512i)((word) >> (4 * (i))), (__m512)(table)))
+#else
+#define NIBBLE(word, i, table) \
+    (__builtin_convertvector((vi)(((word) >> (4 * (i))) & 15), vf) + (table))
+#endif
+
+/* One group: acc[t][m] = sum over k of code * x. */
+INLINE void group_q4(const weight *w, const char *const *codes, int begin, int end, const float *x,
+                     size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS], vf table) {
+    for (int k = begin; k < end; k += 8) {
+        vu word[4];
+        for (int t = 0; t < tiles; t++)
+            memcpy(&word[t], codes[t] + (size_t)(k / 8) * 64, 64);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            for (int t = 0; t < tiles; t++) {
+                vf q = NIBBLE(word[t], i, table);
+                for (int m = 0; m < rows; m++) acc[t][m] += q * x[m * ldx + k + i];
+            }
+        }
+    }
+    (void)w;
+}
+
+INLINE void group_bytes(int kind, const char *const *codes, int begin, int end, const float *x,
+                        size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS]) {
+    for (int k = begin; k < end; k++)
+        for (int t = 0; t < tiles; t++) {
+            vf q = element(kind, codes[t], k);
+            for (int m = 0; m < rows; m++) acc[t][m] += q * x[m * ldx + k];
+        }
+}
+
+INLINE void finish(const weight *w, int tile, int rows, vf y[MAX_ROWS], float *out, size_t ldo,
+                   int add) {
+    int lanes = w->n - tile * LANES;
+    vf bias = {0};
+    if (w->bias) bias = vf_load(w->bias + (size_t)tile * LANES);
+    for (int m = 0; m < rows; m++) {
+        float *to = out + m * ldo + (size_t)tile * LANES;
+        vf v = w->bias ? y[m] + bias : y[m];
+        if (lanes >= LANES) {
+            vf_store(to, add ? vf_load(to) + v : v);
+        } else {
+            float part[LANES];
+            vf_store(part, v);
+            for (int i = 0; i < lanes; i++) to[i] = add ? to[i] + part[i] : part[i];
+        }
+    }
+}
+
+/* `tiles` tiles from `tile` for `rows` rows; sums[m * groups + g] is the sum of x over a group. */
+INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x, size_t ldx,
+                  int rows, const float *sums, float *out, size_t ldo, int add) {
+    const char *codes[4];
+    vf y[4][MAX_ROWS];
+    vf table;
+#if defined(__AVX512F__)
+    for (int i = 0; i < LANES; i++) table[i] = (float)i - w->center;
+#else
+    table = vf_set(-w->center);
+#endif
+    for (int t = 0; t < tiles; t++) {
+        codes[t] = w->codes + (size_t)(tile + t) * w->tile_bytes;
+        for (int m = 0; m < rows; m++) y[t][m] = (vf){0};
+    }
+    for (int g = 0; g < w->groups; g++) {
+        int begin = g * w->group, end = begin + w->group;
+        if (end > w->k) end = w->k;
+        vf acc[4][MAX_ROWS];
+        for (int t = 0; t < tiles; t++)
+            for (int m = 0; m < rows; m++) acc[t][m] = (vf){0};
+        if (kind == W_Q4) group_q4(w, codes, begin, end, x, ldx, rows, tiles, acc, table);
+        else group_bytes(kind, codes, begin, end, x, ldx, rows, tiles, acc);
+        for (int t = 0; t < tiles; t++) {
+            if (!w->scales) {
+                for (int m = 0; m < rows; m++) y[t][m] += acc[t][m];
+                continue;
+            }
+            size_t index = (size_t)(tile + t) * w->groups + g;
+            vf scale = group_value(w->scales, w->half_scales, index);
+            for (int m = 0; m < rows; m++) y[t][m] += scale * acc[t][m];
+            if (w->offsets) {
+                vf offset = group_value(w->offsets, w->half_scales, index);
+                for (int m = 0; m < rows; m++) y[t][m] += offset * sums[m * w->groups + g];
+            }
+        }
+    }
+    for (int t = 0; t < tiles; t++) finish(w, tile + t, rows, y[t], out, ldo, add);
+}
+
+/* Few rows leave registers for more tiles side by side, which hides the latency of the chains. */
+#define CASE(kind, rows, wide)                                                              \
+    case rows:                                                                              \
+        for (; tile + wide <= end; tile += wide)                                            \
+            block(w, kind, tile, wide, x, ldx, rows, sums, out, ldo, add);                  \
+        for (; tile < end; tile++) block(w, kind, tile, 1, x, ldx, rows, sums, out, ldo, add); \
+        break;
+
+#define DISPATCH(name, kind)                                                                \
+    static void name(const weight *w, int tile, int end, const float *x, size_t ldx,        \
+                     int rows, const float *sums, float *out, size_t ldo, int add) {        \
+        switch (rows) {                                                                     \
+            CASE(kind, 1, 4) CASE(kind, 2, 4) CASE(kind, 3, 2) CASE(kind, 4, 2)             \
+            CASE(kind, 5, 1) CASE(kind, 6, 1) CASE(kind, 7, 1) CASE(kind, 8, 1)             \
+        }                                                                                   \
+    }
+
+DISPATCH(rows_q4, W_Q4)
+DISPATCH(rows_q8, W_Q8)
+DISPATCH(rows_f32, W_F32)
+DISPATCH(rows_f16, W_F16)
+DISPATCH(rows_bf16, W_BF16)
+
+/* n: kind, T, N, K, group, half_scales, ldx, ldo, add; f: center;
+ * p: codes, scales, offsets, bias (padded to whole tiles), x, y */
+void hb_linear(const hb_op *op, int tid, int threads) {
+    weight w;
+    read_weight(op, &w);
+    int total = op->n[1], begin, end;
+    size_t ldx = (size_t)op->n[6], ldo = (size_t)op->n[7];
+    hb_share(w.tiles, tid, threads, &begin, &end);
+    if (begin == end) return;
+    float *sums = hb_scratch((size_t)MAX_ROWS * w.groups);
+    for (int row = 0; row < total; row += MAX_ROWS) {
+        int rows = total - row < MAX_ROWS ? total - row : MAX_ROWS;
+        const float *x = (const float *)op->p[4] + row * ldx;
+        float *out = (float *)op->p[5] + row * ldo;
+        if (w.offsets)
+            for (int m = 0; m < rows; m++)
+                for (int g = 0; g < w.groups; g++) {
+                    int k = g * w.group, stop = k + w.group < w.k ? k + w.group : w.k;
+                    vf part = {0};
+                    float sum = 0;
+                    for (; k + LANES <= stop; k += LANES) part += vf_load(x + m * ldx + k);
+                    for (; k < stop; k++) sum += x[m * ldx + k];
+                    sums[m * w.groups + g] = vf_sum(part) + sum;
+                }
+        switch (w.kind) {
+            case W_Q4: rows_q4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
+            case W_Q8: rows_q8(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
+            case W_F16: rows_f16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
+            case W_BF16: rows_bf16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
+            default: rows_f32(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]);
+        }
+    }
+}
+
+/* Rows of a packed matrix: n as hb_linear without ldx; p: codes, scales, offsets, -, ids, out */
+void hb_embed(const hb_op *op, int tid, int threads) {
+    weight w;
+    read_weight(op, &w);
+    const int64_t *ids = op->p[4];
+    for (int t = tid; t < op->n[1]; t += threads) {
+        int tile = (int)(ids[t] / LANES), lane = (int)(ids[t] % LANES);
+        float *out = (float *)op->p[5] + (size_t)t * op->n[7];
+        for (int k = 0; k < w.k; k++) {
+            vf v = weight_value(&w, tile, k);
+            out[k] = v[lane];
+        }
+    }
+}

@@ -1,0 +1,156 @@
+/* A pool of threads that run a step in lockstep.
+ *
+ * Between two steps a worker spins for a while, because the next one usually follows within a
+ * fraction of a millisecond, and then sleeps. Inside a step all threads spin at the barriers and
+ * give up their core when one lasts long (another process holds it).
+ */
+#include "halfbyte.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <time.h>
+
+typedef struct hb_pool {
+    int threads;
+    _Atomic uint32_t job;      /* number of the current job; workers wait for a new one */
+    _Atomic int arrived;
+    _Atomic uint32_t phase;    /* barrier generation */
+    _Atomic int sleeping;
+    _Atomic int stop;
+    const hb_op *ops;
+    int count;
+    int64_t spin_ns;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    pthread_t *handles;
+} hb_pool;
+
+typedef struct {
+    hb_pool *pool;
+    int tid;
+} worker_arg;
+
+static _Thread_local float *scratch;
+static _Thread_local size_t scratch_floats;
+
+float *hb_scratch(size_t floats) {
+    if (floats > scratch_floats) {
+        free(scratch);
+        scratch = aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+        scratch_floats = scratch ? floats : 0;
+        if (!scratch) abort();
+    }
+    return scratch;
+}
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void barrier(hb_pool *pool) {
+    if (pool->threads == 1) return;
+    uint32_t phase = atomic_load_explicit(&pool->phase, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == pool->threads - 1) {
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (unsigned spins = 1; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase;
+         spins++) {
+        if (spins % 20000 == 0) sched_yield();
+        else relax();
+    }
+}
+
+static void run_ops(hb_pool *pool, int tid) {
+    static void (*const table[])(const hb_op *, int, int) = {
+        hb_embed, hb_rms_norm, hb_linear, hb_rope_kv, hb_attention_split, hb_attention_merge,
+        hb_attention_run, hb_silu_mul, hb_to_bf16, hb_gemm};
+    const hb_op *ops = pool->ops;
+    int count = pool->count;
+    for (int i = 0; i < count; i++) {
+        table[ops[i].kind](&ops[i], tid, pool->threads);
+        barrier(pool);
+    }
+}
+
+static void *worker(void *raw) {
+    worker_arg arg = *(worker_arg *)raw;
+    hb_pool *pool = arg.pool;
+    uint32_t seen = 0;
+    free(raw);
+    for (;;) {
+        int64_t until = now_ns() + pool->spin_ns;
+        unsigned spins = 0;
+        while (atomic_load_explicit(&pool->job, memory_order_acquire) == seen) {
+            relax();
+            if (++spins % 64 || now_ns() < until) continue;
+            pthread_mutex_lock(&pool->lock);
+            atomic_fetch_add(&pool->sleeping, 1);
+            while (atomic_load(&pool->job) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+            atomic_fetch_sub(&pool->sleeping, 1);
+            pthread_mutex_unlock(&pool->lock);
+        }
+        seen = atomic_load_explicit(&pool->job, memory_order_acquire);
+        if (atomic_load(&pool->stop)) break;
+        run_ops(pool, arg.tid);
+    }
+    free(scratch);
+    return NULL;
+}
+
+static void post(hb_pool *pool) {
+    atomic_fetch_add(&pool->job, 1);
+    if (atomic_load(&pool->sleeping)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+/* A pool of `threads`, the caller being one of them; NULL when a thread cannot be made. */
+hb_pool *hb_pool_new(int threads) {
+    hb_pool *pool = calloc(1, sizeof *pool);
+    if (!pool) return NULL;
+    pool->threads = threads;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->handles = calloc((size_t)threads, sizeof *pool->handles);
+    for (int tid = 1; tid < threads; tid++) {
+        worker_arg *arg = malloc(sizeof *arg);
+        *arg = (worker_arg){pool, tid};
+        if (pthread_create(&pool->handles[tid], NULL, worker, arg)) return NULL;
+    }
+    return pool;
+}
+
+/* Stop and join the workers. */
+void hb_pool_free(hb_pool *pool) {
+    atomic_store(&pool->stop, 1);
+    post(pool);
+    for (int tid = 1; tid < pool->threads; tid++) pthread_join(pool->handles[tid], NULL);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_cond_destroy(&pool->wake);
+    free(pool->handles);
+    free(pool);
+}
+
+/* Run `count` ops on all threads; returns when all are done. Workers spin for `spin_us` after. */
+void hb_run(hb_pool *pool, const hb_op *ops, int count, int spin_us) {
+    pool->ops = ops;
+    pool->count = count;
+    pool->spin_ns = (int64_t)spin_us * 1000;
+    if (pool->threads > 1) post(pool);
+    run_ops(pool, 0);
+}

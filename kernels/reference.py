@@ -1,0 +1,181 @@
+"""The meaning of every op in plain torch, in float32 or float64: slow, and the truth.
+
+Shape letters: T tokens of a step, D hidden size, H query heads, J key/value heads, E head
+dimension, B blocks, S tokens in a block, R rows (requests), V vocabulary, I MLP width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension.
+
+    The mean square is taken in at least float32; the result has the input's dtype. Source:
+    Zhang and Sennrich, 2019.
+    """
+    x = x_TD if x_TD.dtype == torch.float64 else x_TD.float()
+    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return (y.to(x_TD.dtype) * weight_D.to(x_TD.dtype)).to(x_TD.dtype)
+
+
+def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` -> [T, N] in the dtype of ``x``."""
+    y = x_TK @ weight_NK.to(x_TK.dtype).T
+    return y if bias_N is None else y + bias_N.to(y.dtype)
+
+
+def silu_mul(gate_up_TI2: Tensor) -> Tensor:
+    """``silu(gate) * up`` for [T, 2 I] whose first half is gate -> [T, I]."""
+    gate, up = gate_up_TI2.chunk(2, dim=-1)
+    return gate * torch.sigmoid(gate) * up
+
+
+def apply_rope(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
+    """Rotate the first 2 F of E dimensions, half-split layout (GPT-NeoX) -> [T, H, E].
+
+    Dimension i pairs with i + F. Source: Su et al., 2021.
+    """
+    half = cos_TF.shape[-1]
+    cos, sin = cos_TF.unsqueeze(1).to(x_THE.dtype), sin_TF.unsqueeze(1).to(x_THE.dtype)
+    a, b, rest = x_THE[..., :half], x_THE[..., half : 2 * half], x_THE[..., 2 * half :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+
+
+def write_kv(
+    k_TJE: Tensor, v_TJE: Tensor, k_cache_BJSE: Tensor, v_cache_BJSE: Tensor, slots_T: Tensor
+) -> None:
+    """Store keys and values of T tokens at ``slot = block * S + offset`` (in place)."""
+    block_size = k_cache_BJSE.shape[2]
+    block, offset = slots_T // block_size, slots_T % block_size
+    k_cache_BJSE[block, :, offset] = k_TJE.to(k_cache_BJSE.dtype)
+    v_cache_BJSE[block, :, offset] = v_TJE.to(v_cache_BJSE.dtype)
+
+
+def gather_kv(cache_BJSE: Tensor, blocks: Tensor, length: int) -> Tensor:
+    """The first ``length`` tokens of one row's cache, contiguous: [J, length, E]."""
+    _, j, s, e = cache_BJSE.shape
+    picked = cache_BJSE[blocks[: (length + s - 1) // s].long()]
+    return picked.transpose(0, 1).reshape(j, -1, e)[:, :length]
+
+
+def attend_row(
+    q_THE: Tensor,
+    k_JLE: Tensor,
+    v_JLE: Tensor,
+    positions_T: Tensor,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    """Causal attention of one row's T queries over its L cached keys -> [T, H, E].
+
+    A key at position p is visible to a query at position q iff p <= q and, with a window W,
+    q - p < W. Query head h reads key/value head ``h // (H / J)``. Softmax in at least float32.
+    """
+    t, h, e = q_THE.shape
+    j, length, _ = k_JLE.shape
+    compute = q_THE.dtype if q_THE.dtype == torch.float64 else torch.float32
+    q = q_THE.to(compute).view(t, j, h // j, e)
+    scores = torch.einsum("tjge,jle->tjgl", q, k_JLE.to(compute)) * scale
+    keys = torch.arange(length, device=q.device)
+    distance = positions_T.to(keys.device).unsqueeze(1) - keys
+    hidden = distance < 0
+    if window:
+        hidden |= distance >= window
+    scores.masked_fill_(hidden[:, None, None, :], float("-inf"))
+    out = torch.einsum("tjgl,jle->tjge", scores.softmax(-1), v_JLE.to(compute))
+    return out.reshape(t, h, e).to(q_THE.dtype)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """The splitmix64 finalizer on int64 lanes (Steele, Lea and Flood, 2014); wraps mod 2**64."""
+    x = (x ^ _logical_shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _logical_shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _logical_shift(x, 31)
+
+
+def counter_uniform(seed: Tensor, position: Tensor, token: Tensor) -> Tensor:
+    """Uniform floats in (0, 1) from a counter: a pure function of (seed, position, token).
+
+    Nothing depends on the batch row or on earlier draws, so a sampled text can be repeated in
+    any batch. Arguments broadcast; int64 in, float32 out, 23 random bits (so that 1 is never hit).
+    """
+    golden = -0x61C8864680B583EB
+    key = mix64(seed + golden)
+    key = mix64(key + (position + 1) * golden)
+    bits = _logical_shift(mix64(key + (token + 1) * golden), 41)
+    return (bits.to(torch.float32) + 0.5) * (1.0 / (1 << 23))
+
+
+def gumbel(seed: Tensor, position: Tensor, token: Tensor) -> Tensor:
+    """Standard Gumbel noise ``-log(-log(u))`` for the Gumbel-max draw; float32."""
+    return -torch.log(-torch.log(counter_uniform(seed, position, token)))
+
+
+def penalize(
+    logits_V: Tensor,
+    seen_V: Tensor,
+    counts_V: Tensor,
+    repetition: float,
+    presence: float,
+    frequency: float,
+) -> Tensor:
+    """Logits after penalties.
+
+    ``repetition`` divides positive and multiplies negative logits where ``seen`` (prompt or
+    output); ``presence`` and ``frequency * count`` are subtracted where the output ``counts``.
+    """
+    scaled = torch.where(logits_V > 0, logits_V / repetition, logits_V * repetition)
+    out = torch.where(seen_V, scaled, logits_V)
+    return out - presence * (counts_V > 0) - frequency * counts_V
+
+
+def keep_mask(logits_V: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Tokens that may be drawn, from logits already divided by the temperature: bool [V].
+
+    The filters apply in the order top-k, top-p, min-p, each to what the one before left, and
+    each is one logit threshold, so tokens tied with the last one kept are kept too.
+    """
+    keep = torch.ones_like(logits_V, dtype=torch.bool)
+    if 0 < top_k < logits_V.numel():
+        keep &= logits_V >= logits_V.topk(top_k).values[-1]
+    if top_p < 1.0:
+        ranked = logits_V.masked_fill(~keep, float("-inf")).sort(descending=True).values
+        mass = ranked.softmax(-1).cumsum(-1)
+        # The first token that brings the mass to top_p is still kept.
+        last = int((mass < top_p).sum().clamp(max=ranked.numel() - 1))
+        keep &= logits_V >= ranked[last]
+    if min_p > 0.0:
+        best = logits_V.max()
+        keep &= logits_V >= best + torch.log(torch.tensor(min_p, dtype=logits_V.dtype))
+    return keep
+
+
+def sample(
+    logits_V: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+    position: int,
+) -> int:
+    """One token: argmax when temperature is 0, else Gumbel-max over the kept tokens.
+
+    Source of the draw: Gumbel-max trick (Gumbel, 1954; Maddison et al., 2014).
+    """
+    if temperature == 0.0:
+        return int(logits_V.argmax())
+    scaled = logits_V / temperature
+    ids = keep_mask(scaled, top_k, top_p, min_p).nonzero().squeeze(-1)
+    noise = gumbel(
+        torch.tensor(seed, device=ids.device), torch.tensor(position, device=ids.device), ids
+    )
+    return int(ids[(scaled[ids] + noise).argmax()])
+
+
+def _logical_shift(x: Tensor, bits: int) -> Tensor:
+    """Unsigned right shift of int64 lanes."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,122 @@
+"""What a loader offers: a model config, named canonical weights, a tokenizer source, a report.
+
+Names are those of Hugging Face modules (``model.layers.0.self_attn.q_proj.weight``), whatever
+the file calls them, so the model code knows one vocabulary. Weights are *pulled* by name, one
+layer at a time, because fused projections need their neighbours; a loader that pushed them in
+file order would force the caller to hold several layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from .canonical import Weight
+from .model_config import ModelConfig
+from .report import LoadReport
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One stored tensor, known from headers alone.
+
+    Attributes:
+        name: canonical (Hugging Face) name.
+        shape: torch order, so a linear weight is (N, K).
+        format: label such as ``Q4_1``, ``F16``, ``BF16``.
+        nbytes: bytes in the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSource:
+    """Everything needed to build a tokenizer, read but not yet built.
+
+    Attributes:
+        kind: ``hf_json`` (tokenizer.json at ``path``), ``spm`` (tokenizer.model at ``path``),
+            ``gguf_bpe`` or ``gguf_spm`` (vocabulary in ``tokens`` and friends).
+        path: file for the first two kinds.
+        tokens: vocabulary in id order (gguf kinds).
+        scores: per token, for gguf_spm.
+        token_types: per token, GGUF numbering (1 normal ... 6 byte).
+        merges: BPE merges "left right" in rank order (gguf_bpe).
+        pre: GGUF pre-tokenizer name (gguf_bpe).
+        added_tokens: content -> id of tokens matched before splitting.
+        special_ids: ids hidden from decoded text.
+        bos_id: begin-of-text id or None.
+        eos_ids: end-of-text ids, from every place the format keeps them.
+        add_bos: prepend ``bos_id`` to a plain prompt.
+        add_space_prefix: sentencepiece's dummy prefix.
+        chat_template: Jinja source or None.
+        chat_templates: named variants (``tool_use`` ...).
+        special_map: names such as ``bos_token`` to their text, for templates.
+    """
+
+    kind: Literal["hf_json", "spm", "gguf_bpe", "gguf_spm"]
+    path: Path | None = None
+    tokens: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    token_types: tuple[int, ...] = ()
+    merges: tuple[str, ...] = ()
+    pre: str = ""
+    added_tokens: dict[str, int] = field(default_factory=dict)
+    special_ids: frozenset[int] = frozenset()
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    add_bos: bool = False
+    add_space_prefix: bool = True
+    chat_template: str | None = None
+    chat_templates: dict[str, str] = field(default_factory=dict)
+    special_map: dict[str, str] = field(default_factory=dict)
+
+
+class Checkpoint(Protocol):
+    """An open checkpoint: headers are read and checked, data is mapped and read on demand."""
+
+    kind: str
+    path: Path
+    config: ModelConfig
+
+    def tensors(self) -> list[TensorInfo]:
+        """Every stored tensor under its canonical name, without reading data."""
+        ...
+
+    def load(self, name: str) -> Weight:
+        """One canonical weight by name.
+
+        Dense tensors keep the file's dtype. Raises CheckpointError when the name is missing.
+        """
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of that canonical name is stored."""
+        ...
+
+    def release(self, names: Iterable[str]) -> None:
+        """Tell the system that the file pages of these tensors are no longer needed."""
+        ...
+
+    def tokenizer(self) -> TokenizerSource:
+        """The tokenizer's raw material. Raises TokenizerError when there is none."""
+        ...
+
+    def report(self) -> LoadReport:
+        """What was detected, checked and decided so far."""
+        ...
+
+    def close(self) -> None:
+        """Unmap the files; views handed out before are copies or stay valid on their own."""
+        ...
+
+
+def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Weight]]:
+    """All canonical weights in file order, one at a time (for tools; the engine pulls)."""
+    for info in checkpoint.tensors():
+        yield info.name, checkpoint.load(info.name)

@@ -1,0 +1,194 @@
+"""Canonical weights: what a checkpoint means, apart from how any file or kernel stores it.
+
+A loader turns each tensor into either a dense ``torch.Tensor`` or a :class:`QuantizedLinear`;
+a backend packs it once for its kernels. The two are different types on purpose.
+
+Shape letters: N output features, K input features, G groups along K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import CheckpointError
+
+ZeroKind = Literal["none", "int", "float"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """Storage-independent format; two projections may be fused only when these are equal.
+
+    Attributes:
+        bits: bits of one code, 2 to 8.
+        group_size: weights along K that share a scale; -1 means one group over all of K.
+        zero: ``none`` = symmetric, the zero point is ``2 ** (bits - 1)``; ``int`` = ``zeros``
+            holds true zero points; ``float`` = ``zeros`` holds an offset added after scaling.
+        act_bits: 8 when activations are quantized too (W8A8), else None.
+        permuted: columns were reordered at load (act-order); ``perm`` says how.
+    """
+
+    bits: int
+    group_size: int
+    zero: ZeroKind = "none"
+    act_bits: int | None = None
+    permuted: bool = False
+
+
+@dataclass(slots=True)
+class QuantizedLinear:
+    """A weight matrix [N, K] as integer codes with one scale per group.
+
+    Meaning: ``w = scale * (code - zero)`` for zero kinds ``none`` and ``int``, and
+    ``w = scale * code + zero`` for ``float``.
+
+    Attributes:
+        name: checkpoint name of the tensor, for messages.
+        format: see :class:`WeightFormat`.
+        codes: uint8 [N, K * bits / 8]; a little-endian bit stream along K, so element k of a
+            row occupies stream bits ``[k * bits, (k + 1) * bits)``.
+        scales: float tensor [N, G].
+        zeros: tensor [N, G] (integer kind: float holding whole numbers, or int), or None.
+        perm: int32 [K]: column k of the codes multiplies input ``x[perm[k]]``; None = identity.
+        in_features: K.
+    """
+
+    name: str
+    format: WeightFormat
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    in_features: int
+    perm: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape[0], self.in_features
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by codes, scales, zeros and permutation."""
+        parts = (self.codes, self.scales, self.zeros, self.perm)
+        return sum(t.numel() * t.element_size() for t in parts if t is not None)
+
+    def unpack(self) -> Tensor:
+        """Codes one per element: uint8 [N, K]."""
+        return unpack_codes(self.codes, self.format.bits, self.in_features)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Weights [N, K] in the input's own column order; the only definition of the meaning.
+
+        Computed in float32 and rounded once to ``dtype``.
+        """
+        k = self.in_features
+        group = k if self.format.group_size == -1 else self.format.group_size
+        q_NK = self.unpack().to(torch.float32)
+        s_NK = _expand(self.scales, group, k)
+        if self.format.zero == "float":
+            assert self.zeros is not None
+            w_NK = q_NK * s_NK + _expand(self.zeros, group, k)
+        elif self.format.zero == "int":
+            assert self.zeros is not None
+            w_NK = (q_NK - _expand(self.zeros, group, k)) * s_NK
+        else:
+            w_NK = (q_NK - float(1 << (self.format.bits - 1))) * s_NK
+        if self.perm is not None:
+            natural = torch.empty_like(w_NK)
+            natural[:, self.perm.long()] = w_NK
+            w_NK = natural
+        return w_NK.to(dtype)
+
+    def rows(self, start: int, stop: int) -> QuantizedLinear:
+        """Rows ``start:stop`` as a view (for fused tensors and tensor parallelism over N)."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        return QuantizedLinear(
+            self.name,
+            self.format,
+            self.codes[start:stop],
+            self.scales[start:stop],
+            zeros,
+            self.in_features,
+            self.perm,
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
+        """Stack weights along N. Raises :class:`CheckpointError` when formats differ."""
+        first = parts[0]
+        for part in parts[1:]:
+            if part.format != first.format or part.in_features != first.in_features:
+                raise CheckpointError(
+                    f"cannot fuse {first.name} {first.format} K={first.in_features} with "
+                    f"{part.name} {part.format} K={part.in_features}: formats differ"
+                )
+        zeros = None
+        if first.zeros is not None:
+            zeros = torch.cat([p.zeros for p in parts if p.zeros is not None])
+        return QuantizedLinear(
+            "+".join(p.name for p in parts),
+            first.format,
+            torch.cat([p.codes for p in parts]),
+            torch.cat([p.scales for p in parts]),
+            zeros,
+            first.in_features,
+            first.perm,
+        )
+
+
+Weight = Tensor | QuantizedLinear
+
+
+def can_fuse(parts: Sequence[Weight]) -> bool:
+    """Whether the weights may be stacked along N into one matrix."""
+    first = parts[0]
+    if isinstance(first, QuantizedLinear):
+        return first.perm is None and all(
+            isinstance(p, QuantizedLinear)
+            and p.format == first.format
+            and p.in_features == first.in_features
+            and p.perm is None
+            for p in parts
+        )
+    dtype = first.dtype
+    return all(isinstance(p, Tensor) and p.dtype == dtype for p in parts)
+
+
+def pack_codes(q_NK: Tensor, bits: int) -> Tensor:
+    """Codes uint8 [N, K] to the canonical bit stream uint8 [N, K * bits / 8].
+
+    ``K * bits`` must be a multiple of 8. Inverse of :func:`unpack_codes`.
+    """
+    if bits == 8:
+        return q_NK.contiguous()
+    n, k = q_NK.shape
+    if bits == 4:
+        pairs = q_NK.view(n, k // 2, 2)
+        return pairs[..., 0] | (pairs[..., 1] << 4)
+    shifts = torch.arange(bits, dtype=torch.uint8, device=q_NK.device)
+    stream = ((q_NK.unsqueeze(-1) >> shifts) & 1).view(n, k * bits // 8, 8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=q_NK.device)
+    return (stream * weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack_codes(codes: Tensor, bits: int, k: int) -> Tensor:
+    """Canonical bit stream uint8 [N, K * bits / 8] to codes uint8 [N, K]."""
+    if bits == 8:
+        return codes
+    n = codes.shape[0]
+    if bits == 4:
+        return torch.stack((codes & 15, codes >> 4), dim=-1).view(n, k)
+    shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    stream = ((codes.unsqueeze(-1) >> shifts) & 1).view(n, k, bits)
+    weights = torch.tensor([1 << i for i in range(bits)], dtype=torch.uint8, device=codes.device)
+    return (stream * weights).sum(-1, dtype=torch.uint8)
+
+
+def _expand(per_group: Tensor, group: int, k: int) -> Tensor:
+    """[N, G] to float32 [N, K]; the last group may be short."""
+    return per_group.to(torch.float32).repeat_interleave(group, dim=1)[:, :k]

@@ -1,0 +1,217 @@
+"""GGUF checkpoints of the Llama, Mistral, Qwen2 and Qwen3 families."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
+
+from . import gguf_config, gguf_tokenizer, model_checks
+from .base import TensorInfo, TokenizerSource
+from .canonical import Weight
+from .gguf_blocks import convert_tensor
+from .gguf_reader import GGUFFile, GGUFTensor
+from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES
+from .report import LoadReport
+
+_TOP_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Divisors of the rotary frequencies; they become a part of the config.
+_FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(.+)\.(weight|bias)")
+_TOP_NAME = re.compile(r"([a-z_]+)\.(weight|bias)")
+
+
+class GGUFCheckpoint:
+    """An open GGUF file behind the :class:`~halfbyte.loaders.base.Checkpoint` protocol.
+
+    All headers are checked on construction: the tensors that the config implies are there, with
+    their shapes and with supported types.
+
+    Attributes:
+        kind: ``gguf``.
+        path: the file.
+        config: the architecture.
+
+    Raises:
+        CheckpointError: the file is damaged, crafted or incomplete.
+        UnsupportedModelError: architecture, tensor type or a metadata value is not implemented.
+    """
+
+    kind: str = "gguf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._report = LoadReport(self.kind)
+        self._file = GGUFFile(self.path)
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        where = str(self.path)
+        _refuse_split(where, self._file)
+        report = self._report
+        report.files[self.path.name] = self._file.file.size
+        for tensor in self._file.tensors.values():
+            report.count(tensor.type.name, tensor.nbytes)
+        factors = {
+            name: _read_factors(where, self._file, self._file.tensors[name])
+            for name in _FACTOR_TENSORS
+            if name in self._file.tensors
+        }
+        metadata = self._file.metadata
+        self.config = gguf_config.read_config(where, metadata, self._file.tensors, factors, report)
+        stored = {
+            _canonical_name(t.name): TensorInfo(
+                _canonical_name(t.name), t.shape, t.type.name, t.nbytes
+            )
+            for t in self._file.tensors.values()
+            if t.name not in factors
+        }
+        self._infos = model_checks.check_tensors(self.config, stored, where, report)
+        for info in self._infos.values():
+            _check_type(where, info)
+        self._by_name = {_canonical_name(t.name): t for t in self._file.tensors.values()}
+        self._permuted = metadata["general.architecture"] in gguf_config.PERMUTED
+        if self._permuted:
+            report.decide("q and k rows put back from interleaved to half-split order")
+
+    def tensors(self) -> list[TensorInfo]:
+        """Every tensor that the model uses, under its canonical name, in file order."""
+        return list(self._infos.values())
+
+    def has(self, name: str) -> bool:
+        """Whether the model uses a tensor of that canonical name."""
+        return name in self._infos
+
+    def load(self, name: str) -> Weight:
+        """One canonical weight, in its own memory.
+
+        F32, F16 and BF16 tensors keep their dtype; the block types become QuantizedLinear.
+        Raises CheckpointError when there is no such tensor or its scales are not finite.
+        """
+        info = self._infos.get(name)
+        if info is None:
+            raise CheckpointError(f"{self.path}: there is no tensor {name}")
+        tensor = self._by_name[name]
+        raw = self._file.raw(tensor)
+        heads = self._heads_of(name)
+        if heads:
+            raw = _half_split_rows(raw, heads, tensor.shape[0])
+        return convert_tensor(name, tensor.type, tensor.shape, raw)
+
+    def _heads_of(self, name: str) -> int:
+        """Heads whose rows are interleaved in this tensor; 0 when none are."""
+        if not self._permuted:
+            return 0
+        if ".q_proj." in name:
+            return self.config.num_heads
+        return self.config.num_kv_heads if ".k_proj." in name else 0
+
+    def release(self, names: Iterable[str]) -> None:
+        """Drop the file pages of these tensors from memory; they can be read again."""
+        found = (self._by_name[name] for name in names if name in self._by_name)
+        self._file.file.release((t.offset, t.nbytes) for t in found)
+
+    def tokenizer(self) -> TokenizerSource:
+        """The tokenizer in the metadata. Raises TokenizerError when there is none."""
+        return gguf_tokenizer.read_tokenizer(str(self.path), self._file.metadata, self._report)
+
+    def report(self) -> LoadReport:
+        """What was detected, checked and decided so far."""
+        return self._report
+
+    def close(self) -> None:
+        """Unmap the file; weights handed out before stay valid."""
+        self._file.close()
+
+
+def _refuse_split(where: str, file: GGUFFile) -> None:
+    parts = file.metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise UnsupportedModelError(
+            f"{where}: one of {parts!r:.20} parts of a split GGUF file; split files are not "
+            "supported yet",
+            hint="join the parts with llama-gguf-split --merge",
+        )
+
+
+def _canonical_name(name: str) -> str:
+    """The Hugging Face name of a GGUF tensor, or the name itself when there is none."""
+    layer = _LAYER_NAME.fullmatch(name)
+    if layer:
+        module = _LAYER_NAMES.get(layer[2], layer[2])
+        return f"model.layers.{layer[1]}.{module}.{layer[3]}"
+    top = _TOP_NAME.fullmatch(name)
+    if top and top[1] in _TOP_NAMES:
+        return f"{_TOP_NAMES[top[1]]}.{top[2]}"
+    return name
+
+
+def _check_type(where: str, info: TensorInfo) -> None:
+    """Refuse, before any data is read, types that ``load`` could not convert."""
+    if info.format not in SUPPORTED_TYPES:
+        raise UnsupportedModelError(
+            f"{where}: tensor {info.name} has type {info.format}; supported are "
+            f"{', '.join(SUPPORTED_TYPES)}",
+            hint="use a file quantized to one of these types, such as Q4_K_M or Q4_0",
+        )
+    if len(info.shape) == 1 and info.format not in DENSE_TYPES:
+        raise UnsupportedModelError(
+            f"{where}: vector {info.name} has type {info.format}; supported are "
+            f"{', '.join(DENSE_TYPES)}"
+        )
+
+
+def _read_factors(where: str, file: GGUFFile, tensor: GGUFTensor) -> tuple[float, ...]:
+    """A small vector of rotary frequency divisors."""
+    if len(tensor.shape) != 1 or tensor.type.name != "F32":
+        raise CheckpointError(
+            f"{where}: tensor {tensor.name} is {tensor.type.name} {list(tensor.shape)}; expected a "
+            "vector of F32"
+        )
+    if tensor.shape[0] > model_checks.MAX_HEAD_DIM:
+        raise CheckpointError(
+            f"{where}: tensor {tensor.name} has {tensor.shape[0]} values; expected at most "
+            f"{model_checks.MAX_HEAD_DIM}"
+        )
+    weight = convert_tensor(tensor.name, tensor.type, tensor.shape, file.raw(tensor))
+    assert isinstance(weight, Tensor)
+    values = tuple(weight.tolist())
+    if not all(math.isfinite(v) and v > 0 for v in values):
+        raise CheckpointError(f"{where}: tensor {tensor.name} holds a value that is not positive")
+    return values
+
+
+def _half_split_rows(raw: Tensor, heads: int, rows: int) -> Tensor:
+    """Undo the interleaving of row pairs in each head: whole rows move, whatever their type.
+
+    raw: uint8 [bytes]; the result is a copy [rows, bytes of a row]. File row 2 i + j of a head
+    becomes row i + j d / 2, where d is the head size.
+    """
+    split = raw.view(heads, rows // heads // 2, 2, -1)
+    return split.transpose(1, 2).reshape(rows, -1)

@@ -1,0 +1,344 @@
+"""GGUF metadata to a :class:`ModelConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
+
+from . import model_checks as limits
+from .fields import Fields, display_name, shown
+from .gguf_reader import GGUFArray, GGUFTensor
+from .model_config import ModelConfig, RopeConfig
+from .report import LoadReport
+
+# GGUF architecture -> family. The first three store q and k rows in interleaved order.
+FAMILIES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "mistral3": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
+PERMUTED = frozenset(("llama", "mistral", "mistral3"))
+
+# Keys that change the numbers in a way no supported family uses -> the value without effect.
+_NEUTRAL: dict[str, float] = {
+    "attention.clamp_kqv": 0,
+    "attention.max_alibi_bias": 0,
+    "attention.scale": 0,
+    "attention.temperature_scale": 0,
+    "attention.temperature_length": 0,
+    "attn_logit_softcapping": 0,
+    "final_logit_softcapping": 0,
+    "logit_scale": 0,
+    "embedding_scale": 0,
+    "residual_scale": 0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "leading_dense_block_count": 0,
+    "nextn_predict_layers": 0,
+    "rope.scaling.alpha": 0,
+    "rope.scaling.yarn_log_multiplier": 0,
+    "rope.scaling.yarn_ext_factor": 1,
+    "rope.scaling.yarn_attn_factor": 1,
+    "use_parallel_residual": 0,
+}
+_REFUSED = ("rope.dimension_sections", "attention.causal", "attention.layer_norm_epsilon")
+_KNOWN = frozenset(
+    (
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "attention.value_length",
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.attn_factor",
+        "rope.scaling.factor",
+        "rope.scaling.finetuned",
+        "rope.scaling.original_context_length",
+        "rope.scaling.type",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "tensor_data_layout",
+        "vocab_size",
+    )
+)
+_LAST_U32 = (1 << 32) - 1  # how writers spell "no such token"
+
+
+def read_config(
+    where: str,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, GGUFTensor],
+    factors: Mapping[str, tuple[float, ...]],
+    report: LoadReport,
+) -> ModelConfig:
+    """The architecture that a GGUF file describes.
+
+    Args:
+        where: file name for messages.
+        metadata: the file's key/value pairs.
+        tensors: the file's tensors, consulted for what the metadata leaves out.
+        factors: contents of the rotary factor tensors that are stored, by GGUF name.
+        report: gets the decisions taken.
+
+    Raises:
+        UnsupportedModelError: another architecture, or a value that is not implemented.
+        CheckpointError: a field is missing or out of bounds.
+    """
+    top = Fields(where, metadata)
+    arch = top.text("general.architecture")
+    if arch not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{where}: general.architecture is {shown(arch)}; supported are {', '.join(FAMILIES)}"
+        )
+    read = _ArchFields(where, metadata, arch)
+    read.refuse_unknown_math(report)
+    hidden = read.integer("embedding_length", 1, limits.MAX_HIDDEN)
+    layers = read.integer("block_count", 1, limits.MAX_LAYERS)
+    heads = read.uniform("attention.head_count", layers, limits.MAX_HEADS)
+    kv_heads = read.uniform("attention.head_count_kv", layers, limits.MAX_HEADS, default=heads)
+    head_dim = read.integer("attention.key_length", 1, limits.MAX_HEAD_DIM, hidden // heads)
+    value_dim = read.integer("attention.value_length", 1, limits.MAX_HEAD_DIM, head_dim)
+    if value_dim != head_dim:
+        raise UnsupportedModelError(
+            f"{where}: value heads of {value_dim} and key heads of {head_dim} elements; only "
+            "equal sizes are supported"
+        )
+    position = read.integer("context_length", 1, limits.MAX_POSITION)
+    rope = _rope(read, head_dim, position, factors)
+    if arch in PERMUTED and rope.rotary_dim not in (0, head_dim):
+        raise UnsupportedModelError(
+            f"{where}: {arch}.rope.dimension_count is {rope.rotary_dim} of {head_dim}; only whole "
+            f"heads are supported for {arch}"
+        )
+    if rope.kind == "yarn":
+        longest = int(rope.factor * rope.original_max_position)
+        position = min(max(position, longest), limits.MAX_POSITION)
+    config = ModelConfig(
+        architecture=FAMILIES[arch],
+        vocab_size=_vocab_size(read, report),
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=read.uniform("feed_forward_length", layers, limits.MAX_INTERMEDIATE),
+        rms_norm_eps=read.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        max_position=position,
+        rope=rope,
+        tie_word_embeddings="output.weight" not in tensors,
+        qkv_bias=arch == "qwen2" or "blk.0.attn_q.bias" in tensors,
+        o_bias="blk.0.attn_output.bias" in tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        qk_norm=arch == "qwen3",
+        sliding_window=_sliding_window(read, layers, position, report),
+        bos_token_id=token_id(top, "tokenizer.ggml.bos_token_id"),
+        eos_token_ids=end_ids(top),
+        dtype=_dtype(tensors),
+        name=display_name(top.text("general.name", "")),
+    )
+    limits.check_heads(where, config)
+    if config.tie_word_embeddings:
+        report.decide("no output.weight: the LM head is the embedding matrix")
+    if FAMILIES[arch] != arch:
+        report.decide(f"architecture {arch} read as {FAMILIES[arch]}, with interleaved q/k rows")
+    return config
+
+
+def token_id(fields: Fields, key: str) -> int | None:
+    """A special token's id; None when absent or spelled as -1. Checked against the vocabulary."""
+    value = fields.values.get(key)
+    if value is None or value in (-1, _LAST_U32):
+        return None
+    tokens = fields.values.get("tokenizer.ggml.tokens")
+    count = tokens.count if isinstance(tokens, GGUFArray) else limits.MAX_VOCAB
+    return fields.integer(key, 0, max(0, count - 1))
+
+
+def end_ids(fields: Fields) -> tuple[int, ...]:
+    """Ids of the end-of-sequence, end-of-turn and end-of-message tokens that are named."""
+    keys = (f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
+    found = (token_id(fields, key) for key in keys)
+    return tuple(dict.fromkeys(i for i in found if i is not None))
+
+
+class _ArchFields(Fields):
+    """Fields under the architecture's prefix, so ``context_length`` is ``llama.context_length``."""
+
+    def __init__(self, where: str, metadata: Mapping[str, Any], arch: str) -> None:
+        prefix = f"{arch}."
+        own = {k[len(prefix) :]: v for k, v in metadata.items() if k.startswith(prefix)}
+        super().__init__(where, own, prefix)
+        self.metadata = metadata
+
+    def uniform(self, key: str, layers: int, high: int, default: int | None = None) -> int:
+        """A whole number that may also be stored once per layer, if all layers agree."""
+        value = self.values.get(key)
+        if not isinstance(value, GGUFArray):
+            return self.integer(key, 1, high, default)
+        if value.count != layers:
+            raise self.error(key, value, f"one value or {layers}, one per layer")
+        items = set(value.values())
+        if len(items) != 1:
+            raise UnsupportedModelError(
+                f"{self.name(key)} differs between layers ({shown(sorted(items, key=str))}); "
+                "only equal layers are supported"
+            )
+        return Fields(self.where, {key: items.pop()}, self.prefix).integer(key, 1, high)
+
+    def refuse_unknown_math(self, report: LoadReport) -> None:
+        """Refuse keys that change the numbers and that no supported family uses."""
+        for key, neutral in _NEUTRAL.items():
+            value = self.values.get(key, neutral)
+            if value != neutral:
+                raise UnsupportedModelError(
+                    f"{self.name(key)} is {shown(value)}; only {neutral} is supported"
+                )
+        for key in _REFUSED:
+            if key in self.values:
+                raise UnsupportedModelError(
+                    f"{self.name(key)} is set; this variant of the model is not supported"
+                )
+        for key in self.values:
+            if key not in _NEUTRAL and key not in _KNOWN:
+                report.warn(f"metadata key {self.prefix}{shown(key)[1:-1]} is not known; not used")
+
+
+def _vocab_size(read: _ArchFields, report: LoadReport) -> int:
+    tokens = read.metadata.get("tokenizer.ggml.tokens")
+    if read.present("vocab_size"):
+        return read.integer("vocab_size", 1, limits.MAX_VOCAB)
+    if not isinstance(tokens, GGUFArray) or not 0 < tokens.count <= limits.MAX_VOCAB:
+        raise CheckpointError(
+            f"{read.name('vocab_size')} is missing and tokenizer.ggml.tokens is {shown(tokens)}; "
+            "expected one of them to give the vocabulary size"
+        )
+    report.decide(f"vocabulary size {tokens.count} taken from the token list")
+    return tokens.count
+
+
+def _rope(
+    read: _ArchFields, head_dim: int, position: int, factors: Mapping[str, tuple[float, ...]]
+) -> RopeConfig:
+    theta = read.number("rope.freq_base", 1e-3, 1e15, 10000.0)
+    rotary = read.integer("rope.dimension_count", 2, limits.MAX_HEAD_DIM, head_dim)
+    if rotary > head_dim or rotary % 2:
+        raise read.error("rope.dimension_count", rotary, f"an even number up to {head_dim}")
+    for name, values in factors.items():
+        if len(values) != rotary // 2:
+            raise CheckpointError(
+                f"{read.where}: tensor {name} has {len(values)} values; expected {rotary // 2}"
+            )
+    kind = read.text("rope.scaling.type", "none")
+    # Files from 2023 have a bare divisor instead of a type.
+    old_linear = read.number("rope.scale_linear", 1e-6, 1e6, 1.0)
+    if kind == "none" and not read.present("rope.scaling.type") and old_linear != 1.0:
+        return RopeConfig(theta, rotary, "linear", factor=old_linear)
+    if kind == "none":
+        if "rope_factors_long.weight" in factors or "rope_factors_short.weight" in factors:
+            kind = "longrope"
+        else:
+            return RopeConfig(theta, rotary, freq_factors=factors.get("rope_freqs.weight", ()))
+    original = read.integer(
+        "rope.scaling.original_context_length", 1, limits.MAX_POSITION, position
+    )
+    attn = read.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0)
+    if kind == "longrope":
+        return _longrope(read, theta, rotary, original, attn, position, factors)
+    if "rope_freqs.weight" in factors:
+        raise UnsupportedModelError(
+            f"{read.where}: rope_freqs.weight together with rope.scaling.type {shown(kind)} is "
+            "not supported"
+        )
+    factor = read.number("rope.scaling.factor", 1e-6, 1e6)
+    if kind == "linear" and attn == 1.0:
+        return RopeConfig(theta, rotary, "linear", factor=factor)
+    if kind == "yarn" and attn == 1.0:
+        return RopeConfig(
+            theta,
+            rotary,
+            "yarn",
+            factor=factor,
+            original_max_position=original,
+            beta_fast=read.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
+            beta_slow=read.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
+        )
+    raise UnsupportedModelError(
+        f"{read.name('rope.scaling.type')} is {shown(kind)} with attn_factor {attn:g}; supported "
+        "are none, linear, yarn and longrope, with attn_factor 1 for the first three"
+    )
+
+
+def _longrope(
+    read: _ArchFields,
+    theta: float,
+    rotary: int,
+    original: int,
+    attn: float,
+    position: int,
+    factors: Mapping[str, tuple[float, ...]],
+) -> RopeConfig:
+    both = ("rope_factors_short.weight", "rope_factors_long.weight")
+    short, long = (factors.get(name, ()) for name in both)
+    if not short or not long:
+        raise CheckpointError(
+            f"{read.where}: longrope scaling needs the tensors {' and '.join(both)}"
+        )
+    return RopeConfig(
+        theta,
+        rotary,
+        "longrope",
+        factor=max(1.0, position / original),
+        original_max_position=original,
+        attention_factor=attn if read.present("rope.scaling.attn_factor") else None,
+        short_factor=short,
+        long_factor=long,
+    )
+
+
+def _sliding_window(
+    read: _ArchFields, layers: int, position: int, report: LoadReport
+) -> tuple[int, ...]:
+    """Window per layer. A window as long as the context is no window."""
+    if not read.present("attention.sliding_window"):
+        return ()
+    window = read.integer("attention.sliding_window", 0, limits.MAX_POSITION)
+    if window == 0 or window >= position:
+        return ()
+    pattern = read.values.get("attention.sliding_window_pattern")
+    if isinstance(pattern, GGUFArray) and pattern.count == layers:
+        flags = pattern.values()
+        if all(isinstance(flag, bool) for flag in flags):
+            return tuple(window if flag else 0 for flag in flags)
+    if pattern is not None:
+        raise UnsupportedModelError(
+            f"{read.name('attention.sliding_window_pattern')} is {shown(pattern)}; supported is an "
+            f"array of {layers} bools"
+        )
+    if read.prefix in ("qwen2.", "qwen3."):
+        raise UnsupportedModelError(
+            f"{read.name('attention.sliding_window')} is {window} without a pattern: which layers "
+            "use it is unknown",
+            hint="convert the original model again with a current converter",
+        )
+    report.decide(f"sliding window of {window} tokens on every layer")
+    return (window,) * layers
+
+
+def _dtype(tensors: Mapping[str, GGUFTensor]) -> str:
+    """GGUF does not record the training type; 16-bit matrices tell it, quantized ones do not."""
+    names = {t.type.name for t in tensors.values() if len(t.shape) == 2}
+    if "BF16" in names:
+        return "bfloat16"
+    return "float16" if "F16" in names else "float32"

@@ -1,0 +1,165 @@
+"""GGUF metadata to a :class:`TokenizerSource`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from halfbyte.errors import CheckpointError, TokenizerError
+
+from . import model_checks as limits
+from .base import TokenizerSource
+from .fields import Fields, shown
+from .gguf_config import end_ids, token_id
+from .gguf_reader import GGUFArray
+from .report import LoadReport
+
+_PREFIX = "tokenizer.ggml."
+_TEMPLATE = "tokenizer.chat_template"
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+
+# Byte-level pre-tokenizers whose models begin every text with the bos token.
+_BOS_PRE = frozenset(
+    (
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "tekken",
+        "chameleon",
+    )
+)
+# Control tokens that end a turn; files made before the eot and eom keys existed have only these.
+_TURN_ENDS = frozenset(
+    (
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "<end_of_turn>",
+    )
+)
+
+
+def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) -> TokenizerSource:
+    """The tokenizer that a GGUF file carries.
+
+    Args:
+        where: file name for messages.
+        metadata: the file's key/value pairs.
+        report: gets the decisions taken.
+
+    Raises:
+        TokenizerError: there is none, or its kind is not supported.
+        CheckpointError: its arrays are inconsistent.
+    """
+    top = Fields(where, metadata)
+    model = metadata.get(_PREFIX + "model")
+    if model not in ("gpt2", "llama"):
+        raise TokenizerError(
+            f"{where}: tokenizer.ggml.model is {shown(model)}; supported are 'gpt2' (byte-level "
+            "BPE) and 'llama' (sentencepiece BPE)"
+        )
+    tokens = _array(top, "tokens", str, limits.MAX_VOCAB)
+    count = len(tokens)
+    if not tokens:
+        raise TokenizerError(f"{where}: tokenizer.ggml.tokens is missing or empty")
+    types = _per_token(top, "token_type", int, count) or (_NORMAL,) * count
+    if not all(0 <= kind <= _BYTE for kind in set(types)):
+        raise CheckpointError(f"{where}: tokenizer.ggml.token_type holds values outside 0 to 6")
+    scores = _per_token(top, "scores", float, count)
+    if any(math.isnan(score) for score in scores):
+        raise CheckpointError(f"{where}: tokenizer.ggml.scores holds NaN")
+    spm = model == "llama"
+    if spm and not scores:
+        raise TokenizerError(f"{where}: tokenizer.ggml.scores is missing; 'llama' needs it")
+    added = {
+        text: index
+        for index, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (_CONTROL, _USER_DEFINED) and text
+    }
+    controls = {i for i, kind in enumerate(types) if kind in (_UNKNOWN, _CONTROL)}
+    bos = token_id(top, _PREFIX + "bos_token_id")
+    named = end_ids(top)
+    ends = named + tuple(
+        sorted(added[t] for t in _TURN_ENDS & added.keys() if added[t] not in named)
+    )
+    ends = tuple(i for i in ends if i in named or types[i] == _CONTROL)
+    if len(ends) > len(named):
+        texts = ", ".join(tokens[i] for i in ends[len(named) :])
+        report.decide(f"control tokens that also end a text: {texts}")
+    pre = top.text(_PREFIX + "pre", "")
+    add_bos = top.flag(_PREFIX + "add_bos_token", None)
+    if add_bos is None:
+        add_bos = spm or pre in _BOS_PRE
+    if top.flag(_PREFIX + "add_eos_token", False):
+        report.warn("tokenizer.ggml.add_eos_token is set; prompts to be continued do not get it")
+    return TokenizerSource(
+        kind="gguf_spm" if spm else "gguf_bpe",
+        tokens=tokens,
+        scores=scores,
+        token_types=types,
+        merges=() if spm else _array(top, "merges", str, 2 * limits.MAX_VOCAB),
+        pre=pre,
+        added_tokens=added,
+        special_ids=frozenset(controls | set(named)),
+        bos_id=bos,
+        eos_ids=ends,
+        add_bos=add_bos and bos is not None,
+        add_space_prefix=bool(top.flag(_PREFIX + "add_space_prefix", spm)),
+        chat_template=top.text(_TEMPLATE) if top.present(_TEMPLATE) else None,
+        chat_templates=_named_templates(metadata),
+        special_map=_special_map(top, tokens),
+    )
+
+
+def _array(fields: Fields, name: str, kind: type, limit: int) -> tuple[Any, ...]:
+    """An array of one Python type, or () when absent."""
+    key = _PREFIX + name
+    value = fields.values.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, GGUFArray) or value.count > limit:
+        raise fields.error(key, value, f"an array of at most {limit} items")
+    items = value.values()
+    if items and type(items[0]) is not kind:
+        raise fields.error(key, value, f"an array of {kind.__name__}")
+    return items
+
+
+def _per_token(fields: Fields, name: str, kind: type, count: int) -> tuple[Any, ...]:
+    """An array with one item per token, or () when absent."""
+    items = _array(fields, name, kind, limits.MAX_VOCAB)
+    if items and len(items) != count:
+        raise CheckpointError(
+            f"{fields.name(_PREFIX + name)} has {len(items)} items; expected {count}, one per token"
+        )
+    return items
+
+
+def _named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The templates stored as ``tokenizer.chat_template.NAME``."""
+    prefix = _TEMPLATE + "."
+    return {
+        key[len(prefix) :]: value
+        for key, value in metadata.items()
+        if key.startswith(prefix) and isinstance(value, str)
+    }
+
+
+def _special_map(fields: Fields, tokens: tuple[str, ...]) -> dict[str, str]:
+    """``bos_token`` and friends -> text, for chat templates."""
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    found: dict[str, str] = {}
+    for short, long in keys.items():
+        index = token_id(fields, f"{_PREFIX}{long}_token_id")
+        if index is not None:
+            found[f"{short}_token"] = tokens[index]
+    return found

@@ -1,0 +1,84 @@
+"""JSON from strangers: size, depth, duplicate keys and non-finite numbers are checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from halfbyte.errors import CheckpointError
+
+MAX_DEPTH = 64
+_MAX_DIGITS = 20
+
+
+def parse_object(
+    data: bytes, where: str, *, max_bytes: int, unique_keys: bool = True
+) -> dict[str, Any]:
+    """The JSON object in ``data``.
+
+    Refused with CheckpointError naming ``where``: more than ``max_bytes`` bytes, bad UTF-8, bad
+    JSON, NaN and Infinity (also numbers that overflow to them), whole numbers of more than 20
+    digits, duplicate keys (unless ``unique_keys`` is off), more than 64 levels, and anything
+    but an object at the top.
+    """
+    if len(data) > max_bytes:
+        raise CheckpointError(f"{where}: {len(data)} bytes of JSON; at most {max_bytes} are read")
+
+    def bad_constant(name: str) -> NoReturn:
+        raise CheckpointError(f"{where}: {name} is not a JSON number; expected a finite number")
+
+    def whole(text: str) -> int:
+        if len(text) > _MAX_DIGITS:
+            raise CheckpointError(f"{where}: a whole number has {len(text)} digits")
+        return int(text)
+
+    def real(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise CheckpointError(f"{where}: the number {text[:40]} overflows; expected finite")
+        return value
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    raise CheckpointError(f"{where}: duplicate key {key[:80]!r}")
+                seen.add(key)
+        return found
+
+    try:
+        parsed = json.loads(
+            data.decode("utf-8"),
+            parse_constant=bad_constant,
+            parse_int=whole,
+            parse_float=real,
+            object_pairs_hook=unique if unique_keys else None,
+        )
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where}: not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{where}: JSON is nested over {MAX_DEPTH} levels deep") from error
+    except ValueError as error:
+        raise CheckpointError(f"{where}: not valid JSON: {str(error)[:120]}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{where}: the top of the JSON is not an object")
+    if _too_deep(parsed):
+        raise CheckpointError(f"{where}: JSON is nested over {MAX_DEPTH} levels deep")
+    return parsed
+
+
+def _too_deep(top: dict[str, Any]) -> bool:
+    """Whether any container lies more than ``MAX_DEPTH`` levels down; walks level by level."""
+    level: list[Any] = [top]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            children = item.values() if isinstance(item, dict) else item
+            below.extend(child for child in children if isinstance(child, (dict, list)))
+        if not below:
+            return False
+        level = below
+    return True

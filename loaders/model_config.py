@@ -1,0 +1,104 @@
+"""The shape of a decoder-only transformer, as every loader describes it to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding: base frequency and scaling rule (formats: see docs/formats.md).
+
+    Attributes:
+        theta: base of the inverse frequencies ``theta ** (-2 i / rotary_dim)``.
+        rotary_dim: how many leading dimensions of a head are rotated; 0 means the whole head.
+        kind: scaling rule; the fields below are read by the rules that need them.
+        factor: context extension factor.
+        original_max_position: context length in tokens before scaling; 0 when not given.
+        low_freq_factor: llama3 only.
+        high_freq_factor: llama3 only.
+        beta_fast: yarn only.
+        beta_slow: yarn only.
+        truncate: yarn only; round the ramp's ends to whole dimensions.
+        attention_factor: yarn and longrope multiply cos and sin by it; None derives it.
+        mscale: yarn only, DeepSeek form of the attention factor; 0 when not given.
+        mscale_all_dim: yarn only; 0 when not given.
+        short_factor: longrope divisors ``[rotary_dim / 2]`` up to ``original_max_position``.
+        long_factor: longrope divisors ``[rotary_dim / 2]`` beyond it.
+        freq_factors: divisors ``[rotary_dim / 2]`` stored as a tensor (GGUF ``rope_freqs``).
+    """
+
+    theta: float = 10000.0
+    rotary_dim: int = 0
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_max_position: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    freq_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Architecture of one model; all sizes are counts of elements.
+
+    Attributes:
+        architecture: family, one of ``llama``, ``mistral``, ``qwen2``, ``qwen3``.
+        vocab_size: rows V of the embedding matrix [V, hidden_size].
+        hidden_size: width of the residual stream.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; divides ``num_heads``.
+        head_dim: elements of one head.
+        intermediate_size: width of the gated MLP.
+        rms_norm_eps: epsilon added to the mean square.
+        max_position: context length in tokens the model was made for.
+        rope: rotary embedding.
+        tie_word_embeddings: the LM head is the embedding matrix.
+        qkv_bias: q, k and v projections have biases.
+        o_bias: the attention output projection has a bias.
+        mlp_bias: gate, up and down projections have biases.
+        qk_norm: per-head RMSNorm on q and k before RoPE (Qwen3).
+        sliding_window: attention window in tokens per layer, 0 = full; empty = all full.
+        bos_token_id: begin-of-text id or None.
+        eos_token_ids: ids that end a text.
+        dtype: type that the checkpoint was trained in (``float32``, ``float16``, ``bfloat16``).
+        name: human-readable model name from the metadata, or "".
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    max_position: int
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str = "float32"
+    name: str = ""
+
+    def window(self, layer: int) -> int:
+        """Sliding window of ``layer`` in tokens; 0 means full attention."""
+        return self.sliding_window[layer] if self.sliding_window else 0

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: a service that knows no web framework, and a thin HTTP face."""

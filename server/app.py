@@ -1,0 +1,208 @@
+"""The FastAPI face: thin routes over `OpenAIService`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import halfbyte
+from halfbyte.errors import HalfbyteError
+
+from . import sse
+from .errors import ApiError, as_api_error, engine_down
+from .job import Call
+from .metrics import CONTENT_TYPE
+from .middleware import Exchange, Gate, RequestLog
+from .schema import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    RequestModel,
+    ResponseModel,
+    TokenizeRequest,
+    json_schemas,
+    parse,
+)
+from .service import EventStream, OpenAIService
+
+logger = logging.getLogger("halfbyte.server")
+
+MAX_BODY = 8 << 20
+BODY_TIMEOUT_S = 30.0
+
+
+def create_app(
+    service: OpenAIService,
+    *,
+    api_keys: Iterable[str] = (),
+    hosts: Collection[str] | None = None,
+    max_body: int = MAX_BODY,
+    body_timeout_s: float = BODY_TIMEOUT_S,
+) -> ASGIApp:
+    """The ASGI application of a service; its lifespan starts and closes the service.
+
+    Args:
+        service: not started yet.
+        api_keys: keys of which requests must bring one; none means open to all.
+        hosts: names allowed in the Host header; None allows all.
+        max_body: bytes of the largest request body.
+        body_timeout_s: longest silence while a body is being sent, seconds.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="Halfbyte",
+        version=halfbyte.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    _add_generation(app, service)
+    _add_information(app, service)
+    _add_errors(app)
+    _document(app)
+    routes = [path for path in app.openapi()["paths"] if "{" not in path]
+    inner = Exchange(app, service.metrics, max_body, body_timeout_s)
+    return RequestLog(Gate(inner, api_keys, hosts), service.metrics, [*routes, "/openapi.json"])
+
+
+class EventResponse(Response):
+    """Sends an `EventStream` and closes it whatever happens."""
+
+    def __init__(self, events: EventStream) -> None:
+        super().__init__(headers=dict(sse.HEADERS))
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the events as they come."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for frames in self._events:
+                await send({"type": "http.response.body", "body": frames, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await self._events.aclose()
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request that says it is JSON; a page elsewhere cannot say so unasked."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, "The request must have the header Content-Type: application/json.")
+    return await request.body()
+
+
+def _json(model: ResponseModel) -> Response:
+    return Response(model.to_json(), media_type="application/json")
+
+
+def _takes(model: type[RequestModel]) -> dict[str, Any]:
+    """What the OpenAPI document says about a route's body."""
+    ref = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": ref}}}}
+
+
+def _add_generation(app: FastAPI, service: OpenAIService) -> None:
+    @app.post("/v1/completions", openapi_extra=_takes(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        asked = parse(CompletionRequest, await _body(request))
+        call: Call = request.state.call
+        answer = await service.complete(asked, call)
+        return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
+
+    @app.post("/v1/chat/completions", openapi_extra=_takes(ChatCompletionRequest))
+    async def chat_completions(request: Request) -> Response:
+        asked = parse(ChatCompletionRequest, await _body(request))
+        call: Call = request.state.call
+        answer = await service.chat(asked, call)
+        return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
+
+    @app.post("/tokenize", openapi_extra=_takes(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        return _json(await service.tokenize(parse(TokenizeRequest, await _body(request))))
+
+    @app.post("/detokenize", openapi_extra=_takes(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        return _json(await service.detokenize(parse(DetokenizeRequest, await _body(request))))
+
+
+def _add_information(app: FastAPI, service: OpenAIService) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json(service.models())
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        return _json(service.model(name))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Alive: 200 while the engine runs."""
+        if not service.health().alive:
+            raise engine_down()
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Taking requests: 503 while shutting down as well."""
+        if not service.health().accepting:
+            raise engine_down()
+        return {"status": "ready"}
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": halfbyte.__version__}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _add_errors(app: FastAPI) -> None:
+    def respond(request: Request, error: Exception) -> Response:
+        api_error = as_api_error(error)
+        call: Call = request.state.call
+        call.finish = api_error.code
+        if isinstance(error, HalfbyteError) and api_error.status == 500:
+            logger.error("request %s failed", call.request_id, exc_info=error)
+        return _error_response(api_error)
+
+    def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        target = f"{request.method} {request.url.path[:200]}"
+        texts = {404: f"There is no {target} here.", 405: f"{target} is not allowed."}
+        message = texts.get(error.status_code, str(error.detail))
+        response = _error_response(ApiError(error.status_code, message))
+        response.headers.update(error.headers or {})
+        return response
+
+    for kind in (ApiError, HalfbyteError, Exception):
+        app.add_exception_handler(kind, respond)
+    app.add_exception_handler(HTTPException, refuse)
+
+
+def _error_response(error: ApiError) -> Response:
+    return Response(
+        error.json(), error.status, headers=error.headers(), media_type="application/json"
+    )
+
+
+def _document(app: FastAPI) -> None:
+    """Add the request bodies, which the routes parse themselves, to the OpenAPI document."""
+    document = app.openapi()
+    document.setdefault("components", {}).setdefault("schemas", {}).update(json_schemas())

@@ -1,0 +1,111 @@
+"""Errors as OpenAI clients expect them: a status and one JSON body for every failure.
+
+``{"error": {"message", "type", "param", "code"}}``, all four keys always there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from halfbyte.errors import EngineDeadError, RequestError, TemplateError
+
+_MAX_MESSAGE = 600
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {
+    400: "invalid_value",
+    401: "invalid_api_key",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    429: "server_overloaded",
+    503: "service_unavailable",
+}
+
+
+class ApiError(Exception):
+    """A failure with an HTTP status, safe to show to the client.
+
+    Args:
+        status: HTTP status, 400 to 599.
+        message: one or two sentences; cut at 600 characters.
+        param: the request field at fault, or None.
+        code: machine-readable code; None takes the status's usual one.
+        retry_after: seconds for a ``Retry-After`` header, or None.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "…"
+        self.param = param
+        self.code = code or _CODES.get(status, "internal_error")
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        """OpenAI's error type, which follows from the status."""
+        if self.status >= 500:
+            return "server_error"
+        return _TYPES.get(self.status, "invalid_request_error")
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def json(self) -> bytes:
+        """The body's text, UTF-8."""
+        return orjson.dumps(self.body())
+
+    def headers(self) -> dict[str, str]:
+        """Extra response headers."""
+        headers = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers
+
+
+def engine_down() -> ApiError:
+    """The answer while the engine is dead or shutting down."""
+    return ApiError(
+        503, "The engine is not serving requests now.", code="engine_unavailable", retry_after=5
+    )
+
+
+def internal_error() -> ApiError:
+    """The answer to a failure whose details belong in the log only."""
+    return ApiError(500, "The server failed while running this request; its log has the details.")
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What to tell the client about an exception; unexpected ones give a generic 500."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError):
+        return ApiError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, TemplateError):
+        return ApiError(400, str(error), param="messages", code="invalid_chat_template_input")
+    if isinstance(error, EngineDeadError):
+        return engine_down()
+    return internal_error()

@@ -1,0 +1,175 @@
+"""The engine requests behind one HTTP request: submitted together, ended together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from ..engine.client import EngineClient
+from ..engine.request import Completion, Delta, FinishReason, SamplingParams
+from ..engine.stream import RequestStream, ready
+from .errors import ApiError, engine_down, internal_error
+from .schema import PromptTokensDetails, UsageInfo
+
+logger = logging.getLogger("halfbyte.server")
+
+
+@dataclass(slots=True)
+class Call:
+    """What the access line tells about one HTTP request; filled in as it goes.
+
+    Attributes:
+        request_id: id in the ``X-Request-Id`` header and the log.
+        prompt_tokens: over all prompts.
+        completion_tokens: over all answers.
+        cached_tokens: prompt tokens that the prefix cache saved.
+        ttft_s: seconds from submission to the first token of any answer; None before it.
+        finish: finish reasons, joined by ``+``; or the error code.
+    """
+
+    request_id: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    ttft_s: float | None = None
+    finish: str = ""
+
+
+class Job:
+    """One engine request per prompt.
+
+    Args:
+        client: the engine.
+        prompts: token ids, each non-empty.
+        params: one for each prompt.
+        request_id: base of the engine's request ids.
+        priority: smaller runs earlier.
+        cache_salt: prefix-cache namespace.
+        call: record that gets counts and times.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        *,
+        request_id: str,
+        priority: int,
+        cache_salt: str,
+        call: Call,
+    ) -> None:
+        self._client = client
+        self._call = call
+        self._streams: list[RequestStream] = []
+        call.prompt_tokens = sum(map(len, prompts))
+        try:
+            for index, (prompt, param) in enumerate(zip(prompts, params, strict=True)):
+                self._streams.append(
+                    client.submit(
+                        prompt,
+                        param,
+                        request_id=f"{request_id}-{index}",
+                        priority=priority,
+                        cache_salt=cache_salt,
+                    )
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    async def accepted(self) -> None:
+        """Wait until the engine has taken all prompts; raises its refusal."""
+        for stream in self._streams:
+            await stream.accepted()
+
+    async def started(self, timeout: float) -> None:
+        """Wait for the first delta, at most ``timeout`` seconds; raises an early failure."""
+        await ready(self._streams, timeout)
+        for stream in self._streams:
+            if stream.completion is not None:
+                self._check(stream.completion)
+
+    async def results(self) -> list[Completion]:
+        """The whole answers, in the order of the prompts.
+
+        Raises:
+            ApiError: one of them failed.
+        """
+        done = []
+        for stream in self._streams:
+            done.append(await stream.result())
+            self._check(done[-1])
+        self.record()
+        return done
+
+    async def deltas(self, idle_s: float) -> AsyncIterator[list[tuple[int, Delta]]]:
+        """Deltas with the index of their prompt, all that have come in at a time.
+
+        Yields an empty list after ``idle_s`` seconds without any. Ends when all answers have.
+
+        Raises:
+            ApiError: an answer failed.
+        """
+        open_streams = dict(enumerate(self._streams))
+        while open_streams:
+            if not await ready(list(open_streams.values()), idle_s):
+                yield []
+                continue
+            batch: list[tuple[int, Delta]] = []
+            for index, stream in list(open_streams.items()):
+                batch += [(index, delta) for delta in stream.drain()]
+                if stream.completion is not None:
+                    self._check(stream.completion)
+                    del open_streams[index]
+            if batch:
+                yield batch
+        self.record()
+
+    def usage(self) -> UsageInfo:
+        """Counts over all answers, once they have ended."""
+        self.record()
+        call = self._call
+        return UsageInfo(
+            prompt_tokens=call.prompt_tokens,
+            completion_tokens=call.completion_tokens,
+            total_tokens=call.prompt_tokens + call.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=call.cached_tokens),
+        )
+
+    def record(self) -> None:
+        """Write counts and times so far into the call's record."""
+        call = self._call
+        done = [s.completion for s in self._streams if s.completion is not None]
+        call.completion_tokens = sum(
+            s.tokens if s.completion is None else s.completion.usage.completion_tokens
+            for s in self._streams
+        )
+        call.cached_tokens = sum(c.usage.cached_tokens for c in done)
+        call.finish = "+".join(sorted({c.finish_reason.value for c in done}))
+        first = [s.first_token_at - s.submitted_at for s in self._streams if s.first_token_at]
+        call.ttft_s = min(first, default=None)
+
+    def close(self) -> None:
+        """Cancel what has not ended. May be called twice."""
+        if self._streams:
+            self.record()
+        for stream in self._streams:
+            stream.close()
+
+    def _check(self, completion: Completion) -> None:
+        """Raise what the client is told about an answer that did not end by itself."""
+        if completion.finish_reason is FinishReason.ERROR:
+            logger.error("request %s failed: %s", self._call.request_id, completion.error)
+            raise internal_error() if self._client.health().alive else engine_down()
+        if completion.finish_reason is FinishReason.CANCELLED:
+            raise ApiError(
+                503,
+                "The server ended this request because it is shutting down.",
+                code="request_cancelled",
+                retry_after=5,
+            )

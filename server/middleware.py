@@ -1,0 +1,261 @@
+"""Pure ASGI layers around the routes: access, one line per request, body limit, disconnects.
+
+Order, outermost first: `RequestLog` (request id, access line, last resort for errors), `Gate` (Host
+check, API keys), `Exchange` (reads the body, cancels the handler when the client leaves).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection, Iterable, MutableMapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError, as_api_error
+from .job import Call
+from .metrics import Metrics
+
+logger = logging.getLogger("halfbyte.server")
+access = logging.getLogger("halfbyte.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
+_CLIENT_CLOSED = 499
+
+
+class RequestLog:
+    """Gives each request an id and an access line, and turns stray errors into responses.
+
+    Args:
+        app: the next layer.
+        metrics: counts responses by route and status.
+        routes: paths that may appear as a metric label; others are ``other``.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = frozenset(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one connection; everything but HTTP passes unchanged."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        given = _header(scope, b"x-request-id")
+        call = Call(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope.setdefault("state", {})["call"] = call
+        id_header = (b"x-request-id", call.request_id.encode())
+        status = 0
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), id_header]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tagged)
+        except ClientGone:
+            call.finish, status = "disconnected", _CLIENT_CLOSED
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                logger.exception("request %s failed", call.request_id)
+            if status == 0:
+                await _send_error(tagged, as_api_error(error))
+        finally:
+            status = status or _CLIENT_CLOSED  # cancelled from outside, by a shutdown
+            self._metrics.http(self._label(scope["path"]), status)
+            access.info("%s", _access_line(scope, call, status, time.perf_counter() - began))
+
+    def _label(self, path: str) -> str:
+        if path in self._routes:
+            return path
+        return "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
+
+
+class ClientGone(Exception):
+    """The client left before its response was complete."""
+
+
+class Gate:
+    """Lets in requests that carry a key and name a host of ours.
+
+    Args:
+        app: the next layer.
+        keys: API keys, any of which will do; empty asks for none.
+        hosts: names that the Host header may have, without port; None allows all. A server on
+            the loopback address without keys needs it against DNS rebinding.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str], hosts: Collection[str] | None) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in keys]
+        self._hosts = None if hosts is None else frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse or pass on.
+
+        Raises:
+            ApiError: 401 or 403.
+        """
+        if scope["type"] == "http":
+            if self._hosts is not None:
+                host = _header(scope, b"host")
+                if _host_name(host) not in self._hosts:
+                    raise ApiError(
+                        403, f"The Host header {host[:80]!r} is not one of this server's names."
+                    )
+            if self._digests and scope["path"] not in _OPEN_PATHS:
+                self._check_key(_header(scope, b"authorization"))
+        await self._app(scope, receive, send)
+
+    def _check_key(self, header: str) -> None:
+        scheme, _, key = header.partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise ApiError(401, "No API key given; send the header Authorization: Bearer KEY.")
+        digest = _digest(key.strip())
+        # Hashes have one length and every key is compared: time tells nothing about the keys.
+        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
+            raise ApiError(401, "The API key is not valid here.")
+
+
+class Exchange:
+    """Reads the body up to a limit, then races the handler against the client's leaving.
+
+    Args:
+        app: the next layer; gets the whole body in one message.
+        metrics: counts disconnects.
+        max_body: bytes.
+        body_timeout_s: longest silence while a body is being sent, seconds.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_body: int, body_timeout_s: float
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body = max_body
+        self._body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one exchange.
+
+        Raises:
+            ApiError: 413 or 408, before the handler runs.
+            ClientGone: the client left; the handler has been cancelled.
+        """
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = await self._read_body(scope, receive)
+        complete = asyncio.Event()
+        replayed = False
+
+        async def replay() -> Message:
+            nonlocal replayed
+            if not replayed:
+                replayed = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await complete.wait()
+            return {"type": "http.disconnect"}
+
+        async def watched(message: Message) -> None:
+            # Before sending: a server may say "disconnect" as soon as the last byte is out.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                complete.set()
+            await send(message)
+
+        handler = asyncio.ensure_future(self._app(scope, replay, watched))
+        watcher = asyncio.ensure_future(_until_disconnect(receive))
+        try:
+            await asyncio.wait({handler, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if handler.done() or complete.is_set():
+                await handler
+                return
+            handler.cancel()
+            await asyncio.wait({handler})
+            self._metrics.disconnect()
+            raise ClientGone
+        finally:
+            for task in (handler, watcher):
+                task.cancel()
+            await asyncio.gather(handler, watcher, return_exceptions=True)
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        length = _header(scope, b"content-length")
+        if length.isdigit() and (len(length) > 18 or int(length) > self._max_body):
+            raise self._too_large()
+        body = bytearray()
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), self._body_timeout_s)
+            except asyncio.TimeoutError:
+                raise ApiError(408, "The request body did not arrive in time.") from None
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            if len(body) > self._max_body:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return bytes(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The request body is larger than {self._max_body} bytes.")
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_error(send: Send, error: ApiError) -> None:
+    """Answer with an error's status and body."""
+    body = error.json()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    headers.update(error.headers())
+    raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _header(scope: MutableMapping[str, Any], name: bytes) -> str:
+    """The first header of this name, or an empty string."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return ""
+
+
+def _host_name(host: str) -> str:
+    """A Host header without its port, lower case; IPv6 brackets removed."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _access_line(scope: Scope, call: Call, status: int, seconds: float) -> str:
+    """One line without prompts or keys; what the client typed is escaped and cut."""
+    path = ascii(scope["path"])[1:-1][:120]
+    line = f"{scope['method']} {path} {status} {seconds:.3f}s id={call.request_id}"
+    if call.prompt_tokens:
+        line += f" prompt={call.prompt_tokens} cached={call.cached_tokens}"
+        line += f" completion={call.completion_tokens}"
+    if call.ttft_s is not None:
+        line += f" ttft={call.ttft_s:.3f}s"
+    if call.finish:
+        line += f" finish={call.finish}"
+    return line

@@ -1,0 +1,399 @@
+"""Requests and responses of the OpenAI API as pydantic models; the only module that uses pydantic.
+
+Requests are strict: no boolean passes for a number, no string for an integer, no NaN. Every
+optional field may be null, which means its default. Unknown fields are ignored, and the known
+ones that are not honoured are refused by `server.unsupported`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import models_json_schema
+from pydantic_core import PydanticCustomError
+
+from halfbyte.errors import RequestError
+
+from ..engine.request import MAX_STOP_STRINGS, SamplingParams
+from .unsupported import CHAT, COMPLETION, STREAM_OPTIONS, refuse_unsupported
+
+MAX_PROMPTS = 128
+MAX_MESSAGES = 2048
+MAX_PARTS = 1024
+DEFAULT_COMPLETION_TOKENS = 16
+
+_INT31 = (1 << 31) - 1
+_INT63 = (1 << 63) - 1
+
+TokenId = Annotated[int, Field(ge=0, le=_INT31)]
+
+
+def _check_prompt(value: Any) -> Any:
+    """Accept the four shapes of a prompt; written out because a union's errors are unreadable."""
+    if isinstance(value, str) or _is_ids(value):
+        return value
+    if not isinstance(value, list):
+        raise PydanticCustomError("prompt", "expected a string or a list")
+    if not 0 < len(value) <= MAX_PROMPTS:
+        raise PydanticCustomError(
+            "prompt",
+            "a list of prompts must have 1 to {most} entries, this one has {found}",
+            {"most": MAX_PROMPTS, "found": len(value)},
+        )
+    if not (all(isinstance(v, str) for v in value) or all(_is_ids(v) for v in value)):
+        raise PydanticCustomError(
+            "prompt",
+            "expected a string, a list of strings, a list of token ids, or a list of non-empty "
+            "lists of token ids",
+        )
+    return value
+
+
+def _is_ids(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(type(v) is int and 0 <= v <= _INT31 for v in value)
+    )
+
+
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "maxItems": MAX_PROMPTS, "minItems": 1},
+        _IDS_SCHEMA,
+        {"type": "array", "items": _IDS_SCHEMA, "maxItems": MAX_PROMPTS, "minItems": 1},
+    ]
+}
+Prompt = Annotated[Any, BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+
+
+class RequestModel(BaseModel):
+    """Base of request bodies; fields not declared are kept, to be checked."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    prefix: ClassVar[str] = ""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Any:
+        refuse_unsupported(self.model_extra or {}, self.not_honoured, self.prefix)
+        return self
+
+
+class StreamOptions(RequestModel):
+    """What a stream contains besides the text."""
+
+    not_honoured = STREAM_OPTIONS
+    prefix = "stream_options."
+    include_usage: bool | None = None
+
+
+class _Generation(RequestModel):
+    """Fields that completions and chat share."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_INT31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    seed: Annotated[int, Field(ge=-_INT63 - 1, le=_INT63)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_INT31)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    add_special_tokens: bool | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
+    priority: Annotated[int, Field(ge=-_INT31, le=_INT31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    user: str | None = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Any:
+        if self.stream_options is not None and not self.stream:
+            raise RequestError(
+                "stream_options is only allowed when stream is true", param="stream_options"
+            )
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, max_tokens: int | None) -> SamplingParams:
+        """Sampling parameters with the API's defaults.
+
+        Args:
+            max_tokens: limit already resolved; None is up to the context length.
+
+        Raises:
+            RequestError: values that do not go together.
+        """
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            # OpenAI's seeds are signed; the engine's are not.
+            "seed": None if self.seed is None else self.seed & _INT63,
+            "min_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
+            "stop_token_ids": self.stop_token_ids,
+        }
+        chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        return SamplingParams(max_tokens=max_tokens, **chosen)
+
+
+class CompletionRequest(_Generation):
+    """Body of POST /v1/completions."""
+
+    not_honoured = COMPLETION
+    prompt: Prompt
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or many, each text or token ids."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+    @property
+    def token_limit(self) -> int | None:
+        """The limit that the client gave; None means OpenAI's default of 16."""
+        return self.max_tokens
+
+
+class ContentPart(RequestModel):
+    """One part of a message; only text parts are honoured."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(RequestModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None = None
+    name: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class _Conversation(RequestModel):
+    messages: Messages
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ChatCompletionRequest(_Generation, _Conversation):
+    """Body of POST /v1/chat/completions."""
+
+    not_honoured = CHAT
+    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """The limit that the client gave; the newer field wins. None is up to the context."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class TokenizeRequest(RequestModel):
+    """Body of POST /tokenize: a prompt, or a conversation."""
+
+    not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        k: CHAT[k] for k in ("tools", "chat_template", "continue_final_message")
+    }
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Any:
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("expected either prompt or messages", param="prompt")
+        return self
+
+
+class DetokenizeRequest(RequestModel):
+    """Body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+
+
+AnyRequest = TypeVar("AnyRequest", bound=RequestModel)
+
+
+def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
+    """Read a JSON body as a request.
+
+    Raises:
+        RequestError: not JSON, a wrong type, a missing or refused field; names the field.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    # The members of a union each report; the one that got furthest into the value knows best.
+    depth = max(len(p["loc"]) for p in problems)
+    problems = [p for p in problems if len(p["loc"]) == depth]
+    problem = problems[0]
+    where = [str(p) for p in problem["loc"] if _is_field(p)]
+    if not where:
+        message = problem["msg"] if problem["type"] == "json_invalid" else "expected a JSON object"
+        raise RequestError(f"The body is not usable: {message}", code="invalid_json")
+    same = [p for p in problems if [str(x) for x in p["loc"] if _is_field(x)] == where]
+    message = " or ".join(dict.fromkeys(p["msg"] for p in same))
+    code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"
+    param = ".".join(where)
+    raise RequestError(f"{param}: {message}", param=param, code=code)
+
+
+def _is_field(part: str | int) -> bool:
+    """Leave out the names that pydantic gives to the members of a union."""
+    return isinstance(part, int) or (part.isidentifier() and part != "str")
+
+
+def json_schemas() -> dict[str, Any]:
+    """JSON schemas of all request bodies by name, for the OpenAPI document."""
+    kinds = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+    _, top = models_json_schema(
+        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
+    )
+    return top["$defs"]
+
+
+class ResponseModel(BaseModel):
+    """Base of response bodies."""
+
+    def to_json(self) -> str:
+        """The body's text."""
+        return self.model_dump_json()
+
+
+class PromptTokensDetails(ResponseModel):
+    """Part of the prompt tokens that the prefix cache saved computing."""
+
+    cached_tokens: int = 0
+
+
+class UsageInfo(ResponseModel):
+    """Token counts, summed over the prompts of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionChoice(ResponseModel):
+    """One answer of a text completion."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
+class TextCompletion(ResponseModel):
+    """Response of POST /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: UsageInfo
+
+
+class AssistantMessage(ResponseModel):
+    """The answer of a chat."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(ResponseModel):
+    """One answer of a chat completion."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
+class ChatCompletion(ResponseModel):
+    """Response of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageInfo
+
+
+class ModelCard(ResponseModel):
+    """One entry of GET /v1/models."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "halfbyte"
+    root: str
+    max_model_len: int
+
+
+class ModelList(ResponseModel):
+    """Response of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class TokenizeResponse(ResponseModel):
+    """Response of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeResponse(ResponseModel):
+    """Response of POST /detokenize."""
+
+    prompt: str

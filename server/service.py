@@ -1,0 +1,335 @@
+"""The OpenAI API as plain async functions over schema objects; knows no web framework.
+
+A call returns a response object, or an `EventStream` of framed server-sent events. Failures are
+raised as `ApiError` or an error of ours that `as_api_error` can translate. Cancelling the task
+that runs a call, or closing its stream, cancels the work in the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import halfbyte
+from halfbyte.errors import RequestError
+
+from ..engine.client import EngineClient, Health
+from ..engine.request import Completion, SamplingParams
+from .admission import Admission
+from .errors import ApiError, as_api_error
+from .job import Call, Job
+from .metrics import Metrics
+from .schema import (
+    DEFAULT_COMPLETION_TOKENS,
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    CompletionChoice,
+    CompletionRequest,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from .sse import DONE, KEEP_ALIVE, ChatFrames, ChunkFrames, CompletionFrames, Head, frame
+from .texts import TextWork
+
+logger = logging.getLogger("halfbyte.server")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """Policies of the service.
+
+    Attributes:
+        names: model names that requests may use, the first is the one shown; empty takes the
+            engine's.
+        max_waiting: most requests that may wait for a place in the batch.
+        keep_alive_s: seconds of silence after which a stream gets a comment line; also how
+            long the status of a stream is held back for an early failure.
+        text_threads: threads for templates and tokenizing.
+    """
+
+    names: tuple[str, ...] = ()
+    max_waiting: int = 256
+    keep_alive_s: float = 10.0
+    text_threads: int = 2
+
+
+class EventStream:
+    """Framed events of one response; must be closed, which cancels what still runs."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], job: Job) -> None:
+        self._events = events
+        self._job = job
+
+    def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        return self._events
+
+    async def aclose(self) -> None:
+        """End the stream. A generator never started runs no finally, hence the job here."""
+        self._job.close()
+        await self._events.aclose()
+
+
+class OpenAIService:
+    """Serves one model.
+
+    Args:
+        client: the engine; `start` starts it and `close` ends it.
+        config: policies.
+    """
+
+    def __init__(self, client: EngineClient, config: ServiceConfig | None = None) -> None:
+        self.config = config or ServiceConfig()
+        self.names = self.config.names or (client.name,)
+        self.metrics = Metrics(self.names[0], client.stats)
+        self._client = client
+        self._created = int(time.time())
+        self._admission = Admission(client, self.config.max_waiting, self.metrics)
+        self._texts = TextWork(client.tokenizer, self.config.text_threads)
+        facts = [halfbyte.__version__, client.name, client.max_context, asdict(client.config)]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = f"hb-{digest[:12]}"
+
+    async def start(self) -> None:
+        """Start the engine on the running event loop."""
+        self._client.observe(self.metrics)
+        await self._client.start()
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Refuse new requests, give the live ones ``drain_s`` seconds, end the rest."""
+        self._admission.close()
+        await self._client.close(drain_s)
+        self._texts.close()
+
+    # Endpoints.
+
+    async def complete(
+        self, request: CompletionRequest, call: Call
+    ) -> TextCompletion | EventStream:
+        """POST /v1/completions."""
+        name = self._served(request.model)
+        head = self._head("cmpl", request, name, call)
+        prompts = request.prompts()
+        limit = request.token_limit
+        with self._admission.places(len(prompts)):
+            ids = await self._texts.prompts(prompts, request.add_special_tokens)
+            params = [
+                self._params(request, p, limit, DEFAULT_COMPLETION_TOKENS, "prompt") for p in ids
+            ]
+            job = self._submit(request, ids, params, call)
+        if request.stream:
+            return await self._stream(job, CompletionFrames(head), head.with_usage)
+        done = await self._finish(job)
+        choices = [
+            CompletionChoice(
+                index=index,
+                text=c.text,
+                finish_reason=c.finish_reason.value,
+                stop_reason=c.stop_reason,
+            )
+            for index, c in enumerate(done)
+        ]
+        return TextCompletion(
+            id=head.id,
+            created=head.created,
+            model=name,
+            system_fingerprint=self.fingerprint,
+            choices=choices,
+            usage=job.usage(),
+        )
+
+    async def chat(
+        self, request: ChatCompletionRequest, call: Call
+    ) -> ChatCompletion | EventStream:
+        """POST /v1/chat/completions."""
+        name = self._served(request.model)
+        head = self._head("chatcmpl", request, name, call)
+        with self._admission.places(1):
+            ids = await self._texts.chat(request.messages, request)
+            params = self._params(request, ids, request.token_limit, None, "messages")
+            job = self._submit(request, [ids], [params], call)
+        if request.stream:
+            return await self._stream(job, ChatFrames(head), head.with_usage)
+        (done,) = await self._finish(job)
+        choice = ChatChoice(
+            index=0,
+            message=AssistantMessage(content=done.text),
+            finish_reason=done.finish_reason.value,
+            stop_reason=done.stop_reason,
+        )
+        return ChatCompletion(
+            id=head.id,
+            created=head.created,
+            model=name,
+            system_fingerprint=self.fingerprint,
+            choices=[choice],
+            usage=job.usage(),
+        )
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
+        """POST /tokenize."""
+        self._served(request.model)
+        if request.messages is not None:
+            ids = await self._texts.chat(request.messages, request)
+        else:
+            (ids,) = await self._texts.prompts([request.prompt or ""], request.add_special_tokens)
+        return TokenizeResponse(
+            count=len(ids),
+            max_model_len=self._client.max_context,
+            tokens=ids,
+            token_strs=self._texts.pieces(ids) if request.return_token_strs else None,
+        )
+
+    async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
+        """POST /detokenize; special tokens are part of the text."""
+        self._served(request.model)
+        return DetokenizeResponse(prompt=await self._texts.decode(request.tokens))
+
+    def models(self) -> ModelList:
+        """GET /v1/models."""
+        return ModelList(data=[self._card(name) for name in self.names])
+
+    def model(self, name: str) -> ModelCard:
+        """GET /v1/models/{name}; raises a 404 for another model."""
+        return self._card(self._served(name or "(none)"))
+
+    def health(self) -> Health:
+        """State of the engine; not accepting once `close` has begun."""
+        return replace(self._client.health(), accepting=self._admission.open)
+
+    # Steps of an endpoint.
+
+    def _card(self, name: str) -> ModelCard:
+        return ModelCard(
+            id=name,
+            created=self._created,
+            root=self._client.name,
+            max_model_len=self._client.max_context,
+        )
+
+    def _served(self, name: str | None) -> str:
+        """The model to answer as; no name means the one there is."""
+        if not name:
+            return self.names[0]
+        if name not in self.names:
+            raise ApiError(
+                404,
+                f"The model {name[:200]!r} does not exist here; this server has "
+                f"{', '.join(self.names)}.",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    def _params(
+        self,
+        request: CompletionRequest | ChatCompletionRequest,
+        ids: Sequence[int],
+        limit: int | None,
+        default: int | None,
+        field: str,
+    ) -> SamplingParams:
+        """Sampling parameters with the token limit checked against the context."""
+        room = self._client.max_context - len(ids)
+        if room < 1 or (limit or 1) > room:
+            asked = f" and max_tokens is {limit}" if limit else ""
+            raise RequestError(
+                f"the context holds {self._client.max_context} tokens, but the prompt has "
+                f"{len(ids)}{asked}",
+                param=field if room < 1 else "max_tokens",
+                code="context_length_exceeded",
+                hint="shorten the prompt or lower max_tokens",
+            )
+        # The default of 16 gives way to the context; what the client asked for does not.
+        return request.sampling(limit or min(default or room, room))
+
+    def _submit(
+        self,
+        request: CompletionRequest | ChatCompletionRequest,
+        ids: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        call: Call,
+    ) -> Job:
+        return Job(
+            self._client,
+            ids,
+            params,
+            request_id=request.request_id or call.request_id,
+            priority=request.priority or 0,
+            cache_salt=request.cache_salt or "",
+            call=call,
+        )
+
+    def _head(
+        self,
+        kind: str,
+        request: CompletionRequest | ChatCompletionRequest,
+        name: str,
+        call: Call,
+    ) -> Head:
+        name_of_id = request.request_id or call.request_id or uuid.uuid4().hex
+        return Head(
+            id=f"{kind}-{name_of_id}",
+            created=int(time.time()),
+            model=name,
+            fingerprint=self.fingerprint,
+            with_usage=request.include_usage,
+        )
+
+    async def _finish(self, job: Job) -> list[Completion]:
+        """Wait for whole answers; leaving early, by whatever way, cancels the job."""
+        try:
+            await job.accepted()
+            return await job.results()
+        finally:
+            job.close()
+
+    async def _stream(self, job: Job, frames: ChunkFrames, with_usage: bool) -> EventStream:
+        """Begin a stream once the engine has taken the request and not failed at once."""
+        try:
+            await job.accepted()
+            await job.started(self.config.keep_alive_s)
+        except BaseException:
+            job.close()
+            raise
+        return EventStream(self._events(job, frames, with_usage), job)
+
+    async def _events(
+        self, job: Job, frames: ChunkFrames, with_usage: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """All frames of a response; what has come in together goes out together."""
+        out = bytearray()
+        for index in range(len(job)):
+            out += frames.first(index)
+        try:
+            async for batch in job.deltas(self.config.keep_alive_s):
+                for index, delta in batch:
+                    if delta.text:
+                        out += frames.text(index, delta.text)
+                    if delta.completion is not None:
+                        done = delta.completion
+                        out += frames.last(index, done.finish_reason.value, done.stop_reason)
+                if out or not batch:
+                    yield bytes(out) or KEEP_ALIVE
+                    out.clear()
+            if with_usage:
+                out += frames.usage(job.usage().model_dump())
+            out += DONE
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                logger.exception("a stream failed")
+            out += frame(as_api_error(error).body())
+        finally:
+            job.close()
+        yield bytes(out)

@@ -1,0 +1,113 @@
+"""Templates and tokenizing for the service, in threads, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from halfbyte.errors import RequestError
+
+from ..engine.client import TextCodec
+from .chat import template_messages, template_switches
+from .schema import ChatMessage
+
+R = TypeVar("R")
+
+
+class Conversation(Protocol):
+    """The fields of a request that decide how its messages become tokens."""
+
+    @property
+    def add_generation_prompt(self) -> bool | None:
+        """False leaves out the head of the answer."""
+        ...
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, object] | None:
+        """Template switches."""
+        ...
+
+    @property
+    def add_special_tokens(self) -> bool | None:
+        """Not possible with a template when true."""
+        ...
+
+
+class TextWork:
+    """Encodes and decodes while other clients' streams go on.
+
+    Args:
+        tokenizer: used by several threads at once.
+        threads: how many.
+    """
+
+    def __init__(self, tokenizer: TextCodec, threads: int) -> None:
+        self._tokenizer = tokenizer
+        self._pool = ThreadPoolExecutor(threads, "halfbyte-text")
+
+    async def prompts(
+        self, prompts: Sequence[str | list[int]], add_special_tokens: bool | None
+    ) -> list[list[int]]:
+        """Token ids of prompts; those given as ids pass unchanged."""
+        add_bos = False if add_special_tokens is False else None
+        if all(isinstance(prompt, list) for prompt in prompts):
+            return [prompt for prompt in prompts if isinstance(prompt, list)]
+        return await self._run(
+            lambda: [
+                self._tokenizer.encode(p, add_bos=add_bos) if isinstance(p, str) else p
+                for p in prompts
+            ]
+        )
+
+    async def chat(self, messages: Sequence[ChatMessage], options: Conversation) -> list[int]:
+        """Token ids of a rendered conversation.
+
+        Raises:
+            RequestError: messages or options that cannot be honoured, or no chat template.
+            TemplateError: the template refused the messages.
+        """
+        if options.add_special_tokens:
+            raise RequestError(
+                "add_special_tokens is true, but a chat template brings its own special tokens",
+                param="add_special_tokens",
+                code="unsupported_value",
+            )
+        if not self._tokenizer.has_chat_template:
+            raise RequestError(
+                "this model has no chat template",
+                param="messages",
+                code="no_chat_template",
+                hint="use /v1/completions",
+            )
+        plain = template_messages(messages)
+        switches = template_switches(options.chat_template_kwargs)
+        opening = options.add_generation_prompt is not False
+        return await self._run(
+            lambda: self._tokenizer.encode_chat(plain, add_generation_prompt=opening, **switches)
+        )
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; raises RequestError for unknown ids."""
+        self._check(ids)
+        return await self._run(lambda: self._tokenizer.decode(ids, skip_special=False))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token's own bytes as text; broken UTF-8 becomes U+FFFD."""
+        return [self._tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+
+    def close(self) -> None:
+        """Let running work end, drop the rest."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _check(self, ids: Sequence[int]) -> None:
+        size = self._tokenizer.vocab_size
+        for token in ids:
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"tokens holds {token}; the vocabulary has ids 0 to {size - 1}", param="tokens"
+                )
+
+    async def _run(self, work: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -1,0 +1,128 @@
+"""Request fields that OpenAI and vLLM know and this server does not honour yet.
+
+Such a field is accepted with a value that changes nothing and refused with any other: a
+constraint that is silently dropped is the worst answer. Fields nobody knows are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from halfbyte.errors import RequestError
+
+_OFF = (None, False)
+_NONE = (None,)
+_EMPTY: tuple[Any, ...] = (None, [], {}, "")
+
+# Field -> values without effect. Compared with their types, so that true is not 1.
+COMMON: Mapping[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "logit_bias": _EMPTY,
+    "prompt_logprobs": _NONE,
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": _EMPTY,
+    "guided_json": _NONE,
+    "guided_regex": _NONE,
+    "guided_choice": _NONE,
+    "guided_grammar": _NONE,
+    "guided_decoding_backend": _NONE,
+    "guided_whitespace_pattern": _NONE,
+    "structural_tag": _NONE,
+    "json_schema": _NONE,
+    "regex": _NONE,
+    "ebnf": _NONE,
+    "grammar": _EMPTY,
+    "bad_words": _EMPTY,
+    "allowed_token_ids": _NONE,
+    "include_stop_str_in_output": _OFF,
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True, False),
+    "truncate_prompt_tokens": _NONE,
+    "use_beam_search": _OFF,
+    "length_penalty": (None, 1, 1.0),
+    "logits_processors": _EMPTY,
+    "return_tokens_as_token_ids": _OFF,
+    "return_token_ids": _OFF,
+    "prompt_embeds": _NONE,
+    "mm_processor_kwargs": _EMPTY,
+    "kv_transfer_params": _NONE,
+    "vllm_xargs": _EMPTY,
+    "lora_path": _NONE,
+}
+
+COMPLETION: Mapping[str, tuple[Any, ...]] = {
+    **COMMON,
+    "logprobs": _OFF,
+    "echo": _OFF,
+    "suffix": (None, ""),
+}
+
+CHAT: Mapping[str, tuple[Any, ...]] = {
+    **COMMON,
+    "logprobs": _OFF,
+    "top_logprobs": (None, 0),
+    "tools": _EMPTY,
+    "tool_choice": (None, "none", "auto"),
+    "functions": _EMPTY,
+    "function_call": (None, "none", "auto"),
+    "audio": _NONE,
+    "modalities": (None, ["text"]),
+    "prediction": _NONE,
+    "web_search_options": _NONE,
+    "reasoning_effort": _NONE,
+    "verbosity": (None, "medium"),
+    "store": _OFF,
+    "service_tier": (None, "auto", "default"),
+    "echo": _OFF,
+    "continue_final_message": _OFF,
+    "chat_template": _NONE,
+    "documents": _EMPTY,
+    "include_reasoning": (None, True),
+}
+
+STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "continuous_usage_stats": _OFF,
+    "include_obfuscation": _OFF,
+}
+
+
+def refuse_unsupported(
+    fields: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], prefix: str = ""
+) -> None:
+    """Check the fields of a request that its model does not declare.
+
+    Args:
+        fields: name to JSON value.
+        known: one of this module's tables.
+        prefix: put before the name in messages, such as ``stream_options.``.
+
+    Raises:
+        RequestError: a known field has a value that would have to be honoured.
+    """
+    for name, value in fields.items():
+        if name in known and not _among(value, known[name]):
+            allowed = ", ".join(_show(v) for v in known[name] if v not in ([], {}, ""))
+            raise RequestError(
+                f"{prefix}{name} is {_show(value)}, which this server does not support",
+                param=prefix + name,
+                code="unsupported_value",
+                hint=f"leave it out, or use {allowed}",
+            )
+
+
+def _among(value: Any, neutral: Iterable[Any]) -> bool:
+    return any(type(value) is type(v) and value == v for v in neutral)
+
+
+def _show(value: Any) -> str:
+    """A value as JSON spells it, at most 60 characters."""
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,294 @@
+"""An engine without a model: the contract of halfbyte.Engine, deterministic answers, faults.
+
+One token is one byte of UTF-8, so every non-ASCII character is split across tokens. Greedy
+answers echo the prompt; sampled ones are a function of prompt, seed and position.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from halfbyte.engine.config import EngineConfig
+from halfbyte.engine.request import (
+    Completion,
+    Delta,
+    FinishReason,
+    SamplingParams,
+    Timings,
+    Usage,
+)
+
+from halfbyte.errors import RequestError, TemplateError
+
+BOS, EOS, TURN, END = 256, 257, 258, 259
+LETTERS = ["a", "b", " ", "é", "漢", "🙂", "\n", "z"]
+
+
+class FakeTokenizer:
+    """Bytes and four special tokens."""
+
+    vocab_size = 260
+    bos_id = BOS
+    eos_ids = frozenset({EOS})
+    special_ids = frozenset({BOS, EOS, TURN, END})
+    has_chat_template = True
+
+    def __init__(self) -> None:
+        self.encode_s = 0.0
+
+    def encode(
+        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
+    ) -> list[int]:
+        time.sleep(self.encode_s)
+        return ([BOS] if add_bos is not False and text else []) + list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> list[int]:
+        if messages[0]["role"] == "assistant":
+            raise TemplateError(
+                "the chat template refused the conversation: it begins with assistant"
+            )
+        time.sleep(self.encode_s)
+        ids = []
+        for message in messages:
+            ids += [TURN, *f"{message['role']}\n{message['content']}".encode(), END]
+        return [*ids, TURN] if add_generation_prompt else ids
+
+
+@dataclass
+class FakeStats:
+    """Same fields as the engine's statistics."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 100
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+
+
+class _Text:
+    """Grows a text byte by byte, holding back what may become a stop string."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = stop
+        self._all = ""
+        self._sent = 0
+        self.stopped: str | None = None
+
+    def feed(self, piece: bytes, *, final: bool = False) -> str:
+        self._all += self._decoder.decode(piece, final)
+        hits = [(self._all.find(s), s) for s in self._stop if s in self._all]
+        if hits and self.stopped is None:
+            at, self.stopped = min(hits)
+            self._all = self._all[:at]
+        end = len(self._all)
+        if not final and self.stopped is None:
+            held = [n for s in self._stop for n in range(1, len(s)) if self._all.endswith(s[:n])]
+            end -= max(held, default=0)
+        out, self._sent = self._all[self._sent : end], max(end, self._sent)
+        return out
+
+    @property
+    def text(self) -> str:
+        return self._all
+
+
+class _Request:
+    def __init__(self, name: str, prompt: list[int], params: SamplingParams, cached: int) -> None:
+        self.name, self.prompt, self.params, self.cached = name, prompt, params, cached
+        self.seed = params.seed
+        if not params.greedy and self.seed is None:
+            self.seed = int.from_bytes(os.urandom(7), "big")
+        self.source = self._greedy() if params.greedy else self._sampled()
+        self.text = _Text(params.stop)
+        self.tokens: list[int] = []
+        self.submitted = time.perf_counter()
+        self.started = 0.0
+
+    def _greedy(self) -> Iterator[int]:
+        """What follows the last turn mark, then the end; over and over."""
+        ids = self.prompt[:-1] if self.prompt[-1] == TURN else self.prompt
+        marks = [i for i, t in enumerate(ids) if t == TURN]
+        plain = [t for t in ids[marks[-1] + 1 if marks else 0 :] if t < 256]
+        while True:
+            yield from b"echo: "
+            yield from plain
+            yield EOS
+
+    def _sampled(self) -> Iterator[int]:
+        for position in itertools.count():
+            key = f"{self.prompt}/{self.seed}/{position}".encode()
+            yield from LETTERS[hashlib.sha256(key).digest()[0] % len(LETTERS)].encode()
+
+    def next_token(self) -> int:
+        token = next(self.source)
+        while token == EOS and len(self.tokens) < self.params.min_tokens:
+            token = next(self.source)
+        self.tokens.append(token)
+        return token
+
+
+class FakeEngine:
+    """Contract of halfbyte.Engine over `_Request`.
+
+    Faults to set: ``step_s`` (seconds each step sleeps), ``failures`` (exceptions that the next
+    steps raise), ``gate`` (steps wait while it is clear).
+    """
+
+    name = "fake-model"
+
+    def __init__(self, max_context: int = 512, **options: Any) -> None:
+        self.config = EngineConfig(**options)
+        self.max_context = max_context
+        self.tokenizer = FakeTokenizer()
+        self.startup = {"load": 0.0}
+        self.step_s = 0.0
+        self.failures: list[BaseException] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.closed = False
+        self.max_running = 0
+        self.threads: set[int] = set()
+        self._stats = FakeStats()
+        self._ids = itertools.count()
+        self._waiting: list[_Request] = []
+        self._running: list[_Request] = []
+        self._cancelled: list[_Request] = []
+        self._seen: list[list[int]] = []
+
+    def submit(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
+        self.threads.add(threading.get_ident())
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if not ids:
+            raise RequestError("the prompt is empty", param="prompt")
+        for token in ids:
+            if not 0 <= token < self.tokenizer.vocab_size:
+                raise RequestError(f"prompt holds unknown token id {token}", param="prompt")
+        name = request_id or f"r{next(self._ids)}"
+        self._waiting.append(_Request(name, ids, params, self._cached(ids)))
+        self._seen.append(ids)
+        return name
+
+    def _cached(self, ids: list[int]) -> int:
+        """Tokens of the longest prompt beginning seen before, in blocks of 16."""
+        same = [
+            len(list(itertools.takewhile(lambda p: p[0] == p[1], zip(ids[:-1], old, strict=False))))
+            for old in self._seen
+        ]
+        return max(same, default=0) // 16 * 16
+
+    def cancel(self, request_id: str) -> None:
+        for queue in (self._waiting, self._running):
+            for request in [r for r in queue if r.name == request_id]:
+                queue.remove(request)
+                self._cancelled.append(request)
+
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running or self._cancelled)
+
+    def step(self) -> list[Delta]:
+        self.threads.add(threading.get_ident())
+        self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        time.sleep(self.step_s)
+        self._stats.steps += 1
+        out = [self._end(r, FinishReason.CANCELLED, ()) for r in self._cancelled]
+        self._cancelled.clear()
+        while self._waiting and len(self._running) < self.config.max_batch:
+            request = self._waiting.pop(0)
+            request.started = time.perf_counter()
+            self._running.append(request)
+        self.max_running = max(self.max_running, len(self._running))
+        for request in list(self._running):
+            out.append(self._advance(request))
+        return out
+
+    def _advance(self, request: _Request) -> Delta:
+        params = request.params
+        token = request.next_token()
+        self._stats.generation_tokens += 1
+        ends = (token == EOS and not params.ignore_eos) or token in params.stop_token_ids
+        text = "" if ends else request.text.feed(self.tokenizer.token_bytes(token))
+        if ends or request.text.stopped is not None:
+            return self._end(request, FinishReason.STOP, (token,), text)
+        limit = params.max_tokens or self.max_context - len(request.prompt)
+        if len(request.tokens) >= limit:
+            return self._end(request, FinishReason.LENGTH, (token,), text)
+        return Delta(request.name, text, (token,))
+
+    def _end(
+        self, request: _Request, reason: FinishReason, tokens: tuple[int, ...], text: str = ""
+    ) -> Delta:
+        if request in self._running:
+            self._running.remove(request)
+        text += request.text.feed(b"", final=True)
+        last = request.tokens[-1] if request.tokens else None
+        stopped: str | int | None = request.text.stopped
+        if last in request.params.stop_token_ids:
+            stopped = last
+        usage = Usage(len(request.prompt), len(request.tokens), request.cached)
+        finished = self._stats.finished
+        finished[reason.value] = finished.get(reason.value, 0) + 1
+        started = request.started or time.perf_counter()
+        completion = Completion(
+            request.text.text,
+            list(request.tokens),
+            reason,
+            usage,
+            Timings(queue_s=started - request.submitted),
+            request.seed,
+            stopped,
+        )
+        return Delta(request.name, text, tokens, completion)
+
+    def stats(self) -> FakeStats:
+        now = FakeStats(**{k: getattr(self._stats, k) for k in FakeStats.__dataclass_fields__})
+        now.running, now.waiting = len(self._running), len(self._waiting)
+        now.kv_blocks_used = len(self._running)
+        return now
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,284 @@
+"""Request bodies: what is taken, what is refused, and which field the refusal names."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from halfbyte.engine.request import SamplingParams
+from halfbyte.server.schema import (
+    MAX_PROMPTS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    parse,
+)
+
+from halfbyte.errors import RequestError
+
+SAY = [{"role": "user", "content": "hi"}]
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return parse(CompletionRequest, json.dumps({"prompt": "a", **fields}).encode())
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return parse(ChatCompletionRequest, json.dumps({"messages": SAY, **fields}).encode())
+
+
+def refused(kind: Any, body: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        parse(kind, body)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("hi", ["hi"]),
+        ("", [""]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2, 3], [[1, 2, 3]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_prompt_shapes(prompt: Any, expected: Any) -> None:
+    assert completion(prompt=prompt).prompts() == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [5, None, [], [[]], {}, [True], [1.0], [1, "a"], [[1], "a"], [[1], [True]], [-1], [[2**40]]],
+)
+def test_bad_prompts(prompt: Any) -> None:
+    assert refused(CompletionRequest, json.dumps({"prompt": prompt}).encode()).param == "prompt"
+
+
+def test_prompt_count_is_bounded() -> None:
+    assert len(completion(prompt=["a"] * MAX_PROMPTS).prompts()) == MAX_PROMPTS
+    error = refused(CompletionRequest, json.dumps({"prompt": ["a"] * (MAX_PROMPTS + 1)}).encode())
+    assert str(MAX_PROMPTS) in str(error) and str(MAX_PROMPTS + 1) in str(error)
+
+
+def test_defaults_are_those_of_the_api() -> None:
+    assert completion().sampling(16) == SamplingParams(max_tokens=16)
+    assert completion().sampling(16).temperature == 1.0
+    assert completion().token_limit is None and chat().token_limit is None
+
+
+def test_every_optional_field_may_be_null() -> None:
+    for kind, needed in ((CompletionRequest, {"prompt": "a"}), (ChatCompletionRequest, {})):
+        body: dict[str, Any] = dict.fromkeys(kind.model_fields)
+        body.update(dict.fromkeys(kind.not_honoured))
+        body.update(needed or {"messages": SAY})
+        request = parse(kind, json.dumps(body).encode())
+        assert request.sampling(7) == SamplingParams(max_tokens=7)
+
+
+def test_all_sampling_fields_arrive() -> None:
+    given = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -1,
+        "frequency_penalty": 2,
+        "seed": 7,
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "stop": ["x", "y"],
+        "stop_token_ids": [5, 6],
+    }
+    expected: Any = {**given, "stop": ("x", "y"), "stop_token_ids": (5, 6)}
+    assert chat(**given).sampling(9) == SamplingParams(max_tokens=9, **expected)
+    assert completion(stop="x").sampling(9).stop == ("x",)
+
+
+def test_newer_token_limit_wins() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=7).token_limit == 7
+    assert chat(max_tokens=5, max_completion_tokens=None).token_limit == 5
+
+
+def test_negative_seeds_are_distinct() -> None:
+    seeds = {completion(seed=s).sampling(1).seed for s in (-3, -2, 0, 2, 3)}
+    assert len(seeds) == 5 and all(s is not None and 0 <= s < 2**63 for s in seeds)
+
+
+NUMBERS = {
+    "temperature": (["-0.1", "100.5", "1e999", "NaN", "-Infinity"], "0.7"),
+    "top_p": (["0", "1.01", "-1", "NaN"], "1"),
+    "min_p": (["-0.1", "1.1"], "0.5"),
+    "top_k": (["-2", "1.5", "9" * 40], "-1"),
+    "repetition_penalty": (["0", "-1", "101"], "1.5"),
+    "presence_penalty": (["2.1", "-2.1"], "-0.0"),
+    "frequency_penalty": (["2.1", "-2.1"], "2"),
+    "max_tokens": (["0", "-1", "16.5", "9" * 40], "16"),
+    "min_tokens": (["-1", "1e3"], "3"),
+    "seed": (["9" * 40, "1.5"], "-9223372036854775808"),
+    "priority": (["9" * 40, "0.5"], "-5"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(NUMBERS))
+def test_numbers_are_strict(name: str) -> None:
+    bad, good = NUMBERS[name]
+    for text in [*bad, "true", "false", '"1"', "[1]", "{}"]:
+        error = refused(CompletionRequest, f'{{"prompt": "a", "{name}": {text}}}'.encode())
+        assert error.param == name, text
+    parse(CompletionRequest, f'{{"prompt": "a", "{name}": {good}}}'.encode())
+
+
+@pytest.mark.parametrize("name", ["stream", "ignore_eos", "add_special_tokens"])
+def test_booleans_are_strict(name: str) -> None:
+    for value in (1, 0, "true", "no", [], {}):
+        body = json.dumps({"prompt": "a", name: value}).encode()
+        assert refused(CompletionRequest, body).param == name
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[1]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a",}',
+        b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"prompt":' * 5000,
+    ],
+)
+def test_broken_json(body: bytes) -> None:
+    assert refused(CompletionRequest, body).code == "invalid_json"
+
+
+def test_random_bytes_never_raise_anything_else() -> None:
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    base = json.dumps({"prompt": "añ", "stop": ["x"], "max_tokens": 5, "n": 1}).encode()
+    for _ in range(500):
+        body = bytearray(base)
+        for _ in range(rng.randint(1, 4)):
+            body[rng.randrange(len(body))] = rng.randrange(256)
+        try:
+            parse(CompletionRequest, bytes(body)).sampling(5)
+        except RequestError as error:
+            assert error.message, f"seed {seed}"
+
+
+NOT_HONOURED: list[tuple[str, Any]] = [
+    ("n", 2),
+    ("n", True),
+    ("n", 10**400),
+    ("best_of", 3),
+    ("logprobs", True),
+    ("top_logprobs", 3),
+    ("logit_bias", {"5": 1}),
+    ("prompt_logprobs", 0),
+    ("response_format", {"type": "json_object"}),
+    ("response_format", {"type": "json_schema", "json_schema": {}}),
+    ("structured_outputs", {"regex": "a"}),
+    ("guided_json", {}),
+    ("guided_choice", ["a"]),
+    ("bad_words", ["a"]),
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tool_choice", "required"),
+    ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+    ("functions", [{}]),
+    ("echo", True),
+    ("reasoning_effort", "high"),
+    ("store", True),
+    ("modalities", ["audio"]),
+    ("chat_template", "{{ 1 }}"),
+    ("continue_final_message", True),
+    ("use_beam_search", True),
+    ("include_stop_str_in_output", True),
+    ("truncate_prompt_tokens", 5),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NOT_HONOURED)
+def test_known_fields_are_not_ignored(name: str, value: Any) -> None:
+    error = refused(ChatCompletionRequest, json.dumps({"messages": SAY, name: value}).encode())
+    assert error.param == name and name in str(error) and error.code == "unsupported_value"
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize(("name", "value"), [("suffix", "x"), ("echo", True), ("logprobs", 0)])
+def test_known_completion_fields_are_not_ignored(name: str, value: Any) -> None:
+    body = json.dumps({"prompt": "a", name: value}).encode()
+    assert refused(CompletionRequest, body).param == name
+
+
+def test_harmless_values_and_unknown_fields_pass() -> None:
+    request = chat(
+        n=1,
+        logprobs=False,
+        top_logprobs=0,
+        logit_bias={},
+        response_format={"type": "text"},
+        tools=[],
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        user="u",
+        metadata={"a": "b"},
+        service_tier="auto",
+        something_new={"deep": [1]},
+    )
+    assert request.sampling(5) == SamplingParams(max_tokens=5)
+
+
+def test_stream_options() -> None:
+    assert completion(stream=True, stream_options={"include_usage": True}).include_usage
+    assert not completion(stream=True, stream_options={}).include_usage
+    assert not completion(stream=True).include_usage
+    body = json.dumps({"prompt": "a", "stream_options": {"include_usage": True}}).encode()
+    assert refused(CompletionRequest, body).param == "stream_options"
+    options = {"continuous_usage_stats": True}
+    body = json.dumps({"prompt": "a", "stream": True, "stream_options": options}).encode()
+    assert refused(CompletionRequest, body).param == "stream_options.continuous_usage_stats"
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ("hi", "messages"),
+        ([{"role": "king", "content": "a"}], "messages.0.role"),
+        ([{"content": "a"}], "messages.0.role"),
+        ([SAY[0], {"role": "user", "content": 5}], "messages.1.content"),
+        ([{"role": "user", "content": [{"text": "a"}]}], "messages.0.content.0.type"),
+        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "messages.0.content.0.text"),
+        (SAY * 3000, "messages"),
+    ],
+)
+def test_bad_messages_name_the_place(messages: Any, param: str) -> None:
+    body = json.dumps({"messages": messages}).encode()
+    assert refused(ChatCompletionRequest, body).param == param
+
+
+def test_missing_fields() -> None:
+    for kind, param in ((CompletionRequest, "prompt"), (ChatCompletionRequest, "messages")):
+        error = refused(kind, b"{}")
+        assert (error.param, error.code) == (param, "missing_required_parameter")
+
+
+def test_tokenize_takes_exactly_one_source() -> None:
+    for body in ({}, {"prompt": "a", "messages": SAY}):
+        assert refused(TokenizeRequest, json.dumps(body).encode()).param == "prompt"
+    assert parse(TokenizeRequest, b'{"prompt": "a"}').prompt == "a"
+
+
+def test_request_id_and_cache_salt_are_bounded() -> None:
+    assert completion(request_id="a.b-c_9").request_id == "a.b-c_9"
+    for name, value in (("request_id", "a\nb"), ("request_id", "a" * 129), ("cache_salt", "")):
+        body = json.dumps({"prompt": "a", name: value}).encode()
+        assert refused(CompletionRequest, body).param == name

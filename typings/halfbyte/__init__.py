@@ -1,0 +1,1 @@
+../../halfbyte/__init__.py
