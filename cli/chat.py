@@ -17,6 +17,7 @@ from .generate import speed_line, write_text
 from .loading import open_engine
 
 if TYPE_CHECKING:
+    from ..engine.request import Completion
     from .session import ChatSession
 
 
@@ -48,7 +49,9 @@ def chat(
 ) -> None:
     """Talk to a model. /help lists the commands; ctrl-C stops an answer.
 
-    Each line is a message; piped input works the same way, and only the answers go to stdout.
+    Each line is a message. Piped input works the same way.
+
+    Only the answers go to stdout.
     """
     from ..engine.request import SamplingParams
 
@@ -149,7 +152,7 @@ def _talk(session: ChatSession, interrupt: Interrupt) -> None:
             print_error(error.message, error.hint)
 
 
-def _after(completion) -> None:
+def _after(completion: Completion) -> None:
     """The line after an answer: what stopped it, and its speed."""
     from halfbyte.errors import EngineDeadError
 

@@ -23,7 +23,7 @@ INPUT_LIMIT = 64 << 20
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="Text, or - for stdin (also read when piped)."),
+        typer.Argument(metavar="PROMPT", help="Text, or - for stdin (also read when piped)."),
     ] = None,
     model: opt.Model = "smollm2",
     file: Annotated[
@@ -63,8 +63,11 @@ def generate(
 ) -> None:
     """Continue a text, or answer it with --chat.
 
-    The text goes to stdout as it comes, speed to stderr. Sampling starts from temperature 0.8,
-    top-k 40, top-p 0.95 and min-p 0.05; for a repeatable run give --seed or --temperature 0.
+    The text goes to stdout as it comes, the speed to stderr.
+
+    The sampling defaults are those that llama.cpp users know.
+
+    For a repeatable run give --seed, or --temperature 0.
     """
     from ..engine.request import SamplingParams
 
@@ -85,6 +88,7 @@ def generate(
         device, dtype, backend, max_context, threads, exact, no_native
     )
     prompts = _prompts(_read_prompt(prompt, file), lines)
+    _check_prompts(prompts)
     with open_engine(model, engine_options) as engine:
         if len(prompts) == 1 and not lines:
             failed = _run_single(engine, prompts[0], params, chat, as_json)
@@ -146,6 +150,17 @@ def _prompts(text: str, lines: bool) -> list[str]:
 
         raise RequestError("--lines found no line with text", param="prompt")
     return found
+
+
+def _check_prompts(prompts: list[str]) -> None:
+    """Refuse what no model could run, before one is loaded. Raises RequestError."""
+    from halfbyte.errors import RequestError
+
+    for text in prompts:
+        if not text:
+            raise RequestError("the prompt is empty", param="prompt", hint="give some text")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise RequestError("the prompt is not valid UTF-8", param="prompt")
 
 
 def _ids(engine: Engine, prompt: str, chat: bool) -> str | list[int]:

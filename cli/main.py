@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from halfbyte.errors import HalfbyteError
 
 from . import bench, chat, doctor, generate, inspect, pull, serve
-from .console import print_error
+from .console import is_terminal, print_error
 
 # Typer's own base of usage errors has moved between modules over its versions.
 _USAGE_ERROR: Any = next(
@@ -107,11 +107,12 @@ def _root(
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with its code; the console-script entry point."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             # A terminal without UTF-8 gets question marks rather than a crash.
             reconfigure(errors="replace")
+    # Only the main thread may set it, and only there does a signal arrive.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _terminate)
     code = _run(sys.argv[1:] if argv is None else argv, Settings())
@@ -126,6 +127,8 @@ def _run(argv: list[str], settings: Settings) -> int:
     """Run the command; the exit code."""
     try:
         result = app(args=argv, prog_name="halfbyte", standalone_mode=False, obj=settings)
+        if result == _INTERRUPT_EXIT and is_terminal(sys.stderr):
+            print(file=sys.stderr)
         return result if isinstance(result, int) else 0
     except HalfbyteError as error:
         return _failed(settings, error, error.message, error.hint)

@@ -14,7 +14,7 @@ from .loading import fetch_default
 def serve(
     model: Annotated[
         str,
-        typer.Argument(metavar="[MODEL]", help="Name, local file or folder, pulled repository."),
+        typer.Argument(metavar="MODEL", help="Name, local file or folder, pulled repository."),
     ] = "smollm2",
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0 opens it to the network.")

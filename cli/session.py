@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
-from halfbyte.errors import HalfbyteError, RequestError
+from halfbyte.errors import RequestError
 
 from .loading import run_one
 
@@ -183,8 +183,3 @@ def read_message(first: str, read: Callable[[], str]) -> str:
         except EOFError:
             break
     return text.partition(mark)[0].strip("\n")
-
-
-def explain(error: HalfbyteError) -> tuple[str, str]:
-    """Message and hint of an error in a chat."""
-    return error.message, error.hint

@@ -35,17 +35,19 @@ _MEMORY_BYTES = 512 << 20
 # Steps of a template; the longest real conversations take about one percent of it.
 _FUEL = 10_000_000
 
-ROLES = frozenset(
-    "system developer user assistant tool function ipython observation model documents "
-    "context control".split()
+_ROLES = (
+    "system developer user assistant tool function ipython observation model documents context "
+    "control tool_calls tool_results"
 )
+ROLES = frozenset(_ROLES.split())
 # Variables that templates of the supported families read. Anything else that a client sends
 # could only be a mistake or an attack.
-VARIABLES = frozenset(
+_VARIABLES = (
     "tools documents date_string enable_thinking thinking thinking_budget preserve_thinking "
     "reasoning_effort tools_in_user_message builtin_tools custom_tools xml_tools python_tools "
-    "model_identity custom_instructions".split()
+    "model_identity custom_instructions"
 )
+VARIABLES = frozenset(_VARIABLES.split())
 
 Protect = Callable[[str], str]
 
@@ -272,7 +274,7 @@ def _message(
         raise RequestError(f"{where} is {message!r:.60}; expected an object", param=where)
     role = message.get("role")
     # Templates write "<|" + role + "|>": an invented role could spell a special token.
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise RequestError(
             f"{where}.role is {role!r:.60}; expected one of {', '.join(sorted(ROLES))}",
             param=f"{where}.role",

@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+
+class TokenBytes(Protocol):
+    """The part of a tokenizer that is needed here.
+
+    Attributes:
+        special_ids: ids that have no text.
+    """
+
+    special_ids: frozenset[int]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Exact bytes of one token."""
+        ...
 
 
 class Detokenizer:
@@ -30,7 +41,7 @@ class Detokenizer:
         stopped: the stop string that ended the text, or None.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: TokenBytes, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._special = tokenizer.special_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -1,7 +1,9 @@
-"""The paged KV cache: one tensor per side and layer, a block being one contiguous tile.
+"""The paged KV cache.
 
-Layout ``[block, kv_head, token, dim]``: all tokens of a block and head lie together, so an
-attention kernel streams a block without gathering.
+A layer's keys or values have the layout ``[block, kv_head, token, dim]``: all tokens of a block
+and head lie together, so an attention kernel streams a tile without gathering. The tiles of all
+layers of one block are neighbours (``[block, layer, side, kv_head, token, dim]``), so memory is
+touched block by block, in huge pages, and a block can be moved as one piece.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.cpu.arena import map_memory
 from ..loaders.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """Keys and values of one layer, each [blocks, kv_heads, block_size, head_dim]."""
+    """Keys and values of one layer, each [blocks, kv_heads, block_size, head_dim].
+
+    Both are views whose first stride is that of a whole block.
+    """
 
     k: Tensor
     v: Tensor
@@ -38,13 +44,13 @@ class KVCache:
     def __init__(
         self, model: ModelConfig, blocks: int, block_size: int, dtype: torch.dtype
     ) -> None:
-        shape = (blocks, model.num_kv_heads, block_size, model.head_dim)
+        tile = (model.num_kv_heads, block_size, model.head_dim)
         self.block_size = block_size
         self.blocks = blocks
-        self.layers = [
-            LayerKV(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
-            for _ in range(model.num_layers)
-        ]
+        size = blocks * model.num_layers * 2 * tile[0] * tile[1] * tile[2] * dtype.itemsize
+        memory = map_memory(size)[:size].view(dtype)
+        whole = memory.view(blocks, model.num_layers, 2, *tile)
+        self.layers = [LayerKV(whole[:, i, 0], whole[:, i, 1]) for i in range(model.num_layers)]
 
     @staticmethod
     def bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:

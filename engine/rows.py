@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from .layers.rope import Rotary
 from .plan import RowInit, StepPlan
@@ -103,8 +102,3 @@ class Rows:
         held = self._blocks_held[row]
         self.block_tables[row, held : held + len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
         self._blocks_held[row] = held + len(blocks)
-
-
-def known_tokens(rows: Rows, row: int, count: int) -> Tensor:
-    """The first ``count`` tokens of a row, int64 [count]."""
-    return rows.tokens[row, :count]

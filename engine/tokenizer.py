@@ -24,17 +24,14 @@ class Backend(Protocol):
     Attributes:
         size: one more than the highest known id.
         special: text -> id of tokens that carry structure, not text.
+        guard: protects untrusted text against the special tokens.
         strips_space: decoding drops one space at the start of a text.
     """
 
     size: int
     special: dict[str, int]
+    guard: SpecialGuard
     strips_space: bool
-
-    @property
-    def guard(self) -> SpecialGuard:
-        """Protects untrusted text against this vocabulary's special tokens."""
-        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched."""
@@ -223,9 +220,7 @@ def _backend(source: TokenizerSource) -> Backend:
 
         if source.kind == "gguf_bpe":
             return tokenizer_hf.from_gguf_bpe(source)
-        if source.path is None:
-            raise TokenizerError("the tokenizer source of kind 'hf_json' has no path")
-        return tokenizer_hf.from_json_file(source.path, source.special_ids)
+        return tokenizer_hf.from_json_file(source)
     from . import tokenizer_spm
 
     if source.kind == "gguf_spm":

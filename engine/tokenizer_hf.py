@@ -60,6 +60,7 @@ class HfBackend:
     Attributes:
         size: one more than the highest known id.
         special: text -> id of tokens that carry structure, not text.
+        guard: protects untrusted text against the special tokens.
         strips_space: decoding drops one space at the start of a text.
     """
 
@@ -80,20 +81,16 @@ class HfBackend:
         self._added = added
         extra = set(extra_special)
         self.special = {t.content: i for i, t in added.items() if t.special or i in extra}
+        self.guard = SpecialGuard(self.special)
         self._decoding = _decoding(tokenizer)
         self.strips_space = self._decoding.strips_space
-
-    @cached_property
-    def guard(self) -> SpecialGuard:
-        """Protects untrusted text against this vocabulary's special tokens."""
-        return SpecialGuard(self.special)
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched."""
         return self._run(self._tokenizer, text)
 
     def encode_guarded(self, text: str) -> list[int]:
-        """Ids of text marked by :attr:`guard`: special tokens only where they are unbroken."""
+        """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
         with self._lock:
             tokenizer, true_ids = self._guarded
         ids = self._run(tokenizer, text)
@@ -142,19 +139,22 @@ class HfBackend:
             for i, t in sorted(self._added.items())
         ]
         twin.add_tokens(tokens)
-        true_ids = {twin.token_to_id(t.content): i for i, t in sorted(self._added.items())}
-        return twin, {k: i for k, i in true_ids.items() if k != i}
+        twin_ids = {i: twin.token_to_id(t.content) for i, t in self._added.items()}
+        return twin, {k: i for i, k in twin_ids.items() if k is not None and k != i}
 
 
-def from_json_file(path: Path, extra_special: Iterable[int] = ()) -> HfBackend:
-    """The vocabulary of a ``tokenizer.json``.
+def from_json_file(source: TokenizerSource) -> HfBackend:
+    """The vocabulary of a ``tokenizer.json``, with the added tokens that other files declare.
 
     Raises:
-        TokenizerError: the file is missing, too large, damaged, or its decoder is of a kind
-            whose bytes per token are not known.
+        TokenizerError: the file is missing, too large or damaged, its decoder is of a kind whose
+            bytes per token are not known, or an added token has two ids.
     """
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
+    path = source.path
+    if path is None:
+        raise TokenizerError("the tokenizer source of kind 'hf_json' has no path; expected a file")
     check_file(path, MAX_FILE_BYTES)
     tokenizer = _shielded(lambda: Tokenizer.from_file(str(path)), f"{path} cannot be read")
     # A file may carry settings of its training run; a prompt must never be cut or padded.
@@ -162,8 +162,20 @@ def from_json_file(path: Path, extra_special: Iterable[int] = ()) -> HfBackend:
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None
+    known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
+    extra = sorted((i, text) for text, i in source.added_tokens.items() if text not in known)
+    tokenizer.add_tokens(
+        [AddedToken(text, normalized=False, special=i in source.special_ids) for i, text in extra]
+    )
+    for text, index in source.added_tokens.items():
+        if text and tokenizer.token_to_id(text) != index:
+            raise TokenizerError(
+                f"{path} gives {text!r:.60} the id {tokenizer.token_to_id(text)}; the other "
+                f"tokenizer files of the model say {index}",
+                hint="the files belong to different versions of the model; download them again",
+            )
     try:
-        return HfBackend(tokenizer, extra_special)
+        return HfBackend(tokenizer, source.special_ids)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error.message}", hint=error.hint) from error
 

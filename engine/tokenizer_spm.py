@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import TokenizerError
@@ -47,6 +46,7 @@ class SpmBackend:
     Attributes:
         size: one more than the highest known id.
         special: text -> id of tokens that carry structure, not text.
+        guard: protects untrusted text against the special tokens.
     """
 
     def __init__(
@@ -64,23 +64,19 @@ class SpmBackend:
         self._added = added
         self.size = max(pieces) + 1
         self.special = {text: i for text, i in added.items() if i in special}
+        self.guard = SpecialGuard(self.special)
         self.strips_space = strips_space
         ordinary = [text for text, i in added.items() if i not in special]
         self._special_pattern = longest_first_pattern(self.special)
         self._ordinary_pattern = longest_first_pattern(ordinary)
         self._all_pattern = longest_first_pattern(added)
 
-    @cached_property
-    def guard(self) -> SpecialGuard:
-        """Protects untrusted text against this vocabulary's special tokens."""
-        return SpecialGuard(self.special)
-
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched."""
         return self._encode(text, self._all_pattern)
 
     def encode_guarded(self, text: str) -> list[int]:
-        """Ids of text marked by :attr:`guard`: special tokens only where they are unbroken."""
+        """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
         ids: list[int] = []
         for part, token in _split(text, self._special_pattern):
             ids += self._encode(self.guard.reveal(part), self._ordinary_pattern)
@@ -174,12 +170,13 @@ def model_proto(
     which must not match them a second time. ``add_prefix`` is the dummy space.
 
     Raises:
-        TokenizerError: a token type outside 1 to 6, or bytes without a piece each.
+        TokenizerError: a token type outside 0 to 6.
     """
     kinds = set(types)
-    if kinds - set(range(_NORMAL, _BYTE + 1)):
+    if kinds - set(range(_BYTE + 1)):
         raise TokenizerError(
-            f"tokenizer.ggml.token_type has {sorted(kinds)[-1]}; expected values from 1 to 6"
+            f"tokenizer.ggml.token_type has {sorted(kinds - set(range(_BYTE + 1)))[0]}; "
+            "expected values from 0 to 6"
         )
     out = bytearray()
     seen: set[str] = set()
@@ -192,7 +189,7 @@ def model_proto(
         if not text or text in seen:
             text, kind = f"{_SPACE}[unused {index}]", _CONTROL
         seen.add(text)
-        kind = _CONTROL if kind == _USER_DEFINED else kind
+        kind = {_USER_DEFINED: _CONTROL, 0: _NORMAL}.get(kind, kind)  # 0: type not given
         body = _bytes_field(1, text.encode()) + b"\x15" + struct.pack("<f", score)
         out += _bytes_field(1, body + b"\x18" + _varint(kind))
     # BPE, byte fallback (field 35) only where the vocabulary has the byte pieces for it.

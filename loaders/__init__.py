@@ -31,12 +31,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         folder, there = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, no permission, a NUL byte
-        raise ModelNotFoundError(f"cannot open {str(path)[:200]!r}: {error}") from error
+        raise ModelNotFoundError(f"cannot open {str(path)!r:.300}: {error}") from error
     if folder:
         return _open_folder(path)
     if not there:
         raise ModelNotFoundError(
-            f"no model at {path}", hint="give a GGUF file or a Hugging Face model folder"
+            f"no model at {str(path)!r:.300}",
+            hint="give a GGUF file or a Hugging Face model folder",
         )
     if path.suffix == ".safetensors":
         raise CheckpointError(

@@ -65,8 +65,8 @@ class ModelFolder:
         Raises CheckpointError for names that are not plain, for links that leave the folder
         and for anything but a regular file.
         """
-        plain = name and name == os.path.basename(name) and "\\" not in name and "\0" not in name
-        if not plain or name in (".", ".."):
+        plain = name == os.path.basename(name) and "\\" not in name and name.isprintable()
+        if not plain or not 0 < len(name) <= 255 or name in (".", ".."):
             raise CheckpointError(
                 f"{self.path}: file name {shown(name)} is not a plain name in the model folder",
                 hint="model folders may not refer to files outside themselves",
@@ -106,14 +106,14 @@ class ModelFolder:
             return None
         try:
             with found.open("rb") as file:
-                data = file.read(limit + 1)
+                size = os.fstat(file.fileno()).st_size
+                if size > limit:
+                    raise CheckpointError(
+                        f"{self.path / name} has {size} bytes; expected at most {limit}"
+                    )
+                return file.read(size)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path / name}: {error.strerror}") from error
-        if len(data) > limit:
-            raise CheckpointError(
-                f"{self.path / name} has more than {limit} bytes; expected a smaller file"
-            )
-        return data
 
     def read_json(self, name: str, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any] | None:
         """A file's JSON object, or None when there is no such file."""

@@ -1,8 +1,7 @@
 """GGUF blocks to canonical weights, vectorised, straight into packed codes.
 
-Layouts are those of docs/formats.md. The work is done on little-endian 64-bit words, eight
-codes at a time, in chunks of rows that fit the CPU cache; no array with one code per byte is
-ever built for the 4-bit types.
+The work is done on little-endian 64-bit words, eight codes at a time, in chunks of rows that
+fit the CPU cache; no array with one code per byte is ever built for the 4-bit types.
 
 Shape letters: N rows, K elements of a row, B blocks of a row.
 """

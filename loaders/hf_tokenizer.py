@@ -14,7 +14,8 @@ from .json_text import parse_object
 from .model_config import ModelConfig
 from .report import LoadReport
 
-MAX_TOKENIZER_BYTES = 1 << 27
+MAX_TOKENIZER_BYTES = 1 << 26
+MAX_TOKENIZER_ITEMS = 3 << 20  # the largest real ones have 1.8 million
 MAX_TEMPLATES = 64
 
 _CONFIG = "tokenizer_config.json"
@@ -81,7 +82,13 @@ def _read_tokenizer_json(folder: ModelFolder) -> dict[str, Any]:
     assert data is not None
     where = str(folder.path / "tokenizer.json")
     # Vocabularies are long and repeat no key in practice: the pair check would only cost time.
-    return parse_object(data, where, max_bytes=MAX_TOKENIZER_BYTES, unique_keys=False)
+    return parse_object(
+        data,
+        where,
+        max_bytes=MAX_TOKENIZER_BYTES,
+        max_items=MAX_TOKENIZER_ITEMS,
+        unique_keys=False,
+    )
 
 
 class _Vocabulary:

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from halfbyte.errors import CheckpointError
 
 MAX_DEPTH = 64
+MAX_ITEMS = 1 << 18
 _MAX_DIGITS = 20
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_object(
-    data: bytes, where: str, *, max_bytes: int, unique_keys: bool = True
+    data: bytes,
+    where: str,
+    *,
+    max_bytes: int,
+    max_items: int = MAX_ITEMS,
+    unique_keys: bool = True,
 ) -> dict[str, Any]:
     """The JSON object in ``data``.
 
-    Refused with CheckpointError naming ``where``: more than ``max_bytes`` bytes, bad UTF-8, bad
-    JSON, NaN and Infinity (also numbers that overflow to them), whole numbers of more than 20
-    digits, duplicate keys (unless ``unique_keys`` is off), more than 64 levels, and anything
-    but an object at the top.
+    Refused with CheckpointError naming ``where``: more than ``max_bytes`` bytes, bad UTF-8 and
+    half surrogate pairs, bad JSON, NaN and Infinity (also numbers that overflow to them), whole
+    numbers of more than 20 digits, duplicate keys (unless ``unique_keys`` is off), more than 64
+    levels or ``max_items`` brackets and commas, and anything but an object at the top.
     """
     if len(data) > max_bytes:
         raise CheckpointError(f"{where}: {len(data)} bytes of JSON; at most {max_bytes} are read")
+    # An empty list costs 3 bytes of text and 64 of memory: bound the number before parsing.
+    items = data.count(b"[") + data.count(b"{") + data.count(b",")
+    if items > max_items:
+        raise CheckpointError(
+            f"{where}: {items} values in JSON, counted by brackets and commas; expected at most "
+            f"{max_items}"
+        )
 
     def bad_constant(name: str) -> NoReturn:
         raise CheckpointError(f"{where}: {name} is not a JSON number; expected a finite number")
@@ -50,8 +65,9 @@ def parse_object(
         return found
 
     try:
+        text = data.decode("utf-8")
         parsed = json.loads(
-            data.decode("utf-8"),
+            text,
             parse_constant=bad_constant,
             parse_int=whole,
             parse_float=real,
@@ -65,20 +81,32 @@ def parse_object(
         raise CheckpointError(f"{where}: not valid JSON: {str(error)[:120]}") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{where}: the top of the JSON is not an object")
-    if _too_deep(parsed):
-        raise CheckpointError(f"{where}: JSON is nested over {MAX_DEPTH} levels deep")
+    _check_tree(parsed, where, strings=_SURROGATE.search(text) is not None)
     return parsed
 
 
-def _too_deep(top: dict[str, Any]) -> bool:
-    """Whether any container lies more than ``MAX_DEPTH`` levels down; walks level by level."""
+def _check_tree(top: dict[str, Any], where: str, *, strings: bool) -> None:
+    """Refuse too many levels and, where ``strings`` asks for it, text that is not Unicode."""
     level: list[Any] = [top]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for item in level:
             children = item.values() if isinstance(item, dict) else item
             below.extend(child for child in children if isinstance(child, (dict, list)))
+            if strings:
+                texts = [*item, *children] if isinstance(item, dict) else children
+                _check_text([text for text in texts if isinstance(text, str)], where)
         if not below:
-            return False
+            return
         level = below
-    return True
+    raise CheckpointError(f"{where}: JSON is nested over {MAX_DEPTH} levels deep")
+
+
+def _check_text(texts: list[str], where: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise CheckpointError(
+                f"{where}: the text {ascii(text[:60])} holds half a surrogate pair"
+            ) from error

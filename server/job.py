@@ -14,6 +14,8 @@ from .schema import PromptTokensDetails, UsageInfo
 
 logger = logging.getLogger("halfbyte.server")
 
+_FAILURES = (FinishReason.ERROR, FinishReason.CANCELLED)
+
 
 @dataclass(slots=True)
 class Call:
@@ -121,13 +123,20 @@ class Job:
                 yield []
                 continue
             batch: list[tuple[int, Delta]] = []
+            failed: Completion | None = None
             for index, stream in list(open_streams.items()):
-                batch += [(index, delta) for delta in stream.drain()]
-                if stream.completion is not None:
-                    self._check(stream.completion)
+                deltas = stream.drain()
+                done = stream.completion
+                if done is not None:
                     del open_streams[index]
+                    if done.finish_reason in _FAILURES:
+                        failed = done
+                        deltas = [delta for delta in deltas if delta.completion is None]
+                batch += [(index, delta) for delta in deltas]
             if batch:
                 yield batch
+            if failed is not None:
+                self._check(failed)
         self.record()
 
     def usage(self) -> UsageInfo:

@@ -30,6 +30,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address is unknown, in use or not permitted.
     """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port is {port}; expected 0 to 65535")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu import library as lib
+from ...kernels.cpu.arena import Arena
 from ...kernels.cpu.pack import TiledLinear, pack_dense, pack_q4, pack_q8
 from ...loaders.canonical import QuantizedLinear, Weight
 from ..kv_cache import LayerKV
@@ -63,6 +64,7 @@ class CompiledOps:
         self.detail = f"C kernels, {library.threads} threads, " + (
             "exact" if exact else f"prefill by {library.gemm_kind}"
         )
+        self._arena = Arena()
         self._records: list[bytes] = []
         self._keep: list[Tensor] = []
 
@@ -73,8 +75,8 @@ class CompiledOps:
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
         """Tiles of 16 rows; codes of up to 4 bits as nibbles, wider ones as bytes."""
         if isinstance(weight, Tensor):
-            return pack_dense(weight, bias)
-        return _pack_quantized(weight, bias)
+            return pack_dense(self._arena, weight, bias)
+        return _pack_quantized(self._arena, weight, bias)
 
     def embed(self, ids_T: Tensor, table: TiledLinear) -> Tensor:
         """Rows of [V, D] -> [T, D]."""
@@ -111,7 +113,7 @@ class CompiledOps:
         n = (tokens, shape.heads, shape.kv_heads, shape.head_dim)
         half, size = step.rope.shape[1] // 2, kv.k.shape[2]
         pointers = (qkv_TC, step.rope, step.slots, kv.k, kv.v, shape.q_norm, shape.k_norm, q)
-        self._emit(lib.ROPE_KV, (*n, half, size), (shape.eps,), pointers)
+        self._emit(lib.ROPE_KV, (*n, half, size, kv.k.stride(0)), (shape.eps,), pointers)
         return q
 
     def attention(
@@ -127,7 +129,7 @@ class CompiledOps:
 
         def n(units: int, longest: int) -> tuple[int, ...]:
             sizes = (heads, shape.kv_heads, dim, size, shape.window, width, most)
-            return (units, *sizes, longest)
+            return (units, *sizes, longest, kv.k.stride(0))
 
         if single and tokens <= SPLIT_TOKENS:
             partial = torch.empty(tokens * heads * most * (dim + 2))
@@ -212,14 +214,14 @@ def _runs(step: StepInputs) -> list[tuple[int, int]]:
     return runs
 
 
-def _pack_quantized(weight: QuantizedLinear, bias: Tensor | None) -> TiledLinear:
+def _pack_quantized(arena: Arena, weight: QuantizedLinear, bias: Tensor | None) -> TiledLinear:
     """Canonical codes to tiles; the meaning is kept exactly."""
     n, k = weight.shape
     bits, zero = weight.format.bits, weight.format.zero
     group = k if weight.format.group_size == -1 else weight.format.group_size
     if weight.perm is not None or (bits <= 4 and (k % 8 or group % 8)):
         # No kernel reads permuted or ragged codes; float32 keeps the values.
-        return pack_dense(weight.dequantize(torch.float32), bias)
+        return pack_dense(arena, weight.dequantize(torch.float32), bias)
     scales = weight.scales
     # w = scale * (code - zero) = scale * code + offset; the product of a half-precision scale
     # and a small integer is exact in float32.
@@ -228,11 +230,11 @@ def _pack_quantized(weight: QuantizedLinear, bias: Tensor | None) -> TiledLinear
         assert weight.zeros is not None
         offsets = -(scales.float() * weight.zeros.float())
     if bits == 4:
-        return pack_q4(weight.codes, k, group, scales, offsets, bias)
+        return pack_q4(arena, weight.codes, k, group, scales, offsets, bias)
     codes = weight.unpack()
     center = 1 << (bits - 1)
     signed = codes.to(torch.int16) - center
     if zero != "none":
         assert offsets is not None
         offsets = offsets.float() + scales.float() * center
-    return pack_q8(signed.to(torch.int8), group, scales, offsets, bias)
+    return pack_q8(arena, signed.to(torch.int8), group, scales, offsets, bias)

@@ -15,38 +15,44 @@
 #define PARTITION 128
 
 typedef struct {
-    int units, heads, kv_heads, dim, block_size, window, table_width, partitions, max_run;
+    int units, heads, kv_heads, dim, block_size, window, table_width, partitions, max_run, block_stride;
     float scale;
     const float *q, *k, *v;
     const int32_t *positions, *rows, *tables, *runs;
     float *out, *partial;
     int group; /* query heads of a key/value head */
+    int block_shift;
 } attention;
 
-/* n: runs, H, J, E, block_size, window, width of a block table, partitions, longest run; f: scale;
+/* n: runs, H, J, E, block_size, window, width of a block table, partitions, longest run,
+ * elements between blocks; f: scale;
  * p: q [T, H, E], k cache, v cache [block, J, block_size, E], positions [T], row index [T],
  * block tables, runs int32 [runs, 2] (first token, last + 1), out [T, H, E],
  * partial [T, H, partitions, 2 + E] (split only) */
 static void read_attention(const hb_op *op, attention *a) {
     *a = (attention){op->n[0], op->n[1], op->n[2], op->n[3], op->n[4], op->n[5], op->n[6],
-                     op->n[7], op->n[8], op->f[0], op->p[0], op->p[1], op->p[2], op->p[3],
+                     op->n[7], op->n[8], op->n[9], op->f[0], op->p[0], op->p[1], op->p[2], op->p[3],
                      op->p[4], op->p[5], op->p[6], op->p[7], op->p[8],
-                     op->n[1] / op->n[2]};
+                     op->n[1] / op->n[2], __builtin_ctz((unsigned)op->n[4])};
 }
 
 static inline int first_key(const attention *a, int position) {
     return a->window && position + 1 > a->window ? position + 1 - a->window : 0;
 }
 
+/* Where a head's key or value number `key` starts. Blocks are a power of two, at least 16 keys, so
+ * the 16 keys of a tile lie in one block, one after the other. */
 static inline size_t cache_at(const attention *a, const int32_t *table, int kv, int key) {
-    size_t block = (size_t)table[key / a->block_size];
-    return ((block * a->kv_heads + kv) * a->block_size + key % a->block_size) * a->dim;
+    size_t block = (size_t)table[key >> a->block_shift];
+    int offset = key & (a->block_size - 1);
+    return block * a->block_stride + ((size_t)kv * a->block_size + offset) * a->dim;
 }
 
 /* Four rounds of interleaving transpose 16 rows of 16. */
 static void transpose(vf r[LANES]) {
     const vi low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const vi high = low + 8;
+#pragma GCC unroll 4
     for (int round = 0; round < 4; round++) {
         vf next[LANES];
 #pragma GCC unroll 8
@@ -61,18 +67,21 @@ static void transpose(vf r[LANES]) {
 /* Keys key .. key + 15 of one head as [E][16]; keys from `end` on are zero. */
 static void load_keys(const attention *a, const int32_t *table, int kv, int key, int end,
                       float *tile) {
-    const float *row[LANES];
-    for (int i = 0; i < LANES; i++)
-        row[i] = key + i < end ? a->k + cache_at(a, table, kv, key + i) : NULL;
-    int e = 0;
-    for (; e + LANES <= a->dim; e += LANES) {
+    const float *first = a->k + cache_at(a, table, kv, key);
+    int count = end - key < LANES ? end - key : LANES, dim = a->dim, e = 0;
+    for (; e + LANES <= dim; e += LANES) {
         vf r[LANES];
-        for (int i = 0; i < LANES; i++) r[i] = row[i] ? vf_load(row[i] + e) : (vf){0};
+        /* The next tile of keys; past the end of a block this fetches in vain, no more. */
+        for (int i = 0; i < LANES; i++)
+            __builtin_prefetch(first + (size_t)(LANES + i) * dim + e);
+        for (int i = 0; i < LANES; i++)
+            r[i] = i < count ? vf_load(first + (size_t)i * dim + e) : (vf){0};
         transpose(r);
         for (int i = 0; i < LANES; i++) vf_store(tile + (e + i) * LANES, r[i]);
     }
-    for (; e < a->dim; e++)
-        for (int i = 0; i < LANES; i++) tile[e * LANES + i] = row[i] ? row[i][e] : 0.0f;
+    for (; e < dim; e++)
+        for (int i = 0; i < LANES; i++)
+            tile[e * LANES + i] = i < count ? first[(size_t)i * dim + e] : 0.0f;
 }
 
 /* Scores of up to four queries against one tile of keys. */
@@ -120,7 +129,7 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
     for (; e + vectors * LANES <= a->dim; e += vectors * LANES) {                  \
         vf s[count][vectors] = {0};                                                \
         for (int key = begin; key < end; key++) {                                  \
-            const float *v = value[key - begin] + e;                               \
+            const float *v = value[key - start] + e;                               \
             for (int x = 0; x < vectors; x++) {                                    \
                 vf element = vf_load(v + x * LANES);                               \
                 for (int j = 0; j < count; j++)                                    \
@@ -142,7 +151,7 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
             for (int j = 0; j < count; j++) {                                                 \
                 float s = 0;                                                                  \
                 for (int key = begin; key < end; key++)                                       \
-                    s = fmaf(value[key - begin][e], p[j * PARTITION + key - start], s);       \
+                    s = fmaf(value[key - start][e], p[j * PARTITION + key - start], s);       \
                 acc[j][e] = s;                                                                \
             }                                                                                 \
     }
@@ -168,11 +177,15 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, floa
     int begin = lowest > start ? lowest : start;
     int end = start + PARTITION < last + 1 ? start + PARTITION : last + 1;
     for (int key = start + (begin - start) / LANES * LANES; key < end; key += LANES) {
+        const char *values = (const char *)(a->v + cache_at(a, table, kv, key));
+        for (int i = 0; i < LANES * a->dim * 4; i += 64) __builtin_prefetch(values + i);
         load_keys(a, table, kv, key, end, tile);
         score_tile(a, q, queries, tile, p, key - start);
     }
-    for (int key = begin; key < end; key++)
-        value[key - begin] = a->v + cache_at(a, table, kv, key);
+    for (int key = start + (begin - start) / LANES * LANES; key < end; key += LANES) {
+        const float *first = a->v + cache_at(a, table, kv, key);
+        for (int i = 0; i < LANES; i++) value[key - start + i] = first + (size_t)i * a->dim;
+    }
     for (int i = 0; i < queries;) {
         int pair = 0;
         float *acc[2];

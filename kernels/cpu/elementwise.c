@@ -35,7 +35,7 @@ static void rotate(const float *x, const float *angles, float *out, int dim, int
     for (int i = 2 * half; i < dim; i++) out[i] = x[i];
 }
 
-/* n: T, H, J, E, half, block_size; f: eps; p: qkv [T, (H + 2 J) E], angles [T, 2 half],
+/* n: T, H, J, E, half, block_size, elements between blocks; f: eps; p: qkv [T, (H + 2 J) E], angles [T, 2 half],
  * slots int64 [T], k cache, v cache [block, J, block_size, E], q norm or NULL, k norm or NULL,
  * q out [T, H, E] */
 void hb_rope_kv(const hb_op *op, int tid, int threads) {
@@ -58,7 +58,7 @@ void hb_rope_kv(const hb_op *op, int tid, int threads) {
         }
         int head = (h - heads) % kv_heads;
         size_t block = (size_t)(slots[t] / size), offset = (size_t)(slots[t] % size);
-        size_t at = ((block * kv_heads + head) * size + offset) * dim;
+        size_t at = block * (size_t)op->n[6] + ((size_t)head * size + offset) * dim;
         if (h < heads + kv_heads) rotate(x, angles, (float *)op->p[3] + at, dim, half);
         else memcpy((float *)op->p[4] + at, x, (size_t)dim * sizeof(float));
     }

@@ -22,8 +22,11 @@ INLINE void group_q4(const weight *w, const char *const *codes, int begin, int e
                      size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS], vf table) {
     for (int k = begin; k < end; k += 8) {
         vu word[4];
-        for (int t = 0; t < tiles; t++)
-            memcpy(&word[t], codes[t] + (size_t)(k / 8) * 64, 64);
+        for (int t = 0; t < tiles; t++) {
+            const char *from = codes[t] + (size_t)(k / 8) * 64;
+            __builtin_prefetch(from + w->ahead);
+            memcpy(&word[t], from, 64);
+        }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             for (int t = 0; t < tiles; t++) {
@@ -32,13 +35,14 @@ INLINE void group_q4(const weight *w, const char *const *codes, int begin, int e
             }
         }
     }
-    (void)w;
 }
 
-INLINE void group_bytes(int kind, const char *const *codes, int begin, int end, const float *x,
+INLINE void group_bytes(const weight *w, int kind, const char *const *codes, int begin, int end, const float *x,
                         size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS]) {
     for (int k = begin; k < end; k++)
         for (int t = 0; t < tiles; t++) {
+            size_t at = (size_t)k * LANES * element_bytes(kind);
+            if (at % 64 == 0) __builtin_prefetch(codes[t] + at + w->ahead);
             vf q = element(kind, codes[t], k);
             for (int m = 0; m < rows; m++) acc[t][m] += q * x[m * ldx + k];
         }
@@ -84,7 +88,7 @@ INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x
         for (int t = 0; t < tiles; t++)
             for (int m = 0; m < rows; m++) acc[t][m] = (vf){0};
         if (kind == W_Q4) group_q4(w, codes, begin, end, x, ldx, rows, tiles, acc, table);
-        else group_bytes(kind, codes, begin, end, x, ldx, rows, tiles, acc);
+        else group_bytes(w, kind, codes, begin, end, x, ldx, rows, tiles, acc);
         for (int t = 0; t < tiles; t++) {
             if (!w->scales) {
                 for (int m = 0; m < rows; m++) y[t][m] += acc[t][m];

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .arena import Arena
+
 LANES = 16
 Q4, Q8, F32, F16, BF16 = range(5)
 _DENSE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
@@ -53,16 +55,17 @@ class TiledLinear:
         return sum(t.numel() * t.element_size() for t in parts if t is not None)
 
 
-def pack_dense(weight_NK: Tensor, bias_N: Tensor | None = None) -> TiledLinear:
+def pack_dense(arena: Arena, weight_NK: Tensor, bias_N: Tensor | None = None) -> TiledLinear:
     """A float32, float16 or bfloat16 matrix."""
     n, k = weight_NK.shape
-    tiles = _tile(_pad_rows(weight_NK)).contiguous()
+    tiles = arena.place(_tile(_pad_rows(weight_NK)))
     return TiledLinear(
         _DENSE[weight_NK.dtype], n, k, k, tiles, None, None, 0.0, _pad_bias(bias_N, n)
     )
 
 
 def pack_q4(
+    arena: Arena,
     codes: Tensor,
     k: int,
     group: int,
@@ -77,13 +80,13 @@ def pack_q4(
     """
     n = codes.shape[0]
     words = _pad_rows(codes).contiguous().view(torch.int32)
-    scales, offsets = _pair(scales_NG, offsets_NG)
+    scales, offsets = _pair(arena, scales_NG, offsets_NG)
     return TiledLinear(
         Q4,
         n,
         k,
         group,
-        _tile(words).contiguous(),
+        arena.place(_tile(words)),
         scales,
         offsets,
         8.0 if offsets_NG is None else 0.0,
@@ -92,6 +95,7 @@ def pack_q4(
 
 
 def pack_q8(
+    arena: Arena,
     signed_NK: Tensor,
     group: int,
     scales_NG: Tensor,
@@ -100,13 +104,13 @@ def pack_q8(
 ) -> TiledLinear:
     """int8 codes [N, K]: ``w = scale * code + offset``."""
     n, k = signed_NK.shape
-    scales, offsets = _pair(scales_NG, offsets_NG)
+    scales, offsets = _pair(arena, scales_NG, offsets_NG)
     return TiledLinear(
         Q8,
         n,
         k,
         group,
-        _tile(_pad_rows(signed_NK)).contiguous(),
+        arena.place(_tile(_pad_rows(signed_NK))),
         scales,
         offsets,
         0.0,
@@ -125,7 +129,7 @@ def _pad_rows(x: Tensor) -> Tensor:
     return torch.cat((x, x.new_zeros(missing, x.shape[1]))) if missing else x
 
 
-def _pair(scales: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _pair(arena: Arena, scales: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both in one type: half when that loses nothing, else float."""
     half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
     dtype = torch.float16 if half else torch.float32

@@ -68,7 +68,7 @@ static void barrier(hb_pool *pool) {
     }
     for (unsigned spins = 1; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase;
          spins++) {
-        if (spins % 20000 == 0) sched_yield();
+        if (spins > 400 && spins % 32 == 0) sched_yield();
         else relax();
     }
 }

@@ -19,7 +19,7 @@ typedef struct {
     const char *scales, *offsets;
     const float *bias;
     float center; /* subtracted from every code (4-bit symmetric), else 0 */
-    size_t tile_bytes;
+    size_t tile_bytes, ahead; /* how far ahead of its use a line is fetched */
 } weight;
 
 static inline vf group_value(const char *base, int half, size_t index) {
@@ -27,11 +27,18 @@ static inline vf group_value(const char *base, int half, size_t index) {
     return vf_load((const float *)base + index * LANES);
 }
 
+INLINE size_t element_bytes(int kind) { return kind == W_Q8 ? 1 : kind == W_F32 ? 4 : 2; }
+
 INLINE vf element(int kind, const char *codes, int k) {
     if (kind == W_Q8) {
+#if defined(__AVX512F__)
+        __m128i b = _mm_loadu_si128((const __m128i *)(codes + (size_t)k * LANES));
+        return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
+#else
         vb b;
         memcpy(&b, codes + (size_t)k * LANES, sizeof b);
         return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
+#endif
     }
     if (kind == W_F16) return vf_from_half((const uint16_t *)codes + (size_t)k * LANES);
     if (kind == W_BF16) return vf_from_bf16((const uint16_t *)codes + (size_t)k * LANES);
@@ -46,6 +53,7 @@ static inline void read_weight(const hb_op *op, weight *w) {
     w->tiles = (w->n + LANES - 1) / LANES;
     w->groups = (w->k + w->group - 1) / w->group;
     w->tile_bytes = (size_t)w->k * LANES * bits[w->kind] / 8;
+    w->ahead = w->tile_bytes*4;
 }
 
 /* One element as a vector over the 16 rows of a tile, scaled. */

@@ -7,7 +7,7 @@ import resource
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -114,7 +114,7 @@ def tiny_kvs() -> dict[str, bytes]:
 
 
 def tiny_gguf(
-    change: dict[str, bytes | None] | None = None,
+    change: Mapping[str, bytes | None] | None = None,
     tensors: dict[str, tuple[tuple[int, ...], int]] | None = None,
     data: Callable[[str, int], bytes] = lambda name, nbytes: bytes(nbytes),
 ) -> bytes:
@@ -149,14 +149,14 @@ def refuses(action: Callable[[], object], kind: type[HalfbyteError], *parts: str
     with pytest.raises(kind) as caught:
         action()
     seconds = time.process_time() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) * 1024
     tracemalloc.start()
     try:
-        with pytest.raises(kind):  # again, because tracing is slow
+        with pytest.raises(kind):  # again, because tracing costs time and memory
             action()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) * 1024
     assert type(caught.value) is kind
     message = str(caught.value)
     for part in parts:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize
-
-from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.loaders.canonical import QuantizedLinear, unpack_codes
 from halfbyte.loaders.gguf_blocks import convert_tensor
 from halfbyte.loaders.gguf_types import BLOCK_TYPES, DENSE_TYPES, QUANTIZED_TYPES
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 TYPES = {t.name: t for t in BLOCK_TYPES.values()}
 # Byte offsets of the float16 fields (scale, minimum) of a block.
@@ -59,7 +59,7 @@ def bits_of(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.exact
 @pytest.mark.parametrize("name", QUANTIZED_TYPES)
-@pytest.mark.parametrize("rows,blocks", [(1, 1), (1, 5), (7, 1), (33, 12), (601, 40)])
+@pytest.mark.parametrize("rows,blocks", [(1, 1), (1, 5), (7, 1), (257, 11)])
 def test_dequantized_blocks_equal_the_package(name, rows, blocks):
     raw = random_blocks(name, rows, blocks, fresh_rng())
     kind = TYPES[name]

@@ -33,7 +33,7 @@ LETTERS = ["a", "b", " ", "é", "漢", "🙂", "\n", "z"]
 
 
 class FakeTokenizer:
-    """Bytes and four special tokens."""
+    """Bytes and four special tokens; encoding waits while ``gate`` is clear."""
 
     vocab_size = 260
     bos_id = BOS
@@ -42,12 +42,13 @@ class FakeTokenizer:
     has_chat_template = True
 
     def __init__(self) -> None:
-        self.encode_s = 0.0
+        self.gate = threading.Event()
+        self.gate.set()
 
     def encode(
         self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
     ) -> list[int]:
-        time.sleep(self.encode_s)
+        self.gate.wait()
         return ([BOS] if add_bos is not False and text else []) + list(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -76,7 +77,7 @@ class FakeTokenizer:
             raise TemplateError(
                 "the chat template refused the conversation: it begins with assistant"
             )
-        time.sleep(self.encode_s)
+        self.gate.wait()
         ids = []
         for message in messages:
             ids += [TURN, *f"{message['role']}\n{message['content']}".encode(), END]

@@ -236,7 +236,7 @@ async def test_request_ids(http: httpx.AsyncClient) -> None:
     assert own.headers["x-request-id"] == "abc.1" and own.json()["id"] == "cmpl-abc.1"
     for bad in ("a b", "x" * 129, "é"):
         response = await http.post(
-            "/v1/completions", json=body, headers={"X-Request-Id": bad.encode()}
+            "/v1/completions", json=body, headers={b"X-Request-Id": bad.encode()}
         )
         assert len(response.headers["x-request-id"]) == 32
     named = await http.post("/v1/completions", json={**body, "request_id": "mine"})

@@ -1,0 +1,68 @@
+"""``halfbyte inspect``: facts from headers, checked against the file itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from cli_support import ROOT, TINY, halfbyte
+from halfbyte.cli.inspect import describe, render
+from halfbyte.loaders import open_checkpoint
+
+FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
+
+
+@pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
+def test_facts_add_up(path):
+    checkpoint = open_checkpoint(path)
+    facts = describe(checkpoint)
+    config = checkpoint.config
+    tensors = facts["tensors"]
+    assert {t["name"] for t in tensors} == {info.name for info in checkpoint.tensors()}
+    assert facts["size"] == sum(t["bytes"] for t in tensors)
+    assert facts["size"] < sum(facts["files"].values())
+    assert facts["params"] == sum(entry["params"] for entry in facts["formats"].values())
+    assert sum(e["tensors"] for e in facts["formats"].values()) == len(tensors)
+    assert facts["bits_per_weight"] == round(8 * facts["size"] / facts["params"], 3)
+    kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    assert facts["kv_bytes_per_token"] == {"float32": 4 * kv, "bfloat16": 2 * kv}
+    embedding = next(t for t in tensors if t["name"] == "model.embed_tokens.weight")
+    assert embedding["shape"] == [config.vocab_size, config.hidden_size]
+    json.dumps(facts)
+
+
+def test_bits_of_known_formats():
+    facts = describe(open_checkpoint(TINY))
+    bits = {name: entry["bits_per_weight"] for name, entry in facts["formats"].items()}
+    # A block of 32 weights: 16 bytes of codes and an fp16 scale; 32 bytes and a scale.
+    assert bits["Q4_0"] == 4.5 and bits["Q8_0"] == 8.5 and bits["F32"] == 32.0
+    assert facts["architecture"] == "llama" and facts["tokenizer"]["kind"] == "gguf_spm"
+
+
+@pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
+def test_the_text_fits_80_columns(path):
+    facts = describe(open_checkpoint(path))
+    facts["path"] = "model.gguf"
+    facts["warnings"] = ["a \x1b[2J word " * 30]
+    text = render(facts, verbose=False)
+    assert max(map(len, text.splitlines())) <= 80 and "\x1b" not in text
+    long = render(facts, verbose=True)
+    assert all(t["name"] in long for t in facts["tensors"])
+
+
+def test_the_program():
+    done = halfbyte("inspect", str(FOLDER), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kind"] == "safetensors" and done.stderr == ""
+
+
+def test_no_model_code_is_imported():
+    code = (
+        "import sys\nfrom halfbyte.cli.main import main\n"
+        f"try:\n    main(['inspect', {str(TINY)!r}])\n"
+        "finally:\n    print([m for m in sys.modules if m.startswith('halfbyte.engine')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")

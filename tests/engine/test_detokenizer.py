@@ -1,0 +1,222 @@
+"""Detokenizer: streamed text equals one-shot text, characters whole, stop strings exact."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from halfbyte.engine.detokenizer import Detokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SPECIAL = 999_999
+# Hypothesis draws afresh each run and prints the failing example with its seed blob.
+PROPERTY = settings(
+    max_examples=400,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+class ByteTokens:
+    """Token i is the i-th entry; one id is special."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+        self.special_ids = frozenset({SPECIAL})
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"<|special|>" if token_id == SPECIAL else self.pieces[token_id]
+
+
+def run(pieces: list[bytes], stops: tuple[str, ...]) -> tuple[list[str], str | None, str]:
+    """Feed one token at a time; stop feeding when stopped. Returns pieces of text and the end."""
+    detokenizer = Detokenizer(ByteTokens(pieces), stops)
+    out: list[str] = []
+    for index in range(len(pieces)):
+        out.append(detokenizer.feed([index]))
+        if detokenizer.stopped is not None:
+            break
+    out.append(detokenizer.finish())
+    return out, detokenizer.stopped, detokenizer.text
+
+
+def oracle(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
+    """The rule on whole texts: cut at the stop string that starts first, the shorter at a tie."""
+    hits = [(text.find(s), len(s), s) for s in stops if s in text]
+    if not hits:
+        return text, None
+    start, _, stop = min(hits)
+    return text[:start], stop
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    """``data`` in pieces, cut at the given places."""
+    places = sorted({c % (len(data) + 1) for c in cuts})
+    return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
+
+
+# A small alphabet makes overlapping and nested stop strings common.
+small = st.text(alphabet="ab\né€🚀", max_size=30)
+stop_lists = st.lists(st.text(alphabet="ab\né€🚀", min_size=1, max_size=5), max_size=4)
+cut_lists = st.lists(st.integers(0, 200), max_size=40)
+
+
+@PROPERTY
+@given(text=small, stops=stop_lists, cuts=cut_lists)
+def test_any_split_any_stops_equals_the_oracle(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    pieces = cut(text.encode(), cuts)
+    out, stopped, whole = run(pieces, tuple(stops))
+    assert ("".join(out), stopped) == oracle(text, tuple(stops))
+    assert whole == "".join(out)
+
+
+@PROPERTY
+@given(text=small, stops=stop_lists, cuts=cut_lists)
+def test_batches_of_tokens_give_the_same_text(text: str, stops: list[str], cuts: list[int]) -> None:
+    pieces = cut(text.encode(), cuts)
+    detokenizer = Detokenizer(ByteTokens(pieces), tuple(stops))
+    out = detokenizer.feed(range(len(pieces))) + detokenizer.finish()
+    assert (out, detokenizer.stopped) == oracle(text, tuple(stops))
+
+
+@PROPERTY
+@given(data=st.binary(max_size=40), cuts=cut_lists)
+def test_invalid_bytes_decode_as_in_one_go(data: bytes, cuts: list[int]) -> None:
+    out, _, _ = run(cut(data, cuts), ())
+    assert "".join(out) == data.decode("utf-8", "replace")
+
+
+@PROPERTY
+@given(data=st.binary(max_size=40), stops=stop_lists, cuts=cut_lists)
+def test_invalid_bytes_with_stops(data: bytes, stops: list[str], cuts: list[int]) -> None:
+    out, stopped, _ = run(cut(data, cuts), tuple(stops))
+    assert ("".join(out), stopped) == oracle(data.decode("utf-8", "replace"), tuple(stops))
+
+
+@PROPERTY
+@given(text=st.text(max_size=30), cuts=cut_lists)
+def test_characters_come_whole_and_as_early_as_possible(text: str, cuts: list[int]) -> None:
+    pieces = cut(text.encode(), cuts)
+    detokenizer = Detokenizer(ByteTokens(pieces), ())
+    fed, got = b"", ""
+    for index, piece in enumerate(pieces):
+        got += detokenizer.feed([index])
+        fed += piece
+        assert got == fed.decode("utf-8", "ignore"), "broken, or a whole character held back"
+    assert got + detokenizer.finish() == text
+
+
+@PROPERTY
+@given(text=small, stops=stop_lists, cuts=cut_lists)
+def test_only_possible_stop_beginnings_are_held_back(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    pieces = cut(text.encode(), cuts)
+    detokenizer = Detokenizer(ByteTokens(pieces), tuple(stops))
+    fed, got = b"", ""
+    for index, piece in enumerate(pieces):
+        got += detokenizer.feed([index])
+        fed += piece
+        seen = fed.decode("utf-8", "ignore")
+        held = seen[len(got) :]
+        if detokenizer.stopped is not None:
+            assert got == oracle(text, tuple(stops))[0]
+            break
+        # With no stop complete, the longest end that begins a stop string is what is held.
+        if not any(s in seen for s in stops):
+            ends = [len(s[:n]) for s in stops for n in range(1, len(s)) if seen.endswith(s[:n])]
+            assert len(held) == max(ends, default=0)
+
+
+@PROPERTY
+@given(text=small, stops=stop_lists, cuts=cut_lists, first=st.integers(0, 10))
+def test_text_before_min_tokens_takes_no_part_in_stops(
+    text: str, stops: list[str], cuts: list[int], first: int
+) -> None:
+    pieces = cut(text.encode(), cuts)
+    detokenizer = Detokenizer(ByteTokens(pieces), tuple(stops))
+    out = ""
+    for index in range(len(pieces)):
+        out += detokenizer.feed([index], check_stops=index >= first)
+        if detokenizer.stopped is not None:
+            break
+    out += detokenizer.finish()
+    # A character that is open at the border belongs to the side where it ends.
+    free = b"".join(pieces[:first]).decode("utf-8", "ignore")
+    rest, stopped = oracle(text[len(free) :], tuple(stops))
+    assert (out, detokenizer.stopped) == (free + rest, stopped)
+
+
+def test_stop_string_across_tokens_is_held_and_cut() -> None:
+    pieces = [b"Hello ", b"<|", b"en", b"d|", b"> more"]
+    detokenizer = Detokenizer(ByteTokens(pieces), ("<|end|>",))
+    got = [detokenizer.feed([i]) for i in range(5)]
+    assert got == ["Hello ", "", "", "", ""]
+    assert detokenizer.stopped == "<|end|>"
+    assert detokenizer.text == "Hello " and detokenizer.finish() == ""
+    assert detokenizer.feed([0]) == "" and detokenizer.text == "Hello "
+
+
+def test_held_text_is_released_when_it_is_no_stop_and_at_the_end() -> None:
+    pieces = [b"a<", b"|x", b"<|e"]
+    detokenizer = Detokenizer(ByteTokens(pieces), ("<|end|>",))
+    assert [detokenizer.feed([i]) for i in range(3)] == ["a", "<|x", ""]
+    assert detokenizer.finish() == "<|e"
+    assert detokenizer.text == "a<|x<|e" and detokenizer.stopped is None
+
+
+@pytest.mark.parametrize("pieces", [[b"xabcd"], [b"x", b"a", b"b", b"c", b"d"], [b"xab", b"cd"]])
+def test_the_earliest_start_wins_whatever_the_split(pieces: list[bytes]) -> None:
+    # "bc" is complete first, but "abcd" starts before it and may still come.
+    out, stopped, _ = run(pieces, ("bc", "abcd"))
+    assert ("".join(out), stopped) == ("x", "abcd")
+
+
+def test_a_complete_stop_waits_only_while_an_earlier_one_is_possible() -> None:
+    detokenizer = Detokenizer(ByteTokens([b"xabc", b"!"]), ("bc", "abcd"))
+    assert detokenizer.feed([0]) == "x" and detokenizer.stopped is None
+    assert detokenizer.feed([1]) == "a" and detokenizer.stopped == "bc"
+    waiting = Detokenizer(ByteTokens([b"xabc"]), ("bc", "abcd"))
+    assert waiting.feed([0]) + waiting.finish() == "xa" and waiting.stopped == "bc"
+
+
+def test_special_tokens_have_no_text_even_inside_a_character() -> None:
+    rocket = "🚀".encode()
+    detokenizer = Detokenizer(ByteTokens([rocket[:2], rocket[2:]]), ())
+    assert detokenizer.feed([0, SPECIAL]) == ""
+    assert detokenizer.feed([SPECIAL, 1]) == "🚀"
+
+
+def test_incomplete_character_at_the_end_is_replaced_once() -> None:
+    detokenizer = Detokenizer(ByteTokens(["é🚀".encode()[:-1]]), ())
+    assert detokenizer.feed([0]) == "é"
+    assert detokenizer.finish() == "\ufffd" and detokenizer.text == "é\ufffd"
+
+
+def test_a_space_in_front_of_a_continuation_is_kept() -> None:
+    detokenizer = Detokenizer(ByteTokens([b" Paris", b"."]), ())
+    assert detokenizer.feed([0]) + detokenizer.feed([1]) + detokenizer.finish() == " Paris."
+
+
+def test_work_per_token_does_not_grow_with_the_text() -> None:
+    """Ten times the tokens take about ten times the time, with stops that almost match."""
+    pieces = [b"ab ", b"abababab", "é€".encode()]
+    stops = ("abababababac", "b ac", "€a€")
+
+    def seconds(count: int) -> float:
+        best = float("inf")
+        for _ in range(3):
+            detokenizer = Detokenizer(ByteTokens(pieces), stops)
+            start = time.perf_counter()
+            for index in range(count):
+                detokenizer.feed([index % 3])
+            assert detokenizer.stopped is None
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    # Quadratic work would make it a hundred times; 30 leaves room for a busy machine.
+    assert seconds(20_000) < 30 * seconds(2_000)

@@ -1,0 +1,126 @@
+"""Mutated Hugging Face folders: whatever is wrong with them, only our own errors come out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from loader_hf_files import TINY_CONFIG, tiny_folder
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.loaders import open_checkpoint
+
+FILES: dict[str, dict[str, Any]] = {
+    "config": TINY_CONFIG
+    | {
+        "head_dim": 4,
+        "rope_theta": 1e4,
+        "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32},
+        "rope_parameters": {"rope_type": "default"},
+        "sliding_window": 8,
+        "use_sliding_window": True,
+        "layer_types": ["full_attention"],
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "dtype": "float16",
+        "text_config": {},
+        "quantization_config": None,
+    },
+    "generation_config": {"eos_token_id": [2, 3]},
+    "tokenizer_config": {
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>"},
+        "chat_template": [{"name": "default", "template": "x"}],
+        "added_tokens_decoder": {"3": {"content": "<x>", "special": True}},
+        "add_bos_token": True,
+        "add_prefix_space": True,
+    },
+    "tokenizer": {
+        "added_tokens": [{"id": 1, "content": "<s>", "special": True}],
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}],
+        },
+        "model": {"type": "BPE", "vocab": {"</s>": 2}},
+    },
+    "special_tokens_map": {"unk_token": "<u>"},
+    "added_tokens": {"<y>": 5},
+}
+
+anything = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.integers(-2, 40),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "yarn", "su", "dynamic", "\ud800"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def mutated_files(draw) -> dict[str, bytes]:
+    """The sound files with one to three values replaced, and perhaps some bytes overwritten."""
+    files = json.loads(json.dumps(FILES))
+    for _ in range(draw(st.integers(1, 3))):
+        place = files[draw(st.sampled_from(sorted(files)))]
+        key = draw(st.sampled_from(sorted(place)))
+        while isinstance(place[key], dict) and place[key] and draw(st.booleans()):
+            place = place[key]
+            key = draw(st.sampled_from(sorted(place)))
+        place[key] = draw(anything)
+    data = {stem: json.dumps(content).encode() for stem, content in files.items()}
+    if draw(st.booleans()):
+        stem = draw(st.sampled_from(sorted(data)))
+        at = draw(st.integers(0, len(data[stem])))
+        data[stem] = data[stem][:at] + draw(st.binary(max_size=4)) + data[stem][at + 2 :]
+    return data
+
+
+def check(files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = tiny_folder(Path(name) / "m")
+        for stem, content in files.items():
+            (folder / f"{stem}.json").write_bytes(content)
+        try:
+            checkpoint = open_checkpoint(folder)
+            try:
+                checkpoint.tokenizer()
+            finally:
+                checkpoint.close()
+        except HalfbyteError as error:
+            str(error).encode()  # fit to be printed
+
+
+def test_the_sound_files_open():
+    check({stem: json.dumps(content).encode() for stem, content in FILES.items()})
+    with tempfile.TemporaryDirectory() as name:
+        files = {stem: content for stem, content in FILES.items() if stem != "config"}
+        checkpoint = open_checkpoint(tiny_folder(Path(name) / "m", FILES["config"], **files))
+        assert checkpoint.tokenizer().eos_ids == (2, 3)
+        checkpoint.close()
+
+
+@given(mutated_files())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_mutated_folders_raise_only_our_errors(files):
+    check(files)
+
+
+@pytest.mark.slow
+@given(mutated_files())
+@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_mutated_folders_at_length(files):
+    check(files)

@@ -1,0 +1,72 @@
+"""Names of models: what they may be, and that none leads out of the store."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pytest
+from halfbyte.loaders.sources import HubSource, UrlSource, WheelSource, parse_source
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halfbyte.errors import DownloadError
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("owner/name", "hub/owner/name/all"),
+        ("owner/name:Q4_K_M", "hub/owner/name/pick-Q4_K_M"),
+        ("owner/name/file.Q8_0.gguf", "hub/owner/name/file-file.Q8_0.gguf"),
+        ("owner/name/sub/file.gguf", "hub/owner/name/file-sub--file.gguf"),
+        ("smollm2", "smollm2"),
+    ],
+)
+def test_known_forms(name, folder):
+    source = parse_source(name)
+    assert source is not None and source.folder == folder and source.name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "name",
+        "./owner/name",
+        "/owner/name",
+        "~/owner/name",
+        "../name",
+        "owner/..",
+        "owner/na..me",
+        "owner/name/../x.gguf",
+        "owner/name/file.bin",
+        "owner/name:../x",
+        "owner/name:",
+        "owner//name",
+        "owner/name/",
+        "folder/model.gguf",
+        "owner/name\n",
+        "owner/" + "x" * 97,
+    ],
+)
+def test_everything_else_is_a_path(name):
+    assert parse_source(name) is None
+
+
+ALPHABET = st.sampled_from("ab./:~\\-_%0\x00\né?#@ ")
+
+
+@given(st.text(ALPHABET, max_size=40), st.sampled_from(["", "http://h/", "https://", "o/n/", "o/"]))
+def test_no_name_leads_out_of_the_store(text, start):
+    for name in (start + text, start + text + ".gguf"):
+        try:
+            source = parse_source(name)
+        except DownloadError:
+            continue
+        if source is None:
+            continue
+        assert isinstance(source, (WheelSource, HubSource, UrlSource))
+        file = source.file if isinstance(source, (WheelSource, UrlSource)) else "x"
+        path = PurePosixPath(source.folder) / file
+        assert not path.is_absolute()
+        assert all(part not in ("", ".", "..") and "\0" not in part for part in path.parts)

@@ -1,0 +1,192 @@
+"""The socket and the process: taken addresses, signals, draining, exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import LiveServer, wait_until
+from halfbyte.server.listen import bind, is_loopback, own_names, url_of
+
+from halfbyte.errors import ConfigError
+
+SCRIPT = """
+import sys
+from fake_engine import FakeEngine
+from halfbyte.engine.async_engine import AsyncEngine
+from halfbyte.errors import EngineDeadError
+from halfbyte.server.app import create_app
+from halfbyte.server.listen import DrainingServer, bind, uvicorn_config
+from halfbyte.server.service import OpenAIService
+
+engine = FakeEngine()
+engine.step_s = 0.01
+drain_s = float(sys.argv[1])
+if len(sys.argv) > 2:
+    engine.failures.append(EngineDeadError("the device is lost"))
+service = OpenAIService(AsyncEngine(engine))
+listener = bind("127.0.0.1", 0)
+server = DrainingServer(
+    uvicorn_config(create_app(service), drain_s),
+    drain=lambda: service.close(drain_s),
+    health=service.health,
+    on_ready=lambda: print(listener.getsockname()[1], flush=True),
+)
+server.run_on(listener)
+print("engine closed:", engine.closed, flush=True)
+"""
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+        assert self.popen.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.popen.stdout.readline())}"
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit status and both outputs."""
+        out, err = self.popen.communicate(timeout=30)
+        return self.popen.returncode, out, err
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(*arguments: str) -> Process:
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.popen.poll() is None:
+            one.popen.kill()
+            one.popen.communicate()
+
+
+def stream_of(url: str, tokens: int, into: list[Any], begun: threading.Event) -> threading.Thread:
+    """A client in a thread that reads a stream to its end; errors land in ``into`` as well."""
+    body = {"prompt": "a", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+
+    def run() -> None:
+        try:
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as response:
+                for line in response.iter_lines():
+                    begun.set()
+                    into.append(line)
+        except httpx.HTTPError as error:
+            into.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_and_exits_cleanly(process: Callable[..., Process], number: int) -> None:
+    server = process("20")
+    lines: list[Any] = []
+    begun = threading.Event()
+    thread = stream_of(server.url, 60, lines, begun)
+    assert begun.wait(10)
+    os.kill(server.popen.pid, number)
+    thread.join(20)
+    assert [x for x in lines if x][-1] == "data: [DONE]"
+    status, out, err = server.end()
+    assert (status, out) == (0, "engine closed: True\n") and "Traceback" not in err
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health")
+
+
+def test_drain_time_is_kept(process: Callable[..., Process]) -> None:
+    server = process("0.2")
+    lines: list[Any] = []
+    begun = threading.Event()
+    thread = stream_of(server.url, 400, lines, begun)
+    assert begun.wait(10)
+    server.popen.terminate()
+    thread.join(20)
+    last = json.loads([x for x in lines if x][-1].removeprefix("data: "))
+    assert last["error"]["code"] == "request_cancelled"
+    assert server.end()[0] == 0
+
+
+def test_second_signal_exits_at_once(process: Callable[..., Process]) -> None:
+    server = process("60")
+    begun = threading.Event()
+    thread = stream_of(server.url, 500, [], begun)
+    assert begun.wait(10)
+    server.popen.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.popen.wait(0.5)
+    server.popen.terminate()
+    assert server.popen.wait(5) == 1
+    thread.join(20)
+
+
+def test_dead_engine_ends_the_process_with_an_error(process: Callable[..., Process]) -> None:
+    server = process("5", "dead")
+    response = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}, timeout=10)
+    assert response.status_code == 503
+    status, _, err = server.end()
+    assert status == 1 and "EngineDeadError" in err and "the device is lost" in err
+
+
+def test_taken_port_is_a_typed_error() -> None:
+    with bind("127.0.0.1", 0) as first:
+        first.listen()
+        with pytest.raises(ConfigError, match="cannot listen"):
+            bind("127.0.0.1", first.getsockname()[1])
+    for host in ("no such host.invalid", "\ud800", "1.2.3.4"):
+        with pytest.raises(ConfigError, match="cannot listen"):
+            bind(host, 0)
+    with pytest.raises(ConfigError, match="99999"):
+        bind("127.0.0.1", 99999)
+
+
+def test_loopback_is_recognised() -> None:
+    for host, local in (("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)):
+        with bind(host, 0) as listener:
+            assert is_loopback(listener) is local
+    assert own_names("MyBox") == {"localhost", "127.0.0.1", "::1", "mybox"}
+
+
+def test_urls() -> None:
+    assert url_of("127.0.0.1", 5) == "http://127.0.0.1:5"
+    assert url_of("0.0.0.0", 5) == "http://127.0.0.1:5"
+    assert url_of("::1", 5) == url_of("::", 5) == "http://[::1]:5"
+
+
+def test_huge_headers_are_refused_and_the_server_lives(live: Callable[..., LiveServer]) -> None:
+    server = live()
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
+        raw.settimeout(10)
+        answer = b""
+        try:
+            while piece := raw.recv(4096):
+                answer += piece
+        except ConnectionResetError:
+            answer = answer or b"reset"
+    assert b" 200 " not in answer
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    wait_until(lambda: server.site.client.live == 0)

@@ -1,0 +1,131 @@
+"""Metrics: the names dashboards use, and the numbers clients got."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from halfbyte.engine.request import Delta
+from halfbyte.engine.stream import RequestStream
+from halfbyte.server.metrics import Metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = pytest.mark.anyio
+
+
+async def samples(http: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
+    """(name, label values but the model's and bucket bounds) -> value."""
+    response = await http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    out: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            labels = [v for k, v in sorted(sample.labels.items()) if k != "model_name"]
+            out[(sample.name.removeprefix("halfbyte:"), *labels)] = sample.value
+    return out
+
+
+async def test_metrics_equal_usage(http: httpx.AsyncClient) -> None:
+    usages: list[dict[str, Any]] = []
+    for prompt in ("first prompt of some length", "first prompt of some other length", ["a", "b"]):
+        body = {"prompt": prompt, "max_tokens": 9, "ignore_eos": True}
+        usages.append((await http.post("/v1/completions", json=body)).json()["usage"])
+    stopped = {"messages": [{"role": "user", "content": "x"}], "temperature": 0}
+    usages.append((await http.post("/v1/chat/completions", json=stopped)).json()["usage"])
+    got = await samples(http)
+    assert got[("prompt_tokens_total",)] == sum(u["prompt_tokens"] for u in usages)
+    assert got[("generation_tokens_total",)] == sum(u["completion_tokens"] for u in usages)
+    cached = sum(u["prompt_tokens_details"]["cached_tokens"] for u in usages)
+    assert cached > 0 and got[("prefix_cache_hits_total",)] == cached
+    assert got[("prefix_cache_queries_total",)] == got[("prompt_tokens_total",)]
+    assert got[("request_success_total", "length")] == 4
+    assert got[("request_success_total", "stop")] == 1
+    for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
+        assert got[(f"{name}_seconds_count",)] == 5
+    tokens = sum(u["completion_tokens"] for u in usages)
+    assert got[("inter_token_latency_seconds_count",)] == tokens - 5
+    assert got[("http_requests_total", "/v1/completions", "200")] == 3
+    assert got[("num_requests_running",)] == got[("num_requests_waiting",)] == 0
+    assert got[("kv_cache_usage_perc",)] == 0
+
+
+async def test_gauges_follow_the_engine(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.step_s = 0.01
+    body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True}
+    count = engine.config.max_batch + 3
+    tasks = [asyncio.ensure_future(http.post("/v1/completions", json=body)) for _ in range(count)]
+    while (got := await samples(http))[("num_requests_waiting",)] != 3:
+        await asyncio.sleep(0.005)
+    assert got[("num_requests_running",)] == engine.config.max_batch
+    assert got[("kv_cache_usage_perc",)] == engine.config.max_batch / 100
+    for task in tasks:
+        task.cancel()
+    while (got := await samples(http))[("num_requests_running",)]:
+        await asyncio.sleep(0.005)
+    assert got[("request_success_total", "abort")] == count
+
+
+async def test_labels_hold_no_client_text(http: httpx.AsyncClient) -> None:
+    await http.get("/v1/models/some-secret-name")
+    await http.get("/another-secret")
+    await http.post("/v1/completions", json={"prompt": "p", "model": "secret"})
+    got = await samples(http)
+    assert "secret" not in str(list(got))
+    assert got[("http_requests_total", "/v1/models/{name}", "404")] == 1
+    assert got[("http_requests_total", "other", "404")] == 1
+
+
+async def test_every_series_is_there_from_the_start(http: httpx.AsyncClient) -> None:
+    text = (await http.get("/metrics")).text
+    for name in (
+        "num_requests_running",
+        "num_requests_waiting",
+        "kv_cache_usage_perc",
+        "prompt_tokens_total",
+        "generation_tokens_total",
+        "num_preemptions_total",
+        "prefix_cache_queries_total",
+        "prefix_cache_hits_total",
+        "client_disconnects_total",
+        "time_to_first_token_seconds_count",
+        "inter_token_latency_seconds_count",
+        "e2e_request_latency_seconds_count",
+        "request_queue_time_seconds_count",
+    ):
+        assert f'\nhalfbyte:{name}{{model_name="fake-model"' in text, name
+    for reason in ("stop", "length", "abort", "error"):
+        assert f'finished_reason="{reason}"' in text
+    assert "_created" not in text
+
+
+def test_two_servers_do_not_share_numbers() -> None:
+    engines = [FakeEngine(), FakeEngine()]
+    one, two = (Metrics(f"m{i}", e.stats) for i, e in enumerate(engines))
+    one.disconnect()
+    assert b'client_disconnects_total{model_name="m0"} 1.0' in one.render()
+    assert b'client_disconnects_total{model_name="m1"} 0.0' in two.render()
+
+
+def test_preemptions_and_token_times() -> None:
+    engine = FakeEngine()
+    metrics = Metrics("m", engine.stats)
+    engine._stats.preemptions = 4
+    assert b'num_preemptions_total{model_name="m"} 4.0' in metrics.render()
+    engine._stats.preemptions = 5
+    assert b'num_preemptions_total{model_name="m"} 5.0' in metrics.render()
+    stream = RequestStream("r", 7, lambda _: None)
+    start = stream.submitted_at
+    for now, tokens in ((start + 0.5, (1,)), (start + 0.9, (2, 3)), (start + 1.0, ())):
+        delta = Delta("r", "", tokens)
+        metrics(stream, delta, now)
+        stream.deliver(delta, now)
+    text = metrics.render().decode()
+    assert 'halfbyte:time_to_first_token_seconds_sum{model_name="m"} 0.5' in text
+    assert 'halfbyte:inter_token_latency_seconds_count{model_name="m"} 2.0' in text
+    # Both tokens of the second delta took 0.2 s: above the bound 0.15, below 0.3.
+    assert 'halfbyte:inter_token_latency_seconds_bucket{le="0.15",model_name="m"} 0.0' in text
+    assert 'halfbyte:inter_token_latency_seconds_bucket{le="0.3",model_name="m"} 2.0' in text
+    assert 'halfbyte:prompt_tokens_total{model_name="m"} 7.0' in text
