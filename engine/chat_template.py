@@ -24,14 +24,15 @@ from typing import Any
 from halfbyte.errors import RequestError, TemplateError, TokenizerError
 
 MAX_TEMPLATE_CHARS = 256 << 10
-MAX_OUTPUT_CHARS = 8 << 20
+MAX_OUTPUT_CHARS = 4 << 20
 MAX_INPUT_BYTES = 32 << 20
 MAX_DEPTH = 24
 CPU_SECONDS = 0.4
 # Waiting time is longer than computing time only on a machine that is busy with other things.
-WALL_SECONDS = 10.0
+# Where the system cannot limit computing time, waiting time has to do.
+WALL_SECONDS = 30.0 if hasattr(signal, "setitimer") else 2.0
 START_SECONDS = 30.0
-_MEMORY_BYTES = 512 << 20
+_MEMORY_BYTES = 320 << 20
 # Steps of a template; the longest real conversations take about one percent of it.
 _FUEL = 10_000_000
 

@@ -129,7 +129,8 @@ class Engine:
         kv = KVCache(self.model_config, self.memory.blocks, size, network.ops.kv_dtype)
         rows = Rows(cfg.max_batch, self.max_context, size, self._rotary)
         graphs = GraphPool(network, kv, cfg.max_batch)
-        sampler = Sampler(min(self.tokenizer.vocab_size, self.model_config.vocab_size))
+        valid = min(self.tokenizer.vocab_size, self.model_config.vocab_size)
+        sampler = Sampler(valid, network.ops)
         self._runner = ModelRunner(network, kv, rows, sampler, graphs)
         self._output = OutputProcessor(self.tokenizer, end_tokens)
         self._in_flight: tuple[StepPlan, dict[str, int]] | None = None
@@ -200,6 +201,10 @@ class Engine:
         If the computation raises, the requests of this step end with an error delta, the others
         go on, and nothing computed in the step is shared.
         """
+        with self._runner.threads():
+            return self._step()
+
+    def _step(self) -> list[Delta]:
         plan = self._scheduler.schedule()
         events = []
         try:

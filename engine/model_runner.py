@@ -6,8 +6,11 @@ computes, and so that the next plan can be launched before this one's samples ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .graphs import GraphPool, compute
@@ -50,6 +53,22 @@ class ModelRunner:
         self.rows = rows
         self.sampler = sampler
         self.graphs = graphs
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Torch's own threads held to one while a backend with a pool of its own is at work.
+
+        Torch's workers go on spinning after an op, on the cores that the pool needs next.
+        """
+        before = torch.get_num_threads()
+        if not self.model.ops.records or before == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def launch(self, plan: StepPlan) -> Forward:
         """Compute a plan's tokens and fill their KV."""

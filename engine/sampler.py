@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import reference as ref
+from .backends.base import Ops
 from .request import SamplingParams
 
 
@@ -40,16 +41,18 @@ class Sampler:
     Args:
         valid: ids from 0 to ``valid - 1`` exist in the tokenizer; padding rows of the
             embedding beyond them are never drawn.
+        ops: backend of the greedy choice.
     """
 
-    def __init__(self, valid: int) -> None:
+    def __init__(self, valid: int, ops: Ops) -> None:
         self.valid = valid
+        self.ops = ops
 
     def __call__(self, logits_SV: Tensor, rows: list[RowSampling]) -> list[int]:
         """One token for each row of logits [S, V]."""
         logits = logits_SV[:, : self.valid].to(torch.float32)
         if all(r.params.greedy and not _penalized(r.params) for r in rows):
-            return logits.argmax(-1).tolist()
+            return self.ops.argmax(logits).tolist()
         return [self._one(logits[i], row) for i, row in enumerate(rows)]
 
     def _one(self, logits_V: Tensor, row: RowSampling) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from halfbyte.errors import RequestError, TokenizerError
 
-from ..loaders.base import TokenizerSource
 from .chat_template import ChatTemplate
 from .special_text import MARK, SpecialGuard
+
+if TYPE_CHECKING:
+    from ..loaders.base import TokenizerSource
 
 
 class Backend(Protocol):

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from halfbyte.errors import TokenizerError
 
-from ..loaders.base import TokenizerSource
 from .special_text import SpecialGuard
 from .tokenizer_pre import pre_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as HfTokenizer
+
+    from ..loaders.base import TokenizerSource
 
 # Several times the largest tokenizer.json of the supported families (about 35 MB).
 MAX_FILE_BYTES = 256 << 20

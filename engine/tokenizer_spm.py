@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import TokenizerError
 
-from ..loaders.base import TokenizerSource
 from .special_text import SpecialGuard, longest_first_pattern
 from .tokenizer_hf import added_tokens, check_file, spaced_bytes
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
+
+    from ..loaders.base import TokenizerSource
 
 # Several times the largest tokenizer.model of the supported families (about 4 MB).
 MAX_FILE_BYTES = 64 << 20

@@ -142,8 +142,11 @@ def keep_mask(logits_V: Tensor, top_k: int, top_p: float, min_p: float) -> Tenso
     if 0 < top_k < logits_V.numel():
         keep &= logits_V >= logits_V.topk(top_k).values[-1]
     if top_p < 1.0:
-        ranked = logits_V.masked_fill(~keep, float("-inf")).sort(descending=True).values
-        mass = ranked.softmax(-1).cumsum(-1)
+        left = logits_V.masked_fill(~keep, float("-inf"))
+        total = left.logsumexp(-1)
+        # Tokens 30 nats below the best cannot move the sum in float32: they need no sorting.
+        ranked = left[left >= left.max() - 30.0].sort(descending=True).values
+        mass = (ranked - total).exp().cumsum(-1)
         # The first token that brings the mass to top_p is still kept.
         last = int((mass < top_p).sum().clamp(max=ranked.numel() - 1))
         keep &= logits_V >= ranked[last]
@@ -169,7 +172,10 @@ def sample(
     if temperature == 0.0:
         return int(logits_V.argmax())
     scaled = logits_V / temperature
-    ids = keep_mask(scaled, top_k, top_p, min_p).nonzero().squeeze(-1)
+    keep = keep_mask(scaled, top_k, top_p, min_p)
+    # The noise lies between -2.9 and 16.7, so a token 20 below the best can never win.
+    keep &= scaled >= scaled.max() - 20.0
+    ids = keep.nonzero().squeeze(-1)
     noise = gumbel(
         torch.tensor(seed, device=ids.device), torch.tensor(position, device=ids.device), ids
     )

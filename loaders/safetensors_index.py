@@ -255,8 +255,7 @@ def _entry(where: str, name: str, entry: Any, index: int) -> StoredTensor:
     needed = math.prod(shape) * size
     if nbytes != needed:
         raise CheckpointError(
-            f"{where}: tensor {name}, {dtype} {shape}, spans {nbytes} bytes; expected "
-            f"{needed}"
+            f"{where}: tensor {name}, {dtype} {shape}, spans {nbytes} bytes; expected {needed}"
         )
     return StoredTensor(name, dtype, tuple(shape), index, offsets[0], nbytes)
 

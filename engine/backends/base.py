@@ -132,6 +132,10 @@ class Ops(Protocol):
         """``silu(gate) * up`` -> [T, I]."""
         ...
 
+    def argmax(self, logits_SV: Tensor) -> Tensor:
+        """Index of each row's largest logit, int64 [S]; never recorded, computed at once."""
+        ...
+
     def begin_record(self) -> None:
         """From here on ops are noted down, not computed; they still return their buffers."""
         ...

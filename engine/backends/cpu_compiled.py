@@ -152,6 +152,14 @@ class CompiledOps:
         self._emit(lib.SILU_MUL, out.shape, (), (gate_up_TI2, out))
         return out
 
+    def argmax(self, logits_SV: Tensor) -> Tensor:
+        """First index of each row's largest logit, int64 [S]; computed at once."""
+        rows, width = logits_SV.shape
+        out = torch.empty(rows, dtype=torch.int64)
+        n = (rows, width, logits_SV.stride(0))
+        self.library.run(lib.record(lib.ARGMAX, n, (), (logits_SV, out)), 1)
+        return out
+
     def begin_record(self) -> None:
         """Start a new program."""
         self._records, self._keep = [], []
@@ -172,7 +180,7 @@ class CompiledOps:
         half = torch.empty(-(-tokens // 32) * 32, width, dtype=torch.bfloat16)
         self._emit(lib.TO_BF16, (tokens, weight.k, x_TK.stride(0), width), (), (x_TK, half))
         amx = int(self.library.gemm_kind == "amx_bf16")
-        self._linear(lib.GEMM, half, weight, out, tokens, width, add, (width, amx))
+        self._linear(lib.GEMM, half, weight, out, tokens, width, add, amx)
 
     def _linear(
         self,
@@ -183,16 +191,12 @@ class CompiledOps:
         tokens: int,
         stride: int,
         add: bool,
-        extra: tuple[int, ...] = (),
+        amx: int = 0,
     ) -> None:
-        half = int(weight.scales is not None and weight.scales.dtype == torch.float16)
-        sizes = (weight.kind, tokens, weight.n, weight.k, weight.group, half, stride)
-        self._emit(
-            kind,
-            (*sizes, out.stride(0), int(add), *extra),
-            (weight.center,),
-            (weight.codes, weight.scales, weight.offsets, weight.bias, x, out),
-        )
+        sizes = (weight.kind, tokens, weight.n, weight.k, weight.group, int(weight.half_scales))
+        flags = (int(weight.has_scales), int(weight.has_offsets), amx)
+        n = (*sizes, stride, out.stride(0), int(add), *flags)
+        self._emit(kind, n, (weight.center,), (weight.data, weight.bias, x, out))
 
     def _emit(
         self,

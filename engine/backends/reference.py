@@ -123,6 +123,10 @@ class ReferenceOps:
         """``silu(gate) * up`` -> [T, I]."""
         return ref.silu_mul(gate_up_TI2)
 
+    def argmax(self, logits_SV: Tensor) -> Tensor:
+        """Index of each row's largest logit, int64 [S]."""
+        return logits_SV.argmax(-1)
+
     def begin_record(self) -> None:
         """Refused: ``records`` is False."""
         raise ConfigError("the reference backend cannot record steps")

@@ -27,12 +27,10 @@ class Arena:
     def place(self, tensor: Tensor) -> Tensor:
         """A contiguous copy of ``tensor`` in the arena, of the same shape and dtype."""
         size = tensor.numel() * tensor.element_size()
-        if size == 0:
-            return tensor.contiguous()
-        target = self._take(size).view(tensor.dtype).view(tensor.shape)
-        return target.copy_(tensor)
+        return self.empty(size).view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
-    def _take(self, size: int) -> Tensor:
+    def empty(self, size: int) -> Tensor:
+        """Unset memory: uint8 [size], aligned to a cache line."""
         begin = -(-self._used // ALIGN) * ALIGN
         if self._slab is None or begin + size > self._slab.numel():
             self._slab = map_memory(max(SLAB, -(-size // HUGE) * HUGE))

@@ -1,4 +1,4 @@
-/* RMSNorm, RoPE with KV write, and the gated activation. */
+/* RMSNorm, RoPE with KV write, the gated activation and the greedy choice. */
 #include "halfbyte.h"
 
 static void norm_row(const float *x, const float *gain, float *out, int d, float eps) {
@@ -84,5 +84,26 @@ void hb_silu_mul(const hb_op *op, int tid, int threads) {
                 for (int j = i; j < width; j++) out[j] = part[j - i] * up[j];
             }
         }
+    }
+}
+
+/* First index of the largest of V logits. n: T, V, elements between rows; p: logits, out int64 [T] */
+void hb_argmax(const hb_op *op, int tid, int threads) {
+    int width = op->n[1];
+    for (int t = tid; t < op->n[0]; t += threads) {
+        const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
+        vf top = vf_set(-INFINITY);
+        float best = -INFINITY;
+        int i = 0;
+        for (; i + LANES <= width; i += LANES) {
+            vf v = vf_load(x + i);
+            vi more = v > top;
+            top = (vf)(((vi)v & more) | ((vi)top & ~more));
+        }
+        for (; i < width; i++) best = x[i] > best ? x[i] : best;
+        float peak = vf_max(top);
+        best = peak > best ? peak : best;
+        for (i = 0; i < width - 1 && x[i] != best; i++) {}
+        ((int64_t *)op->p[1])[t] = i;
     }
 }

@@ -168,13 +168,13 @@ static void put(const weight *w, const float *c, int rows, int tile, float *y, s
     }
 }
 
-/* n: as hb_linear, then n[9] padded K, n[10] whether to use AMX; p: codes, scales, offsets, bias,
+/* n: as hb_linear with the padded K for ldx, then n[11], whether to use AMX; p: data, bias,
  * x as bfloat16 from hb_to_bf16, y */
 void hb_gemm(const hb_op *op, int tid, int threads) {
     weight w;
     read_weight(op, &w);
-    int total = op->n[1], begin, end, amx = op->n[10];
-    size_t ldo = (size_t)op->n[7], width = (size_t)op->n[9];
+    int total = op->n[1], begin, end, amx = op->n[11];
+    size_t ldo = (size_t)op->n[7], width = (size_t)op->n[6];
     float c[ROWS * PANEL] __attribute__((aligned(64)));
     hb_share((w.tiles + 1) / 2, tid, threads, &begin, &end);
     if (begin == end) return;
@@ -190,14 +190,14 @@ void hb_gemm(const hb_op *op, int tid, int threads) {
             if (amx) step = ROWS;
 #endif
             for (int row = 0; row < total; row += step) {
-                const uint16_t *a = (const uint16_t *)op->p[4] + row * width + k;
+                const uint16_t *a = (const uint16_t *)op->p[2] + row * width + k;
 #if defined(__AMX_BF16__)
                 if (amx) amx_block(a, width, panel, depth, c);
                 else
 #endif
                     dot_block(a, width, panel, depth, c);
                 put(&w, c, total - row < step ? total - row : step, 2 * unit,
-                    (float *)op->p[5] + row * ldo, ldo, op->n[8] || k, w.bias && !k);
+                    (float *)op->p[3] + row * ldo, ldo, op->n[8] || k, w.bias && !k);
             }
         }
 #if defined(__AMX_BF16__)

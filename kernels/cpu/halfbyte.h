@@ -39,7 +39,7 @@ typedef struct {
 } hb_op;
 
 enum { OP_EMBED, OP_RMS_NORM, OP_LINEAR, OP_ROPE_KV, OP_ATTN_SPLIT, OP_ATTN_MERGE, OP_ATTN_RUN,
-       OP_SILU_MUL, OP_TO_BF16, OP_GEMM };
+       OP_SILU_MUL, OP_TO_BF16, OP_GEMM, OP_ARGMAX };
 
 /* Weight kinds: codes of 4 or 8 bits with scales, or dense elements. */
 enum { W_Q4, W_Q8, W_F32, W_F16, W_BF16 };
@@ -53,6 +53,7 @@ void hb_attention_merge(const hb_op *op, int tid, int threads);
 void hb_attention_run(const hb_op *op, int tid, int threads);
 void hb_silu_mul(const hb_op *op, int tid, int threads);
 void hb_to_bf16(const hb_op *op, int tid, int threads);
+void hb_argmax(const hb_op *op, int tid, int threads);
 void hb_gemm(const hb_op *op, int tid, int threads);
 
 /* Memory of the calling thread for the duration of an op; grown, never shrunk. */

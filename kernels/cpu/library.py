@@ -12,9 +12,19 @@ from torch import Tensor
 # kind, 13 integers, 2 floats, 12 pointers: `hb_op` in halfbyte.h.
 _RECORD = struct.Struct("=i13i2f12Q")
 
-EMBED, RMS_NORM, LINEAR, ROPE_KV, ATTN_SPLIT, ATTN_MERGE, ATTN_RUN, SILU_MUL, TO_BF16, GEMM = range(
-    10
-)
+(
+    EMBED,
+    RMS_NORM,
+    LINEAR,
+    ROPE_KV,
+    ATTN_SPLIT,
+    ATTN_MERGE,
+    ATTN_RUN,
+    SILU_MUL,
+    TO_BF16,
+    GEMM,
+    ARGMAX,
+) = range(11)
 
 # How long workers stay awake after a program, waiting for the next one.
 SPIN_US = 2000

@@ -17,13 +17,13 @@
     (__builtin_convertvector((vi)(((word) >> (4 * (i))) & 15), vf) + (table))
 #endif
 
-/* One group: acc[t][m] = sum over k of code * x. */
-INLINE void group_q4(const weight *w, const char *const *codes, int begin, int end, const float *x,
+/* One group of `depth` columns: acc[t][m] = sum over k of code * x. */
+INLINE void group_q4(const weight *w, const char *const *record, int depth, const float *x,
                      size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS], vf table) {
-    for (int k = begin; k < end; k += 8) {
+    for (int k = 0; k < depth; k += 8) {
         vu word[4];
         for (int t = 0; t < tiles; t++) {
-            const char *from = codes[t] + (size_t)(k / 8) * 64;
+            const char *from = record[t] + (size_t)(k / 8) * 64;
             __builtin_prefetch(from + w->ahead);
             memcpy(&word[t], from, 64);
         }
@@ -37,13 +37,13 @@ INLINE void group_q4(const weight *w, const char *const *codes, int begin, int e
     }
 }
 
-INLINE void group_bytes(const weight *w, int kind, const char *const *codes, int begin, int end, const float *x,
-                        size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS]) {
-    for (int k = begin; k < end; k++)
+INLINE void group_bytes(const weight *w, int kind, const char *const *record, int depth,
+                        const float *x, size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS]) {
+    for (int k = 0; k < depth; k++)
         for (int t = 0; t < tiles; t++) {
             size_t at = (size_t)k * LANES * element_bytes(kind);
-            if (at % 64 == 0) __builtin_prefetch(codes[t] + at + w->ahead);
-            vf q = element(kind, codes[t], k);
+            if (at % 64 == 0) __builtin_prefetch(record[t] + at + w->ahead);
+            vf q = element(kind, record[t], k);
             for (int m = 0; m < rows; m++) acc[t][m] += q * x[m * ldx + k];
         }
 }
@@ -69,7 +69,7 @@ INLINE void finish(const weight *w, int tile, int rows, vf y[MAX_ROWS], float *o
 /* `tiles` tiles from `tile` for `rows` rows; sums[m * groups + g] is the sum of x over a group. */
 INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x, size_t ldx,
                   int rows, const float *sums, float *out, size_t ldo, int add) {
-    const char *codes[4];
+    const char *record[4];
     vf y[4][MAX_ROWS];
     vf table;
 #if defined(__AVX512F__)
@@ -78,27 +78,28 @@ INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x
     table = vf_set(-w->center);
 #endif
     for (int t = 0; t < tiles; t++) {
-        codes[t] = w->codes + (size_t)(tile + t) * w->tile_bytes;
+        record[t] = w->data + (size_t)(tile + t) * w->tile_bytes;
         for (int m = 0; m < rows; m++) y[t][m] = (vf){0};
     }
     for (int g = 0; g < w->groups; g++) {
-        int begin = g * w->group, end = begin + w->group;
-        if (end > w->k) end = w->k;
+        int begin = g * w->group, depth = w->k - begin < w->group ? w->k - begin : w->group;
         vf acc[4][MAX_ROWS];
         for (int t = 0; t < tiles; t++)
             for (int m = 0; m < rows; m++) acc[t][m] = (vf){0};
-        if (kind == W_Q4) group_q4(w, codes, begin, end, x, ldx, rows, tiles, acc, table);
-        else group_bytes(w, kind, codes, begin, end, x, ldx, rows, tiles, acc);
+        if (kind == W_Q4) group_q4(w, record, depth, x + begin, ldx, rows, tiles, acc, table);
+        else group_bytes(w, kind, record, depth, x + begin, ldx, rows, tiles, acc);
         for (int t = 0; t < tiles; t++) {
-            if (!w->scales) {
+            const char *values = record[t] + w->code_bytes;
+            record[t] += w->record_bytes;
+            if (!w->has_scales) {
                 for (int m = 0; m < rows; m++) y[t][m] += acc[t][m];
                 continue;
             }
-            size_t index = (size_t)(tile + t) * w->groups + g;
-            vf scale = group_value(w->scales, w->half_scales, index);
+            __builtin_prefetch(values + w->ahead);
+            vf scale = group_value(w, values);
             for (int m = 0; m < rows; m++) y[t][m] += scale * acc[t][m];
-            if (w->offsets) {
-                vf offset = group_value(w->offsets, w->half_scales, index);
+            if (w->has_offsets) {
+                vf offset = group_value(w, values + w->value_bytes);
                 for (int m = 0; m < rows; m++) y[t][m] += offset * sums[m * w->groups + g];
             }
         }
@@ -129,8 +130,8 @@ DISPATCH(rows_f32, W_F32)
 DISPATCH(rows_f16, W_F16)
 DISPATCH(rows_bf16, W_BF16)
 
-/* n: kind, T, N, K, group, half_scales, ldx, ldo, add; f: center;
- * p: codes, scales, offsets, bias (padded to whole tiles), x, y */
+/* n: kind, T, N, K, group, half_scales, ldx, ldo, add, has_scales, has_offsets; f: center;
+ * p: data, bias, x, y */
 void hb_linear(const hb_op *op, int tid, int threads) {
     weight w;
     read_weight(op, &w);
@@ -141,9 +142,9 @@ void hb_linear(const hb_op *op, int tid, int threads) {
     float *sums = hb_scratch((size_t)MAX_ROWS * w.groups);
     for (int row = 0; row < total; row += MAX_ROWS) {
         int rows = total - row < MAX_ROWS ? total - row : MAX_ROWS;
-        const float *x = (const float *)op->p[4] + row * ldx;
-        float *out = (float *)op->p[5] + row * ldo;
-        if (w.offsets)
+        const float *x = (const float *)op->p[2] + row * ldx;
+        float *out = (float *)op->p[3] + row * ldo;
+        if (w.has_offsets)
             for (int m = 0; m < rows; m++)
                 for (int g = 0; g < w.groups; g++) {
                     int k = g * w.group, stop = k + w.group < w.k ? k + w.group : w.k;
@@ -163,14 +164,14 @@ void hb_linear(const hb_op *op, int tid, int threads) {
     }
 }
 
-/* Rows of a packed matrix: n as hb_linear without ldx; p: codes, scales, offsets, -, ids, out */
+/* Rows of a packed matrix: n as hb_linear without ldx; p: data, -, ids int64 [T], out */
 void hb_embed(const hb_op *op, int tid, int threads) {
     weight w;
     read_weight(op, &w);
-    const int64_t *ids = op->p[4];
+    const int64_t *ids = op->p[2];
     for (int t = tid; t < op->n[1]; t += threads) {
         int tile = (int)(ids[t] / LANES), lane = (int)(ids[t] % LANES);
-        float *out = (float *)op->p[5] + (size_t)t * op->n[7];
+        float *out = (float *)op->p[3] + (size_t)t * op->n[7];
         for (int k = 0; k < w.k; k++) {
             vf v = weight_value(&w, tile, k);
             out[k] = v[lane];

@@ -26,9 +26,10 @@ class TiledLinear:
         n: rows before padding to whole tiles.
         k: columns.
         group: columns that share a scale; K for dense weights.
-        codes: packed codes or elements.
-        scales: [P, G, 16] half or float, or None for dense weights.
-        offsets: like ``scales``, added after scaling, or None.
+        data: uint8, all tiles.
+        half_scales: scales and offsets are half precision, else float.
+        has_scales: False for dense weights.
+        has_offsets: an offset is added after scaling.
         center: subtracted from every 4-bit code.
         bias: float32 [P * 16] or None.
     """
@@ -37,9 +38,10 @@ class TiledLinear:
     n: int
     k: int
     group: int
-    codes: Tensor
-    scales: Tensor | None
-    offsets: Tensor | None
+    data: Tensor
+    half_scales: bool
+    has_scales: bool
+    has_offsets: bool
     center: float
     bias: Tensor | None
 
@@ -51,17 +53,16 @@ class TiledLinear:
     @property
     def nbytes(self) -> int:
         """Bytes that one pass over the weight reads."""
-        parts = (self.codes, self.scales, self.offsets)
-        return sum(t.numel() * t.element_size() for t in parts if t is not None)
+        return self.data.numel()
 
 
 def pack_dense(arena: Arena, weight_NK: Tensor, bias_N: Tensor | None = None) -> TiledLinear:
     """A float32, float16 or bfloat16 matrix."""
     n, k = weight_NK.shape
-    tiles = arena.place(_tile(_pad_rows(weight_NK)))
-    return TiledLinear(
-        _DENSE[weight_NK.dtype], n, k, k, tiles, None, None, 0.0, _pad_bias(bias_N, n)
-    )
+    data = arena.place(_tile(_pad_rows(weight_NK)))
+    kind = _DENSE[weight_NK.dtype]
+    bias = _pad_bias(bias_N, n)
+    return TiledLinear(kind, n, k, k, _bytes(data), False, False, False, 0.0, bias)
 
 
 def pack_q4(
@@ -73,25 +74,14 @@ def pack_q4(
     offsets_NG: Tensor | None,
     bias_N: Tensor | None = None,
 ) -> TiledLinear:
-    """4-bit codes uint8 [N, K / 2], low nibble first; ``K`` must be a multiple of 8.
+    """4-bit codes uint8 [N, K / 2], low nibble first; K and the group are multiples of 8.
 
     Without offsets the codes are symmetric: ``w = scale * (code - 8)``; with them
     ``w = scale * code + offset``.
     """
-    n = codes.shape[0]
-    words = _pad_rows(codes).contiguous().view(torch.int32)
-    scales, offsets = _pair(arena, scales_NG, offsets_NG)
-    return TiledLinear(
-        Q4,
-        n,
-        k,
-        group,
-        arena.place(_tile(words)),
-        scales,
-        offsets,
-        8.0 if offsets_NG is None else 0.0,
-        _pad_bias(bias_N, n),
-    )
+    words = _tile(_pad_rows(_pad_columns(codes, -k % group // 2)).view(torch.int32))
+    center = 8.0 if offsets_NG is None else 0.0
+    return _pack(arena, Q4, codes.shape[0], k, group, words, scales_NG, offsets_NG, center, bias_N)
 
 
 def pack_q8(
@@ -104,17 +94,51 @@ def pack_q8(
 ) -> TiledLinear:
     """int8 codes [N, K]: ``w = scale * code + offset``."""
     n, k = signed_NK.shape
-    scales, offsets = _pair(arena, scales_NG, offsets_NG)
+    codes = _tile(_pad_rows(_pad_columns(signed_NK, -k % group)))
+    return _pack(arena, Q8, n, k, group, codes, scales_NG, offsets_NG, 0.0, bias_N)
+
+
+def _pack(
+    arena: Arena,
+    kind: int,
+    n: int,
+    k: int,
+    group: int,
+    codes: Tensor,
+    scales: Tensor,
+    offsets: Tensor | None,
+    center: float,
+    bias: Tensor | None,
+) -> TiledLinear:
+    """Join codes [P, X, 16], scales and offsets [N, G] into records, group by group."""
+    half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
+    dtype = torch.float16 if half else torch.float32
+    groups = scales.shape[1]
+    tiles = codes.shape[0]
+    per_group = codes.shape[1] // groups
+    parts = [codes.view(tiles, groups, per_group, LANES)]
+    for values in (scales, offsets):
+        if values is not None:
+            parts.append(_tile(_pad_rows(values.to(dtype))))
+    widths = [p[0, 0].numel() * p.element_size() for p in parts]
+    data = arena.empty(tiles * groups * sum(widths)).view(tiles, groups, sum(widths))
+    begin = 0
+    for part, width in zip(parts, widths, strict=True):
+        # Written in place: a second copy of a large matrix would show in the memory peak.
+        target = data[:, :, begin : begin + width].view(part.dtype)
+        target.view(part.shape).copy_(part)
+        begin += width
     return TiledLinear(
-        Q8,
+        kind,
         n,
         k,
         group,
-        arena.place(_tile(_pad_rows(signed_NK))),
-        scales,
-        offsets,
-        0.0,
-        _pad_bias(bias_N, n),
+        data.flatten(),
+        half,
+        True,
+        offsets is not None,
+        center,
+        _pad_bias(bias, n),
     )
 
 
@@ -129,15 +153,13 @@ def _pad_rows(x: Tensor) -> Tensor:
     return torch.cat((x, x.new_zeros(missing, x.shape[1]))) if missing else x
 
 
-def _pair(arena: Arena, scales: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both in one type: half when that loses nothing, else float."""
-    half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
-    dtype = torch.float16 if half else torch.float32
-    tiled = [
-        None if t is None else _tile(_pad_rows(t.to(dtype))).contiguous() for t in (scales, offsets)
-    ]
-    assert tiled[0] is not None
-    return tiled[0], tiled[1]
+def _pad_columns(x: Tensor, missing: int) -> Tensor:
+    """Zeros after the last column, for a short last group."""
+    return torch.cat((x, x.new_zeros(x.shape[0], missing)), dim=1) if missing else x
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.flatten().view(torch.uint8)
 
 
 def _pad_bias(bias: Tensor | None, n: int) -> Tensor | None:

@@ -1,10 +1,13 @@
 /* A packed weight matrix [N, K] and how to read it.
  *
  * Layout: N is cut into tiles of 16 rows, one per vector lane, so no horizontal sums are needed.
- *   4-bit codes: uint32 [tile][K / 8][lane], eight consecutive K in a word, first in the low bits
- *   8-bit codes: int8   [tile][K][lane]
- *   dense:       float, half or bfloat16 [tile][K][lane]
- *   scales, offsets: half or float [tile][group][lane]
+ * A tile is a sequence of records, one for each group of K, so that a tile is one stream:
+ *   codes    4 bits: uint32 [group / 8][lane], eight consecutive K in a word, first in the low bits
+ *            8 bits: int8 [group][lane]
+ *            dense:  float, half or bfloat16 [K][lane], the whole of K being one group
+ *   scales   half or float [lane], absent when dense
+ *   offsets  like scales, or absent
+ * The codes of a short last group are padded to the full size.
  */
 #ifndef HALFBYTE_WEIGHT_H
 #define HALFBYTE_WEIGHT_H
@@ -14,17 +17,16 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    int kind, tiles, n, k, group, groups, half_scales;
-    const char *codes;
-    const char *scales, *offsets;
+    int kind, tiles, n, k, group, groups, half_scales, has_scales, has_offsets;
+    const char *data;
     const float *bias;
     float center; /* subtracted from every code (4-bit symmetric), else 0 */
-    size_t tile_bytes, ahead; /* how far ahead of its use a line is fetched */
+    size_t code_bytes, value_bytes, record_bytes, tile_bytes;
+    size_t ahead; /* how far ahead of its use a line is fetched */
 } weight;
 
-static inline vf group_value(const char *base, int half, size_t index) {
-    if (half) return vf_from_half((const uint16_t *)base + index * LANES);
-    return vf_load((const float *)base + index * LANES);
+INLINE vf group_value(const weight *w, const char *at) {
+    return w->half_scales ? vf_from_half((const uint16_t *)at) : vf_load((const float *)at);
 }
 
 INLINE size_t element_bytes(int kind) { return kind == W_Q8 ? 1 : kind == W_F32 ? 4 : 2; }
@@ -45,32 +47,39 @@ INLINE vf element(int kind, const char *codes, int k) {
     return vf_load((const float *)codes + (size_t)k * LANES);
 }
 
+/* n: kind, -, N, K, group, half_scales, -, -, -, has_scales, has_offsets; f: center;
+ * p: data, bias (padded to whole tiles) or NULL */
 static inline void read_weight(const hb_op *op, weight *w) {
-    *w = (weight){.kind = op->n[0], .n = op->n[2], .k = op->n[3], .group = op->n[4],
-                  .half_scales = op->n[5], .center = op->f[0], .codes = op->p[0],
-                  .scales = op->p[1], .offsets = op->p[2], .bias = op->p[3]};
     static const int bits[] = {4, 8, 32, 16, 16};
+    *w = (weight){.kind = op->n[0], .n = op->n[2], .k = op->n[3], .group = op->n[4],
+                  .half_scales = op->n[5], .has_scales = op->n[9], .has_offsets = op->n[10],
+                  .center = op->f[0], .data = op->p[0], .bias = op->p[1]};
     w->tiles = (w->n + LANES - 1) / LANES;
     w->groups = (w->k + w->group - 1) / w->group;
-    w->tile_bytes = (size_t)w->k * LANES * bits[w->kind] / 8;
-    w->ahead = w->tile_bytes*4;
+    w->code_bytes = (size_t)w->group * LANES * bits[w->kind] / 8;
+    w->value_bytes = LANES * (w->half_scales ? 2 : 4);
+    w->record_bytes = w->code_bytes + w->value_bytes * (w->has_scales + w->has_offsets);
+    w->tile_bytes = w->record_bytes * w->groups;
+    /* A block of four tiles ahead, unless that would push the present one out of the cache. */
+    w->ahead = 4 * w->tile_bytes <= 65536 ? 4 * w->tile_bytes : 4096;
 }
 
 /* One element as a vector over the 16 rows of a tile, scaled. */
 INLINE vf weight_value(const weight *w, int tile, int k) {
-    const char *codes = w->codes + (size_t)tile * w->tile_bytes;
+    const char *record = w->data + tile * w->tile_bytes + k / w->group * w->record_bytes;
+    const char *values = record + w->code_bytes;
+    int inside = k % w->group;
     vf q;
     if (w->kind == W_Q4) {
         vu word;
-        memcpy(&word, codes + (size_t)(k / 8) * 64, 64);
-        q = __builtin_convertvector((vi)((word >> (4 * (k % 8))) & 15), vf) - w->center;
+        memcpy(&word, record + (size_t)(inside / 8) * 64, 64);
+        q = __builtin_convertvector((vi)((word >> (4 * (inside % 8))) & 15), vf) - w->center;
     } else {
-        q = element(w->kind, codes, k);
+        q = element(w->kind, record, inside);
     }
-    if (!w->scales) return q;
-    size_t index = (size_t)tile * w->groups + k / w->group;
-    q *= group_value(w->scales, w->half_scales, index);
-    if (w->offsets) q += group_value(w->offsets, w->half_scales, index);
+    if (!w->has_scales) return q;
+    q *= group_value(w, values);
+    if (w->has_offsets) q += group_value(w, values + w->value_bytes);
     return q;
 }
 

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -225,14 +224,23 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_hostile_templates_fail_soon_and_alone(name: str) -> None:
+    before = sum(os.times()[:4])  # computing time of this process and of its ended children
     template = ChatTemplate(ATTACKS[name], {}, {})
-    start = time.perf_counter()
     with pytest.raises(TemplateError, match=r"the model's chat template .*\w"):
         template.render(HI, {})
-    # The promise is 1 s on a machine that is not otherwise busy; tests share theirs.
-    assert time.perf_counter() - start < 3.0
-    with pytest.raises(TemplateError):  # the next request gets an answer too
-        template.render(HI, {})
+    del template
+    # Waiting time would depend on what else the machine does.
+    assert sum(os.times()[:4]) - before < 1.0
+
+
+def test_a_template_that_was_killed_is_tried_again() -> None:
+    source = "{% if tools %}" + ATTACKS["double"] + "{% endif %}fine"
+    template = ChatTemplate(source, {}, {})
+    for _ in range(2):
+        assert template.render(HI, {}) == "fine"
+        with pytest.raises(TemplateError, match=r"needs more than|too much memory"):
+            template.render(HI, {"tools": [TOOL]})
+    assert template.render(HI, {}) == "fine"
 
 
 @pytest.mark.parametrize("name", DEEP)

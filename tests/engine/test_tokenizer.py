@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -266,6 +268,13 @@ def test_added_tokens_from_other_files(trained: tokenizers.Tokenizer, tmp_path: 
     wrong = dataclasses.replace(source, added_tokens={"<|im_end|>": 77})
     with pytest.raises(TokenizerError, match=r"'<\|im_end\|>' the id 2; .* say 77"):
         Tokenizer.from_source(wrong, 1024)
+
+
+def test_importing_loads_no_library() -> None:
+    libraries = "{'torch', 'tokenizers', 'sentencepiece', 'minijinja'}"
+    code = f"import sys, halfbyte.engine.tokenizer; print({libraries} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (out.stdout.strip(), out.returncode) == ("set()", 0), out.stderr
 
 
 def test_lone_surrogates_are_refused(bpe: Tokenizer, spm_kinds: dict[str, Tokenizer]) -> None:

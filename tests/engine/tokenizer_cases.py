@@ -23,9 +23,9 @@ CHAT = (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _TEXT = (
     "the The HELLO don't WE'LL it's naïve Größe 東京 日本語 한국어 Привет שלום नमस्ते 🚀 👨\u200d👩 "
-    "e\u0301 ½ Ⅷ ١٢٣ 123 4567 3.14 foo_bar camelCase __init__ def {} () => != // # $ % ' \" \\ … “q” "
-    "<html> </div> http://a.b/c?d=e \u200b \u00a0 \u3000 \x01 \x7f \ue000 \U0010fffd <s> </s> "
-    "ß <0x41> ▁ ▁▁"
+    "e\u0301 ½ Ⅷ ١٢٣ 123 4567 3.14 foo_bar camelCase __init__ def {} () => != // # $ % ' \" \\ "
+    "… “q” <html> </div> http://a.b/c?d=e \u200b \u00a0 \u3000 \x01 \x7f \ue000 \U0010fffd "
+    "<s> </s> ß <0x41> ▁ ▁▁"
 )
 WORDS = _TEXT.split(" ")
 SPACES = [" ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", " \n", "\n ", "\u3000", "\u00a0 "]

@@ -6,6 +6,9 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -149,6 +152,19 @@ def fake_hub(repo: str, files: dict[str, bytes], lfs: tuple[str, ...] = ()) -> d
         json.dumps(info).encode(), Content_Type="application/json"
     )
     return answers
+
+
+def halfbyte(*args: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the installed ``halfbyte`` program without a terminal."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "halfbyte"), *args],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **env},
+        check=False,
+    )
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -54,7 +54,10 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         file_bytes('{"a":[' + "{}," * 70_000 + "{}]}"),
         r"tensor a is \[{}, {}, {}",
     ),
-    "many numbers": (file_bytes('{"a":[' + "1," * 1_100_000 + "1]}"), "1100002 values in JSON, counted"),
+    "many numbers": (
+        file_bytes('{"a":[' + "1," * 1_100_000 + "1]}"),
+        "1100002 values in JSON, counted",
+    ),
     "duplicate key": (
         file_bytes('{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}}'),
         "duplicate key 'a'",

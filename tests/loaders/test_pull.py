@@ -11,11 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_support import halfbyte
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "loaders"))
-
-from store_support import body, fake_hub, gguf_bytes, http_server, slow_body, tree
+from store_support import body, fake_hub, gguf_bytes, halfbyte, http_server, slow_body, tree
 
 
 @pytest.fixture
