@@ -221,6 +221,7 @@ def run_bench(engine: Engine, model: Path, plan: BenchPlan, say: Say) -> Report:
 
     Raises:
         RequestError: a test does not fit into the context.
+        ConfigError: the KV cache is too small for a batch.
         EngineDeadError: the engine failed during a test.
     """
     import torch
@@ -322,11 +323,19 @@ def _decode(engine: Engine, test: Case, ids: TokenSource) -> float:
 
 
 def _count(engine: Engine, counts: dict[str, int]) -> None:
-    """One step; adds the new tokens of each sequence. Raises EngineDeadError on a failure."""
+    """One step; adds the new tokens of each sequence.
+
+    Raises EngineDeadError on a failure, ConfigError when a sequence ended before its time.
+    """
     for delta in engine.step():
         counts[delta.request_id] += len(delta.token_ids)
         if delta.completion is not None:
             _check(delta.completion)
+            # Each may make more tokens than are timed, so it ran while another one waited.
+            raise ConfigError(
+                f"the engine did not run {len(counts)} sequences at once",
+                hint="lower --batch or --depth: the KV cache cannot hold them all",
+            )
 
 
 def _finish(engine: Engine, names: list[str]) -> dict[str, Completion]:

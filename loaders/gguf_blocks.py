@@ -1,7 +1,7 @@
 """GGUF blocks to canonical weights, vectorised, straight into packed codes.
 
 The work is done on little-endian 64-bit words, eight codes at a time, in chunks of rows that
-fit the CPU cache; no array with one code per byte is ever built for the 4-bit types.
+fit the first-level caches; no array with one code per byte is ever built for the 4-bit types.
 
 Shape letters: N rows, K elements of a row, B blocks of a row.
 """
@@ -19,7 +19,10 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from .canonical import QuantizedLinear, Weight, WeightFormat
 from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES, BlockType
 
-_CHUNK_BYTES = 1 << 19  # of raw blocks: with its temporaries about the size of an L2 cache
+# Bytes of raw blocks converted at a time. Torch splits operations of more than 32768 elements
+# over threads, and on a busy machine waiting for them at every step costs ten times the work.
+# ``load`` may be called from several threads instead.
+_CHUNK_BYTES = 1 << 15
 
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -108,5 +108,5 @@ def _check_text(texts: list[str], where: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise CheckpointError(
-                f"{where}: the text {ascii(text[:60])} holds half a surrogate pair"
+                f"{where}: the text {text[:60]!a} holds half a surrogate pair"
             ) from error

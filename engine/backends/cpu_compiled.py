@@ -8,7 +8,9 @@ depend on nothing but the row itself.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -65,6 +67,7 @@ class CompiledOps:
             "exact" if exact else f"prefill by {library.gemm_kind}"
         )
         self._arena = Arena()
+        self._scratch = Scratch(self._arena)
         self._records: list[bytes] = []
         self._keep: list[Tensor] = []
 
@@ -80,7 +83,7 @@ class CompiledOps:
 
     def embed(self, ids_T: Tensor, table: TiledLinear) -> Tensor:
         """Rows of [V, D] -> [T, D]."""
-        out = torch.empty(ids_T.shape[0], table.k)
+        out = self._scratch.take((ids_T.shape[0], table.k))
         self._linear(lib.EMBED, ids_T, table, out, ids_T.shape[0], 0, False)
         return out
 
@@ -88,15 +91,17 @@ class CompiledOps:
         self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
     ) -> Tensor:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
-        out = x_TD if rows is None else rows
-        out = torch.empty(out.shape[0], x_TD.shape[1])
-        self._emit(lib.RMS_NORM, out.shape, (eps,), (x_TD, weight_D, out, rows))
+        count, width = (x_TD if rows is None else rows).shape[0], x_TD.shape[1]
+        out = self._activation(count, width)
+        half = int(out.dtype == torch.bfloat16)
+        n = (count, width, out.stride(0), half)
+        self._emit(lib.RMS_NORM, n, (eps,), (x_TD, weight_D, out, rows))
         return out
 
     def linear(self, x_TK: Tensor, weight: TiledLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
         if out is None:
-            out = torch.empty(x_TK.shape[0], weight.n)
+            out = self._scratch.take((x_TK.shape[0], weight.n))
         self._matmul(x_TK, weight, out, add=False)
         return out
 
@@ -109,7 +114,7 @@ class CompiledOps:
     ) -> Tensor:
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
         tokens = qkv_TC.shape[0]
-        q = torch.empty(tokens, shape.heads, shape.head_dim)
+        q = self._scratch.take((tokens, shape.heads, shape.head_dim))
         n = (tokens, shape.heads, shape.kv_heads, shape.head_dim)
         half, size = step.rope.shape[1] // 2, kv.k.shape[2]
         pointers = (qkv_TC, step.rope, step.slots, kv.k, kv.v, shape.q_norm, shape.k_norm, q)
@@ -121,7 +126,7 @@ class CompiledOps:
     ) -> Tensor:
         """Causal attention over the cache -> [T, H * E]."""
         tokens, heads, dim = q_THE.shape
-        out = torch.empty(tokens, heads * dim)
+        out = self._scratch.take((tokens, heads * dim))
         size, width = kv.k.shape[2], step.block_tables.shape[1]
         most = -(-width * size // PARTITION)
         single = all(s.end - s.begin == 1 for s in step.spans)
@@ -132,7 +137,7 @@ class CompiledOps:
             return (units, *sizes, longest, kv.k.stride(0))
 
         if single and tokens <= SPLIT_TOKENS:
-            partial = torch.empty(tokens * heads * most * (dim + 2))
+            partial = self._scratch.take((tokens * heads * most, dim + 2))
             for kind in (lib.ATTN_SPLIT, lib.ATTN_MERGE):
                 arguments = (*pointers, None, out, partial)
                 self._emit(kind, n(tokens, 1), (shape.scale,), arguments)
@@ -148,8 +153,9 @@ class CompiledOps:
     def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
         """``silu(gate) * up`` -> [T, I]."""
         tokens, width = gate_up_TI2.shape
-        out = torch.empty(tokens, width // 2)
-        self._emit(lib.SILU_MUL, out.shape, (), (gate_up_TI2, out))
+        out = self._activation(tokens, width // 2)
+        n = (tokens, width // 2, out.stride(0), int(out.dtype == torch.bfloat16))
+        self._emit(lib.SILU_MUL, n, (), (gate_up_TI2, out))
         return out
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
@@ -175,12 +181,24 @@ class CompiledOps:
         if tokens < self.gemm_rows:
             self._linear(lib.LINEAR, x_TK, weight, out, tokens, x_TK.stride(0), add)
             return
-        # The kernels read whole blocks of 32 rows and 32 columns.
-        width = -(-weight.k // 32) * 32
-        half = torch.empty(-(-tokens // 32) * 32, width, dtype=torch.bfloat16)
-        self._emit(lib.TO_BF16, (tokens, weight.k, x_TK.stride(0), width), (), (x_TK, half))
+        if x_TK.dtype != torch.bfloat16:
+            half = self._activation(tokens, weight.k)
+            n = (tokens, weight.k, x_TK.stride(0), half.stride(0))
+            self._emit(lib.TO_BF16, n, (), (x_TK, half))
+            x_TK = half
         amx = int(self.library.gemm_kind == "amx_bf16")
-        self._linear(lib.GEMM, half, weight, out, tokens, width, add, amx)
+        self._linear(lib.GEMM, x_TK, weight, out, tokens, x_TK.stride(0), add, amx)
+
+    def _activation(self, tokens: int, width: int) -> Tensor:
+        """Input [tokens, width] of a matrix product, in the type that its kernel reads.
+
+        Large products read bfloat16 in whole blocks of 32 rows and 32 columns; the kernels
+        that fill such a buffer zero what lies beyond the matrix.
+        """
+        if tokens < self.gemm_rows:
+            return self._scratch.take((tokens, width))
+        padded = (-(-tokens // 32) * 32, -(-width // 32) * 32)
+        return self._scratch.take(padded, torch.bfloat16)
 
     def _linear(
         self,
@@ -206,7 +224,43 @@ class CompiledOps:
         p: tuple[Tensor | None, ...],
     ) -> None:
         self._records.append(lib.record(kind, n, f, p))
-        self._keep += [t for t in p if t is not None]
+        # Scratch tensors are kept by their pool; holding them here would stop their reuse.
+        self._keep += [t for t in p if t is not None and not self._scratch.owns(t)]
+
+
+class Scratch:
+    """Buffers of intermediate results, used again as soon as nobody holds the tensor.
+
+    Ops run in the order in which they are noted, so a buffer whose last Python reference went
+    away while a step was noted may serve a later op of the same step. Without this a prefill
+    would touch fresh memory in every layer, and pay for it in page faults and cache misses.
+
+    Args:
+        arena: where the memory comes from; it is kept for good.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._free: dict[int, list[Tensor]] = {}
+        self._live: set[int] = set()
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """An unset tensor."""
+        size = max(4096, 1 << (prod(shape) * dtype.itemsize - 1).bit_length())
+        stock = self._free.setdefault(size, [])
+        buffer = stock.pop() if stock else self._arena.empty(size)
+        tensor = buffer[: prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        self._live.add(id(tensor))
+        weakref.finalize(tensor, self._back, id(tensor), stock, buffer)
+        return tensor
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether the tensor came from :meth:`take`."""
+        return id(tensor) in self._live
+
+    def _back(self, identity: int, stock: list[Tensor], buffer: Tensor) -> None:
+        self._live.discard(identity)
+        stock.append(buffer)
 
 
 def _runs(step: StepInputs) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@
 #include "halfbyte.h"
 
 #define PARTITION 128
+#define MOST 6 /* queries that share a pass over the values: as many as registers allow */
 
 typedef struct {
     int units, heads, kv_heads, dim, block_size, window, table_width, partitions, max_run, block_stride;
@@ -99,6 +100,7 @@ static void load_keys(const attention *a, const int32_t *table, int kv, int key,
 static void score_tile(const attention *a, const float *const *q, int queries, const float *tile,
                        float *p, int at) {
     int i = 0;
+    SCORES(8)
     SCORES(4)
     SCORES(3)
     SCORES(2)
@@ -157,6 +159,8 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
     }
 WEIGH(weigh_1, 1)
 WEIGH(weigh_2, 2)
+WEIGH(weigh_3, 3)
+WEIGH(weigh_6, 6)
 
 /* One partition for all queries of tokens [t0, t1) and key/value head `kv`. `state(i)` is where
  * query i's (peak, sum, values [E]) go; queries that see none of the keys are left alone. */
@@ -187,21 +191,31 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, floa
         for (int i = 0; i < LANES; i++) value[key - start + i] = first + (size_t)i * a->dim;
     }
     for (int i = 0; i < queries;) {
-        int pair = 0;
-        float *acc[2];
-        for (; pair < 2 && i + pair < queries; pair++) {
-            int position = a->positions[t0 + (i + pair) / a->group];
+        int count = 0;
+        float *acc[MOST];
+        for (; count < MOST && i + count < queries; count++) {
+            int position = a->positions[t0 + (i + count) / a->group];
             int hidden = first_key(a, position) - start, seen = position + 1 - start;
-            float *s = state[i + pair];
+            float *s = state[i + count];
             if (hidden < 0) hidden = 0;
             if (seen > PARTITION) seen = PARTITION;
             if (hidden >= seen) break;
-            soften(p + (size_t)(i + pair) * PARTITION, hidden, seen, s, s + 1);
-            acc[pair] = s + 2;
+            soften(p + (size_t)(i + count) * PARTITION, hidden, seen, s, s + 1);
+            acc[count] = s + 2;
         }
-        if (pair == 2) weigh_2(a, value, p + (size_t)i * PARTITION, start, begin, end, acc);
-        if (pair == 1) weigh_1(a, value, p + (size_t)i * PARTITION, start, begin, end, acc);
-        i += pair ? pair : 1;
+        const float *weights = p + (size_t)i * PARTITION;
+        i += count ? count : 1;
+        if (count == MOST) {
+            weigh_6(a, value, weights, start, begin, end, acc);
+            continue;
+        }
+        int done = 0;
+        for (; count - done >= 3; done += 3)
+            weigh_3(a, value, weights + done * PARTITION, start, begin, end, acc + done);
+        if (count - done == 2)
+            weigh_2(a, value, weights + done * PARTITION, start, begin, end, acc + done);
+        if (count - done == 1)
+            weigh_1(a, value, weights + done * PARTITION, start, begin, end, acc + done);
     }
 }
 

@@ -1,6 +1,22 @@
 /* RMSNorm, RoPE with KV write, the gated activation and the greedy choice. */
 #include "halfbyte.h"
 
+/* A row to bfloat16, zeros from `width` to `stride`. */
+static void row_to_bf16(const float *x, int width, uint16_t *out, int stride) {
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        vh h = __builtin_convertvector(vf_to_bf16(vf_load(x + i)), vh);
+        memcpy(out + i, &h, sizeof h);
+    }
+    if (i < width) {
+        float part[LANES] = {0};
+        memcpy(part, x + i, (size_t)(width - i) * sizeof(float));
+        vh h = __builtin_convertvector(vf_to_bf16(vf_load(part)), vh);
+        memcpy(out + i, &h, (size_t)(width - i) * 2);
+    }
+    memset(out + width, 0, (size_t)(stride - width) * 2);
+}
+
 static void norm_row(const float *x, const float *gain, float *out, int d, float eps) {
     vf part = {0};
     float sum = 0;
@@ -16,13 +32,31 @@ static void norm_row(const float *x, const float *gain, float *out, int d, float
     for (; i < d; i++) out[i] = x[i] * scale * gain[i];
 }
 
-/* n: T, D; f: eps; p: x, weight, out [T, D], rows of x to take int64 [T] or NULL for all */
+/* One activation row as float, or as bfloat16 padded with zeros to `stride`. */
+static void put_row(const float *x, void *out, size_t row, int width, int stride, int half) {
+    if (!half) memcpy((float *)out + row * stride, x, (size_t)width * sizeof(float));
+    else row_to_bf16(x, width, (uint16_t *)out + row * stride, stride);
+}
+
+/* Zero the rows that pad a bfloat16 matrix to whole blocks. */
+static void pad_rows(void *out, int rows, int stride) {
+    size_t missing = (size_t)(-rows & (BLOCK_ROWS - 1));
+    memset((uint16_t *)out + (size_t)rows * stride, 0, missing * stride * 2);
+}
+
+/* n: T, D, stride of out, whether out is bfloat16; f: eps;
+ * p: x, weight, out, rows of x to take int64 [T] or NULL for all */
 void hb_rms_norm(const hb_op *op, int tid, int threads) {
-    int d = op->n[1];
+    int d = op->n[1], begin, end;
     const int64_t *rows = op->p[3];
-    for (int t = tid; t < op->n[0]; t += threads)
-        norm_row((const float *)op->p[0] + (size_t)(rows ? rows[t] : t) * d, op->p[1],
-                 (float *)op->p[2] + (size_t)t * d, d, op->f[0]);
+    float *normed = hb_scratch((size_t)d);
+    hb_share(op->n[0], tid, threads, &begin, &end);
+    for (int t = begin; t < end; t++) {
+        norm_row((const float *)op->p[0] + (size_t)(rows ? rows[t] : t) * d, op->p[1], normed, d,
+                 op->f[0]);
+        put_row(normed, op->p[2], (size_t)t, d, op->n[2], op->n[3]);
+    }
+    if (op->n[3] && tid == 0) pad_rows(op->p[2], op->n[0], op->n[2]);
 }
 
 static void rotate(const float *x, const float *angles, float *out, int dim, int half) {
@@ -64,27 +98,52 @@ void hb_rope_kv(const hb_op *op, int tid, int threads) {
     }
 }
 
-/* n: T, I; p: gate and up [T, 2 I], out [T, I] */
-void hb_silu_mul(const hb_op *op, int tid, int threads) {
-    int width = op->n[1], begin, end, chunks = (width + LANES - 1) / LANES;
-    for (int t = 0; t < op->n[0]; t++) {
-        const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width, *up = gate + width;
-        float *out = (float *)op->p[1] + (size_t)t * width;
-        hb_share(chunks, tid, threads, &begin, &end);
-        for (int c = begin; c < end; c++) {
-            int i = c * LANES;
-            if (i + LANES <= width) {
-                vf g = vf_load(gate + i);
-                vf_store(out + i, g / (1.0f + vf_exp(-g)) * vf_load(up + i));
-            } else {
-                float part[LANES] = {0};
-                memcpy(part, gate + i, (size_t)(width - i) * sizeof(float));
-                vf g = vf_load(part);
-                vf_store(part, g / (1.0f + vf_exp(-g)));
-                for (int j = i; j < width; j++) out[j] = part[j - i] * up[j];
-            }
-        }
+static void gate_range(const float *gate, const float *up, float *out, int begin, int end) {
+    int i = begin;
+    for (; i + LANES <= end; i += LANES) {
+        vf g = vf_load(gate + i);
+        vf_store(out + i, g / (1.0f + vf_exp(-g)) * vf_load(up + i));
     }
+    if (i < end) {
+        float part[LANES] = {0};
+        memcpy(part, gate + i, (size_t)(end - i) * sizeof(float));
+        vf g = vf_load(part);
+        vf_store(part, g / (1.0f + vf_exp(-g)));
+        for (int j = i; j < end; j++) out[j] = part[j - i] * up[j];
+    }
+}
+
+/* n: T, I, stride of out, whether out is bfloat16; p: gate and up [T, 2 I], out */
+void hb_silu_mul(const hb_op *op, int tid, int threads) {
+    int width = op->n[1], begin, end, total = op->n[0];
+    if (!op->n[3]) { /* few rows: share the columns */
+        hb_share((width + LANES - 1) / LANES, tid, threads, &begin, &end);
+        end = end * LANES < width ? end * LANES : width;
+        for (int t = 0; t < total; t++) {
+            const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width;
+            gate_range(gate, gate + width, (float *)op->p[1] + (size_t)t * op->n[2],
+                       begin * LANES, end);
+        }
+        return;
+    }
+    float *row = hb_scratch((size_t)width);
+    hb_share(total, tid, threads, &begin, &end);
+    for (int t = begin; t < end; t++) {
+        const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width;
+        gate_range(gate, gate + width, row, 0, width);
+        put_row(row, op->p[1], (size_t)t, width, op->n[2], 1);
+    }
+    if (tid == 0) pad_rows(op->p[1], total, op->n[2]);
+}
+
+/* n: T, K, ldx, stride of out; p: x, out bfloat16, zero beyond T and K */
+void hb_to_bf16(const hb_op *op, int tid, int threads) {
+    int begin, end;
+    hb_share(op->n[0], tid, threads, &begin, &end);
+    for (int t = begin; t < end; t++)
+        put_row((const float *)op->p[0] + (size_t)t * op->n[2], op->p[1], (size_t)t, op->n[1],
+                op->n[3], 1);
+    if (tid == 0) pad_rows(op->p[1], op->n[0], op->n[3]);
 }
 
 /* First index of the largest of V logits. n: T, V, elements between rows; p: logits, out int64 [T] */

@@ -12,37 +12,8 @@
 #endif
 
 #define PANEL 32  /* columns of a panel */
-#define DEPTH 2048 /* K of a panel */
-#define ROWS 32   /* rows of x are padded to a multiple of this */
-
-static inline vu to_bf16(vf v) {
-    vu bits = (vu)v; /* round to nearest, ties to even */
-    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-}
-
-/* n: T, K, ldx, padded K; p: x, out bfloat16 [padded T, padded K], zero beyond T and K */
-void hb_to_bf16(const hb_op *op, int tid, int threads) {
-    int total = op->n[0], k = op->n[1], width = op->n[3], begin, end;
-    hb_share((total + ROWS - 1) / ROWS * ROWS, tid, threads, &begin, &end);
-    for (int t = begin; t < end; t++) {
-        const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
-        uint16_t *out = (uint16_t *)op->p[1] + (size_t)t * width;
-        int i = 0;
-        if (t < total)
-            for (; i + LANES <= k; i += LANES) {
-                vh h = __builtin_convertvector(to_bf16(vf_load(x + i)), vh);
-                memcpy(out + i, &h, sizeof h);
-            }
-        if (t < total && i < k) {
-            float part[LANES] = {0};
-            memcpy(part, x + i, (size_t)(k - i) * sizeof(float));
-            vh h = __builtin_convertvector(to_bf16(vf_load(part)), vh);
-            memcpy(out + i, &h, (size_t)(k - i) * 2);
-            i = k;
-        }
-        memset(out + i, 0, (size_t)(width - i) * 2);
-    }
-}
+#define DEPTH 256 /* K of a panel: 16 KiB, so that it stays in the first cache */
+#define ROWS BLOCK_ROWS
 
 /* 0: this machine has no bfloat16 products; 1: AVX512-BF16; 2: AMX, and the kernel lets us. */
 int hb_gemm_kind(void) {
@@ -59,25 +30,50 @@ int hb_gemm_kind(void) {
 
 #if defined(__AVX512BF16__)
 
-/* Columns of tiles `tile` and `tile + 1`, K from `begin`: panel [depth / 2][32 columns][2]. */
+/* 16 columns of a panel, K from `begin`, as pairs of K: panel [depth / 2][32 columns][2]. The
+ * group's scale is read once a group. */
 INLINE void expand(const weight *w, int kind, int tile, int begin, int depth, uint32_t *panel) {
-    weight copy = *w;
-    copy.kind = kind; /* a constant, so that the branches on it fold away */
-    for (int side = 0; side < 2; side++) {
-        for (int pair = 0; pair < depth / 2; pair++) {
-            int k = begin + 2 * pair;
-            vu even = {0}, odd = {0};
-            if (tile + side < w->tiles) {
-                if (k < w->k) even = to_bf16(weight_value(&copy, tile + side, k));
-                if (k + 1 < w->k) odd = to_bf16(weight_value(&copy, tile + side, k + 1));
+    const char *base = w->data + (size_t)tile * w->tile_bytes;
+    int end = begin + depth < w->k ? begin + depth : w->k;
+    vu even = {0};
+    vf table;
+    for (int i = 0; i < LANES; i++) table[i] = (float)i - w->center;
+    for (int k = begin; k < end;) {
+        int g = k / w->group, start = g * w->group;
+        int stop = start + w->group < end ? start + w->group : end;
+        const char *record = base + (size_t)g * w->record_bytes, *values = record + w->code_bytes;
+        vf scale = vf_set(1), offset = {0};
+        if (w->has_scales) scale = group_value(w, values);
+        if (w->has_offsets) offset = group_value(w, values + w->value_bytes);
+        for (; k < stop; k++) {
+            int inside = k - start;
+            vf q;
+            if (kind == W_Q4) {
+                vi word;
+                memcpy(&word, record + (size_t)(inside / 8) * 64, 64);
+                q = (vf)_mm512_permutexvar_ps((__m512i)(word >> (4 * (inside % 8))), (__m512)table);
+            } else {
+                q = element(kind, record, inside);
             }
-            vu both = even | (odd << 16);
-            memcpy(panel + (size_t)pair * PANEL + side * LANES, &both, sizeof both);
+            vu bits = vf_to_bf16(w->has_scales ? q * scale + offset : q);
+            if (k % 2) {
+                even |= bits << 16;
+                memcpy(panel + (size_t)(k - begin) / 2 * PANEL, &even, sizeof even);
+            } else {
+                even = bits;
+            }
         }
     }
+    int done = (end - begin) / 2;
+    if (end % 2) memcpy(panel + (size_t)done++ * PANEL, &even, sizeof even);
+    for (; done < depth / 2; done++) memset(panel + (size_t)done * PANEL, 0, 64);
 }
 
-static void expand_panel(const weight *w, int tile, int begin, int depth, uint32_t *panel) {
+static void expand_tile(const weight *w, int tile, int begin, int depth, uint32_t *panel) {
+    if (tile >= w->tiles) {
+        for (int pair = 0; pair < depth / 2; pair++) memset(panel + (size_t)pair * PANEL, 0, 64);
+        return;
+    }
     switch (w->kind) {
         case W_Q4: expand(w, W_Q4, tile, begin, depth, panel); break;
         case W_Q8: expand(w, W_Q8, tile, begin, depth, panel); break;
@@ -101,13 +97,21 @@ static void amx_begin(void) {
     _tile_loadconfig(&config);
 }
 
-/* 32 rows by 32 columns: c += a b */
-static void amx_block(const uint16_t *a, size_t width, const uint32_t *panel, int depth, float *c) {
-    size_t stride = width * 2;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+/* 32 rows by 32 columns: c = a b, or c += a b; `ldc` floats between rows of c */
+static void amx_block(const uint16_t *a, size_t width, const uint32_t *panel, int depth, float *c,
+                      size_t ldc, int add) {
+    size_t stride = width * 2, to = ldc * 4;
+    if (add) {
+        _tile_loadd(0, c, to);
+        _tile_loadd(1, c + LANES, to);
+        _tile_loadd(2, c + 16 * ldc, to);
+        _tile_loadd(3, c + 16 * ldc + LANES, to);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     for (int k = 0; k < depth; k += 32) {
         _tile_loadd(4, a + k, stride);
         _tile_loadd(6, panel + (size_t)(k / 2) * PANEL, PANEL * 4);
@@ -118,10 +122,10 @@ static void amx_block(const uint16_t *a, size_t width, const uint32_t *panel, in
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, c, PANEL * 4);
-    _tile_stored(1, c + LANES, PANEL * 4);
-    _tile_stored(2, c + 16 * PANEL, PANEL * 4);
-    _tile_stored(3, c + 16 * PANEL + LANES, PANEL * 4);
+    _tile_stored(0, c, to);
+    _tile_stored(1, c + LANES, to);
+    _tile_stored(2, c + 16 * ldc, to);
+    _tile_stored(3, c + 16 * ldc + LANES, to);
 }
 #endif
 
@@ -184,20 +188,25 @@ void hb_gemm(const hb_op *op, int tid, int threads) {
 #endif
     for (int unit = begin; unit < end; unit++)
         for (int k = 0; k < (int)width; k += DEPTH) {
-            int depth = (int)width - k < DEPTH ? (int)width - k : DEPTH, step = 8;
-            expand_panel(&w, 2 * unit, k, depth, panel);
-#if defined(__AMX_BF16__)
-            if (amx) step = ROWS;
-#endif
+            int depth = (int)width - k < DEPTH ? (int)width - k : DEPTH, step = amx ? ROWS : 8;
+            int add = op->n[8] || k, with_bias = w.bias && !k;
+            int whole = (2 * unit + 2) * LANES <= w.n && !with_bias;
+            expand_tile(&w, 2 * unit, k, depth, panel);
+            expand_tile(&w, 2 * unit + 1, k, depth, panel + LANES);
             for (int row = 0; row < total; row += step) {
                 const uint16_t *a = (const uint16_t *)op->p[2] + row * width + k;
+                float *y = (float *)op->p[3] + row * ldo;
+                int rows = total - row < step ? total - row : step;
 #if defined(__AMX_BF16__)
-                if (amx) amx_block(a, width, panel, depth, c);
+                if (amx && whole && rows == ROWS) {
+                    amx_block(a, width, panel, depth, y + 2 * unit * LANES, ldo, add);
+                    continue;
+                }
+                if (amx) amx_block(a, width, panel, depth, c, PANEL, 0);
                 else
 #endif
                     dot_block(a, width, panel, depth, c);
-                put(&w, c, total - row < step ? total - row : step, 2 * unit,
-                    (float *)op->p[3] + row * ldo, ldo, op->n[8] || k, w.bias && !k);
+                put(&w, c, rows, 2 * unit, y, ldo, add, with_bias);
             }
         }
 #if defined(__AMX_BF16__)

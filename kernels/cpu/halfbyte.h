@@ -23,6 +23,7 @@
 #endif
 
 #define LANES 16
+#define BLOCK_ROWS 32 /* bfloat16 activations come in whole blocks of so many rows and columns */
 
 typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
@@ -125,6 +126,12 @@ static inline vf vf_from_bf16(const uint16_t *p) {
     memcpy(&h, p, sizeof h);
     return (vf)(__builtin_convertvector(h, vu) << 16);
 #endif
+}
+
+/* Floats to the bits of bfloat16, rounded to nearest, ties to even. */
+static inline vu vf_to_bf16(vf v) {
+    vu bits = (vu)v;
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
 }
 
 /* e**x for x <= 88, relative error below 2e-7; 0 below -87. Cody-Waite reduction by ln 2 and a

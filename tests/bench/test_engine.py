@@ -132,10 +132,30 @@ def test_share_of_bandwidth(clocked):
 def test_a_failing_engine_is_an_error(clocked, monkeypatch):
     engine = clocked()
     monkeypatch.setattr(
-        engine, "step", lambda: [engine._end(name, FinishReason.ERROR) for name in engine._live]
+        engine,
+        "step",
+        lambda: [engine._end(name, FinishReason.ERROR) for name in list(engine._live)],
     )
     with pytest.raises(EngineDeadError, match="failed in a benchmark"):
         bench._decode(engine, Case("tg", 5, 1, 0), TokenSource(engine, 0))
+
+
+def test_sequences_that_run_one_after_the_other_are_no_batch(clocked, monkeypatch):
+    engine = clocked()
+    step = engine.step
+
+    def one_at_a_time():
+        live = dict(engine._live)
+        first = next(iter(live))
+        engine._live = {first: live[first]}
+        deltas = step()
+        engine._live = {**engine._live, **{k: v for k, v in live.items() if k != first}}
+        return deltas
+
+    monkeypatch.setattr(engine, "step", one_at_a_time)
+    with pytest.raises(ConfigError, match="did not run 2 sequences at once"):
+        bench._decode(engine, Case("tg", 5, 2, 0), TokenSource(engine, 0))
+    assert not engine.has_work()
 
 
 def test_random_prompts_hold_no_special_ids_and_differ():
@@ -233,14 +253,15 @@ def test_bandwidth_is_of_memory_size_and_restores_the_threads():
     assert torch.get_num_threads() == before
 
 
-def test_a_real_engine_on_a_tiny_model():
+def test_a_real_engine_on_a_tiny_model(monkeypatch):
+    monkeypatch.setattr("halfbyte.bench.machine.read_bandwidth", lambda threads: 1e10)
     said: list[str] = []
     plan = BenchPlan((16,), (4,), (1, 2), (0,), 2)
-    engine = Engine(TINY, backend="reference", max_context=64, **plan.engine_options())
+    engine = Engine(TINY, backend="reference", max_context=192, **plan.engine_options())
     with engine:
         found = bench.run_bench(engine, TINY, plan, said.append)
-        with pytest.raises(RequestError, match="64"):
-            bench.run_bench(engine, TINY, BenchPlan((65,), (), (1,)), said.append)
+        with pytest.raises(RequestError, match="192"):
+            bench.run_bench(engine, TINY, BenchPlan((192,), (), (1,)), said.append)
     assert [row.test.title for row in found.rows] == ["pp16", "tg4", "tg4 b2"]
     for row in found.rows:
         assert len(row.samples) == 2 and all(math.isfinite(s) and s > 0 for s in row.samples)

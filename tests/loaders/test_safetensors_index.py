@@ -113,8 +113,8 @@ def test_header_over_the_size_limit(tmp_path):
     refuses(lambda: headers(path), CheckpointError, "expected 2 to 16777216")
 
 
-def test_the_largest_headers_allowed_stay_small(tmp_path):
-    names = [f"model.layers.{i}.mlp.experts.w" for i in range(60_000)]
+def test_large_headers_stay_small(tmp_path):
+    names = [f"model.layers.{i}.mlp.experts.w" for i in range(30_000)]
     header = {n: entry("U8", [1], [i, i + 1]) for i, n in enumerate(names)}
     header["model.layers.0.mlp.experts.w"]["shape"] = [2]  # wrong, so it is refused after all
     path = write(tmp_path / "big.safetensors", crafted(header, len(names)))
@@ -236,7 +236,7 @@ def test_index_names_may_not_leave_the_folder(tmp_path, name):
     [
         ({"a": ONE, "b": "model-9.safetensors"}, r"model-9\.safetensors, listed in .* is missing"),
         ({"a": ONE, "b": ONE}, "says that tensor 'b' is in .*; it is not there"),
-        ({"a": 3}, "tensor a is in 3; expected the name of a .safetensors file"),
+        ({"a": 3}, "tensor 'a' is in 3; expected the name of a .safetensors file"),
         ({"a": "pytorch_model.bin"}, "expected the name of a .safetensors file"),
         ({}, "weight_map is {}; expected an object with 1 to 65536 tensors"),
         ([], r"weight_map is \[\]"),
