@@ -101,7 +101,8 @@ def wrapped(label: str, text: str, *, width: int = 80, indent: int = 16) -> str:
 def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     """A bar on stderr that vanishes when done; without a terminal, a callback that does nothing.
 
-    ``unit`` is ``bytes`` (shows size, speed and time left) or ``steps``.
+    ``unit`` is ``bytes`` (shows size, speed and time left; appears with the first call) or
+    ``steps`` (appears at once).
     """
     if not is_terminal(sys.stderr):
         yield lambda done, total: None
@@ -123,9 +124,19 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     else:
         columns += [MofNCompleteColumn()]
     console = Console(stderr=True, no_color=not use_color(sys.stderr))
-    with RichProgress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(one_line(label), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+    bar = RichProgress(*columns, console=console, transient=True)
+    task = bar.add_task(one_line(label), total=None)
+
+    def progress(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total or None)
+
+    try:
+        if unit == "steps":
+            bar.start()
+        yield progress
+    finally:
+        bar.stop()
 
 
 def human_bytes(count: int) -> str:

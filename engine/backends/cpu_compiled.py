@@ -198,7 +198,7 @@ class CompiledOps:
         if tokens < self.gemm_rows:
             return self._scratch.take((tokens, width))
         padded = (-(-tokens // 32) * 32, -(-width // 32) * 32)
-        return self._scratch.take(padded, torch.bfloat16)
+        return self._scratch.take(padded, torch.bfloat16, (tokens, width))
 
     def _linear(
         self,
@@ -244,12 +244,19 @@ class Scratch:
         self._free: dict[int, list[Tensor]] = {}
         self._live: set[int] = set()
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """An unset tensor."""
+    def take(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        used: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """An unset tensor of ``shape``, or its first rows and columns ``used``."""
         size = max(4096, 1 << (prod(shape) * dtype.itemsize - 1).bit_length())
         stock = self._free.setdefault(size, [])
         buffer = stock.pop() if stock else self._arena.empty(size)
         tensor = buffer[: prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        if used is not None:
+            tensor = tensor[: used[0], : used[1]]
         self._live.add(id(tensor))
         weakref.finalize(tensor, self._back, id(tensor), stock, buffer)
         return tensor

@@ -221,6 +221,16 @@ class Terminal:
         text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return text
 
+    def settle(self) -> None:
+        """Wait until the program sleeps: readline shows its prompt before it listens, and a
+        signal that comes in between stays unseen until the next key."""
+        quiet = 0
+        while quiet < 10:
+            with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
+                asleep = file.read().rpartition(")")[2].split()[0] == "S"
+            quiet = quiet + 1 if asleep else 0
+            time.sleep(0.02)
+
     def send(self, text: str) -> None:
         os.write(self.main, text.encode())
 
@@ -265,6 +275,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(terminal):
 
 def test_ctrl_c_at_the_prompt_ends_with_130(terminal):
     terminal.expect(">>> ")
+    terminal.settle()
     terminal.send("\x03")
     assert terminal.process.wait(20) == 130
     assert "Traceback" not in terminal.seen

@@ -8,11 +8,16 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from halfbyte.errors import HalfbyteError
+
+# The loaders import torch when first used, which takes a second that is not theirs.
+for _module in ("gguf", "hf_folder"):
+    import_module(f"halfbyte.loaders.{_module}")
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 _CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?"}
