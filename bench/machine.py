@@ -23,6 +23,7 @@ def machine_info() -> dict[str, Any]:
     return {
         "cpu": cpu_model(),
         "cores": usable_cores(),
+        "cache_mib": cache_mib(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -74,7 +75,7 @@ def read_bandwidth(threads: int, *, mib: int = 0, repeats: int = 9) -> float:
     The array is ``mib`` MiB; 0 chooses 256 MiB or four times the last-level cache, up to
     1 GiB, so that it cannot be read from the cache. ``threads`` is restored afterwards.
     """
-    size = mib or min(max(256, 4 * _cache_mib()), 1024)
+    size = mib or min(max(256, 4 * cache_mib()), 1024)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -89,8 +90,8 @@ def read_bandwidth(threads: int, *, mib: int = 0, repeats: int = 9) -> float:
     return size * _MIB / best
 
 
-def _cache_mib() -> int:
-    """Largest cache of the first processor in MiB; 0 when the system does not say."""
+def cache_mib() -> int:
+    """Last-level cache of the first processor in MiB; 0 when the system does not say."""
     largest = 0
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with contextlib.suppress(OSError, ValueError):

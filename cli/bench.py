@@ -75,6 +75,9 @@ def engine(
         table = compact(report)
     print(table)
     note(f"read bandwidth {report.bandwidth / 1e9:.1f} GB/s with {report.threads} threads")
+    cache = report.machine.get("cache_mib", 0)
+    if report.step_bytes < cache << 20:
+        note(f"the weights fit into the processor's {cache} MiB cache: a share can pass 100% here")
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

@@ -28,10 +28,13 @@ def is_terminal(stream: IO[str]) -> bool:
 
 
 def use_color(stream: IO[str]) -> bool:
+    """Whether colours may be written to a stream."""
+    return _can_move(stream) and not os.environ.get("NO_COLOR")
+
+
+def _can_move(stream: IO[str]) -> bool:
     """Whether escape codes may be written to a stream."""
-    return (
-        is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
 def clean(text: str) -> str:
@@ -104,7 +107,7 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     ``unit`` is ``bytes`` (shows size, speed and time left; appears with the first call) or
     ``steps`` (appears at once).
     """
-    if not is_terminal(sys.stderr):
+    if not _can_move(sys.stderr):
         yield lambda done, total: None
         return
     from rich.console import Console
@@ -136,7 +139,8 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
             bar.start()
         yield progress
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def human_bytes(count: int) -> str:

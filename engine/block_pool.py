@@ -10,9 +10,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NewType
 
-BlockHash = NewType("BlockHash", bytes)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """A text cut into blocks, known by its last block and the prefix before that.
+
+    Attributes:
+        digest: key in the index; another text may have the same one.
+        parent: the text before this block, None at the beginning.
+        tokens: the block's tokens.
+        extra_key: namespace.
+    """
+
+    digest: bytes
+    parent: Prefix | None
+    tokens: tuple[int, ...]
+    extra_key: bytes
+
+    def same(self, other: Prefix) -> bool:
+        """Whether both stand for the same tokens in the same namespace, from the beginning on."""
+        a: Prefix | None = self
+        b: Prefix | None = other
+        # Prefixes share their parents, so this goes one step as a rule.
+        while a is not b:
+            if a is None or b is None or a.tokens != b.tokens or a.extra_key != b.extra_key:
+                return False
+            a, b = a.parent, b.parent
+        return True
 
 
 @dataclass(slots=True)
@@ -21,9 +46,7 @@ class _Block:
 
     index: int
     references: int = 0
-    hash: BlockHash | None = None
-    tokens: tuple[int, ...] = ()
-    parent: BlockHash | None = None
+    prefix: Prefix | None = None
     previous: int = -1
     next: int = -1
 
@@ -45,7 +68,7 @@ class BlockPool:
         self._blocks = [_Block(i, previous=i - 1, next=i + 1) for i in range(count)]
         self._blocks[-1].next = -1
         self._head, self._tail, self._free = 0, count - 1, count
-        self._index: dict[BlockHash, int] = {}
+        self._index: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -57,22 +80,19 @@ class BlockPool:
     def match(self, tokens: Sequence[int], extra_key: bytes = b"") -> list[int]:
         """Cached blocks that hold the longest beginning of ``tokens``, whole blocks only.
 
-        A hit is confirmed by comparing the stored tokens, so a hash collision cannot mix two
-        texts. The blocks are not referenced yet: call :meth:`share` before anything else.
+        A hit is confirmed by comparing the stored tokens and all before them, so a hash
+        collision cannot mix two texts. The blocks are not referenced yet: call :meth:`share`
+        before anything else.
         """
         found: list[int] = []
-        parent: BlockHash | None = None
+        parent: Prefix | None = None
         for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
-            piece = tuple(tokens[start : start + self.block_size])
-            digest = block_hash(parent, piece, extra_key)
-            index = self._index.get(digest)
-            if index is None:
-                break
-            block = self._blocks[index]
-            if block.tokens != piece or block.parent != parent:
+            wanted = _prefix(parent, tuple(tokens[start : start + self.block_size]), extra_key)
+            index = self._index.get(wanted.digest)
+            parent = None if index is None else self._blocks[index].prefix
+            if index is None or parent is None or not parent.same(wanted):
                 break
             found.append(index)
-            parent = digest
         return found
 
     def allocate(self, count: int) -> list[int] | None:
@@ -92,21 +112,24 @@ class BlockPool:
     def publish(
         self,
         index: int,
-        parent: BlockHash | None,
+        parent: Prefix | None,
         tokens: tuple[int, ...],
         extra_key: bytes = b"",
-    ) -> BlockHash:
-        """Enter a full, computed block into the prefix index; returns its chained hash.
+    ) -> Prefix:
+        """Enter a full, computed block into the prefix index; returns the text up to its end.
 
-        When an equal block is indexed already, that one stays and this one keeps no entry.
+        When an equal block, or another one of the same hash, is indexed already, that one stays
+        and this one keeps no entry.
         """
         assert len(tokens) == self.block_size and self._blocks[index].references > 0
-        digest = block_hash(parent, tokens, extra_key)
-        if digest not in self._index:
-            block = self._blocks[index]
-            block.hash, block.tokens, block.parent = digest, tokens, parent
-            self._index[digest] = index
-        return digest
+        prefix = _prefix(parent, tokens, extra_key)
+        holder = self._index.get(prefix.digest)
+        if holder is not None:
+            known = self._blocks[holder].prefix
+            return known if known is not None and known.same(prefix) else prefix
+        self._blocks[index].prefix = prefix
+        self._index[prefix.digest] = index
+        return prefix
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference of each block of a table, tail first.
@@ -136,14 +159,15 @@ class BlockPool:
         for block in self._blocks:
             assert (block.index in seen) == (block.references == 0), f"block {block.index} leaked"
         for digest, index in self._index.items():
-            assert self._blocks[index].hash == digest, f"stale prefix entry for block {index}"
+            prefix = self._blocks[index].prefix
+            assert prefix and prefix.digest == digest, f"stale prefix entry for block {index}"
 
     def _take(self, index: int) -> int:
         block = self._blocks[index]
         self._unlink(block)
-        if block.hash is not None:
-            del self._index[block.hash]
-            block.hash, block.tokens, block.parent = None, (), None
+        if block.prefix is not None:
+            del self._index[block.prefix.digest]
+            block.prefix = None
         block.references = 1
         return index
 
@@ -169,9 +193,16 @@ class BlockPool:
         self._free += 1
 
 
-def block_hash(parent: BlockHash | None, tokens: Sequence[int], extra_key: bytes) -> BlockHash:
+def _prefix(parent: Prefix | None, tokens: tuple[int, ...], extra_key: bytes) -> Prefix:
+    digest = block_hash(parent.digest if parent else None, tokens, extra_key)
+    return Prefix(digest, parent, tokens, extra_key)
+
+
+def block_hash(parent: bytes | None, tokens: Sequence[int], extra_key: bytes) -> bytes:
     """Chained BLAKE2b-128 of a block's tokens, its parent's hash and a namespace key."""
-    digest = blake2b(digest_size=16, key=extra_key[:64])
+    # A key may have 64 bytes; a longer one is hashed, for cut off it would meet others.
+    key = extra_key if len(extra_key) <= 64 else blake2b(extra_key).digest()
+    digest = blake2b(digest_size=16, key=key)
     digest.update(parent or b"")
     digest.update(b"".join(t.to_bytes(4, "little") for t in tokens))
-    return BlockHash(digest.digest())
+    return digest.digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from halfbyte.errors import ConfigError
 
@@ -60,8 +60,10 @@ class EngineConfig:
         _choice("device", self.device, _DEVICES)
         _choice("dtype", self.dtype, _DTYPES)
         _choice("backend", self.backend, _BACKENDS)
-        if self.block_size not in _BLOCK_SIZES:
-            raise ConfigError(f"block_size is {self.block_size}; expected one of {_BLOCK_SIZES}")
+        if type(self.block_size) is not int or self.block_size not in _BLOCK_SIZES:
+            raise ConfigError(
+                f"block_size is {self.block_size!r:.60}; expected one of {_BLOCK_SIZES}"
+            )
         _whole("max_context", self.max_context, 0, 1 << 24)
         _whole("max_batch", self.max_batch, 1, 4096)
         _whole("max_batch_tokens", self.max_batch_tokens, 1, 1 << 20)
@@ -77,6 +79,17 @@ class EngineConfig:
                 f"max_batch {self.max_batch} is more than max_batch_tokens "
                 f"{self.max_batch_tokens}: a step could not hold one token of each request"
             )
+
+
+def make_config(options: dict[str, Any]) -> EngineConfig:
+    """An EngineConfig from keywords. Raises ConfigError naming an unknown one."""
+    known = EngineConfig.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"unknown engine option {name!r}", hint=f"known options: {', '.join(known)}"
+            )
+    return EngineConfig(**options)
 
 
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

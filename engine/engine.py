@@ -5,65 +5,39 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from halfbyte.errors import ConfigError, EngineDeadError, RequestError
+from halfbyte.errors import EngineDeadError, RequestError
 
 from ..loaders import open_checkpoint
 from ..loaders.store import resolve_model
 from .backends import make_ops
 from .block_pool import BlockPool
-from .config import EngineConfig
+from .config import make_config
 from .graphs import GraphPool
 from .kv_cache import KVCache
 from .layers.rope import Rotary
 from .memory import MemoryPlan, free_memory, plan_memory
 from .model_runner import ModelRunner
 from .models.registry import model_class
+from .outbox import Outbox
 from .output import OutputProcessor
 from .plan import StepPlan
-from .request import Completion, Delta, PromptScore, Request, SamplingParams
+from .request import Completion, Delta, PromptScore, Request, SamplingParams, TokenEvent
 from .rows import Rows
 from .sampler import Sampler
 from .scheduler import Scheduler, SchedulerConfig
 from .scoring import prompt_logits, score_prompt
+from .stats import EngineStats
 from .tokenizer import Tokenizer
 
 Prompt = str | list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counters since the engine was made, and gauges of this moment.
-
-    Attributes:
-        running: requests that hold a row.
-        waiting: requests in the queue.
-        kv_blocks_used: referenced KV blocks.
-        kv_blocks_total: all KV blocks.
-        prompt_tokens: prompt tokens of finished requests.
-        generation_tokens: tokens sampled.
-        cached_tokens: prompt tokens that the prefix cache supplied.
-        preemptions: requests put back into the queue.
-        steps: steps computed.
-        finished: finish reason -> requests.
-    """
-
-    running: int
-    waiting: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    prompt_tokens: int
-    generation_tokens: int
-    cached_tokens: int
-    preemptions: int
-    steps: int
-    finished: dict[str, int]
 
 
 class Engine:
@@ -122,9 +96,9 @@ class Engine:
         cfg, size = self.config, self.config.block_size
         end_tokens = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
         self._pool = BlockPool(self.memory.blocks, size)
-        limits = SchedulerConfig(
-            cfg.max_batch, cfg.max_batch_tokens, self.max_context, cfg.prefix_cache
-        )
+        # Keys that depend on the length of their text cannot serve another one.
+        share = cfg.prefix_cache and not self._rotary.varies(self.max_context)
+        limits = SchedulerConfig(cfg.max_batch, cfg.max_batch_tokens, self.max_context, share)
         self._scheduler = Scheduler(limits, self._pool, end_tokens)
         kv = KVCache(self.model_config, self.memory.blocks, size, network.ops.kv_dtype)
         rows = Rows(cfg.max_batch, self.max_context, size, self._rotary)
@@ -133,6 +107,7 @@ class Engine:
         sampler = Sampler(valid, network.ops)
         self._runner = ModelRunner(network, kv, rows, sampler, graphs)
         self._output = OutputProcessor(self.tokenizer, end_tokens)
+        self._outbox = Outbox()
         self._in_flight: tuple[StepPlan, dict[str, int]] | None = None
         self._ids = itertools.count()
         self._steps = self._prompt_tokens = self._generated = self._cached = 0
@@ -181,6 +156,8 @@ class Engine:
         name = request_id or f"req-{next(self._ids)}"
         if name in self._output:
             raise RequestError(f"request id {name!r} is in use", param="request_id")
+        if name in self._scheduler:
+            self._settle()  # its last delta is out, but its last step is not committed
         request = Request(name, ids, resolved, priority, cache_salt)
         self._output.add(request, seed)
         self._scheduler.add(request)
@@ -192,19 +169,24 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
-        return self._scheduler.has_work() or self._in_flight is not None
+        return bool(self._in_flight or self._outbox) or self._scheduler.has_work()
 
     def step(self) -> list[Delta]:
-        """Compute one step; returns what became known.
+        """Compute one step; returns what became known of requests that :meth:`submit` queued.
 
         Order: plan, launch, sample, commit; with ``overlap`` the commit is of the step before.
         If the computation raises, the requests of this step end with an error delta, the others
         go on, and nothing computed in the step is shared.
         """
-        with self._runner.threads():
-            return self._step()
+        self._advance()
+        return self._outbox.take_rest()
 
-    def _step(self) -> list[Delta]:
+    def _advance(self) -> None:
+        """Compute one step and put its deltas into the outbox."""
+        with self._runner.threads():
+            self._step()
+
+    def _step(self) -> None:
         plan = self._scheduler.schedule()
         events = []
         try:
@@ -218,17 +200,17 @@ class Engine:
             sampled = self._runner.sample(forward) if forward is not None else {}
         except BaseException as error:
             failed = self._scheduler.abort(plan, f"{type(error).__name__}: {error}")
+            self._put(events + failed)
             if not isinstance(error, Exception):
-                self._deltas(events + failed)
                 raise
             self._scheduler.check()
-            return self._deltas(events + failed)
+            return
         self._steps += bool(plan.work)
         if self.config.overlap and plan.work:
             self._in_flight = (plan, sampled)
         else:
             events += self._scheduler.commit(plan, sampled)
-        return self._deltas(events)
+        self._put(events)
 
     def generate(
         self,
@@ -248,32 +230,40 @@ class Engine:
             )
         names: list[str] = []
         done: dict[str, Completion] = {}
+        box: deque[Delta] = deque()
         try:
             for prompt, one in zip(items, each, strict=True):
                 names.append(self.submit(prompt, one))
-            wanted = set(names)
+                self._outbox.open(names[-1], box)
             while len(done) < len(names):
-                for delta in self.step():
-                    if delta.completion is not None and delta.request_id in wanted:
+                self._advance()
+                while box:
+                    delta = box.popleft()
+                    if delta.completion is not None:
                         done[delta.request_id] = delta.completion
-        except BaseException:
+        finally:
             self._discard([n for n in names if n not in done])
-            raise
+            self._outbox.close(names)
         return [done[name] for name in names]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Deltas of one answer as they come; closing the iterator cancels the request."""
         name = self.submit(prompt, params)
+        box: deque[Delta] = deque()
+        self._outbox.open(name, box)
         finished = False
         try:
             while not finished:
-                for delta in self.step():
-                    if delta.request_id == name:
-                        finished = delta.completion is not None
-                        yield delta
+                while box:
+                    delta = box.popleft()
+                    finished = delta.completion is not None
+                    yield delta
+                if not finished:
+                    self._advance()
         finally:
             if not finished:
                 self._discard([name])
+            self._outbox.close([name])
 
     def logits(self, token_ids: list[int]) -> Tensor:
         """Float32 logits [T, V] at every position of a prompt of token ids."""
@@ -307,8 +297,10 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Drop live requests and refuse new ones; memory goes with the object."""
+        """Cancel live requests and refuse new ones; memory goes with the object."""
         self._closed = True
+        self._discard(self._output.live())
+        self._outbox.take_rest()
 
     def __enter__(self) -> Engine:
         return self
@@ -320,6 +312,10 @@ class Engine:
         """Token ids of a prompt, checked against the vocabulary."""
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
+        elif not isinstance(prompt, (list, tuple)):
+            raise RequestError(
+                f"a prompt is {prompt!r:.60}; expected text or a list of token ids", param="prompt"
+            )
         else:
             ids = list(prompt)
             for token in ids:
@@ -341,14 +337,14 @@ class Engine:
             return (self.config.seed + next(self._ids) * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
         return secrets.randbits(63)
 
-    def _deltas(self, events: Sequence[Any]) -> list[Delta]:
-        deltas: list[Delta] = []
+    def _put(self, events: Sequence[TokenEvent]) -> None:
+        """Turn events into deltas for the outbox, and count."""
         for event in events:
             self._generated += len(event.tokens)
             delta = self._output.process(event)
             if delta is None:
                 continue
-            deltas.append(delta)
+            self._outbox.put(delta)
             done = delta.completion
             if done is not None:
                 if event.finish is None:
@@ -358,18 +354,19 @@ class Engine:
                 self._cached += done.usage.cached_tokens
                 reason = done.finish_reason.value
                 self._finished[reason] = self._finished.get(reason, 0) + 1
-        return deltas
 
     def _discard(self, names: Sequence[str]) -> None:
         """Cancel requests that nobody waits for any more, and run their last events off."""
         for name in names:
             self._scheduler.cancel(name)
-        if names and self.has_work():
-            empty = StepPlan(0, (), (), (), 0, False)
-            if self._in_flight is not None:
-                self._deltas(self._scheduler.commit(*self._in_flight))
-                self._in_flight = None
-            self._deltas(self._scheduler.commit(empty, {}))
+        if names:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Commit what is in flight, without a new step."""
+        plan, sampled = self._in_flight or (StepPlan(0, (), (), (), 0, False), {})
+        self._in_flight = None
+        self._put(self._scheduler.commit(plan, sampled))
 
 
 class _Clock:
@@ -385,22 +382,9 @@ class _Clock:
         self._last = now
 
 
-def make_config(options: dict[str, Any]) -> EngineConfig:
-    """An EngineConfig from keywords. Raises ConfigError naming an unknown one."""
-    known = EngineConfig.__dataclass_fields__
-    for name in options:
-        if name not in known:
-            raise ConfigError(
-                f"unknown engine option {name!r}", hint=f"known options: {', '.join(known)}"
-            )
-    return EngineConfig(**options)
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
     """One prompt or many -> many. A list of ints is one prompt of token ids."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         return [prompts]
     items = list(prompts)
-    if items and all(isinstance(item, int) for item in items):
-        return [[item for item in items if isinstance(item, int)]]
-    return [item for item in items if not isinstance(item, int)]
+    return [items] if items and all(isinstance(item, int) for item in items) else items

@@ -41,9 +41,12 @@ class OutputProcessor:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._live
 
+    def live(self) -> list[str]:
+        """Ids of the requests that have not ended."""
+        return list(self._live)
+
     def add(self, request: Request, seed: int | None) -> None:
         """Begin to follow a request."""
-        # Stop strings are looked for only in text that min_tokens no longer protects.
         detokenizer = Detokenizer(self._tokenizer, request.params.stop)
         self._live[request.id] = _Live(request, seed, detokenizer, time.perf_counter())
 
@@ -64,27 +67,35 @@ class OutputProcessor:
             return None
         now = time.perf_counter()
         text, stop, reason = "", None, event.finish
+        taken = len(live.tokens)
+        params = live.request.params
         for token in event.tokens:
             live.tokens.append(token)
             live.first = live.first or now
             live.last = now
-            params = live.request.params
             ends = token in params.stop_token_ids or (
                 token in self._end_tokens and not params.ignore_eos
             )
             if reason is FinishReason.STOP and ends and token == event.tokens[-1]:
                 stop = token if token in params.stop_token_ids else None
                 continue
-            text += live.detokenizer.feed([token])
+            # Stop strings are looked for only in text that min_tokens no longer protects.
+            check = len(live.tokens) >= params.min_tokens
+            text += live.detokenizer.feed([token], check_stops=check)
             if live.detokenizer.stopped is not None:
                 reason, stop = FinishReason.STOP, live.detokenizer.stopped
                 break
+        tokens = tuple(live.tokens[taken:])
         if reason is None:
-            return Delta(event.request_id, text, event.tokens)
-        text += live.detokenizer.finish()
+            return Delta(event.request_id, text, tokens)
+        if live.detokenizer.stopped is None:
+            text += live.detokenizer.finish()
+            if live.detokenizer.stopped and reason in (FinishReason.STOP, FinishReason.LENGTH):
+                # It was held while a longer stop string was open.
+                reason, stop = FinishReason.STOP, live.detokenizer.stopped
         del self._live[event.request_id]
         completion = self._completion(live, reason, stop, event.error)
-        return Delta(event.request_id, text, event.tokens, completion)
+        return Delta(event.request_id, text, tokens, completion)
 
     def _completion(
         self, live: _Live, reason: FinishReason, stop: str | int | None, error: str | None

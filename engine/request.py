@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -78,7 +77,7 @@ class SamplingParams:
                 f"min_tokens is {self.min_tokens}, more than max_tokens {self.max_tokens}",
                 param="min_tokens",
             )
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
         object.__setattr__(self, "stop", stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise RequestError(
@@ -92,9 +91,15 @@ class SamplingParams:
                     "characters",
                     param="stop",
                 )
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for token in self.stop_token_ids:
+        tokens = _items("stop_token_ids", self.stop_token_ids)
+        object.__setattr__(self, "stop_token_ids", tokens)
+        for token in tokens:
             _integer("stop_token_ids", token, 0, 1 << 31)
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(
+                f"ignore_eos is {self.ignore_eos!r:.60}; expected True or False",
+                param="ignore_eos",
+            )
 
     @property
     def greedy(self) -> bool:
@@ -242,12 +247,18 @@ class PromptScore:
         return sum(p for p in self.logprobs if p is not None)
 
 
+def _items(name: str, value: object) -> tuple[Any, ...]:
+    """A list or tuple as a tuple; refuse anything else."""
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    raise RequestError(f"{name} is {value!r:.60}; expected a list", param=name)
+
+
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     """Refuse what is not a finite number in the range; booleans are not numbers here."""
     if (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and math.isfinite(value)
         and low <= value <= high
         and not (open_low and value == low)
     ):

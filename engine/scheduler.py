@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .block_pool import BlockHash, BlockPool
+from .block_pool import BlockPool, Prefix
 from .plan import RowInit, RowWork, StepPlan
 from .request import FinishReason, Request, TokenEvent
 
@@ -56,7 +56,7 @@ class _State:
     epoch: int = 0
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
-    hashes: list[BlockHash] = field(default_factory=list)
+    prefixes: list[Prefix] = field(default_factory=list)
     finish: FinishReason | None = None
     first_step: int = -1
 
@@ -66,7 +66,7 @@ class _State:
 
     @property
     def extra_key(self) -> bytes:
-        return self.request.cache_salt.encode()[:64]
+        return self.request.cache_salt.encode("utf-8", "surrogatepass")
 
 
 class Scheduler:
@@ -111,6 +111,10 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a step would compute, commit or report anything."""
         return bool(self._running or self._waiting or self._draining or self._events)
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether a request is live, or has a result in flight."""
+        return request_id in self._states
 
     def cached_tokens(self, request_id: str) -> int:
         """Prompt tokens of a live request that the prefix cache supplied at first admission."""
@@ -267,7 +271,7 @@ class Scheduler:
         self._running.remove(state)
         self._let_go(state)
         state.computed = state.done = 0
-        state.hashes.clear()
+        state.prefixes.clear()
         self._enqueue(state)
 
     def _admit(self, state: _State, budget: int) -> tuple[RowInit, RowWork] | None:
@@ -294,12 +298,12 @@ class Scheduler:
             state.first_step, state.cached = self._step, state.computed
         state.row = self._free_rows.pop()
         self._running.append(state)
-        parent: BlockHash | None = None
+        parent: Prefix | None = None
         for index in range(len(hit)):
             parent = self.pool.publish(
                 hit[index], parent, self._piece(state, index), state.extra_key
             )
-            state.hashes.append(parent)
+            state.prefixes.append(parent)
         init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit))
         return init, self._launch(state, count, blocks)
 
@@ -345,9 +349,9 @@ class Scheduler:
         if not self.config.prefix_cache:
             return
         done = min(state.done, len(state.tokens)) // self.pool.block_size
-        for index in range(len(state.hashes), done):
-            parent = state.hashes[-1] if state.hashes else None
-            state.hashes.append(
+        for index in range(len(state.prefixes), done):
+            parent = state.prefixes[-1] if state.prefixes else None
+            state.prefixes.append(
                 self.pool.publish(
                     state.blocks[index], parent, self._piece(state, index), state.extra_key
                 )

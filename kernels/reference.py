@@ -129,7 +129,8 @@ def penalize(
     """
     scaled = torch.where(logits_V > 0, logits_V / repetition, logits_V * repetition)
     out = torch.where(seen_V, scaled, logits_V)
-    return out - presence * (counts_V > 0) - frequency * counts_V
+    counts = counts_V.to(logits_V.dtype)
+    return out - presence * (counts > 0).to(logits_V.dtype) - frequency * counts
 
 
 def keep_mask(logits_V: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
@@ -171,7 +172,8 @@ def sample(
     """
     if temperature == 0.0:
         return int(logits_V.argmax())
-    scaled = logits_V / temperature
+    # Counted from the best one, no score overflows, however small the temperature is.
+    scaled = (logits_V - logits_V.max()) / max(temperature, 1e-30)
     keep = keep_mask(scaled, top_k, top_p, min_p)
     # The noise lies between -2.9 and 16.7, so a token 20 below the best can never win.
     keep &= scaled >= scaled.max() - 20.0

@@ -125,6 +125,8 @@ def read_config(
     if rope.kind == "yarn":
         longest = int(rope.factor * rope.original_max_position)
         position = min(max(position, longest), limits.MAX_POSITION)
+    if rope.kind != "default":
+        report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}; context {position}")
     config = ModelConfig(
         architecture=FAMILIES[arch],
         vocab_size=_vocab_size(read, report),
@@ -231,7 +233,7 @@ def _vocab_size(read: _ArchFields, report: LoadReport) -> int:
 def _rope(
     read: _ArchFields, head_dim: int, position: int, factors: Mapping[str, tuple[float, ...]]
 ) -> RopeConfig:
-    theta = read.number("rope.freq_base", 1e-3, 1e15, 10000.0)
+    theta = read.number("rope.freq_base", limits.MIN_THETA, limits.MAX_THETA, 10000.0)
     rotary = read.integer("rope.dimension_count", 2, limits.MAX_HEAD_DIM, head_dim)
     if rotary > head_dim or rotary % 2:
         raise read.error("rope.dimension_count", rotary, f"an even number up to {head_dim}")
@@ -243,7 +245,14 @@ def _rope(
     kind = read.text("rope.scaling.type", "none")
     # Files from 2023 have a bare divisor instead of a type.
     old_linear = read.number("rope.scale_linear", 1e-6, 1e6, 1.0)
-    if kind == "none" and not read.present("rope.scaling.type") and old_linear != 1.0:
+    if not read.present("rope.scaling.type") and old_linear != 1.0:
+        kind = "linear"
+    if "rope_freqs.weight" in factors and (kind != "none" or len(factors) > 1):
+        raise UnsupportedModelError(
+            f"{read.where}: rope_freqs.weight together with another rotary scaling "
+            f"({shown(kind)}) is not supported"
+        )
+    if kind == "linear" and not read.present("rope.scaling.type"):
         return RopeConfig(theta, rotary, "linear", factor=old_linear)
     if kind == "none":
         if "rope_factors_long.weight" in factors or "rope_factors_short.weight" in factors:
@@ -251,16 +260,14 @@ def _rope(
         else:
             return RopeConfig(theta, rotary, freq_factors=factors.get("rope_freqs.weight", ()))
     original = read.integer(
-        "rope.scaling.original_context_length", 1, limits.MAX_POSITION, position
+        "rope.scaling.original_context_length",
+        limits.MIN_ORIGINAL_POSITION,
+        limits.MAX_POSITION,
+        position,
     )
     attn = read.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0)
     if kind == "longrope":
         return _longrope(read, theta, rotary, original, attn, position, factors)
-    if "rope_freqs.weight" in factors:
-        raise UnsupportedModelError(
-            f"{read.where}: rope_freqs.weight together with rope.scaling.type {shown(kind)} is "
-            "not supported"
-        )
     factor = read.number("rope.scaling.factor", 1e-6, 1e6)
     if kind == "linear" and attn == 1.0:
         return RopeConfig(theta, rotary, "linear", factor=factor)

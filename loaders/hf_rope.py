@@ -8,8 +8,8 @@ from typing import Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
+from . import model_checks as limits
 from .fields import Fields, shown
-from .model_checks import MAX_POSITION
 from .model_config import RopeConfig
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -52,7 +52,9 @@ def read_rope(config: Fields, head_dim: int, max_position: int) -> RopeConfig:
     name = "rope_scaling" if config.mapping("rope_scaling") else "rope_parameters"
     _refuse(config, name, values)
     rope = Fields(config.where, values, f"{name}.")
-    theta = rope.number("rope_theta", 1e-3, 1e15, config.number("rope_theta", 1e-3, 1e15, 10000.0))
+    low, high = limits.MIN_THETA, limits.MAX_THETA
+    outer = config.number("rope_theta", low, high, 10000.0)
+    theta = rope.number("rope_theta", low, high, outer)
     kind = rope.text("rope_type", rope.text("type", "default"))
     kind = "longrope" if kind == "su" else kind
     base = RopeConfig(theta=theta, rotary_dim=head_dim)
@@ -116,8 +118,8 @@ def _refuse(config: Fields, name: str, values: Mapping[str, Any]) -> None:
 def _original_position(config: Fields, rope: Fields, max_position: int) -> int:
     """Context length before scaling; the top-level key wins over the nested one."""
     key = "original_max_position_embeddings"
-    nested = rope.integer(key, 1, MAX_POSITION, max_position)
-    return config.integer(key, 1, MAX_POSITION, nested)
+    low, high = limits.MIN_ORIGINAL_POSITION, limits.MAX_POSITION
+    return config.integer(key, low, high, rope.integer(key, low, high, max_position))
 
 
 def _yarn(rope: Fields, base: RopeConfig) -> RopeConfig:

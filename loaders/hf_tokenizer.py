@@ -219,8 +219,9 @@ def _templates(folder: ModelFolder, settings: Fields) -> dict[str, str]:
     if own is not None:
         found["default"] = own
     more = folder.subfolder("additional_chat_templates")
-    for name in more.names(".jinja")[:MAX_TEMPLATES] if more else []:
-        found[name.removesuffix(".jinja")] = more.read_text(name) or "" if more else ""
+    if more is not None:
+        for name in more.names(".jinja")[:MAX_TEMPLATES]:
+            found[name.removesuffix(".jinja")] = more.read_text(name) or ""
     for name, text in found.items():
         if len(text) > MAX_TEMPLATE_BYTES:
             raise TokenizerError(

@@ -18,6 +18,9 @@ MAX_INTERMEDIATE = 1 << 22
 MAX_HEADS = 1 << 14
 MAX_HEAD_DIM = 1 << 13
 MAX_POSITION = 1 << 30
+# Rotary rules take logarithms of these two: 1 would divide by zero.
+MIN_THETA, MAX_THETA = 1.001, 1e15
+MIN_ORIGINAL_POSITION = 2
 MAX_TOKEN_ID = (1 << 31) - 1
 
 EMBED = "model.embed_tokens.weight"
@@ -45,6 +48,10 @@ def check_heads(where: str, config: ModelConfig) -> None:
         raise CheckpointError(
             f"{where}: rotary dimension {rotary} with head size {config.head_dim}; expected an "
             "even number no larger than the head"
+        )
+    if config.rope.kind == "dynamic" and rotary < 4:
+        raise CheckpointError(
+            f"{where}: dynamic rotary scaling of {rotary} dimensions; expected at least 4"
         )
     if len(config.sliding_window) not in (0, config.num_layers):
         raise CheckpointError(

@@ -281,7 +281,7 @@ def _runs(step: StepInputs) -> list[tuple[int, int]]:
 
 def _pack_quantized(arena: Arena, weight: QuantizedLinear, bias: Tensor | None) -> TiledLinear:
     """Canonical codes to tiles; the meaning is kept exactly."""
-    n, k = weight.shape
+    k = weight.in_features
     bits, zero = weight.format.bits, weight.format.zero
     group = k if weight.format.group_size == -1 else weight.format.group_size
     if weight.perm is not None or (bits <= 4 and (k % 8 or group % 8)):

@@ -30,7 +30,8 @@ class FusedLinear:
         if len(self.parts) == 1:
             return ops.linear(x_TK, self.parts[0])
         widths = [p.shape[0] for p in self.parts]
-        out = x_TK.new_empty(x_TK.shape[0], sum(widths))
+        # Not the type of ``x``: a backend may have rounded that for its matrix product.
+        out = x_TK.new_empty(x_TK.shape[0], sum(widths), dtype=ops.dtype)
         begin = 0
         for part, width in zip(self.parts, widths, strict=True):
             ops.linear(x_TK, part, out[:, begin : begin + width])

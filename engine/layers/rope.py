@@ -38,6 +38,10 @@ class Rotary:
         self._table = torch.empty(0, self.dim)
         self._long = torch.empty(0, self.dim)
 
+    def varies(self, context: int) -> bool:
+        """Whether texts of up to ``context`` tokens may rotate one position differently."""
+        return self.by_length and context > self.limit
+
     def lookup(self, positions_T: Tensor, lengths_T: Tensor) -> Tensor:
         """float32 [T, 2 F]: F cosines, then F sines, for each position.
 
@@ -107,8 +111,9 @@ def attention_factor(rope: RopeConfig, max_position: int) -> float:
         return rope.attention_factor
     if rope.kind == "longrope":
         original = rope.original_max_position or max_position
-        factor = max_position / original if rope.factor == 1.0 else rope.factor
-        return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        if rope.factor <= 1.0:
+            return 1.0
+        return math.sqrt(1 + math.log(rope.factor) / math.log(original))
     if rope.mscale and rope.mscale_all_dim:
         return _mscale(rope.factor, rope.mscale) / _mscale(rope.factor, rope.mscale_all_dim)
     return _mscale(rope.factor, 1.0)

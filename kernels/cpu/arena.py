@@ -7,6 +7,7 @@ docs/performance.md).
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -44,10 +45,8 @@ def map_memory(size: int) -> Tensor:
     # Private memory: shared mappings get no huge pages.
     memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     skip = -whole.data_ptr() % HUGE
     return whole[skip : skip + size]

@@ -51,7 +51,7 @@ def build_library(cache: Path) -> Path:
     if compiler is None:
         raise BuildError("no C compiler found (cc, gcc or clang)")
     folder = Path(__file__).parent
-    version = _run([compiler, "--version"]).splitlines()[0]
+    version = _run([compiler, "--version"]).splitlines()[:1]
     digest = hashlib.sha256(repr((FLAGS, version, _cpu())).encode())
     for name in (*SOURCES, *HEADERS):
         digest.update((folder / name).read_bytes())

@@ -98,17 +98,20 @@ void hb_rope_kv(const hb_op *op, int tid, int threads) {
     }
 }
 
+/* g * sigmoid(g), 0 below -88, where vf_exp(-g) ends and the true value is under 1e-36. */
+static inline vf silu(vf g) {
+    vi under = g < -88.0f;
+    return (vf)((vi)(g / (1.0f + vf_exp(-g))) & ~under);
+}
+
 static void gate_range(const float *gate, const float *up, float *out, int begin, int end) {
     int i = begin;
-    for (; i + LANES <= end; i += LANES) {
-        vf g = vf_load(gate + i);
-        vf_store(out + i, g / (1.0f + vf_exp(-g)) * vf_load(up + i));
-    }
+    for (; i + LANES <= end; i += LANES)
+        vf_store(out + i, silu(vf_load(gate + i)) * vf_load(up + i));
     if (i < end) {
         float part[LANES] = {0};
         memcpy(part, gate + i, (size_t)(end - i) * sizeof(float));
-        vf g = vf_load(part);
-        vf_store(part, g / (1.0f + vf_exp(-g)));
+        vf_store(part, silu(vf_load(part)));
         for (int j = i; j < end; j++) out[j] = part[j - i] * up[j];
     }
 }

@@ -39,6 +39,7 @@ class Library:
     """
 
     def __init__(self, path: Path, threads: int) -> None:
+        self._pool = None
         self._lib = ctypes.CDLL(str(path))
         self._lib.hb_pool_new.restype = ctypes.c_void_p
         self._lib.hb_pool_new.argtypes = [ctypes.c_int]

@@ -148,6 +148,8 @@ void hb_pool_free(hb_pool *pool) {
 
 /* Run `count` ops on all threads; returns when all are done. Workers spin for `spin_us` after. */
 void hb_run(hb_pool *pool, const hb_op *ops, int count, int spin_us) {
+    /* Without a barrier a worker could take up the next job for this one. */
+    if (!count) return;
     pool->ops = ops;
     pool->count = count;
     pool->spin_ns = (int64_t)spin_us * 1000;

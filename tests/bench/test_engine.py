@@ -120,13 +120,13 @@ def test_decode_has_a_full_batch_and_no_prefill(clocked, budget, batch, depth):
 
 def test_share_of_bandwidth(clocked):
     engine = clocked()
-    row = bench.measure(engine, Case("tg", 20, 4, 10), 3, TokenSource(engine, 0), 500.0)
+    row = bench.measure(engine, Case("tg", 20, 4, 10), 3, TokenSource(engine, 0))
+    row = bench.with_share(row, engine, 500.0)  # type: ignore[arg-type]
     assert row.samples == (0.4, 0.4, 0.4)
     # A step in 10 s reads 1000 bytes of weights and 4 sequences of 10 + 1 + 20 / 2 tokens.
     assert row.bandwidth_share == pytest.approx((1000 + 4 * 21 * 10) / 10 / 500.0)
-    assert bench.measure(engine, Case("pp", 9, 1, 0), 1, TokenSource(engine, 0), 1.0) == Row(
-        Case("pp", 9, 1, 0), (9 / 19,)
-    )
+    row = bench.measure(engine, Case("pp", 9, 1, 0), 1, TokenSource(engine, 0))
+    assert row == Row(Case("pp", 9, 1, 0), (9 / 19,)) == bench.with_share(row, engine, 1.0)
 
 
 def test_a_failing_engine_is_an_error(clocked, monkeypatch):
@@ -254,17 +254,21 @@ def test_bandwidth_is_of_memory_size_and_restores_the_threads():
 
 
 def test_a_real_engine_on_a_tiny_model(monkeypatch):
-    monkeypatch.setattr("halfbyte.bench.machine.read_bandwidth", lambda threads: 1e10)
+    bandwidths = iter([1e10, 3e10])
+    monkeypatch.setattr("halfbyte.bench.machine.read_bandwidth", lambda threads: next(bandwidths))
     said: list[str] = []
     plan = BenchPlan((16,), (4,), (1, 2), (0,), 2)
     engine = Engine(TINY, backend="reference", max_context=192, **plan.engine_options())
     with engine:
         found = bench.run_bench(engine, TINY, plan, said.append)
+        bandwidths = iter([1e10, 3e10])
         with pytest.raises(RequestError, match="192"):
             bench.run_bench(engine, TINY, BenchPlan((192,), (), (1,)), said.append)
     assert [row.test.title for row in found.rows] == ["pp16", "tg4", "tg4 b2"]
     for row in found.rows:
         assert len(row.samples) == 2 and all(math.isfinite(s) and s > 0 for s in row.samples)
+    assert found.bandwidth == 3e10 and found.rows[0].bandwidth_share is None
+    assert all(row.bandwidth_share for row in found.rows[1:])
     assert found.model.file == "model.gguf" and found.model.format == "Q4_0"
     assert found.step_bytes > 0 and str(TINY.parent) not in json.dumps(found.to_dict())
     pairs = itertools.pairwise(said)

@@ -107,7 +107,7 @@ def write_gguf(
     for name, weight in state.items():
         kind = gguf.GGMLQuantizationType[types(name)]
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
-        permuted = heads is not None and arch in ("llama", "mistral3")
+        permuted = heads is not None and arch in ("llama", "mistral", "mistral3")
         stored = interleave(weight, heads) if permuted and heads else weight
         if kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(stored))

@@ -39,6 +39,7 @@ FAMILIES = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tied": True}),
     "llama-biases": ("llama", {"bias": (*QKV, "self_attn.o_proj")}),
+    "mistral": ("mistral", {}),
     "mistral3": ("mistral3", {}),
     "qwen2": ("qwen2", {"bias": QKV}),
     "qwen3": ("qwen3", {"qk_norm": True}),

@@ -250,6 +250,21 @@ def test_llama3_frequency_factors_come_from_a_tensor(tmp_path):
     checkpoint.close()
 
 
+def test_frequency_factors_with_another_scaling_are_refused(tmp_path):
+    tensors = dict(TINY_TENSORS) | {"rope_freqs.weight": ((8,), 0)}
+    data = floats(rope_freqs=[1.0] * 8)
+    cases: list[dict[str, tuple | None]] = [
+        {"rope.scale_linear": (F32, 2.0)},
+        {"rope.scaling.type": (STRING, "yarn"), "rope.scaling.factor": (F32, 2.0)},
+    ]
+    for entries in cases:
+        refuses(
+            lambda entries=entries: config(tmp_path, entries, tensors, data=data),
+            UnsupportedModelError,
+            r"rope_freqs\.weight together with another rotary scaling",
+        )
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_frequency_factors_must_be_positive(tmp_path, bad):
     tensors = dict(TINY_TENSORS) | {"rope_freqs.weight": ((8,), 0)}
@@ -311,6 +326,21 @@ def test_sliding_window(tmp_path):
         lambda: config(tmp_path, {key: (U32, 16), f"{key}_pattern": (U32, 4)}),
         UnsupportedModelError,
         "sliding_window_pattern is 4; supported is an array of 1 bools",
+    )
+
+
+def test_qwen_window_without_a_pattern_is_refused(tmp_path):
+    data = tiny_gguf(
+        {"llama.attention.sliding_window": kv("qwen2.attention.sliding_window", U32, 16)}
+    )
+    # Same length, so that every offset stays right.
+    path = write(
+        tmp_path / "m.gguf", data.replace(b"llama.", b"qwen2.").replace(b"llama", b"qwen2", 1)
+    )
+    refuses(
+        lambda: GGUFCheckpoint(path),
+        UnsupportedModelError,
+        r"qwen2\.attention\.sliding_window is 16 without a pattern: which layers use it is unknown",
     )
 
 

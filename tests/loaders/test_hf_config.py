@@ -133,6 +133,18 @@ def test_head_size():
     refuses(lambda: read({"head_dim": 5}), CheckpointError, "rotary dimension 5 with head size 5")
 
 
+def test_dynamic_scaling_needs_more_than_one_rotated_pair():
+    dynamic = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    found = read(dynamic)
+    # The context grows, and the rule keeps the length it counts from.
+    assert (found.max_position, found.rope.original_max_position) == (128, 64)
+    refuses(
+        lambda: read(dynamic | {"head_dim": 2}),
+        CheckpointError,
+        "dynamic rotary scaling of 2 dimensions; expected at least 4",
+    )
+
+
 def test_biases_by_family():
     llama = read({"attention_bias": True, "mlp_bias": True})
     assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias) == (True, True, True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from halfbyte.loaders import open_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loader_hf_files import TINY_CONFIG, tiny_folder
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.loaders import open_checkpoint
 
 FILES: dict[str, dict[str, Any]] = {
     "config": TINY_CONFIG

@@ -134,7 +134,7 @@ def test_which_key_wins():
         "rope_parameters": {"rope_type": "linear", "factor": 3.0},
     }
     assert rope(two).factor == 2.0
-    assert rope({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}}).theta == 2.0
+    assert rope({"rope_theta": 3.0, "rope_parameters": {"rope_theta": 2.0}}).theta == 2.0
     # The top-level original context wins over the nested one, as in transformers.
     nested = {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}
     found = rope(nested | {"original_max_position_embeddings": 32})
@@ -182,6 +182,14 @@ def test_what_is_not_implemented_is_refused(values, message):
         (
             {"type": "longrope", **LONG, "long_factor": [1, 2, 3, "x"]},
             r"rope_scaling\.long_factor\[3\] is 'x'",
+        ),
+        (
+            {"type": "yarn", "factor": 2, "original_max_position_embeddings": 1},
+            "original_max_position_embeddings is 1; expected a whole number from 2",
+        ),
+        (
+            {"type": "yarn", "factor": 2, "rope_theta": 1.0},
+            r"rope_theta is 1\.0; expected a finite",
         ),
         (
             {"type": "yarn", "factor": 2, "original_max_position_embeddings": 64.0},

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import LiveServer, wait_until
 from halfbyte.engine.engine import Engine
-from halfbyte.engine.request import SamplingParams
-from halfbyte.loaders.store import ensure_model
+from halfbyte.engine.request import Delta, SamplingParams
+from server_support import LiveServer, wait_until
 
 TINY = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"
 Start = Callable[..., LiveServer]
@@ -92,7 +92,15 @@ def test_batch_of_many_equals_each_alone(live: Start) -> None:
 
 
 def test_disconnect_frees_all_blocks(live: Start) -> None:
-    server = live(tiny())
+    engine = tiny()
+    fast = engine.step
+
+    def slow() -> list[Delta]:
+        time.sleep(0.01)  # 200 steps last longer than any client needs to leave
+        return fast()
+
+    engine.step = slow
+    server = live(engine)
     body = {"prompt": "go on", "max_tokens": 200, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         for line in response.iter_lines():
@@ -150,8 +158,8 @@ def test_serve(served: tuple[subprocess.Popen[str], str, str]) -> None:
 
 
 @pytest.mark.model
-def test_the_default_model_chats(live: Start) -> None:
-    server = live(Engine(ensure_model("smollm2"), kv_tokens=8192))
+def test_the_default_model_chats(live: Start, smollm2: Path) -> None:
+    server = live(Engine(smollm2, kv_tokens=8192))
     client = client_of(server.url)
     name = server.site.service.names[0]
     messages: Any = [{"role": "user", "content": "What is the capital of France?"}]

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Site
 from fake_engine import FakeEngine
 from halfbyte.server.service import ServiceConfig
+from server_support import Site
 
 from halfbyte.errors import EngineDeadError, TokenizerError
 

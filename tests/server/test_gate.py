@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Site
 from fake_engine import FakeEngine
 from halfbyte.server.middleware import Gate
 from halfbyte.server.run import api_keys
+from server_support import Site
 
 from halfbyte.errors import ConfigError
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LiveServer, wait_until
 from halfbyte.server.listen import bind, is_loopback, own_names, url_of
+from server_support import LiveServer, wait_until
 
 from halfbyte.errors import ConfigError
 

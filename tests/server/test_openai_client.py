@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import LiveServer, wait_until
 from fake_engine import FakeEngine
 from halfbyte.server.service import ServiceConfig
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from server_support import LiveServer, wait_until
 
 pytestmark = pytest.mark.anyio
 

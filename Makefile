@@ -1,0 +1,47 @@
+# make demo   from nothing to generated text        make test   from nothing to a tested checkout
+# Both install first; a second run finds everything in place.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: install demo test test-slow lint format bench peers clean
+
+install: $(STAMP)
+
+# torch comes first and pinned: a later resolver would otherwise take a build for CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/halfbyte pull smollm2
+	$(BIN)/halfbyte generate "The three primary colours are" --max-tokens 64 --temperature 0
+
+test: install lint
+	$(BIN)/halfbyte pull smollm2
+	$(BIN)/python -m pytest
+
+# Long fuzzing and stress runs.
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# llama.cpp is built from source, which takes some minutes the first time.
+peers: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-binary llama-cpp-python '.[peers]'
+	$(BIN)/python -m halfbyte.bench.peers.llama_cpp --out bench/results/cpu
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,34 @@
+"""What an engine has done so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the engine was made, and gauges of this moment.
+
+    Attributes:
+        running: requests that hold a row.
+        waiting: requests in the queue.
+        kv_blocks_used: referenced KV blocks.
+        kv_blocks_total: all KV blocks.
+        prompt_tokens: prompt tokens of finished requests.
+        generation_tokens: tokens sampled.
+        cached_tokens: prompt tokens that the prefix cache supplied.
+        preemptions: requests put back into the queue.
+        steps: steps computed.
+        finished: finish reason -> requests.
+    """
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    prompt_tokens: int
+    generation_tokens: int
+    cached_tokens: int
+    preemptions: int
+    steps: int
+    finished: dict[str, int]

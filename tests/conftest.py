@@ -1,0 +1,29 @@
+"""Models that several folders of tests use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The default model; pulled once into the cache when it is not there."""
+    from halfbyte.loaders.store import pull_model
+
+    return pull_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def tiny_hf() -> Path:
+    """A two-layer Llama as a folder: float16, vocabulary 600, context 512."""
+    return FIXTURES / "fp16-llama-spm"
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf() -> Path:
+    """The same model as a GGUF file: Q4_0, embedding in Q8_0."""
+    return FIXTURES / "gguf-q4_0-spm-llama" / "model.gguf"

@@ -1,0 +1,198 @@
+"""Block pool against a plain model of it: references, reuse order, and what may be shared."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import halfbyte.engine.block_pool as block_pool_module
+import pytest
+from halfbyte.engine.block_pool import BlockPool, Prefix, block_hash
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
+
+SIZE = 2
+
+
+def publish_all(pool: BlockPool, blocks: list[int], tokens: list[int], key: bytes = b"") -> None:
+    """Enter a text's whole blocks into the index."""
+    parent: Prefix | None = None
+    size = pool.block_size
+    for index in range(len(tokens) // size):
+        piece = tuple(tokens[index * size : (index + 1) * size])
+        parent = pool.publish(blocks[index], parent, piece, key)
+
+
+class Pool(RuleBasedStateMachine):
+    """Texts hold tables of blocks; the model knows what each block holds and who refers to it."""
+
+    tables = Bundle("tables")
+
+    @initialize(count=st.integers(1, 8))
+    def start(self, count: int) -> None:
+        self.pool = BlockPool(count, SIZE)
+        self.references: Counter[int] = Counter()
+        self.order = list(range(count))  # free blocks, next to be handed out first
+        self.holds: dict[int, tuple[int, ...]] = {}  # block -> all tokens up to its end
+
+    @rule(target=tables, tokens=st.lists(st.integers(0, 1), min_size=SIZE, max_size=8))
+    def begin(self, tokens: list[int]) -> list[int]:
+        """Look up, share, allocate the rest, compute, publish: what an admission does."""
+        hit = self.pool.match(tokens)
+        for index, block in enumerate(hit):
+            text = tuple(tokens[: (index + 1) * SIZE])
+            assert self.holds[block] == text, "a block of another text was shared"
+        self.pool.share(hit)
+        for block in hit:
+            self.references[block] += 1
+            if block in self.order:
+                self.order.remove(block)
+        need = -(-len(tokens) // SIZE) - len(hit)
+        fresh = self.pool.allocate(need)
+        if need > len(self.order):
+            assert fresh is None
+            self.give_up(hit)
+            return []
+        assert fresh is not None
+        assert fresh == self.order[:need], "blocks must be reused oldest first"
+        del self.order[:need]
+        for block in fresh:
+            self.references[block] += 1
+            self.holds[block] = ()
+        table = hit + fresh
+        for index in range(len(tokens) // SIZE):
+            self.holds[table[index]] = tuple(tokens[: (index + 1) * SIZE])
+        publish_all(self.pool, table, tokens)
+        return table
+
+    @rule(table=consumes(tables))
+    def give_up(self, table: list[int]) -> None:
+        self.pool.release(table)
+        for block in reversed(table):
+            self.references[block] -= 1
+            if not self.references[block]:
+                self.order.append(block)
+
+    @rule()
+    def check(self) -> None:
+        self.pool.check()
+        assert self.pool.free_count() == len(self.order)
+        assert len(self.pool) - len(self.order) == sum(1 for n in self.references.values() if n)
+
+
+TestPool = Pool.TestCase
+TestPool.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, print_blob=True
+)
+
+
+def test_double_free_asserts() -> None:
+    pool = BlockPool(4, SIZE)
+    blocks = pool.allocate(2)
+    assert blocks is not None
+    pool.release(blocks)
+    with pytest.raises(AssertionError, match=f"block {blocks[1]} freed twice"):
+        pool.release(blocks)
+
+
+def test_all_or_nothing() -> None:
+    pool = BlockPool(3, SIZE)
+    assert pool.allocate(4) is None and pool.free_count() == 3
+    assert pool.allocate(0) == []
+    assert sorted(pool.allocate(3) or []) == [0, 1, 2]
+    assert pool.allocate(1) is None
+    pool.check()
+
+
+def test_the_tail_of_a_text_is_evicted_first() -> None:
+    pool = BlockPool(4, SIZE)
+    text = [1, 2, 3, 4, 5, 6]
+    blocks = pool.allocate(3) or []
+    publish_all(pool, blocks, text)
+    pool.release(blocks)
+    # The never-used block goes first, then the text from its end.
+    assert pool.allocate(1) == [3]
+    assert pool.match(text) == blocks
+    for left in (2, 1, 0):
+        assert pool.allocate(1) == [blocks[left]]
+        assert pool.match(text) == blocks[:left]
+
+
+def test_a_freed_block_is_found_again_and_kept_from_reuse() -> None:
+    pool = BlockPool(3, SIZE)
+    text = [1, 2, 3, 4]
+    blocks = pool.allocate(2) or []
+    publish_all(pool, blocks, text)
+    pool.release(blocks)
+    hit = pool.match(text)
+    assert hit == blocks
+    pool.share(hit)
+    assert pool.free_count() == 1 and pool.allocate(2) is None
+    pool.check()
+
+
+def test_only_whole_blocks_from_the_beginning_match() -> None:
+    pool = BlockPool(4, SIZE)
+    blocks = pool.allocate(2) or []
+    publish_all(pool, blocks, [1, 2, 3, 4])
+    assert pool.match([1]) == []
+    assert pool.match([1, 2, 3]) == blocks[:1]
+    assert pool.match([1, 2, 3, 5]) == blocks[:1]
+    assert pool.match([3, 4]) == [], "a block is known with all that is before it"
+    assert pool.match([1, 2, 3, 4], b"salt") == []
+
+
+def test_equal_blocks_keep_one_entry() -> None:
+    pool = BlockPool(4, SIZE)
+    first, second = pool.allocate(1) or [], pool.allocate(1) or []
+    a = pool.publish(first[0], None, (1, 2))
+    b = pool.publish(second[0], None, (1, 2))
+    assert a is b and pool.match([1, 2]) == first
+    pool.release(second)
+    assert pool.match([1, 2]) == first
+    pool.check()
+
+
+def test_a_beginning_computed_again_leads_to_its_cached_continuation() -> None:
+    """The first block is evicted while a later one is in use; its return finds that one again."""
+    pool = BlockPool(3, SIZE)
+    blocks = pool.allocate(2) or []
+    publish_all(pool, blocks, [1, 2, 3, 4])
+    pool.release(blocks[:1])
+    assert pool.allocate(2) == [2, blocks[0]]
+    assert pool.match([1, 2, 3, 4]) == []
+    pool.publish(2, None, (1, 2))
+    assert pool.match([1, 2, 3, 4]) == [2, blocks[1]]
+
+
+def test_colliding_parents_do_not_lead_into_another_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[1 2][7 8] is cached, [1 2] evicted and [3 4], of the same hash, put in its place."""
+
+    def same_for_beginnings(parent: bytes | None, tokens: tuple[int, ...], key: bytes) -> bytes:
+        return b"beginning" if parent is None else block_hash(parent, tokens, key)
+
+    monkeypatch.setattr(block_pool_module, "block_hash", same_for_beginnings)
+    pool = BlockPool(3, SIZE)
+    blocks = pool.allocate(2) or []
+    publish_all(pool, blocks, [1, 2, 7, 8])
+    pool.release(blocks[:1])
+    assert pool.allocate(2) == [2, blocks[0]]
+    pool.publish(2, None, (3, 4))
+    assert pool.match([3, 4, 7, 8]) == [2]
+    assert pool.match([1, 2, 7, 8]) == []
+
+
+def test_hash_depends_on_everything() -> None:
+    base = block_hash(None, (1, 2), b"")
+    others = [
+        block_hash(base, (1, 2), b""),
+        block_hash(None, (2, 1), b""),
+        block_hash(None, (1, 2 << 8), b""),
+        block_hash(None, (1, 2, 0), b""),
+        block_hash(None, (1, 2), b"a"),
+        block_hash(None, (1, 2), b"x" * 64),
+        block_hash(None, (1, 2), b"x" * 65),
+        block_hash(None, (1, 2), b"x" * 66),
+    ]
+    assert len({base, *others}) == len(others) + 1
+    assert base == block_hash(None, [1, 2], b"") and len(base) == 16

@@ -1,0 +1,141 @@
+"""Exact mode: the same tokens and the same logit bits, whatever else the engine is doing."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bits import Run, Work, assert_same_bits, random_work, run
+
+from halfbyte import Engine
+
+pytestmark = pytest.mark.exact
+
+# How the same prompts may be run. Every one is compared with each prompt alone, in one chunk,
+# without prefix cache.
+WAYS: dict[str, dict[str, Any]] = {
+    "batched": {},
+    "small batches": {"max_batch": 3},
+    "one thread": {"threads": 1},
+    "chunks of 16": {"max_batch": 4, "max_batch_tokens": 16},
+    "odd chunks": {"max_batch": 7, "max_batch_tokens": 23},
+    "chunks of 512": {"max_batch_tokens": 512},
+    "warm prefix cache": {"turns": 2},
+    "warm cache of small blocks": {"turns": 2, "block_size": 16, "max_batch_tokens": 40},
+    "no prefix cache": {"prefix_cache": False},
+    "arriving one by one": {"arrivals": 2, "max_batch_tokens": 64},
+    "overlap": {"overlap": True},
+    "overlap, chunks, warm": {"overlap": True, "turns": 2, "max_batch_tokens": 33},
+    "preempted": {
+        "kv_tokens": 224,
+        "block_size": 16,
+        "max_context": 220,
+        "max_batch_tokens": 48,
+    },
+    "preempted, overlap": {
+        "kv_tokens": 224,
+        "block_size": 16,
+        "max_context": 220,
+        "overlap": True,
+        "max_batch_tokens": 48,
+    },
+}
+ALONE: dict[str, Any] = {"alone": True, "prefix_cache": False, "max_batch_tokens": 512}
+
+
+def fresh_seed() -> int:
+    seed = random.SystemRandom().randrange(1 << 40)
+    print("seed", seed)
+    return seed
+
+
+@pytest.fixture(scope="module", params=["float16", "q4_0"])
+def model(request: pytest.FixtureRequest, tiny_hf: Path, tiny_gguf: Path) -> Path:
+    return tiny_hf if request.param == "float16" else tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def truth(model: Path) -> tuple[Work, Run]:
+    """30 prompts, each alone."""
+    work = random_work(fresh_seed(), 30, vocab=600)
+    return work, run(model, work, **ALONE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bits_do_not_depend_on_how_prompts_are_run(
+    model: Path, truth: tuple[Work, Run], way: str
+) -> None:
+    work, want = truth
+    got = run(model, work, **WAYS[way])
+    assert_same_bits(got, want)
+    # Each way must have met what it is named after.
+    assert bool(got.preemptions) == ("preempted" in way)
+    if "warm" in way:
+        assert got.cached > 500
+    if way == "no prefix cache":
+        assert got.cached == 0
+
+
+def test_bits_do_not_depend_on_the_order(model: Path, truth: tuple[Work, Run]) -> None:
+    work, want = truth
+    rng = random.Random(fresh_seed())
+    for _ in range(3):
+        order = rng.sample(range(30), 30)
+        got = run(model, work, order=order, max_batch=6, arrivals=rng.randint(0, 3))
+        assert_same_bits(got, want)
+
+
+def test_logits_of_a_text_are_those_it_was_generated_from(
+    model: Path, truth: tuple[Work, Run]
+) -> None:
+    """``Engine.logits`` computes in other chunks, on other memory, what serving computed."""
+    work, want = truth
+    for chunk in (16, 512):
+        with Engine(model, exact=True, max_batch=8, max_batch_tokens=chunk) as engine:
+            for prompt, tokens, rows in zip(work.prompts, want.tokens, want.logits, strict=True):
+                logits = engine.logits(prompt + tokens[:-1])
+                assert torch.equal(logits[len(prompt) - 1 :], rows)
+
+
+@pytest.mark.parametrize(
+    "backend", [{"native": False}, {"backend": "reference"}], ids=["torch", "reference"]
+)
+@pytest.mark.parametrize("way", ["odd chunks", "warm prefix cache", "preempted, overlap"])
+def test_other_backends_keep_the_promise(
+    tiny_gguf: Path, backend: dict[str, Any], way: str
+) -> None:
+    work = random_work(fresh_seed(), 8, vocab=600, longest=150, tokens=16)
+    work.prompts = [p[:40] for p in work.prompts]
+    want = run(tiny_gguf, work, **ALONE, **backend)
+    options = dict(WAYS[way])
+    if "preempted" in way:
+        options.update({"kv_tokens": 96, "max_context": 64})
+    got = run(tiny_gguf, work, **options, **backend)
+    assert_same_bits(got, want)
+    assert bool(got.preemptions) == ("preempted" in way)
+
+
+@pytest.mark.model
+def test_the_default_model(smollm2: Path) -> None:
+    work = random_work(fresh_seed(), 5, vocab=49_000, longest=140, tokens=6)
+    want = run(smollm2, work, **ALONE)
+    for way in ("batched", "odd chunks", "warm prefix cache", "overlap, chunks, warm"):
+        assert_same_bits(run(smollm2, work, **WAYS[way]), want)
+    few: dict[str, Any] = {"kv_tokens": 192, "block_size": 16, "max_context": 170}
+    got = run(smollm2, work, **few)
+    assert_same_bits(got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_two_hundred_prompts(smollm2: Path) -> None:
+    work = random_work(fresh_seed(), 200, vocab=49_000, longest=300, tokens=32)
+    want = run(smollm2, work, **ALONE)
+    for way, options in WAYS.items():
+        if "preempted" in way:
+            options = {**options, "kv_tokens": 512, "max_context": 400}
+        print(way)
+        assert_same_bits(run(smollm2, work, **options), want)

@@ -1,0 +1,153 @@
+"""Compiled ops run one at a time over poisoned memory, and random weights of every kind."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from halfbyte.engine.backends.cpu_compiled import CompiledOps
+from halfbyte.kernels.cpu.build import build_library, find_compiler
+from halfbyte.kernels.cpu.library import Library
+from halfbyte.loaders.canonical import QuantizedLinear, Weight, WeightFormat, ZeroKind, pack_codes
+from halfbyte.loaders.store import cache_root
+from torch import Tensor
+
+needs_compiler = pytest.mark.skipif(
+    find_compiler() is None, reason="no C compiler: the engine runs without these kernels, too"
+)
+# Unit roundoff of float32 and of bfloat16.
+F32, BF16 = 2.0**-24, 2.0**-9
+
+
+@functools.lru_cache
+def library(threads: int = 2) -> Library:
+    return Library(build_library(cache_root() / "native"), threads)
+
+
+def panel_kinds() -> list[str]:
+    """The forms of the bfloat16 product that this machine can run."""
+    if find_compiler() is None:
+        return []
+    kinds = {"none": [], "avx512_bf16": ["avx512_bf16"]}
+    return kinds.get(library().gemm_kind, ["avx512_bf16", "amx_bf16"])
+
+
+def make_ops(*, exact: bool = False, threads: int = 2, panels: str = "") -> CompiledOps:
+    """Ops on a library of their own settings; ``panels`` forces a form of the large product."""
+    shared = library(threads)
+    ops = CompiledOps(shared, exact)
+    if panels:
+        ops.library = Library(build_library(cache_root() / "native"), threads)
+        ops.library.gemm_kind = panels
+    return ops
+
+
+def run(ops: CompiledOps, op: Callable[..., Tensor | None], *arguments: Any) -> Tensor:
+    """Note an op down, fill every buffer that it is to write with NaN, run it, copy the result."""
+    ops.begin_record()
+    out = op(*arguments)
+    program = ops.end_record()
+    assert program.count > 0
+    for stock in ops._scratch._free.values():
+        for buffer in stock:
+            buffer.fill_(0xFF)
+    if out is not None and ops._scratch.owns(out):
+        out.fill_(torch.nan)
+    program.run()
+    return torch.empty(0) if out is None else out.clone()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A weight format: dense when ``dtype`` is given."""
+
+    bits: int = 0
+    group: int = -1
+    zero: ZeroKind = "none"
+    scale: torch.dtype = torch.float32
+    perm: bool = False
+    dtype: torch.dtype | None = None
+
+    def __str__(self) -> str:
+        if self.dtype is not None:
+            return str(self.dtype).removeprefix("torch.")
+        scale = "h" if self.scale == torch.float16 else "f"
+        return f"{self.bits}b-g{self.group}-{self.zero}-{scale}" + "-perm" * self.perm
+
+
+@dataclass(frozen=True)
+class Case:
+    """A weight with its exact meaning in float64.
+
+    Attributes:
+        weight: canonical form.
+        values: float64 [N, K].
+        size: float64 [N, K], bound of what is added up for one element (code and offset apart).
+    """
+
+    weight: Weight
+    values: Tensor
+    size: Tensor
+
+
+def make_case(kind: Kind, n: int, k: int, seed: int) -> Case:
+    """Random weight [N, K]; its meaning is worked out from bare codes, not by ``dequantize``."""
+    g = torch.Generator().manual_seed(seed)
+    if kind.dtype is not None:
+        dense = torch.randn(n, k, generator=g).to(kind.dtype)
+        return Case(dense, dense.double(), dense.double().abs())
+    group = k if kind.group == -1 else kind.group
+    groups = -(-k // group)
+    codes = torch.randint(0, 1 << kind.bits, (n, k), generator=g, dtype=torch.uint8)
+    scales = ((0.5 + torch.rand(n, groups, generator=g)) * 2.0**-kind.bits).to(kind.scale)
+    zeros, offset = None, None
+    s = scales.double().repeat_interleave(group, 1)[:, :k]
+    if kind.zero == "none":
+        values = s * (codes.double() - (1 << (kind.bits - 1)))
+    elif kind.zero == "int":
+        zeros = torch.randint(0, 1 << kind.bits, (n, groups), generator=g).to(kind.scale)
+        offset = -s * zeros.double().repeat_interleave(group, 1)[:, :k]
+        values = s * codes.double() + offset
+    else:
+        zeros = (torch.randn(n, groups, generator=g) * 0.5).to(kind.scale)
+        offset = zeros.double().repeat_interleave(group, 1)[:, :k]
+        values = s * codes.double() + offset
+    size = s * (1 << kind.bits) + (0 if offset is None else offset.abs())
+    perm = None
+    if kind.perm:
+        perm = torch.randperm(k, generator=g).to(torch.int32)
+        inverse = torch.argsort(perm.long())
+        values, size = values[:, inverse], size[:, inverse]
+    fmt = WeightFormat(kind.bits, kind.group, kind.zero, permuted=kind.perm)
+    packed = pack_codes(codes, kind.bits)
+    return Case(QuantizedLinear("w", fmt, packed, scales, zeros, k, perm), values, size)
+
+
+def all_kinds() -> list[Kind]:
+    """Every code width with every group and zero convention, and the dense types."""
+    kinds = [Kind(dtype=t) for t in (torch.float32, torch.float16, torch.bfloat16)]
+    zeros: list[ZeroKind] = ["none", "int", "float"]
+    for bits in range(2, 9):
+        for zero in zeros:
+            groups = [16, 32, 64, 128, 256, -1] if bits in (4, 8) else [[16, 32, 64][bits % 3], -1]
+            kinds += [Kind(bits, group, zero) for group in groups]
+    for bits in (4, 6, 8):
+        kinds += [Kind(bits, 32, zero, torch.float16) for zero in zeros]
+    return [*kinds, Kind(4, 32, "int", perm=True), Kind(8, 64, "none", perm=True)]
+
+
+def sizes(rng: random.Random, kind: Kind) -> tuple[int, int]:
+    """N and K, odd ones included, as far as the code width allows; short last groups, too."""
+    n = rng.choice([1, 15, 16, 17, 31, 32, 33, 64, 100, 130])
+    step = 8 if kind.bits in (2, 3, 5, 6, 7) else 2 if kind.bits == 4 else 1
+    k = rng.choice([1, 2, 3, 5, 8, 15, 16, 17, 33, 40, 72, 255, 264, 321, 576])
+    return n, -(-k // step) * step
+
+
+def tokens(seed: int, t: int, k: int) -> Tensor:
+    return torch.randn(t, k, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,227 @@
+"""Paged attention of the C kernels against float64, over poisoned memory, and bit by bit."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from cpu_support import make_ops, needs_compiler, run
+from halfbyte.engine.backends.base import AttentionShape
+from halfbyte.engine.backends.cpu_compiled import CompiledOps
+from halfbyte.engine.kv_cache import KVCache, LayerKV
+from halfbyte.engine.step import RowSpan, StepInputs
+from halfbyte.kernels import reference as ref
+from halfbyte.loaders.model_config import ModelConfig
+from statistics_support import fresh_seed, generator
+from torch import Tensor
+
+pytestmark = needs_compiler
+
+CONTEXTS = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300]
+# Scores are float32 sums of E products of N(0, 1) numbers, scaled to about N(0, 1): an error of
+# some sqrt(E) * 2**-24 = 7e-7 each. Ten times that is still far below a key left out, 1 / 300.
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@dataclass
+class Text:
+    """Queries, keys and values of one text: q [L, H, E], k and v [J, L, E]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.q.shape[0]
+
+
+def make_text(length: int, shape: AttentionShape, seed: int) -> Text:
+    g = generator(seed)
+    kv = (2, shape.kv_heads, length, shape.head_dim)
+    keys = torch.randn(kv, generator=g)
+    return Text(torch.randn(length, shape.heads, shape.head_dim, generator=g), keys[0], keys[1])
+
+
+class Memory:
+    """A KV cache of NaN in which texts take shuffled blocks."""
+
+    def __init__(self, shape: AttentionShape, blocks: int, size: int, seed: int) -> None:
+        heads, dim = shape.kv_heads, shape.head_dim
+        model = ModelConfig("llama", 32, 64, 2, shape.heads, heads, dim, 64, 1e-5, 4096)
+        cache = KVCache(model, blocks, size, torch.float32)
+        self.kv: LayerKV = cache.layer(1)
+        self.size = size
+        for layer in cache.layers:
+            layer.k.fill_(torch.nan)
+            layer.v.fill_(torch.nan)
+        # Block 0 stays NaN: tables are padded with it.
+        self.free = list(range(1, blocks))
+        random.Random(seed).shuffle(self.free)
+
+    def place(self, text: Text, length: int) -> list[int]:
+        """The first ``length`` keys and values in memory; returns the block table."""
+        table = [self.free.pop() for _ in range(-(-length // self.size))]
+        slots = torch.tensor(
+            [table[p // self.size] * self.size + p % self.size for p in range(length)]
+        )
+        k, v = (x[:, :length].transpose(0, 1) for x in (text.k, text.v))
+        ref.write_kv(k, v, self.kv.k, self.kv.v, slots)
+        return table
+
+
+def make_step(rows: list[tuple[list[int], int, int]], width: int) -> StepInputs:
+    """Rows of (block table, first position, count), tables padded to ``width``."""
+    tables = torch.zeros(len(rows), width, dtype=torch.int32)
+    positions, index, spans, begin = [], [], [], 0
+    for number, (table, start, count) in enumerate(rows):
+        tables[number, : len(table)] = torch.tensor(table)
+        positions += range(start, start + count)
+        index += [number] * count
+        spans.append(RowSpan(begin, begin + count, start))
+        begin += count
+    p = torch.tensor(positions, dtype=torch.int32)
+    return StepInputs(
+        p.long(),
+        p,
+        torch.empty(0),
+        p.long(),
+        torch.tensor(index, dtype=torch.int32),
+        tables,
+        spans,
+        None,
+    )
+
+
+def attend(
+    ops: CompiledOps,
+    shape: AttentionShape,
+    pieces: list[tuple[Text, int, int]],
+    size: int,
+    seed: int,
+) -> list[Tensor]:
+    """Attention of one step over (text, first position, count); keys beyond are NaN."""
+    need = sum(-(-(start + count) // size) for _, start, count in pieces)
+    memory = Memory(shape, need + 3, size, seed)
+    rows = [(memory.place(text, start + count), start, count) for text, start, count in pieces]
+    step = make_step(rows, max(len(table) for table, _, _ in rows) + seed % 3)
+    q = torch.cat([text.q[start : start + count] for text, start, count in pieces])
+    out = run(ops, ops.attention, q, shape, memory.kv, step)
+    assert out.shape == (len(q), shape.heads * shape.head_dim)
+    return list(out.view(q.shape).split([count for _, _, count in pieces]))
+
+
+def truth(shape: AttentionShape, text: Text, start: int, count: int) -> Tensor:
+    end = start + count
+    k, v = text.k[:, :end].double(), text.v[:, :end].double()
+    positions = torch.arange(start, end)
+    return ref.attend_row(text.q[start:end].double(), k, v, positions, shape.scale, shape.window)
+
+
+def check(
+    ops: CompiledOps,
+    shape: AttentionShape,
+    pieces: list[tuple[Text, int, int]],
+    size: int,
+    seed: int,
+) -> None:
+    got = attend(ops, shape, pieces, size, seed)
+    for out, (text, start, count) in zip(got, pieces, strict=True):
+        torch.testing.assert_close(out.double(), truth(shape, text, start, count), **CLOSE)
+
+
+def shape_of(heads: int, kv_heads: int, dim: int, window: int = 0) -> AttentionShape:
+    return AttentionShape(heads, kv_heads, dim, dim**-0.5, window)
+
+
+@pytest.mark.parametrize("dim", [16, 20, 64, 80, 128])
+@pytest.mark.parametrize("group", [1, 2, 3, 7, 8])
+def test_decode_and_prefill_at_every_length(group: int, dim: int) -> None:
+    """The last token alone, and the whole text at once."""
+    seed = fresh_seed()
+    ops, shape = make_ops(), shape_of(2 * group, 2, dim)
+    size = [16, 32, 64, 128][seed % 4]
+    for length in CONTEXTS:
+        text = make_text(length, shape, seed + length)
+        check(ops, shape, [(text, length - 1, 1)], size, seed)
+        check(ops, shape, [(text, 0, length)], size, seed)
+
+
+@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 100, 128, 129, 1000])
+@pytest.mark.parametrize("size", [16, 64])
+def test_windows(window: int, size: int) -> None:
+    seed = fresh_seed()
+    ops, shape = make_ops(), shape_of(6, 2, 32, window)
+    for length in (1, 16, 40, 129, 300):
+        text = make_text(length, shape, seed + length)
+        check(ops, shape, [(text, length - 1, 1)], size, seed)
+        check(ops, shape, [(text, 0, length)], size, seed)
+        start = length // 3
+        check(ops, shape, [(text, start, length - start)], size, seed)
+
+
+@pytest.mark.parametrize("window", [0, 48])
+def test_mixed_batches(window: int) -> None:
+    """Decoding rows, chunks that start anywhere and whole prompts in one step."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    for turn in range(40):
+        group, dim = rng.choice([1, 2, 3, 4, 7]), rng.choice([16, 20, 64])
+        shape = shape_of(group * rng.choice([1, 2, 3]), 1, dim, window)
+        shape = shape_of(shape.heads, shape.heads // group, dim, window)
+        pieces = []
+        for _ in range(rng.randint(1, 12)):
+            length = rng.choice(CONTEXTS)
+            start = rng.choice([0, length - 1, rng.randrange(length)])
+            if turn % 4 == 0:
+                start = length - 1  # pure decode
+            pieces.append((make_text(length, shape, rng.getrandbits(40)), start, length - start))
+        check(make_ops(), shape, pieces, rng.choice([16, 32, 64, 128]), seed + turn)
+
+
+def test_large_scores() -> None:
+    """Keys 40 times longer: most weights vanish, nothing overflows."""
+    seed = fresh_seed()
+    ops, shape = make_ops(), shape_of(4, 2, 64)
+    text = make_text(200, shape, seed)
+    text.k *= 40
+    for start in (0, 199):
+        (got,) = attend(ops, shape, [(text, start, 200 - start)], 64, seed)
+        want = truth(shape, text, start, 200 - start)
+        # Scores of about 100 carry errors of 100 * 8 * 2**-24, and so do their exponentials.
+        torch.testing.assert_close(got.double(), want, rtol=5e-4, atol=5e-4)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("window", [0, 20, 130])
+@pytest.mark.parametrize(("group", "dim"), [(1, 64), (3, 64), (7, 20), (8, 128), (2, 80)])
+def test_decode_prefill_and_chunks_give_the_same_bits(group: int, dim: int, window: int) -> None:
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    shape = shape_of(2 * group, 2, dim, window)
+    length = 300
+    text, other = make_text(length, shape, seed), make_text(170, shape, seed + 1)
+    wholes = []
+    for threads in (1, 2):
+        ops = make_ops(exact=True, threads=threads)
+        (whole,) = attend(ops, shape, [(text, 0, length)], 64, seed)
+        wholes.append(whole)
+        for size, chunk in ((16, 16), (64, 50), (128, 129), (32, 37)):
+            for start in range(0, length, chunk):
+                count = min(chunk, length - start)
+                (got,) = attend(ops, shape, [(text, start, count)], size, seed + start)
+                assert torch.equal(got, whole[start : start + count]), (size, start)
+        for position in [0, 1, 15, 16, 127, 128, 299, *rng.sample(range(length), 4)]:
+            (got,) = attend(ops, shape, [(text, position, 1)], 32, seed + position)
+            assert torch.equal(got[0], whole[position]), position
+            # Among others: few rows split their keys over threads, many rows do not.
+            for count in (3, 12):
+                crowd = [(other, rng.randrange(170), 1) for _ in range(count)]
+                got, *_ = attend(ops, shape, [(text, position, 1), *crowd], 16, seed)
+                assert torch.equal(got[0], whole[position]), (position, count)
+            crowd = [(other, 3, 140), (text, position, 1), (other, 100, 9)]
+            assert torch.equal(attend(ops, shape, crowd, 64, seed)[1][0], whole[position])
+    assert torch.equal(*wholes)

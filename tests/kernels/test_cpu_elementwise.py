@@ -1,0 +1,220 @@
+"""RMSNorm, RoPE with KV write, the gated activation and argmax of the C kernels against float64."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from cpu_support import BF16, F32, make_ops, needs_compiler, panel_kinds, run, tokens
+from halfbyte.engine.backends.base import AttentionShape
+from halfbyte.engine.kv_cache import KVCache
+from halfbyte.engine.step import RowSpan, StepInputs
+from halfbyte.kernels import reference as ref
+from halfbyte.loaders.model_config import ModelConfig
+from statistics_support import fresh_seed
+from torch import Tensor
+
+pytestmark = needs_compiler
+
+WIDTHS = [1, 2, 15, 16, 17, 40, 576, 577]
+
+
+def modes() -> list[str]:
+    return ["", *panel_kinds()]
+
+
+def assert_near(got: Tensor, want: Tensor, relative: float) -> None:
+    """Within ``relative``, or one unit of bfloat16 where the op fills such a buffer."""
+    unit = 2 * BF16 if got.dtype == torch.bfloat16 else 0.0
+    excess = (got.double() - want).abs() - (relative + unit) * want.abs() - 1e-30
+    assert not got.isnan().any() and excess.max() <= 0, f"off by {float(excess.max())}"
+
+
+def assert_padding_is_zero(out: Tensor) -> None:
+    """Large products read whole blocks of 32 by 32, so what pads a bfloat16 matrix must be zero."""
+    rows, width = out.shape
+    stride = out.stride(0)
+    assert stride % 32 == 0 and stride - width < 32
+    whole = out.as_strided((-(-rows // 32) * 32, stride), (stride, 1)).clone()
+    whole[:rows, :width] = 0
+    assert (whole == 0).all()
+
+
+@pytest.mark.parametrize("panels", modes())
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rms_norm(width: int, panels: str) -> None:
+    seed = fresh_seed()
+    ops = make_ops(exact=not panels, panels=panels)
+    gain = tokens(seed, 1, width)[0]
+    for t in (1, 2, 9, 24, 33, 70):
+        # Rows of very different size: each is normed by itself.
+        x = tokens(seed + t, t, width) * torch.logspace(-3, 3, t).unsqueeze(1)
+        ops.begin_record()
+        out = ops.rms_norm(x, gain, 1e-5)
+        program = ops.end_record()
+        out.as_strided((t, out.stride(0)), (out.stride(0), 1)).fill_(torch.nan)
+        program.run()
+        # A float32 sum of squares, a root and three products.
+        want = ref.rms_norm(x.double(), gain.double(), 1e-5)
+        assert_near(out, want, (width / 2 + 8) * F32)
+        if out.dtype == torch.bfloat16:
+            assert t >= ops.gemm_rows
+            assert_padding_is_zero(out)
+
+
+@pytest.mark.parametrize("panels", modes())
+def test_rms_norm_of_chosen_rows(panels: str) -> None:
+    seed = fresh_seed()
+    ops = make_ops(exact=not panels, panels=panels)
+    x, gain = tokens(seed, 50, 96), tokens(seed + 1, 1, 96)[0]
+    for count in (0, 1, 3, 40):
+        picks = [random.Random(seed + count).randrange(50) for _ in range(count)]
+        rows = torch.tensor(picks, dtype=torch.int64)
+        got = run(ops, ops.rms_norm, x, gain, 1e-6, rows)
+        assert got.shape == (count, 96)
+        if count:
+            want = ref.rms_norm(x[rows].double(), gain.double(), 1e-6)
+            assert_near(got, want, 60 * F32)
+
+
+@pytest.mark.parametrize("panels", modes())
+@pytest.mark.parametrize("width", WIDTHS)
+def test_silu_mul(width: int, panels: str) -> None:
+    seed = fresh_seed()
+    ops = make_ops(exact=not panels, panels=panels)
+    for t in (1, 2, 9, 24, 33, 70):
+        x = tokens(seed + t, t, 2 * width) * 4
+        ops.begin_record()
+        out = ops.silu_mul(x)
+        program = ops.end_record()
+        out.as_strided((t, out.stride(0)), (out.stride(0), 1)).fill_(torch.nan)
+        program.run()
+        # The exponential's relative error is below 2e-7, the rest are three roundings; where
+        # 1 + e**-g cancels nothing, this is the relative error of the result.
+        assert_near(out, ref.silu_mul(x.double()), 6e-7)
+        if out.dtype == torch.bfloat16:
+            assert_padding_is_zero(out)
+
+
+@pytest.mark.parametrize("panels", modes())
+@pytest.mark.parametrize("t", [1, 40])
+def test_silu_mul_at_the_ends(t: int, panels: str) -> None:
+    """Gates from -1e30 to 1e30: the result tends to 0 on one side and to gate * up on the other."""
+    ops = make_ops(exact=not panels, panels=panels)
+    ends = [
+        0.0,
+        1e-30,
+        1.0,
+        20.0,
+        80.0,
+        86.9,
+        87.1,
+        88.0,
+        88.8,
+        90.0,
+        100.0,
+        127.0,
+        300.0,
+        1e4,
+        1e30,
+    ]
+    gates = torch.tensor(ends + [-g for g in ends])
+    up = torch.linspace(-3, 3, len(gates))
+    x = torch.cat((gates, up)).repeat(t, 1)
+    got = run(ops, ops.silu_mul, x)
+    want = ref.silu_mul(x.double())
+    unit = 2 * BF16 if got.dtype == torch.bfloat16 else 1e-6
+    assert not got.isnan().any()
+    # Below -87 the true value, under 1e-35, may come out as zero.
+    excess = (got.double() - want).abs() - unit * want.abs() - 1e-35
+    bad = (excess > 0).nonzero()[:, 1].unique().tolist()
+    assert not bad, [(float(gates[i]), float(got[0, i]), float(want[0, i])) for i in bad]
+
+
+def test_argmax_takes_the_first_of_the_largest() -> None:
+    seed = fresh_seed()
+    ops = make_ops()
+    rng = random.Random(seed)
+    for width in (1, 2, 15, 16, 17, 33, 1000, 49152):
+        x = tokens(seed, 5, width + 3)[:, :width].round()
+        x[1] = -torch.inf
+        x[2, rng.randrange(width)] = 1e9
+        x[3] = -5.0
+        want = [row.tolist().index(max(row.tolist())) for row in x]
+        assert ops.argmax(x).tolist() == want, width
+
+
+def cache(kv_heads: int, dim: int, size: int) -> KVCache:
+    """Two layers of five blocks, all NaN."""
+    model = ModelConfig("llama", 32, 64, 2, kv_heads, kv_heads, dim, 64, 1e-5, 512)
+    kv = KVCache(model, 5, size, torch.float32)
+    for layer in kv.layers:
+        layer.k.fill_(torch.nan)
+        layer.v.fill_(torch.nan)
+    return kv
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "rotary", "size"),
+    [
+        (1, 1, 16, 16, 16),
+        (6, 2, 20, 20, 16),
+        (9, 3, 64, 64, 64),
+        (7, 1, 80, 40, 32),
+        (8, 8, 128, 128, 128),
+        (4, 2, 64, 22, 16),
+    ],
+)
+def test_rope_and_kv_write(
+    heads: int, kv_heads: int, dim: int, rotary: int, size: int, norms: bool
+) -> None:
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    ops = make_ops()
+    q_gain, k_gain = tokens(seed + 7, 2, dim)
+    gains = (q_gain, k_gain) if norms else (None, None)
+    shape = AttentionShape(heads, kv_heads, dim, 1.0, 0, gains[0], gains[1], 1e-6)
+    for t in (1, 2, 11, 40):
+        kv = cache(kv_heads, dim, size)
+        qkv = tokens(seed + t, t, (heads + 2 * kv_heads) * dim)
+        slots = torch.tensor(rng.sample(range(5 * size), t))
+        angles = torch.rand(t, rotary // 2, dtype=torch.float64) * 6
+        rope = torch.cat((angles.cos(), angles.sin()), -1).float()
+        index = torch.arange(t, dtype=torch.int32)
+        table = torch.zeros(1, 1, dtype=torch.int32)
+        step = StepInputs(index.long(), index, rope, slots, index, table, [RowSpan(0, t, 0)], None)
+        q = run(ops, ops.rope_write_kv, qkv, shape, kv.layer(1), step)
+        want_q, want_k, want_v = qkv.double().view(t, -1, dim).split((heads, kv_heads, kv_heads), 1)
+        if norms:
+            want_q = ref.rms_norm(want_q, q_gain.double(), 1e-6)
+            want_k = ref.rms_norm(want_k, k_gain.double(), 1e-6)
+        cos, sin = rope.double().chunk(2, -1)
+        # Two products and a sum of magnitudes of a few, after a norm of 128 terms at most.
+        close: dict[str, Any] = {"rtol": 70 * F32, "atol": 70 * F32 * 5}
+        torch.testing.assert_close(q.double(), ref.apply_rope(want_q, cos, sin), **close)
+        k_want = torch.full_like(kv.layer(1).k, torch.nan, dtype=torch.float64)
+        v_want = k_want.clone()
+        ref.write_kv(ref.apply_rope(want_k, cos, sin), want_v, k_want, v_want, slots)
+        # Equal NaN included: nothing but the slots is written.
+        torch.testing.assert_close(kv.layer(1).k.double(), k_want, equal_nan=True, **close)
+        assert torch.equal(kv.layer(1).v.nan_to_num(9e9), v_want.float().nan_to_num(9e9))
+        assert kv.layer(0).k.isnan().all() and kv.layer(0).v.isnan().all()
+
+
+@pytest.mark.exact
+def test_exact_bits_of_norm_rope_and_gate_do_not_depend_on_the_batch() -> None:
+    seed = fresh_seed()
+    x, gain = tokens(seed, 40, 576), tokens(seed + 1, 1, 576)[0]
+    gate = tokens(seed + 2, 40, 600) * 5
+    alone: dict[int, list[Tensor]] = {}
+    for threads in (1, 2):
+        ops = make_ops(exact=True, threads=threads)
+        norm, act = run(ops, ops.rms_norm, x, gain, 1e-5), run(ops, ops.silu_mul, gate)
+        for i in range(40):
+            assert torch.equal(run(ops, ops.rms_norm, x[i : i + 1], gain, 1e-5)[0], norm[i])
+            assert torch.equal(run(ops, ops.silu_mul, gate[i : i + 1])[0], act[i])
+        alone[threads] = [norm, act]
+    assert all(torch.equal(a, b) for a, b in zip(alone[1], alone[2], strict=True))

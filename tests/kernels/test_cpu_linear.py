@@ -1,0 +1,181 @@
+"""Matrix products and look-ups of the C kernels against float64, for every weight kind."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from cpu_support import (
+    BF16,
+    F32,
+    Case,
+    Kind,
+    all_kinds,
+    make_case,
+    make_ops,
+    needs_compiler,
+    panel_kinds,
+    run,
+    sizes,
+    tokens,
+)
+from halfbyte.engine.backends.cpu_compiled import CompiledOps
+from halfbyte.loaders.canonical import QuantizedLinear
+from statistics_support import fresh_seed
+from torch import Tensor
+
+pytestmark = needs_compiler
+
+ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 24, 33, 70]
+FEW = 24  # below this every machine reads the codes directly
+
+
+def assert_float32(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0.0) -> None:
+    """Within the classic bound of a float32 sum: (K + 16) roundings of the sum of magnitudes."""
+    want = x.double() @ case.values.T + start
+    size = x.double().abs() @ case.size.T + abs(start)
+    excess = (got.double() - want).abs() - (x.shape[1] + 16) * F32 * size
+    assert not got.isnan().any() and excess.max() <= 0, f"off by {float(excess.max())}"
+
+
+def assert_panels(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0.0) -> None:
+    """Within float32 sums over inputs rounded to bfloat16.
+
+    The float32 value of a weight may be off by roundings of its code's and offset's part before it
+    is rounded, which now and then turns it to the other neighbour: two such elements of a row are
+    allowed for.
+    """
+    x16 = x.to(torch.bfloat16).double()
+    w16 = case.values.float().to(torch.bfloat16).double()
+    want = x16 @ w16.T + start
+    size = x16.abs() @ (w16.abs() + 2 * case.size / (x.shape[1] + 16)).T + abs(start)
+    flip = (x16.abs().amax(1, keepdim=True) * w16.abs().amax(1)) * 2 * BF16
+    excess = (got.double() - want).abs() - 2 * (x.shape[1] + 16) * F32 * size - 2 * flip
+    assert not got.isnan().any() and excess.max() <= 0, f"off by {float(excess.max())}"
+
+
+@pytest.mark.parametrize("kind", all_kinds(), ids=str)
+def test_linear_of_every_kind(kind: Kind) -> None:
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    for panels in ["", *panel_kinds()]:
+        ops = make_ops(exact=not panels, panels=panels)
+        for turn in range(2):
+            n, k = sizes(rng, kind)
+            case = make_case(kind, n, k, seed + turn)
+            packed = ops.pack(case.weight)
+            assert packed.shape == (n, k)
+            for t in ROWS:
+                x = tokens(seed + t, t, k)
+                got = run(ops, ops.linear, x, packed)
+                assert got.shape == (t, n)
+                large = t >= ops.gemm_rows
+                (assert_panels if large else assert_float32)(got, x, case)
+
+
+@pytest.mark.parametrize("t", [1, 3, 8, 40])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(
+    "kind", [Kind(4, 32, "float"), Kind(6, 32), Kind(dtype=torch.float16)], ids=str
+)
+def test_bias_and_adding(kind: Kind, add: bool, t: int) -> None:
+    seed = fresh_seed()
+    for panels in ["", *panel_kinds()]:
+        ops = make_ops(exact=not panels, panels=panels)
+        case = make_case(kind, 41, 72, seed)
+        bias = tokens(seed + 1, 1, 41)[0]
+        packed, x = ops.pack(case.weight, bias), tokens(seed + 2, t, 72)
+        before = tokens(seed + 3, t, 41)
+        if add:
+            residual = before.clone()
+            run(ops, ops.linear_add, x, packed, residual)
+            got = residual
+        else:
+            got = run(ops, ops.linear, x, packed)
+        start = bias.double() + (before.double() if add else 0)
+        check = assert_panels if t >= ops.gemm_rows else assert_float32
+        check(got, x, case, start)
+
+
+@pytest.mark.parametrize("t", [1, 5, 33])
+@pytest.mark.parametrize("n", [16, 30, 33])
+def test_strided_rows_in_and_out(t: int, n: int) -> None:
+    """Parts of wider matrices: what lies beside them is neither read nor written."""
+    seed = fresh_seed()
+    for panels in ["", *panel_kinds()]:
+        ops = make_ops(exact=not panels, panels=panels)
+        case = make_case(Kind(4, 32, "int"), n, 64, seed)
+        packed = ops.pack(case.weight)
+        wide = torch.full((t, 64 + 9), torch.nan)
+        x = wide[:, 5:69].copy_(tokens(seed + 1, t, 64))
+        target = torch.full((t, n + 7), 7.25)
+        run(ops, ops.linear, x, packed, target[:, 3 : n + 3])
+        assert (target[:, :3] == 7.25).all() and (target[:, n + 3 :] == 7.25).all()
+        check = assert_panels if t >= ops.gemm_rows else assert_float32
+        check(target[:, 3 : n + 3].contiguous(), x.contiguous(), case)
+
+
+@pytest.mark.parametrize("kind", all_kinds(), ids=str)
+def test_embed_gives_the_rows_of_the_matrix(kind: Kind) -> None:
+    """One multiplication and one addition: each element is within two roundings."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    ops = make_ops(exact=True)
+    n, k = sizes(rng, kind)
+    case = make_case(kind, n, k, seed)
+    packed = ops.pack(case.weight)
+    for t in (1, 2, 7, 40):
+        ids = torch.tensor([rng.randrange(n) for _ in range(t)])
+        got = run(ops, ops.embed, ids, packed).double()
+        assert ((got - case.values[ids]).abs() <= 4 * F32 * case.size[ids]).all()
+
+
+def test_dequantize_agrees_with_the_codes() -> None:
+    """The definition that loaders and the reference backend use, against the same values."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    for kind in all_kinds():
+        n, k = sizes(rng, kind)
+        case = make_case(kind, n, k, seed)
+        if isinstance(case.weight, QuantizedLinear):
+            error = (case.weight.dequantize().double() - case.values).abs()
+            assert (error <= 2 * F32 * case.size).all(), kind
+
+
+def rows_alone(ops: CompiledOps, x: Tensor, packed: object) -> Tensor:
+    return torch.cat([run(ops, ops.linear, x[i : i + 1], packed) for i in range(len(x))])
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("kind", all_kinds(), ids=str)
+def test_exact_bits_do_not_depend_on_the_batch_or_threads(kind: Kind) -> None:
+    seed = fresh_seed()
+    n, k = sizes(random.Random(seed), kind)
+    n = max(n, 100)  # blocks of one, two and four tiles
+    one, two = make_ops(exact=True, threads=1), make_ops(exact=True, threads=2)
+    case = make_case(kind, n, k, seed)
+    bias = tokens(seed + 1, 1, n)[0]
+    packed = {id(ops): ops.pack(case.weight, bias) for ops in (one, two)}
+    x = tokens(seed + 2, 40, k)
+    alone = rows_alone(two, x, packed[id(two)])
+    for t in (2, 3, 5, 8, 9, 11, 23, 24, 40):
+        for ops in (one, two):
+            got = run(ops, ops.linear, x[-t:], packed[id(ops)])
+            assert torch.equal(got, alone[-t:]), (t, ops.library.threads)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+    got = run(two, two.linear, x[order].contiguous(), packed[id(two)])
+    assert torch.equal(got, alone[order])
+
+
+@pytest.mark.parametrize("panels", panel_kinds())
+def test_panels_do_not_depend_on_threads(panels: str) -> None:
+    seed = fresh_seed()
+    x = tokens(seed, 70, 576)
+    case = make_case(Kind(4, 32, "float"), 130, 576, seed)
+    got = []
+    for threads in (1, 2):
+        ops = make_ops(panels=panels, threads=threads)
+        packed = ops.pack(case.weight)
+        got.append(run(ops, ops.linear, x, packed))
+    assert torch.equal(*got)

@@ -1,0 +1,135 @@
+"""The reference ops against formulas written out anew, in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from halfbyte.kernels import reference as ref
+from statistics_support import fresh_seed, generator
+
+# float64 results of a few hundred terms: rounding stays far below this.
+EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 577])
+def test_rms_norm(width: int) -> None:
+    seed = fresh_seed()
+    x, gain = normal(3, width, seed=seed), normal(width, seed=seed + 1)
+    want = torch.empty_like(x)
+    for row in range(3):
+        square = math.fsum(float(v) ** 2 for v in x[row]) / width
+        want[row] = x[row] * gain / math.sqrt(square + 1e-5)
+    torch.testing.assert_close(ref.rms_norm(x, gain, 1e-5), want, **EXACT)
+
+
+def test_rms_norm_of_bfloat16_is_computed_in_float32() -> None:
+    """Squares of 300 bfloat16 values would lose their sum in 8 bits."""
+    seed = fresh_seed()
+    x = normal(4, 300, seed=seed, dtype=torch.bfloat16)
+    gain = torch.ones(300)
+    out = ref.rms_norm(x, gain, 0.0)
+    want = ref.rms_norm(x.double(), gain.double(), 0.0)
+    assert out.dtype == torch.bfloat16
+    # Half a unit in the last of 8 bits, and nothing from the sum.
+    torch.testing.assert_close(out.double(), want, rtol=2**-8, atol=0)
+
+
+def test_rms_norm_of_zeros_is_zero() -> None:
+    assert ref.rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-6).abs().max() == 0
+
+
+def test_linear_and_silu() -> None:
+    seed = fresh_seed()
+    x, w, b = normal(3, 11, seed=seed), normal(5, 11, seed=seed + 1), normal(5, seed=seed + 2)
+    want = np.einsum("tk,nk->tn", x.numpy(), w.numpy()) + b.numpy()
+    torch.testing.assert_close(ref.linear(x, w, b), torch.from_numpy(want), **EXACT)
+    gate_up = normal(2, 6, seed=seed + 3) * 20
+    gate, up = gate_up.numpy()[:, :3], gate_up.numpy()[:, 3:]
+    want = gate / (1 + np.exp(-gate)) * up
+    torch.testing.assert_close(ref.silu_mul(gate_up), torch.from_numpy(want), **EXACT)
+
+
+@pytest.mark.parametrize(("dim", "rotary"), [(2, 2), (8, 8), (20, 20), (64, 64), (16, 8)])
+def test_rope_turns_pairs_as_complex_numbers(dim: int, rotary: int) -> None:
+    """Dimension i and i + F are real and imaginary part of z; z becomes z e^(i angle)."""
+    seed = fresh_seed()
+    x, half = normal(5, 3, dim, seed=seed), rotary // 2
+    positions = torch.tensor([0, 1, 2, 77, 131071], dtype=torch.float64)
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) * 2 / rotary)
+    out = ref.apply_rope(x, angles.cos(), angles.sin())
+    z = torch.complex(x[..., :half], x[..., half:rotary])
+    turned = z * torch.polar(torch.ones_like(angles), angles)[:, None]
+    torch.testing.assert_close(out[..., :half], turned.real, **EXACT)
+    torch.testing.assert_close(out[..., half:rotary], turned.imag, **EXACT)
+    assert torch.equal(out[..., rotary:], x[..., rotary:])
+    assert torch.equal(out[0], x[0])
+
+
+def test_rope_scores_depend_on_the_distance_only() -> None:
+    seed = fresh_seed()
+    q, k = normal(1, 1, 32, seed=seed), normal(1, 1, 32, seed=seed + 1)
+
+    def score(a: int, b: int) -> torch.Tensor:
+        frequencies = 10000.0 ** (-torch.arange(16, dtype=torch.float64) / 16)
+        turned = [
+            ref.apply_rope(x, (p * frequencies).cos()[None], (p * frequencies).sin()[None])
+            for x, p in ((q, a), (k, b))
+        ]
+        return (turned[0] * turned[1]).sum()
+
+    torch.testing.assert_close(score(10, 3), score(1010, 1003), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 50])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (7, 1)])
+def test_attention(heads: int, kv_heads: int, window: int) -> None:
+    """Written out per query and head; queries start anywhere in the text."""
+    seed = fresh_seed()
+    length, dim, scale = 23, 8, 0.31
+    positions = torch.tensor([17, 18, 19, 22])
+    q = normal(4, heads, dim, seed=seed)
+    k, v = (
+        normal(kv_heads, length, dim, seed=seed + 1),
+        normal(kv_heads, length, dim, seed=seed + 2),
+    )
+    out = ref.attend_row(q, k, v, positions, scale, window)
+    for t, at in enumerate(positions.tolist()):
+        seen = [p for p in range(length) if p <= at and (not window or at - p < window)]
+        assert len(seen) == (min(window, at + 1) if window else at + 1)
+        for head in range(heads):
+            keys, values = k[head // (heads // kv_heads)], v[head // (heads // kv_heads)]
+            weights = [math.exp(scale * float(q[t, head] @ keys[p])) for p in seen]
+            want = sum(w * values[p] for w, p in zip(weights, seen, strict=True)) / sum(weights)
+            torch.testing.assert_close(out[t, head], want, **EXACT)
+
+
+def test_attention_survives_huge_scores() -> None:
+    """The largest score is subtracted before the exponential."""
+    q = torch.full((1, 1, 4), 1e3)
+    k, v = torch.full((1, 2, 4), 1e3), torch.tensor([[[1.0] * 4, [3.0] * 4]])
+    out = ref.attend_row(q, k, v, torch.tensor([1]), 1.0)
+    torch.testing.assert_close(out, torch.full((1, 1, 4), 2.0))
+
+
+def test_kv_memory_round_trip() -> None:
+    seed = fresh_seed()
+    j, size, e = 2, 4, 3
+    k_cache = torch.full((5, j, size, e), math.nan)
+    v_cache = k_cache.clone()
+    table = torch.tensor([3, 0, 4], dtype=torch.int32)
+    k, v = normal(10, j, e, seed=seed).float(), normal(10, j, e, seed=seed + 1).float()
+    slots = torch.tensor([int(table[p // size]) * size + p % size for p in range(10)])
+    ref.write_kv(k, v, k_cache, v_cache, slots)
+    for cache, want in ((k_cache, k), (v_cache, v)):
+        assert torch.equal(ref.gather_kv(cache, table, 10), want.transpose(0, 1))
+        assert torch.equal(ref.gather_kv(cache, table, 5), want[:5].transpose(0, 1))
+        # Blocks of others and the rest of the last block are untouched.
+        assert cache[[1, 2]].isnan().all() and cache[4, :, 2:].isnan().all()

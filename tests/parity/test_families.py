@@ -1,0 +1,124 @@
+"""Every family and variant against transformers in float32, on random weights."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import CASES, Truth, make_model, save_model
+from torch import Tensor
+
+from halfbyte import Engine, SamplingParams
+
+# Float32 arithmetic in another order, through three layers, on logits of about 2: errors of
+# some 1e-6. Whatever is wired wrongly shows as 1e-1.
+CLOSE = 1e-4
+BACKENDS: dict[str, dict[str, Any]] = {
+    "reference": {"backend": "reference", "dtype": "float32"},
+    "cpu_native": {"dtype": "float32"},
+    "torch": {"native": False, "dtype": "float32"},
+}
+# One token, less and more than a window, a scaling limit (64) and a KV block.
+LENGTHS = [1, 2, 15, 17, 60, 64, 65, 100]
+STEPS = 24
+
+
+def fresh_seed() -> int:
+    seed = random.SystemRandom().randrange(1 << 40)
+    print("seed", seed)
+    return seed
+
+
+def prompts_of(seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(256) for _ in range(length)] for length in LENGTHS]
+
+
+def assert_logits(engine: Engine, wanted: list[Tensor], prompts: list[list[int]]) -> None:
+    for prompt, want in zip(prompts, wanted, strict=True):
+        got = engine.logits(prompt)
+        assert got.shape == want.shape and got.dtype == torch.float32
+        error = float((got - want).abs().max())
+        assert error <= CLOSE, f"{len(prompt)} tokens: off by {error}"
+
+
+def greedy(engine: Engine, prompts: list[list[int]]) -> list[tuple[int, ...]]:
+    params = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True)
+    return [tuple(done.token_ids) for done in engine.generate(prompts, params)]
+
+
+def assert_greedy(model: Any, prompt: list[int], answer: tuple[int, ...]) -> None:
+    """Each token is the best that transformers knows there, ties within the error aside."""
+    assert len(answer) == STEPS
+    truth, tokens = Truth(model), prompt
+    for token in answer:
+        # Rows beyond the tokenizer's 257 ids are padding and never drawn.
+        logits = truth.advance(tokens)[:257]
+        assert logits[token] >= logits.max() - 2 * CLOSE, f"after {len(prompt)} tokens"
+        tokens = [token]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_family(name: str, tmp_path: Path) -> None:
+    seed = fresh_seed()
+    model = make_model(name, seed)
+    folder = save_model(model, tmp_path / name)
+    prompts = prompts_of(seed)
+    wanted = [Truth(model).logits(prompt) for prompt in prompts]
+    assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
+    answers: dict[tuple[int, tuple[int, ...]], str] = {}
+    for backend, options in BACKENDS.items():
+        print(backend)
+        with Engine(folder, max_batch=4, max_batch_tokens=48, **options) as engine:
+            assert_logits(engine, wanted, prompts)
+            for index, answer in enumerate(greedy(engine, prompts)):
+                answers.setdefault((index, answer), backend)
+    # As a rule one answer for each prompt; a near tie may give a second one.
+    for (index, answer), backend in answers.items():
+        print(backend)
+        assert_greedy(model, prompts[index], answer)
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "qwen3-bias-tied"])
+def test_sharded_folders_are_the_same_model(name: str, tmp_path: Path) -> None:
+    seed = fresh_seed()
+    model = make_model(name, seed)
+    folder = save_model(model, tmp_path, shard="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    prompts = prompts_of(seed)[:4]
+    wanted = [Truth(model).logits(prompt) for prompt in prompts]
+    with Engine(folder, dtype="float32") as engine:
+        assert_logits(engine, wanted, prompts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_mean_their_own_values(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Weights are rounded once, when saved; arithmetic stays in float32."""
+    seed = fresh_seed()
+    model = make_model("qwen2", seed).to(dtype)
+    folder = save_model(model, tmp_path)
+    prompts = prompts_of(seed)[:6]
+    exact = model.to(torch.float32)
+    wanted = [Truth(exact).logits(prompt) for prompt in prompts]
+    for options in BACKENDS.values():
+        with Engine(folder, **options) as engine:
+            assert_logits(engine, wanted, prompts)
+
+
+def test_default_mode_stays_close(tmp_path: Path) -> None:
+    """bfloat16 products in long prompts: 2**-8 a factor, averaged over 64 or more of them."""
+    seed = fresh_seed()
+    model = make_model("llama-llama3", seed)
+    folder = save_model(model, tmp_path)
+    prompts = prompts_of(seed)
+    bfloat16 = {"backend": "reference", "dtype": "bfloat16"}
+    modes: list[dict[str, Any]] = [{}, {"native": False}, bfloat16]
+    for options in modes:
+        with Engine(folder, **options) as engine:
+            got = torch.cat([engine.logits(prompt) for prompt in prompts])
+        want = torch.cat([Truth(model).logits(prompt) for prompt in prompts])
+        relative = float((got - want).norm() / want.norm())
+        assert relative < 0.05, (options, relative)

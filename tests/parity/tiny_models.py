@@ -1,0 +1,150 @@
+"""Small random models of every family, made and saved by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCAB = 270  # 256 bytes, some rows that no token has, and an end
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 256,
+    "tie_word_embeddings": False,
+}
+FACTORS = {
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [2.0 + 0.5 * i for i in range(8)],
+}
+
+
+def rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-no-gqa-tied": ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-wide-heads": ("llama", {"head_dim": 40, "num_key_value_heads": 1}),
+    "llama-odd-heads": (
+        "llama",
+        {"hidden_size": 72, "num_attention_heads": 6, "head_dim": 20, "intermediate_size": 100},
+    ),
+    "llama-llama3": (
+        "llama",
+        rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
+    ),
+    "llama-linear": ("llama", rope("linear", factor=4.0)),
+    "llama-dynamic": ("llama", {"max_position_embeddings": 64, **rope("dynamic", factor=4.0)}),
+    "llama-yarn": ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+    "llama-longrope": (
+        "llama",
+        {**rope("longrope", original_max_position_embeddings=64, **FACTORS)},
+    ),
+    "mistral-window": ("mistral", {"sliding_window": 16}),
+    "mistral-no-window": ("mistral", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied-window": (
+        "qwen2",
+        {
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 16,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3-bias-tied": (
+        "qwen3",
+        {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+}
+
+
+def make_model(name: str, seed: int) -> Any:
+    """A model in float32 whose activations and logits are of the order of 1."""
+    family, options = CASES[name]
+    config_class, model_class = CLASSES[family]
+    config = config_class(**{**BASE, **options})
+    config._attn_implementation = "eager"
+    model = model_class(config).eval()
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=g)
+            if "norm" in key:
+                value.copy_(1 + 0.2 * noise)
+            elif value.dim() == 1:
+                value.copy_(0.3 * noise)
+            elif "embed" in key:
+                value.copy_(noise * (0.25 if config.tie_word_embeddings else 1.0))
+            else:
+                value.copy_(noise * value.shape[1] ** -0.5 * (2.0 if "lm_head" in key else 1.2))
+    return model
+
+
+def save_model(model: Any, folder: Path, shard: str = "1GB") -> Path:
+    """A complete Hugging Face folder: weights, config and a byte tokenizer."""
+    model.save_pretrained(folder, max_shard_size=shard)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+class Truth:
+    """transformers' answers for one text; length-dependent rotary state starts afresh."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        rotary = model.model.rotary_emb
+        model.model.rotary_emb = type(rotary)(model.config)
+        self._cache: Any = None
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """float32 [T, V] of the whole text at once."""
+        with torch.no_grad():
+            return self.model(torch.tensor([ids]), use_cache=False).logits[0]
+
+    def advance(self, ids: list[int]) -> Tensor:
+        """Append tokens to the text so far; float32 [V] after the last of them."""
+        with torch.no_grad():
+            out = self.model(torch.tensor([ids]), past_key_values=self._cache, use_cache=True)
+        self._cache = out.past_key_values
+        return out.logits[0, -1]

@@ -1,0 +1,67 @@
+"""A service over any engine, in process or behind a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from halfbyte.engine.async_engine import AsyncEngine, StepEngine
+from halfbyte.server.app import create_app
+from halfbyte.server.listen import bind
+from halfbyte.server.service import OpenAIService, ServiceConfig
+
+
+@dataclass
+class Site:
+    """A service and the app over it.
+
+    ``engine`` is what runs; ``app_options`` go to `create_app`, ``config`` to the service.
+    """
+
+    engine: StepEngine
+    config: ServiceConfig = field(default_factory=ServiceConfig)
+    app_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.client = AsyncEngine(self.engine)
+        self.service = OpenAIService(self.client, self.config)
+        self.app = create_app(self.service, **self.app_options)
+
+
+class LiveServer:
+    """uvicorn on an ephemeral loopback port, in a thread."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.engine = site.engine
+        self._listener = bind("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                site.app, http="h11", log_config=None, access_log=False, lifespan="on", ws="none"
+            )
+        )
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._listener]))
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    """Wait for something another thread does; fails after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "condition not reached in time"
+        time.sleep(0.005)
