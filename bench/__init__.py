@@ -1,1 +1,1 @@
-"""TODO."""
+"""Measuring: tokens per second, memory bandwidth, comparison with peers."""

@@ -7,6 +7,7 @@ noise from a counter keyed by (seed, position, token id). See ``kernels/referenc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Sampler:
         ops: backend of the greedy choice.
     """
 
-    def __init__(self, valid: int, ops: Ops) -> None:
+    def __init__(self, valid: int, ops: Ops[Any]) -> None:
         self.valid = valid
         self.ops = ops
 

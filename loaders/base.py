@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from .canonical import Weight
 from .model_config import ModelConfig
 from .report import LoadReport
+
+if TYPE_CHECKING:
+    from .canonical import Weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,20 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import gguf_config, gguf_tokenizer, model_checks
 from .base import TensorInfo, TokenizerSource
-from .canonical import Weight
-from .gguf_blocks import convert_tensor
 from .gguf_reader import GGUFFile, GGUFTensor
 from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES
 from .report import LoadReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .canonical import Weight
 
 _TOP_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -122,6 +124,8 @@ class GGUFCheckpoint:
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, tensor.shape[0])
+        from .gguf_blocks import convert_tensor
+
         return convert_tensor(name, tensor.type, tensor.shape, raw)
 
     def _heads_of(self, name: str) -> int:
@@ -199,6 +203,10 @@ def _read_factors(where: str, file: GGUFFile, tensor: GGUFTensor) -> tuple[float
             f"{where}: tensor {tensor.name} has {tensor.shape[0]} values; expected at most "
             f"{model_checks.MAX_HEAD_DIM}"
         )
+    from torch import Tensor
+
+    from .gguf_blocks import convert_tensor
+
     weight = convert_tensor(tensor.name, tensor.type, tensor.shape, file.raw(tensor))
     assert isinstance(weight, Tensor)
     values = tuple(weight.tolist())

@@ -11,15 +11,16 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import CheckpointError
 
 from .fields import shown
 from .gguf_types import BLOCK_TYPES, REMOVED_TYPES, BlockType
 from .mapped import MappedFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_KEYS = 1 << 14
 MAX_TENSORS = 1 << 16

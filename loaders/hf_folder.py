@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
@@ -18,7 +16,9 @@ from .hf_quantized import refuse_quantized, refuse_quantized_tensors
 from .report import LoadReport
 from .safetensors_index import SafetensorsFiles, StoredTensor
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -86,10 +86,10 @@ class HFFolderCheckpoint:
             report.decide("tie_word_embeddings: the LM head is the embedding matrix")
         used = model_checks.check_tensors(self.config, infos, str(self.path), report)
         for info in used.values():
-            if info.format not in _DTYPES:
+            if info.format not in _DTYPE_NAMES:
                 raise UnsupportedModelError(
                     f"{self.path}: tensor {info.name} has dtype {info.format}; supported are "
-                    f"{', '.join(_DTYPES)}"
+                    f"{', '.join(_DTYPE_NAMES)}"
                 )
         return used
 
@@ -110,7 +110,9 @@ class HFFolderCheckpoint:
         if info is None:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
         raw = self._files.raw(self._files.tensors[name])
-        return raw.clone().view(_DTYPES[info.format]).view(info.shape)
+        import torch
+
+        return raw.clone().view(getattr(torch, _DTYPE_NAMES[info.format])).view(info.shape)
 
     def release(self, names: Iterable[str]) -> None:
         """Drop the file pages of these tensors from memory; they can be read again."""

@@ -9,11 +9,12 @@ import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Linux's flag for a mapping that reserves no swap; Python names it only since 3.11.
 _MAP_NORESERVE = 0x4000
@@ -79,6 +80,8 @@ class MappedFile:
                 f"{self.path} shrank from {self.size} to {now} bytes while it was open",
                 hint="let the download or copy finish, then load again",
             )
+        import torch
+
         return torch.frombuffer(self.buffer, dtype=torch.uint8, count=nbytes, offset=offset)
 
     def release(self, spans: Iterable[tuple[int, int]]) -> None:

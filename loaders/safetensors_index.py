@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import CheckpointError
 
@@ -19,6 +17,9 @@ from .fields import shown
 from .folder_files import ModelFolder
 from .json_text import parse_object
 from .mapped import MappedFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Quantizing dense checkpoints; empty in this version."""

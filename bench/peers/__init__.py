@@ -1,1 +1,1 @@
-"""TODO."""
+"""Side-by-side measurements with other engines; one script for each."""

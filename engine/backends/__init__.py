@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from halfbyte.errors import ConfigError
@@ -17,7 +19,7 @@ _DTYPES = {
 }
 
 
-def make_ops(config: EngineConfig) -> Ops:
+def make_ops(config: EngineConfig) -> Ops[Any]:
     """The backend that a configuration asks for. Raises ConfigError when it cannot be had."""
     if config.device == "cuda":
         raise ConfigError(

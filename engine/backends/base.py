@@ -10,7 +10,7 @@ J key/value heads, E head dimension, I MLP width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,8 +72,13 @@ class Program(Protocol):
         ...
 
 
-class Ops(Protocol):
+P = TypeVar("P", bound=PackedLinear)
+
+
+class Ops(Protocol[P]):
     """The arithmetic of a decoder step; see :mod:`halfbyte.kernels.reference` for meanings.
+
+    ``P`` is the backend's own packed weight; only the backend looks inside.
 
     Attributes:
         name: backend name for tables and messages.
@@ -94,11 +99,11 @@ class Ops(Protocol):
         """None when the weight can be packed, else the reason why not."""
         ...
 
-    def pack(self, weight: Weight, bias: Tensor | None = None) -> PackedLinear:
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
         """Pack a linear weight [N, K] once. Raises UnsupportedWeightError."""
         ...
 
-    def embed(self, ids_T: Tensor, table: PackedLinear) -> Tensor:
+    def embed(self, ids_T: Tensor, table: P) -> Tensor:
         """Rows of a packed [V, D] matrix -> residual [T, D]."""
         ...
 
@@ -108,11 +113,11 @@ class Ops(Protocol):
         """RMSNorm of all rows -> [T, D], or of the rows that int64 ``rows`` [S] names."""
         ...
 
-    def linear(self, x_TK: Tensor, weight: PackedLinear, out: Tensor | None = None) -> Tensor:
+    def linear(self, x_TK: Tensor, weight: P, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N], into ``out`` (rows may be strided) when given."""
         ...
 
-    def linear_add(self, x_TK: Tensor, weight: PackedLinear, residual_TN: Tensor) -> None:
+    def linear_add(self, x_TK: Tensor, weight: P, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place."""
         ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from ...loaders.store import cache_root
 from ..config import EngineConfig
 from .base import Ops
 from .cpu_compiled import CompiledOps
-from .reference import ReferenceOps
+from .plain import PlainOps
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16
 
 
-def make_cpu_ops(config: EngineConfig) -> Ops:
+def make_cpu_ops(config: EngineConfig) -> Ops[Any]:
     """The CPU backend for a configuration.
 
     Raises:
@@ -120,7 +121,7 @@ class DenseLinear:
         return self.weight.nbytes
 
 
-class TorchOps(ReferenceOps):
+class TorchOps(PlainOps[Int4Linear | DenseLinear]):
     """Implements ``Ops`` with torch's own kernels; activations and KV are float32.
 
     Args:
@@ -136,7 +137,7 @@ class TorchOps(ReferenceOps):
         super().__init__(torch.float32, exact)
         self.matmul = matmul
 
-    def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:  # type: ignore[override]
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:
         """Int4 where torch has a kernel for the format, else dense."""
         if isinstance(weight, Tensor):
             return DenseLinear(weight.to(self.matmul), bias)
@@ -144,7 +145,7 @@ class TorchOps(ReferenceOps):
             return _pack_int4(weight, bias)
         return DenseLinear(weight.dequantize(self.matmul), bias)
 
-    def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear) -> Tensor:  # type: ignore[override]
+    def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear) -> Tensor:
         """Rows of [V, D] -> float32 [T, D]."""
         if isinstance(table, DenseLinear):
             return table.weight[ids_T].float()
@@ -159,7 +160,7 @@ class TorchOps(ReferenceOps):
         x = x_TD if rows is None else x_TD[rows]
         return F.rms_norm(x, weight_D.shape, weight_D, eps)
 
-    def linear(  # type: ignore[override]
+    def linear(
         self, x_TK: Tensor, weight: Int4Linear | DenseLinear, out: Tensor | None = None
     ) -> Tensor:
         """``x @ W.T + bias`` -> float32 [T, N]."""

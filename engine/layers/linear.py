@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Generic
+
 from torch import Tensor
 
-from ..backends.base import Ops, PackedLinear
+from ..backends.base import Ops, P
 
 
-class FusedLinear:
+class FusedLinear(Generic[P]):
     """q, k and v, or gate and up, stacked along N.
 
     Args:
@@ -17,7 +19,7 @@ class FusedLinear:
 
     __slots__ = ("parts",)
 
-    def __init__(self, parts: list[PackedLinear]) -> None:
+    def __init__(self, parts: list[P]) -> None:
         self.parts = parts
 
     @property
@@ -25,7 +27,7 @@ class FusedLinear:
         """Bytes that one pass over the weights reads."""
         return sum(p.nbytes for p in self.parts)
 
-    def __call__(self, ops: Ops, x_TK: Tensor) -> Tensor:
+    def __call__(self, ops: Ops[P], x_TK: Tensor) -> Tensor:
         """[T, K] -> [T, sum of N]."""
         if len(self.parts) == 1:
             return ops.linear(x_TK, self.parts[0])

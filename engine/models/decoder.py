@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from halfbyte.errors import UnsupportedWeightError
+
 from ...loaders.base import Checkpoint
 from ...loaders.canonical import QuantizedLinear, Weight, can_fuse
 from ...loaders.model_config import ModelConfig
-from ..backends.base import AttentionShape, Ops, PackedLinear
+from ..backends.base import AttentionShape, Ops, P, PackedLinear
 from ..kv_cache import KVCache
 from ..layers.linear import FusedLinear
 from ..step import StepInputs
@@ -27,11 +30,11 @@ class DecoderLayer:
     """Packed weights of one layer."""
 
     attn_norm: Tensor
-    qkv: FusedLinear
+    qkv: FusedLinear[Any]
     attention: AttentionShape
     o: PackedLinear
     mlp_norm: Tensor
-    gate_up: FusedLinear
+    gate_up: FusedLinear[Any]
     down: PackedLinear
 
 
@@ -49,13 +52,13 @@ class Decoder:
         self,
         config: ModelConfig,
         checkpoint: Checkpoint,
-        ops: Ops,
+        ops: Ops[Any],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.config = config
         self.ops = ops
         source = _Source(checkpoint)
-        self.embedding = ops.pack(source.take("model.embed_tokens.weight"))
+        self.embedding = _pack(ops, source, "model.embed_tokens")
         source.release()
         self.layers: list[DecoderLayer] = []
         for index in range(config.num_layers):
@@ -64,11 +67,7 @@ class Decoder:
             if progress is not None:
                 progress(index + 1, config.num_layers)
         self.norm = source.vector("model.norm.weight")
-        self.head = (
-            self.embedding
-            if config.tie_word_embeddings
-            else ops.pack(source.take("lm_head.weight"))
-        )
+        self.head = self.embedding if config.tie_word_embeddings else _pack(ops, source, "lm_head")
         source.release()
 
     @property
@@ -116,15 +115,10 @@ class Decoder:
             source.vector(f"{norms}.input_layernorm.weight"),
             _fuse(ops, source, qkv, cfg.qkv_bias),
             shape,
-            ops.pack(
-                source.take(f"{attn}.o_proj.weight"), source.bias(f"{attn}.o_proj", cfg.o_bias)
-            ),
+            _pack(ops, source, f"{attn}.o_proj", cfg.o_bias),
             source.vector(f"{norms}.post_attention_layernorm.weight"),
             _fuse(ops, source, gate_up, cfg.mlp_bias),
-            ops.pack(
-                source.take(f"{mlp}.down_proj.weight"),
-                source.bias(f"{mlp}.down_proj", cfg.mlp_bias),
-            ),
+            _pack(ops, source, f"{mlp}.down_proj", cfg.mlp_bias),
         )
 
 
@@ -153,15 +147,31 @@ class _Source:
         self._taken.clear()
 
 
-def _fuse(ops: Ops, source: _Source, modules: list[str], has_bias: bool) -> FusedLinear:
+def _pack(ops: Ops[P], source: _Source, module: str, has_bias: bool = False) -> P:
+    """One projection. Raises UnsupportedWeightError."""
+    weight = source.take(f"{module}.weight")
+    return _checked(ops, weight, module).pack(weight, source.bias(module, has_bias))
+
+
+def _fuse(ops: Ops[P], source: _Source, modules: list[str], has_bias: bool) -> FusedLinear[P]:
     """One matrix when the formats agree, else several behind one call."""
     weights = [source.take(f"{m}.weight") for m in modules]
-    biases = [source.bias(m, True) for m in modules] if has_bias else None
-    if can_fuse(weights):
-        bias = None if biases is None else torch.cat([b for b in biases if b is not None])
-        return FusedLinear([ops.pack(_stack(weights), bias)])
-    separate = biases or [None] * len(weights)
-    return FusedLinear([ops.pack(w, b) for w, b in zip(weights, separate, strict=True)])
+    if not can_fuse(weights):
+        biases = [source.bias(m, has_bias) for m in modules]
+        parts = zip(modules, weights, biases, strict=True)
+        return FusedLinear([_checked(ops, w, m).pack(w, b) for m, w, b in parts])
+    whole = _stack(weights)
+    bias = torch.cat([source.vector(f"{m}.bias") for m in modules]) if has_bias else None
+    return FusedLinear([_checked(ops, whole, " + ".join(modules)).pack(whole, bias)])
+
+
+def _checked(ops: Ops[P], weight: Weight, module: str) -> Ops[P]:
+    reason = ops.supports(weight)
+    if reason is not None:
+        raise UnsupportedWeightError(
+            f"{module}: {reason}", hint=f"backend {ops.name!r} cannot run it; try 'reference'"
+        )
+    return ops
 
 
 def _stack(weights: list[Weight]) -> Weight:

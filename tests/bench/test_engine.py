@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from halfbyte.bench import engine as bench
 from halfbyte.bench.engine import BenchPlan, Case, ModelFacts, Report, Row, TokenSource
 from halfbyte.bench.machine import machine_info, read_bandwidth, usable_cores
 from halfbyte.bench.table import compact, markdown
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.request import Completion, Delta, FinishReason, Usage
-
 from halfbyte.errors import ConfigError, EngineDeadError, RequestError
 
 TINY = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"

@@ -19,7 +19,6 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
-
 from halfbyte.errors import RequestError
 
 ROOT = Path(__file__).parents[2]

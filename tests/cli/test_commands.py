@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cli_support import TINY
+
 from halfbyte.bench.engine import BenchPlan, Case, ModelFacts, Report, Row
 from halfbyte.cli import bench
 from halfbyte.cli.main import app

@@ -6,10 +6,10 @@ import io
 import sys
 
 import pytest
+
 from halfbyte.cli import console
 from halfbyte.cli.options import BackendChoice, DeviceChoice, DTypeChoice, engine_options
 from halfbyte.engine import config
-
 from halfbyte.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import typer
 from cli_support import TINY, FakeEngine, fake_open, halfbyte
+
 from halfbyte.cli import generate as module
 from halfbyte.cli.main import app
-
 from halfbyte.errors import HalfbyteError, RequestError
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from cli_support import ROOT, TINY, halfbyte
+
 from halfbyte.cli.inspect import describe, render
 from halfbyte.loaders import open_checkpoint
 
@@ -58,11 +59,11 @@ def test_the_program():
     assert json.loads(done.stdout)["kind"] == "safetensors" and done.stderr == ""
 
 
-def test_no_model_code_is_imported():
+def test_neither_torch_nor_model_code_is_imported():
     code = (
         "import sys\nfrom halfbyte.cli.main import main\n"
         f"try:\n    main(['inspect', {str(TINY)!r}])\n"
-        "finally:\n    print([m for m in sys.modules if m.startswith('halfbyte.engine')])"
+        "finally:\n    print([m for m in sys.modules if m.startswith(('torch','halfbyte.engine'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("\n[]\n")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from cli_support import TINY, halfbyte
-from halfbyte.cli import main as cli_main
 
 from halfbyte import __version__
+from halfbyte.cli import main as cli_main
 from halfbyte.errors import CheckpointError
 
 COMMANDS = ("pull", "generate", "chat", "serve", "bench", "inspect", "doctor")

@@ -14,12 +14,12 @@ import time
 
 import pytest
 from cli_support import FakeEngine, fake_open
+
 from halfbyte.cli import chat as module
 from halfbyte.cli.chat import Interrupt
 from halfbyte.cli.main import app
 from halfbyte.cli.session import ChatSession, is_command, read_message
 from halfbyte.engine.request import FinishReason, SamplingParams
-
 from halfbyte.errors import RequestError, TemplateError
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from halfbyte.engine.async_engine import AsyncEngine
 from halfbyte.engine.client import EngineClient
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.request import Completion, Delta, FinishReason, SamplingParams, Usage
 from halfbyte.engine.stream import RequestStream, ready
-
 from halfbyte.errors import EngineDeadError, RequestError
 
 pytestmark = pytest.mark.anyio

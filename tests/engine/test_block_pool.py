@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-import halfbyte.engine.block_pool as block_pool_module
 import pytest
-from halfbyte.engine.block_pool import BlockPool, Prefix, block_hash
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
+
+import halfbyte.engine.block_pool as block_pool_module
+from halfbyte.engine.block_pool import BlockPool, Prefix, block_hash
 
 SIZE = 2
 

@@ -11,15 +11,15 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError as JinjaError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from template_cases import CALL, CONVERSATIONS, TEMPLATES, TOOL
+
 from halfbyte.engine.chat_template import (
     MAX_OUTPUT_CHARS,
     MAX_TEMPLATE_CHARS,
     ChatTemplate,
 )
-from jinja2 import TemplateError as JinjaError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from template_cases import CALL, CONVERSATIONS, TEMPLATES, TOOL
-
 from halfbyte.errors import HalfbyteError, RequestError, TemplateError, TokenizerError
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
+
 from halfbyte.engine.config import EngineConfig, make_config
 from halfbyte.engine.request import (
     Completion,
@@ -18,7 +19,6 @@ from halfbyte.engine.request import (
     TokenEvent,
     Usage,
 )
-
 from halfbyte.errors import ConfigError, RequestError
 
 NAN, INF = math.nan, math.inf

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from halfbyte.engine.detokenizer import Detokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from halfbyte.engine.detokenizer import Detokenizer
 
 SPECIAL = 999_999
 # Hypothesis draws afresh each run and prints the failing example with its seed blob.

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from halfbyte.engine.request import FinishReason
 
 from halfbyte import Completion, Engine, SamplingParams
+from halfbyte.engine.request import FinishReason
 from halfbyte.errors import ConfigError, EngineDeadError, HalfbyteError, RequestError
 
 PROMPTS = ["The quick brown fox", "Once upon a time there was", "def f(x):\n    return", "é 東京"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from halfbyte.engine.request import FinishReason
 
 from halfbyte import Completion, Engine, SamplingParams
+from halfbyte.engine.request import FinishReason
 
 TEXTS = ["The quick brown fox", "Once upon a time there was", "def f(x):\n    return", "é 東京"]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from halfbyte.engine.backends import make_ops
 from halfbyte.engine.backends.base import Ops
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.layers.linear import FusedLinear
 from halfbyte.loaders.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
-from torch import Tensor
 
 BACKENDS = {
     "reference": EngineConfig(backend="reference"),

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.kv_cache import KVCache
 from halfbyte.engine.memory import KV_SHARE, free_memory, plan_memory
-from halfbyte.loaders.model_config import ModelConfig
-
 from halfbyte.errors import ConfigError
+from halfbyte.loaders.model_config import ModelConfig
 
 MODEL = ModelConfig("llama", 100, 64, 3, 4, 2, 16, 128, 1e-5, 2048)
 # 2 sides * 3 layers * 2 heads * 16 elements * 4 bytes.

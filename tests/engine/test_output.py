@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+
 from halfbyte.engine.output import OutputProcessor
 from halfbyte.engine.request import (
     Completion,

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from halfbyte.engine.layers.rope import Rotary, inverse_frequencies
-from halfbyte.loaders.fields import Fields
-from halfbyte.loaders.hf_rope import read_rope
-from halfbyte.loaders.model_config import RopeConfig
 from torch import Tensor
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from halfbyte.engine.layers.rope import Rotary, inverse_frequencies
+from halfbyte.loaders.fields import Fields
+from halfbyte.loaders.hf_rope import read_rope
+from halfbyte.loaders.model_config import RopeConfig
 
 HEADS, DIM, CONTEXT = 4, 32, 256
 FACTORS = {

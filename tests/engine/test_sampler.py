@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from halfbyte.engine.backends import make_ops
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.request import SamplingParams
 from halfbyte.engine.sampler import RowSampling, Sampler
 from halfbyte.kernels import reference as ref
-from torch import Tensor
 
 VOCAB = 64
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 
-import halfbyte.engine.block_pool as block_pool_module
 import pytest
-from halfbyte.engine.block_pool import block_hash
-from halfbyte.engine.request import FinishReason, Request, SamplingParams
-from halfbyte.engine.scheduler import SchedulerConfig
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from simulated_kv import END, Failure, Simulation, alone, next_token, random_request, random_run
+
+import halfbyte.engine.block_pool as block_pool_module
+from halfbyte.engine.block_pool import block_hash
+from halfbyte.engine.request import FinishReason, Request, SamplingParams
+from halfbyte.engine.scheduler import SchedulerConfig
 
 
 def fresh_seed() -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from tokenizer_cases import SPM_FOLDER, as_gguf, random_texts, spm_as_gguf, train
+
 from halfbyte.engine.special_text import MARK, SpecialGuard
 from halfbyte.engine.tokenizer import Tokenizer
 from halfbyte.loaders.base import TokenizerSource
-from tokenizer_cases import SPM_FOLDER, as_gguf, random_texts, spm_as_gguf, train
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from halfbyte.engine.detokenizer import Detokenizer
-from halfbyte.engine.tokenizer import Tokenizer
-from halfbyte.engine.tokenizer_pre import pre_tokenizer
-from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.base import TokenizerSource
-from halfbyte.loaders.store import ensure_model
 from tokenizer_cases import SPM_FOLDER, SPM_GGUF, SPM_IDS, as_gguf, random_texts, spm_as_gguf, train
 from tokenizers import Regex, pre_tokenizers
 
+from halfbyte.engine.detokenizer import Detokenizer
+from halfbyte.engine.tokenizer import Tokenizer
+from halfbyte.engine.tokenizer_pre import pre_tokenizer
 from halfbyte.errors import RequestError, TokenizerError
+from halfbyte.loaders import open_checkpoint
+from halfbyte.loaders.base import TokenizerSource
+from halfbyte.loaders.store import ensure_model
 
 
 @pytest.fixture(scope="module")

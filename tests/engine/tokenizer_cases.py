@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tokenizers
 from gguf import GGUFReader
-from halfbyte.loaders.base import TokenizerSource
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from halfbyte.loaders.base import TokenizerSource
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 SPM_FOLDER = FIXTURES / "fp16-llama-spm"

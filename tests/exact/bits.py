@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from halfbyte.engine.model_runner import Forward
 from torch import Tensor
 
 from halfbyte import Completion, Engine, SamplingParams
+from halfbyte.engine.model_runner import Forward
 
 
 @dataclass

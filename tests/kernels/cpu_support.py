@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from halfbyte.engine.backends.cpu_compiled import CompiledOps
 from halfbyte.kernels.cpu.build import build_library, find_compiler
 from halfbyte.kernels.cpu.library import Library
 from halfbyte.loaders.canonical import QuantizedLinear, Weight, WeightFormat, ZeroKind, pack_codes
 from halfbyte.loaders.store import cache_root
-from torch import Tensor
 
 needs_compiler = pytest.mark.skipif(
     find_compiler() is None, reason="no C compiler: the engine runs without these kernels, too"

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from cpu_support import make_ops, needs_compiler, run
+from statistics_support import fresh_seed, generator
+from torch import Tensor
+
 from halfbyte.engine.backends.base import AttentionShape
 from halfbyte.engine.backends.cpu_compiled import CompiledOps
 from halfbyte.engine.kv_cache import KVCache, LayerKV
 from halfbyte.engine.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
 from halfbyte.loaders.model_config import ModelConfig
-from statistics_support import fresh_seed, generator
-from torch import Tensor
 
 pytestmark = needs_compiler
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from cpu_support import BF16, F32, make_ops, needs_compiler, panel_kinds, run, tokens
+from statistics_support import fresh_seed
+from torch import Tensor
+
 from halfbyte.engine.backends.base import AttentionShape
 from halfbyte.engine.kv_cache import KVCache
 from halfbyte.engine.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
 from halfbyte.loaders.model_config import ModelConfig
-from statistics_support import fresh_seed
-from torch import Tensor
 
 pytestmark = needs_compiler
 

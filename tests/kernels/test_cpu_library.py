@@ -9,16 +9,17 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import halfbyte.kernels.cpu.build as build_module
-import halfbyte.kernels.cpu.library as lib
 import pytest
 import torch
 from cpu_support import library, needs_compiler, tokens
+from statistics_support import fresh_seed
+
+import halfbyte.kernels.cpu.build as build_module
+import halfbyte.kernels.cpu.library as lib
 from halfbyte.kernels.cpu.arena import ALIGN, Arena
 from halfbyte.kernels.cpu.build import BuildError, build_library, find_compiler
 from halfbyte.kernels.cpu.library import Library
 from halfbyte.loaders.store import cache_root
-from statistics_support import fresh_seed
 
 SOURCES = Path(build_module.__file__).parent
 

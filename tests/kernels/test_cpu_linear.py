@@ -20,10 +20,11 @@ from cpu_support import (
     sizes,
     tokens,
 )
-from halfbyte.engine.backends.cpu_compiled import CompiledOps
-from halfbyte.loaders.canonical import QuantizedLinear
 from statistics_support import fresh_seed
 from torch import Tensor
+
+from halfbyte.engine.backends.cpu_compiled import CompiledOps
+from halfbyte.loaders.canonical import QuantizedLinear
 
 pytestmark = needs_compiler
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from halfbyte.kernels import reference as ref
 from statistics_support import fresh_seed, generator
+
+from halfbyte.kernels import reference as ref
 
 # float64 results of a few hundred terms: rounding stays far below this.
 EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}

@@ -6,8 +6,9 @@ import random
 
 import pytest
 import torch
-from halfbyte.kernels import reference as ref
 from statistics_support import chi_square_is_plausible, fresh_seed, generator
+
+from halfbyte.kernels import reference as ref
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

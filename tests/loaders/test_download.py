@@ -7,11 +7,11 @@ import random
 import urllib.request
 
 import pytest
-from halfbyte.loaders import download
-from halfbyte.loaders.store import pull_model, resolve_model
 from store_support import body, gguf_bytes, http_server, redirect, tree
 
 from halfbyte.errors import DownloadError
+from halfbyte.loaders import download
+from halfbyte.loaders.store import pull_model, resolve_model
 
 
 @pytest.fixture

@@ -8,10 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.base import iter_weights
-from halfbyte.loaders.canonical import QuantizedLinear
-from halfbyte.loaders.gguf import GGUFCheckpoint
 from loader_gguf_files import (
     TINY_TENSORS,
     U32,
@@ -32,6 +28,10 @@ from loader_gguf_models import (
 )
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
+from halfbyte.loaders import open_checkpoint
+from halfbyte.loaders.base import iter_weights
+from halfbyte.loaders.canonical import QuantizedLinear
+from halfbyte.loaders.gguf import GGUFCheckpoint
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.loaders.canonical import QuantizedLinear, unpack_codes
 from halfbyte.loaders.gguf_blocks import convert_tensor
 from halfbyte.loaders.gguf_types import BLOCK_TYPES, DENSE_TYPES, QUANTIZED_TYPES
-
-from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 TYPES = {t.name: t for t in BLOCK_TYPES.values()}
 # Byte offsets of the float16 fields (scale, minimum) of a block.

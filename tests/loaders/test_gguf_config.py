@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 
 import pytest
-from halfbyte.loaders.gguf import GGUFCheckpoint
-from halfbyte.loaders.model_config import ModelConfig, RopeConfig
 from loader_gguf_files import (
     BOOL,
     F32,
@@ -21,6 +19,8 @@ from loader_gguf_files import (
 )
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
+from halfbyte.loaders.gguf import GGUFCheckpoint
+from halfbyte.loaders.model_config import ModelConfig, RopeConfig
 
 
 def opened(tmp_path, entries: dict[str, tuple | None], tensors=None, **options) -> GGUFCheckpoint:

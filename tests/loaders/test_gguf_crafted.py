@@ -7,8 +7,6 @@ import struct
 import time
 
 import pytest
-from halfbyte.loaders import gguf_reader
-from halfbyte.loaders.gguf_reader import GGUFFile
 from loader_gguf_files import (
     ARRAY,
     F32,
@@ -27,6 +25,8 @@ from loader_gguf_files import (
 )
 
 from halfbyte.errors import CheckpointError
+from halfbyte.loaders import gguf_reader
+from halfbyte.loaders.gguf_reader import GGUFFile
 
 HUGE = (1 << 64) - 1
 ONE = [tensor_info("a", [32], 0, 0)]

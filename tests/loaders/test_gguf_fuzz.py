@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from halfbyte.loaders import open_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loader_gguf_files import tiny_gguf, write
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.loaders import open_checkpoint
 
 SOUND = tiny_gguf()
 DATA_START = SOUND.index(b"output_norm.weight") + 64  # most edits should hit the headers

@@ -9,8 +9,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from halfbyte.loaders.gguf_reader import GGUFArray, GGUFFile
-from halfbyte.loaders.gguf_types import BLOCK_TYPES, SUPPORTED_TYPES
 from loader_gguf_files import (
     BOOL,
     F32,
@@ -33,6 +31,8 @@ from loader_gguf_files import (
 )
 
 from halfbyte.errors import CheckpointError
+from halfbyte.loaders.gguf_reader import GGUFArray, GGUFFile
+from halfbyte.loaders.gguf_types import BLOCK_TYPES, SUPPORTED_TYPES
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.base import TokenizerSource
-from halfbyte.loaders.gguf import GGUFCheckpoint
 from loader_gguf_files import BOOL, F32, I32, STRING, U32, kv, kv_array, refuses, tiny_gguf, write
 
 from halfbyte.errors import CheckpointError, TokenizerError
+from halfbyte.loaders import open_checkpoint
+from halfbyte.loaders.base import TokenizerSource
+from halfbyte.loaders.gguf import GGUFCheckpoint
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"
 PREFIX = "tokenizer.ggml."

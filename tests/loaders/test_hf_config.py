@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from loader_gguf_files import refuses
+from loader_hf_files import TINY_CONFIG, tiny_folder
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.loaders.fields import Fields
 from halfbyte.loaders.hf_config import read_config
 from halfbyte.loaders.hf_folder import HFFolderCheckpoint
 from halfbyte.loaders.model_config import ModelConfig
 from halfbyte.loaders.report import LoadReport
-from loader_gguf_files import refuses
-from loader_hf_files import TINY_CONFIG, tiny_folder
-
-from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 
 def read(changes: dict | None = None, generation: dict | None = None, report=None) -> ModelConfig:

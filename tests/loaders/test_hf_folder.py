@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.hf_folder import HFFolderCheckpoint
-from halfbyte.loaders.model_checks import expected_tensors
 from loader_gguf_files import refuses
 from loader_hf_files import TINY_SHAPES, tiny_folder
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
+from halfbyte.loaders import open_checkpoint
+from halfbyte.loaders.hf_folder import HFFolderCheckpoint
+from halfbyte.loaders.model_checks import expected_tensors
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "fp16-llama-spm"
 SIZES = {

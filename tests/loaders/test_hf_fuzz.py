@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from halfbyte.loaders import open_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loader_hf_files import TINY_CONFIG, tiny_folder
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.loaders import open_checkpoint
 
 FILES: dict[str, dict[str, Any]] = {
     "config": TINY_CONFIG
@@ -107,8 +107,9 @@ def check(files: dict[str, bytes]) -> None:
 def test_the_sound_files_open():
     check({stem: json.dumps(content).encode() for stem, content in FILES.items()})
     with tempfile.TemporaryDirectory() as name:
-        files = {stem: content for stem, content in FILES.items() if stem != "config"}
-        checkpoint = open_checkpoint(tiny_folder(Path(name) / "m", FILES["config"], **files))
+        files: dict[str, Any] = {k: v for k, v in FILES.items() if k != "config"}
+        folder = tiny_folder(Path(name) / "m", FILES["config"], None, "F16", **files)
+        checkpoint = open_checkpoint(folder)
         assert checkpoint.tokenizer().eos_ids == (2, 3)
         checkpoint.close()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from halfbyte.loaders import open_checkpoint
 from loader_gguf_files import refuses
 from loader_hf_files import TINY_SHAPES, tiny_folder
 
 from halfbyte.errors import UnsupportedModelError
+from halfbyte.loaders import open_checkpoint
 
 TODAY = "what loads today: GGUF files"
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import transformers
-from halfbyte.loaders.fields import Fields
-from halfbyte.loaders.hf_rope import read_rope
-from halfbyte.loaders.model_config import RopeConfig
 from loader_gguf_files import refuses
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
+from halfbyte.loaders.fields import Fields
+from halfbyte.loaders.hf_rope import read_rope
+from halfbyte.loaders.model_config import RopeConfig
 
 DIM = 8
 LLAMA3 = {

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.base import TokenizerSource
-from halfbyte.loaders.hf_folder import HFFolderCheckpoint
 from loader_gguf_files import refuses
 from loader_hf_files import tiny_folder
 
 from halfbyte.errors import CheckpointError, TokenizerError
+from halfbyte.loaders import open_checkpoint
+from halfbyte.loaders.base import TokenizerSource
+from halfbyte.loaders.hf_folder import HFFolderCheckpoint
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "fp16-llama-spm"
 

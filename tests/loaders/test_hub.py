@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from halfbyte.loaders.hub import HubFile, choose_files
-from halfbyte.loaders.sources import HubSource, parse_source
 
 from halfbyte.errors import DownloadError
+from halfbyte.loaders.hub import HubFile, choose_files
+from halfbyte.loaders.sources import HubSource, parse_source
 
 
 def choose(name: str, *paths: str) -> list[str]:

@@ -8,10 +8,6 @@ import random
 
 import pytest
 import torch
-from halfbyte.loaders.folder_files import ModelFolder
-from halfbyte.loaders.hf_folder import HFFolderCheckpoint
-from halfbyte.loaders.mapped import MappedFile
-from halfbyte.loaders.safetensors_index import SafetensorsFiles, read_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loader_gguf_files import refuses, write
@@ -19,6 +15,10 @@ from loader_hf_files import file_bytes, safetensors, tiny_folder
 from safetensors.torch import save_file
 
 from halfbyte.errors import CheckpointError, HalfbyteError
+from halfbyte.loaders.folder_files import ModelFolder
+from halfbyte.loaders.hf_folder import HFFolderCheckpoint
+from halfbyte.loaders.mapped import MappedFile
+from halfbyte.loaders.safetensors_index import SafetensorsFiles, read_header
 
 
 def headers(path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 import pytest
-from halfbyte.loaders.sources import HubSource, UrlSource, WheelSource, parse_source
 from hypothesis import given
 from hypothesis import strategies as st
 
 from halfbyte.errors import DownloadError
+from halfbyte.loaders.sources import HubSource, UrlSource, WheelSource, parse_source
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from halfbyte.loaders import download, sources, store
-from halfbyte.loaders.store import cache_root, ensure_model, is_pulled, pull_model, resolve_model
 from store_support import body, gguf_bytes, http_server, make_wheel, slow_body, tree
 
 from halfbyte.errors import DownloadError, ModelNotFoundError
+from halfbyte.loaders import download, sources, store
+from halfbyte.loaders.store import cache_root, ensure_model, is_pulled, pull_model, resolve_model
 
 
 @pytest.fixture

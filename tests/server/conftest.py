@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from server_support import LiveServer, Site
+
 from halfbyte.engine.async_engine import StepEngine
 from halfbyte.server.service import ServiceConfig
-from server_support import LiveServer, Site
 
 
 @pytest.fixture

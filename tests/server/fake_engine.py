@@ -25,7 +25,6 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
-
 from halfbyte.errors import RequestError, TemplateError
 
 BOS, EOS, TURN, END = 256, 257, 258, 259

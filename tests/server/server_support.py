@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+
 from halfbyte.engine.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.listen import bind

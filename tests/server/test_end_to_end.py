@@ -16,9 +16,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from server_support import LiveServer, wait_until
+
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.request import Delta, SamplingParams
-from server_support import LiveServer, wait_until
 
 TINY = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"
 Start = Callable[..., LiveServer]

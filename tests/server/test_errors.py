@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from halfbyte.server.service import ServiceConfig
 from server_support import Site
 
 from halfbyte.errors import EngineDeadError, TokenizerError
+from halfbyte.server.service import ServiceConfig
 
 pytestmark = pytest.mark.anyio
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
+
 from halfbyte.server.schema import (
     ChatCompletionRequest,
     CompletionRequest,

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from halfbyte.server.middleware import Gate
-from halfbyte.server.run import api_keys
 from server_support import Site
 
 from halfbyte.errors import ConfigError
+from halfbyte.server.middleware import Gate
+from halfbyte.server.run import api_keys
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from halfbyte.server.listen import bind, is_loopback, own_names, url_of
 from server_support import LiveServer, wait_until
 
 from halfbyte.errors import ConfigError
+from halfbyte.server.listen import bind, is_loopback, own_names, url_of
 
 SCRIPT = """
 import sys

@@ -8,10 +8,11 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from prometheus_client.parser import text_string_to_metric_families
+
 from halfbyte.engine.request import Delta
 from halfbyte.engine.stream import RequestStream
 from halfbyte.server.metrics import Metrics
-from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.anyio
 

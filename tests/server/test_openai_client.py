@@ -13,10 +13,11 @@ import httpx
 import openai
 import pytest
 from fake_engine import FakeEngine
-from halfbyte.server.service import ServiceConfig
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from server_support import LiveServer, wait_until
+
+from halfbyte.server.service import ServiceConfig
 
 pytestmark = pytest.mark.anyio
 

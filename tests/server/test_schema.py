@@ -7,7 +7,9 @@ import random
 from typing import Any
 
 import pytest
+
 from halfbyte.engine.request import SamplingParams
+from halfbyte.errors import RequestError
 from halfbyte.server.schema import (
     MAX_PROMPTS,
     ChatCompletionRequest,
@@ -15,8 +17,6 @@ from halfbyte.server.schema import (
     TokenizeRequest,
     parse,
 )
-
-from halfbyte.errors import RequestError
 
 SAY = [{"role": "user", "content": "hi"}]
 

@@ -1,0 +1,106 @@
+"""What the backends in plain torch share: everything but the weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import ConfigError
+
+from ...kernels import reference as ref
+from ...loaders.canonical import Weight
+from ..kv_cache import LayerKV
+from ..step import StepInputs
+from .base import AttentionShape, P, Program
+
+
+class PlainOps(ABC, Generic[P]):
+    """``Ops`` by :mod:`halfbyte.kernels.reference`, without packing and matrix products.
+
+    Args:
+        dtype: activation and KV type.
+        exact: compute each token alone.
+    """
+
+    name = "plain"
+    records = False
+
+    def __init__(self, dtype: torch.dtype, exact: bool) -> None:
+        self.dtype = dtype
+        self.alone = exact
+        self.kv_dtype = dtype
+
+    def supports(self, weight: Weight) -> str | None:
+        """Every canonical weight can be run."""
+        return None
+
+    @abstractmethod
+    def linear(self, x_TK: Tensor, weight: P, out: Tensor | None = None) -> Tensor:
+        """``x @ W.T + bias`` -> [T, N], into ``out`` when given."""
+
+    def rms_norm(
+        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+    ) -> Tensor:
+        """RMSNorm -> [T, D], or of some rows [S, D]."""
+        return ref.rms_norm(x_TD if rows is None else x_TD[rows], weight_D, eps)
+
+    def linear_add(self, x_TK: Tensor, weight: P, residual_TN: Tensor) -> None:
+        """``residual += x @ W.T + bias`` in place."""
+        residual_TN += self.linear(x_TK, weight)
+
+    def rope_write_kv(
+        self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Norm and rotate q and k, store k and v -> q [T, H, E]."""
+        q, k, v = split_heads(qkv_TC, shape)
+        if shape.q_norm is not None:
+            q = ref.rms_norm(q, shape.q_norm, shape.eps)
+        if shape.k_norm is not None:
+            k = ref.rms_norm(k, shape.k_norm, shape.eps)
+        cos, sin = step.rope.chunk(2, dim=-1)
+        q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
+        ref.write_kv(k, v, kv.k, kv.v, step.slots)
+        return q
+
+    def attention(
+        self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Causal attention row by row -> [T, H * E]."""
+        out = torch.empty_like(q_THE)
+        for row, span in enumerate(step.spans):
+            blocks = step.block_tables[row]
+            out[span.begin : span.end] = ref.attend_row(
+                q_THE[span.begin : span.end],
+                ref.gather_kv(kv.k, blocks, span.length),
+                ref.gather_kv(kv.v, blocks, span.length),
+                step.positions[span.begin : span.end],
+                shape.scale,
+                shape.window,
+            )
+        return out.flatten(1)
+
+    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
+        """``silu(gate) * up`` -> [T, I]."""
+        return ref.silu_mul(gate_up_TI2)
+
+    def argmax(self, logits_SV: Tensor) -> Tensor:
+        """Index of each row's largest logit, int64 [S]."""
+        return logits_SV.argmax(-1)
+
+    def begin_record(self) -> None:
+        """Refused: ``records`` is False."""
+        raise ConfigError("a backend in plain torch cannot record steps")
+
+    def end_record(self) -> Program:
+        """Refused: ``records`` is False."""
+        raise ConfigError("a backend in plain torch cannot record steps")
+
+
+def split_heads(qkv_TC: Tensor, shape: AttentionShape) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, (H + 2 J) E] -> q [T, H, E], k [T, J, E], v [T, J, E] as views."""
+    heads_TXE = qkv_TC.view(qkv_TC.shape[0], -1, shape.head_dim)
+    q, k, v = heads_TXE.split((shape.heads, shape.kv_heads, shape.kv_heads), dim=1)
+    return q, k, v
