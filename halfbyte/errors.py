@@ -41,6 +41,10 @@ class UnsupportedWeightError(HalfbyteError):
     """No kernel of the chosen backend can run a weight; lists each candidate's reason."""
 
 
+class KernelInputError(HalfbyteError, ValueError):
+    """A kernel was called with shapes, dtypes, strides or a device that it cannot take."""
+
+
 class TokenizerError(HalfbyteError):
     """The tokenizer or chat template is missing, damaged or not supported."""
 

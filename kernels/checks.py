@@ -1,0 +1,40 @@
+"""Checks of kernel inputs; each failure says all the numbers, before anything is launched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import KernelInputError
+
+
+def require(condition: bool, message: str, hint: str | None = None) -> None:
+    """Raise KernelInputError with ``message`` unless the condition holds."""
+    if not condition:
+        raise KernelInputError(message, hint=hint)
+
+
+def check_tensor(
+    name: str,
+    x: Tensor,
+    shape: tuple[int | None, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device | None = None,
+) -> None:
+    """Shape (None: any size), dtype, contiguity and device of one kernel input."""
+    fits = x.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(x.shape, shape, strict=False)
+    )
+    wanted = tuple("any" if size is None else size for size in shape)
+    require(fits, f"{name} has shape {tuple(x.shape)}; expected {wanted}")
+    names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+    require(x.dtype in dtypes, f"{name} is {str(x.dtype).removeprefix('torch.')}; expected {names}")
+    require(
+        x.is_contiguous(),
+        f"{name} has strides {x.stride()} for shape {tuple(x.shape)}; expected contiguous",
+        "call .contiguous()",
+    )
+    require(
+        device is None or x.device == device,
+        f"{name} is on {x.device}; expected {device}",
+    )

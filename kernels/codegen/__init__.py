@@ -1,0 +1,1 @@
+"""Compiling kernels ahead of time, without a GPU, and counting what they became."""
