@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Kernels of this process run in Triton's interpreter, which is chosen when triton is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
