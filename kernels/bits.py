@@ -12,7 +12,7 @@ import triton.language as tl
 
 
 @triton.constexpr_function
-def _lop3_and_or(mask: int, value: int) -> str:
+def _lop3_and_or(mask, value) -> str:
     # 0xEA is the truth table of (a & b) | c: 0xF0 & 0xCC = 0xC0, and 0xC0 | 0xAA = 0xEA.
     return f"lop3.b32 $0, $1, {mask:#x}, {value:#x}, 0xea;"
 
@@ -51,7 +51,7 @@ def int8_to_half(x, DTYPE: tl.constexpr, PTX: tl.constexpr):
     The result has the shape of ``x``; without PTX it is an ordinary conversion.
     """
     if PTX:
-        if DTYPE == tl.float16:
+        if DTYPE == tl.float16:  # noqa: SIM300
             # v ^ 0x80 = v + 128 in 0..255; as the low byte under 0x64 it reads 1024 + (v + 128).
             # 0x6480 is 1152 = 1024 + 128, and both are whole numbers below 2048, so fp16 is exact.
             y = tl.inline_asm_elementwise(
