@@ -1,0 +1,16 @@
+"""Attention over the paged KV cache: split-KV decode and prefill with a cached prefix."""
+
+from .op import decode_attention, decode_splits, decode_workspace, prefill_attention
+from .quantized_kv import quantize_kv
+from .table import build_prefill_table, check_block_tables, prefill_block
+
+__all__ = [
+    "build_prefill_table",
+    "check_block_tables",
+    "decode_attention",
+    "decode_splits",
+    "decode_workspace",
+    "prefill_attention",
+    "prefill_block",
+    "quantize_kv",
+]

@@ -1,0 +1,100 @@
+"""Tile and split choices of attention: pure functions of shapes and the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAGES = (16, 32, 64, 128)
+"""Tokens in a KV block that the kernels take; one block is one tile."""
+
+DIMS = (64, 80, 96, 128, 256)
+"""Head dimensions that the kernels are compiled and tested for."""
+
+EXACT_CHUNK = 256
+"""Tokens of a split in exact mode."""
+
+LEAST_CHUNK = 256
+"""Fewest tokens that are worth a split of their own (about 128 KB of keys and values)."""
+
+REDUCE_TOGETHER = 16
+"""Splits that the reduce kernel joins in one pass; part of the meaning of exact results."""
+
+WAVES = 2
+"""Programs per multiprocessor that the split count aims at."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """How one attention kernel is launched.
+
+    Attributes:
+        rows: query rows of a tile.
+        num_warps: warps of a program.
+        num_stages: pipeline stages.
+    """
+
+    rows: int
+    num_warps: int
+    num_stages: int
+
+
+def next_power_of_2(n: int) -> int:
+    """Smallest power of two >= ``n``; 1 for 0."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def length_bucket(max_length: int) -> int:
+    """A step's longest row rounded up (power of two, at least 256), so that few shapes exist."""
+    return max(256, next_power_of_2(max_length))
+
+
+def split_count(multiprocessors: int, pairs: int, max_length: int, exact: bool) -> int:
+    """Splits of every row: programs of the second grid dimension.
+
+    Args:
+        multiprocessors: of the device.
+        pairs: tokens * KV heads of the step.
+        max_length: upper bound of the rows' lengths in tokens (a bucket, not a live length).
+        exact: one split per EXACT_CHUNK tokens, so that results do not depend on ``pairs``.
+    """
+    if exact:
+        return max(1, -(-max_length // EXACT_CHUNK))
+    wanted = -(-WAVES * multiprocessors // max(1, pairs))
+    return max(1, min(wanted, -(-max_length // LEAST_CHUNK)))
+
+
+def shared_memory(arch: int) -> int:
+    """Bytes of shared memory that one program can use on a compute capability."""
+    return {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227}.get(
+        arch, 99
+    ) * 1024
+
+
+def decode_tile(arch: int, group: int, page: int, width: int, itemsize: int) -> AttentionTile:
+    """Launch shape of decode.
+
+    Args:
+        arch: compute capability, e.g. 90; 0 for the interpreter.
+        group: query heads per KV head.
+        page: tokens of a block.
+        width: head dimension, padded to a power of two.
+        itemsize: bytes of a cache element.
+    """
+    rows = max(16, next_power_of_2(group))
+    num_warps = 4 if page * width >= 128 * 128 or rows > 16 else 2
+    if page <= 16:
+        num_warps = 1
+    return AttentionTile(rows, num_warps, _stages(arch, page * width * itemsize * 2, 3))
+
+
+def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) -> AttentionTile:
+    """Launch shape of prefill; arguments as for ``decode_tile``."""
+    large = arch in (80, 90, 100, 103) and width <= 128
+    rows = max(128 if large else 64, next_power_of_2(group))
+    num_warps = 8 if rows * width >= 128 * 128 else 4
+    return AttentionTile(rows, num_warps, _stages(arch, page * width * itemsize * 2, 3))
+
+
+def _stages(arch: int, stage_bytes: int, most: int) -> int:
+    """Stages whose buffers fill at most half of shared memory (two programs share it), >= 2."""
+    return max(2, min(most, 1 + shared_memory(arch) // 2 // stage_bytes))

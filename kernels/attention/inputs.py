@@ -1,0 +1,86 @@
+"""What both attention kernels rely on, checked before a launch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import require
+from .config import DIMS, PAGES
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_inputs(
+    q_THE: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    tables: Tensor,
+    scale: float,
+    window: int,
+    soft_cap: float,
+) -> tuple[int, int]:
+    """Everything both kernels rely on; returns (kv heads, tokens of a block)."""
+    require(q_THE.dim() == 3, f"q has shape {tuple(q_THE.shape)}; expected (tokens, heads, dim)")
+    _, heads, dim = q_THE.shape
+    require(q_THE.dtype in FLOATS, f"q is {q_THE.dtype}; expected float16, bfloat16 or float32")
+    require(dim in DIMS or (dim % 16 == 0 and dim <= 256), f"head_dim is {dim}; expected {DIMS}")
+    require(
+        q_THE.stride(2) == 1 and q_THE.stride(1) == dim and q_THE.stride(0) % 16 == 0,
+        f"q has strides {q_THE.stride()}; expected (a multiple of 16, {dim}, 1)",
+    )
+    require(k_cache.dim() == 4, f"k_cache has shape {tuple(k_cache.shape)}; expected 4 dimensions")
+    blocks, kv_heads, page, _ = k_cache.shape
+    require(
+        kv_heads > 0 and heads % kv_heads == 0,
+        f"{heads} query heads do not divide into {kv_heads} KV heads",
+    )
+    require(page in PAGES, f"a KV block has {page} tokens; expected one of {PAGES}")
+    quantized = k_cache.dtype == torch.int8
+    for name, cache, scales in (("k", k_cache, k_scale), ("v", v_cache, v_scale)):
+        require(
+            tuple(cache.shape) == (blocks, kv_heads, page, dim)
+            and cache.dtype == (torch.int8 if quantized else q_THE.dtype)
+            and cache.device == q_THE.device,
+            f"{name}_cache is {cache.dtype} {tuple(cache.shape)} on {cache.device}; expected "
+            f"{torch.int8 if quantized else q_THE.dtype} {(blocks, kv_heads, page, dim)} on "
+            f"{q_THE.device}",
+        )
+        require(
+            cache.stride()[1:] == (page * dim, dim, 1)
+            and cache.stride(0) == k_cache.stride(0)
+            and cache.stride(0) % 16 == 0,
+            f"{name}_cache has strides {cache.stride()}; expected ({k_cache.stride(0)}, a multiple "
+            f"of 16, {page * dim}, {dim}, 1)",
+        )
+        require(
+            (scales is not None) == quantized,
+            f"{name}_cache is {cache.dtype}, "
+            f"so {name}_scale must {'' if quantized else 'not '}be given",
+        )
+        if scales is not None:
+            require(
+                tuple(scales.shape) == (blocks, kv_heads, page)
+                and scales.dtype == torch.float32
+                and scales.stride()[1:] == (page, 1)
+                and k_scale is not None
+                and scales.stride(0) == k_scale.stride(0)
+                and scales.device == q_THE.device,
+                f"{name}_scale is {scales.dtype} {tuple(scales.shape)} with strides "
+                f"{scales.stride()}; expected float32 {(blocks, kv_heads, page)}, rows contiguous",
+            )
+    require(
+        tables.dim() == 2 and tables.dtype == torch.int32 and tables.stride(1) == 1
+        and tables.device == q_THE.device,
+        f"block_tables is {tables.dtype} {tuple(tables.shape)} with strides {tables.stride()} on "
+        f"{tables.device}; expected int32 (rows, blocks), rows contiguous, on {q_THE.device}",
+    )  # fmt: skip
+    require(
+        math.isfinite(scale) and scale > 0, f"scale is {scale}; expected a finite number above 0"
+    )
+    require(window >= 0 and soft_cap >= 0, f"window {window} and soft_cap {soft_cap} must be >= 0")
+    return kv_heads, page

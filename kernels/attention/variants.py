@@ -1,0 +1,127 @@
+"""Attention as it ships: Llama-3-8B and 70B shapes (head_dim 128, 4 and 8 heads per KV head)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..codegen.variant import Variant
+from .config import LEAST_CHUNK, REDUCE_TOGETHER, decode_tile, next_power_of_2, prefill_tile
+from .decode_kernel import decode_kernel, reduce_kernel
+from .prefill_kernel import prefill_kernel
+
+_POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_ptr", "out_ptr")
+_STRIDES = ("q_stride", "block_stride", "scale_stride", "table_width", "window")
+
+
+def _common(dtype: str, group: int, page: int, dim: int, **flags: bool) -> dict[str, Any]:
+    return {
+        "KV_HEADS": 8,
+        "GROUP": group,
+        "PAGE": page,
+        "DIM": dim,
+        "WIDTH": next_power_of_2(dim),
+        "WINDOW": flags.get("window", False),
+        "SOFT_CAP": flags.get("soft_cap", False),
+        "QUANT": flags.get("quant", False),
+        "PTX": True,
+        "INTERPRET": False,
+    }
+
+
+def _signature(dtype: str, quant: bool) -> dict[str, str]:
+    cache = "*i8" if quant else f"*{dtype}"
+    types = {name: f"*{dtype}" for name in ("q_ptr", "out_ptr")}
+    types |= {"k_ptr": cache, "v_ptr": cache, "k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"}
+    types |= {"tables_ptr": "*i32", "factor": "fp32", "soft_cap": "fp32"}
+    return types | dict.fromkeys(_STRIDES, "i32")
+
+
+def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
+    quant = flags.get("quant", False)
+    width = next_power_of_2(dim)
+    tile = decode_tile(arch, group, page, width, 1 if quant else 2)
+    name = " ".join(name for name, on in flags.items() if on)
+    return Variant(
+        kernel="attention.decode",
+        config=f"g{group} p{page} d{dim} w{tile.num_warps} s{tile.num_stages} {dtype} "
+        f"{name}".strip(),
+        fn=decode_kernel,
+        signature=_signature(dtype, quant)
+        | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "splits": "i32"}
+        | {"partial_ptr": "*fp32", "stats_ptr": "*fp32"},
+        constants=_common(dtype, group, page, dim, **flags)
+        | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_CHUNK // page}
+        | {"SINGLE": False, "INDEXED": False},
+        divisible=(*_POINTERS, "positions_ptr", "row_index_ptr", "partial_ptr", "stats_ptr"),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unit=page / tile.num_warps,
+    )
+
+
+def _prefill(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
+    quant = flags.get("quant", False)
+    width = next_power_of_2(dim)
+    tile = prefill_tile(arch, group, page, width, 1 if quant else 2)
+    name = " ".join(name for name, on in flags.items() if on)
+    return Variant(
+        kernel="attention.prefill",
+        config=f"g{group} p{page} d{dim} m{tile.rows} w{tile.num_warps} s{tile.num_stages} {dtype} "
+        f"{name}".strip(),
+        fn=prefill_kernel,
+        signature=_signature(dtype, quant) | {"work_ptr": "*i32"},
+        constants=_common(dtype, group, page, dim, **flags) | {"ROWS": tile.rows},
+        divisible=(*_POINTERS, "work_ptr"),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unit=page * tile.rows / 16 / tile.num_warps,
+    )
+
+
+def variants(arch: int) -> Iterator[Variant]:
+    """Representative configurations for one compute capability.
+
+    The unit is one KV token in decode, and 16 query rows times one KV token in prefill, both per
+    warp: instructions of a program's pass over a page, divided by its tokens.
+    """
+    for make in (_decode, _prefill):
+        for group in (4, 8):
+            yield make(arch, "fp16", group, 64, 128)
+        yield make(arch, "bf16", 4, 64, 128)
+        yield make(arch, "fp16", 4, 128, 128)
+        yield make(arch, "fp16", 4, 32, 128)
+        yield make(arch, "fp16", 4, 16, 128)
+        for dim in (64, 80, 96, 256):
+            yield make(arch, "fp16", 4, 64, dim)
+        yield make(arch, "fp16", 4, 64, 128, quant=True)
+        yield make(arch, "bf16", 4, 64, 128, quant=True)
+        yield make(arch, "bf16", 4, 64, 256, soft_cap=True, window=True)
+    yield Variant(
+        kernel="attention.reduce",
+        config="g4 d128 w4 fp16",
+        fn=reduce_kernel,
+        signature={
+            "partial_ptr": "*fp32",
+            "stats_ptr": "*fp32",
+            "positions_ptr": "*i32",
+            "out_ptr": "*fp16",
+            "splits": "i32",
+            "window": "i32",
+        },
+        constants={
+            "KV_HEADS": 8,
+            "GROUP": 4,
+            "PAGE": 64,
+            "DIM": 128,
+            "WIDTH": 128,
+            "CHUNK": 0,
+            "LEAST": LEAST_CHUNK // 64,
+            "TOGETHER": REDUCE_TOGETHER,
+            "WINDOW": False,
+            "QUANT": False,
+        },
+        divisible=("partial_ptr", "stats_ptr", "positions_ptr", "out_ptr"),
+        num_warps=4,
+        num_stages=2,
+    )
