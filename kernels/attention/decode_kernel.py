@@ -21,6 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..fused.row import narrow
 from .tile import LOWEST, attend_page, normalized
 
 
@@ -129,7 +130,7 @@ def decode_kernel(
         full_begin = tl.minimum(begin + cut.to(tl.int32), end)
     full_end = tl.maximum(tl.minimum(end, (position + 1) // PAGE), full_begin)
     if WINDOW:
-        for page in tl.range(begin, full_begin, num_stages=1):
+        for page in range(begin, full_begin):
             block = tl.load(table + page)
             top, mass, acc = attend_page(
                 q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block, block_stride,
@@ -147,7 +148,7 @@ def decode_kernel(
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
             PAGE, DIM, False, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
         )  # fmt: skip
-    for page in tl.range(full_end, end, num_stages=1):
+    for page in range(full_end, end):
         block = tl.load(table + page)
         top, mass, acc = attend_page(
             q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
@@ -158,7 +159,7 @@ def decode_kernel(
         address = pair.to(tl.int64) * (GROUP * DIM) + rows[:, None] * DIM + columns[None, :]
         tl.store(
             out_ptr + address,
-            normalized(acc, mass[:, None], QUANT).to(out_ptr.dtype.element_ty),
+            narrow(normalized(acc, mass[:, None], QUANT), out_ptr.dtype.element_ty),
             mask=inside,
         )
     else:
@@ -227,6 +228,6 @@ def reduce_kernel(
         top = new_top
     tl.store(
         out_ptr + index.to(tl.int64) * DIM + columns,
-        normalized(acc, mass, QUANT).to(out_ptr.dtype.element_ty),
+        narrow(normalized(acc, mass, QUANT), out_ptr.dtype.element_ty),
         mask=inside,
     )

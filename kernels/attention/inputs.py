@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from .. import runtime
 from ..checks import require
 from .config import DIMS, PAGES
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+# Tiles are cut for 16-bit types; the interpreter can take wider ones too.
+FLOATS = (torch.float16, torch.bfloat16) + ((torch.float32,) if runtime.INTERPRETED else ())
 
 
 def check_inputs(
@@ -27,7 +29,7 @@ def check_inputs(
     """Everything both kernels rely on; returns (kv heads, tokens of a block)."""
     require(q_THE.dim() == 3, f"q has shape {tuple(q_THE.shape)}; expected (tokens, heads, dim)")
     _, heads, dim = q_THE.shape
-    require(q_THE.dtype in FLOATS, f"q is {q_THE.dtype}; expected float16, bfloat16 or float32")
+    require(q_THE.dtype in FLOATS, f"q is {q_THE.dtype}; expected one of {FLOATS}")
     require(dim in DIMS or (dim % 16 == 0 and dim <= 256), f"head_dim is {dim}; expected {DIMS}")
     require(
         q_THE.stride(2) == 1 and q_THE.stride(1) == dim and q_THE.stride(0) % 16 == 0,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..fused.row import narrow
 from .tile import LOWEST, attend_page, normalized
 
 
@@ -96,7 +97,7 @@ def prefill_kernel(
     full_end = tl.minimum(full_end, end)
     if WINDOW:
         full_begin = tl.minimum(full_begin, full_end)
-        for page in tl.range(begin, full_begin, num_stages=1):
+        for page in range(begin, full_begin):
             block = tl.load(table + page)
             top, mass, acc = attend_page(
                 q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block, block_stride,
@@ -112,20 +113,23 @@ def prefill_kernel(
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
             PAGE, DIM, False, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
         )  # fmt: skip
-    for page in tl.range(full_end, end, num_stages=1):
+    for page in range(full_end, end):
         block = tl.load(table + page)
         top, mass, acc = attend_page(
             q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
             PAGE, DIM, True, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
         )  # fmt: skip
+    # The line is read again (``shift`` is 0, which the compiler cannot know): addresses derived
+    # from the first reading would be kept in registers, and spilled, all through the loops.
+    shift = tl.load(entry + 1, volatile=True) - count
+    rows = rows + shift
+    ahead_of_first = rows // GROUP
     address = (
-        (first_token + ahead_of_first).to(tl.int64)[:, None] * (KV_HEADS * GROUP * DIM)
-        + (head * GROUP + member)[:, None] * DIM
+        (first_token + shift + ahead_of_first).to(tl.int64)[:, None] * (KV_HEADS * GROUP * DIM)
+        + (head * GROUP + rows % GROUP)[:, None] * DIM
         + columns[None, :]
     )
-    tl.store(
-        out_ptr + address,
-        normalized(acc, mass[:, None], QUANT).to(out_ptr.dtype.element_ty),
-        mask=inside,
-    )
+    inside = (ahead_of_first[:, None] < count + shift) & (columns[None, :] < DIM)
+    out = narrow(normalized(acc, mass[:, None], QUANT), out_ptr.dtype.element_ty)
+    tl.store(out_ptr + address, out, mask=inside)

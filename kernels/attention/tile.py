@@ -11,62 +11,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..bits import int8_to_half
+from ..fused.row import narrow
+
 # Below any score, yet finite: the first tile's rescaling factor is exp2(LOWEST - m) = 0 and a
 # row that has seen nothing yet gives exp2(-inf - LOWEST) = 0, never inf - inf.
 LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def codes_to(x, dtype: tl.constexpr, PTX: tl.constexpr):
+def codes_to(x, DTYPE: tl.constexpr, PTX: tl.constexpr):
     """int8 codes as exact fp16, bf16 or fp32 values."""
-    if PTX and dtype == tl.float16:
-        # u = x ^ 0x80 is x + 128 as an unsigned byte; the half 0x6400 | u is 1024 + u, so
-        # subtracting 1152 leaves x: every step is exact.
-        return tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 u, lo, hi, c;
-            xor.b32 u, $2, 0x80808080;
-            mov.b32 c, 0x64806480;
-            prmt.b32 lo, u, 0x64646464, 0x4140;
-            prmt.b32 hi, u, 0x64646464, 0x4342;
-            sub.f16x2 $0, lo, c;
-            sub.f16x2 $1, hi, c;
-            }
-            """,
-            constraints="=r,=r,r",
-            args=[x],
-            dtype=tl.float16,
-            is_pure=True,
-            pack=4,
-        )
-    elif PTX and dtype == tl.bfloat16:
-        # With sign bit s and low bits u7, x = u7 - 128 s. The bf16 0x4300 | u7 is 128 + u7 and
-        # 0x4300 | (s << 7) is 128 + 128 s; their difference, by fma(b, -1, a), is exact.
-        return tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 lo, hi, a, b, n;
-            mov.b32 n, 0xbf80bf80;
-            prmt.b32 lo, $2, 0x43434343, 0x4140;
-            prmt.b32 hi, $2, 0x43434343, 0x4342;
-            and.b32 a, lo, 0xff7fff7f;
-            and.b32 b, lo, 0xff80ff80;
-            fma.rn.bf16x2 $0, b, n, a;
-            and.b32 a, hi, 0xff7fff7f;
-            and.b32 b, hi, 0xff80ff80;
-            fma.rn.bf16x2 $1, b, n, a;
-            }
-            """,
-            constraints="=r,=r,r",
-            args=[x],
-            dtype=tl.bfloat16,
-            is_pure=True,
-            pack=4,
-        )
-    else:
-        # By way of fp32: the interpreter has no conversion from integers to bf16.
-        return x.to(tl.float32).to(dtype)
+    if PTX:
+        return int8_to_half(x, DTYPE, True)
+    # By way of fp32: the interpreter has no conversion from integers to bf16.
+    return x.to(tl.float32).to(DTYPE)
 
 
 @triton.jit
@@ -165,7 +124,7 @@ def attend_page(
         else:
             largest = tl.load(v_scale_ptr + scale_base + offsets)
         p = p * (largest * 127.0)[None, :]
-    acc = dot(p.to(v.dtype), v, acc, INTERPRET)
+    acc = dot(narrow(p, v.dtype), v, acc, INTERPRET)
     return new_top, mass, acc
 
 

@@ -1,0 +1,8 @@
+"""Small ops between the matrix products, fused so that each is one launch."""
+
+from .activation import gated_mul
+from .gather import gather_step
+from .norm import embed_norm, rms_norm
+from .rope import rope_write_kv
+
+__all__ = ["embed_norm", "gated_mul", "gather_step", "rms_norm", "rope_write_kv"]

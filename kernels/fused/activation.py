@@ -1,0 +1,77 @@
+"""Launching the gated activations."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..checks import check_tensor, require
+from .activation_kernel import gated_kernel, gated_quant_kernel
+from .config import gated_tile
+from .outputs import FLOATS, RowOutputs, allocate
+
+
+def gated_mul(
+    gate_up_TI2: Tensor,
+    *,
+    activation: str = "silu",
+    group: int = 0,
+    quantize: bool = False,
+    values: bool = True,
+    out: RowOutputs | None = None,
+) -> RowOutputs:
+    """``act(gate) * up`` -> [T, I].
+
+    Args:
+        gate_up_TI2: [T, 2 I], first half gate; float16, bfloat16 or float32.
+        activation: ``silu`` or ``gelu_tanh``.
+        group: also write float32 sums of groups of this many rounded values (a power of two).
+        quantize: also write int8 codes with one scale a row.
+        values: write the values themselves.
+        out: buffers to fill; missing ones are allocated.
+
+    Raises:
+        KernelInputError: shapes, types or the name do not fit.
+    """
+    check_tensor("gate_up", gate_up_TI2, (None, None), FLOATS)
+    tokens, twice = gate_up_TI2.shape
+    require(twice % 2 == 0 and twice > 0, f"gate_up has {twice} columns; expected an even number")
+    require(
+        activation in ("silu", "gelu_tanh"),
+        f"activation is {activation!r}; expected 'silu' or 'gelu_tanh'",
+    )
+    width = twice // 2
+    written = allocate(tokens, width, gate_up_TI2, out, group, quantize, values)
+    if tokens == 0:
+        return written
+    block, num_warps = gated_tile(width, group)
+    stand_in = gate_up_TI2
+    target = written.values if written.values is not None else stand_in
+    sums = written.sums if written.sums is not None else stand_in
+    if quantize:
+        gated_quant_kernel[(tokens,)](
+            gate_up_TI2,
+            target,
+            sums,
+            written.codes,
+            written.scales,
+            WIDTH=width,
+            BLOCK=block,
+            GROUP=max(group, 1),
+            GELU=activation == "gelu_tanh",
+            STORE=values,
+            SUMS=group > 0,
+            num_warps=num_warps,
+        )
+    else:
+        gated_kernel[(tokens, -(-width // block))](
+            gate_up_TI2,
+            target,
+            sums,
+            WIDTH=width,
+            BLOCK=block,
+            GROUP=max(group, 1),
+            GELU=activation == "gelu_tanh",
+            SUMS=group > 0,
+            num_warps=num_warps,
+        )
+    return written

@@ -1,0 +1,93 @@
+"""``act(gate) * up`` with optional group sums and int8 codes.
+
+``silu(x) = x / (1 + exp(-x))``; ``gelu_tanh(x) = x / (1 + exp(-2 c (x + 0.044715 x**3)))`` with
+``c = sqrt(2 / pi)``, the same as ``0.5 x (1 + tanh(..))``. float32, rounded once.
+
+``gated_kernel``: grid (T, I / BLOCK). ``gated_quant_kernel``: grid (T,), two passes over the row,
+the second of which finds it in the cache, so that rows may have any length. gate_up [T, 2 I] fp16,
+bf16 or fp32. Ragged I. Deterministic.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .row import narrow, nearest_int8, store_sums
+
+
+@triton.jit
+def gate(row_ptr, columns, WIDTH, GELU: tl.constexpr, DTYPE: tl.constexpr):
+    """The op on some columns of one row, rounded to ``DTYPE``, as float32; zeros past WIDTH."""
+    inside = columns < WIDTH
+    x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(row_ptr + WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    inner = x
+    if GELU:
+        inner = 1.5957691216057308 * x * tl.fma(0.044715 * x, x, tl.full(x.shape, 1.0, tl.float32))
+    # exp overflows to inf for a large negative argument, and x / inf is the right limit, 0.
+    y = x / (1.0 + tl.exp(-inner)) * up
+    return narrow(y, DTYPE).to(tl.float32)
+
+
+@triton.jit
+def gated_kernel(
+    x_ptr,
+    out_ptr,
+    sums_ptr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    GELU: tl.constexpr,
+    SUMS: tl.constexpr,
+):
+    """BLOCK columns of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    begin = tl.program_id(1) * BLOCK
+    columns = begin + tl.arange(0, BLOCK)
+    y = gate(x_ptr + row * (2 * WIDTH), columns, WIDTH, GELU, out_ptr.dtype.element_ty)
+    tl.store(
+        out_ptr + row * WIDTH + columns, narrow(y, out_ptr.dtype.element_ty), mask=columns < WIDTH
+    )
+    if SUMS:
+        groups: tl.constexpr = (WIDTH + GROUP - 1) // GROUP
+        start = begin // GROUP
+        store_sums(sums_ptr + row * groups + start, y, groups - start, GROUP)
+
+
+@triton.jit
+def gated_quant_kernel(
+    x_ptr,
+    out_ptr,
+    sums_ptr,
+    codes_ptr,
+    scales_ptr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    GELU: tl.constexpr,
+    STORE: tl.constexpr,
+    SUMS: tl.constexpr,
+):
+    """One row: its largest magnitude, then its codes."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    x_row = x_ptr + row * (2 * WIDTH)
+    groups: tl.constexpr = (WIDTH + GROUP - 1) // GROUP
+    peak = tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        y = gate(x_row, columns, WIDTH, GELU, DTYPE)
+        peak = tl.maximum(peak, tl.abs(y))
+        if STORE:
+            tl.store(out_ptr + row * WIDTH + columns, narrow(y, DTYPE), mask=columns < WIDTH)
+        if SUMS:
+            start = begin // GROUP
+            store_sums(sums_ptr + row * groups + start, y, groups - start, GROUP)
+    largest = tl.max(peak, 0)
+    inverse = tl.where(largest > 0.0, tl.div_rn(127.0, tl.maximum(largest, 1e-38)), 0.0)
+    tl.store(scales_ptr + row, largest * (1.0 / 127.0))
+    for begin in range(0, WIDTH, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        y = gate(x_row, columns, WIDTH, GELU, DTYPE)
+        tl.store(codes_ptr + row * WIDTH + columns, nearest_int8(y * inverse), mask=columns < WIDTH)

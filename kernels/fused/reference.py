@@ -1,0 +1,67 @@
+"""What the fused ops mean, in torch; every float tensor may be float64.
+
+Shape letters: T tokens, D hidden size, I MLP width, G values in a group, H query heads, J
+key/value heads, E head dimension, F half the rotated dimensions, V vocabulary, S tokens of a
+block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, plus_one: bool = False) -> Tensor:
+    """RMSNorm over the last dimension (Zhang and Sennrich, 2019).
+
+    Plain: the normalised value is rounded to the dtype of ``x``, then multiplied. ``plus_one``
+    (Gemma): it is multiplied by ``1 + weight`` before it is rounded.
+    """
+    wide = x_TD if x_TD.dtype == torch.float64 else x_TD.float()
+    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if plus_one:
+        return (y * (1.0 + weight_D.to(y.dtype))).to(x_TD.dtype)
+    return y.to(x_TD.dtype) * weight_D.to(x_TD.dtype)
+
+
+def group_sums(x_TD: Tensor, group: int) -> Tensor:
+    """Sums of ``group`` consecutive values, the last group cut short: [T, ceil(D / G)]."""
+    wide = x_TD if x_TD.dtype == torch.float64 else x_TD.float()
+    padding = -x_TD.shape[-1] % group
+    return torch.nn.functional.pad(wide, (0, padding)).unflatten(-1, (-1, group)).sum(-1)
+
+
+def quantize_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes and one float32 scale a row, the largest magnitude / 127; ties to even."""
+    wide = x_TD.float()
+    largest = wide.abs().amax(-1)
+    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
+    codes = (wide * inverse.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
+    return codes, largest * (1.0 / 127.0)
+
+
+def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
+    """``act(gate) * up`` for [T, 2 I] whose first half is gate; ``silu`` or ``gelu_tanh``."""
+    gate, up = gate_up_TI2.chunk(2, dim=-1)
+    if activation == "silu":
+        return gate * torch.sigmoid(gate) * up
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate**3)
+    return 0.5 * gate * (1.0 + torch.tanh(inner)) * up
+
+
+def rotate(x_THE: Tensor, rope_TF2: Tensor, interleaved: bool) -> Tensor:
+    """Rotate the first 2 F dimensions of every head (Su et al., 2021).
+
+    ``rope`` holds F cosines, then F sines. Half-split pairs dimension i with i + F, interleaved
+    (GPT-J) pairs 2 i with 2 i + 1.
+    """
+    f = rope_TF2.shape[-1] // 2
+    cos, sin = rope_TF2.to(x_THE.dtype).unsqueeze(1).split(f, dim=-1)
+    turned, rest = x_THE[..., : 2 * f], x_THE[..., 2 * f :]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :f], turned[..., f:]
+        out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((out, rest), dim=-1)
