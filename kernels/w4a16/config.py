@@ -1,0 +1,191 @@
+"""Which W4A16 kernel runs, with which tile and split: pure functions, and the reasons why.
+
+Figures behind the rules are instructions per weight of the compiled main loops (variants.py):
+late scaling wins while its two multiply-adds per accumulator are fewer than the two
+half-precision instructions per pair of weights, that is up to about 32 rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .layout import ROW_ALIGN, SLICE
+
+KernelName = Literal["late", "direct", "dequantize"]
+
+BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+EXACT_MAX_SPLITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One product as the rules see it.
+
+    Attributes:
+        m: rows of the activations.
+        rows: stored rows of the weight, a multiple of 128.
+        k: features.
+        group: as in ``PackedW4``: 32, 64, a multiple of 128 or 0.
+        fp16: activations are fp16 (else bf16).
+        half_table: entries are two fp16, not two fp32.
+        additive: offsets are added after scaling.
+        arch: compute capability such as 90; 0 under the interpreter and elsewhere.
+        sms: multiprocessors.
+        exact: the bits of a row must not depend on ``m``.
+    """
+
+    m: int
+    rows: int
+    k: int
+    group: int
+    fp16: bool
+    half_table: bool
+    additive: bool
+    arch: int
+    sms: int
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Tile, warps, pipeline stages and splits of K of one launch."""
+
+    bm: int
+    bn: int
+    warps: int
+    stages: int
+    splits: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs and why.
+
+    Attributes:
+        kernel: ``late``, ``direct`` or ``dequantize`` (then a dense product).
+        config: its launch parameters.
+        source: where they came from: ``exact``, ``formula`` or the key of the override table.
+        rejected: the other kernels, each with its reason.
+    """
+
+    kernel: KernelName
+    config: Config
+    source: str
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+
+def bucket(m: int) -> int:
+    """The smallest bucket that holds ``m`` rows; the largest for more."""
+    return next((b for b in BUCKETS if m <= b), BUCKETS[-1])
+
+
+def table_key(p: Problem) -> str:
+    """Key of a problem in an override table, e.g. ``sm90 m16 4096x14336 g128 fp16``."""
+    dtype = "fp16" if p.fp16 else "bf16"
+    return f"sm{p.arch} m{bucket(p.m)} {p.rows}x{p.k} g{p.group} {dtype}"
+
+
+def crossover(arch: int) -> int:
+    """Rows above which a dequantized dense product is faster than any fused kernel."""
+    return 512 if arch >= 90 else 256
+
+
+def late_tile(bm: int, group: int, half_table: bool) -> Config:
+    """Tile of the late-scaling kernel for ``bm`` = 8, 16 or 32 tokens."""
+    if bm <= 16:
+        return Config(bm, 128, 2, 4)
+    return Config(bm, 128, 4, 3)
+
+
+def late_tokens(group: int, exact: bool) -> int:
+    """Most tokens of one late-scaling tile; groups of 32 need four scale steps a slice."""
+    if group == 32:
+        return 8
+    return 16 if exact else 32
+
+
+def direct_tile(m: int, arch: int) -> Config:
+    """Tile of the in-register kernel."""
+    if m <= 16:
+        return Config(16, 128, 2, 4)
+    if m <= 32:
+        return Config(32, 128, 4, 3)
+    if m <= 64:
+        return Config(64, 128, 4, 3) if arch == 90 else Config(64, 128, 8, 3)
+    return Config(128, 128, 8, 2 if arch in (86, 89, 120) else 3)
+
+
+def split_count(tiles: int, slices: int, programs: int, cap: int) -> int:
+    """Splits of K so that about ``programs`` run, each with at least 4 slices, at most ``cap``."""
+    wanted = min(-(-programs // tiles), slices // 4, cap)
+    if wanted <= 1:
+        return 1
+    per_split = -(-slices // wanted)
+    return -(-slices // per_split)
+
+
+def choose(
+    p: Problem,
+    *,
+    partial_bytes: int,
+    counters: int,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Choice:
+    """Kernel and launch parameters for a problem.
+
+    ``partial_bytes`` and ``counters`` are the workspace's; ``overrides`` maps keys of
+    :func:`table_key` to ``{"kernel", "bm", "bn", "warps", "stages", "splits"}``. Exact problems
+    take neither tables nor anything else that depends on ``m``.
+    """
+    rejected: dict[str, str] = {}
+    if p.exact:
+        config = late_tile(late_tokens(p.group, True), p.group, p.half_table)
+        tiles = p.rows // config.bn
+        cap = min(EXACT_MAX_SPLITS, _split_cap(config, tiles, partial_bytes, counters))
+        splits = split_count(tiles, -(-p.k // SLICE), 4 * p.sms, cap)
+        for name in ("direct", "dequantize"):
+            rejected[name] = "exact: one tile, split and order of sums for every number of rows"
+        return Choice("late", replace(config, splits=splits), "exact", rejected)
+
+    found = (overrides or {}).get(table_key(p))
+    if found is not None:
+        values = dict(found)
+        kernel = values.pop("kernel")
+        for name in ("late", "direct", "dequantize"):
+            if name != kernel:
+                rejected[name] = f"the override table names {kernel}"
+        return Choice(kernel, Config(**values), table_key(p), rejected)
+
+    limit = crossover(p.arch)
+    if p.m > limit:
+        why = f"{p.m} rows: above {limit} on sm_{p.arch} a dense product is faster"
+        return Choice("dequantize", Config(0, 64, 4, 1), "formula", {"late": why, "direct": why})
+    rejected["dequantize"] = f"{p.m} rows: up to {limit} on sm_{p.arch} reading 4 bits wins"
+    most = late_tokens(p.group, False)
+    if p.m <= most:
+        kernel: KernelName = "late"
+        config = late_tile(next(b for b in (8, 16, 32) if p.m <= b), p.group, p.half_table)
+        rejected["direct"] = f"{p.m} rows: up to {most} scaling group sums takes fewer instructions"
+    else:
+        kernel = "direct"
+        config = direct_tile(p.m, p.arch)
+        rejected["late"] = f"{p.m} rows: above {most} (group {p.group}) scaling weights is cheaper"
+    tiles = p.rows // config.bn * -(-p.m // config.bm)
+    programs = p.sms * max(1, 8 // config.warps)
+    cap = _split_cap(config, tiles, partial_bytes, counters)
+    splits = split_count(tiles, -(-p.k // SLICE), programs, cap)
+    return Choice(kernel, replace(config, splits=splits), "formula", rejected)
+
+
+def fits(rows: int, config: Config) -> bool:
+    """Whether the rows of a packed weight are whole tiles of this configuration."""
+    return config.bn in (64, ROW_ALIGN) and rows % config.bn == 0
+
+
+def _split_cap(config: Config, tiles: int, partial_bytes: int, counters: int) -> int:
+    """Most splits that the workspace can hold for this many output tiles."""
+    if tiles > counters:
+        return 1
+    return max(1, partial_bytes // (tiles * config.bm * config.bn * 4))

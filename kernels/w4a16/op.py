@@ -1,0 +1,302 @@
+"""The W4A16 linear layer: checks, choice of kernel, launch."""
+
+# Launch options are not parameters of the kernel's Python function.
+# pyright: reportCallIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import runtime
+from ..checks import check_tensor, require
+from .config import Choice, Config, Problem, choose, fits
+from .kernel_direct import dequantize_kernel, direct_kernel
+from .kernel_late import late_kernel
+from .layout import ATOM_ROWS, SLICE, PackedW4
+from .workspace import Workspace
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def w4a16_linear(
+    x_MK: Tensor,
+    weight: PackedW4,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: Literal["silu_mul"] | None = None,
+    out: Tensor | None = None,
+    exact: bool = False,
+    workspace: Workspace | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Tensor:
+    """``x @ W.T + bias``, then ``silu(gate) * up`` for a gated weight, then ``+ residual``.
+
+    Accumulates in fp32 and rounds once, except above the crossover to a dense product, where
+    the sum is rounded before an activation, and before a residual that follows a bias.
+
+    Args:
+        x_MK: fp16 or bf16 [M, K], contiguous; any M.
+        weight: from :func:`~.layout.pack_w4`.
+        bias: [N] in the order of the rows as they were packed (gate, then up, when gated).
+        residual: [M, out_features], may be ``out``.
+        activation: ``"silu_mul"`` exactly when the weight is gated.
+        out: [M, out_features] to write to; allocated when None.
+        exact: give each row the same bits whatever else is in ``x`` and however many rows it has.
+        workspace: of this stream; required to keep a CUDA graph free of allocations.
+        overrides: tuned configurations, see :func:`~.config.choose`.
+
+    Raises:
+        KernelInputError: shapes, dtypes, strides or devices do not fit; the message has them.
+    """
+    check_tensor("x", x_MK, (None, weight.features), DTYPES, weight.units.device)
+    m, columns = x_MK.shape[0], weight.out_features
+    one, device = (x_MK.dtype,), x_MK.device
+    if bias is not None:
+        check_tensor("bias", bias, (weight.rows,), one, device)
+    if residual is not None:
+        check_tensor("residual", residual, (m, columns), one, device)
+    wanted = "silu_mul" if weight.gated else None
+    require(
+        activation == wanted,
+        f"activation is {activation!r}, but the weight was packed with gated={weight.gated}",
+        f"pass activation={wanted!r}",
+    )
+    if out is None:
+        out = torch.empty((m, columns), dtype=x_MK.dtype, device=device)
+    else:
+        check_tensor("out", out, (m, columns), one, device)
+    if m == 0 or columns == 0:
+        return out
+    if workspace is None:
+        workspace = Workspace(device)
+    choice = explain(x_MK, weight, exact=exact, workspace=workspace, overrides=overrides)
+    if choice.kernel == "dequantize":
+        _dense(x_MK, weight, bias, residual, out, workspace)
+        return out
+    step = _rows_per_launch(weight, choice.config, m, workspace)
+    for start in range(0, m, step):
+        stop = min(m, start + step)
+        part = None if residual is None else residual[start:stop]
+        _launch(choice, x_MK[start:stop], weight, bias, part, out[start:stop], workspace)
+    return out
+
+
+def explain(
+    x_MK: Tensor,
+    weight: PackedW4,
+    *,
+    exact: bool = False,
+    workspace: Workspace,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Choice:
+    """What :func:`w4a16_linear` would run for these arguments, and why not the others."""
+    index = runtime.device_index(x_MK)
+    problem = Problem(
+        m=x_MK.shape[0],
+        rows=_stored_rows(weight),
+        k=weight.features,
+        group=weight.group,
+        fp16=x_MK.dtype == torch.float16,
+        half_table=weight.table.dtype == torch.int32,
+        additive=weight.additive,
+        arch=runtime.arch(index),
+        sms=runtime.multiprocessors(index),
+        exact=exact,
+    )
+    return choose(
+        problem,
+        partial_bytes=workspace.partials.numel() * 4,
+        counters=workspace.counters.numel(),
+        overrides=overrides,
+    )
+
+
+def dequantize(
+    weight: PackedW4, dtype: torch.dtype, *, first_atom: int = 0, out: Tensor | None = None
+) -> Tensor:
+    """Rows of the weight, from atom ``first_atom`` on, as dense [rows, K] in stored order.
+
+    Stored order is the given one, padded to 128 rows, or blocks of 64 gate and 64 up rows for a
+    gated weight. ``out`` [rows, K] says how many rows; None means all that are left.
+    """
+    atoms, slices = weight.units.shape[:2]
+    k = weight.features
+    if out is None:
+        size = ((atoms - first_atom) * ATOM_ROWS, k)
+        out = torch.empty(size, dtype=dtype, device=weight.units.device)
+    check_tensor("out", out, (None, k), DTYPES, weight.units.device)
+    count = out.shape[0] // ATOM_ROWS
+    require(
+        out.shape[0] % ATOM_ROWS == 0 and first_atom + count <= atoms,
+        f"{out.shape[0]} rows from atom {first_atom} asked for; the weight has {atoms} atoms of 64",
+    )
+    unit = _k_unit(k, out)
+    dequantize_kernel[(count, slices)](
+        weight.units,
+        weight.table,
+        out,
+        first_atom,
+        atoms,
+        slices,
+        k // unit,
+        GROUP=weight.group,
+        SHIFT=weight.shift,
+        ADDITIVE=weight.additive,
+        EVEN_K=k % SLICE == 0,
+        K_UNIT=unit,
+        PTX=runtime.use_ptx(out),
+        num_warps=4,
+        num_stages=1,
+    )
+    return out
+
+
+def _stored_rows(weight: PackedW4) -> int:
+    return weight.units.shape[0] * ATOM_ROWS
+
+
+def _k_unit(k: int, *tensors: Tensor) -> int:
+    """8 when all rows of these [_, k] tensors start on 16 bytes, else 1."""
+    return 8 if k % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in tensors) else 1
+
+
+def _rows_per_launch(weight: PackedW4, config: Config, m: int, workspace: Workspace) -> int:
+    """Rows of x that one launch can take before its partial sums outgrow the workspace."""
+    if config.splits == 1:
+        return m
+    tiles_n = _stored_rows(weight) // config.bn
+    per_tile = tiles_n * config.splits * config.bm * config.bn
+    tiles_m = min(workspace.partials.numel() // per_tile, workspace.counters.numel() // tiles_n)
+    require(
+        tiles_m > 0,
+        f"{config.splits} splits of {tiles_n} tiles need {per_tile * 4} bytes and {tiles_n} "
+        f"counters; the workspace has {workspace.partials.numel() * 4} bytes and "
+        f"{workspace.counters.numel()} counters",
+        "enlarge the workspace, or lower the splits in the override table",
+    )
+    return tiles_m * config.bm
+
+
+def _launch(
+    choice: Choice,
+    x_MK: Tensor,
+    weight: PackedW4,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    workspace: Workspace,
+) -> None:
+    """One launch of the late or the direct kernel."""
+    config = choice.config
+    m, k = x_MK.shape
+    rows, slices = _stored_rows(weight), weight.units.shape[1]
+    require(
+        fits(rows, config) and not (weight.gated and config.bn != 2 * ATOM_ROWS),
+        f"tile of {config.bn} rows (from {choice.source}) for {rows} stored rows, "
+        f"gated={weight.gated}; expected 128, or 64 when not gated",
+    )
+    tiles_split = -(-slices // config.splits)
+    unit = _k_unit(k, x_MK)
+    grid = (rows // config.bn, config.splits, -(-m // config.bm))
+    constants: dict[str, Any] = {
+        "BM": config.bm,
+        "BN": config.bn,
+        "GROUP": weight.group,
+        "SHIFT": weight.shift,
+        "ADDITIVE": weight.additive,
+        "EVEN_K": k % SLICE == 0,
+        "K_UNIT": unit,
+        "BIAS": bias is not None,
+        "RESIDUAL": residual is not None,
+        "GATED": weight.gated,
+        "PTX": runtime.use_ptx(x_MK),
+        "INTERPRET": runtime.INTERPRETED,
+    }
+    kernel = direct_kernel
+    if choice.kernel == "late":
+        kernel = late_kernel
+        constants["WARPS"] = config.warps
+    kernel[grid](
+        x_MK,
+        weight.units,
+        weight.table,
+        out,
+        out if bias is None else bias,
+        out if residual is None else residual,
+        workspace.partials,
+        workspace.counters,
+        m,
+        out.shape[1],
+        rows // ATOM_ROWS,
+        slices,
+        tiles_split,
+        config.splits,
+        k // unit,
+        **constants,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+
+
+def _dense(
+    x_MK: Tensor,
+    weight: PackedW4,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    workspace: Workspace,
+) -> None:
+    """Dequantize as many rows as the scratch holds, multiply, go on with the next rows."""
+    k = weight.features
+    pair = 2 * ATOM_ROWS
+    step = workspace.scratch_bytes // (k * x_MK.element_size()) // pair * pair
+    require(
+        step > 0,
+        f"scratch of {workspace.scratch_bytes} bytes is less than {pair} rows of {k}",
+        "enlarge the workspace's scratch_bytes",
+    )
+    rows = _stored_rows(weight)
+    for start in range(0, rows, step):
+        stop = min(rows, start + step)
+        w = workspace.scratch(stop - start, k, x_MK.dtype)
+        dequantize(weight, x_MK.dtype, first_atom=start // ATOM_ROWS, out=w)
+        if weight.gated:
+            _dense_gated(x_MK, w, start // 2, bias, residual, out)
+            continue
+        end = min(stop, weight.rows)
+        w_t = w[: end - start].T
+        columns = out[:, start:end]
+        if bias is not None:
+            y = torch.addmm(bias[start:end], x_MK, w_t)
+            columns.copy_(y if residual is None else y + residual[:, start:end])
+        elif residual is not None:
+            columns.copy_(torch.addmm(residual[:, start:end], x_MK, w_t))
+        elif end - start == weight.rows:
+            torch.mm(x_MK, w_t, out=out)
+        else:
+            columns.copy_(x_MK @ w_t)
+
+
+def _dense_gated(
+    x_MK: Tensor,
+    w: Tensor,
+    start: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Columns of ``out`` from ``start`` on, from interleaved gate and up rows ``w``."""
+    columns = out.shape[1]
+    y = (x_MK @ w.T).view(x_MK.shape[0], -1, 2, ATOM_ROWS)
+    end = min(columns, start + w.shape[0] // 2)
+    gate, up = (y[:, :, side].reshape(y.shape[0], -1)[:, : end - start] for side in range(2))
+    if bias is not None:
+        gate = gate + bias[start:end]
+        up = up + bias[columns + start : columns + end]
+    part = torch.nn.functional.silu(gate) * up
+    out[:, start:end] = part if residual is None else part + residual[:, start:end]
