@@ -116,7 +116,7 @@ def rope_kernel(
     slot = tl.load(slots_ptr + token)
     block = (slot // PAGE).to(tl.int64)
     offset = (slot % PAGE).to(tl.int64)
-    is_kv = (is_k | is_v) & (slot >= 0)
+    is_kv = (head >= Q_HEADS) & (head < tl.where(slot >= 0, ALL, 0))
     kv_head = tl.where(is_k, head - Q_HEADS, head - Q_HEADS - KV_HEADS)
     cell = kv_head * PAGE + offset
     # k and v lie in two tensors of one shape; a head's kind chooses the base.
