@@ -149,7 +149,7 @@ def choose(
             rejected[name] = "exact: one tile, split and order of sums for every number of rows"
         return Choice("late", replace(config, splits=splits), "exact", rejected)
 
-    found = (overrides or {}).get(table_key(p))
+    found = None if overrides is None else overrides.get(table_key(p))
     if found is not None:
         values = dict(found)
         kernel = values.pop("kernel")

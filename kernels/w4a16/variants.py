@@ -10,7 +10,7 @@ from .config import Config, direct_tile, late_tile, late_tokens
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel
 
-_POINTERS = (
+_POINTERS: tuple[str, ...] = (
     "x_ptr",
     "units_ptr",
     "table_ptr",
@@ -20,7 +20,7 @@ _POINTERS = (
     "work_ptr",
     "count_ptr",
 )
-_INTEGERS = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units")
+_INTEGERS: tuple[str, ...] = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units")
 # Name of a table's form: shift, additive, entry type.
 _FORMS = {
     "sym": (8, False, "i32"),
@@ -88,7 +88,7 @@ def _product(
     gated: bool = False,
 ) -> Variant:
     shift, additive, entry = _FORMS[form]
-    types = dict.fromkeys(_POINTERS, f"*{dtype}")
+    types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= {"units_ptr": "*i16", "table_ptr": f"*{entry}"}
     types |= {"work_ptr": "*fp32", "count_ptr": "*i32"}
     constants: dict[str, Any] = {
