@@ -6,7 +6,7 @@ BLOCK = 4096
 CANDIDATES = 4096
 """Entries that are searched in registers; a flatter row is searched in place, slower."""
 
-NUM_WARPS = 8
+NUM_WARPS = 16
 """Warps of the one program that owns a row."""
 
 BINS = 256

@@ -21,7 +21,6 @@ from .parts import (
     INFINITY_BITS,
     distances,
     draw_key,
-    exp,
     gather_candidates,
     log,
     mass,
@@ -113,7 +112,7 @@ def sample_kernel(
         peak = tl.max(raw_peak, 0)
         total = tl.zeros((BLOCK,), tl.float32)
         for begin in range(0, vocabulary, BLOCK):
-            total += exp(raw_logits(x_ptr, begin + lanes, vocabulary) - peak)
+            total += tl.exp(raw_logits(x_ptr, begin + lanes, vocabulary) - peak)
         normalizer = peak + log(tl.sum(total, 0))
 
     if (temperature > 0.0) & (best > float("-inf")):

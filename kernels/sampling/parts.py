@@ -28,11 +28,20 @@ def log(x):
 
 
 @triton.jit
-def exp(x):
-    """``e ** x`` of float32 to within 2 ulp."""
+def divide(a, b, inverse):
+    """``a / b`` correctly rounded, for a scalar b and its rounded inverse; inf for a = inf.
+
+    The first product is within 2 ulp; each remainder ``a - q b`` is exact in an FMA, so the
+    second correction rounds a quotient known to far more than its last bit (Markstein, 1990).
+    """
     if _INTERPRETED:
-        return tl.exp(x)
-    return libdevice.exp(x)
+        return tl.div_rn(a, tl.zeros_like(a) + b)
+    zero = tl.zeros_like(a)
+    q = a * inverse
+    closer = tl.fma(tl.fma(zero - q, zero + b, a), zero + inverse, q)
+    exact = tl.fma(tl.fma(zero - closer, zero + b, a), zero + inverse, closer)
+    # An infinite quotient has no remainder.
+    return tl.where(tl.abs(q) < float("inf"), exact, q)
 
 
 @triton.jit
@@ -70,7 +79,8 @@ def raw_logits(row_ptr, columns, vocabulary):
 def penalized(x, counts_ptr, columns, vocabulary, repetition, presence, frequency):
     """``reference.penalize`` of a tile, rounded in the same places (needs FMA fusion off)."""
     count = tl.load(counts_ptr + columns, mask=columns < vocabulary, other=0)
-    scaled = tl.where(x > 0.0, tl.div_rn(x, tl.zeros_like(x) + repetition), x * repetition)
+    inverse = tl.div_rn(1.0, repetition)
+    scaled = tl.where(x > 0.0, divide(x, repetition, inverse), x * repetition)
     x = tl.where(count != 0, scaled, x)
     output = (count & (_SEEN - 1)).to(tl.float32)
     return x - presence * tl.where(output > 0.0, 1.0, 0.0) - frequency * output
@@ -87,7 +97,7 @@ def distances(source, columns):
     x = raw_logits(row_ptr, columns, vocabulary)
     if penalties:
         x = penalized(x, counts_ptr, columns, vocabulary, repetition, presence, frequency)
-    return tl.div_rn(best - x, tl.zeros_like(x) + heat)
+    return divide(best - x, heat, tl.div_rn(1.0, heat))
 
 
 @triton.jit
@@ -102,7 +112,7 @@ def mass(d):
 
     A weight is at most 2**40 and a row has at most 2**22 entries, so a sum stays below 2**63.
     """
-    return (exp(-d) * 1099511627776.0).to(tl.int64)
+    return (tl.exp(-d) * 1099511627776.0).to(tl.int64)
 
 
 @triton.jit
@@ -173,7 +183,7 @@ def survey(source, use_k, top_k, top_p, BLOCK: tl.constexpr, BINS: tl.constexpr)
     total = tl.sum(weight, 0)
     bins = tl.arange(0, BINS)
     ranks = tl.cumsum(histogram, 0)
-    light = histogram.to(tl.float32) * exp((bins + 1).to(tl.float32) * -0.125)
+    light = histogram.to(tl.float32) * tl.exp((bins + 1).to(tl.float32) * -0.125)
     light = tl.cumsum(tl.where(bins < BINS - 1, light, 0.0), 0)
     goal = (total.to(tl.float64) * 9.094947017729282e-13).to(tl.float32) * top_p * 1.0001
     short = tl.where(use_k, ranks < top_k, light < goal)
