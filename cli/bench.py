@@ -1,7 +1,8 @@
-"""``halfbyte bench engine``: the table that llama-bench users know."""
+"""``halfbyte bench``: ``engine``, the table that llama-bench users know, and ``codegen``."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -80,6 +81,37 @@ def engine(
         note(f"the weights fit into the processor's {cache} MiB cache: a share can pass 100% here")
 
 
+def codegen(
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="NAME,..", help="Such as sm_90; all when not given.")
+    ] = "",
+    kernel: Annotated[
+        str, typer.Option("--kernel", metavar="NAME,..", help="Such as w4a16; all when not given.")
+    ] = "",
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write all figures; - = stdout instead."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare with the budget.")] = False,
+) -> None:
+    """Compile the shipped kernels, without a GPU, and count registers and instructions."""
+    target = _writable(json_file)
+    from halfbyte.errors import HalfbyteError
+
+    from ..bench.codegen import CodegenPlan, failures, run_codegen, table
+
+    archs, kernels = (
+        tuple(n.strip() for n in text.split(",") if n.strip()) for text in (arch, kernel)
+    )
+    report = run_codegen(CodegenPlan(archs, kernels))
+    text = json.dumps(report.to_dict(), indent=1) + "\n"
+    print(text if json_file == "-" else table(report.rows) + "\n", end="")
+    if target is not None:
+        _write(target, text)
+    if problems := failures(report, check):
+        raise HalfbyteError("\n".join(problems))
+
+
 def _numbers(text: str, option: str) -> tuple[int, ...]:
     """``1,8`` as (1, 8). Raises a usage error."""
     try:
@@ -119,6 +151,4 @@ def _write(path: Path, text: str) -> None:
 
 
 def _json(report: Report) -> str:
-    import json
-
     return json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"

@@ -76,6 +76,7 @@ app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed.")
 _bench.command("engine")(bench.engine)
+_bench.command("codegen")(bench.codegen)
 app.add_typer(_bench, name="bench")
 
 

@@ -1,9 +1,14 @@
-"""One kernel in one shipped configuration, described so that it can be compiled anywhere."""
+"""One kernel in one shipped configuration, described so that it can be compiled anywhere.
+
+A family lists its own in ``variants.py``: ``def variants(arch: int) -> Iterator[Variant]``, where
+``arch`` is a compute capability such as 90, or 0 for a target that is not NVIDIA's (portable
+forms only). :mod:`halfbyte.kernels.codegen.shipped` names every family.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -25,6 +30,7 @@ class Variant:
         unit: what the main loop's instructions are divided by: items of work that one pass of
             the loop does in one lane (weights for a matrix product, KV tokens * head_dim / 32
             lanes for attention, ...); 0 when there is no such loop.
+        options: further launch options that the launcher passes, e.g. ``maxnreg``.
     """
 
     kernel: str
@@ -36,3 +42,4 @@ class Variant:
     num_warps: int
     num_stages: int
     unit: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,48 @@
+"""The targets that every shipped kernel is compiled for, and what each of them allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halfbyte.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One compilation target.
+
+    Attributes:
+        name: ``sm_90``, ``gfx942``, ...
+        backend: Triton's name of the vendor, ``cuda`` or ``hip``.
+        arch: compute capability for :func:`variants`; 0 where there is none.
+        warp_size: lanes of a warp.
+        shared_limit: bytes of shared memory that one program may have.
+    """
+
+    name: str
+    backend: str
+    arch: int
+    warp_size: int
+    shared_limit: int
+
+
+# Opt-in limits per block of the CUDA programming guide; LDS of CDNA3 for gfx942.
+TARGETS: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("sm_80", "cuda", 80, 32, 163 << 10),
+        Target("sm_86", "cuda", 86, 32, 99 << 10),
+        Target("sm_89", "cuda", 89, 32, 99 << 10),
+        Target("sm_90", "cuda", 90, 32, 227 << 10),
+        Target("sm_100", "cuda", 100, 32, 227 << 10),
+        Target("sm_120", "cuda", 120, 32, 99 << 10),
+        Target("gfx942", "hip", 0, 64, 64 << 10),
+    )
+}
+
+
+def target(name: str) -> Target:
+    """The target of that name. Raises ConfigError listing the known ones."""
+    if name not in TARGETS:
+        raise ConfigError(f"unknown architecture {name!r}; known: {', '.join(TARGETS)}")
+    return TARGETS[name]

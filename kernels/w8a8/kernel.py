@@ -1,0 +1,234 @@
+"""Device code of W8A8: matrix product of 8-bit activations and weights, and row quantization.
+
+Both operands are int8 (int32 accumulator, exact) or float8 e4m3 (float32 accumulator).
+"""
+
+# Device code is not Python to a type checker: constexpr and tensor operators have no stubs.
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# 1.5 * 2**23: floats of this size lie 1 apart, so adding it rounds to a whole number, ties to
+# even; the low bits of the sum are then that number in two's complement (0x4B400000 + q).
+_ROUND = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def tile_of(pid, M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr):
+    """(m tile, n tile) of a program: ``GROUP_M`` m tiles share the n tiles that they walk.
+
+    Neighbours in time so read the same weights and the same few activations (L2 reuse).
+    """
+    m_tiles = tl.cdiv(M, BM)
+    n_tiles = tl.cdiv(N, BN)
+    first = pid // (GROUP_M * n_tiles) * GROUP_M
+    size = min(m_tiles - first, GROUP_M)
+    inner = pid % (GROUP_M * n_tiles)
+    return first + inner % size, inner // size
+
+
+@triton.jit
+def dot8(x, w, acc, IMPRECISE: tl.constexpr, INTERPRET: tl.constexpr):
+    """``acc + x @ w`` for int8 (acc int32) or float8 (acc float32)."""
+    if acc.dtype == tl.int32:
+        acc = tl.dot(x, w, acc, out_dtype=tl.int32)
+    elif INTERPRET:
+        acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc)
+    else:
+        acc = tl.dot(x, w, acc, max_num_imprecise_acc=IMPRECISE)
+    return acc
+
+
+@triton.jit(do_not_specialize=["M", "SX_STEP", "ZX_STEP"])
+def gemm(
+    x_ptr,
+    w_ptr,
+    sx_ptr,
+    sw_ptr,
+    zx_ptr,
+    colsum_ptr,
+    bias_ptr,
+    res_ptr,
+    y_ptr,
+    work_ptr,
+    count_ptr,
+    M,
+    N,
+    K,
+    W_STEP,
+    SX_STEP,
+    ZX_STEP,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    HAS_ZX: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RES: tl.constexpr,
+    IMPRECISE: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """``y = sx * sw * (x @ w.T - zx * colsum) + bias + residual``.
+
+    x [M, K] and y, residual [M, N] row-major; w [N, W_STEP] row-major with W_STEP >= K, loaded as
+    [BN, BK] and transposed: the form in which int8 needs no byte shuffles before the tensor core.
+    sx float32 [M] (SX_STEP 1) or [1] (0), zx int32 likewise; sw float32, colsum int32, bias [N].
+
+    Grid (m tiles * n tiles, SPLIT); M, N and K may be ragged. With SPLIT > 1 every program
+    leaves its sums in ``work`` [tiles, SPLIT, BM, BN], and the last one of a tile to arrive, told
+    by ``count`` [tiles] (zero before and after), adds them in order of split: deterministic, and
+    for int8 exact, whatever the tiles. Sums of int8 wrap only beyond K of 131071.
+    """
+    pid = tl.program_id(0)
+    ps = tl.program_id(1)
+    pm, pn = tile_of(pid, M, N, BM, BN, GROUP_M)
+    rm = pm * BM + tl.arange(0, BM)
+    rn = pn * BN + tl.arange(0, BN)
+    rk = tl.arange(0, BK)
+    # Rows beyond N repeat the last one: their results are never stored, and no mask is needed.
+    last = tl.minimum(tl.arange(0, BN), N - 1 - pn * BN)
+    x_ptrs = x_ptr + (pm.to(tl.int64) * BM * K + ps * BK)
+    x_ptrs += tl.arange(0, BM)[:, None] * K + rk[None, :]
+    w_ptrs = w_ptr + (pn.to(tl.int64) * BN * W_STEP + ps * BK)
+    w_ptrs += last[:, None] * W_STEP + rk[None, :]
+    rows = rm[:, None] < M
+    if work_ptr.dtype.element_ty == tl.int32:
+        acc = tl.zeros((BM, BN), tl.int32)
+    else:
+        acc = tl.zeros((BM, BN), tl.float32)
+    # Splits take k tiles in turn (s, s + SPLIT, ...), so that they differ by one tile at most.
+    for k in range(ps * BK, K, SPLIT * BK):
+        if EVEN_K:
+            x = tl.load(x_ptrs, mask=rows, other=0.0)
+            w = tl.load(w_ptrs)
+        else:
+            inside = rk[None, :] < K - k
+            x = tl.load(x_ptrs, mask=rows & inside, other=0.0)
+            w = tl.load(w_ptrs, mask=inside, other=0.0)
+        acc = dot8(x, w.T, acc, IMPRECISE, INTERPRET)
+        x_ptrs += SPLIT * BK
+        w_ptrs += SPLIT * BK
+
+    if SPLIT > 1:
+        tile = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+        parts = work_ptr + pid.to(tl.int64) * (SPLIT * BM * BN) + tile
+        tl.store(parts + ps * (BM * BN), acc)
+        # All lanes' stores must be done before one lane tells the other programs about them.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(count_ptr + pid, 1, sem="acq_rel")
+        if arrived != SPLIT - 1:
+            return
+        tl.debug_barrier()
+        acc = tl.load(parts, cache_modifier=".cg")
+        for s in tl.static_range(1, SPLIT):
+            acc += tl.load(parts + s * (BM * BN), cache_modifier=".cg")
+        tl.store(count_ptr + pid, 0)
+
+    in_n = rn < N
+    if HAS_ZX:
+        zx = tl.load(zx_ptr + rm * ZX_STEP, mask=rm < M, other=0)
+        colsum = tl.load(colsum_ptr + rn, mask=in_n, other=0)
+        # Exact although both terms may wrap: the difference fits, and wrapping is modular.
+        acc -= zx[:, None] * colsum[None, :]
+    sx = tl.load(sx_ptr + rm * SX_STEP, mask=rm < M, other=0.0)
+    sw = tl.load(sw_ptr + rn, mask=in_n, other=0.0)
+    y = acc.to(tl.float32) * sx[:, None] * sw[None, :]
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
+    y_at = pm.to(tl.int64) * BM * N + tl.arange(0, BM)[:, None] * N + rn[None, :]
+    stored = rows & in_n[None, :]
+    if HAS_RES:
+        y += tl.load(res_ptr + y_at, mask=stored, other=0.0).to(tl.float32)
+    tl.store(y_ptr + y_at, y.to(y_ptr.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def quantize(
+    x_ptr,
+    q_ptr,
+    s_ptr,
+    z_ptr,
+    K,
+    K_OUT,
+    BLOCK: tl.constexpr,
+    ONE_PASS: tl.constexpr,
+    STATIC: tl.constexpr,
+    HAS_Z: tl.constexpr,
+):
+    """Rows of x [M, K] to 8 bits: q [M, K_OUT] (zeros beyond K), one scale (and zero) a row.
+
+    Symmetric: ``s = max|x| / 127``, ``q = round(x * (127 / max|x|))``. With HAS_Z:
+    ``s = (max(x, 0) - min(x, 0)) / 255``, ``z = -128 - round(min / s)``, ``q = round(x / s) + z``.
+    STATIC: s (and z) are read, one for all rows, and q is clamped. float8: ``s = max|x| / 448``.
+    Ties round to even. A NaN or an infinity makes its row's scale NaN.
+
+    Grid (M,). Rows up to BLOCK long stay in registers; longer ones are read twice.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * K
+    q_ptr += row * K_OUT
+    rk = tl.arange(0, BLOCK)
+    FP8: tl.constexpr = q_ptr.dtype.element_ty == tl.float8e4nv
+    TOP: tl.constexpr = 448.0 if FP8 else 127.0
+    if ONE_PASS:
+        x = tl.load(x_ptr + rk, mask=rk < K, other=0.0).to(tl.float32)
+    if STATIC:
+        s = tl.load(s_ptr)
+        z = tl.load(z_ptr).to(tl.float32) if HAS_Z else 0.0
+        inv = tl.div_rn(1.0, s)
+    else:
+        if ONE_PASS:
+            high = tl.max(x if HAS_Z else tl.abs(x), 0)
+            low = tl.min(x, 0)
+            # 0 * x is 0 for every number, and NaN for infinities and NaN.
+            poison = tl.sum(x * 0.0, 0)
+        else:
+            high_v = tl.zeros((BLOCK,), tl.float32)
+            low_v = tl.zeros((BLOCK,), tl.float32)
+            poison_v = tl.zeros((BLOCK,), tl.float32)
+            for k in range(0, K, BLOCK):
+                v = tl.load(x_ptr + k + rk, mask=rk < K - k, other=0.0).to(tl.float32)
+                high_v = tl.maximum(high_v, v if HAS_Z else tl.abs(v))
+                low_v = tl.minimum(low_v, v)
+                poison_v += v * 0.0
+            high = tl.max(high_v, 0)
+            low = tl.min(low_v, 0)
+            poison = tl.sum(poison_v, 0)
+        z = 0.0
+        if HAS_Z:
+            high = tl.maximum(high, 0.0) - tl.minimum(low, 0.0)
+            s = tl.div_rn(high, 255.0)
+            # Below 1e-30 the reciprocal would overflow: such rows become zeros.
+            inv = tl.where(high < 1e-30, 0.0, tl.div_rn(255.0, tl.maximum(high, 1e-30)))
+            z = -128.0 - (tl.fma(tl.minimum(low, 0.0), inv, _ROUND) - _ROUND)
+            tl.store(z_ptr + row, z.to(tl.int32))
+        else:
+            s = tl.div_rn(high, TOP)
+            inv = tl.where(high < 1e-30, 0.0, tl.div_rn(TOP, tl.maximum(high, 1e-30)))
+        tl.store(s_ptr + row, s + poison)
+    if ONE_PASS:
+        tl.store(q_ptr + rk, to_8_bits(x, inv, z, HAS_Z, FP8, q_ptr), mask=rk < K_OUT)
+    else:
+        for k in range(0, K_OUT, BLOCK):
+            v = tl.load(x_ptr + k + rk, mask=rk < K - k, other=0.0).to(tl.float32)
+            tl.store(q_ptr + k + rk, to_8_bits(v, inv, z, HAS_Z, FP8, q_ptr), mask=rk < K_OUT - k)
+
+
+@triton.jit
+def to_8_bits(x, inv, z, HAS_Z: tl.constexpr, FP8: tl.constexpr, q_ptr):
+    """``round(x * inv) + z`` in the type that ``q_ptr`` points at, clamped to its range."""
+    if FP8:
+        v = tl.minimum(tl.maximum(x * inv, -448.0), 448.0)
+        return v.to(q_ptr.dtype.element_ty)
+    else:
+        LOW: tl.constexpr = -128.0 if HAS_Z else -127.0
+        t = tl.fma(x, inv, _ROUND)
+        t = tl.minimum(tl.maximum(t + z, _ROUND + LOW), _ROUND + 127.0)
+        # The low byte of _ROUND + q is q: see _ROUND.
+        return (t.to(tl.int32, bitcast=True) & 0xFF).to(tl.int8)
