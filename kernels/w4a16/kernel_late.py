@@ -63,27 +63,28 @@ def _group(
     BM: tl.constexpr = acc.shape[1]
     DTYPE: tl.constexpr = x[0].dtype
     FP16: tl.constexpr = tl.float16 == DTYPE
-    ZERO: tl.constexpr = SHIFT if SHIFT > 0 else 0
-    part = tl.zeros((ROWS, BM), tl.float32)
+    # Sums of x over the planes of either bias, in all rows alike: what the biases added.
+    COARSE: tl.constexpr = plane_bias(FP16, 0) + (SHIFT if SHIFT > 0 else 0)
+    FINE: tl.constexpr = plane_bias(FP16, 1) + (SHIFT if SHIFT > 0 else 0)
+    ones = tl.full((ROWS, 32), 1.0, DTYPE)
+    coarse = tl.zeros((ROWS, BM), tl.float32)
+    fine = tl.zeros((ROWS, BM), tl.float32)
     for j in tl.static_range(FIRST, FIRST + COUNT):
-        bias = tl.full((ROWS, 32), -(plane_bias(FP16, j) + ZERO), DTYPE)
-        part = dot(bias, x[j], part, INTERPRET)
-    part = repeat_rows(part, BN)
+        if plane_bias(FP16, j) == plane_bias(FP16, 0):
+            coarse = dot(ones, x[j], coarse, INTERPRET)
+        else:
+            fine = dot(ones, x[j], fine, INTERPRET)
+    part = repeat_rows(tl.fma(coarse, -COARSE, fine * -FINE), BN)
     for j in tl.static_range(FIRST, FIRST + COUNT):
         part = dot(p[j], x[j], part, INTERPRET)
     s, o = table_values(entries)
     s = table_matrix(s, BN, BM)
     if SHIFT < 0:
-        total = tl.zeros((ROWS, BM), tl.float32)
-        ones = tl.full((ROWS, 32), 1.0 if ADDITIVE else -1.0, DTYPE)
-        for j in tl.static_range(FIRST, FIRST + COUNT):
-            total = dot(ones, x[j], total, INTERPRET)
-        total = repeat_rows(total, BN)
         o = table_matrix(o, BN, BM)
         if ADDITIVE:
-            acc = tl.fma(total, o, acc)
+            acc = tl.fma(repeat_rows(coarse + fine, BN), o, acc)
         else:
-            part = tl.fma(total, o, part)
+            part = tl.fma(repeat_rows(-coarse - fine, BN), o, part)
     return tl.fma(part, s, acc)
 
 
