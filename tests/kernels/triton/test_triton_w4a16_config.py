@@ -18,7 +18,7 @@ def problem(m, rows=4096, k=4096, group=128, arch=90, **changes):
 
 
 def pick(p, **options):
-    return choose(p, **({"partial_bytes": 32 * MIB, "counters": 8192} | options))
+    return choose(p, partial_bytes=32 * MIB, counters=8192, **options)
 
 
 @given(

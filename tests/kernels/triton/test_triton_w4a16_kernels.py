@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 def make(n, k, group, zero, *, half=True, gated=False):
     seed = random.SystemRandom().randrange(2**31)
     print("seed", seed)
+    torch.manual_seed(seed)
     parts = random_weight(n, k, group, zero, seed, half=half)
     return layout.pack_w4(*parts, zero=zero, group=group, gated=gated)
 
@@ -58,9 +59,10 @@ def check(weight, m, dtype, *, bias=False, residual=False, overrides=None, **opt
     assert int(workspace.counters.abs().sum()) == 0
     want = w4a16_linear_reference(x, weight, bias=b, residual=r)
     # Rounding of the result, 2^-11 or 2^-8, and where weights are rounded first, that of K of
-    # them, which averages out; relative to the largest value, with a factor 4 for cancellation.
+    # them, which averages out; relative to the largest value, or to one product where all
+    # cancel, with a factor 4.
     tolerance = 4 * (2.0**-11 if dtype == torch.float16 else 2.0**-8)
-    error = (out.double() - want).abs().max() / want.abs().max()
+    error = (out.double() - want).abs().max() / want.abs().max().clamp(min=0.02)
     assert error < tolerance, float(error)
     return x, out
 
@@ -149,7 +151,7 @@ def test_late_scaling_is_more_exact_than_rounded_weights():
     want = w4a16_linear_reference(x, weight)
     out = op.w4a16_linear(x, weight, workspace=poisoned())
     # The sum carries no error above the rounding of the result, half a unit in the last place.
-    assert torch.allclose(out.double(), want, rtol=2.0**-11 * 1.05, atol=1e-3 * want.std())
+    assert torch.allclose(out.double(), want, rtol=2.0**-11 * 1.05, atol=1e-3 * float(want.std()))
 
 
 def test_huge_padding_and_foreign_rows_do_not_leak():
