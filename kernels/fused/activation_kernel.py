@@ -86,8 +86,8 @@ def gated_quant_kernel(
             store_sums(sums_ptr + row * groups + start, y, groups - start, GROUP)
     largest = tl.max(peak, 0)
     inverse = tl.where(largest > 0.0, tl.div_rn(127.0, tl.maximum(largest, 1e-38)), 0.0)
-    tl.store(scales_ptr + row, largest * (1.0 / 127.0))
+    tl.store(scales_ptr + row, tl.div_rn(largest, 127.0))
     for begin in range(0, WIDTH, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         y = gate(x_row, columns, WIDTH, GELU, DTYPE)
-        tl.store(codes_ptr + row * WIDTH + columns, nearest_int8(y * inverse), mask=columns < WIDTH)
+        tl.store(codes_ptr + row * WIDTH + columns, nearest_int8(y, inverse), mask=columns < WIDTH)

@@ -37,7 +37,7 @@ def _store(q, kv, columns, y, inverse, q_mask, kv_mask, DTYPE: tl.constexpr, QUA
     """Some columns of every head, to q's output or into the cache."""
     tl.store(q + columns[None, :], narrow(y, DTYPE), mask=q_mask)
     if QUANT:
-        codes = nearest_int8(narrow(y, DTYPE).to(tl.float32) * inverse)
+        codes = nearest_int8(narrow(y, DTYPE).to(tl.float32), inverse)
         tl.store(kv + columns[None, :], codes, mask=kv_mask)
     else:
         tl.store(kv + columns[None, :], narrow(y, DTYPE), mask=kv_mask)

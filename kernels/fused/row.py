@@ -25,21 +25,24 @@ def narrow(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def nearest_int8(y):
-    """float32 within +-127.5 to the nearest int8, ties to even, without a conversion.
+def nearest_int8(y, inverse):
+    """``y * inverse``, within +-127.5, to the nearest int8, ties to even, with no conversion.
 
-    1.5 * 2**23 has an ulp of 1, so adding it rounds y to an integer k under the hardware's own
-    ties-to-even; the sum's mantissa is 2**22 + k, whose low byte is k in two's complement.
+    1.5 * 2**23 has an ulp of 1, so the FMA rounds the exact product to an integer k, ties to
+    even; the sum's mantissa is 2**22 + k, whose low byte is k in two's complement.
     """
-    return ((y + 12582912.0).to(tl.int32, bitcast=True) & 0xFF).to(tl.int8)
+    zero = tl.zeros_like(y)
+    return (tl.fma(y, zero + inverse, zero + 12582912.0).to(tl.int32, bitcast=True) & 0xFF).to(
+        tl.int8
+    )
 
 
 @triton.jit
 def store_codes(codes_ptr, scale_ptr, y, largest, mask):
     """Codes ``y * 127 / largest`` at ``codes_ptr`` and ``largest / 127`` at ``scale_ptr``."""
     inverse = tl.where(largest > 0.0, tl.div_rn(127.0, tl.maximum(largest, 1e-38)), 0.0)
-    tl.store(codes_ptr, nearest_int8(y * inverse), mask=mask)
-    tl.store(scale_ptr, largest * (1.0 / 127.0))
+    tl.store(codes_ptr, nearest_int8(y, inverse), mask=mask)
+    tl.store(scale_ptr, tl.div_rn(largest, 127.0))
 
 
 @triton.jit

@@ -126,7 +126,8 @@ def sample_kernel(
         count = CANDIDATES + 1
         if use_k | use_p:
             count, total_mass, found = survey(source, use_k, top_k, top_p, BLOCK, BINS)
-            low = to_bits(found.to(tl.float32) * 0.125) - 1
+            # The k-th best lies in this bin; the threshold of top-p in it or in one before it.
+            low = tl.where(use_k, to_bits(found.to(tl.float32) * 0.125) - 1, -1)
             high = to_bits((found + 1).to(tl.float32) * 0.125)
             high = tl.where(found < BINS - 1, high, INFINITY_BITS)
             if count > CANDIDATES:

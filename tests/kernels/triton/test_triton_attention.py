@@ -1,0 +1,245 @@
+"""Paged decode and prefill against float64, on caches whose unwritten places are NaN."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from triton_attention_support import paged
+
+from halfbyte.errors import KernelInputError
+from halfbyte.kernels.attention import (
+    build_prefill_table,
+    check_block_tables,
+    decode_attention,
+    decode_splits,
+    decode_workspace,
+    prefill_attention,
+    prefill_block,
+)
+from halfbyte.kernels.attention import op as attention_op
+from halfbyte.kernels.attention.config import (
+    EXACT_CHUNK,
+    decode_tile,
+    length_bucket,
+    prefill_tile,
+    shared_memory,
+    split_count,
+)
+from halfbyte.kernels.attention.reference import paged_attention
+
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+
+
+@pytest.fixture
+def rng():
+    seed = random.randrange(1 << 31)
+    print("seed", seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def check(out, expected, dtype):
+    """Probabilities and the result are rounded to the dtype: two roundings of values near 1.
+
+    float32 leaves only the order of the sums and exp2.
+    """
+    bound = {F16: 1.5e-3, BF16: 1.2e-2, F32: 3e-6}[dtype]
+    error = (out.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
+    assert error < bound, float(error)
+
+
+CASES = [
+    # heads, kv heads, dim, page, dtype, window, soft cap, int8
+    (4, 2, 64, 16, F16, 0, 0.0, False),
+    (6, 2, 80, 32, BF16, 0, 0.0, False),
+    (4, 1, 96, 16, F32, 20, 0.0, False),
+    (3, 3, 128, 64, F16, 70, 5.0, False),
+    (8, 1, 64, 128, BF16, 100, 0.0, False),
+    (2, 1, 256, 16, BF16, 0, 30.0, False),
+    (4, 2, 64, 16, F16, 50, 0.0, True),
+    (3, 1, 80, 32, BF16, 0, 0.0, True),
+    (17, 1, 64, 32, F16, 0, 0.0, False),
+]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "quantized"), CASES
+)
+def test_decode(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized, exact):
+    if exact and heads > 6:
+        pytest.skip("the exact form differs in its splits only")
+    lengths = [1, page, page + 3, 0, 270]
+    cache = paged(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    q = torch.randn(len(lengths), heads, dim, generator=rng).to(dtype)
+    positions = torch.tensor(lengths, dtype=torch.int32) - 1
+    rows = torch.arange(len(lengths), dtype=torch.int32)
+    scale = dim**-0.5
+    out = torch.full_like(q, float("nan"))
+    splits = decode_splits(q.device, len(lengths), kv_heads, 300, exact)
+    workspace = decode_workspace(len(lengths), heads, dim, max(splits, 2), "cpu")
+    workspace.fill_(float("nan"))
+    result = decode_attention(
+        q, cache.k, cache.v, cache.tables, positions, max_length=300, scale=scale, window=window,
+        soft_cap=cap, exact=exact, workspace=workspace, out=out, debug=True, **cache.scales(),
+    )  # fmt: skip
+    assert result is out
+    expected = paged_attention(
+        q.double(), cache.true_k, cache.true_v, cache.tables, positions, rows, scale, window, cap
+    )
+    check(out, expected, dtype)
+    assert (out[3] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "quantized"), CASES
+)
+def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized):
+    lengths, fresh = [1, page + 2, 110, 20], [1, 5, 27, 20]
+    cache = paged(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    spans, positions, rows, begin = [], [], [], 0
+    for row, (length, count) in enumerate(zip(lengths, fresh, strict=True)):
+        spans.append((begin, begin + count, length - count))
+        positions += range(length - count, length)
+        rows += [row] * count
+        begin += count
+    q = torch.randn(begin, heads, dim, generator=rng).to(dtype)
+    block_q = prefill_block(0, heads, kv_heads, page, dim, cache.k.element_size())
+    table = build_prefill_table(spans, block_q)
+    table = build_prefill_table(spans, block_q, lines=table.shape[0] + 3)
+    out = torch.full_like(q, float("nan"))
+    prefill_attention(
+        q, cache.k, cache.v, cache.tables, table, block_q=block_q, scale=dim**-0.5, window=window,
+        soft_cap=cap, out=out, debug=True, **cache.scales(),
+    )  # fmt: skip
+    expected = paged_attention(
+        q.double(), cache.true_k, cache.true_v, cache.tables, torch.tensor(positions),
+        torch.tensor(rows), dim**-0.5, window, cap,
+    )  # fmt: skip
+    check(out, expected, dtype)
+
+
+def test_exact_results_do_not_depend_on_the_batch(rng):
+    lengths = [530, 30, 300, 257]
+    cache = paged(rng, lengths, 2, 16, 64, F16)
+    q = torch.randn(4, 4, 64, generator=rng).to(F16)
+    positions = torch.tensor(lengths, dtype=torch.int32) - 1
+
+    def run(picked, max_length):
+        index = torch.tensor(picked)
+        return decode_attention(
+            q[index], cache.k, cache.v, cache.tables, positions[index], max_length=max_length,
+            scale=0.125, row_index_T=index.to(torch.int32), exact=True,
+        )  # fmt: skip
+
+    whole = run([0, 1, 2, 3], 600)
+    for row, length in enumerate(lengths):
+        assert torch.equal(run([row], length)[0], whole[row])
+    assert torch.equal(run([1, 3], 1500), whole[[1, 3]])
+
+
+def test_one_split_needs_no_workspace_and_q_may_be_a_slice_of_qkv(rng):
+    cache = paged(rng, [20, 5], 2, 16, 64, F16)
+    qkv = torch.randn(2, 8 * 64, generator=rng).to(F16)
+    q = qkv[:, : 4 * 64].unflatten(1, (4, 64))
+    positions = torch.tensor([19, 4], dtype=torch.int32)
+    a = decode_attention(
+        q, cache.k, cache.v, cache.tables, positions, max_length=20, scale=0.1, workspace=None
+    )
+    b = decode_attention(
+        q.contiguous(), cache.k, cache.v, cache.tables, positions, max_length=20, scale=0.1
+    )
+    assert torch.equal(a, b)
+
+
+def test_split_count_is_bounded_and_ignores_live_lengths():
+    assert split_count(132, 8, 32768, False) == 33
+    assert split_count(132, 8, 512, False) == 2
+    assert split_count(132, 264, 32768, False) == 1
+    assert split_count(132, 1, 1, False) == 1
+    for pairs in (1, 8, 512):
+        assert split_count(108, pairs, 4096, True) == 4096 // EXACT_CHUNK
+    assert [length_bucket(n) for n in (1, 256, 257, 5000)] == [256, 256, 512, 8192]
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
+def test_tiles_are_sane_on_every_architecture(arch):
+    for group in (1, 4, 7, 8, 16, 20):
+        for page in (16, 32, 64, 128):
+            for width in (64, 128, 256):
+                tile = decode_tile(arch, group, page, width, 2)
+                assert tile.rows >= max(16, group)
+                assert tile.num_warps in (1, 2, 4)
+                # Buffers of all stages but the one in registers must fit beside the rest.
+                buffers = (tile.num_stages - 1) * page * width * 4
+                assert buffers <= max(shared_memory(arch) * 0.8, page * width * 4)
+                assert prefill_tile(arch, group, page, width, 2).rows >= group
+
+
+def test_prefill_table_covers_every_token_once_longest_first(rng):
+    spans = [(0, 70, 5), (70, 70, 9), (70, 71, 1000), (71, 200, 0)]
+    table = build_prefill_table(spans, 32, lines=12)
+    assert table.shape == (12, 4) and table.dtype == torch.int32
+    lines = table[table[:, 1] > 0].tolist()
+    seen = sorted(
+        (first + i, position + i, row) for first, n, position, row in lines for i in range(n)
+    )
+    assert seen == [
+        (begin + i, start + i, row)
+        for row, (begin, end, start) in enumerate(spans)
+        for i in range(end - begin)
+    ]
+    ends = [n + position for _, n, position, _ in lines]
+    assert ends == sorted(ends, reverse=True)
+    with pytest.raises(KernelInputError, match="room is for 2"):
+        build_prefill_table(spans, 32, lines=2)
+
+
+def test_debug_names_the_bad_block_table_entry(rng):
+    cache = paged(rng, [40, 20], 1, 16, 64, F16)
+    cache.tables[0, 2] = 77
+    q = torch.zeros(2, 2, 64, dtype=F16)
+    positions = torch.tensor([39, 19], dtype=torch.int32)
+    with pytest.raises(KernelInputError, match=r"entry 2 of row 0.* is 77; expected 0\.\.6"):
+        decode_attention(
+            q, cache.k, cache.v, cache.tables, positions, max_length=64, scale=1.0, debug=True
+        )
+    with pytest.raises(KernelInputError, match="has 999 tokens in 63 blocks"):
+        check_block_tables(cache.tables, torch.tensor([999]), 7, 16)
+    with pytest.raises(KernelInputError, match="uses line 9"):
+        check_block_tables(cache.tables, torch.tensor([1]), 7, 16, torch.tensor([9]))
+    with pytest.raises(KernelInputError, match="row has 20 tokens; max_length is 8"):
+        decode_attention(
+            q[:1], cache.k, cache.v, cache.tables[1:], positions[1:], max_length=8, scale=1.0,
+            debug=True,
+        )  # fmt: skip
+
+
+def test_bad_inputs_are_refused_with_numbers(rng, monkeypatch):
+    cache = paged(rng, [40], 2, 16, 64, F16)
+    q = torch.zeros(1, 4, 64, dtype=F16)
+    positions = torch.tensor([39], dtype=torch.int32)
+
+    def run(q=q, k=cache.k, v=cache.v, tables=cache.tables, **kw):
+        return decode_attention(
+            q, k, v, tables, positions, **{"max_length": 40, "scale": 1.0, **kw}
+        )
+
+    with pytest.raises(KernelInputError, match="3 query heads do not divide into 2"):
+        run(q=q[:, :3].contiguous())
+    with pytest.raises(KernelInputError, match="head_dim is 72"):
+        run(q=torch.zeros(1, 4, 72, dtype=F16))
+    with pytest.raises(KernelInputError, match=r"k_cache is torch\.bfloat16"):
+        run(k=cache.k.to(BF16))
+    with pytest.raises(KernelInputError, match="k_scale must be given"):
+        run(k=cache.k.to(torch.int8), v=cache.v.to(torch.int8))
+    with pytest.raises(KernelInputError, match="scale is 0"):
+        run(scale=0.0)
+    with pytest.raises(KernelInputError, match=r"block_tables is torch\.int64"):
+        run(tables=cache.tables.long())
+    with pytest.raises(KernelInputError, match="a KV block has 8 tokens"):
+        run(k=cache.k[:, :, :8].contiguous(), v=cache.v[:, :, :8].contiguous())
+    monkeypatch.setattr(attention_op, "decode_splits", lambda *a: 2)
+    with pytest.raises(KernelInputError, match="workspace holds 3 floats; 528 are needed"):
+        run(workspace=torch.zeros(3))

@@ -1,0 +1,219 @@
+"""Norms, embedding, RoPE with KV write, gated activations and the gather against float64."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from halfbyte.errors import KernelInputError
+from halfbyte.kernels.fused import embed_norm, gated_mul, gather_step, rms_norm, rope_write_kv
+from halfbyte.kernels.fused import reference as ref
+from halfbyte.kernels.fused.outputs import RowOutputs
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@pytest.fixture
+def rng():
+    seed = random.randrange(1 << 31)
+    print("seed", seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def check(y, expected, roundings=1.0):
+    """Each rounding to the dtype costs half an ulp of the value; float32 arithmetic 1e-6."""
+    eps = torch.finfo(y.dtype).eps
+    bound = (0.51 * roundings * eps + 1e-6) * expected.abs() + 1e-6 + torch.finfo(y.dtype).tiny
+    error = (y.double() - expected).abs()
+    assert (error <= bound).all(), float((error - bound).max())
+
+
+def check_extras(out: RowOutputs, group: int):
+    """Sums and codes are those of the rounded values.
+
+    The interpreter rounds a float32 FMA twice, so a code may fall on the other side of a tie.
+    """
+    assert out.values is not None
+    if group:
+        assert out.sums is not None
+        torch.testing.assert_close(
+            out.sums.double(), ref.group_sums(out.values.double(), group), rtol=1e-5, atol=1e-4
+        )
+    if out.codes is not None:
+        codes, scales = ref.quantize_rows(out.values)
+        assert out.scales is not None and torch.equal(out.scales, scales)
+        wrong = out.codes.int() - codes.int()
+        assert wrong.abs().max() <= 1 and (wrong != 0).float().mean() < 0.03
+
+
+def buffers(rows, width, dtype, group, quantize):
+    """Poisoned buffers."""
+    return RowOutputs(
+        torch.full((rows, width), float("nan"), dtype=dtype),
+        torch.full((rows, -(-width // group)), float("nan")) if group else None,
+        torch.full((rows, width), -128, dtype=torch.int8) if quantize else None,
+        torch.full((rows,), float("nan")) if quantize else None,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 100, 256, 1000])
+def test_add_rms_norm(rng, dtype, width):
+    x, residual = (torch.randn(3, width, generator=rng).to(dtype) for _ in range(2))
+    weight = torch.randn(width, generator=rng)
+    before, given = residual.clone(), buffers(3, width, dtype, 32, True)
+    out = rms_norm(x, weight, 1e-5, residual_TD=residual, group=32, quantize=True, out=given)
+    assert torch.equal(residual, (x.float() + before.float()).to(dtype))
+    assert out.values is given.values and out.codes is given.codes
+    check(out.values, ref.rms_norm(residual.double(), weight.to(dtype).double(), 1e-5), 2.0)
+    check_extras(out, 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_of_picked_rows_in_gemmas_form(rng, dtype):
+    x, weight = torch.randn(5, 72, generator=rng).to(dtype), torch.randn(72, generator=rng)
+    out = rms_norm(x, weight, 1e-6, rows_S=torch.tensor([4, 0]), plus_one=True)
+    check(out.values, ref.rms_norm(x[[4, 0]].double(), weight.double(), 1e-6, plus_one=True))
+
+
+def test_codes_alone_are_those_of_the_rounded_values(rng):
+    x, weight = torch.randn(4, 96, generator=rng).bfloat16(), torch.randn(96, generator=rng)
+    x[2] = 0
+    alone = rms_norm(x, weight, 1e-6, quantize=True, values=False)
+    both = rms_norm(x, weight, 1e-6, quantize=True)
+    assert alone.values is None and both.values is not None
+    assert torch.equal(alone.codes, both.codes) and torch.equal(alone.scales, both.scales)
+    assert both.scales[2] == 0 and (both.codes[2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding_and_first_norm(rng, dtype):
+    table, weight = torch.randn(9, 40, generator=rng).to(dtype), torch.randn(40, generator=rng)
+    ids = torch.tensor([8, 0, 9, -1])
+    residual, out = embed_norm(ids, table, weight_D=weight, eps=1e-5, scale=6.25, group=8)
+    assert torch.equal(residual[:2], (table[[8, 0]].float() * 6.25).to(dtype))
+    assert (residual[2:] == 0).all()
+    check(out.values, ref.rms_norm(residual.double(), weight.to(dtype).double(), 1e-5), 2.0)
+    check_extras(out, 8)
+    alone, none = embed_norm(ids[:2], table)
+    assert none is None and torch.equal(alone, table[[8, 0]])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 100, 1500])
+def test_gated(rng, dtype, width, activation):
+    x = (torch.randn(3, 2 * width, generator=rng) * 4).to(dtype)
+    if width > 1:
+        x[0, :2] = torch.tensor([-300.0, 300.0])
+    given = buffers(3, width, dtype, 16, False)
+    out = gated_mul(x, activation=activation, group=16, out=given)
+    expected = ref.gated(x.double(), activation)
+    # exp is good to 1e-6 of its argument's size; results below that of their factors vanish.
+    check(out.values, expected + 0.0, 1.1)
+    check_extras(out, 16)
+    both = gated_mul(x, activation=activation, group=16, quantize=True)
+    assert torch.equal(both.values, out.values) and torch.equal(both.sums, out.sums)
+    check_extras(both, 16)
+
+
+ROPE = [
+    # dtype, heads, kv heads, dim, half, interleaved, norm, int8
+    (torch.float16, 4, 2, 64, 32, False, False, False),
+    (torch.bfloat16, 3, 1, 80, 20, True, True, False),
+    (torch.float32, 4, 2, 96, 24, False, True, True),
+    (torch.float16, 5, 5, 64, 32, True, False, True),
+    (torch.bfloat16, 9, 3, 128, 64, False, True, True),
+]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "kv_heads", "dim", "half", "interleaved", "norm", "quantized"), ROPE
+)
+def test_rope_and_kv_write(
+    rng, dtype, heads, kv_heads, dim, half, interleaved, norm, quantized, in_place
+):
+    page, slots = 16, torch.tensor([5, -1, 16 * 5 + 15, 33])
+    qkv = torch.randn(4, (heads + 2 * kv_heads) * dim, generator=rng).to(dtype)
+    angles = torch.rand(4, half, generator=rng) * 6
+    rope = torch.cat((angles.cos(), angles.sin()), -1)
+    kind = torch.int8 if quantized else dtype
+    cache = torch.full((6, 2, 2, kv_heads, page, dim), 99, dtype=kind)
+    scales = torch.full((6, 2, kv_heads, page), -1.0)
+    q_norm, k_norm = (torch.randn(dim, generator=rng) if norm else None for _ in range(2))
+    original = qkv.clone().double().view(4, -1, dim)
+    out = qkv[:, : heads * dim].unflatten(1, (heads, dim)) if in_place else None
+    q = rope_write_kv(
+        qkv, rope, slots, cache[:, 1, 0], cache[:, 1, 1], heads,
+        q_norm_E=q_norm, k_norm_E=k_norm, eps=1e-6, interleaved=interleaved,
+        k_scale_BJS=scales[:, 0] if quantized else None,
+        v_scale_BJS=scales[:, 1] if quantized else None, out=out,
+    )  # fmt: skip
+    true_q, true_k, true_v = original.split((heads, kv_heads, kv_heads), 1)
+    if q_norm is not None and k_norm is not None:
+        true_q = ref.rms_norm(true_q, q_norm.to(dtype).double(), 1e-6)
+        true_k = ref.rms_norm(true_k, k_norm.to(dtype).double(), 1e-6)
+    true_q = ref.rotate(true_q, rope.double(), interleaved)
+    true_k = ref.rotate(true_k, rope.double(), interleaved)
+    # A rotation mixes two normed and rounded values, so errors go by the head's size.
+    bound = (2.0 if norm else 1.0) * torch.finfo(dtype).eps + 1e-6
+    assert (q.double() - true_q).abs().max() <= bound * true_q.abs().max()
+    touched = torch.zeros(6, page, dtype=torch.bool)
+    for t, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            continue
+        block, offset = divmod(slot, page)
+        touched[block, offset] = True
+        for side, true in ((0, true_k[t]), (1, true_v[t])):
+            got = cache[block, 1, side, :, offset].double()
+            step = 0.0
+            if quantized:
+                got *= scales[block, side, :, offset].double().unsqueeze(-1)
+                step = 0.51 / 127
+            assert (got - true).abs().max() <= (bound + step) * true.abs().max()
+    written = (cache[:, 1] != 99).any(-1).any(2).any(1)
+    assert torch.equal(written, touched)
+    assert (cache[:, 0] == 99).all()
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_gather_step(rng, shift):
+    tokens = torch.randint(0, 1000, (3, 50), generator=rng)
+    tables = torch.randperm(12, generator=rng).to(torch.int32).view(3, 4)
+    rope = torch.randn(100, 8, generator=rng)
+    rows, positions = torch.tensor([2, 0, -1, 1]), torch.tensor([40, 0, 7, -1], dtype=torch.int32)
+    shifts = torch.tensor([50, 0, 0, 0], dtype=torch.int32) if shift else None
+    ids, slots, angles = gather_step(rows, positions, tokens, tables, rope, 16, rope_shift_T=shifts)
+    assert ids.tolist() == [int(tokens[2, 40]), int(tokens[0, 0]), 0, 0]
+    assert slots.tolist() == [int(tables[2, 2]) * 16 + 8, int(tables[0, 0]) * 16, -1, -1]
+    assert torch.equal(angles[0], rope[90 if shift else 40]) and torch.equal(angles[1], rope[0])
+    assert angles[2:].tolist() == [[1.0] * 4 + [0.0] * 4] * 2
+
+
+def test_bad_inputs_are_refused_with_numbers():
+    x, weight = torch.zeros(2, 64), torch.zeros(64)
+    with pytest.raises(KernelInputError, match=r"weight has shape \(63,\); expected \(64,\)"):
+        rms_norm(x, weight[:63], 1e-5)
+    with pytest.raises(KernelInputError, match="group is 12"):
+        rms_norm(x, weight, 1e-5, group=12)
+    with pytest.raises(KernelInputError, match="both off"):
+        rms_norm(x, weight, 1e-5, values=False)
+    with pytest.raises(KernelInputError, match=r"a row has 40000 values; expected 1\.\.32768"):
+        rms_norm(torch.zeros(1, 40000), torch.zeros(40000), 1e-5)
+    with pytest.raises(KernelInputError, match="has 63 columns"):
+        gated_mul(torch.zeros(1, 63))
+    with pytest.raises(KernelInputError, match="'relu'; expected 'silu'"):
+        gated_mul(x, activation="relu")
+    cache = torch.zeros(2, 1, 16, 64)
+    with pytest.raises(KernelInputError, match="rope has 66 columns"):
+        rope_write_kv(
+            torch.zeros(1, 192),
+            torch.zeros(1, 66),
+            torch.zeros(1, dtype=torch.int64),
+            cache,
+            cache,
+            1,
+        )

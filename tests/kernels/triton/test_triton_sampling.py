@@ -1,0 +1,183 @@
+"""Sampling kernels against the reference: the same token for the same seed and position."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from halfbyte.errors import KernelInputError
+from halfbyte.kernels import reference as ref
+from halfbyte.kernels.sampling import (
+    Choice,
+    argmax,
+    pack_choices,
+    reset_counts,
+    sample,
+    sample_workspace,
+)
+from halfbyte.kernels.sampling import reference as sampling_reference
+
+
+@pytest.fixture
+def seed():
+    value = random.randrange(1 << 31)
+    print("seed", value)
+    return value
+
+
+def expected_tokens(logits_V, choice, counts_V):
+    """Tokens that count as right: the reference's, and that of exact arithmetic.
+
+    The reference sums probabilities in float32, one after the other, so where ``top_p`` falls
+    within its rounding error of a token's edge it may keep one token more or less.
+    """
+    tokens = {sampling_reference.sample(logits_V, choice, counts_V)}
+    if choice.top_p < 1.0 and choice.temperature > 0:
+        for top_p in (choice.top_p - 3e-6, choice.top_p + 3e-6):
+            nudged = Choice(**{k: getattr(choice, k) for k in Choice.__slots__} | {"top_p": top_p})
+            tokens.add(sampling_reference.sample(logits_V, nudged, counts_V))
+    return tokens
+
+
+def logits_of(kind, rows, size, rng):
+    """Logits with a peak, with ties, with forbidden tokens, or nearly flat."""
+    x = torch.randn(rows, size, generator=rng)
+    if kind == "peaked":
+        return x * 4
+    if kind == "tied":
+        return (x * 3).round()
+    if kind == "forbidden":
+        x[:, torch.rand(size, generator=rng) < 0.6] = -math.inf
+        x[:, size // 2] = 0.0
+        return x * 2
+    return x * 0.01
+
+
+@pytest.mark.parametrize("kind", ["peaked", "tied", "forbidden", "flat"])
+@pytest.mark.parametrize("size", [2, 300, 4097, 9001])
+def test_tokens_equal_the_references(seed, kind, size):
+    rng, pick = torch.Generator().manual_seed(seed), random.Random(seed)
+    rows = 5
+    logits = logits_of(kind, rows, size, rng)
+    counts = torch.full((2, size), -1, dtype=torch.int32)
+    for slot, prompt in ((0, 10), (1, 25)):
+        reset_counts(counts, slot, torch.randint(0, size + 3, (30,), generator=rng), prompt)
+    choices = [
+        Choice(
+            temperature=pick.choice([0.0, 0.3, 1.0, 1.7, 1e-40]),
+            top_k=pick.choice([0, 0, 1, 5, 50, 4500, size]),
+            top_p=pick.choice([1.0, 0.9, 0.5, 0.0, 0.999]),
+            min_p=pick.choice([0.0, 0.0, 0.1, 0.01]),
+            repetition=pick.choice([1.0, 1.3]),
+            presence=pick.choice([0.0, 0.3]),
+            frequency=pick.choice([0.0, 0.7]),
+            seed=pick.randrange(-(2**63), 2**63),
+            position=pick.randrange(10**6),
+            slot=row if row < 2 else -1,
+        )
+        for row in range(rows)
+    ]
+    before = counts.clone()
+    workspace = sample_workspace(rows, "cpu").fill_(-1)
+    logprobs = torch.full((rows,), math.nan)
+    out = torch.full((rows,), -7)
+    floats, ints = pack_choices(choices)
+    sample(logits, floats, ints, counts_PV=counts, workspace=workspace, out=out, logprobs=logprobs)
+    for row, choice in enumerate(choices):
+        token = int(out[row])
+        line = before[choice.slot] if choice.slot >= 0 else None
+        assert token in expected_tokens(logits[row], choice, line), choice
+        # float32 sum of up to 9001 terms.
+        assert abs(sampling_reference.logprob(logits[row], token) - float(logprobs[row])) < 1e-4
+        if choice.slot >= 0:
+            before[choice.slot, token] += 1
+    assert torch.equal(counts, before)
+
+
+def test_kept_set_is_the_references(seed):
+    """Draws at many positions stay inside of keep_mask, ties included."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(1, 40, generator=rng) * 2).round() / 2
+    for top_k, top_p, min_p in ((7, 1.0, 0.0), (0, 0.8, 0.0), (9, 0.7, 0.0), (0, 1.0, 0.2)):
+        keep = ref.keep_mask(logits[0] - logits.max(), top_k, top_p, min_p)
+        choices = [Choice(1.0, top_k, top_p, min_p, seed=seed, position=i) for i in range(25)]
+        tokens = sample(logits.expand(25, 40), *pack_choices(choices))
+        assert keep[tokens].all()
+        wanted = [ref.sample(logits[0], 1.0, top_k, top_p, min_p, seed, i) for i in range(25)]
+        assert tokens.tolist() == wanted
+
+
+def test_a_row_does_not_see_the_batch(seed):
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, 5000, generator=rng)
+    choices = [Choice(1.0, 40 * i, 0.95, seed=seed + i, position=i) for i in range(6)]
+    together = sample(logits, *pack_choices(choices))
+    for row in (0, 3, 5):
+        alone = sample(logits[row : row + 1], *pack_choices(choices[row : row + 1]))
+        assert alone[0] == together[row]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_argmax_takes_the_lowest_of_equals(seed, dtype):
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, 4100, generator=rng).clamp(max=2.0).to(dtype)
+    logits[3] = -math.inf
+    logits[4, 10] = math.nan
+    out = argmax(logits, valid=4099)
+    tidy = logits[:, :4099].float().nan_to_num(nan=-math.inf, neginf=-math.inf)
+    best = tidy.max(-1).values.unsqueeze(-1)
+    assert out.tolist() == [
+        int((row == top).nonzero()[0]) for row, top in zip(tidy, best, strict=True)
+    ]
+    greedy = sample(logits, *pack_choices([Choice()] * 5), valid=4099)
+    assert torch.equal(out, greedy)
+
+
+def test_valid_and_strided_rows(seed):
+    rng = torch.Generator().manual_seed(seed)
+    wide = torch.randn(3, 100, generator=rng)
+    wide[:, 60:] = 50.0
+    view = wide[:, :80]
+    assert (argmax(view, valid=60) < 60).all()
+    choices = [Choice(2.0, seed=seed, position=i) for i in range(3)]
+    tokens = sample(view, *pack_choices(choices), valid=60)
+    wanted = [ref.sample(wide[i, :60], 2.0, 0, 1.0, 0.0, seed, i) for i in range(3)]
+    assert tokens.tolist() == wanted
+
+
+def test_division_by_corrected_products_is_correctly_rounded(seed):
+    """``parts.divide`` as a GPU computes it, emulated in float64, equals IEEE division."""
+    rng = torch.Generator().manual_seed(seed)
+    a = (torch.rand(30000, generator=rng) * 60).float()
+    for b in (0.7, 1.0, 1.3, 0.1, 1e-3, 1.9999999, 3.0, 1e-30):
+        b32 = torch.tensor(b, dtype=torch.float32)
+        y = 1.0 / b32
+
+        def fma(p, q, r):
+            # The product is exact in float64; its sum is rounded once more, harmlessly but for
+            # ties that 29 spare bits make too rare to meet here.
+            return (p.double() * q.double() + r.double()).float()
+
+        q = a * y
+        for _ in range(2):
+            q = fma(fma(-q, b32, a), y, q)
+        ok = (a / b32).isfinite()
+        assert torch.equal(q[ok], (a / b32)[ok])
+
+
+def test_bad_inputs_are_refused_with_numbers():
+    logits = torch.zeros(2, 50)
+    floats, ints = pack_choices([Choice()] * 2)
+    with pytest.raises(KernelInputError, match="51 ids are valid, logits have 50 columns"):
+        argmax(logits, valid=51)
+    with pytest.raises(KernelInputError, match=r"floats has shape \(1, 6\); expected \(2, 6\)"):
+        sample(logits, floats[:1], ints)
+    with pytest.raises(KernelInputError, match="counts have 49 columns; 50 ids"):
+        sample(logits, floats, ints, counts_PV=torch.zeros(1, 49, dtype=torch.int32))
+    with pytest.raises(KernelInputError, match="workspace holds 8 integers; 16384"):
+        sample(logits, floats, ints, workspace=torch.zeros(8, dtype=torch.int32))
+    with pytest.raises(KernelInputError, match=r"penalty slot is 1; expected 0\.\.0"):
+        reset_counts(torch.zeros(1, 5, dtype=torch.int32), 1, torch.zeros(1, dtype=torch.int64), 0)
