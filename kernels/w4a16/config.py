@@ -29,8 +29,6 @@ class Problem:
         k: features.
         group: as in ``PackedW4``: 32, 64, a multiple of 128 or 0.
         fp16: activations are fp16 (else bf16).
-        half_table: entries are two fp16, not two fp32.
-        additive: offsets are added after scaling.
         arch: compute capability such as 90; 0 under the interpreter and elsewhere.
         sms: multiprocessors.
         exact: the bits of a row must not depend on ``m``.
@@ -41,8 +39,6 @@ class Problem:
     k: int
     group: int
     fp16: bool
-    half_table: bool
-    additive: bool
     arch: int
     sms: int
     exact: bool = False
@@ -87,34 +83,47 @@ def table_key(p: Problem) -> str:
     return f"sm{p.arch} m{bucket(p.m)} {p.rows}x{p.k} g{p.group} {dtype}"
 
 
+def tensor_memory(arch: int) -> bool:
+    """Whether products of 4 and more warps take their operands from tensor memory (sm_100).
+
+    Weights made in registers would have to be moved there, at 12 to 25 instructions per weight;
+    two warps use the older instruction, which reads registers, so tiles stay at two.
+    """
+    return 100 <= arch < 120
+
+
 def crossover(arch: int) -> int:
     """Rows above which a dequantized dense product is faster than any fused kernel."""
-    return 512 if arch >= 90 else 256
+    if tensor_memory(arch):
+        return 64
+    return 512 if arch == 90 else 256
 
 
-def late_tile(bm: int, group: int, half_table: bool) -> Config:
+def late_tile(bm: int) -> Config:
     """Tile of the late-scaling kernel for ``bm`` = 8, 16 or 32 tokens."""
     if bm <= 16:
         return Config(bm, 128, 2, 4)
     return Config(bm, 128, 4, 3)
 
 
-def late_tokens(group: int, exact: bool) -> int:
+def late_tokens(group: int, exact: bool, arch: int) -> int:
     """Most tokens of one late-scaling tile; groups of 32 need four scale steps a slice."""
     if group == 32:
         return 8
-    return 16 if exact else 32
+    return 16 if exact or tensor_memory(arch) else 32
 
 
 def direct_tile(m: int, arch: int) -> Config:
     """Tile of the in-register kernel."""
     if m <= 16:
         return Config(16, 128, 2, 4)
+    if tensor_memory(arch):
+        return Config(32, 128, 2, 3)
     if m <= 32:
         return Config(32, 128, 4, 3)
     if m <= 64:
         return Config(64, 128, 4, 3) if arch == 90 else Config(64, 128, 8, 3)
-    return Config(128, 128, 8, 2 if arch in (86, 89, 120) else 3)
+    return Config(128, 128, 8, 2 if arch in (0, 86, 89, 120) else 3)
 
 
 def split_count(tiles: int, slices: int, programs: int, cap: int) -> int:
@@ -141,7 +150,7 @@ def choose(
     """
     rejected: dict[str, str] = {}
     if p.exact:
-        config = late_tile(late_tokens(p.group, True), p.group, p.half_table)
+        config = late_tile(late_tokens(p.group, True, p.arch))
         tiles = p.rows // config.bn
         cap = min(EXACT_MAX_SPLITS, _split_cap(config, tiles, partial_bytes, counters))
         splits = split_count(tiles, -(-p.k // SLICE), 4 * p.sms, cap)
@@ -163,10 +172,10 @@ def choose(
         why = f"{p.m} rows: above {limit} on sm_{p.arch} a dense product is faster"
         return Choice("dequantize", Config(0, 64, 4, 1), "formula", {"late": why, "direct": why})
     rejected["dequantize"] = f"{p.m} rows: up to {limit} on sm_{p.arch} reading 4 bits wins"
-    most = late_tokens(p.group, False)
+    most = late_tokens(p.group, False, p.arch)
     if p.m <= most:
         kernel: KernelName = "late"
-        config = late_tile(next(b for b in (8, 16, 32) if p.m <= b), p.group, p.half_table)
+        config = late_tile(next(b for b in (8, 16, 32) if p.m <= b))
         rejected["direct"] = f"{p.m} rows: up to {most} scaling group sums takes fewer instructions"
     else:
         kernel = "direct"

@@ -102,8 +102,6 @@ def explain(
         k=weight.features,
         group=weight.group,
         fp16=x_MK.dtype == torch.float16,
-        half_table=weight.table.dtype == torch.int32,
-        additive=weight.additive,
         arch=runtime.arch(index),
         sms=runtime.multiprocessors(index),
         exact=exact,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
-from .config import Config, direct_tile, late_tile, late_tokens
+from .config import Config, direct_tile, late_tile, late_tokens, tensor_memory
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel
 
@@ -39,26 +39,29 @@ def variants(arch: int) -> Iterator[Variant]:
     """
     for bm in (8, 16, 32):
         for group in (128, 64, 32, 256, 0):
-            if bm > late_tokens(group, False):
+            if bm > late_tokens(group, False, arch):
                 continue
-            config = late_tile(bm, group, True)
+            config = late_tile(bm)
             yield _product("late", arch, config, group, "zero", "fp16")
             if group == 128 or bm == 8:
                 yield _product("late", arch, config, group, "sym", "fp16")
                 yield _product("late", arch, config, group, "zero", "bf16")
-        yield _product("late", arch, late_tile(bm, 128, True), 128, "sym", "bf16")
+        if bm <= late_tokens(128, False, arch):
+            yield _product("late", arch, late_tile(bm), 128, "sym", "bf16")
     for form in ("zero32", "add", "add32"):
         for group in (128, 32):
-            config = late_tile(8, group, form in ("add",))
+            config = late_tile(8)
             yield _product("late", arch, config, group, form, "fp16")
-    tile = late_tile(16, 128, True)
+    tile = late_tile(16)
     yield _product("late", arch, tile, 128, "zero", "fp16", even=False)
     yield _product("late", arch, tile, 128, "zero", "fp16", bias=True)
     yield _product("late", arch, tile, 128, "zero", "fp16", residual=True)
     yield _product("late", arch, tile, 128, "zero", "fp16", gated=True)
     for m in (16, 32, 64, 128):
         config = direct_tile(m, arch)
-        if m <= 32:
+        if config.bm < m:
+            continue
+        if m <= 16 or (m <= 32 and not tensor_memory(arch)):
             yield _product("direct", arch, config, 32, "zero", "fp16")
             yield _product("direct", arch, config, 32, "add32", "bf16")
             continue

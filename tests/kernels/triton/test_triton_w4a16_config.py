@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def problem(m, rows=4096, k=4096, group=128, arch=90, **changes):
-    values = {"fp16": True, "half_table": True, "additive": False, "sms": 132} | changes
+    values = {"fp16": True, "sms": 132} | changes
     return Problem(m=m, rows=rows, k=k, group=group, arch=arch, **values)
 
 
@@ -27,12 +27,11 @@ def pick(p, **options):
     k=st.integers(1, 30000),
     group=st.sampled_from((0, 32, 64, 128, 256)),
     arch=st.sampled_from((0, 75, 80, 86, 89, 90, 100, 120)),
-    half=st.booleans(),
     exact=st.booleans(),
     sms=st.integers(1, 160),
 )
-def test_every_choice_can_run(m, rows, k, group, arch, half, exact, sms):
-    p = problem(m, rows, k, group, arch, half_table=half, exact=exact, sms=sms)
+def test_every_choice_can_run(m, rows, k, group, arch, exact, sms):
+    p = problem(m, rows, k, group, arch, exact=exact, sms=sms)
     choice = pick(p)
     c = choice.config
     if choice.kernel != "dequantize":
@@ -53,6 +52,11 @@ def test_few_rows_scale_late_and_many_go_dense():
     kernels = [pick(problem(m)).kernel for m in (1, 16, 32, 33, 512, 513)]
     assert kernels == ["late", "late", "late", "direct", "direct", "dequantize"]
     assert pick(problem(257, arch=80)).kernel == "dequantize"
+
+
+@pytest.mark.parametrize("m", [1, 17, 33, 64])
+def test_tiles_stay_at_two_warps_where_products_read_tensor_memory(m):
+    assert pick(problem(m, arch=100)).config.warps == 2
 
 
 def test_small_layers_are_split_until_the_machine_is_full():
