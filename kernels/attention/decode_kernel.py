@@ -16,6 +16,11 @@ row (or the last ``window`` of them).
   token's bits depend on its own row alone; with CHUNK = 0 the row's pages are dealt evenly.
 """
 
+# Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false
+
 from __future__ import annotations
 
 import triton

@@ -4,6 +4,9 @@ Shape letters: T tokens of a step, H query heads, J key/value heads, E head dime
 the cache, S tokens of a block, R lines of the block table, W entries of a line.
 """
 
+# Launches: num_warps and num_stages are no parameters of the kernel that pyright sees.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -8,6 +8,11 @@ the second of which finds it in the cache, so that rows may have any length. gat
 bf16 or fp32. Ragged I. Deterministic.
 """
 
+# Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false
+
 from __future__ import annotations
 
 import triton

@@ -11,6 +11,11 @@ for no token; caches [B, J, S, E], whose blocks may be strided. Ragged: H + 2 J,
 programs write one place, so long as no slot is given twice. Deterministic.
 """
 
+# Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false
+
 from __future__ import annotations
 
 import triton

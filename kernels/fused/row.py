@@ -1,5 +1,10 @@
 """Device code that several kernels share: rounding, int8 codes and group sums of a row."""
 
+# Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false
+
 from __future__ import annotations
 
 import triton

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def expected_tokens(logits_V, choice, counts_V):
     tokens = {sampling_reference.sample(logits_V, choice, counts_V)}
     if choice.top_p < 1.0 and choice.temperature > 0:
         for top_p in (choice.top_p - 3e-6, choice.top_p + 3e-6):
-            nudged = Choice(**{k: getattr(choice, k) for k in Choice.__slots__} | {"top_p": top_p})
+            nudged = replace(choice, top_p=top_p)
             tokens.add(sampling_reference.sample(logits_V, nudged, counts_V))
     return tokens
 
@@ -103,10 +104,10 @@ def test_kept_set_is_the_references(seed):
     logits = (torch.randn(1, 40, generator=rng) * 2).round() / 2
     for top_k, top_p, min_p in ((7, 1.0, 0.0), (0, 0.8, 0.0), (9, 0.7, 0.0), (0, 1.0, 0.2)):
         keep = ref.keep_mask(logits[0] - logits.max(), top_k, top_p, min_p)
-        choices = [Choice(1.0, top_k, top_p, min_p, seed=seed, position=i) for i in range(25)]
-        tokens = sample(logits.expand(25, 40), *pack_choices(choices))
+        choices = [Choice(1.0, top_k, top_p, min_p, seed=seed, position=i) for i in range(10)]
+        tokens = sample(logits.expand(10, 40), *pack_choices(choices))
         assert keep[tokens].all()
-        wanted = [ref.sample(logits[0], 1.0, top_k, top_p, min_p, seed, i) for i in range(25)]
+        wanted = [ref.sample(logits[0], 1.0, top_k, top_p, min_p, seed, i) for i in range(10)]
         assert tokens.tolist() == wanted
 
 
