@@ -13,7 +13,7 @@ from pathlib import Path
 from .targets import Target
 from .variant import Variant
 
-FAMILIES: tuple[str, ...] = ("attention", "w8a8")
+FAMILIES: tuple[str, ...] = ("attention", "codebook", "fused", "sampling", "w4a16", "w8a16", "w8a8")
 """Dotted names below ``halfbyte.kernels`` of the packages that hold a ``variants.py``."""
 
 _ROOT = Path(__file__).parents[1]

@@ -1,0 +1,8 @@
+"""Codebook weights (NF4, FP4, any 16-entry table) times fp16 or bf16 activations."""
+
+from __future__ import annotations
+
+from .layout import FP4, NF4, PackedCodebook, pack_codebook
+from .op import codebook_linear, dequantize
+
+__all__ = ["FP4", "NF4", "PackedCodebook", "codebook_linear", "dequantize", "pack_codebook"]

@@ -1,0 +1,107 @@
+"""Packing of 4-bit weights whose codes index a table of 16 values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checks import check_tensor, require
+from ..w8a16.fragments import Fragments, pack, unpack_words
+
+# Quantiles of a normal distribution with an exact zero (Dettmers et al., QLoRA, 2023).
+NF4: tuple[float, ...] = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+# Sign, two exponent bits, one mantissa bit, divided by the largest, 12 (bitsandbytes' order).
+FP4: tuple[float, ...] = (
+    *(0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12),
+    *(-0.0, -0.0625 / 12, -8 / 12, -1.0, -4 / 12, -6 / 12, -2 / 12, -3 / 12),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCodebook(Fragments):
+    """A packed codebook weight; see :class:`Fragments`.
+
+    Attributes:
+        lut_fp16: int32 [1 or stored rows, 8], the tables as the kernel wants them: low bytes of
+            the 16 entries in fp16, four a word, then high bytes.
+        lut_bf16: the same in bf16.
+    """
+
+    lut_fp16: Tensor
+    lut_bf16: Tensor
+
+
+def pack_codebook(
+    codes_NK: Tensor,
+    scales: Tensor,
+    table: Tensor | tuple[float, ...] = NF4,
+    *,
+    block: int = 64,
+) -> PackedCodebook:
+    """Pack a weight ``w = scale * table[code]``; stays on the device of ``codes_NK``.
+
+    Args:
+        codes_NK: uint8 [N, K], values 0 to 15, one code per element.
+        scales: float, one per ``block`` consecutive elements of the flattened weight (absmax of
+            bitsandbytes, already dequantized if nested): ceil(N * K / block) of them, any shape.
+            With block -1: one a row.
+        table: 16 values for all rows, or float [N, 16] for tables of rows (Lloyd-Max).
+        block: 32 to 4096 elements, or -1. Where K is no multiple, the common divisor must be a
+            multiple of 32.
+
+    The table's entries are rounded to the type of the activations.
+
+    Raises:
+        KernelInputError: shapes, dtypes or block do not fit; codes exceed 15.
+    """
+    check_tensor("codes", codes_NK, (None, None), (torch.uint8,))
+    n, k = codes_NK.shape
+    device = codes_NK.device
+    values = torch.as_tensor(table, dtype=torch.float32, device=device)
+    values = values[None] if values.dim() == 1 else values
+    require(
+        tuple(values.shape) in ((1, 16), (n, 16)),
+        f"table has shape {tuple(values.shape)}; expected 16 values or {(n, 16)}",
+    )
+    require(block == -1 or block > 0, f"block is {block}; expected a positive number or -1")
+    flat = scales.reshape(-1).to(torch.float32)
+    count = n if block == -1 else -(-n * k // block)
+    require(flat.numel() == count, f"{flat.numel()} scales; expected {count} for block {block}")
+    if codes_NK.numel():
+        top = int(codes_NK.max())
+        require(top <= 15, f"codes go up to {top}; expected 4-bit codes, 0 to 15")
+    group = block
+    if block != -1:
+        # Blocks may straddle rows; pieces of the common divisor never do.
+        group = math.gcd(block, k)
+        require(
+            group % 32 == 0 or n * k == 0,
+            f"K is {k} with blocks of {block}: pieces of {group} do not fit a kernel",
+            "dequantize this layer",
+        )
+        flat = flat.repeat_interleave(block // group)[: n * k // group]
+    p = pack(codes_NK, flat.reshape(n, -1), None, values, group, planes=4)
+    assert p.tables is not None
+    luts = [_registers(p.tables.to(t)) for t in (torch.float16, torch.bfloat16)]
+    return PackedCodebook(
+        *(p.words, p.scales, None, p.tables, p.rows, p.features, p.group, p.planes), *luts
+    )
+
+
+def unpack_codebook(weight: PackedCodebook) -> Tensor:
+    """Codes uint8 [N, K]."""
+    return unpack_words(weight.words, weight.rows, weight.features, 4)
+
+
+def _registers(values: Tensor) -> Tensor:
+    """16-bit values [rows, 16] to int32 [rows, 8]: low bytes, then high bytes."""
+    pairs = values.contiguous().view(torch.uint8).view(-1, 16, 2)
+    return pairs.transpose(1, 2).contiguous().view(-1, 32).view(torch.int32)

@@ -1,0 +1,65 @@
+"""Packing of 8-bit weights for fp16 and bf16 activations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..checks import check_tensor, require
+from .fragments import Fragments, pack, unpack_words
+
+ZeroKind = Literal["none", "int", "float"]
+
+
+class PackedW8A16(Fragments):
+    """An 8-bit weight; see :class:`Fragments`. Decoded codes are ``byte - 128``."""
+
+    __slots__ = ()
+
+
+def pack_w8a16(
+    codes_NK: Tensor,
+    scales_NG: Tensor,
+    zeros_NG: Tensor | None = None,
+    *,
+    zero: ZeroKind = "none",
+    group: int = -1,
+) -> PackedW8A16:
+    """Pack an 8-bit weight; stays on the device of ``codes_NK``.
+
+    Args:
+        codes_NK: uint8 [N, K], or int8 (then code = value + 128); any N and K.
+        scales_NG: float [N, G]; G = ceil(K / group), 1 for group -1.
+        zeros_NG: [N, G] zero points (``int``) or added offsets (``float``); None for ``none``.
+        zero: ``none``: w = s (q - 128); ``int``: w = s (q - z); ``float``: w = s q + z.
+        group: k that share a scale, a multiple of 32, or -1 for all of K. The last may be short.
+
+    Raises:
+        KernelInputError: shapes, dtypes or group do not fit.
+    """
+    check_tensor("codes", codes_NK, (None, None), (torch.uint8, torch.int8))
+    require(zero in ("none", "int", "float"), f"zero kind is {zero!r}; expected none, int or float")
+    require(
+        (zeros_NG is None) == (zero == "none"),
+        f"zero kind is {zero!r} but zeros are {'absent' if zeros_NG is None else 'given'}",
+    )
+    if codes_NK.dtype == torch.int8:
+        codes_NK = codes_NK.view(torch.uint8) ^ 128
+    scales = scales_NG.to(torch.float32)
+    offsets = None
+    if zeros_NG is not None:
+        # The kernel decodes v = q - 128: s (q - z) = s v + s (128 - z), s q + z = s v + 128 s + z.
+        require(zeros_NG.shape == scales.shape, f"zeros have shape {tuple(zeros_NG.shape)}")
+        zeros = zeros_NG.to(torch.float32)
+        offsets = scales * (128 - zeros) if zero == "int" else scales * 128 + zeros
+        if not bool(offsets.any()):
+            offsets = None
+    p = pack(codes_NK, scales, offsets, None, group, planes=2)
+    return PackedW8A16(p.words, p.scales, p.offsets, None, p.rows, p.features, p.group, p.planes)
+
+
+def unpack_w8a16(weight: PackedW8A16) -> Tensor:
+    """Codes uint8 [N, K]."""
+    return unpack_words(weight.words, weight.rows, weight.features, 2)

@@ -1,0 +1,168 @@
+"""Launching the fragment kernels: shared by W8A16 and codebooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import runtime
+from ..checks import check_tensor, require
+from ..w4a16.workspace import Workspace
+from .config import Config, choose, launch_options
+from .fragments import ATOM_ROWS, Fragments
+from .kernel import dequantize_kernel, product_kernel
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def linear(
+    x_MK: Tensor,
+    weight: Fragments,
+    lut: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor | None,
+    exact: bool,
+    workspace: Workspace | None,
+) -> Tensor:
+    """``x @ W.T + bias + residual`` -> [M, N]; see the public functions.
+
+    ``lut``: registers of the tables (PTX) or the tables in the type of x.
+    """
+    device = weight.words.device
+    check_tensor("x", x_MK, (None, weight.features), DTYPES, device)
+    m, n = x_MK.shape[0], weight.rows
+    shapes = (("bias", bias, (n,)), ("residual", residual, (m, n)), ("out", out, (m, n)))
+    for name, t, shape in shapes:
+        if t is not None:
+            check_tensor(name, t, shape, (x_MK.dtype,), device)
+    y = torch.empty((m, n), dtype=x_MK.dtype, device=device) if out is None else out
+    if m == 0 or n == 0:
+        return y
+    space = Workspace(device) if workspace is None else workspace
+    index = runtime.device_index(x_MK)
+    config = choose(
+        *(runtime.arch(index), m, weight.stored_rows, weight.words.shape[1]),
+        runtime.multiprocessors(index),
+        exact=exact,
+        partials=space.partials.numel(),
+        counters=space.counters.numel(),
+    )
+    if config.dense:
+        _dense(x_MK, weight, lut, bias, residual, y, space)
+        return y
+    step = m
+    if config.splits > 1:
+        tiles_n = weight.stored_rows // config.bn
+        per_tile = tiles_n * config.splits * config.bm * config.bn
+        most = min(space.partials.numel() // per_tile, space.counters.numel() // tiles_n)
+        step = most * config.bm
+    for start in range(0, m, step):
+        stop = min(m, start + step)
+        part = None if residual is None else residual[start:stop]
+        _launch(config, x_MK[start:stop], weight, lut, bias, part, y[start:stop], space)
+    return y
+
+
+def dequantize(
+    weight: Fragments, lut: Tensor | None, dtype: torch.dtype, first_atom: int, out: Tensor
+) -> Tensor:
+    """Rows of the weight from atom ``first_atom`` on into ``out`` [rows, K], whole atoms."""
+    atoms, slices, _ = weight.words.shape
+    require(out.shape[0] % ATOM_ROWS == 0, f"{out.shape[0]} rows; expected a multiple of 64")
+    unit = _k_unit(weight.features, out)
+    launch: dict[str, Any] = {
+        **_constants(weight, out),
+        "K_UNIT": unit,
+        "num_warps": 4,
+        "num_stages": 1,
+    }
+    dequantize_kernel[(out.shape[0] // ATOM_ROWS, slices)](
+        *(weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, out), out),
+        *(first_atom, atoms, slices, weight.features // unit),
+        **launch,
+    )
+    return out
+
+
+def _launch(
+    config: Config,
+    x_MK: Tensor,
+    weight: Fragments,
+    lut: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    space: Workspace,
+) -> None:
+    m, k = x_MK.shape
+    atoms, slices, _ = weight.words.shape
+    unit = _k_unit(k, x_MK)
+    grid = (weight.stored_rows // config.bn, config.splits, -(-m // config.bm))
+    launch: dict[str, Any] = {
+        **_constants(weight, x_MK),
+        "BM": config.bm,
+        "BN": config.bn,
+        "EVEN_K": k % weight.slice == 0,
+        "K_UNIT": unit,
+        "BIAS": bias is not None,
+        "RESIDUAL": residual is not None,
+        "INTERPRET": runtime.INTERPRETED,
+        "WARPS": config.warps,
+        **launch_options(config, runtime.arch(runtime.device_index(x_MK)), weight.group),
+    }
+    product_kernel[grid](
+        *(x_MK, weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, x_MK)),
+        *(out, _or(bias, out), _or(residual, out), space.partials, space.counters),
+        *(m, out.shape[1], atoms, slices, -(-slices // config.splits), config.splits, k // unit),
+        **launch,
+    )
+
+
+def _constants(weight: Fragments, x: Tensor) -> dict[str, Any]:
+    return {
+        "PLANES": weight.planes,
+        "GROUP": weight.group,
+        "OFFSET": weight.offsets is not None,
+        "LUT_ROWS": weight.tables is not None and weight.tables.shape[0] > 1,
+        "PTX": runtime.use_ptx(x),
+    }
+
+
+def _or(x: Tensor | None, other: Tensor) -> Tensor:
+    return other if x is None else x
+
+
+def _k_unit(k: int, x: Tensor) -> int:
+    """8 when all rows of a [_, k] tensor start on 16 bytes, else 1."""
+    return 8 if k % 8 == 0 and x.data_ptr() % 16 == 0 else 1
+
+
+def _dense(
+    x_MK: Tensor,
+    weight: Fragments,
+    lut: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    space: Workspace,
+) -> None:
+    """Dequantize as many rows as the scratch holds, multiply, go on with the next rows."""
+    k = weight.features
+    step = space.scratch_bytes // (k * x_MK.element_size()) // ATOM_ROWS * ATOM_ROWS
+    require(
+        step > 0, f"scratch of {space.scratch_bytes} bytes is less than 64 rows of {k} features"
+    )
+    for start in range(0, weight.stored_rows, step):
+        stop = min(weight.stored_rows, start + step)
+        end = min(stop, weight.rows)
+        if end <= start:
+            break
+        w = space.scratch(stop - start, k, x_MK.dtype)
+        dequantize(weight, lut, x_MK.dtype, start // ATOM_ROWS, w)
+        y = x_MK @ w[: end - start].T
+        if bias is not None:
+            y = y + bias[start:end]
+        out[:, start:end] = y if residual is None else y + residual[:, start:end]

@@ -1,0 +1,124 @@
+"""Codebook weights: NF4, FP4 and tables of rows, blocks of every kind, against float64."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from halfbyte.errors import KernelInputError
+from halfbyte.kernels.codebook import FP4, NF4, codebook_linear, dequantize, pack_codebook
+from halfbyte.kernels.codebook import reference as ref
+from halfbyte.kernels.codebook.layout import unpack_codebook
+from halfbyte.kernels.w4a16.workspace import Workspace
+from halfbyte.kernels.w8a16.reference import linear
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def rng():
+    seed = random.randrange(1 << 31)
+    print("seed", seed)
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def space():
+    space = Workspace(torch.device("cpu"), partial_bytes=1 << 20, counters=64)
+    space.partials.fill_(float("nan"))
+    return space
+
+
+def check(y, x, w, expected):
+    """One rounding to the dtype, and fp32 sums; the interpreter truncates to bfloat16."""
+    eps = torch.finfo(y.dtype).eps * (0.51 if y.dtype == torch.float16 else 1.01)
+    error = (y.double() - expected).abs()
+    bound = eps * expected.abs() + 2e-6 * (x.double().abs() @ w.abs().T) + 1e-7
+    assert (error <= bound).all(), float((error - bound).max())
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("m", "n", "k", "block", "table"),
+    [
+        (1, 33, 128, 64, NF4),
+        (3, 130, 192, 32, FP4),
+        (9, 20, 256, 4096, NF4),  # 16 rows share a scale
+        (17, 70, 512, 128, NF4),
+        (2, 8, 160, 64, FP4),  # blocks straddle rows, in pieces of 32
+        (5, 40, 100, -1, None),
+    ],
+)
+def test_product(rng, space, dtype, m, n, k, block, table):
+    codes = torch.randint(0, 16, (n, k), generator=rng, dtype=torch.uint8)
+    count = n if block == -1 else -(-n * k // block)
+    scales = torch.rand(count, generator=rng) + 0.1
+    values = torch.randn(n, 16, generator=rng) if table is None else torch.tensor(table)
+    packed = pack_codebook(codes, scales, values, block=block)
+    assert torch.equal(unpack_codebook(packed), codes)
+    w = ref.dequantize(codes, scales, values, block, dtype)
+    x = torch.randn(m, k, generator=rng).to(dtype)
+    bias = torch.randn(n, generator=rng).to(dtype)
+    out = torch.full((m, n), float("nan"), dtype=dtype)
+    y = codebook_linear(x, packed, bias=bias, residual=None, out=out, workspace=space)
+    assert y is out
+    check(y, x, w, linear(x, w, bias))
+    dense = dequantize(packed, dtype)
+    assert ((dense.double() - w).abs() <= torch.finfo(dtype).eps * 1.01 * w.abs()).all()
+
+
+def test_registers_hold_the_bytes_of_the_table():
+    packed = pack_codebook(torch.zeros(1, 32, dtype=torch.uint8), torch.ones(1), NF4, block=32)
+    table = torch.tensor(NF4)
+    for lut, dtype in ((packed.lut_fp16, torch.float16), (packed.lut_bf16, torch.bfloat16)):
+        words = [w & 0xFFFFFFFF for w in lut[0].tolist()]
+        for code in range(16):
+            low = words[code // 4] >> (8 * (code % 4)) & 0xFF
+            high = words[4 + code // 4] >> (8 * (code % 4)) & 0xFF
+            want = int(table[code].to(dtype).view(torch.int16).item()) & 0xFFFF
+            assert high << 8 | low == want
+
+
+def test_register_lookup_picks_every_entry():
+    """The prmt sequence of decode.py, step by step, for all pairs of neighbouring codes."""
+    low, high = list(range(100, 116)), list(range(200, 216))
+
+    def prmt(a, b, selector):
+        source = [*a, *b]
+        return [source[selector >> (4 * i) & 7] for i in range(4)]
+
+    for first in range(16):
+        for second in range(16):
+            word = first | second << 4 | (15 - first) << 8 | (15 - second) << 12
+            s, b = word & 0x7777, word >> 1 & 0x4444 | 0x3210
+            picked = []
+            for t in (low, high):
+                x, y = prmt(t[0:4], t[4:8], s), prmt(t[8:12], t[12:16], s)
+                picked.append(prmt(x, y, b))
+            plane0 = prmt(picked[0], picked[1], 0x5140)
+            plane1 = prmt(picked[0], picked[1], 0x7362)
+            assert plane0 == [100 + first, 200 + first, 100 + second, 200 + second]
+            assert plane1[0::2] == [115 - first, 115 - second]
+
+
+def test_exact_rows_do_not_depend_on_their_neighbours(rng, space):
+    codes = torch.randint(0, 16, (64, 512), generator=rng, dtype=torch.uint8)
+    packed = pack_codebook(codes, torch.rand(512, generator=rng), block=64)
+    x = torch.randn(20, 512, generator=rng).half()
+    together = codebook_linear(x, packed, exact=True, workspace=space)
+    alone = codebook_linear(x[18:].contiguous(), packed, exact=True, workspace=space)
+    assert torch.equal(alone, together[18:])
+
+
+def test_input_errors_name_the_numbers():
+    codes = torch.zeros(4, 64, dtype=torch.uint8)
+    with pytest.raises(KernelInputError, match="3 scales; expected 4 for block 64"):
+        pack_codebook(codes, torch.ones(3))
+    with pytest.raises(KernelInputError, match="codes go up to 16"):
+        pack_codebook(codes + 16, torch.ones(4))
+    with pytest.raises(KernelInputError, match=r"table has shape \(1, 8\)"):
+        pack_codebook(codes, torch.ones(4), torch.ones(8))
+    with pytest.raises(KernelInputError, match="K is 40 with blocks of 64: pieces of 8"):
+        pack_codebook(torch.zeros(8, 40, dtype=torch.uint8), torch.ones(5))
