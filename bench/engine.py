@@ -89,14 +89,7 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table.
-
-    Attributes:
-        kind: "pp" computes a prompt, "tg" generates.
-        tokens: tokens computed in each sequence.
-        batch: sequences at once.
-        depth: tokens of context before the measured ones.
-    """
+    """One line of the table: kind, tokens, batch (sequences), depth (tokens of context before)."""
 
     kind: Literal["pp", "tg"]
     tokens: int

@@ -120,7 +120,7 @@ class Peer:
 
 @dataclass(slots=True)
 class Series:
-    """Samples of one test of one contestant, in tokens per second."""
+    """``samples`` of one test (``case``) of one contestant (``who``), in tokens per second."""
 
     who: str
     case: Case

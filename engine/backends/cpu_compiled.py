@@ -34,7 +34,14 @@ SPLIT_TOKENS = 8
 
 @dataclass(slots=True)
 class CompiledProgram:
-    """Packed ops and everything they point to."""
+    """Packed ops and everything they point to.
+
+    Attributes:
+        library: the loaded kernels, which run them.
+        records: ``hb_op`` records, one after another.
+        count: number of records.
+        keep: tensors that the records address and nothing else may hold.
+    """
 
     library: lib.Library
     records: bytes
@@ -76,7 +83,7 @@ class CompiledOps:
         return None
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
-        """Tiles of 16 rows; codes of up to 4 bits as nibbles, wider ones as bytes."""
+        """[N, K] in tiles of 16 rows; codes of up to 4 bits as nibbles, wider ones as bytes."""
         if isinstance(weight, Tensor):
             return pack_dense(self._arena, weight, bias)
         return _pack_quantized(self._arena, weight, bias)
@@ -106,7 +113,7 @@ class CompiledOps:
         return out
 
     def linear_add(self, x_TK: Tensor, weight: TiledLinear, residual_TN: Tensor) -> None:
-        """``residual += x @ W.T + bias`` in place."""
+        """``residual += x @ W.T + bias`` in place, for residual [T, N]."""
         self._matmul(x_TK, weight, residual_TN, add=True)
 
     def rope_write_kv(
@@ -250,7 +257,7 @@ class Scratch:
         dtype: torch.dtype = torch.float32,
         used: tuple[int, int] | None = None,
     ) -> Tensor:
-        """An unset tensor of ``shape``, or its first rows and columns ``used``."""
+        """An unset tensor of ``shape``, or of a matrix its first ``used`` = [rows, columns]."""
         size = max(4096, 1 << (prod(shape) * dtype.itemsize - 1).bit_length())
         stock = self._free.setdefault(size, [])
         buffer = stock.pop() if stock else self._arena.empty(size)
@@ -262,7 +269,7 @@ class Scratch:
         return tensor
 
     def owns(self, tensor: Tensor) -> bool:
-        """Whether the tensor came from :meth:`take`."""
+        """Whether the tensor, of any shape, came from :meth:`take`."""
         return id(tensor) in self._live
 
     def _back(self, identity: int, stock: list[Tensor], buffer: Tensor) -> None:

@@ -67,7 +67,7 @@ class Library:
 
 
 def record(kind: int, n: Sequence[int], f: Sequence[float], p: Sequence[Tensor | None]) -> bytes:
-    """One op as the bytes of an ``hb_op``; tensors are passed by address."""
+    """One op as the bytes of an ``hb_op``; tensors, of any shape, are passed by address."""
     ints = (*n, *(0,) * (13 - len(n)))
     floats = (*f, *(0.0,) * (2 - len(f)))
     pointers = [0 if t is None else t.data_ptr() for t in p]

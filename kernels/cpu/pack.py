@@ -57,7 +57,7 @@ class TiledLinear:
 
 
 def pack_dense(arena: Arena, weight_NK: Tensor, bias_N: Tensor | None = None) -> TiledLinear:
-    """A float32, float16 or bfloat16 matrix."""
+    """A float32, float16 or bfloat16 matrix [N, K] and a bias [N]."""
     n, k = weight_NK.shape
     data = arena.place(_tile(_pad_rows(weight_NK)))
     kind = _DENSE[weight_NK.dtype]
