@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Read when torch is first imported: threads that wait sleep instead of spinning, or the tests of
+# tiny models crawl on a machine whose cores are busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
