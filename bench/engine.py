@@ -89,7 +89,7 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table: kind, tokens, sequences at once, tokens of context before."""
+    """One line of the table: kind, tokens, batch (sequences), depth (tokens of context before)."""
 
     kind: Literal["pp", "tg"]
     tokens: int
@@ -269,10 +269,19 @@ class TokenSource:
 
 def measure(engine: Engine, test: Case, repetitions: int, ids: TokenSource) -> Row:
     """Warm up, then take the samples of one test."""
-    run = _prefill if test.kind == "pp" else _decode
-    warm = test if test.kind == "pp" else replace(test, tokens=min(test.tokens, _WARM_UP_TOKENS))
-    run(engine, warm, ids)
-    return Row(test, tuple(run(engine, test, ids) for _ in range(repetitions)))
+    warm_up(engine, test, ids)
+    return Row(test, tuple(sample(engine, test, ids) for _ in range(repetitions)))
+
+
+def warm_up(engine: Engine, test: Case, ids: TokenSource) -> None:
+    """Run a test once, a decode test for a few tokens only."""
+    short = test if test.kind == "pp" else replace(test, tokens=min(test.tokens, _WARM_UP_TOKENS))
+    sample(engine, short, ids)
+
+
+def sample(engine: Engine, test: Case, ids: TokenSource) -> float:
+    """Run a test once on an idle engine -> tokens per second. Raises as ``run_bench`` does."""
+    return (_prefill if test.kind == "pp" else _decode)(engine, test, ids)
 
 
 def with_share(row: Row, engine: Engine, bandwidth: float) -> Row:

@@ -137,7 +137,10 @@ class AsyncEngine:
         return len(self._live)
 
     async def start(self) -> None:
-        """Start the engine thread; deltas go to the running event loop. Once only."""
+        """Start the engine thread; deltas go to the running event loop.
+
+        Raises EngineDeadError the second time.
+        """
         if self._thread is not None:
             raise EngineDeadError("the engine has been started already")
         self._loop = asyncio.get_running_loop()

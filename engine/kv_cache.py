@@ -19,7 +19,7 @@ from ..loaders.model_config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """Keys and values of one layer, each [blocks, kv_heads, block_size, head_dim].
+    """Keys ``k`` and values ``v`` of one layer, each [blocks, kv_heads, block_size, head_dim].
 
     Both are views whose first stride is that of a whole block.
     """

@@ -19,7 +19,7 @@ class RowInit:
 
 @dataclass(frozen=True, slots=True)
 class RowWork:
-    """Positions ``start .. start + count`` of one row, computed in this step.
+    """Positions ``start .. start + count`` of one row, which ``request_id`` has, in this step.
 
     ``new_blocks`` extend the row's block table before the step; ``needs_sample`` says that the
     last position's logits give the next token; ``epoch`` counts the request's preemptions,
@@ -37,7 +37,16 @@ class RowWork:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step's work. ``freed_rows`` are finished or preempted: the runner need not know."""
+    """One step's work.
+
+    Attributes:
+        step: number of the step.
+        work: positions to compute, by row.
+        admitted: requests that take a row before the step.
+        freed_rows: finished or preempted: the runner need not know.
+        total_tokens: positions of ``work`` in all.
+        pure_decode: every row of ``work`` computes one token and samples.
+    """
 
     step: int
     work: tuple[RowWork, ...]

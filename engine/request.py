@@ -145,7 +145,13 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts: prompt, of which found in the prefix cache, and generated."""
+    """Token counts.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated.
+        cached_tokens: prompt tokens found in the prefix cache.
+    """
 
     prompt_tokens: int
     completion_tokens: int

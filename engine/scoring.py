@@ -44,7 +44,7 @@ def prompt_logits(
 
 
 def score_prompt(logits_TV: Tensor, token_ids: list[int]) -> PromptScore:
-    """Log-probabilities of tokens 1 .. T - 1 given those before them."""
+    """Log-probabilities of tokens 1 .. T - 1 given those before them, from logits [T, V]."""
     logprobs: list[float | None] = [None]
     top_ids: list[int | None] = [None]
     top_logprobs: list[float | None] = [None]

@@ -63,6 +63,9 @@ class HfBackend:
         special: text -> id of tokens that carry structure, not text.
         guard: protects untrusted text against the special tokens.
         strips_space: decoding drops one space at the start of a text.
+
+    Raises:
+        TokenizerError: the vocabulary is empty or its ids are not plausible.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension.
+    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension -> [..., D].
 
     The mean square is taken in at least float32; the result has the input's dtype. Source:
     Zhang and Sennrich, 2019.
@@ -47,7 +47,7 @@ def apply_rope(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
 def write_kv(
     k_TJE: Tensor, v_TJE: Tensor, k_cache_BJSE: Tensor, v_cache_BJSE: Tensor, slots_T: Tensor
 ) -> None:
-    """Store keys and values of T tokens at ``slot = block * S + offset`` (in place)."""
+    """Store keys and values [T, J, E] at ``slot = block * S + offset`` of [B, J, S, E] in place."""
     block_size = k_cache_BJSE.shape[2]
     block, offset = slots_T // block_size, slots_T % block_size
     k_cache_BJSE[block, :, offset] = k_TJE.to(k_cache_BJSE.dtype)
@@ -90,7 +90,7 @@ def attend_row(
 
 
 def mix64(x: Tensor) -> Tensor:
-    """The splitmix64 finalizer on int64 lanes (Steele, Lea and Flood, 2014); wraps mod 2**64."""
+    """The splitmix64 finalizer on int64 [...] (Steele, Lea and Flood, 2014); wraps mod 2**64."""
     x = (x ^ _logical_shift(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _logical_shift(x, 27)) * -0x6B2FB644ECCEEE15
     return x ^ _logical_shift(x, 31)
@@ -100,7 +100,8 @@ def counter_uniform(seed: Tensor, position: Tensor, token: Tensor) -> Tensor:
     """Uniform floats in (0, 1) from a counter: a pure function of (seed, position, token).
 
     Nothing depends on the batch row or on earlier draws, so a sampled text can be repeated in
-    any batch. Arguments broadcast; int64 in, float32 out, 23 random bits (so that 1 is never hit).
+    any batch. Arguments broadcast: int64 [...] in, float32 [...] out, with 23 random bits (so
+    that 1 is never hit).
     """
     golden = -0x61C8864680B583EB
     key = mix64(seed + golden)
@@ -110,7 +111,7 @@ def counter_uniform(seed: Tensor, position: Tensor, token: Tensor) -> Tensor:
 
 
 def gumbel(seed: Tensor, position: Tensor, token: Tensor) -> Tensor:
-    """Standard Gumbel noise ``-log(-log(u))`` for the Gumbel-max draw; float32."""
+    """Standard Gumbel noise ``-log(-log(u))`` for the Gumbel-max draw: float32 [...]."""
     return -torch.log(-torch.log(counter_uniform(seed, position, token)))
 
 
@@ -122,7 +123,7 @@ def penalize(
     presence: float,
     frequency: float,
 ) -> Tensor:
-    """Logits after penalties.
+    """Logits [V] after penalties, in their dtype; ``seen`` is bool [V], ``counts`` numbers [V].
 
     ``repetition`` divides positive and multiplies negative logits where ``seen`` (prompt or
     output); ``presence`` and ``frequency * count`` are subtracted where the output ``counts``.
@@ -166,7 +167,7 @@ def sample(
     seed: int,
     position: int,
 ) -> int:
-    """One token: argmax when temperature is 0, else Gumbel-max over the kept tokens.
+    """One token by logits [V]: argmax at temperature 0, else Gumbel-max over the kept tokens.
 
     Source of the draw: Gumbel-max trick (Gumbel, 1954; Maddison et al., 2014).
     """

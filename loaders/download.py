@@ -39,7 +39,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One stored file: bytes and lower-case hex sha256."""
+    """One stored file: size in bytes and lower-case hex sha256."""
 
     size: int
     sha256: str

@@ -102,7 +102,7 @@ class HFFolderCheckpoint:
         return name in self._infos
 
     def load(self, name: str) -> Tensor:
-        """One weight in the dtype of the file, in its own memory.
+        """One weight, [N, K] or a vector [N], in the dtype of the file and its own memory.
 
         Raises CheckpointError when there is no such tensor.
         """

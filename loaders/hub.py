@@ -37,7 +37,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """One file of a repository: path, bytes, and sha256 ("" when the hub gives none)."""
+    """One file of a repository: path, size in bytes, sha256 ("" when the hub gives none)."""
 
     path: str
     size: int

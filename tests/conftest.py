@@ -9,6 +9,9 @@ import pytest
 
 # Kernels of this process run in Triton's interpreter, which is chosen when triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
+# Read when torch is first imported: threads that wait sleep instead of spinning, or the tests of
+# tiny models crawl on a machine whose cores are busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -118,7 +118,7 @@ class Ops(Protocol[P]):
         ...
 
     def linear_add(self, x_TK: Tensor, weight: P, residual_TN: Tensor) -> None:
-        """``residual += x @ W.T + bias`` in place."""
+        """``residual += x @ W.T + bias`` in place, for x [T, K] and residual [T, N]."""
         ...
 
     def rope_write_kv(

@@ -23,8 +23,9 @@ from ..kv_cache import LayerKV
 from ..step import StepInputs
 from .base import AttentionShape
 
-# Rows from which the bfloat16 panels win, by kind of product (measured: docs/performance.md).
-GEMM_ROWS = {"none": 1 << 30, "avx512_bf16": 48, "amx_bf16": 24}
+# Rows from which AMX wins (measured: docs/performance.md).
+AMX_ROWS = 24
+NEVER = 1 << 30
 # Tokens of one text that attention takes together, and keys of a partition (attention.c).
 RUN = 16
 PARTITION = 128
@@ -34,7 +35,14 @@ SPLIT_TOKENS = 8
 
 @dataclass(slots=True)
 class CompiledProgram:
-    """Packed ops and everything they point to."""
+    """Packed ops and everything they point to.
+
+    Attributes:
+        library: the loaded kernels, which run them.
+        records: ``hb_op`` records, one after another.
+        count: number of records.
+        keep: tensors that the records address and nothing else may hold.
+    """
 
     library: lib.Library
     records: bytes
@@ -62,9 +70,10 @@ class CompiledOps:
         self.dtype = torch.float32
         self.kv_dtype = torch.float32
         self.library = library
-        self.gemm_rows = GEMM_ROWS["none" if exact else library.gemm_kind]
-        self.detail = f"C kernels, {library.threads} threads, " + (
-            "exact" if exact else f"prefill by {library.gemm_kind}"
+        self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
+        self.detail = (
+            f"C kernels, {library.threads} threads, {8 * 4 * library.lanes}-bit vectors"
+            + (", AMX for prefill" if self.gemm_rows < NEVER else "")
         )
         self._arena = Arena()
         self._scratch = Scratch(self._arena)
@@ -76,10 +85,10 @@ class CompiledOps:
         return None
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
-        """Tiles of 16 rows; codes of up to 4 bits as nibbles, wider ones as bytes."""
+        """[N, K] in tiles of rows; codes of up to 4 bits as nibbles, wider ones as bytes."""
         if isinstance(weight, Tensor):
-            return pack_dense(self._arena, weight, bias)
-        return _pack_quantized(self._arena, weight, bias)
+            return pack_dense(self._arena, self.library.lanes, weight, bias)
+        return _pack_quantized(self._arena, self.library.lanes, weight, bias)
 
     def embed(self, ids_T: Tensor, table: TiledLinear) -> Tensor:
         """Rows of [V, D] -> [T, D]."""
@@ -106,7 +115,7 @@ class CompiledOps:
         return out
 
     def linear_add(self, x_TK: Tensor, weight: TiledLinear, residual_TN: Tensor) -> None:
-        """``residual += x @ W.T + bias`` in place."""
+        """``residual += x @ W.T + bias`` in place, for residual [T, N]."""
         self._matmul(x_TK, weight, residual_TN, add=True)
 
     def rope_write_kv(
@@ -186,8 +195,7 @@ class CompiledOps:
             n = (tokens, weight.k, x_TK.stride(0), half.stride(0))
             self._emit(lib.TO_BF16, n, (), (x_TK, half))
             x_TK = half
-        amx = int(self.library.gemm_kind == "amx_bf16")
-        self._linear(lib.GEMM, x_TK, weight, out, tokens, x_TK.stride(0), add, amx)
+        self._linear(lib.GEMM, x_TK, weight, out, tokens, x_TK.stride(0), add)
 
     def _activation(self, tokens: int, width: int) -> Tensor:
         """Input [tokens, width] of a matrix product, in the type that its kernel reads.
@@ -209,10 +217,9 @@ class CompiledOps:
         tokens: int,
         stride: int,
         add: bool,
-        amx: int = 0,
     ) -> None:
         sizes = (weight.kind, tokens, weight.n, weight.k, weight.group, int(weight.half_scales))
-        flags = (int(weight.has_scales), int(weight.has_offsets), amx)
+        flags = (int(weight.has_scales), int(weight.has_offsets))
         n = (*sizes, stride, out.stride(0), int(add), *flags)
         self._emit(kind, n, (weight.center,), (weight.data, weight.bias, x, out))
 
@@ -250,7 +257,7 @@ class Scratch:
         dtype: torch.dtype = torch.float32,
         used: tuple[int, int] | None = None,
     ) -> Tensor:
-        """An unset tensor of ``shape``, or its first rows and columns ``used``."""
+        """An unset tensor of ``shape``, or of a matrix its first ``used`` = [rows, columns]."""
         size = max(4096, 1 << (prod(shape) * dtype.itemsize - 1).bit_length())
         stock = self._free.setdefault(size, [])
         buffer = stock.pop() if stock else self._arena.empty(size)
@@ -262,7 +269,7 @@ class Scratch:
         return tensor
 
     def owns(self, tensor: Tensor) -> bool:
-        """Whether the tensor came from :meth:`take`."""
+        """Whether the tensor, of any shape, came from :meth:`take`."""
         return id(tensor) in self._live
 
     def _back(self, identity: int, stock: list[Tensor], buffer: Tensor) -> None:
@@ -279,14 +286,16 @@ def _runs(step: StepInputs) -> list[tuple[int, int]]:
     return runs
 
 
-def _pack_quantized(arena: Arena, weight: QuantizedLinear, bias: Tensor | None) -> TiledLinear:
+def _pack_quantized(
+    arena: Arena, lanes: int, weight: QuantizedLinear, bias: Tensor | None
+) -> TiledLinear:
     """Canonical codes to tiles; the meaning is kept exactly."""
     k = weight.in_features
     bits, zero = weight.format.bits, weight.format.zero
     group = k if weight.format.group_size == -1 else weight.format.group_size
     if weight.perm is not None or (bits <= 4 and (k % 8 or group % 8)):
         # No kernel reads permuted or ragged codes; float32 keeps the values.
-        return pack_dense(arena, weight.dequantize(torch.float32), bias)
+        return pack_dense(arena, lanes, weight.dequantize(torch.float32), bias)
     scales = weight.scales
     # w = scale * (code - zero) = scale * code + offset; the product of a half-precision scale
     # and a small integer is exact in float32.
@@ -295,11 +304,11 @@ def _pack_quantized(arena: Arena, weight: QuantizedLinear, bias: Tensor | None) 
         assert weight.zeros is not None
         offsets = -(scales.float() * weight.zeros.float())
     if bits == 4:
-        return pack_q4(arena, weight.codes, k, group, scales, offsets, bias)
+        return pack_q4(arena, lanes, weight.codes, k, group, scales, offsets, bias)
     codes = weight.unpack()
     center = 1 << (bits - 1)
     signed = codes.to(torch.int16) - center
     if zero != "none":
         assert offsets is not None
         offsets = offsets.float() + scales.float() * center
-    return pack_q8(arena, signed.to(torch.int8), group, scales, offsets, bias)
+    return pack_q8(arena, lanes, signed.to(torch.int8), group, scales, offsets, bias)

@@ -138,7 +138,7 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         self.matmul = matmul
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:
-        """Int4 where torch has a kernel for the format, else dense."""
+        """[N, K] as int4 where torch has a kernel for the format, else dense."""
         if isinstance(weight, Tensor):
             return DenseLinear(weight.to(self.matmul), bias)
         if self.matmul == torch.bfloat16 and _int4_fits(weight):

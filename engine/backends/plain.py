@@ -48,7 +48,7 @@ class PlainOps(ABC, Generic[P]):
         return ref.rms_norm(x_TD if rows is None else x_TD[rows], weight_D, eps)
 
     def linear_add(self, x_TK: Tensor, weight: P, residual_TN: Tensor) -> None:
-        """``residual += x @ W.T + bias`` in place."""
+        """``residual += x @ W.T + bias`` in place, for residual [T, N]."""
         residual_TN += self.linear(x_TK, weight)
 
     def rope_write_kv(

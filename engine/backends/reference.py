@@ -14,7 +14,7 @@ from .plain import PlainOps
 
 @dataclass(slots=True)
 class ReferenceLinear:
-    """A canonical weight as it came; dequantized on every use."""
+    """A canonical weight [N, K] and its bias [N] as they came; dequantized on every use."""
 
     weight: Weight
     bias: Tensor | None
@@ -51,7 +51,7 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
         super().__init__(dtype, exact)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> ReferenceLinear:
-        """Keep the canonical weight."""
+        """Keep the canonical weight [N, K] and the bias [N]."""
         return ReferenceLinear(weight, bias)
 
     def embed(self, ids_T: Tensor, table: ReferenceLinear) -> Tensor:

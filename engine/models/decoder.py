@@ -27,7 +27,17 @@ from ..step import StepInputs
 
 @dataclass(slots=True)
 class DecoderLayer:
-    """Packed weights of one layer."""
+    """Packed weights of one layer; D is the hidden size.
+
+    Attributes:
+        attn_norm: RMSNorm weight before attention, float32 [D].
+        qkv: query, key and value projections as one.
+        attention: head counts, scale, window and norms of the heads.
+        o: attention's output projection.
+        mlp_norm: RMSNorm weight before the MLP, float32 [D].
+        gate_up: the MLP's gate and up projections as one.
+        down: the MLP's output projection.
+    """
 
     attn_norm: Tensor
     qkv: FusedLinear[Any]

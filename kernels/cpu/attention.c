@@ -8,12 +8,14 @@
  * Gimelshein, 2018.
  *
  * A unit is one key/value head and a run of tokens of one text; all its query heads share each
- * tile of 16 keys, which is transposed once so that a lane is a key and no sum is horizontal.
+ * tile of LANES keys, which is transposed once so that a lane is a key and no sum is horizontal.
  */
 #include "halfbyte.h"
 
 #define PARTITION 128
-#define MOST 6 /* queries that share a pass over the values: as many as registers allow */
+/* Queries that share a pass over the values, and vectors of it: as many as registers allow. */
+#define MOST 6
+#define WIDE (LANES == 8 ? 2 : 4)
 
 typedef struct {
     int units, heads, kv_heads, dim, block_size, window, table_width, partitions, max_run, block_stride;
@@ -42,30 +44,28 @@ static inline int first_key(const attention *a, int position) {
 }
 
 /* Where a head's key or value number `key` starts. Blocks are a power of two, at least 16 keys, so
- * the 16 keys of a tile lie in one block, one after the other. */
+ * the keys of a tile lie in one block, one after the other. */
 static inline size_t cache_at(const attention *a, const int32_t *table, int kv, int key) {
     size_t block = (size_t)table[key >> a->block_shift];
     int offset = key & (a->block_size - 1);
     return block * a->block_stride + ((size_t)kv * a->block_size + offset) * a->dim;
 }
 
-/* Four rounds of interleaving transpose 16 rows of 16. */
+/* log2(LANES) rounds of interleaving transpose LANES rows of LANES. */
 static void transpose(vf r[LANES]) {
-    const vi low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const vi high = low + 8;
 #pragma GCC unroll 4
-    for (int round = 0; round < 4; round++) {
+    for (int width = 1; width < LANES; width *= 2) {
         vf next[LANES];
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            next[2 * i] = __builtin_shuffle(r[i], r[i + 8], low);
-            next[2 * i + 1] = __builtin_shuffle(r[i], r[i + 8], high);
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = vf_low(r[i], r[i + LANES / 2]);
+            next[2 * i + 1] = vf_high(r[i], r[i + LANES / 2]);
         }
         memcpy(r, next, sizeof next);
     }
 }
 
-/* Keys key .. key + 15 of one head as [E][16]; keys from `end` on are zero. */
+/* LANES keys from `key` on of one head as [E][LANES]; keys from `end` on are zero. */
 static void load_keys(const attention *a, const int32_t *table, int kv, int key, int end,
                       float *tile) {
     const float *first = a->k + cache_at(a, table, kv, key);
@@ -126,7 +126,7 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
     *sum = vf_sum(total);
 }
 
-/* acc [E] of `count` queries: sum over keys of weight * value, 64 dimensions at a time. */
+/* acc [E] of `count` queries: sum over keys of weight * value, some dimensions at a time. */
 #define VALUES(count, vectors)                                                     \
     for (; e + vectors * LANES <= a->dim; e += vectors * LANES) {                  \
         vf s[count][vectors] = {0};                                                \
@@ -147,7 +147,7 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
     static void name(const attention *a, const float *const *value, const float *p,           \
                      int start, int begin, int end, float *const *acc) {                      \
         int e = 0;                                                                            \
-        VALUES(count, 4)                                                                      \
+        VALUES(count, WIDE)                                                                   \
         VALUES(count, 1)                                                                      \
         for (; e < a->dim; e++)                                                               \
             for (int j = 0; j < count; j++) {                                                 \

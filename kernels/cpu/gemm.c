@@ -1,34 +1,25 @@
 /* y [T, N] = x [T, K] W^T for many rows: bfloat16 inputs, float32 sums.
  *
  * Each thread takes 32 columns of y at a time, expands their weights into a panel that stays in
- * its cache (bfloat16, pairs of K side by side) and multiplies all rows of x by it, with AMX
- * tiles or the AVX512-BF16 dot product. Machines with neither use hb_linear at any T.
+ * its cache (bfloat16, pairs of K side by side) and multiplies all rows of x by it in AMX tiles.
+ * Machines without AMX use hb_linear at any T: there the AVX512-BF16 dot product was slower than
+ * float32 (docs/performance.md).
  */
 #include "weight.h"
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 
 #define PANEL 32  /* columns of a panel */
 #define DEPTH 256 /* K of a panel: 16 KiB, so that it stays in the first cache */
 #define ROWS BLOCK_ROWS
 
-/* 0: this machine has no bfloat16 products; 1: AVX512-BF16; 2: AMX, and the kernel lets us. */
-int hb_gemm_kind(void) {
-#if defined(__AMX_BF16__) && defined(__linux__)
+/* Whether this machine has AMX and the kernel lets us use it. */
+int hb_has_amx(void) {
     const long request_permission = 0x1023, tile_data = 18;
-    if (syscall(SYS_arch_prctl, request_permission, tile_data) == 0) return 2;
-#endif
-#if defined(__AVX512BF16__)
-    return 1;
-#else
-    return 0;
-#endif
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
-
-#if defined(__AVX512BF16__)
 
 /* 16 columns of a panel, K from `begin`, as pairs of K: panel [depth / 2][32 columns][2]. The
  * group's scale is read once a group. */
@@ -83,7 +74,6 @@ static void expand_tile(const weight *w, int tile, int begin, int depth, uint32_
     }
 }
 
-#if defined(__AMX_BF16__)
 static void amx_begin(void) {
     struct {
         uint8_t palette, start, reserved[14];
@@ -127,29 +117,6 @@ static void amx_block(const uint16_t *a, size_t width, const uint32_t *panel, in
     _tile_stored(2, c + 16 * ldc, to);
     _tile_stored(3, c + 16 * ldc + LANES, to);
 }
-#endif
-
-/* 8 rows by 32 columns */
-static void dot_block(const uint16_t *a, size_t width, const uint32_t *panel, int depth, float *c) {
-    __m512 acc[8][2];
-    for (int m = 0; m < 8; m++) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
-    for (int pair = 0; pair < depth / 2; pair++) {
-        __m512bh left = (__m512bh)_mm512_loadu_si512(panel + (size_t)pair * PANEL);
-        __m512bh right = (__m512bh)_mm512_loadu_si512(panel + (size_t)pair * PANEL + LANES);
-#pragma GCC unroll 8
-        for (int m = 0; m < 8; m++) {
-            int32_t two;
-            memcpy(&two, a + m * width + 2 * pair, 4);
-            __m512bh x = (__m512bh)_mm512_set1_epi32(two);
-            acc[m][0] = _mm512_dpbf16_ps(acc[m][0], x, left);
-            acc[m][1] = _mm512_dpbf16_ps(acc[m][1], x, right);
-        }
-    }
-    for (int m = 0; m < 8; m++) {
-        _mm512_storeu_ps(c + m * PANEL, acc[m][0]);
-        _mm512_storeu_ps(c + m * PANEL + LANES, acc[m][1]);
-    }
-}
 
 /* Write a block of sums to y; the first panel of K sets or adds, later ones always add. */
 static void put(const weight *w, const float *c, int rows, int tile, float *y, size_t ldo, int add,
@@ -172,53 +139,46 @@ static void put(const weight *w, const float *c, int rows, int tile, float *y, s
     }
 }
 
-/* n: as hb_linear with the padded K for ldx, then n[11], whether to use AMX; p: data, bias,
- * x as bfloat16 from hb_to_bf16, y */
+/* n: as hb_linear with the padded K for ldx; p: data, bias, x as bfloat16 from hb_to_bf16, y */
 void hb_gemm(const hb_op *op, int tid, int threads) {
     weight w;
     read_weight(op, &w);
-    int total = op->n[1], begin, end, amx = op->n[11];
+    int total = op->n[1], begin, end;
     size_t ldo = (size_t)op->n[7], width = (size_t)op->n[6];
     float c[ROWS * PANEL] __attribute__((aligned(64)));
     hb_share((w.tiles + 1) / 2, tid, threads, &begin, &end);
     if (begin == end) return;
     uint32_t *panel = (uint32_t *)hb_scratch((size_t)DEPTH / 2 * PANEL);
-#if defined(__AMX_BF16__)
-    if (amx) amx_begin();
-#endif
+    amx_begin();
     for (int unit = begin; unit < end; unit++)
         for (int k = 0; k < (int)width; k += DEPTH) {
-            int depth = (int)width - k < DEPTH ? (int)width - k : DEPTH, step = amx ? ROWS : 8;
+            int depth = (int)width - k < DEPTH ? (int)width - k : DEPTH;
             int add = op->n[8] || k, with_bias = w.bias && !k;
             int whole = (2 * unit + 2) * LANES <= w.n && !with_bias;
             expand_tile(&w, 2 * unit, k, depth, panel);
             expand_tile(&w, 2 * unit + 1, k, depth, panel + LANES);
-            for (int row = 0; row < total; row += step) {
+            for (int row = 0; row < total; row += ROWS) {
                 const uint16_t *a = (const uint16_t *)op->p[2] + row * width + k;
                 float *y = (float *)op->p[3] + row * ldo;
-                int rows = total - row < step ? total - row : step;
-#if defined(__AMX_BF16__)
-                if (amx && whole && rows == ROWS) {
+                int rows = total - row < ROWS ? total - row : ROWS;
+                if (whole && rows == ROWS) {
                     amx_block(a, width, panel, depth, y + 2 * unit * LANES, ldo, add);
                     continue;
                 }
-                if (amx) amx_block(a, width, panel, depth, c, PANEL, 0);
-                else
-#endif
-                    dot_block(a, width, panel, depth, c);
+                amx_block(a, width, panel, depth, c, PANEL, 0);
                 put(&w, c, rows, 2 * unit, y, ldo, add, with_bias);
             }
         }
-#if defined(__AMX_BF16__)
-    if (amx) _tile_release();
-#endif
+    _tile_release();
 }
 
 #else
 
+int hb_has_amx(void) { return 0; }
+
 void hb_gemm(const hb_op *op, int tid, int threads) {
     (void)op, (void)tid, (void)threads;
-    abort(); /* never recorded where hb_gemm_kind() is 0 */
+    abort(); /* never recorded where hb_has_amx() is 0 */
 }
 
 #endif

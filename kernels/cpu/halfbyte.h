@@ -7,8 +7,8 @@
  * Exactness: every output element is computed by one thread in one fixed order of K (and of
  * keys), whatever the number of rows, threads or neighbours. Nothing here may reassociate.
  *
- * Vectors are GCC/Clang vector extensions of 16 floats, which the compiler splits where the
- * machine is narrower; AVX-512 forms are given where they are better.
+ * Vectors are GCC/Clang vector extensions as wide as the machine's registers: wider ones would
+ * live in memory. AVX-512 forms are given where they are better.
  */
 #ifndef HALFBYTE_H
 #define HALFBYTE_H
@@ -22,14 +22,21 @@
 #include <immintrin.h>
 #endif
 
+/* Floats in a vector, and rows in a tile of a packed weight. */
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define BLOCK_ROWS 32 /* bfloat16 activations come in whole blocks of so many rows and columns */
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef int8_t vb __attribute__((vector_size(16)));
-typedef uint16_t vh __attribute__((vector_size(32)));
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 
 /* One op. The meaning of n, f and p is given beside each op's function. */
 typedef struct {
@@ -96,17 +103,12 @@ static inline float vf_max(vf v) {
     return m;
 }
 
-/* 16 half-precision numbers to float. */
+/* LANES half-precision numbers to float. */
 static inline vf vf_from_half(const uint16_t *p) {
 #if defined(__AVX512F__)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 #elif defined(__F16C__)
-    vf out;
-    __m256 low = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
-    __m256 high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)));
-    memcpy(&out, &low, 32);
-    memcpy((char *)&out + 32, &high, 32);
-    return out;
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 #else
     vf out;
     _Float16 h[LANES];
@@ -116,7 +118,7 @@ static inline vf vf_from_half(const uint16_t *p) {
 #endif
 }
 
-/* 16 bfloat16 numbers to float: the upper half of the bits. */
+/* LANES bfloat16 numbers to float: the upper half of the bits. */
 static inline vf vf_from_bf16(const uint16_t *p) {
 #if defined(__AVX512F__)
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
@@ -133,6 +135,25 @@ static inline vu vf_to_bf16(vf v) {
     vu bits = (vu)v;
     return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
 }
+
+/* Interleave the lower, or the upper, halves of two vectors. */
+#if LANES == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+static inline vf vf_low(vf a, vf b) { return __builtin_shufflevector(a, b, LOW); }
+static inline vf vf_high(vf a, vf b) { return __builtin_shufflevector(a, b, HIGH); }
+#else
+static inline vf vf_low(vf a, vf b) { return __builtin_shuffle(a, b, (vi){LOW}); }
+static inline vf vf_high(vf a, vf b) { return __builtin_shuffle(a, b, (vi){HIGH}); }
+#endif
 
 /* e**x for x <= 88, relative error below 2e-7; 0 below -87. Cody-Waite reduction by ln 2 and a
  * degree-6 polynomial. */

@@ -36,6 +36,11 @@ class Library:
     Args:
         path: the compiled library.
         threads: threads that run each program, the caller being one of them.
+
+    Attributes:
+        threads: as given.
+        lanes: floats in a vector, and rows in a tile of a packed weight.
+        amx: whether large products can be computed in bfloat16 by AMX.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -45,9 +50,9 @@ class Library:
         self._lib.hb_pool_new.argtypes = [ctypes.c_int]
         self._lib.hb_pool_free.argtypes = [ctypes.c_void_p]
         self._lib.hb_run.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
-        self._lib.hb_gemm_kind.restype = ctypes.c_int
         self.threads = threads
-        self.gemm_kind = ("none", "avx512_bf16", "amx_bf16")[self._lib.hb_gemm_kind()]
+        self.lanes = int(self._lib.hb_lanes())
+        self.amx = bool(self._lib.hb_has_amx())
         self._pool = self._lib.hb_pool_new(threads)
         if not self._pool:
             raise OSError(f"could not start {threads} threads")
@@ -67,7 +72,7 @@ class Library:
 
 
 def record(kind: int, n: Sequence[int], f: Sequence[float], p: Sequence[Tensor | None]) -> bytes:
-    """One op as the bytes of an ``hb_op``; tensors are passed by address."""
+    """One op as the bytes of an ``hb_op``; tensors, of any shape, are passed by address."""
     ints = (*n, *(0,) * (13 - len(n)))
     floats = (*f, *(0.0,) * (2 - len(f)))
     pointers = [0 if t is None else t.data_ptr() for t in p]

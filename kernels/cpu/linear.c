@@ -23,9 +23,9 @@ INLINE void group_q4(const weight *w, const char *const *record, int depth, cons
     for (int k = 0; k < depth; k += 8) {
         vu word[4];
         for (int t = 0; t < tiles; t++) {
-            const char *from = record[t] + (size_t)(k / 8) * 64;
+            const char *from = record[t] + (size_t)(k / 8) * sizeof(vu);
             __builtin_prefetch(from + w->ahead);
-            memcpy(&word[t], from, 64);
+            memcpy(&word[t], from, sizeof(vu));
         }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
@@ -163,6 +163,8 @@ void hb_linear(const hb_op *op, int tid, int threads) {
         }
     }
 }
+
+int hb_lanes(void) { return LANES; }
 
 /* Rows of a packed matrix: n as hb_linear without ldx; p: data, -, ids int64 [T], out */
 void hb_embed(const hb_op *op, int tid, int threads) {

@@ -1,6 +1,7 @@
-"""Lay weights out for the C kernels: tiles of 16 rows, one row per vector lane.
+"""Lay weights out for the C kernels: tiles of L rows, one row per vector lane.
 
-See ``linear.c`` for the layout. Shape letters: N rows, K columns, G groups, P = N / 16 tiles.
+See ``weight.h`` for the layout; the machine decides L. Shape letters: N rows, K columns, G groups,
+P = N / L tiles.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from .arena import Arena
 
-LANES = 16
 Q4, Q8, F32, F16, BF16 = range(5)
 _DENSE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
@@ -31,7 +31,7 @@ class TiledLinear:
         has_scales: False for dense weights.
         has_offsets: an offset is added after scaling.
         center: subtracted from every 4-bit code.
-        bias: float32 [P * 16] or None.
+        bias: float32 [P * L] or None.
     """
 
     kind: int
@@ -56,17 +56,20 @@ class TiledLinear:
         return self.data.numel()
 
 
-def pack_dense(arena: Arena, weight_NK: Tensor, bias_N: Tensor | None = None) -> TiledLinear:
-    """A float32, float16 or bfloat16 matrix."""
+def pack_dense(
+    arena: Arena, lanes: int, weight_NK: Tensor, bias_N: Tensor | None = None
+) -> TiledLinear:
+    """A float32, float16 or bfloat16 matrix [N, K] and a bias [N]."""
     n, k = weight_NK.shape
-    data = arena.place(_tile(_pad_rows(weight_NK)))
+    data = arena.place(_tile(weight_NK, lanes))
     kind = _DENSE[weight_NK.dtype]
-    bias = _pad_bias(bias_N, n)
+    bias = _pad_bias(bias_N, n, lanes)
     return TiledLinear(kind, n, k, k, _bytes(data), False, False, False, 0.0, bias)
 
 
 def pack_q4(
     arena: Arena,
+    lanes: int,
     codes: Tensor,
     k: int,
     group: int,
@@ -79,13 +82,16 @@ def pack_q4(
     Without offsets the codes are symmetric: ``w = scale * (code - 8)``; with them
     ``w = scale * code + offset``.
     """
-    words = _tile(_pad_rows(_pad_columns(codes, -k % group // 2)).view(torch.int32))
+    words = _tile(_pad_columns(codes, -k % group // 2).view(torch.int32), lanes)
     center = 8.0 if offsets_NG is None else 0.0
-    return _pack(arena, Q4, codes.shape[0], k, group, words, scales_NG, offsets_NG, center, bias_N)
+    return _pack(
+        arena, lanes, Q4, codes.shape[0], k, group, words, scales_NG, offsets_NG, center, bias_N
+    )
 
 
 def pack_q8(
     arena: Arena,
+    lanes: int,
     signed_NK: Tensor,
     group: int,
     scales_NG: Tensor,
@@ -94,12 +100,13 @@ def pack_q8(
 ) -> TiledLinear:
     """int8 codes [N, K]: ``w = scale * code + offset``."""
     n, k = signed_NK.shape
-    codes = _tile(_pad_rows(_pad_columns(signed_NK, -k % group)))
-    return _pack(arena, Q8, n, k, group, codes, scales_NG, offsets_NG, 0.0, bias_N)
+    codes = _tile(_pad_columns(signed_NK, -k % group), lanes)
+    return _pack(arena, lanes, Q8, n, k, group, codes, scales_NG, offsets_NG, 0.0, bias_N)
 
 
 def _pack(
     arena: Arena,
+    lanes: int,
     kind: int,
     n: int,
     k: int,
@@ -110,16 +117,16 @@ def _pack(
     center: float,
     bias: Tensor | None,
 ) -> TiledLinear:
-    """Join codes [P, X, 16], scales and offsets [N, G] into records, group by group."""
+    """Join codes [P, X, L], scales and offsets [N, G] into records, group by group."""
     half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
     dtype = torch.float16 if half else torch.float32
     groups = scales.shape[1]
     tiles = codes.shape[0]
     per_group = codes.shape[1] // groups
-    parts = [codes.view(tiles, groups, per_group, LANES)]
+    parts = [codes.view(tiles, groups, per_group, lanes)]
     for values in (scales, offsets):
         if values is not None:
-            parts.append(_tile(_pad_rows(values.to(dtype))))
+            parts.append(_tile(values.to(dtype), lanes))
     widths = [p[0, 0].numel() * p.element_size() for p in parts]
     data = arena.empty(tiles * groups * sum(widths)).view(tiles, groups, sum(widths))
     begin = 0
@@ -138,19 +145,16 @@ def _pack(
         True,
         offsets is not None,
         center,
-        _pad_bias(bias, n),
+        _pad_bias(bias, n, lanes),
     )
 
 
-def _tile(x_NX: Tensor) -> Tensor:
-    """[N, X] -> [P, X, 16]."""
-    n, width = x_NX.shape
-    return x_NX.view(n // LANES, LANES, width).transpose(1, 2)
-
-
-def _pad_rows(x: Tensor) -> Tensor:
-    missing = -x.shape[0] % LANES
-    return torch.cat((x, x.new_zeros(missing, x.shape[1]))) if missing else x
+def _tile(x_NX: Tensor, lanes: int) -> Tensor:
+    """[N, X] -> [P, X, L], with rows of zeros after the last."""
+    missing = -x_NX.shape[0] % lanes
+    if missing:
+        x_NX = torch.cat((x_NX, x_NX.new_zeros(missing, x_NX.shape[1])))
+    return x_NX.view(-1, lanes, x_NX.shape[1]).transpose(1, 2)
 
 
 def _pad_columns(x: Tensor, missing: int) -> Tensor:
@@ -162,9 +166,9 @@ def _bytes(x: Tensor) -> Tensor:
     return x.flatten().view(torch.uint8)
 
 
-def _pad_bias(bias: Tensor | None, n: int) -> Tensor | None:
+def _pad_bias(bias: Tensor | None, n: int, lanes: int) -> Tensor | None:
     if bias is None:
         return None
-    padded = torch.zeros(-(-n // LANES) * LANES)
+    padded = torch.zeros(-(-n // lanes) * lanes)
     padded[:n] = bias
     return padded

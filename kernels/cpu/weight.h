@@ -1,6 +1,6 @@
 /* A packed weight matrix [N, K] and how to read it.
  *
- * Layout: N is cut into tiles of 16 rows, one per vector lane, so no horizontal sums are needed.
+ * Layout: N is cut into tiles of LANES rows, one per vector lane, so no horizontal sums are needed.
  * A tile is a sequence of records, one for each group of K, so that a tile is one stream:
  *   codes    4 bits: uint32 [group / 8][lane], eight consecutive K in a word, first in the low bits
  *            8 bits: int8 [group][lane]
@@ -64,7 +64,7 @@ static inline void read_weight(const hb_op *op, weight *w) {
     w->ahead = 4 * w->tile_bytes <= 65536 ? 4 * w->tile_bytes : 4096;
 }
 
-/* One element as a vector over the 16 rows of a tile, scaled. */
+/* One element as a vector over the rows of a tile, scaled. */
 INLINE vf weight_value(const weight *w, int tile, int k) {
     const char *record = w->data + tile * w->tile_bytes + k / w->group * w->record_bytes;
     const char *values = record + w->code_bytes;
@@ -72,7 +72,7 @@ INLINE vf weight_value(const weight *w, int tile, int k) {
     vf q;
     if (w->kind == W_Q4) {
         vu word;
-        memcpy(&word, record + (size_t)(inside / 8) * 64, 64);
+        memcpy(&word, record + (size_t)(inside / 8) * sizeof word, sizeof word);
         q = __builtin_convertvector((vi)((word >> (4 * (inside % 8))) & 15), vf) - w->center;
     } else {
         q = element(w->kind, record, inside);

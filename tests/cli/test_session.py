@@ -258,7 +258,7 @@ def terminal():
 def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(terminal):
     terminal.expect("/help for help")
     terminal.expect(">>> ")
-    terminal.send(" ".join(f"w{i}" for i in range(60)) + "\n")
+    terminal.send("x " * 140 + "w59\n")
     terminal.expect("95w ")
     terminal.send("\x03")
     assert "cancelled" in terminal.expect("answer [0-9]+ tok.*\n")

@@ -30,22 +30,14 @@ def library(threads: int = 2) -> Library:
     return Library(build_library(cache_root() / "native"), threads)
 
 
-def panel_kinds() -> list[str]:
-    """The forms of the bfloat16 product that this machine can run."""
-    if find_compiler() is None:
-        return []
-    kinds = {"none": [], "avx512_bf16": ["avx512_bf16"]}
-    return kinds.get(library().gemm_kind, ["avx512_bf16", "amx_bf16"])
+def modes() -> list[bool]:
+    """Values of ``exact`` that make a difference: without AMX there is one form of everything."""
+    return [True, False] if find_compiler() is not None and library().amx else [True]
 
 
-def make_ops(*, exact: bool = False, threads: int = 2, panels: str = "") -> CompiledOps:
-    """Ops on a library of their own settings; ``panels`` forces a form of the large product."""
-    shared = library(threads)
-    ops = CompiledOps(shared, exact)
-    if panels:
-        ops.library = Library(build_library(cache_root() / "native"), threads)
-        ops.library.gemm_kind = panels
-    return ops
+def make_ops(*, exact: bool = False, threads: int = 2) -> CompiledOps:
+    """Ops on the kernels, with scratch memory of their own."""
+    return CompiledOps(library(threads), exact)
 
 
 def run(ops: CompiledOps, op: Callable[..., Tensor | None], *arguments: Any) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cpu_support import BF16, F32, make_ops, needs_compiler, panel_kinds, run, tokens
+from cpu_support import BF16, F32, make_ops, modes, needs_compiler, run, tokens
 from statistics_support import fresh_seed
 from torch import Tensor
 
@@ -20,10 +20,6 @@ from halfbyte.loaders.model_config import ModelConfig
 pytestmark = needs_compiler
 
 WIDTHS = [1, 2, 15, 16, 17, 40, 576, 577]
-
-
-def modes() -> list[str]:
-    return ["", *panel_kinds()]
 
 
 def assert_near(got: Tensor, want: Tensor, relative: float) -> None:
@@ -43,11 +39,11 @@ def assert_padding_is_zero(out: Tensor) -> None:
     assert (whole == 0).all()
 
 
-@pytest.mark.parametrize("panels", modes())
+@pytest.mark.parametrize("exact", modes())
 @pytest.mark.parametrize("width", WIDTHS)
-def test_rms_norm(width: int, panels: str) -> None:
+def test_rms_norm(width: int, exact: bool) -> None:
     seed = fresh_seed()
-    ops = make_ops(exact=not panels, panels=panels)
+    ops = make_ops(exact=exact)
     gain = tokens(seed, 1, width)[0]
     for t in (1, 2, 9, 24, 33, 70):
         # Rows of very different size: each is normed by itself.
@@ -65,10 +61,10 @@ def test_rms_norm(width: int, panels: str) -> None:
             assert_padding_is_zero(out)
 
 
-@pytest.mark.parametrize("panels", modes())
-def test_rms_norm_of_chosen_rows(panels: str) -> None:
+@pytest.mark.parametrize("exact", modes())
+def test_rms_norm_of_chosen_rows(exact: bool) -> None:
     seed = fresh_seed()
-    ops = make_ops(exact=not panels, panels=panels)
+    ops = make_ops(exact=exact)
     x, gain = tokens(seed, 50, 96), tokens(seed + 1, 1, 96)[0]
     for count in (0, 1, 3, 40):
         picks = [random.Random(seed + count).randrange(50) for _ in range(count)]
@@ -80,11 +76,11 @@ def test_rms_norm_of_chosen_rows(panels: str) -> None:
             assert_near(got, want, 60 * F32)
 
 
-@pytest.mark.parametrize("panels", modes())
+@pytest.mark.parametrize("exact", modes())
 @pytest.mark.parametrize("width", WIDTHS)
-def test_silu_mul(width: int, panels: str) -> None:
+def test_silu_mul(width: int, exact: bool) -> None:
     seed = fresh_seed()
-    ops = make_ops(exact=not panels, panels=panels)
+    ops = make_ops(exact=exact)
     for t in (1, 2, 9, 24, 33, 70):
         x = tokens(seed + t, t, 2 * width) * 4
         ops.begin_record()
@@ -99,11 +95,11 @@ def test_silu_mul(width: int, panels: str) -> None:
             assert_padding_is_zero(out)
 
 
-@pytest.mark.parametrize("panels", modes())
+@pytest.mark.parametrize("exact", modes())
 @pytest.mark.parametrize("t", [1, 40])
-def test_silu_mul_at_the_ends(t: int, panels: str) -> None:
+def test_silu_mul_at_the_ends(t: int, exact: bool) -> None:
     """Gates from -1e30 to 1e30: the result tends to 0 on one side and to gate * up on the other."""
-    ops = make_ops(exact=not panels, panels=panels)
+    ops = make_ops(exact=exact)
     ends = [
         0.0,
         1e-30,

@@ -14,8 +14,8 @@ from cpu_support import (
     all_kinds,
     make_case,
     make_ops,
+    modes,
     needs_compiler,
-    panel_kinds,
     run,
     sizes,
     tokens,
@@ -60,8 +60,8 @@ def assert_panels(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0.
 def test_linear_of_every_kind(kind: Kind) -> None:
     seed = fresh_seed()
     rng = random.Random(seed)
-    for panels in ["", *panel_kinds()]:
-        ops = make_ops(exact=not panels, panels=panels)
+    for exact in modes():
+        ops = make_ops(exact=exact)
         for turn in range(2):
             n, k = sizes(rng, kind)
             case = make_case(kind, n, k, seed + turn)
@@ -82,8 +82,8 @@ def test_linear_of_every_kind(kind: Kind) -> None:
 )
 def test_bias_and_adding(kind: Kind, add: bool, t: int) -> None:
     seed = fresh_seed()
-    for panels in ["", *panel_kinds()]:
-        ops = make_ops(exact=not panels, panels=panels)
+    for exact in modes():
+        ops = make_ops(exact=exact)
         case = make_case(kind, 41, 72, seed)
         bias = tokens(seed + 1, 1, 41)[0]
         packed, x = ops.pack(case.weight, bias), tokens(seed + 2, t, 72)
@@ -104,8 +104,8 @@ def test_bias_and_adding(kind: Kind, add: bool, t: int) -> None:
 def test_strided_rows_in_and_out(t: int, n: int) -> None:
     """Parts of wider matrices: what lies beside them is neither read nor written."""
     seed = fresh_seed()
-    for panels in ["", *panel_kinds()]:
-        ops = make_ops(exact=not panels, panels=panels)
+    for exact in modes():
+        ops = make_ops(exact=exact)
         case = make_case(Kind(4, 32, "int"), n, 64, seed)
         packed = ops.pack(case.weight)
         wide = torch.full((t, 64 + 9), torch.nan)
@@ -169,14 +169,14 @@ def test_exact_bits_do_not_depend_on_the_batch_or_threads(kind: Kind) -> None:
     assert torch.equal(got, alone[order])
 
 
-@pytest.mark.parametrize("panels", panel_kinds())
-def test_panels_do_not_depend_on_threads(panels: str) -> None:
+@pytest.mark.parametrize("exact", modes())
+def test_products_do_not_depend_on_threads(exact: bool) -> None:
     seed = fresh_seed()
     x = tokens(seed, 70, 576)
     case = make_case(Kind(4, 32, "float"), 130, 576, seed)
     got = []
     for threads in (1, 2):
-        ops = make_ops(panels=panels, threads=threads)
+        ops = make_ops(exact=exact, threads=threads)
         packed = ops.pack(case.weight)
         got.append(run(ops, ops.linear, x, packed))
     assert torch.equal(*got)

@@ -1,0 +1,36 @@
+"""Peak resident size of a whole process that loads the default model and fills its KV cache."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# What the interpreter, torch, the tokenizer and one layer's copies may take beside file and KV.
+ALLOWANCE = 450 * 10**6
+
+SCRIPT = """
+import json, resource, sys
+from halfbyte import Engine, SamplingParams
+engine = Engine(sys.argv[1], max_context=512, max_batch=2, prefix_cache=False)
+loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+engine.generate([[7] * 480, [8] * 480], SamplingParams(max_tokens=16, ignore_eos=True))
+kv = engine.memory.blocks * engine.config.block_size * engine.memory.bytes_per_token
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"loaded": loaded, "peak": peak, "kv": kv}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_peak_is_file_and_cache_and_a_little(smollm2: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(smollm2)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    file = smollm2.stat().st_size
+    assert found["loaded"] * 1024 <= file + ALLOWANCE, found
+    assert found["peak"] * 1024 <= file + found["kv"] + ALLOWANCE, found

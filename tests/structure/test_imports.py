@@ -1,0 +1,220 @@
+"""Who imports whom: the arrows between the folders, and what an import may load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from source_tree import FOLDERS, Source, module_name, sources
+
+# Folder -> what it may import of ours beside itself. ``__version__`` is the only thing that
+# anything takes from the face; what else the face offers lives in a folder.
+ALLOWED = {
+    "kernels": {"errors"},
+    "loaders": {"errors"},
+    "engine": {"errors", "kernels", "loaders"},
+    "server": {"errors", "engine", "loaders", "__version__"},
+    "bench": {"errors", "engine", "kernels", "loaders", "__version__"},
+    "quantize": {"errors", "engine", "kernels", "loaders"},
+    "cli": {*FOLDERS, "errors", "__version__"},
+    "halfbyte": {*FOLDERS, "errors", "__version__"},
+}
+_TYPING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """One import of ours: target module, how it is written, and when it runs."""
+
+    line: int
+    target: str
+    relative: bool
+    lazy: bool
+
+    @property
+    def folder(self) -> str:
+        """Folder of the target, ``errors``, or the face's own name."""
+        return (*self.target.split("."), "halfbyte")[1]
+
+
+def arrows(source: Source) -> Iterator[Arrow]:
+    """Imports of our modules anywhere in a file, and names taken from ``import halfbyte``."""
+    package = source.module.split(".")
+    if not source.path.endswith("__init__.py"):
+        package.pop()
+    aliases = set()
+    for node, lazy in _walk(source.tree, False):
+        if isinstance(node, ast.ImportFrom):
+            base = _resolved("." * node.level + (node.module or ""), package)
+            if base.split(".")[0] == "halfbyte":
+                for name in node.names:
+                    yield Arrow(node.lineno, f"{base}.{name.name}", node.level > 0, lazy)
+        elif isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name == "halfbyte":
+                    aliases.add(name.asname or "halfbyte")
+                elif name.name.startswith("halfbyte."):
+                    yield Arrow(node.lineno, name.name, False, lazy)
+        elif isinstance(node, ast.Call):
+            called, first = ast.unparse(node.func), node.args[0] if node.args else None
+            if called.endswith(("import_module", "__import__")) and isinstance(first, ast.Constant):
+                name = str(first.value)
+                target = _resolved(name, package)
+                if target.startswith("halfbyte."):
+                    yield Arrow(node.lineno, target, name.startswith("."), lazy)
+    for node, lazy in _walk(source.tree, False):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in aliases:
+            yield Arrow(node.lineno, f"halfbyte.{node.attr}", False, lazy)
+
+
+def _resolved(name: str, package: list[str]) -> str:
+    """Absolute name of a module that may begin with dots, seen from a package."""
+    rest = name.lstrip(".")
+    level = len(name) - len(rest)
+    if level > len(package):
+        return "halfbyte.(beyond the top)"
+    base = package[: len(package) - level + 1] if level else []
+    return ".".join([*base, rest] if rest else base)
+
+
+def _walk(node: ast.AST, lazy: bool) -> Iterator[tuple[ast.AST, bool]]:
+    """All nodes; lazy ones do not run on import: in functions and under TYPE_CHECKING."""
+    yield node, lazy
+    typing = isinstance(node, ast.If) and ast.unparse(node.test) in _TYPING
+    function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+    for child in ast.iter_child_nodes(node):
+        in_else = isinstance(node, ast.If) and child in node.orelse
+        yield from _walk(child, lazy or function or (typing and not in_else))
+
+
+def problems(source: Source) -> list[str]:
+    """What is wrong with a file's imports, a line each."""
+    home, found = source.path.split("/")[0], []
+    for arrow in arrows(source):
+        where, folder = f"{source.path}:{arrow.line}", arrow.folder
+        if folder != home and folder not in ALLOWED[home]:
+            found.append(f"{where}: {home} must not import {arrow.target}")
+        elif home == "halfbyte":
+            eager = not arrow.lazy and folder != "errors"
+            if eager and not source.path.endswith("/__main__.py"):
+                found.append(f"{where}: {arrow.target} must be imported on first use")
+        elif folder in FOLDERS and not arrow.relative:
+            found.append(f"{where}: {arrow.target} must be a relative import")
+        elif folder == "errors" and arrow.relative:
+            found.append(f"{where}: write 'from halfbyte.errors import ...'")
+    return found
+
+
+def test_arrows_between_folders():
+    assert {s.path.split("/")[0] for s in sources()} == set(FOLDERS)
+    assert [p for source in sources() for p in problems(source)] == []
+
+
+def test_errors_import_nothing():
+    (errors,) = [s for s in sources() if s.module == "halfbyte.errors"]
+    imports = [n for n in ast.walk(errors.tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert [ast.unparse(n) for n in imports] == ["from __future__ import annotations"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "part"),
+    [
+        ("kernels/x.py", "from ..loaders import base", "kernels must not import"),
+        ("kernels/cpu/x.py", "from ...engine.plan import StepPlan", "kernels must not import"),
+        ("kernels/cpu/__init__.py", "from ... import engine", "kernels must not import"),
+        ("kernels/x.py", "import halfbyte.engine.plan as p", "kernels must not import"),
+        ("loaders/x.py", "def f():\n    from ..kernels import reference", "loaders must not"),
+        ("loaders/x.py", "from halfbyte import Engine", "loaders must not import"),
+        ("loaders/x.py", "from halfbyte import __version__", "loaders must not import"),
+        ("engine/x.py", "if TYPE_CHECKING:\n    from ..server.app import X", "engine must not"),
+        ("engine/x.py", "import_module('halfbyte.cli.main')", "engine must not import"),
+        ("engine/x.py", "import_module('..cli.main', __package__)", "engine must not import"),
+        ("engine/x.py", "from .... import kernels", "beyond the top"),
+        ("server/x.py", "import halfbyte\nprint(halfbyte.Engine)", "server must not import"),
+        ("server/x.py", "from ..kernels import reference", "server must not import"),
+        ("bench/x.py", "from ..cli import console", "bench must not import"),
+        ("engine/x.py", "from halfbyte.engine.plan import StepPlan", "relative import"),
+        ("engine/x.py", "from halfbyte import kernels", "relative import"),
+        ("engine/x.py", "from ..errors import ConfigError", "write 'from halfbyte.errors"),
+        ("halfbyte/x.py", "from .engine.plan import StepPlan", "on first use"),
+        ("halfbyte/x.py", "if TYPE_CHECKING:\n    pass\nelse:\n    from . import engine", "first"),
+    ],
+)
+def test_forbidden_arrows_are_found(path: str, text: str, part: str) -> None:
+    (problem,) = problems(Source(path, ast.parse(text)))
+    assert problem.startswith(f"{path}:") and part in problem
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("kernels/cpu/x.py", "import torch\nfrom .arena import Arena\nfrom .. import reference"),
+        ("kernels/x.py", "from halfbyte.errors import ConfigError"),
+        ("engine/layers/x.py", "from ...loaders import base\nfrom ..plan import StepPlan"),
+        ("server/x.py", "import halfbyte\nprint(halfbyte.__version__)"),
+        ("cli/x.py", "from ..bench.engine import Report\nfrom halfbyte import __version__"),
+        ("halfbyte/x.py", "from .errors import HalfbyteError\ndef f():\n    from . import engine"),
+        ("halfbyte/__main__.py", "from halfbyte.cli.main import main"),
+        ("engine/x.py", "import halfbytes.cli, other.halfbyte"),
+    ],
+)
+def test_allowed_arrows_pass(path: str, text: str) -> None:
+    assert problems(Source(path, ast.parse(text))) == []
+
+
+def test_module_names():
+    assert module_name("engine/backends/__init__.py") == "halfbyte.engine.backends"
+    assert module_name("halfbyte/errors.py") == "halfbyte.errors"
+    assert module_name("halfbyte/__init__.py") == "halfbyte"
+
+
+def _python(code: str, *args: str) -> str:
+    """What a program prints in a fresh interpreter that sees no GPU."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_face_loads_neither_torch_nor_triton():
+    code = (
+        "import sys, halfbyte\n"
+        "print([m for m in ('torch', 'triton', 'numpy', 'halfbyte.engine') if m in sys.modules])"
+    )
+    assert _python(code) == "[]\n"
+
+
+IMPORT_ALL = """
+import importlib, json, sys
+failed = {}
+for name in json.loads(sys.argv[1]):
+    # Each module comes first once, so that no import works only after another one.
+    for ours in [m for m in sys.modules if m.split(".")[0] == "halfbyte"]:
+        del sys.modules[ours]
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        failed[name] = repr(error)
+torch = sys.modules["torch"]
+print(json.dumps([failed, torch.cuda.is_initialized()]))
+"""
+
+
+def test_every_module_imports_without_a_gpu():
+    # Peers need engines that are not in the dev extra.
+    names = [s.module for s in sources() if not s.module.startswith("halfbyte.bench.peers.")]
+    failed, used_cuda = json.loads(_python(IMPORT_ALL, json.dumps(names)))
+    assert len(names) > 80
+    assert failed == {} and used_cuda is False
