@@ -90,8 +90,10 @@ def gated_quant_kernel(
             start = begin // GROUP
             store_sums(sums_ptr + row * groups + start, y, groups - start, GROUP)
     largest = tl.max(peak, 0)
-    inverse = tl.where(largest > 0.0, tl.div_rn(127.0, tl.maximum(largest, 1e-38)), 0.0)
-    tl.store(scales_ptr + row, tl.div_rn(largest, 127.0))
+    inverse = tl.where(
+        largest > 0.0, tl.div_rn(tl.full((), 127.0, tl.float32), tl.maximum(largest, 1e-37)), 0.0
+    )
+    tl.store(scales_ptr + row, tl.div_rn(largest, tl.full((), 127.0, tl.float32)))
     for begin in range(0, WIDTH, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         y = gate(x_row, columns, WIDTH, GELU, DTYPE)

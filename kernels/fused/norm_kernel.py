@@ -29,7 +29,7 @@ def normalize(
     """RMSNorm of a row in float32, rounded as ``DTYPE`` would be."""
     w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(h * h, 0) * (1.0 / D)
-    y = h * tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
+    y = h * tl.div_rn(tl.full((), 1.0, tl.float32), tl.sqrt_rn((mean + eps).to(tl.float32)))
     plain = narrow(y, DTYPE).to(tl.float32) * narrow(w, DTYPE).to(tl.float32)
     y = y * (1.0 + w) if PLUS_ONE else plain
     return narrow(y, DTYPE).to(tl.float32)

@@ -106,7 +106,8 @@ def rope_kernel(
         if REST_TILE > 0:
             squares += tl.sum(rest * rest, 1)
         factor = tl.div_rn(
-            tl.full((HEADS,), 1.0, tl.float32), tl.sqrt_rn(squares * (1.0 / DIM) + eps)
+            tl.full((HEADS,), 1.0, tl.float32),
+            tl.sqrt_rn((squares * (1.0 / DIM) + eps).to(tl.float32)),
         )
         factor = tl.where(is_v, 1.0, factor)[:, None]
         a = _normed(a, factor, q_norm_ptr, k_norm_ptr, first, paired, is_q, is_k, DTYPE)
@@ -136,7 +137,7 @@ def rope_kernel(
         largest = tl.maximum(size_a, size_b)
         if REST_TILE > 0:
             largest = tl.maximum(largest, tl.max(tl.abs(narrow(rest, DTYPE).to(tl.float32)), 1))
-        inverse = tl.div_rn(tl.full((HEADS,), 127.0, tl.float32), tl.maximum(largest, 1e-38))
+        inverse = tl.div_rn(tl.full((HEADS,), 127.0, tl.float32), tl.maximum(largest, 1e-37))
         inverse = tl.where(largest > 0.0, inverse, 0.0)[:, None]
         scale_at = block * scale_stride + cell
         scale_ptrs = tl.where(is_k, k_scale_ptr + scale_at, v_scale_ptr + scale_at)

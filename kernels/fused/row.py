@@ -45,9 +45,11 @@ def nearest_int8(y, inverse):
 @triton.jit
 def store_codes(codes_ptr, scale_ptr, y, largest, mask):
     """Codes ``y * 127 / largest`` at ``codes_ptr`` and ``largest / 127`` at ``scale_ptr``."""
-    inverse = tl.where(largest > 0.0, tl.div_rn(127.0, tl.maximum(largest, 1e-38)), 0.0)
+    inverse = tl.where(
+        largest > 0.0, tl.div_rn(tl.full((), 127.0, tl.float32), tl.maximum(largest, 1e-37)), 0.0
+    )
     tl.store(codes_ptr, nearest_int8(y, inverse), mask=mask)
-    tl.store(scale_ptr, tl.div_rn(largest, 127.0))
+    tl.store(scale_ptr, tl.div_rn(largest, tl.full((), 127.0, tl.float32)))
 
 
 @triton.jit

@@ -84,7 +84,7 @@ def raw_logits(row_ptr, columns, vocabulary):
 def penalized(x, counts_ptr, columns, vocabulary, repetition, presence, frequency):
     """``reference.penalize`` of a tile, rounded in the same places (needs FMA fusion off)."""
     count = tl.load(counts_ptr + columns, mask=columns < vocabulary, other=0)
-    inverse = tl.div_rn(1.0, repetition)
+    inverse = tl.div_rn(tl.full((), 1.0, tl.float32), repetition)
     scaled = tl.where(x > 0.0, divide(x, repetition, inverse), x * repetition)
     x = tl.where(count != 0, scaled, x)
     output = (count & (_SEEN - 1)).to(tl.float32)
@@ -102,7 +102,7 @@ def distances(source, columns):
     x = raw_logits(row_ptr, columns, vocabulary)
     if penalties:
         x = penalized(x, counts_ptr, columns, vocabulary, repetition, presence, frequency)
-    return divide(best - x, heat, tl.div_rn(1.0, heat))
+    return divide(best - x, heat, tl.div_rn(tl.full((), 1.0, tl.float32), heat))
 
 
 @triton.jit
