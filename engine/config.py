@@ -9,11 +9,11 @@ from halfbyte.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["auto", "cpu_native", "reference"]
+Backend = Literal["auto", "cuda_triton", "cpu_native", "interpreter", "reference"]
 
 _DEVICES = ("auto", "cpu", "cuda")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_BACKENDS = ("auto", "cpu_native", "reference")
+_BACKENDS = ("auto", "cuda_triton", "cpu_native", "interpreter", "reference")
 _BLOCK_SIZES = (16, 32, 64, 128)
 
 
@@ -22,11 +22,12 @@ class EngineConfig:
     """Options of an engine; ``Engine(model, **options)`` takes the same names.
 
     Attributes:
-        device: ``auto`` or ``cpu``; ``cuda`` is refused until the Triton backend lands.
-        dtype: type of activations, KV cache and dense weights. ``auto`` is float32 arithmetic
-            with dense weights left in their own 16 bits. See the backend's documentation.
-        backend: ``auto`` picks the fastest for the device; ``reference`` computes from the
-            exact codes in plain torch, slowly.
+        device: ``auto`` is ``cuda`` where there is such a device, else ``cpu``.
+        dtype: type of activations, KV cache and dense weights. On a CPU ``auto`` is float32
+            arithmetic with dense weights left in their own 16 bits; on a GPU it is bfloat16.
+        backend: ``auto`` picks the fastest for the device. ``reference`` computes from the exact
+            codes in plain torch, slowly; ``interpreter`` runs the Triton kernels on the CPU, more
+            slowly still, and needs TRITON_INTERPRET=1 in the environment.
         max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
         max_batch: most requests running at once.
         max_batch_tokens: token budget of one step, decode and prefill together.

@@ -81,7 +81,7 @@ class Engine:
             checkpoint.close()
         self.backend = ops.name
         self.memory: MemoryPlan = plan_memory(
-            self.model_config, self.config, ops.kv_dtype, free_memory()
+            self.model_config, self.config, ops.kv_dtype, free_memory(ops.device)
         )
         self.max_context = self.memory.max_context
         self._network = network
@@ -100,7 +100,9 @@ class Engine:
         share = cfg.prefix_cache and not self._rotary.varies(self.max_context)
         limits = SchedulerConfig(cfg.max_batch, cfg.max_batch_tokens, self.max_context, share)
         self._scheduler = Scheduler(limits, self._pool, end_tokens)
-        kv = KVCache(self.model_config, self.memory.blocks, size, network.ops.kv_dtype)
+        kv = KVCache(
+            self.model_config, self.memory.blocks, size, network.ops.kv_dtype, network.ops.device
+        )
         rows = Rows(cfg.max_batch, self.max_context, size, self._rotary)
         graphs = GraphPool(network, kv, cfg.max_batch)
         valid = min(self.tokenizer.vocab_size, self.model_config.vocab_size)

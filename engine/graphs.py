@@ -1,4 +1,4 @@
-"""Recorded decode steps: the CPU's counterpart of CUDA graphs, behind the same seat.
+"""Recorded decode steps: CUDA graphs, and the CPU's counterpart of them.
 
 A decode step of T rows is noted down once, on fixed buffers, and then replayed: inputs are
 copied into the buffers and one call runs the whole step, so a step costs no Python per op.
@@ -25,7 +25,7 @@ class _Recorded:
 
 
 class GraphPool:
-    """Recorded decode steps by number of rows, made lazily.
+    """Recorded decode steps by their key, made lazily.
 
     Args:
         model: the network to record.
@@ -37,7 +37,7 @@ class GraphPool:
         self._model = model
         self._kv = kv
         self._limit = limit
-        self._recorded: dict[int, _Recorded] = {}
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
     def covers(self, tokens: int) -> bool:
         """Whether a decode step of ``tokens`` rows is, or can be, recorded."""
@@ -45,10 +45,11 @@ class GraphPool:
 
     def run(self, step: StepInputs) -> Tensor:
         """Float32 logits [T, V]; the buffer is overwritten by the next run of the same size."""
-        item = self._recorded.get(len(step.spans))
+        step = self._model.ops.prepare(step)
+        key = self._model.ops.graph_key(step)
+        item = self._recorded.get(key)
         if item is None:
-            item = self._record(step)
-            self._recorded[len(step.spans)] = item
+            item = self._recorded[key] = self._record(step)
         else:
             for name in ("token_ids", "positions", "rope", "slots", "block_tables"):
                 getattr(item.step, name).copy_(getattr(step, name))
@@ -64,6 +65,9 @@ class GraphPool:
             slots=step.slots.clone(),
             block_tables=step.block_tables.contiguous().clone(),
         )
+        if self._model.ops.eager:
+            # Everything that is compiled or allocated once must be there before a capture.
+            self._model.forward(fixed, self._kv)
         program, logits = record(self._model, fixed, self._kv)
         return _Recorded(fixed, program, logits)
 
@@ -82,7 +86,8 @@ def compute(model: Decoder, step: StepInputs, kv: KVCache) -> Tensor:
     """Logits [S, V] of a step that is run once."""
     if model.ops.alone:
         return _one_by_one(model, step, kv)
-    if not model.ops.records:
+    step = model.ops.prepare(step)
+    if model.ops.eager:
         return model.forward(step, kv)
     program, logits = record(model, step, kv)
     program.run()

@@ -36,20 +36,29 @@ class KVCache:
         blocks: number of blocks.
         block_size: tokens in a block.
         dtype: element type.
+        device: where the cache lies.
 
-    The memory is not touched on allocation, so the system hands out pages only as blocks are
-    first used.
+    On a CPU the memory is not touched on allocation, so the system hands out pages only as
+    blocks are first used.
     """
 
     def __init__(
-        self, model: ModelConfig, blocks: int, block_size: int, dtype: torch.dtype
+        self,
+        model: ModelConfig,
+        blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
     ) -> None:
         tile = (model.num_kv_heads, block_size, model.head_dim)
         self.block_size = block_size
         self.blocks = blocks
         size = blocks * model.num_layers * 2 * tile[0] * tile[1] * tile[2] * dtype.itemsize
-        memory = map_memory(size)[:size].view(dtype)
-        whole = memory.view(blocks, model.num_layers, 2, *tile)
+        if device is None or device.type == "cpu":
+            memory = map_memory(size)[:size]
+        else:
+            memory = torch.empty(size, dtype=torch.uint8, device=device)
+        whole = memory.view(dtype).view(blocks, model.num_layers, 2, *tile)
         self.layers = [LayerKV(whole[:, i, 0], whole[:, i, 1]) for i in range(model.num_layers)]
 
     @staticmethod

@@ -80,8 +80,10 @@ def plan_memory(
     )
 
 
-def free_memory() -> int:
-    """Bytes of memory that can be taken without swapping, cgroup limit included."""
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes free on a CUDA device, else those that the system can give without swapping."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -22,7 +22,7 @@ def prompt_logits(
     """
     total = len(token_ids)
     blocks = -(-total // block_size)
-    kv = KVCache(model.config, blocks, block_size, model.ops.kv_dtype)
+    kv = KVCache(model.config, blocks, block_size, model.ops.kv_dtype, model.ops.device)
     ids = torch.tensor(token_ids)
     table = torch.arange(blocks, dtype=torch.int32).unsqueeze(0)
     out: list[Tensor] = []
@@ -39,7 +39,7 @@ def prompt_logits(
             spans=[RowSpan(0, stop - start, start)],
             sample_index=None,
         )
-        out.append(compute(model, step, kv).to(torch.float32))
+        out.append(compute(model, step, kv).to("cpu", torch.float32))
     return torch.cat(out)
 
 

@@ -84,7 +84,9 @@ class Ops(Protocol[P]):
         name: backend name for tables and messages.
         dtype: activation type.
         kv_dtype: KV cache type.
-        records: whether steps can be recorded; such a backend computes nothing otherwise.
+        device: where weights, activations and the KV cache lie.
+        records: whether steps can be recorded.
+        eager: whether ops compute at once when nothing is being recorded.
         alone: compute one token at a time, which makes results independent of the batch on a
             backend whose kernels are not.
     """
@@ -92,7 +94,9 @@ class Ops(Protocol[P]):
     name: str
     dtype: torch.dtype
     kv_dtype: torch.dtype
+    device: torch.device
     records: bool
+    eager: bool
     alone: bool
 
     def supports(self, weight: Weight) -> str | None:
@@ -101,6 +105,18 @@ class Ops(Protocol[P]):
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
         """Pack a linear weight [N, K] once. Raises UnsupportedWeightError."""
+        ...
+
+    def pack_embedding(self, weight: Weight) -> P:
+        """Pack an embedding table [V, D] for :meth:`embed`; it may serve as LM head, too."""
+        ...
+
+    def prepare(self, step: StepInputs) -> StepInputs:
+        """The step as this backend takes it: on its device, with what all layers share."""
+        ...
+
+    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
+        """What two prepared decode steps must have in common to share a recording."""
         ...
 
     def embed(self, ids_T: Tensor, table: P) -> Tensor:

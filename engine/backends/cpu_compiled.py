@@ -64,6 +64,8 @@ class CompiledOps:
 
     name = "cpu_native"
     records = True
+    eager = False
+    device = torch.device("cpu")
     alone = False
 
     def __init__(self, library: lib.Library, exact: bool) -> None:
@@ -89,6 +91,18 @@ class CompiledOps:
         if isinstance(weight, Tensor):
             return pack_dense(self._arena, self.library.lanes, weight, bias)
         return _pack_quantized(self._arena, self.library.lanes, weight, bias)
+
+    def prepare(self, step: StepInputs) -> StepInputs:
+        """The step as it is."""
+        return step
+
+    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
+        """Rows of the step."""
+        return (len(step.spans),)
+
+    def pack_embedding(self, weight: Weight) -> TiledLinear:
+        """Packed like any other matrix."""
+        return self.pack(weight)
 
     def embed(self, ids_T: Tensor, table: TiledLinear) -> Tensor:
         """Rows of [V, D] -> [T, D]."""

@@ -27,6 +27,8 @@ class PlainOps(ABC, Generic[P]):
 
     name = "plain"
     records = False
+    eager = True
+    device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype, exact: bool) -> None:
         self.dtype = dtype
@@ -36,6 +38,22 @@ class PlainOps(ABC, Generic[P]):
     def supports(self, weight: Weight) -> str | None:
         """Every canonical weight can be run."""
         return None
+
+    def prepare(self, step: StepInputs) -> StepInputs:
+        """The step as it is."""
+        return step
+
+    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
+        """Rows of the step."""
+        return (len(step.spans),)
+
+    def pack_embedding(self, weight: Weight) -> P:
+        """Packed like any other matrix."""
+        return self.pack(weight)
+
+    @abstractmethod
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
+        """Pack a linear weight [N, K] once."""
 
     @abstractmethod
     def linear(self, x_TK: Tensor, weight: P, out: Tensor | None = None) -> Tensor:

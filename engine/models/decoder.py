@@ -67,8 +67,8 @@ class Decoder:
     ) -> None:
         self.config = config
         self.ops = ops
-        source = _Source(checkpoint)
-        self.embedding = _pack(ops, source, "model.embed_tokens")
+        source = _Source(checkpoint, ops.device)
+        self.embedding = ops.pack_embedding(source.take("model.embed_tokens.weight"))
         source.release()
         self.layers: list[DecoderLayer] = []
         for index in range(config.num_layers):
@@ -135,8 +135,9 @@ class Decoder:
 class _Source:
     """Pulls weights by name and tells the checkpoint when their file pages can go."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self._checkpoint = checkpoint
+        self._device = device
         self._taken: list[str] = []
 
     def take(self, name: str) -> Weight:
@@ -144,10 +145,10 @@ class _Source:
         return self._checkpoint.load(name)
 
     def vector(self, name: str) -> Tensor:
-        """A norm weight or bias in float32."""
+        """A norm weight or bias in float32, on the backend's device."""
         weight = self.take(name)
         assert not isinstance(weight, QuantizedLinear)
-        return weight.to(torch.float32)
+        return weight.to(self._device, torch.float32)
 
     def bias(self, module: str, expected: bool) -> Tensor | None:
         return self.vector(f"{module}.bias") if expected else None

@@ -1,0 +1,259 @@
+"""``cuda_triton`` and ``interpreter``: the Triton kernels behind ``Ops``.
+
+Both run the same kernels. The interpreter takes CPU tensors, one program after another, and is for
+tests of tiny models; Triton decides which of the two it is when it is first imported.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import ConfigError
+
+from ...kernels import runtime
+from ...kernels.attention import (
+    build_prefill_table,
+    decode_attention,
+    prefill_attention,
+    prefill_block,
+)
+from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
+from ...kernels.sampling import argmax
+from ...kernels.w4a16.workspace import Workspace
+from ...loaders.canonical import QuantizedLinear, Weight
+from ..kv_cache import LayerKV
+from ..step import RowSpan, StepInputs
+from .base import AttentionShape, Program
+from .triton_weights import TritonLinear, linear, pack
+
+_LEAST_LENGTH = 256
+
+
+@dataclass(slots=True)
+class DeviceStep(StepInputs):
+    """A step on the device, with what its attention calls share.
+
+    Attributes:
+        max_length: power of two that no row's context exceeds.
+        singles: int64 [rows of one token], their tokens, or None when all rows are such.
+        lines: work list of the other rows, made by the first layer.
+    """
+
+    max_length: int = 0
+    singles: Tensor | None = None
+    lines: Tensor | None = None
+
+
+@dataclass(slots=True)
+class CudaProgram:
+    """A captured CUDA graph."""
+
+    graph: torch.cuda.CUDAGraph
+
+    def run(self) -> None:
+        """Replay it on the current stream."""
+        self.graph.replay()
+
+
+class TritonOps:
+    """Implements ``Ops`` with the Triton kernels.
+
+    Args:
+        device: a CUDA device, or the CPU under the interpreter.
+        dtype: float16 or bfloat16, of activations and KV.
+        exact: results of a token depend on nothing but its own text.
+    """
+
+    alone = False
+    eager = True
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, exact: bool) -> None:
+        self.name = "cuda_triton" if device.type == "cuda" else "interpreter"
+        self.detail = f"Triton kernels, {str(dtype).removeprefix('torch.')}"
+        self.device = device
+        self.dtype = dtype
+        self.kv_dtype = dtype
+        self.exact = exact
+        self.records = device.type == "cuda"
+        self._workspace = Workspace(device)
+        self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
+
+    def supports(self, weight: Weight) -> str | None:
+        """Every canonical weight can be packed or made dense."""
+        return None
+
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear:
+        """See :func:`~.triton_weights.pack`."""
+        return pack(weight, bias, self.dtype, self.device)
+
+    def pack_embedding(self, weight: Weight) -> TritonLinear:
+        """Dense rows [V, D], so that a token's row can be read at once."""
+        if isinstance(weight, QuantizedLinear):
+            weight = weight.dequantize(self.dtype)
+        return pack(weight, None, self.dtype, self.device)
+
+    def prepare(self, step: StepInputs) -> DeviceStep:
+        """Copy a step to the device and work out what all layers share."""
+        longest = max([_LEAST_LENGTH, *(span.length for span in step.spans)])
+        singles = None
+        if not self.exact and any(_several(span) for span in step.spans):
+            alone = [span.begin for span in step.spans if not _several(span)]
+            singles = torch.tensor(alone, dtype=torch.int64).to(self.device)
+        sample = step.sample_index
+        return DeviceStep(
+            token_ids=step.token_ids.to(self.device),
+            positions=step.positions.to(self.device),
+            rope=step.rope.contiguous().to(self.device),
+            slots=step.slots.to(self.device),
+            row_index=step.row_index.to(self.device),
+            block_tables=step.block_tables.contiguous().to(self.device),
+            spans=step.spans,
+            sample_index=None if sample is None else sample.to(self.device),
+            max_length=1 << (longest - 1).bit_length(),
+            singles=singles,
+        )
+
+    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
+        """Steps with the same key can share a recording: rows and the length's bucket."""
+        assert isinstance(step, DeviceStep)
+        return len(step.spans), step.max_length
+
+    def embed(self, ids_T: Tensor, table: TritonLinear) -> Tensor:
+        """Rows of [V, D] -> residual [T, D]."""
+        assert isinstance(table.packed, Tensor)
+        residual, _ = embed_norm(ids_T, table.packed)
+        return residual
+
+    def rms_norm(
+        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+    ) -> Tensor:
+        """RMSNorm -> [T, D], or of some rows [S, D]."""
+        values = rms_norm(x_TD, weight_D, eps, rows_S=rows).values
+        assert values is not None
+        return values
+
+    def linear(self, x_TK: Tensor, weight: TritonLinear, out: Tensor | None = None) -> Tensor:
+        """``x @ W.T + bias`` -> [T, N]."""
+        return linear(x_TK, weight, None, out, self.exact, self._workspace)
+
+    def linear_add(self, x_TK: Tensor, weight: TritonLinear, residual_TN: Tensor) -> None:
+        """``residual += x @ W.T + bias`` in place."""
+        linear(x_TK, weight, residual_TN, residual_TN, self.exact, self._workspace)
+
+    def rope_write_kv(
+        self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Norm and rotate q and k, store k and v -> q [T, H, E]."""
+        return rope_write_kv(
+            qkv_TC,
+            step.rope,
+            step.slots,
+            kv.k,
+            kv.v,
+            shape.heads,
+            q_norm_E=shape.q_norm,
+            k_norm_E=shape.k_norm,
+            eps=shape.eps,
+        )
+
+    def attention(
+        self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
+    ) -> Tensor:
+        """Rows of one token by split-KV decode, the others by the prefill kernel -> [T, H E]."""
+        assert isinstance(step, DeviceStep)
+        out = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
+        if step.singles is None:
+            self._decode(q_THE, shape, kv, step, step.positions, step.row_index, out)
+            return out.flatten(1)
+        block_q = self._block_q(shape, kv)
+        if step.lines is None:
+            spans = ((s.begin, s.end if _several(s) else s.begin, s.start) for s in step.spans)
+            step.lines = build_prefill_table(spans, block_q).to(self.device)
+        prefill_attention(
+            q_THE,
+            kv.k,
+            kv.v,
+            step.block_tables,
+            step.lines,
+            block_q=block_q,
+            scale=shape.scale,
+            window=shape.window,
+            out=out,
+        )
+        if step.singles.numel():
+            picks = step.singles
+            part = torch.empty_like(q_THE[picks])
+            positions, rows = step.positions[picks], step.row_index[picks]
+            self._decode(q_THE[picks], shape, kv, step, positions, rows, part)
+            out[picks] = part
+        return out.flatten(1)
+
+    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
+        """``silu(gate) * up`` -> [T, I]."""
+        values = gated_mul(gate_up_TI2).values
+        assert values is not None
+        return values
+
+    def argmax(self, logits_SV: Tensor) -> Tensor:
+        """Index of each row's largest logit, int64 [S]."""
+        return argmax(logits_SV)
+
+    def begin_record(self) -> None:
+        """Capture what follows on a stream of its own. Raises ConfigError without a GPU."""
+        if not self.records:
+            raise ConfigError("the interpreter cannot record steps")
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        self._capture = (graph, torch.cuda.stream(stream))
+        self._capture[1].__enter__()
+        graph.capture_begin()
+
+    def end_record(self) -> Program:
+        """End the capture."""
+        assert self._capture is not None
+        graph, on_stream = self._capture
+        self._capture = None
+        try:
+            graph.capture_end()
+        finally:
+            on_stream.__exit__(None, None, None)
+        return CudaProgram(graph)
+
+    def _decode(
+        self,
+        q_THE: Tensor,
+        shape: AttentionShape,
+        kv: LayerKV,
+        step: DeviceStep,
+        positions: Tensor,
+        rows: Tensor,
+        out: Tensor,
+    ) -> None:
+        decode_attention(
+            q_THE,
+            kv.k,
+            kv.v,
+            step.block_tables,
+            positions,
+            row_index_T=rows,
+            max_length=step.max_length,
+            scale=shape.scale,
+            window=shape.window,
+            exact=self.exact,
+            out=out,
+        )
+
+    def _block_q(self, shape: AttentionShape, kv: LayerKV) -> int:
+        page, size = kv.k.shape[2], kv.k.element_size()
+        index = runtime.arch(self.device.index or 0)
+        return prefill_block(index, shape.heads, shape.kv_heads, page, shape.head_dim, size)
+
+
+def _several(span: RowSpan) -> bool:
+    return span.end - span.begin > 1

@@ -1,0 +1,105 @@
+"""Which Triton kernel family carries which canonical weight, and one product for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...kernels.w4a16.layout import PackedW4, pack_w4
+from ...kernels.w4a16.op import w4a16_linear
+from ...kernels.w4a16.workspace import Workspace
+from ...kernels.w8a16.layout import pack_w8a16
+from ...kernels.w8a16.op import PackedW8A16, w8a16_linear
+from ...loaders.canonical import Weight
+
+_LEAST_GROUP = 32
+
+
+@dataclass(slots=True)
+class TritonLinear:
+    """A weight [N, K] on the device, packed for its kernel.
+
+    Attributes:
+        shape: (N, K).
+        packed: 4-bit or 8-bit codes, or dense [N, K] in the activations' dtype.
+        bias: [N] in the activations' dtype, or None.
+        perm: int64 [K], order of the input columns that the codes expect, or None.
+    """
+
+    shape: tuple[int, int]
+    packed: PackedW4 | PackedW8A16 | Tensor
+    bias: Tensor | None
+    perm: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the weight reads."""
+        return self.packed.nbytes
+
+
+def pack(
+    weight: Weight, bias: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> TritonLinear:
+    """Codes of up to 4 bits for W4A16, wider ones for W8A16, anything else dense."""
+    shape = int(weight.shape[0]), int(weight.shape[1])
+    bias = None if bias is None else bias.to(device, dtype)
+    if isinstance(weight, Tensor):
+        return TritonLinear(shape, weight.to(device, dtype), bias, None)
+    group = weight.format.group_size
+    if group != -1 and group % _LEAST_GROUP:
+        # Groups of 16 (Q6_K): a scale each half warp fragment; dense is the honest way for now.
+        return TritonLinear(shape, weight.dequantize(dtype).to(device), bias, None)
+    codes, zeros, kind = weight.unpack().to(device), weight.zeros, weight.format.zero
+    scales = weight.scales.to(device)
+    center = 1 << (weight.format.bits - 1)
+    wide = weight.format.bits > 4
+    if kind == "none" and center != (128 if wide else 8):
+        kind, zeros = "int", torch.full_like(weight.scales, center, dtype=torch.float32)
+    zeros = None if zeros is None else zeros.to(device)
+    make = pack_w8a16 if wide else pack_w4
+    packed = make(codes, scales, zeros, zero=kind, group=group)
+    perm = None if weight.perm is None else weight.perm.to(device, torch.int64)
+    return TritonLinear(shape, packed, bias, perm)
+
+
+def linear(
+    x_TK: Tensor,
+    weight: TritonLinear,
+    residual: Tensor | None,
+    out: Tensor | None,
+    exact: bool,
+    workspace: Workspace,
+) -> Tensor:
+    """``x @ W.T + bias + residual`` -> [T, N]; ``out`` may be ``residual``."""
+    if weight.perm is not None:
+        x_TK = x_TK[:, weight.perm]
+    packed = weight.packed
+    if isinstance(packed, Tensor):
+        y = _dense(x_TK, packed, weight.bias, exact)
+        if residual is not None:
+            y = y + residual
+        return y if out is None else out.copy_(y)
+    strided = out is not None and not out.is_contiguous()
+    target = None if strided else out
+    run = w4a16_linear if isinstance(packed, PackedW4) else w8a16_linear
+    y = run(
+        x_TK,
+        packed,  # type: ignore[arg-type]
+        bias=weight.bias,
+        residual=residual,
+        out=target,
+        exact=exact,
+        workspace=workspace,
+    )
+    return out.copy_(y) if out is not None and strided else y
+
+
+def _dense(x_TK: Tensor, weight_NK: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
+    if not exact:
+        return F.linear(x_TK, weight_NK, bias)
+    # A library chooses its kernel by the number of rows; one row at a time it cannot.
+    rows = [F.linear(x_TK[t : t + 1], weight_NK, bias) for t in range(x_TK.shape[0])]
+    return torch.cat(rows) if rows else x_TK.new_empty(0, weight_NK.shape[0])
