@@ -68,7 +68,7 @@ def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
         ) from None
     from ...kernels.runtime import INTERPRETED
 
-    if interpreted == (device.type == "cuda"):
+    if INTERPRETED == (device.type == "cuda"):
         wanted = "unset" if INTERPRETED else "1"
         raise ConfigError(
             f"backend needs TRITON_INTERPRET {wanted} when triton is first imported",
