@@ -37,6 +37,7 @@ class GraphPool:
         self._model = model
         self._kv = kv
         self._limit = limit
+        self._logits: Tensor | None = None
         self._recorded: dict[int, _Recorded] = {}
 
     def covers(self, tokens: int) -> bool:
@@ -44,7 +45,7 @@ class GraphPool:
         return tokens <= self._limit and self._model.ops.records
 
     def run(self, step: StepInputs) -> Tensor:
-        """Float32 logits [T, V]; the buffer is overwritten by the next run of the same size."""
+        """Logits [T, V] in the backend's dtype; the buffer is overwritten by the next run."""
         item = self._recorded.get(len(step.spans))
         if item is None:
             item = self._record(step)
@@ -64,15 +65,22 @@ class GraphPool:
             slots=step.slots.clone(),
             block_tables=step.block_tables.contiguous().clone(),
         )
-        program, logits = record(self._model, fixed, self._kv)
+        if self._logits is None:
+            # One for all: recordings of every batch size would hold gigabytes of them.
+            size = (self._limit, self._model.head.shape[0])
+            self._logits = torch.empty(size, dtype=self._model.ops.dtype)
+        out = self._logits[: len(step.spans)]
+        program, logits = record(self._model, fixed, self._kv, out)
         return _Recorded(fixed, program, logits)
 
 
-def record(model: Decoder, step: StepInputs, kv: KVCache) -> tuple[Program, Tensor]:
-    """Note a step down; the program fills the returned logits [S, V] when it runs."""
+def record(
+    model: Decoder, step: StepInputs, kv: KVCache, out: Tensor | None = None
+) -> tuple[Program, Tensor]:
+    """Note a step down; the program fills the returned logits [S, V] (``out``) when it runs."""
     model.ops.begin_record()
     try:
-        logits = model.forward(step, kv)
+        logits = model.forward(step, kv, out)
     finally:
         program = model.ops.end_record()
     return program, logits
