@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -108,6 +109,10 @@ def _root(
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with its code; the console-script entry point."""
+    # A stream that the caller closed is None here.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -121,6 +126,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         code = _lost_reader()
+    except OSError as error:
+        code = _lost_reader()
+        print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -141,15 +149,17 @@ def _run(argv: list[str], settings: Settings) -> int:
         return _lost_reader()
     except _USAGE_ERROR as error:
         return _misused(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _surprised(settings, error)
+        _lost_reader()
+        return _failed(settings, error, "the output cannot be written: no space left")
     except Exception as error:
         # The one place that may catch everything: a traceback is for developers.
-        message = f"internal error: {type(error).__name__}: {error}"
-        return _failed(
-            settings, error, message, "run it as `halfbyte --debug ...` for the traceback"
-        )
+        return _surprised(settings, error)
 
 
-def _failed(settings: Settings, error: BaseException, message: str, hint: str) -> int:
+def _failed(settings: Settings, error: BaseException, message: str, hint: str = "") -> int:
     if settings.debug:
         import traceback
 
@@ -166,6 +176,11 @@ def _misused(error: Any) -> int:
     path = error.ctx.command_path if error.ctx is not None else "halfbyte"
     print_error(error.format_message(), f"see `{path} --help`")
     return _USAGE_EXIT
+
+
+def _surprised(settings: Settings, error: Exception) -> int:
+    message = f"internal error: {type(error).__name__}: {error}"
+    return _failed(settings, error, message, "run it as `halfbyte --debug ...` for the traceback")
 
 
 def _lost_reader() -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,15 +29,21 @@ from .models.registry import model_class
 from .outbox import Outbox
 from .output import OutputProcessor
 from .plan import StepPlan
+from .prompts import Prompt, only_ids, prompt_ids, prompt_list
 from .request import Completion, Delta, PromptScore, Request, SamplingParams, TokenEvent
 from .rows import Rows
 from .sampler import Sampler
 from .scheduler import Scheduler, SchedulerConfig
 from .scoring import prompt_logits, score_prompt
-from .stats import EngineStats
+from .stats import EngineStats, Stopwatch
 from .tokenizer import Tokenizer
 
-Prompt = str | list[int]
+log = logging.getLogger(__name__)
+
+# One failure may be the fault of a request; several in a row are the engine's.
+MAX_FAILED_STEPS = 3
+# Tokens whose logits are computed at once: all of them, over the whole vocabulary, stay in memory.
+LOGITS_CHUNK = 256
 
 
 class Engine:
@@ -61,7 +67,7 @@ class Engine:
     ) -> None:
         self.config = make_config(options)
         self.startup: dict[str, float] = {}
-        clock = _Clock(self.startup)
+        clock = Stopwatch(self.startup)
         path = resolve_model(model)
         checkpoint = open_checkpoint(path)
         try:
@@ -74,15 +80,16 @@ class Engine:
             source = checkpoint.tokenizer()
             self.tokenizer = Tokenizer.from_source(source, self.model_config.vocab_size)
             clock("tokenizer")
+            # Before the weights, so that a wish that cannot be met is refused at once.
+            self.memory: MemoryPlan = plan_memory(
+                self.model_config, self.config, ops.kv_dtype, free_memory(ops.device)
+            )
             network = family(self.model_config, checkpoint, ops, progress)
             clock("weights")
             self.report = checkpoint.report()
         finally:
             checkpoint.close()
         self.backend = ops.name
-        self.memory: MemoryPlan = plan_memory(
-            self.model_config, self.config, ops.kv_dtype, free_memory(ops.device)
-        )
         self.max_context = self.memory.max_context
         self._network = network
         self._rotary = Rotary(
@@ -112,6 +119,8 @@ class Engine:
         self._outbox = Outbox()
         self._in_flight: tuple[StepPlan, dict[str, int]] | None = None
         self._ids = itertools.count()
+        self._seeds = itertools.count()
+        self._failures = 0
         self._steps = self._prompt_tokens = self._generated = self._cached = 0
         self._finished: dict[str, int] = {}
         self._closed = False
@@ -140,6 +149,8 @@ class Engine:
         if self._closed:
             raise EngineDeadError("the engine is closed")
         params = params or SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
         ids = self._tokens(prompt)
         room = self.max_context - len(ids)
         if room < 1:
@@ -155,10 +166,10 @@ class Engine:
         resolved = replace(
             params, seed=seed, max_tokens=limit, min_tokens=min(params.min_tokens, limit)
         )
-        name = request_id or f"req-{next(self._ids)}"
+        name = request_id or next(n for n in map("req-{}".format, self._ids) if self._unused(n))
         if name in self._output:
             raise RequestError(f"request id {name!r} is in use", param="request_id")
-        if name in self._scheduler:
+        if not self._unused(name):
             self._settle()  # its last delta is out, but its last step is not committed
         request = Request(name, ids, resolved, priority, cache_salt)
         self._output.add(request, seed)
@@ -179,6 +190,9 @@ class Engine:
         Order: plan, launch, sample, commit; with ``overlap`` the commit is of the step before.
         If the computation raises, the requests of this step end with an error delta, the others
         go on, and nothing computed in the step is shared.
+
+        Raises:
+            EngineDeadError: steps failed several times in a row; nothing more will come.
         """
         self._advance()
         return self._outbox.take_rest()
@@ -201,12 +215,20 @@ class Engine:
                 self._in_flight = None
             sampled = self._runner.sample(forward) if forward is not None else {}
         except BaseException as error:
-            failed = self._scheduler.abort(plan, f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            failed = self._scheduler.abort(plan, reason)
             self._put(events + failed)
             if not isinstance(error, Exception):
                 raise
             self._scheduler.check()
+            self._failures += 1
+            log.exception("a step failed; %d requests end", len(failed))
+            if self._failures >= MAX_FAILED_STEPS:
+                raise EngineDeadError(
+                    f"{self._failures} steps failed in a row: {reason}"
+                ) from error
             return
+        self._failures = 0
         self._steps += bool(plan.work)
         if self.config.overlap and plan.work:
             self._in_flight = (plan, sampled)
@@ -222,9 +244,10 @@ class Engine:
         """Answer all prompts as one batch, in order.
 
         ``prompts`` is one prompt or a list of them, each text or token ids; ``params`` is one
-        for all or one for each. Raises RequestError before anything runs if any is unusable.
+        for all or one for each. A completion whose step failed has the finish reason ``error``
+        and the text so far. Raises RequestError before anything runs if any is unusable.
         """
-        items = _as_list(prompts)
+        items = prompt_list(prompts)
         each = [params] * len(items) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(items):
             raise RequestError(
@@ -268,16 +291,23 @@ class Engine:
             self._outbox.close([name])
 
     def logits(self, token_ids: list[int]) -> Tensor:
-        """Float32 logits [T, V] at every position of a prompt of token ids."""
-        ids = self._tokens(token_ids)
+        """Float32 logits [T, V] at every position of a prompt of token ids.
+
+        Raises:
+            RequestError: text instead of ids, an unknown id, none, or more than the context holds.
+        """
+        if self._closed:
+            raise EngineDeadError("the engine is closed")
+        ids = self._tokens(only_ids(token_ids))
         if len(ids) > self.max_context:
             raise RequestError(
                 f"{len(ids)} tokens, but the context holds {self.max_context}",
                 param="token_ids",
                 code="context_length_exceeded",
             )
-        chunk = self.config.max_batch_tokens
-        return prompt_logits(self._network, self._rotary, ids, self.config.block_size, chunk)
+        chunk = min(self.config.max_batch_tokens, LOGITS_CHUNK)
+        with self._runner.threads():
+            return prompt_logits(self._network, self._rotary, ids, self.config.block_size, chunk)
 
     def score(self, prompts: Sequence[list[int]]) -> list[PromptScore]:
         """Log-probabilities (natural) of each prompt's tokens given those before them."""
@@ -312,31 +342,17 @@ class Engine:
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked against the vocabulary."""
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        elif not isinstance(prompt, (list, tuple)):
-            raise RequestError(
-                f"a prompt is {prompt!r:.60}; expected text or a list of token ids", param="prompt"
-            )
-        else:
-            ids = list(prompt)
-            for token in ids:
-                good = isinstance(token, int) and not isinstance(token, bool)
-                if not good or not 0 <= token < self.model_config.vocab_size:
-                    raise RequestError(
-                        f"prompt holds token id {token!r:.40}; expected 0 to "
-                        f"{self.model_config.vocab_size - 1}",
-                        param="prompt",
-                    )
-        if not ids:
-            raise RequestError("the prompt is empty", param="prompt", hint="give some text")
-        return ids
+        return prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
+
+    def _unused(self, name: str) -> bool:
+        """Whether no live request has this id, nor one whose last step is not committed."""
+        return name not in self._output and name not in self._scheduler
 
     def _seed(self, params: SamplingParams) -> int:
         if params.seed is not None:
             return params.seed
         if self.config.seed is not None:
-            return (self.config.seed + next(self._ids) * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
+            return (self.config.seed + next(self._seeds) * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
         return secrets.randbits(63)
 
     def _put(self, events: Sequence[TokenEvent]) -> None:
@@ -369,24 +385,3 @@ class Engine:
         plan, sampled = self._in_flight or (StepPlan(0, (), (), (), 0, False), {})
         self._in_flight = None
         self._put(self._scheduler.commit(plan, sampled))
-
-
-class _Clock:
-    """Writes the seconds since the last call under a name."""
-
-    def __init__(self, into: dict[str, float]) -> None:
-        self._into = into
-        self._last = time.perf_counter()
-
-    def __call__(self, name: str) -> None:
-        now = time.perf_counter()
-        self._into[name] = now - self._last
-        self._last = now
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
-    """One prompt or many -> many. A list of ints is one prompt of token ids."""
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        return [prompts]
-    items = list(prompts)
-    return [items] if items and all(isinstance(item, int) for item in items) else items

@@ -37,6 +37,7 @@ class GraphPool:
         self._model = model
         self._kv = kv
         self._limit = limit
+        self._logits: Tensor | None = None
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
     def covers(self, tokens: int) -> bool:
@@ -44,7 +45,7 @@ class GraphPool:
         return tokens <= self._limit and self._model.ops.records
 
     def run(self, step: StepInputs) -> Tensor:
-        """Float32 logits [T, V]; the buffer is overwritten by the next run of the same size."""
+        """Logits [T, V] in the backend's dtype; the buffer is overwritten by the next run."""
         step = self._model.ops.prepare(step)
         key = self._model.ops.graph_key(step)
         item = self._recorded.get(key)
@@ -68,15 +69,24 @@ class GraphPool:
         if self._model.ops.eager:
             # Everything that is compiled or allocated once must be there before a capture.
             self._model.forward(fixed, self._kv)
-        program, logits = record(self._model, fixed, self._kv)
+        if self._logits is None:
+            # One for all: recordings of every batch size would hold gigabytes of them.
+            size = (self._limit, self._model.head.shape[0])
+            self._logits = torch.empty(
+                size, dtype=self._model.ops.dtype, device=self._model.ops.device
+            )
+        out = self._logits[: len(step.spans)]
+        program, logits = record(self._model, fixed, self._kv, out)
         return _Recorded(fixed, program, logits)
 
 
-def record(model: Decoder, step: StepInputs, kv: KVCache) -> tuple[Program, Tensor]:
-    """Note a step down; the program fills the returned logits [S, V] when it runs."""
+def record(
+    model: Decoder, step: StepInputs, kv: KVCache, out: Tensor | None = None
+) -> tuple[Program, Tensor]:
+    """Note a step down; the program fills the returned logits [S, V] (``out``) when it runs."""
     model.ops.begin_record()
     try:
-        logits = model.forward(step, kv)
+        logits = model.forward(step, kv, out)
     finally:
         program = model.ops.end_record()
     return program, logits

@@ -285,8 +285,11 @@ class Scheduler:
         state.computed = state.done = len(hit) * self.pool.block_size
         count = min(len(state.tokens) - state.computed, budget)
         need = self._blocks_for(state, count)
-        # A watermark of 1 % keeps the first decode steps from preempting what was just admitted.
-        reserve = max(1, len(self.pool) // 100) if self._running else 0
+        # A watermark of 1 % keeps the first decode steps from preempting what was just admitted;
+        # a request whose longest answer fits will never ask for more.
+        longest = len(state.request.prompt) + (state.request.params.max_tokens or 1)
+        rest = -(-longest // self.pool.block_size) - len(hit) - need
+        reserve = min(max(1, len(self.pool) // 100), rest) if self._running else 0
         blocks = None
         if need + reserve <= self.pool.free_count():
             blocks = self.pool.allocate(need)

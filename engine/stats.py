@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 
@@ -32,3 +33,17 @@ class EngineStats:
     preemptions: int
     steps: int
     finished: dict[str, int]
+
+
+class Stopwatch:
+    """Writes the seconds since the last call under a name into a mapping."""
+
+    def __init__(self, into: dict[str, float]) -> None:
+        self._into = into
+        self._last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        """Note the seconds since the last call, or since the beginning, under ``name``."""
+        now = time.perf_counter()
+        self._into[name] = now - self._last
+        self._last = now

@@ -150,6 +150,7 @@ def _add_information(app: FastAPI, service: OpenAIService) -> None:
     async def model(name: str) -> Response:
         return _json(service.model(name))
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Alive: 200 while the engine runs."""

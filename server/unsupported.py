@@ -1,7 +1,7 @@
 """Request fields that OpenAI and vLLM know and this server does not honour yet.
 
 Such a field is accepted with a value that changes nothing and refused with any other: a
-constraint that is silently dropped is the worst answer. Fields nobody knows are ignored.
+constraint that is silently dropped is the worst answer. Other fields are ignored, as vLLM does.
 """
 
 from __future__ import annotations
@@ -50,11 +50,29 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
     "kv_transfer_params": _NONE,
     "vllm_xargs": _EMPTY,
     "lora_path": _NONE,
+    # Names of other programs for things that would change the text.
+    "typical_p": _NONE,
+    "mirostat": (None, 0),
+    "tfs_z": _NONE,
+    "top_a": _NONE,
+    "xtc_probability": (None, 0, 0.0),
+    "dry_multiplier": (None, 0, 0.0),
+    "repeat_penalty": (None, 1, 1.0),
+    "repeat_last_n": _NONE,
+    "num_predict": _NONE,
+    "n_predict": _NONE,
+    "max_new_tokens": _NONE,
+    "num_ctx": _NONE,
+    "stop_strings": _EMPTY,
+    "do_sample": (None, True),
+    "enable_thinking": _NONE,
+    "parallel_tool_calls": (None, True),
 }
 
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
     "logprobs": _OFF,
+    "max_completion_tokens": _NONE,
     "echo": _OFF,
     "suffix": (None, ""),
 }

@@ -48,7 +48,7 @@ def make_cpu_ops(config: EngineConfig) -> Ops[Any]:
     threads = config.threads or physical_cores()
     if config.native:
         try:
-            library = Library(build_library(cache_root() / "native"), threads)
+            library = _load_library(threads)
         except (BuildError, OSError) as error:
             log.warning("C kernels are not available, using torch's own: %s", error)
         else:
@@ -57,8 +57,19 @@ def make_cpu_ops(config: EngineConfig) -> Ops[Any]:
     return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16, config.exact)
 
 
+def _load_library(threads: int) -> Library:
+    """The compiled kernels; a damaged file in the cache is compiled anew, once."""
+    cache = cache_root() / "native"
+    path = build_library(cache)
+    try:
+        return Library(path, threads)
+    except OSError as error:
+        log.warning("%s is damaged and built again: %s", path, error)
+        return Library(build_library(cache, again=True), threads)
+
+
 def physical_cores() -> int:
-    """Physical cores among the CPUs this process may use; hyperthreads are not counted."""
+    """Physical cores that this process may use, within its cgroup's share of them."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if allowed is None:
         return os.cpu_count() or 1
@@ -69,7 +80,17 @@ def physical_cores() -> int:
                 cores.add(file.read().strip())
         except OSError:
             cores.add(str(cpu))
-    return max(1, len(cores))
+    return max(1, min(len(cores), _quota()))
+
+
+def _quota() -> int:
+    """Whole cores of the cgroup's CPU time, as containers limit it; many when unlimited."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            limit, period = file.read().split()
+        return max(1, int(limit) // int(period))
+    except (OSError, ValueError):
+        return 1 << 16
 
 
 @dataclass(slots=True)

@@ -88,8 +88,11 @@ class Decoder:
             total += layer.qkv.nbytes + layer.o.nbytes + layer.gate_up.nbytes + layer.down.nbytes
         return total
 
-    def forward(self, step: StepInputs, kv: KVCache) -> Tensor:
-        """Logits [S, V] in the backend's dtype of the step's sampled tokens; fills the KV cache."""
+    def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
+        """Logits [S, V] in the backend's dtype of the step's sampled tokens; fills the KV cache.
+
+        They are written to ``out`` when given.
+        """
         ops, eps = self.ops, self.config.rms_norm_eps
         x_TD = ops.embed(step.token_ids, self.embedding)
         for index, layer in enumerate(self.layers):
@@ -103,7 +106,7 @@ class Decoder:
             act_TI = ops.silu_mul(layer.gate_up(ops, h_TD))
             ops.linear_add(act_TI, layer.down, x_TD)
         x_SD = ops.rms_norm(x_TD, self.norm, eps, step.sample_index)
-        return ops.linear(x_SD, self.head)
+        return ops.linear(x_SD, self.head, out)
 
     def _load_layer(self, index: int, source: _Source) -> DecoderLayer:
         cfg, ops = self.config, self.ops

@@ -2,7 +2,7 @@
 
 A decode step reads every weight once, so it walks through more 4 KiB pages than the address
 translation cache holds; with 2 MiB pages the same loop reads 1.5 times as fast (measured, see
-docs/performance.md).
+docs/kernels.md).
 """
 
 from __future__ import annotations

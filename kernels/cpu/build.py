@@ -38,11 +38,13 @@ def find_compiler() -> str | None:
     return None
 
 
-def build_library(cache: Path) -> Path:
+def build_library(cache: Path, *, again: bool = False) -> Path:
     """Path of the shared library for this machine, compiled when the cache has none.
 
     The name holds a hash of sources, flags, compiler version and CPU, so a changed machine or
     version builds anew. The file is moved into place whole; a lost race costs only time.
+
+    ``again`` compiles even so, over a file that proved damaged.
 
     Raises:
         BuildError: no compiler, or it failed (the first lines of its output are in the text).
@@ -56,7 +58,7 @@ def build_library(cache: Path) -> Path:
     for name in (*SOURCES, *HEADERS):
         digest.update((folder / name).read_bytes())
     target = cache / f"halfbyte-cpu-{digest.hexdigest()[:20]}.so"
-    if target.exists():
+    if target.exists() and not again:
         return target
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,8 @@ def build_library(cache: Path) -> Path:
     try:
         paths = [str(folder / name) for name in SOURCES]
         _run([compiler, *FLAGS, "-o", str(temporary), *paths, "-lpthread", "-lm"])
+        # Others may share the cache; mkstemp's file is for its owner alone.
+        temporary.chmod(0o755)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

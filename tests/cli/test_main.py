@@ -224,3 +224,19 @@ def test_a_closed_pipe_is_quiet(unbuffered):
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("closed", "args", "code"),
+    [
+        ("<&-", "generate", 1),
+        ("<&-", "chat", 0),
+        (">&-", "--version", 0),
+        ("2>&-", "generate --nonsense", 2),
+    ],
+)
+def test_closed_streams_are_no_surprise(closed, args, code):
+    command = f"{sys.executable} -m halfbyte {args} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert "internal error" not in done.stderr and "Traceback" not in done.stderr

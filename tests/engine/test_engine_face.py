@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +327,30 @@ def test_options_that_cannot_be_honoured(
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(HalfbyteError, match=r"nothing-here\.gguf"):
         Engine(tmp_path / "nothing-here.gguf")
+
+
+def test_wrong_types_are_named(engine: Engine) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: engine.generate("a", {"max_tokens": 3}),  # type: ignore[arg-type]
+        lambda: engine.logits("abc"),  # type: ignore[arg-type]
+        lambda: engine.score(["hello"]),  # type: ignore[list-item]
+        lambda: engine.generate(b"abc"),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(RequestError, match="expected"):
+            call()
+
+
+def test_an_id_that_a_caller_took_is_passed_over(engine: Engine) -> None:
+    number = int(engine.submit([5]).removeprefix("req-"))
+    engine.submit([5], request_id=f"req-{number + 1}")
+    assert engine.submit([5]) == f"req-{number + 2}"
+    while engine.has_work():
+        engine.step()
+
+
+def test_greedy_requests_do_not_move_the_seeds_of_others(tiny_hf: Path) -> None:
+    warm = SamplingParams(temperature=1.0, max_tokens=8)
+    with Engine(tiny_hf, seed=3) as one, Engine(tiny_hf, seed=3) as two:
+        two.generate([[9, 8]], SamplingParams(temperature=0, max_tokens=2))
+        assert one.generate([[5, 6]], warm)[0].seed == two.generate([[5, 6]], warm)[0].seed

@@ -11,6 +11,7 @@ import pytest
 
 from halfbyte import Completion, Engine, SamplingParams
 from halfbyte.engine.request import FinishReason
+from halfbyte.errors import EngineDeadError
 
 TEXTS = ["The quick brown fox", "Once upon a time there was", "def f(x):\n    return", "é 東京"]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -274,3 +275,32 @@ def test_too_little_kv_memory_gives_the_same_texts(
     little, some = answers(tiny_gguf, work, exact=True, **options, **backend)
     assert little == plenty
     assert some > 0 == none
+
+
+def test_steps_that_keep_failing_end_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tiny_hf: Path
+) -> None:
+    engine = Engine(tiny_hf)
+
+    def explode(*arguments: Any) -> Any:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(engine._runner, "launch", explode)
+    ends: list[str | None] = []
+    with pytest.raises(EngineDeadError, match=r"3 steps failed in a row.*device lost"):
+        for text in TEXTS:
+            engine.submit(text, GREEDY)
+            ends += [d.completion.error for d in engine.step() if d.completion is not None]
+    assert ends == ["RuntimeError: device lost"] * 2
+
+
+def test_a_small_pool_still_runs_what_fits(tiny_hf: Path) -> None:
+    """Two blocks and two requests of one block each: the reserve must not hold one back."""
+    with Engine(tiny_hf, max_batch=2, max_context=64, block_size=64) as engine:
+        assert len(engine._pool) == 2
+        for _ in range(2):
+            engine.submit([5] * 10, GREEDY)
+        engine.step()
+        assert engine.stats().running == 2
+        drain(engine)
+        assert_clean(engine)

@@ -16,6 +16,9 @@ from statistics_support import fresh_seed
 
 import halfbyte.kernels.cpu.build as build_module
 import halfbyte.kernels.cpu.library as lib
+from halfbyte.engine.backends.cpu_compiled import CompiledOps
+from halfbyte.engine.backends.cpu_native import make_cpu_ops
+from halfbyte.engine.config import EngineConfig
 from halfbyte.kernels.cpu.arena import ALIGN, Arena
 from halfbyte.kernels.cpu.build import BuildError, build_library, find_compiler
 from halfbyte.kernels.cpu.library import Library
@@ -159,3 +162,13 @@ def test_arena_pieces_are_aligned_and_apart() -> None:
     assert all((piece == index).all() for index, piece in enumerate(pieces))
     copy = arena.place(torch.arange(12, dtype=torch.int32).view(3, 4).T)
     assert copy.tolist() == torch.arange(12).view(3, 4).T.tolist()
+
+
+@needs_compiler
+def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HALFBYTE_HOME", str(tmp_path))
+    path = build_library(cache_root() / "native")
+    assert path.stat().st_mode & 0o055 == 0o055, "other users of the cache can load it"
+    path.write_bytes(b"")
+    ops = make_cpu_ops(EngineConfig(device="cpu"))
+    assert isinstance(ops, CompiledOps) and path.stat().st_size > 0
