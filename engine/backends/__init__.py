@@ -61,14 +61,12 @@ def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
             hint="use float16 or bfloat16, or backend='reference' for float32",
         )
     try:
-        import triton
+        from ...kernels.runtime import INTERPRETED
     except ImportError as error:
         raise ConfigError(
             f"triton cannot be imported: {error}", hint="pip install triton"
         ) from None
-    from ...kernels.runtime import INTERPRETED
-
-    if INTERPRETED == (device.type == "cuda"):
+    if (device.type == "cuda") == INTERPRETED:
         wanted = "unset" if INTERPRETED else "1"
         raise ConfigError(
             f"backend needs TRITON_INTERPRET {wanted} when triton is first imported",

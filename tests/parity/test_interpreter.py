@@ -1,0 +1,62 @@
+"""A tiny Llama on the Triton kernels, run by Triton's interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from halfbyte import Engine, SamplingParams
+from halfbyte.errors import ConfigError
+
+PROMPTS = [[5, 6, 7, 8, 9], [100, 200, 300]]
+GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_gguf: Path) -> Engine:
+    return Engine(tiny_gguf, backend="interpreter", max_context=64, max_batch=4, prefix_cache=False)
+
+
+def test_same_greedy_tokens_as_the_cpu(quantized: Engine, tiny_gguf: Path) -> None:
+    assert quantized.backend == "interpreter"
+    cpu = Engine(tiny_gguf, device="cpu", max_context=64)
+    want = [done.token_ids for done in cpu.generate(PROMPTS, GREEDY)]
+    assert [done.token_ids for done in quantized.generate(PROMPTS, GREEDY)] == want
+
+
+def test_logits_within_half_precision(quantized: Engine, tiny_gguf: Path) -> None:
+    """Activations are rounded to float16 (2**-11) some ten times a layer, in two layers."""
+    want = Engine(tiny_gguf, backend="reference", max_context=64).logits(PROMPTS[0])
+    got = quantized.logits(PROMPTS[0])
+    assert (got - want).norm() / want.norm() < 20 * 2.0**-11
+
+
+def test_exact_bits_do_not_depend_on_chunks(tiny_gguf: Path) -> None:
+    """Chunks of 5, 2 and 1 tokens: other kernels' shapes, the same bits."""
+    found = []
+    for chunk in (8, 2, 1):
+        engine = Engine(
+            tiny_gguf,
+            backend="interpreter",
+            exact=True,
+            max_context=64,
+            max_batch=1,
+            max_batch_tokens=chunk,
+        )
+        found.append(engine.logits(PROMPTS[0]))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backend": "interpreter", "dtype": "float32"},
+        {"backend": "interpreter", "device": "cuda"},
+        {"backend": "cuda_triton", "device": "cpu"},
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, str], tiny_gguf: Path) -> None:
+    with pytest.raises(ConfigError):
+        Engine(tiny_gguf, **options)
