@@ -9,12 +9,17 @@ from ..w8a16.variants import dequantize, product
 
 
 def variants(arch: int) -> Iterator[Variant]:
-    """All tiles and types with blocks of 64; other blocks, row tables and epilogues with some."""
+    """All tiles with blocks of 64; other blocks, row tables, bf16 and epilogues with some.
+
+    The lookup does not depend on the type of the entries, so bf16 adds two tiles only.
+    """
+    for bm in (8, 16, 32, 64) if arch else (16, 32, 64):
+        yield product(arch, "codebook", 4, bm, 64, "fp16", scale="fp32")
+        if bm <= 16:
+            yield product(arch, "codebook", 4, bm, 64, "bf16", scale="fp32")
+    for group in (0, 32, 128, 256):
+        yield product(arch, "codebook", 4, 16, group, "fp16", scale="fp32")
+    yield product(arch, "codebook", 4, 16, 0, "fp16", lut_rows=True)
+    yield product(arch, "codebook", 4, 16, 64, "fp16", even=False, bias=True, residual=True)
     for dtype in ("fp16", "bf16"):
-        for bm in (8, 16, 32, 64, 128) if arch else (16, 32, 64, 128):
-            yield product(arch, "codebook", 4, bm, 64, dtype, scale="fp32")
-        for group in (0, 32, 128, 256):
-            yield product(arch, "codebook", 4, 16, group, dtype, scale="fp32")
-        yield product(arch, "codebook", 4, 16, 0, dtype, lut_rows=True)
-        yield product(arch, "codebook", 4, 16, 64, dtype, even=False, bias=True, residual=True)
         yield dequantize(arch, "codebook", 4, 64, dtype)

@@ -9,7 +9,7 @@ from ..w4a16.config import crossover, split_count
 
 EXACT_TOKENS = 16
 _EXACT_SPLITS = 8
-_TOKENS = (8, 16, 32, 64, 128)
+TOKENS = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,35 +24,44 @@ class Config:
     dense: bool = False
 
 
-def tile(arch: int, bm: int) -> Config:
-    """The tile for up to ``bm`` (8 to 128) tokens."""
+def tile(arch: int, bm: int, planes: int) -> Config:
+    """The tile for up to ``bm`` (8 to 64) tokens; ``planes`` as in Fragments."""
+    if arch == 0:
+        # Matrix instructions elsewhere than on NVIDIA have no side of 8, and little memory.
+        return Config(max(bm, 16), 128, 4 if bm < 64 else 8, 2)
     if bm <= 16:
-        # Matrix instructions elsewhere than on NVIDIA have no side of 8.
-        return Config(bm if arch else 16, 128, 2, 4)
+        # Table lookups need many registers: 16 tokens then take 4 warps.
+        return Config(bm, 128, 2 if planes == 2 or bm == 8 else 4, 4)
     if bm == 32:
         return Config(bm, 128, 4, 3)
-    if bm == 64:
-        return Config(bm, 128, 8, 3)
-    return Config(bm, 128, 8, 2 if arch in (0, 86, 89, 120) else 3)
+    return Config(bm, 128, 8, 3)
 
 
-def launch_options(config: Config, arch: int, group: int) -> dict[str, Any]:
+def launch_options(config: Config, arch: int, planes: int, group: int) -> dict[str, Any]:
     """Launch options of a fused product."""
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
-    if arch and config.bm == 16 and group == 32:
-        # The assembler aims at 128 registers here and spills one; it needs 156.
+    small = config.bm == 16
+    if small and ((arch and planes == 2 and group == 32) or (arch == 100 and planes == 4)):
+        # The assembler aims at 128 or 96 registers here and spills; it needs up to 156.
         options["maxnreg"] = 168
     return options
+
+
+def most_tokens(offset: bool) -> int:
+    """Tokens of the largest tile; sums of x for offsets leave no registers for 64."""
+    return 32 if offset else 64
 
 
 def choose(
     arch: int,
     m: int,
+    planes: int,
     stored_rows: int,
     slices: int,
     multiprocessors: int,
     *,
     exact: bool,
+    offset: bool,
     partials: int,
     counters: int,
 ) -> Config:
@@ -62,7 +71,9 @@ def choose(
     """
     if not exact and m > crossover(arch):
         return Config(0, 0, 0, 0, dense=True)
-    config = tile(arch, EXACT_TOKENS if exact else next((b for b in _TOKENS if m <= b), 128))
+    most = most_tokens(offset)
+    bm = EXACT_TOKENS if exact else next((b for b in TOKENS if b >= min(m, most)), most)
+    config = tile(arch, bm, planes)
     tiles_n = stored_rows // config.bn
     tiles = tiles_n if exact else tiles_n * -(-m // config.bm)
     cap = partials // (tiles * config.bm * config.bn) if tiles <= counters else 1

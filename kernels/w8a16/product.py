@@ -44,9 +44,10 @@ def linear(
     space = Workspace(device) if workspace is None else workspace
     index = runtime.device_index(x_MK)
     config = choose(
-        *(runtime.arch(index), m, weight.stored_rows, weight.words.shape[1]),
+        *(runtime.arch(index), m, weight.planes, weight.stored_rows, weight.words.shape[1]),
         runtime.multiprocessors(index),
         exact=exact,
+        offset=weight.offsets is not None,
         partials=space.partials.numel(),
         counters=space.counters.numel(),
     )
@@ -111,7 +112,9 @@ def _launch(
         "RESIDUAL": residual is not None,
         "INTERPRET": runtime.INTERPRETED,
         "WARPS": config.warps,
-        **launch_options(config, runtime.arch(runtime.device_index(x_MK)), weight.group),
+        **launch_options(
+            *(config, runtime.arch(runtime.device_index(x_MK)), weight.planes, weight.group),
+        ),
     }
     product_kernel[grid](
         *(x_MK, weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, x_MK)),

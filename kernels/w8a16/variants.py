@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
-from .config import launch_options, tile
+from .config import launch_options, most_tokens, tile
 from .kernel import dequantize_kernel, product_kernel
 
 _WEIGHT = ("words_ptr", "scale_ptr", "offset_ptr", "lut_ptr")
@@ -17,9 +17,10 @@ _INTEGERS = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units")
 def variants(arch: int) -> Iterator[Variant]:
     """All tiles and types with channel scales; groups, offsets and epilogues with some."""
     for dtype in ("fp16", "bf16"):
-        for bm in (8, 16, 32, 64, 128) if arch else (16, 32, 64, 128):
+        for bm in (8, 16, 32, 64) if arch else (16, 32, 64):
             yield product(arch, "w8a16", 2, bm, 0, dtype)
-            yield product(arch, "w8a16", 2, bm, 128, dtype, scale="fp32", offset=True)
+            if bm <= most_tokens(offset=True):
+                yield product(arch, "w8a16", 2, bm, 128, dtype, scale="fp32", offset=True)
         yield product(arch, "w8a16", 2, 16, 32, dtype)
         yield product(arch, "w8a16", 2, 16, 32, dtype, even=False, bias=True, residual=True)
         yield dequantize(arch, "w8a16", 2, 32, dtype)
@@ -38,8 +39,8 @@ def product(
     **flags: bool,
 ) -> Variant:
     """``flags``: offset, lut_rows, bias, residual."""
-    config = tile(arch, bm)
-    options = launch_options(config, arch, group)
+    config = tile(arch, bm, planes)
+    options = launch_options(config, arch, planes, group)
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= _weight_types(arch, dtype, scale)
     types |= {"work_ptr": "*fp32", "count_ptr": "*i32"}

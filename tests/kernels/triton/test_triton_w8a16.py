@@ -167,15 +167,37 @@ def test_scales_are_halves_only_where_that_is_exact():
 def test_configurations_follow_the_rules():
     for arch in (0, 80, 89, 90, 120):
         exact = [
-            config.choose(arch, m, 4096, 64, 132, exact=True, partials=1 << 23, counters=8192)
+            config.choose(
+                arch, m, 2, 4096, 64, 132, exact=True, offset=True, partials=1 << 23, counters=8192
+            )
             for m in (1, 7, 16, 100, 5000)
         ]
         assert len(set(exact)) == 1 and exact[0].splits > 1
         for m in (1, 8, 9, 33, 128, 200):
-            c = config.choose(arch, m, 4096, 64, 132, exact=False, partials=1 << 23, counters=8192)
-            assert not c.dense and (c.bm >= m or c.bm == 128)
-    assert config.choose(90, 4096, 4096, 64, 132, exact=False, partials=1, counters=1).dense
-    assert config.choose(90, 1, 128, 64, 132, exact=False, partials=10, counters=1).splits == 1
+            c = config.choose(
+                arch,
+                m,
+                2,
+                4096,
+                64,
+                132,
+                exact=False,
+                offset=False,
+                partials=1 << 23,
+                counters=8192,
+            )
+            assert not c.dense and (c.bm >= m or c.bm == 64)
+    assert config.choose(
+        90, 4096, 2, 4096, 64, 132, exact=False, offset=False, partials=1, counters=1
+    ).dense
+    limits = {"exact": False, "offset": True, "partials": 1 << 23, "counters": 8192}
+    assert config.choose(90, 64, 2, 4096, 64, 132, **limits).bm == 32
+    assert (
+        config.choose(
+            90, 1, 2, 128, 64, 132, exact=False, offset=False, partials=10, counters=1
+        ).splits
+        == 1
+    )
 
 
 def test_input_errors_name_the_numbers():
