@@ -111,6 +111,13 @@ class Ops(Protocol[P]):
         """Pack an embedding table [V, D] for :meth:`embed`; it may serve as LM head, too."""
         ...
 
+    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> P | None:
+        """Pack gate over up [2 I, K] so that :meth:`linear` gives ``silu(gate) * up`` [T, I].
+
+        None when the backend has no such kernel for the format.
+        """
+        ...
+
     def prepare(self, step: StepInputs) -> StepInputs:
         """The step as this backend takes it: on its device, with what all layers share."""
         ...

@@ -92,6 +92,10 @@ class CompiledOps:
             return pack_dense(self._arena, self.library.lanes, weight, bias)
         return _pack_quantized(self._arena, self.library.lanes, weight, bias)
 
+    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear | None:
+        """None: the activation is an op of its own here."""
+        return None
+
     def prepare(self, step: StepInputs) -> StepInputs:
         """The step as it is."""
         return step

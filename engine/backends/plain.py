@@ -39,6 +39,10 @@ class PlainOps(ABC, Generic[P]):
         """Every canonical weight can be run."""
         return None
 
+    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> P | None:
+        """None: the activation is an op of its own here."""
+        return None
+
     def prepare(self, step: StepInputs) -> StepInputs:
         """The step as it is."""
         return step

@@ -28,7 +28,7 @@ from ...loaders.canonical import QuantizedLinear, Weight
 from ..kv_cache import LayerKV
 from ..step import RowSpan, StepInputs
 from .base import AttentionShape, Program
-from .triton_weights import TritonLinear, linear, pack
+from .triton_weights import TritonLinear, fits_w4a16, linear, pack
 
 _LEAST_LENGTH = 256
 
@@ -95,6 +95,12 @@ class TritonOps:
         if isinstance(weight, QuantizedLinear):
             weight = weight.dequantize(self.dtype)
         return pack(weight, None, self.dtype, self.device)
+
+    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear | None:
+        """For codes of up to 4 bits; the other products leave the activation to its own kernel."""
+        if not fits_w4a16(weight):
+            return None
+        return pack(weight, bias, self.dtype, self.device, gated=True)
 
     def prepare(self, step: StepInputs) -> DeviceStep:
         """Copy a step to the device and work out what all layers share."""

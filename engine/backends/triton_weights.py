@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,27 +41,49 @@ class TritonLinear:
         return self.packed.nbytes
 
 
+def fits_w4a16(weight: Weight) -> bool:
+    """Whether a weight has codes of up to 4 bits in groups that the kernel takes."""
+    return (
+        isinstance(weight, QuantizedLinear)
+        and weight.format.bits <= 4
+        and _takes(weight.format.group_size)
+    )
+
+
+def _takes(group: int) -> bool:
+    return group == -1 or group % _LEAST_GROUP == 0
+
+
 def pack(
-    weight: Weight, bias: Tensor | None, dtype: torch.dtype, device: torch.device
+    weight: Weight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    gated: bool = False,
 ) -> TritonLinear:
-    """Codes of up to 4 bits for W4A16, wider ones for W8A16, anything else dense."""
+    """Codes of up to 4 bits for W4A16, wider ones for W8A16, anything else dense.
+
+    ``gated`` lays 4-bit gate and up rows out for a product that ends in ``silu(gate) * up``.
+    """
     shape = int(weight.shape[0]), int(weight.shape[1])
     bias = None if bias is None else bias.to(device, dtype)
     if isinstance(weight, Tensor):
         return TritonLinear(shape, weight.to(device, dtype), bias, None)
     group = weight.format.group_size
-    if group != -1 and group % _LEAST_GROUP:
+    if not _takes(group):
         # Groups of 16 (Q6_K): a scale each half warp fragment; dense is the honest way for now.
         return TritonLinear(shape, weight.dequantize(dtype).to(device), bias, None)
     codes, zeros, kind = weight.unpack().to(device), weight.zeros, weight.format.zero
     scales = weight.scales.to(device)
     center = 1 << (weight.format.bits - 1)
-    wide = weight.format.bits > 4
-    if kind == "none" and center != (128 if wide else 8):
+    narrow = fits_w4a16(weight)
+    if kind == "none" and center != (8 if narrow else 128):
         kind, zeros = "int", torch.full_like(weight.scales, center, dtype=torch.float32)
     zeros = None if zeros is None else zeros.to(device)
-    make = pack_w8a16 if wide else pack_w4
-    packed = make(codes, scales, zeros, zero=kind, group=group)
+    if narrow:
+        packed = pack_w4(codes, scales, zeros, zero=kind, group=group, gated=gated)
+    else:
+        packed = pack_w8a16(codes, scales, zeros, zero=kind, group=group)
     perm = None if weight.perm is None else weight.perm.to(device, torch.int64)
     return TritonLinear(shape, packed, bias, perm)
 
@@ -73,7 +96,10 @@ def linear(
     exact: bool,
     workspace: Workspace,
 ) -> Tensor:
-    """``x @ W.T + bias + residual`` -> [T, N]; ``out`` may be ``residual``."""
+    """``x @ W.T + bias``, ``silu(gate) * up`` of it when gated, ``+ residual`` -> [T, N].
+
+    ``out`` may be ``residual``.
+    """
     if weight.perm is not None:
         x_TK = x_TK[:, weight.perm]
     packed = weight.packed
@@ -84,16 +110,18 @@ def linear(
         return y if out is None else out.copy_(y)
     strided = out is not None and not out.is_contiguous()
     target = None if strided else out
-    run = w4a16_linear if isinstance(packed, PackedW4) else w8a16_linear
-    y = run(
-        x_TK,
-        packed,  # type: ignore[arg-type]
-        bias=weight.bias,
-        residual=residual,
-        out=target,
-        exact=exact,
-        workspace=workspace,
-    )
+    shared: dict[str, Any] = {
+        "bias": weight.bias,
+        "residual": residual,
+        "out": target,
+        "exact": exact,
+        "workspace": workspace,
+    }
+    if isinstance(packed, PackedW4):
+        activation = "silu_mul" if packed.gated else None
+        y = w4a16_linear(x_TK, packed, activation=activation, **shared)
+    else:
+        y = w8a16_linear(x_TK, packed, **shared)
     return out.copy_(y) if out is not None and strided else y
 
 

@@ -15,17 +15,23 @@ class FusedLinear(Generic[P]):
     Args:
         parts: one packed matrix when all formats are equal, else one for each projection
             (checkpoints with mixed bits); the caller sees the same output either way.
+        activated: the product itself ends in ``silu(gate) * up``; then :meth:`gated` must be used.
     """
 
-    __slots__ = ("parts",)
+    __slots__ = ("activated", "parts")
 
-    def __init__(self, parts: list[P]) -> None:
+    def __init__(self, parts: list[P], activated: bool = False) -> None:
         self.parts = parts
+        self.activated = activated
 
     @property
     def nbytes(self) -> int:
         """Bytes that one pass over the weights reads."""
         return sum(p.nbytes for p in self.parts)
+
+    def gated(self, ops: Ops[P], x_TK: Tensor) -> Tensor:
+        """[T, K] -> ``silu(gate) * up`` [T, I] of the two halves."""
+        return ops.linear(x_TK, self.parts[0]) if self.activated else ops.silu_mul(self(ops, x_TK))
 
     def __call__(self, ops: Ops[P], x_TK: Tensor) -> Tensor:
         """[T, K] -> [T, sum of N]."""

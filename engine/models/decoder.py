@@ -103,7 +103,7 @@ class Decoder:
             a_TC = ops.attention(q_THE, layer.attention, cache, step)
             ops.linear_add(a_TC, layer.o, x_TD)
             h_TD = ops.rms_norm(x_TD, layer.mlp_norm, eps)
-            act_TI = ops.silu_mul(layer.gate_up(ops, h_TD))
+            act_TI = layer.gate_up.gated(ops, h_TD)
             ops.linear_add(act_TI, layer.down, x_TD)
         x_SD = ops.rms_norm(x_TD, self.norm, eps, step.sample_index)
         return ops.linear(x_SD, self.head, out)
@@ -130,7 +130,7 @@ class Decoder:
             shape,
             _pack(ops, source, f"{attn}.o_proj", cfg.o_bias),
             source.vector(f"{norms}.post_attention_layernorm.weight"),
-            _fuse(ops, source, gate_up, cfg.mlp_bias),
+            _fuse(ops, source, gate_up, cfg.mlp_bias, gated=True),
             _pack(ops, source, f"{mlp}.down_proj", cfg.mlp_bias),
         )
 
@@ -167,7 +167,9 @@ def _pack(ops: Ops[P], source: _Source, module: str, has_bias: bool = False) -> 
     return _checked(ops, weight, module).pack(weight, source.bias(module, has_bias))
 
 
-def _fuse(ops: Ops[P], source: _Source, modules: list[str], has_bias: bool) -> FusedLinear[P]:
+def _fuse(
+    ops: Ops[P], source: _Source, modules: list[str], has_bias: bool, gated: bool = False
+) -> FusedLinear[P]:
     """One matrix when the formats agree, else several behind one call."""
     weights = [source.take(f"{m}.weight") for m in modules]
     if not can_fuse(weights):
@@ -176,7 +178,11 @@ def _fuse(ops: Ops[P], source: _Source, modules: list[str], has_bias: bool) -> F
         return FusedLinear([_checked(ops, w, m).pack(w, b) for m, w, b in parts])
     whole = _stack(weights)
     bias = torch.cat([source.vector(f"{m}.bias") for m in modules]) if has_bias else None
-    return FusedLinear([_checked(ops, whole, " + ".join(modules)).pack(whole, bias)])
+    checked = _checked(ops, whole, " + ".join(modules))
+    fused = checked.pack_gated(whole, bias) if gated else None
+    if fused is not None:
+        return FusedLinear([fused], activated=True)
+    return FusedLinear([checked.pack(whole, bias)])
 
 
 def _checked(ops: Ops[P], weight: Weight, module: str) -> Ops[P]:
