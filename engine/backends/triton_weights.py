@@ -14,7 +14,7 @@ from ...kernels.w4a16.op import w4a16_linear
 from ...kernels.w4a16.workspace import Workspace
 from ...kernels.w8a16.layout import pack_w8a16
 from ...kernels.w8a16.op import PackedW8A16, w8a16_linear
-from ...loaders.canonical import Weight
+from ...loaders.canonical import QuantizedLinear, Weight
 
 _LEAST_GROUP = 32
 
