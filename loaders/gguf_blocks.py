@@ -249,3 +249,9 @@ _LAYOUTS: dict[str, _Layout] = {
     "Q4_K": _Layout(WeightFormat(4, 32, "float"), torch.float32, _q4_k),
     "Q6_K": _Layout(WeightFormat(6, 16), torch.float32, _q6_k),
 }
+
+
+def canonical_format(label: str) -> WeightFormat | None:
+    """Format of the weights that a block type becomes; None for dense and unknown types."""
+    layout = _LAYOUTS.get(label)
+    return None if layout is None else layout.format

@@ -23,8 +23,10 @@ from ...kernels.attention import (
 )
 from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
 from ...kernels.sampling import argmax
+from ...kernels.tables import Device, Tables, load_tables
 from ...kernels.w4a16.workspace import Workspace
 from ...loaders.canonical import QuantizedLinear, Weight
+from ...loaders.store import cache_root
 from ..kv_cache import LayerKV
 from ..step import RowSpan, StepInputs
 from .base import AttentionShape, Program
@@ -66,6 +68,9 @@ class TritonOps:
         device: a CUDA device, or the CPU under the interpreter.
         dtype: float16 or bfloat16, of activations and KV.
         exact: results of a token depend on nothing but its own text.
+
+    Raises:
+        ConfigError: a table of tuned configurations holds something wrong.
     """
 
     alone = False
@@ -80,6 +85,7 @@ class TritonOps:
         self.exact = exact
         self.records = device.type == "cuda"
         self._workspace = Workspace(device)
+        self._tables = _tables(device)
         self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
 
     def supports(self, weight: Weight) -> str | None:
@@ -144,11 +150,12 @@ class TritonOps:
 
     def linear(self, x_TK: Tensor, weight: TritonLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
-        return linear(x_TK, weight, None, out, self.exact, self._workspace)
+        return linear(x_TK, weight, None, out, self.exact, self._workspace, self._tables)
 
     def linear_add(self, x_TK: Tensor, weight: TritonLinear, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place."""
-        linear(x_TK, weight, residual_TN, residual_TN, self.exact, self._workspace)
+        space, tables = self._workspace, self._tables
+        linear(x_TK, weight, residual_TN, residual_TN, self.exact, space, tables)
 
     def rope_write_kv(
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
@@ -259,6 +266,17 @@ class TritonOps:
         page, size = kv.k.shape[2], kv.k.element_size()
         index = runtime.arch(self.device.index or 0)
         return prefill_block(index, shape.heads, shape.kv_heads, page, shape.head_dim, size)
+
+
+def _tables(device: torch.device) -> Tables | None:
+    """Tuned configurations of a GPU; the interpreter has none."""
+    index = device.index or 0
+    arch = runtime.arch(index)
+    if arch == 0:
+        return None
+    name = torch.cuda.get_device_name(index)
+    place = Device(name, arch, runtime.multiprocessors(index))
+    return load_tables(place, cache_root() / "tables")
 
 
 def _several(span: RowSpan) -> bool:

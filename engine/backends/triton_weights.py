@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from ...kernels.w4a16.op import w4a16_linear
 from ...kernels.w4a16.workspace import Workspace
 from ...kernels.w8a16.layout import pack_w8a16
 from ...kernels.w8a16.op import PackedW8A16, w8a16_linear
-from ...loaders.canonical import QuantizedLinear, Weight
+from ...loaders.canonical import QuantizedLinear, Weight, WeightFormat
 
 _LEAST_GROUP = 32
 
@@ -41,17 +42,21 @@ class TritonLinear:
         return self.packed.nbytes
 
 
+Family = Literal["w4a16", "w8a16", "dense"]
+
+
+def family(form: WeightFormat) -> tuple[Family, str]:
+    """The kernel family that carries codes of a format, and why."""
+    group, bits = form.group_size, form.bits
+    if group != -1 and group % _LEAST_GROUP:
+        # Groups of 16 (Q6_K): a scale each half warp fragment; dense is the honest way for now.
+        return "dense", f"groups of {group} are no multiple of {_LEAST_GROUP}"
+    return ("w4a16" if bits <= 4 else "w8a16"), f"codes of {bits} bits"
+
+
 def fits_w4a16(weight: Weight) -> bool:
     """Whether a weight has codes of up to 4 bits in groups that the kernel takes."""
-    return (
-        isinstance(weight, QuantizedLinear)
-        and weight.format.bits <= 4
-        and _takes(weight.format.group_size)
-    )
-
-
-def _takes(group: int) -> bool:
-    return group == -1 or group % _LEAST_GROUP == 0
+    return isinstance(weight, QuantizedLinear) and family(weight.format)[0] == "w4a16"
 
 
 def pack(
@@ -70,13 +75,13 @@ def pack(
     if isinstance(weight, Tensor):
         return TritonLinear(shape, weight.to(device, dtype), bias, None)
     group = weight.format.group_size
-    if not _takes(group):
-        # Groups of 16 (Q6_K): a scale each half warp fragment; dense is the honest way for now.
+    kernels, _ = family(weight.format)
+    if kernels == "dense":
         return TritonLinear(shape, weight.dequantize(dtype).to(device), bias, None)
     codes, zeros, kind = weight.unpack().to(device), weight.zeros, weight.format.zero
     scales = weight.scales.to(device)
     center = 1 << (weight.format.bits - 1)
-    narrow = fits_w4a16(weight)
+    narrow = kernels == "w4a16"
     if kind == "none" and center != (8 if narrow else 128):
         kind, zeros = "int", torch.full_like(weight.scales, center, dtype=torch.float32)
     zeros = None if zeros is None else zeros.to(device)
@@ -95,10 +100,11 @@ def linear(
     out: Tensor | None,
     exact: bool,
     workspace: Workspace,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Tensor:
     """``x @ W.T + bias``, ``silu(gate) * up`` of it when gated, ``+ residual`` -> [T, N].
 
-    ``out`` may be ``residual``.
+    ``out`` may be ``residual``; ``overrides`` are tuned configurations of W4A16.
     """
     if weight.perm is not None:
         x_TK = x_TK[:, weight.perm]
@@ -119,7 +125,7 @@ def linear(
     }
     if isinstance(packed, PackedW4):
         activation = "silu_mul" if packed.gated else None
-        y = w4a16_linear(x_TK, packed, activation=activation, **shared)
+        y = w4a16_linear(x_TK, packed, activation=activation, overrides=overrides, **shared)
     else:
         y = w8a16_linear(x_TK, packed, **shared)
     return out.copy_(y) if out is not None and strided else y
