@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from halfbyte.errors import HalfbyteError
 
-from . import bench, chat, doctor, generate, inspect, pull, serve
+from . import bench, chat, doctor, explain, generate, inspect, pull, serve
 from .console import is_terminal, print_error
 
 # Typer's own base of usage errors has moved between modules over its versions.
@@ -74,6 +74,7 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command()(inspect.inspect)
+app.command()(explain.explain)
 app.command()(doctor.doctor)
 _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed.")
 _bench.command("engine")(bench.engine)

@@ -1,0 +1,325 @@
+"""Which kernel each layer of a checkpoint takes on a device, and why: from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..kernels.attention.config import (
+    DIMS,
+    decode_tile,
+    length_bucket,
+    next_power_of_2,
+    prefill_tile,
+    split_count,
+)
+from ..kernels.tables import Device, Tables
+from ..kernels.tables.schema import COUNTERS, PARTIAL_BYTES
+from ..kernels.w4a16.config import BUCKETS, Problem, choose, crossover, table_key
+from ..kernels.w4a16.layout import ROW_ALIGN, SLICE
+from ..kernels.w8a16 import config as w8a16
+from ..loaders.base import Checkpoint, TensorInfo
+from ..loaders.canonical import WeightFormat
+from ..loaders.gguf_blocks import canonical_format
+from .backends.triton_weights import family
+
+DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Rows of the decode steps that are explained."""
+
+_SIXTEEN_BIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One product of a layer, fused as the engine fuses it.
+
+    Attributes:
+        module: name within the layer, such as ``q_proj + k_proj + v_proj``.
+        n: rows of the weight.
+        k: columns.
+        label: the file's name of its format.
+        form: canonical format, or None for dense weights.
+        gated: the product ends in ``silu(gate) * up``.
+        kept_dense: made dense although it is stored in codes, for this reason.
+    """
+
+    module: str
+    n: int
+    k: int
+    label: str
+    form: WeightFormat | None
+    gated: bool = False
+    kept_dense: str = ""
+
+    @property
+    def carrier(self) -> tuple[str, str]:
+        """Kernel family and why."""
+        if self.kept_dense:
+            return "dense", self.kept_dense
+        if self.form is None:
+            return "dense", f"{self.label} weights have no codes"
+        return family(self.form)
+
+    def problem(self, m: int, device: Device, fp16: bool, exact: bool = False) -> Problem:
+        """The W4A16 problem of ``m`` rows."""
+        assert self.form is not None
+        # Gate and up are interleaved in blocks of 64 rows, each side padded.
+        rows = _up(self.n // 2, ROW_ALIGN // 2) * 2 if self.gated else _up(self.n, ROW_ALIGN)
+        group = self.form.group_size
+        if group == -1:
+            group = 0
+        elif group % SLICE:
+            group = math.gcd(group, SLICE)
+        return Problem(m, rows, self.k, group, fp16, device.arch, device.sms, exact)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What runs for one product, or attention, with up to ``m`` rows of activations.
+
+    Attributes:
+        layers: indices of the layers that this holds for; empty for the head.
+        module: which product.
+        shape: (N, K), or None for attention.
+        format: the file's name of the weight's format; KV type for attention.
+        m: rows, the largest of their bucket.
+        family: ``w4a16``, ``w8a16``, ``dense`` or ``attention``.
+        kernel: the kernel of the family.
+        config: its launch parameters.
+        source: ``table``, ``neighbour``, ``formula``, ``exact`` or ``library``.
+        detail: which table and entry, or why this family.
+        rejected: the kernels that were not chosen, each with its reason.
+    """
+
+    layers: tuple[int, ...]
+    module: str
+    shape: tuple[int, int] | None
+    format: str
+    m: int
+    family: str
+    kernel: str
+    config: dict[str, Any]
+    source: str
+    detail: str
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def explain(
+    checkpoint: Checkpoint,
+    device: Device,
+    *,
+    tables: Tables | None = None,
+    fp16: bool = False,
+    exact: bool = False,
+    page: int = 64,
+    context: int = 4096,
+) -> list[Row]:
+    """A row for each product and M bucket; layers that are alike share theirs.
+
+    Args:
+        checkpoint: only its headers are read.
+        device: where it would run.
+        tables: tuned configurations.
+        fp16: activations are float16, else bfloat16.
+        exact: as the engine's option.
+        page: tokens of a KV block.
+        context: tokens that decode attends to, cut to the model's length.
+    """
+    rows = [
+        _linear_row(linear, layers, m, device, tables, fp16, exact)
+        for linear, layers in groups(checkpoint)
+        for m in BUCKETS
+    ]
+    return rows + list(_attention_rows(checkpoint, device, exact, page, context))
+
+
+def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
+    """The products of a model, each with the layers that have it; the head has none."""
+    infos = {info.name: info for info in checkpoint.tensors()}
+    found: dict[Linear, list[int]] = {}
+    for index in range(checkpoint.config.num_layers):
+        for linear in _layer(infos, f"model.layers.{index}"):
+            found.setdefault(linear, []).append(index)
+    out = [(linear, tuple(layers)) for linear, layers in found.items()]
+    if checkpoint.config.tie_word_embeddings:
+        info, reason = infos["model.embed_tokens.weight"], "the embedding's rows must be dense"
+        head = _linear("lm_head", [info])
+        kept = "" if head.form is None else reason
+        out.append((Linear("lm_head", head.n, head.k, head.label, head.form, False, kept), ()))
+    else:
+        out.append((_linear("lm_head", [infos["lm_head.weight"]]), ()))
+    return out
+
+
+def _layer(infos: dict[str, TensorInfo], layer: str) -> Iterator[Linear]:
+    def take(block: str, names: Sequence[str]) -> list[TensorInfo]:
+        return [infos[f"{layer}.{block}.{name}.weight"] for name in names]
+
+    yield from _fused(("q_proj", "k_proj", "v_proj"), take, "self_attn")
+    yield _linear("o_proj", take("self_attn", ["o_proj"]))
+    yield from _fused(("gate_proj", "up_proj"), take, "mlp")
+    yield _linear("down_proj", take("mlp", ["down_proj"]))
+
+
+def _fused(
+    names: tuple[str, ...],
+    take: Callable[[str, Sequence[str]], list[TensorInfo]],
+    block: str,
+) -> Iterator[Linear]:
+    """One product when ``can_fuse`` would stack the weights, else one for each."""
+    parts = take(block, names)
+    forms = [canonical_format(p.format) for p in parts]
+    same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
+    if not same or (forms[0] is None and len({p.format for p in parts}) > 1):
+        for name, part in zip(names, parts, strict=True):
+            yield _linear(name, [part])
+        return
+    gated = block == "mlp" and forms[0] is not None and family(forms[0])[0] == "w4a16"
+    yield _linear(" + ".join(names), parts, gated)
+
+
+def _linear(module: str, parts: list[TensorInfo], gated: bool = False) -> Linear:
+    labels = "/".join(dict.fromkeys(p.format for p in parts))
+    form = canonical_format(parts[0].format)
+    n = sum(p.shape[0] for p in parts)
+    return Linear(module, n, parts[0].shape[1], labels, form, gated)
+
+
+def _linear_row(
+    linear: Linear,
+    layers: tuple[int, ...],
+    m: int,
+    device: Device,
+    tables: Tables | None,
+    fp16: bool,
+    exact: bool,
+) -> Row:
+    carrier, why = linear.carrier
+    kernel, config, source, rejected = {
+        "w4a16": _w4a16,
+        "w8a16": _w8a16,
+        "dense": _dense,
+    }[carrier](linear, m, device, tables, fp16, exact)
+    if source == "table" and tables is not None:
+        found = tables.find(table_key(linear.problem(m, device, fp16)))
+        assert found is not None
+        source, why = found.kind, found.detail
+    shape = (linear.n, linear.k)
+    return Row(
+        layers,
+        linear.module,
+        shape,
+        linear.label,
+        m,
+        carrier,
+        kernel,
+        config,
+        source,
+        why,
+        rejected,
+    )
+
+
+_Picked = tuple[str, dict[str, Any], str, dict[str, str]]
+
+
+def _w4a16(
+    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
+) -> _Picked:
+    problem = linear.problem(m, device, fp16, exact)
+    choice = choose(problem, partial_bytes=PARTIAL_BYTES, counters=COUNTERS, overrides=tables)
+    source = choice.source if choice.source in ("exact", "formula") else "table"
+    config = {} if choice.kernel == "dequantize" else asdict(choice.config)
+    return choice.kernel, config, source, dict(choice.rejected)
+
+
+def _w8a16(
+    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
+) -> _Picked:
+    assert linear.form is not None
+    config = w8a16.choose(
+        device.arch,
+        m,
+        2,
+        _up(linear.n, ROW_ALIGN),
+        -(-linear.k // 64),
+        device.sms,
+        exact=exact,
+        # Codes of 8 bits without a zero point are the only ones that are read as signed bytes.
+        offset=linear.form.zero != "none" or linear.form.bits != 8,
+        partials=PARTIAL_BYTES // 4,
+        counters=COUNTERS,
+    )
+    limit = crossover(device.arch)
+    if config.dense:
+        why = f"{m} rows: above {limit} on sm_{device.arch} a dense product is faster"
+        return "dequantize", {}, "formula", {"fused": why}
+    if exact:
+        why = "exact: one tile, split and order of sums for every number of rows"
+    else:
+        why = f"{m} rows: up to {limit} on sm_{device.arch} reading 8 bits wins"
+    values = {key: value for key, value in asdict(config).items() if key != "dense"}
+    return "fused", values, "exact" if exact else "formula", {"dequantize": why}
+
+
+def _dense(
+    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
+) -> _Picked:
+    _, why = linear.carrier
+    rejected = {"w4a16": why, "w8a16": why}
+    if exact:
+        return "torch", {"rows": 1}, "exact", rejected
+    return "torch", {}, "library", rejected
+
+
+def _attention_rows(
+    checkpoint: Checkpoint, device: Device, exact: bool, page: int, context: int
+) -> Iterator[Row]:
+    cfg = checkpoint.config
+    group, width = cfg.num_heads // cfg.num_kv_heads, next_power_of_2(cfg.head_dim)
+    shape = (device.arch, group, page, width, _SIXTEEN_BIT)
+    windows: dict[int, list[int]] = {}
+    for index in range(cfg.num_layers):
+        windows.setdefault(cfg.window(index), []).append(index)
+    known = "" if cfg.head_dim in DIMS else ", a size that is not among the tested ones"
+    for window, layers in windows.items():
+        length = length_bucket(min(context, cfg.max_position))
+        about = f"head {cfg.head_dim}{known}, window {window}" if window else f"head {cfg.head_dim}"
+        for m in DECODE_ROWS:
+            splits = split_count(device.sms, m * cfg.num_kv_heads, length, exact)
+            config = {**asdict(decode_tile(*shape)), "splits": splits, "page": page}
+            yield _attention(
+                (tuple(layers), "attention, decode", m, "decode", config, exact),
+                f"{about}, {length} tokens of context",
+                {"prefill": "rows of one token: nothing to share a tile with but the group"},
+            )
+        # In exact mode the tokens of a prompt go through the decode kernel too.
+        for m in () if exact else BUCKETS:
+            config = {**asdict(prefill_tile(*shape)), "page": page}
+            yield _attention(
+                (tuple(layers), "attention, prefill", m, "prefill", config, False),
+                about,
+                {"decode": "tokens of one prompt read the same keys and values: one tile"},
+            )
+
+
+def _attention(
+    what: tuple[tuple[int, ...], str, int, str, dict[str, Any], bool],
+    detail: str,
+    rejected: dict[str, str],
+) -> Row:
+    layers, module, m, kernel, config, exact = what
+    source = "exact" if exact else "formula"
+    return Row(
+        layers, module, None, "KV 16 bit", m, "attention", kernel, config, source, detail, rejected
+    )
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,76 @@
+"""``halfbyte explain`` and ``halfbyte tune`` as commands."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from cli_support import ROOT, TINY, halfbyte
+
+from halfbyte.cli.explain import config_text, layer_text, render
+from halfbyte.engine.explain import explain
+from halfbyte.kernels.tables import find_device
+from halfbyte.loaders import open_checkpoint
+
+FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
+
+
+@pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
+@pytest.mark.parametrize("name", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
+def test_the_text_fits_80_columns(path, name):
+    device = find_device(name)
+    rows = explain(open_checkpoint(path), device)
+    text = render(rows, device)
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"{device.name}: {name}, {device.sms} multiprocessors" in text
+    assert "layers 0-1: q_proj + k_proj + v_proj, 384 x 128" in text
+    assert all(row.module in " ".join(text.split()) for row in rows)
+    assert text.count("not ") >= 5
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ((), "head"),
+        ((7,), "layer 7"),
+        (tuple(range(30)), "layers 0-29"),
+        ((0, 1, 4), "layers 0-1, 4"),
+    ],
+)
+def test_layers_in_words(layers, text):
+    assert layer_text(layers) == text
+
+
+def test_configurations_in_words():
+    config = {"bm": 8, "bn": 128, "warps": 1, "stages": 4, "splits": 1}
+    assert config_text(config) == "tile 8 x 128, 1 warp, 4 stages, 1 split"
+    assert config_text({"rows": 1}) == "row by row" and config_text({}) == ""
+
+
+def test_the_program(tmp_path):
+    env = {"HALFBYTE_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = halfbyte("explain", str(TINY), "--device", "RTX 4090", "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["device"] == {"name": "RTX 4090", "arch": 89, "sms": 128} and done.stderr == ""
+    assert {"layers", "m", "kernel", "config", "source", "rejected"} <= set(facts["rows"][0])
+
+
+def test_wrong_names_and_tables_are_errors(tmp_path):
+    env = {"HALFBYTE_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = halfbyte("explain", str(TINY), "--device", "sm_1", env=env)
+    assert done.returncode == 1 and "unknown device 'sm_1'" in done.stderr
+    assert "sm_90" in done.stderr and done.stdout == ""
+    table = tmp_path / "tables" / "sm_90_132.json"
+    table.parent.mkdir()
+    table.write_text('{"schema": 2}')
+    done = halfbyte("explain", str(TINY), "--device", "H100", env=env)
+    assert done.returncode == 1 and str(table) in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tunes where there is a GPU")
+def test_tune_needs_a_gpu():
+    done = halfbyte("tune", str(TINY))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "GPU" in done.stderr
