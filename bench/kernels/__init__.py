@@ -1,0 +1,1 @@
+"""``bench kernels``: time of every kernel against its physical floor and against its peers."""

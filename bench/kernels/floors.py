@@ -1,0 +1,227 @@
+"""Physical floors: the time below which no kernel can go, from bytes and operations alone.
+
+    floor = max(bytes / bandwidth, operations / rate)
+
+Bandwidth is what a copy reaches on the card, not the datasheet's; rates are the datasheet's for
+dense products with fp32 (or int32) accumulation. Bytes are counted once each: weights with their
+scales, activations in, results out. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halfbyte.errors import ConfigError
+
+W4_BYTES = 0.5 + 2.5 / 128
+"""Bytes a 4-bit weight in groups of 128: code, fp16 scale, packed zero point."""
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
+"""M that the tables show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One card.
+
+    Attributes:
+        name: as :func:`gpu` finds it.
+        copy: bytes per second that a copy moves, reads and writes together.
+        half: dense fp16 operations per second, fp32 accumulation.
+        int8: dense int8 operations per second.
+        l2: bytes of last-level cache.
+    """
+
+    name: str
+    copy: float
+    half: float
+    int8: float
+    l2: int
+
+
+def _gpu(name: str, copy: float, half: float, int8: float, l2: int) -> Gpu:
+    """From TB/s, TFLOP/s, TOP/s and MiB."""
+    return Gpu(name, copy * 1e12, half * 1e12, int8 * 1e12, l2 << 20)
+
+
+# Copy bandwidth is about 0.9 of the datasheet's figure, on HBM2e cards 0.86. A name that is part
+# of another one's comes after it.
+GPUS = (
+    _gpu("H200", 4.3, 990, 1979, 50),
+    _gpu("H100 PCIe", 1.8, 756, 1513, 50),
+    _gpu("H100", 3.0, 990, 1979, 50),
+    _gpu("A100 40GB", 1.35, 312, 624, 40),
+    _gpu("A100", 1.75, 312, 624, 40),
+    _gpu("B200", 7.2, 2250, 4500, 126),
+    _gpu("L40S", 0.79, 362, 733, 96),
+    _gpu("L4", 0.27, 121, 242, 48),
+    _gpu("A10G", 0.54, 70, 140, 6),
+    _gpu("A10", 0.54, 125, 250, 6),
+    _gpu("A6000", 0.70, 155, 310, 6),
+    _gpu("RTX 5090", 1.62, 209, 838, 96),
+    _gpu("RTX 4090", 0.93, 165, 660, 72),
+    _gpu("RTX 3090", 0.86, 71, 284, 6),
+    _gpu("T4", 0.27, 65, 130, 4),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer.
+
+    Attributes:
+        name: such as ``8B qkv``.
+        n: outputs.
+        k: inputs.
+        gated: outputs are gate and up, combined by ``silu(gate) * up``.
+    """
+
+    name: str
+    n: int
+    k: int
+    gated: bool = False
+
+
+LAYERS = (
+    Layer("8B qkv", 6144, 4096),
+    Layer("8B o", 4096, 4096),
+    Layer("8B gate_up", 28672, 4096, gated=True),
+    Layer("8B down", 4096, 14336),
+    Layer("70B qkv", 10240, 8192),
+    Layer("70B o", 8192, 8192),
+    Layer("70B gate_up", 57344, 8192, gated=True),
+    Layer("70B down", 8192, 28672),
+)
+"""Layers of Llama-3-8B and 70B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """A floor.
+
+    Attributes:
+        us: microseconds.
+        bound: ``m`` when memory sets it, ``c`` when arithmetic does.
+    """
+
+    us: float
+    bound: str
+
+    def __str__(self) -> str:
+        digits = 1 if self.us < 100 else 0
+        return f"{self.us:.{digits}f} {self.bound}"
+
+
+def floor(bytes_moved: float, operations: float, bandwidth: float, rate: float) -> Floor:
+    """The larger of the two times; rates per second."""
+    memory, compute = bytes_moved / bandwidth * 1e6, operations / rate * 1e6
+    return Floor(max(memory, compute), "m" if memory >= compute else "c")
+
+
+def weight_bytes(kind: str, n: int, k: int) -> float:
+    """Bytes of a weight [N, K]: ``w4a16``, ``w8a16``, ``w8a8`` or ``fp16``.
+
+    Raises ConfigError for another kind.
+    """
+    if kind == "w4a16":
+        return n * k * W4_BYTES
+    if kind in ("w8a16", "w8a8"):
+        return n * k + 4 * n
+    if kind == "fp16":
+        return 2 * n * k
+    raise ConfigError(f"no kind of layer is called {kind!r}; known: w4a16, w8a16, w8a8, fp16")
+
+
+def linear_bytes(kind: str, m: int, n: int, k: int) -> float:
+    """Bytes that ``m`` rows through a layer must move."""
+    return weight_bytes(kind, n, k) + m * k * (1 if kind == "w8a8" else 2) + 2 * m * n
+
+
+def linear_floor(card: Gpu, kind: str, m: int, n: int, k: int) -> Floor:
+    """Floor of one layer; ``kind`` as in :func:`weight_bytes`."""
+    rate = card.int8 if kind == "w8a8" else card.half
+    return floor(linear_bytes(kind, m, n, k), 2 * m * n * k, card.copy, rate)
+
+
+def attention_cost(
+    tokens: int, start: int, heads: int, kv_heads: int, dim: int, size: int = 2
+) -> tuple[float, float]:
+    """(bytes, operations) of one row: ``tokens`` new ones from position ``start``, causal.
+
+    ``size``: bytes of a cached value. The KV is read once, q in and the result out.
+    """
+    seen = tokens * start + tokens * (tokens + 1) / 2
+    moved = 2 * (start + tokens) * kv_heads * dim * size + 4 * tokens * heads * dim
+    return moved, 4 * seen * heads * dim
+
+
+def step_bytes(batch: int, context: int, lm_head: str = "w8a16") -> float:
+    """Bytes of one decode step of the 8B shape: every weight once, and every row's KV."""
+    linears = 32 * sum(weight_bytes("w4a16", x.n, x.k) for x in LAYERS[:4])
+    return linears + weight_bytes(lm_head, 128256, 4096) + batch * context * 32 * 2 * 8 * 128 * 2
+
+
+def step_floor(card: Gpu, batch: int, context: int, lm_head: str = "w8a16") -> Floor:
+    """Floor of that step."""
+    weights = 32 * sum(x.n * x.k for x in LAYERS[:4]) + 128256 * 4096
+    operations = batch * (2 * weights + context * 32 * 4 * 32 * 128)
+    return floor(step_bytes(batch, context, lm_head), operations, card.copy, card.half)
+
+
+def gpu(name: str) -> Gpu:
+    """The card that a name such as ``h100`` or ``NVIDIA A100-SXM4-80GB`` means.
+
+    Raises ConfigError for a card that is not listed.
+    """
+    wanted = _words(name)
+    for card in GPUS:
+        if set(_words(card.name)) <= set(wanted):
+            return card
+    squeezed = "".join(wanted)
+    for card in GPUS:
+        if "".join(_words(card.name)) == squeezed or _words(card.name)[-1] == squeezed:
+            return card
+    known = ", ".join(sorted(card.name for card in GPUS))
+    raise ConfigError(f"no GPU called {name!r} is listed", hint=f"one of: {known}")
+
+
+def _words(name: str) -> list[str]:
+    return name.lower().replace("-", " ").replace("_", " ").split()
+
+
+def floor_table(
+    card: Gpu, kinds: tuple[str, ...] = ("w4a16", "w8a8", "fp16"), rows: tuple[int, ...] = ROWS
+) -> list[tuple[str, ...]]:
+    """Cells, heads first: one line a kind and layer, one column an M, in microseconds."""
+    table = [("kind", "layer", "N x K", "MB", *(f"M={m}" for m in rows))]
+    for kind in kinds:
+        for x in LAYERS:
+            size = f"{weight_bytes(kind, x.n, x.k) / 1e6:.1f}"
+            floors = (str(linear_floor(card, kind, m, x.n, x.k)) for m in rows)
+            table.append((kind, x.name, f"{x.n} x {x.k}", size, *floors))
+    return table
+
+
+def floor_text(card: Gpu, rows: tuple[int, ...] = ROWS) -> str:
+    """The floors of a card as markdown: layers, decode steps, and what they assume."""
+    steps = [("8B decode step", "ms", "tok/s")]
+    for batch in (1, 8, 32, 128):
+        us = step_floor(card, batch, 1024).us
+        label = f"batch {batch}, context 1024"
+        steps.append((label, f"{us / 1e3:.2f}", f"{batch / us * 1e6:.0f}"))
+    text = (
+        f"{card.name}: {card.copy / 1e12:.2f} TB/s copied, {card.half / 1e12:.0f} TFLOP/s fp16, "
+        f"{card.int8 / 1e12:.0f} TOP/s int8. Floors in microseconds; m: memory, c: arithmetic."
+    )
+    return "\n\n".join([text, markdown(floor_table(card, rows=rows)), markdown(steps)])
+
+
+def markdown(cells: list[tuple[str, ...]]) -> str:
+    """A padded markdown table; the first line holds the heads."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "| " + " | ".join("-" * w for w in widths) + " |")
+    return "\n".join(lines)
