@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from halfbyte.errors import HalfbyteError
 
-from . import bench, chat, doctor, explain, generate, inspect, pull, serve
+from . import bench, bench_kernels, chat, doctor, explain, generate, inspect, pull, serve
 from .console import is_terminal, print_error
 
 # Typer's own base of usage errors has moved between modules over its versions.
@@ -79,6 +79,7 @@ app.command()(doctor.doctor)
 _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed.")
 _bench.command("engine")(bench.engine)
 _bench.command("codegen")(bench.codegen)
+_bench.command("kernels")(bench_kernels.kernels)
 app.add_typer(_bench, name="bench")
 
 
