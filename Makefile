@@ -40,7 +40,7 @@ format: install
 
 # llama.cpp is built from source, which takes some minutes the first time.
 peers: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-binary llama-cpp-python '.[peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-binary llama-cpp-python --editable '.[peers]'
 	$(BIN)/python -m halfbyte.bench.peers.llama_cpp --out bench/results/cpu
 
 clean:

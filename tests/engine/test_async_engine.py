@@ -281,7 +281,8 @@ async def test_second_failed_step_in_a_row_kills(pair: Any) -> None:
     assert not health.alive and not health.accepting and "second" in (health.error or "")
     with pytest.raises(EngineDeadError):
         client.submit([1], params())
-    assert client.live == 0 and engine.closed_by is not None
+    await until(lambda: engine.closed_by is not None)
+    assert client.live == 0
 
 
 async def test_dead_engine_ends_running_and_queued_requests(pair: Any) -> None:

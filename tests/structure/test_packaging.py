@@ -41,7 +41,6 @@ def settings() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the tracked files, without network."""
-    pytest.importorskip("setuptools", minversion="77")
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     for path in tracked():
         target = tree / path
