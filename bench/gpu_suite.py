@@ -16,6 +16,7 @@ written, so that being stopped loses little. The ten worst gaps are printed last
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import runpy
 import sys
@@ -80,7 +81,5 @@ if __name__ == "__main__":
     # Run by its path: the folders of the checkout are the sub-packages.
     root = SCRIPT.parents[1]
     sys.path[0] = str(root)
-    import halfbyte
-
-    halfbyte.__path__.append(str(root))
+    importlib.import_module("halfbyte").__path__.append(str(root))
     runpy.run_module("halfbyte.bench.gpu_suite", run_name="__main__", alter_sys=True)

@@ -19,7 +19,12 @@ CHECKS = ("w4a16", "w8a8", "attention", "fused", "w8a16", "codebook")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Parts that run at the same time, and the most seconds that they may take together."""
+    """One turn of the suite.
+
+    Attributes:
+        parts: run at the same time.
+        seconds: the most that they may take together.
+    """
 
     parts: tuple[str, ...]
     seconds: float
