@@ -22,7 +22,8 @@ class EngineConfig:
     """Options of an engine; ``Engine(model, **options)`` takes the same names.
 
     Attributes:
-        device: ``auto`` is ``cuda`` where there is such a device, else ``cpu``.
+        device: ``auto`` is ``cpu`` until the Triton kernels are proven on a GPU; ``cuda`` takes
+            them on the first CUDA device.
         dtype: type of activations, KV cache and dense weights. On a CPU ``auto`` is float32
             arithmetic with dense weights left in their own 16 bits; on a GPU it is bfloat16.
         backend: ``auto`` picks the fastest for the device. ``reference`` computes from the exact

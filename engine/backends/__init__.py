@@ -50,8 +50,7 @@ def _device(config: EngineConfig) -> torch.device:
             "a CUDA device is asked for, but torch sees none",
             hint="run `halfbyte doctor`, or use device='cpu'",
         )
-    wants = on_gpu or (config.device == "auto" and config.backend == "auto")
-    return torch.device("cuda", 0) if wants and torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
 def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
