@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from halfbyte.errors import HalfbyteError
 
-from . import bench, bench_kernels, chat, doctor, explain, generate, inspect, pull, serve
+from . import bench, bench_kernels, chat, doctor, explain, generate, inspect, pull, serve, tune
 from .console import is_terminal, print_error
 
 # Typer's own base of usage errors has moved between modules over its versions.
@@ -75,6 +75,7 @@ app.command()(chat.chat)
 app.command()(serve.serve)
 app.command()(inspect.inspect)
 app.command()(explain.explain)
+app.command()(tune.tune)
 app.command()(doctor.doctor)
 _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed.")
 _bench.command("engine")(bench.engine)

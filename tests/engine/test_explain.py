@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from halfbyte.kernels.w4a16.config import BUCKETS, choose, table_key
 from halfbyte.kernels.w4a16.layout import PackedW4
 from halfbyte.kernels.w8a16.op import PackedW8A16
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.base import Checkpoint, TensorInfo
+from halfbyte.loaders.base import TensorInfo
 from halfbyte.loaders.canonical import QuantizedLinear, WeightFormat, pack_codes
 from halfbyte.loaders.gguf_blocks import canonical_format
 from halfbyte.loaders.gguf_types import QUANTIZED_TYPES, SUPPORTED_TYPES
@@ -23,7 +24,7 @@ from halfbyte.loaders.model_config import ModelConfig
 H100 = find_device("sm_90")
 
 
-class Headers(Checkpoint):
+class Headers:
     """A checkpoint that has headers only."""
 
     def __init__(self, formats: dict[str, str], layers: int = 3, tied: bool = False) -> None:
@@ -53,6 +54,11 @@ class Headers(Checkpoint):
         return self.infos
 
 
+def headers(formats: dict[str, str], **options: Any) -> Any:
+    """What stands in for a checkpoint here."""
+    return Headers(formats, **options)
+
+
 def test_the_tiny_model(tiny_gguf):
     checkpoint = open_checkpoint(tiny_gguf)
     rows = explain(checkpoint, H100)
@@ -77,7 +83,7 @@ def test_the_tiny_model(tiny_gguf):
 
 def test_mixed_formats_group_their_layers():
     formats = {"layers.1.self_attn.v": "Q6_K", "lm_head": "Q6_K", "down": "Q8_0", "": "Q4_K"}
-    found = {(x.module, layers): x.carrier[0] for x, layers in groups(Headers(formats))}
+    found = {(x.module, layers): x.carrier[0] for x, layers in groups(headers(formats))}
     assert found == {
         ("q_proj + k_proj + v_proj", (0, 2)): "w4a16",
         ("o_proj", (0, 1, 2)): "w4a16",
@@ -91,7 +97,7 @@ def test_mixed_formats_group_their_layers():
 
 
 def test_a_tied_head_is_dense():
-    (head,) = [x for x, layers in groups(Headers({"": "Q8_0"}, tied=True)) if not layers]
+    (head,) = [x for x, layers in groups(headers({"": "Q8_0"}, tied=True)) if not layers]
     assert head.carrier == ("dense", "the embedding's rows must be dense")
 
 
@@ -135,7 +141,7 @@ def _quantized(form: WeightFormat, n: int, k: int) -> QuantizedLinear:
 
 
 def test_rows_repeat_the_chooser_and_its_reasons():
-    checkpoint = Headers({"": "Q4_0"})
+    checkpoint = headers({"": "Q4_0"})
     device = Device("small", 80, 20)
     rows = [r for r in explain(checkpoint, device, fp16=True) if r.module == "down_proj"]
     (linear,) = [x for x, _ in groups(checkpoint) if x.module == "down_proj"]
@@ -148,7 +154,7 @@ def test_rows_repeat_the_chooser_and_its_reasons():
 
 
 def test_tables_and_neighbours_are_named():
-    checkpoint = Headers({"": "Q4_0"})
+    checkpoint = headers({"": "Q4_0"})
     (linear,) = [x for x, _ in groups(checkpoint) if x.module == "o_proj"]
     text = table_key(linear.problem(16, H100, False))
     key = parse_key(text)
