@@ -6,6 +6,7 @@ nor triton and needs no GPU.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ from .errors import HalfbyteError
 if TYPE_CHECKING:
     from halfbyte.engine.engine import Engine
     from halfbyte.engine.request import Completion, Delta, SamplingParams
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_HERE, "engine")):
+    # In a checkout the other packages lie beside this one.
+    __path__.append(os.path.dirname(_HERE))
 
 __version__ = "0.1.0"
 

@@ -47,7 +47,7 @@ def _device(config: EngineConfig) -> torch.device:
         )
     if on_gpu and not torch.cuda.is_available():
         raise ConfigError(
-            "a CUDA device is asked for, but torch sees none",
+            "device 'cuda' is asked for, but torch sees none",
             hint="run `halfbyte doctor`, or use device='cpu'",
         )
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
