@@ -46,14 +46,17 @@ class Bench:
 
     Args:
         problem: its ``m`` is not looked at.
-        index: CUDA device.
+        device: a CUDA device.
 
     Raises:
         ConfigError: too little free device memory.
     """
 
-    def __init__(self, problem: Problem, index: int = 0) -> None:
-        free, _ = torch.cuda.mem_get_info(index)
+    def __init__(self, problem: Problem, device: torch.device | None = None) -> None:
+        self.device = torch.device("cuda", 0) if device is None else device
+        # What an earlier size left in torch's cache is free.
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.device)
         needed = needed_bytes(problem)
         if free < needed:
             raise ConfigError(
@@ -61,7 +64,6 @@ class Bench:
                 f"timed; {free >> 20} MiB are free",
                 hint="stop what else runs on the GPU; entries so far are kept",
             )
-        self.device = torch.device("cuda", index)
         self.dtype = torch.float16 if problem.fp16 else torch.bfloat16
         self.workspace = Workspace(self.device)
         self.k = problem.k

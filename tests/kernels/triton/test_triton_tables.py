@@ -19,6 +19,7 @@ from halfbyte.kernels.tables import (
     Tables,
     find_device,
     load_tables,
+    measure,
     parse_key,
     parse_table,
     read_table,
@@ -257,3 +258,24 @@ def test_the_kernels_take_tables():
     tuned = w4a16_linear(x, weight, overrides={key: {**VALUES, "splits": 2}})
     torch.testing.assert_close(tuned, plain, rtol=2e-3, atol=2e-2)
     assert w4a16_linear(x, weight, overrides=Tables(H100, [])).equal(plain)
+
+
+def test_timing_runs_each_candidate_and_compares(monkeypatch):
+    """All but the clock, on the interpreter."""
+    free = [1 << 40]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 0))
+    monkeypatch.setattr(measure, "COLD_BYTES", 1 << 16)
+    problem = Problem(3, 128, 256, 128, True, 0, 4)
+    bench = measure.Bench(problem, torch.device("cpu"))
+    assert len(bench.weights) == -(-(1 << 16) // bench.weights[0].nbytes) > 1
+    runs = []
+    monkeypatch.setattr(bench, "_microseconds", lambda run: runs.append(run(bench.weights[1])) or 7)
+    first = bench.time(problem, formula(problem), None)
+    assert first.us == 7 and first.result is not None and first.result.shape == (3, 128)
+    other = bench.time(problem, {**VALUES, "splits": 2}, first.result)
+    assert other.us == 7 and len(runs) == 2
+    wrong = bench.time(problem, VALUES | {"splits": 1}, first.result + 1e4)
+    assert wrong.us is None and "differs" in wrong.problem and len(runs) == 2
+    free[0] = 1 << 20
+    with pytest.raises(ConfigError, match="1 MiB are free"):
+        measure.Bench(problem, torch.device("cpu"))
