@@ -49,7 +49,14 @@ class CodegenPlan:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One variant on one target, by names that another process can look up."""
+    """One variant on one target, by names that another process can look up.
+
+    Attributes:
+        family: kernel family, such as ``w4a16``.
+        arch: target, such as ``sm_90``.
+        kernel: the variant's dotted kernel name.
+        config: the variant's configuration.
+    """
 
     family: str
     arch: str
@@ -62,7 +69,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class CodegenReport:
-    """Figures of all variants that compiled, and messages about those that did not."""
+    """Figures of all variants that compiled, and messages about those that did not.
+
+    Attributes:
+        rows: figures, one row a variant and target.
+        errors: messages, one a failure.
+    """
 
     rows: tuple[Row, ...]
     errors: tuple[str, ...]
@@ -99,7 +111,11 @@ def run_codegen(plan: CodegenPlan) -> CodegenReport:
 
 
 def find_jobs(plan: CodegenPlan) -> list[Job]:
-    """Everything that the plan asks for, in the order of families and targets."""
+    """Everything that the plan asks for, in the order of families and targets.
+
+    Raises:
+        ConfigError: the plan names no known kernel or target, or a family is not listed.
+    """
     families = [f for f in FAMILIES if not plan.kernels or _near(f, plan.kernels)]
     if not plan.kernels and (extra := unlisted()):
         raise ConfigError(

@@ -94,7 +94,10 @@ def codegen(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with the budget.")] = False,
 ) -> None:
-    """Compile the shipped kernels, without a GPU, and count registers and instructions."""
+    """Compile the shipped kernels, without a GPU, and count registers and instructions.
+
+    Kernels that do not compile or that exceed their limits are refused.
+    """
     target = _writable(json_file)
     from halfbyte.errors import HalfbyteError
 

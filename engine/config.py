@@ -41,6 +41,10 @@ class EngineConfig:
             False keeps to torch's own kernels.
         overlap: plan step N + 1 before the results of step N are committed.
         seed: base of the seeds drawn for requests that give none; None = from the system.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range, or ``max_batch`` is more
+            than ``max_batch_tokens``.
     """
 
     device: Device = "auto"

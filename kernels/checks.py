@@ -21,7 +21,18 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...],
     device: torch.device | None = None,
 ) -> None:
-    """Shape (None: any size), dtype, contiguity and device of one kernel input."""
+    """Shape, dtype, contiguity and device of one kernel input.
+
+    Args:
+        name: what messages call it.
+        x: a tensor of any shape.
+        shape: sizes it must have; None: any size.
+        dtypes: it must have one of these.
+        device: where it must be; None: anywhere.
+
+    Raises:
+        KernelInputError: any of that does not hold.
+    """
     fits = x.dim() == len(shape) and all(
         want is None or have == want for have, want in zip(x.shape, shape, strict=False)
     )

@@ -30,10 +30,10 @@ def arch(index: int) -> int:
 
 
 def device_index(x: Tensor) -> int:
-    """CUDA index of the device that holds a tensor; 0 for a CPU tensor (interpreter)."""
+    """CUDA index of the device of a tensor of any shape; 0 for the CPU (interpreter)."""
     return x.device.index or 0
 
 
 def use_ptx(x: Tensor) -> bool:
-    """Whether kernels on this tensor's device may take their inline-PTX path."""
+    """Whether kernels on the device of a tensor of any shape may take their inline-PTX path."""
     return not INTERPRETED and x.device.type == "cuda" and torch.version.hip is None

@@ -93,7 +93,7 @@ class CompiledOps:
         return _pack_quantized(self._arena, self.library.lanes, weight, bias)
 
     def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear | None:
-        """None: the activation is an op of its own here."""
+        """None for every weight [N, K]: the activation is an op of its own here."""
         return None
 
     def prepare(self, step: StepInputs) -> StepInputs:

@@ -40,7 +40,7 @@ class PlainOps(ABC, Generic[P]):
         return None
 
     def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> P | None:
-        """None: the activation is an op of its own here."""
+        """None for every weight [N, K]: the activation is an op of its own here."""
         return None
 
     def prepare(self, step: StepInputs) -> StepInputs:

@@ -93,7 +93,7 @@ class TritonOps:
         return None
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear:
-        """See :func:`~.triton_weights.pack`."""
+        """A linear weight [N, K] and bias [N]; see :func:`~.triton_weights.pack`."""
         return pack(weight, bias, self.dtype, self.device)
 
     def pack_embedding(self, weight: Weight) -> TritonLinear:
@@ -103,7 +103,10 @@ class TritonOps:
         return pack(weight, None, self.dtype, self.device)
 
     def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear | None:
-        """For codes of up to 4 bits; the other products leave the activation to its own kernel."""
+        """Gate over up [N, K] with codes of up to 4 bits, for ``silu(gate) * up`` [T, N / 2].
+
+        None for other weights: their activation is a kernel of its own.
+        """
         if not fits_w4a16(weight):
             return None
         return pack(weight, bias, self.dtype, self.device, gated=True)
@@ -153,7 +156,7 @@ class TritonOps:
         return linear(x_TK, weight, None, out, self.exact, self._workspace, self._tables)
 
     def linear_add(self, x_TK: Tensor, weight: TritonLinear, residual_TN: Tensor) -> None:
-        """``residual += x @ W.T + bias`` in place."""
+        """``residual += x @ W.T + bias`` in place, for x [T, K] and residual [T, N]."""
         space, tables = self._workspace, self._tables
         linear(x_TK, weight, residual_TN, residual_TN, self.exact, space, tables)
 

@@ -66,8 +66,10 @@ def pack(
     device: torch.device,
     gated: bool = False,
 ) -> TritonLinear:
-    """Codes of up to 4 bits for W4A16, wider ones for W8A16, anything else dense.
+    """A weight [N, K] and bias [N], packed for the kernel of their family.
 
+    Codes of up to 4 bits are for W4A16, wider ones for W8A16, anything else becomes dense.
+    Dense weights and the bias get ``dtype``, float16 or bfloat16; everything goes to ``device``.
     ``gated`` lays 4-bit gate and up rows out for a product that ends in ``silu(gate) * up``.
     """
     shape = int(weight.shape[0]), int(weight.shape[1])

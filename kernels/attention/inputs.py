@@ -26,7 +26,22 @@ def check_inputs(
     window: int,
     soft_cap: float,
 ) -> tuple[int, int]:
-    """Everything both kernels rely on; returns (kv heads, tokens of a block)."""
+    """Everything both kernels rely on; returns (kv heads, tokens of a block).
+
+    Args:
+        q_THE: [T, H, E] of one of FLOATS, heads contiguous.
+        k_cache: [B, J, S, E] of the dtype of ``q`` or int8, blocks contiguous.
+        v_cache: [B, J, S, E], of the dtype and strides of ``k_cache``.
+        k_scale: float32 [B, J, S] for an int8 cache, else None.
+        v_scale: float32 [B, J, S] for an int8 cache, else None.
+        tables: int32 [R, W], rows contiguous.
+        scale: finite and > 0.
+        window: >= 0.
+        soft_cap: >= 0.
+
+    Raises:
+        KernelInputError: any of that does not hold, or devices differ.
+    """
     require(q_THE.dim() == 3, f"q has shape {tuple(q_THE.shape)}; expected (tokens, heads, dim)")
     _, heads, dim = q_THE.shape
     require(q_THE.dtype in FLOATS, f"q is {q_THE.dtype}; expected one of {FLOATS}")

@@ -42,7 +42,7 @@ def decode_splits(
 def decode_workspace(
     tokens: int, heads: int, head_dim: int, splits: int, device: torch.device | str
 ) -> Tensor:
-    """float32 scratch for ``splits`` splits; its content need not be kept or cleared."""
+    """float32 scratch [T * H * splits * (E + 2)]; its content need not be kept or cleared."""
     return torch.empty(tokens * heads * splits * (head_dim + 2), dtype=torch.float32, device=device)
 
 

@@ -99,11 +99,11 @@ def embed_norm(
     """Rows of an embedding table and, with a weight, their first norm -> (residual, norm).
 
     Args:
-        ids_T: int64 or int32; an id outside of the table gives zeros.
-        table_VD: float16, bfloat16 or float32.
-        weight_D: weight of the first norm, or None for the rows alone.
+        ids_T: int64 or int32 [T]; an id outside of the table gives zeros.
+        table_VD: float16, bfloat16 or float32 [V, D].
+        weight_D: [D], any float dtype, of the first norm, or None for the rows alone.
         scale: factor on the rows (Gemma), rounded to the table's dtype.
-        residual_TD: buffer for the rows, in the table's dtype or float32.
+        residual_TD: [T, D] buffer for the rows, in the table's dtype or float32.
 
     The other arguments and errors are those of :func:`rms_norm`.
     """

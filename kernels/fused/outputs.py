@@ -38,7 +38,20 @@ def allocate(
     quantize: bool,
     values: bool,
 ) -> RowOutputs:
-    """Check the given buffers, or make new ones."""
+    """Check the given buffers, or make new ones on the device of ``like``.
+
+    Args:
+        rows: T of the outputs.
+        width: D of the outputs.
+        like: any shape; gives ``values`` their dtype.
+        out: buffers to use where not None.
+        group: G, values in a group: a power of two from 8; 0 = no ``sums`` [T, ceil(D / G)].
+        quantize: with int8 ``codes`` [T, D] and float32 ``scales`` [T].
+        values: with ``values`` [T, D].
+
+    Raises:
+        KernelInputError: a buffer or ``group`` does not fit, or nothing is to be written.
+    """
     require(
         group == 0 or (group >= 8 and group & (group - 1) == 0),
         f"group is {group}; expected 0 or a power of two from 8",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, plus_one: bool = False) -> Tensor:
-    """RMSNorm over the last dimension (Zhang and Sennrich, 2019).
+    """RMSNorm of [..., D] over the last dimension, in its dtype (Zhang and Sennrich, 2019).
 
     Plain: the normalised value is rounded to the dtype of ``x``, then multiplied. ``plus_one``
     (Gemma): it is multiplied by ``1 + weight`` before it is rounded.
@@ -32,7 +32,7 @@ def group_sums(x_TD: Tensor, group: int) -> Tensor:
 
 
 def quantize_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes and one float32 scale a row, the largest magnitude / 127; ties to even."""
+    """int8 codes [T, D] and float32 scales [T], the largest magnitude / 127; ties to even."""
     wide = x_TD.float()
     largest = wide.abs().amax(-1)
     inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
@@ -42,7 +42,7 @@ def quantize_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
-    """``act(gate) * up`` for [T, 2 I] whose first half is gate; ``silu`` or ``gelu_tanh``."""
+    """``act(gate) * up`` [T, I], gate being the first half of a row; ``silu`` or ``gelu_tanh``."""
     gate, up = gate_up_TI2.chunk(2, dim=-1)
     if activation == "silu":
         return gate * torch.sigmoid(gate) * up
@@ -51,10 +51,10 @@ def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
 
 
 def rotate(x_THE: Tensor, rope_TF2: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the first 2 F dimensions of every head (Su et al., 2021).
+    """Rotate the first 2 F dimensions of every head of [T, H, E] (Su et al., 2021).
 
-    ``rope`` holds F cosines, then F sines. Half-split pairs dimension i with i + F, interleaved
-    (GPT-J) pairs 2 i with 2 i + 1.
+    A row of ``rope`` holds F cosines, then F sines. Half-split pairs dimension i with i + F,
+    interleaved (GPT-J) pairs 2 i with 2 i + 1.
     """
     f = rope_TF2.shape[-1] // 2
     cos, sin = rope_TF2.to(x_THE.dtype).unsqueeze(1).split(f, dim=-1)

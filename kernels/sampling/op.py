@@ -59,7 +59,7 @@ def argmax(logits_SV: Tensor, *, valid: int | None = None, out: Tensor | None = 
 
 
 def sample_workspace(rows: int, device: torch.device | str) -> Tensor:
-    """int32 scratch of :func:`sample`; its content need not be kept or cleared."""
+    """int32 [rows * 2 * CANDIDATES], scratch of :func:`sample`; need not be kept or cleared."""
     return torch.empty(rows * 2 * CANDIDATES, dtype=torch.int32, device=device)
 
 

@@ -11,7 +11,7 @@ from .rows import Choice
 
 
 def sample(logits_V: Tensor, choice: Choice, counts_V: Tensor | None = None) -> int:
-    """One token of float32 logits; ``counts`` is the row's line of penalty counts."""
+    """One token of float32 logits [V]; ``counts``: int32 [V], the row's line of penalty counts."""
     if counts_V is not None:
         logits_V = ref.penalize(
             logits_V,
@@ -33,5 +33,5 @@ def sample(logits_V: Tensor, choice: Choice, counts_V: Tensor | None = None) -> 
 
 
 def logprob(logits_V: Tensor, token: int) -> float:
-    """Log probability of a token under the model itself: raw logits, temperature 1."""
+    """Log probability of a token under the model itself: raw logits [V], temperature 1."""
     return float(torch.log_softmax(logits_V.double(), -1)[token])

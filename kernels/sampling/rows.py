@@ -70,10 +70,13 @@ def reset_counts(counts_PV: Tensor, slot: int, tokens_L: Tensor, prompt_length: 
     """Make one line of the penalty counts that of a text; later tokens are counted as drawn.
 
     Args:
-        counts_PV: int32; a count of output tokens, plus a flag where the prompt has the token.
+        counts_PV: int32 [P, V]; counts of output tokens, plus a flag on tokens of the prompt.
         slot: which line.
-        tokens_L: int64, the text so far on the counts' device; ids past V are ignored.
+        tokens_L: int64 [L], the text so far on the counts' device; ids past V are ignored.
         prompt_length: how many of those are prompt.
+
+    Raises:
+        KernelInputError: shapes or types do not fit, or there is no such line.
     """
     check_tensor("counts", counts_PV, (None, None), (torch.int32,))
     check_tensor("tokens", tokens_L, (None,), (torch.int64,), counts_PV.device)

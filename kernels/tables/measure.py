@@ -34,7 +34,13 @@ def needed_bytes(problem: Problem) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One candidate: microseconds and output, or why there is none."""
+    """One candidate.
+
+    Attributes:
+        us: microseconds of one product, or None when it was not timed.
+        result: [M, rows] in the activations' dtype, or None when there is none to trust.
+        problem: why there is no time.
+    """
 
     us: float | None
     result: Tensor | None
@@ -74,7 +80,8 @@ class Bench:
     def time(self, problem: Problem, values: Mapping[str, Any], like: Tensor | None) -> Timing:
         """Microseconds of one product and its result; compiles first.
 
-        ``like``: result of the formula's configuration; one that differs is not to be trusted.
+        ``like``: [M, rows], result of the formula's configuration; one that differs is not to be
+        trusted.
         """
         generator = torch.Generator(device="cpu").manual_seed(problem.m)
         x = torch.randn(problem.m, self.k, generator=generator).to(self.device, self.dtype)

@@ -36,7 +36,16 @@ _TILES = {"late": (8, 16, 32), "direct": (16, 32, 64, 128)}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a key of :func:`~..w4a16.config.table_key` says; ``m`` is a bucket."""
+    """What a key of :func:`~..w4a16.config.table_key` says.
+
+    Attributes:
+        arch: compute capability such as 90.
+        m: bucket of the rows of the activations.
+        rows: stored rows of the weight, a multiple of 128.
+        k: features.
+        group: as in ``PackedW4``: 32, 64, a multiple of 128 or 0.
+        dtype: of the activations, ``fp16`` or ``bf16``.
+    """
 
     arch: int
     m: int
@@ -67,7 +76,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The entries of one device, by key."""
+    """The entries of one device.
+
+    Attributes:
+        device: its name.
+        arch: compute capability such as 90.
+        sms: multiprocessors.
+        entries: by key, as in the file.
+    """
 
     device: str
     arch: int

@@ -46,7 +46,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Tile, warps, pipeline stages and splits of K of one launch."""
+    """Parameters of one launch.
+
+    Attributes:
+        bm: rows of the activations in a tile; 0 for ``dequantize``.
+        bn: stored rows of the weight in a tile.
+        warps: warps of a program.
+        stages: pipeline stages.
+        splits: programs that share the K of one tile.
+    """
 
     bm: int
     bn: int

@@ -207,7 +207,8 @@ def unpack_w4(weight: PackedW4) -> tuple[Tensor, Tensor, Tensor]:
 def interleave(x_N: Tensor) -> Tensor:
     """Rows [gate; up] to blocks of 64 rows gate, up, gate, up, ...; the last pair zero-padded.
 
-    Works on weights, scales and biases alike: the first dimension is N, the rest is kept.
+    Works on weights, scales and biases alike, of any dtype: [N, ...] with an even N gives
+    [N padded to 128, ...].
     """
     half = x_N.shape[0] // 2
     blocks = -(-half // ATOM_ROWS)
@@ -220,7 +221,7 @@ def interleave(x_N: Tensor) -> Tensor:
 
 
 def deinterleave(x_N: Tensor, n: int) -> Tensor:
-    """Inverse of :func:`interleave` for ``n`` rows of gate and up together."""
+    """Inverse of :func:`interleave`: [n, ...], rows of gate and up together."""
     half = n // 2
     blocks = -(-half // ATOM_ROWS)
     pairs = x_N[: blocks * 2 * ATOM_ROWS].view(blocks, 2, ATOM_ROWS, *x_N.shape[1:])

@@ -94,7 +94,10 @@ def explain(
     workspace: Workspace,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Choice:
-    """What :func:`w4a16_linear` would run for these arguments, and why not the others."""
+    """What :func:`w4a16_linear` would run for these arguments, and why not the others.
+
+    Of ``x``, fp16 or bf16 [M, K], only M, dtype and device count.
+    """
     index = runtime.device_index(x_MK)
     problem = Problem(
         m=x_MK.shape[0],

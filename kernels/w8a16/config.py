@@ -14,7 +14,16 @@ TOKENS = (8, 16, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Tile, warps, stages and splits of one launch; ``dense``: dequantize and multiply instead."""
+    """Parameters of one launch.
+
+    Attributes:
+        bm: tokens in a tile.
+        bn: stored rows of the weight in a tile.
+        warps: warps of a program.
+        stages: pipeline stages.
+        splits: programs that share the K of one tile.
+        dense: dequantize and multiply instead; the other fields say nothing then.
+    """
 
     bm: int
     bn: int

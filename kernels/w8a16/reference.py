@@ -25,7 +25,7 @@ def dequantize(
 def linear(
     x_MK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None, residual_MN: Tensor | None = None
 ) -> Tensor:
-    """``x @ w.T + bias + residual`` in float64."""
+    """``x @ w.T + bias + residual`` -> float64 [M, N]; any float or integer dtypes."""
     y = x_MK.double() @ w_NK.double().T
     y = y if bias_N is None else y + bias_N.double()
     return y if residual_MN is None else y + residual_MN.double()

@@ -12,7 +12,16 @@ GROUP_M = 8
 
 @dataclass(frozen=True, slots=True)
 class GemmConfig:
-    """One shipped tile: sizes in rows of x, rows of w and columns, then launch options."""
+    """One shipped tile.
+
+    Attributes:
+        bm: rows of x.
+        bn: rows of w.
+        bk: columns of both that one step takes.
+        warps: warps of a program.
+        stages: pipeline stages.
+        splittable: several programs may share its K, see :func:`choose_split`.
+    """
 
     bm: int
     bn: int

@@ -54,9 +54,9 @@ def pack_w8a8(
 ) -> PackedW8A8:
     """Pack codes and channel scales; stays on the device of ``codes_NK``.
 
-    ``codes_NK`` is int8, float8_e4m3fn, or uint8 with the zero point 128 (the canonical symmetric
-    form); ``scales_N`` has N elements of any float type and shape; ``w = scale * code``. ``dtype``
-    is the type of products. Raises KernelInputError for other types and shapes.
+    ``codes_NK`` [N, K] is int8, float8_e4m3fn, or uint8 with the zero point 128 (the canonical
+    symmetric form); ``scales_N`` has N elements of any float type and shape; ``w = scale * code``.
+    ``dtype`` is the type of products. Raises KernelInputError for other types and shapes.
     """
     kinds = (torch.int8, torch.uint8, torch.float8_e4m3fn)
     check_tensor("codes", codes_NK, (None, None), kinds)
