@@ -98,8 +98,8 @@ def test_jobs_by_name():
 
 def test_a_sample_reaches_every_kernel_and_every_target():
     jobs = find_jobs(CodegenPlan())
-    some = find_jobs(CodegenPlan(limit=84))
-    assert len(some) == min(84, len(jobs)) == len(set(some))
+    some = find_jobs(CodegenPlan(limit=60))
+    assert len(some) == min(60, len(jobs)) == len(set(some))
     assert {j.kernel for j in some} == {j.kernel for j in jobs}
     assert {j.arch for j in some} == {j.arch for j in jobs}
     assert len(find_jobs(CodegenPlan(limit=10**6))) == len(jobs)
