@@ -29,7 +29,9 @@ class BackendChoice(str, Enum):
     """Values of ``--backend``."""
 
     auto = "auto"
+    cuda_triton = "cuda_triton"
     cpu_native = "cpu_native"
+    interpreter = "interpreter"
     reference = "reference"
 
 

@@ -165,9 +165,11 @@ async def test_idle_engine_does_not_spin(pair: Any) -> None:
     client, engine = pair
     await client.submit([1], params()).result()
     await until(lambda: client.stats().running == 0)
-    polls = engine.polls
     await asyncio.sleep(0.2)
-    assert engine.polls == polls
+    polls = engine.polls
+    await asyncio.sleep(0.3)
+    # A spinning loop polls thousands of times in this span; one late poll is none.
+    assert engine.polls <= polls + 1
 
 
 async def test_one_call_into_the_loop_per_step(pair: Any) -> None:

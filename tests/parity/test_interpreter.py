@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,6 @@ def test_exact_bits_do_not_depend_on_chunks(tiny_gguf: Path) -> None:
         {"backend": "cuda_triton", "device": "cpu"},
     ],
 )
-def test_contradictions_are_refused(options: dict[str, str], tiny_gguf: Path) -> None:
+def test_contradictions_are_refused(options: dict[str, Any], tiny_gguf: Path) -> None:
     with pytest.raises(ConfigError):
         Engine(tiny_gguf, **options)
