@@ -8,7 +8,7 @@ from torch import Tensor
 from halfbyte.errors import KernelInputError
 
 
-def require(condition: bool, message: str, hint: str | None = None) -> None:
+def require(condition: bool, message: str, hint: str = "") -> None:
     """Raise KernelInputError with ``message`` unless the condition holds."""
     if not condition:
         raise KernelInputError(message, hint=hint)

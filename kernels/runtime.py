@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+INTERPRETED: bool = bool(knobs.runtime.interpret)
 """Whether kernels of this process run in Triton's interpreter (``TRITON_INTERPRET=1``)."""
 
 
