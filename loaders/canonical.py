@@ -17,7 +17,31 @@ from torch import Tensor
 
 from halfbyte.errors import CheckpointError
 
-ZeroKind = Literal["none", "int", "float"]
+ZeroKind = Literal["none", "int", "float", "table", "e4m3"]
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationFormat:
+    """How the input of a linear layer is rounded before the product (W8A8).
+
+    ``q = round(clamp(x / scale + zero, low, high))`` with ties to even, and the product sees
+    ``scale * (q - zero)``. int8 uses the range -128 to 127.
+
+    Attributes:
+        kind: ``int8``, or ``e4m3`` (float8, saturating).
+        symmetric: no zero point.
+        top: a dynamic symmetric scale is the row's largest magnitude over this: 127.5
+            (compressed-tensors), 127, or 448 for e4m3. A dynamic asymmetric one is
+            ``(max(x, 0) - min(x, 0)) / 255`` with ``zero = round(-128 - min(x, 0) / scale)``.
+        scale: static scale of the whole tensor; None means a scale for each token.
+        zero: static zero point, a whole number from -128 to 127.
+    """
+
+    kind: Literal["int8", "e4m3"] = "int8"
+    symmetric: bool = True
+    top: float = 127.5
+    scale: float | None = None
+    zero: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +51,20 @@ class WeightFormat:
     Attributes:
         bits: bits of one code, 2 to 8.
         group_size: weights along K that share a scale; -1 means one group over all of K.
-        zero: ``none`` = symmetric, the zero point is ``2 ** (bits - 1)``; ``int`` = ``zeros``
-            holds true zero points; ``float`` = ``zeros`` holds an offset added after scaling.
-        act_bits: 8 when activations are quantized too (W8A8), else None.
+        zero: how a code becomes a number before scaling: ``none`` = symmetric, the zero point is
+            ``2 ** (bits - 1)``; ``int`` = ``zeros`` holds true zero points; ``float`` =
+            ``zeros`` holds an offset added after scaling; ``table`` = the code indexes
+            ``table``; ``e4m3`` = the byte is a float8_e4m3fn.
+        table: 2 ** bits values of kind ``table``, else empty.
+        act: how activations are quantized (W8A8), or None when they are not.
         permuted: columns were reordered at load (act-order); ``perm`` says how.
     """
 
     bits: int
     group_size: int
     zero: ZeroKind = "none"
-    act_bits: int | None = None
+    table: tuple[float, ...] = ()
+    act: ActivationFormat | None = None
     permuted: bool = False
 
 
@@ -44,14 +72,16 @@ class WeightFormat:
 class QuantizedLinear:
     """A weight matrix [N, K] as integer codes with one scale per group.
 
-    Meaning: ``w = scale * (code - zero)`` for zero kinds ``none`` and ``int``, and
-    ``w = scale * code + zero`` for ``float``.
+    Meaning: ``w = scale * (code - zero)`` for zero kinds ``none`` and ``int``,
+    ``w = scale * code + zero`` for ``float``, ``w = scale * table[code]`` for ``table`` and
+    ``w = scale * value(code)`` for ``e4m3``.
 
     Attributes:
         name: checkpoint name of the tensor, for messages.
         format: see :class:`WeightFormat`.
         codes: uint8 [N, K * bits / 8]; a little-endian bit stream along K, so element k of a
-            row occupies stream bits ``[k * bits, (k + 1) * bits)``.
+            row occupies stream bits ``[k * bits, (k + 1) * bits)``. The last byte of a row may
+            be partly used.
         scales: float tensor [N, G].
         zeros: tensor [N, G] (integer kind: float holding whole numbers, or int), or None.
         perm: int32 [K]: column k of the codes multiplies input ``x[perm[k]]``; None = identity.
@@ -88,8 +118,13 @@ class QuantizedLinear:
         """
         k = self.in_features
         group = k if self.format.group_size == -1 else self.format.group_size
-        q_NK = self.unpack().to(torch.float32)
+        codes_NK = self.unpack()
         s_NK = _expand(self.scales, group, k)
+        if self.format.zero == "table":
+            return self._natural(torch.tensor(self.format.table)[codes_NK.long()] * s_NK, dtype)
+        if self.format.zero == "e4m3":
+            return self._natural(codes_NK.view(torch.float8_e4m3fn).float() * s_NK, dtype)
+        q_NK = codes_NK.to(torch.float32)
         if self.format.zero == "float":
             assert self.zeros is not None
             w_NK = q_NK * s_NK + _expand(self.zeros, group, k)
@@ -98,6 +133,10 @@ class QuantizedLinear:
             w_NK = (q_NK - _expand(self.zeros, group, k)) * s_NK
         else:
             w_NK = (q_NK - float(1 << (self.format.bits - 1))) * s_NK
+        return self._natural(w_NK, dtype)
+
+    def _natural(self, w_NK: Tensor, dtype: torch.dtype) -> Tensor:
+        """Columns back in the input's own order."""
         if self.perm is not None:
             natural = torch.empty_like(w_NK)
             natural[:, self.perm.long()] = w_NK
@@ -122,10 +161,11 @@ class QuantizedLinear:
         """Stack weights along N. Raises :class:`CheckpointError` when formats differ."""
         first = parts[0]
         for part in parts[1:]:
-            if part.format != first.format or part.in_features != first.in_features:
+            if not can_fuse((first, part)):
                 raise CheckpointError(
                     f"cannot fuse {first.name} {first.format} K={first.in_features} with "
-                    f"{part.name} {part.format} K={part.in_features}: formats differ"
+                    f"{part.name} {part.format} K={part.in_features}: formats or orders of "
+                    "columns differ"
                 )
         zeros = None
         if first.zeros is not None:
@@ -148,24 +188,35 @@ def can_fuse(parts: Sequence[Weight]) -> bool:
     """Whether the weights may be stacked along N into one matrix."""
     first = parts[0]
     if isinstance(first, QuantizedLinear):
-        return first.perm is None and all(
+        return all(
             isinstance(p, QuantizedLinear)
             and p.format == first.format
             and p.in_features == first.in_features
-            and p.perm is None
+            and _same_order(p.perm, first.perm)
             for p in parts
         )
     dtype = first.dtype
     return all(isinstance(p, Tensor) and p.dtype == dtype for p in parts)
 
 
-def pack_codes(q_NK: Tensor, bits: int) -> Tensor:
-    """Codes uint8 [N, K] to the canonical bit stream uint8 [N, K * bits / 8].
+def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two column orders agree; projections calibrated on one input share theirs."""
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b)
 
-    ``K * bits`` must be a multiple of 8. Inverse of :func:`unpack_codes`.
+
+def pack_codes(q_NK: Tensor, bits: int) -> Tensor:
+    """Codes uint8 [N, K] to the canonical bit stream uint8 [N, ceil(K * bits / 8)].
+
+    Bits of the last byte that no code reaches are 0. Inverse of :func:`unpack_codes`.
     """
     if bits == 8:
         return q_NK.contiguous()
+    missing = -q_NK.shape[1] % 8 if q_NK.shape[1] * bits % 8 else 0
+    if missing:
+        whole = torch.cat((q_NK, q_NK.new_zeros(q_NK.shape[0], missing)), dim=1)
+        return pack_codes(whole, bits)[:, : -(-q_NK.shape[1] * bits // 8)].contiguous()
     n, k = q_NK.shape
     if bits == 4:
         pairs = q_NK.view(n, k // 2, 2)
@@ -177,10 +228,14 @@ def pack_codes(q_NK: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(codes: Tensor, bits: int, k: int) -> Tensor:
-    """Canonical bit stream uint8 [N, K * bits / 8] to codes uint8 [N, K]."""
+    """Canonical bit stream uint8 [N, ceil(K * bits / 8)] to codes uint8 [N, K]."""
     if bits == 8:
         return codes
     n = codes.shape[0]
+    if k * bits % 8:
+        whole = -(-k // 8) * 8
+        spare = codes.new_zeros(n, whole * bits // 8 - codes.shape[1])
+        return unpack_codes(torch.cat((codes, spare), dim=1), bits, whole)[:, :k]
     if bits == 4:
         return torch.stack((codes & 15, codes >> 4), dim=-1).view(n, k)
     shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)

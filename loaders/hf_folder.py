@@ -1,4 +1,4 @@
-"""Hugging Face folders with unquantized safetensors: Llama, Mistral, Qwen2, Qwen3."""
+"""Hugging Face folders: safetensors, plain or quantized by one of :mod:`.methods`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,34 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from . import hf_config, hf_tokenizer, model_checks
+from . import hf_config, hf_tokenizer, methods, model_checks
 from .base import TensorInfo, TokenizerSource
 from .fields import Fields
 from .folder_files import ModelFolder
-from .hf_quantized import refuse_quantized, refuse_quantized_tensors
+from .fused import Rows, fused_shapes, split_fused, take_rows
+from .hf_quantized import refuse_quantized_tensors
 from .report import LoadReport
 from .safetensors_index import SafetensorsFiles, StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .canonical import Weight
+
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TORCH_DTYPES = _DTYPE_NAMES | {
+    "F64": "float64",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 
 
 class HFFolderCheckpoint:
@@ -48,17 +64,21 @@ class HFFolderCheckpoint:
         values = self._folder.read_json("config.json")
         if values is None:
             raise CheckpointError(f"{where} is missing", hint="download the whole repository")
-        refuse_quantized(self._folder, values)
         generation = Fields(
             str(self.path / "generation_config.json"),
             self._folder.read_json("generation_config.json") or {},
         )
         # The model type first: an unknown one says more than what its tensors look like.
         hf_config.check_family(Fields(str(where), values), self._report)
+        self._method = methods.open_method(self._folder, values, self._report)
+        self._modules: dict[str, methods.QuantizedModule] = {}
+        self._rows: dict[str, Rows] = {}
+        self._stacked: tuple[str, Weight] | None = None
         self._files = SafetensorsFiles(self._folder)
         try:
             stored = self._files.tensors
-            refuse_quantized_tensors(str(self.path), stored)
+            if self._method is None:
+                refuse_quantized_tensors(str(self.path), stored)
             self.config = hf_config.read_config(
                 str(where),
                 values,
@@ -78,20 +98,51 @@ class HFFolderCheckpoint:
             report.files[file.path.name] = file.size
         for name in self._files.unlisted:
             report.warn(f"tensor {name} is not in the index; not used")
-        infos = {}
-        for tensor in stored.values():
-            report.count(tensor.dtype, tensor.nbytes)
-            infos[tensor.name] = TensorInfo(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes)
+        expected = model_checks.expected_tensors(self.config)
+        infos = self._logical(stored, fused_shapes(expected))
+        for info in infos.values():
+            report.count(info.format, info.nbytes)
+        infos, self._rows = split_fused(infos, expected, str(self.path))
         if self.config.tie_word_embeddings:
             report.decide("tie_word_embeddings: the LM head is the embedding matrix")
         used = model_checks.check_tensors(self.config, infos, str(self.path), report)
         for info in used.values():
-            if info.format not in _DTYPE_NAMES:
+            source = self._rows[info.name].source if info.name in self._rows else info.name
+            if source not in self._modules and info.format not in _DTYPE_NAMES:
                 raise UnsupportedModelError(
                     f"{self.path}: tensor {info.name} has dtype {info.format}; supported are "
                     f"{', '.join(_DTYPE_NAMES)}"
                 )
         return used
+
+    def _logical(
+        self, stored: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]]
+    ) -> dict[str, TensorInfo]:
+        """One entry for each weight, whatever number of tensors holds it, in file order."""
+        owner: dict[str, methods.QuantizedModule] = {}
+        if self._method is not None:
+            for module in self._method.modules(stored, shapes, self._read):
+                self._modules[f"{module.module}.weight"] = module
+                owner.update((part.name, module) for part in module.parts.values())
+        infos: dict[str, TensorInfo] = {}
+        for tensor in stored.values():
+            module = owner.get(tensor.name)
+            if module is None:
+                info = TensorInfo(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes)
+            else:
+                name = f"{module.module}.weight"
+                info = TensorInfo(name, module.shape, module.format, module.nbytes)
+            infos[info.name] = info
+        return infos
+
+    def _read(self, tensor: StoredTensor) -> Tensor:
+        """A tensor in its dtype and shape, as a view of the file where alignment allows."""
+        import torch
+
+        raw, dtype = self._files.raw(tensor), getattr(torch, _TORCH_DTYPES[tensor.dtype])
+        if raw.data_ptr() % dtype.itemsize or raw.storage_offset() % dtype.itemsize:
+            raw = raw.clone()
+        return raw.view(dtype).view(tensor.shape)
 
     def tensors(self) -> list[TensorInfo]:
         """Every tensor that the model uses, in file order."""
@@ -101,24 +152,38 @@ class HFFolderCheckpoint:
         """Whether the model uses a tensor of that name."""
         return name in self._infos
 
-    def load(self, name: str) -> Tensor:
-        """One weight, [N, K] or a vector [N], in the dtype of the file and its own memory.
+    def load(self, name: str) -> Weight:
+        """One weight, [N, K] or a vector [N], in memory of its own.
 
-        Raises CheckpointError when there is no such tensor.
+        Dense ones keep the dtype of the file. Raises CheckpointError when there is no such tensor.
         """
-        info = self._infos.get(name)
-        if info is None:
+        if name not in self._infos:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
-        raw = self._files.raw(self._files.tensors[name])
-        import torch
+        rows = self._rows.get(name)
+        if rows is None:
+            return self._load_stored(name)
+        # The parts are asked for one after another: keep the whole until another is wanted.
+        if self._stacked is None or self._stacked[0] != rows.source:
+            self._stacked = rows.source, self._load_stored(rows.source)
+        return take_rows(self._stacked[1], rows)
 
-        return raw.clone().view(getattr(torch, _DTYPE_NAMES[info.format])).view(info.shape)
+    def _load_stored(self, name: str) -> Weight:
+        module = self._modules.get(name)
+        if module is not None:
+            assert self._method is not None
+            return self._method.load(module, self._read)
+        return self._read(self._files.tensors[name]).clone()
 
     def release(self, names: Iterable[str]) -> None:
         """Drop the file pages of these tensors from memory; they can be read again."""
-        self._files.release(
-            self._files.tensors[name] for name in names if name in self._files.tensors
-        )
+        self._stacked = None
+        for name in names:
+            name = self._rows[name].source if name in self._rows else name
+            module = self._modules.get(name)
+            if module is not None:
+                self._files.release(module.parts.values())
+            elif name in self._files.tensors:
+                self._files.release([self._files.tensors[name]])
 
     def tokenizer(self) -> TokenizerSource:
         """The tokenizer's raw material. Raises TokenizerError when there is none."""

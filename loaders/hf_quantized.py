@@ -1,14 +1,16 @@
-"""Recognise quantized Hugging Face folders, so that they are refused by name and not misread."""
+"""Recognise quantized Hugging Face folders: by their config, and by tensors that betray them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.errors import UnsupportedModelError
+from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from .fields import shown
 from .folder_files import ModelFolder
+from .report import LoadReport
 
 # Side file -> method, where the file itself need not name one.
 _SIDE_FILES = {
@@ -17,6 +19,8 @@ _SIDE_FILES = {
     "quantization_config.json": "auto-round",
     "hf_quant_config.json": "modelopt",
 }
+# Other spellings of a method's name.
+_ALIASES = {"intel/auto-round": "auto-round"}
 # Endings of tensor names that only quantized checkpoints have -> what writes them.
 _ENDINGS = {
     ".qweight": "gptq or awq",
@@ -28,26 +32,50 @@ _ENDINGS = {
     ".weight.absmax": "bitsandbytes 4 bit",
     ".W_q": "hqq",
 }
-_HINT = (
-    "what loads today: GGUF files (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q6_K) and "
-    "folders of unquantized safetensors (F32, F16, BF16)"
-)
 
 
-def refuse_quantized(folder: ModelFolder, config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModelError when config or side files say that weights are quantized."""
+@dataclass(frozen=True, slots=True)
+class QuantizationConfig:
+    """A quantization config and where it was found.
+
+    Attributes:
+        place: file and key, for messages.
+        method: the method's name, lower case.
+        values: the config itself.
+    """
+
+    place: str
+    method: str
+    values: Mapping[str, Any]
+
+
+def quantization_config(
+    folder: ModelFolder, config: Mapping[str, Any], report: LoadReport
+) -> QuantizationConfig | None:
+    """The folder's quantization config: in ``config.json`` first, else in a side file.
+
+    A side file that contradicts ``config.json`` gives a warning. Raises CheckpointError when a
+    config is not an object.
+    """
     text = config.get("text_config")
     places = [("config.json quantization_config", config.get("quantization_config"))]
     places.append(("config.json compression_config", config.get("compression_config")))
     if isinstance(text, Mapping):
         places.append(("config.json text_config", text.get("quantization_config")))
+    sides = [(name, default, folder.read_json(name)) for name, default in _SIDE_FILES.items()]
     for place, found in places:
-        if found:
-            raise _error(f"{folder.path}: {place}", _method(found, "unknown"))
-    for name, default in _SIDE_FILES.items():
-        side = folder.read_json(name)
+        if not found:
+            continue
+        default = "compressed-tensors" if place.endswith("compression_config") else "unknown"
+        chosen = _named(f"{folder.path}: {place}", found, default)
+        for name, _, side in sides:
+            if side is not None:
+                _compare(place, chosen.values, name, side, report)
+        return chosen
+    for name, default, side in sides:
         if side is not None:
-            raise _error(f"{folder.path / name}", _method(side, default))
+            return _named(str(folder.path / name), side, default)
+    return None
 
 
 def refuse_quantized_tensors(where: str, names: Iterable[str]) -> None:
@@ -60,23 +88,39 @@ def refuse_quantized_tensors(where: str, names: Iterable[str]) -> None:
             raise UnsupportedModelError(
                 f"{where}: quantized tensors ({name[:120]}, as written by {method}) but no "
                 "quantization config",
-                hint=_HINT,
+                hint="download the whole repository: config.json or a side file says how",
             )
 
 
-def _method(config: Any, default: str) -> str:
-    """The method that a quantization config names, in lower case."""
-    if not isinstance(config, Mapping):
-        return default
-    named = config.get("quant_method") or config.get("method")
-    if isinstance(named, str):
-        return shown(named.lower())[1:-1]
-    if config.get("load_in_4bit") or config.get("load_in_8bit"):
-        return "bitsandbytes"
-    return default
-
-
-def _error(where: str, method: str) -> UnsupportedModelError:
+def unsupported(place: str, method: str, known: tuple[str, ...]) -> UnsupportedModelError:
+    """The refusal of a method that is not implemented."""
     return UnsupportedModelError(
-        f"{where}: the weights are quantized with {method}, which is not supported yet", hint=_HINT
+        f"{place}: the weights are quantized with {method}, which is not supported",
+        hint=f"what loads: GGUF files, unquantized safetensors, and folders quantized with "
+        f"{', '.join(known) or 'nothing else'}",
     )
+
+
+def _named(place: str, config: Any, default: str) -> QuantizationConfig:
+    """The config with the method that it names, in lower case."""
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{place} is {shown(config)}; expected an object")
+    named = config.get("quant_method") or config.get("method")
+    method = default
+    if isinstance(named, str):
+        method = shown(named.lower())[1:-1]
+    elif config.get("load_in_4bit") or config.get("load_in_8bit"):
+        method = "bitsandbytes"
+    return QuantizationConfig(place, _ALIASES.get(method, method), config)
+
+
+def _compare(
+    place: str, chosen: Mapping[str, Any], name: str, side: Mapping[str, Any], report: LoadReport
+) -> None:
+    """Warn of settings that two configs of one folder give different values."""
+    for key in sorted(set(chosen) & set(side)):
+        if chosen[key] != side[key]:
+            report.warn(
+                f"{key} is {shown(chosen[key])} in {place} and {shown(side[key])} in {name}; "
+                f"{place} is followed"
+            )

@@ -79,7 +79,7 @@ def test_canonical_form(name):
     assert isinstance(weight, QuantizedLinear)
     bits, group, zero, dtype = EXPECTED[name]
     assert (weight.format.bits, weight.format.group_size) == (bits, group)
-    assert (weight.format.zero, weight.format.act_bits) == (zero, None)
+    assert (weight.format.zero, weight.format.act) == (zero, None)
     assert weight.shape == (rows, k)
     assert weight.codes.dtype == torch.uint8
     assert weight.codes.shape == (rows, k * bits // 8)

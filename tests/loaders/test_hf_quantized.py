@@ -1,4 +1,4 @@
-"""Quantized folders are refused by the name of their method, whatever the place of the config."""
+"""Where a quantization config is found, and unknown methods refused by their name."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from loader_hf_files import TINY_SHAPES, tiny_folder
 
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.loaders import open_checkpoint
+from halfbyte.loaders.folder_files import ModelFolder
+from halfbyte.loaders.hf_quantized import quantization_config
+from halfbyte.loaders.report import LoadReport
 
-TODAY = "what loads today: GGUF files"
+TODAY = "what loads: GGUF files"
 
 
 @pytest.mark.parametrize(
     "config,method",
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "AWQ"}, "awq"),
-        ({"method": "auto-round"}, "auto-round"),
-        ({"load_in_4bit": True}, "bitsandbytes"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
-        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "aqlm", "bits": 4}, "aqlm"),
+        ({"quant_method": "QuIP"}, "quip"),
+        ({"method": "exl3"}, "exl3"),
         ({"bits": 4}, "unknown"),
     ],
 )
@@ -36,29 +36,48 @@ def test_config_key(tmp_path, config, method):
 
 def test_other_places_in_the_config(tmp_path):
     for key, value in {
-        "compression_config": {"quant_method": "compressed-tensors"},
-        "text_config": {"quantization_config": {"quant_method": "gptq"}},
+        "compression_config": {"quant_method": "spqr"},
+        "text_config": {"quantization_config": {"quant_method": "vptq"}},
     }.items():
         folder = tiny_folder(tmp_path / key, {key: value})
         refuses(lambda f=folder: open_checkpoint(f), UnsupportedModelError, f"config.json {key}")
 
 
-@pytest.mark.parametrize(
-    "stem,content,method",
-    [
-        ("quantize_config", {"bits": 4, "group_size": 128}, "gptq"),
-        ("quant_config", {"w_bit": 4}, "awq"),
-        ("quantization_config", {"quant_method": "auto-round"}, "auto-round"),
-        ("hf_quant_config", {"producer": {"name": "modelopt"}}, "modelopt"),
-    ],
-)
-def test_side_files(tmp_path, stem, content, method):
-    folder = tiny_folder(tmp_path / "m", **{stem: content})
-    refuses(
-        lambda: open_checkpoint(folder),
-        UnsupportedModelError,
-        rf"{stem}\.json: the weights are quantized with {method}",
-    )
+SIDE_FILES = {
+    "quantize_config": "gptq",
+    "quant_config": "awq",
+    "quantization_config": "auto-round",
+    "hf_quant_config": "modelopt",
+}
+
+
+@pytest.mark.parametrize("stem,method", SIDE_FILES.items())
+def test_side_files_name_the_method_where_they_say_nothing(tmp_path, stem, method):
+    folder = ModelFolder(tiny_folder(tmp_path / "m", **{stem: {"bits": 4}}))
+    found = quantization_config(folder, {}, LoadReport("safetensors"))
+    assert found is not None
+    assert (found.method, found.values) == (method, {"bits": 4})
+    assert found.place.endswith(f"{stem}.json")
+
+
+def test_config_json_wins_over_a_side_file_and_says_where_they_differ(tmp_path):
+    folder = ModelFolder(tiny_folder(tmp_path / "m", quantize_config={"bits": 8, "sym": True}))
+    report = LoadReport("safetensors")
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "sym": True}}
+    found = quantization_config(folder, config, report)
+    assert found is not None
+    assert found.values["bits"] == 4
+    (warning,) = report.warnings
+    assert "bits is 4 in config.json" in warning
+    assert "8 in quantize_config.json" in warning
+
+
+def test_compression_config_is_that_of_compressed_tensors(tmp_path):
+    folder = ModelFolder(tiny_folder(tmp_path / "m"))
+    config = {"compression_config": {"format": "pack-quantized"}}
+    found = quantization_config(folder, config, LoadReport("safetensors"))
+    assert found is not None
+    assert found.method == "compressed-tensors"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +98,7 @@ def test_quantized_tensors_without_a_config(tmp_path, name, method):
         lambda: open_checkpoint(folder),
         UnsupportedModelError,
         rf"quantized tensors \({name}, as written by {method}\) but no quantization config",
-        TODAY,
+        "download the whole repository",
     )
 
 

@@ -1,0 +1,34 @@
+"""Quantization methods of Hugging Face folders, found by the name that the config gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from ..folder_files import ModelFolder
+from ..hf_quantized import quantization_config, unsupported
+from ..report import LoadReport
+from .base import Method, QuantizedModule, Read
+
+__all__ = ["Method", "QuantizedModule", "Read", "open_method"]
+
+# quant_method -> module beside this file that offers ``open_method(where, config, report)``.
+_METHODS: dict[str, str] = {}
+
+
+def open_method(
+    folder: ModelFolder, config: Mapping[str, Any], report: LoadReport
+) -> Method | None:
+    """The method that ``config.json`` or a side file names; None for a plain folder.
+
+    Raises UnsupportedModelError, naming it, for a method that is not implemented.
+    """
+    found = quantization_config(folder, config, report)
+    if found is None:
+        return None
+    if found.method not in _METHODS:
+        raise unsupported(found.place, found.method, tuple(_METHODS))
+    module = import_module(f".{_METHODS[found.method]}", __name__)
+    method: Method = module.open_method(found.place, found.values, report)
+    return method
