@@ -54,6 +54,8 @@ class GraphPool:
         else:
             for name in ("token_ids", "positions", "rope", "slots", "block_tables"):
                 getattr(item.step, name).copy_(getattr(step, name))
+            if item.step.rope_local is not None and step.rope_local is not None:
+                item.step.rope_local.copy_(step.rope_local)
         item.program.run()
         return item.logits
 
@@ -65,6 +67,7 @@ class GraphPool:
             rope=step.rope.contiguous().clone(),
             slots=step.slots.clone(),
             block_tables=step.block_tables.contiguous().clone(),
+            rope_local=None if step.rope_local is None else step.rope_local.contiguous().clone(),
         )
         if self._model.ops.eager:
             # Everything that is compiled or allocated once must be there before a capture.
@@ -113,6 +116,7 @@ def _one_by_one(model: Decoder, step: StepInputs, kv: KVCache) -> Tensor:
                 token_ids=step.token_ids[t : t + 1],
                 positions=step.positions[t : t + 1],
                 rope=step.rope[t : t + 1],
+                rope_local=None if step.rope_local is None else step.rope_local[t : t + 1],
                 slots=step.slots[t : t + 1],
                 row_index=torch.zeros(1, dtype=torch.int32),
                 block_tables=step.block_tables[row : row + 1],

@@ -38,6 +38,7 @@ class StepInputs:
         block_tables: int32 [R, B], block numbers; entries past a row's length are not read.
         spans: R spans in token order.
         sample_index: int64 [S], tokens whose logits are wanted, or None for all T.
+        rope_local: like ``rope``, for layers with another rule (Gemma 3), or None.
     """
 
     token_ids: Tensor
@@ -48,3 +49,4 @@ class StepInputs:
     block_tables: Tensor
     spans: list[RowSpan]
     sample_index: Tensor | None
+    rope_local: Tensor | None = None

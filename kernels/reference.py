@@ -6,6 +6,8 @@ dimension, B blocks, S tokens in a block, R rows (requests), V vocabulary, I MLP
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,16 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
     return y if bias_N is None else y + bias_N.to(y.dtype)
 
 
-def silu_mul(gate_up_TI2: Tensor) -> Tensor:
-    """``silu(gate) * up`` for [T, 2 I] whose first half is gate -> [T, I]."""
+def gated_mul(gate_up_TI2: Tensor, activation: str = "silu") -> Tensor:
+    """``act(gate) * up`` for [T, 2 I] whose first half is gate -> [T, I].
+
+    ``activation`` is ``silu``, or ``gelu_tanh``: ``0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715
+    x**3)))`` (Hendrycks and Gimpel, 2016).
+    """
     gate, up = gate_up_TI2.chunk(2, dim=-1)
+    if activation == "gelu_tanh":
+        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+        return 0.5 * gate * (1 + torch.tanh(inner)) * up
     return gate * torch.sigmoid(gate) * up
 
 
@@ -68,8 +77,11 @@ def attend_row(
     positions_T: Tensor,
     scale: float,
     window: int = 0,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Causal attention of one row's T queries over its L cached keys -> [T, H, E].
+
+    With a ``softcap`` C, scores become ``C * tanh(score / C)`` before the mask.
 
     A key at position p is visible to a query at position q iff p <= q and, with a window W,
     q - p < W. Query head h reads key/value head ``h // (H / J)``. Softmax in at least float32.
@@ -79,6 +91,8 @@ def attend_row(
     compute = q_THE.dtype if q_THE.dtype == torch.float64 else torch.float32
     q = q_THE.to(compute).view(t, j, h // j, e)
     scores = torch.einsum("tjge,jle->tjgl", q, k_JLE.to(compute)) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
     keys = torch.arange(length, device=q.device)
     distance = positions_T.to(keys.device).unsqueeze(1) - keys
     hidden = distance < 0

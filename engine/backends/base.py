@@ -10,7 +10,7 @@ J key/value heads, E head dimension, I MLP width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from ...loaders.canonical import Weight
 from ..kv_cache import LayerKV
 from ..step import StepInputs
+
+Activation = Literal["silu", "gelu_tanh"]
+"""What an MLP applies to its gate; ``gelu_tanh`` is the tanh form that Gemma uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class AttentionShape:
         q_norm: per-head RMSNorm weight [E] on queries before RoPE, or None.
         k_norm: the same for keys.
         eps: epsilon of those norms.
+        softcap: scores become ``cap * tanh(score / cap)`` before the mask (Gemma 2); 0 = none.
+        local_rope: rotate by the step's ``rope_local`` (Gemma 3's sliding layers).
     """
 
     heads: int
@@ -43,6 +48,8 @@ class AttentionShape:
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
     eps: float = 0.0
+    softcap: float = 0.0
+    local_rope: bool = False
 
 
 class PackedLinear(Protocol):
@@ -111,8 +118,10 @@ class Ops(Protocol[P]):
         """Pack an embedding table [V, D] for :meth:`embed`; it may serve as LM head, too."""
         ...
 
-    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> P | None:
-        """Pack gate over up [2 I, K] so that :meth:`linear` gives ``silu(gate) * up`` [T, I].
+    def pack_gated(
+        self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
+    ) -> P | None:
+        """Pack gate over up [2 I, K] so that :meth:`linear` gives ``act(gate) * up`` [T, I].
 
         None when the backend has no such kernel for the format.
         """
@@ -126,8 +135,8 @@ class Ops(Protocol[P]):
         """What two prepared decode steps must have in common to share a recording."""
         ...
 
-    def embed(self, ids_T: Tensor, table: P) -> Tensor:
-        """Rows of a packed [V, D] matrix -> residual [T, D]."""
+    def embed(self, ids_T: Tensor, table: P, scale: float = 1.0) -> Tensor:
+        """``scale`` times rows of a packed [V, D] matrix -> residual [T, D]."""
         ...
 
     def rms_norm(
@@ -156,8 +165,12 @@ class Ops(Protocol[P]):
         """Causal attention over the cache -> [T, H * E]."""
         ...
 
-    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
-        """``silu(gate) * up`` -> [T, I]."""
+    def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
+        """``residual += x`` in place, for x [T, D]."""
+        ...
+
+    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+        """``act(gate) * up`` -> [T, I]."""
         ...
 
     def argmax(self, logits_SV: Tensor) -> Tensor:

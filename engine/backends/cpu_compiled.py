@@ -15,13 +15,16 @@ from math import prod
 import torch
 from torch import Tensor
 
+from halfbyte.errors import ConfigError
+
 from ...kernels.cpu import library as lib
 from ...kernels.cpu.arena import Arena
 from ...kernels.cpu.pack import TiledLinear, pack_dense, pack_q4, pack_q8
 from ...loaders.canonical import QuantizedLinear, Weight
 from ..kv_cache import LayerKV
 from ..step import StepInputs
-from .base import AttentionShape
+from .base import Activation, AttentionShape
+from .plain import rope_of
 
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
@@ -92,7 +95,9 @@ class CompiledOps:
             return pack_dense(self._arena, self.library.lanes, weight, bias)
         return _pack_quantized(self._arena, self.library.lanes, weight, bias)
 
-    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear | None:
+    def pack_gated(
+        self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
+    ) -> TiledLinear | None:
         """None for every weight [N, K]: the activation is an op of its own here."""
         return None
 
@@ -108,8 +113,9 @@ class CompiledOps:
         """Packed like any other matrix."""
         return self.pack(weight)
 
-    def embed(self, ids_T: Tensor, table: TiledLinear) -> Tensor:
-        """Rows of [V, D] -> [T, D]."""
+    def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
+        """``scale`` times rows of [V, D] -> [T, D]."""
+        _only(scale == 1.0, "scaled embeddings")
         out = self._scratch.take((ids_T.shape[0], table.k))
         self._linear(lib.EMBED, ids_T, table, out, ids_T.shape[0], 0, False)
         return out
@@ -143,8 +149,9 @@ class CompiledOps:
         tokens = qkv_TC.shape[0]
         q = self._scratch.take((tokens, shape.heads, shape.head_dim))
         n = (tokens, shape.heads, shape.kv_heads, shape.head_dim)
-        half, size = step.rope.shape[1] // 2, kv.k.shape[2]
-        pointers = (qkv_TC, step.rope, step.slots, kv.k, kv.v, shape.q_norm, shape.k_norm, q)
+        rope = rope_of(shape, step)
+        half, size = rope.shape[1] // 2, kv.k.shape[2]
+        pointers = (qkv_TC, rope, step.slots, kv.k, kv.v, shape.q_norm, shape.k_norm, q)
         self._emit(lib.ROPE_KV, (*n, half, size, kv.k.stride(0)), (shape.eps,), pointers)
         return q
 
@@ -152,6 +159,7 @@ class CompiledOps:
         self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
     ) -> Tensor:
         """Causal attention over the cache -> [T, H * E]."""
+        _only(not shape.softcap, "soft caps")
         tokens, heads, dim = q_THE.shape
         out = self._scratch.take((tokens, heads * dim))
         size, width = kv.k.shape[2], step.block_tables.shape[1]
@@ -177,8 +185,13 @@ class CompiledOps:
         )
         return out
 
-    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
-        """``silu(gate) * up`` -> [T, I]."""
+    def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
+        """Refused: no C kernel adds two [T, D]."""
+        _only(False, "norms after a projection")
+
+    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+        """``act(gate) * up`` -> [T, I]."""
+        _only(activation == "silu", activation)
         tokens, width = gate_up_TI2.shape
         out = self._activation(tokens, width // 2)
         n = (tokens, width // 2, out.stride(0), int(out.dtype == torch.bfloat16))
@@ -293,6 +306,11 @@ class Scratch:
     def _back(self, identity: int, stock: list[Tensor], buffer: Tensor) -> None:
         self._live.discard(identity)
         stock.append(buffer)
+
+
+def _only(supported: bool, what: str) -> None:
+    if not supported:
+        raise ConfigError(f"the C kernels have no {what}", hint="use backend='reference'")
 
 
 def _runs(step: StepInputs) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ from ...kernels.cpu.library import Library
 from ...loaders.canonical import QuantizedLinear, Weight
 from ...loaders.store import cache_root
 from ..config import EngineConfig
-from .base import Ops
+from .base import Activation, Ops
 from .cpu_compiled import CompiledOps
 from .plain import PlainOps
 
@@ -166,13 +166,13 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
             return _pack_int4(weight, bias)
         return DenseLinear(weight.dequantize(self.matmul), bias)
 
-    def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear) -> Tensor:
-        """Rows of [V, D] -> float32 [T, D]."""
+    def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear, scale: float = 1.0) -> Tensor:
+        """``scale`` times rows of [V, D] -> float32 [T, D]."""
         if isinstance(table, DenseLinear):
-            return table.weight[ids_T].float()
+            return table.weight[ids_T].float() * scale
         # The int4 layout cannot be indexed: multiply by rows of the identity, in blocks.
         eye = torch.eye(table.k, dtype=torch.bfloat16)
-        return _int4_matmul(eye, table).T[ids_T].float().contiguous()
+        return _int4_matmul(eye, table).T[ids_T].float().contiguous() * scale
 
     def rms_norm(
         self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
@@ -194,10 +194,11 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
             y += weight.bias
         return y if out is None else out.copy_(y)
 
-    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
-        """``silu(gate) * up`` -> [T, I]."""
+    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+        """``act(gate) * up`` -> [T, I]."""
         gate, up = gate_up_TI2.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+        return act.mul_(up)
 
 
 def _int4_fits(weight: QuantizedLinear) -> bool:

@@ -14,7 +14,7 @@ from ...kernels import reference as ref
 from ...loaders.canonical import Weight
 from ..kv_cache import LayerKV
 from ..step import StepInputs
-from .base import AttentionShape, P, Program
+from .base import Activation, AttentionShape, P, Program
 
 
 class PlainOps(ABC, Generic[P]):
@@ -39,7 +39,9 @@ class PlainOps(ABC, Generic[P]):
         """Every canonical weight can be run."""
         return None
 
-    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> P | None:
+    def pack_gated(
+        self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
+    ) -> P | None:
         """None for every weight [N, K]: the activation is an op of its own here."""
         return None
 
@@ -82,7 +84,7 @@ class PlainOps(ABC, Generic[P]):
             q = ref.rms_norm(q, shape.q_norm, shape.eps)
         if shape.k_norm is not None:
             k = ref.rms_norm(k, shape.k_norm, shape.eps)
-        cos, sin = step.rope.chunk(2, dim=-1)
+        cos, sin = rope_of(shape, step).chunk(2, dim=-1)
         q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
         ref.write_kv(k, v, kv.k, kv.v, step.slots)
         return q
@@ -101,12 +103,17 @@ class PlainOps(ABC, Generic[P]):
                 step.positions[span.begin : span.end],
                 shape.scale,
                 shape.window,
+                shape.softcap,
             )
         return out.flatten(1)
 
-    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
-        """``silu(gate) * up`` -> [T, I]."""
-        return ref.silu_mul(gate_up_TI2)
+    def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
+        """``residual += x`` in place, for x [T, D]."""
+        residual_TD += x_TD
+
+    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+        """``act(gate) * up`` -> [T, I]."""
+        return ref.gated_mul(gate_up_TI2, activation)
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]."""
@@ -119,6 +126,14 @@ class PlainOps(ABC, Generic[P]):
     def end_record(self) -> Program:
         """Refused: ``records`` is False."""
         raise ConfigError("a backend in plain torch cannot record steps")
+
+
+def rope_of(shape: AttentionShape, step: StepInputs) -> Tensor:
+    """Cosines and sines [T, 2 F] by which a layer rotates q and k of [T, H, E]."""
+    if not shape.local_rope:
+        return step.rope
+    assert step.rope_local is not None
+    return step.rope_local
 
 
 def split_heads(qkv_TC: Tensor, shape: AttentionShape) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,13 +54,13 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
         """Keep the canonical weight [N, K] and the bias [N]."""
         return ReferenceLinear(weight, bias)
 
-    def embed(self, ids_T: Tensor, table: ReferenceLinear) -> Tensor:
-        """Rows of [V, D] -> [T, D]."""
+    def embed(self, ids_T: Tensor, table: ReferenceLinear, scale: float = 1.0) -> Tensor:
+        """``scale`` times rows of [V, D] -> [T, D]."""
         if isinstance(table.weight, QuantizedLinear):
             # Only the wanted rows are dequantized.
             rows = [table.weight.rows(i, i + 1).dequantize(self.dtype) for i in ids_T.tolist()]
-            return torch.cat(rows)
-        return table.weight[ids_T].to(self.dtype)
+            return torch.cat(rows) * scale
+        return table.weight[ids_T].to(self.dtype) * scale
 
     def linear(self, x_TK: Tensor, weight: ReferenceLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""

@@ -29,7 +29,8 @@ from ...loaders.canonical import QuantizedLinear, Weight
 from ...loaders.store import cache_root
 from ..kv_cache import LayerKV
 from ..step import RowSpan, StepInputs
-from .base import AttentionShape, Program
+from .base import Activation, AttentionShape, Program
+from .plain import rope_of
 from .triton_weights import TritonLinear, fits_w4a16, linear, pack
 
 _LEAST_LENGTH = 256
@@ -102,12 +103,14 @@ class TritonOps:
             weight = weight.dequantize(self.dtype)
         return pack(weight, None, self.dtype, self.device)
 
-    def pack_gated(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear | None:
+    def pack_gated(
+        self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
+    ) -> TritonLinear | None:
         """Gate over up [N, K] with codes of up to 4 bits, for ``silu(gate) * up`` [T, N / 2].
 
         None for other weights: their activation is a kernel of its own.
         """
-        if not fits_w4a16(weight):
+        if activation != "silu" or not fits_w4a16(weight):
             return None
         return pack(weight, bias, self.dtype, self.device, gated=True)
 
@@ -118,11 +121,12 @@ class TritonOps:
         if not self.exact and any(_several(span) for span in step.spans):
             alone = [span.begin for span in step.spans if not _several(span)]
             singles = torch.tensor(alone, dtype=torch.int64).to(self.device)
-        sample = step.sample_index
+        sample, local = step.sample_index, step.rope_local
         return DeviceStep(
             token_ids=step.token_ids.to(self.device),
             positions=step.positions.to(self.device),
             rope=step.rope.contiguous().to(self.device),
+            rope_local=local if local is None else local.contiguous().to(self.device),
             slots=step.slots.to(self.device),
             row_index=step.row_index.to(self.device),
             block_tables=step.block_tables.contiguous().to(self.device),
@@ -137,10 +141,10 @@ class TritonOps:
         assert isinstance(step, DeviceStep)
         return len(step.spans), step.max_length
 
-    def embed(self, ids_T: Tensor, table: TritonLinear) -> Tensor:
-        """Rows of [V, D] -> residual [T, D]."""
+    def embed(self, ids_T: Tensor, table: TritonLinear, scale: float = 1.0) -> Tensor:
+        """``scale`` times rows of [V, D] -> residual [T, D]."""
         assert isinstance(table.packed, Tensor)
-        residual, _ = embed_norm(ids_T, table.packed)
+        residual, _ = embed_norm(ids_T, table.packed, scale=scale)
         return residual
 
     def rms_norm(
@@ -166,7 +170,7 @@ class TritonOps:
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
         return rope_write_kv(
             qkv_TC,
-            step.rope,
+            rope_of(shape, step),
             step.slots,
             kv.k,
             kv.v,
@@ -198,6 +202,7 @@ class TritonOps:
             block_q=block_q,
             scale=shape.scale,
             window=shape.window,
+            soft_cap=shape.softcap,
             out=out,
         )
         if step.singles.numel():
@@ -208,9 +213,13 @@ class TritonOps:
             out[picks] = part
         return out.flatten(1)
 
-    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
-        """``silu(gate) * up`` -> [T, I]."""
-        values = gated_mul(gate_up_TI2).values
+    def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
+        """``residual += x`` in place, for x [T, D]."""
+        residual_TD += x_TD
+
+    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+        """``act(gate) * up`` -> [T, I]."""
+        values = gated_mul(gate_up_TI2, activation=activation).values
         assert values is not None
         return values
 
@@ -261,6 +270,7 @@ class TritonOps:
             max_length=step.max_length,
             scale=shape.scale,
             window=shape.window,
+            soft_cap=shape.softcap,
             exact=self.exact,
             out=out,
         )

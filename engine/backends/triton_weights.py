@@ -48,6 +48,8 @@ Family = Literal["w4a16", "w8a16", "dense"]
 def family(form: WeightFormat) -> tuple[Family, str]:
     """The kernel family that carries codes of a format, and why."""
     group, bits = form.group_size, form.bits
+    if form.zero in ("table", "e4m3"):
+        return "dense", "codes that are no integers"
     if group != -1 and group % _LEAST_GROUP:
         # Groups of 16 (Q6_K): a scale each half warp fragment; dense is the honest way for now.
         return "dense", f"groups of {group} are no multiple of {_LEAST_GROUP}"
@@ -78,9 +80,10 @@ def pack(
         return TritonLinear(shape, weight.to(device, dtype), bias, None)
     group = weight.format.group_size
     kernels, _ = family(weight.format)
-    if kernels == "dense":
+    kind = weight.format.zero
+    if kernels == "dense" or kind == "table" or kind == "e4m3":
         return TritonLinear(shape, weight.dequantize(dtype).to(device), bias, None)
-    codes, zeros, kind = weight.unpack().to(device), weight.zeros, weight.format.zero
+    codes, zeros = weight.unpack().to(device), weight.zeros
     scales = weight.scales.to(device)
     center = 1 << (weight.format.bits - 1)
     narrow = kernels == "w4a16"

@@ -6,7 +6,7 @@ from typing import Generic
 
 from torch import Tensor
 
-from ..backends.base import Ops, P
+from ..backends.base import Activation, Ops, P
 
 
 class FusedLinear(Generic[P]):
@@ -15,14 +15,18 @@ class FusedLinear(Generic[P]):
     Args:
         parts: one packed matrix when all formats are equal, else one for each projection
             (checkpoints with mixed bits); the caller sees the same output either way.
-        activated: the product itself ends in ``silu(gate) * up``; then :meth:`gated` must be used.
+        activated: the product itself ends in ``act(gate) * up``; then :meth:`gated` must be used.
+        activation: what :meth:`gated` applies to the gate.
     """
 
-    __slots__ = ("activated", "parts")
+    __slots__ = ("activated", "activation", "parts")
 
-    def __init__(self, parts: list[P], activated: bool = False) -> None:
+    def __init__(
+        self, parts: list[P], activated: bool = False, activation: Activation = "silu"
+    ) -> None:
         self.parts = parts
         self.activated = activated
+        self.activation: Activation = activation
 
     @property
     def nbytes(self) -> int:
@@ -30,8 +34,10 @@ class FusedLinear(Generic[P]):
         return sum(p.nbytes for p in self.parts)
 
     def gated(self, ops: Ops[P], x_TK: Tensor) -> Tensor:
-        """[T, K] -> ``silu(gate) * up`` [T, I] of the two halves."""
-        return ops.linear(x_TK, self.parts[0]) if self.activated else ops.silu_mul(self(ops, x_TK))
+        """[T, K] -> ``act(gate) * up`` [T, I] of the two halves."""
+        if self.activated:
+            return ops.linear(x_TK, self.parts[0])
+        return ops.gated_mul(self(ops, x_TK), self.activation)
 
     def __call__(self, ops: Ops[P], x_TK: Tensor) -> Tensor:
         """[T, K] -> [T, sum of N]."""

@@ -84,13 +84,13 @@ def test_silu_mul(width: int, exact: bool) -> None:
     for t in (1, 2, 9, 24, 33, 70):
         x = tokens(seed + t, t, 2 * width) * 4
         ops.begin_record()
-        out = ops.silu_mul(x)
+        out = ops.gated_mul(x)
         program = ops.end_record()
         out.as_strided((t, out.stride(0)), (out.stride(0), 1)).fill_(torch.nan)
         program.run()
         # The exponential's relative error is below 2e-7, the rest are three roundings; where
         # 1 + e**-g cancels nothing, this is the relative error of the result.
-        assert_near(out, ref.silu_mul(x.double()), 6e-7)
+        assert_near(out, ref.gated_mul(x.double()), 6e-7)
         if out.dtype == torch.bfloat16:
             assert_padding_is_zero(out)
 
@@ -120,8 +120,8 @@ def test_silu_mul_at_the_ends(t: int, exact: bool) -> None:
     gates = torch.tensor(ends + [-g for g in ends])
     up = torch.linspace(-3, 3, len(gates))
     x = torch.cat((gates, up)).repeat(t, 1)
-    got = run(ops, ops.silu_mul, x)
-    want = ref.silu_mul(x.double())
+    got = run(ops, ops.gated_mul, x)
+    want = ref.gated_mul(x.double())
     unit = 2 * BF16 if got.dtype == torch.bfloat16 else 1e-6
     assert not got.isnan().any()
     # Below -87 the true value, under 1e-35, may come out as zero.
@@ -209,9 +209,9 @@ def test_exact_bits_of_norm_rope_and_gate_do_not_depend_on_the_batch() -> None:
     alone: dict[int, list[Tensor]] = {}
     for threads in (1, 2):
         ops = make_ops(exact=True, threads=threads)
-        norm, act = run(ops, ops.rms_norm, x, gain, 1e-5), run(ops, ops.silu_mul, gate)
+        norm, act = run(ops, ops.rms_norm, x, gain, 1e-5), run(ops, ops.gated_mul, gate)
         for i in range(40):
             assert torch.equal(run(ops, ops.rms_norm, x[i : i + 1], gain, 1e-5)[0], norm[i])
-            assert torch.equal(run(ops, ops.silu_mul, gate[i : i + 1])[0], act[i])
+            assert torch.equal(run(ops, ops.gated_mul, gate[i : i + 1])[0], act[i])
         alone[threads] = [norm, act]
     assert all(torch.equal(a, b) for a, b in zip(alone[1], alone[2], strict=True))

@@ -55,7 +55,7 @@ def test_linear_and_silu() -> None:
     gate_up = normal(2, 6, seed=seed + 3) * 20
     gate, up = gate_up.numpy()[:, :3], gate_up.numpy()[:, 3:]
     want = gate / (1 + np.exp(-gate)) * up
-    torch.testing.assert_close(ref.silu_mul(gate_up), torch.from_numpy(want), **EXACT)
+    torch.testing.assert_close(ref.gated_mul(gate_up), torch.from_numpy(want), **EXACT)
 
 
 @pytest.mark.parametrize(("dim", "rotary"), [(2, 2), (8, 8), (20, 20), (64, 64), (16, 8)])

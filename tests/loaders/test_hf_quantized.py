@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from loader_gguf_files import refuses
 from loader_hf_files import TINY_SHAPES, tiny_folder
@@ -53,7 +55,8 @@ SIDE_FILES = {
 
 @pytest.mark.parametrize("stem,method", SIDE_FILES.items())
 def test_side_files_name_the_method_where_they_say_nothing(tmp_path, stem, method):
-    folder = ModelFolder(tiny_folder(tmp_path / "m", **{stem: {"bits": 4}}))
+    options: dict[str, Any] = {stem: {"bits": 4}}
+    folder = ModelFolder(tiny_folder(tmp_path / "m", **options))
     found = quantization_config(folder, {}, LoadReport("safetensors"))
     assert found is not None
     assert (found.method, found.values) == (method, {"bits": 4})

@@ -192,7 +192,7 @@ def test_gated_result_is_the_plain_silu_of_the_shared_reference():
     weight = make(192, 128, 32, "int", gated=True)
     x = torch.randn(2, 128).half()
     y = x.double() @ dequantize(weight).T
-    want = common_reference.silu_mul(y)
+    want = common_reference.gated_mul(y)
     got = op.w4a16_linear(x, weight, activation="silu_mul")
     assert torch.allclose(got.double(), want, rtol=1e-2, atol=1e-3)
 
