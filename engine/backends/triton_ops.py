@@ -31,7 +31,7 @@ from ..kv_cache import LayerKV
 from ..step import RowSpan, StepInputs
 from .base import Activation, AttentionShape, Program
 from .plain import rope_of
-from .triton_weights import TritonLinear, fits_w4a16, linear, pack
+from .triton_weights import TritonLinear, fits_w4a16, linear, pack, unsupported
 
 _LEAST_LENGTH = 256
 
@@ -85,17 +85,18 @@ class TritonOps:
         self.kv_dtype = dtype
         self.exact = exact
         self.records = device.type == "cuda"
+        self._arch = runtime.arch(device.index or 0)
         self._workspace = Workspace(device)
         self._tables = _tables(device)
         self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
 
     def supports(self, weight: Weight) -> str | None:
-        """Every canonical weight can be packed or made dense."""
-        return None
+        """Everything but W8A8 of unusual weights can be packed or made dense."""
+        return unsupported(weight)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear:
         """A linear weight [N, K] and bias [N]; see :func:`~.triton_weights.pack`."""
-        return pack(weight, bias, self.dtype, self.device)
+        return pack(weight, bias, self.dtype, self.device, arch=self._arch)
 
     def pack_embedding(self, weight: Weight) -> TritonLinear:
         """Dense rows [V, D], so that a token's row can be read at once."""
@@ -112,7 +113,7 @@ class TritonOps:
         """
         if activation != "silu" or not fits_w4a16(weight):
             return None
-        return pack(weight, bias, self.dtype, self.device, gated=True)
+        return pack(weight, bias, self.dtype, self.device, gated=True, arch=self._arch)
 
     def prepare(self, step: StepInputs) -> DeviceStep:
         """Copy a step to the device and work out what all layers share."""

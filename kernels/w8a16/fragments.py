@@ -40,7 +40,7 @@ class Fragments:
         tables: float32 [1 or stored rows, 16] of a codebook, else None.
         rows: N before padding.
         features: K before padding.
-        group: k that share a scale: 32, 64, whole slices, or 0 = all of K.
+        group: k that share a scale: 32, 64, whole slices, or 0 = all of K; 16 with 2 planes.
         planes: 2 for 8-bit, 4 for 4-bit codes.
     """
 
@@ -83,11 +83,15 @@ def pack(
     group: int,
     planes: int,
 ) -> Fragments:
-    """Pack uint8 codes [N, K]; ``group`` is a multiple of 32 or -1, G = ceil(K / group)."""
+    """Pack uint8 codes [N, K]; ``group`` is a multiple of 32 (with 2 planes of 16) or -1.
+
+    G = ceil(K / group), 1 for -1.
+    """
     n, k = codes_NK.shape
+    least = 16 if planes == 2 else 32
     require(
-        group == -1 or (group > 0 and group % 32 == 0),
-        f"group size {group} is not -1 or a multiple of 32",
+        group == -1 or (group > 0 and group % least == 0),
+        f"group size {group} is not -1 or a multiple of {least}",
         "dequantize this layer",
     )
     groups = 1 if group == -1 else -(-k // group)
@@ -98,7 +102,7 @@ def pack(
         )
     size = 32 * planes
     if group != -1 and group % size:
-        # Kernels know 32, 64 and whole slices: other multiples of 32 repeat their scales.
+        # Kernels know 16, 32, 64 and whole slices: other multiples repeat their scales.
         fine = math.gcd(group, size)
         scales_NG = scales_NG.repeat_interleave(group // fine, dim=1)
         if offsets_NG is not None:

@@ -46,6 +46,23 @@ def word_matrix(flat, BN: tl.constexpr):
 
 
 @triton.jit
+def word_halves(flat, BN: tl.constexpr):
+    """:func:`word_matrix` in two matrices [BN, 8]: k 0 to 15 of each plane, and k 16 to 31."""
+    x = flat.reshape(BN // 64, 2, 4, 8, 4, 2, 2)
+    low, high = tl.split(x.permute(0, 2, 1, 3, 6, 4, 5))
+    return low.reshape(BN, 8), high.reshape(BN, 8)
+
+
+@triton.jit
+def load_x(x_ptrs, BEGIN: tl.constexpr, k, left, EVEN_K: tl.constexpr):
+    """x of one plane, or half of one: rows BEGIN + k of a slice."""
+    if EVEN_K:
+        return tl.load(x_ptrs + BEGIN)
+    else:
+        return tl.load(x_ptrs + BEGIN, mask=(k + BEGIN < left)[:, None], other=0.0)
+
+
+@triton.jit
 def load_lut(lut_ptr, row, BN: tl.constexpr, LUT_ROWS: tl.constexpr, PTX: tl.constexpr):
     """(eight registers of a table, pointers to entry 0) for ``BN`` rows from ``row`` on."""
     SIZE: tl.constexpr = 8 if PTX else 16
@@ -81,14 +98,14 @@ def add_group(
     ROWS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Add planes FIRST .. FIRST + COUNT - 1, which share a scale, to ``acc`` [BN, BM]."""
+    """Add parts FIRST .. FIRST + COUNT - 1 of k, which share a scale, to ``acc`` [BN, BM]."""
     BN: tl.constexpr = acc.shape[0]
     BM: tl.constexpr = acc.shape[1]
     part = tl.zeros((BN, BM), tl.float32)
     for j in tl.static_range(FIRST, FIRST + COUNT):
         part = dot(p[j], x[j], part, INTERPRET)
     if OFFSET:
-        ones = tl.full((ROWS, 32), 1.0, x[0].dtype)
+        ones = tl.full((ROWS, x[0].shape[0]), 1.0, x[0].dtype)
         total = tl.zeros((ROWS, BM), tl.float32)
         for j in tl.static_range(FIRST, FIRST + COUNT):
             total = dot(ones, x[j], total, INTERPRET)
@@ -132,7 +149,8 @@ def product_kernel(
 ):
     """One [BN, BM] tile of one split. PLANES 2: int8; 4: a 16-entry table.
 
-    GROUP: 32, 64, a multiple of the slice (32 * PLANES), or 0 = one scale a row.
+    GROUP: 32, 64, a multiple of the slice (32 * PLANES), or 0 = one scale a row; with PLANES 2
+    also 16, for which planes are taken in halves.
     K = k_units * K_UNIT; K_UNIT 8 promises 16-byte aligned rows of x.
     """
     tile_n = tl.program_id(0)
@@ -147,7 +165,9 @@ def product_kernel(
 
     m = tile_m * BM + tl.arange(0, BM)
     m = tl.where(m < M, m, tile_m * BM)
-    k = tl.arange(0, 32)
+    STEP: tl.constexpr = 16 if GROUP == 16 else 32
+    PARTS: tl.constexpr = SLICE // STEP
+    k = tl.arange(0, STEP)
     x_ptrs = x_ptr + first * SLICE + (m.to(tl.int64) * K)[None, :] + k[:, None]
     start = (tile_n * (BN // 64)).to(tl.int64) * tiles_k + first
     word_ptrs = words_ptr + start * 1024 + word_offsets(tiles_k, BN)
@@ -185,6 +205,13 @@ def product_kernel(
                 tl.load(s_ptrs + 3 * width),
             )
             o = s
+            if OFFSET:
+                o = (
+                    tl.load(o_ptrs),
+                    tl.load(o_ptrs + width),
+                    tl.load(o_ptrs + 2 * width),
+                    tl.load(o_ptrs + 3 * width),
+                )
         if GROUP > 0:
             step = width * PER_SLICE
             if SLICES > 1:
@@ -199,26 +226,25 @@ def product_kernel(
                     o1 = tl.load(o_ptrs + width) if OFFSET else s1
         flat = tl.load(word_ptrs, eviction_policy="evict_first")
         left = K - i * SLICE
-        if EVEN_K:
-            x0 = tl.load(x_ptrs)
-            x1 = tl.load(x_ptrs + 32)
-        else:
-            x0 = tl.load(x_ptrs, mask=(k < left)[:, None], other=0.0)
-            x1 = tl.load(x_ptrs + 32, mask=(k + 32 < left)[:, None], other=0.0)
-        if PLANES == 4:
-            if EVEN_K:
-                x2 = tl.load(x_ptrs + 64)
-                x3 = tl.load(x_ptrs + 96)
-            else:
-                x2 = tl.load(x_ptrs + 64, mask=(k + 64 < left)[:, None], other=0.0)
-                x3 = tl.load(x_ptrs + 96, mask=(k + 96 < left)[:, None], other=0.0)
-            p = table_planes(word_matrix(flat, BN), lut, lut_ptrs, DTYPE, PTX)
+        x0 = load_x(x_ptrs, 0, k, left, EVEN_K)
+        x1 = load_x(x_ptrs, STEP, k, left, EVEN_K)
+        if PARTS == 4:
+            x2 = load_x(x_ptrs, 2 * STEP, k, left, EVEN_K)
+            x3 = load_x(x_ptrs, 3 * STEP, k, left, EVEN_K)
             x = (x0, x1, x2, x3)
         else:
-            p = int8_planes(word_matrix(flat, BN), DTYPE, PTX)
             x = (x0, x1)
+        if PLANES == 4:
+            p = table_planes(word_matrix(flat, BN), lut, lut_ptrs, DTYPE, PTX)
+        elif GROUP == 16:
+            low, high = word_halves(flat, BN)
+            l0, l1 = int8_planes(low, DTYPE, PTX)
+            h0, h1 = int8_planes(high, DTYPE, PTX)
+            p = (l0, h0, l1, h1)
+        else:
+            p = int8_planes(word_matrix(flat, BN), DTYPE, PTX)
         if LAST:
-            for j in tl.static_range(PLANES):
+            for j in tl.static_range(PARTS):
                 acc = dot(p[j], x[j], acc, INTERPRET)
         else:
             for g in tl.static_range(PER_SLICE):
@@ -228,8 +254,8 @@ def product_kernel(
                     o[g],
                     p,
                     x,
-                    g * (PLANES // PER_SLICE),
-                    PLANES // PER_SLICE,
+                    g * (PARTS // PER_SLICE),
+                    PARTS // PER_SLICE,
                     OFFSET,
                     ROWS,
                     INTERPRET,
@@ -299,12 +325,14 @@ def dequantize_kernel(
     entry = from_atom * 64 + row // 16 * 16 + row % 8 * 2 + row // 8 % 2
     out_row = (atom * 64 + row).to(tl.int64) * K
     for j in tl.static_range(PLANES):
-        group = i * 0
+        group = i * 0 + e * 0
         if GROUP > 0:
-            group = i * PER_SLICE + j * 32 // GROUP if GROUP < SLICE else i * SLICE // GROUP
-        where = group.to(tl.int64) * (atoms * 64) + entry
-        w = p[j].to(tl.float32) * tl.load(scale_ptr + where).to(tl.float32)[:, None]
+            group = i * SLICE // GROUP + e * 0
+            if GROUP < SLICE:
+                group = i * PER_SLICE + (j * 32 + (e if GROUP == 16 else e * 0)) // GROUP
+        where = group.to(tl.int64)[None, :] * (atoms * 64) + entry[:, None]
+        w = p[j].to(tl.float32) * tl.load(scale_ptr + where).to(tl.float32)
         if OFFSET:
-            w += tl.load(offset_ptr + where).to(tl.float32)[:, None]
+            w += tl.load(offset_ptr + where).to(tl.float32)
         k = i * SLICE + 32 * j + e
         tl.store(out_ptr + out_row[:, None] + k[None, :], w.to(DTYPE), mask=(k < K)[None, :])

@@ -34,7 +34,7 @@ def pack_w8a16(
         scales_NG: float [N, G]; G = ceil(K / group), 1 for group -1.
         zeros_NG: [N, G] zero points (``int``) or added offsets (``float``); None for ``none``.
         zero: ``none``: w = s (q - 128); ``int``: w = s (q - z); ``float``: w = s q + z.
-        group: k that share a scale, a multiple of 32, or -1 for all of K. The last may be short.
+        group: k that share a scale, a multiple of 16, or -1 for all of K. The last may be short.
 
     Raises:
         KernelInputError: shapes, dtypes or group do not fit.

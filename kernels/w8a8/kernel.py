@@ -12,9 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .. import runtime
+
 # 1.5 * 2**23: floats of this size lie 1 apart, so adding it rounds to a whole number, ties to
 # even; the low bits of the sum are then that number in two's complement (0x4B400000 + q).
 _ROUND = tl.constexpr(12582912.0)
+_INTERPRETED = tl.constexpr(runtime.INTERPRETED)
 
 
 @triton.jit
@@ -160,12 +163,13 @@ def quantize(
     ONE_PASS: tl.constexpr,
     STATIC: tl.constexpr,
     HAS_Z: tl.constexpr,
+    TOP: tl.constexpr,
 ):
     """Rows of x [M, K] to 8 bits: q [M, K_OUT] (zeros beyond K), one scale (and zero) a row.
 
-    Symmetric: ``s = max|x| / 127``, ``q = round(x * (127 / max|x|))``. With HAS_Z:
+    Symmetric: ``s = max|x| / TOP``, ``q = round(x * (TOP / max|x|))``. With HAS_Z:
     ``s = (max(x, 0) - min(x, 0)) / 255``, ``z = -128 - round(min / s)``, ``q = round(x / s) + z``.
-    STATIC: s (and z) are read, one for all rows, and q is clamped. float8: ``s = max|x| / 448``.
+    STATIC: s (and z) are read, one for all rows, and q is clamped. float8 has a TOP of 448.
     Ties round to even. A NaN or an infinity makes its row's scale NaN.
 
     Grid (M,). Rows up to BLOCK long stay in registers; longer ones are read twice.
@@ -175,7 +179,8 @@ def quantize(
     q_ptr += row * K_OUT
     rk = tl.arange(0, BLOCK)
     FP8: tl.constexpr = q_ptr.dtype.element_ty == tl.float8e4nv
-    TOP: tl.constexpr = 448.0 if FP8 else 127.0
+    # A TOP of 127 keeps the range symmetric; 127.5 uses all 256 codes.
+    LOW: tl.constexpr = -127.0 if TOP == 127.0 and not HAS_Z else -128.0
     if ONE_PASS:
         x = tl.load(x_ptr + rk, mask=rk < K, other=0.0).to(tl.float32)
     if STATIC:
@@ -213,21 +218,33 @@ def quantize(
             inv = tl.where(high < 1e-30, 0.0, tl.div_rn(TOP, tl.maximum(high, 1e-30)))
         tl.store(s_ptr + row, s + poison)
     if ONE_PASS:
-        tl.store(q_ptr + rk, to_8_bits(x, inv, z, HAS_Z, FP8, q_ptr), mask=rk < K_OUT)
+        tl.store(q_ptr + rk, to_8_bits(x, inv, z, LOW, FP8, q_ptr), mask=rk < K_OUT)
     else:
         for k in range(0, K_OUT, BLOCK):
             v = tl.load(x_ptr + k + rk, mask=rk < K - k, other=0.0).to(tl.float32)
-            tl.store(q_ptr + k + rk, to_8_bits(v, inv, z, HAS_Z, FP8, q_ptr), mask=rk < K_OUT - k)
+            tl.store(q_ptr + k + rk, to_8_bits(v, inv, z, LOW, FP8, q_ptr), mask=rk < K_OUT - k)
 
 
 @triton.jit
-def to_8_bits(x, inv, z, HAS_Z: tl.constexpr, FP8: tl.constexpr, q_ptr):
+def on_float8_grid(v):
+    """Nearest e4m3 value, ties to even: the interpreter's own conversion loses the carry."""
+    odd = (v.to(tl.int32, bitcast=True) >> 20) & 1
+    normal = ((v.to(tl.int32, bitcast=True) + 0x7FFFF + odd) & -0x100000).to(
+        tl.float32, bitcast=True
+    )
+    small = (v * 512.0 + _ROUND - _ROUND) / 512.0  # steps of 2**-9 below 2**-6
+    return tl.where(tl.abs(v) < 0.015625, small, normal)
+
+
+@triton.jit
+def to_8_bits(x, inv, z, LOW: tl.constexpr, FP8: tl.constexpr, q_ptr):
     """``round(x * inv) + z`` in the type that ``q_ptr`` points at, clamped to its range."""
     if FP8:
         v = tl.minimum(tl.maximum(x * inv, -448.0), 448.0)
+        if _INTERPRETED:
+            v = on_float8_grid(v)
         return v.to(q_ptr.dtype.element_ty)
     else:
-        LOW: tl.constexpr = -128.0 if HAS_Z else -127.0
         t = tl.fma(x, inv, _ROUND)
         t = tl.minimum(tl.maximum(t + z, _ROUND + LOW), _ROUND + 127.0)
         # The low byte of _ROUND + q is q: see _ROUND.

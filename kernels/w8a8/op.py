@@ -25,12 +25,14 @@ def quantize_rows(
     scale: Tensor | None = None,
     zero: Tensor | None = None,
     dtype: torch.dtype = torch.int8,
+    top: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantize activations [M, K] (float16, bfloat16 or float32) row by row.
 
     By default symmetric with a scale of each row's own; ``asymmetric`` adds a zero point a row;
     ``scale`` (float32 [1], with ``zero`` int32 [1]) makes it static. ``dtype`` float8_e4m3fn is
-    symmetric only. Returns (q [M, K rounded up to 16], scale float32 [M] or [1], zero int32 or
+    symmetric only. ``top`` is what the largest magnitude becomes: 127 (the default; codes from
+    -127), 127.5 (all codes from -128, as compressed-tensors rounds), or 448 for float8. Returns (q [M, K rounded up to 16], scale float32 [M] or [1], zero int32 or
     None), with ``x = scale * (q - zero)``. Ties round to even; a row with NaN or infinity gets a
     NaN scale. Source: Xiao et al., SmoothQuant, 2022. Raises KernelInputError.
     """
@@ -40,6 +42,9 @@ def quantize_rows(
     with_zero = asymmetric or zero is not None
     require(not with_zero or dtype == torch.int8, "float8 has no zero points")
     require(scale is None or not asymmetric or zero is not None, "a static scale needs its zero")
+    floating = dtype == torch.float8_e4m3fn
+    top = top or (448.0 if floating else 127.0)
+    require(top in ((448.0,) if floating else (127.0, 127.5)), f"top is {top} for {dtype}")
     m, k = x_MK.shape
     device = x_MK.device
     q = torch.empty(m, -(-k // ALIGN) * ALIGN, dtype=dtype, device=device)
@@ -57,6 +62,7 @@ def quantize_rows(
             "ONE_PASS": q.shape[1] <= block,
             "STATIC": scale is not None,
             "HAS_Z": with_zero,
+            "TOP": top,
             "num_warps": warps,
         }
         quantize[(m,)](x_MK, q, s, s if z is None else z, k, q.shape[1], **launch)

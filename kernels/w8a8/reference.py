@@ -13,6 +13,7 @@ def quantize_rows(
     scale: Tensor | None = None,
     zero: Tensor | None = None,
     dtype: torch.dtype = torch.int8,
+    top: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(q [M, K], scale [M] or the given [1], zero or None); see the kernel for the formulas.
 
@@ -27,7 +28,7 @@ def quantize_rows(
         scale, inverse = span / 255.0, _reciprocal(255.0, span)
         zero = (-128 - torch.round(low.double() * inverse.double())).int()
     else:
-        top = 448.0 if dtype == torch.float8_e4m3fn else 127.0
+        top = top or (448.0 if dtype == torch.float8_e4m3fn else 127.0)
         high = x.abs().amax(1)
         scale, inverse = high / top, _reciprocal(top, high)
     if dtype == torch.float8_e4m3fn:
@@ -35,7 +36,8 @@ def quantize_rows(
     q = torch.round(x.double() * inverse.double().reshape(-1, 1))
     if zero is not None:
         q = (q + zero.reshape(-1, 1)).clamp(-128, 127)
-    return q.clamp(-127 if zero is None else -128, 127).to(torch.int8), scale, zero
+    symmetric = zero is None and top in (None, 127.0)
+    return q.clamp(-127 if symmetric else -128, 127).to(torch.int8), scale, zero
 
 
 def w8a8_linear(

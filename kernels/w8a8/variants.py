@@ -35,6 +35,7 @@ def variants(arch: int) -> Iterator[Variant]:
         if arch >= 89:
             yield _quantize("fp8e4nv", k)
     yield _quantize("i8", 4096, static=True)
+    yield _quantize("i8", 4096, top=127.5)
 
 
 def _gemm(
@@ -85,9 +86,11 @@ def _gemm(
     )
 
 
-def _quantize(kind: str, k: int, zero: bool = False, static: bool = False) -> Variant:
+def _quantize(
+    kind: str, k: int, zero: bool = False, static: bool = False, top: float = 127.0
+) -> Variant:
     block, warps = cfg.quantize_block(k)
-    parts = [kind, f"k{k}"] + ["zero"] * zero + ["static"] * static
+    parts = [kind, f"k{k}"] + ["zero"] * zero + ["static"] * static + ["top127.5"] * (top == 127.5)
     return Variant(
         kernel="w8a8.quantize",
         config=" ".join(parts),
@@ -101,6 +104,7 @@ def _quantize(kind: str, k: int, zero: bool = False, static: bool = False) -> Va
             "ONE_PASS": k <= block,
             "STATIC": static,
             "HAS_Z": zero,
+            "TOP": top,
         },
         divisible=("x_ptr", "q_ptr", "s_ptr", "z_ptr", "K", "K_OUT"),
         num_warps=warps,

@@ -96,6 +96,9 @@ def test_all_codes_decode_exactly(dtype):
         (2, 20, 97, -1, "int"),
         (5, 16, 192, 96, "none"),
         (1, 1, 1, -1, "float"),
+        (3, 40, 256, 16, "none"),
+        (9, 70, 104, 16, "float"),
+        (2, 20, 192, 48, "int"),
     ],
 )
 def test_product(rng, space, dtype, m, n, k, group, zero):
@@ -108,8 +111,9 @@ def test_product(rng, space, dtype, m, n, k, group, zero):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_dequantize(rng, dtype):
-    packed, w = random_weight(rng, 70, 130, 64, "int")
+@pytest.mark.parametrize("group", [64, 16])
+def test_dequantize(rng, dtype, group):
+    packed, w = random_weight(rng, 70, 130, group, "int")
     dense = dequantize(packed, dtype)
     assert dense.shape == (70, 130)
     error = (dense.double() - w).abs()
@@ -207,8 +211,8 @@ def test_input_errors_name_the_numbers():
         w8a16_linear(torch.ones(2, 65).half(), packed)
     with pytest.raises(KernelInputError, match="x is float32; expected float16 or bfloat16"):
         w8a16_linear(torch.ones(2, 64), packed)
-    with pytest.raises(KernelInputError, match="group size 48 is not -1 or a multiple of 32"):
-        pack_w8a16(codes, torch.ones(4, 2), group=48)
+    with pytest.raises(KernelInputError, match="group size 24 is not -1 or a multiple of 16"):
+        pack_w8a16(codes, torch.ones(4, 3), group=24)
     with pytest.raises(KernelInputError, match=r"scales have shape \(4, 1\); expected \(4, 2\)"):
         pack_w8a16(codes, scales, group=32)
     with pytest.raises(KernelInputError, match="zero kind is 'int' but zeros are absent"):

@@ -153,6 +153,13 @@ def test_ties_round_to_even_and_the_range_is_symmetric():
     assert q[0, [0, 7]].tolist() == [127, -127]
 
 
+def test_float8_rounds_to_the_nearest():
+    x = torch.cat((torch.linspace(-448, 448, 4001), torch.linspace(-0.05, 0.05, 2001)))[None]
+    q, s, _ = quantize_rows(x, dtype=torch.float8_e4m3fn)
+    assert s.item() == 1.0
+    assert torch.equal(q[:, : x.shape[1]].float(), x.to(torch.float8_e4m3fn).float())
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_none_are_not_hidden(bad):
