@@ -18,7 +18,8 @@ from .kv_cache import KVCache
 from .models.decoder import Decoder
 from .plan import StepPlan
 from .rows import Rows
-from .sampler import RowSampling, Sampler
+from .sampler import Sampler
+from .sampling import RowSampling
 
 
 @dataclass(slots=True)

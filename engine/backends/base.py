@@ -9,6 +9,7 @@ J key/value heads, E head dimension, I MLP width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ...loaders.canonical import Weight
 from ..kv_cache import LayerKV
+from ..sampling import RowSampling
 from ..step import StepInputs
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -175,6 +177,13 @@ class Ops(Protocol[P]):
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]; never recorded, computed at once."""
+        ...
+
+    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
+        """One token for each row of logits, int64 [S], computed at once.
+
+        None when the backend leaves the draw to the host.
+        """
         ...
 
     def begin_record(self) -> None:

@@ -9,6 +9,7 @@ depend on nothing but the row itself.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -22,6 +23,7 @@ from ...kernels.cpu.arena import Arena
 from ...kernels.cpu.pack import TiledLinear, pack_dense, pack_q4, pack_q8
 from ...loaders.canonical import QuantizedLinear, Weight
 from ..kv_cache import LayerKV
+from ..sampling import RowSampling
 from ..step import StepInputs
 from .base import Activation, AttentionShape
 from .plain import rope_of
@@ -205,6 +207,10 @@ class CompiledOps:
         n = (rows, width, logits_SV.stride(0))
         self.library.run(lib.record(lib.ARGMAX, n, (), (logits_SV, out)), 1)
         return out
+
+    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
+        """None for every [S, V]: the host draws."""
+        return None
 
     def begin_record(self) -> None:
         """Start a new program."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic
 
 import torch
@@ -13,6 +14,7 @@ from halfbyte.errors import ConfigError
 from ...kernels import reference as ref
 from ...loaders.canonical import Weight
 from ..kv_cache import LayerKV
+from ..sampling import RowSampling
 from ..step import StepInputs
 from .base import Activation, AttentionShape, P, Program
 
@@ -118,6 +120,10 @@ class PlainOps(ABC, Generic[P]):
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]."""
         return logits_SV.argmax(-1)
+
+    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
+        """None for every [S, V]: the host draws."""
+        return None
 
     def begin_record(self) -> None:
         """Refused: ``records`` is False."""

@@ -6,6 +6,7 @@ tests of tiny models; Triton decides which of the two it is when it is first imp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -28,9 +29,11 @@ from ...kernels.w4a16.workspace import Workspace
 from ...loaders.canonical import QuantizedLinear, Weight
 from ...loaders.store import cache_root
 from ..kv_cache import LayerKV
+from ..sampling import RowSampling
 from ..step import RowSpan, StepInputs
 from .base import Activation, AttentionShape, Program
 from .plain import rope_of
+from .triton_sampling import DeviceSampler
 from .triton_weights import TritonLinear, fits_w4a16, linear, pack, unsupported
 
 _LEAST_LENGTH = 256
@@ -88,6 +91,7 @@ class TritonOps:
         self._arch = runtime.arch(device.index or 0)
         self._workspace = Workspace(device)
         self._tables = _tables(device)
+        self._sampler = DeviceSampler(device)
         self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
 
     def supports(self, weight: Weight) -> str | None:
@@ -227,6 +231,10 @@ class TritonOps:
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]."""
         return argmax(logits_SV)
+
+    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
+        """One token for each row of logits [S, V], drawn by the sampling kernel: int64 [S]."""
+        return self._sampler(logits_SV, rows)
 
     def begin_record(self) -> None:
         """Capture what follows on a stream of its own. Raises ConfigError without a GPU."""

@@ -97,12 +97,14 @@ def family(form: WeightFormat, arch: int = 90) -> tuple[Family, str]:
 
 def unsupported(weight: Weight) -> str | None:
     """Why a weight has no kernel and may not be made dense either; None when it can be packed."""
-    if isinstance(weight, Tensor) or weight.format.act is None or weight.format.zero == "e4m3":
+    if isinstance(weight, Tensor):
         return None
-    form = weight.format
-    if form.bits != 8 or form.group_size != -1 or form.zero != "none" or form.act.kind != "int8":
+    form, act = weight.format, weight.format.act
+    if act is None or form.zero == "e4m3":
+        return None
+    if form.bits != 8 or form.group_size != -1 or form.zero != "none" or act.kind != "int8":
         return (
-            f"activations are {form.act.kind} with weights of {form.bits} bits, group size "
+            f"activations are {act.kind} with weights of {form.bits} bits, group size "
             f"{form.group_size}, zero kind {form.zero!r}; the W8A8 kernel takes symmetric int8 "
             "weights with one scale a row"
         )

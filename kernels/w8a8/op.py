@@ -32,9 +32,11 @@ def quantize_rows(
     By default symmetric with a scale of each row's own; ``asymmetric`` adds a zero point a row;
     ``scale`` (float32 [1], with ``zero`` int32 [1]) makes it static. ``dtype`` float8_e4m3fn is
     symmetric only. ``top`` is what the largest magnitude becomes: 127 (the default; codes from
-    -127), 127.5 (all codes from -128, as compressed-tensors rounds), or 448 for float8. Returns (q [M, K rounded up to 16], scale float32 [M] or [1], zero int32 or
-    None), with ``x = scale * (q - zero)``. Ties round to even; a row with NaN or infinity gets a
-    NaN scale. Source: Xiao et al., SmoothQuant, 2022. Raises KernelInputError.
+    -127), 127.5 (codes from -128, as compressed-tensors rounds), or 448 for float8.
+
+    Returns (q [M, K rounded up to 16], scale float32 [M] or [1], zero int32 or None), with
+    ``x = scale * (q - zero)``. Ties round to even; a row with NaN or infinity gets a NaN scale.
+    Source: Xiao et al., SmoothQuant, 2022. Raises KernelInputError.
     """
     check_tensor("x", x_MK, (None, None), (*_HALF, torch.float32))
     require(dtype in (torch.int8, torch.float8_e4m3fn), f"dtype is {dtype}; expected 8-bit")

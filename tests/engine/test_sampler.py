@@ -13,7 +13,8 @@ from torch import Tensor
 from halfbyte.engine.backends import make_ops
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.request import SamplingParams
-from halfbyte.engine.sampler import RowSampling, Sampler
+from halfbyte.engine.sampler import Sampler
+from halfbyte.engine.sampling import RowSampling
 from halfbyte.kernels import reference as ref
 
 VOCAB = 64
@@ -164,3 +165,14 @@ def test_logits_of_lower_precision(dtype: torch.dtype) -> None:
     logits = logits_of(2, fresh_seed()).to(dtype)
     rows = [row([1, 2], temperature=0.7, top_p=0.8), row([4], temperature=0.0)]
     assert sampler()(logits, rows) == sampler()(logits.float(), rows)
+
+
+def test_the_sampling_kernel_draws_what_the_host_draws() -> None:
+    """All filters and penalties at once, greedy rows among them, in batches of changing size."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    device = Sampler(VOCAB, make_ops(EngineConfig(backend="interpreter")))
+    for turn in range(12):
+        rows = [random_row(rng) for _ in range(rng.randint(1, 6))]
+        logits = logits_of(len(rows), seed + turn)
+        assert device(logits, rows) == sampler()(logits, rows), rows
