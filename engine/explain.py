@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..kernels.attention.config import (
@@ -19,11 +19,13 @@ from ..kernels.tables import Device, Tables
 from ..kernels.tables.schema import COUNTERS, PARTIAL_BYTES
 from ..kernels.w4a16.config import BUCKETS, Problem, choose, crossover, table_key
 from ..kernels.w4a16.layout import ROW_ALIGN, SLICE
+from ..kernels.w8a8 import config as w8a8
+from ..kernels.w8a8.layout import ALIGN
 from ..kernels.w8a16 import config as w8a16
 from ..loaders.base import Checkpoint, TensorInfo
 from ..loaders.canonical import WeightFormat
 from ..loaders.gguf_blocks import canonical_format
-from .backends.triton_weights import family
+from .backends.triton_weights import Family, family, table_family
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Rows of the decode steps that are explained."""
@@ -42,7 +44,7 @@ class Linear:
         label: the file's name of its format.
         form: canonical format, or None for dense weights.
         gated: the product ends in ``silu(gate) * up``.
-        kept_dense: made dense although it is stored in codes, for this reason.
+        table: the matrix is the embedding, too.
     """
 
     module: str
@@ -51,16 +53,13 @@ class Linear:
     label: str
     form: WeightFormat | None
     gated: bool = False
-    kept_dense: str = ""
+    table: bool = False
 
-    @property
-    def carrier(self) -> tuple[str, str]:
-        """Kernel family and why."""
-        if self.kept_dense:
-            return "dense", self.kept_dense
+    def carrier(self, arch: int = 90) -> tuple[Family, str]:
+        """Kernel family on ``sm_<arch>``, and why."""
         if self.form is None:
             return "dense", f"{self.label} weights have no codes"
-        return family(self.form)
+        return table_family(self.form) if self.table else family(self.form, arch)
 
     def problem(self, m: int, device: Device, fp16: bool, exact: bool = False) -> Problem:
         """The W4A16 problem of ``m`` rows."""
@@ -148,10 +147,8 @@ def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
             found.setdefault(linear, []).append(index)
     out = [(linear, tuple(layers)) for linear, layers in found.items()]
     if checkpoint.config.tie_word_embeddings:
-        info, reason = infos["model.embed_tokens.weight"], "the embedding's rows must be dense"
-        head = _linear("lm_head", [info])
-        kept = "" if head.form is None else reason
-        out.append((Linear("lm_head", head.n, head.k, head.label, head.form, False, kept), ()))
+        head = _linear("lm_head", [infos["model.embed_tokens.weight"]])
+        out.append((replace(head, table=True), ()))
     else:
         out.append((_linear("lm_head", [infos["lm_head.weight"]]), ()))
     return out
@@ -174,7 +171,7 @@ def _fused(
 ) -> Iterator[Linear]:
     """One product when ``can_fuse`` would stack the weights, else one for each."""
     parts = take(block, names)
-    forms = [canonical_format(p.format) for p in parts]
+    forms = [_form(p) for p in parts]
     same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
     if not same or (forms[0] is None and len({p.format for p in parts}) > 1):
         for name, part in zip(names, parts, strict=True):
@@ -186,9 +183,13 @@ def _fused(
 
 def _linear(module: str, parts: list[TensorInfo], gated: bool = False) -> Linear:
     labels = "/".join(dict.fromkeys(p.format for p in parts))
-    form = canonical_format(parts[0].format)
+    form = _form(parts[0])
     n = sum(p.shape[0] for p in parts)
     return Linear(module, n, parts[0].shape[1], labels, form, gated)
+
+
+def _form(info: TensorInfo) -> WeightFormat | None:
+    return info.form or canonical_format(info.format)
 
 
 def _linear_row(
@@ -200,10 +201,13 @@ def _linear_row(
     fp16: bool,
     exact: bool,
 ) -> Row:
-    carrier, why = linear.carrier
+    carrier, why = linear.carrier(device.arch)
     kernel, config, source, rejected = {
         "w4a16": _w4a16,
-        "w8a16": _w8a16,
+        "w8a16": _fragments,
+        "codebook": _fragments,
+        "w8a8": _w8a8,
+        "fp8": _w8a8,
         "dense": _dense,
     }[carrier](linear, m, device, tables, fp16, exact)
     if source == "table" and tables is not None:
@@ -239,20 +243,22 @@ def _w4a16(
     return choice.kernel, config, source, dict(choice.rejected)
 
 
-def _w8a16(
+def _fragments(
     linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
 ) -> _Picked:
     assert linear.form is not None
+    codebook = linear.form.zero == "table"
+    planes = 4 if codebook else 2
     config = w8a16.choose(
         device.arch,
         m,
-        2,
+        planes,
         _up(linear.n, ROW_ALIGN),
-        -(-linear.k // 64),
+        -(-linear.k // (32 * planes)),
         device.sms,
         exact=exact,
-        # Codes of 8 bits without a zero point are the only ones that are read as signed bytes.
-        offset=linear.form.zero != "none" or linear.form.bits != 8,
+        # Codes of 8 bits without a zero point are the only integers read as signed bytes.
+        offset=not codebook and (linear.form.zero != "none" or linear.form.bits != 8),
         partials=PARTIAL_BYTES // 4,
         counters=COUNTERS,
     )
@@ -263,15 +269,36 @@ def _w8a16(
     if exact:
         why = "exact: one tile, split and order of sums for every number of rows"
     else:
-        why = f"{m} rows: up to {limit} on sm_{device.arch} reading 8 bits wins"
+        why = f"{m} rows: up to {limit} on sm_{device.arch} reading the codes wins"
     values = {key: value for key, value in asdict(config).items() if key != "dense"}
     return "fused", values, "exact" if exact else "formula", {"dequantize": why}
+
+
+def _w8a8(
+    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
+) -> _Picked:
+    assert linear.form is not None and linear.form.act is not None
+    floating = linear.form.zero == "e4m3"
+    if floating and exact:
+        m = 1
+    zero = not linear.form.act.symmetric
+    tile = w8a8.choose(
+        device.arch, m, linear.n, floating=floating, zero=zero, residual=False, interpreted=False
+    )
+    splits = w8a8.choose_split(tile, m, linear.n, _up(linear.k, ALIGN), device.sms)
+    config = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "splits": splits, **tile.launch}
+    why = "activations are quantized: the checkpoint asks for 8-bit products"
+    rejected = {"w8a16": why, "dense": why}
+    if exact:
+        # Sums of integers are exact in any order; those of float8 go row by row.
+        return "w8a8", {**config, "rows": 1} if floating else config, "exact", rejected
+    return "w8a8", config, "formula", rejected
 
 
 def _dense(
     linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
 ) -> _Picked:
-    _, why = linear.carrier
+    _, why = linear.carrier(device.arch)
     rejected = {"w4a16": why, "w8a16": why}
     if exact:
         return "torch", {"rows": 1}, "exact", rejected

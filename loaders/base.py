@@ -17,7 +17,7 @@ from .model_config import ModelConfig
 from .report import LoadReport
 
 if TYPE_CHECKING:
-    from .canonical import Weight
+    from .canonical import Weight, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,15 @@ class TensorInfo:
         shape: torch order, so a linear weight is (N, K).
         format: label such as ``Q4_1``, ``F16``, ``BF16``.
         nbytes: bytes in the file.
+        form: canonical format of a quantized matrix as far as headers tell; None when dense, and
+            for GGUF types, whose label says it.
     """
 
     name: str
     shape: tuple[int, ...]
     format: str
     nbytes: int
+    form: WeightFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

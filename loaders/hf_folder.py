@@ -131,7 +131,7 @@ class HFFolderCheckpoint:
                 info = TensorInfo(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes)
             else:
                 name = f"{module.module}.weight"
-                info = TensorInfo(name, module.shape, module.format, module.nbytes)
+                info = TensorInfo(name, module.shape, module.format, module.nbytes, module.form)
             infos[info.name] = info
         return infos
 

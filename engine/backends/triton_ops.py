@@ -26,7 +26,8 @@ from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
 from ...kernels.sampling import argmax
 from ...kernels.tables import Device, Tables, load_tables
 from ...kernels.w4a16.workspace import Workspace
-from ...loaders.canonical import QuantizedLinear, Weight
+from ...kernels.w8a16 import PackedW8A16, gather_rows
+from ...loaders.canonical import Weight
 from ...loaders.store import cache_root
 from ..kv_cache import LayerKV
 from ..sampling import RowSampling
@@ -34,7 +35,7 @@ from ..step import RowSpan, StepInputs
 from .base import Activation, AttentionShape, Program
 from .plain import rope_of
 from .triton_sampling import DeviceSampler
-from .triton_weights import TritonLinear, fits_w4a16, linear, pack, unsupported
+from .triton_weights import TritonLinear, fits_w4a16, linear, pack, pack_table, unsupported
 
 _LEAST_LENGTH = 256
 
@@ -103,10 +104,8 @@ class TritonOps:
         return pack(weight, bias, self.dtype, self.device, arch=self._arch)
 
     def pack_embedding(self, weight: Weight) -> TritonLinear:
-        """Dense rows [V, D], so that a token's row can be read at once."""
-        if isinstance(weight, QuantizedLinear):
-            weight = weight.dequantize(self.dtype)
-        return pack(weight, None, self.dtype, self.device)
+        """A table [V, D] in codes of 8 bits where a kernel reads their rows, else dense."""
+        return pack_table(weight, self.dtype, self.device)
 
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
@@ -148,6 +147,8 @@ class TritonOps:
 
     def embed(self, ids_T: Tensor, table: TritonLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> residual [T, D]."""
+        if isinstance(table.packed, PackedW8A16):
+            return gather_rows(ids_T, table.packed, self.dtype, scale)
         assert isinstance(table.packed, Tensor)
         residual, _ = embed_norm(ids_T, table.packed, scale=scale)
         return residual

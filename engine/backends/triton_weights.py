@@ -151,6 +151,27 @@ def pack(
     return TritonLinear(shape, _pack_integers(weight, codes, scales, kernels, gated), bias, perm)
 
 
+def table_family(form: WeightFormat) -> tuple[Family, str]:
+    """The family that carries an embedding table of a format, and why."""
+    group = form.group_size
+    if form.zero in ("table", "e4m3") or (group != -1 and group % _HALF_GROUP) or form.act:
+        return "dense", "rows of such codes have no kernel that reads them"
+    return "w8a16", "codes of 8 bits, of which rows can be read"
+
+
+def pack_table(weight: Weight, dtype: torch.dtype, device: torch.device) -> TritonLinear:
+    """An embedding table [V, D], which may be the LM head too: 8-bit codes, or dense."""
+    shape = int(weight.shape[0]), int(weight.shape[1])
+    if isinstance(weight, QuantizedLinear) and weight.perm is None:
+        kernels, _ = table_family(weight.format)
+        if kernels == "w8a16":
+            codes, scales = weight.unpack().to(device), weight.scales.to(device)
+            packed = _pack_integers(weight, codes, scales, "w8a16", gated=False)
+            return TritonLinear(shape, packed, None, None)
+    dense = weight if isinstance(weight, Tensor) else weight.dequantize(dtype)
+    return TritonLinear(shape, dense.to(device, dtype), None, None)
+
+
 def _ragged(weight: QuantizedLinear) -> bool:
     """Whether rows end inside a step of 32 columns and have several scales."""
     k, group = weight.in_features, weight.format.group_size

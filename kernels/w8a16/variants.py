@@ -7,6 +7,7 @@ from typing import Any
 
 from ..codegen.variant import Variant
 from .config import launch_options, most_tokens, tile
+from .gather import BLOCK, gather_kernel
 from .kernel import dequantize_kernel, product_kernel
 
 _WEIGHT = ("words_ptr", "scale_ptr", "offset_ptr", "lut_ptr")
@@ -28,6 +29,7 @@ def variants(arch: int) -> Iterator[Variant]:
             yield product(arch, "w8a16", 2, bm, 16, dtype, scale="fp32")
         yield product(arch, "w8a16", 2, 16, 16, dtype, scale="fp32", offset=True)
         yield dequantize(arch, "w8a16", 2, 32, dtype)
+        yield _gather(arch, dtype)
 
 
 def product(
@@ -93,6 +95,24 @@ def dequantize(
         divisible=(*_WEIGHT, "out_ptr"),
         num_warps=4,
         num_stages=1,
+    )
+
+
+def _gather(arch: int, dtype: str) -> Variant:
+    """Rows of an embedding in Q6_K."""
+    types = _weight_types(arch, dtype, "fp32")
+    del types["lut_ptr"]
+    integers = ("vocabulary", "K", "atoms", "tiles_k")
+    return Variant(
+        kernel="w8a16.gather",
+        config=f"g16 fp32 w4 {dtype}",
+        fn=gather_kernel,
+        signature={"ids_ptr": "*i64", **types, "out_ptr": f"*{dtype}", "factor": "fp32"}
+        | dict.fromkeys(integers, "i32"),
+        constants={"BLOCK": BLOCK, "GROUP": 16, "OFFSET": False},
+        divisible=("ids_ptr", *types, "out_ptr"),
+        num_warps=4,
+        num_stages=3,
     )
 
 

@@ -17,7 +17,7 @@ from ..safetensors_index import StoredTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..canonical import Weight
+    from ..canonical import Weight, WeightFormat
 
 Read = Callable[[StoredTensor], "Tensor"]
 """A stored tensor in its dtype and shape; may be a view of the mapped file, so never keep it."""
@@ -33,6 +33,7 @@ class QuantizedModule:
         format: label for people, such as ``GPTQ 4-bit g128 sym``.
         parts: suffix (``qweight``, ``weight.absmax`` ...) -> stored tensor. All tensors that the
             method consumes or knowingly ignores; a bias is not among them.
+        form: canonical format, as far as headers tell.
         checks: what was checked or decided from data for this module, for the report.
     """
 
@@ -40,6 +41,7 @@ class QuantizedModule:
     shape: tuple[int, int]
     format: str
     parts: Mapping[str, StoredTensor]
+    form: WeightFormat | None = None
     checks: tuple[str, ...] = ()
 
     @property

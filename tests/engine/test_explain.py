@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from halfbyte.engine.backends.triton_weights import TritonLinear, pack
-from halfbyte.engine.explain import Linear, explain, groups
+from halfbyte.engine.backends.triton_weights import TritonLinear, pack, pack_table
+from halfbyte.engine.explain import Linear, _linear_row, explain, groups
+from halfbyte.kernels.codebook import PackedCodebook
 from halfbyte.kernels.tables import Device, Entry, Table, Tables, find_device, parse_key
 from halfbyte.kernels.w4a16.config import BUCKETS, choose, table_key
 from halfbyte.kernels.w4a16.layout import PackedW4
 from halfbyte.kernels.w8a16.op import PackedW8A16
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import TensorInfo
-from halfbyte.loaders.canonical import QuantizedLinear, WeightFormat, pack_codes
+from halfbyte.loaders.canonical import ActivationFormat, QuantizedLinear, WeightFormat, pack_codes
 from halfbyte.loaders.gguf_blocks import canonical_format
 from halfbyte.loaders.gguf_types import QUANTIZED_TYPES, SUPPORTED_TYPES
 from halfbyte.loaders.model_config import ModelConfig
@@ -63,19 +64,15 @@ def test_the_tiny_model(tiny_gguf):
     checkpoint = open_checkpoint(tiny_gguf)
     rows = explain(checkpoint, H100)
     names = dict.fromkeys((r.module, r.family) for r in rows)
-    assert (
-        list(names)
-        == [
-            ("q_proj + k_proj + v_proj", "w4a16"),
-            ("o_proj", "w4a16"),
-            ("gate_proj + up_proj", "w4a16"),
-            ("down_proj", "w4a16"),
-            ("lm_head", "dense"),
-            ("attention, decode", "attention"),
-            ("attention, prefill", "attention"),
-        ]
-        or names[("lm_head", "dense")] is None
-    )
+    assert list(names) == [
+        ("q_proj + k_proj + v_proj", "w4a16"),
+        ("o_proj", "w4a16"),
+        ("gate_proj + up_proj", "w4a16"),
+        ("down_proj", "w4a16"),
+        ("lm_head", "w8a16"),
+        ("attention, decode", "attention"),
+        ("attention, prefill", "attention"),
+    ]
     assert {r.layers for r in rows} == {(), (0, 1)}
     assert all(r.rejected and r.kernel not in r.rejected for r in rows)
     assert [r.m for r in rows if r.module == "o_proj"] == list(BUCKETS)
@@ -83,7 +80,7 @@ def test_the_tiny_model(tiny_gguf):
 
 def test_mixed_formats_group_their_layers():
     formats = {"layers.1.self_attn.v": "Q6_K", "lm_head": "Q6_K", "down": "Q8_0", "": "Q4_K"}
-    found = {(x.module, layers): x.carrier[0] for x, layers in groups(headers(formats))}
+    found = {(x.module, layers): x.carrier()[0] for x, layers in groups(headers(formats))}
     assert found == {
         ("q_proj + k_proj + v_proj", (0, 2)): "w4a16",
         ("o_proj", (0, 1, 2)): "w4a16",
@@ -91,14 +88,31 @@ def test_mixed_formats_group_their_layers():
         ("down_proj", (0, 1, 2)): "w8a16",
         ("q_proj", (1,)): "w4a16",
         ("k_proj", (1,)): "w4a16",
-        ("v_proj", (1,)): "dense",
-        ("lm_head", ()): "dense",
+        ("v_proj", (1,)): "w8a16",
+        ("lm_head", ()): "w8a16",
     }
 
 
-def test_a_tied_head_is_dense():
-    (head,) = [x for x, layers in groups(headers({"": "Q8_0"}, tied=True)) if not layers]
-    assert head.carrier == ("dense", "the embedding's rows must be dense")
+@pytest.mark.parametrize("label", ["Q4_0", "Q8_0", "Q6_K"])
+def test_a_tied_head_is_packed_as_the_table_is(label):
+    (head,) = [x for x, layers in groups(headers({"": label}, tied=True)) if not layers]
+    form = canonical_format(label)
+    assert form is not None
+    table = pack_table(_quantized(form, 128, 256), torch.float16, torch.device("cpu"))
+    assert isinstance(table.packed, PackedW8A16)
+    assert head.carrier()[0] == "w8a16"
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_w8a8_names_its_tile(floating):
+    act = ActivationFormat("e4m3" if floating else "int8")
+    form = WeightFormat(8, -1, "e4m3" if floating else "none", act=act)
+    linear = Linear("w", 4096, 4096, "W8A8", form)
+    assert linear.carrier()[0] == ("fp8" if floating else "w8a8")
+    assert linear.carrier(80)[0] == ("dense" if floating else "w8a8")
+    row = _linear_row(linear, (0,), 16, H100, None, False, True)
+    assert row.source == "exact" and row.config["bn"] > 0 and row.config["splits"] > 0
+    assert ("rows" in row.config) == floating
 
 
 @pytest.mark.parametrize("label", SUPPORTED_TYPES)
@@ -107,12 +121,17 @@ def test_formats_are_carried_as_the_packer_does(label):
     assert (form is not None) == (label in QUANTIZED_TYPES)
     linear = Linear("w", 192, 256, label, form)
     if form is None:
-        assert linear.carrier[0] == "dense"
+        assert linear.carrier()[0] == "dense"
         return
     weight = _quantized(form, 192, 256)
     packed = pack(weight, None, torch.float16, torch.device("cpu")).packed
-    kinds = {"w4a16": PackedW4, "w8a16": PackedW8A16, "dense": torch.Tensor}
-    assert type(packed) is kinds[linear.carrier[0]]
+    kinds = {
+        "w4a16": PackedW4,
+        "w8a16": PackedW8A16,
+        "codebook": PackedCodebook,
+        "dense": torch.Tensor,
+    }
+    assert type(packed) is kinds[linear.carrier()[0]]
     if isinstance(packed, PackedW4):
         problem = linear.problem(8, H100, True)
         assert (problem.rows, problem.k) == (packed.units.shape[0] * 64, packed.features)

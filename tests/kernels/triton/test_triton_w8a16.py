@@ -9,7 +9,14 @@ import torch
 
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels.w4a16.workspace import Workspace
-from halfbyte.kernels.w8a16 import config, dequantize, pack_w8a16, product, w8a16_linear
+from halfbyte.kernels.w8a16 import (
+    config,
+    dequantize,
+    gather_rows,
+    pack_w8a16,
+    product,
+    w8a16_linear,
+)
 from halfbyte.kernels.w8a16 import reference as ref
 from halfbyte.kernels.w8a16.fragments import pack_words, unpack_scales, unpack_words
 from halfbyte.kernels.w8a16.layout import unpack_w8a16
@@ -118,6 +125,21 @@ def test_dequantize(rng, dtype, group):
     assert dense.shape == (70, 130)
     error = (dense.double() - w).abs()
     assert (error <= torch.finfo(dtype).eps * 1.01 * w.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("k", "group", "zero"), [(100, 32, "int"), (256, 16, "none"), (64, -1, "none")]
+)
+def test_gather_is_rows_of_the_dense_table(rng, dtype, k, group, zero):
+    packed, w = random_weight(rng, 70, k, group, zero)
+    ids = torch.tensor([0, 69, 13, 13, 70, -1])
+    for factor in (1.0, 3.5):
+        rows = gather_rows(ids, packed, dtype, factor)
+        want = w[ids.clamp(0, 69)] * ((ids >= 0) & (ids < 70))[:, None] * factor
+        # Two roundings; the interpreter truncates to bfloat16 unless told how to round.
+        error = (rows.double() - want).abs()
+        assert (error <= 1.01 * torch.finfo(dtype).eps * want.abs() + 1e-6).all()
 
 
 def test_bias_residual_and_splits(rng, space, monkeypatch):
