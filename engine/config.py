@@ -40,6 +40,8 @@ class EngineConfig:
         native: use the C kernels that the system compiler builds at first use (CPU only);
             False keeps to torch's own kernels.
         overlap: plan step N + 1 before the results of step N are committed.
+        warmup: on a GPU, compile every kernel and record the usual decode steps before the engine
+            is ready, and warn of any compilation after that.
         seed: base of the seeds drawn for requests that give none; None = from the system.
 
     Raises:
@@ -60,6 +62,7 @@ class EngineConfig:
     threads: int = 0
     native: bool = True
     overlap: bool = False
+    warmup: bool = True
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class EngineConfig:
         _whole("threads", self.threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, (1 << 63) - 1)
-        for name in ("prefix_cache", "exact", "native", "overlap"):
+        for name in ("prefix_cache", "exact", "native", "overlap", "warmup"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.max_batch > self.max_batch_tokens:

@@ -37,6 +37,7 @@ from .scheduler import Scheduler, SchedulerConfig
 from .scoring import prompt_logits, score_prompt
 from .stats import EngineStats, Stopwatch
 from .tokenizer import Tokenizer
+from .warmup import make_ready
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class Engine:
         self._rotary = Rotaries(self.model_config)
         self._build(network)
         clock("kv cache")
+        self._monitor = make_ready(self._runner, self.config, self.max_context)
+        clock("warm-up")
 
     def _build(self, network: Any) -> None:
         """KV cache, scheduler and runner around a loaded network."""
@@ -329,6 +332,8 @@ class Engine:
     def close(self) -> None:
         """Cancel live requests and refuse new ones; memory goes with the object."""
         self._closed = True
+        if self._monitor is not None:
+            self._monitor.disarm()
         self._discard(self._output.live())
         self._outbox.take_rest()
 

@@ -20,6 +20,7 @@ from .plan import StepPlan
 from .rows import Rows
 from .sampler import Sampler
 from .sampling import RowSampling
+from .step import StepInputs
 
 
 @dataclass(slots=True)
@@ -74,10 +75,14 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> Forward:
         """Compute a plan's tokens and fill their KV."""
         self.rows.apply(plan)
-        step = self.rows.gather(plan)
-        if self.graphs is not None and plan.pure_decode and self.graphs.covers(len(plan.work)):
-            return Forward(plan, self.graphs.run(step))
-        return Forward(plan, compute(self.model, step, self.kv))
+        return Forward(plan, self.compute(self.rows.gather(plan)))
+
+    def compute(self, step: StepInputs) -> Tensor:
+        """Logits [S, V] of a step; those of a recorded one are overwritten by the next."""
+        decode = step.sample_index is None
+        if self.graphs is not None and decode and self.graphs.covers(len(step.spans)):
+            return self.graphs.run(step)
+        return compute(self.model, step, self.kv)
 
     def sample(self, forward: Forward) -> dict[str, int]:
         """Request id -> sampled token, also written to the rows for the next step."""

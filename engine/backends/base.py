@@ -96,6 +96,7 @@ class Ops(Protocol[P]):
         device: where weights, activations and the KV cache lie.
         records: whether steps can be recorded.
         eager: whether ops compute at once when nothing is being recorded.
+        compiles: kernels are compiled at their first launch, so an engine warms up.
         alone: compute one token at a time, which makes results independent of the batch on a
             backend whose kernels are not.
     """
@@ -106,6 +107,7 @@ class Ops(Protocol[P]):
     device: torch.device
     records: bool
     eager: bool
+    compiles: bool
     alone: bool
 
     def supports(self, weight: Weight) -> str | None:

@@ -70,6 +70,7 @@ class CompiledOps:
     name = "cpu_native"
     records = True
     eager = False
+    compiles = False
     device = torch.device("cpu")
     alone = False
 

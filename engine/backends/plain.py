@@ -30,6 +30,7 @@ class PlainOps(ABC, Generic[P]):
     name = "plain"
     records = False
     eager = True
+    compiles = False
     device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype, exact: bool) -> None:

@@ -88,7 +88,7 @@ class TritonOps:
         self.dtype = dtype
         self.kv_dtype = dtype
         self.exact = exact
-        self.records = device.type == "cuda"
+        self.records = self.compiles = device.type == "cuda"
         self._arch = runtime.arch(device.index or 0)
         self._workspace = Workspace(device)
         self._tables = _tables(device)
