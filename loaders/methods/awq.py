@@ -244,9 +244,9 @@ class AWQ:
         name = "qzeros" if "qzeros" in parts else "scaled_zeros"
         if packing == "gemm":
             codes = words.interleaved_to_stream(qweight, _PLACES)
-            scales = stored.t().contiguous()
+            scales = words.turned(stored)
             if name in parts:
-                zeros = words.interleaved_fields(read(parts[name]), _PLACES).t().contiguous()
+                zeros = words.turned(words.interleaved_fields(read(parts[name]), _PLACES))
         elif packing == "gemv":
             codes = qweight.contiguous().view(torch.uint8).clone()
             scales = stored[:, :groups].clone()
@@ -254,10 +254,10 @@ class AWQ:
                 zeros = words.fields(read(parts[name]), 4, groups).clone()
         else:
             codes = words.fast_to_stream(qweight)
-            scales = stored[:groups].t().contiguous()
+            scales = words.turned(stored[:groups])
             if name in parts:
                 offsets = checks.check_finite(self._where, parts[name].name, read(parts[name]))
-                zeros = offsets[:groups].t().contiguous()
+                zeros = words.turned(offsets[:groups])
         if zeros is None or (packing != "gemv_fast" and bool((zeros == 8).all())):
             kind, zeros = "none", None
         else:

@@ -82,7 +82,9 @@ class GPTQ:
             bits, groups, group = self._check(module, parts, (n, k), said, notes)
             order, g_idx = None, None
             if "g_idx" in parts:
-                order, g_idx = self._order(parts["g_idx"], k, groups, group, read)
+                group, order, g_idx = self._order(parts["g_idx"], k, groups, group, read)
+            if said.group not in (None, -1, group) and group != -1:
+                notes.groups.append(f"{module} ({said.group} by config, {group} by tensors)")
             version, seen = self._version(parts["qzeros"], bits, n, said, read, notes)
             self._plans[module] = _Plan(
                 bits, group, version, seen not in (None, self._config.version), order, g_idx
@@ -153,19 +155,17 @@ class GPTQ:
                 expected = (-(-k // group), n)
                 checks.check_shape(where, scales, expected, f"groups of {group} over K={k}")
             group = k // groups
-            if said.group is not None:
-                notes.groups.append(f"{module} ({said.group} by config, {group} by tensors)")
         checks.check_shape(where, scales, (groups, n), f"{n} output features")
         checks.check_shape(where, qzeros, (groups, columns), f"{groups} groups as in scales")
         return bits, groups, -1 if groups == 1 else group
 
     def _order(
         self, tensor: StoredTensor, k: int, groups: int, group: int, read: Read
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """(order [K] by which to sort columns, g_idx [K] where sorting is not enough)."""
+    ) -> tuple[int, Tensor | None, Tensor | None]:
+        """Group size, order [K] that sorts columns, g_idx [K] where sorting is not enough."""
         checks.check_dtype(self._where, tensor, ("I32", "I64"))
         checks.check_shape(self._where, tensor, (k,), f"{k} input features")
-        g_idx = read(tensor).to(torch.int64)
+        g_idx = read(tensor).to(torch.int64, copy=True)
         low, high = int(g_idx.min()), int(g_idx.max())
         if low < 0 or high >= groups:
             raise CheckpointError(
@@ -173,13 +173,14 @@ class GPTQ:
                 f"group numbers from 0 to {groups - 1}",
                 hint="the file is damaged or crafted: such an index reads outside of the scales",
             )
-        plain = torch.arange(k) // (k if group == -1 else group)
-        if torch.equal(g_idx, plain):
-            return None, None
         order = torch.argsort(g_idx, stable=True)
-        if torch.equal(g_idx[order], plain):
-            return order, None
-        return None, g_idx
+        ranked = g_idx[order]
+        # The config's size, or, where that is wrong, the one that group 0 has.
+        for size in (k if group == -1 else group, int((g_idx == 0).sum())):
+            if size and torch.equal(ranked, torch.arange(k) // size):
+                in_place = torch.equal(g_idx, ranked)
+                return -1 if groups == 1 else size, None if in_place else order, None
+        return group, None, g_idx
 
     def _version(
         self, qzeros: StoredTensor, bits: int, n: int, said: Said, read: Read, notes: _Notes
@@ -214,7 +215,7 @@ class GPTQ:
         n, k = module.shape
         bits = plan.bits
         stored_GN = read(parts["scales"])
-        scales = checks.check_finite(self._where, parts["scales"].name, stored_GN).t().contiguous()
+        scales = words.turned(checks.check_finite(self._where, parts["scales"].name, stored_GN))
         zeros_GN = self._zeros(parts["qzeros"], plan, n, read)
         codes = words.stream_from_columns(read(parts["qweight"]), bits, k)
         if plan.g_idx is not None:
@@ -229,7 +230,7 @@ class GPTQ:
             WeightFormat(bits, plan.group, "none" if middle else "int", permuted=perm is not None),
             codes,
             scales,
-            None if middle else zeros_GN.t().contiguous(),
+            None if middle else words.turned(zeros_GN),
             k,
             perm,
         )

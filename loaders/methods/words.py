@@ -20,7 +20,7 @@ def stream_from_columns(words_RN: Tensor, bits: int, k: int) -> Tensor:
     width = -(-k * bits // 8)
     codes = torch.empty(words_RN.shape[1], width, dtype=torch.uint8)
     for start in range(0, codes.shape[0], ROWS):
-        block = words_RN[:, start : start + ROWS].t().contiguous()
+        block = turned(words_RN[:, start : start + ROWS])
         codes[start : start + ROWS] = block.view(torch.uint8)[:, :width]
     return clear_tail(codes, bits, k)
 
@@ -65,6 +65,11 @@ def fields_plus_one(words_GW: Tensor, bits: int, n: int) -> Tensor:
 def _as_int32(values: Tensor) -> Tensor:
     """int64 from 0 to 2**32 - 1, [any shape], with the same low 32 bits as int32."""
     return torch.where(values >= 1 << 31, values - (1 << 32), values).to(torch.int32)
+
+
+def turned(stored_GN: Tensor) -> Tensor:
+    """[G, N] as [N, G] in memory of its own, which ``t().contiguous()`` is not where G is 1."""
+    return stored_GN.t().clone(memory_format=torch.contiguous_format)
 
 
 def interleaved_to_stream(words_KC: Tensor, places: tuple[int, ...]) -> Tensor:
