@@ -14,7 +14,12 @@ from torch import Tensor
 from halfbyte import Engine, SamplingParams
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
-MODELS = {"fp16-llama-spm": "", "gguf-q4_0-spm-llama": "model.gguf"}
+MODELS = {
+    "fp16-llama-spm": "",
+    "gguf-q4_0-spm-llama": "model.gguf",
+    "gptq-v1-4b-g128-sym-llama": "",
+    "awq-gemm-g64-llama": "",
+}
 BACKENDS: dict[str, dict[str, Any]] = {
     "reference-float32": {"backend": "reference", "dtype": "float32"},
     "cpu_native-float32": {"dtype": "float32"},
