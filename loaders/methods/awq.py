@@ -144,7 +144,7 @@ class AWQ:
         shapes: Mapping[str, tuple[int, ...]],
         read: Read,
     ) -> list[QuantizedModule]:
-        """See :class:`~.base.Method`; weights are [N, K]."""
+        """See :class:`~.base.Method`; weights are [N, K], of 4 bits or refused."""
         required, optional = ("qweight", "scales"), ("qzeros", "scaled_zeros")
         found = checks.gather(self._where, stored, shapes, required, optional)
         biases = checks.zero_biases(stored, shapes, found, read)

@@ -74,7 +74,7 @@ class Case:
         missing = self.padded - self.groups
         scales_GN, z_GN = self.scales.T, self.zeros
         if packing == "gemm":
-            parts = {"qweight": gemm_words(self.q.T), "scales": scales_GN.copy()}
+            parts: dict[str, Any] = {"qweight": gemm_words(self.q.T), "scales": scales_GN.copy()}
             parts["qzeros"] = gemm_words(z_GN)
         elif packing == "gemv":
             parts = {"qweight": int32([stream_words(row, 4) for row in self.q])}
