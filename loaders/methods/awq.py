@@ -243,7 +243,7 @@ class AWQ:
         zeros: Tensor | None = None
         name = "qzeros" if "qzeros" in parts else "scaled_zeros"
         if packing == "gemm":
-            codes = words.interleaved_to_stream(qweight, _PLACES)
+            codes = words.interleaved_to_stream(qweight)
             scales = words.turned(stored)
             if name in parts:
                 zeros = words.turned(words.interleaved_fields(read(parts[name]), _PLACES))

@@ -18,10 +18,7 @@ ROWS = 512
 def stream_from_columns(words_RN: Tensor, bits: int, k: int) -> Tensor:
     """Words packed along K, int32 [R, N], to the canonical stream uint8 [N, K * bits / 8]."""
     width = -(-k * bits // 8)
-    codes = torch.empty(words_RN.shape[1], width, dtype=torch.uint8)
-    for start in range(0, codes.shape[0], ROWS):
-        block = turned(words_RN[:, start : start + ROWS])
-        codes[start : start + ROWS] = block.view(torch.uint8)[:, :width]
+    codes = turned(words_RN).view(torch.uint8)[:, :width].contiguous()
     return clear_tail(codes, bits, k)
 
 
@@ -69,23 +66,32 @@ def _as_int32(values: Tensor) -> Tensor:
 
 def turned(stored_GN: Tensor) -> Tensor:
     """[G, N] as [N, G] in memory of its own, which ``t().contiguous()`` is not where G is 1."""
-    return stored_GN.t().clone(memory_format=torch.contiguous_format)
+    # Not a clone of ``t()``: only into a fresh matrix does torch copy block by block.
+    return torch.empty(stored_GN.shape[::-1], dtype=stored_GN.dtype).copy_(stored_GN.t())
 
 
-def interleaved_to_stream(words_KC: Tensor, places: tuple[int, ...]) -> Tensor:
-    """Nibbles packed along N, int32 [K, N / 8], to the canonical 4-bit stream uint8 [N, K / 2].
+def interleaved_to_stream(words_KC: Tensor) -> Tensor:
+    """AWQ's gemm packing, int32 [K, N / 8], to the canonical 4-bit stream uint8 [N, K / 2].
 
-    ``places[j]`` is the nibble that holds column j of a word's eight.
+    Nibble i of a word holds column [0, 2, 4, 6, 1, 3, 5, 7][i] of its eight. Two rows of words
+    become bytes four at a time, which spares unpacking.
     """
     k, columns = words_KC.shape
-    codes = torch.empty(columns * 8, -(-k // 2), dtype=torch.uint8)
-    step = ROWS // 8
-    for start in range(0, columns, step):
-        words_CK = words_KC[:, start : start + step].t()
-        nibbles = [((words_CK >> (4 * place)) & 15).to(torch.uint8) for place in places]
-        block = torch.stack(nibbles, dim=1).view(-1, k)
-        codes[start * 8 : start * 8 + block.shape[0]] = pack_codes(block, 4)
-    return codes
+    if k % 2:
+        words_KC = torch.cat((words_KC, words_KC.new_zeros(1, columns)))
+    codes = torch.empty(columns, 8, -(-k // 2), dtype=torch.uint8)
+    low = 0x0F0F0F0F
+    for start in range(0, columns, ROWS):
+        block = words_KC[:, start : start + ROWS].t()
+        even, odd = turned(block[:, 0::2].t()), turned(block[:, 1::2].t())
+        for column, mixed in (
+            (0, even & low | (odd & low) << 4),
+            (2, (even >> 4) & low | odd & ~low),
+        ):
+            bytes_CM4 = mixed.view(torch.uint8).view(*even.shape, 4)
+            for byte, step in enumerate((0, 4, 1, 5)):
+                codes[start : start + ROWS, column + step] = bytes_CM4[:, :, byte]
+    return codes.flatten(0, 1)
 
 
 def interleaved_fields(words_GC: Tensor, places: tuple[int, ...]) -> Tensor:
