@@ -14,7 +14,11 @@ from .base import Method, QuantizedModule, Read
 __all__ = ["Method", "QuantizedModule", "Read", "open_method"]
 
 # quant_method -> module beside this file that offers ``open_method(where, config, report)``.
-_METHODS: dict[str, str] = {}
+_METHODS: dict[str, str] = {
+    "auto-round": "auto_round",
+    "awq": "awq",
+    "gptq": "gptq",
+}
 
 
 def open_method(

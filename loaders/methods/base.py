@@ -32,7 +32,8 @@ class QuantizedModule:
         shape: (N, K) of the weight.
         format: label for people, such as ``GPTQ 4-bit g128 sym``.
         parts: suffix (``qweight``, ``weight.absmax`` ...) -> stored tensor. All tensors that the
-            method consumes or knowingly ignores; a bias is not among them.
+            method consumes or knowingly ignores. A bias is not among them, unless it is zero
+            and the model has none.
         form: canonical format, as far as headers tell.
         checks: what was checked or decided from data for this module, for the report.
     """

@@ -14,7 +14,12 @@ from torch import Tensor
 from halfbyte import Engine, SamplingParams
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
-MODELS = {"fp16-llama-spm": "", "gguf-q4_0-spm-llama": "model.gguf"}
+MODELS = {
+    "fp16-llama-spm": "",
+    "gguf-q4_0-spm-llama": "model.gguf",
+    "gptq-v1-4b-g128-sym-llama": "",
+    "awq-gemm-g64-llama": "",
+}
 BACKENDS: dict[str, dict[str, Any]] = {
     "reference-float32": {"backend": "reference", "dtype": "float32"},
     "cpu_native-float32": {"dtype": "float32"},
@@ -58,8 +63,10 @@ def test_answers_of_the_tools_that_made_them(name: str, backend: str) -> None:
     compared = 0
     for case, done in zip(cases, engine.generate(prompts, greedy), strict=True):
         clear = (case["greedy_margin"] > margin).tolist()
-        same = clear.index(False) if False in clear else len(clear)
         want = case["greedy"].tolist()
+        # The engine never draws ids that the tokenizer lacks; the tools' argmax does.
+        stops = [i for i, t in enumerate(want) if not clear[i] or t >= engine.tokenizer.vocab_size]
+        same = stops[0] if stops else len(want)
         assert done.token_ids[:same] == want[:same]
         # Beyond the first close call the texts may part, so go on along the told one.
         told = case["input_ids"].tolist() + want[:-1]
