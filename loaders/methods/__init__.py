@@ -14,7 +14,9 @@ from .base import Method, QuantizedModule, Read
 __all__ = ["Method", "QuantizedModule", "Read", "open_method"]
 
 # quant_method -> module beside this file that offers ``open_method(where, config, report)``.
-_METHODS: dict[str, str] = {}
+_METHODS: dict[str, str] = {
+    "bitsandbytes": "bitsandbytes",
+}
 
 
 def open_method(
