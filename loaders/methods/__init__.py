@@ -16,6 +16,8 @@ __all__ = ["Method", "QuantizedModule", "Read", "open_method"]
 # quant_method -> module beside this file that offers ``open_method(where, config, report)``.
 _METHODS: dict[str, str] = {
     "bitsandbytes": "bitsandbytes",
+    "hqq": "hqq",
+    "torchao": "torchao",
 }
 
 
