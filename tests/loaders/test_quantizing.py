@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_decoder_matrices_become_codes_and_nothing_else(scheme):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_model_quantized_on_load_stays_close(scheme):
     ids = [1, 5, 7, 100, 300, 42, 17, 9]
-    options = {"backend": "reference", "dtype": "float32"}
+    options: dict[str, Any] = {"backend": "reference", "dtype": "float32"}
     want = Engine(DENSE, **options).logits(ids)
     engine = Engine(DENSE, quantize=scheme, **options)
     got = engine.logits(ids)

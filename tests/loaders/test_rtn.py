@@ -75,6 +75,22 @@ def test_table_codes_are_the_nearest(kind, seed, n, k, group, dtype, spread):
     assert bool((error <= best + scales * 2**-22).all())
 
 
+@pytest.mark.parametrize("kind", ["NF4", "FP4"])
+def test_borders_between_values_fall_as_bucketize_has_them(kind):
+    values = torch.tensor(getattr(rtn, kind)).sort().values
+    borders = (values[1:] + values[:-1]) / 2
+    near = [borders]
+    for towards in (-2.0, 2.0):
+        step = borders
+        for _ in range(40):
+            step = torch.nextafter(step, torch.tensor(towards))
+            near.append(step)
+    bins = torch.arange(-512, 513) / 512
+    x = torch.cat((*near, bins, torch.nextafter(bins, torch.tensor(0.0)), torch.tensor([1.0])))
+    q = rtn.rtn_table("w", x[None], -1, getattr(rtn, kind))
+    assert torch.equal(q.dequantize()[0], values[torch.bucketize(x, borders)])
+
+
 @pytest.mark.parametrize("k", [1, 127, 128, 129, 256])
 def test_rows_of_zeros_and_constant_rows_are_exact(k):
     weight = torch.zeros(4, k)

@@ -246,8 +246,12 @@ def test_modules_without_a_state_stay_dense():
     assert [module.module for module in model.modules] == [BASE]
 
 
-PLAIN = {f"{BASE}.weight": (6, 160), "model.layers.0.mlp.down_proj.weight": (160, 6)}
-PLAIN |= {"lm_head.weight": (9, 160), "model.layers.0.input_layernorm.weight": (160,)}
+PLAIN: dict[str, tuple[int, ...]] = {
+    f"{BASE}.weight": (6, 160),
+    "model.layers.0.mlp.down_proj.weight": (160, 6),
+    "lm_head.weight": (9, 160),
+    "model.layers.0.input_layernorm.weight": (160,),
+}
 
 
 def plain(config: dict[str, Any], seed: int = 3) -> Opened:
