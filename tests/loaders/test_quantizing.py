@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,6 +69,21 @@ def test_a_model_quantized_on_load_stays_close(scheme):
     greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     first, second = (engine.generate(["once upon a time"], greedy)[0] for _ in range(2))
     assert len(first.token_ids) == 8 and first.token_ids == second.token_ids
+
+
+def test_a_bitsandbytes_config_over_plain_weights_is_the_same_as_the_option(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(DENSE, folder, ignore=shutil.ignore_patterns("expected*"))
+    config = json.loads((folder / "config.json").read_text())
+    wish = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": wish}))
+    options: dict[str, Any] = {"backend": "reference", "dtype": "float32"}
+    engine = Engine(folder, **options)
+    want = Engine(DENSE, quantize="nf4", **options).logits([1, 5, 7, 100])
+    assert torch.equal(engine.logits([1, 5, 7, 100]), want)
+    assert any("14 linear layers are rounded to NF4 at load" in d for d in engine.report.decisions)
+    with pytest.raises(ConfigError, match="already: bitsandbytes NF4 at load"):
+        Engine(folder, quantize="w8a8")
 
 
 @pytest.mark.parametrize(
