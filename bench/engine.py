@@ -385,11 +385,14 @@ def model_facts(engine: Engine, path: Path) -> ModelFacts:
         for side in info.shape:
             count *= side
         params += count
+    label = max(sizes, key=lambda label: sizes[label], default="?")
+    if engine.config.quantize is not None:
+        label += f" as {engine.config.quantize}"
     return ModelFacts(
         name=engine.name,
         file=path.name,
         architecture=engine.model_config.architecture,
-        format=max(sizes, key=lambda label: sizes[label], default="?"),
+        format=label,
         size=sum(sizes.values()),
         params=params,
     )

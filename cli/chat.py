@@ -46,6 +46,7 @@ def chat(
     threads: opt.Threads = 0,
     exact: opt.Exact = False,
     no_native: opt.NoNative = False,
+    quantize: opt.Quantize = None,
 ) -> None:
     """Talk to a model. /help lists the commands; ctrl-C stops an answer.
 
@@ -68,7 +69,7 @@ def chat(
         stop=tuple(stop or ()),
     )
     engine_options = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native
+        device, dtype, backend, max_context, threads, exact, no_native, quantize
     )
     with open_engine(model, engine_options) as engine:
         from halfbyte.errors import TemplateError

@@ -60,6 +60,7 @@ def generate(
     threads: opt.Threads = 0,
     exact: opt.Exact = False,
     no_native: opt.NoNative = False,
+    quantize: opt.Quantize = None,
 ) -> None:
     """Continue a text, or answer it with --chat.
 
@@ -85,7 +86,7 @@ def generate(
         ignore_eos=ignore_eos,
     )
     engine_options = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native
+        device, dtype, backend, max_context, threads, exact, no_native, quantize
     )
     prompts = _prompts(_read_prompt(prompt, file), lines)
     _check_prompts(prompts)

@@ -35,6 +35,15 @@ class BackendChoice(str, Enum):
     reference = "reference"
 
 
+class QuantizeChoice(str, Enum):
+    """Values of ``--quantize``."""
+
+    w4a16 = "w4a16"
+    w8a16 = "w8a16"
+    w8a8 = "w8a8"
+    nf4 = "nf4"
+
+
 _ENGINE = "Engine"
 _SAMPLING = "Sampling"
 
@@ -81,6 +90,14 @@ Exact = Annotated[
 NoNative = Annotated[
     bool,
     typer.Option("--no-native", help="Do not build or use the C kernels.", rich_help_panel=_ENGINE),
+]
+Quantize = Annotated[
+    QuantizeChoice | None,
+    typer.Option(
+        "--quantize",
+        help="Round the linear layers of an unquantized model while it loads.",
+        rich_help_panel=_ENGINE,
+    ),
 ]
 
 Temperature = Annotated[
@@ -170,6 +187,7 @@ def engine_options(
     threads: int,
     exact: bool,
     no_native: bool,
+    quantize: QuantizeChoice | None = None,
 ) -> dict[str, Any]:
     """Options by the names of ``EngineConfig``'s fields, checked before anything is loaded.
 
@@ -185,6 +203,7 @@ def engine_options(
         "threads": threads,
         "exact": exact,
         "native": not no_native,
+        "quantize": None if quantize is None else quantize.value,
     }
     EngineConfig(**options)
     return options

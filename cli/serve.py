@@ -54,10 +54,11 @@ def serve(
     threads: opt.Threads = 0,
     exact: opt.Exact = False,
     no_native: opt.NoNative = False,
+    quantize: opt.Quantize = None,
 ) -> None:
     """Serve a model over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1."""
     options: dict[str, Any] = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native
+        device, dtype, backend, max_context, threads, exact, no_native, quantize
     )
     options["max_batch"] = max_batch
     fetch_default(model)

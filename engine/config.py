@@ -10,10 +10,12 @@ from halfbyte.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Backend = Literal["auto", "cuda_triton", "cpu_native", "interpreter", "reference"]
+Quantize = Literal["w4a16", "w8a16", "w8a8", "nf4"]
 
 _DEVICES = ("auto", "cpu", "cuda")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _BACKENDS = ("auto", "cuda_triton", "cpu_native", "interpreter", "reference")
+_SCHEMES = ("w4a16", "w8a16", "w8a8", "nf4")
 _BLOCK_SIZES = (16, 32, 64, 128)
 
 
@@ -42,6 +44,8 @@ class EngineConfig:
         overlap: plan step N + 1 before the results of step N are committed.
         warmup: on a GPU, compile every kernel and record the usual decode steps before the engine
             is ready, and warn of any compilation after that.
+        quantize: round the linear layers of an unquantized checkpoint to nearest as it is loaded:
+            ``w4a16``, ``w8a16``, ``w8a8`` or ``nf4``; None leaves it as it is.
         seed: base of the seeds drawn for requests that give none; None = from the system.
 
     Raises:
@@ -63,12 +67,15 @@ class EngineConfig:
     native: bool = True
     overlap: bool = False
     warmup: bool = True
+    quantize: Quantize | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
         _choice("device", self.device, _DEVICES)
         _choice("dtype", self.dtype, _DTYPES)
         _choice("backend", self.backend, _BACKENDS)
+        if self.quantize is not None:
+            _choice("quantize", self.quantize, _SCHEMES)
         if type(self.block_size) is not int or self.block_size not in _BLOCK_SIZES:
             raise ConfigError(
                 f"block_size is {self.block_size!r:.60}; expected one of {_BLOCK_SIZES}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from halfbyte.errors import EngineDeadError, RequestError
 
 from ..loaders import open_checkpoint
+from ..loaders.quantizing import QuantizingCheckpoint
 from ..loaders.store import resolve_model
 from .backends import make_ops
 from .block_pool import BlockPool
@@ -72,6 +73,8 @@ class Engine:
         path = resolve_model(model)
         checkpoint = open_checkpoint(path)
         try:
+            if self.config.quantize is not None:
+                checkpoint = QuantizingCheckpoint(checkpoint, self.config.quantize)
             clock("headers")
             self.model_config = checkpoint.config
             family = model_class(self.model_config.architecture)

@@ -17,7 +17,10 @@ __all__ = ["Method", "QuantizedModule", "Read", "open_method"]
 _METHODS: dict[str, str] = {
     "auto-round": "auto_round",
     "awq": "awq",
+    "bitsandbytes": "bitsandbytes",
     "gptq": "gptq",
+    "hqq": "hqq",
+    "torchao": "torchao",
 }
 
 

@@ -8,7 +8,13 @@ import sys
 import pytest
 
 from halfbyte.cli import console
-from halfbyte.cli.options import BackendChoice, DeviceChoice, DTypeChoice, engine_options
+from halfbyte.cli.options import (
+    BackendChoice,
+    DeviceChoice,
+    DTypeChoice,
+    QuantizeChoice,
+    engine_options,
+)
 from halfbyte.engine import config
 from halfbyte.errors import ConfigError
 
@@ -113,6 +119,7 @@ def test_choices_are_those_of_the_engine():
         (DeviceChoice, config.Device),
         (DTypeChoice, config.DType),
         (BackendChoice, config.Backend),
+        (QuantizeChoice, config.Quantize),
     ):
         assert tuple(item.value for item in choice) == get_args(allowed)
 
@@ -123,7 +130,7 @@ def test_engine_options_are_fields_of_the_configuration():
     )
     assert options == {
         **{"device": "cpu", "dtype": "bfloat16", "backend": "reference", "max_context": 128},
-        **{"threads": 3, "exact": True, "native": False},
+        **{"threads": 3, "exact": True, "native": False, "quantize": None},
     }
     with pytest.raises(ConfigError, match="threads is -1"):
         engine_options(DeviceChoice.cpu, DTypeChoice.auto, BackendChoice.auto, 0, -1, False, False)

@@ -1,0 +1,51 @@
+"""``--quantize``: offered where a model runs, followed, and refused where it makes no sense."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+from cli_support import ROOT, TINY, FakeEngine, fake_open, halfbyte
+
+from halfbyte.cli import bench, chat, generate, serve
+from halfbyte.cli import generate as generate_module
+from halfbyte.cli.main import app
+
+DENSE = str(ROOT / "tests" / "fixtures" / "fp16-llama-spm")
+
+
+@pytest.mark.parametrize("module", [generate, chat, serve, bench])
+def test_every_command_that_runs_a_model_offers_it(module):
+    commands = [
+        f
+        for f in vars(module).values()
+        if inspect.isfunction(f) and "no_native" in inspect.signature(f).parameters
+    ]
+    assert commands
+    assert all("quantize" in inspect.signature(f).parameters for f in commands)
+
+
+def test_it_reaches_the_engine(monkeypatch, capsys):
+    seen = []
+
+    def open_engine(model, options):
+        seen.append(options["quantize"])
+        return fake_open(FakeEngine(), SimpleNamespace(used=False))
+
+    monkeypatch.setattr(generate_module, "open_engine", open_engine)
+    for more in ([], ["--quantize", "w8a8"]):
+        assert not app(["generate", "a b", *more], standalone_mode=False)
+    capsys.readouterr()
+    assert seen == [None, "w8a8"]
+
+
+def test_the_program_quantizes_a_dense_model_and_refuses_a_quantized_one():
+    common = ("--backend", "reference", "-n", "3", "--temp", "0")
+    done = halfbyte("generate", "once", "-m", DENSE, "--quantize", "w4a16", *common)
+    assert done.returncode == 0 and done.stdout.strip()
+    done = halfbyte("generate", "once", "-m", str(TINY), "--quantize", "w4a16", *common)
+    assert done.returncode == 1
+    assert "is quantized already: Q4_0" in " ".join(done.stderr.split())
+    done = halfbyte("generate", "once", "-m", DENSE, "--quantize", "w3", *common)
+    assert done.returncode == 2 and "nf4" in done.stderr
