@@ -114,6 +114,16 @@ def late_tile(bm: int) -> Config:
     return Config(bm, 128, 4, 3)
 
 
+def launch_options(kernel: KernelName, config: Config, arch: int) -> dict[str, Any]:
+    """Launch options of a fused product."""
+    options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
+    if arch == 80 and kernel == "late" and config.bm <= 16:
+        # The assembler aims at 168 registers here and spills a few bytes; it needs up to 222, and
+        # shared memory allows no more programs a multiprocessor anyway.
+        options["maxnreg"] = 224
+    return options
+
+
 def late_tokens(group: int, exact: bool, arch: int) -> int:
     """Most tokens of one late-scaling tile; groups of 32 need four scale steps a slice."""
     if group == 32:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import runtime
 from ..checks import check_tensor, require
-from .config import Choice, Config, Problem, choose, fits
+from .config import Choice, Config, Problem, choose, fits, launch_options
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel
 from .layout import ATOM_ROWS, SLICE, PackedW4
@@ -239,8 +239,7 @@ def _launch(
         config.splits,
         k // unit,
         **constants,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **launch_options(choice.kernel, config, runtime.arch(runtime.device_index(x_MK))),
     )
 
 

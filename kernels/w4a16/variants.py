@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
-from .config import Config, direct_tile, late_tile, late_tokens, tensor_memory
+from .config import (
+    Config,
+    KernelName,
+    direct_tile,
+    late_tile,
+    late_tokens,
+    launch_options,
+    tensor_memory,
+)
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel
 
@@ -78,7 +86,7 @@ def variants(arch: int) -> Iterator[Variant]:
 
 
 def _product(
-    name: str,
+    name: KernelName,
     arch: int,
     config: Config,
     group: int,
@@ -90,6 +98,7 @@ def _product(
     residual: bool = False,
     gated: bool = False,
 ) -> Variant:
+    options = launch_options(name, config, arch)
     shift, additive, entry = _FORMS[form]
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= {"units_ptr": "*i16", "table_ptr": f"*{entry}"}
@@ -123,8 +132,9 @@ def _product(
         signature=types | dict.fromkeys(_INTEGERS, "i32"),
         constants=constants,
         divisible=_POINTERS,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        num_warps=options.pop("num_warps"),
+        num_stages=options.pop("num_stages"),
+        options=options,
         unit=config.bn * 128 / (32 * config.warps),
     )
 
