@@ -27,8 +27,7 @@ INLINE void expand(const weight *w, int kind, int tile, int begin, int depth, ui
     const char *base = w->data + (size_t)tile * w->tile_bytes;
     int end = begin + depth < w->k ? begin + depth : w->k;
     vu even = {0};
-    vf table;
-    for (int i = 0; i < LANES; i++) table[i] = (float)i - w->center;
+    vf table = code_table(w);
     for (int k = begin; k < end;) {
         int g = k / w->group, start = g * w->group;
         int stop = start + w->group < end ? start + w->group : end;
@@ -40,9 +39,9 @@ INLINE void expand(const weight *w, int kind, int tile, int begin, int depth, ui
             int inside = k - start;
             vf q;
             if (kind == W_Q4) {
-                vi word;
-                memcpy(&word, record + (size_t)(inside / 8) * 64, 64);
-                q = (vf)_mm512_permutexvar_ps((__m512i)(word >> (4 * (inside % 8))), (__m512)table);
+                vu word;
+                memcpy(&word, record + (size_t)(inside / 8) * sizeof word, sizeof word);
+                q = nibble(kind, w, table, word, inside % 8);
             } else {
                 q = element(kind, record, inside);
             }
@@ -66,10 +65,12 @@ static void expand_tile(const weight *w, int tile, int begin, int depth, uint32_
         return;
     }
     switch (w->kind) {
+        case W_T4: /* both look codes up */
         case W_Q4: expand(w, W_Q4, tile, begin, depth, panel); break;
         case W_Q8: expand(w, W_Q8, tile, begin, depth, panel); break;
         case W_F16: expand(w, W_F16, tile, begin, depth, panel); break;
         case W_BF16: expand(w, W_BF16, tile, begin, depth, panel); break;
+        case W_E4M3: expand(w, W_E4M3, tile, begin, depth, panel); break;
         default: expand(w, W_F32, tile, begin, depth, panel);
     }
 }
@@ -118,16 +119,19 @@ static void amx_block(const uint16_t *a, size_t width, const uint32_t *panel, in
     _tile_stored(3, c + 16 * ldc + LANES, to);
 }
 
-/* Write a block of sums to y; the first panel of K sets or adds, later ones always add. */
+/* Write a block of sums to y, which it sets or adds to. `late`: the weights' scales, one for each
+ * of their rows, are still to be applied. */
 static void put(const weight *w, const float *c, int rows, int tile, float *y, size_t ldo, int add,
-                int with_bias) {
+                int with_bias, int late) {
     for (int side = 0; side < 2 && tile + side < w->tiles; side++) {
         int lanes = w->n - (tile + side) * LANES;
-        vf bias = {0};
+        vf bias = {0}, scale = vf_set(1);
         if (with_bias) bias = vf_load(w->bias + (size_t)(tile + side) * LANES);
+        if (late) scale = group_value(w, w->data + (tile + side) * w->tile_bytes + w->code_bytes);
         for (int m = 0; m < rows; m++) {
             float *to = y + m * ldo + (size_t)(tile + side) * LANES;
-            vf v = vf_load(c + m * PANEL + side * LANES) + bias;
+            vf factor = w->row_scales ? scale * w->row_scales[m] : scale;
+            vf v = vf_load(c + m * PANEL + side * LANES) * factor + bias;
             if (lanes >= LANES) {
                 vf_store(to, add ? vf_load(to) + v : v);
             } else {
@@ -139,36 +143,75 @@ static void put(const weight *w, const float *c, int rows, int tile, float *y, s
     }
 }
 
-/* n: as hb_linear with the padded K for ldx; p: data, bias, x as bfloat16 from hb_to_bf16, y */
+/* Two tiles of columns, `panel` being room for their weights. The first panel of K sets y or adds
+ * to it, later ones always add. */
+static void unit_plain(const hb_op *op, const weight *w, int unit, uint32_t *panel) {
+    int total = op->n[1], width = op->n[6];
+    size_t ldo = (size_t)op->n[7];
+    float c[ROWS * PANEL] __attribute__((aligned(64)));
+    for (int k = 0; k < width; k += DEPTH) {
+        int depth = width - k < DEPTH ? width - k : DEPTH;
+        int add = op->n[8] || k, with_bias = w->bias && !k;
+        int whole = (2 * unit + 2) * LANES <= w->n && !with_bias;
+        expand_tile(w, 2 * unit, k, depth, panel);
+        expand_tile(w, 2 * unit + 1, k, depth, panel + LANES);
+        for (int row = 0; row < total; row += ROWS) {
+            const uint16_t *a = (const uint16_t *)op->p[2] + (size_t)row * width + k;
+            float *y = (float *)op->p[3] + row * ldo;
+            int rows = total - row < ROWS ? total - row : ROWS;
+            if (whole && rows == ROWS) {
+                amx_block(a, (size_t)width, panel, depth, y + 2 * unit * LANES, ldo, add);
+                continue;
+            }
+            amx_block(a, (size_t)width, panel, depth, c, PANEL, 0);
+            put(w, c, rows, 2 * unit, y, ldo, add, with_bias, 0);
+        }
+    }
+}
+
+/* The same for quantized inputs: sums over all of K come first, then the factor of each row. With
+ * one scale for each row of weights they are sums of whole numbers, exact below 2**24, and the
+ * scale comes last, too. `sums` is [T up to whole blocks][PANEL]. */
+static void unit_quantized(const hb_op *op, weight *w, int unit, uint32_t *panel, float *sums) {
+    int total = op->n[1], width = op->n[6];
+    size_t ldo = (size_t)op->n[7];
+    int late = w->groups == 1 && w->has_scales && !w->has_offsets;
+    weight expanded = *w;
+    if (late) expanded.has_scales = 0;
+    for (int k = 0; k < width; k += DEPTH) {
+        int depth = width - k < DEPTH ? width - k : DEPTH;
+        expand_tile(&expanded, 2 * unit, k, depth, panel);
+        expand_tile(&expanded, 2 * unit + 1, k, depth, panel + LANES);
+        for (int row = 0; row < total; row += ROWS) {
+            const uint16_t *a = (const uint16_t *)op->p[2] + (size_t)row * width + k;
+            float *sum = sums + (size_t)row * PANEL;
+            amx_block(a, (size_t)width, panel, depth, sum, PANEL, k > 0);
+        }
+    }
+    for (int row = 0; row < total; row += ROWS) {
+        int rows = total - row < ROWS ? total - row : ROWS;
+        w->row_scales = (const float *)op->p[5] + row;
+        put(w, sums + (size_t)row * PANEL, rows, 2 * unit, (float *)op->p[3] + row * ldo, ldo,
+            op->n[8], w->bias != NULL, late);
+    }
+}
+
+/* n: as hb_linear with the padded K for ldx; p: data, bias, x as bfloat16 from hb_to_bf16, y,
+ * table, factor of each row of x [T] or NULL */
 void hb_gemm(const hb_op *op, int tid, int threads) {
     weight w;
     read_weight(op, &w);
-    int total = op->n[1], begin, end;
-    size_t ldo = (size_t)op->n[7], width = (size_t)op->n[6];
-    float c[ROWS * PANEL] __attribute__((aligned(64)));
+    int begin, end;
+    size_t blocks = op->p[5] ? (size_t)(op->n[1] + ROWS - 1) / ROWS : 0;
     hb_share((w.tiles + 1) / 2, tid, threads, &begin, &end);
     if (begin == end) return;
-    uint32_t *panel = (uint32_t *)hb_scratch((size_t)DEPTH / 2 * PANEL);
+    float *sums = hb_scratch(blocks * ROWS * PANEL + (size_t)DEPTH / 2 * PANEL);
+    uint32_t *panel = (uint32_t *)(sums + blocks * ROWS * PANEL);
     amx_begin();
-    for (int unit = begin; unit < end; unit++)
-        for (int k = 0; k < (int)width; k += DEPTH) {
-            int depth = (int)width - k < DEPTH ? (int)width - k : DEPTH;
-            int add = op->n[8] || k, with_bias = w.bias && !k;
-            int whole = (2 * unit + 2) * LANES <= w.n && !with_bias;
-            expand_tile(&w, 2 * unit, k, depth, panel);
-            expand_tile(&w, 2 * unit + 1, k, depth, panel + LANES);
-            for (int row = 0; row < total; row += ROWS) {
-                const uint16_t *a = (const uint16_t *)op->p[2] + row * width + k;
-                float *y = (float *)op->p[3] + row * ldo;
-                int rows = total - row < ROWS ? total - row : ROWS;
-                if (whole && rows == ROWS) {
-                    amx_block(a, width, panel, depth, y + 2 * unit * LANES, ldo, add);
-                    continue;
-                }
-                amx_block(a, width, panel, depth, c, PANEL, 0);
-                put(&w, c, rows, 2 * unit, y, ldo, add, with_bias);
-            }
-        }
+    for (int unit = begin; unit < end; unit++) {
+        if (op->p[5]) unit_quantized(op, &w, unit, panel, sums);
+        else unit_plain(op, &w, unit, panel);
+    }
     _tile_release();
 }
 
