@@ -33,7 +33,7 @@ INLINE void expand(const weight *w, int kind, int tile, int begin, int depth, ui
         int stop = start + w->group < end ? start + w->group : end;
         const char *record = base + (size_t)g * w->record_bytes, *values = record + w->code_bytes;
         vf scale = vf_set(1), offset = {0};
-        if (w->has_scales) scale = group_value(w, values);
+        if (w->has_scales) scale = group_scale(kind, w, values);
         if (w->has_offsets) offset = group_value(w, values + w->value_bytes);
         for (; k < stop; k++) {
             int inside = k - start;
@@ -124,10 +124,11 @@ static void amx_block(const uint16_t *a, size_t width, const uint32_t *panel, in
 static void put(const weight *w, const float *c, int rows, int tile, float *y, size_t ldo, int add,
                 int with_bias, int late) {
     for (int side = 0; side < 2 && tile + side < w->tiles; side++) {
+        const char *codes = w->data + (size_t)(tile + side) * w->tile_bytes;
         int lanes = w->n - (tile + side) * LANES;
         vf bias = {0}, scale = vf_set(1);
         if (with_bias) bias = vf_load(w->bias + (size_t)(tile + side) * LANES);
-        if (late) scale = group_value(w, w->data + (tile + side) * w->tile_bytes + w->code_bytes);
+        if (late) scale = group_scale(w->kind, w, codes + w->code_bytes);
         for (int m = 0; m < rows; m++) {
             float *to = y + m * ldo + (size_t)(tile + side) * LANES;
             vf factor = w->row_scales ? scale * w->row_scales[m] : scale;

@@ -86,7 +86,7 @@ INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x
                 continue;
             }
             __builtin_prefetch(values + w->ahead);
-            vf scale = group_value(w, values);
+            vf scale = group_scale(kind, w, values);
             for (int m = 0; m < rows; m++) y[t][m] += scale * acc[t][m];
             if (w->has_offsets) {
                 vf offset = group_value(w, values + w->value_bytes);

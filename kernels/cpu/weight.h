@@ -31,6 +31,11 @@ INLINE vf group_value(const weight *w, const char *at) {
     return w->half_scales ? vf_from_half((const uint16_t *)at) : vf_load((const float *)at);
 }
 
+/* Scales of a group, and what element() leaves out. */
+INLINE vf group_scale(int kind, const weight *w, const char *at) {
+    return kind == W_E4M3 ? group_value(w, at) * 256.0f : group_value(w, at);
+}
+
 INLINE size_t element_bytes(int kind) {
     return kind == W_Q8 || kind == W_E4M3 ? 1 : kind == W_F32 ? 4 : 2;
 }
@@ -63,15 +68,22 @@ INLINE vf nibble(int kind, const weight *w, vf table, vu word, int i) {
 #endif
 }
 
-/* LANES float8_e4m3fn numbers to float: the same bits are a half-precision number whose exponent
- * is biased by 8 more, subnormals included. NaN is not expected. */
+/* LANES float8_e4m3fn numbers, 2**-8 of them: the same bits are a half-precision number whose
+ * exponent is biased by 8 more, subnormals included. NaN is not expected. */
 INLINE vf vf_from_e4m3(const char *p) {
+#if defined(__AVX512F__)
+    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xBFFF));
+    return (vf)_mm512_cvtph_ps(half);
+#else
     vb b;
     memcpy(&b, p, sizeof b);
     vs half = (__builtin_convertvector(b, vs) << 7) & (int16_t)0xBFFF;
-    return vf_from_half((const uint16_t *)&half) * 256.0f;
+    return vf_from_half((const uint16_t *)&half);
+#endif
 }
 
+/* One element of a tile's rows, apart from its scale; see group_scale for float8. */
 INLINE vf element(int kind, const char *codes, int k) {
     if (kind == W_Q8) {
 #if defined(__AVX512F__)
@@ -122,7 +134,7 @@ INLINE vf weight_value(const weight *w, int tile, int k) {
         q = element(w->kind, record, inside);
     }
     if (!w->has_scales) return q;
-    q *= group_value(w, values);
+    q *= group_scale(w->kind, w, values);
     if (w->has_offsets) q += group_value(w, values + w->value_bytes);
     return q;
 }
