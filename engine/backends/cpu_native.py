@@ -127,7 +127,13 @@ class Int4Linear:
 
 @dataclass(slots=True)
 class DenseLinear:
-    """A dense weight [N, K], its bias [N] or None, and how its inputs are quantized, if so."""
+    """A dense matrix.
+
+    Attributes:
+        weight: [N, K] in the type of the products.
+        bias: float32 [N] or None.
+        act: how inputs are quantized, or None when they are not.
+    """
 
     weight: Tensor
     bias: Tensor | None

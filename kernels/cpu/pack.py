@@ -104,7 +104,10 @@ def pack_table(
     table: Tensor,
     bias_N: Tensor | None = None,
 ) -> TiledLinear:
-    """4-bit codes as in :func:`pack_q4`: ``w = scale * table[code]``, float32 table [16]."""
+    """4-bit codes uint8 [N, K / 2] as in :func:`pack_q4`: ``w = scale * table[code]``.
+
+    ``table`` is float32 [16].
+    """
     words = _words(codes, k, group, lanes)
     n = codes.shape[0]
     packed = _pack(arena, lanes, T4, n, k, group, words, scales_NG, None, 0.0, bias_N)

@@ -166,6 +166,7 @@ def all_kinds() -> list[Kind]:
     kinds += [Kind(8, group, "e4m3") for group in (20, 128, -1)]
     # Groups that are not whole words, of codes that fit words.
     kinds += [Kind(4, 20, "int"), Kind(3, 12, "none"), Kind(4, 36, "table")]
+    ordered: list[tuple[int, int, ZeroKind]]
     ordered = [(4, 32, "int"), (8, 64, "none"), (3, 32, "none"), (4, 64, "table"), (8, -1, "e4m3")]
     return kinds + [Kind(bits, group, zero, perm=True) for bits, group, zero in ordered]
 

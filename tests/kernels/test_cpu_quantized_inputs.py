@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from cpu_support import (
 from statistics_support import fresh_seed
 from torch import Tensor
 
+from halfbyte.engine.backends.base import Ops
 from halfbyte.engine.backends.cpu_compiled import CompiledOps
 from halfbyte.engine.backends.cpu_native import TorchOps
 from halfbyte.engine.backends.reference import ReferenceOps
@@ -228,7 +230,8 @@ def test_torch_backends_follow_the_same_rule(rule: ActivationFormat) -> None:
     seed = fresh_seed()
     case = make_case(Kind(8, act=rule), 33, 96, seed)
     bias, x = tokens(seed + 1, 1, 33)[0], tokens(seed + 2, 7, 96)
-    for ops in (ReferenceOps(), TorchOps(torch.float32, False)):
+    backends: list[Ops[Any]] = [ReferenceOps(), TorchOps(torch.float32, False)]
+    for ops in backends:
         packed = ops.pack(case.weight, bias)
         assert_product(ops.linear(x, packed), x, case, rule, bias.double())
     # bfloat16 products: weights and sums rounded, the codes of the inputs are exact.
