@@ -34,6 +34,8 @@ RUN = 16
 PARTITION = 128
 # Few enough (token, head) units that the keys must be split to keep all threads busy.
 SPLIT_TOKENS = 8
+# Numbers of types and activations in the records.
+CODE_TYPES = (torch.float32, torch.bfloat16, torch.int8)
 GATES: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
 
 
@@ -227,9 +229,10 @@ class CompiledOps:
         if weight.order is not None:
             x_TK = self._gather(x_TK, weight.order)
         if weight.act is not None:
-            x_TK, scales = self._quantize(x_TK, weight.act, large)
+            dtype = torch.int8 if weight.takes_int8 else torch.bfloat16
+            x_TK, scales = self._quantize(x_TK, weight.act, dtype if large else torch.float32)
         elif large and x_TK.dtype != torch.bfloat16:
-            half = self._half(tokens, weight.k)
+            half = self._blocks(tokens, weight.k)
             n = (tokens, weight.k, x_TK.stride(0), half.stride(0))
             self._emit(lib.TO_BF16, n, (), (x_TK, half))
             x_TK = half
@@ -240,18 +243,23 @@ class CompiledOps:
         """Columns of [T, K] in the order that ``order`` [K] gives, in the type of ``x``."""
         tokens, width = x_TK.shape
         half = x_TK.dtype == torch.bfloat16
-        out = self._half(tokens, width) if half else self._scratch.take((tokens, width))
+        out = self._blocks(tokens, width) if half else self._scratch.take((tokens, width))
         n = (tokens, width, x_TK.stride(0), out.stride(0), int(half))
         self._emit(lib.GATHER, n, (), (x_TK, order_K, out))
         return out
 
-    def _quantize(self, x_TK: Tensor, act: ActivationRule, large: bool) -> tuple[Tensor, Tensor]:
-        """Codes less their zero point [T, K], in the type of the product, and scales [T]."""
+    def _quantize(
+        self, x_TK: Tensor, act: ActivationRule, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Codes less their zero point [T, K] in ``dtype``, that of the product, and scales [T]."""
         assert x_TK.dtype == torch.float32
         tokens, width = x_TK.shape
-        out = self._half(tokens, width) if large else self._scratch.take((tokens, width))
+        if dtype == torch.float32:
+            out = self._scratch.take((tokens, width))
+        else:
+            out = self._blocks(tokens, width, dtype)
         scales = self._scratch.take((tokens,))
-        sizes = (tokens, width, x_TK.stride(0), out.stride(0), int(large))
+        sizes = (tokens, width, x_TK.stride(0), out.stride(0), CODE_TYPES.index(dtype))
         flags = (int(act.kind == "e4m3"), int(act.symmetric), int(act.scale is None), act.zero)
         factor = act.top if act.scale is None else act.scale
         self._emit(lib.QUANTIZE, (*sizes, *flags), (factor,), (x_TK, out, scales))
@@ -265,16 +273,17 @@ class CompiledOps:
         """
         if tokens < self.gemm_rows or self._quantizes:
             return self._scratch.take((tokens, width))
-        return self._half(tokens, width)
+        return self._blocks(tokens, width)
 
-    def _half(self, tokens: int, width: int) -> Tensor:
+    def _blocks(self, tokens: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Input [tokens, width] of a large product.
 
-        These read bfloat16 in whole blocks of 32 rows and 32 columns; the kernels that fill such
-        a buffer zero what lies beyond the matrix.
+        These read whole blocks of 32 rows by 64 bytes; the kernels that fill such a buffer zero
+        what lies beyond the matrix.
         """
-        padded = (-(-tokens // 32) * 32, -(-width // 32) * 32)
-        return self._scratch.take(padded, torch.bfloat16, (tokens, width))
+        columns = 64 // dtype.itemsize
+        padded = (-(-tokens // 32) * 32, -(-width // columns) * columns)
+        return self._scratch.take(padded, dtype, (tokens, width))
 
     def _linear(
         self,
@@ -291,7 +300,7 @@ class CompiledOps:
         """One of the ops that read a packed weight; ``last`` and ``factor`` are its own."""
         sizes = (weight.kind, tokens, weight.n, weight.k, weight.group, int(weight.half_scales))
         flags = (int(weight.has_scales), int(weight.has_offsets))
-        n = (*sizes, stride, out.stride(0), int(add), *flags)
+        n = (*sizes, stride, out.stride(0), int(add), *flags, int(x.dtype == torch.int8))
         pointers = (weight.data, weight.bias, x, out, weight.table, last)
         self._emit(kind, n, (weight.center, factor), pointers)
 

@@ -88,28 +88,52 @@ static void fit(const float *x, int width, int symmetric, float top, quantizer *
     how->zero = zero < -128 ? -128 : zero > 127 ? 127 : zero;
 }
 
-/* n: T, K, ldx, stride of out, whether out is bfloat16, whether e4m3, whether symmetric, whether
- * the scale is dynamic, static zero point; f: top of a dynamic scale, or the static scale;
- * p: x, out (q - zero), scales float [T] */
+/* One quantized row; 1 when any of it is NaN, which int8 could not say. */
+static int quantize_row(const float *x, int width, const quantizer *how, float *out) {
+    vi bad = {0};
+    int i = 0, any = 0;
+    for (; i + LANES <= width; i += LANES) {
+        vf q = quantize(vf_load(x + i), how);
+        bad |= q != q;
+        vf_store(out + i, q);
+    }
+    if (i < width) {
+        float part[LANES] = {0};
+        memcpy(part, x + i, (size_t)(width - i) * sizeof(float));
+        vf q = quantize(vf_load(part), how);
+        bad |= q != q;
+        vf_store(part, q);
+        memcpy(out + i, part, (size_t)(width - i) * sizeof(float));
+    }
+    for (i = 0; i < LANES; i++) any |= bad[i];
+    return any != 0;
+}
+
+/* n: T, K, ldx, stride of out, type of out (0 float, 1 bfloat16, 2 int8), whether e4m3, whether
+ * symmetric, whether the scale is dynamic, static zero point; f: top of a dynamic scale, or the
+ * static scale; p: x, out (q - zero), scales float [T] */
 void hb_quantize(const hb_op *op, int tid, int threads) {
-    int width = op->n[1], stride = op->n[3], e4m3 = op->n[5], dynamic = op->n[7], begin, end;
+    int rows = op->n[0], width = op->n[1], stride = op->n[3], type = op->n[4], e4m3 = op->n[5];
+    int dynamic = op->n[7], begin, end;
     quantizer how = {dynamic ? 1 : op->f[0], (float)op->n[8], e4m3 ? -448 : -128, e4m3 ? 448 : 127,
                      e4m3};
     float *row = hb_scratch((size_t)width);
-    hb_share(op->n[0], tid, threads, &begin, &end);
+    hb_share(rows, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
         const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
         if (dynamic) fit(x, width, op->n[6], op->f[0], &how);
-        int i = 0;
-        for (; i + LANES <= width; i += LANES) vf_store(row + i, quantize(vf_load(x + i), &how));
-        if (i < width) {
-            float part[LANES] = {0};
-            memcpy(part, x + i, (size_t)(width - i) * sizeof(float));
-            vf_store(part, quantize(vf_load(part), &how));
-            memcpy(row + i, part, (size_t)(width - i) * sizeof(float));
+        int bad = quantize_row(x, width, &how, row);
+        ((float *)op->p[2])[t] = bad ? NAN : how.scale;
+        if (type != 2) {
+            put_row(row, op->p[1], (size_t)t, width, stride, type);
+            continue;
         }
-        put_row(row, op->p[1], (size_t)t, width, stride, op->n[4]);
-        ((float *)op->p[2])[t] = how.scale;
+        int8_t *out = (int8_t *)op->p[1] + (size_t)t * stride;
+        for (int i = 0; i < width; i++) out[i] = (int8_t)(int)row[i];
+        memset(out + width, 0, (size_t)(stride - width));
     }
-    if (op->n[4] && tid == 0) pad_rows(op->p[1], op->n[0], stride);
+    if (type == 1 && tid == 0) pad_rows(op->p[1], rows, stride);
+    if (type == 2 && tid == 0)
+        memset((int8_t *)op->p[1] + (size_t)rows * stride, 0,
+               (size_t)(-rows & (BLOCK_ROWS - 1)) * (size_t)stride);
 }

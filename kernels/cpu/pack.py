@@ -58,6 +58,13 @@ class TiledLinear:
         return self.n, self.k
 
     @property
+    def takes_int8(self) -> bool:
+        """Whether a product with quantized inputs is one of int8 by int8, scaled at the end."""
+        act = self.act
+        bare = self.kind == Q8 and self.group == self.k and not self.has_offsets
+        return bare and act is not None and act.kind == "int8" and act.symmetric
+
+    @property
     def nbytes(self) -> int:
         """Bytes that one pass over the weight reads."""
         return self.data.numel()

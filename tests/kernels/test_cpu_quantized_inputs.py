@@ -28,7 +28,7 @@ from halfbyte.engine.backends.cpu_compiled import CompiledOps
 from halfbyte.engine.backends.cpu_native import TorchOps
 from halfbyte.engine.backends.reference import ReferenceOps
 from halfbyte.kernels import reference as ref
-from halfbyte.loaders.canonical import ActivationFormat
+from halfbyte.loaders.canonical import ActivationFormat, QuantizedLinear, WeightFormat
 
 pytestmark = needs_compiler
 
@@ -45,15 +45,23 @@ RULES = {
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 
 
-def quantize(ops: CompiledOps, x: Tensor, rule: ActivationFormat, large: bool) -> list[Tensor]:
+def quantize(
+    ops: CompiledOps, x: Tensor, rule: ActivationFormat, dtype: torch.dtype
+) -> list[Tensor]:
     """Codes less zero and scales, from poisoned buffers."""
     ops.begin_record()
-    q, scales = ops._quantize(x, rule, large)
+    q, scales = ops._quantize(x, rule, dtype)
     program = ops.end_record()
-    for out in (q, scales):
-        out.fill_(torch.nan)
+    scales.fill_(torch.nan)
+    q.fill_(99 if dtype == torch.int8 else torch.nan)
     program.run()
     return [q.clone(), scales.clone()]
+
+
+def types_of(rule: ActivationFormat) -> list[torch.dtype]:
+    """Types of the products: float32 for few rows, the others for many."""
+    wide = [torch.float32, torch.bfloat16]
+    return [*wide, torch.int8] if rule.kind == "int8" and rule.symmetric else wide
 
 
 def hard_rows(seed: int, width: int) -> Tensor:
@@ -78,31 +86,37 @@ def test_inputs_are_quantized_bit_for_bit(rule: ActivationFormat, width: int) ->
     x = hard_rows(seed, width)
     want, scale = ref.quantize_activations(x, rule)
     assert torch.equal(want.bfloat16().float(), want)
-    for large in (False, True):
-        q, scales = quantize(make_ops(), x, rule, large)
-        assert q.dtype == (torch.bfloat16 if large else torch.float32)
+    for dtype in types_of(rule):
+        q, scales = quantize(make_ops(), x, rule, dtype)
+        assert q.dtype == dtype
         assert torch.equal(q.float(), want)
         assert torch.equal(scales, scale.squeeze(1))
 
 
 @rules
 def test_what_pads_large_inputs_is_zero(rule: ActivationFormat) -> None:
-    ops = make_ops()
-    ops.begin_record()
-    q, _ = ops._quantize(tokens(1, 40, 50), rule, True)
-    program = ops.end_record()
-    whole = q.as_strided((64, 64), (64, 1)).fill_(torch.nan)
-    program.run()
-    whole[:40, :50] = 0
-    assert (whole == 0).all()
+    for dtype in types_of(rule)[1:]:
+        ops = make_ops()
+        ops.begin_record()
+        q, _ = ops._quantize(tokens(1, 40, 50), rule, dtype)
+        program = ops.end_record()
+        whole = q.as_strided((64, 64), (64, 1)).fill_(99)
+        program.run()
+        whole[:40, :50] = 0
+        assert (whole == 0).all()
 
 
 def test_not_a_number_stays_so() -> None:
     x = tokens(1, 3, 40)
     x[1, 7] = torch.nan
     for rule in RULES.values():
-        q, _ = quantize(make_ops(), x, rule, False)
+        q, scales = quantize(make_ops(), x, rule, torch.float32)
         assert q[1, 7].isnan() and not q[0].isnan().any() and not q[2].isnan().any()
+        assert scales.isnan().tolist() == [False, True, False]
+        ops = make_ops()
+        packed = ops.pack(make_case(Kind(8, act=rule), 20, 40, 1).weight)
+        got = run(ops, ops.linear, x.repeat(10, 1), packed).view(10, 3, 20).isnan()
+        assert got[:, 1].all() and not got[:, 0].any() and not got[:, 2].any()
 
 
 def assert_product(
@@ -180,16 +194,33 @@ def test_sums_below_2_to_the_24_are_exact(rule: ActivationFormat) -> None:
     rule = replace(rule, scale=2.0**-5)
     for exact in modes():
         ops = make_ops(exact=exact)
-        case = make_case(Kind(8, act=rule), 40, 400, seed)
-        case.weight.scales.fill_(0.25)  # type: ignore[union-attr]
-        codes = case.weight.unpack().double() - 128  # type: ignore[union-attr]
+        weight = make_case(Kind(8, act=rule), 40, 400, seed).weight
+        assert isinstance(weight, QuantizedLinear)
+        weight.scales.fill_(0.25)
+        codes = weight.unpack().double() - 128
         for t in (2, 33):
             x = tokens(seed + t, t, 400)
             q, _ = ref.quantize_activations(x, rule)
             sums = q.double() @ codes.T
             assert sums.abs().max() < 2**24
-            got = run(ops, ops.linear, x, ops.pack(case.weight))
+            got = run(ops, ops.linear, x, ops.pack(weight))
             assert torch.equal(got.double(), sums * 2.0**-7)
+
+
+@pytest.mark.skipif(False not in modes(), reason="no AMX")
+def test_large_int8_products_are_exact_at_any_size() -> None:
+    """Rounded once, from int32: here sums are odd and above 2**24, and beyond 2**25."""
+    n, k, t = 33, 4097, 40
+    ops = make_ops(exact=False)
+    fmt = WeightFormat(8, -1, act=ActivationFormat(scale=1.0))
+    codes = torch.full((n, k), 255, dtype=torch.uint8)
+    weight = QuantizedLinear("w", fmt, codes, torch.ones(n, 1), None, k)
+    x = torch.full((t, k), 126.0)
+    x[:, ::2] = 127.0
+    packed = ops.pack(weight)
+    assert packed.takes_int8
+    want = (x[0].long().sum() * 127).float()
+    assert want > 2**25 and (run(ops, ops.linear, x, packed) == want).all()
 
 
 def test_norms_do_not_round_what_is_quantized_later() -> None:
