@@ -16,17 +16,17 @@ from math import prod
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
-
 from ...kernels.cpu import library as lib
 from ...kernels.cpu.arena import Arena
-from ...kernels.cpu.pack import TiledLinear, pack_dense, pack_q4, pack_q8
-from ...loaders.canonical import QuantizedLinear, Weight
+from ...kernels.cpu.pack import TiledLinear
+from ...kernels.reference import ActivationRule
+from ...loaders.canonical import Weight
 from ..kv_cache import LayerKV
 from ..sampling import RowSampling
 from ..step import StepInputs
 from .base import Activation, AttentionShape
-from .plain import rope_of
+from .cpu_weights import pack_weight
+from .plain import rope_of, unsupported
 
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
@@ -36,6 +36,9 @@ RUN = 16
 PARTITION = 128
 # Few enough (token, head) units that the keys must be split to keep all threads busy.
 SPLIT_TOKENS = 8
+# Numbers of types and activations in the records.
+CODE_TYPES = (torch.float32, torch.bfloat16, torch.int8)
+GATES: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
 
 
 @dataclass(slots=True)
@@ -87,16 +90,18 @@ class CompiledOps:
         self._scratch = Scratch(self._arena)
         self._records: list[bytes] = []
         self._keep: list[Tensor] = []
+        # Set by the first weight whose inputs are quantized.
+        self._quantizes = False
 
     def supports(self, weight: Weight) -> str | None:
-        """Every canonical weight can be packed."""
-        return None
+        """None but for contradictory formats: every canonical weight can be packed."""
+        return unsupported(weight)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
-        """[N, K] in tiles of rows; codes of up to 4 bits as nibbles, wider ones as bytes."""
-        if isinstance(weight, Tensor):
-            return pack_dense(self._arena, self.library.lanes, weight, bias)
-        return _pack_quantized(self._arena, self.library.lanes, weight, bias)
+        """[N, K] in tiles of rows; see :mod:`.cpu_weights`."""
+        packed = pack_weight(self._arena, self.library.lanes, weight, bias)
+        self._quantizes |= packed.act is not None
+        return packed
 
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
@@ -118,9 +123,9 @@ class CompiledOps:
 
     def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> [T, D]."""
-        _only(scale == 1.0, "scaled embeddings")
-        out = self._scratch.take((ids_T.shape[0], table.k))
-        self._linear(lib.EMBED, ids_T, table, out, ids_T.shape[0], 0, False)
+        tokens = ids_T.shape[0]
+        out = self._scratch.take((tokens, table.k))
+        self._linear(lib.EMBED, ids_T, table, out, tokens, last=table.order, factor=scale)
         return out
 
     def rms_norm(
@@ -162,13 +167,14 @@ class CompiledOps:
         self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
     ) -> Tensor:
         """Causal attention over the cache -> [T, H * E]."""
-        _only(not shape.softcap, "soft caps")
         tokens, heads, dim = q_THE.shape
         out = self._scratch.take((tokens, heads * dim))
         size, width = kv.k.shape[2], step.block_tables.shape[1]
         most = -(-width * size // PARTITION)
         single = all(s.end - s.begin == 1 for s in step.spans)
         pointers = (q_THE, kv.k, kv.v, step.positions, step.row_index, step.block_tables)
+
+        factors = (shape.scale, shape.softcap)
 
         def n(units: int, longest: int) -> tuple[int, ...]:
             sizes = (heads, shape.kv_heads, dim, size, shape.window, width, most)
@@ -178,27 +184,27 @@ class CompiledOps:
             partial = self._scratch.take((tokens * heads * most, dim + 2))
             for kind in (lib.ATTN_SPLIT, lib.ATTN_MERGE):
                 arguments = (*pointers, None, out, partial)
-                self._emit(kind, n(tokens, 1), (shape.scale,), arguments)
+                self._emit(kind, n(tokens, 1), factors, arguments)
             return out
         runs = _runs(step)
         longest = max(end - begin for begin, end in runs)
         table = torch.tensor(runs, dtype=torch.int32)
-        self._emit(
-            lib.ATTN_RUN, n(len(runs), longest), (shape.scale,), (*pointers, table, out, None)
-        )
+        self._emit(lib.ATTN_RUN, n(len(runs), longest), factors, (*pointers, table, out, None))
         return out
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
-        """Refused: no C kernel adds two [T, D]."""
-        _only(False, "norms after a projection")
+        """``residual += x`` in place, for x [T, D]."""
+        half = int(x_TD.dtype == torch.bfloat16)
+        n = (*x_TD.shape, x_TD.stride(0), residual_TD.stride(0), half)
+        self._emit(lib.ADD, n, (), (x_TD, residual_TD))
 
     def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
         """``act(gate) * up`` -> [T, I]."""
-        _only(activation == "silu", activation)
         tokens, width = gate_up_TI2.shape
         out = self._activation(tokens, width // 2)
-        n = (tokens, width // 2, out.stride(0), int(out.dtype == torch.bfloat16))
-        self._emit(lib.SILU_MUL, n, (), (gate_up_TI2, out))
+        half = int(out.dtype == torch.bfloat16)
+        n = (tokens, width // 2, out.stride(0), half, GATES[activation])
+        self._emit(lib.GATED_MUL, n, (), (gate_up_TI2, out))
         return out
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
@@ -225,26 +231,66 @@ class CompiledOps:
 
     def _matmul(self, x_TK: Tensor, weight: TiledLinear, out: Tensor, add: bool) -> None:
         tokens = x_TK.shape[0]
-        if tokens < self.gemm_rows:
-            self._linear(lib.LINEAR, x_TK, weight, out, tokens, x_TK.stride(0), add)
-            return
-        if x_TK.dtype != torch.bfloat16:
-            half = self._activation(tokens, weight.k)
+        large = tokens >= self.gemm_rows
+        scales = None
+        if weight.order is not None:
+            x_TK = self._gather(x_TK, weight.order)
+        if weight.act is not None:
+            dtype = torch.int8 if weight.takes_int8 else torch.bfloat16
+            x_TK, scales = self._quantize(x_TK, weight.act, dtype if large else torch.float32)
+        elif large and x_TK.dtype != torch.bfloat16:
+            half = self._blocks(tokens, weight.k)
             n = (tokens, weight.k, x_TK.stride(0), half.stride(0))
             self._emit(lib.TO_BF16, n, (), (x_TK, half))
             x_TK = half
-        self._linear(lib.GEMM, x_TK, weight, out, tokens, x_TK.stride(0), add)
+        kind = lib.GEMM if large else lib.LINEAR
+        self._linear(kind, x_TK, weight, out, tokens, x_TK.stride(0), add, scales)
+
+    def _gather(self, x_TK: Tensor, order_K: Tensor) -> Tensor:
+        """Columns of [T, K] in the order that ``order`` [K] gives, in the type of ``x``."""
+        tokens, width = x_TK.shape
+        half = x_TK.dtype == torch.bfloat16
+        out = self._blocks(tokens, width) if half else self._scratch.take((tokens, width))
+        n = (tokens, width, x_TK.stride(0), out.stride(0), int(half))
+        self._emit(lib.GATHER, n, (), (x_TK, order_K, out))
+        return out
+
+    def _quantize(
+        self, x_TK: Tensor, act: ActivationRule, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Codes less their zero point [T, K] in ``dtype``, that of the product, and scales [T]."""
+        assert x_TK.dtype == torch.float32
+        tokens, width = x_TK.shape
+        if dtype == torch.float32:
+            out = self._scratch.take((tokens, width))
+        else:
+            out = self._blocks(tokens, width, dtype)
+        scales = self._scratch.take((tokens,))
+        sizes = (tokens, width, x_TK.stride(0), out.stride(0), CODE_TYPES.index(dtype))
+        flags = (int(act.kind == "e4m3"), int(act.symmetric), int(act.scale is None), act.zero)
+        factor = act.top if act.scale is None else act.scale
+        self._emit(lib.QUANTIZE, (*sizes, *flags), (factor,), (x_TK, out, scales))
+        return out, scales
 
     def _activation(self, tokens: int, width: int) -> Tensor:
         """Input [tokens, width] of a matrix product, in the type that its kernel reads.
 
-        Large products read bfloat16 in whole blocks of 32 rows and 32 columns; the kernels
-        that fill such a buffer zero what lies beyond the matrix.
+        Inputs that are yet to be quantized must not be rounded before: models with such weights
+        keep float32 and convert what else needs it.
         """
-        if tokens < self.gemm_rows:
+        if tokens < self.gemm_rows or self._quantizes:
             return self._scratch.take((tokens, width))
-        padded = (-(-tokens // 32) * 32, -(-width // 32) * 32)
-        return self._scratch.take(padded, torch.bfloat16, (tokens, width))
+        return self._blocks(tokens, width)
+
+    def _blocks(self, tokens: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Input [tokens, width] of a large product.
+
+        These read whole blocks of 32 rows by 64 bytes; the kernels that fill such a buffer zero
+        what lies beyond the matrix.
+        """
+        columns = 64 // dtype.itemsize
+        padded = (-(-tokens // 32) * 32, -(-width // columns) * columns)
+        return self._scratch.take(padded, dtype, (tokens, width))
 
     def _linear(
         self,
@@ -253,13 +299,17 @@ class CompiledOps:
         weight: TiledLinear,
         out: Tensor,
         tokens: int,
-        stride: int,
-        add: bool,
+        stride: int = 0,
+        add: bool = False,
+        last: Tensor | None = None,
+        factor: float = 1.0,
     ) -> None:
+        """One of the ops that read a packed weight; ``last`` and ``factor`` are its own."""
         sizes = (weight.kind, tokens, weight.n, weight.k, weight.group, int(weight.half_scales))
         flags = (int(weight.has_scales), int(weight.has_offsets))
-        n = (*sizes, stride, out.stride(0), int(add), *flags)
-        self._emit(kind, n, (weight.center,), (weight.data, weight.bias, x, out))
+        n = (*sizes, stride, out.stride(0), int(add), *flags, int(x.dtype == torch.int8))
+        pointers = (weight.data, weight.bias, x, out, weight.table, last)
+        self._emit(kind, n, (weight.center, factor), pointers)
 
     def _emit(
         self,
@@ -315,11 +365,6 @@ class Scratch:
         stock.append(buffer)
 
 
-def _only(supported: bool, what: str) -> None:
-    if not supported:
-        raise ConfigError(f"the C kernels have no {what}", hint="use backend='reference'")
-
-
 def _runs(step: StepInputs) -> list[tuple[int, int]]:
     """Tokens of the step in runs of at most RUN, each within one row."""
     runs: list[tuple[int, int]] = []
@@ -327,31 +372,3 @@ def _runs(step: StepInputs) -> list[tuple[int, int]]:
         for begin in range(span.begin, span.end, RUN):
             runs.append((begin, min(begin + RUN, span.end)))
     return runs
-
-
-def _pack_quantized(
-    arena: Arena, lanes: int, weight: QuantizedLinear, bias: Tensor | None
-) -> TiledLinear:
-    """Canonical codes to tiles; the meaning is kept exactly."""
-    k = weight.in_features
-    bits, zero = weight.format.bits, weight.format.zero
-    group = k if weight.format.group_size == -1 else weight.format.group_size
-    if weight.perm is not None or (bits <= 4 and (k % 8 or group % 8)):
-        # No kernel reads permuted or ragged codes; float32 keeps the values.
-        return pack_dense(arena, lanes, weight.dequantize(torch.float32), bias)
-    scales = weight.scales
-    # w = scale * (code - zero) = scale * code + offset; the product of a half-precision scale
-    # and a small integer is exact in float32.
-    offsets = weight.zeros
-    if zero == "int":
-        assert weight.zeros is not None
-        offsets = -(scales.float() * weight.zeros.float())
-    if bits == 4:
-        return pack_q4(arena, lanes, weight.codes, k, group, scales, offsets, bias)
-    codes = weight.unpack()
-    center = 1 << (bits - 1)
-    signed = codes.to(torch.int16) - center
-    if zero != "none":
-        assert offsets is not None
-        offsets = offsets.float() + scales.float() * center
-    return pack_q8(arena, lanes, signed.to(torch.int8), group, scales, offsets, bias)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from halfbyte.errors import ConfigError
 
+from ...kernels import reference as ref
 from ...kernels.cpu.build import BuildError, build_library
 from ...kernels.cpu.library import Library
-from ...loaders.canonical import QuantizedLinear, Weight
+from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight
 from ...loaders.store import cache_root
 from ..config import EngineConfig
 from .base import Activation, Ops
@@ -126,10 +127,17 @@ class Int4Linear:
 
 @dataclass(slots=True)
 class DenseLinear:
-    """A dense weight [N, K] and its bias."""
+    """A dense matrix.
+
+    Attributes:
+        weight: [N, K] in the type of the products.
+        bias: float32 [N] or None.
+        act: how inputs are quantized, or None when they are not.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    act: ActivationFormat | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -164,7 +172,7 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
             return DenseLinear(weight.to(self.matmul), bias)
         if self.matmul == torch.bfloat16 and _int4_fits(weight):
             return _pack_int4(weight, bias)
-        return DenseLinear(weight.dequantize(self.matmul), bias)
+        return DenseLinear(weight.dequantize(self.matmul), bias, weight.format.act)
 
     def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> float32 [T, D]."""
@@ -185,11 +193,13 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         self, x_TK: Tensor, weight: Int4Linear | DenseLinear, out: Tensor | None = None
     ) -> Tensor:
         """``x @ W.T + bias`` -> float32 [T, N]."""
-        x = x_TK.to(self.matmul)
         if isinstance(weight, Int4Linear):
-            y = _int4_matmul(x, weight).float()
+            y = _int4_matmul(x_TK.to(self.matmul), weight).float()
+        elif weight.act is None:
+            y = F.linear(x_TK.to(self.matmul), weight.weight).float()
         else:
-            y = F.linear(x, weight.weight).float()
+            q_TK, scale_T1 = ref.quantize_activations(x_TK, weight.act)
+            y = F.linear(q_TK.to(self.matmul), weight.weight).float() * scale_T1
         if weight.bias is not None:
             y += weight.bias
         return y if out is None else out.copy_(y)
@@ -206,6 +216,8 @@ def _int4_fits(weight: QuantizedLinear) -> bool:
     fmt = weight.format
     return (
         fmt.bits == 4
+        and fmt.zero in ("none", "int", "float")
+        and fmt.act is None
         and weight.perm is None
         and fmt.group_size in INT4_GROUPS
         and k % fmt.group_size == 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from halfbyte.errors import ConfigError
 
 from ...kernels import reference as ref
-from ...loaders.canonical import Weight
+from ...loaders.canonical import QuantizedLinear, Weight
 from ..kv_cache import LayerKV
 from ..sampling import RowSampling
 from ..step import StepInputs
@@ -39,8 +39,8 @@ class PlainOps(ABC, Generic[P]):
         self.kv_dtype = dtype
 
     def supports(self, weight: Weight) -> str | None:
-        """Every canonical weight can be run."""
-        return None
+        """None but for contradictory formats: every canonical weight can be run."""
+        return unsupported(weight)
 
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
@@ -133,6 +133,16 @@ class PlainOps(ABC, Generic[P]):
     def end_record(self) -> Program:
         """Refused: ``records`` is False."""
         raise ConfigError("a backend in plain torch cannot record steps")
+
+
+def unsupported(weight: Weight) -> str | None:
+    """Why a weight [N, K] has no meaning that could be computed, or None."""
+    act = weight.format.act if isinstance(weight, QuantizedLinear) else None
+    if act is not None and act.kind == "e4m3" and (not act.symmetric or act.zero):
+        return "float8 activations with a zero point"
+    if act is not None and act.kind == "int8" and act.symmetric and act.zero:
+        return f"symmetric activations with the zero point {act.zero}"
+    return None
 
 
 def rope_of(shape: AttentionShape, step: StepInputs) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import reference as ref
-from ...loaders.canonical import QuantizedLinear, Weight
+from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight
 from .plain import PlainOps
 
 
@@ -28,6 +28,11 @@ class ReferenceLinear:
     def nbytes(self) -> int:
         """Bytes of the canonical form."""
         return self.weight.nbytes
+
+    @property
+    def act(self) -> ActivationFormat | None:
+        """How inputs are quantized, or None when they are not."""
+        return self.weight.format.act if isinstance(self.weight, QuantizedLinear) else None
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[N, K] in ``dtype``."""
@@ -64,5 +69,9 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
 
     def linear(self, x_TK: Tensor, weight: ReferenceLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
-        y = ref.linear(x_TK, weight.dense(self.dtype), weight.bias)
+        act = weight.act
+        if act is None:
+            y = ref.linear(x_TK, weight.dense(self.dtype), weight.bias)
+        else:
+            y = ref.quantized_linear(x_TK, weight.dense(torch.float32), weight.bias, act)
         return y if out is None else out.copy_(y)

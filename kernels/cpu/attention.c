@@ -19,7 +19,7 @@
 
 typedef struct {
     int units, heads, kv_heads, dim, block_size, window, table_width, partitions, max_run, block_stride;
-    float scale;
+    float scale, softcap;
     const float *q, *k, *v;
     const int32_t *positions, *rows, *tables, *runs;
     float *out, *partial;
@@ -28,14 +28,14 @@ typedef struct {
 } attention;
 
 /* n: runs, H, J, E, block_size, window, width of a block table, partitions, longest run,
- * elements between blocks; f: scale;
+ * elements between blocks; f: scale, soft cap or 0;
  * p: q [T, H, E], k cache, v cache [block, J, block_size, E], positions [T], row index [T],
  * block tables, runs int32 [runs, 2] (first token, last + 1), out [T, H, E],
  * partial [T, H, partitions, 2 + E] (split only) */
 static void read_attention(const hb_op *op, attention *a) {
     *a = (attention){op->n[0], op->n[1], op->n[2], op->n[3], op->n[4], op->n[5], op->n[6],
-                     op->n[7], op->n[8], op->n[9], op->f[0], op->p[0], op->p[1], op->p[2], op->p[3],
-                     op->p[4], op->p[5], op->p[6], op->p[7], op->p[8],
+                     op->n[7], op->n[8], op->n[9], op->f[0], op->f[1], op->p[0], op->p[1], op->p[2],
+                     op->p[3], op->p[4], op->p[5], op->p[6], op->p[7], op->p[8],
                      op->n[1] / op->n[2], __builtin_ctz((unsigned)op->n[4])};
 }
 
@@ -105,6 +105,11 @@ static void score_tile(const attention *a, const float *const *q, int queries, c
     SCORES(3)
     SCORES(2)
     SCORES(1)
+    if (!a->softcap) return;
+    for (i = 0; i < queries; i++) {
+        float *s = p + (size_t)i * PARTITION + at;
+        vf_store(s, vf_tanh(vf_load(s) / a->softcap) * a->softcap);
+    }
 }
 
 /* Scores to weights in place: e**(s - peak) for visible keys, 0 for hidden ones. */

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = ("pool.c", "linear.c", "gemm.c", "elementwise.c", "attention.c")
-HEADERS = ("halfbyte.h", "weight.h")
+SOURCES = ("pool.c", "linear.c", "gemm.c", "inputs.c", "elementwise.c", "attention.c")
+HEADERS = ("halfbyte.h", "weight.h", "rows.h")
 FLAGS = (
     "-O3",
     "-march=native",

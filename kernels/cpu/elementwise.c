@@ -1,21 +1,5 @@
-/* RMSNorm, RoPE with KV write, the gated activation and the greedy choice. */
-#include "halfbyte.h"
-
-/* A row to bfloat16, zeros from `width` to `stride`. */
-static void row_to_bf16(const float *x, int width, uint16_t *out, int stride) {
-    int i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        vh h = __builtin_convertvector(vf_to_bf16(vf_load(x + i)), vh);
-        memcpy(out + i, &h, sizeof h);
-    }
-    if (i < width) {
-        float part[LANES] = {0};
-        memcpy(part, x + i, (size_t)(width - i) * sizeof(float));
-        vh h = __builtin_convertvector(vf_to_bf16(vf_load(part)), vh);
-        memcpy(out + i, &h, (size_t)(width - i) * 2);
-    }
-    memset(out + width, 0, (size_t)(stride - width) * 2);
-}
+/* RMSNorm, RoPE with KV write, the gated activation, addition and the greedy choice. */
+#include "rows.h"
 
 static void norm_row(const float *x, const float *gain, float *out, int d, float eps) {
     vf part = {0};
@@ -30,18 +14,6 @@ static void norm_row(const float *x, const float *gain, float *out, int d, float
     for (i = 0; i + LANES <= d; i += LANES)
         vf_store(out + i, vf_load(x + i) * scale * vf_load(gain + i));
     for (; i < d; i++) out[i] = x[i] * scale * gain[i];
-}
-
-/* One activation row as float, or as bfloat16 padded with zeros to `stride`. */
-static void put_row(const float *x, void *out, size_t row, int width, int stride, int half) {
-    if (!half) memcpy((float *)out + row * stride, x, (size_t)width * sizeof(float));
-    else row_to_bf16(x, width, (uint16_t *)out + row * stride, stride);
-}
-
-/* Zero the rows that pad a bfloat16 matrix to whole blocks. */
-static void pad_rows(void *out, int rows, int stride) {
-    size_t missing = (size_t)(-rows & (BLOCK_ROWS - 1));
-    memset((uint16_t *)out + (size_t)rows * stride, 0, missing * stride * 2);
 }
 
 /* n: T, D, stride of out, whether out is bfloat16; f: eps;
@@ -98,34 +70,41 @@ void hb_rope_kv(const hb_op *op, int tid, int threads) {
     }
 }
 
-/* g * sigmoid(g), 0 below -88, where vf_exp(-g) ends and the true value is under 1e-36. */
-static inline vf silu(vf g) {
-    vi under = g < -88.0f;
-    return (vf)((vi)(g / (1.0f + vf_exp(-g))) & ~under);
+/* g * sigmoid(s), 0 for s below -88, where vf_exp(-s) ends and the sigmoid is under 1e-38. */
+static inline vf gate_by(vf g, vf s) {
+    vi under = s < -88.0f;
+    return (vf)((vi)(g / (1.0f + vf_exp(-s))) & ~under);
 }
 
-static void gate_range(const float *gate, const float *up, float *out, int begin, int end) {
+/* GELU's tanh form is a sigmoid, too: (1 + tanh(u)) / 2 = sigmoid(2 u). */
+static inline vf activate(vf g, int kind) {
+    if (kind == GATE_SILU) return gate_by(g, g);
+    return gate_by(g, g * (1.59576912f + 0.0713548163f * g * g));
+}
+
+static void gate_range(const float *gate, const float *up, float *out, int begin, int end,
+                       int kind) {
     int i = begin;
     for (; i + LANES <= end; i += LANES)
-        vf_store(out + i, silu(vf_load(gate + i)) * vf_load(up + i));
+        vf_store(out + i, activate(vf_load(gate + i), kind) * vf_load(up + i));
     if (i < end) {
         float part[LANES] = {0};
         memcpy(part, gate + i, (size_t)(end - i) * sizeof(float));
-        vf_store(part, silu(vf_load(part)));
+        vf_store(part, activate(vf_load(part), kind));
         for (int j = i; j < end; j++) out[j] = part[j - i] * up[j];
     }
 }
 
-/* n: T, I, stride of out, whether out is bfloat16; p: gate and up [T, 2 I], out */
-void hb_silu_mul(const hb_op *op, int tid, int threads) {
-    int width = op->n[1], begin, end, total = op->n[0];
+/* n: T, I, stride of out, whether out is bfloat16, GATE_*; p: gate and up [T, 2 I], out */
+void hb_gated_mul(const hb_op *op, int tid, int threads) {
+    int width = op->n[1], begin, end, total = op->n[0], kind = op->n[4];
     if (!op->n[3]) { /* few rows: share the columns */
         hb_share((width + LANES - 1) / LANES, tid, threads, &begin, &end);
         end = end * LANES < width ? end * LANES : width;
         for (int t = 0; t < total; t++) {
             const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width;
             gate_range(gate, gate + width, (float *)op->p[1] + (size_t)t * op->n[2],
-                       begin * LANES, end);
+                       begin * LANES, end, kind);
         }
         return;
     }
@@ -133,20 +112,25 @@ void hb_silu_mul(const hb_op *op, int tid, int threads) {
     hb_share(total, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
         const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width;
-        gate_range(gate, gate + width, row, 0, width);
+        gate_range(gate, gate + width, row, 0, width, kind);
         put_row(row, op->p[1], (size_t)t, width, op->n[2], 1);
     }
     if (tid == 0) pad_rows(op->p[1], total, op->n[2]);
 }
 
-/* n: T, K, ldx, stride of out; p: x, out bfloat16, zero beyond T and K */
-void hb_to_bf16(const hb_op *op, int tid, int threads) {
-    int begin, end;
-    hb_share(op->n[0], tid, threads, &begin, &end);
-    for (int t = begin; t < end; t++)
-        put_row((const float *)op->p[0] + (size_t)t * op->n[2], op->p[1], (size_t)t, op->n[1],
-                op->n[3], 1);
-    if (tid == 0) pad_rows(op->p[1], op->n[0], op->n[3]);
+/* y += x. n: T, D, elements between rows of x and of y, whether x is bfloat16; p: x, y */
+void hb_add(const hb_op *op, int tid, int threads) {
+    int width = op->n[1], begin, end;
+    hb_share(width, tid, threads, &begin, &end);
+    for (int t = 0; t < op->n[0]; t++) {
+        const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
+        const uint16_t *half = (const uint16_t *)op->p[0] + (size_t)t * op->n[2];
+        float *y = (float *)op->p[1] + (size_t)t * op->n[3];
+        if (op->n[4])
+            for (int i = begin; i < end; i++) y[i] += from_bf16(half[i]);
+        else
+            for (int i = begin; i < end; i++) y[i] += x[i];
+    }
 }
 
 /* First index of the largest of V logits. n: T, V, elements between rows; p: logits, out int64 [T] */

@@ -37,6 +37,7 @@ typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+typedef int16_t vs __attribute__((vector_size(LANES * 2)));
 
 /* One op. The meaning of n, f and p is given beside each op's function. */
 typedef struct {
@@ -47,10 +48,14 @@ typedef struct {
 } hb_op;
 
 enum { OP_EMBED, OP_RMS_NORM, OP_LINEAR, OP_ROPE_KV, OP_ATTN_SPLIT, OP_ATTN_MERGE, OP_ATTN_RUN,
-       OP_SILU_MUL, OP_TO_BF16, OP_GEMM, OP_ARGMAX };
+       OP_GATED_MUL, OP_TO_BF16, OP_GEMM, OP_ARGMAX, OP_ADD, OP_GATHER, OP_QUANTIZE };
 
-/* Weight kinds: codes of 4 or 8 bits with scales, or dense elements. */
-enum { W_Q4, W_Q8, W_F32, W_F16, W_BF16 };
+/* Weight kinds: integer codes of 4 or 8 bits with scales, dense elements, 4-bit codes that index
+ * a table (NF4), and float8_e4m3fn codes; both with scales. */
+enum { W_Q4, W_Q8, W_F32, W_F16, W_BF16, W_T4, W_E4M3 };
+
+/* What hb_gated_mul applies to the gate. */
+enum { GATE_SILU, GATE_GELU_TANH };
 
 void hb_embed(const hb_op *op, int tid, int threads);
 void hb_rms_norm(const hb_op *op, int tid, int threads);
@@ -59,7 +64,10 @@ void hb_rope_kv(const hb_op *op, int tid, int threads);
 void hb_attention_split(const hb_op *op, int tid, int threads);
 void hb_attention_merge(const hb_op *op, int tid, int threads);
 void hb_attention_run(const hb_op *op, int tid, int threads);
-void hb_silu_mul(const hb_op *op, int tid, int threads);
+void hb_gated_mul(const hb_op *op, int tid, int threads);
+void hb_add(const hb_op *op, int tid, int threads);
+void hb_gather(const hb_op *op, int tid, int threads);
+void hb_quantize(const hb_op *op, int tid, int threads);
 void hb_to_bf16(const hb_op *op, int tid, int threads);
 void hb_argmax(const hb_op *op, int tid, int threads);
 void hb_gemm(const hb_op *op, int tid, int threads);
@@ -82,6 +90,22 @@ static inline vf vf_load(const float *p) {
 static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
 static inline vf vf_set(float x) { return (vf){0} + x; }
+
+/* a * b + c, fused wherever the machine can: said outright where the compiler's own choice could
+ * differ between two copies of a function. */
+static inline vf vf_fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FP_FAST_FMAF)
+    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+/* Lane by lane: a where the mask is set, else b. */
+static inline vf vf_pick(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
 static inline float vf_sum(vf v) {
     /* A fixed tree, so that the result does not depend on the instruction set. */
@@ -173,6 +197,21 @@ static inline vf vf_exp(vf x) {
     y = y * r * r + r + 1.0f;
     vf scale = (vf)((power + 127) << 23);
     return (vf)((vi)(y * scale) & ~under);
+}
+
+/* tanh, relative error below 3e-7: a polynomial near 0 (Moshier's Cephes, tanhf), else by the
+ * exponential. */
+static inline vf vf_tanh(vf x) {
+    vf z = x * x, size = (vf)((vi)x & 0x7FFFFFFF);
+    vf p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    vf small = p * z * x + x;
+    vf e = vf_exp(size * -2.0f);
+    vf large = (1.0f - e) / (1.0f + e);
+    large = (vf)((vi)large | ((vi)x & INT32_MIN));
+    return vf_pick(size < 0.625f, small, large);
 }
 
 #endif

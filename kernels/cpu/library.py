@@ -20,11 +20,14 @@ _RECORD = struct.Struct("=i13i2f12Q")
     ATTN_SPLIT,
     ATTN_MERGE,
     ATTN_RUN,
-    SILU_MUL,
+    GATED_MUL,
     TO_BF16,
     GEMM,
     ARGMAX,
-) = range(11)
+    ADD,
+    GATHER,
+    QUANTIZE,
+) = range(14)
 
 # How long workers stay awake after a program, waiting for the next one.
 SPIN_US = 2000

@@ -9,17 +9,10 @@
 
 #define MAX_ROWS 8
 
-#if defined(__AVX512F__)
-/* The code is the index of a 16-entry table: no masking, no conversion. */
-#define NIBBLE(word, i, table) ((vf)_mm512_permutexvar_ps((__m512i)((word) >> (4 * (i))), (__m512)(table)))
-#else
-#define NIBBLE(word, i, table) \
-    (__builtin_convertvector((vi)(((word) >> (4 * (i))) & 15), vf) + (table))
-#endif
-
 /* One group of `depth` columns: acc[t][m] = sum over k of code * x. */
-INLINE void group_q4(const weight *w, const char *const *record, int depth, const float *x,
-                     size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS], vf table) {
+INLINE void group_nibbles(const weight *w, int kind, const char *const *record, int depth,
+                          const float *x, size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS],
+                          vf table) {
     for (int k = 0; k < depth; k += 8) {
         vu word[4];
         for (int t = 0; t < tiles; t++) {
@@ -30,7 +23,7 @@ INLINE void group_q4(const weight *w, const char *const *record, int depth, cons
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             for (int t = 0; t < tiles; t++) {
-                vf q = NIBBLE(word[t], i, table);
+                vf q = nibble(kind, w, table, word[t], i);
                 for (int m = 0; m < rows; m++) acc[t][m] += q * x[m * ldx + k + i];
             }
         }
@@ -55,7 +48,8 @@ INLINE void finish(const weight *w, int tile, int rows, vf y[MAX_ROWS], float *o
     if (w->bias) bias = vf_load(w->bias + (size_t)tile * LANES);
     for (int m = 0; m < rows; m++) {
         float *to = out + m * ldo + (size_t)tile * LANES;
-        vf v = w->bias ? y[m] + bias : y[m];
+        vf scale = vf_set(w->row_scales ? w->row_scales[m] : 1.0f);
+        vf v = vf_fma(y[m], scale, bias);
         if (lanes >= LANES) {
             vf_store(to, add ? vf_load(to) + v : v);
         } else {
@@ -71,12 +65,7 @@ INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x
                   int rows, const float *sums, float *out, size_t ldo, int add) {
     const char *record[4];
     vf y[4][MAX_ROWS];
-    vf table;
-#if defined(__AVX512F__)
-    for (int i = 0; i < LANES; i++) table[i] = (float)i - w->center;
-#else
-    table = vf_set(-w->center);
-#endif
+    vf table = code_table(w);
     for (int t = 0; t < tiles; t++) {
         record[t] = w->data + (size_t)(tile + t) * w->tile_bytes;
         for (int m = 0; m < rows; m++) y[t][m] = (vf){0};
@@ -86,7 +75,8 @@ INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x
         vf acc[4][MAX_ROWS];
         for (int t = 0; t < tiles; t++)
             for (int m = 0; m < rows; m++) acc[t][m] = (vf){0};
-        if (kind == W_Q4) group_q4(w, record, depth, x + begin, ldx, rows, tiles, acc, table);
+        if (kind == W_Q4 || kind == W_T4)
+            group_nibbles(w, kind, record, depth, x + begin, ldx, rows, tiles, acc, table);
         else group_bytes(w, kind, record, depth, x + begin, ldx, rows, tiles, acc);
         for (int t = 0; t < tiles; t++) {
             const char *values = record[t] + w->code_bytes;
@@ -96,7 +86,7 @@ INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x
                 continue;
             }
             __builtin_prefetch(values + w->ahead);
-            vf scale = group_value(w, values);
+            vf scale = group_scale(kind, w, values);
             for (int m = 0; m < rows; m++) y[t][m] += scale * acc[t][m];
             if (w->has_offsets) {
                 vf offset = group_value(w, values + w->value_bytes);
@@ -129,9 +119,16 @@ DISPATCH(rows_q8, W_Q8)
 DISPATCH(rows_f32, W_F32)
 DISPATCH(rows_f16, W_F16)
 DISPATCH(rows_bf16, W_BF16)
+DISPATCH(rows_e4m3, W_E4M3)
+#if defined(__AVX512F__)
+#define rows_t4 rows_q4 /* both look codes up */
+#else
+DISPATCH(rows_t4, W_T4)
+#endif
 
 /* n: kind, T, N, K, group, half_scales, ldx, ldo, add, has_scales, has_offsets; f: center;
- * p: data, bias, x, y */
+ * p: data, bias, x, y, table, factor of each row of x [T] or NULL:
+ * y = factor * (x W^T) + bias */
 void hb_linear(const hb_op *op, int tid, int threads) {
     weight w;
     read_weight(op, &w);
@@ -144,6 +141,7 @@ void hb_linear(const hb_op *op, int tid, int threads) {
         int rows = total - row < MAX_ROWS ? total - row : MAX_ROWS;
         const float *x = (const float *)op->p[2] + row * ldx;
         float *out = (float *)op->p[3] + row * ldo;
+        w.row_scales = op->p[5] ? (const float *)op->p[5] + row : NULL;
         if (w.has_offsets)
             for (int m = 0; m < rows; m++)
                 for (int g = 0; g < w.groups; g++) {
@@ -159,6 +157,8 @@ void hb_linear(const hb_op *op, int tid, int threads) {
             case W_Q8: rows_q8(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
             case W_F16: rows_f16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
             case W_BF16: rows_bf16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
+            case W_T4: rows_t4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
+            case W_E4M3: rows_e4m3(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
             default: rows_f32(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]);
         }
     }
@@ -166,17 +166,19 @@ void hb_linear(const hb_op *op, int tid, int threads) {
 
 int hb_lanes(void) { return LANES; }
 
-/* Rows of a packed matrix: n as hb_linear without ldx; p: data, -, ids int64 [T], out */
+/* Rows of a packed matrix: n as hb_linear without ldx; f: center, factor of every element;
+ * p: data, -, ids int64 [T], out, table, order int32 [K] of the packed columns or NULL */
 void hb_embed(const hb_op *op, int tid, int threads) {
     weight w;
     read_weight(op, &w);
     const int64_t *ids = op->p[2];
+    const int32_t *order = op->p[5];
     for (int t = tid; t < op->n[1]; t += threads) {
         int tile = (int)(ids[t] / LANES), lane = (int)(ids[t] % LANES);
         float *out = (float *)op->p[3] + (size_t)t * op->n[7];
         for (int k = 0; k < w.k; k++) {
             vf v = weight_value(&w, tile, k);
-            out[k] = v[lane];
+            out[order ? order[k] : k] = v[lane] * op->f[1];
         }
     }
 }

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..reference import ActivationRule
 from .arena import Arena
 
-Q4, Q8, F32, F16, BF16 = range(5)
+Q4, Q8, F32, F16, BF16, T4, E4M3 = range(7)
 _DENSE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
@@ -22,7 +23,7 @@ class TiledLinear:
     """A weight [N, K] in the C kernels' layout.
 
     Attributes:
-        kind: one of Q4, Q8, F32, F16, BF16.
+        kind: one of Q4, Q8, F32, F16, BF16, T4, E4M3.
         n: rows before padding to whole tiles.
         k: columns.
         group: columns that share a scale; K for dense weights.
@@ -30,8 +31,11 @@ class TiledLinear:
         half_scales: scales and offsets are half precision, else float.
         has_scales: False for dense weights.
         has_offsets: an offset is added after scaling.
-        center: subtracted from every 4-bit code.
+        center: subtracted from every 4-bit integer code.
         bias: float32 [P * L] or None.
+        table: float32 [16], what the codes of kind T4 stand for, or None.
+        order: int32 [K]: column k multiplies input ``x[order[k]]``; None = in order.
+        act: how inputs are quantized, or None when they are not.
     """
 
     kind: int
@@ -44,11 +48,21 @@ class TiledLinear:
     has_offsets: bool
     center: float
     bias: Tensor | None
+    table: Tensor | None = None
+    order: Tensor | None = None
+    act: ActivationRule | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         return self.n, self.k
+
+    @property
+    def takes_int8(self) -> bool:
+        """Whether a product with quantized inputs is one of int8 by int8, scaled at the end."""
+        act = self.act
+        bare = self.kind == Q8 and self.group == self.k and not self.has_offsets
+        return bare and act is not None and act.kind == "int8" and act.symmetric
 
     @property
     def nbytes(self) -> int:
@@ -76,17 +90,36 @@ def pack_q4(
     scales_NG: Tensor,
     offsets_NG: Tensor | None,
     bias_N: Tensor | None = None,
+    center: float = 0.0,
 ) -> TiledLinear:
     """4-bit codes uint8 [N, K / 2], low nibble first; K and the group are multiples of 8.
 
-    Without offsets the codes are symmetric: ``w = scale * (code - 8)``; with them
-    ``w = scale * code + offset``.
+    ``w = scale * (code - center) + offset``.
     """
-    words = _tile(_pad_columns(codes, -k % group // 2).view(torch.int32), lanes)
-    center = 8.0 if offsets_NG is None else 0.0
-    return _pack(
-        arena, lanes, Q4, codes.shape[0], k, group, words, scales_NG, offsets_NG, center, bias_N
-    )
+    words = _words(codes, k, group, lanes)
+    n = codes.shape[0]
+    return _pack(arena, lanes, Q4, n, k, group, words, scales_NG, offsets_NG, center, bias_N)
+
+
+def pack_table(
+    arena: Arena,
+    lanes: int,
+    codes: Tensor,
+    k: int,
+    group: int,
+    scales_NG: Tensor,
+    table: Tensor,
+    bias_N: Tensor | None = None,
+) -> TiledLinear:
+    """4-bit codes uint8 [N, K / 2] as in :func:`pack_q4`: ``w = scale * table[code]``.
+
+    ``table`` is float32 [16].
+    """
+    words = _words(codes, k, group, lanes)
+    n = codes.shape[0]
+    packed = _pack(arena, lanes, T4, n, k, group, words, scales_NG, None, 0.0, bias_N)
+    packed.table = table
+    return packed
 
 
 def pack_q8(
@@ -102,6 +135,20 @@ def pack_q8(
     n, k = signed_NK.shape
     codes = _tile(_pad_columns(signed_NK, -k % group), lanes)
     return _pack(arena, lanes, Q8, n, k, group, codes, scales_NG, offsets_NG, 0.0, bias_N)
+
+
+def pack_e4m3(
+    arena: Arena,
+    lanes: int,
+    codes_NK: Tensor,
+    group: int,
+    scales_NG: Tensor,
+    bias_N: Tensor | None = None,
+) -> TiledLinear:
+    """float8_e4m3fn as uint8 [N, K], none of them NaN: ``w = scale * value(code)``."""
+    n, k = codes_NK.shape
+    codes = _tile(_pad_columns(codes_NK, -k % group), lanes)
+    return _pack(arena, lanes, E4M3, n, k, group, codes, scales_NG, None, 0.0, bias_N)
 
 
 def _pack(
@@ -147,6 +194,11 @@ def _pack(
         center,
         _pad_bias(bias, n, lanes),
     )
+
+
+def _words(codes: Tensor, k: int, group: int, lanes: int) -> Tensor:
+    """4-bit codes [N, K / 2] as int32 words of eight [P, K / 8, L], whole groups of them."""
+    return _tile(_pad_columns(codes, -k % group // 2).view(torch.int32), lanes)
 
 
 def _tile(x_NX: Tensor, lanes: int) -> Tensor:

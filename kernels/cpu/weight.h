@@ -3,7 +3,7 @@
  * Layout: N is cut into tiles of LANES rows, one per vector lane, so no horizontal sums are needed.
  * A tile is a sequence of records, one for each group of K, so that a tile is one stream:
  *   codes    4 bits: uint32 [group / 8][lane], eight consecutive K in a word, first in the low bits
- *            8 bits: int8 [group][lane]
+ *            8 bits: int8 or float8_e4m3fn [group][lane]
  *            dense:  float, half or bfloat16 [K][lane], the whole of K being one group
  *   scales   half or float [lane], absent when dense
  *   offsets  like scales, or absent
@@ -20,7 +20,9 @@ typedef struct {
     int kind, tiles, n, k, group, groups, half_scales, has_scales, has_offsets;
     const char *data;
     const float *bias;
-    float center; /* subtracted from every code (4-bit symmetric), else 0 */
+    float center; /* subtracted from every 4-bit integer code, else 0 */
+    float table[16]; /* what 4-bit codes stand for */
+    const float *row_scales; /* factors of the rows at hand (quantized inputs), or NULL */
     size_t code_bytes, value_bytes, record_bytes, tile_bytes;
     size_t ahead; /* how far ahead of its use a line is fetched */
 } weight;
@@ -29,8 +31,59 @@ INLINE vf group_value(const weight *w, const char *at) {
     return w->half_scales ? vf_from_half((const uint16_t *)at) : vf_load((const float *)at);
 }
 
-INLINE size_t element_bytes(int kind) { return kind == W_Q8 ? 1 : kind == W_F32 ? 4 : 2; }
+/* Scales of a group, and what element() leaves out. */
+INLINE vf group_scale(int kind, const weight *w, const char *at) {
+    return kind == W_E4M3 ? group_value(w, at) * 256.0f : group_value(w, at);
+}
 
+INLINE size_t element_bytes(int kind) {
+    return kind == W_Q8 || kind == W_E4M3 ? 1 : kind == W_F32 ? 4 : 2;
+}
+
+/* What nibble() needs to have in a register. */
+INLINE vf code_table(const weight *w) {
+#if defined(__AVX512F__)
+    return vf_load(w->table);
+#else
+    return vf_set(-w->center);
+#endif
+}
+
+/* The i-th of eight 4-bit codes as a float; kind is W_Q4 or W_T4. */
+INLINE vf nibble(int kind, const weight *w, vf table, vu word, int i) {
+#if defined(__AVX512F__)
+    /* The code is the index of a 16-entry table: no masking, no conversion. */
+    (void)kind, (void)w;
+    return (vf)_mm512_permutexvar_ps((__m512i)(word >> (4 * i)), (__m512)table);
+#else
+    vi code = (vi)((word >> (4 * i)) & 15);
+    if (kind == W_Q4) return __builtin_convertvector(code, vf) + table;
+#if defined(__AVX2__)
+    return (vf)_mm256_i32gather_ps(w->table, (__m256i)code, 4);
+#else
+    vf q;
+    for (int lane = 0; lane < LANES; lane++) q[lane] = w->table[code[lane]];
+    return q;
+#endif
+#endif
+}
+
+/* LANES float8_e4m3fn numbers, 2**-8 of them: the same bits are a half-precision number whose
+ * exponent is biased by 8 more, subnormals included. NaN is not expected. */
+INLINE vf vf_from_e4m3(const char *p) {
+#if defined(__AVX512F__)
+    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xBFFF));
+    return (vf)_mm512_cvtph_ps(half);
+#else
+    vb b;
+    memcpy(&b, p, sizeof b);
+    vs half = (__builtin_convertvector(b, vs) << 7) & (int16_t)0xBFFF;
+    return vf_from_half((const uint16_t *)&half);
+#endif
+}
+
+/* One element of a tile's rows, apart from its scale; see group_scale for float8. */
 INLINE vf element(int kind, const char *codes, int k) {
     if (kind == W_Q8) {
 #if defined(__AVX512F__)
@@ -42,18 +95,21 @@ INLINE vf element(int kind, const char *codes, int k) {
         return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
 #endif
     }
+    if (kind == W_E4M3) return vf_from_e4m3(codes + (size_t)k * LANES);
     if (kind == W_F16) return vf_from_half((const uint16_t *)codes + (size_t)k * LANES);
     if (kind == W_BF16) return vf_from_bf16((const uint16_t *)codes + (size_t)k * LANES);
     return vf_load((const float *)codes + (size_t)k * LANES);
 }
 
 /* n: kind, -, N, K, group, half_scales, -, -, -, has_scales, has_offsets; f: center;
- * p: data, bias (padded to whole tiles) or NULL */
+ * p: data, bias (padded to whole tiles) or NULL, -, -, table float [16] (W_T4) */
 static inline void read_weight(const hb_op *op, weight *w) {
-    static const int bits[] = {4, 8, 32, 16, 16};
+    static const int bits[] = {4, 8, 32, 16, 16, 4, 8};
     *w = (weight){.kind = op->n[0], .n = op->n[2], .k = op->n[3], .group = op->n[4],
                   .half_scales = op->n[5], .has_scales = op->n[9], .has_offsets = op->n[10],
                   .center = op->f[0], .data = op->p[0], .bias = op->p[1]};
+    for (int i = 0; i < 16; i++)
+        w->table[i] = w->kind == W_T4 ? ((const float *)op->p[4])[i] : (float)i - w->center;
     w->tiles = (w->n + LANES - 1) / LANES;
     w->groups = (w->k + w->group - 1) / w->group;
     w->code_bytes = (size_t)w->group * LANES * bits[w->kind] / 8;
@@ -70,15 +126,15 @@ INLINE vf weight_value(const weight *w, int tile, int k) {
     const char *values = record + w->code_bytes;
     int inside = k % w->group;
     vf q;
-    if (w->kind == W_Q4) {
+    if (w->kind == W_Q4 || w->kind == W_T4) {
         vu word;
         memcpy(&word, record + (size_t)(inside / 8) * sizeof word, sizeof word);
-        q = __builtin_convertvector((vi)((word >> (4 * (inside % 8))) & 15), vf) - w->center;
+        q = nibble(w->kind, w, code_table(w), word, inside % 8);
     } else {
         q = element(w->kind, record, inside);
     }
     if (!w->has_scales) return q;
-    q *= group_value(w, values);
+    q *= group_scale(w->kind, w, values);
     if (w->has_offsets) q += group_value(w, values + w->value_bytes);
     return q;
 }

@@ -15,7 +15,14 @@ from torch import Tensor
 from halfbyte.engine.backends.cpu_compiled import CompiledOps
 from halfbyte.kernels.cpu.build import build_library, find_compiler
 from halfbyte.kernels.cpu.library import Library
-from halfbyte.loaders.canonical import QuantizedLinear, Weight, WeightFormat, ZeroKind, pack_codes
+from halfbyte.loaders.canonical import (
+    ActivationFormat,
+    QuantizedLinear,
+    Weight,
+    WeightFormat,
+    ZeroKind,
+    pack_codes,
+)
 from halfbyte.loaders.store import cache_root
 
 needs_compiler = pytest.mark.skipif(
@@ -65,6 +72,7 @@ class Kind:
     scale: torch.dtype = torch.float32
     perm: bool = False
     dtype: torch.dtype | None = None
+    act: ActivationFormat | None = None
 
     def __str__(self) -> str:
         if self.dtype is not None:
@@ -97,6 +105,11 @@ def make_case(kind: Kind, n: int, k: int, seed: int) -> Case:
     group = k if kind.group == -1 else kind.group
     groups = -(-k // group)
     codes = torch.randint(0, 1 << kind.bits, (n, k), generator=g, dtype=torch.uint8)
+    table: list[float] = []
+    if kind.zero == "table":
+        table = torch.randn(1 << kind.bits, generator=g).tolist()
+    elif kind.zero == "e4m3":
+        codes[(codes & 127) == 127] = 126  # NaN never gets past the loaders
     scales = ((0.5 + torch.rand(n, groups, generator=g)) * 2.0**-kind.bits).to(kind.scale)
     zeros, offset = None, None
     s = scales.double().repeat_interleave(group, 1)[:, :k]
@@ -106,19 +119,35 @@ def make_case(kind: Kind, n: int, k: int, seed: int) -> Case:
         zeros = torch.randint(0, 1 << kind.bits, (n, groups), generator=g).to(kind.scale)
         offset = -s * zeros.double().repeat_interleave(group, 1)[:, :k]
         values = s * codes.double() + offset
+    elif kind.zero == "table":
+        values = s * torch.tensor(table, dtype=torch.float64)[codes.long()]
+    elif kind.zero == "e4m3":
+        values = s * e4m3_values()[codes.long()]
     else:
         zeros = (torch.randn(n, groups, generator=g) * 0.5).to(kind.scale)
         offset = zeros.double().repeat_interleave(group, 1)[:, :k]
         values = s * codes.double() + offset
-    size = s * (1 << kind.bits) + (0 if offset is None else offset.abs())
+    size = values.abs()
+    if kind.zero in ("none", "int", "float"):
+        size = s * (1 << kind.bits) + (0 if offset is None else offset.abs())
     perm = None
     if kind.perm:
         perm = torch.randperm(k, generator=g).to(torch.int32)
         inverse = torch.argsort(perm.long())
         values, size = values[:, inverse], size[:, inverse]
-    fmt = WeightFormat(kind.bits, kind.group, kind.zero, permuted=kind.perm)
+    fmt = WeightFormat(kind.bits, kind.group, kind.zero, tuple(table), kind.act, kind.perm)
     packed = pack_codes(codes, kind.bits)
     return Case(QuantizedLinear("w", fmt, packed, scales, zeros, k, perm), values, size)
+
+
+def e4m3_values() -> Tensor:
+    """What each byte means, by the format's definition: float64 [256] (0 in place of NaN)."""
+    values = []
+    for byte in range(256):
+        exponent, fraction = byte >> 3 & 15, byte & 7
+        size = 2.0**-9 * fraction if exponent == 0 else 2.0 ** (exponent - 7) * (1 + fraction / 8)
+        values.append(0.0 if byte & 127 == 127 else -size if byte & 128 else size)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def all_kinds() -> list[Kind]:
@@ -131,15 +160,22 @@ def all_kinds() -> list[Kind]:
             kinds += [Kind(bits, group, zero) for group in groups]
     for bits in (4, 6, 8):
         kinds += [Kind(bits, 32, zero, torch.float16) for zero in zeros]
-    return [*kinds, Kind(4, 32, "int", perm=True), Kind(8, 64, "none", perm=True)]
+    half = torch.float16
+    kinds += [Kind(4, group, "table") for group in (8, 24, 64, -1)]
+    kinds += [Kind(4, 32, "table", half), Kind(2, 16, "table"), Kind(8, 64, "table")]
+    kinds += [Kind(8, group, "e4m3") for group in (20, 128, -1)]
+    # Groups that are not whole words, of codes that fit words.
+    kinds += [Kind(4, 20, "int"), Kind(3, 12, "none"), Kind(4, 36, "table")]
+    ordered: list[tuple[int, int, ZeroKind]]
+    ordered = [(4, 32, "int"), (8, 64, "none"), (3, 32, "none"), (4, 64, "table"), (8, -1, "e4m3")]
+    return kinds + [Kind(bits, group, zero, perm=True) for bits, group, zero in ordered]
 
 
-def sizes(rng: random.Random, kind: Kind) -> tuple[int, int]:
-    """N and K, odd ones included, as far as the code width allows; short last groups, too."""
+def sizes(rng: random.Random) -> tuple[int, int]:
+    """N and K, odd ones included; short last groups and words, too."""
     n = rng.choice([1, 15, 16, 17, 31, 32, 33, 64, 100, 130])
-    step = 8 if kind.bits in (2, 3, 5, 6, 7) else 2 if kind.bits == 4 else 1
     k = rng.choice([1, 2, 3, 5, 8, 15, 16, 17, 33, 40, 72, 255, 264, 321, 576])
-    return n, -(-k // step) * step
+    return n, rng.choice([k, -(-k // 8) * 8])
 
 
 def tokens(seed: int, t: int, k: int) -> Tensor:

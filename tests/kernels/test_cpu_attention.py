@@ -119,7 +119,8 @@ def truth(shape: AttentionShape, text: Text, start: int, count: int) -> Tensor:
     end = start + count
     k, v = text.k[:, :end].double(), text.v[:, :end].double()
     positions = torch.arange(start, end)
-    return ref.attend_row(text.q[start:end].double(), k, v, positions, shape.scale, shape.window)
+    q = text.q[start:end].double()
+    return ref.attend_row(q, k, v, positions, shape.scale, shape.window, shape.softcap)
 
 
 def check(
@@ -134,8 +135,10 @@ def check(
         torch.testing.assert_close(out.double(), truth(shape, text, start, count), **CLOSE)
 
 
-def shape_of(heads: int, kv_heads: int, dim: int, window: int = 0) -> AttentionShape:
-    return AttentionShape(heads, kv_heads, dim, dim**-0.5, window)
+def shape_of(
+    heads: int, kv_heads: int, dim: int, window: int = 0, softcap: float = 0.0
+) -> AttentionShape:
+    return AttentionShape(heads, kv_heads, dim, dim**-0.5, window, softcap=softcap)
 
 
 @pytest.mark.parametrize("dim", [16, 20, 64, 80, 128])
@@ -162,6 +165,21 @@ def test_windows(window: int, size: int) -> None:
         check(ops, shape, [(text, 0, length)], size, seed)
         start = length // 3
         check(ops, shape, [(text, start, length - start)], size, seed)
+
+
+@pytest.mark.parametrize("softcap", [0.5, 5.0, 50.0])
+@pytest.mark.parametrize("window", [0, 17])
+def test_soft_caps(softcap: float, window: int) -> None:
+    """Scores of a few, so that caps bend them little, much and flat."""
+    seed = fresh_seed()
+    ops, shape = make_ops(), shape_of(6, 2, 40, window, softcap)
+    for length in (1, 17, 129, 300):
+        text = make_text(length, shape, seed + length)
+        text.k *= 3
+        check(ops, shape, [(text, length - 1, 1)], 16, seed)
+        check(ops, shape, [(text, 0, length)], 64, seed)
+        crowd = [(text, length - 1, 1)] * 9 + [(text, length // 2, length - length // 2)]
+        check(ops, shape, crowd, 32, seed)
 
 
 @pytest.mark.parametrize("window", [0, 48])
@@ -197,12 +215,14 @@ def test_large_scores() -> None:
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("window", [0, 20, 130])
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (130, 0.0), (130, 5.0)])
 @pytest.mark.parametrize(("group", "dim"), [(1, 64), (3, 64), (7, 20), (8, 128), (2, 80)])
-def test_decode_prefill_and_chunks_give_the_same_bits(group: int, dim: int, window: int) -> None:
+def test_decode_prefill_and_chunks_give_the_same_bits(
+    group: int, dim: int, window: int, softcap: float
+) -> None:
     seed = fresh_seed()
     rng = random.Random(seed)
-    shape = shape_of(2 * group, 2, dim, window)
+    shape = shape_of(2 * group, 2, dim, window, softcap)
     length = 300
     text, other = make_text(length, shape, seed), make_text(170, shape, seed + 1)
     wholes = []

@@ -63,7 +63,7 @@ def test_linear_of_every_kind(kind: Kind) -> None:
     for exact in modes():
         ops = make_ops(exact=exact)
         for turn in range(2):
-            n, k = sizes(rng, kind)
+            n, k = sizes(rng)
             case = make_case(kind, n, k, seed + turn)
             packed = ops.pack(case.weight)
             assert packed.shape == (n, k)
@@ -78,7 +78,9 @@ def test_linear_of_every_kind(kind: Kind) -> None:
 @pytest.mark.parametrize("t", [1, 3, 8, 40])
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize(
-    "kind", [Kind(4, 32, "float"), Kind(6, 32), Kind(dtype=torch.float16)], ids=str
+    "kind",
+    [Kind(4, 32, "float"), Kind(6, 32), Kind(4, 32, "table", perm=True), Kind(dtype=torch.float16)],
+    ids=str,
 )
 def test_bias_and_adding(kind: Kind, add: bool, t: int) -> None:
     seed = fresh_seed()
@@ -123,7 +125,7 @@ def test_embed_gives_the_rows_of_the_matrix(kind: Kind) -> None:
     seed = fresh_seed()
     rng = random.Random(seed)
     ops = make_ops(exact=True)
-    n, k = sizes(rng, kind)
+    n, k = sizes(rng)
     case = make_case(kind, n, k, seed)
     packed = ops.pack(case.weight)
     for t in (1, 2, 7, 40):
@@ -132,12 +134,66 @@ def test_embed_gives_the_rows_of_the_matrix(kind: Kind) -> None:
         assert ((got - case.values[ids]).abs() <= 4 * F32 * case.size[ids]).all()
 
 
+def test_embed_scales_what_it_finds() -> None:
+    """By one more multiplication of the float32 element."""
+    seed = fresh_seed()
+    ops = make_ops(exact=True)
+    ids = torch.tensor([3, 0, 40, 3])
+    for kind in (Kind(4, 32, "int"), Kind(4, 32, "table", perm=True), Kind(dtype=torch.bfloat16)):
+        packed = ops.pack_embedding(make_case(kind, 41, 72, seed).weight)
+        plain = run(ops, ops.embed, ids, packed)
+        assert torch.equal(run(ops, ops.embed, ids, packed, 23.96875), plain * 23.96875), kind
+
+
+def test_codes_are_kept() -> None:
+    """What one pass over a matrix reads: a byte for up to 8 bits, half for up to 4, and scales."""
+    n, k, group = 64, 256, 32
+    for kind in all_kinds():
+        if kind.dtype is not None or kind.group not in (group, 20):
+            continue
+        case = make_case(kind, n, k, 5)
+        words = kind.bits <= 4 and kind.group % 8 == 0
+        groups = -(-k // kind.group)
+        wide = kind.scale.itemsize * (2 if kind.zero in ("int", "float") else 1)
+        if kind.zero == "int":
+            wide = 8  # the offset is in float32, and so is the scale beside it
+        if kind.zero == "float" and not words:
+            wide = 8
+        most = n * groups * (kind.group // (2 if words else 1) + wide)
+        assert make_ops().pack(case.weight).nbytes == most, kind
+
+
+def test_an_order_applies_to_inputs_in_bfloat16() -> None:
+    """A norm hands a large product bfloat16: gathering that gives what gathering floats gives."""
+    seed = fresh_seed()
+    for exact in modes():
+        ops = make_ops(exact=exact)
+        case = make_case(Kind(4, 32, "int", perm=True), 50, 72, seed)
+        packed, x, gain = ops.pack(case.weight), tokens(seed, 40, 72), tokens(seed + 1, 1, 72)[0]
+
+        ops.begin_record()
+        normed = ops.rms_norm(x, gain, 1e-5)
+        got = ops.linear(normed, packed)
+        ops.end_record().run()
+        assert (normed.dtype == torch.bfloat16) == (ops.gemm_rows <= 40)
+        assert torch.equal(got, run(ops, ops.linear, normed.float(), packed))
+
+
+def test_an_order_that_changes_nothing_is_dropped() -> None:
+    case = make_case(Kind(4, 32, "int", perm=True), 16, 64, 1)
+    assert isinstance(case.weight, QuantizedLinear)
+    ops = make_ops()
+    assert ops.pack(case.weight).order is not None
+    case.weight.perm = torch.arange(64, dtype=torch.int32)
+    assert ops.pack(case.weight).order is None
+
+
 def test_dequantize_agrees_with_the_codes() -> None:
     """The definition that loaders and the reference backend use, against the same values."""
     seed = fresh_seed()
     rng = random.Random(seed)
     for kind in all_kinds():
-        n, k = sizes(rng, kind)
+        n, k = sizes(rng)
         case = make_case(kind, n, k, seed)
         if isinstance(case.weight, QuantizedLinear):
             error = (case.weight.dequantize().double() - case.values).abs()
@@ -152,7 +208,7 @@ def rows_alone(ops: CompiledOps, x: Tensor, packed: object) -> Tensor:
 @pytest.mark.parametrize("kind", all_kinds(), ids=str)
 def test_exact_bits_do_not_depend_on_the_batch_or_threads(kind: Kind) -> None:
     seed = fresh_seed()
-    n, k = sizes(random.Random(seed), kind)
+    n, k = sizes(random.Random(seed))
     n = max(n, 100)  # blocks of one, two and four tiles
     one, two = make_ops(exact=True, threads=1), make_ops(exact=True, threads=2)
     case = make_case(kind, n, k, seed)

@@ -11,6 +11,7 @@ import torch
 from statistics_support import fresh_seed, generator
 
 from halfbyte.kernels import reference as ref
+from halfbyte.loaders.canonical import ActivationFormat
 
 # float64 results of a few hundred terms: rounding stays far below this.
 EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}
@@ -134,3 +135,75 @@ def test_kv_memory_round_trip() -> None:
         assert torch.equal(ref.gather_kv(cache, table, 5), want[:5].transpose(0, 1))
         # Blocks of others and the rest of the last block are untouched.
         assert cache[[1, 2]].isnan().all() and cache[4, :, 2:].isnan().all()
+
+
+def nearest_e4m3(v: float) -> float:
+    """By search among all float8_e4m3fn numbers; of two as near, the one with an even fraction."""
+    sizes = [2.0**-9 * f for f in range(8)]
+    sizes += [2.0 ** (e - 7) * (1 + f / 8) for e in range(1, 16) for f in range(8)][:-1]
+    # Neighbours in the list differ in the last bit of their codes.
+    best = min(range(len(sizes)), key=lambda i: (abs(sizes[i] - abs(v)), i % 2))
+    return math.copysign(sizes[best], v)
+
+
+@pytest.mark.parametrize("top", [127.5, 127.0])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scale", [None, 0.0173])
+def test_int8_inputs(scale: float | None, symmetric: bool, top: float) -> None:
+    """Scalar by scalar in numpy's float32, with Python's own rounding to even."""
+    static_zero = 0 if symmetric or scale is None else -37
+    rule = ActivationFormat("int8", symmetric, top, scale, static_zero)
+    x = normal(6, 50, seed=fresh_seed(), dtype=torch.float32)
+    x[1] = 0
+    x[2] = x[2].abs() + 3
+    x[3] = -x[3].abs() - 3
+    x[4] = (torch.arange(50) - 25 + 0.5) * 0.0173
+    x[5, :3] = torch.tensor([127.5, 0.5, 1.5])
+    codes, scales = ref.quantize_activations(x, rule)
+    for row in range(6):
+        values = x[row].numpy()
+        low, high = min(values.min(), np.float32(0)), max(values.max(), np.float32(0))
+        s, zero = np.float32(scale or 0), static_zero
+        if scale is None:
+            reach = max(high, -low) if symmetric else high - low
+            s = np.float32(reach) / np.float32(top if symmetric else 255)
+            s = s if s else np.float32(1)
+            zero = 0 if symmetric else round(float(np.float32(-128) - low / s))
+        want = []
+        for v in values:
+            clamped = min(max(v / s + np.float32(zero), np.float32(-128)), np.float32(127))
+            want.append(round(float(clamped)) - zero)
+        assert codes[row].tolist() == want
+        assert float(scales[row]) == float(s)
+    assert codes.dtype == scales.dtype == torch.float32 and scales.shape == (6, 1)
+
+
+@pytest.mark.parametrize("scale", [None, 0.0041])
+def test_float8_inputs(scale: float | None) -> None:
+    rule = ActivationFormat("e4m3", top=448.0, scale=scale)
+    x = normal(5, 60, seed=fresh_seed(), dtype=torch.float32)
+    x[1] = 0
+    x[2] *= 2.0 ** -(torch.arange(60) % 20)
+    # With either scale: halfway between neighbours, subnormals included, and beyond the top.
+    x[3] = 0.0041 * 2.0**-10 * (torch.arange(60) + 1)
+    x[4] = torch.tensor(448.0) * 2.0 ** -torch.arange(60)
+    codes, scales = ref.quantize_activations(x, rule)
+    for row in range(5):
+        largest = np.abs(x[row].numpy()).max()
+        s = np.float32(scale or largest / np.float32(448) or 1)
+        scaled = np.clip(x[row].numpy() / s, np.float32(-448), np.float32(448))
+        assert codes[row].tolist() == [nearest_e4m3(float(v)) for v in scaled]
+        assert float(scales[row]) == float(s)
+
+
+def test_quantized_linear() -> None:
+    seed = fresh_seed()
+    x, w, b = normal(3, 11, seed=seed), normal(5, 11, seed=seed + 1), normal(5, seed=seed + 2)
+    rule = ActivationFormat(symmetric=False)
+    codes, scales = ref.quantize_activations(x, rule)
+    want = (codes.double() * scales.double()) @ w.T + b
+    torch.testing.assert_close(ref.quantized_linear(x, w, b, rule), want, **EXACT)
+    # Eight bits of an input of this size are off by a step of 1 / 50 at the most.
+    assert (want - ref.linear(x, w, b)).abs().max() < 0.02 * w.abs().sum(1).max()
+    half = ref.quantized_linear(x.half(), w, None, rule)
+    assert half.dtype == torch.float16

@@ -1,0 +1,102 @@
+"""Canonical weights into the C kernels' layout: which kind keeps the codes as they are.
+
+====================================  ==============================================
+codes                                 kind
+====================================  ==============================================
+up to 4 bits, K and group whole 8s    nibbles: integers (Q4), or indices of a table (T4)
+up to 4 bits, ragged; 5 to 8 bits     bytes (Q8)
+float8_e4m3fn                         bytes (E4M3)
+a table of 5 to 8 bits, or ragged     dense float32: no kernel looks those up
+====================================  ==============================================
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.cpu.arena import Arena
+from ...kernels.cpu.pack import (
+    TiledLinear,
+    pack_dense,
+    pack_e4m3,
+    pack_q4,
+    pack_q8,
+    pack_table,
+)
+from ...loaders.canonical import QuantizedLinear, Weight, pack_codes
+
+# Rows that are unpacked at a time: temporaries of bit streams are several times the codes.
+BLOCK = 1024
+
+
+def pack_weight(arena: Arena, lanes: int, weight: Weight, bias: Tensor | None) -> TiledLinear:
+    """A weight [N, K] and its bias [N] in tiles of ``lanes`` rows; the meaning is kept exactly."""
+    if isinstance(weight, Tensor):
+        return pack_dense(arena, lanes, weight, bias)
+    packed = _pack_codes(arena, lanes, weight, bias)
+    if packed is None:
+        packed = pack_dense(arena, lanes, weight.dequantize(torch.float32), bias)
+    elif weight.perm is not None and not _in_order(weight.perm):
+        packed.order = weight.perm.to(torch.int32).contiguous()
+    packed.act = weight.format.act
+    return packed
+
+
+def _pack_codes(
+    arena: Arena, lanes: int, weight: QuantizedLinear, bias: Tensor | None
+) -> TiledLinear | None:
+    """The codes in the order of their columns, or None where no kind takes them."""
+    fmt, k, scales = weight.format, weight.in_features, weight.scales
+    group = k if fmt.group_size == -1 else min(fmt.group_size, k)
+    words = fmt.bits <= 4 and k % 8 == 0 and group % 8 == 0
+    if fmt.zero == "e4m3":
+        return pack_e4m3(arena, lanes, weight.codes, group, scales, bias)
+    if fmt.zero == "table":
+        if not words:
+            return None
+        table = torch.zeros(16)
+        table[: len(fmt.table)] = torch.tensor(fmt.table)
+        return pack_table(arena, lanes, _nibbles(weight), k, group, scales, table, bias)
+    # w = scale * (code - zero) = scale * code + offset; the product of a half-precision scale
+    # and a small integer is exact in float32.
+    offsets = weight.zeros
+    if fmt.zero == "int":
+        assert weight.zeros is not None
+        offsets = -(scales.float() * weight.zeros.float())
+    center = 1 << (fmt.bits - 1)
+    if words:
+        middle = float(center) if fmt.zero == "none" else 0.0
+        codes = _nibbles(weight)
+        return pack_q4(arena, lanes, codes, k, group, scales, offsets, bias, middle)
+    if fmt.zero != "none":
+        assert offsets is not None
+        offsets = offsets.float() + scales.float() * center
+    signed = _bytes(weight)
+    signed -= center  # wraps around, as two's complement should
+    return pack_q8(arena, lanes, signed.view(torch.int8), group, scales, offsets, bias)
+
+
+def _nibbles(weight: QuantizedLinear) -> Tensor:
+    """Codes of up to 4 bits in 4 each: uint8 [N, K / 2]."""
+    if weight.format.bits == 4:
+        return weight.codes
+    n, k = weight.shape
+    out = torch.empty(n, k // 2, dtype=torch.uint8)
+    for start in range(0, n, BLOCK):
+        block = weight.rows(start, min(start + BLOCK, n))
+        out[start : start + BLOCK] = pack_codes(block.unpack(), 4)
+    return out
+
+
+def _bytes(weight: QuantizedLinear) -> Tensor:
+    """Codes one per byte: uint8 [N, K], not shared with ``weight``."""
+    n, k = weight.shape
+    out = torch.empty(n, k, dtype=torch.uint8)
+    for start in range(0, n, BLOCK):
+        out[start : start + BLOCK] = weight.rows(start, min(start + BLOCK, n)).unpack()
+    return out
+
+
+def _in_order(perm_K: Tensor) -> bool:
+    return torch.equal(perm_K, torch.arange(perm_K.numel(), dtype=perm_K.dtype))

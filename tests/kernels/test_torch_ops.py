@@ -1,0 +1,58 @@
+"""Backends in plain torch against the exact meaning of every kind of canonical weight."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from cpu_support import BF16, F32, Kind, all_kinds, make_case, sizes, tokens
+from statistics_support import fresh_seed
+
+from halfbyte.engine.backends.base import Ops
+from halfbyte.engine.backends.cpu_native import Int4Linear, TorchOps
+from halfbyte.engine.backends.reference import ReferenceOps
+
+
+@pytest.mark.parametrize("kind", all_kinds(), ids=str)
+def test_products_and_look_ups(kind: Kind) -> None:
+    """float32 throughout; torch sums in blocks, so (K + 16) roundings are more than enough."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    n, k = sizes(rng)
+    case = make_case(kind, n, k, seed)
+    x, ids = tokens(seed + 1, 5, k), torch.tensor([rng.randrange(n) for _ in range(3)])
+    backends: list[Ops[Any]] = [ReferenceOps(), TorchOps(torch.float32, False)]
+    for ops in backends:
+        packed = ops.pack(case.weight)
+        assert ops.supports(case.weight) is None and packed.shape == (n, k)
+        want, size = x.double() @ case.values.T, x.double().abs() @ case.size.T
+        got = ops.linear(x, packed).double()
+        assert ((got - want).abs() <= (k + 16) * F32 * size).all(), ops.name
+        rows = ops.embed(ids, packed, 4.0).double()
+        assert ((rows - 4 * case.values[ids]).abs() <= 16 * F32 * case.size[ids]).all(), ops.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "int4"),
+    [
+        (Kind(4, 32), True),
+        (Kind(4, 64, "float"), True),
+        (Kind(4, 64, "table"), False),
+        (Kind(4, 32, "int", perm=True), False),
+        (Kind(8, 64, "e4m3"), False),
+        (Kind(3, 32), False),
+    ],
+    ids=str,
+)
+def test_torchs_int4_kernel_gets_only_what_it_means(kind: Kind, int4: bool) -> None:
+    seed = fresh_seed()
+    case = make_case(kind, 32, 128, seed)
+    ops = TorchOps(torch.bfloat16, False)
+    packed = ops.pack(case.weight)
+    assert isinstance(packed, Int4Linear) == int4
+    x = tokens(seed + 1, 4, 128)
+    # Inputs, weights (scale and offset apart) and the result are rounded to bfloat16.
+    slack = 4 * BF16 * (x.double().abs() @ case.size.T)
+    assert ((ops.linear(x, packed).double() - x.double() @ case.values.T).abs() <= slack).all()
