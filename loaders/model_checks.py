@@ -27,6 +27,10 @@ EMBED = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
 
+# Norms of a layer over the hidden size; Gemma 2 and 3 also norm what a block adds.
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_POST_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
 # Stored by some tools although nothing computes with them.
 _HARMLESS_ENDINGS = (
     "rotary_emb.inv_freq",
@@ -53,11 +57,14 @@ def check_heads(where: str, config: ModelConfig) -> None:
         raise CheckpointError(
             f"{where}: dynamic rotary scaling of {rotary} dimensions; expected at least 4"
         )
-    if len(config.sliding_window) not in (0, config.num_layers):
-        raise CheckpointError(
-            f"{where}: sliding windows for {len(config.sliding_window)} layers; expected "
-            f"{config.num_layers}"
-        )
+    for what, per_layer in (
+        ("sliding windows", config.sliding_window),
+        ("rotary rules", config.local_layers),
+    ):
+        if len(per_layer) not in (0, config.num_layers):
+            raise CheckpointError(
+                f"{where}: {what} for {len(per_layer)} layers; expected {config.num_layers}"
+            )
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -74,11 +81,12 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         ("mlp.up_proj", inner, hidden, config.mlp_bias),
         ("mlp.down_proj", hidden, inner, config.mlp_bias),
     )
+    norms = _POST_NORMS if config.post_norms else _NORMS
     expected: dict[str, tuple[int, ...]] = {EMBED: (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
-        expected[prefix + "input_layernorm.weight"] = (hidden,)
-        expected[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        for name in norms:
+            expected[f"{prefix}{name}.weight"] = (hidden,)
         if config.qk_norm:
             expected[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
             expected[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "none"]
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,8 @@ class RopeConfig:
     Attributes:
         theta: base of the inverse frequencies ``theta ** (-2 i / rotary_dim)``.
         rotary_dim: how many leading dimensions of a head are rotated; 0 means the whole head.
-        kind: scaling rule; the fields below are read by the rules that need them.
+        kind: scaling rule; the fields below are read by the rules that need them. ``none`` leaves
+            queries and keys as they are (SmolLM3's layers without positions).
         factor: context extension factor.
         original_max_position: context length in tokens before scaling; 0 when not given.
         low_freq_factor: llama3 only.
@@ -54,7 +56,7 @@ class ModelConfig:
     """Architecture of one model; all sizes are counts of elements.
 
     Attributes:
-        architecture: family, one of ``llama``, ``mistral``, ``qwen2``, ``qwen3``.
+        architecture: family, a key of ``halfbyte.engine.models.registry.FAMILIES``.
         vocab_size: rows V of the embedding matrix [V, hidden_size].
         hidden_size: width of the residual stream.
         num_layers: decoder layers.
@@ -69,8 +71,23 @@ class ModelConfig:
         qkv_bias: q, k and v projections have biases.
         o_bias: the attention output projection has a bias.
         mlp_bias: gate, up and down projections have biases.
-        qk_norm: per-head RMSNorm on q and k before RoPE (Qwen3).
+        qk_norm: per-head RMSNorm on q and k before RoPE (Qwen3, Gemma 3).
         sliding_window: attention window in tokens per layer, 0 = full; empty = all full.
+        activation: what the MLP applies to its gate.
+        embedding_scale: factor on the embeddings (Gemma: ``sqrt(hidden_size)``), rounded to the
+            type that the model computes with.
+        attention_scale: factor on the scores; 0 means ``head_dim ** -0.5``.
+        attn_softcap: scores become ``cap * tanh(score / cap)`` before the mask; 0 = none.
+        logit_softcap: the same for the final logits; 0 = none.
+        post_norms: four norms a layer (Gemma 2 and 3): ``input_layernorm`` and
+            ``post_attention_layernorm`` around attention, ``pre_feedforward_layernorm`` and
+            ``post_feedforward_layernorm`` around the MLP. Otherwise ``post_attention_layernorm``
+            is the one before the MLP.
+        norm_offset: what is added to every stored norm weight, q and k norms too: 1 where the
+            file holds w and the model multiplies by 1 + w (Gemma in Hugging Face folders; GGUF
+            files hold 1 + w).
+        rope_local: second rotary rule, for the layers of ``local_layers``, or None.
+        local_layers: per layer whether it rotates by ``rope_local``; empty = none does.
         bos_token_id: begin-of-text id or None.
         eos_token_ids: ids that end a text.
         dtype: type that the checkpoint was trained in (``float32``, ``float16``, ``bfloat16``).
@@ -94,6 +111,15 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: tuple[int, ...] = ()
+    activation: Activation = "silu"
+    embedding_scale: float = 1.0
+    attention_scale: float = 0.0
+    attn_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    rope_local: RopeConfig | None = None
+    local_layers: tuple[bool, ...] = ()
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -102,3 +128,12 @@ class ModelConfig:
     def window(self, layer: int) -> int:
         """Sliding window of ``layer`` in tokens; 0 means full attention."""
         return self.sliding_window[layer] if self.sliding_window else 0
+
+    def local_rope(self, layer: int) -> bool:
+        """Whether ``layer`` rotates by ``rope_local``."""
+        return bool(self.local_layers) and self.local_layers[layer]
+
+    @property
+    def score_scale(self) -> float:
+        """Factor on the attention scores."""
+        return self.attention_scale or self.head_dim**-0.5
