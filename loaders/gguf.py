@@ -12,7 +12,8 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import gguf_config, gguf_tokenizer, model_checks
 from .base import TensorInfo, TokenizerSource
-from .gguf_reader import GGUFFile, GGUFTensor
+from .gguf_parts import GGUFParts
+from .gguf_reader import GGUFTensor
 from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES
 from .report import LoadReport
 
@@ -46,14 +47,14 @@ _TOP_NAME = re.compile(r"([a-z_]+)\.(weight|bias)")
 
 
 class GGUFCheckpoint:
-    """An open GGUF file behind the :class:`~halfbyte.loaders.base.Checkpoint` protocol.
+    """An open GGUF model behind the :class:`~halfbyte.loaders.base.Checkpoint` protocol.
 
     All headers are checked on construction: the tensors that the config implies are there, with
     their shapes and with supported types.
 
     Attributes:
         kind: ``gguf``.
-        path: the file.
+        path: the file, or the part of a split model that was given.
         config: the architecture.
 
     Raises:
@@ -66,38 +67,40 @@ class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._report = LoadReport(self.kind)
-        self._file = GGUFFile(self.path)
+        self._parts = GGUFParts(self.path)
         try:
             self._open()
         except BaseException:
-            self._file.close()
+            self._parts.close()
             raise
 
     def _open(self) -> None:
         where = str(self.path)
-        _refuse_split(where, self._file)
-        report = self._report
-        report.files[self.path.name] = self._file.file.size
-        for tensor in self._file.tensors.values():
+        report, parts = self._report, self._parts
+        for file in parts.files:
+            report.files[file.path.name] = file.file.size
+        if len(parts.files) > 1:
+            report.decide(f"split into {len(parts.files)} parts; all are here")
+        for tensor in parts.tensors.values():
             report.count(tensor.type.name, tensor.nbytes)
         factors = {
-            name: _read_factors(where, self._file, self._file.tensors[name])
+            name: _read_factors(where, parts, parts.tensors[name])
             for name in _FACTOR_TENSORS
-            if name in self._file.tensors
+            if name in parts.tensors
         }
-        metadata = self._file.metadata
-        self.config = gguf_config.read_config(where, metadata, self._file.tensors, factors, report)
+        metadata = parts.metadata
+        self.config = gguf_config.read_config(where, metadata, parts.tensors, factors, report)
         stored = {
             _canonical_name(t.name): TensorInfo(
                 _canonical_name(t.name), t.shape, t.type.name, t.nbytes
             )
-            for t in self._file.tensors.values()
+            for t in parts.tensors.values()
             if t.name not in factors
         }
         self._infos = model_checks.check_tensors(self.config, stored, where, report)
         for info in self._infos.values():
             _check_type(where, info)
-        self._by_name = {_canonical_name(t.name): t for t in self._file.tensors.values()}
+        self._by_name = {_canonical_name(t.name): t for t in parts.tensors.values()}
         self._permuted = metadata["general.architecture"] in gguf_config.PERMUTED
         if self._permuted:
             report.decide("q and k rows put back from interleaved to half-split order")
@@ -120,7 +123,7 @@ class GGUFCheckpoint:
         if info is None:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
         tensor = self._by_name[name]
-        raw = self._file.raw(tensor)
+        raw = self._parts.raw(tensor)
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, tensor.shape[0])
@@ -138,12 +141,11 @@ class GGUFCheckpoint:
 
     def release(self, names: Iterable[str]) -> None:
         """Drop the file pages of these tensors from memory; they can be read again."""
-        found = (self._by_name[name] for name in names if name in self._by_name)
-        self._file.file.release((t.offset, t.nbytes) for t in found)
+        self._parts.release(self._by_name[name] for name in names if name in self._by_name)
 
     def tokenizer(self) -> TokenizerSource:
         """The tokenizer in the metadata. Raises TokenizerError when there is none."""
-        return gguf_tokenizer.read_tokenizer(str(self.path), self._file.metadata, self._report)
+        return gguf_tokenizer.read_tokenizer(str(self.path), self._parts.metadata, self._report)
 
     def report(self) -> LoadReport:
         """What was detected, checked and decided so far."""
@@ -151,17 +153,7 @@ class GGUFCheckpoint:
 
     def close(self) -> None:
         """Unmap the file; weights handed out before stay valid."""
-        self._file.close()
-
-
-def _refuse_split(where: str, file: GGUFFile) -> None:
-    parts = file.metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        raise UnsupportedModelError(
-            f"{where}: one of {parts!r:.20} parts of a split GGUF file; split files are not "
-            "supported yet",
-            hint="join the parts with llama-gguf-split --merge",
-        )
+        self._parts.close()
 
 
 def _canonical_name(name: str) -> str:
@@ -191,7 +183,7 @@ def _check_type(where: str, info: TensorInfo) -> None:
         )
 
 
-def _read_factors(where: str, file: GGUFFile, tensor: GGUFTensor) -> tuple[float, ...]:
+def _read_factors(where: str, parts: GGUFParts, tensor: GGUFTensor) -> tuple[float, ...]:
     """A small vector of rotary frequency divisors."""
     if len(tensor.shape) != 1 or tensor.type.name != "F32":
         raise CheckpointError(
@@ -207,7 +199,7 @@ def _read_factors(where: str, file: GGUFFile, tensor: GGUFTensor) -> tuple[float
 
     from .gguf_blocks import convert_tensor
 
-    weight = convert_tensor(tensor.name, tensor.type, tensor.shape, file.raw(tensor))
+    weight = convert_tensor(tensor.name, tensor.type, tensor.shape, parts.raw(tensor))
     assert isinstance(weight, Tensor)
     values = tuple(weight.tolist())
     if not all(math.isfinite(v) and v > 0 for v in values):

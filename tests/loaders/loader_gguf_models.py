@@ -99,9 +99,10 @@ def write_gguf(
     types: Callable[[str], str] = lambda name: "F32",
     metadata: Callable[[gguf.GGUFWriter], None] = basic_metadata,
     extra: dict[str, np.ndarray] | None = None,
+    tensors_per_part: int = 0,
 ) -> dict[str, np.ndarray]:
     """Write a model; returns what each tensor means after its rounding, in Hugging Face order."""
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=tensors_per_part)
     metadata(writer)
     meant: dict[str, np.ndarray] = {}
     for name, weight in state.items():

@@ -176,7 +176,9 @@ def test_zero_and_negative_scales_are_legal():
 
 
 def test_types_without_a_converter_are_refused_by_name():
-    with pytest.raises(UnsupportedModelError, match=r"tensor w has type IQ2_XXS; supported are F32,"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"tensor w has type IQ2_XXS; supported are F32,"
+    ):
         convert_tensor("w", TYPES["IQ2_XXS"], (1, 256), torch.zeros(66, dtype=torch.uint8))
 
 
