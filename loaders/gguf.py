@@ -1,10 +1,10 @@
-"""GGUF checkpoints of the Llama, Mistral, Qwen2 and Qwen3 families."""
+"""GGUF checkpoints of the families in :mod:`.gguf_families`."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import gguf_config, gguf_tokenizer, model_checks
 from .base import TensorInfo, TokenizerSource
+from .fused import split_fused
+from .gguf_families import FAMILIES, Family
 from .gguf_parts import GGUFParts
 from .gguf_reader import GGUFTensor
 from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES
@@ -32,6 +34,7 @@ _LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
     "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
@@ -39,6 +42,12 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+# Families with four norms a layer use one name for another.
+_POST_NORM_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
 # Divisors of the rotary frequencies; they become a part of the config.
 _FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -90,18 +99,22 @@ class GGUFCheckpoint:
         }
         metadata = parts.metadata
         self.config = gguf_config.read_config(where, metadata, parts.tensors, factors, report)
-        stored = {
-            _canonical_name(t.name): TensorInfo(
-                _canonical_name(t.name), t.shape, t.type.name, t.nbytes
-            )
-            for t in parts.tensors.values()
-            if t.name not in factors
+        family = FAMILIES[metadata["general.architecture"]]
+        self._by_name = {
+            _canonical_name(name, family, parts.tensors): tensor
+            for name, tensor in parts.tensors.items()
+            if name not in factors
         }
+        stored = {
+            name: TensorInfo(name, t.shape, t.type.name, t.nbytes)
+            for name, t in self._by_name.items()
+        }
+        expected = model_checks.expected_tensors(self.config)
+        stored, self._rows = split_fused(stored, expected, where)
         self._infos = model_checks.check_tensors(self.config, stored, where, report)
         for info in self._infos.values():
             _check_type(where, info)
-        self._by_name = {_canonical_name(t.name): t for t in parts.tensors.values()}
-        self._permuted = metadata["general.architecture"] in gguf_config.PERMUTED
+        self._permuted = family.permuted
         if self._permuted:
             report.decide("q and k rows put back from interleaved to half-split order")
 
@@ -122,14 +135,17 @@ class GGUFCheckpoint:
         info = self._infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
-        tensor = self._by_name[name]
+        rows = self._rows.get(name)
+        tensor = self._by_name[name if rows is None else rows.source]
         raw = self._parts.raw(tensor)
+        if rows is not None:  # rows follow each other, whatever their type
+            raw = raw.view(tensor.shape[0], -1)[rows.start : rows.stop]
         heads = self._heads_of(name)
         if heads:
-            raw = _half_split_rows(raw, heads, tensor.shape[0])
+            raw = _half_split_rows(raw, heads, info.shape[0])
         from .gguf_blocks import convert_tensor
 
-        return convert_tensor(name, tensor.type, tensor.shape, raw)
+        return convert_tensor(name, tensor.type, info.shape, raw)
 
     def _heads_of(self, name: str) -> int:
         """Heads whose rows are interleaved in this tensor; 0 when none are."""
@@ -141,7 +157,8 @@ class GGUFCheckpoint:
 
     def release(self, names: Iterable[str]) -> None:
         """Drop the file pages of these tensors from memory; they can be read again."""
-        self._parts.release(self._by_name[name] for name in names if name in self._by_name)
+        sources = {self._rows[n].source if n in self._rows else n for n in names}
+        self._parts.release(self._by_name[n] for n in sources if n in self._by_name)
 
     def tokenizer(self) -> TokenizerSource:
         """The tokenizer in the metadata. Raises TokenizerError when there is none."""
@@ -156,12 +173,17 @@ class GGUFCheckpoint:
         self._parts.close()
 
 
-def _canonical_name(name: str) -> str:
+def _canonical_name(name: str, family: Family, stored: Container[str]) -> str:
     """The Hugging Face name of a GGUF tensor, or the name itself when there is none."""
     layer = _LAYER_NAME.fullmatch(name)
     if layer:
-        module = _LAYER_NAMES.get(layer[2], layer[2])
-        return f"model.layers.{layer[1]}.{module}.{layer[3]}"
+        index, module, ending = layer.groups()
+        known = _LAYER_NAMES | _POST_NORM_NAMES if family.post_norms else _LAYER_NAMES
+        canonical = known.get(module, module)
+        # Phi-3's "up" is gate and up in one, unless there is a gate of its own.
+        if family.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
+            canonical = "mlp.gate_up_proj"
+        return f"model.layers.{index}.{canonical}.{ending}"
     top = _TOP_NAME.fullmatch(name)
     if top and top[1] in _TOP_NAMES:
         return f"{_TOP_NAMES[top[1]]}.{top[2]}"
@@ -210,8 +232,8 @@ def _read_factors(where: str, parts: GGUFParts, tensor: GGUFTensor) -> tuple[flo
 def _half_split_rows(raw: Tensor, heads: int, rows: int) -> Tensor:
     """Undo the interleaving of row pairs in each head: whole rows move, whatever their type.
 
-    raw: uint8 [bytes]; the result is a copy [rows, bytes of a row]. File row 2 i + j of a head
-    becomes row i + j d / 2, where d is the head size.
+    raw: uint8 [bytes] or [rows, bytes of a row]; the result is a copy [rows, bytes of a row].
+    File row 2 i + j of a head becomes row i + j d / 2, where d is the head size.
     """
-    split = raw.view(heads, rows // heads // 2, 2, -1)
+    split = raw.reshape(heads, rows // heads // 2, 2, -1)
     return split.transpose(1, 2).reshape(rows, -1)

@@ -53,9 +53,9 @@ def nibbles(words: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def put_nibbles(codes: Tensor, qs: Tensor) -> None:
-    """Split-half nibbles to the 4-bit stream: qs uint8 [..., 2 h] -> codes [..., 2 h].
+    """Split-half nibbles qs uint8 [..., C] to the 4-bit stream codes uint8 [..., C].
 
-    The low nibbles are the first 2 h codes, the high ones the second.
+    The low nibbles are the first C codes, the high ones the second.
     """
     low, high = nibbles(words_of(qs))
     first, second = codes.unflatten(-1, (2, -1, 4)).unbind(-3)
