@@ -30,6 +30,7 @@ from halfbyte.loaders.model_config import ModelConfig, RopeConfig
 
 Metadata = Callable[[gguf.GGUFWriter], None]
 ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+SUFFIXES = (".weight", ".bias")
 STACKS = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -66,19 +67,19 @@ def write_family(
     *,
     layers: int = 2,
     matrices: str = "F32",
-    names_of: str = "",
     extra: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write ``state``; matrices are quantized to one type, vectors stay F32.
 
-    ``names_of`` is the architecture whose tensor names are taken, where it is another.
+    Names of stacked projections that the architecture lacks are Phi-3's.
     """
     writer = gguf.GGUFWriter(path, arch)
     basic_metadata(writer, layers)
     metadata(writer)
-    names = gguf.get_tensor_name_map(ARCHITECTURES[names_of or arch], layers)
+    names = gguf.get_tensor_name_map(ARCHITECTURES[arch], layers)
+    stacks = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI3, layers)
     for name, weight in state.items():
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        theirs = names.get_name(name, SUFFIXES) or stacks.get_name(name, SUFFIXES)
         assert theirs is not None, name
         kind = gguf.GGMLQuantizationType[matrices if weight.ndim == 2 else "F32"]
         data = np.ascontiguousarray(weight)
@@ -346,7 +347,7 @@ def test_interleaved_rows_inside_a_stacked_tensor(tmp_path, matrices):
             stored[name] = interleave(weight, heads)
     path = tmp_path / "m.gguf"
     whole = stacked(stored, ("self_attn.qkv_proj",))
-    write_family(path, "llama", whole, matrices=matrices, names_of="phi3")
+    write_family(path, "llama", whole, matrices=matrices)
     config = check_weights(path, state, matrices).config
     assert config.qkv_bias
 
