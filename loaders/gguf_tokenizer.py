@@ -34,6 +34,8 @@ _BOS_PRE = frozenset(
         "chameleon",
     )
 )
+# Normalizations that the two supported kinds of vocabulary do not have; set, they change the ids.
+_NORMALIZERS = ("remove_extra_whitespaces", "normalizer.lowercase", "normalizer.strip_accents")
 # Control tokens that end a turn; files made before the eot and eom keys existed have only these.
 _TURN_ENDS = frozenset(
     (
@@ -67,6 +69,7 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
             f"{where}: tokenizer.ggml.model is {shown(model)}; supported are 'gpt2' (byte-level "
             "BPE) and 'llama' (sentencepiece BPE)"
         )
+    _refuse_normalizers(top)
     tokens = _array(top, "tokens", str, limits.MAX_VOCAB)
     count = len(tokens)
     if not tokens:
@@ -101,6 +104,8 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
         add_bos = spm or pre in _BOS_PRE
     if top.flag(_PREFIX + "add_eos_token", False):
         report.warn("tokenizer.ggml.add_eos_token is set; prompts to be continued do not get it")
+    if _array(top, "suppress_tokens", int, limits.MAX_VOCAB):
+        report.warn("tokenizer.ggml.suppress_tokens is set; these tokens can still be sampled")
     return TokenizerSource(
         kind="gguf_spm" if spm else "gguf_bpe",
         tokens=tokens,
@@ -118,6 +123,19 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
         chat_templates=_named_templates(metadata),
         special_map=_special_map(top, tokens),
     )
+
+
+def _refuse_normalizers(top: Fields) -> None:
+    """Refuse text normalization, which would be left out silently otherwise."""
+    for name in _NORMALIZERS:
+        if top.flag(_PREFIX + name, False):
+            raise TokenizerError(f"{top.name(_PREFIX + name)} is true; only false is supported")
+    charsmap = top.values.get(_PREFIX + "precompiled_charsmap")
+    if charsmap is not None and not (isinstance(charsmap, GGUFArray) and charsmap.count == 0):
+        raise TokenizerError(
+            f"{top.name(_PREFIX + 'precompiled_charsmap')} is {shown(charsmap)}; normalization "
+            "tables are not supported"
+        )
 
 
 def _array(fields: Fields, name: str, kind: type, limit: int) -> tuple[Any, ...]:
