@@ -19,12 +19,11 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from . import gguf_kquants as kquants
 from .canonical import QuantizedLinear, Weight, WeightFormat
 from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES, BlockType
-from .gguf_words import Parts, half, nibbles, put, put_nibbles, words_of
+from .gguf_words import LOW_BITS, SIGN_BITS, Parts, half, nibbles, put, put_nibbles, words_of
 
-# Bytes of raw blocks converted at a time. Torch splits operations of more than 32768 elements
-# over threads, and on a busy machine waiting for them at every step costs ten times the work.
-# ``load`` may be called from several threads instead.
-_CHUNK_BYTES = 1 << 15
+# Bytes of raw blocks converted at a time: enough that starting an operation costs little beside
+# doing it, and so few that no operation on 64-bit words is spread over threads (``SERIAL``).
+_CHUNK_BYTES = 1 << 17
 
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -55,7 +54,7 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
 
     Raises:
         UnsupportedModelError: the block type is not implemented.
-        CheckpointError: a scale or minimum is NaN or infinite, or a vector is quantized.
+        CheckpointError: a value, scale or minimum is NaN or infinite, or a vector is quantized.
     """
     if kind.name not in SUPPORTED_TYPES:
         raise UnsupportedModelError(
@@ -63,7 +62,9 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
             hint="use a file quantized to one of these types, such as Q4_K_M or Q4_0",
         )
     if kind.name in DENSE_TYPES:
-        return raw.reshape(-1).clone().view(_DENSE_DTYPES[kind.name]).view(shape)
+        dense = raw.reshape(-1).clone().view(_DENSE_DTYPES[kind.name]).view(shape)
+        _check_finite(name, kind, "value", dense.view(shape[0], -1))
+        return dense
     if len(shape) != 2:
         raise CheckpointError(
             f"tensor {name} of shape {list(shape)} has type {kind.name}; expected "
@@ -96,14 +97,16 @@ def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Ten
 
 
 def _check_finite(name: str, kind: BlockType, label: str, values: Tensor) -> None:
-    """Refuse NaN and infinite block scales: they would poison every output row they touch."""
-    if bool(torch.isfinite(values).all()):
+    """Refuse NaN and infinity in values [N, columns]: they would poison all that they touch."""
+    # NaN passes through, so the extremes show anything that is not finite.
+    if all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
         return
     bad = (~torch.isfinite(values)).nonzero()
-    row, group = (int(i) for i in bad[0])
+    row, column = (int(i) for i in bad[0])
+    at = f"row {row}, column {column}" if label == "value" else f"row {row}, group {column}"
     raise CheckpointError(
-        f"tensor {name} ({kind.name}): {label} of row {row}, group {group} is "
-        f"{float(values[row, group])}, and {len(bad)} of {values.numel()} are not finite",
+        f"tensor {name} ({kind.name}): {label} of {at} is {float(values[row, column])}, and "
+        f"{len(bad)} of {values.numel()} are not finite",
         hint="the file is damaged: download or quantize it again",
     )
 
@@ -122,15 +125,18 @@ def _q4_1(raw: Tensor, out: Parts) -> None:
 
 def _fifth_bits(qh: Tensor) -> Tensor:
     """Bit j of uint8 [..., 4] read as one u32 -> bit 4 of code j: int64 words [..., 4]."""
-    shifts = torch.arange(8, dtype=torch.uint8)
-    bits = (qh.unsqueeze(-1) >> shifts) & 1
-    return (bits << 4).contiguous().view(torch.int64).flatten(-2)
+    octets = qh.long()
+    # The product has bit i of seven in bit 8 i, among others that the mask drops.
+    bits = (octets & 0x7F) * 0x0002040810204081
+    bits &= LOW_BITS
+    bits |= (octets >> 7) << 56
+    return bits << 4
 
 
 def _put_five(codes: Tensor, qh: Tensor, qs: Tensor) -> None:
     low, high = nibbles(words_of(qs))
     words = torch.cat((low, high), dim=-1) | _fifth_bits(qh)
-    put(codes.unflatten(-1, (4, 5)), words)
+    put(codes.flatten(-2), words.flatten(-2))
 
 
 def _q5_0(raw: Tensor, out: Parts) -> None:
@@ -148,7 +154,8 @@ def _q5_1(raw: Tensor, out: Parts) -> None:
 def _q8_0(raw: Tensor, out: Parts) -> None:
     out.scales.copy_(half(raw[..., :2]))
     # Two's complement to offset 128: flip the sign bit.
-    torch.bitwise_xor(raw[..., 2:], 0x80, out=out.codes)
+    words = words_of(raw[..., 2:])
+    torch.bitwise_xor(words, SIGN_BITS, out=out.codes.view(torch.int64))
 
 
 # What the codes of IQ4_NL and IQ4_XS stand for.

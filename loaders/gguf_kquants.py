@@ -24,7 +24,7 @@ def q2_k(raw: Tensor, out: Parts) -> None:
     torch.mul(d, (scales & 15).float(), out=out.scales)
     torch.mul(dmin, (scales >> 4).float(), out=out.zeros)
     out.zeros.neg_()
-    put(out.codes.unflatten(-1, (2, 4, 4, 2)), _pairs(raw[..., 16:80]))
+    put(out.codes, _pairs(raw[..., 16:80]).flatten(-3))
 
 
 def q3_k(raw: Tensor, out: Parts) -> None:
@@ -37,7 +37,7 @@ def q3_k(raw: Tensor, out: Parts) -> None:
     runs = _pairs(raw[..., 32:96]).flatten(-3, -2)
     for run in range(8):
         runs[..., run, :] |= ((mask[..., 0, :] >> run) & LOW_BITS) << 2
-    put(out.codes.unflatten(-1, (8, 4, 3)), runs)
+    put(out.codes, runs.flatten(-2))
     low, high = raw[..., 96:104], raw[..., 104:108]
     low = torch.cat((low & 15, low >> 4), dim=-1)
     high = torch.cat([(high >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-1)
@@ -62,11 +62,10 @@ def q5_k(raw: Tensor, out: Parts) -> None:
     _six_bit_scales(raw[..., :16], out)
     high = words_of(raw[..., 16:48])
     halves = nibbles(words_of(raw[..., 48:]).unflatten(-1, (4, 4)))
-    codes = out.codes.unflatten(-1, (4, 2, 4, 5))
-    for side, runs in enumerate(halves):
-        for chunk in range(4):
-            runs[..., chunk, :] |= ((high >> (2 * chunk + side)) & LOW_BITS) << 4
-        put(codes[..., side, :, :], runs)
+    runs = torch.stack(halves, dim=-2).flatten(-3, -2)
+    for run in range(8):
+        runs[..., run, :] |= ((high >> run) & LOW_BITS) << 4
+    put(out.codes, runs.flatten(-2))
 
 
 def q6_k(raw: Tensor, out: Parts) -> None:
@@ -77,7 +76,7 @@ def q6_k(raw: Tensor, out: Parts) -> None:
     runs = torch.cat((low, high), dim=-2)
     for run in range(4):
         runs[..., run, :] |= ((pairs >> (2 * run)) & LOW_PAIRS) << 4
-    put(out.codes.unflatten(-1, (2, 4, 4, 6)), runs)
+    put(out.codes, runs.flatten(-3))
     scale = raw[..., 192:208].view(torch.int8).float()
     torch.mul(half(raw[..., 208:]).float(), scale, out=out.scales)
 

@@ -124,7 +124,9 @@ def test_known_codes_come_back_in_order(name):
 @pytest.mark.parametrize("name", DENSE_TYPES)
 def test_dense_types_keep_their_bits_and_dtype(name):
     kind = TYPES[name]
-    raw = fresh_rng().integers(0, 256, 3 * 5 * kind.nbytes, dtype=np.uint8)
+    raw = fresh_rng().integers(0, 256, (3 * 5, kind.nbytes), dtype=np.uint8)
+    raw[:, -1] &= 0xBB  # no exponent of ones only: no NaN, no infinity
+    raw = raw.reshape(-1)
     tensor = convert_tensor("w", kind, (3, 5), torch.from_numpy(raw))
     assert isinstance(tensor, torch.Tensor)
     wanted = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
@@ -165,6 +167,19 @@ def test_scales_that_are_not_finite_are_refused(name, value):
             convert_tensor("blk.weight", TYPES[name], shape, flat)
         assert re.search(rf"tensor blk\.weight \({name}\): .* of row 2, group ", str(caught.value))
         assert "not finite" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", DENSE_TYPES)
+@pytest.mark.parametrize("shape", [(3, 300), (900,)])
+def test_dense_values_that_are_not_finite_are_refused(name, value, shape):
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+    dense = torch.linspace(-1, 1, 900, dtype=dtype)
+    dense[417] = float(value)
+    at = "row 1, column 117" if len(shape) == 2 else "row 417, column 0"
+    says = rf"tensor norm\.weight \({name}\): value of {at} is {value}, and 1 of 900 are not finite"
+    with pytest.raises(CheckpointError, match=says):
+        convert_tensor("norm.weight", TYPES[name], shape, dense.view(torch.uint8))
 
 
 def test_zero_and_negative_scales_are_legal():
