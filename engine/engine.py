@@ -22,7 +22,7 @@ from .block_pool import BlockPool
 from .config import make_config
 from .graphs import GraphPool
 from .kv_cache import KVCache
-from .layers.rope import Rotary
+from .layers.rope import Rotaries
 from .memory import MemoryPlan, free_memory, plan_memory
 from .model_runner import ModelRunner
 from .models.registry import model_class
@@ -92,9 +92,7 @@ class Engine:
         self.backend = ops.name
         self.max_context = self.memory.max_context
         self._network = network
-        self._rotary = Rotary(
-            self.model_config.rope, self.model_config.head_dim, self.model_config.max_position
-        )
+        self._rotary = Rotaries(self.model_config)
         self._build(network)
         clock("kv cache")
 

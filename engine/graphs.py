@@ -57,7 +57,7 @@ class GraphPool:
             if item.step.rope_local is not None and step.rope_local is not None:
                 item.step.rope_local.copy_(step.rope_local)
         item.program.run()
-        return item.logits
+        return self._model.cap(item.logits)
 
     def _record(self, step: StepInputs) -> _Recorded:
         fixed = replace(
@@ -98,13 +98,13 @@ def record(
 def compute(model: Decoder, step: StepInputs, kv: KVCache) -> Tensor:
     """Logits [S, V] of a step that is run once."""
     if model.ops.alone:
-        return _one_by_one(model, step, kv)
+        return model.cap(_one_by_one(model, step, kv))
     step = model.ops.prepare(step)
     if model.ops.eager:
-        return model.forward(step, kv)
+        return model.cap(model.forward(step, kv))
     program, logits = record(model, step, kv)
     program.run()
-    return logits
+    return model.cap(logits)
 
 
 def _one_by_one(model: Decoder, step: StepInputs, kv: KVCache) -> Tensor:

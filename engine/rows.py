@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .layers.rope import Rotary
+from .layers.rope import Rotaries
 from .plan import RowInit, StepPlan
 from .request import SamplingParams
 from .step import RowSpan, StepInputs
@@ -24,10 +24,10 @@ class Rows:
         count: rows.
         max_context: tokens of a row.
         block_size: tokens in a KV block.
-        rotary: position embedding table.
+        rotary: position embedding tables.
     """
 
-    def __init__(self, count: int, max_context: int, block_size: int, rotary: Rotary) -> None:
+    def __init__(self, count: int, max_context: int, block_size: int, rotary: Rotaries) -> None:
         width = (max_context + block_size - 1) // block_size
         self.block_size = block_size
         self.rotary = rotary
@@ -77,6 +77,7 @@ class Rows:
         index = positions.long()
         block = self.block_tables[token_rows, index // self.block_size].long()
         lengths = torch.maximum(self.prompt_lengths[token_rows], positions + 1)
+        rope, rope_local = self.rotary.lookup(positions, lengths)
         sample = None
         if not plan.pure_decode:
             ends = [s.end - 1 for s, w in zip(spans, plan.work, strict=True) if w.needs_sample]
@@ -84,7 +85,8 @@ class Rows:
         return StepInputs(
             token_ids=self.tokens[token_rows, index],
             positions=positions,
-            rope=self.rotary.lookup(positions, lengths),
+            rope=rope,
+            rope_local=rope_local,
             slots=block * self.block_size + index % self.block_size,
             row_index=row_index,
             block_tables=self.block_tables[rows],

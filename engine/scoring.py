@@ -7,14 +7,14 @@ from torch import Tensor
 
 from .graphs import compute
 from .kv_cache import KVCache
-from .layers.rope import Rotary
+from .layers.rope import Rotaries
 from .models.decoder import Decoder
 from .request import PromptScore
 from .step import RowSpan, StepInputs
 
 
 def prompt_logits(
-    model: Decoder, rotary: Rotary, token_ids: list[int], block_size: int, chunk: int
+    model: Decoder, rotary: Rotaries, token_ids: list[int], block_size: int, chunk: int
 ) -> Tensor:
     """Float32 logits [T, V] at every position, on a KV cache of its own.
 
@@ -29,10 +29,12 @@ def prompt_logits(
     for start in range(0, total, chunk):
         stop = min(start + chunk, total)
         positions = torch.arange(start, stop, dtype=torch.int32)
+        rope, rope_local = rotary.lookup(positions, torch.full_like(positions, total))
         step = StepInputs(
             token_ids=ids[start:stop],
             positions=positions,
-            rope=rotary.lookup(positions, torch.full_like(positions, total)),
+            rope=rope,
+            rope_local=rope_local,
             slots=positions.long(),
             row_index=torch.zeros_like(positions),
             block_tables=table,

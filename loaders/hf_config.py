@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+from dataclasses import replace
 from typing import Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import model_checks as limits
 from .fields import Fields, shown
-from .hf_rope import read_rope
-from .model_config import ModelConfig, RopeConfig
+from .hf_families import FAMILIES, Family, rotated_layers, sliding_windows
+from .hf_rope import read_local_rope, read_rope
+from .model_config import Activation, ModelConfig, RopeConfig
 from .report import LoadReport
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-
-# What transformers assumes for a key that the file leaves out, where it is not "as many as
-# attention heads" or "hidden_size / num_attention_heads".
-_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
-_HEAD_DIM = {"qwen3": 128}
-_MAX_POSITION = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
+# Gemma 3 with a vision tower; only its language model is read.
+WRAPPER = "gemma3"
 
 # Keys that change the numbers in a way these families do not have -> the value without effect.
 _NEUTRAL: dict[str, Any] = {
@@ -32,6 +30,7 @@ _NEUTRAL: dict[str, Any] = {
     "num_experts": 0,
     "no_rope_layers": None,
     "clip_qkv": None,
+    "use_bidirectional_attention": False,
 }
 
 
@@ -57,85 +56,157 @@ def read_config(
         UnsupportedModelError: another model type, or a value that is not implemented.
         CheckpointError: a field is missing, of the wrong type or out of bounds.
     """
-    read = Fields(where, values)
-    family = check_family(read, report)
+    read, family = _open(where, values, report)
+    kind = FAMILIES[family]
     hidden = read.integer("hidden_size", 1, limits.MAX_HIDDEN)
     layers = read.integer("num_hidden_layers", 1, limits.MAX_LAYERS)
     heads = read.integer("num_attention_heads", 1, limits.MAX_HEADS)
     vocab = read.integer("vocab_size", 1, limits.MAX_VOCAB)
-    position = read.integer(
-        "max_position_embeddings", 1, limits.MAX_POSITION, _MAX_POSITION[family]
-    )
-    head_dim = _head_dim(read, family, hidden, heads)
-    rope = read_rope(read, head_dim, position)
-    bias = family in ("llama", "qwen3") and read.flag("attention_bias", False)
+    position = read.integer("max_position_embeddings", 1, limits.MAX_POSITION)
+    head_dim = _head_dim(read, hidden, heads)
+    rope = read_rope(read, head_dim, position, kind)
+    rotated = rotated_layers(read, layers) if kind.windows == "unrotated" else ()
+    bias = kind.attention_bias and read.flag("attention_bias", False)
     config = ModelConfig(
-        architecture=family,
+        architecture="gemma3" if family == "gemma3_text" else family,
         vocab_size=vocab,
         hidden_size=hidden,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=_kv_heads(read, family, heads),
+        num_kv_heads=read.integer("num_key_value_heads", 1, limits.MAX_HEADS, heads),
         head_dim=head_dim,
         intermediate_size=read.integer("intermediate_size", 1, limits.MAX_INTERMEDIATE),
         rms_norm_eps=read.number("rms_norm_eps", 0.0, 1.0, 1e-6),
         max_position=_context(rope, position, report),
         rope=rope,
         tie_word_embeddings=read.flag("tie_word_embeddings", False),
-        qkv_bias=bias or family == "qwen2",
+        qkv_bias=bias or kind.qkv_bias,
         o_bias=bias,
-        mlp_bias=family == "llama" and read.flag("mlp_bias", False),
-        qk_norm=family == "qwen3",
-        sliding_window=_sliding_windows(read, family, layers),
+        mlp_bias=kind.mlp_bias and read.flag("mlp_bias", False),
+        qk_norm=kind.qk_norm,
+        sliding_window=sliding_windows(read, kind.windows, layers, rotated),
+        activation=_activation(read, kind),
+        post_norms=kind.post_norms,
+        attn_softcap=_softcap(read, kind, "attn_logit_softcapping"),
+        logit_softcap=_softcap(read, kind, "final_logit_softcapping"),
         bos_token_id=next(iter(_ids(read, "bos_token_id", vocab, report)), None),
         eos_token_ids=_end_ids((generation, read), vocab, report),
         dtype=_dtype(read, weights_dtype),
         name=name,
     )
+    if kind.gemma:
+        config = _gemma(read, kind, config)
+    if kind.local_rope and config.sliding_window:
+        local = tuple(window > 0 for window in config.sliding_window)
+        config = replace(config, rope_local=read_local_rope(read, head_dim), local_layers=local)
+    if not all(rotated):
+        unrotated = tuple(not has_rope for has_rope in rotated)
+        config = replace(config, rope_local=RopeConfig(kind="none"), local_layers=unrotated)
     limits.check_heads(where, config)
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}")
     return config
 
 
+def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Fields, str]:
+    """The model's fields with the family's defaults put in, and the family."""
+    family = check_family(Fields(where, values), report)
+    inner = values
+    if family == WRAPPER:
+        inner = dict(Fields(where, values).mapping("text_config"))
+        for key in ("eos_token_id", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings"):
+            if key in values:
+                inner.setdefault(key, values[key])
+        inner["model_type"] = family = "gemma3_text"
+        _check_math(Fields(where, inner, "text_config."), family)
+    prefix = "" if inner is values else "text_config."
+    return Fields(where, {**FAMILIES[family].defaults, **inner}, prefix), family
+
+
 def check_family(read: Fields, report: LoadReport) -> str:
     """The model type, refused with UnsupportedModelError when it or a variant of it is unknown."""
     family = read.text("model_type")
-    if family not in FAMILIES:
+    if family not in FAMILIES and family != WRAPPER:
+        known = ", ".join((*FAMILIES, WRAPPER))
         raise UnsupportedModelError(
-            f"{read.name('model_type')} is {shown(family)}; supported are {', '.join(FAMILIES)}"
+            f"{read.name('model_type')} is {shown(family)}; supported are {known}"
         )
     classes = read.values.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise read.error("architectures", classes, "a list of class names")
-    if classes and not any(c.endswith("ForCausalLM") for c in classes):
+    ending = "ForConditionalGeneration" if family == WRAPPER else "ForCausalLM"
+    if classes and not any(c.endswith(("ForCausalLM", ending)) for c in classes):
         raise UnsupportedModelError(
             f"{read.name('architectures')} is {shown(classes)}; supported are text generation "
             "models (...ForCausalLM)"
         )
     if read.present("auto_map"):
         report.warn("auto_map in config.json is ignored: code from a model folder never runs")
-    act = read.text("hidden_act", "silu")
-    if act not in ("silu", "swish"):
-        raise UnsupportedModelError(f"{read.name('hidden_act')} is {shown(act)}; supported is silu")
-    for key, neutral in _NEUTRAL.items():
-        value = read.values.get(key)
-        if value is not None and value != neutral:
-            raise UnsupportedModelError(
-                f"{read.name(key)} is {shown(value)}; this variant of {family} is not supported"
-            )
+    if family != WRAPPER:
+        _check_math(read, family)
     return family
 
 
-def _kv_heads(read: Fields, family: str, heads: int) -> int:
-    absent = heads if "num_key_value_heads" in read.values else _KV_HEADS.get(family, heads)
-    return read.integer("num_key_value_heads", 1, limits.MAX_HEADS, absent)
+def _check_math(read: Fields, family: str) -> None:
+    """Refuse what would change the numbers and the family does not have."""
+    kind = FAMILIES[family]
+    _activation(read, kind)
+    for key, neutral in _NEUTRAL.items():
+        value = read.values.get(key)
+        if key in kind.softcaps or key in kind.own_keys or value is None or value == neutral:
+            continue
+        raise UnsupportedModelError(
+            f"{read.name(key)} is {shown(value)}; this variant of {family} is not supported"
+        )
 
 
-def _head_dim(read: Fields, family: str, hidden: int, heads: int) -> int:
+def _activation(read: Fields, kind: Family) -> Activation:
+    key = kind.activation_key
+    name = read.text(key, kind.defaults.get(key, "silu"))
+    if name not in kind.activations:
+        raise UnsupportedModelError(
+            f"{read.name(key)} is {shown(name)}; supported is {next(iter(kind.activations))}"
+        )
+    return kind.activations[name]
+
+
+def _softcap(read: Fields, kind: Family, key: str) -> float:
+    """A soft cap, 0 for none."""
+    if key not in kind.softcaps or not read.present(key):
+        return 0.0
+    return read.number(key, 1e-3, 1e6)
+
+
+def _gemma(read: Fields, kind: Family, config: ModelConfig) -> ModelConfig:
+    """What all Gemmas do to embeddings and norms, and later ones to scores."""
+    scalar = float(config.head_dim)
+    if "query_pre_attn_scalar" in kind.defaults:
+        scalar = read.number("query_pre_attn_scalar", 1e-6, 1e9)
+    return replace(
+        config,
+        embedding_scale=rounded(config.hidden_size**0.5, config.dtype),
+        attention_scale=scalar**-0.5,
+        norm_offset=1.0,
+    )
+
+
+def rounded(value: float, dtype: str) -> float:
+    """``value`` as a number of type ``dtype`` (``float32``, ``float16``, ``bfloat16``).
+
+    By way of float32 and to the nearest, ties to even, as torch casts.
+    """
+    (single,) = struct.unpack("<f", struct.pack("<f", value))
+    if dtype == "float16":
+        return struct.unpack("<e", struct.pack("<e", single))[0]
+    if dtype == "bfloat16":
+        (bits,) = struct.unpack("<I", struct.pack("<f", single))
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        return struct.unpack("<f", struct.pack("<I", bits & 0xFFFF0000))[0]
+    return single
+
+
+def _head_dim(read: Fields, hidden: int, heads: int) -> int:
     """Elements of a head: the key when it is there, else derived (null means derived too)."""
-    if "head_dim" not in read.values and family in _HEAD_DIM:
-        return _HEAD_DIM[family]
     if not read.present("head_dim") and hidden % heads:
         raise CheckpointError(
             f"{read.where}: hidden_size {hidden} over num_attention_heads {heads} is not whole, "
@@ -153,34 +224,6 @@ def _context(rope: RopeConfig, position: int, report: LoadReport) -> int:
     if longest != position:
         report.decide(f"context of {position} tokens extended to {longest} by {rope.kind} scaling")
     return longest
-
-
-def _sliding_windows(read: Fields, family: str, layers: int) -> tuple[int, ...]:
-    """Window per layer in tokens, 0 = full; empty when no layer has one."""
-    window = 0
-    if family == "mistral":
-        # Absent means transformers' default of 4096, null means none.
-        absent = 0 if "sliding_window" in read.values else 4096
-        window = read.integer("sliding_window", 0, limits.MAX_POSITION, absent)
-    elif family in ("qwen2", "qwen3") and read.flag("use_sliding_window", False):
-        window = read.integer("sliding_window", 0, limits.MAX_POSITION, 4096)
-    first = 0 if family == "mistral" else read.integer("max_window_layers", 0, 1 << 31, 28)
-    types = read.values.get("layer_types")
-    if types is None:
-        per_layer = tuple(window if i >= first else 0 for i in range(layers))
-        return per_layer if any(per_layer) else ()
-    if not isinstance(types, list) or len(types) != layers:
-        raise read.error("layer_types", types, f"a list of {layers} layer types")
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UnsupportedModelError(
-                f"{read.name('layer_types')} holds {shown(kind)}; supported are full_attention "
-                "and sliding_attention"
-            )
-    if "sliding_attention" in types and not window:
-        raise read.error("layer_types", "sliding_attention", "full_attention: there is no window")
-    per_layer = tuple(window if kind == "sliding_attention" else 0 for kind in types)
-    return per_layer if any(per_layer) else ()
 
 
 def _ids(read: Fields, key: str, vocab: int, report: LoadReport) -> tuple[int, ...]:

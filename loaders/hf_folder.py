@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from . import hf_config, hf_tokenizer, methods, model_checks
+from . import hf_config, hf_names, hf_tokenizer, methods, model_checks
 from .base import TensorInfo, TokenizerSource
 from .fields import Fields
 from .folder_files import ModelFolder
@@ -76,7 +76,9 @@ class HFFolderCheckpoint:
         self._stacked: tuple[str, Weight] | None = None
         self._files = SafetensorsFiles(self._folder)
         try:
-            stored = self._files.tensors
+            stored = self._stored = hf_names.language_model(
+                str(self.path), self._files.tensors, values, self._report
+            )
             if self._method is None:
                 refuse_quantized_tensors(str(self.path), stored)
             self.config = hf_config.read_config(
@@ -172,7 +174,7 @@ class HFFolderCheckpoint:
         if module is not None:
             assert self._method is not None
             return self._method.load(module, self._read)
-        return self._read(self._files.tensors[name]).clone()
+        return self._read(self._stored[name]).clone()
 
     def release(self, names: Iterable[str]) -> None:
         """Drop the file pages of these tensors from memory; they can be read again."""
@@ -182,8 +184,8 @@ class HFFolderCheckpoint:
             module = self._modules.get(name)
             if module is not None:
                 self._files.release(module.parts.values())
-            elif name in self._files.tensors:
-                self._files.release([self._files.tensors[name]])
+            elif name in self._stored:
+                self._files.release([self._stored[name]])
 
     def tokenizer(self) -> TokenizerSource:
         """The tokenizer's raw material. Raises TokenizerError when there is none."""

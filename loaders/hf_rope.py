@@ -10,6 +10,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import model_checks as limits
 from .fields import Fields, shown
+from .hf_families import Family
 from .model_config import RopeConfig
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -37,27 +38,38 @@ _KNOWN = frozenset(
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
-def read_rope(config: Fields, head_dim: int, max_position: int) -> RopeConfig:
-    """The rotary embedding of a Llama-like model.
+def read_rope(
+    config: Fields, head_dim: int, max_position: int, family: Family | None = None
+) -> RopeConfig:
+    """The rotary embedding of a model, or of its layers with full attention.
 
     ``rope_scaling`` (transformers 4) and ``rope_parameters`` (5) are read alike; where a file
     has both, the former wins, as it does in transformers. For dynamic scaling
-    ``original_max_position`` is the config's own context length.
+    ``original_max_position`` is the config's own context length. ``family`` says what is allowed.
 
     Raises:
-        UnsupportedModelError: multi-axis or per-layer rotary settings, unknown kinds and keys.
+        UnsupportedModelError: multi-axis rotary settings, per-layer or partial ones of a family
+            without them, unknown kinds and keys.
         CheckpointError: a value is missing or out of range.
     """
-    values = config.mapping("rope_scaling") or config.mapping("rope_parameters")
-    name = "rope_scaling" if config.mapping("rope_scaling") else "rope_parameters"
-    _refuse(config, name, values)
-    rope = Fields(config.where, values, f"{name}.")
+    scaling = config.mapping("rope_scaling")
+    values = scaling or config.mapping("rope_parameters")
+    name = "rope_scaling" if scaling else "rope_parameters"
+    if family is not None and family.local_rope:
+        values, name = _of_layers(config, "full_attention")
+        values = {**values, **scaling}
+    partial = family is not None and family.partial_rotary
+    _refuse(config, name, values, partial)
+    rope = Fields(config.where, values, f"{config.prefix}{name}.")
     low, high = limits.MIN_THETA, limits.MAX_THETA
     outer = config.number("rope_theta", low, high, 10000.0)
     theta = rope.number("rope_theta", low, high, outer)
     kind = rope.text("rope_type", rope.text("type", "default"))
-    kind = "longrope" if kind == "su" else kind
-    base = RopeConfig(theta=theta, rotary_dim=head_dim)
+    # Phi-3's first files call longrope "su", or "yarn".
+    kind = "longrope" if kind == "su" or (kind == "yarn" and partial) else kind
+    factor = config.number("partial_rotary_factor", 1e-6, 1.0, 1.0)
+    rotary = int(head_dim * rope.number("partial_rotary_factor", 1e-6, 1.0, factor))
+    base = RopeConfig(theta=theta, rotary_dim=rotary)
     if kind == "default":
         return base
     if kind in ("linear", "dynamic"):
@@ -91,10 +103,42 @@ def read_rope(config: Fields, head_dim: int, max_position: int) -> RopeConfig:
             rope.number("attention_factor", 1e-6, 1e6) if rope.present("attention_factor") else None
         ),
     )
-    return _yarn(rope, base) if kind == "yarn" else _longrope(rope, base, head_dim)
+    return _yarn(rope, base) if kind == "yarn" else _longrope(rope, base, rotary)
 
 
-def _refuse(config: Fields, name: str, values: Mapping[str, Any]) -> None:
+def read_local_rope(config: Fields, head_dim: int) -> RopeConfig:
+    """The rotary embedding of Gemma 3's sliding layers, which never is a scaled one.
+
+    Raises:
+        UnsupportedModelError: it is scaled.
+        CheckpointError: the base is missing or out of range.
+    """
+    values, name = _of_layers(config, "sliding_attention")
+    _refuse(config, name, values, False)
+    rope = Fields(config.where, values, f"{config.prefix}{name}.")
+    kind = rope.text("rope_type", rope.text("type", "default"))
+    if kind != "default":
+        raise UnsupportedModelError(
+            f"{rope.name('rope_type')} is {shown(kind)}; supported for these layers is default"
+        )
+    low, high = limits.MIN_THETA, limits.MAX_THETA
+    outer = config.number("rope_local_base_freq", low, high, 10000.0)
+    return RopeConfig(theta=rope.number("rope_theta", low, high, outer), rotary_dim=head_dim)
+
+
+def _of_layers(config: Fields, layers: str) -> tuple[Mapping[str, Any], str]:
+    """Settings for one type of layers (transformers 5) and their name; empty in older files.
+
+    Raises CheckpointError when ``rope_parameters`` are not told apart by layers.
+    """
+    every = config.mapping("rope_parameters")
+    if every and not any(key in _LAYER_TYPES for key in every):
+        raise config.error("rope_parameters", dict(every), f"settings under {_LAYER_TYPES}")
+    fields = Fields(config.where, every, f"{config.prefix}rope_parameters.")
+    return fields.mapping(layers), f"rope_parameters.{layers}"
+
+
+def _refuse(config: Fields, name: str, values: Mapping[str, Any], partial: bool) -> None:
     """Refuse settings that these families do not have, by name."""
     for key in values:
         if key in _LAYER_TYPES:
@@ -107,6 +151,8 @@ def _refuse(config: Fields, name: str, values: Mapping[str, Any]) -> None:
             raise UnsupportedModelError(
                 f"{config.name(name)}.{shown(key)[1:-1]} is set; {what} is not supported"
             )
+    if partial:
+        return
     for where, fields in ((name + ".", Fields(config.where, values)), ("", config)):
         if fields.number("partial_rotary_factor", 1e-6, 1.0, 1.0) != 1.0:
             raise UnsupportedModelError(
@@ -138,12 +184,12 @@ def _yarn(rope: Fields, base: RopeConfig) -> RopeConfig:
     )
 
 
-def _longrope(rope: Fields, base: RopeConfig, head_dim: int) -> RopeConfig:
+def _longrope(rope: Fields, base: RopeConfig, rotary: int) -> RopeConfig:
     return replace(
         base,
         kind="longrope",
-        short_factor=_factors(rope, "short_factor", head_dim // 2),
-        long_factor=_factors(rope, "long_factor", head_dim // 2),
+        short_factor=_factors(rope, "short_factor", rotary // 2),
+        long_factor=_factors(rope, "long_factor", rotary // 2),
     )
 
 

@@ -16,7 +16,29 @@ import math
 import torch
 from torch import Tensor
 
-from ...loaders.model_config import RopeConfig
+from ...loaders.model_config import ModelConfig, RopeConfig
+
+
+class Rotaries:
+    """The rotary tables of a model: its own and, where some layers have another rule, that one's.
+
+    Args:
+        config: architecture.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._own = Rotary(config.rope, config.head_dim, config.max_position)
+        local = config.rope_local
+        self._local = local and Rotary(local, config.head_dim, config.max_position)
+
+    def varies(self, context: int) -> bool:
+        """Whether texts of up to ``context`` tokens may rotate one position differently."""
+        return any(table.varies(context) for table in (self._own, self._local) if table)
+
+    def lookup(self, positions_T: Tensor, lengths_T: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``StepInputs.rope`` and ``rope_local`` for positions [T]; the second may be None."""
+        local = self._local and self._local.lookup(positions_T, lengths_T)
+        return self._own.lookup(positions_T, lengths_T), local
 
 
 class Rotary:
@@ -92,6 +114,8 @@ class Rotary:
 def inverse_frequencies(rope: RopeConfig, dim: int, max_position: int) -> Tensor:
     """float32 [dim / 2] angles per position, for the rules that do not depend on the length."""
     inverse = _base_frequencies(rope.theta, dim)
+    if rope.kind == "none":
+        return torch.zeros_like(inverse)
     if rope.freq_factors:
         return inverse / torch.tensor(rope.freq_factors)
     if rope.kind == "linear":

@@ -1,8 +1,8 @@
-"""The pre-norm decoder that Llama, Mistral, Qwen2 and Qwen3 share.
+"""The pre-norm decoder that Llama, Mistral, Qwen, SmolLM3, Phi-3 and Gemma share.
 
-The families differ in biases, q/k norms, windows and RoPE, all of which ``ModelConfig`` says;
-the wiring is one. A family with another wiring (Gemma, Phi, mixtures of experts) gets a file
-of its own beside this one and an entry in ``registry.py``.
+The families differ in biases, q/k norms, windows, RoPE, activation and scales, and Gemma 2 and 3
+also norm what a block adds; ``ModelConfig`` says all of that, and the wiring is one. A family
+with another wiring gets a file of its own beside this one and an entry in ``registry.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from halfbyte.errors import UnsupportedWeightError
 from ...loaders.base import Checkpoint
 from ...loaders.canonical import QuantizedLinear, Weight, can_fuse
 from ...loaders.model_config import ModelConfig
-from ..backends.base import AttentionShape, Ops, P, PackedLinear
+from ..backends.base import Activation, AttentionShape, Ops, P, PackedLinear
 from ..kv_cache import KVCache
 from ..layers.linear import FusedLinear
 from ..step import StepInputs
@@ -34,18 +34,22 @@ class DecoderLayer:
         qkv: query, key and value projections as one.
         attention: head counts, scale, window and norms of the heads.
         o: attention's output projection.
+        attn_post_norm: RMSNorm weight [D] on what attention adds, or None.
         mlp_norm: RMSNorm weight before the MLP, float32 [D].
         gate_up: the MLP's gate and up projections as one.
         down: the MLP's output projection.
+        mlp_post_norm: RMSNorm weight [D] on what the MLP adds, or None.
     """
 
     attn_norm: Tensor
     qkv: FusedLinear[Any]
     attention: AttentionShape
     o: PackedLinear
+    attn_post_norm: Tensor | None
     mlp_norm: Tensor
     gate_up: FusedLinear[Any]
     down: PackedLinear
+    mlp_post_norm: Tensor | None
 
 
 class Decoder:
@@ -67,7 +71,7 @@ class Decoder:
     ) -> None:
         self.config = config
         self.ops = ops
-        source = _Source(checkpoint, ops.device)
+        source = _Source(checkpoint, ops.device, config.norm_offset)
         self.embedding = ops.pack_embedding(source.take("model.embed_tokens.weight"))
         source.release()
         self.layers: list[DecoderLayer] = []
@@ -76,7 +80,7 @@ class Decoder:
             source.release()
             if progress is not None:
                 progress(index + 1, config.num_layers)
-        self.norm = source.vector("model.norm.weight")
+        self.norm = source.norm("model.norm")
         self.head = self.embedding if config.tie_word_embeddings else _pack(ops, source, "lm_head")
         source.release()
 
@@ -94,53 +98,76 @@ class Decoder:
         They are written to ``out`` when given.
         """
         ops, eps = self.ops, self.config.rms_norm_eps
-        x_TD = ops.embed(step.token_ids, self.embedding)
+        x_TD = ops.embed(step.token_ids, self.embedding, self.config.embedding_scale)
         for index, layer in enumerate(self.layers):
             cache = kv.layer(index)
             h_TD = ops.rms_norm(x_TD, layer.attn_norm, eps)
             qkv_TC = layer.qkv(ops, h_TD)
             q_THE = ops.rope_write_kv(qkv_TC, layer.attention, cache, step)
             a_TC = ops.attention(q_THE, layer.attention, cache, step)
-            ops.linear_add(a_TC, layer.o, x_TD)
+            self._add(a_TC, layer.o, layer.attn_post_norm, x_TD)
             h_TD = ops.rms_norm(x_TD, layer.mlp_norm, eps)
             act_TI = layer.gate_up.gated(ops, h_TD)
-            ops.linear_add(act_TI, layer.down, x_TD)
+            self._add(act_TI, layer.down, layer.mlp_post_norm, x_TD)
         x_SD = ops.rms_norm(x_TD, self.norm, eps, step.sample_index)
         return ops.linear(x_SD, self.head, out)
 
+    def cap(self, logits_SV: Tensor) -> Tensor:
+        """The model's final soft cap, in place, on computed logits [S, V]."""
+        cap = self.config.logit_softcap
+        return logits_SV.div_(cap).tanh_().mul_(cap) if cap else logits_SV
+
+    def _add(
+        self, y_TK: Tensor, weight: PackedLinear, post_norm_D: Tensor | None, x_TD: Tensor
+    ) -> None:
+        """Project what a block made and add it to the residual ``x``."""
+        if post_norm_D is None:
+            self.ops.linear_add(y_TK, weight, x_TD)
+            return
+        y_TD = self.ops.linear(y_TK, weight)
+        self.ops.add(self.ops.rms_norm(y_TD, post_norm_D, self.config.rms_norm_eps), x_TD)
+
     def _load_layer(self, index: int, source: _Source) -> DecoderLayer:
         cfg, ops = self.config, self.ops
-        attn, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
-        norms = f"model.layers.{index}"
+        layer = f"model.layers.{index}"
+        attn, mlp = f"{layer}.self_attn", f"{layer}.mlp"
         qkv = [f"{attn}.{p}_proj" for p in "qkv"]
         gate_up = [f"{mlp}.{p}_proj" for p in ("gate", "up")]
         shape = AttentionShape(
             cfg.num_heads,
             cfg.num_kv_heads,
             cfg.head_dim,
-            cfg.head_dim**-0.5,
+            cfg.score_scale,
             cfg.window(index),
-            source.vector(f"{attn}.q_norm.weight") if cfg.qk_norm else None,
-            source.vector(f"{attn}.k_norm.weight") if cfg.qk_norm else None,
+            source.norm(f"{attn}.q_norm") if cfg.qk_norm else None,
+            source.norm(f"{attn}.k_norm") if cfg.qk_norm else None,
             cfg.rms_norm_eps,
+            cfg.attn_softcap,
+            cfg.local_rope(index),
         )
+        # Where a block's output is normed, too, "post_attention" is that norm.
+        after_attn = source.norm(f"{layer}.post_attention_layernorm")
+        post = cfg.post_norms
         return DecoderLayer(
-            source.vector(f"{norms}.input_layernorm.weight"),
+            source.norm(f"{layer}.input_layernorm"),
             _fuse(ops, source, qkv, cfg.qkv_bias),
             shape,
             _pack(ops, source, f"{attn}.o_proj", cfg.o_bias),
-            source.vector(f"{norms}.post_attention_layernorm.weight"),
-            _fuse(ops, source, gate_up, cfg.mlp_bias, gated=True),
+            after_attn if post else None,
+            source.norm(f"{layer}.pre_feedforward_layernorm") if post else after_attn,
+            _fuse(ops, source, gate_up, cfg.mlp_bias, cfg.activation),
             _pack(ops, source, f"{mlp}.down_proj", cfg.mlp_bias),
+            source.norm(f"{layer}.post_feedforward_layernorm") if post else None,
         )
 
 
 class _Source:
     """Pulls weights by name and tells the checkpoint when their file pages can go."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, norm_offset: float) -> None:
         self._checkpoint = checkpoint
         self._device = device
+        self._norm_offset = norm_offset
         self._taken: list[str] = []
 
     def take(self, name: str) -> Weight:
@@ -148,10 +175,14 @@ class _Source:
         return self._checkpoint.load(name)
 
     def vector(self, name: str) -> Tensor:
-        """A norm weight or bias in float32, on the backend's device."""
+        """A vector in float32, on the backend's device."""
         weight = self.take(name)
         assert not isinstance(weight, QuantizedLinear)
         return weight.to(self._device, torch.float32)
+
+    def norm(self, module: str) -> Tensor:
+        """What an RMSNorm multiplies by: the stored weight, or 1 plus it (Gemma)."""
+        return self.vector(f"{module}.weight") + self._norm_offset
 
     def bias(self, module: str, expected: bool) -> Tensor | None:
         return self.vector(f"{module}.bias") if expected else None
@@ -168,21 +199,30 @@ def _pack(ops: Ops[P], source: _Source, module: str, has_bias: bool = False) -> 
 
 
 def _fuse(
-    ops: Ops[P], source: _Source, modules: list[str], has_bias: bool, gated: bool = False
+    ops: Ops[P],
+    source: _Source,
+    modules: list[str],
+    has_bias: bool,
+    gate: Activation | None = None,
 ) -> FusedLinear[P]:
-    """One matrix when the formats agree, else several behind one call."""
+    """One matrix when the formats agree, else several behind one call.
+
+    ``gate`` is the activation of an MLP's gate and up projections.
+    """
+    activation = gate or "silu"
     weights = [source.take(f"{m}.weight") for m in modules]
     if not can_fuse(weights):
         biases = [source.bias(m, has_bias) for m in modules]
         parts = zip(modules, weights, biases, strict=True)
-        return FusedLinear([_checked(ops, w, m).pack(w, b) for m, w, b in parts])
+        packed = [_checked(ops, w, m).pack(w, b) for m, w, b in parts]
+        return FusedLinear(packed, activation=activation)
     whole = _stack(weights)
     bias = torch.cat([source.vector(f"{m}.bias") for m in modules]) if has_bias else None
     checked = _checked(ops, whole, " + ".join(modules))
-    fused = checked.pack_gated(whole, bias) if gated else None
+    fused = checked.pack_gated(whole, bias, gate) if gate else None
     if fused is not None:
         return FusedLinear([fused], activated=True)
-    return FusedLinear([checked.pack(whole, bias)])
+    return FusedLinear([checked.pack(whole, bias)], activation=activation)
 
 
 def _checked(ops: Ops[P], weight: Weight, module: str) -> Ops[P]:

@@ -11,6 +11,11 @@ FAMILIES: dict[str, type[Decoder]] = {
     "mistral": Decoder,
     "qwen2": Decoder,
     "qwen3": Decoder,
+    "smollm3": Decoder,
+    "phi3": Decoder,
+    "gemma": Decoder,
+    "gemma2": Decoder,
+    "gemma3": Decoder,
 }
 
 

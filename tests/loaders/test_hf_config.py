@@ -233,7 +233,7 @@ def test_ids_outside_the_vocabulary_are_reported():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"model_type": "gemma2"}, "model_type is 'gemma2'; supported are llama, mistral"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; supported are llama, mistral"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported is silu"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is .*ForCausalLM"),
         ({"num_local_experts": 8}, "num_local_experts is 8"),

@@ -9,14 +9,24 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCAB = 270  # 256 bytes, some rows that no token has, and an end
@@ -25,6 +35,11 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "gemma": (GemmaConfig, GemmaForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -47,6 +62,13 @@ FACTORS = {
 def rope(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
+
+PHI3: dict[str, Any] = {"pad_token_id": None}
+GEMMA: dict[str, Any] = {
+    "pad_token_id": None,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 12,
+}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -91,6 +113,54 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True},
     ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "pad_token_id": None}),
+    "smollm3-window": (
+        "smollm3",
+        {
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 16,
+            "pad_token_id": None,
+        },
+    ),
+    "phi3": ("phi3", PHI3),
+    "phi3-window": ("phi3", {**PHI3, "sliding_window": 16}),
+    "phi3-partial-longrope": (
+        "phi3",
+        {
+            **PHI3,
+            "hidden_size": 128,
+            "original_max_position_embeddings": 64,
+            **rope(
+                "longrope",
+                partial_rotary_factor=0.5,
+                original_max_position_embeddings=64,
+                **FACTORS,
+            ),
+        },
+    ),
+    # It has no query_pre_attn_scalar: the key must be without effect.
+    "gemma": ("gemma", {**GEMMA, "num_key_value_heads": 1, "head_dim": 32}),
+    "gemma2": ("gemma2", {**GEMMA, "head_dim": 24, "sliding_window": 16}),
+    # Low caps, so that they bend what comes out.
+    "gemma2-caps": (
+        "gemma2",
+        {**GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0, "head_dim": 16},
+    ),
+    "gemma3": (
+        "gemma3",
+        {
+            **GEMMA,
+            "num_hidden_layers": 4,
+            "head_dim": 24,
+            "sliding_window": 16,
+            "sliding_window_pattern": 3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
 }
 
 
@@ -105,8 +175,8 @@ def make_model(name: str, seed: int) -> Any:
     with torch.no_grad():
         for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=g)
-            if "norm" in key:
-                value.copy_(1 + 0.2 * noise)
+            if "norm" in key:  # Gemma multiplies by 1 + w
+                value.copy_((0 if "gemma" in family else 1) + 0.2 * noise)
             elif value.dim() == 1:
                 value.copy_(0.3 * noise)
             elif "embed" in key:
