@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from .fields import Fields, display_name, shown
 from .gguf_families import FAMILIES, Family, attention_scale, sliding_layers, windows
 from .gguf_reader import GGUFArray, GGUFTensor
 from .gguf_rope import read_rope
+from .hf_config import rounded
 from .model_config import ModelConfig, RopeConfig
 from .report import LoadReport
 
@@ -125,6 +125,7 @@ def read_config(
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}; context {position}")
     slides, window = sliding_layers(read, family, layers, report)
     rope_local, local_layers = _local_rope(read, family, rope, slides, layers)
+    dtype = _dtype(tensors)
     config = ModelConfig(
         architecture=family.name,
         vocab_size=_vocab_size(read, report),
@@ -146,7 +147,7 @@ def read_config(
         qk_norm=family.qk_norm,
         sliding_window=windows(slides, window, position),
         activation="gelu_tanh" if family.gemma else "silu",
-        embedding_scale=_float32(hidden**0.5) if family.gemma else 1.0,
+        embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,
         attention_scale=attention_scale(family, layers, hidden, heads),
         attn_softcap=_softcap(read, family, "attn_logit_softcapping"),
         logit_softcap=_softcap(read, family, "final_logit_softcapping"),
@@ -155,7 +156,7 @@ def read_config(
         local_layers=local_layers,
         bos_token_id=token_id(top, "tokenizer.ggml.bos_token_id"),
         eos_token_ids=end_ids(top),
-        dtype=_dtype(tensors),
+        dtype=dtype,
         name=display_name(top.text("general.name", "")),
     )
     limits.check_heads(where, config)
@@ -273,10 +274,6 @@ def _report_gemma(family: Family, config: ModelConfig, report: LoadReport) -> No
             f"norm weights hold 1 + w; embeddings times {config.embedding_scale:g}; attention "
             f"scores times {config.score_scale:g}, as the converter has no key for it"
         )
-
-
-def _float32(value: float) -> float:
-    return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
 def _dtype(tensors: Mapping[str, GGUFTensor]) -> str:
