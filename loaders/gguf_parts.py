@@ -56,68 +56,44 @@ class GGUFParts:
     def __init__(self, path: Path) -> None:
         given = GGUFFile(path)
         self.files: list[GGUFFile] = [given]
+        self.tensors: dict[str, GGUFTensor] = {}
+        self._file_of: dict[str, GGUFFile] = {}
         try:
             count = Fields(str(path), given.metadata).integer("split.count", 0, MAX_PARTS, 1)
             part = part_of(path.name)
             if count > 1:
-                number = _check_name(given, count)
-                self._open_others(given, number, count)
-                self._check_parts(count)
+                self._open_parts(given, count)
             elif part is not None and part[2] > 1:
                 raise CheckpointError(
                     f"{path}: the name says part {part[1]} of {part[2]}, but the file has no "
                     "split.count",
                     hint="rename the file if it holds the whole model",
                 )
+            else:
+                self._take_tensors(given)
             self.metadata: dict[str, Any] = self.files[0].metadata
-            self.tensors: dict[str, GGUFTensor] = {}
-            self._file_of: dict[str, GGUFFile] = {}
-            for file in self.files:
-                self._take_tensors(file)
         except BaseException:
             self.close()
             raise
 
-    def _open_others(self, given: GGUFFile, number: int, count: int) -> None:
-        """Open the parts beside the given one; ``files`` is in order afterwards."""
-        folder = ModelFolder(given.path.parent)
-        names = [_part_name(given.path, i, count) for i in range(count)]
-        names[number] = given.path.name
-        absent = [n for i, n in enumerate(names) if i != number and folder.find(n) is None]
-        if absent:
-            more = f" and more, {len(absent)} in all," if len(absent) > 10 else ""
+    def _open_parts(self, given: GGUFFile, count: int) -> None:
+        """Open the parts in order, each checked before the next one is touched."""
+        number = _check_name(given, count)
+        paths = _all_paths(given, number, count)
+        ordered: list[GGUFFile] = []
+        for index, path in enumerate(paths):
+            file = given if index == number else GGUFFile(path)
+            if file is not given:
+                self.files.append(file)
+            ordered.append(file)
+            _check_part(ordered[0], file, index, count)
+            self._take_tensors(file)
+        self.files = ordered
+        total = ordered[0].metadata["split.tensors.count"]
+        if len(self.tensors) != total:
             raise CheckpointError(
-                f"{given.path} is part {number + 1} of {count}: {', '.join(absent[:10])}{more} "
-                f"not in {folder.path}",
-                hint="download all parts into one folder",
-            )
-        for name in names[:number]:
-            self.files.insert(-1, GGUFFile(folder.path / name))
-        for name in names[number + 1 :]:
-            self.files.append(GGUFFile(folder.path / name))
-
-    def _check_parts(self, count: int) -> None:
-        """Every part says which one it is, and nothing else that the first does not say."""
-        first = self.files[0]
-        total = Fields(str(first.path), first.metadata).integer(
-            "split.tensors.count", 0, MAX_TENSORS
-        )
-        for number, file in enumerate(self.files):
-            expected = {"split.no": number, "split.count": count, "split.tensors.count": total}
-            for key, value in expected.items():
-                found = file.metadata.get(key)
-                if found != value or isinstance(found, bool):
-                    raise CheckpointError(
-                        f"{file.path}: {key} is {shown(found)}; expected {value} in part "
-                        f"{number + 1} of {count}",
-                        hint="the file belongs to another model, or is a copy of another part",
-                    )
-            _check_repeated(first, file)
-        stored = sum(len(file.tensors) for file in self.files)
-        if stored != total:
-            raise CheckpointError(
-                f"{first.path}: the {count} parts hold {stored} tensors; split.tensors.count says "
-                f"{total}",
+                f"{ordered[0].path}: the {count} parts hold {len(self.tensors)} tensors; "
+                f"split.tensors.count says {total}",
                 hint="the parts belong to different models: download them again",
             )
 
@@ -131,6 +107,8 @@ class GGUFParts:
                 )
             self.tensors[name] = tensor
             self._file_of[name] = file
+        if len(self.tensors) > MAX_TENSORS:
+            raise CheckpointError(f"{file.path} brings the tensors of the model over {MAX_TENSORS}")
 
     def raw(self, tensor: GGUFTensor) -> Tensor:
         """uint8 view [nbytes] of a tensor's bytes in the map; copy before keeping."""
@@ -166,8 +144,34 @@ def _check_name(file: GGUFFile, count: int) -> int:
     return number
 
 
-def _check_repeated(first: GGUFFile, part: GGUFFile) -> None:
-    """Metadata in a later part would be ignored, so it must say nothing new."""
+def _all_paths(given: GGUFFile, number: int, count: int) -> list[Path]:
+    """The files of all parts; every one but the given must be in its folder."""
+    folder = ModelFolder(given.path.parent)
+    names = [_part_name(given.path, i, count) for i in range(count)]
+    absent = [n for i, n in enumerate(names) if i != number and folder.find(n) is None]
+    if absent:
+        more = f" and more, {len(absent)} in all," if len(absent) > 10 else ""
+        raise CheckpointError(
+            f"{given.path} is part {number + 1} of {count}: {', '.join(absent[:10])}{more} "
+            f"not in {folder.path}",
+            hint="download all parts into one folder",
+        )
+    return [folder.path / name for name in names]
+
+
+def _check_part(first: GGUFFile, part: GGUFFile, number: int, count: int) -> None:
+    """A part says which one it is, and nothing else that the first does not say."""
+    total = Fields(str(first.path), first.metadata).integer("split.tensors.count", 0, MAX_TENSORS)
+    expected = {"split.no": number, "split.count": count, "split.tensors.count": total}
+    for key, value in expected.items():
+        found = part.metadata.get(key)
+        if found != value or isinstance(found, bool):
+            raise CheckpointError(
+                f"{part.path}: {key} is {shown(found)}; expected {value} in part {number + 1} of "
+                f"{count}",
+                hint="the file belongs to another model, or is a copy of another part",
+            )
+    # Other metadata in a later part would be ignored, so it must repeat the first part's.
     for key, value in part.metadata.items():
         if part is first or key.startswith("split.") or key == "general.alignment":
             continue

@@ -74,10 +74,10 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
     count = len(tokens)
     if not tokens:
         raise TokenizerError(f"{where}: tokenizer.ggml.tokens is missing or empty")
-    types = _per_token(top, "token_type", int, count) or (_NORMAL,) * count
+    types = _array(top, "token_type", int, limits.MAX_VOCAB, count) or (_NORMAL,) * count
     if not all(0 <= kind <= _BYTE for kind in set(types)):
         raise CheckpointError(f"{where}: tokenizer.ggml.token_type holds values outside 0 to 6")
-    scores = _per_token(top, "scores", float, count)
+    scores = _array(top, "scores", float, limits.MAX_VOCAB, count)
     if any(math.isnan(score) for score in scores):
         raise CheckpointError(f"{where}: tokenizer.ggml.scores holds NaN")
     spm = model == "llama"
@@ -138,27 +138,23 @@ def _refuse_normalizers(top: Fields) -> None:
         )
 
 
-def _array(fields: Fields, name: str, kind: type, limit: int) -> tuple[Any, ...]:
-    """An array of one Python type, or () when absent."""
+def _array(
+    fields: Fields, name: str, kind: type, limit: int, count: int | None = None
+) -> tuple[Any, ...]:
+    """An array of one Python type, or () when absent; ``count`` is how many items it must have."""
     key = _PREFIX + name
     value = fields.values.get(key)
     if value is None:
         return ()
     if not isinstance(value, GGUFArray) or value.count > limit:
         raise fields.error(key, value, f"an array of at most {limit} items")
+    if count is not None and value.count not in (0, count):
+        raise CheckpointError(
+            f"{fields.name(key)} has {value.count} items; expected {count}, one per token"
+        )
     items = value.values()
     if items and type(items[0]) is not kind:
         raise fields.error(key, value, f"an array of {kind.__name__}")
-    return items
-
-
-def _per_token(fields: Fields, name: str, kind: type, count: int) -> tuple[Any, ...]:
-    """An array with one item per token, or () when absent."""
-    items = _array(fields, name, kind, limits.MAX_VOCAB)
-    if items and len(items) != count:
-        raise CheckpointError(
-            f"{fields.name(_PREFIX + name)} has {len(items)} items; expected {count}, one per token"
-        )
     return items
 
 
