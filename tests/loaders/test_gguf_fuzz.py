@@ -140,7 +140,7 @@ def test_mutated_files_at_length(edits):
 
 def _mutated_parts(which, edits) -> None:
     names = "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"
-    files = dict(zip(names, PARTS, strict=True))
+    files: dict[str, bytes] = dict(zip(names, PARTS, strict=True))
     files[names[which]] = mutate(PARTS[which], edits)
     in_folder(files)
 

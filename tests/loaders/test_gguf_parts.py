@@ -194,7 +194,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, name):
 
 
 def test_repeated_metadata_that_agrees_is_accepted(tmp_path):
-    same = {"llama.block_count": kv("llama.block_count", U32, 1)}
+    same: dict[str, bytes | None] = {"llama.block_count": kv("llama.block_count", U32, 1)}
     GGUFParts(write_parts(tmp_path, {1: same, 2: same})).close()
 
 

@@ -7,6 +7,7 @@ interleaved for Llama, projections of Phi-3 stacked), with the format package's 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from gguf.quants import dequantize
 from test_families import assert_logits, fresh_seed, prompts_of
 from tiny_models import CASES, GEMMA, VOCAB, Truth, make_model
 from tokenizers import pre_tokenizers
@@ -64,8 +66,13 @@ ARCHITECTURES = {
 PERMUTED = ("llama", "mistral3", "smollm3")
 
 
-def write_model(path: Path, arch: str, model: Any) -> Path:
-    """The model as the converter would write it, in F32."""
+def write_model(
+    path: Path,
+    arch: str,
+    model: Any,
+    blocks: Mapping[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] | None = None,
+) -> Path:
+    """The model as the converter would write it, in F32; ``blocks`` are stored as they are."""
     config = model.config
     writer = gguf.GGUFWriter(path, arch)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -88,7 +95,10 @@ def write_model(path: Path, arch: str, model: Any) -> Path:
             data = halves.swapaxes(1, 2).reshape(data.shape)
         theirs = names.get_name(name, (".weight", ".bias"))
         assert theirs is not None, name
-        writer.add_tensor(theirs, np.ascontiguousarray(data))
+        if blocks and name in blocks:
+            writer.add_tensor(theirs, blocks[name][0], raw_dtype=blocks[name][1])
+        else:
+            writer.add_tensor(theirs, np.ascontiguousarray(data))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -181,3 +191,60 @@ def test_family(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
     with Engine(path, backend="reference", dtype="float32") as engine:
         assert_logits(engine, wanted, prompts)
+
+
+# Byte offsets of the float16 factors of a block, and factors that give weights of order 1/16.
+BLOCKS: dict[str, tuple[tuple[int, ...], float]] = {
+    "Q4_0": ((0,), 1e-2),
+    "Q4_1": ((0, 2), 1e-2),
+    "Q5_0": ((0,), 5e-3),
+    "Q5_1": ((0, 2), 5e-3),
+    "Q8_0": ((0,), 1e-3),
+    "Q2_K": ((80, 82), 5e-3),
+    "Q3_K": ((108,), 1e-3),
+    "Q4_K": ((0, 2), 2e-4),
+    "Q5_K": ((0, 2), 1e-4),
+    "Q6_K": ((208,), 5e-5),
+    "IQ4_NL": ((0,), 1e-3),
+    "IQ4_XS": ((0,), 5e-5),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_types(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random blocks compute as the dense weights that the package makes of them."""
+    seed = fresh_seed()
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+    monkeypatch.setitem(tiny_models.CASES, name, ("qwen2", shape))
+    model = make_model(name, seed)
+    rng = np.random.default_rng(seed)
+    raw: dict[str, np.ndarray] = {}
+    for key, value in model.state_dict().items():
+        if key.endswith("_proj.weight"):
+            raw[key], dense = _random_blocks(name, *value.shape, rng)
+            value.copy_(torch.from_numpy(dense))
+    kind = gguf.GGMLQuantizationType[name]
+    path = write_model(tmp_path / "m.gguf", "qwen2", model, {k: (v, kind) for k, v in raw.items()})
+    prompts = prompts_of(seed)[:5]
+    wanted = [Truth(model).logits(prompt) for prompt in prompts]
+    assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
+    for options in ({"backend": "reference"}, {"native": False}):
+        with Engine(path, dtype="float32", **options) as engine:
+            assert_logits(engine, wanted, prompts)
+
+
+def _random_blocks(
+    name: str, rows: int, columns: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of random blocks, uint8 [rows, bytes], and what the package reads in them."""
+    kind = gguf.GGMLQuantizationType[name]
+    elements, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (rows, columns // elements, nbytes), dtype=np.uint8)
+    offsets, factor = BLOCKS[name]
+    for number, at in enumerate(offsets):
+        # Q4_1 and Q5_1 add their second factor, which takes the mean of the codes away.
+        shift = {"Q4_1": -7.5, "Q5_1": -15.5}.get(name, 1.0) if number else 1.0
+        values = factor * shift * rng.uniform(0.5, 1.0, raw.shape[:2])
+        raw[..., at : at + 2] = values.astype("<f2")[..., None].view(np.uint8)
+    flat = raw.reshape(rows, -1)
+    return flat, dequantize(flat, kind)
