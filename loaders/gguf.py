@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -143,9 +142,7 @@ class GGUFCheckpoint:
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])
-        from .gguf_blocks import convert_tensor
-
-        return convert_tensor(name, tensor.type, info.shape, raw)
+        return _convert(self._parts.path_of(tensor), name, tensor, info.shape, raw)
 
     def _heads_of(self, name: str) -> int:
         """Heads whose rows are interleaved in this tensor; 0 when none are."""
@@ -205,6 +202,18 @@ def _check_type(where: str, info: TensorInfo) -> None:
         )
 
 
+def _convert(
+    path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], raw: Tensor
+) -> Weight:
+    """Bytes to a canonical weight; what is wrong with them is said of the file."""
+    from .gguf_blocks import convert_tensor
+
+    try:
+        return convert_tensor(name, tensor.type, shape, raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
+
+
 def _read_factors(where: str, parts: GGUFParts, tensor: GGUFTensor) -> tuple[float, ...]:
     """A small vector of rotary frequency divisors."""
     if len(tensor.shape) != 1 or tensor.type.name != "F32":
@@ -219,12 +228,11 @@ def _read_factors(where: str, parts: GGUFParts, tensor: GGUFTensor) -> tuple[flo
         )
     from torch import Tensor
 
-    from .gguf_blocks import convert_tensor
-
-    weight = convert_tensor(tensor.name, tensor.type, tensor.shape, parts.raw(tensor))
+    path, raw = parts.path_of(tensor), parts.raw(tensor)
+    weight = _convert(path, tensor.name, tensor, tensor.shape, raw)
     assert isinstance(weight, Tensor)
     values = tuple(weight.tolist())
-    if not all(math.isfinite(v) and v > 0 for v in values):
+    if not all(v > 0 for v in values):
         raise CheckpointError(f"{where}: tensor {tensor.name} holds a value that is not positive")
     return values
 

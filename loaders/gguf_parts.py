@@ -114,6 +114,10 @@ class GGUFParts:
         """uint8 view [nbytes] of a tensor's bytes in the map; copy before keeping."""
         return self._file_of[tensor.name].raw(tensor)
 
+    def path_of(self, tensor: GGUFTensor) -> Path:
+        """The file that holds a tensor."""
+        return self._file_of[tensor.name].path
+
     def release(self, tensors: Iterable[GGUFTensor]) -> None:
         """Drop the resident pages of these tensors; they can be read again."""
         for tensor in tensors:

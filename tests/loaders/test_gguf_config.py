@@ -267,13 +267,21 @@ def test_frequency_factors_with_another_scaling_are_refused(tmp_path):
         )
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
-def test_frequency_factors_must_be_positive(tmp_path, bad):
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (0.0, "holds a value that is not positive"),
+        (-1.0, "holds a value that is not positive"),
+        (float("nan"), r"\(F32\): value of row 7, column 0 is nan"),
+        (float("inf"), r"\(F32\): value of row 7, column 0 is inf"),
+    ],
+)
+def test_frequency_factors_must_be_positive(tmp_path, bad, says):
     tensors = dict(TINY_TENSORS) | {"rope_freqs.weight": ((8,), 0)}
     refuses(
         lambda: config(tmp_path, {}, tensors, data=floats(rope_freqs=[1.0] * 7 + [bad])),
         CheckpointError,
-        r"tensor rope_freqs\.weight holds a value that is not positive",
+        rf"m\.gguf: tensor rope_freqs\.weight {says}",
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 import tiny_models
 import torch
 from gguf.quants import dequantize
-from test_families import assert_logits, fresh_seed, prompts_of
+from test_families import BACKENDS, assert_logits, fresh_seed, prompts_of
 from tiny_models import CASES, GEMMA, VOCAB, Truth, make_model
 from tokenizers import pre_tokenizers
 
@@ -221,15 +221,15 @@ def test_block_types(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     raw: dict[str, np.ndarray] = {}
     for key, value in model.state_dict().items():
         if key.endswith("_proj.weight"):
-            raw[key], dense = _random_blocks(name, *value.shape, rng)
+            raw[key], dense = _random_blocks(name, value.shape[0], value.shape[1], rng)
             value.copy_(torch.from_numpy(dense))
     kind = gguf.GGMLQuantizationType[name]
     path = write_model(tmp_path / "m.gguf", "qwen2", model, {k: (v, kind) for k, v in raw.items()})
     prompts = prompts_of(seed)[:5]
     wanted = [Truth(model).logits(prompt) for prompt in prompts]
     assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
-    for options in ({"backend": "reference"}, {"native": False}):
-        with Engine(path, dtype="float32", **options) as engine:
+    for backend in ("reference", "torch"):
+        with Engine(path, **BACKENDS[backend]) as engine:
             assert_logits(engine, wanted, prompts)
 
 
