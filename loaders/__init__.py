@@ -21,7 +21,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a GGUF file, or a folder with ``config.json`` + safetensors or exactly one ``.gguf``.
+    """Open a GGUF file, or a folder with ``config.json`` + safetensors or exactly one GGUF model.
 
     Headers are read and checked; no weight data is. Raises ModelNotFoundError when nothing is
     there, CheckpointError for damaged or crafted files, UnsupportedModelError for sound ones
@@ -64,13 +64,15 @@ def _open_folder(folder: Path) -> Checkpoint:
         from .hf_folder import HFFolderCheckpoint
 
         return HFFolderCheckpoint(folder)
-    if len(ggufs) == 1:
+    if ggufs:
         from .folder_files import ModelFolder
         from .gguf import GGUFCheckpoint
+        from .gguf_parts import first_part
 
-        ModelFolder(folder).require(ggufs[0])
-        return GGUFCheckpoint(folder / ggufs[0])
-    if ggufs:
+        first = ggufs[0] if len(ggufs) == 1 else first_part(ggufs)
+        if first is not None:
+            ModelFolder(folder).require(first)
+            return GGUFCheckpoint(folder / first)
         shown = ", ".join(ggufs[:10])
         raise CheckpointError(
             f"{folder} holds {len(ggufs)} GGUF files ({shown})", hint="give the path of one of them"

@@ -1,10 +1,9 @@
-"""GGUF checkpoints of the Llama, Mistral, Qwen2 and Qwen3 families."""
+"""GGUF checkpoints of the families in :mod:`.gguf_families`."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,10 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import gguf_config, gguf_tokenizer, model_checks
 from .base import TensorInfo, TokenizerSource
-from .gguf_reader import GGUFFile, GGUFTensor
+from .fused import split_fused
+from .gguf_families import FAMILIES, Family
+from .gguf_parts import GGUFParts
+from .gguf_reader import GGUFTensor
 from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES
 from .report import LoadReport
 
@@ -31,6 +33,7 @@ _LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
     "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
@@ -39,6 +42,12 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Families with four norms a layer use one name for another.
+_POST_NORM_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 # Divisors of the rotary frequencies; they become a part of the config.
 _FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(.+)\.(weight|bias)")
@@ -46,14 +55,14 @@ _TOP_NAME = re.compile(r"([a-z_]+)\.(weight|bias)")
 
 
 class GGUFCheckpoint:
-    """An open GGUF file behind the :class:`~halfbyte.loaders.base.Checkpoint` protocol.
+    """An open GGUF model behind the :class:`~halfbyte.loaders.base.Checkpoint` protocol.
 
     All headers are checked on construction: the tensors that the config implies are there, with
     their shapes and with supported types.
 
     Attributes:
         kind: ``gguf``.
-        path: the file.
+        path: the file, or the part of a split model that was given.
         config: the architecture.
 
     Raises:
@@ -66,39 +75,45 @@ class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._report = LoadReport(self.kind)
-        self._file = GGUFFile(self.path)
+        self._parts = GGUFParts(self.path)
         try:
             self._open()
         except BaseException:
-            self._file.close()
+            self._parts.close()
             raise
 
     def _open(self) -> None:
         where = str(self.path)
-        _refuse_split(where, self._file)
-        report = self._report
-        report.files[self.path.name] = self._file.file.size
-        for tensor in self._file.tensors.values():
+        report, parts = self._report, self._parts
+        for file in parts.files:
+            report.files[file.path.name] = file.file.size
+        if len(parts.files) > 1:
+            report.decide(f"split into {len(parts.files)} parts; all are here")
+        for tensor in parts.tensors.values():
             report.count(tensor.type.name, tensor.nbytes)
         factors = {
-            name: _read_factors(where, self._file, self._file.tensors[name])
+            name: _read_factors(where, parts, parts.tensors[name])
             for name in _FACTOR_TENSORS
-            if name in self._file.tensors
+            if name in parts.tensors
         }
-        metadata = self._file.metadata
-        self.config = gguf_config.read_config(where, metadata, self._file.tensors, factors, report)
+        metadata = parts.metadata
+        self.config = gguf_config.read_config(where, metadata, parts.tensors, factors, report)
+        family = FAMILIES[metadata["general.architecture"]]
+        self._by_name = {
+            _canonical_name(name, family, parts.tensors): tensor
+            for name, tensor in parts.tensors.items()
+            if name not in factors
+        }
         stored = {
-            _canonical_name(t.name): TensorInfo(
-                _canonical_name(t.name), t.shape, t.type.name, t.nbytes
-            )
-            for t in self._file.tensors.values()
-            if t.name not in factors
+            name: TensorInfo(name, t.shape, t.type.name, t.nbytes)
+            for name, t in self._by_name.items()
         }
+        expected = model_checks.expected_tensors(self.config)
+        stored, self._rows = split_fused(stored, expected, where)
         self._infos = model_checks.check_tensors(self.config, stored, where, report)
         for info in self._infos.values():
             _check_type(where, info)
-        self._by_name = {_canonical_name(t.name): t for t in self._file.tensors.values()}
-        self._permuted = metadata["general.architecture"] in gguf_config.PERMUTED
+        self._permuted = family.permuted
         if self._permuted:
             report.decide("q and k rows put back from interleaved to half-split order")
 
@@ -119,14 +134,15 @@ class GGUFCheckpoint:
         info = self._infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
-        tensor = self._by_name[name]
-        raw = self._file.raw(tensor)
+        rows = self._rows.get(name)
+        tensor = self._by_name[name if rows is None else rows.source]
+        raw = self._parts.raw(tensor)
+        if rows is not None:  # rows follow each other, whatever their type
+            raw = raw.view(tensor.shape[0], -1)[rows.start : rows.stop]
         heads = self._heads_of(name)
         if heads:
-            raw = _half_split_rows(raw, heads, tensor.shape[0])
-        from .gguf_blocks import convert_tensor
-
-        return convert_tensor(name, tensor.type, tensor.shape, raw)
+            raw = _half_split_rows(raw, heads, info.shape[0])
+        return _convert(self._parts.path_of(tensor), name, tensor, info.shape, raw)
 
     def _heads_of(self, name: str) -> int:
         """Heads whose rows are interleaved in this tensor; 0 when none are."""
@@ -138,12 +154,12 @@ class GGUFCheckpoint:
 
     def release(self, names: Iterable[str]) -> None:
         """Drop the file pages of these tensors from memory; they can be read again."""
-        found = (self._by_name[name] for name in names if name in self._by_name)
-        self._file.file.release((t.offset, t.nbytes) for t in found)
+        sources = {self._rows[n].source if n in self._rows else n for n in names}
+        self._parts.release(self._by_name[n] for n in sources if n in self._by_name)
 
     def tokenizer(self) -> TokenizerSource:
         """The tokenizer in the metadata. Raises TokenizerError when there is none."""
-        return gguf_tokenizer.read_tokenizer(str(self.path), self._file.metadata, self._report)
+        return gguf_tokenizer.read_tokenizer(str(self.path), self._parts.metadata, self._report)
 
     def report(self) -> LoadReport:
         """What was detected, checked and decided so far."""
@@ -151,25 +167,20 @@ class GGUFCheckpoint:
 
     def close(self) -> None:
         """Unmap the file; weights handed out before stay valid."""
-        self._file.close()
+        self._parts.close()
 
 
-def _refuse_split(where: str, file: GGUFFile) -> None:
-    parts = file.metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        raise UnsupportedModelError(
-            f"{where}: one of {parts!r:.20} parts of a split GGUF file; split files are not "
-            "supported yet",
-            hint="join the parts with llama-gguf-split --merge",
-        )
-
-
-def _canonical_name(name: str) -> str:
+def _canonical_name(name: str, family: Family, stored: Container[str]) -> str:
     """The Hugging Face name of a GGUF tensor, or the name itself when there is none."""
     layer = _LAYER_NAME.fullmatch(name)
     if layer:
-        module = _LAYER_NAMES.get(layer[2], layer[2])
-        return f"model.layers.{layer[1]}.{module}.{layer[3]}"
+        index, module, ending = layer.groups()
+        known = _LAYER_NAMES | _POST_NORM_NAMES if family.post_norms else _LAYER_NAMES
+        canonical = known.get(module, module)
+        # Phi-3's "up" is gate and up in one, unless there is a gate of its own.
+        if family.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
+            canonical = "mlp.gate_up_proj"
+        return f"model.layers.{index}.{canonical}.{ending}"
     top = _TOP_NAME.fullmatch(name)
     if top and top[1] in _TOP_NAMES:
         return f"{_TOP_NAMES[top[1]]}.{top[2]}"
@@ -191,7 +202,19 @@ def _check_type(where: str, info: TensorInfo) -> None:
         )
 
 
-def _read_factors(where: str, file: GGUFFile, tensor: GGUFTensor) -> tuple[float, ...]:
+def _convert(
+    path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], raw: Tensor
+) -> Weight:
+    """Bytes to a canonical weight; what is wrong with them is said of the file."""
+    from .gguf_blocks import convert_tensor
+
+    try:
+        return convert_tensor(name, tensor.type, shape, raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _read_factors(where: str, parts: GGUFParts, tensor: GGUFTensor) -> tuple[float, ...]:
     """A small vector of rotary frequency divisors."""
     if len(tensor.shape) != 1 or tensor.type.name != "F32":
         raise CheckpointError(
@@ -205,12 +228,11 @@ def _read_factors(where: str, file: GGUFFile, tensor: GGUFTensor) -> tuple[float
         )
     from torch import Tensor
 
-    from .gguf_blocks import convert_tensor
-
-    weight = convert_tensor(tensor.name, tensor.type, tensor.shape, file.raw(tensor))
+    path, raw = parts.path_of(tensor), parts.raw(tensor)
+    weight = _convert(path, tensor.name, tensor, tensor.shape, raw)
     assert isinstance(weight, Tensor)
     values = tuple(weight.tolist())
-    if not all(math.isfinite(v) and v > 0 for v in values):
+    if not all(v > 0 for v in values):
         raise CheckpointError(f"{where}: tensor {tensor.name} holds a value that is not positive")
     return values
 
@@ -218,8 +240,8 @@ def _read_factors(where: str, file: GGUFFile, tensor: GGUFTensor) -> tuple[float
 def _half_split_rows(raw: Tensor, heads: int, rows: int) -> Tensor:
     """Undo the interleaving of row pairs in each head: whole rows move, whatever their type.
 
-    raw: uint8 [bytes]; the result is a copy [rows, bytes of a row]. File row 2 i + j of a head
-    becomes row i + j d / 2, where d is the head size.
+    raw: uint8 [bytes] or [rows, bytes of a row]; the result is a copy [rows, bytes of a row].
+    File row 2 i + j of a head becomes row i + j d / 2, where d is the head size.
     """
-    split = raw.view(heads, rows // heads // 2, 2, -1)
+    split = raw.reshape(heads, rows // heads // 2, 2, -1)
     return split.transpose(1, 2).reshape(rows, -1)

@@ -16,32 +16,16 @@ from torch import Tensor
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
+from . import gguf_kquants as kquants
 from .canonical import QuantizedLinear, Weight, WeightFormat
 from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES, BlockType
+from .gguf_words import LOW_BITS, SIGN_BITS, Parts, half, nibbles, put, put_nibbles, words_of
 
-# Bytes of raw blocks converted at a time. Torch splits operations of more than 32768 elements
-# over threads, and on a busy machine waiting for them at every step costs ten times the work.
-# ``load`` may be called from several threads instead.
-_CHUNK_BYTES = 1 << 15
+# Bytes of raw blocks converted at a time: enough that starting an operation costs little beside
+# doing it, and so few that no operation on 64-bit words is spread over threads (``SERIAL``).
+_CHUNK_BYTES = 1 << 17
 
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-# Byte lanes of a 64-bit word. All stay positive, so torch's signed shifts act as logical ones.
-_LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
-_LOW_PAIRS = 0x0303030303030303
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Where one chunk of rows is written: views of the output tensors.
-
-    codes: uint8 [n, B, bytes of codes per block]; scales: [n, B, groups per block]; zeros: the
-    same, or None.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +37,7 @@ class _Layout:
 
     format: WeightFormat
     scale_dtype: torch.dtype
-    convert: Callable[[Tensor, _Parts], None]
+    convert: Callable[[Tensor, Parts], None]
 
 
 def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tensor) -> Weight:
@@ -70,7 +54,7 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
 
     Raises:
         UnsupportedModelError: the block type is not implemented.
-        CheckpointError: a scale or minimum is NaN or infinite, or a vector is quantized.
+        CheckpointError: a value, scale or minimum is NaN or infinite, or a vector is quantized.
     """
     if kind.name not in SUPPORTED_TYPES:
         raise UnsupportedModelError(
@@ -78,7 +62,9 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
             hint="use a file quantized to one of these types, such as Q4_K_M or Q4_0",
         )
     if kind.name in DENSE_TYPES:
-        return raw.reshape(-1).clone().view(_DENSE_DTYPES[kind.name]).view(shape)
+        dense = raw.reshape(-1).clone().view(_DENSE_DTYPES[kind.name]).view(shape)
+        _check_finite(name, kind, "value", dense.view(shape[0], -1))
+        return dense
     if len(shape) != 2:
         raise CheckpointError(
             f"tensor {name} of shape {list(shape)} has type {kind.name}; expected "
@@ -100,7 +86,7 @@ def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Ten
     step = max(1, _CHUNK_BYTES // (blocks * kind.nbytes))
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        part = _Parts(codes[rows], scales[rows], None if zeros is None else zeros[rows])
+        part = Parts(codes[rows], scales[rows], None if zeros is None else zeros[rows])
         layout.convert(raw_NBb[rows], part)
     scales = scales.view(n, -1)
     zeros = None if zeros is None else zeros.view(n, -1)
@@ -111,134 +97,69 @@ def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Ten
 
 
 def _check_finite(name: str, kind: BlockType, label: str, values: Tensor) -> None:
-    """Refuse NaN and infinite block scales: they would poison every output row they touch."""
-    if bool(torch.isfinite(values).all()):
+    """Refuse NaN and infinity in values [N, columns]: they would poison all that they touch."""
+    # NaN passes through, so the extremes show anything that is not finite.
+    if all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
         return
     bad = (~torch.isfinite(values)).nonzero()
-    row, group = (int(i) for i in bad[0])
+    row, column = (int(i) for i in bad[0])
+    at = f"row {row}, column {column}" if label == "value" else f"row {row}, group {column}"
     raise CheckpointError(
-        f"tensor {name} ({kind.name}): {label} of row {row}, group {group} is "
-        f"{float(values[row, group])}, and {len(bad)} of {values.numel()} are not finite",
+        f"tensor {name} ({kind.name}): {label} of {at} is {float(values[row, column])}, and "
+        f"{len(bad)} of {values.numel()} are not finite",
         hint="the file is damaged: download or quantize it again",
     )
 
 
-def _words(part: Tensor) -> Tensor:
-    """uint8 [..., 8 m] to int64 [..., m]; always a copy, since a view may be unaligned."""
-    return part.clone(memory_format=torch.contiguous_format).view(torch.int64)
+def _q4_0(raw: Tensor, out: Parts) -> None:
+    out.scales.copy_(half(raw[..., :2]))
+    put_nibbles(out.codes, raw[..., 2:])
 
 
-def _half(part: Tensor) -> Tensor:
-    """uint8 [..., 2] to float16 [..., 1]."""
-    return part.clone(memory_format=torch.contiguous_format).view(torch.float16)
-
-
-def _squeeze(words: Tensor, bits: int) -> Tensor:
-    """Close the gaps between eight ``bits``-bit codes in the bytes of each int64 word.
-
-    Returns uint8 [..., m, 8] of which the first ``bits`` bytes hold the codes as a bit stream.
-    Each of three steps joins neighbouring fields: 8 -> 16 -> 32 -> 64 bits.
-    """
-    gap = 8 - bits
-    width = bits
-    for lane in (16, 32, 64):
-        low = sum(((1 << width) - 1) << at for at in range(0, 64, lane))
-        upper = words >> gap
-        upper &= low << width
-        words = words & low
-        words |= upper
-        width, gap = 2 * width, 2 * gap
-    return words.view(torch.uint8).view(*words.shape, 8)
-
-
-def _put(codes: Tensor, words: Tensor) -> None:
-    """Write words [..., m] of byte-wide codes to uint8 [..., m, bits] as a bit stream."""
-    bits = codes.shape[-1]
-    codes.copy_(_squeeze(words, bits)[..., :bits])
-
-
-def _nibbles(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high nibble of every byte, as words of byte-wide codes."""
-    return words & _LOW_NIBBLES, (words >> 4) & _LOW_NIBBLES
-
-
-def _put_nibbles(codes: Tensor, qs: Tensor) -> None:
-    """Split-half nibbles to the 4-bit stream: qs uint8 [..., 2 h] -> codes [..., 2 h].
-
-    The low nibbles are the first 2 h codes, the high ones the second.
-    """
-    low, high = _nibbles(_words(qs))
-    first, second = codes.unflatten(-1, (2, -1, 4)).unbind(-3)
-    _put(first, low)
-    _put(second, high)
-
-
-def _q4_0(raw: Tensor, out: _Parts) -> None:
-    out.scales.copy_(_half(raw[..., :2]))
-    _put_nibbles(out.codes, raw[..., 2:])
-
-
-def _q4_1(raw: Tensor, out: _Parts) -> None:
+def _q4_1(raw: Tensor, out: Parts) -> None:
     assert out.zeros is not None
-    out.scales.copy_(_half(raw[..., :2]))
-    out.zeros.copy_(_half(raw[..., 2:4]))
-    _put_nibbles(out.codes, raw[..., 4:])
+    out.scales.copy_(half(raw[..., :2]))
+    out.zeros.copy_(half(raw[..., 2:4]))
+    put_nibbles(out.codes, raw[..., 4:])
 
 
 def _fifth_bits(qh: Tensor) -> Tensor:
     """Bit j of uint8 [..., 4] read as one u32 -> bit 4 of code j: int64 words [..., 4]."""
-    shifts = torch.arange(8, dtype=torch.uint8)
-    bits = (qh.unsqueeze(-1) >> shifts) & 1
-    return (bits << 4).contiguous().view(torch.int64).flatten(-2)
+    octets = qh.long()
+    # The product has bit i of seven in bit 8 i, among others that the mask drops.
+    bits = (octets & 0x7F) * 0x0002040810204081
+    bits &= LOW_BITS
+    bits |= (octets >> 7) << 56
+    return bits << 4
 
 
 def _put_five(codes: Tensor, qh: Tensor, qs: Tensor) -> None:
-    low, high = _nibbles(_words(qs))
+    low, high = nibbles(words_of(qs))
     words = torch.cat((low, high), dim=-1) | _fifth_bits(qh)
-    _put(codes.unflatten(-1, (4, 5)), words)
+    put(codes.flatten(-2), words.flatten(-2))
 
 
-def _q5_0(raw: Tensor, out: _Parts) -> None:
-    out.scales.copy_(_half(raw[..., :2]))
+def _q5_0(raw: Tensor, out: Parts) -> None:
+    out.scales.copy_(half(raw[..., :2]))
     _put_five(out.codes, raw[..., 2:6], raw[..., 6:])
 
 
-def _q5_1(raw: Tensor, out: _Parts) -> None:
+def _q5_1(raw: Tensor, out: Parts) -> None:
     assert out.zeros is not None
-    out.scales.copy_(_half(raw[..., :2]))
-    out.zeros.copy_(_half(raw[..., 2:4]))
+    out.scales.copy_(half(raw[..., :2]))
+    out.zeros.copy_(half(raw[..., 2:4]))
     _put_five(out.codes, raw[..., 4:8], raw[..., 8:])
 
 
-def _q8_0(raw: Tensor, out: _Parts) -> None:
-    out.scales.copy_(_half(raw[..., :2]))
+def _q8_0(raw: Tensor, out: Parts) -> None:
+    out.scales.copy_(half(raw[..., :2]))
     # Two's complement to offset 128: flip the sign bit.
-    torch.bitwise_xor(raw[..., 2:], 0x80, out=out.codes)
+    words = words_of(raw[..., 2:])
+    torch.bitwise_xor(words, SIGN_BITS, out=out.codes.view(torch.int64))
 
 
-def _q4_k(raw: Tensor, out: _Parts) -> None:
-    assert out.zeros is not None
-    d, dmin = _half(raw[..., 0:2]).float(), _half(raw[..., 2:4]).float()
-    low, mid, high = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]
-    scale = torch.cat((low & 63, (high & 15) | ((low >> 2) & 48)), dim=-1)
-    minimum = torch.cat((mid & 63, (high >> 4) | ((mid >> 2) & 48)), dim=-1)
-    torch.mul(d, scale.float(), out=out.scales)
-    torch.mul(dmin, minimum.float(), out=out.zeros)
-    out.zeros.neg_()
-    _put_nibbles(out.codes.unflatten(-1, (4, 32)), raw[..., 16:].unflatten(-1, (4, 32)))
-
-
-def _q6_k(raw: Tensor, out: _Parts) -> None:
-    low, high = _nibbles(_words(raw[..., :128]).unflatten(-1, (2, 2, 4)))
-    pairs = _words(raw[..., 128:192]).unflatten(-1, (2, 4))
-    # Per chunk of 128 elements four runs of 32: low nibbles of both halves, then high ones.
-    runs = torch.cat((low, high), dim=-2)
-    for run in range(4):
-        runs[..., run, :] |= ((pairs >> (2 * run)) & _LOW_PAIRS) << 4
-    _put(out.codes.unflatten(-1, (2, 4, 4, 6)), runs)
-    scale = raw[..., 192:208].view(torch.int8).float()
-    torch.mul(_half(raw[..., 208:]).float(), scale, out=out.scales)
-
+# What the codes of IQ4_NL and IQ4_XS stand for.
+_IQ4 = tuple(map(float, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
 
 _LAYOUTS: dict[str, _Layout] = {
     "Q4_0": _Layout(WeightFormat(4, 32), torch.float16, _q4_0),
@@ -246,8 +167,14 @@ _LAYOUTS: dict[str, _Layout] = {
     "Q5_0": _Layout(WeightFormat(5, 32), torch.float16, _q5_0),
     "Q5_1": _Layout(WeightFormat(5, 32, "float"), torch.float16, _q5_1),
     "Q8_0": _Layout(WeightFormat(8, 32), torch.float16, _q8_0),
-    "Q4_K": _Layout(WeightFormat(4, 32, "float"), torch.float32, _q4_k),
-    "Q6_K": _Layout(WeightFormat(6, 16), torch.float32, _q6_k),
+    "Q2_K": _Layout(WeightFormat(2, 16, "float"), torch.float32, kquants.q2_k),
+    "Q3_K": _Layout(WeightFormat(3, 16), torch.float32, kquants.q3_k),
+    "Q4_K": _Layout(WeightFormat(4, 32, "float"), torch.float32, kquants.q4_k),
+    "Q5_K": _Layout(WeightFormat(5, 32, "float"), torch.float32, kquants.q5_k),
+    "Q6_K": _Layout(WeightFormat(6, 16), torch.float32, kquants.q6_k),
+    # The nibbles of IQ4_NL lie as those of Q4_0; only their meaning differs.
+    "IQ4_NL": _Layout(WeightFormat(4, 32, "table", _IQ4), torch.float16, _q4_0),
+    "IQ4_XS": _Layout(WeightFormat(4, 32, "table", _IQ4), torch.float32, kquants.iq4_xs),
 }
 
 

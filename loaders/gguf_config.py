@@ -9,21 +9,14 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import model_checks as limits
 from .fields import Fields, display_name, shown
+from .gguf_families import FAMILIES, Family, attention_scale, sliding_layers, windows
 from .gguf_reader import GGUFArray, GGUFTensor
+from .gguf_rope import read_rope
+from .hf_config import rounded
 from .model_config import ModelConfig, RopeConfig
 from .report import LoadReport
 
-# GGUF architecture -> family. The first three store q and k rows in interleaved order.
-FAMILIES = {
-    "llama": "llama",
-    "mistral": "mistral",
-    "mistral3": "mistral",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-}
-PERMUTED = frozenset(("llama", "mistral", "mistral3"))
-
-# Keys that change the numbers in a way no supported family uses -> the value without effect.
+# Keys that change the numbers in a way most families do not have -> the value without effect.
 _NEUTRAL: dict[str, float] = {
     "attention.clamp_kqv": 0,
     "attention.max_alibi_bias": 0,
@@ -61,6 +54,7 @@ _KNOWN = frozenset(
         "feed_forward_length",
         "rope.dimension_count",
         "rope.freq_base",
+        "rope.freq_base_swa",
         "rope.scale_linear",
         "rope.scaling.attn_factor",
         "rope.scaling.factor",
@@ -73,6 +67,7 @@ _KNOWN = frozenset(
         "vocab_size",
     )
 )
+_Q_NAMES = ("attn_q", "attn_qkv")
 _LAST_U32 = (1 << 32) - 1  # how writers spell "no such token"
 
 
@@ -102,8 +97,9 @@ def read_config(
         raise UnsupportedModelError(
             f"{where}: general.architecture is {shown(arch)}; supported are {', '.join(FAMILIES)}"
         )
+    family = FAMILIES[arch]
     read = _ArchFields(where, metadata, arch)
-    read.refuse_unknown_math(report)
+    read.refuse_unknown_math(family, report)
     hidden = read.integer("embedding_length", 1, limits.MAX_HIDDEN)
     layers = read.integer("block_count", 1, limits.MAX_LAYERS)
     heads = read.uniform("attention.head_count", layers, limits.MAX_HEADS)
@@ -116,8 +112,8 @@ def read_config(
             "equal sizes are supported"
         )
     position = read.integer("context_length", 1, limits.MAX_POSITION)
-    rope = _rope(read, head_dim, position, factors)
-    if arch in PERMUTED and rope.rotary_dim not in (0, head_dim):
+    rope = read_rope(read, head_dim, position, factors)
+    if family.permuted and rope.rotary_dim not in (0, head_dim):
         raise UnsupportedModelError(
             f"{where}: {arch}.rope.dimension_count is {rope.rotary_dim} of {head_dim}; only whole "
             f"heads are supported for {arch}"
@@ -127,8 +123,11 @@ def read_config(
         position = min(max(position, longest), limits.MAX_POSITION)
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}; context {position}")
+    slides, window = sliding_layers(read, family, layers, report)
+    rope_local, local_layers = _local_rope(read, family, rope, slides, layers)
+    dtype = _dtype(tensors)
     config = ModelConfig(
-        architecture=FAMILIES[arch],
+        architecture=family.name,
         vocab_size=_vocab_size(read, report),
         hidden_size=hidden,
         num_layers=layers,
@@ -140,21 +139,32 @@ def read_config(
         max_position=position,
         rope=rope,
         tie_word_embeddings="output.weight" not in tensors,
-        qkv_bias=arch == "qwen2" or "blk.0.attn_q.bias" in tensors,
+        qkv_bias=family.qkv_bias
+        or "blk.0.attn_q.bias" in tensors
+        or "blk.0.attn_qkv.bias" in tensors,
         o_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
-        qk_norm=arch == "qwen3",
-        sliding_window=_sliding_window(read, layers, position, report),
+        qk_norm=family.qk_norm,
+        sliding_window=windows(slides, window, position),
+        activation="gelu_tanh" if family.gemma else "silu",
+        embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,
+        attention_scale=attention_scale(family, layers, hidden, heads),
+        attn_softcap=_softcap(read, family, "attn_logit_softcapping"),
+        logit_softcap=_softcap(read, family, "final_logit_softcapping"),
+        post_norms=family.post_norms,
+        rope_local=rope_local,
+        local_layers=local_layers,
         bos_token_id=token_id(top, "tokenizer.ggml.bos_token_id"),
         eos_token_ids=end_ids(top),
-        dtype=_dtype(tensors),
+        dtype=dtype,
         name=display_name(top.text("general.name", "")),
     )
     limits.check_heads(where, config)
     if config.tie_word_embeddings:
         report.decide("no output.weight: the LM head is the embedding matrix")
-    if FAMILIES[arch] != arch:
-        report.decide(f"architecture {arch} read as {FAMILIES[arch]}, with interleaved q/k rows")
+    if family.name != arch:
+        report.decide(f"architecture {arch} read as {family.name}, with interleaved q/k rows")
+    _report_gemma(family, config, report)
     return config
 
 
@@ -199,11 +209,11 @@ class _ArchFields(Fields):
             )
         return Fields(self.where, {key: items.pop()}, self.prefix).integer(key, 1, high)
 
-    def refuse_unknown_math(self, report: LoadReport) -> None:
-        """Refuse keys that change the numbers and that no supported family uses."""
+    def refuse_unknown_math(self, family: Family, report: LoadReport) -> None:
+        """Refuse keys that change the numbers and that the family does not use."""
         for key, neutral in _NEUTRAL.items():
             value = self.values.get(key, neutral)
-            if value != neutral:
+            if value != neutral and key not in family.softcaps:
                 raise UnsupportedModelError(
                     f"{self.name(key)} is {shown(value)}; only {neutral} is supported"
                 )
@@ -230,117 +240,40 @@ def _vocab_size(read: _ArchFields, report: LoadReport) -> int:
     return tokens.count
 
 
-def _rope(
-    read: _ArchFields, head_dim: int, position: int, factors: Mapping[str, tuple[float, ...]]
-) -> RopeConfig:
-    theta = read.number("rope.freq_base", limits.MIN_THETA, limits.MAX_THETA, 10000.0)
-    rotary = read.integer("rope.dimension_count", 2, limits.MAX_HEAD_DIM, head_dim)
-    if rotary > head_dim or rotary % 2:
-        raise read.error("rope.dimension_count", rotary, f"an even number up to {head_dim}")
-    for name, values in factors.items():
-        if len(values) != rotary // 2:
-            raise CheckpointError(
-                f"{read.where}: tensor {name} has {len(values)} values; expected {rotary // 2}"
-            )
-    kind = read.text("rope.scaling.type", "none")
-    # Files from 2023 have a bare divisor instead of a type.
-    old_linear = read.number("rope.scale_linear", 1e-6, 1e6, 1.0)
-    if not read.present("rope.scaling.type") and old_linear != 1.0:
-        kind = "linear"
-    if "rope_freqs.weight" in factors and (kind != "none" or len(factors) > 1):
+def _local_rope(
+    read: _ArchFields, family: Family, rope: RopeConfig, slides: tuple[bool, ...], layers: int
+) -> tuple[RopeConfig | None, tuple[bool, ...]]:
+    """The second rotary rule and the layers that have it."""
+    key = "rope.freq_base_swa"
+    if family.local_rope and any(slides):
+        theta = read.number(key, limits.MIN_THETA, limits.MAX_THETA, 10000.0)
+        return RopeConfig(theta, rope.rotary_dim), slides
+    if read.present(key) and any(slides) and read.values[key] != rope.theta:
         raise UnsupportedModelError(
-            f"{read.where}: rope_freqs.weight together with another rotary scaling "
-            f"({shown(kind)}) is not supported"
+            f"{read.name(key)} is {shown(read.values[key])}; only {rope.theta:g}, the base of the "
+            f"other layers, is supported for {family.name}"
         )
-    if kind == "linear" and not read.present("rope.scaling.type"):
-        return RopeConfig(theta, rotary, "linear", factor=old_linear)
-    if kind == "none":
-        if "rope_factors_long.weight" in factors or "rope_factors_short.weight" in factors:
-            kind = "longrope"
-        else:
-            return RopeConfig(theta, rotary, freq_factors=factors.get("rope_freqs.weight", ()))
-    original = read.integer(
-        "rope.scaling.original_context_length",
-        limits.MIN_ORIGINAL_POSITION,
-        limits.MAX_POSITION,
-        position,
-    )
-    attn = read.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0)
-    if kind == "longrope":
-        return _longrope(read, theta, rotary, original, attn, position, factors)
-    factor = read.number("rope.scaling.factor", 1e-6, 1e6)
-    if kind == "linear" and attn == 1.0:
-        return RopeConfig(theta, rotary, "linear", factor=factor)
-    if kind == "yarn" and attn == 1.0:
-        return RopeConfig(
-            theta,
-            rotary,
-            "yarn",
-            factor=factor,
-            original_max_position=original,
-            beta_fast=read.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
-            beta_slow=read.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
-        )
-    raise UnsupportedModelError(
-        f"{read.name('rope.scaling.type')} is {shown(kind)} with attn_factor {attn:g}; supported "
-        "are none, linear, yarn and longrope, with attn_factor 1 for the first three"
-    )
+    if family.unrotated_every:
+        unrotated = tuple((i + 1) % family.unrotated_every == 0 for i in range(layers))
+        return (RopeConfig(kind="none"), unrotated) if any(unrotated) else (None, ())
+    return None, ()
 
 
-def _longrope(
-    read: _ArchFields,
-    theta: float,
-    rotary: int,
-    original: int,
-    attn: float,
-    position: int,
-    factors: Mapping[str, tuple[float, ...]],
-) -> RopeConfig:
-    both = ("rope_factors_short.weight", "rope_factors_long.weight")
-    short, long = (factors.get(name, ()) for name in both)
-    if not short or not long:
-        raise CheckpointError(
-            f"{read.where}: longrope scaling needs the tensors {' and '.join(both)}"
-        )
-    return RopeConfig(
-        theta,
-        rotary,
-        "longrope",
-        factor=max(1.0, position / original),
-        original_max_position=original,
-        attention_factor=attn if read.present("rope.scaling.attn_factor") else None,
-        short_factor=short,
-        long_factor=long,
-    )
+def _softcap(read: _ArchFields, family: Family, key: str) -> float:
+    """A soft cap, 0 for none."""
+    default = family.softcaps.get(key)
+    if default is None or read.values.get(key, default) == 0:
+        return 0.0
+    return read.number(key, 1e-3, 1e6, default)
 
 
-def _sliding_window(
-    read: _ArchFields, layers: int, position: int, report: LoadReport
-) -> tuple[int, ...]:
-    """Window per layer. A window as long as the context is no window."""
-    if not read.present("attention.sliding_window"):
-        return ()
-    window = read.integer("attention.sliding_window", 0, limits.MAX_POSITION)
-    if window == 0 or window >= position:
-        return ()
-    pattern = read.values.get("attention.sliding_window_pattern")
-    if isinstance(pattern, GGUFArray) and pattern.count == layers:
-        flags = pattern.values()
-        if all(isinstance(flag, bool) for flag in flags):
-            return tuple(window if flag else 0 for flag in flags)
-    if pattern is not None:
-        raise UnsupportedModelError(
-            f"{read.name('attention.sliding_window_pattern')} is {shown(pattern)}; supported is an "
-            f"array of {layers} bools"
+def _report_gemma(family: Family, config: ModelConfig, report: LoadReport) -> None:
+    """What the file leaves to the reader's knowledge of the family."""
+    if family.gemma:
+        report.decide(
+            f"norm weights hold 1 + w; embeddings times {config.embedding_scale:g}; attention "
+            f"scores times {config.score_scale:g}, as the converter has no key for it"
         )
-    if read.prefix in ("qwen2.", "qwen3."):
-        raise UnsupportedModelError(
-            f"{read.name('attention.sliding_window')} is {window} without a pattern: which layers "
-            "use it is unknown",
-            hint="convert the original model again with a current converter",
-        )
-    report.decide(f"sliding window of {window} tokens on every layer")
-    return (window,) * layers
 
 
 def _dtype(tensors: Mapping[str, GGUFTensor]) -> str:

@@ -34,6 +34,8 @@ _BOS_PRE = frozenset(
         "chameleon",
     )
 )
+# Normalizations that the two supported kinds of vocabulary do not have; set, they change the ids.
+_NORMALIZERS = ("remove_extra_whitespaces", "normalizer.lowercase", "normalizer.strip_accents")
 # Control tokens that end a turn; files made before the eot and eom keys existed have only these.
 _TURN_ENDS = frozenset(
     (
@@ -67,14 +69,15 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
             f"{where}: tokenizer.ggml.model is {shown(model)}; supported are 'gpt2' (byte-level "
             "BPE) and 'llama' (sentencepiece BPE)"
         )
+    _refuse_normalizers(top)
     tokens = _array(top, "tokens", str, limits.MAX_VOCAB)
     count = len(tokens)
     if not tokens:
         raise TokenizerError(f"{where}: tokenizer.ggml.tokens is missing or empty")
-    types = _per_token(top, "token_type", int, count) or (_NORMAL,) * count
+    types = _array(top, "token_type", int, limits.MAX_VOCAB, count) or (_NORMAL,) * count
     if not all(0 <= kind <= _BYTE for kind in set(types)):
         raise CheckpointError(f"{where}: tokenizer.ggml.token_type holds values outside 0 to 6")
-    scores = _per_token(top, "scores", float, count)
+    scores = _array(top, "scores", float, limits.MAX_VOCAB, count)
     if any(math.isnan(score) for score in scores):
         raise CheckpointError(f"{where}: tokenizer.ggml.scores holds NaN")
     spm = model == "llama"
@@ -101,6 +104,8 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
         add_bos = spm or pre in _BOS_PRE
     if top.flag(_PREFIX + "add_eos_token", False):
         report.warn("tokenizer.ggml.add_eos_token is set; prompts to be continued do not get it")
+    if _array(top, "suppress_tokens", int, limits.MAX_VOCAB):
+        report.warn("tokenizer.ggml.suppress_tokens is set; these tokens can still be sampled")
     return TokenizerSource(
         kind="gguf_spm" if spm else "gguf_bpe",
         tokens=tokens,
@@ -120,27 +125,36 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
     )
 
 
-def _array(fields: Fields, name: str, kind: type, limit: int) -> tuple[Any, ...]:
-    """An array of one Python type, or () when absent."""
+def _refuse_normalizers(top: Fields) -> None:
+    """Refuse text normalization, which would be left out silently otherwise."""
+    for name in _NORMALIZERS:
+        if top.flag(_PREFIX + name, False):
+            raise TokenizerError(f"{top.name(_PREFIX + name)} is true; only false is supported")
+    charsmap = top.values.get(_PREFIX + "precompiled_charsmap")
+    if charsmap is not None and not (isinstance(charsmap, GGUFArray) and charsmap.count == 0):
+        raise TokenizerError(
+            f"{top.name(_PREFIX + 'precompiled_charsmap')} is {shown(charsmap)}; normalization "
+            "tables are not supported"
+        )
+
+
+def _array(
+    fields: Fields, name: str, kind: type, limit: int, count: int | None = None
+) -> tuple[Any, ...]:
+    """An array of one Python type, or () when absent; ``count`` is how many items it must have."""
     key = _PREFIX + name
     value = fields.values.get(key)
     if value is None:
         return ()
     if not isinstance(value, GGUFArray) or value.count > limit:
         raise fields.error(key, value, f"an array of at most {limit} items")
+    if count is not None and value.count not in (0, count):
+        raise CheckpointError(
+            f"{fields.name(key)} has {value.count} items; expected {count}, one per token"
+        )
     items = value.values()
     if items and type(items[0]) is not kind:
         raise fields.error(key, value, f"an array of {kind.__name__}")
-    return items
-
-
-def _per_token(fields: Fields, name: str, kind: type, count: int) -> tuple[Any, ...]:
-    """An array with one item per token, or () when absent."""
-    items = _array(fields, name, kind, limits.MAX_VOCAB)
-    if items and len(items) != count:
-        raise CheckpointError(
-            f"{fields.name(_PREFIX + name)} has {len(items)} items; expected {count}, one per token"
-        )
     return items
 
 

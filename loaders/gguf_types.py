@@ -74,5 +74,9 @@ REMOVED_TYPES: dict[int, str] = {
 }
 
 DENSE_TYPES = ("F32", "F16", "BF16")
-QUANTIZED_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
+QUANTIZED_TYPES = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS"),
+)
 SUPPORTED_TYPES = DENSE_TYPES + QUANTIZED_TYPES

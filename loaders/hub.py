@@ -26,10 +26,10 @@ from .download import (
     folder_bytes,
     hash_file,
 )
+from .gguf_parts import first_part, part_of
 from .sources import HubSource
 
 _PATH = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _TAKEN_NAMES = ("tokenizer.model", "merges.txt")
 _TAKEN_SUFFIXES = (".json", ".jinja", ".safetensors")
 _POLL_S = 0.2
@@ -83,12 +83,12 @@ def choose_files(source: HubSource, listed: list[HubFile]) -> list[HubFile]:
     safe = [file for file in listed if _PATH.fullmatch(file.path) and ".." not in file.path]
     ggufs = [f for f in safe if f.path.endswith(".gguf") and "mmproj" not in f.path.lower()]
     if source.file:
-        return [_only(source, [f for f in safe if f.path == source.file], ggufs)]
+        return _one_model(source, [f for f in safe if f.path == source.file], ggufs)
     if source.pick:
         tag = re.compile(
             rf"(?<![A-Za-z0-9]){re.escape(source.pick)}(?![A-Za-z0-9_])", re.IGNORECASE
         )
-        return [_only(source, [f for f in ggufs if tag.search(f.path)], ggufs)]
+        return _one_model(source, [f for f in ggufs if tag.search(f.path)], ggufs)
     top = [file for file in safe if "/" not in file.path]
     taken = [
         file
@@ -99,7 +99,7 @@ def choose_files(source: HubSource, listed: list[HubFile]) -> list[HubFile]:
     if any(file.path.endswith(".safetensors") for file in taken):
         return taken
     if ggufs:
-        return [_only(source, ggufs, ggufs)]
+        return _one_model(source, ggufs, ggufs)
     pickled = any(file.path.endswith((".bin", ".pt", ".pth")) for file in listed)
     raise DownloadError(
         f"repository {source.repo} holds neither safetensors nor GGUF files"
@@ -108,15 +108,22 @@ def choose_files(source: HubSource, listed: list[HubFile]) -> list[HubFile]:
     )
 
 
-def _only(source: HubSource, found: list[HubFile], ggufs: list[HubFile]) -> HubFile:
-    """The single match. Raises DownloadError that lists what there is to choose from."""
-    if len(found) == 1:
-        if _SPLIT.search(found[0].path):
+def _one_model(source: HubSource, found: list[HubFile], ggufs: list[HubFile]) -> list[HubFile]:
+    """The one file that is meant, or all parts of it when it is split.
+
+    Raises DownloadError that lists what there is to choose from, or says that parts are missing.
+    """
+    part = part_of(found[0].path) if found else None
+    if len(found) == 1 and part is None:
+        return found
+    if part is not None and first_part(file.path for file in found) is not None:
+        parts = [f for f in ggufs if first_part((f.path, found[0].path)) is not None]
+        if sorted(p[1] for f in parts if (p := part_of(f.path))) != list(range(1, part[2] + 1)):
             raise DownloadError(
-                f"{source.repo}/{found[0].path} is one part of a split GGUF: not supported",
-                hint="choose a file that is in one piece",
+                f"{source.repo} holds {len(parts)} of the {part[2]} parts of {part[0]}.gguf",
+                hint="choose another file: this one is incomplete on the hub",
             )
-        return found[0]
+        return sorted(parts, key=lambda file: file.path)
     names = [file.path for file in (found or ggufs)]
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     if not names:

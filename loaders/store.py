@@ -32,6 +32,7 @@ from .download import (
     hash_file,
     no_progress,
 )
+from .gguf_parts import first_part
 from .hub import fetch_hub
 from .sources import (
     DEFAULT_MODEL,
@@ -189,7 +190,10 @@ def _installed(source: Source) -> Path | None:
         except OSError:
             return None
     names = list(records)
-    return folder / names[0] if len(names) == 1 and names[0].endswith(".gguf") else folder
+    if len(names) == 1 and names[0].endswith(".gguf"):
+        return folder / names[0]
+    first = first_part(names)
+    return folder if first is None else folder / first
 
 
 def _intact(source: Source, progress: Progress) -> bool:

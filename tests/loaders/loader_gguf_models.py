@@ -40,7 +40,7 @@ def gguf_name(name: str) -> str:
 
 
 def random_state(
-    *, bias: tuple[str, ...] = (), qk_norm: bool = False, tied: bool = False
+    *, bias: tuple[str, ...] = (), qk_norm: bool = False, tied: bool = False, layers: int = LAYERS
 ) -> dict[str, np.ndarray]:
     """Hugging Face name -> float32 weights; ``bias`` names the modules that have one."""
     seed = np.random.SeedSequence().entropy
@@ -48,7 +48,7 @@ def random_state(
     rng = np.random.default_rng(seed)
     q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         own: dict[str, tuple[int, ...]] = {
             "input_layernorm": (HIDDEN,),
             "post_attention_layernorm": (HIDDEN,),
@@ -78,8 +78,8 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(weight.shape)
 
 
-def basic_metadata(writer: gguf.GGUFWriter) -> None:
-    writer.add_block_count(LAYERS)
+def basic_metadata(writer: gguf.GGUFWriter, layers: int = LAYERS) -> None:
+    writer.add_block_count(layers)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(INNER)
@@ -99,9 +99,10 @@ def write_gguf(
     types: Callable[[str], str] = lambda name: "F32",
     metadata: Callable[[gguf.GGUFWriter], None] = basic_metadata,
     extra: dict[str, np.ndarray] | None = None,
+    tensors_per_part: int = 0,
 ) -> dict[str, np.ndarray]:
     """Write a model; returns what each tensor means after its rounding, in Hugging Face order."""
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=tensors_per_part)
     metadata(writer)
     meant: dict[str, np.ndarray] = {}
     for name, weight in state.items():

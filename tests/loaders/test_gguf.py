@@ -208,12 +208,12 @@ def test_extra_tensors_of_the_model_are_refused_and_others_reported(tmp_path):
 def test_unsupported_types_are_found_at_open(tmp_path):
     data = tiny_gguf()
     at = data.index(b"blk.0.attn_v.weight") + len("blk.0.attn_v.weight") + 4 + 16
-    iq4_nl = data[:at] + (20).to_bytes(4, "little") + data[at + 4 :]  # same block size as Q4_0
-    path = write(tmp_path / "m.gguf", iq4_nl)
+    mxfp4 = data[:at] + (39).to_bytes(4, "little") + data[at + 4 :]  # blocks of 32 as well
+    path = write(tmp_path / "m.gguf", mxfp4)
     refuses(
         lambda: GGUFCheckpoint(path),
         UnsupportedModelError,
-        r"tensor model\.layers\.0\.self_attn\.v_proj\.weight has type IQ4_NL; supported are F32",
+        r"tensor model\.layers\.0\.self_attn\.v_proj\.weight has type MXFP4; supported are F32",
     )
 
 
@@ -233,24 +233,19 @@ def test_scales_that_are_not_finite_name_the_tensor(tmp_path):
         return start + bytes(nbytes - 2)
 
     checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", tiny_gguf(data=poison)))
-    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.up_proj\.weight \(Q4_0\)"):
+    with pytest.raises(
+        CheckpointError, match=r"m\.gguf: tensor model\.layers\.0\.mlp\.up_proj\.weight"
+    ):
         checkpoint.load("model.layers.0.mlp.up_proj.weight")
     checkpoint.close()
 
 
-def test_unknown_names_and_splits_are_refused(tmp_path):
+def test_unknown_names_are_refused(tmp_path):
     checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", tiny_gguf()))
     assert not checkpoint.has("lm_head.weight")
     with pytest.raises(CheckpointError, match="there is no tensor nothing"):
         checkpoint.load("nothing")
     checkpoint.close()
-    split = tiny_gguf({"split.count": kv("split.count", U32, 3)})
-    refuses(
-        lambda: GGUFCheckpoint(write(tmp_path / "s.gguf", split)),
-        UnsupportedModelError,
-        "one of 3 parts of a split GGUF file",
-        "llama-gguf-split --merge",
-    )
 
 
 def test_vocabulary_size_that_contradicts_the_tensors(tmp_path):

@@ -23,8 +23,13 @@ HALVES = {
     "Q5_0": (0,),
     "Q5_1": (0, 2),
     "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
     "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
 }
 EXPECTED = {  # bits, group, zero kind, scale dtype
     "Q4_0": (4, 32, "none", torch.float16),
@@ -32,8 +37,13 @@ EXPECTED = {  # bits, group, zero kind, scale dtype
     "Q5_0": (5, 32, "none", torch.float16),
     "Q5_1": (5, 32, "float", torch.float16),
     "Q8_0": (8, 32, "none", torch.float16),
+    "Q2_K": (2, 16, "float", torch.float32),
+    "Q3_K": (3, 16, "none", torch.float32),
     "Q4_K": (4, 32, "float", torch.float32),
+    "Q5_K": (5, 32, "float", torch.float32),
     "Q6_K": (6, 16, "none", torch.float32),
+    "IQ4_NL": (4, 32, "table", torch.float16),
+    "IQ4_XS": (4, 32, "table", torch.float32),
 }
 
 
@@ -80,6 +90,7 @@ def test_canonical_form(name):
     bits, group, zero, dtype = EXPECTED[name]
     assert (weight.format.bits, weight.format.group_size) == (bits, group)
     assert (weight.format.zero, weight.format.act) == (zero, None)
+    assert weight.format.table == (gguf.quants.IQ4_NL.kvalues if zero == "table" else ())
     assert weight.shape == (rows, k)
     assert weight.codes.dtype == torch.uint8
     assert weight.codes.shape == (rows, k * bits // 8)
@@ -113,7 +124,9 @@ def test_known_codes_come_back_in_order(name):
 @pytest.mark.parametrize("name", DENSE_TYPES)
 def test_dense_types_keep_their_bits_and_dtype(name):
     kind = TYPES[name]
-    raw = fresh_rng().integers(0, 256, 3 * 5 * kind.nbytes, dtype=np.uint8)
+    raw = fresh_rng().integers(0, 256, (3 * 5, kind.nbytes), dtype=np.uint8)
+    raw[:, -1] &= 0xBB  # no exponent of ones only: no NaN, no infinity
+    raw = raw.reshape(-1)
     tensor = convert_tensor("w", kind, (3, 5), torch.from_numpy(raw))
     assert isinstance(tensor, torch.Tensor)
     wanted = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
@@ -147,9 +160,6 @@ def test_scales_that_are_not_finite_are_refused(name, value):
     rng = fresh_rng()
     for at in HALVES[name]:
         raw = random_blocks(name, 4, 3, rng)
-        # A non-zero integer sub-scale everywhere, so that the product shows the bad factor.
-        if name in ("Q4_K", "Q6_K"):
-            raw[2, 1, 4 : 16 if name == "Q4_K" else 208] = 0x11
         raw[2, 1, at : at + 2] = np.array([value], dtype="<u2").view(np.uint8)
         flat = torch.from_numpy(raw).view(-1)
         shape = (4, 3 * TYPES[name].elements)
@@ -157,6 +167,19 @@ def test_scales_that_are_not_finite_are_refused(name, value):
             convert_tensor("blk.weight", TYPES[name], shape, flat)
         assert re.search(rf"tensor blk\.weight \({name}\): .* of row 2, group ", str(caught.value))
         assert "not finite" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", DENSE_TYPES)
+@pytest.mark.parametrize("shape", [(3, 300), (900,)])
+def test_dense_values_that_are_not_finite_are_refused(name, value, shape):
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+    dense = torch.linspace(-1, 1, 900, dtype=dtype)
+    dense[417] = float(value)
+    at = "row 1, column 117" if len(shape) == 2 else "row 417, column 0"
+    says = rf"tensor norm\.weight \({name}\): value of {at} is {value}, and 1 of 900 are not finite"
+    with pytest.raises(CheckpointError, match=says):
+        convert_tensor("norm.weight", TYPES[name], shape, dense.view(torch.uint8))
 
 
 def test_zero_and_negative_scales_are_legal():
@@ -168,8 +191,10 @@ def test_zero_and_negative_scales_are_legal():
 
 
 def test_types_without_a_converter_are_refused_by_name():
-    with pytest.raises(UnsupportedModelError, match=r"tensor w has type Q2_K; supported are F32,"):
-        convert_tensor("w", TYPES["Q2_K"], (1, 256), torch.zeros(84, dtype=torch.uint8))
+    with pytest.raises(
+        UnsupportedModelError, match=r"tensor w has type IQ2_XXS; supported are F32,"
+    ):
+        convert_tensor("w", TYPES["IQ2_XXS"], (1, 256), torch.zeros(66, dtype=torch.uint8))
 
 
 def test_quantized_vectors_are_refused():

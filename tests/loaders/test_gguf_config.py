@@ -8,6 +8,7 @@ import pytest
 from loader_gguf_files import (
     BOOL,
     F32,
+    I32,
     STRING,
     TINY_TENSORS,
     U32,
@@ -141,12 +142,13 @@ def test_heads_that_do_not_divide(tmp_path):
     )
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "phi3", "llama4", "clip", ""])
+@pytest.mark.parametrize("arch", ["gpt2", "phi2", "llama4", "gemma3n", "qwen3moe", "clip", ""])
 def test_other_architectures_are_refused(tmp_path, arch):
     refuses(
         lambda: opened(tmp_path, {"general.architecture": (STRING, arch)}),
         UnsupportedModelError,
-        f"general.architecture is '{arch}'; supported are llama, mistral, mistral3, qwen2, qwen3",
+        f"general.architecture is '{arch}'; supported are llama, mistral, mistral3, smollm3, "
+        "qwen2, qwen3, phi3, gemma, gemma2, gemma3",
     )
 
 
@@ -265,13 +267,21 @@ def test_frequency_factors_with_another_scaling_are_refused(tmp_path):
         )
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
-def test_frequency_factors_must_be_positive(tmp_path, bad):
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (0.0, "holds a value that is not positive"),
+        (-1.0, "holds a value that is not positive"),
+        (float("nan"), r"\(F32\): value of row 7, column 0 is nan"),
+        (float("inf"), r"\(F32\): value of row 7, column 0 is inf"),
+    ],
+)
+def test_frequency_factors_must_be_positive(tmp_path, bad, says):
     tensors = dict(TINY_TENSORS) | {"rope_freqs.weight": ((8,), 0)}
     refuses(
         lambda: config(tmp_path, {}, tensors, data=floats(rope_freqs=[1.0] * 7 + [bad])),
         CheckpointError,
-        r"tensor rope_freqs\.weight holds a value that is not positive",
+        rf"m\.gguf: tensor rope_freqs\.weight {says}",
     )
 
 
@@ -321,12 +331,17 @@ def test_sliding_window(tmp_path):
     assert config(tmp_path, {key: (U32, 64)}).sliding_window == ()  # as long as the context
     assert config(tmp_path, {key: (U32, 16)}).sliding_window == (16,)
     masked = config(tmp_path, {key: (U32, 16), f"{key}_pattern": (BOOL, [False])})
-    assert masked.sliding_window == (0,)
-    refuses(
-        lambda: config(tmp_path, {key: (U32, 16), f"{key}_pattern": (U32, 4)}),
-        UnsupportedModelError,
-        "sliding_window_pattern is 4; supported is an array of 1 bools",
-    )
+    assert masked.sliding_window == ()
+    # A number n: of n layers the last has full attention; 0 means that none has.
+    for every, windows in ((4, (16,)), (1, ()), (0, (16,))):
+        numbered = config(tmp_path, {key: (U32, 16), f"{key}_pattern": (U32, every)})
+        assert numbered.sliding_window == windows
+    for bad in ((BOOL, [True, False]), (U32, [1]), (STRING, "all"), (BOOL, True), (I32, -1)):
+        refuses(
+            lambda bad=bad: config(tmp_path, {key: (U32, 16), f"{key}_pattern": bad}),
+            UnsupportedModelError,
+            "sliding_window_pattern is .*; supported are a whole number and an array of 1 bools",
+        )
 
 
 def test_qwen_window_without_a_pattern_is_refused(tmp_path):

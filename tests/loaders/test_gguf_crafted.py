@@ -12,6 +12,7 @@ from loader_gguf_files import (
     F32,
     STRING,
     U32,
+    U64,
     container,
     kv,
     kv_array,
@@ -19,6 +20,7 @@ from loader_gguf_files import (
     string,
     tensor_info,
     tiny_gguf,
+    tiny_kvs,
     u32,
     u64,
     write,
@@ -26,6 +28,7 @@ from loader_gguf_files import (
 
 from halfbyte.errors import CheckpointError
 from halfbyte.loaders import gguf_reader
+from halfbyte.loaders.gguf import GGUFCheckpoint
 from halfbyte.loaders.gguf_reader import GGUFFile
 
 HUGE = (1 << 64) - 1
@@ -79,6 +82,14 @@ CRAFTED: dict[str, tuple[bytes, tuple[str, ...]]] = {
         container([string("k") + u32(ARRAY) + u32(ARRAY) + u64(1) + u32(ARRAY) + u64(1)]),
         ("metadata key 'k' is an array of arrays; nested arrays are not supported",),
     ),
+    "arrays nested 100000 deep": (
+        container([string("k") + u32(ARRAY) + (u32(ARRAY) + u64(1)) * 100_000]),
+        ("metadata key 'k' is an array of arrays; nested arrays are not supported",),
+    ),
+    "10^12 tokens": (
+        container([string("tokenizer.ggml.tokens") + u32(ARRAY) + u32(STRING) + u64(10**12)]),
+        ("item count of metadata key 'tokenizer.ggml.tokens' is 1000000000000; expected at most",),
+    ),
     "array of type 99": (
         container([string("k") + u32(ARRAY) + u32(99) + u64(0)]),
         ("array of value type 99",),
@@ -118,6 +129,10 @@ CRAFTED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a size that wraps to 4": (
         container(infos=[tensor_info("a", [(1 << 62) + 1, 4], 0, 0)], data=DATA),
         ("tensor a spans bytes",),
+    ),
+    "10^12 rows": (
+        container(infos=[tensor_info("token_embd.weight", [32, 10**12], 8, 0)], data=DATA),
+        ("tensor token_embd.weight spans bytes 96 to 34000000000096, but the file has 224",),
     ),
     "size 0": (
         container(infos=[tensor_info("a", [32, 0], 0, 0)], data=DATA),
@@ -200,6 +215,31 @@ def test_crafted_container_is_refused(tmp_path, name):
     data, parts = CRAFTED[name]
     path = write(tmp_path / "evil.gguf", data)
     refuses(lambda: GGUFFile(path), CheckpointError, r"evil\.gguf", *parts)
+
+
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "block_count", "embedding_length", "feed_forward_length"]
+)
+@pytest.mark.parametrize("value", [10**12, 1 << 63, (1 << 64) - 1])
+def test_sizes_without_measure(tmp_path, key, value):
+    data = tiny_gguf({f"llama.{key}": kv(f"llama.{key}", U64, value)})
+    path = write(tmp_path / "evil.gguf", data)
+    says = rf"evil\.gguf: llama\.{key} is {value}; expected a whole number from 1 to"
+    refuses(lambda: GGUFCheckpoint(path), CheckpointError, says)
+
+
+def test_many_tensors_and_the_most_keys_are_refused_in_time(tmp_path):
+    # Real headers, as many as of the largest models: all are read, none belongs to the model.
+    count = 1 << 13
+    names = [f"blk.{i}.{'t' * 40}.weight" for i in range(count)]
+    infos = [tensor_info(name, [1], 0, 32 * i) for i, name in enumerate(names)]
+    kvs = [*tiny_kvs().values(), *(kv(f"k{i}", U32, i) for i in range((1 << 14) - 15))]
+    path = write(tmp_path / "evil.gguf", container(kvs, infos, bytes(32 * count)))
+    refuses(
+        lambda: GGUFCheckpoint(path),
+        CheckpointError,
+        r"evil\.gguf: model\.embed_tokens\.weight, .* of the 11 tensors that llama needs",
+    )
 
 
 def test_too_many_strings_in_one_array(tmp_path):

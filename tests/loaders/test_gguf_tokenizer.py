@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from loader_gguf_files import BOOL, F32, I32, STRING, U32, kv, kv_array, refuses, tiny_gguf, write
+from loader_gguf_files import (
+    BOOL,
+    F32,
+    I32,
+    STRING,
+    U8,
+    U32,
+    kv,
+    kv_array,
+    refuses,
+    tiny_gguf,
+    write,
+)
 
 from halfbyte.errors import CheckpointError, TokenizerError
 from halfbyte.loaders import open_checkpoint
@@ -104,9 +116,39 @@ def test_add_eos_is_reported(tmp_path):
     checkpoint.close()
 
 
+def test_suppressed_tokens_are_reported(tmp_path):
+    checkpoint = opened(tmp_path, {"suppress_tokens": (I32, [4])})
+    checkpoint.tokenizer()
+    assert any("suppress_tokens" in text for text in checkpoint.report().warnings)
+    checkpoint.close()
+
+
+def test_normalizers_that_do_nothing_are_accepted(tmp_path):
+    found = source(
+        tmp_path,
+        {"remove_extra_whitespaces": (BOOL, False), "precompiled_charsmap": (U8, [])},
+    )
+    assert found.kind == "gguf_spm"
+
+
 @pytest.mark.parametrize(
     "entries,error,message",
     [
+        (
+            {"remove_extra_whitespaces": (BOOL, True)},
+            TokenizerError,
+            "remove_extra_whitespaces is true; only false is supported",
+        ),
+        (
+            {"normalizer.lowercase": (BOOL, True)},
+            TokenizerError,
+            "normalizer.lowercase is true; only false is supported",
+        ),
+        (
+            {"precompiled_charsmap": (U8, [1, 2])},
+            TokenizerError,
+            "precompiled_charsmap is array of 2 uint8; normalization tables are not supported",
+        ),
         ({"model": None}, TokenizerError, "tokenizer.ggml.model is None; supported are 'gpt2'"),
         ({"model": (STRING, "bert")}, TokenizerError, "model is 'bert'"),
         ({"scores": None}, TokenizerError, "scores is missing; 'llama' needs it"),

@@ -49,6 +49,14 @@ def test_a_path_selects_one_file():
     assert choose("o/n/sub/m.gguf", "m.gguf", "sub/m.gguf") == ["sub/m.gguf"]
 
 
+@pytest.mark.parametrize("name", ["o/n:Q4_0", "o/n/q/m-Q4_0-00002-of-00003.gguf"])
+def test_all_parts_of_a_split_file_are_taken(name):
+    parts = [f"q/m-Q4_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    others = ["q/m-Q8_0-00001-of-00002.gguf", "q/m-Q8_0-00002-of-00002.gguf", "m.gguf"]
+    assert choose(name, *reversed(parts), *others) == parts
+    assert choose("o/n", *reversed(parts)) == parts
+
+
 @pytest.mark.parametrize(
     ("name", "files", "says"),
     [
@@ -59,7 +67,10 @@ def test_a_path_selects_one_file():
         ("o/n:Q4_0", ["config.json"], "holds no GGUF file"),
         ("o/n", ["pytorch_model.bin"], "only pickles, which are never loaded"),
         ("o/n", ["README.md"], "neither safetensors nor GGUF"),
-        ("o/n", ["m-00001-of-00002.gguf"], "split GGUF"),
+        ("o/n", ["m-00001-of-00002.gguf"], "o/n holds 1 of the 2 parts of m.gguf"),
+        ("o/n:Q4_0", ["m-Q4_0-00002-of-00003.gguf", "m-Q4_0-00003-of-00003.gguf"], "2 of the 3"),
+        ("o/n", ["a-00001-of-00001.gguf", "b-00001-of-00001.gguf"], "several GGUF files"),
+        ("o/n:Q4_0", ["m-Q4_0-00001-of-00001.gguf", "m-Q4_0.gguf"], "several GGUF files"),
     ],
 )
 def test_no_clear_choice_is_an_error(name, files, says):

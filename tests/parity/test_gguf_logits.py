@@ -1,0 +1,250 @@
+"""Every family as a GGUF file against transformers, in float32 on random weights.
+
+The files are written here by the converter's rules (norms of Gemma plus one, rows of q and k
+interleaved for Llama, projections of Phi-3 stacked), with the format package's names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from gguf.quants import dequantize
+from test_families import BACKENDS, assert_logits, fresh_seed, prompts_of
+from tiny_models import CASES, GEMMA, VOCAB, Truth, make_model
+from tokenizers import pre_tokenizers
+
+from halfbyte import Engine
+
+# What the metadata cannot say must have the value that all files of the family have.
+FIXED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("gemma2", {**GEMMA, "head_dim": 24, "query_pre_attn_scalar": 24}),
+    "gemma2-caps": (
+        "gemma2",
+        {**CASES["gemma2-caps"][1], "query_pre_attn_scalar": 16, "sliding_window": 16},
+    ),
+    "gemma3": (
+        "gemma3",
+        {
+            **CASES["gemma3"][1],
+            "query_pre_attn_scalar": 24,
+            "num_hidden_layers": 7,
+            "sliding_window_pattern": 6,
+        },
+    ),
+    "smollm3": (
+        "smollm3",
+        {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "pad_token_id": None},
+    ),
+}
+ARCHITECTURES = {
+    "llama-biases": "llama",
+    "llama-wide-heads": "llama",
+    "llama-linear": "llama",
+    "llama-llama3": "llama",
+    "llama-yarn": "llama",
+    "mistral-window": "llama",  # how files of Mistral 7B are labelled
+    "mistral-no-window": "mistral3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+    "phi3": "phi3",
+    "phi3-window": "phi3",
+    "phi3-partial-longrope": "phi3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma2-caps": "gemma2",
+    "gemma3": "gemma3",
+}
+PERMUTED = ("llama", "mistral3", "smollm3")
+
+
+def write_model(
+    path: Path,
+    arch: str,
+    model: Any,
+    blocks: Mapping[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] | None = None,
+) -> Path:
+    """The model as the converter would write it, in F32; ``blocks`` are stored as they are."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, arch)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    _write_metadata(writer, arch, config, head_dim)
+    _write_rope(writer, arch, config, head_dim)
+    _write_tokenizer(writer)
+    names = gguf.get_tensor_name_map(
+        {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[arch], config.num_hidden_layers
+    )
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        data = value.float().numpy()
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            data = data + 1
+        module = name.split(".")[-2]
+        if arch in PERMUTED and module in heads:
+            halves = data.reshape(heads[module], 2, -1, *data.shape[1:])
+            data = halves.swapaxes(1, 2).reshape(data.shape)
+        theirs = names.get_name(name, (".weight", ".bias"))
+        assert theirs is not None, name
+        if blocks and name in blocks:
+            writer.add_tensor(theirs, blocks[name][0], raw_dtype=blocks[name][1])
+        else:
+            writer.add_tensor(theirs, np.ascontiguousarray(data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: int) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(VOCAB)
+    if arch != "phi3":
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _write_rope(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: int) -> None:
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    dims = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    writer.add_rope_dimension_count(dims)
+    if arch != "gemma2":  # its converter leaves the base out
+        writer.add_rope_freq_base(rope["rope_theta"])
+    kind = rope["rope_type"]
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if "original_max_position_embeddings" in rope and kind != "llama3":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if kind == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, dims))
+    if kind == "longrope":
+        original = rope["original_max_position_embeddings"]
+        scale = config.max_position_embeddings / original
+        attn = math.sqrt(1 + math.log(scale) / math.log(original))
+        writer.add_rope_scaling_attn_factors(attn)
+        for which in ("long", "short"):
+            values = np.array(rope[f"{which}_factor"], dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{which}.weight", values)
+
+
+def _llama3_factors(rope: dict[str, Any], dims: int) -> np.ndarray:
+    """The divisors that the converter stores for Llama 3's rule."""
+    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
+    original = rope["original_max_position_embeddings"]
+    factors = []
+    for i in range(0, dims, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (i / dims)
+        if wavelength < original / high:
+            factors.append(1.0)
+        elif wavelength > original / low:
+            factors.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, dtype=np.float32)
+
+
+def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
+    """The byte tokenizer that the folders of these models have."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), VOCAB)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 256 + [3] + [5] * (VOCAB - 257))
+    writer.add_token_merges([])
+    writer.add_eos_token_id(256)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_family(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = fresh_seed()
+    if name in FIXED:
+        monkeypatch.setitem(tiny_models.CASES, name, FIXED[name])
+    model = make_model(name, seed)
+    path = write_model(tmp_path / "m.gguf", ARCHITECTURES[name], model)
+    prompts = prompts_of(seed)
+    wanted = [Truth(model).logits(prompt) for prompt in prompts]
+    assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
+    with Engine(path, backend="reference", dtype="float32") as engine:
+        assert_logits(engine, wanted, prompts)
+
+
+# Byte offsets of the float16 factors of a block, and factors that give weights of order 1/16.
+BLOCKS: dict[str, tuple[tuple[int, ...], float]] = {
+    "Q4_0": ((0,), 1e-2),
+    "Q4_1": ((0, 2), 1e-2),
+    "Q5_0": ((0,), 5e-3),
+    "Q5_1": ((0, 2), 5e-3),
+    "Q8_0": ((0,), 1e-3),
+    "Q2_K": ((80, 82), 5e-3),
+    "Q3_K": ((108,), 1e-3),
+    "Q4_K": ((0, 2), 2e-4),
+    "Q5_K": ((0, 2), 1e-4),
+    "Q6_K": ((208,), 5e-5),
+    "IQ4_NL": ((0,), 1e-3),
+    "IQ4_XS": ((0,), 5e-5),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_types(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random blocks compute as the dense weights that the package makes of them."""
+    seed = fresh_seed()
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+    monkeypatch.setitem(tiny_models.CASES, name, ("qwen2", shape))
+    model = make_model(name, seed)
+    rng = np.random.default_rng(seed)
+    raw: dict[str, np.ndarray] = {}
+    for key, value in model.state_dict().items():
+        if key.endswith("_proj.weight"):
+            raw[key], dense = _random_blocks(name, value.shape[0], value.shape[1], rng)
+            value.copy_(torch.from_numpy(dense))
+    kind = gguf.GGMLQuantizationType[name]
+    path = write_model(tmp_path / "m.gguf", "qwen2", model, {k: (v, kind) for k, v in raw.items()})
+    prompts = prompts_of(seed)[:5]
+    wanted = [Truth(model).logits(prompt) for prompt in prompts]
+    assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
+    for backend in ("reference", "torch"):
+        with Engine(path, **BACKENDS[backend]) as engine:
+            assert_logits(engine, wanted, prompts)
+
+
+def _random_blocks(
+    name: str, rows: int, columns: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of random blocks, uint8 [rows, bytes], and what the package reads in them."""
+    kind = gguf.GGMLQuantizationType[name]
+    elements, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (rows, columns // elements, nbytes), dtype=np.uint8)
+    offsets, factor = BLOCKS[name]
+    for number, at in enumerate(offsets):
+        # Q4_1 and Q5_1 add their second factor, which takes the mean of the codes away.
+        shift = {"Q4_1": -7.5, "Q5_1": -15.5}.get(name, 1.0) if number else 1.0
+        values = factor * shift * rng.uniform(0.5, 1.0, raw.shape[:2])
+        raw[..., at : at + 2] = values.astype("<f2")[..., None].view(np.uint8)
+    flat = raw.reshape(rows, -1)
+    return flat, dequantize(flat, kind)
