@@ -14,7 +14,12 @@ from .base import Method, QuantizedModule, Read
 __all__ = ["Method", "QuantizedModule", "Read", "open_method"]
 
 # quant_method -> module beside this file that offers ``open_method(where, config, report)``.
-_METHODS: dict[str, str] = {}
+_METHODS: dict[str, str] = {
+    "compressed-tensors": "compressed_tensors",
+    "fp8": "fp8",
+    "modelopt": "modelopt",
+    "quark": "quark",
+}
 
 
 def open_method(
