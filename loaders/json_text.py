@@ -11,7 +11,8 @@ from halfbyte.errors import CheckpointError
 
 MAX_DEPTH = 64
 MAX_ITEMS = 1 << 18
-_MAX_DIGITS = 20
+# transformers writes int(1e30), 31 digits, where a tokenizer has no length of its own.
+_MAX_DIGITS = 32
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -27,7 +28,7 @@ def parse_object(
 
     Refused with CheckpointError naming ``where``: more than ``max_bytes`` bytes, bad UTF-8 and
     half surrogate pairs, bad JSON, NaN and Infinity (also numbers that overflow to them), whole
-    numbers of more than 20 digits, duplicate keys (unless ``unique_keys`` is off), more than 64
+    numbers of more than 32 digits, duplicate keys (unless ``unique_keys`` is off), more than 64
     levels or ``max_items`` brackets and commas, and anything but an object at the top.
     """
     if len(data) > max_bytes:
