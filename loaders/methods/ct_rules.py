@@ -14,7 +14,7 @@ from typing import Any
 from halfbyte.errors import CheckpointError
 
 from ..fields import shown
-from ..patterns import NamePattern
+from ..name_patterns import NamePattern
 
 MAX_RULES = 1 << 14
 MAX_EXPRESSIONS = 256
