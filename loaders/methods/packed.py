@@ -169,7 +169,8 @@ def fields(raw: Tensor, count: int, bits: int, dense: bool) -> Tensor:
 
     nbytes = -(-count * bits // 8)
     if dense:
-        stream = raw.contiguous().view(torch.uint8)[:, :nbytes].clone()
+        # Flat first: one column has any stride, and bytes of a strided row are no bytes.
+        stream = raw.reshape(-1).view(torch.uint8).view(raw.shape[0], -1)[:, :nbytes].clone()
         if count * bits % 8:
             stream[:, -1] &= (1 << count * bits % 8) - 1
         return stream
