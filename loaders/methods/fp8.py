@@ -32,11 +32,11 @@ def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> Un
     inputs = fields.text("activation_scheme", "dynamic")
     if inputs not in ("dynamic", "static"):
         raise fields.error("activation_scheme", inputs, "dynamic or static")
-    skipped = [
+    skipped = {
         name
         for key in ("modules_to_not_convert", "ignored_layers")
         for name in texts(fields.name(key), config.get(key))
-    ]
+    }
     if fields.present("weight_block_size"):
         if inputs == "static":
             raise UnsupportedModelError(
@@ -59,6 +59,12 @@ def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> Un
         where,
         scheme,
         ("weight_scale_inv", "weight_scale"),
-        lambda module: any(module == name or module.startswith(f"{name}.") for name in skipped),
+        lambda module: not skipped.isdisjoint(_above(module)),
         report,
     )
+
+
+def _above(module: str) -> list[str]:
+    """The module's name and those of all modules that hold it."""
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

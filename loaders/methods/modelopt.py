@@ -14,7 +14,7 @@ from .ct_rules import texts
 from .ct_scheme import InputScheme, Scheme, WeightScheme
 from .uniform import UniformMethod
 
-_MAX_GLOBS = 1 << 12
+_MAX_GLOBS = 1 << 10
 
 
 def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> UniformMethod:

@@ -51,7 +51,7 @@ def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> Un
             how = f"{given.text('qscheme')}, dynamic {given.flag('is_dynamic', False)}"
             raise _unsupported(given, "qscheme", how, "per_tensor, not dynamic")
         inputs = InputScheme("float", dynamic=False, top=448.0)
-    names = texts(top.name("exclude"), config.get("exclude"))
+    names = set(texts(top.name("exclude"), config.get("exclude")))
     return UniformMethod(
         "quark",
         where,
