@@ -101,6 +101,7 @@ class CompressedTensorsMethod:
                 "is more accurate"
             )
         self._found: dict[str, tuple[Scheme, WeightScheme]] = {}
+        self._floats: dict[str, list[str]] = {}
 
     def modules(
         self,
@@ -120,6 +121,11 @@ class CompressedTensorsMethod:
                 item = self._module(module, (shape[0], shape[1]), stored, read)
                 if item is not None:
                     found.append(item)
+        for group, modules in self._floats.items():
+            self._report.warn(
+                f"group {group} of the config covers {len(modules)} modules that are stored in "
+                f"float, such as {modules[0]}; the tensors are followed"
+            )
         return with_kv_scales(found, stored, self._report)
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
@@ -195,10 +201,7 @@ class CompressedTensorsMethod:
         if self._ignore.rule_for(module, classes) is not None:
             return
         if self._state == "compressed":
-            self._report.warn(
-                f"{module} is stored in float although group {group} of the config covers it; "
-                "the tensors are followed"
-            )
+            self._floats.setdefault(group, []).append(module)
         else:
             self._report.decide(
                 f"weights are stored in float (quantization_status {self._state}); they run as "

@@ -106,7 +106,19 @@ def find_packed(
     label = seen.label
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
-    return QuantizedModule(module, shape, label, parts), seen
+    return QuantizedModule(module, shape, label, parts, _checks(parts, k, seen.bits)), seen
+
+
+def _checks(parts: Mapping[str, StoredTensor], k: int, bits: int) -> tuple[str, ...]:
+    """What the headers and ``weight_shape`` show, for the report."""
+    found = ["weight_shape is that of the config"]
+    dense, spaced = words(k, bits, True), words(k, bits, False)
+    if dense != spaced:
+        new = parts["weight_packed"].shape[1] == dense
+        found.append("fields cross words" if new else "whole fields in each word (older layout)")
+    if "weight_g_idx" in parts:
+        found.append("groups of columns are listed (act-order)")
+    return tuple(found)
 
 
 def load_packed(

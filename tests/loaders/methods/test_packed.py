@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,16 @@ from scaled_folders import (
 )
 
 from halfbyte.loaders.canonical import pack_codes
+from halfbyte.loaders.methods.compressed_tensors import open_method
 from halfbyte.loaders.methods.packed import fields, words
+from halfbyte.loaders.report import LoadReport
+from halfbyte.loaders.safetensors_index import StoredTensor
 
 # [N, K]: N fills no word and K no word either, at any width.
 N, K, GROUP = 20, 96, 32
+
+
+_DTYPES = {torch.int32: "I32", torch.int64: "I64", torch.float32: "F32"}
 
 
 def scales_of(rng: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -174,6 +181,32 @@ def test_zero_points_of_symmetric_weights_may_be_stored_when_they_are_zero(tmp_p
         parts["weight_zero_point"] = torch.from_numpy(zeros.astype(np.int8))
     linear = quantized(llama_folder(tmp_path / "m", (N, K), parts, ct_config(weights(4))))
     assert linear.format.zero == "none" and linear.zeros is None
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_what_was_checked_is_said(tmp_path, dense):
+    rng = fresh_rng()
+    n, k = N, 192
+    parts = packed_parts(codes(rng, n, k, 3), scales_of(rng, n, 6), 3, dense)
+    parts["weight_g_idx"] = torch.arange(k, dtype=torch.int32) // GROUP
+    folder = llama_folder(tmp_path / "m", (n, k), parts, ct_config(weights(3)))
+    stored = {
+        f"{DOWN}.{name}": StoredTensor(
+            f"{DOWN}.{name}", _DTYPES[value.dtype], tuple(value.shape), 0, 0, value.nbytes
+        )
+        for name, value in parts.items()
+    }
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    method = open_method("m: config.json", config, LoadReport("safetensors"))
+    shapes = {f"{DOWN}.weight": (n, k)}
+    (module,) = method.modules(stored, shapes, lambda tensor: parts[tensor.name.split(".")[-1]])
+    layout = "fields cross words" if dense else "whole fields in each word (older layout)"
+    assert module.checks == (
+        "weight_shape is that of the config",
+        layout,
+        "groups of columns are listed (act-order)",
+    )
+    assert module.format == "3-bit g32 sym" and set(module.parts) == set(parts)
 
 
 def test_inputs_of_eight_bits(tmp_path):
