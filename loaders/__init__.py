@@ -83,6 +83,11 @@ def _open_folder(folder: Path) -> Checkpoint:
             hint="download the whole model repository",
         )
     if pickles:
+        from .folder_files import ModelFolder
+        from .smoothquant import refuse_smoothquant
+
+        config = ModelFolder(folder).read_json("config.json")
+        refuse_smoothquant(str(folder / "config.json"), config or {})
         raise _pickle_error(folder, pickles)
     raise ModelNotFoundError(
         f"{folder} holds no model: expected config.json with safetensors files, or one .gguf file",

@@ -16,6 +16,7 @@ from .fused import Rows, fused_shapes, split_fused, take_rows
 from .hf_quantized import refuse_quantized_tensors
 from .report import LoadReport
 from .safetensors_index import SafetensorsFiles, StoredTensor
+from .smoothquant import refuse_smoothquant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,7 @@ class HFFolderCheckpoint:
             self._folder.read_json("generation_config.json") or {},
         )
         # The model type first: an unknown one says more than what its tensors look like.
+        refuse_smoothquant(str(where), values)
         hf_config.check_family(Fields(str(where), values), self._report)
         self._method = methods.open_method(self._folder, values, self._report)
         self._modules: dict[str, methods.QuantizedModule] = {}

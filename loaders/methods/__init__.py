@@ -18,8 +18,12 @@ _METHODS: dict[str, str] = {
     "auto-round": "auto_round",
     "awq": "awq",
     "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
+    "fp8": "fp8",
     "gptq": "gptq",
     "hqq": "hqq",
+    "modelopt": "modelopt",
+    "quark": "quark",
     "torchao": "torchao",
 }
 
