@@ -14,7 +14,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import model_checks as limits
 from .fields import Fields, shown
-from .model_config import Activation
+from .model_config import Activation, Experts
 
 # Window rules: none at all, all layers, on a switch from some layer on, where there is no
 # rotary embedding, every second layer, or all but every sixth.
@@ -45,6 +45,7 @@ class Family:
         softcaps: the soft cap keys that it honours.
         local_rope: sliding layers have a rotary rule of their own.
         own_keys: keys that other families must not have.
+        expert_keys: keys of the number of experts and of an expert's width, or None.
     """
 
     defaults: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Family:
     softcaps: tuple[str, ...] = ()
     local_rope: bool = False
     own_keys: tuple[str, ...] = ()
+    expert_keys: tuple[str, str] | None = None
 
 
 _GEMMA: dict[str, Any] = {
@@ -107,6 +109,34 @@ FAMILIES: dict[str, Family] = {
         attention_bias=True,
         qk_norm=True,
         windows="switched",
+    ),
+    "mixtral": Family(
+        {
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,  # no key of its files: its shares always sum to 1
+        },
+        windows="all",
+        own_keys=("num_local_experts",),
+        expert_keys=("num_local_experts", "intermediate_size"),
+    ),
+    "qwen3_moe": Family(
+        {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        },
+        attention_bias=True,
+        qk_norm=True,
+        windows="all_switched",
+        own_keys=("num_experts", "num_local_experts"),  # transformers 5 writes both
+        expert_keys=("num_experts", "moe_intermediate_size"),
     ),
     "smollm3": Family(
         {
@@ -235,3 +265,29 @@ def rotated_layers(read: Fields, layers: int) -> tuple[bool, ...]:
             f"{read.name('no_rope_layers')} is {shown(flags)}; expected {layers} ones and zeros"
         )
     return tuple(bool(flag) for flag in flags[:layers])
+
+
+def experts(read: Fields, kind: Family, layers: int) -> Experts | None:
+    """The mixture of experts of a family that has one.
+
+    Raises:
+        CheckpointError: a value is of the wrong type or out of bounds.
+    """
+    if kind.expert_keys is None:
+        return None
+    count_key, width_key = kind.expert_keys
+    count = read.integer(count_key, 1, limits.MAX_EXPERTS // layers)
+    alias = read.integer("num_local_experts", 1, limits.MAX_EXPERTS, count)
+    if alias != count:
+        raise read.error("num_local_experts", alias, f"{count}, as in {count_key}")
+    step = read.integer("decoder_sparse_step", 1, limits.MAX_LAYERS, 1)
+    plain = read.values.get("mlp_only_layers") or []
+    if not isinstance(plain, list) or not all(type(i) is int and 0 <= i < layers for i in plain):
+        raise read.error("mlp_only_layers", plain, f"layers from 0 to {layers - 1}")
+    return Experts(
+        count=count,
+        per_token=read.integer("num_experts_per_tok", 1, count),
+        intermediate_size=read.integer(width_key, 1, limits.MAX_INTERMEDIATE),
+        normalize=read.flag("norm_topk_prob", False),
+        layers=tuple(i not in plain and (i + 1) % step == 0 for i in range(layers)),
+    )
