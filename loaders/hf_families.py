@@ -45,7 +45,8 @@ class Family:
         softcaps: the soft cap keys that it honours.
         local_rope: sliding layers have a rotary rule of their own.
         own_keys: keys that other families must not have.
-        expert_keys: keys of the number of experts and of an expert's width, or None.
+        experts: number of experts where the file names none; 0 = the family has no experts.
+        expert_width: key of the width of an expert's MLP.
     """
 
     defaults: Mapping[str, Any]
@@ -62,7 +63,8 @@ class Family:
     softcaps: tuple[str, ...] = ()
     local_rope: bool = False
     own_keys: tuple[str, ...] = ()
-    expert_keys: tuple[str, str] | None = None
+    experts: int = 0
+    expert_width: str = "intermediate_size"
 
 
 _GEMMA: dict[str, Any] = {
@@ -91,6 +93,8 @@ _GEMMA3: dict[str, Any] = {
     "rope_theta": 1000000.0,
     "rope_local_base_freq": 10000.0,
 }
+# Two spellings of one number; which one is written depends on the version of transformers.
+_EXPERT_COUNTS = ("num_experts", "num_local_experts")
 _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 FAMILIES: dict[str, Family] = {
@@ -116,27 +120,26 @@ FAMILIES: dict[str, Family] = {
             "max_position_embeddings": 131072,
             "rms_norm_eps": 1e-5,
             "rope_theta": 1000000.0,
-            "num_local_experts": 8,
             "num_experts_per_tok": 2,
             "norm_topk_prob": True,  # no key of its files: its shares always sum to 1
         },
         windows="all",
-        own_keys=("num_local_experts",),
-        expert_keys=("num_local_experts", "intermediate_size"),
+        own_keys=_EXPERT_COUNTS,
+        experts=8,
     ),
     "qwen3_moe": Family(
         {
             "num_key_value_heads": 4,
             "max_position_embeddings": 32768,
-            "num_experts": 128,
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 768,
         },
         attention_bias=True,
         qk_norm=True,
         windows="all_switched",
-        own_keys=("num_experts", "num_local_experts"),  # transformers 5 writes both
-        expert_keys=("num_experts", "moe_intermediate_size"),
+        own_keys=_EXPERT_COUNTS,
+        experts=128,
+        expert_width="moe_intermediate_size",
     ),
     "smollm3": Family(
         {
@@ -273,13 +276,13 @@ def experts(read: Fields, kind: Family, layers: int) -> Experts | None:
     Raises:
         CheckpointError: a value is of the wrong type or out of bounds.
     """
-    if kind.expert_keys is None:
+    if not kind.experts:
         return None
-    count_key, width_key = kind.expert_keys
-    count = read.integer(count_key, 1, limits.MAX_EXPERTS // layers)
-    alias = read.integer("num_local_experts", 1, limits.MAX_EXPERTS, count)
-    if alias != count:
-        raise read.error("num_local_experts", alias, f"{count}, as in {count_key}")
+    most = limits.MAX_EXPERTS // layers
+    counts = [read.integer(key, 1, most) for key in _EXPERT_COUNTS if read.present(key)]
+    count = counts[0] if counts else kind.experts
+    if counts and counts[-1] != count:
+        raise read.error(_EXPERT_COUNTS[1], counts[-1], f"{count}, as in {_EXPERT_COUNTS[0]}")
     step = read.integer("decoder_sparse_step", 1, limits.MAX_LAYERS, 1)
     plain = read.values.get("mlp_only_layers") or []
     if not isinstance(plain, list) or not all(type(i) is int and 0 <= i < layers for i in plain):
@@ -287,7 +290,7 @@ def experts(read: Fields, kind: Family, layers: int) -> Experts | None:
     return Experts(
         count=count,
         per_token=read.integer("num_experts_per_tok", 1, count),
-        intermediate_size=read.integer(width_key, 1, limits.MAX_INTERMEDIATE),
+        intermediate_size=read.integer(kind.expert_width, 1, limits.MAX_INTERMEDIATE),
         normalize=read.flag("norm_topk_prob", False),
         layers=tuple(i not in plain and (i + 1) % step == 0 for i in range(layers)),
     )

@@ -269,7 +269,9 @@ def test_qwen3_moe_experts():
     tensors = expected_tensors(found)
     assert tensors["model.layers.1.mlp.experts.3.gate_proj.weight"] == (6, 8)
     assert tensors["model.layers.3.mlp.gate_proj.weight"] == (12, 8)
-    assert read(QWEN_MOE | {"num_local_experts": 4}).experts_of(0) is not None
+    for count in ({"num_local_experts": 4}, {"num_experts": None, "num_local_experts": 4}):
+        experts = read(QWEN_MOE | count).experts_of(0)
+        assert experts is not None and experts.count == 4
     window = read(QWEN_MOE | {"use_sliding_window": True, "sliding_window": 16})
     assert window.sliding_window == (16,) * 4
 
