@@ -42,7 +42,7 @@ class GraphPool:
 
     def covers(self, tokens: int) -> bool:
         """Whether a decode step of ``tokens`` rows is, or can be, recorded."""
-        return tokens <= self._limit and self._model.ops.records
+        return tokens <= self._limit and self._model.records
 
     def run(self, step: StepInputs) -> Tensor:
         """Logits [T, V] in the backend's dtype; the buffer is overwritten by the next run."""

@@ -10,7 +10,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import model_checks as limits
 from .fields import Fields, shown
-from .hf_families import FAMILIES, Family, rotated_layers, sliding_windows
+from .hf_families import FAMILIES, Family, experts, rotated_layers, sliding_windows
 from .hf_rope import read_local_rope, read_rope
 from .model_config import Activation, ModelConfig, RopeConfig
 from .report import LoadReport
@@ -88,6 +88,7 @@ def read_config(
         activation=_activation(read, kind),
         post_norms=kind.post_norms,
         attn_softcap=_softcap(read, kind, "attn_logit_softcapping"),
+        experts=experts(read, kind, layers),
         logit_softcap=_softcap(read, kind, "final_logit_softcapping"),
         bos_token_id=next(iter(_ids(read, "bos_token_id", vocab, report)), None),
         eos_token_ids=_end_ids((generation, read), vocab, report),

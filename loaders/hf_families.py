@@ -14,7 +14,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import model_checks as limits
 from .fields import Fields, shown
-from .model_config import Activation
+from .model_config import Activation, Experts
 
 # Window rules: none at all, all layers, on a switch from some layer on, where there is no
 # rotary embedding, every second layer, or all but every sixth.
@@ -45,6 +45,8 @@ class Family:
         softcaps: the soft cap keys that it honours.
         local_rope: sliding layers have a rotary rule of their own.
         own_keys: keys that other families must not have.
+        experts: number of experts where the file names none; 0 = the family has no experts.
+        expert_width: key of the width of an expert's MLP.
     """
 
     defaults: Mapping[str, Any]
@@ -61,6 +63,8 @@ class Family:
     softcaps: tuple[str, ...] = ()
     local_rope: bool = False
     own_keys: tuple[str, ...] = ()
+    experts: int = 0
+    expert_width: str = "intermediate_size"
 
 
 _GEMMA: dict[str, Any] = {
@@ -89,6 +93,8 @@ _GEMMA3: dict[str, Any] = {
     "rope_theta": 1000000.0,
     "rope_local_base_freq": 10000.0,
 }
+# Two spellings of one number; which one is written depends on the version of transformers.
+_EXPERT_COUNTS = ("num_experts", "num_local_experts")
 _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 FAMILIES: dict[str, Family] = {
@@ -107,6 +113,33 @@ FAMILIES: dict[str, Family] = {
         attention_bias=True,
         qk_norm=True,
         windows="switched",
+    ),
+    "mixtral": Family(
+        {
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,  # no key of its files: its shares always sum to 1
+        },
+        windows="all",
+        own_keys=_EXPERT_COUNTS,
+        experts=8,
+    ),
+    "qwen3_moe": Family(
+        {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        },
+        attention_bias=True,
+        qk_norm=True,
+        windows="all_switched",
+        own_keys=_EXPERT_COUNTS,
+        experts=128,
+        expert_width="moe_intermediate_size",
     ),
     "smollm3": Family(
         {
@@ -235,3 +268,29 @@ def rotated_layers(read: Fields, layers: int) -> tuple[bool, ...]:
             f"{read.name('no_rope_layers')} is {shown(flags)}; expected {layers} ones and zeros"
         )
     return tuple(bool(flag) for flag in flags[:layers])
+
+
+def experts(read: Fields, kind: Family, layers: int) -> Experts | None:
+    """The mixture of experts of a family that has one.
+
+    Raises:
+        CheckpointError: a value is of the wrong type or out of bounds.
+    """
+    if not kind.experts:
+        return None
+    most = limits.MAX_EXPERTS // layers
+    counts = [read.integer(key, 1, most) for key in _EXPERT_COUNTS if read.present(key)]
+    count = counts[0] if counts else kind.experts
+    if counts and counts[-1] != count:
+        raise read.error(_EXPERT_COUNTS[1], counts[-1], f"{count}, as in {_EXPERT_COUNTS[0]}")
+    step = read.integer("decoder_sparse_step", 1, limits.MAX_LAYERS, 1)
+    plain = read.values.get("mlp_only_layers") or []
+    if not isinstance(plain, list) or not all(type(i) is int and 0 <= i < layers for i in plain):
+        raise read.error("mlp_only_layers", plain, f"layers from 0 to {layers - 1}")
+    return Experts(
+        count=count,
+        per_token=read.integer("num_experts_per_tok", 1, count),
+        intermediate_size=read.integer(kind.expert_width, 1, limits.MAX_INTERMEDIATE),
+        normalize=read.flag("norm_topk_prob", False),
+        layers=tuple(i not in plain and (i + 1) % step == 0 for i in range(layers)),
+    )

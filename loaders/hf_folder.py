@@ -78,7 +78,7 @@ class HFFolderCheckpoint:
         self._stacked: tuple[str, Weight] | None = None
         self._files = SafetensorsFiles(self._folder)
         try:
-            stored = self._stored = hf_names.language_model(
+            stored = self._stored = hf_names.canonical(
                 str(self.path), self._files.tensors, values, self._report
             )
             if self._method is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
@@ -21,6 +21,8 @@ MAX_POSITION = 1 << 30
 # Rotary rules take logarithms of these two: 1 would divide by zero.
 MIN_THETA, MAX_THETA = 1.001, 1e15
 MIN_ORIGINAL_POSITION = 2
+# Experts in all layers together; each has three matrices with names of their own.
+MAX_EXPERTS = 1 << 16
 MAX_TOKEN_ID = (1 << 31) - 1
 
 EMBED = "model.embed_tokens.weight"
@@ -69,17 +71,14 @@ def check_heads(where: str, config: ModelConfig) -> None:
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor that the model computes with, in layer order."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     q_rows = config.num_heads * config.head_dim
     kv_rows = config.num_kv_heads * config.head_dim
-    linears = (
+    attention = (
         ("self_attn.q_proj", q_rows, hidden, config.qkv_bias),
         ("self_attn.k_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.v_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.o_proj", hidden, q_rows, config.o_bias),
-        ("mlp.gate_proj", inner, hidden, config.mlp_bias),
-        ("mlp.up_proj", inner, hidden, config.mlp_bias),
-        ("mlp.down_proj", hidden, inner, config.mlp_bias),
     )
     norms = _POST_NORMS if config.post_norms else _NORMS
     expected: dict[str, tuple[int, ...]] = {EMBED: (config.vocab_size, hidden)}
@@ -90,7 +89,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if config.qk_norm:
             expected[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
             expected[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
-        for name, rows, columns, bias in linears:
+        for name, rows, columns, bias in (*attention, *_mlp(config, layer)):
             expected[f"{prefix}{name}.weight"] = (rows, columns)
             if bias:
                 expected[f"{prefix}{name}.bias"] = (rows,)
@@ -98,6 +97,20 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         expected[LM_HEAD] = (config.vocab_size, hidden)
     return expected
+
+
+def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, int, int, bool]]:
+    """Module, rows, columns and whether there is a bias, of a layer's MLP or experts."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    prefixes, experts = ["mlp."], config.experts_of(layer)
+    if experts is not None:
+        yield "mlp.gate", experts.count, hidden, False
+        inner = experts.intermediate_size
+        prefixes = [f"mlp.experts.{index}." for index in range(experts.count)]
+    for prefix in prefixes:
+        yield prefix + "gate_proj", inner, hidden, config.mlp_bias
+        yield prefix + "up_proj", inner, hidden, config.mlp_bias
+        yield prefix + "down_proj", hidden, inner, config.mlp_bias
 
 
 def check_tensors(

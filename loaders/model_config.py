@@ -52,6 +52,25 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts in place of the MLP (Mixtral, Qwen3-MoE).
+
+    Attributes:
+        count: experts of a layer.
+        per_token: how many of them each token goes through.
+        intermediate_size: width of one expert's gated MLP.
+        normalize: the shares of a token's experts are scaled to a sum of 1.
+        layers: per layer whether it has experts; the others have the plain MLP.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalize: bool
+    layers: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Architecture of one model; all sizes are counts of elements.
 
@@ -88,6 +107,7 @@ class ModelConfig:
             files hold 1 + w).
         rope_local: second rotary rule, for the layers of ``local_layers``, or None.
         local_layers: per layer whether it rotates by ``rope_local``; empty = none does.
+        experts: mixture of experts, or None.
         bos_token_id: begin-of-text id or None.
         eos_token_ids: ids that end a text.
         dtype: type that the checkpoint was trained in (``float32``, ``float16``, ``bfloat16``).
@@ -120,6 +140,7 @@ class ModelConfig:
     norm_offset: float = 0.0
     rope_local: RopeConfig | None = None
     local_layers: tuple[bool, ...] = ()
+    experts: Experts | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -132,6 +153,10 @@ class ModelConfig:
     def local_rope(self, layer: int) -> bool:
         """Whether ``layer`` rotates by ``rope_local``."""
         return bool(self.local_layers) and self.local_layers[layer]
+
+    def experts_of(self, layer: int) -> Experts | None:
+        """The mixture of experts of ``layer``; None where it has a plain MLP."""
+        return self.experts if self.experts and self.experts.layers[layer] else None
 
     @property
     def score_scale(self) -> float:

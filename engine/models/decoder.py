@@ -1,8 +1,9 @@
 """The pre-norm decoder that Llama, Mistral, Qwen, SmolLM3, Phi-3 and Gemma share.
 
 The families differ in biases, q/k norms, windows, RoPE, activation and scales, and Gemma 2 and 3
-also norm what a block adds; ``ModelConfig`` says all of that, and the wiring is one. A family
-with another wiring gets a file of its own beside this one and an entry in ``registry.py``.
+also norm what a block adds; Mixtral and Qwen3-MoE have experts in place of the MLP.
+``ModelConfig`` says all of that, and the wiring is one. A family with another wiring gets a file
+of its own beside this one and an entry in ``registry.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ...loaders.model_config import ModelConfig
 from ..backends.base import Activation, AttentionShape, Ops, P, PackedLinear
 from ..kv_cache import KVCache
 from ..layers.linear import FusedLinear
+from ..layers.mixture import Mixture, Mlp
 from ..step import StepInputs
 
 
@@ -36,8 +38,7 @@ class DecoderLayer:
         o: attention's output projection.
         attn_post_norm: RMSNorm weight [D] on what attention adds, or None.
         mlp_norm: RMSNorm weight before the MLP, float32 [D].
-        gate_up: the MLP's gate and up projections as one.
-        down: the MLP's output projection.
+        mlp: the gated MLP, or a mixture of experts.
         mlp_post_norm: RMSNorm weight [D] on what the MLP adds, or None.
     """
 
@@ -47,8 +48,7 @@ class DecoderLayer:
     o: PackedLinear
     attn_post_norm: Tensor | None
     mlp_norm: Tensor
-    gate_up: FusedLinear[Any]
-    down: PackedLinear
+    mlp: Mlp | Mixture
     mlp_post_norm: Tensor | None
 
 
@@ -85,11 +85,16 @@ class Decoder:
         source.release()
 
     @property
+    def records(self) -> bool:
+        """Whether steps can be recorded whole; a mixture of experts has to look at its scores."""
+        return self.ops.records and self.config.experts is None
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights that one decode step reads; a tied head is counted once."""
         total = self.head.nbytes
         for layer in self.layers:
-            total += layer.qkv.nbytes + layer.o.nbytes + layer.gate_up.nbytes + layer.down.nbytes
+            total += layer.qkv.nbytes + layer.o.nbytes + layer.mlp.nbytes
         return total
 
     def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
@@ -107,8 +112,11 @@ class Decoder:
             a_TC = ops.attention(q_THE, layer.attention, cache, step)
             self._add(a_TC, layer.o, layer.attn_post_norm, x_TD)
             h_TD = ops.rms_norm(x_TD, layer.mlp_norm, eps)
-            act_TI = layer.gate_up.gated(ops, h_TD)
-            self._add(act_TI, layer.down, layer.mlp_post_norm, x_TD)
+            if isinstance(layer.mlp, Mixture):
+                layer.mlp.add(ops, h_TD, x_TD)
+                continue
+            act_TI = layer.mlp.gate_up.gated(ops, h_TD)
+            self._add(act_TI, layer.mlp.down, layer.mlp_post_norm, x_TD)
         x_SD = ops.rms_norm(x_TD, self.norm, eps, step.sample_index)
         return ops.linear(x_SD, self.head, out)
 
@@ -130,9 +138,8 @@ class Decoder:
     def _load_layer(self, index: int, source: _Source) -> DecoderLayer:
         cfg, ops = self.config, self.ops
         layer = f"model.layers.{index}"
-        attn, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        attn = f"{layer}.self_attn"
         qkv = [f"{attn}.{p}_proj" for p in "qkv"]
-        gate_up = [f"{mlp}.{p}_proj" for p in ("gate", "up")]
         shape = AttentionShape(
             cfg.num_heads,
             cfg.num_kv_heads,
@@ -155,9 +162,26 @@ class Decoder:
             _pack(ops, source, f"{attn}.o_proj", cfg.o_bias),
             after_attn if post else None,
             source.norm(f"{layer}.pre_feedforward_layernorm") if post else after_attn,
-            _fuse(ops, source, gate_up, cfg.mlp_bias, cfg.activation),
-            _pack(ops, source, f"{mlp}.down_proj", cfg.mlp_bias),
+            self._load_mlp(index, source),
             source.norm(f"{layer}.post_feedforward_layernorm") if post else None,
+        )
+
+    def _load_mlp(self, index: int, source: _Source) -> Mlp | Mixture:
+        name, experts = f"model.layers.{index}.mlp", self.config.experts_of(index)
+        if experts is None:
+            return self._gated_mlp(name, source)
+        return Mixture(
+            _pack(self.ops, source, f"{name}.gate"),
+            [self._gated_mlp(f"{name}.experts.{i}", source) for i in range(experts.count)],
+            experts.per_token,
+            experts.normalize,
+        )
+
+    def _gated_mlp(self, name: str, source: _Source) -> Mlp:
+        bias, gate_up = self.config.mlp_bias, [f"{name}.{p}_proj" for p in ("gate", "up")]
+        return Mlp(
+            _fuse(self.ops, source, gate_up, bias, self.config.activation),
+            _pack(self.ops, source, f"{name}.down_proj", bias),
         )
 
 

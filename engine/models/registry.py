@@ -11,6 +11,8 @@ FAMILIES: dict[str, type[Decoder]] = {
     "mistral": Decoder,
     "qwen2": Decoder,
     "qwen3": Decoder,
+    "mixtral": Decoder,
+    "qwen3_moe": Decoder,
     "smollm3": Decoder,
     "phi3": Decoder,
     "gemma": Decoder,

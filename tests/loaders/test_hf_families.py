@@ -11,9 +11,11 @@ from test_hf_config import read
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.loaders.hf_config import rounded
+from halfbyte.loaders.hf_names import canonical
 from halfbyte.loaders.model_checks import expected_tensors
-from halfbyte.loaders.model_config import RopeConfig
+from halfbyte.loaders.model_config import Experts, RopeConfig
 from halfbyte.loaders.report import LoadReport
+from halfbyte.loaders.safetensors_index import StoredTensor
 
 GEMMA = {"hidden_size": 96, "num_hidden_layers": 8, "head_dim": 4, "-torch_dtype": 0}
 GEMMA |= {"architectures": None, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -22,6 +24,8 @@ GEMMA2 = {**GEMMA, "model_type": "gemma2"}
 GEMMA3 = {**GEMMA, "model_type": "gemma3_text"}
 PHI3 = {"model_type": "phi3", "head_dim": 8}
 SMOL3 = {"model_type": "smollm3", "num_hidden_layers": 8}
+QWEN_MOE = {"model_type": "qwen3_moe", "num_hidden_layers": 4, "num_experts": 4}
+QWEN_MOE |= {"num_experts_per_tok": 2, "moe_intermediate_size": 6}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -247,6 +251,72 @@ def test_smollm3_layers_without_positions():
             "no_rope_layers is .*; expected 8 ones and zeros",
         )
     refuses(lambda: read({"no_rope_layers": [1]}), UnsupportedModelError, "no_rope_layers is")
+
+
+def test_mixtral_experts():
+    found = read({"model_type": "mixtral", "num_local_experts": 3})
+    assert found.experts == Experts(3, 2, 12, True, (True,))
+    assert (found.rope.theta, found.sliding_window) == (1e6, ())
+    tensors = expected_tensors(found)
+    assert tensors["model.layers.0.mlp.gate.weight"] == (3, 8)
+    assert tensors["model.layers.0.mlp.experts.2.down_proj.weight"] == (8, 12)
+    assert "model.layers.0.mlp.down_proj.weight" not in tensors
+
+
+def test_qwen3_moe_experts():
+    found = read(QWEN_MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [3]})
+    assert found.experts == Experts(4, 2, 6, False, (False, True, False, False))
+    tensors = expected_tensors(found)
+    assert tensors["model.layers.1.mlp.experts.3.gate_proj.weight"] == (6, 8)
+    assert tensors["model.layers.3.mlp.gate_proj.weight"] == (12, 8)
+    for count in ({"num_local_experts": 4}, {"num_experts": None, "num_local_experts": 4}):
+        experts = read(QWEN_MOE | count).experts_of(0)
+        assert experts is not None and experts.count == 4
+    window = read(QWEN_MOE | {"use_sliding_window": True, "sliding_window": 16})
+    assert window.sliding_window == (16,) * 4
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5; expected a whole number from 1 to"),
+        ({"num_experts": 1 << 20}, "num_experts is 1048576; expected a whole number from 1 to 163"),
+        ({"num_local_experts": 5}, "num_local_experts is 5; expected 4, as in num_experts"),
+        ({"mlp_only_layers": [4]}, r"mlp_only_layers is \[4\]; expected layers from 0 to 3"),
+        ({"mlp_only_layers": [True]}, r"mlp_only_layers is \[True\]"),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0"),
+    ],
+)
+def test_experts_are_bounded(changes, message):
+    refuses(lambda: read(QWEN_MOE | changes), CheckpointError, message)
+
+
+def test_names_of_mixtrals_experts():
+    names = [
+        "model.layers.0.block_sparse_moe.gate.weight",
+        "model.layers.0.block_sparse_moe.experts.1.w1.qweight",
+        "model.layers.0.block_sparse_moe.experts.1.w2.weight",
+        "model.layers.0.block_sparse_moe.experts.1.w3.scales",
+        "model.norm.weight",
+    ]
+    stored = {name: StoredTensor(name, "F16", (1,), 0, 0, 2) for name in names}
+    report = LoadReport("safetensors")
+    found = canonical("m", stored, {"model_type": "mixtral"}, report)
+    assert list(found) == [
+        "model.layers.0.mlp.gate.weight",
+        "model.layers.0.mlp.experts.1.gate_proj.qweight",
+        "model.layers.0.mlp.experts.1.down_proj.weight",
+        "model.layers.0.mlp.experts.1.up_proj.scales",
+        "model.norm.weight",
+    ]
+    assert [tensor.name for tensor in found.values()] == list(found)
+    assert canonical("m", stored, {"model_type": "llama"}, report) is stored
+    twice = stored | {"model.layers.0.mlp.gate.weight": stored[names[0]]}
+    refuses(
+        lambda: canonical("m", twice, {"model_type": "mixtral"}, report),
+        CheckpointError,
+        "gate.weight is stored under two names",
+    )
 
 
 def test_decisions_name_the_scaling():

@@ -19,12 +19,16 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -35,6 +39,8 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
     "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
     "phi3": (Phi3Config, Phi3ForCausalLM),
     "gemma": (GemmaConfig, GemmaForCausalLM),
@@ -113,6 +119,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True},
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": 16}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_moe-shares": (
+        "qwen3_moe",
+        {
+            "head_dim": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "decoder_sparse_step": 2,
+            "num_hidden_layers": 4,
+        },
+    ),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "pad_token_id": None}),
     "smollm3-window": (
         "smollm3",
@@ -141,7 +170,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     # It has no query_pre_attn_scalar: the key must be without effect.
     "gemma": ("gemma", {**GEMMA, "num_key_value_heads": 1, "head_dim": 32}),
-    "gemma2": ("gemma2", {**GEMMA, "head_dim": 24, "sliding_window": 16}),
+    # The square root of 72 is no bfloat16.
+    "gemma2": ("gemma2", {**GEMMA, "hidden_size": 72, "head_dim": 24, "sliding_window": 16}),
     # Low caps, so that they bend what comes out.
     "gemma2-caps": (
         "gemma2",
