@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from halfbyte.loaders.canonical import QuantizedLinear, WeightFormat, pack_codes
 from halfbyte.loaders.gguf_types import QUANTIZED_TYPES
 from halfbyte.loaders.model_config import ModelConfig
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 CARD = Memory("card", 80 << 30, 1 << 30, 3e12)
 HIDDEN, INNER, VOCAB, LAYERS = 4096, 14336, 128256, 32
 LLAMA_8B = ModelConfig("llama", VOCAB, HIDDEN, LAYERS, 32, 8, 128, INNER, 1e-5, 131072)
@@ -146,6 +148,10 @@ def test_nonsense_is_refused(context, batch, kv, target, words):
         ("compressed-tensors W8A8 sym", WeightFormat(8, -1)),
         ("int8 per channel", WeightFormat(8, -1)),
         ("HQQ 4-bit g64 asym", WeightFormat(4, 64, "float")),
+        ("AWQ gemv_fast 4-bit g128 asym", WeightFormat(4, 128, "float")),
+        ("8-bit channel sym, inputs int8 asym per token", WeightFormat(8, -1)),
+        ("bitsandbytes NF4 blocks of 64, double quantization, as bfloat16", None),
+        ("torchao int8 a scale for each row", WeightFormat(8, -1)),
         ("FP8 e4m3", WeightFormat(8, -1, "e4m3")),
         ("BF16", None),
         ("F32", None),
@@ -155,9 +161,27 @@ def test_labels_name_their_format(label, form):
     assert stored_format(label) == form
 
 
-def test_tables_of_16_values():
-    form = stored_format("bitsandbytes NF4 double-quantized")
-    assert form is not None and (form.bits, form.group_size, form.zero) == (4, 64, "table")
+@pytest.mark.parametrize("label,group", [("FP4", 64), ("NF4 blocks of 128, nested", 128)])
+def test_tables_of_16_values(label, group):
+    form = stored_format(label)
+    assert form is not None and (form.bits, form.group_size, form.zero) == (4, group, "table")
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in FIXTURES.iterdir()))
+def test_labels_agree_with_what_is_loaded(name):
+    folder = FIXTURES / name
+    gguf = sorted(folder.glob("*.gguf"))
+    checkpoint = open_checkpoint(gguf[0] if gguf else folder)
+    for info in {info.format: info for info in checkpoint.tensors()}.values():
+        weight, form = checkpoint.load(info.name), stored_format(info.format)
+        if isinstance(weight, QuantizedLinear):
+            found = weight.format
+            assert form is not None
+            assert form.bits == found.bits and form.zero == found.zero
+            assert form.group_size in (found.group_size, -1)
+        else:
+            assert form is None
+    checkpoint.close()
 
 
 def quantized(form: WeightFormat, wide: bool, n: int, k: int) -> QuantizedLinear:
