@@ -74,15 +74,16 @@ def damaged(draw, data: bytes, edits: list[str]) -> bytes:
     for _ in range(draw(st.integers(0, 2))):
         name = draw(st.sampled_from(names))
         entry = header.get(name)
-        if entry is None:
+        if not entry or not {"dtype", "shape"} <= set(entry):
             continue
         kind = draw(st.integers(0, 3))
         if kind == 0:
             # Other shape of the same size, so that the container is sound.
-            entry["shape"] = draw(st.sampled_from([entry["shape"][::-1], [1, *entry["shape"]]]))
+            shape = entry["shape"] if isinstance(entry["shape"], list) else []
+            entry["shape"] = draw(st.sampled_from([shape[::-1], [1, *shape]]))
         elif kind == 1:
             pairs = {"F16": "BF16", "BF16": "F16", "I32": "F32", "F32": "I32", "U8": "I8"}
-            entry["dtype"] = pairs.get(entry["dtype"], entry["dtype"])
+            entry["dtype"] = pairs.get(str(entry["dtype"]), "F16")
         elif kind == 2:
             header[draw(st.sampled_from([name + "x", "lm_head.qweight", "x"]))] = header.pop(name)
         else:
