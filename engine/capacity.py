@@ -255,7 +255,7 @@ def _entries(form: WeightFormat, k: int, size: int) -> int:
 
 def _wide(label: str) -> bool:
     """Whether scales are no fp16 numbers: those of GGUF's super-blocks are products of two."""
-    return label.startswith("Q") and label.endswith("_K")
+    return label.startswith(("Q", "IQ")) and label.endswith(("_K", "_XS"))
 
 
 def _up(value: int, step: int) -> int:

@@ -120,13 +120,13 @@ def test_the_sound_folders_load(name):
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_mutated_quantized_folders(case):
     check(case)
 
 
 @pytest.mark.slow
 @given(cases())
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_mutated_quantized_folders_at_length(case):
     check(case)
