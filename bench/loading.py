@@ -162,7 +162,7 @@ def load(path: Path, cold: bool) -> dict[str, Any]:
         "read_by_step": network.weight_bytes,
         "held": held,
         "extra": extra,
-        "backend": f"{ops.name}, {ops.detail}",
+        "backend": f"{ops.name}, {getattr(ops, 'detail', '')}",
     }
 
 
