@@ -107,6 +107,7 @@ def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:
         "weights": dict(need.by_family),
         "kv": found.batch * need.kv_held(found.context),
         "kv_per_token": need.kv_token,
+        "kv_tokens": found.kv_tokens,
         "workspace": need.fixed + found.batch * need.row,
         "reserve": memory.reserve,
         "total": found.total,
@@ -159,5 +160,8 @@ def render(facts: dict[str, Any]) -> str:
     heads = ("decode ceiling, tokens/s", f"at {context} tokens", "at 0 tokens")
     table = columns(heads, [(f"batch {b}", full, empty) for b, full, empty in speeds])
     why = "from memory bandwidth alone: weights and KV read once a step"
+    if facts["kv_tokens"]:
+        text = f"kv_tokens={facts['kv_tokens']}: without it the KV cache takes half of the memory"
+        limits.append(wrapped("engine option", text))
     parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), f"{table}\n{why}"]
     return clean("\n\n".join(parts))

@@ -18,6 +18,7 @@ from ..loaders.base import Checkpoint
 from ..loaders.canonical import WeightFormat
 from ..loaders.model_config import ModelConfig
 from .explain import Linear, groups
+from .memory import KV_SHARE
 from .stored_format import stored_format
 
 KVType = Literal["16bit", "int8", "float32"]
@@ -111,6 +112,14 @@ class Capacity:
     max_context: int
     max_batch: int
     decode: tuple[tuple[int, float, float], ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        """The engine option that this needs, 0 when the engine's own choice holds enough."""
+        wanted = self.batch * self.need.kv_held(self.context)
+        if not self.fits or wanted <= KV_SHARE * self.memory.total:
+            return 0
+        return wanted // self.need.kv_token
 
 
 def capacity(

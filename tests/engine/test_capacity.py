@@ -107,6 +107,17 @@ def test_the_limits_are_the_last_that_fit(gib, kv):
         assert not fits(context, found.max_batch + 1)
 
 
+def test_more_than_the_engines_share_needs_an_option():
+    checkpoint = headers("Q4_0")
+    few = capacity(checkpoint, CARD, 32768, 9, "16bit", "triton")
+    many = capacity(checkpoint, CARD, 32700, 11, "16bit", "triton")
+    # 36 and 44 GiB of 80; contexts are held in whole blocks.
+    assert few.fits and few.kv_tokens == 0
+    assert many.fits and many.kv_tokens == 11 * 32704
+    over = capacity(checkpoint, CARD, 32768, 60, "16bit", "triton")
+    assert not over.fits and over.kv_tokens == 0
+
+
 def test_ceilings_are_bytes_over_bandwidth():
     found = capacity(headers("Q4_0"), CARD, 8192, 16, "16bit", "triton")
     need = found.need
