@@ -79,7 +79,7 @@ def device_memory(name: str) -> Memory:
     from ..engine.capacity import CPU_RESERVE, GPU_RESERVE, Memory
 
     if name.lower() != "cpu":
-        from ..engine.gpus import gpu
+        from ..kernels.gpus import gpu
 
         card = gpu(name)
         return Memory(card.name, card.memory, GPU_RESERVE, card.copy)

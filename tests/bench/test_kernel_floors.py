@@ -13,8 +13,8 @@ from halfbyte.bench.kernels.floors import LAYERS, Floor, Layer, linear_floor
 from halfbyte.bench.kernels.measure import Call, Timing, WallTimer, copies_for
 from halfbyte.bench.kernels.run import KernelPlan, run_kernels
 from halfbyte.cli.main import app
-from halfbyte.engine.gpus import GPUS, gpu
 from halfbyte.errors import ConfigError
+from halfbyte.kernels.gpus import GPUS, gpu
 
 CPU = torch.device("cpu")
 
