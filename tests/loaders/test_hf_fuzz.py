@@ -101,6 +101,7 @@ def test_mutated_folders_raise_only_our_errors(files):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @given(mutated_files())
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_mutated_folders_at_length(files):

@@ -126,6 +126,7 @@ def test_mutated_quantized_folders(case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @given(cases())
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_mutated_quantized_folders_at_length(case):

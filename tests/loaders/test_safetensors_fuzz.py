@@ -109,6 +109,7 @@ def test_mutated_indexes(index):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @given(headers())
 @LONG
 def test_mutated_headers_at_length(found):
@@ -116,6 +117,7 @@ def test_mutated_headers_at_length(found):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @given(damaged())
 @LONG
 def test_damaged_bytes_at_length(data):
@@ -123,6 +125,7 @@ def test_damaged_bytes_at_length(data):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @given(indexes())
 @LONG
 def test_mutated_indexes_at_length(index):
