@@ -38,9 +38,10 @@ def kernels(
         raise typer.BadParameter(f"{rows!r} has a 0; expected 1 or more", param_hint="--rows")
     target = _writable(json_file)
     from ..bench.kernels import floors
+    from ..kernels.gpus import gpu as find_gpu
 
     if dry_run:
-        card = floors.gpu(gpu or "H100")
+        card = find_gpu(gpu or "H100")
         heads, *lines = floors.floor_table(card, rows=counts)
         text = json.dumps([dict(zip(heads, line, strict=True)) for line in lines], indent=1) + "\n"
         shown = floors.floor_text(card, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,9 @@ from .console import clean, columns, human_bytes, human_count, one_line, wrapped
 
 if TYPE_CHECKING:
     from ..loaders.base import Checkpoint
+
+# What is left of 80 columns for names in the table of formats.
+_LABEL_WIDTH = 36
 
 
 def inspect(
@@ -42,7 +46,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts about a checkpoint as plain JSON types; sizes in bytes, from headers only."""
     from halfbyte.errors import TokenizerError
 
-    config = checkpoint.config
+    config, report = checkpoint.config, checkpoint.report()
     tensors = []
     for info in checkpoint.tensors():
         params = math.prod(info.shape)
@@ -51,6 +55,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
                 "name": info.name,
                 "shape": list(info.shape),
                 "format": info.format,
+                "claim": info.claim or None,
+                "checks": list(report.tensors[info.name].checks),
                 "bytes": info.nbytes,
                 "params": params,
                 "bits_per_weight": _bits(info.nbytes, params),
@@ -67,7 +73,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         }
     except TokenizerError as error:
         tokenizer = {"kind": None, "problem": error.message, "chat_template": False}
-    report = checkpoint.report()
     size = sum(tensor["bytes"] for tensor in tensors)
     params = sum(tensor["params"] for tensor in tensors)
     kv_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
@@ -81,7 +86,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "size": size,
         "params": params,
         "bits_per_weight": _bits(size, params),
-        "formats": _by_format(tensors),
+        "formats": _tally(tensors, lambda tensor: tensor["format"]),
+        "modules": _by_module(tensors),
         "kv_bytes_per_token": {"float32": 4 * kv_elements, "bfloat16": 2 * kv_elements},
         "tokenizer": tokenizer,
         "decisions": list(report.decisions),
@@ -90,11 +96,29 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _by_format(tensors: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Tensors, bytes, weights and bits of each format, the largest first."""
+def _by_module(tensors: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Format -> module (``q_proj``) -> the figures of its tensors over all layers."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for label in dict.fromkeys(tensor["format"] for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor["format"] == label]
+        out[label] = _tally(alike, lambda tensor: _module(tensor["name"]))
+    return out
+
+
+def _module(name: str) -> str:
+    """``q_proj`` of ``model.layers.7.self_attn.q_proj.weight``; a bias keeps its ending."""
+    owner, _, kind = name.rpartition(".")
+    module = owner.rpartition(".")[2] or name
+    return module if kind == "weight" else f"{module}.{kind}"
+
+
+def _tally(
+    tensors: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]
+) -> dict[str, dict[str, Any]]:
+    """Tensors, bytes, weights and bits of those that share a key, the largest first."""
     out: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
-        entry = out.setdefault(tensor["format"], {"tensors": 0, "bytes": 0, "params": 0})
+        entry = out.setdefault(key(tensor), {"tensors": 0, "bytes": 0, "params": 0})
         entry["tensors"] += 1
         entry["bytes"] += tensor["bytes"]
         entry["params"] += tensor["params"]
@@ -134,27 +158,14 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
         "chat template": template,
         "weights": f"{human_count(facts['params'])}, {human_bytes(facts['size'])}, "
         f"{facts['bits_per_weight']:.2f} bits each",
+        "config says": "; ".join(_claims(facts)),
         "KV per token": f"{human_bytes(kv['float32'])} float32, "
         f"{human_bytes(kv['bfloat16'])} bfloat16",
         "KV of context": f"{human_bytes(kv['float32'] * context)} float32, "
         f"{human_bytes(kv['bfloat16'] * context)} bfloat16",
     }
-    parts = ["\n".join(wrapped(label, text) for label, text in rows.items())]
-    parts.append(
-        columns(
-            ("format", "tensors", "weights", "size", "bits each"),
-            [
-                (
-                    one_line(label),
-                    str(entry["tensors"]),
-                    human_count(entry["params"]),
-                    human_bytes(entry["bytes"]),
-                    f"{entry['bits_per_weight']:.2f}",
-                )
-                for label, entry in facts["formats"].items()
-            ],
-        )
-    )
+    parts = ["\n".join(wrapped(label, text) for label, text in rows.items() if text)]
+    parts.append(_format_table(facts))
     for title in ("decisions", "warnings"):
         lines = [wrapped("  -", text, indent=4) for text in facts[title]]
         if lines:
@@ -164,7 +175,35 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
     return clean("\n\n".join(parts))
 
 
+def _claims(facts: dict[str, Any]) -> list[str]:
+    """What the config says of the weights, each once."""
+    return list(dict.fromkeys(t["claim"] for t in facts["tensors"] if t["claim"]))
+
+
+def _format_table(facts: dict[str, Any]) -> str:
+    """A line for each format, and below it one for each module that has it."""
+    rows = []
+    for label, entry in facts["formats"].items():
+        rows.append(_figures(one_line(label), entry))
+        for module, part in facts["modules"][label].items():
+            rows.append(_figures(f"  {one_line(module)}", part))
+    return columns(("format, modules", "tensors", "weights", "size", "bits each"), rows)
+
+
+def _figures(label: str, entry: dict[str, Any]) -> tuple[str, ...]:
+    if len(label) > _LABEL_WIDTH:
+        label = label[: _LABEL_WIDTH - 3] + "..."
+    return (
+        label,
+        str(entry["tensors"]),
+        human_count(entry["params"]),
+        human_bytes(entry["bytes"]),
+        f"{entry['bits_per_weight']:.2f}",
+    )
+
+
 def _tensor_list(tensors: list[dict[str, Any]]) -> str:
+    """Every tensor, and below it what was checked of it."""
     rows = [
         (
             one_line(tensor["name"]),
@@ -175,4 +214,10 @@ def _tensor_list(tensors: list[dict[str, Any]]) -> str:
         )
         for tensor in tensors
     ]
-    return columns(("tensor", "format", "shape", "size", "bits"), rows, left=2)
+    table = columns(("tensor", "format", "shape", "size", "bits"), rows, left=2)
+    head, *lines = table.splitlines()
+    out = [head]
+    for tensor, line in zip(tensors, lines, strict=True):
+        said = [f"config: {tensor['claim']}"] if tensor["claim"] else []
+        out += [line, "    " + one_line("; ".join([*said, *tensor["checks"]]))]
+    return "\n".join(out)

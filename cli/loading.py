@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .console import progress_bar
+from .console import progress_bar, warn
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -32,6 +32,8 @@ def open_engine(model: str, options: dict[str, Any]) -> Iterator[Engine]:
         from ..engine.engine import Engine
 
         engine = Engine(model, progress=progress, **options)
+    for warning in engine.report.warnings:
+        warn(warning)
     with engine:
         yield engine
 

@@ -21,7 +21,19 @@ from typer.core import TyperGroup
 
 from halfbyte.errors import HalfbyteError
 
-from . import bench, bench_kernels, chat, doctor, explain, generate, inspect, pull, serve, tune
+from . import (
+    bench,
+    bench_kernels,
+    chat,
+    doctor,
+    explain,
+    generate,
+    inspect,
+    plan,
+    pull,
+    serve,
+    tune,
+)
 from .console import is_terminal, print_error
 
 # Typer's own base of usage errors has moved between modules over its versions.
@@ -74,6 +86,7 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command()(inspect.inspect)
+app.command()(plan.plan)
 app.command()(explain.explain)
 app.command()(tune.tune)
 app.command()(doctor.doctor)

@@ -24,8 +24,8 @@ from ..kernels.w8a8.layout import ALIGN
 from ..kernels.w8a16 import config as w8a16
 from ..loaders.base import Checkpoint, TensorInfo
 from ..loaders.canonical import WeightFormat
-from ..loaders.gguf_blocks import canonical_format
 from .backends.triton_weights import Family, family, table_family
+from .stored_format import stored_format
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Rows of the decode steps that are explained."""
@@ -189,7 +189,7 @@ def _linear(module: str, parts: list[TensorInfo], gated: bool = False) -> Linear
 
 
 def _form(info: TensorInfo) -> WeightFormat | None:
-    return info.form or canonical_format(info.format)
+    return info.form or stored_format(info.format)
 
 
 def _linear_row(

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One stored tensor, known from headers alone.
+    """One weight, known from headers (and the small tensors that decide something).
 
     Attributes:
         name: canonical (Hugging Face) name.
         shape: torch order, so a linear weight is (N, K).
         format: label such as ``Q4_1``, ``F16``, ``BF16``.
-        nbytes: bytes in the file.
+        nbytes: bytes in the files, of all tensors that make up a quantized weight.
+        claim: the format that the config claims, or "".
+        checks: what the loader checked of it or decided from its data.
         form: canonical format of a quantized matrix as far as headers tell; None when dense, and
             for GGUF types, whose label says it.
     """
@@ -37,6 +39,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     format: str
     nbytes: int
+    claim: str = ""
+    checks: tuple[str, ...] = ()
     form: WeightFormat | None = None
 
 

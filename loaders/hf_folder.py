@@ -13,7 +13,7 @@ from .base import TensorInfo, TokenizerSource
 from .fields import Fields
 from .folder_files import ModelFolder
 from .fused import Rows, fused_shapes, split_fused, take_rows
-from .hf_quantized import refuse_quantized_tensors
+from .hf_quantized import claim, quantization_config, refuse_quantized_tensors
 from .report import LoadReport
 from .safetensors_index import SafetensorsFiles, StoredTensor
 from .smoothquant import refuse_smoothquant
@@ -73,6 +73,8 @@ class HFFolderCheckpoint:
         refuse_smoothquant(str(where), values)
         hf_config.check_family(Fields(str(where), values), self._report)
         self._method = methods.open_method(self._folder, values, self._report)
+        found = quantization_config(self._folder, values, self._report)
+        self._claim = claim(found) if found is not None else ""
         self._modules: dict[str, methods.QuantizedModule] = {}
         self._rows: dict[str, Rows] = {}
         self._stacked: tuple[str, Weight] | None = None
@@ -132,10 +134,12 @@ class HFFolderCheckpoint:
         for tensor in stored.values():
             module = owner.get(tensor.name)
             if module is None:
-                info = TensorInfo(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes)
+                dtype = self.config.dtype
+                info = TensorInfo(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, dtype)
             else:
-                name = f"{module.module}.weight"
-                info = TensorInfo(name, module.shape, module.format, module.nbytes, module.form)
+                name, size = f"{module.module}.weight", module.nbytes
+                told = self._claim, module.checks, module.form
+                info = TensorInfo(name, module.shape, module.format, size, *told)
             infos[info.name] = info
         return infos
 

@@ -33,6 +33,17 @@ _ENDINGS = {
     ".W_q": "hqq",
 }
 
+# Keys that say the same -> words for their value; for a bool, those of true | those of false.
+_CLAIMS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("bits", "w_bit", "num_bits"), "{} bits"),
+    (("group_size", "q_group_size"), "group {}"),
+    (("sym", "symmetric"), "sym|asym"),
+    (("zero_point",), "asym|sym"),
+    (("desc_act",), "desc_act|"),
+    (("load_in_4bit", "_load_in_4bit"), "4 bits|"),
+    (("load_in_8bit", "_load_in_8bit"), "8 bits|"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
@@ -76,6 +87,29 @@ def quantization_config(
         if side is not None:
             return _named(str(folder.path / name), side, default)
     return None
+
+
+def claim(config: QuantizationConfig) -> str:
+    """What a config says of the weights, in a line: ``gptq, 4 bits, group 128, sym``.
+
+    Only values of plain kinds are taken; several groups of targets are only counted.
+    """
+    values = config.values
+    groups = values.get("config_groups")
+    if isinstance(groups, Mapping):
+        if len(groups) != 1:
+            return f"{config.method}, {len(groups)} config_groups"
+        scheme = next(iter(groups.values()))
+        weights = scheme.get("weights") if isinstance(scheme, Mapping) else None
+        values = weights if isinstance(weights, Mapping) else {}
+    words = [config.method]
+    for keys, text in _CLAIMS:
+        value = next((values[key] for key in keys if key in values), None)
+        if isinstance(value, bool) and "|" in text:
+            words.append(text.split("|")[0 if value else 1])
+        elif isinstance(value, (int, str)) and "{}" in text:
+            words.append(text.format(shown(value).strip("'\"")))
+    return ", ".join(word for word in words if word)
 
 
 def refuse_quantized_tensors(where: str, names: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from .base import TensorInfo
 from .model_config import ModelConfig
-from .report import LoadReport
+from .report import LoadReport, TensorReport
 
 # Upper bounds on config values, checked before anything of that size exists.
 MAX_VOCAB = 1 << 22
@@ -122,7 +122,7 @@ def check_tensors(
         config: the architecture.
         stored: canonical name -> header, for everything in the files.
         where: file or folder name for messages.
-        report: gets a warning for each kind of ignored tensor.
+        report: gets an entry for each tensor, a warning for each kind of ignored ones.
 
     Returns:
         The tensors that the model uses, in file order.
@@ -151,7 +151,11 @@ def check_tensors(
             hint="the config and the weights belong to different models",
         )
     _check_unused([name for name in stored if name not in expected], config, where, report)
-    return {name: info for name, info in stored.items() if name in expected}
+    used = {name: info for name, info in stored.items() if name in expected}
+    for name, info in used.items():
+        checks = (f"shape {list(info.shape)}", *info.checks)
+        report.tensors[name] = TensorReport(name, info.claim, info.format, checks)
+    return used
 
 
 def _check_unused(names: list[str], config: ModelConfig, where: str, report: LoadReport) -> None:

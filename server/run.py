@@ -94,7 +94,7 @@ def api_keys(given: str | None) -> tuple[str, ...]:
 
 
 def describe(engine: Engine, *, keyed: bool) -> list[str]:
-    """The start-up table: what is served and with which limits."""
+    """The start-up table: what is served, with which limits, and what loading warns of."""
     config = engine.config
     stats = engine.stats()
     seconds = sum(engine.startup.values())
@@ -107,7 +107,8 @@ def describe(engine: Engine, *, keyed: bool) -> list[str]:
         "API key": "required" if keyed else "none",
         "loaded in": f"{seconds:.2f} s",
     }
-    return [f"{name:>10}  {value}" for name, value in rows.items()]
+    lines = [*rows.items(), *(("WARNING", text) for text in engine.report.warnings)]
+    return [f"{name:>10}  {value}" for name, value in lines]
 
 
 def _names(model: str, engine_name: str, served_name: str | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 
 from halfbyte.errors import ConfigError
 
-from ..kernels.floors import Gpu, gpu
+from ...kernels.gpus import Gpu, gpu
 from ..kernels.measure import GraphTimer, Timer, WallTimer, reason
 
 DEFAULT_L2 = 64 << 20
@@ -64,7 +64,9 @@ class Part:
         except ConfigError:
             # An unknown card is held to what a big product reached on it.
             half = measured.get("half") or 1e14
-            card = Gpu(properties.name, 1e12, half, measured.get("int8") or 2 * half, DEFAULT_L2)
+            int8 = measured.get("int8") or 2 * half
+            memory = int(properties.total_memory)
+            card = Gpu(properties.name, 1e12, half, int8, DEFAULT_L2, memory)
         l2 = int(getattr(properties, "L2_cache_size", 0)) or card.l2
         return replace(card, copy=measured.get("copy") or card.copy, l2=l2)
 

@@ -13,56 +13,13 @@ from dataclasses import dataclass
 
 from halfbyte.errors import ConfigError
 
+from ...kernels.gpus import Gpu
+
 W4_BYTES = 0.5 + 2.5 / 128
 """Bytes a 4-bit weight in groups of 128: code, fp16 scale, packed zero point."""
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
 """M that the tables show."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One card.
-
-    Attributes:
-        name: as :func:`gpu` finds it.
-        copy: bytes per second that a copy moves, reads and writes together.
-        half: dense fp16 operations per second, fp32 accumulation.
-        int8: dense int8 operations per second.
-        l2: bytes of last-level cache.
-    """
-
-    name: str
-    copy: float
-    half: float
-    int8: float
-    l2: int
-
-
-def _gpu(name: str, copy: float, half: float, int8: float, l2: int) -> Gpu:
-    """From TB/s, TFLOP/s, TOP/s and MiB."""
-    return Gpu(name, copy * 1e12, half * 1e12, int8 * 1e12, l2 << 20)
-
-
-# Copy bandwidth is about 0.9 of the datasheet's figure, on HBM2e cards 0.86. A name that is part
-# of another one's comes after it.
-GPUS = (
-    _gpu("H200", 4.3, 990, 1979, 50),
-    _gpu("H100 PCIe", 1.8, 756, 1513, 50),
-    _gpu("H100", 3.0, 990, 1979, 50),
-    _gpu("A100 40GB", 1.35, 312, 624, 40),
-    _gpu("A100", 1.75, 312, 624, 40),
-    _gpu("B200", 7.2, 2250, 4500, 126),
-    _gpu("L40S", 0.79, 362, 733, 96),
-    _gpu("L4", 0.27, 121, 242, 48),
-    _gpu("A10G", 0.54, 70, 140, 6),
-    _gpu("A10", 0.54, 125, 250, 6),
-    _gpu("A6000", 0.70, 155, 310, 6),
-    _gpu("RTX 5090", 1.62, 209, 838, 96),
-    _gpu("RTX 4090", 0.93, 165, 660, 72),
-    _gpu("RTX 3090", 0.86, 71, 284, 6),
-    _gpu("T4", 0.27, 65, 130, 4),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,27 +123,6 @@ def step_floor(card: Gpu, batch: int, context: int, lm_head: str = "w8a16") -> F
     weights = 32 * sum(x.n * x.k for x in LAYERS[:4]) + 128256 * 4096
     operations = batch * (2 * weights + context * 32 * 4 * 32 * 128)
     return floor(step_bytes(batch, context, lm_head), operations, card.copy, card.half)
-
-
-def gpu(name: str) -> Gpu:
-    """The card that a name such as ``h100`` or ``NVIDIA A100-SXM4-80GB`` means.
-
-    Raises ConfigError for a card that is not listed.
-    """
-    wanted = _words(name)
-    for card in GPUS:
-        if set(_words(card.name)) <= set(wanted):
-            return card
-    squeezed = "".join(wanted)
-    for card in GPUS:
-        if "".join(_words(card.name)) == squeezed or _words(card.name)[-1] == squeezed:
-            return card
-    known = ", ".join(sorted(card.name for card in GPUS))
-    raise ConfigError(f"no GPU called {name!r} is listed", hint=f"one of: {known}")
-
-
-def _words(name: str) -> list[str]:
-    return name.lower().replace("-", " ").replace("_", " ").split()
 
 
 def floor_table(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ...kernels.gpus import Gpu
 from .cases import OURS, Case
-from .floors import Gpu, floor, markdown
+from .floors import floor, markdown
 from .measure import Timer, Timing
 
 Row = dict[str, Any]

@@ -10,8 +10,9 @@ import torch
 
 from halfbyte.errors import ConfigError
 
+from ...kernels.gpus import Gpu, gpu
 from .cases import LinearCases
-from .floors import LAYERS, ROWS, Gpu, gpu
+from .floors import LAYERS, ROWS
 from .measure import GraphTimer, Timing
 from .report import Row, measure
 

@@ -14,6 +14,7 @@ from halfbyte.bench.kernels.measure import Call, Timing, WallTimer, copies_for
 from halfbyte.bench.kernels.run import KernelPlan, run_kernels
 from halfbyte.cli.main import app
 from halfbyte.errors import ConfigError
+from halfbyte.kernels.gpus import GPUS, gpu
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 )
 def test_floors_by_hand(card, kind, layer, m, us, bound):
     x = LAYERS[layer]
-    found = linear_floor(floors.gpu(card), kind, m, x.n, x.k)
+    found = linear_floor(gpu(card), kind, m, x.n, x.k)
     assert found.bound == bound
     assert found.us == pytest.approx(us, rel=0.015)
 
@@ -43,7 +44,7 @@ def test_floors_by_hand(card, kind, layer, m, us, bound):
 def test_step_floor_is_weights_and_cache():
     # 3.63 GB of 4-bit layers, 0.53 GB of head, and 0.13 GB of cache at 1024 tokens.
     assert floors.step_bytes(1, 1024) == pytest.approx(3.63e9 + 0.526e9 + 0.134e9, rel=0.01)
-    assert 1e6 / floors.step_floor(floors.gpu("H100"), 1, 1).us == pytest.approx(722, rel=0.01)
+    assert 1e6 / floors.step_floor(gpu("H100"), 1, 1).us == pytest.approx(722, rel=0.01)
 
 
 def test_attention_cost_of_a_row():
@@ -68,12 +69,16 @@ def test_attention_cost_of_a_row():
     ],
 )
 def test_cards_by_name(name, card):
-    assert floors.gpu(name).name == card
+    assert gpu(name).name == card
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match="H999"):
-        floors.gpu("H999")
+    with pytest.raises(ConfigError, match=r"'H10O' is listed; did you mean 'H100'"):
+        gpu("H10O")
+    with pytest.raises(ConfigError) as caught:
+        gpu("H999")
+    assert "H999" in caught.value.message and "did you mean" not in caught.value.message
+    assert all(card.name in caught.value.hint for card in GPUS)
     with pytest.raises(ConfigError, match="w3a3"):
         floors.weight_bytes("w3a3", 1, 1)
     with pytest.raises(ConfigError, match="w3a3"):
@@ -130,7 +135,7 @@ def case(**names) -> cases.Case:
 
 def test_a_row_holds_shares_and_ratios():
     timer = FixedTimer(ours=2.0, cublas=5.0, marlin="broken")
-    row = report.measure(case(cublas=1, marlin=1), timer, floors.gpu("H100"))
+    row = report.measure(case(cublas=1, marlin=1), timer, gpu("H100"))
     assert row["floor_us"] == pytest.approx(1.0)
     assert row["gap"] == pytest.approx(2.0)
     assert row["gbps"] == pytest.approx(3000.0)
@@ -141,7 +146,7 @@ def test_a_row_holds_shares_and_ratios():
 
 
 def test_a_failing_kernel_is_a_row_and_the_worst():
-    card = floors.gpu("H100")
+    card = gpu("H100")
     good = report.measure(case(), FixedTimer(ours=2.0), card)
     bad = report.measure(case(), FixedTimer(ours="RuntimeError: no"), card)
     assert report.worst([good, bad], 1) == [bad]
@@ -157,7 +162,7 @@ def test_floors_print_their_bound():
 @pytest.mark.parametrize("kind", ["w4a16", "w8a8", "w8a16"])
 def test_layers_run_with_their_peers(kind):
     made = cases.LinearCases(kind, Layer("tiny", 128, 128), CPU, 8192)
-    row = report.measure(made.case(17), WallTimer(), floors.gpu("H100"))
+    row = report.measure(made.case(17), WallTimer(), gpu("H100"))
     assert "error" not in row
     assert "cublas" in row["ratios"]
     assert made.copies > 1

@@ -1,0 +1,167 @@
+"""``halfbyte plan``: what a model needs on a device, what fits, and how fast it could decode."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfbyte.errors import ConfigError
+
+from .console import clean, columns, human_bytes, note, wrapped
+
+if TYPE_CHECKING:
+    from ..engine.capacity import Capacity, KVType, Memory, Target
+
+
+def plan(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Local file or folder, or a pulled model.")
+    ] = "smollm2",
+    gpu: Annotated[
+        str, typer.Option("--gpu", metavar="NAME", help="Such as H100; cpu is this machine.")
+    ] = "cpu",
+    ctx: Annotated[
+        int, typer.Option("--ctx", metavar="N", help="Tokens a request; 0 = the model's length.")
+    ] = 0,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Requests at once.")] = 1,
+    kv: Annotated[
+        str,
+        typer.Option("--kv", metavar="TYPE", help="16bit or int8 on a GPU; float32 on a CPU."),
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show memory need, what fits and the decode-speed ceiling; reads headers, loads no weights."""
+    from ..loaders import open_checkpoint
+    from ..loaders.store import resolve_model
+
+    try:
+        from ..engine.capacity import capacity
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "triton":
+            raise
+        raise ConfigError("triton is not installed", hint="pip install triton") from None
+    target: Target = "cpu" if gpu.lower() == "cpu" else "triton"
+    kind = kv_type(kv, target)
+    memory = device_memory(gpu)
+    checkpoint = open_checkpoint(resolve_model(path))
+    try:
+        name = checkpoint.config.name or checkpoint.path.name
+        found = capacity(checkpoint, memory, ctx, batch, kind, target)
+    finally:
+        checkpoint.close()
+    facts = describe(name, kind, found)
+    if kind == "int8":
+        note("the kernels read int8 KV; the engine does not keep it yet")
+    if as_json:
+        import json
+
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print(render(facts))
+
+
+def kv_type(name: str, target: Target) -> KVType:
+    """The KV type that a name means on a target. Raises ConfigError for one it does not have."""
+    types: tuple[KVType, ...] = ("float32",) if target == "cpu" else ("16bit", "int8")
+    for known in types:
+        if name in (known, "auto"):
+            return known
+    where = "a CPU" if target == "cpu" else "a GPU"
+    raise ConfigError(f"--kv is {name!r:.60}; on {where} it is {' or '.join(types)}")
+
+
+def device_memory(name: str) -> Memory:
+    """A card by name, or ``cpu``: this machine's free memory and measured bandwidth.
+
+    Raises ConfigError for a card that is not listed.
+    """
+    from ..engine.capacity import CPU_RESERVE, GPU_RESERVE, Memory
+
+    if name.lower() != "cpu":
+        from ..kernels.gpus import gpu
+
+        card = gpu(name)
+        return Memory(card.name, card.memory, GPU_RESERVE, card.copy)
+    from ..bench.machine import cpu_model, read_bandwidth
+    from ..engine.backends.cpu_native import physical_cores
+    from ..engine.memory import free_memory
+
+    free = free_memory()
+    # An array of half a GiB: enough that most caches cannot hold it, read in a tenth of a second.
+    bandwidth = read_bandwidth(physical_cores(), mib=512, repeats=3)
+    return Memory(cpu_model(), free, CPU_RESERVE, bandwidth)
+
+
+def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:
+    """The plan as plain JSON types; sizes in bytes."""
+    need, memory = found.need, found.memory
+    return {
+        "model": name,
+        "device": memory.name,
+        "context": found.context,
+        "batch": found.batch,
+        "kv_type": kv,
+        "memory": memory.total,
+        "bandwidth": memory.bandwidth,
+        "weights": dict(need.by_family),
+        "kv": found.batch * need.kv_held(found.context),
+        "kv_per_token": need.kv_token,
+        "kv_tokens": found.kv_tokens,
+        "workspace": need.fixed + found.batch * need.row,
+        "reserve": memory.reserve,
+        "total": found.total,
+        "fits": found.fits,
+        "max_context": found.max_context,
+        "max_batch": found.max_batch,
+        "weights_read_per_step": need.read,
+        "decode": [
+            {
+                "batch": rows,
+                "tokens_per_s": round(full, 1),
+                "tokens_per_s_empty_context": round(empty, 1),
+            }
+            for rows, full, empty in found.decode
+        ],
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The plan as text within 80 columns."""
+    context, batch = facts["context"], facts["batch"]
+    head = (
+        f"{facts['model']} on {facts['device']}: {human_bytes(facts['memory'])}, "
+        f"{facts['bandwidth'] / 1e9:.0f} GB/s"
+    )
+    rows = [(f"weights, {kind}", size) for kind, size in facts["weights"].items() if size]
+    rows.append((f"KV of {batch} x {context} tokens, {facts['kv_type']}", facts["kv"]))
+    rows.append(("workspace, activations, logits", facts["workspace"]))
+    rows.append(("reserve: driver, program, fragments", facts["reserve"]))
+    total = facts["total"]
+    left = facts["memory"] - total
+    verdict = f"fits, {human_bytes(left)} to spare" if left >= 0 else "does not fit"
+    if left < 0:
+        verdict += f", {human_bytes(-left)} too much"
+    rows.append(("all", total))
+    sizes = columns(("memory", "size"), [(label, human_bytes(size)) for label, size in rows])
+    limits = [
+        wrapped("verdict", verdict),
+        wrapped("longest context", f"{facts['max_context'] or 'none'} (batch {batch})"),
+        wrapped("largest batch", f"{facts['max_batch'] or 'none'} (context {context})"),
+    ]
+    speeds = [
+        (
+            str(row["batch"]),
+            f"{row['tokens_per_s']:.0f}",
+            f"{row['tokens_per_s_empty_context']:.0f}",
+        )
+        for row in facts["decode"]
+    ]
+    heads = ("decode ceiling, tokens/s", f"at {context} tokens", "at 0 tokens")
+    table = columns(heads, [(f"batch {b}", full, empty) for b, full, empty in speeds])
+    why = "from memory bandwidth alone: weights and KV read once a step"
+    if facts["kv_tokens"]:
+        text = f"kv_tokens={facts['kv_tokens']}: without it the KV cache takes half of the memory"
+        limits.append(wrapped("engine option", text))
+    parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), f"{table}\n{why}"]
+    return clean("\n\n".join(parts))

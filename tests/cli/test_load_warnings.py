@@ -1,0 +1,35 @@
+"""What loading found odd reaches the user once, on stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from cli_support import ROOT, halfbyte
+
+from halfbyte.engine.engine import Engine
+from halfbyte.server.run import describe
+
+
+def odd_folder(place):
+    """The tiny model with a config that names custom code."""
+    folder = place / "m"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "fp16-llama-spm", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "x.Y"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_warnings_are_printed_once(tmp_path):
+    args = ("generate", "-m", str(odd_folder(tmp_path)), "--max-tokens", "1", "--raw", "a")
+    done = halfbyte(*args)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "auto_map" in line]
+    assert len(lines) == 1 and lines[0].startswith("warning: auto_map in config.json is ignored")
+
+
+def test_a_server_lists_them(tmp_path):
+    with Engine(odd_folder(tmp_path), max_context=64, max_batch=1) as engine:
+        lines = [line for line in describe(engine, keyed=False) if "WARNING" in line]
+    assert len(lines) == 1 and "auto_map in config.json is ignored" in lines[0]
