@@ -84,7 +84,7 @@ def problems(
     sizes = [
         linear.problem(1, device, fp16)
         for linear, _ in groups(checkpoint)
-        if linear.carrier[0] == "w4a16"
+        if linear.carrier()[0] == "w4a16"
     ]
     buckets = [m for m in BUCKETS if m <= max(max_rows, BUCKETS[0])]
     return [replace(size, m=m) for size in dict.fromkeys(sizes) for m in buckets]

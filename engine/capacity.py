@@ -14,6 +14,7 @@ from halfbyte.errors import ConfigError
 
 from ..kernels.tables.schema import PARTIAL_BYTES
 from ..kernels.w4a16.layout import ATOM_ROWS, ROW_ALIGN, SLICE
+from ..kernels.w8a8.layout import ALIGN
 from ..loaders.base import Checkpoint
 from ..loaders.canonical import WeightFormat
 from ..loaders.model_config import ModelConfig
@@ -181,7 +182,7 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: Target) -> Need:
     if not config.tie_word_embeddings:
         table = next(info for info in infos if info.name == "model.embed_tokens.weight")
         form, (rows, width) = stored_format(table.format), table.shape
-        linear = Linear("embedding", rows, width, table.format, form, False, "rows are read")
+        linear = Linear("embedding", rows, width, table.format, form, table=True)
         families["embedding"] = packed_bytes(linear, target)
     per_layer = _kv_bytes(config, kv)
     windows = tuple((per_layer, config.window(i)) for i in range(config.num_layers))
@@ -201,9 +202,14 @@ def packed_bytes(linear: Linear, target: Target) -> int:
     n, k, form = linear.n, linear.k, linear.form
     if target == "cpu":
         return _cpu_bytes(n, k, linear.label, form)
-    family = linear.carrier[0]
+    family = linear.carrier()[0]
     if form is None or family == "dense":
         return _HALF * n * k
+    if family in ("w8a8", "fp8"):
+        return n * _up(k, ALIGN) + 2 * _FLOAT * n
+    if family == "codebook":
+        rows, table = _up(n, ROW_ALIGN), 16 * _FLOAT
+        return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * _FLOAT + table
     # Gate and up are padded on their own and interleaved in blocks.
     rows = _up(n // 2, ATOM_ROWS) * 2 if linear.gated else _up(n, ROW_ALIGN)
     if family == "w4a16":
@@ -239,7 +245,7 @@ def _workspace(config: ModelConfig, target: Target) -> int:
 
 def _kind(linear: Linear, target: Target) -> str:
     if target == "triton":
-        return linear.carrier[0]
+        return linear.carrier()[0]
     if linear.form is None:
         return "dense"
     return "4-bit codes" if linear.form.bits <= 4 else "8-bit codes"

@@ -106,7 +106,7 @@ def find_packed(
     label = seen.label
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
-    return QuantizedModule(module, shape, label, parts, _checks(parts, k, seen.bits)), seen
+    return QuantizedModule(module, shape, label, parts, checks=_checks(parts, k, seen.bits)), seen
 
 
 def _checks(parts: Mapping[str, StoredTensor], k: int, bits: int) -> tuple[str, ...]:

@@ -243,4 +243,4 @@ def with_kv_scales(
 
 def _with_parts(module: QuantizedModule, more: Mapping[str, StoredTensor]) -> QuantizedModule:
     parts = {**module.parts, **more}
-    return QuantizedModule(module.module, module.shape, module.format, parts, module.checks)
+    return replace(module, parts=parts)
