@@ -234,7 +234,7 @@ def test_sizes_are_those_of_the_packer(label, gated):
     assert form is not None
     n, k = (2 * 96, 512) if gated else (200, 512)
     linear = Linear("w", n, k, label, form)
-    gated = gated and linear.carrier[0] == "w4a16"
+    gated = gated and linear.carrier()[0] == "w4a16"
     weight = quantized(form, label.endswith("_K"), n, k)
     if form.zero == "table":
         weight.format = replace(form, table=tuple(float(x) for x in range(1 << form.bits)))

@@ -27,7 +27,7 @@ class OneModule:
     def modules(self, stored, shapes, read):
         parts = {end: stored[f"{Q}.{end}"] for end in ("qweight", "scales")}
         shape = shapes[f"{Q}.weight"]
-        return [QuantizedModule(Q, shape, "GPTQ 4-bit g8 sym", parts, ("zeros as v1",))]
+        return [QuantizedModule(Q, shape, "GPTQ 4-bit g8 sym", parts, checks=("zeros as v1",))]
 
     def load(self, module, read):
         raise AssertionError("inspect loads no weights")
