@@ -143,7 +143,11 @@ def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
     infos = {info.name: info for info in checkpoint.tensors()}
     found: dict[Linear, list[int]] = {}
     for index in range(checkpoint.config.num_layers):
-        for linear in _layer(infos, f"model.layers.{index}"):
+        # Experts of one shape and format are one entry.
+        for linear in dict.fromkeys(_layer(infos, f"model.layers.{index}")):
+            # Only SiLU is a part of a product's kernel.
+            gated = linear.gated and checkpoint.config.activation == "silu"
+            linear = replace(linear, gated=gated)
             found.setdefault(linear, []).append(index)
     out = [(linear, tuple(layers)) for linear, layers in found.items()]
     if checkpoint.config.tie_word_embeddings:
@@ -160,8 +164,14 @@ def _layer(infos: dict[str, TensorInfo], layer: str) -> Iterator[Linear]:
 
     yield from _fused(("q_proj", "k_proj", "v_proj"), take, "self_attn")
     yield _linear("o_proj", take("self_attn", ["o_proj"]))
-    yield from _fused(("gate_proj", "up_proj"), take, "mlp")
-    yield _linear("down_proj", take("mlp", ["down_proj"]))
+    blocks = ["mlp"]
+    if f"{layer}.mlp.gate.weight" in infos:
+        router = infos[f"{layer}.mlp.gate.weight"]
+        yield _linear("gate", [router])
+        blocks = [f"mlp.experts.{index}" for index in range(router.shape[0])]
+    for block in blocks:
+        yield from _fused(("gate_proj", "up_proj"), take, block)
+        yield _linear("down_proj", take(block, ["down_proj"]))
 
 
 def _fused(
@@ -177,7 +187,7 @@ def _fused(
         for name, part in zip(names, parts, strict=True):
             yield _linear(name, [part])
         return
-    gated = block == "mlp" and forms[0] is not None and family(forms[0])[0] == "w4a16"
+    gated = block != "self_attn" and forms[0] is not None and family(forms[0])[0] == "w4a16"
     yield _linear(" + ".join(names), parts, gated)
 
 

@@ -104,6 +104,9 @@ def read_config(
         unrotated = tuple(not has_rope for has_rope in rotated)
         config = replace(config, rope_local=RopeConfig(kind="none"), local_layers=unrotated)
     limits.check_heads(where, config)
+    if config.experts is not None:
+        count, few = config.experts.count, config.experts.per_token
+        report.decide(f"mixture of {count} experts, {few} for each token")
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}")
     return config

@@ -188,3 +188,28 @@ def test_tables_and_neighbours_are_named():
     assert (near.source, near.detail) == ("neighbour", f"yours: {text}")
     exact = explain(checkpoint, H100, tables=tables, exact=True)
     assert {r.source for r in exact} == {"exact"}
+
+
+def test_experts_are_one_entry_and_the_router_another() -> None:
+    checkpoint = headers({"": "Q4_K", "mlp.gate": "F32"}, layers=2)
+    kept = [info for info in checkpoint.infos if ".mlp." not in info.name]
+    for layer in range(2):
+        block = f"model.layers.{layer}.mlp"
+        kept.append(TensorInfo(f"{block}.gate.weight", (3, 256), "F32", 1))
+        for expert in range(3):
+            for name, shape in {"gate": (64, 256), "up": (64, 256), "down": (256, 64)}.items():
+                full = f"{block}.experts.{expert}.{name}_proj.weight"
+                kept.append(TensorInfo(full, shape, "Q4_K", 1))
+    checkpoint.infos = kept
+    found = {linear.module: (linear, layers) for linear, layers in groups(checkpoint)}
+    router, gate_up = found["gate"], found["gate_proj + up_proj"]
+    assert (router[0].n, router[0].k, router[1]) == (3, 256, (0, 1))
+    assert (gate_up[0].n, gate_up[0].gated, gate_up[1]) == (128, True, (0, 1))
+    assert (found["down_proj"][0].k, found["down_proj"][1]) == (64, (0, 1))
+
+
+def test_a_gelu_gate_is_a_kernel_of_its_own() -> None:
+    checkpoint = headers({"": "Q4_K"})
+    assert [linear.gated for linear, _ in groups(checkpoint) if "gate" in linear.module] == [True]
+    object.__setattr__(checkpoint.config, "activation", "gelu_tanh")
+    assert [linear.gated for linear, _ in groups(checkpoint) if "gate" in linear.module] == [False]

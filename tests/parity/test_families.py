@@ -122,6 +122,24 @@ def test_half_precision_files_mean_their_own_values(
             assert_logits(engine, wanted, prompts)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("options", [{"exact": True}, {"exact": True, "native": False}])
+def test_exact_experts_do_not_see_the_batch(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same bits whatever a step holds beside a token, although experts run by groups."""
+    seed = fresh_seed()
+    folder = save_model(make_model(name, seed), tmp_path)
+    prompts = prompts_of(seed)[2:6]
+    with (
+        Engine(folder, max_batch_tokens=7, max_batch=1, **options) as narrow,
+        Engine(folder, max_batch_tokens=256, max_batch=8, **options) as wide,
+    ):
+        for prompt in prompts:
+            assert torch.equal(narrow.logits(prompt), wide.logits(prompt))
+        assert greedy(narrow, prompts) == greedy(wide, prompts)
+
+
 @pytest.mark.parametrize("spelling", ["model.language_model.", "language_model.model."])
 def test_the_language_model_of_a_multimodal_gemma3(spelling: str, tmp_path: Path) -> None:
     """The same text model inside a wrapper, in both spellings of its tensors."""
