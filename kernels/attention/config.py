@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 PAGES = (16, 32, 64, 128)
 """Tokens in a KV block that the kernels take; one block is one tile."""
@@ -31,11 +32,19 @@ class AttentionTile:
         rows: query rows of a tile.
         num_warps: warps of a program.
         num_stages: pipeline stages.
+        registers: limit above the assembler's own aim, or 0.
     """
 
     rows: int
     num_warps: int
     num_stages: int
+    registers: int = 0
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        """Launch options."""
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options | {"maxnreg": self.registers} if self.registers else options
 
 
 def next_power_of_2(n: int) -> int:
@@ -86,21 +95,27 @@ def decode_tile(arch: int, group: int, page: int, width: int, itemsize: int) -> 
     rows = max(16, next_power_of_2(group))
     tile = page * width * max(1, rows // 16)
     num_warps = 4 if tile >= 128 * 128 else 2 if page > 32 or rows > 16 else 1
-    return AttentionTile(
-        rows, num_warps, _stages(arch, page * width * itemsize * 2, 4 if page == 16 else 3)
-    )
+    stages = _stages(arch, page * width * itemsize * 2, 4 if page == 16 else 3)
+    # The assembler aims at 128 and spills; shared memory allows two programs either way.
+    registers = 160 if arch == 80 and width > 128 else 0
+    return AttentionTile(rows, num_warps, stages, registers)
 
 
 def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) -> AttentionTile:
     """Launch shape of prefill; arguments as for ``decode_tile``.
 
     128 rows and 8 warps, so that every warp owns whole rows in both products; where the head is
-    too wide for that (256) or the page too long for the registers, fewer rows.
+    too wide for that (256), the page too long or the cache int8, and registers run short, fewer.
     """
-    roomy = shared_memory(arch) > 200 * 1024
+    memory = shared_memory(arch)
+    roomy = memory > 200 * 1024
     rows, num_warps = 128, 8
     if width > 128 and not roomy:
-        rows, num_warps = (64, 8) if shared_memory(arch) > 128 * 1024 else (32, 4)
+        rows, num_warps = (64, 8) if memory > 128 * 1024 else (32, 8 if arch == 120 else 4)
+    elif arch == 0:
+        rows, num_warps = 64, 4
+    elif itemsize == 1 and memory <= 128 * 1024:
+        rows = 64
     elif page > 64 and not roomy:
         rows = 64
     return AttentionTile(

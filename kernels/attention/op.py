@@ -4,8 +4,9 @@ Shape letters: T tokens of a step, H query heads, J key/value heads, E head dime
 the cache, S tokens of a block, R lines of the block table, W entries of a line.
 """
 
-# Launches: num_warps and num_stages are no parameters of the kernel that pyright sees.
-# pyright: reportCallIssue=false
+# Launches: num_warps and others are no parameters of the kernel that pyright sees, and constants
+# become constexprs.
+# pyright: reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -171,8 +172,7 @@ def decode_attention(
         QUANT=quantized,
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch,
     )
     if not single:
         reduce_kernel[(tokens * heads,)](
@@ -278,8 +278,7 @@ def prefill_attention(
         QUANT=k_scale_BJS is not None,
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch,
     )
     return out
 

@@ -14,7 +14,7 @@ _POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_pt
 _STRIDES = ("q_stride", "block_stride", "scale_stride", "table_width", "window")
 
 
-def _common(dtype: str, group: int, page: int, dim: int, **flags: bool) -> dict[str, Any]:
+def _common(arch: int, group: int, page: int, dim: int, **flags: bool) -> dict[str, Any]:
     return {
         "KV_HEADS": 8,
         "GROUP": group,
@@ -24,7 +24,7 @@ def _common(dtype: str, group: int, page: int, dim: int, **flags: bool) -> dict[
         "WINDOW": flags.get("window", False),
         "SOFT_CAP": flags.get("soft_cap", False),
         "QUANT": flags.get("quant", False),
-        "PTX": True,
+        "PTX": arch > 0,
         "INTERPRET": False,
     }
 
@@ -50,12 +50,13 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
         signature=_signature(dtype, quant)
         | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "splits": "i32"}
         | {"partial_ptr": "*fp32", "stats_ptr": "*fp32"},
-        constants=_common(dtype, group, page, dim, **flags)
+        constants=_common(arch, group, page, dim, **flags)
         | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_CHUNK // page}
         | {"SINGLE": False, "INDEXED": False},
         divisible=(*_POINTERS, "positions_ptr", "row_index_ptr", "partial_ptr", "stats_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        options={"maxnreg": tile.registers} if tile.registers else {},
         unit=page / tile.num_warps,
     )
 
@@ -71,10 +72,11 @@ def _prefill(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bo
         f"{name}".strip(),
         fn=prefill_kernel,
         signature=_signature(dtype, quant) | {"work_ptr": "*i32"},
-        constants=_common(dtype, group, page, dim, **flags) | {"ROWS": tile.rows},
+        constants=_common(arch, group, page, dim, **flags) | {"ROWS": tile.rows},
         divisible=(*_POINTERS, "work_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        options={"maxnreg": tile.registers} if tile.registers else {},
         unit=page * tile.rows / 16 / tile.num_warps,
     )
 
