@@ -114,9 +114,7 @@ def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) ->
         rows, num_warps = (64, 8) if memory > 128 * 1024 else (32, 8 if arch == 120 else 4)
     elif arch == 0:
         rows, num_warps = 64, 4
-    elif itemsize == 1 and memory <= 128 * 1024:
-        rows = 64
-    elif page > 64 and not roomy:
+    elif (itemsize == 1 and memory <= 128 * 1024) or (page > 64 and not roomy):
         rows = 64
     return AttentionTile(
         max(rows, next_power_of_2(group)), num_warps, _stages(arch, page * width * itemsize * 2, 3)

@@ -114,12 +114,12 @@ def late_tile(bm: int) -> Config:
     return Config(bm, 128, 4, 3)
 
 
-def launch_options(kernel: KernelName, config: Config, arch: int) -> dict[str, Any]:
+def launch_options(kernel: KernelName, config: Config, arch: int, group: int) -> dict[str, Any]:
     """Launch options of a fused product."""
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
-    if arch == 80 and kernel == "late" and config.bm <= 16:
-        # The assembler aims at 168 registers here and spills a few bytes; it needs up to 222, and
-        # shared memory allows no more programs a multiprocessor anyway.
+    if arch and kernel == "late" and group == 32:
+        # Four entries a row and slice: fewer instructions with more registers than the assembler
+        # aims at, and shared memory allows no more programs a multiprocessor anyway.
         options["maxnreg"] = 224
     return options
 

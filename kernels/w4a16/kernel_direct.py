@@ -33,7 +33,14 @@ from .kernel_parts import (
 
 
 @triton.jit
-def scaled(p, entries, J: tl.constexpr, SHIFT: tl.constexpr, ADDITIVE: tl.constexpr):
+def scaled(
+    p,
+    entries,
+    J: tl.constexpr,
+    SHIFT: tl.constexpr,
+    ADDITIVE: tl.constexpr,
+    PTX: tl.constexpr,
+):
     """Plane ``J`` [BN, 32] of biased codes to weights of the same dtype and shape.
 
     ``entries`` [BN * 4] as loaded through ``table_offsets``.
@@ -52,7 +59,7 @@ def scaled(p, entries, J: tl.constexpr, SHIFT: tl.constexpr, ADDITIVE: tl.conste
             d = p - tl.full((1, 1), BIAS + SHIFT, DTYPE)
         w = d * table_matrix(s, BN, 32)
     else:
-        s, o = table_values(entries)
+        s, o = table_values(entries, PTX)
         s = table_matrix(s, BN, 32)
         # Biased codes are whole numbers below 512: every difference here is exact.
         f = p.to(tl.float32)
@@ -131,7 +138,7 @@ def direct_kernel(
                 x = tl.load(x_ptrs + 32 * j, mask=(k + 32 * j < left)[:, None], other=0.0)
             if j > 0 and j * PER_SLICE % 4 == 0:
                 entries = tl.load(row_ptrs + j * PER_SLICE // 4 * width)
-            acc = dot(scaled(p[j], entries, j, SHIFT, ADDITIVE), x, acc, INTERPRET)
+            acc = dot(scaled(p[j], entries, j, SHIFT, ADDITIVE, PTX), x, acc, INTERPRET)
         x_ptrs += 128
         unit_ptrs += 2048
     finish(
@@ -195,7 +202,7 @@ def dequantize_kernel(
     for j in tl.static_range(4):
         if j > 0 and j * PER_SLICE % 4 == 0:
             entries = tl.load(row_ptrs + j * PER_SLICE // 4 * width)
-        w = scaled(p[j], entries, j, SHIFT, ADDITIVE)
+        w = scaled(p[j], entries, j, SHIFT, ADDITIVE, PTX)
         if EVEN_K:
             tl.store(out_ptrs + 32 * j, w)
         else:

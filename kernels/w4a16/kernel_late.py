@@ -52,6 +52,7 @@ def _group(
     SHIFT: tl.constexpr,
     ADDITIVE: tl.constexpr,
     ROWS: tl.constexpr,
+    PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Add one group, planes FIRST .. FIRST + COUNT - 1 of a slice, to ``acc`` [BN, BM].
@@ -77,7 +78,7 @@ def _group(
     part = repeat_rows(tl.fma(coarse, -COARSE, fine * -FINE), BN)
     for j in tl.static_range(FIRST, FIRST + COUNT):
         part = dot(p[j], x[j], part, INTERPRET)
-    s, o = table_values(entries)
+    s, o = table_values(entries, PTX)
     s = table_matrix(s, BN, BM)
     if SHIFT < 0:
         o = table_matrix(o, BN, BM)
@@ -206,6 +207,7 @@ def late_kernel(
                 SHIFT,
                 ADDITIVE,
                 ROWS,
+                PTX,
                 INTERPRET,
             )
         x_ptrs += 128

@@ -1,9 +1,9 @@
 """Device code that the W4A16 kernels share: planes of codes, scales, the end of a tile.
 
 Words of a weight tile are read as 16-bit units. The unit of the pair (row n, element e of 32)
-holds the codes of k = e, 32 + e, 64 + e and 96 + e of a 128-wide slice in its bits 0-3, 4-7,
-8-11 and 12-15: plane j is a [BN, 32] matrix for 32 consecutive k. See layout.py for the order
-of the units, which is the order in which lanes of a tensor-core fragment own them.
+holds the codes of k = e, 32 + e, 64 + e and 96 + e of a 128-wide slice in its bits 2-5, 6-9,
+10-13 and 14-15, 0-1: plane j is a [BN, 32] matrix for 32 consecutive k. See layout.py for the
+order of the units, which is the order in which lanes of a tensor-core fragment own them.
 """
 
 # Device code: a type checker takes constexpr parameters, and names bound under one, for mistakes.
@@ -18,10 +18,10 @@ import triton.language as tl
 from .. import bits
 
 # A code q becomes the float B + q by OR-ing its four bits into the mantissa of B, a power of
-# two, where the lowest of the four weighs exactly 1. fp16 has 10 mantissa bits: four bits ending
-# at bit 9 make B = 16, ending at bit 5 make B = 256. bf16 has 7: ending at bit 6 makes B = 16,
-# at bit 3 B = 128. A smaller B loses less when it is subtracted again, a shift costs an
-# instruction, so fp16 shifts twice for its four planes and bf16 three times.
+# two, where the lowest of the four weighs exactly 1. fp16 has 10 mantissa bits: four bits at
+# bits 2-5 make B = 256, at bits 6-9 B = 16. bf16 has 7: bits 2-5 make B = 32. Units are stored
+# so that two planes lie there as they are, and the other two after the bytes are swapped, which
+# is one instruction for two units; bf16 shifts every second plane.
 
 
 @triton.constexpr_function
@@ -29,7 +29,7 @@ def plane_bias(fp16: bool, j: int) -> float:
     """What plane ``j`` of :func:`planes` adds to each code."""
     if fp16:
         return 16.0 if j % 2 else 256.0
-    return 16.0 if j else 128.0
+    return 32.0
 
 
 @triton.constexpr_function
@@ -39,26 +39,25 @@ def _planes_asm(fp16: bool) -> str:
         low, high = (0x003C003C, 0x5C005C00), (0x03C003C0, 0x4C004C00)
         return "\n".join(
             (
-                "{ .reg .b32 a, b;",
-                "shl.b32 a, $4, 2;",
-                "shr.u32 b, $4, 6;",
-                logic.format(0, "a", *low),
-                logic.format(1, "a", *high),
+                "{ .reg .b32 b;",
+                "prmt.b32 b, $4, $4, 0x2301;",
+                logic.format(0, "$4", *low),
+                logic.format(1, "$4", *high),
                 logic.format(2, "b", *low),
                 logic.format(3, "b", *high) + " }",
             )
         )
-    top = (0x00780078, 0x41804180)
+    low = (0x003C003C, 0x42004200)
     return "\n".join(
         (
             "{ .reg .b32 a, b, c;",
-            "shr.u32 a, $4, 1;",
-            "shr.u32 b, $4, 5;",
-            "shr.u32 c, $4, 9;",
-            logic.format(0, "$4", 0x000F000F, 0x43004300),
-            logic.format(1, "a", *top),
-            logic.format(2, "b", *top),
-            logic.format(3, "c", *top) + " }",
+            "shr.u32 a, $4, 4;",
+            "prmt.b32 b, $4, $4, 0x2301;",
+            "shr.u32 c, b, 4;",
+            logic.format(0, "$4", *low),
+            logic.format(1, "a", *low),
+            logic.format(2, "b", *low),
+            logic.format(3, "c", *low) + " }",
         )
     )
 
@@ -90,17 +89,17 @@ def planes(units, DTYPE: tl.constexpr, PTX: tl.constexpr):
                 is_pure=True,
                 pack=2,
             )
+    swapped = (units << 8) | ((units >> 8) & 0xFF)
     if FP16:
-        a, b = units << 2, units >> 6
-        p0 = ((a & 0x003C) | 0x5C00).to(DTYPE, bitcast=True)
-        p1 = ((a & 0x03C0) | 0x4C00).to(DTYPE, bitcast=True)
-        p2 = ((b & 0x003C) | 0x5C00).to(DTYPE, bitcast=True)
-        p3 = ((b & 0x03C0) | 0x4C00).to(DTYPE, bitcast=True)
+        p0 = ((units & 0x003C) | 0x5C00).to(DTYPE, bitcast=True)
+        p1 = ((units & 0x03C0) | 0x4C00).to(DTYPE, bitcast=True)
+        p2 = ((swapped & 0x003C) | 0x5C00).to(DTYPE, bitcast=True)
+        p3 = ((swapped & 0x03C0) | 0x4C00).to(DTYPE, bitcast=True)
     else:
-        p0 = ((units & 0x000F) | 0x4300).to(DTYPE, bitcast=True)
-        p1 = (((units >> 1) & 0x0078) | 0x4180).to(DTYPE, bitcast=True)
-        p2 = (((units >> 5) & 0x0078) | 0x4180).to(DTYPE, bitcast=True)
-        p3 = (((units >> 9) & 0x0078) | 0x4180).to(DTYPE, bitcast=True)
+        p0 = ((units & 0x003C) | 0x4200).to(DTYPE, bitcast=True)
+        p1 = (((units >> 4) & 0x003C) | 0x4200).to(DTYPE, bitcast=True)
+        p2 = ((swapped & 0x003C) | 0x4200).to(DTYPE, bitcast=True)
+        p3 = (((swapped >> 4) & 0x003C) | 0x4200).to(DTYPE, bitcast=True)
     return p0, p1, p2, p3
 
 
@@ -141,10 +140,20 @@ def table_matrix(entries, BN: tl.constexpr, BM: tl.constexpr):
 
 
 @triton.jit
-def table_values(entries):
+def table_values(entries, PTX: tl.constexpr):
     """(scale, offset) fp32 from packed entries: int32 = two fp16, int64 = two fp32; scale low."""
     HALF: tl.constexpr = entries.dtype == tl.int32
-    if HALF:
+    if HALF and PTX:
+        # Said like this, each half is converted where it lies, without being moved first.
+        s, o = tl.inline_asm_elementwise(
+            "{ .reg .b16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }",
+            constraints="=f,=f,r",
+            args=[entries],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    elif HALF:
         low, high = bits.halves(entries, tl.float16)
         s = low.to(tl.float32)
         o = high.to(tl.float32)

@@ -2,7 +2,9 @@
 
 Units. A weight [N, K] is padded to whole atoms of 64 rows and whole slices of 128 k. One 16-bit
 unit holds the codes of k = e, 32 + e, 64 + e, 96 + e of one row and slice (e in 0..31), lowest
-bits first. With e = 8 i + 2 t + half (i, t in 0..3) and row = 16 a + 8 b + c, storage is
+bits first and then rotated left by two bits, so that kernels find two of them where they want
+them, and the others after swapping bytes. With e = 8 i + 2 t + half (i, t in 0..3) and
+row = 16 a + 8 b + c, storage is
 
     [atom][slice][b: 2][a: 4][c: 8][t: 4][i: 4][half: 2]      int16, 4 KB an atom and slice
 
@@ -156,7 +158,8 @@ def pack_units(codes_NK: Tensor, rows: int, slices: int) -> Tensor:
         q = part.new_zeros((stop - start, slices * SLICE))
         q[: part.shape[0], :k] = part
         q = q.view(-1, slices, 4, 32).to(torch.int16)
-        u = q[:, :, 0] | q[:, :, 1] << 4 | q[:, :, 2] << 8 | q[:, :, 3] << 12
+        u = q[:, :, 0] << 2 | q[:, :, 1] << 6 | q[:, :, 2] << 10 | q[:, :, 3] << 14
+        u |= q[:, :, 3] >> 2
         u = u.view(-1, 4, 2, 8, slices, 4, 4, 2).permute(0, 4, 2, 1, 3, 6, 5, 7)
         units[start // ATOM_ROWS : stop // ATOM_ROWS] = u.reshape(-1, slices, ATOM_ROWS * 32)
     return units
@@ -166,7 +169,8 @@ def unpack_units(units: Tensor, n: int, k: int) -> Tensor:
     """Inverse of :func:`pack_units`: uint8 [n, k] in stored row order."""
     atoms, slices, _ = units.shape
     u = units.view(atoms, slices, 2, 4, 8, 4, 4, 2).permute(0, 3, 2, 4, 1, 6, 5, 7)
-    u = u.reshape(atoms * ATOM_ROWS, slices, 1, 32).to(torch.int32)
+    u = u.reshape(atoms * ATOM_ROWS, slices, 1, 32).to(torch.int32) & 0xFFFF
+    u = u >> 2 | u << 14
     shifts = torch.arange(0, 16, 4, device=units.device, dtype=torch.int32).view(4, 1)
     q = (u >> shifts) & 15
     return q.reshape(atoms * ATOM_ROWS, slices * SLICE)[:n, :k].to(torch.uint8)

@@ -239,7 +239,9 @@ def _launch(
         config.splits,
         k // unit,
         **constants,
-        **launch_options(choice.kernel, config, runtime.arch(runtime.device_index(x_MK))),
+        **launch_options(
+            *(choice.kernel, config, runtime.arch(runtime.device_index(x_MK)), weight.group)
+        ),
     )
 
 

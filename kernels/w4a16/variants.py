@@ -98,7 +98,7 @@ def _product(
     residual: bool = False,
     gated: bool = False,
 ) -> Variant:
-    options = launch_options(name, config, arch)
+    options = launch_options(name, config, arch, group)
     shift, additive, entry = _FORMS[form]
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= {"units_ptr": "*i16", "table_ptr": f"*{entry}"}
