@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from . import gguf_config, gguf_tokenizer, model_checks
 from .base import TensorInfo, TokenizerSource
 from .fused import split_fused
+from .gguf_experts import expert_module, split_stacks
 from .gguf_families import FAMILIES, Family
 from .gguf_parts import GGUFParts
 from .gguf_reader import GGUFTensor
@@ -110,6 +112,8 @@ class GGUFCheckpoint:
         }
         expected = model_checks.expected_tensors(self.config)
         stored, self._rows = split_fused(stored, expected, where)
+        stored, experts = split_stacks(stored, expected, self.config.experts, where)
+        self._rows |= experts
         self._infos = model_checks.check_tensors(self.config, stored, where, report)
         for info in self._infos.values():
             _check_type(where, info)
@@ -138,7 +142,8 @@ class GGUFCheckpoint:
         tensor = self._by_name[name if rows is None else rows.source]
         raw = self._parts.raw(tensor)
         if rows is not None:  # rows follow each other, whatever their type
-            raw = raw.view(tensor.shape[0], -1)[rows.start : rows.stop]
+            height = math.prod(tensor.shape[:-1]) if len(tensor.shape) > 1 else tensor.shape[0]
+            raw = raw.view(height, -1)[rows.start : rows.stop]
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])
@@ -176,7 +181,7 @@ def _canonical_name(name: str, family: Family, stored: Container[str]) -> str:
     if layer:
         index, module, ending = layer.groups()
         known = _LAYER_NAMES | _POST_NORM_NAMES if family.post_norms else _LAYER_NAMES
-        canonical = known.get(module, module)
+        canonical = known.get(module) or expert_module(module) or module
         # Phi-3's "up" is gate and up in one, unless there is a gate of its own.
         if family.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
             canonical = "mlp.gate_up_proj"
