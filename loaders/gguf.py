@@ -142,8 +142,9 @@ class GGUFCheckpoint:
         tensor = self._by_name[name if rows is None else rows.source]
         raw = self._parts.raw(tensor)
         if rows is not None:  # rows follow each other, whatever their type
-            height = math.prod(tensor.shape[:-1]) if len(tensor.shape) > 1 else tensor.shape[0]
-            raw = raw.view(height, -1)[rows.start : rows.stop]
+            *heights, width = tensor.shape
+            count = math.prod(heights) if heights else width  # a vector's rows are its elements
+            raw = raw.view(count, -1)[rows.start : rows.stop]
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])

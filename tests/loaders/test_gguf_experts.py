@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf.quants import dequantize, quantize
 from loader_gguf_files import refuses
 from loader_gguf_models import HIDDEN, INNER, basic_metadata, gguf_name, random_state
@@ -94,6 +95,7 @@ def test_gate_and_up_in_one_stack(tmp_path):
     for index in range(E):
         for name, values in (("gate", gate), ("up", up)):
             weight = checkpoint.load(f"model.layers.0.mlp.experts.{index}.{name}_proj.weight")
+            assert isinstance(weight, torch.Tensor)
             np.testing.assert_array_equal(weight.numpy(), values[index].astype(np.float16))
     checkpoint.close()
 
