@@ -88,7 +88,7 @@ def test_padding_of_the_vocabulary_is_never_drawn(temperature: float, penalty: f
 
 @pytest.mark.parametrize("backend", ["reference", "cpu_native", "interpreter"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
-def test_suppressed_tokens_are_never_drawn(backend: str, temperature: float) -> None:
+def test_suppressed_tokens_are_never_drawn(backend: Any, temperature: float) -> None:
     """Although their logits are the best; 60 is beyond the valid ids, which is no error."""
     few = Sampler(50, make_ops(EngineConfig(backend=backend)), {3, 7, 60})
     for top_k in (0, 2):
