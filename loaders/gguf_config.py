@@ -211,7 +211,7 @@ class _ArchFields(Fields):
         items = set(value.values())
         if len(items) != 1:
             raise UnsupportedModelError(
-                f"{self.name(key)} differs between layers ({shown(sorted(items, key=str))}); "
+                f"{self.name(key)} differs between layers ({shown(sorted(items, key=str)[:8])}); "
                 "only equal layers are supported"
             )
         return Fields(self.where, {key: items.pop()}, self.prefix).integer(key, 1, high)

@@ -69,6 +69,8 @@ def read_rope(
     kind = "longrope" if kind == "su" or (kind == "yarn" and partial) else kind
     factor = config.number("partial_rotary_factor", 1e-6, 1.0, 1.0)
     rotary = int(head_dim * rope.number("partial_rotary_factor", 1e-6, 1.0, factor))
+    if rotary < 2:  # 0 would mean the whole head
+        raise rope.error("partial_rotary_factor", rotary / head_dim, f"2 of {head_dim} or more")
     base = RopeConfig(theta=theta, rotary_dim=rotary)
     if kind == "default":
         return base

@@ -162,7 +162,7 @@ def test_tensors_that_do_not_fit_the_counts(tmp_path):
 @pytest.mark.parametrize(
     "counts,message",
     [
-        ((1 << 20, 2), "expert_count is 1048576; expected a whole number from 0 to 65536"),
+        ((1 << 20, 2), "expert_count is 1048576; expected a whole number from 0 to 32768"),
         ((E, 0), "expert_used_count is 0; expected a whole number from 1 to 3"),
         ((E, 4), "expert_used_count is 4; expected a whole number from 1 to 3"),
         ((0, 2), "expert_used_count is 2; expected a whole number from 0 to 0"),

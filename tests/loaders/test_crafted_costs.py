@@ -1,0 +1,105 @@
+"""Small files that would cost much time or memory, or end in another program's error."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from loader_gguf_files import U32, kv, refuses, tiny_gguf, write
+
+from halfbyte.engine.special_text import SpecialGuard, longest_first_pattern
+from halfbyte.errors import CheckpointError, TokenizerError
+from halfbyte.loaders.fields import Fields
+from halfbyte.loaders.folder_files import ModelFolder
+from halfbyte.loaders.gguf import GGUFCheckpoint
+from halfbyte.loaders.hf_families import FAMILIES, experts
+from halfbyte.loaders.hf_rope import read_rope
+from halfbyte.loaders.methods.gptq_config import read_gptq_config
+from halfbyte.loaders.methods.patterns import Patterns
+from halfbyte.loaders.report import MAX_TEXTS, LoadReport
+from halfbyte.loaders.safetensors_index import INDEX, MAX_TENSORS, SafetensorsFiles
+
+# Seconds of this process; what is refused here took 2 to 60 before, or all memory.
+LIMIT = 1.0
+
+
+def quick(call: Callable[[], object]) -> None:
+    begin = time.process_time()
+    call()
+    assert time.process_time() - begin < LIMIT
+
+
+def test_a_flood_of_warnings():
+    report = LoadReport("gguf")
+    quick(lambda: [report.warn(f"tensor {i % 50_000}") for i in range(100_000)])
+    assert len(report.warnings) == MAX_TEXTS + 1
+    assert report.warnings[-1] == "more than 1000 warnings; the others are left out"
+    report.decide("tensor 1")
+    report.decide("tensor 1")
+    assert report.decisions == ["tensor 1"]
+
+
+def test_thousands_of_unknown_metadata_keys(tmp_path):
+    keys = {f"llama.k{i}": kv(f"llama.k{i}", U32, 1) for i in range(15_000)}
+    path = write(tmp_path / "m.gguf", tiny_gguf(keys))
+    quick(lambda: GGUFCheckpoint(path).close())
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["<" + "a" * 1_000_000 + ">"],
+        ["<" + "a" * 5000 + str(i) for i in range(9)],
+        [f"<|{i}|>" for i in range(100_000)],
+    ],
+)
+def test_too_many_or_too_long_special_tokens(texts):
+    """All suffixes of a text of a million characters would fill 500 GB."""
+    for make in (SpecialGuard, longest_first_pattern):
+        quick(lambda make=make: refuses(lambda: make(texts), TokenizerError, "is crafted"))
+
+
+def test_real_numbers_of_special_tokens():
+    guard = SpecialGuard([f"<unused{i}>" for i in range(6242)])
+    assert guard.reveal(guard.protect("a <unused77> b")) == "a <unused77> b"
+
+
+def test_a_long_list_of_plain_layers():
+    values = FAMILIES["qwen3_moe"].defaults | {"num_experts": 8}
+    read = Fields("config.json", {**values, "mlp_only_layers": [1023] * 262_000})
+    quick(lambda: experts(read, FAMILIES["qwen3_moe"], 1024))
+
+
+@pytest.mark.parametrize("version", ["²", "9" * 5000, "1.²", "", "x.y"])
+def test_versions_that_are_no_numbers(version):
+    values = {"bits": 4, "group_size": 32, "meta": {"quantizer": f"gptqmodel:{version}"}}
+    quick(lambda: read_gptq_config("config.json", values))
+
+
+def test_a_flood_of_patterns():
+    for patterns in (["a"] * 262_000, ["a" * 999] * 4000):
+        quick(lambda p=patterns: refuses(lambda: Patterns("x", p), CheckpointError, "at most"))
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.01])
+def test_a_rotation_of_no_dimension_is_not_one_of_the_whole_head(factor):
+    read = Fields("config.json", {"partial_rotary_factor": factor})
+    refuses(
+        lambda: read_rope(read, 96, 4096, FAMILIES["phi3"]),
+        CheckpointError,
+        "partial_rotary_factor is .*; expected 2 of 96 or more",
+    )
+
+
+def test_an_index_as_long_as_the_largest_real_ones(tmp_path):
+    """235B parameters in GPTQ: 144 000 tensors; the error is that the files are missing."""
+    names = [f"model.layers.{i}.mlp.experts.7.down_proj.qweight" for i in range(144_000)]
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors.* is missing"):
+        SafetensorsFiles(ModelFolder(tmp_path))
+    index["weight_map"] = dict.fromkeys(map(str, range(MAX_TENSORS + 1)), "model-1.safetensors")
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    refuses(lambda: SafetensorsFiles(ModelFolder(tmp_path)), CheckpointError, "expected an object")
