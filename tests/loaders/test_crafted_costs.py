@@ -19,7 +19,7 @@ from halfbyte.loaders.hf_rope import read_rope
 from halfbyte.loaders.methods.gptq_config import read_gptq_config
 from halfbyte.loaders.methods.patterns import Patterns
 from halfbyte.loaders.report import MAX_TEXTS, LoadReport
-from halfbyte.loaders.safetensors_index import INDEX, MAX_TENSORS, SafetensorsFiles
+from halfbyte.loaders.safetensors_index import INDEX, SafetensorsFiles
 
 # Seconds of this process; what is refused here took 2 to 60 before, or all memory.
 LIMIT = 1.0
@@ -67,7 +67,7 @@ def test_real_numbers_of_special_tokens():
 
 
 def test_a_long_list_of_plain_layers():
-    values = FAMILIES["qwen3_moe"].defaults | {"num_experts": 8}
+    values = {**FAMILIES["qwen3_moe"].defaults, "num_experts": 8}
     read = Fields("config.json", {**values, "mlp_only_layers": [1023] * 262_000})
     quick(lambda: experts(read, FAMILIES["qwen3_moe"], 1024))
 
@@ -100,6 +100,3 @@ def test_an_index_as_long_as_the_largest_real_ones(tmp_path):
     (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"00002\.safetensors.* is missing"):
         SafetensorsFiles(ModelFolder(tmp_path))
-    index["weight_map"] = dict.fromkeys(map(str, range(MAX_TENSORS + 1)), "model-1.safetensors")
-    (tmp_path / INDEX).write_text(json.dumps(index))
-    refuses(lambda: SafetensorsFiles(ModelFolder(tmp_path)), CheckpointError, "expected an object")
