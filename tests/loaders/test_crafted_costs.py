@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable
 
 import pytest
 from loader_gguf_files import U32, kv, refuses, tiny_gguf, write
 
+from halfbyte.engine.layers.rope import attention_factor, inverse_frequencies
 from halfbyte.engine.special_text import SpecialGuard, longest_first_pattern
 from halfbyte.errors import CheckpointError, TokenizerError
+from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.fields import Fields
 from halfbyte.loaders.folder_files import ModelFolder
 from halfbyte.loaders.gguf import GGUFCheckpoint
@@ -100,3 +103,61 @@ def test_an_index_as_long_as_the_largest_real_ones(tmp_path):
     (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"00002\.safetensors.* is missing"):
         SafetensorsFiles(ModelFolder(tmp_path))
+
+
+@pytest.mark.parametrize("beta", ["beta_fast", "beta_slow"])
+def test_a_ramp_of_yarn_beyond_all_numbers(beta):
+    """5e-324 is the least number there is; a context divided by it is infinite."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, beta: 5e-324}
+    read = Fields("config.json", {"rope_scaling": scaling})
+    refuses(
+        lambda: read_rope(read, 64, 4096), CheckpointError, f"{beta} is 5e-324; expected 0 for the"
+    )
+    assert read_rope(Fields("x", {"rope_scaling": {**scaling, beta: 0}}), 64, 4096).kind == "yarn"
+
+
+def test_random_rotary_rules_that_are_accepted_give_numbers():
+    seed = random.SystemRandom().randrange(1 << 40)
+    print("seed", seed)
+    rng, accepted = random.Random(seed), 0
+    numbers = [5e-324, 1e-6, 1e-3, 0.5, 1.0, 1.001, 2, 32, 4096, 1e6, 1e9, 1e15]
+    keys = ["rope_theta", "factor", "attention_factor", "beta_fast", "beta_slow", "mscale"]
+    keys += ["mscale_all_dim", "low_freq_factor", "high_freq_factor"]
+    for _ in range(4000):
+        kind = rng.choice(["linear", "llama3", "yarn", "longrope"])
+        values = {key: rng.choice(numbers) for key in keys if rng.random() < 0.4}
+        values |= {"rope_type": kind, "original_max_position_embeddings": rng.choice([2, 1 << 30])}
+        if kind == "longrope":
+            values |= dict.fromkeys(("short_factor", "long_factor"), [rng.choice(numbers[1:])] * 2)
+        length = rng.choice([1, 64, 1 << 30])
+        try:
+            rope = read_rope(Fields("x", {"rope_parameters": values}), 4, length)
+        except CheckpointError:
+            continue
+        accepted += 1
+        assert inverse_frequencies(rope, 4, length).isfinite().all()
+        assert 0 < attention_factor(rope, length) < 1e7
+    assert accepted > 100
+
+
+def test_a_type_that_no_method_reads(tmp_path):
+    """Read before its type is looked at, it would end in a KeyError."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 8,
+        "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    header: dict[str, object] = {}
+    for index, suffix in enumerate(("qweight", "qzeros", "scales", "g_idx", "bias")):
+        offsets = [8 * index, 8 * index + 8]
+        entry = {"dtype": "U64", "shape": [1], "data_offsets": offsets}
+        header[f"model.layers.0.mlp.up_proj.{suffix}"] = entry
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + bytes(40)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    refuses(lambda: open_checkpoint(tmp_path), CheckpointError, "U64")
