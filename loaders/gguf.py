@@ -238,8 +238,11 @@ def _read_factors(where: str, parts: GGUFParts, tensor: GGUFTensor) -> tuple[flo
     weight = _convert(path, tensor.name, tensor, tensor.shape, raw)
     assert isinstance(weight, Tensor)
     values = tuple(weight.tolist())
-    if not all(v > 0 for v in values):
-        raise CheckpointError(f"{where}: tensor {tensor.name} holds a value that is not positive")
+    wrong = [v for v in values if not 1e-6 <= v <= 1e9]
+    if wrong:  # a frequency over less would be no number
+        raise CheckpointError(
+            f"{where}: tensor {tensor.name} holds {wrong[0]:g}; expected values from 1e-06 to 1e+09"
+        )
     return values
 
 

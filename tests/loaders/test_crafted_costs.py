@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable
 
 import pytest
+import torch
+from loader_budget import FIXTURES
 from loader_gguf_files import U32, kv, refuses, tiny_gguf, write
+from safetensors.torch import load_file, save_file
 
 from halfbyte.engine.layers.rope import attention_factor, inverse_frequencies
 from halfbyte.engine.special_text import SpecialGuard, longest_first_pattern
@@ -19,8 +23,10 @@ from halfbyte.loaders.folder_files import ModelFolder
 from halfbyte.loaders.gguf import GGUFCheckpoint
 from halfbyte.loaders.hf_families import FAMILIES, experts
 from halfbyte.loaders.hf_rope import read_rope
+from halfbyte.loaders.methods.ct_scheme import WeightScheme
 from halfbyte.loaders.methods.gptq_config import read_gptq_config
 from halfbyte.loaders.methods.patterns import Patterns
+from halfbyte.loaders.methods.scaled import offset_zeros
 from halfbyte.loaders.report import MAX_TEXTS, LoadReport
 from halfbyte.loaders.safetensors_index import INDEX, SafetensorsFiles
 
@@ -161,3 +167,26 @@ def test_a_type_that_no_method_reads(tmp_path):
     data = len(text).to_bytes(8, "little") + text + bytes(40)
     (tmp_path / "model.safetensors").write_bytes(data)
     refuses(lambda: open_checkpoint(tmp_path), CheckpointError, "U64")
+
+
+@pytest.mark.parametrize("fixture", ["gptq-v1-8b-channel-qwen3", "awq-gemm-g64-llama"])
+def test_a_norm_stored_like_a_matrix(tmp_path, fixture):
+    """Its shape has one number, where the method of a matrix expects two."""
+    shutil.copytree(FIXTURES / fixture, tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if ".layers.0.self_attn.o_proj." in name]:
+        tensors[name.replace("model.layers.0.self_attn.o_proj", "model.norm")] = tensors[name]
+    del tensors["model.norm.weight"]
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+    refuses(lambda: open_checkpoint(tmp_path / "m"), CheckpointError, r"model\.norm\.weight is")
+
+
+def test_zero_points_that_are_no_numbers():
+    """Zero points in float8 can be NaN, which no whole number is."""
+    seen = WeightScheme(8, "float")
+    refuses(
+        lambda: offset_zeros("config.json", "w.zero", seen, torch.tensor([[float("nan")]])),
+        CheckpointError,
+        "w.zero holds nan",
+    )

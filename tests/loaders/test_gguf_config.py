@@ -270,8 +270,9 @@ def test_frequency_factors_with_another_scaling_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (0.0, "holds a value that is not positive"),
-        (-1.0, "holds a value that is not positive"),
+        (0.0, "holds 0; expected values from 1e-06"),
+        (-1.0, "holds -1; expected values from 1e-06"),
+        (1e-44, "holds .*e-4.; expected values from 1e-06"),
         (float("nan"), r"\(F32\): value of row 7, column 0 is nan"),
         (float("inf"), r"\(F32\): value of row 7, column 0 is inf"),
     ],
