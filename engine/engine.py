@@ -117,7 +117,7 @@ class Engine:
         rows = Rows(cfg.max_batch, self.max_context, size, self._rotary)
         graphs = GraphPool(network, kv, cfg.max_batch)
         valid = min(self.tokenizer.vocab_size, self.model_config.vocab_size)
-        sampler = Sampler(valid, network.ops)
+        sampler = Sampler(valid, network.ops, self.tokenizer.suppressed)
         self._runner = ModelRunner(network, kv, rows, sampler, graphs)
         self._output = OutputProcessor(self.tokenizer, end_tokens)
         self._outbox = Outbox()

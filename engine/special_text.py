@@ -15,8 +15,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from halfbyte.errors import TokenizerError
+
 # The last private-use code point: never assigned, no letter, digit or space in any regex.
 MARK = "\U0010fffd"
+# Gemma has 6 400 special tokens; making patterns of 16 000 takes most of a second.
+MAX_TEXTS = 1 << 14
+MAX_SQUARES = 1 << 25
 BREAK = MARK + "1"
 _LITERAL = MARK + "0"
 
@@ -26,10 +31,13 @@ class SpecialGuard:
 
     Args:
         specials: texts of the special tokens; empty ones are ignored.
+
+    Raises:
+        TokenizerError: they are too many or too long.
     """
 
     def __init__(self, specials: Iterable[str]) -> None:
-        texts = sorted({s for s in specials if s}, key=len, reverse=True)
+        texts = sorted(_bounded(specials), key=len, reverse=True)
         long = [s for s in texts if len(s) > 1]
         # One character cannot be broken in two, so it is replaced by a code of its own.
         singles = [s for s in texts if len(s) == 1]
@@ -69,10 +77,28 @@ class SpecialGuard:
 def longest_first_pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern that finds the leftmost occurrence of any text, the longest one at a place.
 
-    Returns None when there is no text to find.
+    Returns None when there is no text to find. Raises TokenizerError when they are too many or
+    too long.
     """
-    ordered = sorted({t for t in texts if t}, key=len, reverse=True)
+    ordered = sorted(_bounded(texts), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+def _bounded(texts: Iterable[str]) -> set[str]:
+    """The texts without empty ones, if a pattern of them is made in reasonable time and memory.
+
+    All beginnings of every text are kept, which is the square of its length.
+    """
+    found = {text for text in texts if text}
+    squares = sum(len(text) ** 2 for text in found)
+    if len(found) > MAX_TEXTS or squares > MAX_SQUARES:
+        raise TokenizerError(
+            f"the tokenizer has {len(found)} special or added tokens, the longest of "
+            f"{max(map(len, found))} characters; expected at most {MAX_TEXTS} with squares of "
+            f"lengths of up to {MAX_SQUARES} in all",
+            hint="no real vocabulary has so many or so long ones: the file is crafted",
+        )
+    return found
 
 
 def _start_pattern(texts: list[str]) -> re.Pattern[str] | None:

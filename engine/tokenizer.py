@@ -57,6 +57,7 @@ class Tokenizer:
         eos_ids: ids that end a text.
         special_ids: ids that carry structure; they are hidden from decoded text.
         add_bos: a plain prompt begins with ``bos_id``.
+        suppressed: ids that the model's files forbid to draw.
     """
 
     def __init__(self, backend: Backend, source: TokenizerSource, rows: int) -> None:
@@ -68,6 +69,7 @@ class Tokenizer:
         self.eos_ids = frozenset(source.eos_ids)
         ends = self.eos_ids if source.bos_id is None else self.eos_ids | {source.bos_id}
         self.special_ids = ends | source.special_ids | set(backend.special.values())
+        self.suppressed = source.suppressed
         self.add_bos = source.add_bos and source.bos_id is not None
         names = dict(source.special_map)
         for name, token_id in (("bos_token", source.bos_id), ("eos_token", _first(source))):

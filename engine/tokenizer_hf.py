@@ -212,7 +212,12 @@ def from_gguf_bpe(source: TokenizerSource) -> HfBackend:
     tokenizer.decoder = decoders.ByteLevel()
     added, special = added_tokens(source)
     tokens = [
-        AddedToken(text, normalized=False, special=token_id in special)
+        AddedToken(
+            text,
+            rstrip=token_id in source.rstrip_ids,
+            normalized=False,
+            special=token_id in special,
+        )
         for text, token_id in sorted(added.items(), key=lambda item: item[1])
         if vocab.get(text) == token_id
     ]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 64 << 20
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
+_WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode's; Python counts four control codes, too
 # Merging the field ``normalizer_spec { add_dummy_prefix: false }`` into a serialized model.
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 
@@ -43,6 +44,7 @@ class SpmBackend:
         added: text -> id of tokens split off before sentencepiece sees the text.
         special: ids of those that carry structure, not text.
         strips_space: decoding drops one space at the start of a text.
+        rstrip: ids of added tokens that swallow the whitespace after them.
 
     Attributes:
         size: one more than the highest known id.
@@ -58,6 +60,7 @@ class SpmBackend:
         added: dict[str, int],
         special: frozenset[int],
         strips_space: bool,
+        rstrip: frozenset[int] = frozenset(),
     ) -> None:
         self._processor = processor
         self._pieces = pieces
@@ -67,6 +70,7 @@ class SpmBackend:
         self.special = {text: i for text, i in added.items() if i in special}
         self.guard = SpecialGuard(self.special)
         self.strips_space = strips_space
+        self._swallowers = frozenset(text for text, i in added.items() if i in rstrip)
         ordinary = [text for text, i in added.items() if i not in special]
         self._special_pattern = longest_first_pattern(self.special)
         self._ordinary_pattern = longest_first_pattern(ordinary)
@@ -79,7 +83,7 @@ class SpmBackend:
     def encode_guarded(self, text: str) -> list[int]:
         """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
         ids: list[int] = []
-        for part, token in _split(text, self._special_pattern):
+        for part, token in self._split(text, self._special_pattern):
             ids += self._encode(self.guard.reveal(part), self._ordinary_pattern)
             if token:
                 ids.append(self._added[token])
@@ -92,12 +96,24 @@ class SpmBackend:
 
     def _encode(self, text: str, pattern: re.Pattern[str] | None) -> list[int]:
         ids: list[int] = []
-        for part, token in _split(text, pattern):
+        for part, token in self._split(text, pattern):
             if part:
                 ids += self._processor.encode(part, out_type=int)
             if token:
                 ids.append(self._added[token])
         return ids
+
+    def _split(self, text: str, pattern: re.Pattern[str] | None) -> Iterable[tuple[str, str]]:
+        """(text before, token) pairs in order; the last one has no token."""
+        start = 0
+        for match in pattern.finditer(text) if pattern is not None else ():
+            if match.start() < start:
+                continue  # a token of whitespace that the one before has swallowed
+            yield text[start : match.start()], match[0]
+            start = match.end()
+            if match[0] in self._swallowers and (space := _WHITESPACE.match(text, start)):
+                start = space.end()
+        yield text[start:], ""
 
 
 def from_model_file(source: TokenizerSource) -> SpmBackend:
@@ -159,6 +175,7 @@ def from_gguf_spm(source: TokenizerSource) -> SpmBackend:
         added=added,
         special=special,
         strips_space=source.add_space_prefix,
+        rstrip=source.rstrip_ids,
     )
 
 
@@ -213,16 +230,6 @@ def _load(data: bytes, name: str) -> SentencePieceProcessor:
     if not loaded or processor.get_piece_size() == 0:
         raise TokenizerError(f"{name}: not a sentencepiece model")
     return processor
-
-
-def _split(text: str, pattern: re.Pattern[str] | None) -> Iterable[tuple[str, str]]:
-    """(text before, token) pairs in order; the last one has no token."""
-    start = 0
-    if pattern is not None:
-        for match in pattern.finditer(text):
-            yield text[start : match.start()], match[0]
-            start = match.end()
-    yield text[start:], ""
 
 
 def _varint(value: int) -> bytes:

@@ -59,6 +59,8 @@ class TokenizerSource:
         pre: GGUF pre-tokenizer name (gguf_bpe).
         added_tokens: content -> id of tokens matched before splitting.
         special_ids: ids hidden from decoded text.
+        rstrip_ids: added tokens that swallow the whitespace after them.
+        suppressed: ids that are never to be drawn.
         bos_id: begin-of-text id or None.
         eos_ids: end-of-text ids, from every place the format keeps them.
         add_bos: prepend ``bos_id`` to a plain prompt.
@@ -77,6 +79,8 @@ class TokenizerSource:
     pre: str = ""
     added_tokens: dict[str, int] = field(default_factory=dict)
     special_ids: frozenset[int] = frozenset()
+    rstrip_ids: frozenset[int] = frozenset()
+    suppressed: frozenset[int] = frozenset()
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     add_bos: bool = False

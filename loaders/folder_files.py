@@ -10,7 +10,7 @@ from typing import Any
 from halfbyte.errors import CheckpointError
 
 from .fields import shown
-from .json_text import parse_object
+from .json_text import MAX_ITEMS, parse_object
 
 MAX_CONFIG_BYTES = 1 << 22
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -115,10 +115,17 @@ class ModelFolder:
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path / name}: {error.strerror}") from error
 
-    def read_json(self, name: str, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any] | None:
-        """A file's JSON object, or None when there is no such file."""
+    def read_json(
+        self, name: str, limit: int = MAX_CONFIG_BYTES, max_items: int = MAX_ITEMS
+    ) -> dict[str, Any] | None:
+        """A file's JSON object, or None when there is no such file.
+
+        At most ``limit`` bytes and ``max_items`` brackets and commas are allowed.
+        """
         data = self.read_bytes(name, limit)
-        return None if data is None else parse_object(data, str(self.path / name), max_bytes=limit)
+        if data is None:
+            return None
+        return parse_object(data, str(self.path / name), max_bytes=limit, max_items=max_items)
 
     def read_text(self, name: str, limit: int = MAX_TEMPLATE_BYTES) -> str | None:
         """A file's UTF-8 text, or None when there is no such file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from . import gguf_config, gguf_tokenizer, model_checks
 from .base import TensorInfo, TokenizerSource
 from .fused import split_fused
+from .gguf_experts import expert_module, split_stacks
 from .gguf_families import FAMILIES, Family
 from .gguf_parts import GGUFParts
 from .gguf_reader import GGUFTensor
@@ -110,6 +112,8 @@ class GGUFCheckpoint:
         }
         expected = model_checks.expected_tensors(self.config)
         stored, self._rows = split_fused(stored, expected, where)
+        stored, experts = split_stacks(stored, expected, self.config.experts, where)
+        self._rows |= experts
         self._infos = model_checks.check_tensors(self.config, stored, where, report)
         for info in self._infos.values():
             _check_type(where, info)
@@ -138,7 +142,9 @@ class GGUFCheckpoint:
         tensor = self._by_name[name if rows is None else rows.source]
         raw = self._parts.raw(tensor)
         if rows is not None:  # rows follow each other, whatever their type
-            raw = raw.view(tensor.shape[0], -1)[rows.start : rows.stop]
+            *heights, width = tensor.shape
+            count = math.prod(heights) if heights else width  # a vector's rows are its elements
+            raw = raw.view(count, -1)[rows.start : rows.stop]
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])
@@ -176,7 +182,7 @@ def _canonical_name(name: str, family: Family, stored: Container[str]) -> str:
     if layer:
         index, module, ending = layer.groups()
         known = _LAYER_NAMES | _POST_NORM_NAMES if family.post_norms else _LAYER_NAMES
-        canonical = known.get(module, module)
+        canonical = known.get(module) or expert_module(module) or module
         # Phi-3's "up" is gate and up in one, unless there is a gate of its own.
         if family.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
             canonical = "mlp.gate_up_proj"
@@ -232,8 +238,11 @@ def _read_factors(where: str, parts: GGUFParts, tensor: GGUFTensor) -> tuple[flo
     weight = _convert(path, tensor.name, tensor, tensor.shape, raw)
     assert isinstance(weight, Tensor)
     values = tuple(weight.tolist())
-    if not all(v > 0 for v in values):
-        raise CheckpointError(f"{where}: tensor {tensor.name} holds a value that is not positive")
+    wrong = [v for v in values if not 1e-6 <= v <= 1e9]
+    if wrong:  # a frequency over less would be no number
+        raise CheckpointError(
+            f"{where}: tensor {tensor.name} holds {wrong[0]:g}; expected values from 1e-06 to 1e+09"
+        )
     return values
 
 

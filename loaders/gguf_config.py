@@ -9,6 +9,8 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import model_checks as limits
 from .fields import Fields, display_name, shown
+from .gguf_experts import KEYS as EXPERT_KEYS
+from .gguf_experts import read_experts
 from .gguf_families import FAMILIES, Family, attention_scale, sliding_layers, windows
 from .gguf_reader import GGUFArray, GGUFTensor
 from .gguf_rope import read_rope
@@ -28,8 +30,6 @@ _NEUTRAL: dict[str, float] = {
     "logit_scale": 0,
     "embedding_scale": 0,
     "residual_scale": 0,
-    "expert_count": 0,
-    "expert_used_count": 0,
     "leading_dense_block_count": 0,
     "nextn_predict_layers": 0,
     "rope.scaling.alpha": 0,
@@ -126,15 +126,18 @@ def read_config(
     slides, window = sliding_layers(read, family, layers, report)
     rope_local, local_layers = _local_rope(read, family, rope, slides, layers)
     dtype = _dtype(tensors)
+    inner = read.uniform("feed_forward_length", layers, limits.MAX_INTERMEDIATE)
+    experts = read_experts(read, bool(family.experts), layers, inner, tensors)
+    name = family.experts if experts else family.name
     config = ModelConfig(
-        architecture=family.name,
+        architecture=name,
         vocab_size=_vocab_size(read, report),
         hidden_size=hidden,
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=read.uniform("feed_forward_length", layers, limits.MAX_INTERMEDIATE),
+        intermediate_size=inner,
         rms_norm_eps=read.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         max_position=position,
         rope=rope,
@@ -154,6 +157,7 @@ def read_config(
         post_norms=family.post_norms,
         rope_local=rope_local,
         local_layers=local_layers,
+        experts=experts,
         bos_token_id=token_id(top, "tokenizer.ggml.bos_token_id"),
         eos_token_ids=end_ids(top),
         dtype=dtype,
@@ -162,8 +166,11 @@ def read_config(
     limits.check_heads(where, config)
     if config.tie_word_embeddings:
         report.decide("no output.weight: the LM head is the embedding matrix")
-    if family.name != arch:
-        report.decide(f"architecture {arch} read as {family.name}, with interleaved q/k rows")
+    if name != arch:
+        order = ", with interleaved q/k rows" if family.permuted else ""
+        report.decide(f"architecture {arch} read as {name}{order}")
+    if experts:
+        report.decide(f"mixture of {experts.count} experts, {experts.per_token} for each token")
     _report_gemma(family, config, report)
     return config
 
@@ -204,7 +211,7 @@ class _ArchFields(Fields):
         items = set(value.values())
         if len(items) != 1:
             raise UnsupportedModelError(
-                f"{self.name(key)} differs between layers ({shown(sorted(items, key=str))}); "
+                f"{self.name(key)} differs between layers ({shown(sorted(items, key=str)[:8])}); "
                 "only equal layers are supported"
             )
         return Fields(self.where, {key: items.pop()}, self.prefix).integer(key, 1, high)
@@ -223,7 +230,7 @@ class _ArchFields(Fields):
                     f"{self.name(key)} is set; this variant of the model is not supported"
                 )
         for key in self.values:
-            if key not in _NEUTRAL and key not in _KNOWN:
+            if key not in _NEUTRAL and key not in _KNOWN and key not in EXPERT_KEYS:
                 report.warn(f"metadata key {self.prefix}{shown(key)[1:-1]} is not known; not used")
 
 
@@ -278,7 +285,7 @@ def _report_gemma(family: Family, config: ModelConfig, report: LoadReport) -> No
 
 def _dtype(tensors: Mapping[str, GGUFTensor]) -> str:
     """GGUF does not record the training type; 16-bit matrices tell it, quantized ones do not."""
-    names = {t.type.name for t in tensors.values() if len(t.shape) == 2}
+    names = {t.type.name for t in tensors.values() if len(t.shape) >= 2}
     if "BF16" in names:
         return "bfloat16"
     return "float16" if "F16" in names else "float32"

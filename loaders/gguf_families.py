@@ -36,6 +36,7 @@ class Family:
         softcaps: key -> default of the soft caps that it has.
         wide_layers: models of so many layers scale attention scores by
             ``(hidden_size // num_heads) ** -0.5``; all others by ``head_dim ** -0.5``.
+        experts: family of the files that have a mixture of experts; "" = none may.
     """
 
     name: str
@@ -51,15 +52,17 @@ class Family:
     post_norms: bool = False
     softcaps: Mapping[str, float] = field(default_factory=dict)
     wide_layers: int = 0
+    experts: str = ""
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("llama", permuted=True),
+    "llama": Family("llama", permuted=True, experts="mixtral"),
     "mistral": Family("mistral", permuted=True),
     "mistral3": Family("mistral", permuted=True),
     "smollm3": Family("smollm3", permuted=True, unrotated_every=4),
     "qwen2": Family("qwen2", qkv_bias=True, window_every=-1),
     "qwen3": Family("qwen3", qk_norm=True, window_every=-1),
+    "qwen3moe": Family("qwen3_moe", qk_norm=True, window_every=-1, experts="qwen3_moe"),
     "phi3": Family("phi3", stacked=True),
     "gemma": Family("gemma", gemma=True),
     "gemma2": Family(

@@ -65,14 +65,18 @@ def read_rope(
     if kind == "linear" and attn == 1.0:
         return RopeConfig(theta, rotary, "linear", factor=factor)
     if kind == "yarn" and attn == 1.0:
+        fast = read.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0)
+        slow = read.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0)
+        if fast <= slow:
+            raise read.error("rope.scaling.yarn_beta_fast", fast, f"more than beta_slow {slow:g}")
         return RopeConfig(
             theta,
             rotary,
             "yarn",
             factor=factor,
             original_max_position=original,
-            beta_fast=read.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
-            beta_slow=read.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
+            beta_fast=fast,
+            beta_slow=slow,
         )
     raise UnsupportedModelError(
         f"{read.name('rope.scaling.type')} is {shown(kind)} with attn_factor {attn:g}; supported "

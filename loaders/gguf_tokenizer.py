@@ -36,7 +36,7 @@ _BOS_PRE = frozenset(
 )
 # Normalizations that the two supported kinds of vocabulary do not have; set, they change the ids.
 _NORMALIZERS = ("remove_extra_whitespaces", "normalizer.lowercase", "normalizer.strip_accents")
-# Control tokens that end a turn; files made before the eot and eom keys existed have only these.
+# Tokens that end a text or a turn by their very text, as in llama.cpp: many files name but one.
 _TURN_ENDS = frozenset(
     (
         "<|eot_id|>",
@@ -46,8 +46,17 @@ _TURN_ENDS = frozenset(
         "<|end_of_text|>",
         "<|endoftext|>",
         "<end_of_turn>",
+        "<end_of_utterance>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek, with a full-width bar
     )
 )
+# The format does not say that Phi-3's tokens swallow the whitespace after them; llama.cpp goes by
+# the model's name, and these are the exceptions.
+_PHI3_NAMES = ("phi-3", "phi3")
+_PHI3_PLAIN = frozenset(("<unk>", "<s>", "<|endoftext|>"))
 
 
 def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) -> TokenizerSource:
@@ -91,21 +100,17 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
     controls = {i for i, kind in enumerate(types) if kind in (_UNKNOWN, _CONTROL)}
     bos = token_id(top, _PREFIX + "bos_token_id")
     named = end_ids(top)
-    ends = named + tuple(
-        sorted(added[t] for t in _TURN_ENDS & added.keys() if added[t] not in named)
-    )
-    ends = tuple(i for i in ends if i in named or types[i] == _CONTROL)
-    if len(ends) > len(named):
-        texts = ", ".join(tokens[i] for i in ends[len(named) :])
-        report.decide(f"control tokens that also end a text: {texts}")
+    more = tuple(sorted(added[t] for t in _TURN_ENDS & added.keys() if added[t] not in named))
+    ends = named + more
+    if more:
+        texts = ", ".join(tokens[i] for i in more)
+        report.decide(f"tokens that end a text by what they are called: {texts}")
     pre = top.text(_PREFIX + "pre", "")
     add_bos = top.flag(_PREFIX + "add_bos_token", None)
     if add_bos is None:
         add_bos = spm or pre in _BOS_PRE
     if top.flag(_PREFIX + "add_eos_token", False):
         report.warn("tokenizer.ggml.add_eos_token is set; prompts to be continued do not get it")
-    if _array(top, "suppress_tokens", int, limits.MAX_VOCAB):
-        report.warn("tokenizer.ggml.suppress_tokens is set; these tokens can still be sampled")
     return TokenizerSource(
         kind="gguf_spm" if spm else "gguf_bpe",
         tokens=tokens,
@@ -114,7 +119,9 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
         merges=() if spm else _array(top, "merges", str, 2 * limits.MAX_VOCAB),
         pre=pre,
         added_tokens=added,
-        special_ids=frozenset(controls | set(named)),
+        special_ids=frozenset(controls | set(ends)),
+        rstrip_ids=_swallowers(top, added, report),
+        suppressed=_suppressed(top, count, report),
         bos_id=bos,
         eos_ids=ends,
         add_bos=add_bos and bos is not None,
@@ -123,6 +130,25 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
         chat_templates=_named_templates(metadata),
         special_map=_special_map(top, tokens),
     )
+
+
+def _swallowers(top: Fields, added: Mapping[str, int], report: LoadReport) -> frozenset[int]:
+    """Tokens that swallow the whitespace after them."""
+    name = top.text("general.name", "").lower()
+    if not any(part in name for part in _PHI3_NAMES):
+        return frozenset()
+    report.decide("Phi-3 by its name: special tokens swallow the whitespace after them")
+    return frozenset(i for text, i in added.items() if text not in _PHI3_PLAIN)
+
+
+def _suppressed(top: Fields, count: int, report: LoadReport) -> frozenset[int]:
+    """Tokens that are never to be drawn. Raises CheckpointError for ids that do not exist."""
+    ids = frozenset(_array(top, "suppress_tokens", int, limits.MAX_VOCAB))
+    if any(not 0 <= i < count for i in ids) or len(ids) == count:
+        raise top.error(_PREFIX + "suppress_tokens", sorted(ids), f"some ids below {count}")
+    if ids:
+        report.decide(f"{len(ids)} suppressed tokens are never drawn")
+    return ids
 
 
 def _refuse_normalizers(top: Fields) -> None:

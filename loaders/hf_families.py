@@ -287,10 +287,11 @@ def experts(read: Fields, kind: Family, layers: int) -> Experts | None:
     plain = read.values.get("mlp_only_layers") or []
     if not isinstance(plain, list) or not all(type(i) is int and 0 <= i < layers for i in plain):
         raise read.error("mlp_only_layers", plain, f"layers from 0 to {layers - 1}")
+    without = frozenset(plain)
     return Experts(
         count=count,
         per_token=read.integer("num_experts_per_tok", 1, count),
         intermediate_size=read.integer(kind.expert_width, 1, limits.MAX_INTERMEDIATE),
         normalize=read.flag("norm_topk_prob", False),
-        layers=tuple(i not in plain and (i + 1) % step == 0 for i in range(layers)),
+        layers=tuple(i not in without and (i + 1) % step == 0 for i in range(layers)),
     )

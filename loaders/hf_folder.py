@@ -147,6 +147,11 @@ class HFFolderCheckpoint:
         """A tensor in its dtype and shape, as a view of the file where alignment allows."""
         import torch
 
+        if tensor.dtype not in _TORCH_DTYPES:
+            raise UnsupportedModelError(
+                f"{self.path}: tensor {tensor.name} has dtype {tensor.dtype}; supported are "
+                f"{', '.join(_TORCH_DTYPES)}"
+            )
         raw, dtype = self._files.raw(tensor), getattr(torch, _TORCH_DTYPES[tensor.dtype])
         if raw.data_ptr() % dtype.itemsize or raw.storage_offset() % dtype.itemsize:
             raw = raw.clone()

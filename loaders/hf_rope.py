@@ -69,6 +69,8 @@ def read_rope(
     kind = "longrope" if kind == "su" or (kind == "yarn" and partial) else kind
     factor = config.number("partial_rotary_factor", 1e-6, 1.0, 1.0)
     rotary = int(head_dim * rope.number("partial_rotary_factor", 1e-6, 1.0, factor))
+    if rotary < 2:  # 0 would mean the whole head
+        raise rope.error("partial_rotary_factor", rotary / head_dim, f"2 of {head_dim} or more")
     base = RopeConfig(theta=theta, rotary_dim=rotary)
     if kind == "default":
         return base
@@ -171,6 +173,9 @@ def _original_position(config: Fields, rope: Fields, max_position: int) -> int:
 def _yarn(rope: Fields, base: RopeConfig) -> RopeConfig:
     fast = rope.number("beta_fast", 0.0, 1e6, 32.0) or 32.0
     slow = rope.number("beta_slow", 0.0, 1e6, 1.0) or 1.0
+    for key, beta in (("beta_fast", fast), ("beta_slow", slow)):
+        if beta < 1e-3:  # its logarithm is taken, and a context over it must stay a number
+            raise rope.error(key, beta, "0 for the default, or at least 0.001")
     if fast <= slow:
         raise rope.error("beta_fast", fast, f"more than beta_slow {slow:g}")
     return replace(

@@ -22,7 +22,7 @@ MAX_POSITION = 1 << 30
 MIN_THETA, MAX_THETA = 1.001, 1e15
 MIN_ORIGINAL_POSITION = 2
 # Experts in all layers together; each has three matrices with names of their own.
-MAX_EXPERTS = 1 << 16
+MAX_EXPERTS = 1 << 15
 MAX_TOKEN_ID = (1 << 31) - 1
 
 EMBED = "model.embed_tokens.weight"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MAX_TEXTS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
@@ -41,6 +43,7 @@ class LoadReport:
     decisions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     tensors: dict[str, TensorReport] = field(default_factory=dict)
+    _said: set[tuple[str, str]] = field(default_factory=set, repr=False, compare=False)
 
     def count(self, label: str, nbytes: int) -> None:
         """Add one tensor of ``nbytes`` bytes to the tally of its format label."""
@@ -48,11 +51,17 @@ class LoadReport:
         self.formats[label] = (number + 1, total + nbytes)
 
     def decide(self, text: str) -> None:
-        """Record a decision once."""
-        if text not in self.decisions:
-            self.decisions.append(text)
+        """Record a decision once; those after the 1000th are only announced."""
+        self._note(self.decisions, "decisions", text)
 
     def warn(self, text: str) -> None:
-        """Record a warning once."""
-        if text not in self.warnings:
-            self.warnings.append(text)
+        """Record a warning once; those after the 1000th are only announced."""
+        self._note(self.warnings, "warnings", text)
+
+    def _note(self, texts: list[str], kind: str, text: str) -> None:
+        # Files with tens of thousands of odd names must cost neither time nor a flood of lines.
+        if len(texts) > MAX_TEXTS or (kind, text) in self._said:
+            return
+        full = len(texts) == MAX_TEXTS
+        texts.append(f"more than {MAX_TEXTS} {kind}; the others are left out" if full else text)
+        self._said.add((kind, text))

@@ -27,7 +27,8 @@ INDEX = "model.safetensors.index.json"
 # Far above real headers (about 150 bytes a tensor), and small enough that parsing a hostile
 # one stays within a second and 100 MB.
 MAX_HEADER_BYTES = 1 << 24
-MAX_TENSORS = 1 << 16
+MAX_TENSORS = 1 << 18  # four tensors for each of 128 experts' matrices in 94 layers: 144 000
+MAX_INDEX_BYTES = 1 << 25
 MAX_ITEMS = 1 << 20  # brackets and commas; a tensor has nine or ten
 MAX_SHARDS = 1 << 12
 MAX_DIMS = 8
@@ -153,7 +154,7 @@ def _weight_map(folder: ModelFolder) -> dict[str, str] | None:
     """The index's tensor -> file map, or None when the model is one file."""
     if folder.find(SINGLE) is not None:
         return None
-    index = folder.read_json(INDEX, MAX_HEADER_BYTES)
+    index = folder.read_json(INDEX, MAX_INDEX_BYTES, MAX_ITEMS)
     where = folder.path / INDEX
     if index is None:
         raise CheckpointError(

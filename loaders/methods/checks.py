@@ -23,7 +23,7 @@ def gather(
     required: Iterable[str],
     optional: Iterable[str] = (),
 ) -> dict[str, dict[str, StoredTensor]]:
-    """Module -> its parts by suffix, for every module of the model that has one of them.
+    """Module -> its parts by suffix, for every module with a matrix that has one of them.
 
     Args:
         where: folder or file, for messages.
@@ -39,7 +39,7 @@ def gather(
     found: dict[str, dict[str, StoredTensor]] = {}
     for tensor in stored.values():
         module, _, suffix = tensor.name.rpartition(".")
-        if suffix in (*required, *optional) and f"{module}.weight" in shapes:
+        if suffix in (*required, *optional) and len(shapes.get(f"{module}.weight", ())) == 2:
             found.setdefault(module, {})[suffix] = tensor
     for module, parts in found.items():
         missing = [suffix for suffix in required if suffix not in parts]

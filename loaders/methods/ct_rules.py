@@ -58,15 +58,13 @@ class Rules:
         """
         if module in self._groups:
             return module
-        for rule, pattern in self._patterns:
-            if pattern.matches(module):
-                return rule
+        found = next((rule for rule, pattern in self._patterns if pattern.matches(module)), None)
         if sum(pattern.spent for _, pattern in self._patterns) > MAX_TOTAL_STEPS:
             raise CheckpointError(
                 f"{self._where}: the expressions take over {MAX_TOTAL_STEPS} steps in all",
                 hint="no quantization tool writes such rules: the config is crafted",
             )
-        return next((name for name in classes if name in self._groups), None)
+        return found or next((name for name in classes if name in self._groups), None)
 
     def group_for(self, module: str, classes: Iterable[str]) -> str | None:
         """Name of the group that the module belongs to, or None."""

@@ -152,7 +152,10 @@ def _careful_writer(config: Fields) -> bool:
         tool, _, version = str(name).lower().replace("-", "_").partition(":")
         if tool in ("auto_round", "autoround", "intel/auto_round"):
             return True
-        parts = [int(part) if part.isdigit() else 0 for part in version.split(".")[:2]]
+        parts = [
+            int(part) if part.isdecimal() and len(part) < 9 else 0
+            for part in version.split(".")[:2]
+        ]
         if tool == "gptqmodel" and parts >= [0, 9]:
             return True
     return False

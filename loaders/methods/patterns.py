@@ -19,6 +19,7 @@ from ..fields import shown
 
 MAX_LENGTH = 1000
 MAX_PATTERNS = 1 << 14
+MAX_LETTERS = 1 << 19  # of all patterns together
 MAX_SECONDS = 2.0
 # Module names of the model families here stay below 80 characters.
 NAME_LENGTH = 80
@@ -48,11 +49,14 @@ class Patterns:
 
     def __init__(self, where: str, patterns: Iterable[str], anchored: bool = True) -> None:
         self._where = where
-        self._compiled = [_compile(where, pattern) for pattern in patterns]
-        if len(self._compiled) > MAX_PATTERNS:
+        patterns = list(patterns)
+        letters = sum(map(len, patterns))  # reading them takes a second for every 400 000
+        if len(patterns) > MAX_PATTERNS or letters > MAX_LETTERS:
             raise CheckpointError(
-                f"{where}: {len(self._compiled)} patterns; expected at most {MAX_PATTERNS}"
+                f"{where}: {len(patterns)} patterns of {letters} characters; expected at most "
+                f"{MAX_PATTERNS} and {MAX_LETTERS}"
             )
+        self._compiled = [_compile(where, pattern) for pattern in patterns]
         self._anchored = anchored
         self._seconds = 0.0
 

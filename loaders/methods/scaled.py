@@ -15,6 +15,7 @@ from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from .base import QuantizedModule, Read
 from .ct_scheme import Scheme, WeightScheme
+from .expect import finite
 from .scales import (
     activation,
     check_dtype,
@@ -186,6 +187,7 @@ def offset_zeros(where: str, name: str, seen: WeightScheme, values: Tensor) -> T
     import torch
 
     half = 1 << (seen.bits - 1)
+    values = finite(where, name, values)  # float8 zero points may be NaN
     low, high = int(values.min()), int(values.max())
     if seen.symmetric and (low or high):
         raise CheckpointError(

@@ -86,6 +86,22 @@ def test_padding_of_the_vocabulary_is_never_drawn(temperature: float, penalty: f
         assert sampler(valid=50)(logits, [one])[0] < 50
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu_native", "interpreter"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
+def test_suppressed_tokens_are_never_drawn(backend: Any, temperature: float) -> None:
+    """Although their logits are the best; 60 is beyond the valid ids, which is no error."""
+    few = Sampler(50, make_ops(EngineConfig(backend=backend)), {3, 7, 60})
+    for top_k in (0, 2):
+        logits = torch.zeros(4, VOCAB)
+        logits[:, [3, 7]] = 100.0
+        rows = [row([3] * n, temperature=temperature, top_k=top_k) for n in range(1, 5)]
+        drawn = few(logits.clone(), rows)
+        assert not {3, 7} & set(drawn) and all(0 <= token < 50 for token in drawn)
+        allowed = logits.clone()
+        allowed[:, [3, 7]] = -1e9
+        assert drawn == sampler(50)(allowed, rows)
+
+
 def test_prompt_ids_beyond_the_tokenizer_do_not_disturb_penalties() -> None:
     """A prompt of token ids may hold rows that have no token."""
     one = row([3, 60, 61, 2], 3, temperature=0.0, repetition_penalty=2.0, presence_penalty=1.0)

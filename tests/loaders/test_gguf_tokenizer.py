@@ -70,11 +70,43 @@ def test_sentencepiece_fields(tmp_path):
     assert (found.chat_template, found.chat_templates) == (None, {})
 
 
-def test_a_turn_end_must_be_a_control_token(tmp_path):
-    found = source(tmp_path, {"token_type": (I32, [2, 3, 3, 1, 1, 1, 1, 4])})
-    assert found.eos_ids == (2,)
-    assert found.added_tokens["<|eot_id|>"] == 7  # user-defined: matched whole, but shown
-    assert 7 not in found.special_ids
+@pytest.mark.parametrize("kind,ends", [(3, True), (4, True), (1, False), (5, False)])
+def test_a_turn_end_must_be_a_control_or_user_defined_token(tmp_path, kind, ends):
+    found = source(tmp_path, {"token_type": (I32, [2, 3, 3, 1, 1, 1, 1, kind])})
+    assert found.eos_ids == ((2, 7) if ends else (2,))
+    assert (7 in found.special_ids) is ends
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "<｜end▁of▁sentence｜>",
+    ],
+)
+def test_turn_ends_by_their_text(tmp_path, text):
+    tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", text]
+    assert source(tmp_path, {"tokens": (STRING, tokens)}).eos_ids == (2, 7)
+    unlike = [*tokens[:-1], text + " "]
+    assert source(tmp_path, {"tokens": (STRING, unlike)}).eos_ids == (2,)
+
+
+@pytest.mark.parametrize("name,swallows", [("Phi-3 mini", True), ("my phi3", True), ("x", False)])
+def test_phi3_by_its_name(tmp_path, name, swallows):
+    """As in llama.cpp: all control and user-defined tokens but three."""
+    tokens = ["<unk>", "<s>", "</s>", "▁", "a", "<|endoftext|>", "<|user|>", "<|end|>"]
+    change = {PREFIX + "tokens": kv_array(PREFIX + "tokens", STRING, tokens)}
+    change[PREFIX + "token_type"] = kv_array(PREFIX + "token_type", I32, [2, 3, 4, 1, 1, 3, 4, 3])
+    change["general.name"] = kv("general.name", STRING, name)
+    checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", tiny_gguf(change)))
+    assert checkpoint.tokenizer().rstrip_ids == (frozenset({2, 6, 7}) if swallows else frozenset())
+    checkpoint.close()
 
 
 def test_byte_level_fields(tmp_path):
@@ -116,11 +148,9 @@ def test_add_eos_is_reported(tmp_path):
     checkpoint.close()
 
 
-def test_suppressed_tokens_are_reported(tmp_path):
-    checkpoint = opened(tmp_path, {"suppress_tokens": (I32, [4])})
-    checkpoint.tokenizer()
-    assert any("suppress_tokens" in text for text in checkpoint.report().warnings)
-    checkpoint.close()
+def test_suppressed_tokens(tmp_path):
+    assert source(tmp_path, {"suppress_tokens": (I32, [4, 6])}).suppressed == {4, 6}
+    assert source(tmp_path, {}).suppressed == frozenset()
 
 
 def test_normalizers_that_do_nothing_are_accepted(tmp_path):
@@ -157,6 +187,9 @@ def test_normalizers_that_do_nothing_are_accepted(tmp_path):
         ({"scores": (STRING, ["0"] * 8)}, CheckpointError, "expected an array of float"),
         ({"token_type": (I32, [1])}, CheckpointError, "token_type has 1 items; expected 8"),
         ({"token_type": (I32, [9] * 8)}, CheckpointError, "values outside 0 to 6"),
+        ({"suppress_tokens": (I32, [8])}, CheckpointError, r"\[8\]; expected some ids below 8"),
+        ({"suppress_tokens": (I32, [-1])}, CheckpointError, "expected some ids below 8"),
+        ({"suppress_tokens": (I32, list(range(8)))}, CheckpointError, "expected some ids below 8"),
         ({"add_bos_token": (U32, 1)}, CheckpointError, "add_bos_token is 1; expected true or fal"),
         ({"tokenizer.chat_template": (U32, 1)}, CheckpointError, "chat_template is 1; expected a"),
     ],

@@ -280,7 +280,10 @@ def test_qwen3_moe_experts():
     "changes,message",
     [
         ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5; expected a whole number from 1 to"),
-        ({"num_experts": 1 << 20}, "num_experts is 1048576; expected a whole number from 1 to 163"),
+        (
+            {"num_experts": 1 << 20},
+            "num_experts is 1048576; expected a whole number from 1 to 8192",
+        ),
         ({"num_local_experts": 5}, "num_local_experts is 5; expected 4, as in num_experts"),
         ({"mlp_only_layers": [4]}, r"mlp_only_layers is \[4\]; expected layers from 0 to 3"),
         ({"mlp_only_layers": [True]}, r"mlp_only_layers is \[True\]"),

@@ -238,7 +238,7 @@ def test_index_names_may_not_leave_the_folder(tmp_path, name):
         ({"a": ONE, "b": ONE}, "says that tensor 'b' is in .*; it is not there"),
         ({"a": 3}, "tensor 'a' is in 3; expected the name of a .safetensors file"),
         ({"a": "pytorch_model.bin"}, "expected the name of a .safetensors file"),
-        ({}, "weight_map is {}; expected an object with 1 to 65536 tensors"),
+        ({}, "weight_map is {}; expected an object with 1 to 262144 tensors"),
         ([], r"weight_map is \[\]"),
     ],
 )
