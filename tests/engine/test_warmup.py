@@ -23,7 +23,7 @@ def test_nothing_is_compiled_after_ready(mode: str, tiny_gguf: Path) -> None:
     seed = random.randrange(1 << 31)
     print("seed", seed)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", str(PROBE), str(tiny_gguf), mode, str(seed)]
+    command = [sys.executable, "-W", "ignore", str(PROBE), str(tiny_gguf), mode, str(seed), "320"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     keys = json.loads(done.stdout.splitlines()[-1])
