@@ -87,7 +87,10 @@ def main(model: str, exact: bool, seed: int, context: int) -> None:
     rng, vocab = random.Random(seed), engine.model_config.vocab_size
     for _ in range(6):
         count = rng.randint(1, 12)
-        prompts = [[rng.randrange(vocab) for _ in range(rng.randint(1, context - 20))] for _ in range(count)]
+        prompts = [
+            [rng.randrange(vocab) for _ in range(rng.randint(1, context - 20))]
+            for _ in range(count)
+        ]
         params = [
             SamplingParams(
                 temperature=rng.choice([0.0, 1.0]),
