@@ -134,6 +134,7 @@ def test_one_of_each_kind(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_checkpoint(name: str, dtype: str) -> None:
