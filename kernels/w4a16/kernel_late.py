@@ -67,7 +67,7 @@ def _group(
     # Sums of x over the planes of either bias, in all rows alike: what the biases added.
     COARSE: tl.constexpr = plane_bias(FP16, 0) + (SHIFT if SHIFT > 0 else 0)
     FINE: tl.constexpr = plane_bias(FP16, 1) + (SHIFT if SHIFT > 0 else 0)
-    ones = tl.full((ROWS, 32), 1.0, DTYPE)
+    ones = tl.full((ROWS, 32), 1.0, tl.float32).to(DTYPE)
     coarse = tl.zeros((ROWS, BM), tl.float32)
     fine = tl.zeros((ROWS, BM), tl.float32)
     for j in tl.static_range(FIRST, FIRST + COUNT):

@@ -105,7 +105,7 @@ def add_group(
     for j in tl.static_range(FIRST, FIRST + COUNT):
         part = dot(p[j], x[j], part, INTERPRET)
     if OFFSET:
-        ones = tl.full((ROWS, x[0].shape[0]), 1.0, x[0].dtype)
+        ones = tl.full((ROWS, x[0].shape[0]), 1.0, tl.float32).to(x[0].dtype)
         total = tl.zeros((ROWS, BM), tl.float32)
         for j in tl.static_range(FIRST, FIRST + COUNT):
             total = dot(ones, x[j], total, INTERPRET)

@@ -70,7 +70,7 @@ class Ops(triton_ops.TritonOps):
         self.compiles = True
 
 
-def main(model: str, exact: bool, seed: int) -> None:
+def main(model: str, exact: bool, seed: int, context: int) -> None:
     fake: Any = Driver()
     triton.runtime.driver.set_active(fake)
     for name, stand_in in {"_do_compile": note}.items():
@@ -80,14 +80,17 @@ def main(model: str, exact: bool, seed: int) -> None:
         setattr(runtime, name, lambda *_, value=value: value)
     triton_ops._tables = lambda device: None
     engine_module.make_ops = lambda config: Ops(exact)
-    options: dict[str, Any] = {"max_context": 320, "max_batch": 9, "max_batch_tokens": 160}
+    options: dict[str, Any] = {"max_context": context, "max_batch": 9, "max_batch_tokens": 160}
     engine = Engine(model, **options, exact=exact, prefix_cache=False)
     before = set(met)
     met.clear()
-    rng = random.Random(seed)
+    rng, vocab = random.Random(seed), engine.model_config.vocab_size
     for _ in range(6):
         count = rng.randint(1, 12)
-        prompts = [[rng.randrange(500) for _ in range(rng.randint(1, 300))] for _ in range(count)]
+        prompts = [
+            [rng.randrange(vocab) for _ in range(rng.randint(1, context - 20))]
+            for _ in range(count)
+        ]
         params = [
             SamplingParams(
                 temperature=rng.choice([0.0, 1.0]),
@@ -103,4 +106,4 @@ def main(model: str, exact: bool, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] == "exact", int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2] == "exact", int(sys.argv[3]), int(sys.argv[4]))

@@ -17,18 +17,37 @@ from halfbyte.engine.warmup import make_ready, row_counts, warm_up
 PROBE = Path(__file__).parent / "compile_probe.py"
 
 
-@pytest.mark.parametrize("mode", ["plain", "exact"])
-def test_nothing_is_compiled_after_ready(mode: str, tiny_gguf: Path) -> None:
-    """On a GPU that is made up as far as Triton can tell; see the probe."""
+def keys_of(model: Path, mode: str, context: int) -> tuple[int, list[str]]:
+    """How many kernels are compiled before the engine is ready, and which ones after.
+
+    On a GPU that is made up as far as Triton can tell; see the probe.
+    """
     seed = random.randrange(1 << 31)
     print("seed", seed)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", str(PROBE), str(tiny_gguf), mode, str(seed)]
+    command = [sys.executable, "-W", "ignore", str(PROBE), str(model), mode, str(seed)]
+    command.append(str(context))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     keys = json.loads(done.stdout.splitlines()[-1])
-    assert keys["before"] > 10
-    assert keys["after"] == []
+    return keys["before"], keys["after"]
+
+
+@pytest.mark.parametrize("mode", ["plain", "exact"])
+def test_nothing_is_compiled_after_ready(mode: str, tiny_gguf: Path) -> None:
+    before, after = keys_of(tiny_gguf, mode, 320)
+    assert before > 10
+    assert after == []
+
+
+# Mixed formats of q, k, v: outputs that are strips of a matrix; 8-bit inputs beside 16-bit ones.
+@pytest.mark.parametrize(
+    "name", ["autoround-4b-g64-asym-mixed-mistral", "ct-mixed-w4a16-w8a8-phi3"]
+)
+def test_nothing_is_compiled_after_ready_of_mixed_kernels(name: str, tiny_hf: Path) -> None:
+    before, after = keys_of(tiny_hf.parent / name, "plain", 256)
+    assert before > 25
+    assert after == []
 
 
 def test_row_counts_reach_every_bucket_and_the_end() -> None:
