@@ -10,62 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from halfbyte.errors import CheckpointError
 
-ZeroKind = Literal["none", "int", "float", "table", "e4m3"]
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationFormat:
-    """How the input of a linear layer is rounded before the product (W8A8).
-
-    ``q = round(clamp(x / scale + zero, low, high))`` with ties to even, and the product sees
-    ``scale * (q - zero)``. int8 uses the range -128 to 127.
-
-    Attributes:
-        kind: ``int8``, or ``e4m3`` (float8, saturating).
-        symmetric: no zero point.
-        top: a dynamic symmetric scale is the row's largest magnitude over this: 127.5
-            (compressed-tensors), 127, or 448 for e4m3. A dynamic asymmetric one is
-            ``(max(x, 0) - min(x, 0)) / 255`` with ``zero = round(-128 - min(x, 0) / scale)``.
-        scale: static scale of the whole tensor; None means a scale for each token.
-        zero: static zero point, a whole number from -128 to 127.
-    """
-
-    kind: Literal["int8", "e4m3"] = "int8"
-    symmetric: bool = True
-    top: float = 127.5
-    scale: float | None = None
-    zero: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFormat:
-    """Storage-independent format; two projections may be fused only when these are equal.
-
-    Attributes:
-        bits: bits of one code, 2 to 8.
-        group_size: weights along K that share a scale; -1 means one group over all of K.
-        zero: how a code becomes a number before scaling: ``none`` = symmetric, the zero point is
-            ``2 ** (bits - 1)``; ``int`` = ``zeros`` holds true zero points; ``float`` =
-            ``zeros`` holds an offset added after scaling; ``table`` = the code indexes
-            ``table``; ``e4m3`` = the byte is a float8_e4m3fn.
-        table: 2 ** bits values of kind ``table``, else empty.
-        act: how activations are quantized (W8A8), or None when they are not.
-        permuted: columns were reordered at load (act-order); ``perm`` says how.
-    """
-
-    bits: int
-    group_size: int
-    zero: ZeroKind = "none"
-    table: tuple[float, ...] = ()
-    act: ActivationFormat | None = None
-    permuted: bool = False
+from .weight_format import ActivationFormat as ActivationFormat
+from .weight_format import WeightFormat as WeightFormat
+from .weight_format import ZeroKind as ZeroKind
 
 
 @dataclass(slots=True)
@@ -114,7 +67,7 @@ class QuantizedLinear:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Weights [N, K] in the input's own column order; the only definition of the meaning.
 
-        Computed in float32 and rounded once to ``dtype``.
+        Computed in float32, rounded as the format says, and then to ``dtype``.
         """
         k = self.in_features
         group = k if self.format.group_size == -1 else self.format.group_size
@@ -136,7 +89,9 @@ class QuantizedLinear:
         return self._natural(w_NK, dtype)
 
     def _natural(self, w_NK: Tensor, dtype: torch.dtype) -> Tensor:
-        """Columns back in the input's own order."""
+        """Weights rounded as the format says, columns back in the input's own order."""
+        if self.format.rounds:
+            w_NK = w_NK.to(getattr(torch, self.format.rounds))
         if self.perm is not None:
             natural = torch.empty_like(w_NK)
             natural[:, self.perm.long()] = w_NK

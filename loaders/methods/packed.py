@@ -9,21 +9,23 @@ left the bits over at the top of each word unused.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..weight_format import WeightFormat
 from .base import QuantizedModule, Read
 from .ct_scheme import Scheme, WeightScheme
-from .packed_order import column_order, densely
+from .packed_order import column_order, densely, spread
 from .scaled import offset_zeros
 from .scales import (
     activation,
     check_dtype,
     check_inputs,
-    group_size,
+    form_of,
     missing,
     note_strategy,
     per_row,
@@ -106,7 +108,27 @@ def find_packed(
     label = seen.label
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
-    return QuantizedModule(module, shape, label, parts, checks=_checks(parts, k, seen.bits)), seen
+    form = _form(scheme, seen, k, parts, read)
+    checks = _checks(parts, k, seen.bits)
+    return QuantizedModule(module, shape, label, parts, form, checks), seen
+
+
+def _form(
+    scheme: Scheme,
+    seen: WeightScheme,
+    k: int,
+    parts: Mapping[str, StoredTensor],
+    read: Read,
+) -> WeightFormat | None:
+    """The canonical format; None where columns are spread unevenly, which is held dense.
+
+    A list of groups that is damaged is refused when the weight is loaded.
+    """
+    form = form_of(scheme, seen, k, "weight_zero_point" in parts)
+    if "weight_g_idx" not in parts:
+        return form
+    regular, permuted = spread(read(parts["weight_g_idx"]).long(), form.group_size, k)
+    return replace(form, permuted=permuted) if regular else None
 
 
 def _checks(parts: Mapping[str, StoredTensor], k: int, bits: int) -> tuple[str, ...]:
@@ -134,20 +156,15 @@ def load_packed(
     Raises CheckpointError for scales that are not finite, zero points that contradict the config,
     and groups of columns that do not exist.
     """
-    from ..canonical import QuantizedLinear, WeightFormat
+    from ..canonical import QuantizedLinear
 
     tensor, k = module.parts["weight_packed"], module.shape[1]
     scales = read_scales(where, seen, module.shape, module.parts["weight_scale"], read)
     raw = read(tensor)
     dense = _is_dense(raw, k, seen.bits)
     zeros = _zeros(where, module, seen, dense, read)
-    size = group_size(seen, k)
-    form = WeightFormat(
-        seen.bits,
-        size,
-        "none" if zeros is None else "int",
-        act=activation(where, scheme.inputs, module, read),
-    )
+    form = form_of(scheme, seen, k, zeros is not None)
+    form = replace(form, act=activation(where, scheme.inputs, module, read))
     codes = fields(raw, k, seen.bits, dense)
     linear = QuantizedLinear(f"{module.module}.weight", form, codes, scales, zeros, k)
     if "weight_g_idx" not in module.parts:
@@ -298,7 +315,6 @@ def _reordered(linear: QuantizedLinear, perm: Tensor) -> QuantizedLinear:
     index = perm.long()
     for rows in linear.codes.split(max(1, _CHUNK // k)):
         rows.copy_(pack_codes(unpack_codes(rows, bits, k)[:, index].contiguous(), bits))
-    form = linear.format
-    linear.format = type(form)(bits, form.group_size, form.zero, act=form.act, permuted=True)
+    linear.format = replace(linear.format, permuted=True)
     linear.perm = perm.to(torch.int32)
     return linear

@@ -7,6 +7,7 @@ What compressed-tensors calls int-quantized, float-quantized and naive-quantized
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -19,7 +20,7 @@ from .scales import (
     activation,
     check_dtype,
     check_inputs,
-    group_size,
+    form_of,
     missing,
     note_strategy,
     per_row,
@@ -97,7 +98,8 @@ def find_scaled(
     label = seen.label
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
-    return QuantizedModule(module, shape, label, parts), seen
+    form = form_of(scheme, seen, shape[1], "weight_zero_point" in parts)
+    return QuantizedModule(module, shape, label, parts, form), seen
 
 
 def load_scaled(
@@ -108,23 +110,18 @@ def load_scaled(
     Raises CheckpointError for scales that are not finite, FP8 codes that are no numbers, and
     integers outside the range of their bits.
     """
-    from ..canonical import QuantizedLinear, WeightFormat
+    from ..canonical import QuantizedLinear
 
     suffix = next(name for name in module.parts if name.startswith("weight_scale"))
     tensor = module.parts["weight"]
     scales = read_scales(where, seen, module.shape, module.parts[suffix], read)
     zeros = _zero_points(where, module, seen, read)
     if seen.kind == "float":
-        zero_kind, codes = "e4m3", _float_codes(where, tensor, read)
+        codes = _float_codes(where, tensor, read)
     else:
-        zero_kind = "none" if zeros is None else "int"
         codes = _int_codes(where, tensor, seen.bits, read)
-    form = WeightFormat(
-        seen.bits,
-        group_size(seen, module.shape[1]),
-        zero_kind,
-        act=activation(where, scheme.inputs, module, read),
-    )
+    assert module.form is not None
+    form = replace(module.form, act=activation(where, scheme.inputs, module, read))
     return QuantizedLinear(tensor.name, form, codes, scales, zeros, module.shape[1])
 
 

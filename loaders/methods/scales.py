@@ -10,13 +10,12 @@ from halfbyte.errors import CheckpointError
 
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..weight_format import ActivationFormat, WeightFormat, ZeroKind
 from .base import QuantizedModule, Read
 from .ct_scheme import InputScheme, Scheme, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..canonical import ActivationFormat
 
 FLOATS = ("F16", "BF16", "F32")
 _INTS = ("I8", "I32", "I64")
@@ -107,6 +106,25 @@ def group_size(scheme: WeightScheme, k: int) -> int:
     return size if size and (size < k or (size == k and scheme.strategy == "group")) else -1
 
 
+def form_of(scheme: Scheme, seen: WeightScheme, k: int, zeros: bool) -> WeightFormat:
+    """The canonical format of weights [N, K], but for column order and static input scales.
+
+    Args:
+        scheme: what the config says.
+        seen: the weights' scheme, with the strategy that the scales show.
+        k: K.
+        zeros: zero points are stored.
+    """
+    zero: ZeroKind = "e4m3" if seen.kind == "float" else "none"
+    if zeros and not seen.symmetric and zero == "none":
+        zero = "int"
+    inputs, act = scheme.inputs, None
+    if inputs is not None:
+        kind = "e4m3" if inputs.kind == "float" else "int8"
+        act = ActivationFormat(kind, inputs.symmetric, inputs.top)
+    return WeightFormat(seen.bits, group_size(seen, k), zero, act=act)
+
+
 def read_scales(
     where: str, scheme: WeightScheme, shape: tuple[int, int], tensor: StoredTensor, read: Read
 ) -> Tensor:
@@ -180,8 +198,6 @@ def activation(
     where: str, inputs: InputScheme | None, module: QuantizedModule, read: Read
 ) -> ActivationFormat | None:
     """The canonical rule of a module's inputs. Raises CheckpointError for impossible values."""
-    from ..canonical import ActivationFormat
-
     if inputs is None:
         return None
     kind = "e4m3" if inputs.kind == "float" else "int8"
