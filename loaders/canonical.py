@@ -16,6 +16,8 @@ from torch import Tensor
 
 from halfbyte.errors import CheckpointError
 
+from .bit_stream import pack_codes as pack_codes
+from .bit_stream import unpack_codes
 from .weight_format import ActivationFormat as ActivationFormat
 from .weight_format import WeightFormat as WeightFormat
 from .weight_format import ZeroKind as ZeroKind
@@ -159,44 +161,6 @@ def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return torch.equal(a, b)
-
-
-def pack_codes(q_NK: Tensor, bits: int) -> Tensor:
-    """Codes uint8 [N, K] to the canonical bit stream uint8 [N, ceil(K * bits / 8)].
-
-    Bits of the last byte that no code reaches are 0. Inverse of :func:`unpack_codes`.
-    """
-    if bits == 8:
-        return q_NK.contiguous()
-    missing = -q_NK.shape[1] % 8 if q_NK.shape[1] * bits % 8 else 0
-    if missing:
-        whole = torch.cat((q_NK, q_NK.new_zeros(q_NK.shape[0], missing)), dim=1)
-        return pack_codes(whole, bits)[:, : -(-q_NK.shape[1] * bits // 8)].contiguous()
-    n, k = q_NK.shape
-    if bits == 4:
-        pairs = q_NK.view(n, k // 2, 2)
-        return pairs[..., 0] | (pairs[..., 1] << 4)
-    shifts = torch.arange(bits, dtype=torch.uint8, device=q_NK.device)
-    stream = ((q_NK.unsqueeze(-1) >> shifts) & 1).view(n, k * bits // 8, 8)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=q_NK.device)
-    return (stream * weights).sum(-1, dtype=torch.uint8)
-
-
-def unpack_codes(codes: Tensor, bits: int, k: int) -> Tensor:
-    """Canonical bit stream uint8 [N, ceil(K * bits / 8)] to codes uint8 [N, K]."""
-    if bits == 8:
-        return codes
-    n = codes.shape[0]
-    if k * bits % 8:
-        whole = -(-k // 8) * 8
-        spare = codes.new_zeros(n, whole * bits // 8 - codes.shape[1])
-        return unpack_codes(torch.cat((codes, spare), dim=1), bits, whole)[:, :k]
-    if bits == 4:
-        return torch.stack((codes & 15, codes >> 4), dim=-1).view(n, k)
-    shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    stream = ((codes.unsqueeze(-1) >> shifts) & 1).view(n, k, bits)
-    weights = torch.tensor([1 << i for i in range(bits)], dtype=torch.uint8, device=codes.device)
-    return (stream * weights).sum(-1, dtype=torch.uint8)
 
 
 def _expand(per_group: Tensor, group: int, k: int) -> Tensor:
