@@ -43,11 +43,13 @@ FORMATS: dict[str, WeightFormat] = {
 
 DENSE_FORMATS = ("F32", "F16", "BF16")
 # Projections under the names that all families use, of experts, too.
-_LINEAR = re.compile(r"model\.layers\.\d+\.(?:.+\.)?(?:[a-z_]+_proj|experts\.\d+\.w[123])\.weight")
+_LINEAR = re.compile(
+    r"(?:.+\.)?layers\.\d+\.(?:.+\.)?(?:[a-z_]+_proj|experts\.\d+\.w[123])\.weight"
+)
 
 
 def is_decoder_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is the matrix (N, K) of a linear layer inside a decoder layer."""
+    """Whether a tensor, under any spelling, is the matrix (N, K) of a decoder layer."""
     return len(shape) == 2 and _LINEAR.fullmatch(name) is not None
 
 

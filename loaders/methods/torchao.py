@@ -142,7 +142,7 @@ class TorchAO:
         if "zero_point" in parts:
             expect(self._where, parts["zero_point"], ("I8", "I32", "I64", *FLOATS), scale.shape)
         label = "a scale for each row" if groups == 1 else f"g{k // groups}"
-        linear = is_decoder_linear(f"{module}.weight", shape) or module == "lm_head"
+        linear = is_decoder_linear(f"{module}.weight", shape) or module.endswith("lm_head")
         form = WeightFormat(
             8,
             -1 if groups == 1 else k // groups,
