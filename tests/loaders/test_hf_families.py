@@ -276,7 +276,7 @@ def test_names_of_wrapped_models_have_a_way_back(names: list[str]) -> None:
     values = {"model_type": "gemma3"}
     stored = {name: StoredTensor(name, "F16", (1,), 0, 0, 2) for name in names}
     found = canonical("m", stored, values, LoadReport("safetensors"))
-    assert list(found)[0] == "model.layers.0.mlp.up_proj.qweight"
+    assert next(iter(found)) == "model.layers.0.mlp.up_proj.qweight"
     spelled = spelling(names, values)
     assert [spelled(name) for name in found] == names
 
