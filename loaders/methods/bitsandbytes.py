@@ -20,7 +20,7 @@ from ..safetensors_index import StoredTensor
 from ..weight_format import FP4, NF4, WeightFormat
 from .base import QuantizedModule, Read
 from .bnb_state import KINDS, STORAGE, State4, load_4bit, read_state
-from .expect import expect, finite, missing
+from .checks import expect, finite, missing
 
 if TYPE_CHECKING:
     from ..canonical import Weight
@@ -157,7 +157,7 @@ class BitsAndBytes:
     ) -> QuantizedModule:
         codes, scales = stored.get(f"{module}.weight"), own.get("SCB")
         if codes is None or scales is None:
-            raise missing(self._where, module, ["SCB" if codes else "weight"], _INT8)
+            raise missing(self._where, module, ["SCB" if codes else "weight"], f"{_INT8} needs it")
         expect(self._where, codes, ("I8",), shape)
         expect(self._where, scales, ("F32",), shape[:1])
         layout = own.get("weight_format")

@@ -21,7 +21,7 @@ from ..json_text import parse_object
 from ..safetensors_index import StoredTensor
 from ..weight_format import Rounded, WeightFormat
 from .base import QuantizedModule, Read
-from .expect import expect, finite, missing
+from .checks import expect, finite, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +113,7 @@ def read_state(
     keys = [suffix for suffix in parts if suffix.startswith(STATE)]
     if len(keys) != 1 or keys[0].removeprefix(STATE) not in KINDS:
         if not keys:
-            raise missing(where, module, [f"{STATE}nf4"], "bitsandbytes 4 bit")
+            raise missing(where, module, [f"{STATE}nf4"], "it says how to read the codes")
         raise CheckpointError(
             f"{where}: {module} has the states {', '.join(sorted(keys)[:4])}; expected one, "
             f"{' or '.join(STATE + kind for kind in KINDS)}"
@@ -172,7 +172,7 @@ def _check_parts(where: str, module: str, parts: Mapping[str, StoredTensor], sta
         needed += ["weight.nested_absmax", "weight.nested_quant_map"]
     absent = [suffix for suffix in needed if suffix not in parts]
     if absent:
-        raise missing(where, module, absent, "bitsandbytes 4 bit")
+        raise missing(where, module, absent, "4-bit codes need it")
     codes = parts["weight"]
     nbytes = -(-math.prod(state.shape) // 2)
     if codes.dtype not in STORAGE or codes.nbytes != nbytes or codes.shape[1:] != (1,):

@@ -22,7 +22,7 @@ from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from ..weight_format import WeightFormat
 from .base import QuantizedModule, Read
-from .expect import FLOATS, expect, finite, missing
+from .checks import FLOATS, expect, finite, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,7 @@ class HQQ:
             raise self._unsupported(module, "scales or zeros that are quantized themselves")
         absent = [key for key in (*_CODES, *_META) if key not in parts]
         if absent:
-            raise missing(self._where, module, absent, "HQQ")
+            raise missing(self._where, module, absent, "HQQ needs every part of it")
         bits, packing = self._number(parts["nbits"], read), self._text(parts["packing"], read)
         if packing not in _PACKED:
             raise self._unsupported(module, f"packing {shown(packing)}")
@@ -174,7 +174,7 @@ class HQQ:
         assert form is not None
         codes = _repack(raw) if form.bits == 4 else raw.clone()
         scale, zero = (
-            finite(self._where, parts[key].name, read(parts[key])).reshape(-1)
+            finite(self._where, parts[key].name, read(parts[key])).float().reshape(-1)
             for key in ("scale", "zero")
         )
         offsets = finite(self._where, parts["zero"].name, -zero * scale)

@@ -18,20 +18,18 @@ from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from ..weight_format import WeightFormat
 from .base import QuantizedModule, Read
+from .checks import check_dtype, missing, wrong_shape
 from .ct_scheme import Scheme, WeightScheme
 from .packed_order import column_order, densely, spread
 from .scaled import offset_zeros
 from .scales import (
     activation,
-    check_dtype,
     check_inputs,
     form_of,
-    missing,
     note_strategy,
     per_row,
     read_scales,
     stored_weights,
-    wrong_shape,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +89,7 @@ def find_packed(
     _check_shape(where, module, shape, parts, stored, read)
     scale = stored.get(f"{module}.weight_scale")
     if scale is None:
-        raise missing(where, module, "weight_scale", "the weight is packed")
+        raise missing(where, module, ["weight_scale"], "the weight is packed")
     parts["weight_scale"] = scale
     seen = stored_weights(where, weights, shape, scale)
     _check_zeros(where, module, shape, seen, parts, stored)
@@ -102,7 +100,9 @@ def find_packed(
         if order.shape != (k,):
             raise wrong_shape(where, order, f"{[k]}")
     elif weights.act_order and seen.strategy == "group" and weights.group_size < k:
-        raise missing(where, module, "weight_g_idx", f"group {scheme.name} has actorder by groups")
+        raise missing(
+            where, module, ["weight_g_idx"], f"group {scheme.name} has actorder by groups"
+        )
     check_inputs(where, module, scheme, parts, stored, report)
     note_strategy(weights, seen, scheme.name, report)
     label = seen.label
@@ -243,7 +243,7 @@ def _check_shape(
     """Compare ``weight_shape`` with the shape that the model expects."""
     tensor = stored.get(f"{module}.weight_shape")
     if tensor is None:
-        raise missing(where, module, "weight_shape", "the weight is packed")
+        raise missing(where, module, ["weight_shape"], "the weight is packed")
     parts["weight_shape"] = tensor
     check_dtype(where, tensor, ("I64", "I32"))
     if tensor.shape != (2,):
@@ -268,7 +268,7 @@ def _check_zeros(
     zero = stored.get(f"{module}.weight_zero_point")
     if zero is None:
         if not seen.symmetric:
-            raise missing(where, module, "weight_zero_point", "the config says asymmetric")
+            raise missing(where, module, ["weight_zero_point"], "the config says asymmetric")
         return
     parts["weight_zero_point"] = zero
     check_dtype(where, zero, ("I32", "I8"))

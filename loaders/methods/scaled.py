@@ -15,18 +15,16 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from .base import QuantizedModule, Read
+from .checks import check_dtype, missing, wrong_shape
 from .ct_scheme import Scheme, WeightScheme
 from .scales import (
     activation,
-    check_dtype,
     check_inputs,
     form_of,
-    missing,
     note_strategy,
     per_row,
     read_scales,
     stored_weights,
-    wrong_shape,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ def find_scaled(
         raise wrong_shape(where, weight, f"{list(shape)} by the config")
     scale = stored.get(f"{module}.{scale_name}")
     if scale is None:
-        raise missing(where, module, scale_name, f"the weight is {weight.dtype}")
+        raise missing(where, module, [scale_name], f"the weight is {weight.dtype}")
     parts = {"weight": weight, scale_name: scale}
     seen = stored_weights(where, weights, shape, scale)
     zero = stored.get(f"{module}.weight_zero_point")
@@ -92,7 +90,7 @@ def find_scaled(
         if zero.shape != scale.shape:
             raise wrong_shape(where, zero, f"{list(scale.shape)} like the scales")
     elif not weights.symmetric:
-        raise missing(where, module, "weight_zero_point", f"group {scheme.name} is asymmetric")
+        raise missing(where, module, ["weight_zero_point"], f"group {scheme.name} is asymmetric")
     check_inputs(where, module, scheme, parts, stored, report)
     note_strategy(weights, seen, scheme.name, report)
     label = seen.label

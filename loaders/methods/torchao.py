@@ -22,7 +22,7 @@ from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from ..weight_format import ActivationFormat, WeightFormat
 from .base import QuantizedModule, Read
-from .expect import FLOATS, expect, finite, missing
+from .checks import FLOATS, expect, finite, missing
 
 if TYPE_CHECKING:
     from ..canonical import Weight
@@ -125,7 +125,7 @@ class TorchAO:
             raise self._unsupported(f"{module} is stored with {', '.join(sorted(others)[:4])}")
         absent = [f"_weight_{key}" for key in ("qdata", "scale") if key not in parts]
         if absent:
-            raise missing(self._where, module, absent, "torchao")
+            raise missing(self._where, module, absent, "torchao needs it to read the weight")
         codes, scale = parts["qdata"], parts["scale"]
         if codes.dtype != "I8" or codes.shape != shape:
             raise self._unsupported(
@@ -162,11 +162,11 @@ class TorchAO:
 
         (n, k), parts = module.shape, module.parts
         codes = read(parts["qdata"]).view(torch.uint8) ^ 128
-        scales = finite(self._where, parts["scale"].name, read(parts["scale"]))
+        scales = finite(self._where, parts["scale"].name, read(parts["scale"])).float()
         scales, zeros = scales.expand(n, -1).clone(), None
         if "zero_point" in parts:
             stored = parts["zero_point"]
-            points = finite(self._where, stored.name, read(stored))
+            points = finite(self._where, stored.name, read(stored)).float()
             if bool((points != 0).any()):
                 zeros = points.expand(n, -1) + 128
         name = f"{module.module}.weight"
