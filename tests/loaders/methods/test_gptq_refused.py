@@ -167,12 +167,12 @@ BAD_CONFIG: dict[str, tuple[dict[str, Any], type[HalfbyteError], str]] = {
     "no expression": (
         {"dynamic": {"+:(": {}}},
         CheckpointError,
-        "dynamic: '(' is not a regular expression",
+        "dynamic: pattern '(' is not a regular expression",
     ),
     "evil expression": (
-        {"dynamic": {"-:(.*.*)+x$": {}}},
+        {"dynamic": {r"-:(.*.*)+\1x$": {}}},
         UnsupportedModelError,
-        "the pattern '(.*.*)+x$' repeats what may match in several ways",
+        "uses groupref, which is not supported in module names",
     ),
 }
 
