@@ -20,7 +20,6 @@ from ..loaders.canonical import WeightFormat
 from ..loaders.model_config import ModelConfig
 from .explain import Linear, groups
 from .memory import KV_SHARE
-from .stored_format import stored_format
 
 KVType = Literal["16bit", "int8", "float32"]
 Target = Literal["triton", "cpu"]
@@ -181,8 +180,8 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: Target) -> Need:
     read = sum(families.values())
     if not config.tie_word_embeddings:
         table = next(info for info in infos if info.name == "model.embed_tokens.weight")
-        form, (rows, width) = stored_format(table.format), table.shape
-        linear = Linear("embedding", rows, width, table.format, form, table=True)
+        rows, width = table.shape
+        linear = Linear("embedding", rows, width, table.format, table.form, table=True)
         families["embedding"] = packed_bytes(linear, target)
     per_layer = _kv_bytes(config, kv)
     windows = tuple((per_layer, config.window(i)) for i in range(config.num_layers))
@@ -209,7 +208,8 @@ def packed_bytes(linear: Linear, target: Target) -> int:
         return n * _up(k, ALIGN) + 2 * _FLOAT * n
     if family == "codebook":
         rows, table = _up(n, ROW_ALIGN), 16 * _FLOAT
-        return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * _FLOAT + table
+        entry = _FLOAT if _wide(linear.label) else _HALF
+        return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * entry + table
     # Gate and up are padded on their own and interleaved in blocks.
     rows = _up(n // 2, ATOM_ROWS) * 2 if linear.gated else _up(n, ROW_ALIGN)
     if family == "w4a16":
@@ -269,8 +269,12 @@ def _entries(form: WeightFormat, k: int, size: int) -> int:
 
 
 def _wide(label: str) -> bool:
-    """Whether scales are no fp16 numbers: those of GGUF's super-blocks are products of two."""
-    return label.startswith(("Q", "IQ")) and label.endswith(("_K", "_XS"))
+    """Whether scales or offsets are no fp16 numbers, being products or sums of two.
+
+    So are GGUF's super-blocks, bitsandbytes' double quantization and HQQ's offsets.
+    """
+    nested = label.startswith(("Q", "IQ")) and label.endswith(("_K", "_XS"))
+    return nested or label.startswith("HQQ") or "double quantization" in label
 
 
 def _up(value: int, step: int) -> int:

@@ -25,7 +25,6 @@ from ..kernels.w8a16 import config as w8a16
 from ..loaders.base import Checkpoint, TensorInfo
 from ..loaders.canonical import WeightFormat
 from .backends.triton_weights import Family, family, table_family
-from .stored_format import stored_format
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Rows of the decode steps that are explained."""
@@ -181,7 +180,7 @@ def _fused(
 ) -> Iterator[Linear]:
     """One product when ``can_fuse`` would stack the weights, else one for each."""
     parts = take(block, names)
-    forms = [_form(p) for p in parts]
+    forms = [p.form for p in parts]
     same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
     if not same or (forms[0] is None and len({p.format for p in parts}) > 1):
         for name, part in zip(names, parts, strict=True):
@@ -193,13 +192,9 @@ def _fused(
 
 def _linear(module: str, parts: list[TensorInfo], gated: bool = False) -> Linear:
     labels = "/".join(dict.fromkeys(p.format for p in parts))
-    form = _form(parts[0])
+    form = parts[0].form
     n = sum(p.shape[0] for p in parts)
     return Linear(module, n, parts[0].shape[1], labels, form, gated)
-
-
-def _form(info: TensorInfo) -> WeightFormat | None:
-    return info.form or stored_format(info.format)
 
 
 def _linear_row(

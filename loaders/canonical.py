@@ -10,62 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from halfbyte.errors import CheckpointError
 
-ZeroKind = Literal["none", "int", "float", "table", "e4m3"]
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationFormat:
-    """How the input of a linear layer is rounded before the product (W8A8).
-
-    ``q = round(clamp(x / scale + zero, low, high))`` with ties to even, and the product sees
-    ``scale * (q - zero)``. int8 uses the range -128 to 127.
-
-    Attributes:
-        kind: ``int8``, or ``e4m3`` (float8, saturating).
-        symmetric: no zero point.
-        top: a dynamic symmetric scale is the row's largest magnitude over this: 127.5
-            (compressed-tensors), 127, or 448 for e4m3. A dynamic asymmetric one is
-            ``(max(x, 0) - min(x, 0)) / 255`` with ``zero = round(-128 - min(x, 0) / scale)``.
-        scale: static scale of the whole tensor; None means a scale for each token.
-        zero: static zero point, a whole number from -128 to 127.
-    """
-
-    kind: Literal["int8", "e4m3"] = "int8"
-    symmetric: bool = True
-    top: float = 127.5
-    scale: float | None = None
-    zero: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFormat:
-    """Storage-independent format; two projections may be fused only when these are equal.
-
-    Attributes:
-        bits: bits of one code, 2 to 8.
-        group_size: weights along K that share a scale; -1 means one group over all of K.
-        zero: how a code becomes a number before scaling: ``none`` = symmetric, the zero point is
-            ``2 ** (bits - 1)``; ``int`` = ``zeros`` holds true zero points; ``float`` =
-            ``zeros`` holds an offset added after scaling; ``table`` = the code indexes
-            ``table``; ``e4m3`` = the byte is a float8_e4m3fn.
-        table: 2 ** bits values of kind ``table``, else empty.
-        act: how activations are quantized (W8A8), or None when they are not.
-        permuted: columns were reordered at load (act-order); ``perm`` says how.
-    """
-
-    bits: int
-    group_size: int
-    zero: ZeroKind = "none"
-    table: tuple[float, ...] = ()
-    act: ActivationFormat | None = None
-    permuted: bool = False
+from .bit_stream import pack_codes as pack_codes
+from .bit_stream import unpack_codes
+from .weight_format import ActivationFormat as ActivationFormat
+from .weight_format import WeightFormat as WeightFormat
+from .weight_format import ZeroKind as ZeroKind
 
 
 @dataclass(slots=True)
@@ -114,7 +69,7 @@ class QuantizedLinear:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Weights [N, K] in the input's own column order; the only definition of the meaning.
 
-        Computed in float32 and rounded once to ``dtype``.
+        Computed in float32, rounded as the format says, and then to ``dtype``.
         """
         k = self.in_features
         group = k if self.format.group_size == -1 else self.format.group_size
@@ -136,7 +91,9 @@ class QuantizedLinear:
         return self._natural(w_NK, dtype)
 
     def _natural(self, w_NK: Tensor, dtype: torch.dtype) -> Tensor:
-        """Columns back in the input's own order."""
+        """Weights rounded as the format says, columns back in the input's own order."""
+        if self.format.rounds:
+            w_NK = w_NK.to(getattr(torch, self.format.rounds))
         if self.perm is not None:
             natural = torch.empty_like(w_NK)
             natural[:, self.perm.long()] = w_NK
@@ -204,44 +161,6 @@ def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return torch.equal(a, b)
-
-
-def pack_codes(q_NK: Tensor, bits: int) -> Tensor:
-    """Codes uint8 [N, K] to the canonical bit stream uint8 [N, ceil(K * bits / 8)].
-
-    Bits of the last byte that no code reaches are 0. Inverse of :func:`unpack_codes`.
-    """
-    if bits == 8:
-        return q_NK.contiguous()
-    missing = -q_NK.shape[1] % 8 if q_NK.shape[1] * bits % 8 else 0
-    if missing:
-        whole = torch.cat((q_NK, q_NK.new_zeros(q_NK.shape[0], missing)), dim=1)
-        return pack_codes(whole, bits)[:, : -(-q_NK.shape[1] * bits // 8)].contiguous()
-    n, k = q_NK.shape
-    if bits == 4:
-        pairs = q_NK.view(n, k // 2, 2)
-        return pairs[..., 0] | (pairs[..., 1] << 4)
-    shifts = torch.arange(bits, dtype=torch.uint8, device=q_NK.device)
-    stream = ((q_NK.unsqueeze(-1) >> shifts) & 1).view(n, k * bits // 8, 8)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=q_NK.device)
-    return (stream * weights).sum(-1, dtype=torch.uint8)
-
-
-def unpack_codes(codes: Tensor, bits: int, k: int) -> Tensor:
-    """Canonical bit stream uint8 [N, ceil(K * bits / 8)] to codes uint8 [N, K]."""
-    if bits == 8:
-        return codes
-    n = codes.shape[0]
-    if k * bits % 8:
-        whole = -(-k // 8) * 8
-        spare = codes.new_zeros(n, whole * bits // 8 - codes.shape[1])
-        return unpack_codes(torch.cat((codes, spare), dim=1), bits, whole)[:, :k]
-    if bits == 4:
-        return torch.stack((codes & 15, codes >> 4), dim=-1).view(n, k)
-    shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    stream = ((codes.unsqueeze(-1) >> shifts) & 1).view(n, k, bits)
-    weights = torch.tensor([1 << i for i in range(bits)], dtype=torch.uint8, device=codes.device)
-    return (stream * weights).sum(-1, dtype=torch.uint8)
 
 
 def _expand(per_group: Tensor, group: int, k: int) -> Tensor:

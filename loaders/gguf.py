@@ -17,7 +17,7 @@ from .gguf_experts import expert_module, split_stacks
 from .gguf_families import FAMILIES, Family
 from .gguf_parts import GGUFParts
 from .gguf_reader import GGUFTensor
-from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES
+from .gguf_types import CANONICAL, DENSE_TYPES, SUPPORTED_TYPES
 from .report import LoadReport
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class GGUFCheckpoint:
             if name not in factors
         }
         stored = {
-            name: TensorInfo(name, t.shape, t.type.name, t.nbytes)
+            name: TensorInfo(name, t.shape, t.type.name, t.nbytes, form=CANONICAL.get(t.type.name))
             for name, t in self._by_name.items()
         }
         expected = model_checks.expected_tensors(self.config)

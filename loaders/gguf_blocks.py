@@ -17,8 +17,8 @@ from torch import Tensor
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import gguf_kquants as kquants
-from .canonical import QuantizedLinear, Weight, WeightFormat
-from .gguf_types import DENSE_TYPES, SUPPORTED_TYPES, BlockType
+from .canonical import QuantizedLinear, Weight
+from .gguf_types import CANONICAL, DENSE_TYPES, SUPPORTED_TYPES, BlockType
 from .gguf_words import LOW_BITS, SIGN_BITS, Parts, half, nibbles, put, put_nibbles, words_of
 
 # Bytes of raw blocks converted at a time: enough that starting an operation costs little beside
@@ -30,12 +30,11 @@ _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloa
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Canonical form of one block type and the function that converts a chunk of blocks.
+    """Type of one block type's scales and the function that converts a chunk of blocks.
 
     ``convert(raw, out)`` takes uint8 [n, B, block bytes] and fills ``out``.
     """
 
-    format: WeightFormat
     scale_dtype: torch.dtype
     convert: Callable[[Tensor, Parts], None]
 
@@ -74,15 +73,15 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
 
 
 def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tensor) -> Weight:
-    layout = _LAYOUTS[kind.name]
+    layout, form = _LAYOUTS[kind.name], CANONICAL[kind.name]
     n, k = shape
     blocks = k // kind.elements
-    groups = kind.elements // layout.format.group_size
-    bits = layout.format.bits
+    groups = kind.elements // form.group_size
+    bits = form.bits
     raw_NBb = raw.view(n, blocks, kind.nbytes)
     codes = torch.empty(n, blocks, kind.elements * bits // 8, dtype=torch.uint8)
     scales = torch.empty(n, blocks, groups, dtype=layout.scale_dtype)
-    zeros = torch.empty_like(scales) if layout.format.zero == "float" else None
+    zeros = torch.empty_like(scales) if form.zero == "float" else None
     step = max(1, _CHUNK_BYTES // (blocks * kind.nbytes))
     for start in range(0, n, step):
         rows = slice(start, start + step)
@@ -93,7 +92,7 @@ def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Ten
     for label, values in (("scale", scales), ("minimum", zeros)):
         if values is not None:
             _check_finite(name, kind, label, values)
-    return QuantizedLinear(name, layout.format, codes.view(n, -1), scales, zeros, k)
+    return QuantizedLinear(name, form, codes.view(n, -1), scales, zeros, k)
 
 
 def _check_finite(name: str, kind: BlockType, label: str, values: Tensor) -> None:
@@ -158,27 +157,18 @@ def _q8_0(raw: Tensor, out: Parts) -> None:
     torch.bitwise_xor(words, SIGN_BITS, out=out.codes.view(torch.int64))
 
 
-# What the codes of IQ4_NL and IQ4_XS stand for.
-_IQ4 = tuple(map(float, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
-
 _LAYOUTS: dict[str, _Layout] = {
-    "Q4_0": _Layout(WeightFormat(4, 32), torch.float16, _q4_0),
-    "Q4_1": _Layout(WeightFormat(4, 32, "float"), torch.float16, _q4_1),
-    "Q5_0": _Layout(WeightFormat(5, 32), torch.float16, _q5_0),
-    "Q5_1": _Layout(WeightFormat(5, 32, "float"), torch.float16, _q5_1),
-    "Q8_0": _Layout(WeightFormat(8, 32), torch.float16, _q8_0),
-    "Q2_K": _Layout(WeightFormat(2, 16, "float"), torch.float32, kquants.q2_k),
-    "Q3_K": _Layout(WeightFormat(3, 16), torch.float32, kquants.q3_k),
-    "Q4_K": _Layout(WeightFormat(4, 32, "float"), torch.float32, kquants.q4_k),
-    "Q5_K": _Layout(WeightFormat(5, 32, "float"), torch.float32, kquants.q5_k),
-    "Q6_K": _Layout(WeightFormat(6, 16), torch.float32, kquants.q6_k),
+    "Q4_0": _Layout(torch.float16, _q4_0),
+    "Q4_1": _Layout(torch.float16, _q4_1),
+    "Q5_0": _Layout(torch.float16, _q5_0),
+    "Q5_1": _Layout(torch.float16, _q5_1),
+    "Q8_0": _Layout(torch.float16, _q8_0),
+    "Q2_K": _Layout(torch.float32, kquants.q2_k),
+    "Q3_K": _Layout(torch.float32, kquants.q3_k),
+    "Q4_K": _Layout(torch.float32, kquants.q4_k),
+    "Q5_K": _Layout(torch.float32, kquants.q5_k),
+    "Q6_K": _Layout(torch.float32, kquants.q6_k),
     # The nibbles of IQ4_NL lie as those of Q4_0; only their meaning differs.
-    "IQ4_NL": _Layout(WeightFormat(4, 32, "table", _IQ4), torch.float16, _q4_0),
-    "IQ4_XS": _Layout(WeightFormat(4, 32, "table", _IQ4), torch.float32, kquants.iq4_xs),
+    "IQ4_NL": _Layout(torch.float16, _q4_0),
+    "IQ4_XS": _Layout(torch.float32, kquants.iq4_xs),
 }
-
-
-def canonical_format(label: str) -> WeightFormat | None:
-    """Format of the weights that a block type becomes; None for dense and unknown types."""
-    layout = _LAYOUTS.get(label)
-    return None if layout is None else layout.format

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .weight_format import WeightFormat
+
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
@@ -74,9 +76,24 @@ REMOVED_TYPES: dict[int, str] = {
 }
 
 DENSE_TYPES = ("F32", "F16", "BF16")
-QUANTIZED_TYPES = (
-    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
-    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ4_NL", "IQ4_XS"),
-)
+# What the codes of IQ4_NL and IQ4_XS stand for.
+_IQ4 = tuple(map(float, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
+
+CANONICAL: dict[str, WeightFormat] = {
+    "Q4_0": WeightFormat(4, 32),
+    "Q4_1": WeightFormat(4, 32, "float"),
+    "Q5_0": WeightFormat(5, 32),
+    "Q5_1": WeightFormat(5, 32, "float"),
+    "Q8_0": WeightFormat(8, 32),
+    "Q2_K": WeightFormat(2, 16, "float"),
+    "Q3_K": WeightFormat(3, 16),
+    "Q4_K": WeightFormat(4, 32, "float"),
+    "Q5_K": WeightFormat(5, 32, "float"),
+    "Q6_K": WeightFormat(6, 16),
+    "IQ4_NL": WeightFormat(4, 32, "table", _IQ4),
+    "IQ4_XS": WeightFormat(4, 32, "table", _IQ4),
+}
+"""Quantized block type -> format of the weights that it becomes."""
+
+QUANTIZED_TYPES = tuple(CANONICAL)
 SUPPORTED_TYPES = DENSE_TYPES + QUANTIZED_TYPES

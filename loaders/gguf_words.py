@@ -5,11 +5,13 @@ Hosts are little-endian, so byte j of a word is the j-th of its eight codes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .bit_stream import SERIAL
+from .bit_stream import put as put
 
 # Byte lanes of a 64-bit word. All stay positive, so torch's signed shifts act as logical ones.
 LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
@@ -17,11 +19,6 @@ LOW_PAIRS = 0x0303030303030303
 LOW_BITS = 0x0101010101010101
 LOW_HALF = 0xFFFFFFFF
 SIGN_BITS = ~0x7F7F7F7F7F7F7F7F
-
-
-# Torch spreads operations of more elements over threads, and on a busy machine waiting for them
-# at every step costs ten times the work. ``load`` may be called from several threads instead.
-SERIAL = (1 << 15) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +54,6 @@ def half(part: Tensor) -> Tensor:
     return part.clone(memory_format=torch.contiguous_format).view(torch.float16)
 
 
-def put(codes: Tensor, words: Tensor) -> None:
-    """Write byte-wide codes as a bit stream.
-
-    Args:
-        codes: uint8 [..., bytes], contiguous; takes ``bits`` bytes for each word.
-        words: int64 [..., m] of eight codes each, no code wider than ``bits`` bits.
-    """
-    bits = codes.shape[-1] // words.shape[-1]
-    words = _squeeze(words, bits)
-    whole = 8 // math.gcd(8, bits)  # so many words fill 64-bit words of the stream
-    if words.shape[-1] % whole:
-        octets = words.view(torch.uint8).unflatten(-1, (-1, 8))
-        codes.unflatten(-1, (-1, bits)).copy_(octets[..., :bits])
-        return
-    width = 8 * bits
-    parts = words.unflatten(-1, (-1, whole)).unbind(-1)
-    stream = codes.view(torch.int64).unflatten(-1, (-1, whole * bits // 8)).unbind(-1)
-    for index, out in enumerate(stream):
-        start = 64 * index
-        first, last = start // width, (start + 63) // width
-        out.copy_(parts[first] >> (start - first * width))
-        for j in range(first + 1, last + 1):
-            out |= parts[j] << (j * width - start)
-
-
 def nibbles(words: Tensor) -> tuple[Tensor, Tensor]:
     """Low and high nibble of every byte of words [..., m], as words [..., m] of codes."""
     return words & LOW_NIBBLES, (words >> 4) & LOW_NIBBLES
@@ -106,21 +78,3 @@ def put_nibbles(codes: Tensor, qs: Tensor) -> None:
     first, second = codes.view(torch.int64).unflatten(-1, (2, -1)).unbind(-2)
     torch.bitwise_or(even & LOW_HALF, odd << 32, out=first)
     torch.bitwise_or((even >> 32) & LOW_HALF, odd & ~LOW_HALF, out=second)
-
-
-def _squeeze(words: Tensor, bits: int) -> Tensor:
-    """Close the gaps between eight ``bits``-bit codes in the bytes of each word.
-
-    Returns int64 [..., m] whose lowest ``8 bits`` bits hold the codes as a bit stream.
-    Each of three steps joins neighbouring fields: 8 -> 16 -> 32 -> 64 bits.
-    """
-    gap = 8 - bits
-    width = bits
-    for lane in (16, 32, 64):
-        low = sum(((1 << width) - 1) << at for at in range(0, 64, lane))
-        upper = words >> gap
-        upper &= low << width
-        words = words & low
-        words |= upper
-        width, gap = 2 * width, 2 * gap
-    return words

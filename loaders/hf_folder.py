@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,19 +93,21 @@ class HFFolderCheckpoint:
                 _matrix_dtype(stored),
                 self._report,
             )
-            self._infos = self._check(stored)
+            self._infos = self._check(stored, hf_names.spelling(self._files.tensors, values))
         except BaseException:
             self._files.close()
             raise
 
-    def _check(self, stored: dict[str, StoredTensor]) -> dict[str, TensorInfo]:
+    def _check(
+        self, stored: dict[str, StoredTensor], spelled: Callable[[str], str]
+    ) -> dict[str, TensorInfo]:
         report = self._report
         for file in self._files.files:
             report.files[file.path.name] = file.size
         for name in self._files.unlisted:
             report.warn(f"tensor {name} is not in the index; not used")
         expected = model_checks.expected_tensors(self.config)
-        infos = self._logical(stored, fused_shapes(expected))
+        infos = self._logical(stored, fused_shapes(expected), spelled)
         for info in infos.values():
             report.count(info.format, info.nbytes)
         infos, self._rows = split_fused(infos, expected, str(self.path))
@@ -122,24 +124,33 @@ class HFFolderCheckpoint:
         return used
 
     def _logical(
-        self, stored: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]]
+        self,
+        stored: dict[str, StoredTensor],
+        shapes: dict[str, tuple[int, ...]],
+        spelled: Callable[[str], str],
     ) -> dict[str, TensorInfo]:
         """One entry for each weight, whatever number of tensors holds it, in file order."""
-        owner: dict[str, methods.QuantizedModule] = {}
+        owner: dict[str, str] = {}
         if self._method is not None:
-            for module in self._method.modules(stored, shapes, self._read):
-                self._modules[f"{module.module}.weight"] = module
-                owner.update((part.name, module) for part in module.parts.values())
+            # Methods see the file's own names, which the rules of its config are about.
+            own = {tensor.name: tensor for tensor in stored.values()}
+            names = {spelled(name): name for name in shapes}
+            wanted = {spelled(name): shape for name, shape in shapes.items()}
+            for module in self._method.modules(own, wanted, self._read):
+                weight = f"{module.module}.weight"
+                name = names.get(weight, weight)
+                self._modules[name] = module
+                owner.update((part.name, name) for part in module.parts.values())
         infos: dict[str, TensorInfo] = {}
-        for tensor in stored.values():
-            module = owner.get(tensor.name)
+        for name, tensor in stored.items():
+            name = owner.get(tensor.name, name)
+            module = self._modules.get(name)
             if module is None:
                 dtype = self.config.dtype
-                info = TensorInfo(tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, dtype)
+                info = TensorInfo(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype)
             else:
-                name, size = f"{module.module}.weight", module.nbytes
                 told = self._claim, module.checks, module.form
-                info = TensorInfo(name, module.shape, module.format, size, *told)
+                info = TensorInfo(name, module.shape, module.format, module.nbytes, *told)
             infos[info.name] = info
         return infos
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from halfbyte.errors import CheckpointError
@@ -19,13 +19,14 @@ _PREFIXES = (
 )
 # Mixtral's names of what other mixtures of experts name like an MLP.
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_EXPERT_PARTS = {plain: short for short, plain in _MIXTRAL.items()}
 _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.")
 
 
 def canonical(
     where: str, stored: dict[str, StoredTensor], values: dict[str, Any], report: LoadReport
 ) -> dict[str, StoredTensor]:
-    """Canonical name -> header of a language model's tensors, in file order.
+    """Canonical name -> header (under the file's own name) of a language model's tensors, in order.
 
     Args:
         where: folder, for messages.
@@ -48,8 +49,36 @@ def canonical(
         name = rename(tensor.name)
         if name in found:
             raise CheckpointError(f"{where}: {name} is stored under two names")
-        found[name] = replace(tensor, name=name)
+        found[name] = tensor
     return found
+
+
+def spelling(names: Iterable[str], values: dict[str, Any]) -> Callable[[str], str]:
+    """What turns a canonical name into the one that a file has for it.
+
+    Rules of quantization configs are about the file's names, so methods work with those.
+
+    Args:
+        names: of the tensors in the files.
+        values: the parsed ``config.json``.
+    """
+    family = values.get("model_type")
+    if family == "mixtral":
+        return _mixtral_experts
+    if family != WRAPPER:
+        return str
+    names = list(names)
+    used = [pair for pair in _PREFIXES if any(name.startswith(pair[0]) for name in names)]
+    # A file of the older spelling has both of its prefixes, or a tied head.
+    used = used[:1] if used[:1] == [_PREFIXES[0]] else used
+
+    def wrapped(name: str) -> str:
+        for prefix, short in used:
+            if name.startswith(short):
+                return prefix + name.removeprefix(short)
+        return name
+
+    return wrapped
 
 
 def _unwrapped(name: str) -> str:
@@ -65,3 +94,12 @@ def _plain_experts(name: str) -> str:
         return name
     parts = [_MIXTRAL.get(part, part) for part in tail.split(".")]
     return f"{head}.mlp.{'.'.join(parts)}"
+
+
+def _mixtral_experts(name: str) -> str:
+    """Inverse of :func:`_plain_experts`."""
+    head, found, tail = name.partition(".mlp.")
+    if not found:
+        return name
+    parts = [_EXPERT_PARTS.get(part, part) for part in tail.split(".")]
+    return f"{head}.block_sparse_moe.{'.'.join(parts)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from halfbyte.errors import ConfigError
 from .base import Checkpoint, TensorInfo, TokenizerSource
 from .model_config import ModelConfig
 from .report import LoadReport
+from .weight_format import NF4, ActivationFormat, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,13 +33,23 @@ SCHEMES: dict[str, str] = {
 }
 """What ``--quantize`` offers, and what it means."""
 
+FORMATS: dict[str, WeightFormat] = {
+    "w4a16": WeightFormat(4, 128, "int"),
+    "w8a16": WeightFormat(8, 128),
+    "w8a8": WeightFormat(8, -1, act=ActivationFormat()),
+    "nf4": WeightFormat(4, 64, "table", NF4),
+}
+"""The same, as the formats that matrices get."""
+
 DENSE_FORMATS = ("F32", "F16", "BF16")
 # Projections under the names that all families use, of experts, too.
-_LINEAR = re.compile(r"model\.layers\.\d+\.(?:.+\.)?(?:[a-z_]+_proj|experts\.\d+\.w[123])\.weight")
+_LINEAR = re.compile(
+    r"(?:.+\.)?layers\.\d+\.(?:.+\.)?(?:[a-z_]+_proj|experts\.\d+\.w[123])\.weight"
+)
 
 
 def is_decoder_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is the matrix (N, K) of a linear layer inside a decoder layer."""
+    """Whether a tensor, under any spelling, is the matrix (N, K) of a decoder layer."""
     return len(shape) == 2 and _LINEAR.fullmatch(name) is not None
 
 
@@ -46,16 +58,14 @@ def quantize(scheme: str, name: str, weight_NK: Tensor) -> QuantizedLinear:
 
     ``name`` is for messages. Raises CheckpointError for weights that are not finite.
     """
-    from .canonical import ActivationFormat
     from .rtn import rtn_asymmetric, rtn_symmetric, rtn_table
 
-    if scheme == "w4a16":
-        return rtn_asymmetric(name, weight_NK, 4, 128)
-    if scheme == "w8a16":
-        return rtn_symmetric(name, weight_NK, 8, 128)
-    if scheme == "w8a8":
-        return rtn_symmetric(name, weight_NK, 8, -1, ActivationFormat())
-    return rtn_table(name, weight_NK, 64)
+    form = FORMATS[scheme]
+    if form.zero == "table":
+        return rtn_table(name, weight_NK, form.group_size, form.table)
+    if form.zero == "int":
+        return rtn_asymmetric(name, weight_NK, form.bits, form.group_size)
+    return rtn_symmetric(name, weight_NK, form.bits, form.group_size, form.act)
 
 
 class QuantizingCheckpoint:
@@ -89,6 +99,9 @@ class QuantizingCheckpoint:
                 f"quantize is {scheme}, but {inner.path} is quantized already: {shown}",
                 hint="leave the option out, or give the unquantized checkpoint",
             )
+        form = FORMATS[scheme]
+        self._infos = {info.name: info for info in inner.tensors()}
+        self._infos.update((info.name, replace(info, form=form)) for info in linears)
         self._linears = frozenset(info.name for info in linears)
         inner.report().decide(
             f"quantize on load, {scheme}: {len(linears)} linear layers rounded to nearest, "
@@ -96,8 +109,8 @@ class QuantizingCheckpoint:
         )
 
     def tensors(self) -> list[TensorInfo]:
-        """Every stored tensor, as it is in the file."""
-        return self._inner.tensors()
+        """Every stored tensor: as it is in the file, and the format that it gets."""
+        return list(self._infos.values())
 
     def load(self, name: str) -> Weight:
         """One weight by name, quantized when it is [N, K] of a decoder layer.

@@ -25,7 +25,7 @@ from ..kv_cache import LayerKV
 from ..sampling import RowSampling
 from ..step import StepInputs
 from .base import Activation, AttentionShape
-from .cpu_weights import pack_weight
+from .cpu_weights import expand_rounded, pack_weight
 from .plain import rope_of, unsupported
 
 # Rows from which AMX wins (measured: docs/performance.md).
@@ -68,6 +68,7 @@ class CompiledOps:
     Args:
         library: the loaded kernels.
         exact: use one order of sums for any number of rows.
+        rounded: weights that their format's tool rounds to 16 bits are expanded to those.
     """
 
     name = "cpu_native"
@@ -77,7 +78,7 @@ class CompiledOps:
     device = torch.device("cpu")
     alone = False
 
-    def __init__(self, library: lib.Library, exact: bool) -> None:
+    def __init__(self, library: lib.Library, exact: bool, rounded: bool = False) -> None:
         self.dtype = torch.float32
         self.kv_dtype = torch.float32
         self.library = library
@@ -86,6 +87,7 @@ class CompiledOps:
             f"C kernels, {library.threads} threads, {8 * 4 * library.lanes}-bit vectors"
             + (", AMX for prefill" if self.gemm_rows < NEVER else "")
         )
+        self._rounded = rounded
         self._arena = Arena()
         self._scratch = Scratch(self._arena)
         self._records: list[bytes] = []
@@ -99,6 +101,8 @@ class CompiledOps:
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
         """[N, K] in tiles of rows; see :mod:`.cpu_weights`."""
+        if self._rounded:
+            weight = expand_rounded(weight)
         packed = pack_weight(self._arena, self.library.lanes, weight, bias)
         self._quantizes |= packed.act is not None
         return packed

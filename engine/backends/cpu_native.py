@@ -53,7 +53,8 @@ def make_cpu_ops(config: EngineConfig) -> Ops[Any]:
         except (BuildError, OSError) as error:
             log.warning("C kernels are not available, using torch's own: %s", error)
         else:
-            return CompiledOps(library, config.exact or config.dtype == "float32")
+            full = config.dtype == "float32"
+            return CompiledOps(library, config.exact or full, full)
     torch.set_num_threads(threads)
     return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16, config.exact)
 

@@ -8,6 +8,8 @@ up to 4 bits, ragged; 5 to 8 bits     bytes (Q8)
 float8_e4m3fn                         bytes (E4M3)
 a table of 5 to 8 bits, or ragged     dense float32: no kernel looks those up
 ====================================  ==============================================
+
+Codes leave out the rounding of weights to 16 bits that some formats have; see ``expand_rounded``.
 """
 
 from __future__ import annotations
@@ -41,6 +43,22 @@ def pack_weight(arena: Arena, lanes: int, weight: Weight, bias: Tensor | None) -
         packed.order = weight.perm.to(torch.int32).contiguous()
     packed.act = weight.format.act
     return packed
+
+
+def expand_rounded(weight: Weight) -> Weight:
+    """Codes [N, K] whose format rounds each weight to 16 bits, as exactly those; else as it is.
+
+    The codes alone are a little more accurate than their tool's weights. Whoever asks for
+    float32 wants the tool's answers, and pays with four times the memory of such a matrix.
+    """
+    if isinstance(weight, Tensor) or not weight.format.rounds:
+        return weight
+    n, k = weight.shape
+    out = torch.empty(n, k, dtype=getattr(torch, weight.format.rounds))
+    for start in range(0, n, BLOCK):
+        rows = slice(start, min(start + BLOCK, n))
+        out[rows] = weight.rows(rows.start, rows.stop).dequantize(out.dtype)
+    return out
 
 
 def _pack_codes(

@@ -245,7 +245,7 @@ class AWQ:
         parts, k = module.parts, module.shape[1]
         groups = 1 if group == -1 else k // group
         qweight = read(parts["qweight"])
-        stored = checks.check_finite(self._where, parts["scales"].name, read(parts["scales"]))
+        stored = checks.finite(self._where, parts["scales"].name, read(parts["scales"]))
         zeros: Tensor | None = None
         name = "qzeros" if "qzeros" in parts else "scaled_zeros"
         if packing == "gemm":
@@ -262,7 +262,7 @@ class AWQ:
             codes = words.fast_to_stream(qweight)
             scales = words.turned(stored[:groups])
             if name in parts:
-                offsets = checks.check_finite(self._where, parts[name].name, read(parts[name]))
+                offsets = checks.finite(self._where, parts[name].name, read(parts[name]))
                 zeros = words.turned(offsets[:groups])
         if zeros is None or (packing != "gemv_fast" and bool((zeros == 8).all())):
             kind, zeros = "none", None

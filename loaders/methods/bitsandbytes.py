@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -16,9 +17,10 @@ from ..fields import Fields, shown
 from ..quantizing import DENSE_FORMATS, is_decoder_linear
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..weight_format import FP4, NF4, WeightFormat
 from .base import QuantizedModule, Read
 from .bnb_state import KINDS, STORAGE, State4, load_4bit, read_state
-from .expect import expect, finite, missing
+from .checks import expect, finite, missing
 
 if TYPE_CHECKING:
     from ..canonical import Weight
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _FORMATS = {1: "col32", 2: "col_turing", 3: "col_ampere"}
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 _INT8 = "bitsandbytes int8"
+_ROWS = WeightFormat(8, -1)
 _BLOCK = 64  # of weights quantized at load, the tool's default
 
 
@@ -138,7 +141,11 @@ class BitsAndBytes:
                 f"rows of {shape[1]} weights with blocks of {state.blocksize}: read as groups of "
                 f"{state.group} ({module} is the first)"
             )
-        return QuantizedModule(module, shape, label, parts)
+        form = None
+        if not state.dense:
+            table = read(parts["weight.quant_map"]).tolist()
+            form = replace(state.form, table=tuple(table))
+        return QuantizedModule(module, shape, label, parts, form)
 
     def _int8(
         self,
@@ -150,7 +157,7 @@ class BitsAndBytes:
     ) -> QuantizedModule:
         codes, scales = stored.get(f"{module}.weight"), own.get("SCB")
         if codes is None or scales is None:
-            raise missing(self._where, module, ["SCB" if codes else "weight"], _INT8)
+            raise missing(self._where, module, ["SCB" if codes else "weight"], f"{_INT8} needs it")
         expect(self._where, codes, ("I8",), shape)
         expect(self._where, scales, ("F32",), shape[:1])
         layout = own.get("weight_format")
@@ -165,19 +172,19 @@ class BitsAndBytes:
                     f"({_FORMATS.get(value, 'unknown')}); supported is 0 (row)",
                     hint="load and save the model with a current bitsandbytes, which keeps rows",
                 )
-        return QuantizedModule(module, shape, _INT8, {"weight": codes, **own})
+        return QuantizedModule(module, shape, _INT8, {"weight": codes, **own}, _ROWS)
 
     def _load_int8(self, module: QuantizedModule, read: Read) -> Weight:
         """``w = SCB[n] / 127 * code``, one group for each row."""
         import torch
 
-        from ..canonical import QuantizedLinear, WeightFormat
+        from ..canonical import QuantizedLinear
 
         stored = module.parts["SCB"]
         scales = finite(self._where, stored.name, read(stored)).unsqueeze(1) / 127
         codes = read(module.parts["weight"]).view(torch.uint8) ^ 128
         name = f"{module.module}.weight"
-        return QuantizedLinear(name, WeightFormat(8, -1), codes, scales, None, module.shape[1])
+        return QuantizedLinear(name, _ROWS, codes, scales, None, module.shape[1])
 
     def _compare(self, found: list[QuantizedModule]) -> None:
         """Check what the config says against the tensors, and say what is done with int8."""
@@ -237,8 +244,17 @@ class BitsAndBytes:
                 hint="name the modules, or quantize the checkpoint with bitsandbytes first",
             )
         label = f"bitsandbytes {self._kind.upper() if self._four else 'int8'} at load"
+        form = _ROWS
+        if self._four:
+            form = WeightFormat(4, _BLOCK, "table", NF4 if self._kind == "nf4" else FP4)
         found = [
-            QuantizedModule(module, (shape[0], shape[1]), label, {"weight": stored[name]})
+            QuantizedModule(
+                module,
+                (shape[0], shape[1]),
+                label,
+                {"weight": stored[name]},
+                form,
+            )
             for name, shape in shapes.items()
             if name in stored and is_decoder_linear(name, shape)
             for module in [name.removesuffix(".weight")]
@@ -263,12 +279,13 @@ class BitsAndBytes:
         )
 
     def _quantize(self, module: QuantizedModule, read: Read) -> Weight:
-        from ..rtn import FP4, NF4, rtn_symmetric, rtn_table
+        from ..rtn import rtn_symmetric, rtn_table
 
-        stored = module.parts["weight"]
+        stored, form = module.parts["weight"], module.form
+        assert form is not None
         if not self._four:
             return rtn_symmetric(stored.name, read(stored), 8, -1)
-        return rtn_table(stored.name, read(stored), _BLOCK, NF4 if self._kind == "nf4" else FP4)
+        return rtn_table(stored.name, read(stored), _BLOCK, form.table)
 
 
 def _parts(stored: Mapping[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..fields import Fields
 from ..json_text import parse_object
 from ..safetensors_index import StoredTensor
+from ..weight_format import Rounded, WeightFormat
 from .base import QuantizedModule, Read
-from .expect import expect, finite, missing
+from .checks import expect, finite, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
 STATE = "weight.quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
-DTYPES = ("float16", "bfloat16", "float32")
+Dtype = Literal["float16", "bfloat16", "float32"]
+DTYPES: dict[str, Dtype] = {
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float32": "float32",
+}
 # bnb_4bit_quant_storage: the same bytes under another type.
 STORAGE = {"U8": "uint8", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 # The kernels' tables of scales know groups of these multiples.
@@ -55,7 +61,7 @@ class State4:
 
     kind: str
     blocksize: int
-    dtype: str
+    dtype: Dtype
     shape: tuple[int, int]
     nested_blocksize: int = 0
     nested_offset: float = 0.0
@@ -74,6 +80,12 @@ class State4:
     def dense(self) -> bool:
         """Whether the blocks fit no grid of groups within rows."""
         return self.group % LEAST_GROUP != 0
+
+    @property
+    def form(self) -> WeightFormat:
+        """Canonical format, the table left out, where the weights are not dense."""
+        rounds: Rounded = "" if self.dtype == "float32" else self.dtype
+        return WeightFormat(4, self.group, "table", rounds=rounds)
 
     @property
     def label(self) -> str:
@@ -101,7 +113,7 @@ def read_state(
     keys = [suffix for suffix in parts if suffix.startswith(STATE)]
     if len(keys) != 1 or keys[0].removeprefix(STATE) not in KINDS:
         if not keys:
-            raise missing(where, module, [f"{STATE}nf4"], "bitsandbytes 4 bit")
+            raise missing(where, module, [f"{STATE}nf4"], "it says how to read the codes")
         raise CheckpointError(
             f"{where}: {module} has the states {', '.join(sorted(keys)[:4])}; expected one, "
             f"{' or '.join(STATE + kind for kind in KINDS)}"
@@ -138,7 +150,7 @@ def _parse(fields: Fields, kind: str, shape: tuple[int, int]) -> State4:
     return State4(
         kind,
         _power_of_two(fields, "blocksize"),
-        fields.text("dtype"),
+        DTYPES[fields.text("dtype")],
         shape,
         nested_blocksize,
         nested_offset,
@@ -160,7 +172,7 @@ def _check_parts(where: str, module: str, parts: Mapping[str, StoredTensor], sta
         needed += ["weight.nested_absmax", "weight.nested_quant_map"]
     absent = [suffix for suffix in needed if suffix not in parts]
     if absent:
-        raise missing(where, module, absent, "bitsandbytes 4 bit")
+        raise missing(where, module, absent, "4-bit codes need it")
     codes = parts["weight"]
     nbytes = -(-math.prod(state.shape) // 2)
     if codes.dtype not in STORAGE or codes.nbytes != nbytes or codes.shape[1:] != (1,):
@@ -184,16 +196,24 @@ def _check_parts(where: str, module: str, parts: Mapping[str, StoredTensor], sta
 def load_4bit(where: str, module: QuantizedModule, state: State4, read: Read) -> Weight:
     """The matrix [N, K]: canonical codes, or dense in the state's dtype where blocks cross rows.
 
-    Raises CheckpointError when a scale or a value of the table is not finite.
+    Raises CheckpointError when a scale or a value of the table is not finite, or weights exceed
+    the type that the tool rounds them to.
     """
     import torch
 
-    from ..canonical import QuantizedLinear, WeightFormat
+    from ..canonical import QuantizedLinear
 
     n, k = state.shape
     absmax = _absmax(where, module.parts, state, read)
     stored = module.parts["weight.quant_map"]
     table = finite(where, stored.name, read(stored))
+    most = float(table.abs().max() * absmax.abs().max())
+    if most > torch.finfo(getattr(torch, state.dtype)).max:
+        raise CheckpointError(
+            f"{where}: {module.module}.weight has values up to {most:g}, which {state.dtype}, the "
+            f"type that its quant_state names, does not hold; expected scales of such weights",
+            hint="the file is damaged: download it again",
+        )
     packed = read(module.parts["weight"]).reshape(-1).view(torch.uint8)
     if state.dense:
         return _dense(packed, table, absmax, state)
@@ -202,7 +222,7 @@ def load_4bit(where: str, module: QuantizedModule, state: State4, read: Read) ->
     scales = absmax
     if state.group != state.blocksize:
         scales = absmax.repeat_interleave(state.blocksize // state.group)[: n * k // state.group]
-    form = WeightFormat(4, state.group, "table", tuple(table.tolist()))
+    form = replace(state.form, table=tuple(table.tolist()))
     name = f"{module.module}.weight"
     return QuantizedLinear(name, form, codes.view(n, k // 2), scales.view(n, -1), None, k)
 

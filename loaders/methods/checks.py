@@ -1,8 +1,8 @@
-"""Checks that methods with several tensors a module have in common."""
+"""Checks of stored tensors that methods have in common: parts, dtypes, shapes, finite values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = ("F16", "BF16", "F32")
+_OTHER_MODEL = "the config and the weights belong to different models, or the file is damaged"
 
 
 def gather(
@@ -55,12 +56,12 @@ def gather(
     return found
 
 
-def check_dtype(where: str, tensor: StoredTensor, expected: tuple[str, ...]) -> None:
+def check_dtype(where: str, tensor: StoredTensor, expected: Iterable[str]) -> None:
     """Raise CheckpointError when the tensor's dtype is none of the expected ones."""
+    expected = tuple(expected)
     if tensor.dtype not in expected:
         raise CheckpointError(
-            f"{where}: tensor {tensor.name} has dtype {tensor.dtype}; expected "
-            f"{' or '.join(expected)}"
+            f"{where}: tensor {tensor.name} is {tensor.dtype}; expected {' or '.join(expected)}"
         )
 
 
@@ -70,20 +71,54 @@ def check_shape(where: str, tensor: StoredTensor, expected: tuple[int, ...], why
     ``why`` says what the expectation follows from, such as ``3 groups of 128``.
     """
     if tensor.shape != expected:
+        raise wrong_shape(where, tensor, f"{list(expected)} ({why})")
+
+
+def expect(
+    where: str, tensor: StoredTensor, dtypes: Collection[str], *shapes: tuple[int, ...]
+) -> StoredTensor:
+    """The tensor, if its header names one of the dtypes and one of the shapes.
+
+    Raises CheckpointError naming the folder (``where``), the tensor, found and expected.
+    """
+    if tensor.dtype not in dtypes or tensor.shape not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
         raise CheckpointError(
-            f"{where}: tensor {tensor.name} is {list(tensor.shape)}; expected {list(expected)} "
-            f"({why})"
+            f"{where}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}; expected "
+            f"{' or '.join(dtypes)} {wanted}",
+            hint=_OTHER_MODEL,
         )
+    return tensor
 
 
-def check_finite(where: str, name: str, values: Tensor) -> Tensor:
-    """The tensor, [any shape]; CheckpointError naming it when a value is NaN or infinite."""
-    finite = values.isfinite()
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        first = (~finite).nonzero()[0].tolist()
+def wrong_shape(where: str, tensor: StoredTensor, expected: str) -> CheckpointError:
+    """The error for a tensor of a shape that does not fit the others."""
+    return CheckpointError(
+        f"{where}: tensor {tensor.name} is {list(tensor.shape)}; expected {expected}",
+        hint=_OTHER_MODEL,
+    )
+
+
+def missing(where: str, module: str, suffixes: Sequence[str], why: str) -> CheckpointError:
+    """The error for parts of a quantized module that must be there."""
+    listed = ", ".join(f"{module}.{suffix}" for suffix in suffixes[:10])
+    one = len(suffixes) == 1
+    return CheckpointError(
+        f"{where}: tensor{'' if one else 's'} {listed} {'is' if one else 'are'} missing; {why}",
+        hint="the download is incomplete, or the config belongs to another model",
+    )
+
+
+def finite(where: str, name: str, values: Tensor) -> Tensor:
+    """The values, of any shape and dtype.
+
+    Raises CheckpointError naming the tensor when one is NaN or infinite.
+    """
+    good = values.isfinite()
+    if not bool(good.all()):
+        at = int((~good).flatten().nonzero()[0, 0])
         raise CheckpointError(
-            f"{where}: tensor {name} has {bad} values that are not finite, the first at {first}; "
+            f"{where}: tensor {name} holds {float(values.flatten()[at])} at element {at}; "
             "expected finite numbers",
             hint="the file is damaged: download it again",
         )

@@ -15,11 +15,12 @@ from ..fields import Fields, shown
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from .base import QuantizedModule, Read
+from .checks import FLOATS
 from .ct_rules import Rules, classes_of, texts
 from .ct_scheme import Scheme, WeightScheme, groups_of, preset, read_scheme
 from .packed import find_packed, load_packed
 from .scaled import find_scaled, load_scaled
-from .scales import FLOATS, with_kv_scales
+from .scales import with_kv_scales
 
 if TYPE_CHECKING:
     from ..canonical import Weight

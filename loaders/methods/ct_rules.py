@@ -14,11 +14,10 @@ from typing import Any
 from halfbyte.errors import CheckpointError
 
 from ..fields import shown
-from ..name_patterns import NamePattern
+from ..name_patterns import Patterns
 
 MAX_RULES = 1 << 14
 MAX_EXPRESSIONS = 256
-MAX_TOTAL_STEPS = 2_000_000
 _PREFIX = "re:"
 
 
@@ -34,7 +33,6 @@ class Rules:
     """
 
     def __init__(self, where: str, rules: Mapping[str, str]) -> None:
-        self._where = where
         self._groups = dict(rules)
         expressions = sorted(rule for rule in rules if rule.startswith(_PREFIX))
         if len(rules) > MAX_RULES or len(expressions) > MAX_EXPRESSIONS:
@@ -42,9 +40,8 @@ class Rules:
                 f"{where}: {len(rules)} rules, {len(expressions)} of them expressions; expected at "
                 f"most {MAX_RULES} and {MAX_EXPRESSIONS}"
             )
-        self._patterns = [
-            (rule, NamePattern(rule.removeprefix(_PREFIX), where)) for rule in expressions
-        ]
+        self._expressions = expressions
+        self._patterns = Patterns(where, [rule.removeprefix(_PREFIX) for rule in expressions])
 
     def rule_for(self, module: str, classes: Iterable[str]) -> str | None:
         """The most specific rule that the module matches, or None.
@@ -58,13 +55,10 @@ class Rules:
         """
         if module in self._groups:
             return module
-        found = next((rule for rule, pattern in self._patterns if pattern.matches(module)), None)
-        if sum(pattern.spent for _, pattern in self._patterns) > MAX_TOTAL_STEPS:
-            raise CheckpointError(
-                f"{self._where}: the expressions take over {MAX_TOTAL_STEPS} steps in all",
-                hint="no quantization tool writes such rules: the config is crafted",
-            )
-        return found or next((name for name in classes if name in self._groups), None)
+        found = self._patterns.first(module)
+        if found is not None:
+            return self._expressions[found]
+        return next((name for name in classes if name in self._groups), None)
 
     def group_for(self, module: str, classes: Iterable[str]) -> str | None:
         """Name of the group that the module belongs to, or None."""

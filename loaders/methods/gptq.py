@@ -219,7 +219,7 @@ class GPTQ:
         n, k = module.shape
         bits = plan.bits
         stored_GN = read(parts["scales"])
-        scales = words.turned(checks.check_finite(self._where, parts["scales"].name, stored_GN))
+        scales = words.turned(checks.finite(self._where, parts["scales"].name, stored_GN))
         zeros_GN = self._zeros(parts["qzeros"], plan, n, read)
         codes = words.stream_from_columns(read(parts["qweight"]), bits, k)
         if plan.g_idx is not None:

@@ -20,8 +20,9 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..fields import shown
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..weight_format import WeightFormat
 from .base import QuantizedModule, Read
-from .expect import FLOATS, expect, finite, missing
+from .checks import FLOATS, expect, finite, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +100,7 @@ class HQQ:
             raise self._unsupported(module, "scales or zeros that are quantized themselves")
         absent = [key for key in (*_CODES, *_META) if key not in parts]
         if absent:
-            raise missing(self._where, module, absent, "HQQ")
+            raise missing(self._where, module, absent, "HQQ needs every part of it")
         bits, packing = self._number(parts["nbits"], read), self._text(parts["packing"], read)
         if packing not in _PACKED:
             raise self._unsupported(module, f"packing {shown(packing)}")
@@ -120,7 +121,8 @@ class HQQ:
         group = self._number(parts["group_size"], read)
         self._check(module, parts, shape, group, 4 if packing == "4bit_u8" else 8)
         self._group[module] = group
-        return QuantizedModule(module, shape, f"HQQ {bits}-bit g{group}", parts)
+        form = WeightFormat(4 if packing == "4bit_u8" else 8, math.gcd(group, shape[1]), "float")
+        return QuantizedModule(module, shape, f"HQQ {bits}-bit g{group}", parts, form)
 
     def _check(
         self,
@@ -163,21 +165,21 @@ class HQQ:
         """
         import torch
 
-        from ..canonical import QuantizedLinear, WeightFormat
+        from ..canonical import QuantizedLinear
 
         (n, k), group = module.shape, self._group[module.module]
         parts = module.parts
         raw = read(parts["W_q"]).reshape(-1).view(torch.uint8).view(-1, group)
-        bits = 4 if parts["W_q"].nbytes * 2 == n * k else 8
-        codes = _repack(raw) if bits == 4 else raw.clone()
+        form = module.form
+        assert form is not None
+        codes = _repack(raw) if form.bits == 4 else raw.clone()
         scale, zero = (
-            finite(self._where, parts[key].name, read(parts[key])).reshape(-1)
+            finite(self._where, parts[key].name, read(parts[key])).float().reshape(-1)
             for key in ("scale", "zero")
         )
         offsets = finite(self._where, parts["zero"].name, -zero * scale)
-        fine = math.gcd(group, k)
-        scales, offsets = (t.repeat_interleave(group // fine).view(n, -1) for t in (scale, offsets))
-        form = WeightFormat(bits, fine, "float")
+        times = group // form.group_size
+        scales, offsets = (t.repeat_interleave(times).view(n, -1) for t in (scale, offsets))
         name = f"{module.module}.weight"
         return QuantizedLinear(name, form, codes.view(n, -1), scales, offsets, k)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from halfbyte.errors import UnsupportedModelError
 
 from ..fields import Fields, shown
-from .patterns import Patterns
+from ..name_patterns import Patterns
 
 # From here on a "quantized" weight is a plain one.
 PLAIN_BITS = 16

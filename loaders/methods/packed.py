@@ -9,27 +9,27 @@ left the bits over at the top of each word unused.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..weight_format import WeightFormat
 from .base import QuantizedModule, Read
+from .checks import check_dtype, missing, wrong_shape
 from .ct_scheme import Scheme, WeightScheme
-from .packed_order import column_order, densely
+from .packed_order import column_order, densely, spread
 from .scaled import offset_zeros
 from .scales import (
     activation,
-    check_dtype,
     check_inputs,
-    group_size,
-    missing,
+    form_of,
     note_strategy,
     per_row,
     read_scales,
     stored_weights,
-    wrong_shape,
 )
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def find_packed(
     _check_shape(where, module, shape, parts, stored, read)
     scale = stored.get(f"{module}.weight_scale")
     if scale is None:
-        raise missing(where, module, "weight_scale", "the weight is packed")
+        raise missing(where, module, ["weight_scale"], "the weight is packed")
     parts["weight_scale"] = scale
     seen = stored_weights(where, weights, shape, scale)
     _check_zeros(where, module, shape, seen, parts, stored)
@@ -100,13 +100,35 @@ def find_packed(
         if order.shape != (k,):
             raise wrong_shape(where, order, f"{[k]}")
     elif weights.act_order and seen.strategy == "group" and weights.group_size < k:
-        raise missing(where, module, "weight_g_idx", f"group {scheme.name} has actorder by groups")
+        raise missing(
+            where, module, ["weight_g_idx"], f"group {scheme.name} has actorder by groups"
+        )
     check_inputs(where, module, scheme, parts, stored, report)
     note_strategy(weights, seen, scheme.name, report)
     label = seen.label
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
-    return QuantizedModule(module, shape, label, parts, checks=_checks(parts, k, seen.bits)), seen
+    form = _form(scheme, seen, k, parts, read)
+    checks = _checks(parts, k, seen.bits)
+    return QuantizedModule(module, shape, label, parts, form, checks), seen
+
+
+def _form(
+    scheme: Scheme,
+    seen: WeightScheme,
+    k: int,
+    parts: Mapping[str, StoredTensor],
+    read: Read,
+) -> WeightFormat | None:
+    """The canonical format; None where columns are spread unevenly, which is held dense.
+
+    A list of groups that is damaged is refused when the weight is loaded.
+    """
+    form = form_of(scheme, seen, k, "weight_zero_point" in parts)
+    if "weight_g_idx" not in parts:
+        return form
+    regular, permuted = spread(read(parts["weight_g_idx"]).long(), form.group_size, k)
+    return replace(form, permuted=permuted) if regular else None
 
 
 def _checks(parts: Mapping[str, StoredTensor], k: int, bits: int) -> tuple[str, ...]:
@@ -134,20 +156,15 @@ def load_packed(
     Raises CheckpointError for scales that are not finite, zero points that contradict the config,
     and groups of columns that do not exist.
     """
-    from ..canonical import QuantizedLinear, WeightFormat
+    from ..canonical import QuantizedLinear
 
     tensor, k = module.parts["weight_packed"], module.shape[1]
     scales = read_scales(where, seen, module.shape, module.parts["weight_scale"], read)
     raw = read(tensor)
     dense = _is_dense(raw, k, seen.bits)
     zeros = _zeros(where, module, seen, dense, read)
-    size = group_size(seen, k)
-    form = WeightFormat(
-        seen.bits,
-        size,
-        "none" if zeros is None else "int",
-        act=activation(where, scheme.inputs, module, read),
-    )
+    form = form_of(scheme, seen, k, zeros is not None)
+    form = replace(form, act=activation(where, scheme.inputs, module, read))
     codes = fields(raw, k, seen.bits, dense)
     linear = QuantizedLinear(f"{module.module}.weight", form, codes, scales, zeros, k)
     if "weight_g_idx" not in module.parts:
@@ -226,7 +243,7 @@ def _check_shape(
     """Compare ``weight_shape`` with the shape that the model expects."""
     tensor = stored.get(f"{module}.weight_shape")
     if tensor is None:
-        raise missing(where, module, "weight_shape", "the weight is packed")
+        raise missing(where, module, ["weight_shape"], "the weight is packed")
     parts["weight_shape"] = tensor
     check_dtype(where, tensor, ("I64", "I32"))
     if tensor.shape != (2,):
@@ -251,7 +268,7 @@ def _check_zeros(
     zero = stored.get(f"{module}.weight_zero_point")
     if zero is None:
         if not seen.symmetric:
-            raise missing(where, module, "weight_zero_point", "the config says asymmetric")
+            raise missing(where, module, ["weight_zero_point"], "the config says asymmetric")
         return
     parts["weight_zero_point"] = zero
     check_dtype(where, zero, ("I32", "I8"))
@@ -298,7 +315,6 @@ def _reordered(linear: QuantizedLinear, perm: Tensor) -> QuantizedLinear:
     index = perm.long()
     for rows in linear.codes.split(max(1, _CHUNK // k)):
         rows.copy_(pack_codes(unpack_codes(rows, bits, k)[:, index].contiguous(), bits))
-    form = linear.format
-    linear.format = type(form)(bits, form.group_size, form.zero, act=form.act, permuted=True)
+    linear.format = replace(linear.format, permuted=True)
     linear.perm = perm.to(torch.int32)
     return linear

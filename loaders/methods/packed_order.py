@@ -51,12 +51,20 @@ def column_order(
             f"{where}: tensor {tensor.name} holds {low if low < 0 else high}; expected groups "
             f"from 0 to {groups - 1}"
         )
-    size = k if linear.format.group_size == -1 else linear.format.group_size
-    regular = torch.arange(k) // size
-    if torch.equal(group_of, regular):
+    regular, permuted = spread(group_of, linear.format.group_size, k)
+    if not permuted:
         return None
-    ordered, perm = torch.sort(group_of, stable=True)
-    return ColumnOrder(group_of, perm if torch.equal(ordered, regular) else None)
+    return ColumnOrder(group_of, torch.sort(group_of, stable=True)[1] if regular else None)
+
+
+def spread(group_of: Tensor, group: int, k: int) -> tuple[bool, bool]:
+    """(groups have equal sizes, columns must be sorted by them) of the groups int64 [K]."""
+    import torch
+
+    runs = torch.arange(k) // (k if group == -1 else group)
+    if torch.equal(group_of, runs) or bool((group_of == -1).all()):
+        return True, False
+    return torch.equal(group_of.sort()[0], runs), True
 
 
 def densely(linear: QuantizedLinear, group_of: Tensor) -> Tensor:

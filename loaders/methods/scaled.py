@@ -7,6 +7,7 @@ What compressed-tensors calls int-quantized, float-quantized and naive-quantized
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -14,19 +15,17 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from .base import QuantizedModule, Read
+from .checks import check_dtype, missing, wrong_shape
 from .ct_scheme import Scheme, WeightScheme
 from .expect import finite
 from .scales import (
     activation,
-    check_dtype,
     check_inputs,
-    group_size,
-    missing,
+    form_of,
     note_strategy,
     per_row,
     read_scales,
     stored_weights,
-    wrong_shape,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def find_scaled(
         raise wrong_shape(where, weight, f"{list(shape)} by the config")
     scale = stored.get(f"{module}.{scale_name}")
     if scale is None:
-        raise missing(where, module, scale_name, f"the weight is {weight.dtype}")
+        raise missing(where, module, [scale_name], f"the weight is {weight.dtype}")
     parts = {"weight": weight, scale_name: scale}
     seen = stored_weights(where, weights, shape, scale)
     zero = stored.get(f"{module}.weight_zero_point")
@@ -92,13 +91,14 @@ def find_scaled(
         if zero.shape != scale.shape:
             raise wrong_shape(where, zero, f"{list(scale.shape)} like the scales")
     elif not weights.symmetric:
-        raise missing(where, module, "weight_zero_point", f"group {scheme.name} is asymmetric")
+        raise missing(where, module, ["weight_zero_point"], f"group {scheme.name} is asymmetric")
     check_inputs(where, module, scheme, parts, stored, report)
     note_strategy(weights, seen, scheme.name, report)
     label = seen.label
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
-    return QuantizedModule(module, shape, label, parts), seen
+    form = form_of(scheme, seen, shape[1], "weight_zero_point" in parts)
+    return QuantizedModule(module, shape, label, parts, form), seen
 
 
 def load_scaled(
@@ -109,23 +109,18 @@ def load_scaled(
     Raises CheckpointError for scales that are not finite, FP8 codes that are no numbers, and
     integers outside the range of their bits.
     """
-    from ..canonical import QuantizedLinear, WeightFormat
+    from ..canonical import QuantizedLinear
 
     suffix = next(name for name in module.parts if name.startswith("weight_scale"))
     tensor = module.parts["weight"]
     scales = read_scales(where, seen, module.shape, module.parts[suffix], read)
     zeros = _zero_points(where, module, seen, read)
     if seen.kind == "float":
-        zero_kind, codes = "e4m3", _float_codes(where, tensor, read)
+        codes = _float_codes(where, tensor, read)
     else:
-        zero_kind = "none" if zeros is None else "int"
         codes = _int_codes(where, tensor, seen.bits, read)
-    form = WeightFormat(
-        seen.bits,
-        group_size(seen, module.shape[1]),
-        zero_kind,
-        act=activation(where, scheme.inputs, module, read),
-    )
+    assert module.form is not None
+    form = replace(module.form, act=activation(where, scheme.inputs, module, read))
     return QuantizedLinear(tensor.name, form, codes, scales, zeros, module.shape[1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,43 +10,17 @@ from halfbyte.errors import CheckpointError
 
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..weight_format import ActivationFormat, WeightFormat, ZeroKind
 from .base import QuantizedModule, Read
+from .checks import FLOATS, check_dtype, finite, missing, wrong_shape
 from .ct_scheme import InputScheme, Scheme, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..canonical import ActivationFormat
-
-FLOATS = ("F16", "BF16", "F32")
 _INTS = ("I8", "I32", "I64")
 # Tensors of a quantized KV cache, by the end of their names.
 _KV_ENDINGS = ("k_scale", "v_scale", "k_proj.output_scale", "v_proj.output_scale")
-
-
-def check_dtype(where: str, tensor: StoredTensor, allowed: Iterable[str]) -> None:
-    """Raise CheckpointError when a tensor is not of one of the allowed dtypes."""
-    allowed = tuple(allowed)
-    if tensor.dtype not in allowed:
-        raise CheckpointError(
-            f"{where}: tensor {tensor.name} is {tensor.dtype}; expected {' or '.join(allowed)}"
-        )
-
-
-def wrong_shape(where: str, tensor: StoredTensor, expected: str) -> CheckpointError:
-    """The error for a tensor of a shape that does not fit the others."""
-    return CheckpointError(
-        f"{where}: tensor {tensor.name} is {list(tensor.shape)}; expected {expected}",
-        hint="the config and the weights belong to different models, or the file is damaged",
-    )
-
-
-def missing(where: str, module: str, suffix: str, why: str) -> CheckpointError:
-    """The error for a tensor that must be there."""
-    return CheckpointError(
-        f"{where}: tensor {module}.{suffix} is missing; {why}",
-        hint="the download is incomplete, or the config belongs to another model",
-    )
 
 
 def stored_weights(
@@ -107,27 +81,30 @@ def group_size(scheme: WeightScheme, k: int) -> int:
     return size if size and (size < k or (size == k and scheme.strategy == "group")) else -1
 
 
+def form_of(scheme: Scheme, seen: WeightScheme, k: int, zeros: bool) -> WeightFormat:
+    """The canonical format of weights [N, K], but for column order and static input scales.
+
+    Args:
+        scheme: what the config says.
+        seen: the weights' scheme, with the strategy that the scales show.
+        k: K.
+        zeros: zero points are stored.
+    """
+    zero: ZeroKind = "e4m3" if seen.kind == "float" else "none"
+    if zeros and not seen.symmetric and zero == "none":
+        zero = "int"
+    inputs, act = scheme.inputs, None
+    if inputs is not None:
+        kind = "e4m3" if inputs.kind == "float" else "int8"
+        act = ActivationFormat(kind, inputs.symmetric, inputs.top)
+    return WeightFormat(seen.bits, group_size(seen, k), zero, act=act)
+
+
 def read_scales(
     where: str, scheme: WeightScheme, shape: tuple[int, int], tensor: StoredTensor, read: Read
 ) -> Tensor:
     """Scales [N, G] of every row, in the file's dtype. Raises CheckpointError unless finite."""
-    return per_row(scheme, shape, finite(where, tensor, read))
-
-
-def finite(where: str, tensor: StoredTensor, read: Read) -> Tensor:
-    """A stored float tensor of any shape, checked; raises CheckpointError unless finite."""
-    import torch
-
-    values = read(tensor)
-    good = torch.isfinite(values)
-    if not good.all():
-        at = int((~good.reshape(-1)).nonzero()[0])
-        raise CheckpointError(
-            f"{where}: tensor {tensor.name} holds {values.reshape(-1)[at].item()} at element {at}; "
-            "expected finite scales",
-            hint="the file is damaged: download it again, or quantize the model again",
-        )
-    return values
+    return per_row(scheme, shape, finite(where, tensor.name, read(tensor)))
 
 
 def per_row(scheme: WeightScheme, shape: tuple[int, int], values: Tensor) -> Tensor:
@@ -165,10 +142,12 @@ def check_inputs(
             report.warn(f"stored input scales are not used: the config says inputs are {how}")
         return
     if "input_scale" not in found:
-        raise missing(where, module, "input_scale", f"group {scheme.name} has static input scales")
+        raise missing(
+            where, module, ["input_scale"], f"group {scheme.name} has static input scales"
+        )
     if not inputs.symmetric and "input_zero_point" not in found:
         raise missing(
-            where, module, "input_zero_point", f"inputs of group {scheme.name} are asymmetric"
+            where, module, ["input_zero_point"], f"inputs of group {scheme.name} are asymmetric"
         )
     for suffix, tensor in found.items():
         check_dtype(where, tensor, FLOATS if suffix == "input_scale" else (*_INTS, "F8_E4M3"))
@@ -180,15 +159,13 @@ def activation(
     where: str, inputs: InputScheme | None, module: QuantizedModule, read: Read
 ) -> ActivationFormat | None:
     """The canonical rule of a module's inputs. Raises CheckpointError for impossible values."""
-    from ..canonical import ActivationFormat
-
     if inputs is None:
         return None
     kind = "e4m3" if inputs.kind == "float" else "int8"
     if inputs.dynamic:
         return ActivationFormat(kind, inputs.symmetric, inputs.top)
     tensor = module.parts["input_scale"]
-    scale = float(finite(where, tensor, read).float().item())
+    scale = float(finite(where, tensor.name, read(tensor)).float().item())
     if scale <= 0:
         raise CheckpointError(
             f"{where}: tensor {tensor.name} holds {scale}; expected a positive scale"

@@ -11,6 +11,7 @@ Source: torchao 0.18, ``prototype/safetensors`` and ``quantization/quantize_/wor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -19,8 +20,9 @@ from ..fields import shown
 from ..quantizing import is_decoder_linear
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..weight_format import ActivationFormat, WeightFormat
 from .base import QuantizedModule, Read
-from .expect import FLOATS, expect, finite, missing
+from .checks import FLOATS, expect, finite, missing
 
 if TYPE_CHECKING:
     from ..canonical import Weight
@@ -123,7 +125,7 @@ class TorchAO:
             raise self._unsupported(f"{module} is stored with {', '.join(sorted(others)[:4])}")
         absent = [f"_weight_{key}" for key in ("qdata", "scale") if key not in parts]
         if absent:
-            raise missing(self._where, module, absent, "torchao")
+            raise missing(self._where, module, absent, "torchao needs it to read the weight")
         codes, scale = parts["qdata"], parts["scale"]
         if codes.dtype != "I8" or codes.shape != shape:
             raise self._unsupported(
@@ -140,7 +142,14 @@ class TorchAO:
         if "zero_point" in parts:
             expect(self._where, parts["zero_point"], ("I8", "I32", "I64", *FLOATS), scale.shape)
         label = "a scale for each row" if groups == 1 else f"g{k // groups}"
-        return QuantizedModule(module, shape, f"torchao int8 {label}", parts)
+        linear = is_decoder_linear(f"{module}.weight", shape) or module.endswith("lm_head")
+        form = WeightFormat(
+            8,
+            -1 if groups == 1 else k // groups,
+            "int" if "zero_point" in parts else "none",
+            act=ActivationFormat() if self._dynamic and linear else None,
+        )
+        return QuantizedModule(module, shape, f"torchao int8 {label}", parts, form)
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The matrix [N, K] as codes.
@@ -149,23 +158,20 @@ class TorchAO:
         """
         import torch
 
-        from ..canonical import ActivationFormat, QuantizedLinear, WeightFormat
+        from ..canonical import QuantizedLinear
 
         (n, k), parts = module.shape, module.parts
         codes = read(parts["qdata"]).view(torch.uint8) ^ 128
-        scales = finite(self._where, parts["scale"].name, read(parts["scale"]))
-        group = -1 if scales.shape[1] == 1 else k // scales.shape[1]
+        scales = finite(self._where, parts["scale"].name, read(parts["scale"])).float()
         scales, zeros = scales.expand(n, -1).clone(), None
         if "zero_point" in parts:
             stored = parts["zero_point"]
-            points = finite(self._where, stored.name, read(stored))
+            points = finite(self._where, stored.name, read(stored)).float()
             if bool((points != 0).any()):
                 zeros = points.expand(n, -1) + 128
         name = f"{module.module}.weight"
-        linear = is_decoder_linear(name, module.shape) or module.module == "lm_head"
-        act = ActivationFormat() if self._dynamic and linear else None
-        kind = "none" if zeros is None else "int"
-        form = WeightFormat(8, group, kind, act=act)
+        assert module.form is not None
+        form = replace(module.form, zero="none" if zeros is None else "int")
         return QuantizedLinear(name, form, codes, scales, zeros, k)
 
     def _unsupported(self, what: str) -> UnsupportedModelError:

@@ -18,8 +18,7 @@ from halfbyte.kernels.w8a16.op import PackedW8A16
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import TensorInfo
 from halfbyte.loaders.canonical import ActivationFormat, QuantizedLinear, WeightFormat, pack_codes
-from halfbyte.loaders.gguf_blocks import canonical_format
-from halfbyte.loaders.gguf_types import QUANTIZED_TYPES, SUPPORTED_TYPES
+from halfbyte.loaders.gguf_types import CANONICAL, QUANTIZED_TYPES, SUPPORTED_TYPES
 from halfbyte.loaders.model_config import ModelConfig
 
 H100 = find_device("sm_90")
@@ -49,7 +48,8 @@ class Headers:
         self.infos = []
         for name, shape in shapes.items():
             label = next((f for part, f in formats.items() if part in name), formats[""])
-            self.infos.append(TensorInfo(f"{name}.weight", shape, label, 1))
+            form = CANONICAL.get(label)
+            self.infos.append(TensorInfo(f"{name}.weight", shape, label, 1, form=form))
 
     def tensors(self) -> list[TensorInfo]:
         return self.infos
@@ -96,7 +96,7 @@ def test_mixed_formats_group_their_layers():
 @pytest.mark.parametrize("label", ["Q4_0", "Q8_0", "Q6_K"])
 def test_a_tied_head_is_packed_as_the_table_is(label):
     (head,) = [x for x, layers in groups(headers({"": label}, tied=True)) if not layers]
-    form = canonical_format(label)
+    form = CANONICAL.get(label)
     assert form is not None
     table = pack_table(_quantized(form, 128, 256), torch.float16, torch.device("cpu"))
     assert isinstance(table.packed, PackedW8A16)
@@ -117,7 +117,7 @@ def test_w8a8_names_its_tile(floating):
 
 @pytest.mark.parametrize("label", SUPPORTED_TYPES)
 def test_formats_are_carried_as_the_packer_does(label):
-    form = canonical_format(label)
+    form = CANONICAL.get(label)
     assert (form is not None) == (label in QUANTIZED_TYPES)
     linear = Linear("w", 192, 256, label, form)
     if form is None:
@@ -199,7 +199,7 @@ def test_experts_are_one_entry_and_the_router_another() -> None:
         for expert in range(3):
             for name, shape in {"gate": (64, 256), "up": (64, 256), "down": (256, 64)}.items():
                 full = f"{block}.experts.{expert}.{name}_proj.weight"
-                kept.append(TensorInfo(full, shape, "Q4_K", 1))
+                kept.append(TensorInfo(full, shape, "Q4_K", 1, form=CANONICAL["Q4_K"]))
     checkpoint.infos = kept
     found = {linear.module: (linear, layers) for linear, layers in groups(checkpoint)}
     router, gate_up = found["gate"], found["gate_proj + up_proj"]

@@ -25,8 +25,8 @@ from halfbyte.loaders.hf_families import FAMILIES, experts
 from halfbyte.loaders.hf_rope import read_rope
 from halfbyte.loaders.methods.ct_scheme import WeightScheme
 from halfbyte.loaders.methods.gptq_config import read_gptq_config
-from halfbyte.loaders.methods.patterns import Patterns
 from halfbyte.loaders.methods.scaled import offset_zeros
+from halfbyte.loaders.name_patterns import Patterns
 from halfbyte.loaders.report import MAX_TEXTS, LoadReport
 from halfbyte.loaders.safetensors_index import INDEX, SafetensorsFiles
 

@@ -11,7 +11,7 @@ from test_hf_config import read
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.loaders.hf_config import rounded
-from halfbyte.loaders.hf_names import canonical
+from halfbyte.loaders.hf_names import canonical, spelling
 from halfbyte.loaders.model_checks import expected_tensors
 from halfbyte.loaders.model_config import Experts, RopeConfig
 from halfbyte.loaders.report import LoadReport
@@ -263,6 +263,24 @@ def test_mixtral_experts():
     assert "model.layers.0.mlp.down_proj.weight" not in tensors
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["model.language_model.layers.0.mlp.up_proj.qweight", "lm_head.weight"],
+        ["language_model.model.layers.0.mlp.up_proj.qweight", "language_model.lm_head.weight"],
+        ["language_model.model.layers.0.mlp.up_proj.qweight"],
+        ["model.layers.0.mlp.up_proj.qweight", "lm_head.weight"],
+    ],
+)
+def test_names_of_wrapped_models_have_a_way_back(names: list[str]) -> None:
+    values = {"model_type": "gemma3"}
+    stored = {name: StoredTensor(name, "F16", (1,), 0, 0, 2) for name in names}
+    found = canonical("m", stored, values, LoadReport("safetensors"))
+    assert next(iter(found)) == "model.layers.0.mlp.up_proj.qweight"
+    spelled = spelling(names, values)
+    assert [spelled(name) for name in found] == names
+
+
 def test_qwen3_moe_experts():
     found = read(QWEN_MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [3]})
     assert found.experts == Experts(4, 2, 6, False, (False, True, False, False))
@@ -312,7 +330,9 @@ def test_names_of_mixtrals_experts():
         "model.layers.0.mlp.experts.1.up_proj.scales",
         "model.norm.weight",
     ]
-    assert [tensor.name for tensor in found.values()] == list(found)
+    assert [tensor.name for tensor in found.values()] == names
+    spelled = spelling(names, {"model_type": "mixtral"})
+    assert [spelled(name) for name in found] == names
     assert canonical("m", stored, {"model_type": "llama"}, report) is stored
     twice = stored | {"model.layers.0.mlp.gate.weight": stored[names[0]]}
     refuses(

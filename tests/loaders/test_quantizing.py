@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,7 +33,7 @@ def test_the_option_is_the_list_of_schemes():
 def test_decoder_matrices_become_codes_and_nothing_else(scheme):
     plain = open_checkpoint(DENSE)
     checkpoint = QuantizingCheckpoint(open_checkpoint(DENSE), scheme)
-    assert checkpoint.tensors() == plain.tensors()
+    assert [replace(i, form=None) for i in checkpoint.tensors()] == plain.tensors()
     quantized = 0
     for info in plain.tensors():
         weight, stored = checkpoint.load(info.name), plain.load(info.name)

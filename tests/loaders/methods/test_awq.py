@@ -252,9 +252,9 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[HalfbyteError], str]] 
     "wrong group": ({"group_size": 32}, {}, CheckpointError, "expected I32 [128, 2], [4, 16]"),
     "no zeros": ({}, {"qzeros": None}, CheckpointError, "no qzeros; expected them unless"),
     "no scales": ({}, {"scales": None}, CheckpointError, "has qweight, qzeros but no scales"),
-    "nan": ({}, {"scales": float("nan")}, CheckpointError, "scales has 1 values that are not"),
-    "dtype": ({}, {"qweight": "long"}, CheckpointError, "qweight has dtype I64; expected I32"),
-    "zeros dtype": ({}, {"qzeros": "half"}, CheckpointError, "qzeros has dtype F16; expected I32"),
+    "nan": ({}, {"scales": float("nan")}, CheckpointError, "scales holds nan at element 17"),
+    "dtype": ({}, {"qweight": "long"}, CheckpointError, "qweight is I64; expected I32"),
+    "zeros dtype": ({}, {"qzeros": "half"}, CheckpointError, "qzeros is F16; expected I32"),
     "shape": ({}, {"qweight": "t"}, CheckpointError, "qweight I32 [2, 128], scales [2, 16]"),
     "names": ({"modules_to_not_convert": "a"}, {}, CheckpointError, "expected a list of names"),
 }

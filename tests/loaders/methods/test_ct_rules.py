@@ -9,6 +9,7 @@ import torch
 from scaled_folders import DOWN, ct_config, llama_folder, load_from, quantized, refused
 
 from halfbyte.errors import CheckpointError
+from halfbyte.loaders import name_patterns
 from halfbyte.loaders.methods import ct_rules
 from halfbyte.loaders.methods.ct_rules import Rules, classes_of
 
@@ -46,7 +47,7 @@ def test_too_many_rules_and_too_many_steps(monkeypatch):
     monkeypatch.setattr(ct_rules, "MAX_EXPRESSIONS", 2)
     with pytest.raises(CheckpointError, match="3 rules, 3 of them expressions"):
         Rules("config", {f"re:{i}": "" for i in range(3)})
-    monkeypatch.setattr(ct_rules, "MAX_TOTAL_STEPS", 10)
+    monkeypatch.setattr(name_patterns, "MAX_TOTAL_STEPS", 10)
     rules = Rules("config", {"re:no": ""})
     with pytest.raises(CheckpointError, match="over 10 steps in all"):
         for _ in range(20):

@@ -1,0 +1,72 @@
+"""How the codes of a weight become numbers, apart from how they are stored; no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ZeroKind = Literal["none", "int", "float", "table", "e4m3"]
+Rounded = Literal["", "float16", "bfloat16"]
+
+# NormalFloat4 of "QLoRA" (Dettmers et al., 2023): quantiles of a normal distribution scaled to
+# [-1, 1], with an exact zero. The values are those that bitsandbytes stores in its files.
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+# bitsandbytes' own FP4, which is not E2M1: the sign is the high bit.
+_FP4_HALF = (0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)
+FP4 = (*_FP4_HALF, *(-value for value in _FP4_HALF))
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationFormat:
+    """How the input of a linear layer is rounded before the product (W8A8).
+
+    ``q = round(clamp(x / scale + zero, low, high))`` with ties to even, and the product sees
+    ``scale * (q - zero)``. int8 uses the range -128 to 127.
+
+    Attributes:
+        kind: ``int8``, or ``e4m3`` (float8, saturating).
+        symmetric: no zero point.
+        top: a dynamic symmetric scale is the row's largest magnitude over this: 127.5
+            (compressed-tensors), 127, or 448 for e4m3. A dynamic asymmetric one is
+            ``(max(x, 0) - min(x, 0)) / 255`` with ``zero = round(-128 - min(x, 0) / scale)``.
+        scale: static scale of the whole tensor; None means a scale for each token.
+        zero: static zero point, a whole number from -128 to 127.
+    """
+
+    kind: Literal["int8", "e4m3"] = "int8"
+    symmetric: bool = True
+    top: float = 127.5
+    scale: float | None = None
+    zero: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """Storage-independent format; two projections may be fused only when these are equal.
+
+    Attributes:
+        bits: bits of one code, 2 to 8.
+        group_size: weights along K that share a scale; -1 means one group over all of K.
+        zero: how a code becomes a number before scaling: ``none`` = symmetric, the zero point is
+            ``2 ** (bits - 1)``; ``int`` = ``zeros`` holds true zero points; ``float`` =
+            ``zeros`` holds an offset added after scaling; ``table`` = the code indexes
+            ``table``; ``e4m3`` = the byte is a float8_e4m3fn.
+        table: 2 ** bits values of kind ``table``, else empty.
+        act: how activations are quantized (W8A8), or None when they are not.
+        permuted: columns were reordered at load (act-order); ``perm`` says how.
+        rounds: type to which the format's own tool rounds each weight, "" for none. Part of the
+            meaning; a 16-bit kernel that reads codes rounds anyway and may leave it out.
+    """
+
+    bits: int
+    group_size: int
+    zero: ZeroKind = "none"
+    table: tuple[float, ...] = ()
+    act: ActivationFormat | None = None
+    permuted: bool = False
+    rounds: Rounded = ""
