@@ -99,7 +99,7 @@ class CompiledOps:
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
         """[N, K] in tiles of rows; see :mod:`.cpu_weights`."""
-        packed = pack_weight(self._arena, self.library.lanes, weight, bias)
+        packed = pack_weight(self._arena, self.library, weight, bias)
         self._quantizes |= packed.act is not None
         return packed
 
