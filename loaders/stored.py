@@ -82,6 +82,14 @@ class StoredLinear(QuantizedLinear):
         return whole
 
 
+def settled(weight: Weight) -> Weight:
+    """The same weight, [N, K] or a vector [N], with all codes in memory of its own."""
+    if not isinstance(weight, StoredLinear):
+        return weight
+    own = weight.codes, weight.scales, weight.zeros, weight.in_features, weight.perm
+    return QuantizedLinear(weight.name, weight.format, *own)
+
+
 @runtime_checkable
 class LoadsStored(Protocol):
     """A checkpoint that can hand out weights before they are converted."""
@@ -89,7 +97,8 @@ class LoadsStored(Protocol):
     def load_stored(self, name: str) -> Weight:
         """As ``load``, but a matrix may be a StoredLinear.
 
-        Its data is checked when it is converted, and its file pages must not be released before.
+        Its data is checked when it is converted, which has to be while the file is as it was
+        when it was opened.
         """
         ...
 
