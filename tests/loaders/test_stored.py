@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from halfbyte.bench.loading import SHAPES, write_model
+from halfbyte.bench.loading_files import SHAPES, write_gguf
 from halfbyte.errors import CheckpointError
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.canonical import QuantizedLinear, can_fuse
@@ -20,7 +20,7 @@ LAYER = "model.layers.0"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stored") / "tiny.gguf"
-    write_model(path, SHAPES["tiny"], random.randrange(1 << 32))
+    write_gguf(path, SHAPES["tiny"], random.randrange(1 << 32))
     return path
 
 
