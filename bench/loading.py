@@ -29,6 +29,8 @@ from .loading_files import FORMATS, SHAPES, write_model
 from .machine import machine_info
 
 _CHUNK = 16 << 20
+# Kind of loading -> kind of copying that it is compared with.
+LOADS = {"cold": "cold", "warm": "warm", "ready": "warm"}
 
 
 def read_and_copy(path: Path) -> dict[str, Any]:
@@ -61,8 +63,11 @@ def read_and_copy(path: Path) -> dict[str, Any]:
     return out
 
 
-def load(path: Path, cold: bool) -> dict[str, Any]:
+def load(path: Path, kind: str) -> dict[str, Any]:
     """Seconds and memory (bytes) of packing all weights for ``cpu_native``.
+
+    ``kind`` is ``cold`` or ``warm`` as for reading, or ``ready``: warm, and right after huge
+    pages for all weights were touched and freed, so that a host has them at hand.
 
     ``extra`` is the highest anonymous memory while loading, less that of before and the weights
     as packed: host copies and scratch. File pages are not in it.
@@ -71,12 +76,15 @@ def load(path: Path, cold: bool) -> dict[str, Any]:
     from ..engine.capacity import measure
     from ..engine.config import EngineConfig
     from ..engine.models.registry import model_class
+    from ..kernels.cpu.arena import map_memory
     from ..loaders import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     ops = make_ops(EngineConfig(backend="cpu_native"))
     packed = measure(checkpoint, "float32", "cpu").weights
-    if cold:
+    if kind == "ready":
+        map_memory(packed).fill_(1)
+    if kind == "cold":
         for part in [path] if path.is_file() else path.glob("*.safetensors"):
             with part.open("rb") as file:
                 _forget(file)
@@ -138,7 +146,7 @@ def run(folder: Path, name: str, form: str, seed: int, rounds: int) -> dict[str,
     found: dict[str, Any] = {"shape": name, "format": form, "seed": seed, "rounds": rounds}
     found |= {"machine": machine_info()}
     copies: list[dict[str, Any]] = []
-    loads: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
+    loads: dict[str, list[dict[str, Any]]] = {kind: [] for kind in LOADS}
     with tempfile.TemporaryDirectory(prefix="halfbyte-loading-", dir=folder) as scratch:
         path, files = write_model(Path(scratch), SHAPES[name], form, seed)
         found["file"] = files[0].stat().st_size
@@ -149,7 +157,7 @@ def run(folder: Path, name: str, form: str, seed: int, rounds: int) -> dict[str,
     found["copy"] = {kind: _medians([c[kind] for c in copies]) for kind in copies[0]}
     found["samples"] = {"copy": copies, "load": loads}
     for kind, rows in loads.items():
-        row, base = _medians(rows), found["copy"][kind]
+        row, base = _medians(rows), found["copy"][LOADS[kind]]
         ratios = {f"{key}_ratio": row[key] / base[key] for key in ("seconds", "cpu")}
         found[kind] = {**row, **ratios}
     huge, warm = found["copy"]["huge"], found["warm"]
@@ -165,9 +173,8 @@ def render(found: dict[str, Any]) -> str:
         f"{found['shape']} {found['format']}: file {found['file'] / 1e9:.2f} GB, medians of "
         f"{found['rounds']}, load average {busy}"
     ]
-    for kind in ("cold", "warm"):
-        row = found[kind]
-        base = found["copy"][kind]
+    for kind, against in LOADS.items():
+        row, base = found[kind], found["copy"][against]
         lines.append(
             f"{kind}: read and copy {base['seconds']:.2f} s, load {row['seconds']:.2f} s "
             f"({row['seconds_ratio']:.2f}x); computing {base['cpu']:.2f} s, {row['cpu']:.2f} s "
@@ -199,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.part == "copy":
         print(json.dumps(read_and_copy(args.dir)))
     elif args.part:
-        print(json.dumps(load(args.dir, cold=args.part == "load-cold")))
+        print(json.dumps(load(args.dir, args.part.removeprefix("load-"))))
     else:
         found = run(args.dir, args.shape, args.format, args.seed, args.rounds)
         print(json.dumps(found, indent=1) if args.json else render(found))

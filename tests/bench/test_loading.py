@@ -67,15 +67,16 @@ def test_a_run_measures_and_cleans_up(tmp_path, monkeypatch):
     def child(part, path):
         if part == "copy":
             return loading.read_and_copy(path)
-        return loading.load(path, part == "load-cold")
+        return loading.load(path, part.removeprefix("load-"))
 
     monkeypatch.setattr(loading, "_child", child)
     found = loading.run(tmp_path, "tiny", "Q4_0", 1, 2)
     assert list(tmp_path.iterdir()) == []
-    for kind in ("cold", "warm"):
-        assert found["copy"][kind]["seconds"] > 0
-        row = found[kind]
-        assert row["seconds_ratio"] == row["seconds"] / found["copy"][kind]["seconds"]
+    assert set(found["copy"]) == {"cold", "warm", "huge"}
+    for kind, against in loading.LOADS.items():
+        base, row = found["copy"][against], found[kind]
+        assert base["seconds"] > 0
+        assert row["seconds_ratio"] == row["seconds"] / base["seconds"]
         # Codes and scales, each once; rows of 512 and 256 fill whole tiles.
         assert row["packed"] == pytest.approx(found["file"], rel=0.02)
         assert row["packed"] > row["read_by_step"]
