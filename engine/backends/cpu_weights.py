@@ -36,14 +36,14 @@ BLOCK = 1024
 def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | None) -> TiledLinear:
     """A weight [N, K] and its bias [N] in tiles of rows; the meaning is kept exactly."""
     if isinstance(weight, Tensor):
-        return pack_dense(arena, library.lanes, weight, bias)
+        return pack_dense(arena, library, weight, bias)
     packed = None
     if isinstance(weight, StoredLinear) and weight.form != WORDS:
         packed = pack_blocks(arena, library, weight.form, weight.parts, weight.in_features, bias)
     if packed is None:
         packed = _pack_codes(arena, library, weight, bias)
     if packed is None:
-        packed = pack_dense(arena, library.lanes, weight.dequantize(torch.float32), bias)
+        packed = pack_dense(arena, library, weight.dequantize(torch.float32), bias)
     elif weight.perm is not None and not _in_order(weight.perm):
         packed.order = weight.perm.to(torch.int32).contiguous()
     packed.act = weight.format.act

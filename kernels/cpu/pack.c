@@ -78,9 +78,37 @@ static void rows_of_bytes(const weight *w, const uint8_t *source, size_t row_byt
     }
 }
 
+/* A tile of dense elements of two or four bytes from rows [rows, row_bytes]. */
+static void rows_of_dense(const weight *w, const uint8_t *source, size_t row_bytes, int rows,
+                          char *tile) {
+    size_t size = element_bytes(w->kind);
+    int step = (int)(4 / size), k = 0;
+    for (; rows == LANES && k + step * LANES <= w->k; k += step * LANES) {
+        vf part[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            memcpy(&part[lane], source + lane * row_bytes + k * size, sizeof(vf));
+        turn_words(part);
+        for (int j = 0; j < LANES; j++) {
+            char *to = tile + (size_t)(k + j * step) * LANES * size;
+            if (size == 4) {
+                memcpy(to, &part[j], sizeof(vf));
+                continue;
+            }
+            vh first = __builtin_convertvector((vu)part[j] & 0xFFFF, vh);
+            vh second = __builtin_convertvector((vu)part[j] >> 16, vh);
+            memcpy(to, &first, sizeof first);
+            memcpy(to + sizeof first, &second, sizeof second);
+        }
+    }
+    for (; k < w->k; k++)
+        for (int lane = 0; lane < rows; lane++)
+            memcpy(tile + ((size_t)k * LANES + lane) * size,
+                   source + lane * row_bytes + k * size, size);
+}
+
 /* n: as hb_linear, but n[1] is subtracted from bytes and n[6] the bytes of a row of codes;
  * 4-bit codes have K and groups of whole words.
- * p: tiles, -, canonical codes [N, n[6]], scales [N, G], offsets [N, G] or NULL */
+ * p: tiles, -, canonical codes or dense elements [N, n[6]], scales [N, G], offsets [N, G] or NULL */
 void hb_pack_rows(const hb_op *op, int tid, int threads) {
     weight w;
     read_codes(op, &w);
@@ -94,7 +122,9 @@ void hb_pack_rows(const hb_op *op, int tid, int threads) {
         size_t first = (size_t)t * LANES * w.groups * (w.half_scales ? 2 : 4);
         if (rows < LANES || w.k % w.group) memset(tile, 0, w.tile_bytes);
         if (w.kind == W_Q4) rows_of_words(&w, source, row_bytes, rows, tile);
-        else rows_of_bytes(&w, source, row_bytes, rows, (uint8_t)op->n[1], tile);
+        else if (w.has_scales) rows_of_bytes(&w, source, row_bytes, rows, (uint8_t)op->n[1], tile);
+        else rows_of_dense(&w, source, row_bytes, rows, tile);
+        if (!w.has_scales) continue;
         put_values(&w, (const char *)op->p[3] + first, rows, tile, w.code_bytes);
         if (w.has_offsets)
             put_values(&w, (const char *)op->p[4] + first, rows, tile, w.code_bytes + w.value_bytes);

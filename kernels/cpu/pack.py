@@ -84,14 +84,17 @@ class TiledLinear:
 
 
 def pack_dense(
-    arena: Arena, lanes: int, weight_NK: Tensor, bias_N: Tensor | None = None
+    arena: Arena, library: Library, weight_NK: Tensor, bias_N: Tensor | None = None
 ) -> TiledLinear:
     """A float32, float16 or bfloat16 matrix [N, K] and a bias [N]."""
     n, k = weight_NK.shape
-    data = arena.place(_tile(weight_NK, lanes))
-    kind = _DENSE[weight_NK.dtype]
+    kind, lanes = _DENSE[weight_NK.dtype], library.lanes
+    data = arena.empty(-(-n // lanes) * lanes * k * weight_NK.element_size())
     bias = _pad_bias(bias_N, n, lanes)
-    return TiledLinear(kind, n, k, k, _bytes(data), False, False, False, 0.0, bias)
+    packed = TiledLinear(kind, n, k, k, data, False, False, False, 0.0, bias)
+    elements = weight_NK.contiguous().view(torch.uint8)
+    _run(library, PACK_ROWS, packed, 0, [elements], 0, (None, None))
+    return packed
 
 
 def pack_q4(
@@ -252,7 +255,7 @@ def _run(
         part = part if part.stride(1) == 1 else part.contiguous()
         n = part.shape[dim]
         sizes = (packed.kind, number, n, packed.k, packed.group, int(packed.half_scales))
-        flags = (part.stride(0), 0, 0, 1, int(packed.has_offsets))
+        flags = (part.stride(0), 0, 0, int(packed.has_scales), int(packed.has_offsets))
         data = packed.data[start // lanes * tile :]
         rows = [v[start:] if v is not None and v.dim() == 2 else v for v in values]
         record = make_record(op, (*sizes, *flags), (packed.center,), (data, None, part, *rows))
@@ -266,18 +269,6 @@ def _stackable(parts: Sequence[Tensor], lanes: int, dim: int) -> Sequence[Tensor
     if all(part.shape[dim] % lanes == 0 for part in parts[:-1]):
         return parts
     return [torch.cat(list(parts), dim=dim)]
-
-
-def _tile(x_NX: Tensor, lanes: int) -> Tensor:
-    """[N, X] -> [P, X, L], with rows of zeros after the last."""
-    missing = -x_NX.shape[0] % lanes
-    if missing:
-        x_NX = torch.cat((x_NX, x_NX.new_zeros(missing, x_NX.shape[1])))
-    return x_NX.view(-1, lanes, x_NX.shape[1]).transpose(1, 2)
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return x.flatten().view(torch.uint8)
 
 
 def _pad_bias(bias: Tensor | None, n: int, lanes: int) -> Tensor | None:

@@ -13,7 +13,7 @@ from statistics_support import fresh_seed
 from halfbyte.engine.backends.cpu_weights import pack_weight
 from halfbyte.kernels.cpu.arena import Arena
 from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_q4
-from halfbyte.loaders.canonical import QuantizedLinear, WeightFormat, unpack_codes
+from halfbyte.loaders.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
 from halfbyte.loaders.gguf_blocks import canonical_format, convert_tensor
 from halfbyte.loaders.gguf_types import BLOCK_TYPES, QUANTIZED_TYPES
 from halfbyte.loaders.stored import WORDS, StoredLinear
@@ -25,7 +25,7 @@ HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,)}
 DIRECT = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 
 
-def packed(weight: QuantizedLinear, threads: int = 2) -> TiledLinear:
+def packed(weight: Weight, threads: int = 2) -> TiledLinear:
     """In memory that was not zero before."""
     arena = Arena()
     arena.empty(1).fill_(1)
@@ -85,6 +85,19 @@ def test_canonical_codes_become_the_written_layout(kind: Kind) -> None:
         made = packed(weight, rng.choice([1, 2]))
         if made.kind in (Q4, Q8, T4, E4M3):
             assert np.array_equal(made.data.numpy(), tiles(weight, made)), (n, k)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dense_elements_become_the_written_layout(dtype: torch.dtype) -> None:
+    rng, lanes = random.Random(fresh_seed()), library().lanes
+    for _ in range(12):
+        n, k = sizes(rng)
+        dense = torch.randn(n, k, generator=torch.Generator().manual_seed(rng.getrandbits(30)))
+        dense = dense.to(dtype)
+        made = packed(dense, rng.choice([1, 2]))
+        whole = torch.cat((dense, dense.new_zeros(-n % lanes, k))).view(-1, lanes, k)
+        assert torch.equal(made.data.view(dtype), whole.transpose(1, 2).flatten()), (n, k)
 
 
 def blocks(name: str, n: int, k: int, rng: random.Random) -> torch.Tensor:
