@@ -135,6 +135,29 @@ class GGUFCheckpoint:
         F32, F16 and BF16 tensors keep their dtype; the block types become QuantizedLinear.
         Raises CheckpointError when there is no such tensor or its scales are not finite.
         """
+        return _convert(*self._located(name))
+
+    def load_stored(self, name: str) -> Weight:
+        """As :meth:`load`, but a matrix is still in its blocks: see :mod:`.stored`."""
+        from .canonical import QuantizedLinear
+        from .gguf_blocks import canonical_format
+        from .stored import StoredLinear
+
+        located = _, _, tensor, shape, raw = self._located(name)
+        form = canonical_format(tensor.type.name)
+        if form is None or len(shape) != 2:
+            return _convert(*located)
+
+        def convert() -> QuantizedLinear:
+            weight = _convert(*located)
+            assert isinstance(weight, QuantizedLinear)
+            return weight
+
+        n, k = shape
+        return StoredLinear(name, form, (n, k), tensor.type.name, (raw.view(n, -1),), convert)
+
+    def _located(self, name: str) -> tuple[Path, str, GGUFTensor, tuple[int, ...], Tensor]:
+        """What :func:`_convert` takes: file, name, header, shape, bytes."""
         info = self._infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
@@ -148,7 +171,7 @@ class GGUFCheckpoint:
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])
-        return _convert(self._parts.path_of(tensor), name, tensor, info.shape, raw)
+        return self._parts.path_of(tensor), name, tensor, info.shape, raw
 
     def _heads_of(self, name: str) -> int:
         """Heads whose rows are interleaved in this tensor; 0 when none are."""

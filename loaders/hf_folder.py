@@ -181,6 +181,12 @@ class HFFolderCheckpoint:
 
         Dense ones keep the dtype of the file. Raises CheckpointError when there is no such tensor.
         """
+        from .stored import settled
+
+        return settled(self.load_stored(name))
+
+    def load_stored(self, name: str) -> Weight:
+        """As :meth:`load`, but a matrix may still be as in the file: see :mod:`.stored`."""
         if name not in self._infos:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
         rows = self._rows.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import stat
@@ -49,22 +48,21 @@ class MappedFile:
             if info.st_size == 0:
                 raise CheckpointError(f"{self.path} is empty", hint="download it again")
             self.size: int = info.st_size
-            self._map = _map(handle, info.st_size)
+            self._map: mmap.mmap | None = _map(handle, info.st_size)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot map {self.path} into memory: {error}") from error
         finally:
             os.close(handle)
-        self._closed = False
 
     @property
     def buffer(self) -> mmap.mmap:
         """The map itself, for ``struct.unpack_from`` and slicing into ``bytes``."""
-        if self._closed:
+        if self._map is None:
             raise CheckpointError(f"{self.path} is closed", hint="open the checkpoint again")
         return self._map
 
     def view(self, offset: int, nbytes: int) -> Tensor:
-        """uint8 tensor [nbytes] over the mapped bytes, not a copy; valid until ``close``.
+        """uint8 tensor [nbytes] over the mapped bytes, not a copy; it keeps the map.
 
         Raises CheckpointError when the range is outside the file, or when the file has become
         shorter since it was opened (touching the lost pages would kill the process).
@@ -87,7 +85,7 @@ class MappedFile:
     def release(self, spans: Iterable[tuple[int, int]]) -> None:
         """Drop the resident pages that lie wholly inside the (offset, nbytes) spans."""
         advice = getattr(mmap, "MADV_DONTNEED", None)
-        if advice is None or self._closed:
+        if advice is None or self._map is None:
             return
         page = mmap.PAGESIZE
         for offset, nbytes in spans:
@@ -98,12 +96,9 @@ class MappedFile:
 
     def close(self) -> None:
         """Unmap; a second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        # A view may still be alive, e.g. in a traceback: then the map goes when the view goes.
-        with contextlib.suppress(BufferError):
-            self._map.close()
+        # Not ``_map.close()``: tensors over the map keep it by reference alone, so that would pull
+        # the memory from under a view that is still held. Without one, the map goes here.
+        self._map = None
 
 
 def _map(handle: int, size: int) -> mmap.mmap:

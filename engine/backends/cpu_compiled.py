@@ -103,7 +103,7 @@ class CompiledOps:
         """[N, K] in tiles of rows; see :mod:`.cpu_weights`."""
         if self._rounded:
             weight = expand_rounded(weight)
-        packed = pack_weight(self._arena, self.library.lanes, weight, bias)
+        packed = pack_weight(self._arena, self.library, weight, bias)
         self._quantizes |= packed.act is not None
         return packed
 

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu.arena import Arena
+from ...kernels.cpu.library import Library
 from ...kernels.cpu.pack import (
     TiledLinear,
+    pack_blocks,
     pack_dense,
     pack_e4m3,
     pack_q4,
@@ -27,18 +29,23 @@ from ...kernels.cpu.pack import (
     pack_table,
 )
 from ...loaders.canonical import QuantizedLinear, Weight, pack_codes
+from ...loaders.stored import WORDS, StoredLinear
 
 # Rows that are unpacked at a time: temporaries of bit streams are several times the codes.
 BLOCK = 1024
 
 
-def pack_weight(arena: Arena, lanes: int, weight: Weight, bias: Tensor | None) -> TiledLinear:
-    """A weight [N, K] and its bias [N] in tiles of ``lanes`` rows; the meaning is kept exactly."""
+def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | None) -> TiledLinear:
+    """A weight [N, K] and its bias [N] in tiles of rows; the meaning is kept exactly."""
     if isinstance(weight, Tensor):
-        return pack_dense(arena, lanes, weight, bias)
-    packed = _pack_codes(arena, lanes, weight, bias)
+        return pack_dense(arena, library, weight, bias)
+    packed = None
+    if isinstance(weight, StoredLinear) and weight.form != WORDS:
+        packed = pack_blocks(arena, library, weight.form, weight.parts, weight.in_features, bias)
     if packed is None:
-        packed = pack_dense(arena, lanes, weight.dequantize(torch.float32), bias)
+        packed = _pack_codes(arena, library, weight, bias)
+    if packed is None:
+        packed = pack_dense(arena, library, weight.dequantize(torch.float32), bias)
     elif weight.perm is not None and not _in_order(weight.perm):
         packed.order = weight.perm.to(torch.int32).contiguous()
     packed.act = weight.format.act
@@ -62,20 +69,20 @@ def expand_rounded(weight: Weight) -> Weight:
 
 
 def _pack_codes(
-    arena: Arena, lanes: int, weight: QuantizedLinear, bias: Tensor | None
+    arena: Arena, library: Library, weight: QuantizedLinear, bias: Tensor | None
 ) -> TiledLinear | None:
     """The codes in the order of their columns, or None where no kind takes them."""
     fmt, k, scales = weight.format, weight.in_features, weight.scales
     group = k if fmt.group_size == -1 else min(fmt.group_size, k)
     words = fmt.bits <= 4 and k % 8 == 0 and group % 8 == 0
     if fmt.zero == "e4m3":
-        return pack_e4m3(arena, lanes, weight.codes, group, scales, bias)
+        return pack_e4m3(arena, library, weight.codes, group, scales, bias)
     if fmt.zero == "table":
         if not words:
             return None
         table = torch.zeros(16)
         table[: len(fmt.table)] = torch.tensor(fmt.table)
-        return pack_table(arena, lanes, _nibbles(weight), k, group, scales, table, bias)
+        return pack_table(arena, library, _nibbles(weight), k, group, scales, table, bias)
     # w = scale * (code - zero) = scale * code + offset; the product of a half-precision scale
     # and a small integer is exact in float32.
     offsets = weight.zeros
@@ -85,14 +92,15 @@ def _pack_codes(
     center = 1 << (fmt.bits - 1)
     if words:
         middle = float(center) if fmt.zero == "none" else 0.0
-        codes = _nibbles(weight)
-        return pack_q4(arena, lanes, codes, k, group, scales, offsets, bias, middle)
+        if isinstance(weight, StoredLinear) and weight.form == WORDS:
+            codes = weight.parts
+        else:
+            codes = _nibbles(weight)
+        return pack_q4(arena, library, codes, k, group, scales, offsets, bias, middle)
     if fmt.zero != "none":
         assert offsets is not None
         offsets = offsets.float() + scales.float() * center
-    signed = _bytes(weight)
-    signed -= center  # wraps around, as two's complement should
-    return pack_q8(arena, lanes, signed.view(torch.int8), group, scales, offsets, bias)
+    return pack_q8(arena, library, _bytes(weight), center, group, scales, offsets, bias)
 
 
 def _nibbles(weight: QuantizedLinear) -> Tensor:
@@ -108,7 +116,9 @@ def _nibbles(weight: QuantizedLinear) -> Tensor:
 
 
 def _bytes(weight: QuantizedLinear) -> Tensor:
-    """Codes one per byte: uint8 [N, K], not shared with ``weight``."""
+    """Codes one per byte: uint8 [N, K]."""
+    if weight.format.bits == 8:
+        return weight.codes
     n, k = weight.shape
     out = torch.empty(n, k, dtype=torch.uint8)
     for start in range(0, n, BLOCK):

@@ -20,6 +20,7 @@ from halfbyte.errors import UnsupportedWeightError
 from ...loaders.base import Checkpoint
 from ...loaders.canonical import QuantizedLinear, Weight, can_fuse
 from ...loaders.model_config import ModelConfig
+from ...loaders.stored import StoredLinear, load_stored
 from ..backends.base import Activation, AttentionShape, Ops, P, PackedLinear
 from ..kv_cache import KVCache
 from ..layers.linear import FusedLinear
@@ -196,7 +197,7 @@ class _Source:
 
     def take(self, name: str) -> Weight:
         self._taken.append(name)
-        return self._checkpoint.load(name)
+        return load_stored(self._checkpoint, name)
 
     def vector(self, name: str) -> Tensor:
         """A vector in float32, on the backend's device."""
@@ -261,5 +262,5 @@ def _checked(ops: Ops[P], weight: Weight, module: str) -> Ops[P]:
 def _stack(weights: list[Weight]) -> Weight:
     quantized = [w for w in weights if isinstance(w, QuantizedLinear)]
     if quantized:
-        return QuantizedLinear.concat(quantized)
+        return StoredLinear.stack(quantized)
     return torch.cat([w for w in weights if isinstance(w, Tensor)])

@@ -10,7 +10,16 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = ("pool.c", "linear.c", "gemm.c", "inputs.c", "elementwise.c", "attention.c")
+SOURCES = (
+    "pool.c",
+    "linear.c",
+    "gemm.c",
+    "inputs.c",
+    "elementwise.c",
+    "attention.c",
+    "pack.c",
+    "blocks.c",
+)
 HEADERS = ("halfbyte.h", "weight.h", "rows.h")
 FLAGS = (
     "-O3",

@@ -48,7 +48,8 @@ typedef struct {
 } hb_op;
 
 enum { OP_EMBED, OP_RMS_NORM, OP_LINEAR, OP_ROPE_KV, OP_ATTN_SPLIT, OP_ATTN_MERGE, OP_ATTN_RUN,
-       OP_GATED_MUL, OP_TO_BF16, OP_GEMM, OP_ARGMAX, OP_ADD, OP_GATHER, OP_QUANTIZE };
+       OP_GATED_MUL, OP_TO_BF16, OP_GEMM, OP_ARGMAX, OP_ADD, OP_GATHER, OP_QUANTIZE,
+       OP_PACK_ROWS, OP_PACK_WORDS, OP_PACK_BLOCKS };
 
 /* Weight kinds: integer codes of 4 or 8 bits with scales, dense elements, 4-bit codes that index
  * a table (NF4), and float8_e4m3fn codes; both with scales. */
@@ -71,6 +72,9 @@ void hb_quantize(const hb_op *op, int tid, int threads);
 void hb_to_bf16(const hb_op *op, int tid, int threads);
 void hb_argmax(const hb_op *op, int tid, int threads);
 void hb_gemm(const hb_op *op, int tid, int threads);
+void hb_pack_rows(const hb_op *op, int tid, int threads);
+void hb_pack_words(const hb_op *op, int tid, int threads);
+void hb_pack_blocks(const hb_op *op, int tid, int threads);
 
 /* Memory of the calling thread for the duration of an op; grown, never shrunk. */
 float *hb_scratch(size_t floats);

@@ -27,7 +27,10 @@ _RECORD = struct.Struct("=i13i2f12Q")
     ADD,
     GATHER,
     QUANTIZE,
-) = range(14)
+    PACK_ROWS,
+    PACK_WORDS,
+    PACK_BLOCKS,
+) = range(17)
 
 # How long workers stay awake after a program, waiting for the next one.
 SPIN_US = 2000
@@ -60,9 +63,12 @@ class Library:
         if not self._pool:
             raise OSError(f"could not start {threads} threads")
 
-    def run(self, records: bytes, count: int) -> None:
-        """Run ``count`` packed ops in order; returns when all are done."""
-        self._lib.hb_run(self._pool, records, count, SPIN_US)
+    def run(self, records: bytes, count: int, spin_us: int = SPIN_US) -> None:
+        """Run ``count`` packed ops in order; returns when all are done.
+
+        Workers stay awake for ``spin_us`` microseconds more.
+        """
+        self._lib.hb_run(self._pool, records, count, spin_us)
 
     def close(self) -> None:
         """Stop the threads. Nothing may run afterwards."""

@@ -6,6 +6,7 @@ P = N / L tiles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,20 @@ from torch import Tensor
 
 from ..reference import ActivationRule
 from .arena import Arena
+from .library import PACK_BLOCKS, PACK_ROWS, PACK_WORDS, Library
+from .library import record as make_record
 
 Q4, Q8, F32, F16, BF16, T4, E4M3 = range(7)
+# GGUF types that are packed as stored: number in blocks.c, kind, group, whether scales are half
+# precision, whether there are offsets, center.
+_FORMS = {
+    "Q4_0": (0, Q4, 32, True, False, 8.0),
+    "Q4_1": (1, Q4, 32, True, True, 0.0),
+    "Q8_0": (2, Q8, 32, True, False, 0.0),
+    "Q4_K": (3, Q4, 32, False, True, 0.0),
+    "Q5_K": (4, Q8, 32, False, True, 0.0),
+    "Q6_K": (5, Q8, 16, False, False, 0.0),
+}
 _DENSE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
@@ -71,20 +84,23 @@ class TiledLinear:
 
 
 def pack_dense(
-    arena: Arena, lanes: int, weight_NK: Tensor, bias_N: Tensor | None = None
+    arena: Arena, library: Library, weight_NK: Tensor, bias_N: Tensor | None = None
 ) -> TiledLinear:
     """A float32, float16 or bfloat16 matrix [N, K] and a bias [N]."""
     n, k = weight_NK.shape
-    data = arena.place(_tile(weight_NK, lanes))
-    kind = _DENSE[weight_NK.dtype]
+    kind, lanes = _DENSE[weight_NK.dtype], library.lanes
+    data = arena.empty(-(-n // lanes) * lanes * k * weight_NK.element_size())
     bias = _pad_bias(bias_N, n, lanes)
-    return TiledLinear(kind, n, k, k, _bytes(data), False, False, False, 0.0, bias)
+    packed = TiledLinear(kind, n, k, k, data, False, False, False, 0.0, bias)
+    elements = weight_NK.contiguous().view(torch.uint8)
+    _run(library, PACK_ROWS, packed, 0, [elements], 0, (None, None))
+    return packed
 
 
 def pack_q4(
     arena: Arena,
-    lanes: int,
-    codes: Tensor,
+    library: Library,
+    codes: Tensor | Sequence[Tensor],
     k: int,
     group: int,
     scales_NG: Tensor,
@@ -92,18 +108,17 @@ def pack_q4(
     bias_N: Tensor | None = None,
     center: float = 0.0,
 ) -> TiledLinear:
-    """4-bit codes uint8 [N, K / 2], low nibble first; K and the group are multiples of 8.
+    """4-bit codes of weights [N, K]; K and the group are multiples of 8.
 
-    ``w = scale * (code - center) + offset``.
+    ``w = scale * (code - center) + offset``. ``codes`` are uint8 [N, K / 2], low nibble first, or
+    a list of int32 words [K / 8, N] to be stacked along N.
     """
-    words = _words(codes, k, group, lanes)
-    n = codes.shape[0]
-    return _pack(arena, lanes, Q4, n, k, group, words, scales_NG, offsets_NG, center, bias_N)
+    return _pack(arena, library, Q4, codes, k, group, scales_NG, offsets_NG, bias_N, center)
 
 
 def pack_table(
     arena: Arena,
-    lanes: int,
+    library: Library,
     codes: Tensor,
     k: int,
     group: int,
@@ -115,107 +130,145 @@ def pack_table(
 
     ``table`` is float32 [16].
     """
-    words = _words(codes, k, group, lanes)
-    n = codes.shape[0]
-    packed = _pack(arena, lanes, T4, n, k, group, words, scales_NG, None, 0.0, bias_N)
+    packed = _pack(arena, library, T4, codes, k, group, scales_NG, None, bias_N)
     packed.table = table
     return packed
 
 
 def pack_q8(
     arena: Arena,
-    lanes: int,
-    signed_NK: Tensor,
+    library: Library,
+    codes_NK: Tensor,
+    middle: int,
     group: int,
     scales_NG: Tensor,
     offsets_NG: Tensor | None,
     bias_N: Tensor | None = None,
 ) -> TiledLinear:
-    """int8 codes [N, K]: ``w = scale * code + offset``."""
-    n, k = signed_NK.shape
-    codes = _tile(_pad_columns(signed_NK, -k % group), lanes)
-    return _pack(arena, lanes, Q8, n, k, group, codes, scales_NG, offsets_NG, 0.0, bias_N)
+    """uint8 codes [N, K]: ``w = scale * (code - middle) + offset``, the difference being int8."""
+    k = codes_NK.shape[1]
+    return _pack(
+        arena, library, Q8, codes_NK, k, group, scales_NG, offsets_NG, bias_N, middle=middle
+    )
 
 
 def pack_e4m3(
     arena: Arena,
-    lanes: int,
+    library: Library,
     codes_NK: Tensor,
     group: int,
     scales_NG: Tensor,
     bias_N: Tensor | None = None,
 ) -> TiledLinear:
     """float8_e4m3fn as uint8 [N, K], none of them NaN: ``w = scale * value(code)``."""
-    n, k = codes_NK.shape
-    codes = _tile(_pad_columns(codes_NK, -k % group), lanes)
-    return _pack(arena, lanes, E4M3, n, k, group, codes, scales_NG, None, 0.0, bias_N)
+    k = codes_NK.shape[1]
+    return _pack(arena, library, E4M3, codes_NK, k, group, scales_NG, None, bias_N)
+
+
+def pack_blocks(
+    arena: Arena,
+    library: Library,
+    form: str,
+    parts: Sequence[Tensor],
+    k: int,
+    bias_N: Tensor | None = None,
+) -> TiledLinear | None:
+    """GGUF rows of one block type, as stored: uint8 [N, bytes of a row] to be stacked along N.
+
+    None for types that have no such kernel, and where a scale or minimum is not finite.
+    """
+    if form not in _FORMS:
+        return None
+    number, kind, group, half, has_offsets, center = _FORMS[form]
+    stacked, n = _stackable(parts, library.lanes, 0), sum(p.shape[0] for p in parts)
+    packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias_N)
+    bad = torch.zeros(1, dtype=torch.int32)
+    _run(library, PACK_BLOCKS, packed, number, stacked, 0, (bad,))
+    return None if bad.item() else packed
 
 
 def _pack(
+    arena: Arena,
+    library: Library,
+    kind: int,
+    codes: Tensor | Sequence[Tensor],
+    k: int,
+    group: int,
+    scales: Tensor,
+    offsets: Tensor | None,
+    bias: Tensor | None,
+    center: float = 0.0,
+    middle: int = 0,
+) -> TiledLinear:
+    """Codes, scales and offsets [N, G] into records, group by group."""
+    half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
+    dtype = torch.float16 if half else torch.float32
+    n = scales.shape[0]
+    values = scales.to(dtype).contiguous()
+    added = None if offsets is None else offsets.to(dtype).contiguous()
+    has_offsets = added is not None
+    packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias)
+    if isinstance(codes, Tensor):
+        _run(library, PACK_ROWS, packed, middle, [codes], 0, (values, added))
+    else:
+        words = _stackable(codes, library.lanes, 1)
+        _run(library, PACK_WORDS, packed, 0, words, 1, (values, added))
+    return packed
+
+
+def _empty(
     arena: Arena,
     lanes: int,
     kind: int,
     n: int,
     k: int,
     group: int,
-    codes: Tensor,
-    scales: Tensor,
-    offsets: Tensor | None,
+    half: bool,
+    has_offsets: bool,
     center: float,
     bias: Tensor | None,
 ) -> TiledLinear:
-    """Join codes [P, X, L], scales and offsets [N, G] into records, group by group."""
-    half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
-    dtype = torch.float16 if half else torch.float32
-    groups = scales.shape[1]
-    tiles = codes.shape[0]
-    per_group = codes.shape[1] // groups
-    parts = [codes.view(tiles, groups, per_group, lanes)]
-    for values in (scales, offsets):
-        if values is not None:
-            parts.append(_tile(values.to(dtype), lanes))
-    widths = [p[0, 0].numel() * p.element_size() for p in parts]
-    data = arena.empty(tiles * groups * sum(widths)).view(tiles, groups, sum(widths))
-    begin = 0
-    for part, width in zip(parts, widths, strict=True):
-        # Written in place: a second copy of a large matrix would show in the memory peak.
-        target = data[:, :, begin : begin + width].view(part.dtype)
-        target.view(part.shape).copy_(part)
-        begin += width
+    """A weight [N, K] with scales whose tiles are yet to be filled."""
+    code_bytes = group * lanes // 2 if kind in (Q4, T4) else group * lanes
+    value_bytes = lanes * (2 if half else 4)
+    record = code_bytes + value_bytes * (1 + has_offsets)
+    data = arena.empty(-(-n // lanes) * -(-k // group) * record)
     return TiledLinear(
-        kind,
-        n,
-        k,
-        group,
-        data.flatten(),
-        half,
-        True,
-        offsets is not None,
-        center,
-        _pad_bias(bias, n, lanes),
+        kind, n, k, group, data, half, True, has_offsets, center, _pad_bias(bias, n, lanes)
     )
 
 
-def _words(codes: Tensor, k: int, group: int, lanes: int) -> Tensor:
-    """4-bit codes [N, K / 2] as int32 words of eight [P, K / 8, L], whole groups of them."""
-    return _tile(_pad_columns(codes, -k % group // 2).view(torch.int32), lanes)
+def _run(
+    library: Library,
+    op: int,
+    packed: TiledLinear,
+    number: int,
+    parts: Sequence[Tensor],
+    dim: int,
+    values: tuple[Tensor | None, ...],
+) -> None:
+    """Fill the tiles from parts whose axis ``dim`` is N; all but the last are whole tiles."""
+    lanes = library.lanes
+    tile = packed.data.numel() // -(-packed.n // lanes)
+    start = 0
+    for part in parts:
+        part = part if part.stride(1) == 1 else part.contiguous()
+        n = part.shape[dim]
+        sizes = (packed.kind, number, n, packed.k, packed.group, int(packed.half_scales))
+        flags = (part.stride(0), 0, 0, int(packed.has_scales), int(packed.has_offsets))
+        data = packed.data[start // lanes * tile :]
+        rows = [v[start:] if v is not None and v.dim() == 2 else v for v in values]
+        record = make_record(op, (*sizes, *flags), (packed.center,), (data, None, part, *rows))
+        # Nothing follows at once, so the workers may sleep.
+        library.run(record, 1, spin_us=0)
+        start += n
 
 
-def _tile(x_NX: Tensor, lanes: int) -> Tensor:
-    """[N, X] -> [P, X, L], with rows of zeros after the last."""
-    missing = -x_NX.shape[0] % lanes
-    if missing:
-        x_NX = torch.cat((x_NX, x_NX.new_zeros(missing, x_NX.shape[1])))
-    return x_NX.view(-1, lanes, x_NX.shape[1]).transpose(1, 2)
-
-
-def _pad_columns(x: Tensor, missing: int) -> Tensor:
-    """Zeros after the last column, for a short last group."""
-    return torch.cat((x, x.new_zeros(x.shape[0], missing)), dim=1) if missing else x
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return x.flatten().view(torch.uint8)
+def _stackable(parts: Sequence[Tensor], lanes: int, dim: int) -> Sequence[Tensor]:
+    """The parts, or one joined along ``dim`` where a seam would lie inside a tile."""
+    if all(part.shape[dim] % lanes == 0 for part in parts[:-1]):
+        return parts
+    return [torch.cat(list(parts), dim=dim)]
 
 
 def _pad_bias(bias: Tensor | None, n: int, lanes: int) -> Tensor | None:

@@ -81,7 +81,7 @@ class Method(Protocol):
         ...
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
-        """The weight [N, K] in memory of its own.
+        """The weight [N, K] in memory of its own, or a StoredLinear over what was read.
 
         Raises CheckpointError for values that make no sense (a scale that is not finite, an
         index out of range), naming tensor, found and expected.

@@ -21,6 +21,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..canonical import QuantizedLinear, WeightFormat, unpack_codes
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
+from ..stored import WORDS, StoredLinear
 from . import checks, words
 from .base import QuantizedModule, Read
 from .gptq_config import GPTQConfig, Version, read_gptq_config
@@ -214,30 +215,31 @@ class GPTQ:
         return seen or label, seen
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
-        """See :class:`~.base.Method`: [N, K], dense float32 where groups are irregular."""
+        """See :class:`~.base.Method`: [N, K], dense float32 where groups are irregular.
+
+        Words of 4-bit codes in order are left as stored.
+        """
         plan, parts = self._plans[module.module], module.parts
         n, k = module.shape
         bits = plan.bits
         stored_GN = read(parts["scales"])
         scales = words.turned(checks.finite(self._where, parts["scales"].name, stored_GN))
         zeros_GN = self._zeros(parts["qzeros"], plan, n, read)
-        codes = words.stream_from_columns(read(parts["qweight"]), bits, k)
+        middle = bool((zeros_GN == 1 << (bits - 1)).all())
+        name, zeros = f"{module.module}.weight", None if middle else words.turned(zeros_GN)
+        permuted = plan.order is not None
+        form = WeightFormat(bits, plan.group, "none" if middle else "int", permuted=permuted)
+        stored = read(parts["qweight"])
+        if bits == 4 and plan.order is None and plan.g_idx is None:
+            return _as_stored(name, form, stored, scales, zeros, k)
+        codes = words.stream_from_columns(stored, bits, k)
         if plan.g_idx is not None:
             return _dense(codes, bits, scales, zeros_GN, plan.g_idx)
         perm = None
         if plan.order is not None:
             codes = words.reorder(codes, bits, plan.order)
             perm = plan.order.to(torch.int32)
-        middle = bool((zeros_GN == 1 << (bits - 1)).all())
-        return QuantizedLinear(
-            f"{module.module}.weight",
-            WeightFormat(bits, plan.group, "none" if middle else "int", permuted=perm is not None),
-            codes,
-            scales,
-            None if middle else words.turned(zeros_GN),
-            k,
-            perm,
-        )
+        return QuantizedLinear(name, form, codes, scales, zeros, k, perm)
 
     def _zeros(self, qzeros: StoredTensor, plan: _Plan, n: int, read: Read) -> Tensor:
         """True zero points, uint8 [G, N]."""
@@ -331,6 +333,20 @@ def _symmetric_version(fields_GN: Tensor, bits: int) -> Version | None:
     if first not in (middle - 1, middle) or not bool((fields_GN == first).all()):
         return None
     return "v2" if first == middle else "v1"
+
+
+def _as_stored(
+    name: str, form: WeightFormat, words_RN: Tensor, scales: Tensor, zeros: Tensor | None, k: int
+) -> StoredLinear:
+    """A 4-bit weight whose words [R, N] are turned into codes when those are read."""
+
+    def convert() -> QuantizedLinear:
+        codes = words.stream_from_columns(words_RN, 4, k)
+        return QuantizedLinear(name, form, codes, scales, zeros, k)
+
+    weight = StoredLinear(name, form, (scales.shape[0], k), WORDS, (words_RN,), convert)
+    weight.scales, weight.zeros = scales, zeros
+    return weight
 
 
 def _dense(codes: Tensor, bits: int, scales: Tensor, zeros_GN: Tensor, g_idx: Tensor) -> Tensor:

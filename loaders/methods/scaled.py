@@ -15,9 +15,8 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..report import LoadReport
 from ..safetensors_index import StoredTensor
 from .base import QuantizedModule, Read
-from .checks import check_dtype, missing, wrong_shape
+from .checks import check_dtype, finite, missing, wrong_shape
 from .ct_scheme import Scheme, WeightScheme
-from .expect import finite
 from .scales import (
     activation,
     check_inputs,

@@ -10,7 +10,8 @@ import torch
 from gguf.quants import dequantize
 
 from halfbyte.bench import loading
-from halfbyte.bench.loading import SHAPES, anonymous, tensors, write_model
+from halfbyte.bench.loading import anonymous
+from halfbyte.bench.loading_files import BLOCKS, FORMATS, SHAPES, tensors, write_gguf, write_model
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.canonical import QuantizedLinear
 
@@ -18,7 +19,7 @@ from halfbyte.loaders.canonical import QuantizedLinear
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("loading") / "tiny.gguf"
-    write_model(path, SHAPES["tiny"], random.randrange(1 << 32))
+    write_gguf(path, SHAPES["tiny"], random.randrange(1 << 32))
     return path
 
 
@@ -43,6 +44,20 @@ def test_the_model_is_what_the_shape_says(model):
     checkpoint.close()
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_a_sound_checkpoint(form, tmp_path):
+    path, files = write_model(tmp_path, SHAPES["tiny"], form, random.randrange(1 << 32))
+    assert files[0].stat().st_size > 800_000 and sorted(files) == sorted(tmp_path.iterdir())
+    checkpoint = open_checkpoint(path)
+    label = "GPTQ 4-bit g128 sym" if form not in BLOCKS else form
+    assert [i.format for i in checkpoint.tensors() if "down_proj" in i.name] == [label] * 2
+    for info in checkpoint.tensors():
+        weight = checkpoint.load(info.name)
+        values = weight.dequantize() if isinstance(weight, QuantizedLinear) else weight.float()
+        assert values.abs().max() <= 127 and torch.isfinite(values).all()
+    checkpoint.close()
+
+
 def test_eight_billion_parameters():
     shape = SHAPES["8b"]
     assert sum(max(rows, 1) * columns for _, rows, columns in tensors(shape)) == 8_030_261_248
@@ -52,20 +67,25 @@ def test_a_run_measures_and_cleans_up(tmp_path, monkeypatch):
     def child(part, path):
         if part == "copy":
             return loading.read_and_copy(path)
-        return loading.load(path, part == "load-cold")
+        return loading.load(path, part.removeprefix("load-"))
 
     monkeypatch.setattr(loading, "_child", child)
-    found = loading.run(tmp_path, "tiny", 1)
+    found = loading.run(tmp_path, "tiny", "Q4_0", 1, 2)
     assert list(tmp_path.iterdir()) == []
-    for kind in ("cold", "warm"):
-        assert found["copy"][kind]["seconds"] > 0
-        row = found[kind]
-        assert row["seconds_ratio"] == row["seconds"] / found["copy"][kind]["seconds"]
+    assert set(found["copy"]) == {"cold", "warm", "huge"}
+    for kind, against in loading.LOADS.items():
+        base, row = found["copy"][against], found[kind]
+        assert base["seconds"] > 0
+        assert row["seconds_ratio"] == row["seconds"] / base["seconds"]
         # Codes and scales, each once; rows of 512 and 256 fill whole tiles.
         assert row["packed"] == pytest.approx(found["file"], rel=0.02)
         assert row["packed"] > row["read_by_step"]
+    assert len(found["samples"]["copy"]) == len(found["samples"]["load"]["cold"]) == 2
     text = loading.render(found)
-    assert text.startswith("tiny: file 0.00 GB\ncold: ") and "extra at the peak" in text
+    assert (
+        text.startswith("tiny Q4_0: file 0.00 GB, medians of 2, load average")
+        and "extra at the peak" in text
+    )
 
 
 def test_the_peak_sees_memory_that_is_gone_again():
