@@ -12,7 +12,8 @@ from cli_support import ROOT, TINY, halfbyte
 from halfbyte.cli.inspect import describe, render
 from halfbyte.loaders import open_checkpoint
 
-FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
+FIXTURES = ROOT / "tests" / "fixtures"
+FOLDER = FIXTURES / "fp16-llama-spm"
 
 
 @pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
@@ -42,15 +43,18 @@ def test_bits_of_known_formats():
     assert facts["architecture"] == "llama" and facts["tokenizer"]["kind"] == "gguf_spm"
 
 
-@pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
-def test_the_text_fits_80_columns(path):
-    facts = describe(open_checkpoint(path))
+@pytest.mark.parametrize("name", sorted(p.name for p in FIXTURES.iterdir() if p.is_dir()))
+def test_the_text_fits_80_columns(name):
+    gguf = sorted((FIXTURES / name).glob("*.gguf"))
+    facts = describe(open_checkpoint(gguf[0] if gguf else FIXTURES / name))
     facts["path"] = "model.gguf"
     facts["warnings"] = ["a \x1b[2J word " * 30]
-    text = render(facts, verbose=False)
-    assert max(map(len, text.splitlines())) <= 80 and "\x1b" not in text
-    long = render(facts, verbose=True)
-    assert all(t["name"] in long for t in facts["tensors"])
+    for verbose in (False, True):
+        text = render(facts, verbose=verbose)
+        assert max(map(len, text.splitlines())) <= 80 and "\x1b" not in text
+        # Formats are never cut.
+        assert all(label in text for label in facts["formats"])
+    assert all(t["name"] in text for t in facts["tensors"])
 
 
 def test_the_program():
