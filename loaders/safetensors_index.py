@@ -158,8 +158,8 @@ def _weight_map(folder: ModelFolder) -> dict[str, str] | None:
     if index is None:
         raise CheckpointError(
             f"{folder.path} has neither {SINGLE} nor {INDEX}",
-            hint="other names (.bin and .pt files, adapters, consolidated files) are not read; pickled "
-            "weights have to be saved as safetensors first",
+            hint="other names (.bin and .pt files, adapters, consolidated files) are not read; "
+            "pickled weights have to be saved as safetensors first",
         )
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not 0 < len(weight_map) <= MAX_TENSORS:
