@@ -67,7 +67,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         tokenizer: dict[str, Any] = {
             "kind": source.kind,
             "pre": source.pre or None,
-            "chat_template": source.chat_template is not None or bool(source.chat_templates),
+            "chat_template": source.chat_template is not None or "default" in source.chat_templates,
+            "named_templates": sorted(source.chat_templates.keys() - {"default"}),
             "bos_id": source.bos_id,
             "eos_ids": list(source.eos_ids),
         }
@@ -142,6 +143,8 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
     kind = tokenizer["kind"] or f"none ({tokenizer.get('problem', '')})"
     pre = f" ({tokenizer['pre']})" if tokenizer.get("pre") else ""
     template = "yes" if tokenizer["chat_template"] else "none"
+    if tokenizer.get("named_templates"):
+        template += f"; by name: {', '.join(tokenizer['named_templates'])}"
     window = max(config["sliding_window"], default=0)
     rows = {
         "model": facts["name"] or facts["path"].rpartition("/")[2],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -55,6 +56,19 @@ def test_the_text_fits_80_columns(name):
         # Formats are never cut.
         assert all(label in text for label in facts["formats"])
     assert all(t["name"] in text for t in facts["tensors"])
+
+
+@pytest.mark.parametrize("names", [("default", "tool_use"), ("rag", "tool_use")])
+def test_chat_templates_by_name(tmp_path, names):
+    folder = shutil.copytree(FOLDER, tmp_path / "m")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": name, "template": "{{ messages }}"} for name in names]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    facts = describe(open_checkpoint(folder))
+    assert facts["tokenizer"]["chat_template"] is ("default" in names)
+    text = render(facts, verbose=False)
+    said = "yes; by name: tool_use" if "default" in names else "none; by name: rag, tool_use"
+    assert f"chat template   {said}\n" in text
 
 
 def test_the_program():
