@@ -214,7 +214,8 @@ def read_header(file: MappedFile, index: int = 0) -> list[StoredTensor]:
             kind = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole"
             raise CheckpointError(
                 f"{where}: tensor {tensor.name} starts at data byte {tensor.offset}; expected "
-                f"{end}: it {kind}"
+                f"{end}: it {kind}",
+                hint="the file is damaged or crafted: download it again",
             )
         end += tensor.nbytes
     if end != file.size - data_start:
