@@ -9,6 +9,7 @@ of ``tg`` starts when every sequence of the batch has its first token and stops 
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -154,7 +155,7 @@ class ModelFacts:
         name: display name.
         file: name of the file or folder, without its path.
         architecture: family.
-        format: tensor format that holds most bytes.
+        format: tensor format that holds most weights.
         size: bytes of all tensors in the file.
         params: number of weights.
     """
@@ -377,15 +378,10 @@ def model_facts(engine: Engine, path: Path) -> ModelFacts:
         tensors = checkpoint.tensors()
     finally:
         checkpoint.close()
-    sizes: dict[str, int] = {}
-    params = 0
+    weights: dict[str, int] = {}
     for info in tensors:
-        sizes[info.format] = sizes.get(info.format, 0) + info.nbytes
-        count = 1
-        for side in info.shape:
-            count *= side
-        params += count
-    label = max(sizes, key=lambda label: sizes[label], default="?")
+        weights[info.format] = weights.get(info.format, 0) + math.prod(info.shape)
+    label = max(weights, key=lambda label: weights[label], default="?")
     if engine.config.quantize is not None:
         label += f" as {engine.config.quantize}"
     return ModelFacts(
@@ -393,6 +389,6 @@ def model_facts(engine: Engine, path: Path) -> ModelFacts:
         file=path.name,
         architecture=engine.model_config.architecture,
         format=label,
-        size=sum(sizes.values()),
-        params=params,
+        size=sum(info.nbytes for info in tensors),
+        params=sum(weights.values()),
     )

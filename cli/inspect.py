@@ -14,7 +14,7 @@ from .console import clean, columns, human_bytes, human_count, one_line, wrapped
 if TYPE_CHECKING:
     from ..loaders.base import Checkpoint
 
-# What is left of 80 columns for names in the table of formats.
+# What is left of 80 columns for names in the table of formats; longer ones get a line of their own.
 _LABEL_WIDTH = 36
 
 
@@ -67,7 +67,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         tokenizer: dict[str, Any] = {
             "kind": source.kind,
             "pre": source.pre or None,
-            "chat_template": source.chat_template is not None or bool(source.chat_templates),
+            "chat_template": source.chat_template is not None or "default" in source.chat_templates,
+            "named_templates": sorted(source.chat_templates.keys() - {"default"}),
             "bos_id": source.bos_id,
             "eos_ids": list(source.eos_ids),
         }
@@ -132,7 +133,7 @@ def _bits(nbytes: int, params: int) -> float:
 
 
 def render(facts: dict[str, Any], *, verbose: bool) -> str:
-    """The facts as text within 80 columns; the tensor list may be wider."""
+    """The facts as text within 80 columns, but for longer names."""
     config, tokenizer, kv = facts["config"], facts["tokenizer"], facts["kv_bytes_per_token"]
     rope, context = config["rope"], config["max_position"]
     heads = f"{config['num_heads']} heads of {config['head_dim']}"
@@ -142,6 +143,8 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
     kind = tokenizer["kind"] or f"none ({tokenizer.get('problem', '')})"
     pre = f" ({tokenizer['pre']})" if tokenizer.get("pre") else ""
     template = "yes" if tokenizer["chat_template"] else "none"
+    if tokenizer.get("named_templates"):
+        template += f"; by name: {', '.join(tokenizer['named_templates'])}"
     window = max(config["sliding_window"], default=0)
     rows = {
         "model": facts["name"] or facts["path"].rpartition("/")[2],
@@ -182,17 +185,24 @@ def _claims(facts: dict[str, Any]) -> list[str]:
 
 def _format_table(facts: dict[str, Any]) -> str:
     """A line for each format, and below it one for each module that has it."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    long: dict[int, str] = {}
     for label, entry in facts["formats"].items():
-        rows.append(_figures(one_line(label), entry))
-        for module, part in facts["modules"][label].items():
-            rows.append(_figures(f"  {one_line(module)}", part))
-    return columns(("format, modules", "tensors", "weights", "size", "bits each"), rows)
+        parts = facts["modules"][label].items()
+        for name, part in ((label, entry), *((f"  {one_line(m)}", part) for m, part in parts)):
+            if len(name) > _LABEL_WIDTH:
+                long[len(rows)] = name
+            rows.append(_figures("" if len(rows) in long else name, part))
+    head, *lines = columns(
+        ("format, modules", "tensors", "weights", "size", "bits each"), rows
+    ).splitlines()
+    out = [head]
+    for i, line in enumerate(lines):
+        out += [clean(long[i]), line] if i in long else [line]
+    return "\n".join(out)
 
 
 def _figures(label: str, entry: dict[str, Any]) -> tuple[str, ...]:
-    if len(label) > _LABEL_WIDTH:
-        label = label[: _LABEL_WIDTH - 3] + "..."
     return (
         label,
         str(entry["tensors"]),
@@ -203,21 +213,16 @@ def _figures(label: str, entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _tensor_list(tensors: list[dict[str, Any]]) -> str:
-    """Every tensor, and below it what was checked of it."""
-    rows = [
-        (
-            one_line(tensor["name"]),
+    """Every tensor, and below it what it is and what was checked of it."""
+    out = ["tensors"]
+    for tensor in tensors:
+        facts = [
             tensor["format"],
             " x ".join(map(str, tensor["shape"])) or "scalar",
             human_bytes(tensor["bytes"]),
-            f"{tensor['bits_per_weight']:.2f}",
-        )
-        for tensor in tensors
-    ]
-    table = columns(("tensor", "format", "shape", "size", "bits"), rows, left=2)
-    head, *lines = table.splitlines()
-    out = [head]
-    for tensor, line in zip(tensors, lines, strict=True):
+            f"{tensor['bits_per_weight']:.2f} bits each",
+        ]
         said = [f"config: {tensor['claim']}"] if tensor["claim"] else []
-        out += [line, "    " + one_line("; ".join([*said, *tensor["checks"]]))]
+        text = "; ".join([", ".join(facts), *said, *tensor["checks"]])
+        out += [f"  {one_line(tensor['name'])}", wrapped("", text, indent=6)]
     return "\n".join(out)

@@ -68,7 +68,10 @@ def kv_type(name: str, target: Target) -> KVType:
         if name in (known, "auto"):
             return known
     where = "a CPU" if target == "cpu" else "a GPU"
-    raise ConfigError(f"--kv is {name!r:.60}; on {where} it is {' or '.join(types)}")
+    raise ConfigError(
+        f"--kv is {name!r:.60}; on {where} it is {' or '.join(types)}",
+        hint="leave it out for the default",
+    )
 
 
 def device_memory(name: str) -> Memory:

@@ -22,11 +22,12 @@ HELP = """\
 /set NAME VALUE   change a sampling setting; without NAME, show them all
 /stats            speed and memory so far
 /help             this text
-/bye              leave (also ctrl-D)
+/bye              leave (also /exit, /quit, ctrl-D)
 \"\"\"               begins and ends a message of several lines
 ctrl-C            stops an answer; at the prompt, leaves"""
 
 _COMMANDS = ("/reset", "/system", "/set", "/stats", "/help", "/bye")
+_LEAVE = ("/bye", "/exit", "/quit")
 _SETTINGS = (
     "temperature",
     "top_k",
@@ -94,7 +95,7 @@ class ChatSession:
         """
         name, _, rest = line.strip().partition(" ")
         rest = rest.strip()
-        if name == "/bye":
+        if name in _LEAVE:
             return False
         if name == "/help":
             self.say(HELP)

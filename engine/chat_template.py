@@ -99,8 +99,9 @@ class ChatTemplate:
             TokenizerError: there is no template.
         """
         if not self.available:
+            only = f", only those for {', '.join(sorted(self._templates))[:100]}"
             raise TokenizerError(
-                "the model has no chat template",
+                "the model has no chat template" + (only if self._templates else ""),
                 hint="use plain completions, or a model made for chats",
             )
         protect = protect or str
@@ -124,9 +125,15 @@ class ChatTemplate:
         if "text" in answer:
             return answer["text"]
         if "raised" in answer:
-            raise TemplateError(f"the model's chat template says: {answer['raised']}")
+            raise TemplateError(
+                f"the model's chat template says: {answer['raised']}",
+                hint="change the messages to what it asks for",
+            )
         problem = answer.get("failed") or answer.get("died", "no answer")
-        raise TemplateError(f"the model's chat template failed: {problem}")
+        raise TemplateError(
+            f"the model's chat template failed: {problem}",
+            hint="use plain completions, or take the template of the original model",
+        )
 
     def _ask(self, name: str, context: Mapping[str, Any]) -> dict[str, str]:
         request = json.dumps({"template": name, "context": context}).encode() + b"\n"

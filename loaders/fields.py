@@ -8,6 +8,8 @@ from typing import Any, overload
 
 from halfbyte.errors import CheckpointError
 
+_REMEDY = "the file is damaged or was edited: download it again"
+
 
 class Fields:
     """Checked lookups in GGUF metadata or a parsed JSON object.
@@ -37,14 +39,16 @@ class Fields:
 
     def error(self, key: str, found: object, expected: str) -> CheckpointError:
         """The error for a value that is not what it must be."""
-        return CheckpointError(f"{self.name(key)} is {shown(found)}; expected {expected}")
+        return CheckpointError(
+            f"{self.name(key)} is {shown(found)}; expected {expected}", hint=_REMEDY
+        )
 
     def _lookup(self, key: str, default: object, expected: str) -> Any:
         value = self.values.get(key)
         if value is not None:
             return value
         if default is None:
-            raise CheckpointError(f"{self.name(key)} is missing; expected {expected}")
+            raise CheckpointError(f"{self.name(key)} is missing; expected {expected}", hint=_REMEDY)
         return default
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:

@@ -140,11 +140,10 @@ class GGUFCheckpoint:
     def load_stored(self, name: str) -> Weight:
         """As :meth:`load`, but a matrix is still in its blocks: see :mod:`.stored`."""
         from .canonical import QuantizedLinear
-        from .gguf_blocks import canonical_format
         from .stored import StoredLinear
 
         located = _, _, tensor, shape, raw = self._located(name)
-        form = canonical_format(tensor.type.name)
+        form = CANONICAL.get(tensor.type.name)
         if form is None or len(shape) != 2:
             return _convert(*located)
 

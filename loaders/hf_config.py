@@ -133,7 +133,8 @@ def check_family(read: Fields, report: LoadReport) -> str:
     if family not in FAMILIES and family != WRAPPER:
         known = ", ".join((*FAMILIES, WRAPPER))
         raise UnsupportedModelError(
-            f"{read.name('model_type')} is {shown(family)}; supported are {known}"
+            f"{read.name('model_type')} is {shown(family)}; supported are {known}",
+            hint="this architecture is not implemented: take a model of a supported family",
         )
     classes = read.values.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):

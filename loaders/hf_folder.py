@@ -179,7 +179,8 @@ class HFFolderCheckpoint:
     def load(self, name: str) -> Weight:
         """One weight, [N, K] or a vector [N], in memory of its own.
 
-        Dense ones keep the dtype of the file. Raises CheckpointError when there is no such tensor.
+        Dense ones keep the dtype of the file. Raises CheckpointError when there is no such tensor,
+        or a value is NaN or infinite.
         """
         from .stored import settled
 
@@ -202,7 +203,23 @@ class HFFolderCheckpoint:
         if module is not None:
             assert self._method is not None
             return self._method.load(module, self._read)
-        return self._read(self._stored[name]).clone()
+        weight = self._read(self._stored[name]).clone()
+        self._check_finite(name, weight)
+        return weight
+
+    def _check_finite(self, name: str, values: Tensor) -> None:
+        import torch
+
+        # The extremes are NaN where a value is: one pass, and no mask of the size of the weight.
+        if not values.numel() or all(bool(x.isfinite()) for x in torch.aminmax(values)):
+            return
+        at = int((~values.flatten().isfinite()).nonzero()[0])
+        file = self._files.files[self._stored[name].file].path
+        raise CheckpointError(
+            f"{file}: tensor {name} holds {float(values.flatten()[at])} at element {at}; "
+            "expected finite numbers",
+            hint="the file is damaged: download it again",
+        )
 
     def release(self, names: Iterable[str]) -> None:
         """Drop the file pages of these tensors from memory; they can be read again."""

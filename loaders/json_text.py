@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from halfbyte.errors import CheckpointError
 
 MAX_DEPTH = 64
+_DAMAGED = "the file is damaged or no JSON: download it again"
 MAX_ITEMS = 1 << 18
 # transformers writes int(1e30), 31 digits, where a tokenizer has no length of its own.
 _MAX_DIGITS = 32
@@ -75,13 +76,15 @@ def parse_object(
             object_pairs_hook=unique if unique_keys else None,
         )
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{where}: not UTF-8 at byte {error.start}") from error
+        raise CheckpointError(f"{where}: not UTF-8 at byte {error.start}", hint=_DAMAGED) from error
     except RecursionError as error:
         raise CheckpointError(f"{where}: JSON is nested over {MAX_DEPTH} levels deep") from error
     except ValueError as error:
-        raise CheckpointError(f"{where}: not valid JSON: {str(error)[:120]}") from error
+        raise CheckpointError(
+            f"{where}: not valid JSON: {str(error)[:120]}", hint=_DAMAGED
+        ) from error
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{where}: the top of the JSON is not an object")
+        raise CheckpointError(f"{where}: the top of the JSON is not an object", hint=_DAMAGED)
     _check_tree(parsed, where, strings=_SURROGATE.search(text) is not None)
     return parsed
 

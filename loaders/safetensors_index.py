@@ -159,7 +159,8 @@ def _weight_map(folder: ModelFolder) -> dict[str, str] | None:
     if index is None:
         raise CheckpointError(
             f"{folder.path} has neither {SINGLE} nor {INDEX}",
-            hint="weights under other names (adapters, consolidated files) are not read",
+            hint="other names (.bin and .pt files, adapters, consolidated files) are not read; "
+            "pickled weights have to be saved as safetensors first",
         )
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not 0 < len(weight_map) <= MAX_TENSORS:
@@ -187,7 +188,10 @@ def read_header(file: MappedFile, index: int = 0) -> list[StoredTensor]:
     """
     where = file.path
     if file.size < 8:
-        raise CheckpointError(f"{where}: {file.size} bytes; a safetensors file has at least 8")
+        raise CheckpointError(
+            f"{where}: {file.size} bytes; a safetensors file has at least 8",
+            hint="the file is truncated or damaged: download it again",
+        )
     length = int.from_bytes(file.buffer[:8], "little")
     limit = min(MAX_HEADER_BYTES, file.size - 8)
     if not 2 <= length <= limit:
@@ -211,7 +215,8 @@ def read_header(file: MappedFile, index: int = 0) -> list[StoredTensor]:
             kind = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole"
             raise CheckpointError(
                 f"{where}: tensor {tensor.name} starts at data byte {tensor.offset}; expected "
-                f"{end}: it {kind}"
+                f"{end}: it {kind}",
+                hint="the file is damaged or crafted: download it again",
             )
         end += tensor.nbytes
     if end != file.size - data_start:

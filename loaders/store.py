@@ -337,6 +337,8 @@ def _no_such_path(text: str) -> ModelNotFoundError:
         path = Path(text).expanduser() if text.startswith("~") else Path(text)
         with contextlib.suppress(OSError, ValueError):
             siblings = [entry.name for entry in os.scandir(path.parent)][:2000]
+            # The name itself is there when it is a link to nothing.
+            siblings = [name for name in siblings if name != path.name]
             found = difflib.get_close_matches(path.name, siblings, 1, 0.7)
             near = [str(path.parent / name) for name in found]
     return ModelNotFoundError(

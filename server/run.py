@@ -100,7 +100,7 @@ def describe(engine: Engine, *, keyed: bool) -> list[str]:
     seconds = sum(engine.startup.values())
     rows: Mapping[str, str] = {
         "model": engine.name,
-        "weights": f"{engine.weight_bytes / 1e6:.0f} MB, backend {engine.backend}",
+        "weights": f"{engine.weight_bytes / 1e6:.3g} MB, backend {engine.backend}",
         "context": f"{engine.max_context} tokens",
         "batch": f"{config.max_batch} requests, {config.max_batch_tokens} tokens a step",
         "KV cache": f"{stats.kv_blocks_total} blocks of {config.block_size} tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from cli_support import ROOT, TINY, halfbyte
 from halfbyte.cli.inspect import describe, render
 from halfbyte.loaders import open_checkpoint
 
-FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
+FIXTURES = ROOT / "tests" / "fixtures"
+FOLDER = FIXTURES / "fp16-llama-spm"
 
 
 @pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
@@ -42,15 +44,31 @@ def test_bits_of_known_formats():
     assert facts["architecture"] == "llama" and facts["tokenizer"]["kind"] == "gguf_spm"
 
 
-@pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
-def test_the_text_fits_80_columns(path):
-    facts = describe(open_checkpoint(path))
+@pytest.mark.parametrize("name", sorted(p.name for p in FIXTURES.iterdir() if p.is_dir()))
+def test_the_text_fits_80_columns(name):
+    gguf = sorted((FIXTURES / name).glob("*.gguf"))
+    facts = describe(open_checkpoint(gguf[0] if gguf else FIXTURES / name))
     facts["path"] = "model.gguf"
     facts["warnings"] = ["a \x1b[2J word " * 30]
+    for verbose in (False, True):
+        text = render(facts, verbose=verbose)
+        assert max(map(len, text.splitlines())) <= 80 and "\x1b" not in text
+        # Formats are never cut.
+        assert all(label in text for label in facts["formats"])
+    assert all(t["name"] in text for t in facts["tensors"])
+
+
+@pytest.mark.parametrize("names", [("default", "tool_use"), ("rag", "tool_use")])
+def test_chat_templates_by_name(tmp_path, names):
+    folder = shutil.copytree(FOLDER, tmp_path / "m")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": name, "template": "{{ messages }}"} for name in names]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    facts = describe(open_checkpoint(folder))
+    assert facts["tokenizer"]["chat_template"] is ("default" in names)
     text = render(facts, verbose=False)
-    assert max(map(len, text.splitlines())) <= 80 and "\x1b" not in text
-    long = render(facts, verbose=True)
-    assert all(t["name"] in long for t in facts["tensors"])
+    said = "yes; by name: tool_use" if "default" in names else "none; by name: rag, tool_use"
+    assert f"chat template   {said}\n" in text
 
 
 def test_the_program():

@@ -114,6 +114,9 @@ def test_variants_are_chosen_by_tools() -> None:
 def test_no_template_is_an_error_with_a_remedy() -> None:
     template = ChatTemplate(None, {}, {})
     assert not template.available
+    only = ChatTemplate(None, {"rag": "", "tool_use": ""}, {})
+    with pytest.raises(TokenizerError, match=r"no chat template, only those for rag, tool_use"):
+        only.render(HI, {})
     with pytest.raises(TokenizerError, match=r"no chat template.*plain completions"):
         template.render(HI, {})
 

@@ -14,8 +14,8 @@ from halfbyte.engine.backends.cpu_weights import pack_weight
 from halfbyte.kernels.cpu.arena import Arena
 from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_q4
 from halfbyte.loaders.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
-from halfbyte.loaders.gguf_blocks import canonical_format, convert_tensor
-from halfbyte.loaders.gguf_types import BLOCK_TYPES, QUANTIZED_TYPES
+from halfbyte.loaders.gguf_blocks import convert_tensor
+from halfbyte.loaders.gguf_types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
 from halfbyte.loaders.stored import WORDS, StoredLinear
 
 pytestmark = needs_compiler
@@ -115,7 +115,7 @@ def stored(name: str, parts: list[torch.Tensor], k: int) -> tuple[StoredLinear, 
     """As stored in parts, and the canonical weight."""
     n = sum(len(part) for part in parts)
     whole = convert_tensor("w", TYPES[name], (n, k), torch.cat(parts))
-    form = canonical_format(name)
+    form = CANONICAL.get(name)
     assert isinstance(whole, QuantizedLinear) and form is not None
     return StoredLinear("w", form, (n, k), name, tuple(parts), lambda: whole), whole
 
@@ -152,7 +152,7 @@ def test_scales_that_are_not_finite_are_not_packed(name: str) -> None:
         def refuse() -> QuantizedLinear:
             raise ZeroDivisionError("the loader's own checks")
 
-        form = canonical_format(name)
+        form = CANONICAL.get(name)
         assert form is not None
         weight = StoredLinear("w", form, (40, 512), name, (raw,), refuse)
         with pytest.raises(ZeroDivisionError):

@@ -113,6 +113,23 @@ def test_weights_outlive_the_files(tmp_path):
         checkpoint.load("x")
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_values_that_are_not_finite_are_refused(tmp_path, value, dtype):
+    config = getattr(transformers, "LlamaConfig")(**SIZES)  # noqa: B009
+    model = transformers.LlamaForCausalLM(config).to(dtype)
+    state = model.state_dict()
+    row = int(torch.randint(0, 32, ()))
+    state["model.layers.1.self_attn.o_proj.weight"].data[row, 3] = float(value)
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert isinstance(checkpoint.load("model.layers.0.self_attn.o_proj.weight"), torch.Tensor)
+    message = rf"model.safetensors: tensor model.layers.1.self_attn.o_proj.weight holds {value} at "
+    with pytest.raises(CheckpointError, match=message + rf"element {32 * row + 3};.*download"):
+        checkpoint.load("model.layers.1.self_attn.o_proj.weight")
+    checkpoint.close()
+
+
 def test_both_spellings_of_the_dtype(tmp_path):
     for key in ("dtype", "torch_dtype"):
         config = {"-torch_dtype": 0, key: "bfloat16"}
