@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -198,7 +199,7 @@ def _format_table(facts: dict[str, Any]) -> str:
     ).splitlines()
     out = [head]
     for i, line in enumerate(lines):
-        out += [clean(long[i]), line] if i in long else [line]
+        out += [*textwrap.wrap(clean(long[i]), 80), line] if i in long else [line]
     return "\n".join(out)
 
 

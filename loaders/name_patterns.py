@@ -24,7 +24,7 @@ from .fields import shown
 MAX_PATTERN = 1000
 MAX_PATTERNS = 1 << 14
 MAX_LETTERS = 1 << 19  # of all patterns together: reading them takes a second for every 400 000
-MAX_TOTAL_STEPS = 4_000_000
+MAX_TOTAL_STEPS = 2_000_000
 MAX_STEPS = 5_000
 MAX_DEPTH = 20
 # Backtracking over names of this length tries 50 ways a microsecond.
@@ -110,16 +110,15 @@ class NamePattern:
 
         Raises CheckpointError when that takes more than 5000 steps.
         """
+        begin = time.thread_time()
         if self._find is not None and len(name) <= QUICK_NAME:
-            begin = time.thread_time()
-            match = self._find(name)
-            self.spent += 1 + int((time.thread_time() - begin) * STEPS_PER_SECOND)
-            return match is not None
-        self._text, self._steps = name, 0
-        starts = set(range(len(name) + 1)) if self._anywhere else {0}
-        found = self._follow(self._parts, starts)
-        self.spent += self._steps
-        return bool(found)
+            found = self._find(name) is not None
+        else:
+            self._text, self._steps = name, 0
+            starts = set(range(len(name) + 1)) if self._anywhere else {0}
+            found = bool(self._follow(self._parts, starts))
+        self.spent += 1 + int((time.thread_time() - begin) * STEPS_PER_SECOND)
+        return found
 
     def _follow(self, parts: Iterable[Any], at: set[int]) -> set[int]:
         """Positions after ``parts`` one after another, from any of ``at``."""

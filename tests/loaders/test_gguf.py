@@ -193,7 +193,7 @@ def test_extra_tensors_of_the_model_are_refused_and_others_reported(tmp_path):
     refuses(
         lambda: GGUFCheckpoint(path),
         UnsupportedModelError,
-        r"model\.layers\.0\.ffn_gate_exps\.weight is not part of a llama model",
+        r"model\.layers\.0\.mlp\.experts\.gate_proj\.weight is not part of a llama model",
     )
     bias = dict(TINY_TENSORS) | {"blk.0.attn_q.bias": ((32,), 0)}
     path = write(tmp_path / "b.gguf", tiny_gguf(tensors=bias))

@@ -65,7 +65,7 @@ def test_inspect_counts_weights_not_tensors(quantized):
     assert (tensor["params"], tensor["bytes"], tensor["bits_per_weight"]) == (64, 48, 6.0)
     assert facts["modules"]["GPTQ 4-bit g8 sym"]["q_proj"]["params"] == 64
     assert facts["params"] == sum(n * k for n, k in _two(TINY_SHAPES.values()))
-    text = render(facts, verbose=True)
+    text = " ".join(render(facts, verbose=True).split())  # lines are wrapped
     assert "q_proj" in text and "config: gptq, 4 bits, group 8, sym; shape [8, 8]" in text
     facts["formats"] = {"x" * 99: next(iter(facts["formats"].values()))}
     facts["modules"] = {"x" * 99: {"y" * 99: next(iter(facts["formats"].values()))}}
