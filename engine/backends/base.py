@@ -114,6 +114,10 @@ class Ops(Protocol[P]):
         """None when the weight can be packed, else the reason why not."""
         ...
 
+    def supports_heads(self, head_dim: int) -> str | None:
+        """None when heads of this size can be attended with, else the reason why not."""
+        ...
+
     def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
         """Pack a linear weight [N, K] once. Raises UnsupportedWeightError."""
         ...

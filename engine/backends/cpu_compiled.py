@@ -107,6 +107,10 @@ class CompiledOps:
         self._quantizes |= packed.act is not None
         return packed
 
+    def supports_heads(self, head_dim: int) -> str | None:
+        """Heads of every size will do."""
+        return None
+
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
     ) -> TiledLinear | None:

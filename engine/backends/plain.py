@@ -42,6 +42,10 @@ class PlainOps(ABC, Generic[P]):
         """None but for contradictory formats: every canonical weight can be run."""
         return unsupported(weight)
 
+    def supports_heads(self, head_dim: int) -> str | None:
+        """Heads of every size will do."""
+        return None
+
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
     ) -> P | None:

@@ -19,6 +19,7 @@ from ...kernels import runtime
 from ...kernels.attention import (
     build_prefill_table,
     decode_attention,
+    fits,
     prefill_attention,
     prefill_block,
 )
@@ -98,6 +99,12 @@ class TritonOps:
     def supports(self, weight: Weight) -> str | None:
         """Everything but W8A8 of unusual weights can be packed or made dense."""
         return unsupported(weight)
+
+    def supports_heads(self, head_dim: int) -> str | None:
+        """Heads of a multiple of 16 elements, up to 256."""
+        if fits(head_dim):
+            return None
+        return f"heads have {head_dim} elements; the kernels take multiples of 16 up to 256"
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear:
         """A linear weight [N, K] and bias [N]; see :func:`~.triton_weights.pack`."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbyte.errors import UnsupportedWeightError
+from halfbyte.errors import UnsupportedModelError, UnsupportedWeightError
 
 from ...loaders.base import Checkpoint
 from ...loaders.canonical import QuantizedLinear, Weight, can_fuse
@@ -61,6 +61,10 @@ class Decoder:
         checkpoint: where the weights come from; pulled one layer at a time.
         ops: backend that packs and runs them.
         progress: called with (layers done, layers in all) while loading.
+
+    Raises:
+        UnsupportedModelError: the backend cannot attend with heads of this size.
+        UnsupportedWeightError: the backend cannot run a weight's format.
     """
 
     def __init__(
@@ -72,6 +76,12 @@ class Decoder:
     ) -> None:
         self.config = config
         self.ops = ops
+        reason = ops.supports_heads(config.head_dim)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{config.architecture}: {reason}",
+                hint=f"backend {ops.name!r} cannot run it; try device='cpu'",
+            )
         source = _Source(checkpoint, ops.device, config.norm_offset)
         self.embedding = ops.pack_embedding(source.take("model.embed_tokens.weight"))
         source.release()

@@ -1,5 +1,6 @@
 """Attention over the paged KV cache: split-KV decode and prefill with a cached prefix."""
 
+from .config import fits
 from .op import decode_attention, decode_splits, decode_workspace, prefill_attention
 from .quantized_kv import quantize_kv
 from .table import build_prefill_table, check_block_tables, prefill_block
@@ -10,6 +11,7 @@ __all__ = [
     "decode_attention",
     "decode_splits",
     "decode_workspace",
+    "fits",
     "prefill_attention",
     "prefill_block",
     "quantize_kv",

@@ -47,6 +47,11 @@ class AttentionTile:
         return options | {"maxnreg": self.registers} if self.registers else options
 
 
+def fits(dim: int) -> bool:
+    """Whether the kernels take a head dimension: multiples of 16 up to the largest of DIMS."""
+    return 0 < dim <= max(DIMS) and dim % 16 == 0
+
+
 def next_power_of_2(n: int) -> int:
     """Smallest power of two >= ``n``; 1 for 0."""
     return 1 << max(0, n - 1).bit_length()
@@ -113,7 +118,7 @@ def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) ->
     if width > 128 and not roomy:
         rows, num_warps = (64, 8) if memory > 128 * 1024 else (32, 8 if arch == 120 else 4)
     elif arch == 0:
-        rows, num_warps = 64, 4
+        rows, num_warps = (32 if page > 64 else 64), 4
     elif (itemsize == 1 and memory <= 128 * 1024) or (page > 64 and not roomy):
         rows = 64
     return AttentionTile(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import runtime
 from ..checks import require
-from .config import DIMS, PAGES
+from .config import DIMS, PAGES, fits
 
 # Tiles are cut for 16-bit types; the interpreter can take wider ones too.
 FLOATS = (torch.float16, torch.bfloat16) + ((torch.float32,) if runtime.INTERPRETED else ())
@@ -45,7 +45,7 @@ def check_inputs(
     require(q_THE.dim() == 3, f"q has shape {tuple(q_THE.shape)}; expected (tokens, heads, dim)")
     _, heads, dim = q_THE.shape
     require(q_THE.dtype in FLOATS, f"q is {q_THE.dtype}; expected one of {FLOATS}")
-    require(dim in DIMS or (dim % 16 == 0 and dim <= 256), f"head_dim is {dim}; expected {DIMS}")
+    require(fits(dim), f"head_dim is {dim}; expected a multiple of 16 up to {max(DIMS)}")
     require(
         q_THE.stride(2) == 1 and q_THE.stride(1) == dim and q_THE.stride(0) % 16 == 0,
         f"q has strides {q_THE.stride()}; expected (a multiple of 16, {dim}, 1)",

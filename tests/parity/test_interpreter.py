@@ -10,7 +10,7 @@ import torch
 from tiny_models import Truth, make_model, save_model
 
 from halfbyte import Engine, SamplingParams
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, UnsupportedModelError
 
 PROMPTS = [[5, 6, 7, 8, 9], [100, 200, 300]]
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -87,3 +87,9 @@ def test_families_within_half_precision(name: str, length: int, tmp_path: Path) 
 def test_contradictions_are_refused(options: dict[str, Any], tiny_gguf: Path) -> None:
     with pytest.raises(ConfigError):
         Engine(tiny_gguf, **options)
+
+
+def test_heads_that_no_kernel_takes_are_refused_at_load(tmp_path: Path) -> None:
+    save_model(make_model("llama-wide-heads", 7), tmp_path)
+    with pytest.raises(UnsupportedModelError, match="heads have 40 elements; the kernels take"):
+        Engine(tmp_path, backend="interpreter", max_context=64)
