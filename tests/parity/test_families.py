@@ -123,7 +123,13 @@ def test_half_precision_files_mean_their_own_values(
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
-@pytest.mark.parametrize("options", [{"exact": True}, {"exact": True, "native": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exact": True},
+        pytest.param({"exact": True, "native": False}, marks=pytest.mark.slow),
+    ],
+)
 def test_exact_experts_do_not_see_the_batch(
     name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:

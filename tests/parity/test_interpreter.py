@@ -55,7 +55,12 @@ def test_exact_bits_do_not_depend_on_chunks(tiny_gguf: Path) -> None:
     ("name", "length"),
     # Experts, a rotation of half of each head with two tables (from 64 on the second one), layers
     # without rotation, caps.
-    [("mixtral", 21), ("phi3-partial-longrope", 70), ("smollm3-window", 21), ("gemma2-caps", 21)],
+    [
+        ("mixtral", 21),
+        pytest.param("phi3-partial-longrope", 70, marks=pytest.mark.slow),
+        ("smollm3-window", 21),
+        ("gemma2-caps", 21),
+    ],
 )
 def test_families_within_half_precision(name: str, length: int, tmp_path: Path) -> None:
     """What no checkpoint in tests/fixtures has; those are in test_checkpoints_interpreter.py.

@@ -33,6 +33,14 @@ FLOAT32: dict[str, dict[str, Any]] = {
 }
 
 
+def modes(all_of_them: dict[str, Any]) -> list[Any]:
+    """The C kernels always; the slow backends, which tiny models test too, in the long run."""
+    return [
+        name if name == "cpu_native" else pytest.param(name, marks=pytest.mark.slow)
+        for name in all_of_them
+    ]
+
+
 @dataclass
 class Answer:
     """What transformers says to one prompt.
@@ -139,7 +147,7 @@ def assert_same_choices(got: Tensor, answer: Answer, error: float) -> None:
         assert mine == want or answer.gap(step) < error, f"step {step}"
 
 
-@pytest.mark.parametrize("mode", DEFAULT)
+@pytest.mark.parametrize("mode", modes(DEFAULT))
 def test_default_mode_is_close(smollm2: Path, answers: list[Answer], mode: str) -> None:
     with Engine(smollm2, **DEFAULT[mode]) as engine:
         got = [engine.logits(answer.text) for answer in answers]
@@ -159,7 +167,7 @@ def test_default_mode_is_close(smollm2: Path, answers: list[Answer], mode: str) 
         assert assert_greedy(engine, few, whole.largest) >= least
 
 
-@pytest.mark.parametrize("mode", FLOAT32)
+@pytest.mark.parametrize("mode", modes(FLOAT32))
 def test_float32_is_the_same_model(smollm2: Path, answers: list[Answer], mode: str) -> None:
     with Engine(smollm2, **FLOAT32[mode]) as engine:
         for answer in answers:
