@@ -72,9 +72,9 @@ class HFFolderCheckpoint:
         # The model type first: an unknown one says more than what its tensors look like.
         refuse_smoothquant(str(where), values)
         hf_config.check_family(Fields(str(where), values), self._report)
-        self._method = methods.open_method(self._folder, values, self._report)
         found = quantization_config(self._folder, values, self._report)
-        self._claim = claim(found) if found is not None else ""
+        self._claim = "" if found is None else claim(found)
+        self._method = None if found is None else methods.open_method(found, self._report)
         self._modules: dict[str, methods.QuantizedModule] = {}
         self._rows: dict[str, Rows] = {}
         self._stacked: tuple[str, Weight] | None = None

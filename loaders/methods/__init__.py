@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
-from ..folder_files import ModelFolder
-from ..hf_quantized import quantization_config, unsupported
+from ..hf_quantized import QuantizationConfig, unsupported
 from ..report import LoadReport
 from .base import Method, QuantizedModule, Read
 
@@ -28,16 +25,11 @@ _METHODS: dict[str, str] = {
 }
 
 
-def open_method(
-    folder: ModelFolder, config: Mapping[str, Any], report: LoadReport
-) -> Method | None:
-    """The method that ``config.json`` or a side file names; None for a plain folder.
+def open_method(found: QuantizationConfig, report: LoadReport) -> Method:
+    """The method that a folder's config names.
 
     Raises UnsupportedModelError, naming it, for a method that is not implemented.
     """
-    found = quantization_config(folder, config, report)
-    if found is None:
-        return None
     if found.method not in _METHODS:
         raise unsupported(found.place, found.method, tuple(_METHODS))
     module = import_module(f".{_METHODS[found.method]}", __name__)
