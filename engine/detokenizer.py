@@ -8,7 +8,7 @@ one is still possible. Work per token is proportional to its text, whatever came
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 
@@ -41,7 +41,7 @@ class Detokenizer:
         stopped: the stop string that ended the text, or None.
     """
 
-    def __init__(self, tokenizer: TokenBytes, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: TokenBytes, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._special = tokenizer.special_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

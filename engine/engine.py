@@ -6,11 +6,12 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, Unpack, overload
 
+import torch
 from torch import Tensor
 
 from halfbyte.errors import EngineDeadError, RequestError
@@ -21,6 +22,7 @@ from ..loaders.store import resolve_model
 from .backends import make_ops
 from .block_pool import BlockPool
 from .config import make_config
+from .fields import EngineOptions, SamplingFields
 from .graphs import GraphPool
 from .kv_cache import KVCache
 from .layers.rope import Rotaries
@@ -30,14 +32,23 @@ from .models.registry import model_class
 from .outbox import Outbox
 from .output import OutputProcessor
 from .plan import StepPlan
-from .prompts import Prompt, only_ids, prompt_ids, prompt_list
-from .request import Completion, Delta, PromptScore, Request, SamplingParams, TokenEvent
+from .prompts import Prompt, Prompts, TokenIds, only_ids, prompt_ids, prompt_list
+from .request import (
+    Completion,
+    Delta,
+    PromptScore,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    sampling_params,
+)
 from .rows import Rows
 from .sampler import Sampler
 from .scheduler import Scheduler, SchedulerConfig
 from .scoring import prompt_logits, score_prompt
 from .stats import EngineStats, Stopwatch
 from .tokenizer import Tokenizer
+from .turns import Turns
 from .warmup import make_ready
 
 log = logging.getLogger(__name__)
@@ -47,9 +58,15 @@ MAX_FAILED_STEPS = 3
 # Tokens whose logits are computed at once: all of them, over the whole vocabulary, stay in memory.
 LOGITS_CHUNK = 256
 
+Conversation: TypeAlias = Sequence[Mapping[str, Any]]
+"""Messages with ``role`` and ``content``, oldest first."""
+
 
 class Engine:
-    """Loads a model and generates text; one thread may use an engine at a time.
+    """Loads a model and generates text.
+
+    Several threads may use one engine: they compute in turn, a step at a time, and requests of
+    all of them run as one batch.
 
     Args:
         model: local path, registered name (``smollm2``) or an already pulled repository id.
@@ -65,9 +82,10 @@ class Engine:
         model: str | Path = "smollm2",
         *,
         progress: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: Unpack[EngineOptions],
     ) -> None:
         self.config = make_config(options)
+        self._turns = Turns()
         self.startup: dict[str, float] = {}
         clock = Stopwatch(self.startup)
         path = resolve_model(model)
@@ -95,12 +113,18 @@ class Engine:
             checkpoint.close()
         self.backend = ops.name
         self.max_context = self.memory.max_context
+        self.weight_bytes: int = network.weight_bytes
+        """Bytes of weights that one decode step reads."""
         self._network = network
         self._rotary = Rotaries(self.model_config)
         self._build(network)
         clock("kv cache")
         self._monitor = make_ready(self._runner, self.config, self.max_context)
         clock("warm-up")
+        log.debug("loaded %s from %s as %r", model, path, self.config)
+        for phase, seconds in self.startup.items():
+            log.debug("%s took %.3f s", phase, seconds)
+        log.debug("ready: %r", self)
 
     def _build(self, network: Any) -> None:
         """KV cache, scheduler and runner around a loaded network."""
@@ -121,6 +145,7 @@ class Engine:
         self._runner = ModelRunner(network, kv, rows, sampler, graphs)
         self._output = OutputProcessor(self.tokenizer, end_tokens)
         self._outbox = Outbox()
+        self._abandoned: deque[str] = deque()
         self._in_flight: tuple[StepPlan, dict[str, int]] | None = None
         self._ids = itertools.count()
         self._seeds = itertools.count()
@@ -129,10 +154,12 @@ class Engine:
         self._finished: dict[str, int] = {}
         self._closed = False
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights that one decode step reads."""
-        return self._network.weight_bytes
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.weight_bytes / 1e6:.3g} MB of weights"
+        return (
+            f"<Engine {self.name!r}: {self.model_config.architecture}, {state}, "
+            f"backend {self.backend}, context {self.max_context}, batch {self.config.max_batch}>"
+        )
 
     def submit(
         self,
@@ -150,12 +177,20 @@ class Engine:
         Raises:
             RequestError: empty or too long prompt, unknown token ids, or an id in use.
         """
-        if self._closed:
-            raise EngineDeadError("the engine is closed")
-        params = params or SamplingParams()
-        if not isinstance(params, SamplingParams):
-            raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
+        params = sampling_params(params, {})
         ids = self._tokens(prompt)
+        with self._turns:
+            return self._submit(ids, params, request_id, priority, cache_salt)
+
+    def _submit(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
+        self._alive()
         room = self.max_context - len(ids)
         if room < 1:
             raise RequestError(
@@ -182,7 +217,11 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """End a request; its last delta comes with the next step. Unknown ids are ignored."""
-        self._scheduler.cancel(request_id)
+        if self._turns.mine:  # a signal handler or a finalizer in the middle of a step
+            self._abandoned.append(request_id)
+            return
+        with self._turns:
+            self._scheduler.cancel(request_id)
 
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
@@ -198,11 +237,15 @@ class Engine:
         Raises:
             EngineDeadError: steps failed several times in a row; nothing more will come.
         """
-        self._advance()
-        return self._outbox.take_rest()
+        with self._turns:
+            self._advance()
+            return self._outbox.take_rest()
 
     def _advance(self) -> None:
         """Compute one step and put its deltas into the outbox."""
+        self._alive()
+        while self._abandoned:
+            self._scheduler.cancel(self._abandoned.popleft())
         with self._runner.threads():
             self._step()
 
@@ -242,67 +285,153 @@ class Engine:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompts,
+        params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        **fields: Unpack[SamplingFields],
     ) -> list[Completion]:
         """Answer all prompts as one batch, in order.
 
-        ``prompts`` is one prompt or a list of them, each text or token ids; ``params`` is one
-        for all or one for each. A completion whose step failed has the finish reason ``error``
-        and the text so far. Raises RequestError before anything runs if any is unusable.
+        Args:
+            prompts: one prompt or several, each text or token ids (list, array, generator).
+            params: sampling parameters, one for all or one for each.
+            fields: fields of ``SamplingParams`` that replace those of ``params``.
+
+        Returns:
+            A completion for each prompt. One whose step failed has the finish reason ``error``
+            and the text so far.
+
+        Raises:
+            RequestError: any prompt or parameter is unusable; then nothing runs.
         """
         items = prompt_list(prompts)
-        each = [params] * len(items) if not isinstance(params, Sequence) else list(params)
+        if params is None or isinstance(params, SamplingParams):
+            each: list[SamplingParams | None] = [params] * len(items)
+        else:
+            each = list(params)
         if len(each) != len(items):
             raise RequestError(
                 f"{len(each)} sampling parameters for {len(items)} prompts", param="params"
             )
+        wanted = [
+            (self._tokens(prompt), sampling_params(p, fields))
+            for prompt, p in zip(items, each, strict=True)
+        ]
         names: list[str] = []
         done: dict[str, Completion] = {}
         box: deque[Delta] = deque()
         try:
-            for prompt, one in zip(items, each, strict=True):
-                names.append(self.submit(prompt, one))
-                self._outbox.open(names[-1], box)
+            for ids, checked in wanted:
+                with self._turns:
+                    names.append(self._submit(ids, checked))
+                    self._outbox.open(names[-1], box)
             while len(done) < len(names):
-                self._advance()
-                while box:
-                    delta = box.popleft()
+                for delta in self._receive(box):
                     if delta.completion is not None:
                         done[delta.request_id] = delta.completion
         finally:
-            self._discard([n for n in names if n not in done])
-            self._outbox.close(names)
+            self._let_go([n for n in names if n not in done], names)
         return [done[name] for name in names]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Deltas of one answer as they come; closing the iterator cancels the request."""
-        name = self.submit(prompt, params)
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> Iterator[Delta]:
+        """Deltas of one answer as they come; closing the iterator cancels the request.
+
+        Arguments and errors as for :meth:`generate`, raised by the first ``next``.
+        """
+        checked, ids = sampling_params(params, fields), self._tokens(prompt)
         box: deque[Delta] = deque()
-        self._outbox.open(name, box)
+        with self._turns:
+            name = self._submit(ids, checked)
+            self._outbox.open(name, box)
         finished = False
         try:
             while not finished:
-                while box:
-                    delta = box.popleft()
+                for delta in self._receive(box):
                     finished = delta.completion is not None
                     yield delta
-                if not finished:
-                    self._advance()
         finally:
-            if not finished:
-                self._discard([name])
-            self._outbox.close([name])
+            self._let_go([] if finished else [name], [name])
 
-    def logits(self, token_ids: list[int]) -> Tensor:
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        params: SamplingParams | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Conversation],
+        params: SamplingParams | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> list[Completion]: ...
+
+    def chat(
+        self,
+        messages: Conversation | Iterable[Conversation],
+        params: SamplingParams | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> Completion | list[Completion]:
+        """Answer a conversation, or several as one batch, through the model's chat template.
+
+        Args:
+            messages: one conversation, or an iterable of them.
+            params: sampling parameters.
+            chat_template_kwargs: variables for the template (``tools``, ``enable_thinking`` ...).
+            fields: fields of ``SamplingParams`` that replace those of ``params``.
+
+        Returns:
+            A completion for one conversation, a list for several.
+
+        Raises:
+            RequestError: malformed messages, or as for :meth:`generate`.
+            TokenizerError: the model has no chat template.
+            TemplateError: the template failed or refused.
+        """
+        many: list[Any] = list(messages)
+        single = not many or isinstance(many[0], Mapping)
+        given = chat_template_kwargs or {}
+        prompts = [self.tokenizer.encode_chat(one, **given) for one in ([many] if single else many)]
+        done = self.generate(prompts, params, **fields)
+        return done[0] if single else done
+
+    def logits(self, token_ids: TokenIds) -> Tensor:
         """Float32 logits [T, V] at every position of a prompt of token ids.
 
         Raises:
             RequestError: text instead of ids, an unknown id, none, or more than the context holds.
         """
-        if self._closed:
-            raise EngineDeadError("the engine is closed")
         ids = self._tokens(only_ids(token_ids))
+        with self._turns:
+            return torch.cat(list(self._logits(ids)))
+
+    def score(self, prompts: Prompts) -> list[PromptScore]:
+        """Log-probabilities (natural) of each prompt's tokens given those before them.
+
+        ``prompts`` is one prompt or several, each text or token ids. Raises RequestError as
+        :meth:`logits` does.
+        """
+        scores = []
+        for ids in [self._tokens(prompt) for prompt in prompt_list(prompts)]:
+            with self._turns:
+                scores.append(score_prompt(self._logits(ids), ids))
+        return scores
+
+    def _logits(self, ids: list[int]) -> Iterator[Tensor]:
+        """Logits of a prompt in pieces of a few positions; only in turn."""
+        self._alive()
         if len(ids) > self.max_context:
             raise RequestError(
                 f"{len(ids)} tokens, but the context holds {self.max_context}",
@@ -311,14 +440,32 @@ class Engine:
             )
         chunk = min(self.config.max_batch_tokens, LOGITS_CHUNK)
         with self._runner.threads():
-            return prompt_logits(self._network, self._rotary, ids, self.config.block_size, chunk)
+            yield from prompt_logits(
+                self._network, self._rotary, ids, self.config.block_size, chunk
+            )
 
-    def score(self, prompts: Sequence[list[int]]) -> list[PromptScore]:
-        """Log-probabilities (natural) of each prompt's tokens given those before them."""
-        return [score_prompt(self.logits(ids), list(ids)) for ids in prompts]
+    def _receive(self, box: deque[Delta]) -> list[Delta]:
+        """What has come into a box; computes a step when it is empty."""
+        with self._turns:
+            if not box:
+                self._advance()
+            deltas = list(box)
+            box.clear()
+            return deltas
+
+    def _let_go(self, live: Sequence[str], names: Sequence[str]) -> None:
+        """Nobody waits for ``names`` any more; ``live`` are those that have not ended."""
+        if self._turns.mine:
+            # The collector finalizes a forgotten stream in the middle of a step of this thread.
+            self._abandoned.extend(live)
+            return
+        with self._turns:
+            if not self._closed:
+                self._discard(live)
+            self._outbox.close(names)
 
     def stats(self) -> EngineStats:
-        """Counters and gauges."""
+        """Counters and gauges; after :meth:`close` those of its moment."""
         return EngineStats(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
@@ -333,12 +480,17 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Cancel live requests and refuse new ones; memory goes with the object."""
-        self._closed = True
-        if self._monitor is not None:
-            self._monitor.disarm()
-        self._discard(self._output.live())
-        self._outbox.take_rest()
+        """Cancel live requests, refuse new ones, free the weights and the KV cache."""
+        with self._turns:
+            if self._closed:
+                return
+            if self._monitor is not None:
+                self._monitor.disarm()
+            self._discard(self._output.live())
+            self._outbox.take_rest()
+            self._closed = True
+            # Every use asks ``_alive`` first.
+            del self._network, self._runner, self._rotary
 
     def __enter__(self) -> Engine:
         return self
@@ -349,6 +501,10 @@ class Engine:
     def _tokens(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked against the vocabulary."""
         return prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
+
+    def _alive(self) -> None:
+        if self._closed:
+            raise EngineDeadError("the engine is closed")
 
     def _unused(self, name: str) -> bool:
         """Whether no live request has this id, nor one whose last step is not committed."""

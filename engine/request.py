@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -37,7 +39,7 @@ class SamplingParams:
         seed: key of the counter-based random numbers, 0 to 2**63 - 1; None draws one.
         max_tokens: most tokens to generate, at least 1; None means up to the context length.
         min_tokens: end-of-text and stop conditions are held off until this many tokens.
-        stop: strings that end the text; they are not part of it.
+        stop: strings that end the text; they are not part of it. A tuple once checked.
         stop_token_ids: extra token ids that end the text.
         ignore_eos: go on after an end-of-text token.
 
@@ -55,8 +57,8 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 256
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -105,6 +107,27 @@ class SamplingParams:
     def greedy(self) -> bool:
         """True when the likeliest token is taken and no random number is drawn."""
         return self.temperature == 0.0
+
+
+def sampling_params(given: object, fields: Mapping[str, Any]) -> SamplingParams:
+    """The parameters of a call: ``given`` ones or the defaults, with ``fields`` replaced.
+
+    Raises:
+        RequestError: ``given`` is something else, or a field is unknown or out of its range.
+    """
+    params = SamplingParams() if given is None else given
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
+    known = SamplingParams.__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RequestError(
+                f"unknown sampling field {name!r:.60}",
+                param=name,
+                hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
+            )
+    return replace(params, **fields) if fields else params
 
 
 @dataclass(slots=True)
