@@ -45,7 +45,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._special = tokenizer.special_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._matcher = _StopMatcher(stop) if stop else None
+        self._matcher = _StopMatcher(tuple(stop)) if stop else None
         self._parts: list[str] = []
         self.stopped: str | None = None
 

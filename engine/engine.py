@@ -6,7 +6,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack, overload
@@ -84,7 +84,7 @@ class Engine:
         progress: Callable[[int, int], None] | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
-        self.config = make_config(options)
+        self.config = make_config({**options})
         self._turns = Turns()
         self.startup: dict[str, float] = {}
         clock = Stopwatch(self.startup)
@@ -337,7 +337,7 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         **fields: Unpack[SamplingFields],
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         """Deltas of one answer as they come; closing the iterator cancels the request.
 
         Arguments and errors as for :meth:`generate`, raised by the first ``next``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from halfbyte.errors import RequestError
@@ -14,7 +14,7 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a completion ended."""
 
     STOP = "stop"

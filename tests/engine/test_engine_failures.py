@@ -231,7 +231,8 @@ def answers(
     The prompts arrive over time, as others are running.
     """
     prompts, params = work
-    engine = Engine(model, **{"max_batch": 5, "max_batch_tokens": 48, **options})
+    limits: dict[str, Any] = {"max_batch": 5, "max_batch_tokens": 48}
+    engine = Engine(model, **limits | options)
     ends: dict[str, Completion] = {}
     names = []
     for index in range(len(prompts)):

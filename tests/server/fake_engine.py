@@ -102,7 +102,7 @@ class FakeStats:
 class _Text:
     """Grows a text byte by byte, holding back what may become a stop string."""
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
+    def __init__(self, stop: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = stop
         self._all = ""
