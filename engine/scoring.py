@@ -18,7 +18,7 @@ from .step import RowSpan, StepInputs
 def prompt_logits(
     model: Decoder, rotary: Rotaries, token_ids: Sequence[int], block_size: int, chunk: int
 ) -> Iterator[Tensor]:
-    """Float32 logits at every position, on a KV cache of its own, as pieces [``chunk``, V].
+    """Float32 logits [T, V] at every position, on a KV cache of its own, in pieces [<= T, V].
 
     ``chunk`` tokens are computed at a time, as in serving; the last piece may be shorter.
     """
@@ -49,7 +49,7 @@ def score_prompt(pieces: Iterable[Tensor], token_ids: Sequence[int]) -> PromptSc
     """Log-probabilities of tokens 1 .. T - 1 given those before them.
 
     Args:
-        pieces: logits at all T positions, as of :func:`prompt_logits`.
+        pieces: logits [T, V] in pieces, as of :func:`prompt_logits`.
         token_ids: the T tokens.
     """
     logprobs: list[float | None] = [None]

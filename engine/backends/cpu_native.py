@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from ...kernels.cpu.library import Library
 from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight, WeightFormat
 from ...loaders.store import cache_root
 from ..config import EngineConfig
-from .base import Activation, Ops
+from .base import Activation
 from .cpu_compiled import CompiledOps
 from .plain import PlainOps
 

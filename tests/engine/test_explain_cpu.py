@@ -51,7 +51,7 @@ def test_the_kind_is_the_one_that_the_engine_packs(name: str) -> None:
             pytest.skip("no C compiler")
         rows = rows_of(FIXTURES / name, ops)
         model = engine._runner.model
-        layer = model.layers[0]
+        layer: Any = model.layers[0]
         held: dict[str, Any] = {"lm_head": model.head, "down_proj": layer.mlp.down}
         held["o_proj"] = layer.o
         told = {
