@@ -24,7 +24,7 @@ from .config import make_config
 from .graphs import GraphPool
 from .kv_cache import KVCache
 from .layers.rope import Rotaries
-from .memory import MemoryPlan, free_memory, plan_memory
+from .memory import MemoryPlan, free_memory, plan_memory, prefix_blocks
 from .model_runner import ModelRunner
 from .models.registry import model_class
 from .outbox import Outbox
@@ -106,7 +106,8 @@ class Engine:
         """KV cache, scheduler and runner around a loaded network."""
         cfg, size = self.config, self.config.block_size
         end_tokens = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
-        self._pool = BlockPool(self.memory.blocks, size)
+        keep = prefix_blocks(self.memory, cfg, network.ops.device)
+        self._pool = BlockPool(self.memory.blocks, size, keep)
         # Keys that depend on the length of their text cannot serve another one.
         share = cfg.prefix_cache and not self._rotary.varies(self.max_context)
         limits = SchedulerConfig(cfg.max_batch, cfg.max_batch_tokens, self.max_context, share)
