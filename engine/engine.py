@@ -29,9 +29,17 @@ from .model_runner import ModelRunner
 from .models.registry import model_class
 from .outbox import Outbox
 from .output import OutputProcessor
-from .plan import StepPlan
+from .plan import NO_PLAN, StepPlan, StepResult
 from .prompts import Prompt, only_ids, prompt_ids, prompt_list
-from .request import Completion, Delta, PromptScore, Request, SamplingParams, TokenEvent
+from .request import (
+    Completion,
+    Delta,
+    FinishReason,
+    PromptScore,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
 from .rows import Rows
 from .sampler import Sampler
 from .scheduler import Scheduler, SchedulerConfig
@@ -42,8 +50,11 @@ from .warmup import make_ready
 
 log = logging.getLogger(__name__)
 
-# One failure may be the fault of a request; several in a row are the engine's.
+# One failed step may be bad luck (memory was short); several in a row are the engine's end. What
+# fails in one row alone is not counted.
 MAX_FAILED_STEPS = 3
+# Longest step on a CPU while a request is being answered, unless ``max_step_ms`` says otherwise.
+CPU_STEP_MS = 100
 # Tokens whose logits are computed at once: all of them, over the whole vocabulary, stay in memory.
 LOGITS_CHUNK = 256
 
@@ -110,7 +121,12 @@ class Engine:
         self._pool = BlockPool(self.memory.blocks, size, keep)
         # Keys that depend on the length of their text cannot serve another one.
         share = cfg.prefix_cache and not self._rotary.varies(self.max_context)
-        limits = SchedulerConfig(cfg.max_batch, cfg.max_batch_tokens, self.max_context, share)
+        # A GPU's steps are bounded by their tokens alone until someone has timed them there.
+        auto = CPU_STEP_MS if network.ops.device.type == "cpu" else 0
+        step_ms = auto if cfg.max_step_ms is None else cfg.max_step_ms
+        limits = SchedulerConfig(
+            cfg.max_batch, cfg.max_batch_tokens, self.max_context, share, step_ms / 1000
+        )
         self._scheduler = Scheduler(limits, self._pool, end_tokens)
         kv = KVCache(
             self.model_config, self.memory.blocks, size, network.ops.kv_dtype, network.ops.device
@@ -118,11 +134,11 @@ class Engine:
         rows = Rows(cfg.max_batch, self.max_context, size, self._rotary)
         graphs = GraphPool(network, kv, cfg.max_batch)
         valid = min(self.tokenizer.vocab_size, self.model_config.vocab_size)
-        sampler = Sampler(valid, network.ops, self.tokenizer.suppressed)
+        sampler = Sampler(valid, network.ops, self.tokenizer.suppressed, end_tokens)
         self._runner = ModelRunner(network, kv, rows, sampler, graphs)
         self._output = OutputProcessor(self.tokenizer, end_tokens)
         self._outbox = Outbox()
-        self._in_flight: tuple[StepPlan, dict[str, int]] | None = None
+        self._in_flight: tuple[StepPlan, StepResult] | None = None
         self._ids = itertools.count()
         self._seeds = itertools.count()
         self._failures = 0
@@ -193,8 +209,9 @@ class Engine:
         """Compute one step; returns what became known of requests that :meth:`submit` queued.
 
         Order: plan, launch, sample, commit; with ``overlap`` the commit is of the step before.
-        If the computation raises, the requests of this step end with an error delta, the others
-        go on, and nothing computed in the step is shared.
+        A request whose own row fails ends alone, with an error delta. If the whole computation
+        raises, the requests of this step end so, the others go on, and nothing computed in the
+        step is shared.
 
         Raises:
             EngineDeadError: steps failed several times in a row; nothing more will come.
@@ -218,7 +235,7 @@ class Engine:
             if self._in_flight is not None:
                 events += self._scheduler.commit(*self._in_flight)
                 self._in_flight = None
-            sampled = self._runner.sample(forward) if forward is not None else {}
+            result = self._runner.sample(forward) if forward is not None else StepResult()
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             failed = self._scheduler.abort(plan, reason)
@@ -233,12 +250,14 @@ class Engine:
                     f"{self._failures} steps failed in a row: {reason}"
                 ) from error
             return
+        for name, why in result.errors.items():
+            log.warning("request %s failed: %s", name, why)
         self._failures = 0
         self._steps += bool(plan.work)
         if self.config.overlap and plan.work:
-            self._in_flight = (plan, sampled)
+            self._in_flight = (plan, result)
         else:
-            events += self._scheduler.commit(plan, sampled)
+            events += self._scheduler.commit(plan, result)
         self._put(events)
 
     def generate(
@@ -366,7 +385,15 @@ class Engine:
         """Turn events into deltas for the outbox, and count."""
         for event in events:
             self._generated += len(event.tokens)
-            delta = self._output.process(event)
+            try:
+                delta = self._output.process(event)
+            except Exception as error:
+                # Its text cannot be made: its own failure, so the other requests go on.
+                log.exception("the text of request %s failed", event.request_id)
+                text = f"{type(error).__name__}: {error}"
+                self._scheduler.end(event.request_id, FinishReason.ERROR, report=False)
+                event = TokenEvent(event.request_id, (), FinishReason.ERROR, text)
+                delta = self._output.process(event)
             if delta is None:
                 continue
             self._outbox.put(delta)
@@ -389,6 +416,6 @@ class Engine:
 
     def _settle(self) -> None:
         """Commit what is in flight, without a new step."""
-        plan, sampled = self._in_flight or (StepPlan(0, (), (), (), 0, False), {})
+        plan, result = self._in_flight or (NO_PLAN, StepResult())
         self._in_flight = None
-        self._put(self._scheduler.commit(plan, sampled))
+        self._put(self._scheduler.commit(plan, result))
