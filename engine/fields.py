@@ -20,6 +20,7 @@ class EngineOptions(TypedDict, total=False):
     max_context: int
     max_batch: int
     max_batch_tokens: int
+    max_step_ms: int | None
     block_size: int
     kv_tokens: int
     prefix_cache: bool

@@ -207,7 +207,7 @@ def test_close_frees_weights_and_cache(tiny_hf: Path) -> None:
     engine = Engine(tiny_hf, max_batch=2)
     stream = engine.stream(TEXT, GREEDY)
     next(stream)
-    held = [weakref.ref(engine._network), weakref.ref(engine._runner.kv)]
+    held = [weakref.ref(engine._loop.runner.model), weakref.ref(engine._loop.runner.kv)]
     before = engine.stats()
     engine.close()
     gc.collect()

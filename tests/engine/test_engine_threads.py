@@ -147,13 +147,13 @@ def test_a_forgotten_stream_is_cancelled_even_from_within_a_step(
     cycle: list[Any] = [forgotten.pop()]
     cycle.append(cycle)
     del cycle
-    launch = engine._runner.launch
+    launch = engine._loop.runner.launch
 
     def collecting(plan: Any) -> Any:
         gc.collect()
         return launch(plan)
 
-    monkeypatch.setattr(engine._runner, "launch", collecting)
+    monkeypatch.setattr(engine._loop.runner, "launch", collecting)
     (done,) = engine.generate(PROMPTS[0], temperature=0, max_tokens=5, ignore_eos=True)
     assert len(done.token_ids) == 5
     engine.generate(PROMPTS[0], temperature=0, max_tokens=1)

@@ -46,11 +46,11 @@ def rows_of(path: Path, ops: CompiledOps | TorchOps) -> list[Row]:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_kind_is_the_one_that_the_engine_packs(name: str) -> None:
     with Engine(FIXTURES / name, max_batch=1, max_context=64) as engine:
-        ops: Any = engine._runner.model.ops
+        ops: Any = engine._loop.runner.model.ops
         if not isinstance(ops, CompiledOps):
             pytest.skip("no C compiler")
         rows = rows_of(FIXTURES / name, ops)
-        model = engine._runner.model
+        model = engine._loop.runner.model
         layer: Any = model.layers[0]
         held: dict[str, Any] = {"lm_head": model.head, "down_proj": layer.mlp.down}
         held["o_proj"] = layer.o

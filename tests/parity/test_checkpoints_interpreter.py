@@ -55,7 +55,7 @@ ONE_OF_EACH: dict[str, set[str]] = {
 
 def kernels_of(engine: Engine) -> set[str]:
     """Families of all matrices of a model without experts."""
-    model = engine._runner.model
+    model = engine._loop.runner.model
     found = [model.embedding, model.head]
     for layer in model.layers:
         assert isinstance(layer.mlp, Mlp)
