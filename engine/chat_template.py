@@ -7,7 +7,6 @@ chooses the template and turns what goes wrong into errors.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,8 +38,7 @@ class ChatTemplate:
         self._names = dict(names)
         # A template that is hostile or broken takes its process down, and no other template.
         self._processes = {name: TemplateProcess(text) for name, text in self._templates.items()}
-        self._forms: dict[str, ContentForms] = {}
-        self._lock = threading.Lock()
+        self._forms = {name: _forms(self._processes[name], names) for name in self._templates}
 
     @property
     def available(self) -> bool:
@@ -84,36 +82,41 @@ class ChatTemplate:
                 f"the model's chat template has {len(self._templates[name])} characters; "
                 f"at most {MAX_TEMPLATE_CHARS} are allowed"
             )
-        process, forms = self._processes[name], self._known_forms(name)
+        process, forms = self._processes[name], self._forms[name]
         # Most templates want the arguments of a tool call as an object. Some add them to a
         # text, which fails with an object, so text is the second try.
         context["messages"] = checked_messages(messages, protect, forms)
         answer = process.render(context)
         if "failed" in answer and any("tool_calls" in m for m in context["messages"]):
-            context["messages"] = checked_messages(
-                messages, protect, forms, arguments_as_text=True
-            )
+            context["messages"] = checked_messages(messages, protect, forms, arguments_as_text=True)
             second = process.render(context)
             answer = second if "text" in second else answer
         if "text" in answer:
             return answer["text"]
-        if "raised" in answer:
-            raise TemplateError(
-                f"the model's chat template says: {answer['raised']}",
-                hint="change the messages to what it asks for",
-            )
-        raise TemplateError(
-            f"the model's chat template failed: {answer['failed']}",
-            hint="use plain completions, or take the template of the original model",
-        )
+        raise _error(answer)
 
-    def _known_forms(self, name: str) -> ContentForms:
-        """The forms of content that a template takes, found out at its first use."""
-        with self._lock:
-            if name not in self._forms:
-                context = {"tools": None, "documents": None, **self._names}
-                context["add_generation_prompt"] = True
-                self._forms[name] = ContentForms(
-                    lambda messages: self._processes[name].render({**context, "messages": messages})
-                )
-            return self._forms[name]
+
+def _forms(process: TemplateProcess, names: Mapping[str, str]) -> ContentForms:
+    """The forms of content that a template takes; a template past its limits is an error."""
+    context = {"tools": None, "documents": None, "add_generation_prompt": True, **names}
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> str | None:
+        answer = process.render({**context, "messages": messages})
+        if "exceeded" in answer:
+            raise _error(answer)
+        return answer.get("text")
+
+    return ContentForms(render)
+
+
+def _error(answer: Mapping[str, str]) -> TemplateError:
+    if "raised" in answer:
+        return TemplateError(
+            f"the model's chat template says: {answer['raised']}",
+            hint="change the messages to what it asks for",
+        )
+    problem = answer.get("failed") or answer.get("exceeded")
+    return TemplateError(
+        f"the model's chat template failed: {problem}",
+        hint="use plain completions, or take the template of the original model",
+    )

@@ -62,8 +62,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             limit: characters of the longest text.
 
         Returns:
-            ``{"text": ...}``, ``{"raised": message}`` when the template refused, or ``{"failed":
-            message}``.
+            ``{"text": ...}``, ``{"raised": message}`` when the template refused,
+            ``{"failed": message}`` or, past the limits, ``{"exceeded": message}``.
         """
         pieces: list[str] = []
         size = 0
@@ -72,11 +72,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                 pieces.append(piece)
                 size += len(piece)
                 if size > limit:
-                    return {"failed": f"its output is longer than {limit} characters"}
+                    return {"exceeded": f"its output is longer than {limit} characters"}
             text = "".join(pieces)
             text.encode()
         except Raised as error:
             return {"raised": str(error)[:1000]}
+        except MemoryError:
+            return {"exceeded": "it needs too much memory"}
         except UnicodeEncodeError:
             return {"failed": "its output is not valid Unicode: a lone surrogate"}
         except Exception as error:
@@ -155,7 +157,9 @@ class _Namespace(Namespace):
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r:.60}, which begins with an underscore")
+        raise SecurityError(
+            f"a namespace cannot hold {name!r:.60}, which begins with an underscore"
+        )
 
 
 def raise_exception(message: Any) -> NoReturn:

@@ -21,30 +21,27 @@ _CALL = {
     "type": "function",
     "function": {"name": "qxnameqx", "arguments": {"qxcity": "qxplace"}},
 }
-# Conversations as roles; the last message of the named role is the one in question.
-_PROBES = (
-    ("user", ("user",)),
-    ("system", ("system", "user")),
-    ("assistant", ("user", "assistant", "user")),
-    ("tool", ("user", "call", "tool")),
-)
+# The conversation, as roles, in which the content of a role is tried.
+_PROBES = {
+    "user": ("user",),
+    "system": ("system", "user"),
+    "assistant": ("user", "assistant", "user"),
+    "tool": ("user", "call", "tool"),
+}
 _LIKE = {"developer": "system", "model": "assistant"}
 _LIKE |= dict.fromkeys(("function", "ipython", "observation", "tool_results"), "tool")
 
 
 class ContentForms:
-    """The forms that one template takes, found out once.
+    """The forms that one template takes, found out when they are first asked for.
 
     Args:
-        render: gives the answer of ``TemplateProcess.render`` for messages.
+        render: the template's text for messages; None when it fails.
     """
 
-    def __init__(self, render: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]]) -> None:
-        self._taken: dict[str, list[str]] = {}
-        for role, conversation in _PROBES:
-            self._taken[role] = [
-                form for form in (TEXT, PART, PARTS) if self._takes(render, role, conversation, form)
-            ]
+    def __init__(self, render: Callable[[Sequence[Mapping[str, Any]]], str | None]) -> None:
+        self._render = render
+        self._known: dict[tuple[str, str], bool] = {}
 
     def fit(self, role: str, content: Content) -> Content:
         """The content in a form that the template takes, which is the given one if possible.
@@ -53,33 +50,33 @@ class ContentForms:
             role: the message's role.
             content: a text, or parts with ``type`` "text" and ``text``.
         """
-        taken = self._taken.get(_LIKE.get(role, role)) or self._taken["user"]
+        role = _LIKE.get(role, role if role in _PROBES else "user")
         if isinstance(content, str):
-            return content if TEXT in taken or not taken else as_part(content)
-        if PARTS in taken or (PART in taken and len(content) == 1):
+            keep = self._takes(role, TEXT) or not self._takes(role, PART)
+            return content if keep else as_part(content)
+        if self._takes(role, PART if len(content) == 1 else PARTS):
             return content
         text = "\n".join(part["text"] for part in content)
-        return text if TEXT in taken or not taken else as_part(text)
+        keep = self._takes(role, TEXT) or not self._takes(role, PART)
+        return text if keep else as_part(text)
 
-    def _takes(
-        self,
-        render: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]],
-        role: str,
-        conversation: Sequence[str],
-        form: str,
-    ) -> bool:
-        words = ["qxoneqx", "qxtwoqx"] if form == PARTS else ["qxoneqx"]
-        probe: Content = [{"type": "text", "text": word, _KEY: _KEY} for word in words]
-        messages: list[dict[str, Any]] = []
-        for other in conversation:
-            if other == "call":
-                messages.append({"role": "assistant", "tool_calls": [_CALL]})
-            elif other == role:
-                messages.append({"role": other, "content": words[0] if form == TEXT else probe})
-            else:
-                messages.append({"role": other, "content": self.fit(other, "qxotherqx")})
-        text = render(messages).get("text", "").casefold()
-        return all(word in text for word in words) and _KEY not in text
+    def _takes(self, role: str, form: str) -> bool:
+        """Whether content of a form comes out of a conversation that ends with the role."""
+        if (role, form) not in self._known:
+            words = ["qxoneqx", "qxtwoqx"] if form == PARTS else ["qxoneqx"]
+            probe: Content = [{"type": "text", "text": word, _KEY: _KEY} for word in words]
+            messages: list[dict[str, Any]] = []
+            for other in _PROBES[role]:
+                if other == "call":
+                    messages.append({"role": "assistant", "tool_calls": [_CALL]})
+                elif other == role:
+                    messages.append({"role": role, "content": words[0] if form == TEXT else probe})
+                else:
+                    messages.append({"role": other, "content": self.fit(other, "qxotherqx")})
+            text = (self._render(messages) or "").casefold()
+            taken = all(word in text for word in words) and _KEY not in text
+            self._known[role, form] = taken
+        return self._known[role, form]
 
 
 def as_part(text: str) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ _HAS_TIMER = hasattr(signal, "setitimer")
 WALL_SECONDS = 30.0 if _HAS_TIMER else 2.0
 START_SECONDS = 30.0
 # A character of JSON text takes at most two escapes of six bytes.
+_ANSWERS = {"ready", "text", "raised", "failed", "exceeded", "stopped"}
 _MAX_ANSWER_BYTES = 12 * MAX_OUTPUT_CHARS + 4096
 
 
@@ -53,7 +54,7 @@ class TemplateProcess:
         self._source = source
         self._lock = threading.Lock()
         self._running: _Running | None = None
-        self._defect: str | None = None
+        self._defect: dict[str, str] | None = None
 
     def render(self, context: Mapping[str, Any]) -> dict[str, str]:
         """Render once.
@@ -62,9 +63,9 @@ class TemplateProcess:
             context: the template's variables, plain data.
 
         Returns:
-            ``{"text": ...}``, ``{"raised": message}`` when the template refused the context, or
-            ``{"failed": message}`` when it does not compile, fails, or goes past a limit. A
-            template that does not compile is not tried again.
+            ``{"text": ...}``, ``{"raised": message}`` when the template refused the context,
+            ``{"failed": message}`` when it fails, or ``{"exceeded": message}`` when it goes past
+            a limit. A template that does not compile is not tried again.
 
         Raises:
             RequestError: the context is too large.
@@ -82,11 +83,11 @@ class TemplateProcess:
             if self._defect is None and not usable:
                 self._running = self._start()
             if self._running is None:
-                return {"failed": self._defect or ""}
+                return self._defect or {}
             return self._running.ask(request, CPU_SECONDS, WALL_SECONDS)
 
     def _start(self) -> _Running | None:
-        """A process that has compiled the template; None when that has a defect."""
+        """A process that has compiled the template; None when it cannot be compiled."""
         seconds = compile_seconds(len(self._source))
         set_up = {
             "template": self._source,
@@ -97,8 +98,10 @@ class TemplateProcess:
         }
         running = _Running()
         answer = running.ask(json.dumps(set_up).encode() + b"\n", seconds, START_SECONDS)
-        self._defect = answer.get("failed")
-        return running if self._defect is None else None
+        if "ready" in answer:
+            return running
+        self._defect = answer
+        return None
 
 
 class _Running:
@@ -127,9 +130,7 @@ class _Running:
 
     def usable(self) -> bool:
         """Whether the process lives and belongs to this process, not to one it was forked from."""
-        return (
-            self._owner == os.getpid() and self._finalizer.alive and self._process.poll() is None
-        )
+        return self._owner == os.getpid() and self._finalizer.alive and self._process.poll() is None
 
     def ask(self, request: bytes, cpu_seconds: float, wall_seconds: float) -> dict[str, str]:
         """Send one line and return the answer.
@@ -144,11 +145,11 @@ class _Running:
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
-        late = threading.Event()
+        process, late = self._process, threading.Event()
 
-        def end() -> None:
+        def end() -> None:  # without self, which would live until the timer's thread ends
             late.set()
-            self._process.kill()
+            process.kill()
 
         timer = threading.Timer(wall_seconds, end)
         timer.daemon = True
@@ -170,10 +171,10 @@ class _Running:
             self._finalizer()
             if answer is not None:
                 event = answer["stopped"]
-                return {"failed": f"it tried what no chat template may do ({event:.40})"}
+                return {"exceeded": f"it tried what no chat template may do ({event:.40})"}
             if late.is_set() and not _HAS_TIMER:
-                return {"failed": f"it needs more than {wall_seconds} s"}
-            answer = {"failed": _cause(code, cpu_seconds)}
+                return {"exceeded": f"it needs more than {wall_seconds} s"}
+            answer = {"exceeded": _cause(code, cpu_seconds)}
         return answer
 
 
@@ -195,7 +196,7 @@ def _parsed(line: bytes) -> dict[str, str] | None:
     except (ValueError, RecursionError):
         return None
     known = isinstance(answer, dict) and all(isinstance(v, str) for v in answer.values())
-    return answer if known and answer.keys() & {"ready", "text", "raised", "failed", "stopped"} else None
+    return answer if known and answer.keys() & _ANSWERS else None
 
 
 def _cause(code: int | None, cpu_seconds: float) -> str:

@@ -13,8 +13,9 @@ The arguments are the folders of MarkupSafe and Jinja2, the only packages outsid
 library that can be imported. Standard input has one JSON object a line, each answered with one.
 The first holds ``template`` and the limits; its answer is ``{"ready": ""}`` or ``{"failed":
 message}``. The others are contexts; an answer is ``{"text": ...}``, ``{"raised": message}`` when
-the template itself called ``raise_exception``, or ``{"failed": message}``. ``{"stopped": event}``
-is the last word of a process that a hook ended. It also ends when its input does.
+the template itself called ``raise_exception``, ``{"failed": message}``, or ``{"exceeded":
+message}`` for too much memory or output. ``{"stopped": event}`` is the last word of a process that
+a hook ended. It also ends when its input does.
 """
 
 from __future__ import annotations
