@@ -51,7 +51,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         Jinja2 would compile a copy of the template's frames for its traceback, which the limited
         process may not do.
         """
-        raise  # noqa: PLE0704 - called while the error is handled
+        raise  # called while the error is handled
 
     def answer(self, template: Template, context: dict[str, Any], limit: int) -> dict[str, str]:
         """Render, piece by piece so that a text that never ends is cut short.

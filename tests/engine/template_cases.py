@@ -261,7 +261,8 @@ EITHER = """\
 
 # Python's methods and operators.
 METHODS = r"""\
-{{ messages[0].content.strip().upper() }}|{{ 'a-b-c'.rsplit('-', 1) }}|{{ 'a b'.split(' ', 1)[1] }}|\
+{{ messages[0].content.strip().upper() }}|{{ 'a-b-c'.rsplit('-', 1) }}|\
+{{ 'a b'.split(' ', 1)[1] }}|\
 {{ 'abc'.find('c') }}|{{ 'aXbX'.count('X') }}|{{ 'x'.join(['a','b']) }}|{{ 'abc'.isalpha() }}|\
 {{ 'a\nb'.splitlines() }}|{{ 'abc'.removeprefix('a').removesuffix('c') }}|{{ 'x'.zfill(3) }}|\
 {{ 'abc'.startswith(('a','z')) }}|{{ 'Abc'.swapcase() }}|{{ 'a=b'.partition('=') }}|\

@@ -33,7 +33,8 @@ DEEP = {
     "fold": "{{ 10 ** (10 ** 9) }}",  # constants are worked out while it is compiled
     "repeat": "{{ 'a' * 9999999999 }}",
 }
-ATTACKS = {
+# Ways out of the sandbox; each fails before it costs anything.
+WALKS = {
     "dunder": "{{ messages.__class__.__mro__ }}",
     "dunder-filter": "{{ (messages | attr('__class__')).__mro__ }}",
     "dunder-format": "{{ '{0.__class__.__mro__}'.format(messages) }}",
@@ -43,7 +44,7 @@ ATTACKS = {
     "import": "{% import 'os' as os %}{{ os.environ }}",
     "mro": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "getitem": "{{ ''['__class__']['__base__'] }}{{ x.y }}",
-    "attr-chain": "{{ ''|attr('__class__')|attr('__mro__')|first }}",
+    "attr-chain": "{{ (''|attr('__class__')|attr('__mro__')|first).x.y }}",
     "map-attribute": "{{ ['']|map(attribute='__class__')|map(attribute='x')|list }}",
     "map-attr": "{{ ['']|map('attr', '__class__')|map('upper')|first|attr('x')|attr('y') }}",
     "sum-attribute": "{{ ['']|sum('__class__.__mro__') }}",
@@ -54,7 +55,7 @@ ATTACKS = {
     "namespace-dunder": "{{ namespace(__html__=1) }}",
     "set-class": "{% set cycler.x = 1 %}",
     "lipsum-globals": "{{ lipsum.__globals__['os'].popen('id') }}",
-    "range-self": "{{ range.__self__ }}",
+    "range-self": "{{ range.__self__.x }}",
     "dict-class": "{{ dict.__class__.__mro__ }}",
     "self-context": "{{ self._TemplateReference__context.eval_ctx }}",
     "loop-frame": "{% for a in [1] %}{{ loop.__init__.__globals__ }}{% endfor %}",
@@ -78,6 +79,11 @@ ATTACKS = {
     "environment": "{{ environment.loader.x }}",
     "context": "{{ context.environment }}",
     "debug": "{{ debug() }}",
+    "json-cycle": "{% set _ = messages.append(messages) %}{{ messages | tojson }}",
+    "surrogate": "{{ '\\ud800' }}",
+}
+# Ways to take time and memory, and templates that are none.
+ATTACKS = {
     "lipsum": "{{ lipsum(n=100000000) }}",
     "range": "{% for i in range(1000000000) %}x{% endfor %}",
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -96,7 +102,6 @@ ATTACKS = {
     "indent": "{{ 'a\\nb' | indent(1000000000) }}",
     "format-width": "{{ '%1000000000d' | format(1) }}",
     "json-indent": "{{ messages | tojson(indent=1000000000) }}",
-    "json-cycle": "{% set _ = messages.append(messages) %}{{ messages | tojson }}",
     "slice": "{{ [1] | slice(1000000000) | list | length }}",
     "batch": "{{ [1] | batch(1000000000, 0) | list | length }}",
     "power": "{{ 10 ** (10 ** 10) }}",
@@ -104,22 +109,52 @@ ATTACKS = {
     "recursive-format": "{{ '{:{}}'.format('a', 9999999999) }}",
     "center": "{{ 'a' | center(9999999999) }}",
     "expandtabs": "{{ '\\t'.expandtabs(2000000000) }}",
-    "digits": "{{ (10 ** 5000) | string }}",
-    "translate": "{{ ('a' * 99999).translate({97: 'b' * 99999}) }}",
     "urlize": "{{ ('http://' ~ 'a.' * 99999) | urlize | wordwrap(1) | urlize * 99 }}{{ x.y }}",
-    "fromkeys": "{% for i in range(99999) %}{% set d = dict.fromkeys(range(99999)) %}{% endfor %}",
-    "surrogate": "{{ '\\ud800' }}",
+    "digits": "{{ (10 ** 5000) | string }}",
     "syntax": "{% if %}",
     "open-string": "{{ '\\\n",
     "too-long": "x" * (MAX_TEMPLATE_CHARS + 1),
 }
 
 
+WHY = {
+    "mro": "line 1: access to attribute '__class__' of 'str' object is unsafe",
+    "include": "line 1: TypeError: no loader",
+    "generator-frame": r"it tried what no chat template may do \(object.__getattr__\)",
+    "lazy-codec": r"it tried what no chat template may do \(import\)",
+    "loops": r"it needs more than 0\.4 s of computing time",
+    "power": r"it needs more than 0\.4 s of computing time",
+    "multiply": "it needs too much memory",
+    "output": f"its output is longer than {MAX_OUTPUT_CHARS} characters",
+    "surrogate": "its output is not valid Unicode",
+    "syntax": "line 1: Expected an expression",
+}
+
+
+@pytest.fixture(scope="module")
+def walks() -> ChatTemplate:
+    """All walks in one template; a variable chooses."""
+    cases = (
+        "{% if thinking_budget == " + str(index) + " %}" + walk + "{% endif %}"
+        for index, walk in enumerate(WALKS.values())
+    )
+    template = ChatTemplate("".join(cases), {}, {})
+    assert template.render(HI, {}) == ""  # it compiles, and nothing is chosen
+    return template
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_ways_out_of_the_sandbox_end_in_an_error(walks: ChatTemplate, name: str) -> None:
+    with pytest.raises(TemplateError, match="failed: " + WHY.get(name, r".*\w")):
+        walks.render(HI, {"thinking_budget": list(WALKS).index(name)})
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_hostile_templates_fail_soon_and_alone(name: str) -> None:
     before = sum(os.times()[:4])  # computing time of this process and of its ended children
     template = ChatTemplate(ATTACKS[name], {}, {})
-    with pytest.raises(TemplateError, match=r"the model's chat template .*\w"):
+    why = "has" if name == "too-long" else "failed: " + WHY.get(name, r".*\w")
+    with pytest.raises(TemplateError, match="the model's chat template " + why):
         template.render(HI, {})
     del template
     # Waiting time would depend on what else the machine does.
@@ -134,23 +169,6 @@ def test_a_template_that_was_killed_is_tried_again() -> None:
         with pytest.raises(TemplateError, match=r"needs more than|too much memory"):
             template.render(HI, {"tools": [TOOL]})
     assert template.render(HI, {}) == "fine"
-
-
-def test_each_attack_says_why_it_failed() -> None:
-    for name, why in [
-        ("mro", "attribute '__class__' of 'str' object is unsafe"),
-        ("include", "line 1: .*no loader"),
-        ("generator-frame", r"no chat template may do \(object.__getattr__\)"),
-        ("lazy-codec", r"no chat template may do \(import\)"),
-        ("loops", "needs more than 0.4 s of computing time"),
-        ("multiply", "needs too much memory"),
-        ("output", f"longer than {MAX_OUTPUT_CHARS} characters"),
-        ("surrogate", "not valid Unicode"),
-        ("syntax", "line 1: .*"),
-        ("power", r"needs more than 0\.4 s of computing time"),
-    ]:
-        with pytest.raises(TemplateError, match=f"the model's chat template failed: {why}"):
-            ChatTemplate(ATTACKS[name], {}, {}).render(HI, {})
 
 
 def test_an_error_names_its_line() -> None:
@@ -178,12 +196,10 @@ def test_deep_templates_cannot_take_the_engine_down(name: str) -> None:
 def test_a_template_that_does_not_compile_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for source in ("{% if %}", DEEP["fold"]):
-        process = TemplateProcess(source)
-        first = process.render({})
-        monkeypatch.setattr(os, "environ", None)  # a start would read it
-        assert process.render({}) == first and first.keys() <= {"failed", "exceeded"}
-        monkeypatch.undo()
+    process = TemplateProcess("{% if %}")
+    first = process.render({})
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert process.render({}) == first and first.keys() == {"failed"}
 
 
 def test_output_limit_is_exact() -> None:
@@ -239,7 +255,7 @@ def test_a_process_killed_in_a_request_fails_that_request_alone() -> None:
     for thread in threads:
         thread.start()
     kills = 0
-    while kills < 5:
+    while kills < 3:
         pid = pid_of(template)
         time.sleep(0.02)  # long enough for a request to be at work
         if pid == pid_of(template):
@@ -264,7 +280,7 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_template(
         template.render(HI, {})
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TemplateProcessError, match="package markupsafe is missing.*pip install"):
+    with pytest.raises(TemplateProcessError, match=r"package markupsafe is missing.*pip install"):
         template.render(HI, {})
     monkeypatch.undo()
     assert template.render(HI, {}) == "fine"
