@@ -195,8 +195,9 @@ def _parsed(line: bytes) -> dict[str, str] | None:
         answer = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    known = isinstance(answer, dict) and all(isinstance(v, str) for v in answer.values())
-    return answer if known and answer.keys() & _ANSWERS else None
+    if not isinstance(answer, dict) or not answer.keys() & _ANSWERS:
+        return None
+    return answer if all(isinstance(value, str) for value in answer.values()) else None
 
 
 def _cause(code: int | None, cpu_seconds: float) -> str:

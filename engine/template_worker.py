@@ -50,7 +50,9 @@ def main() -> None:
     profiling = getattr(signal, "ITIMER_PROF", 0)
     set_up = json.loads(source.readline())
     _limit(set_up["memory_bytes"])
-    compiling, rendering = _guard(_COMPILING), _guard(_RENDERING)
+    # For the text of a syntax error Python looks for a file of the name that Jinja2 gives its
+    # code. There is none, and it could not be opened.
+    compiling, rendering = _guard(_COMPILING, "<template>"), _guard(_RENDERING)
     sys.addaudithook(compiling)
     # A hook sees what Python announces, and a few calls of these modules are not announced.
     for module in (os, sys.modules[os.name], signal):
@@ -110,15 +112,21 @@ def _limit(memory_bytes: int) -> None:
             continue
 
 
-def _guard(allowed: frozenset[str]) -> Callable[[str, Any], None]:
+def _guard(
+    allowed: frozenset[str], file: str | None = None
+) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook that says what happened and ends the process at once.
 
     It looks nothing up in modules, where a template that broke out could put something else.
+
+    Args:
+        allowed: events that it lets pass.
+        file: the one file that may be asked for.
     """
     write, leave = os.write, os._exit
 
-    def hook(event: str, _arguments: Any) -> None:
-        if event in allowed:
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in allowed or (event == "open" and arguments[0] == file):
             return
         try:
             write(1, b'{"stopped": "%s"}\n' % event.encode("ascii", "replace"))

@@ -174,7 +174,11 @@ def test_a_template_that_was_killed_is_tried_again() -> None:
 def test_an_error_names_its_line() -> None:
     runtime = "a\n\n{{ 'a' + messages }}\nb"
     syntax = "a\n{% for x in %}\n{% endfor %}"
-    for source, line in [(runtime, "line 3: TypeError: can only"), (syntax, "line 2: Expected")]:
+    for source, line in [
+        (runtime, "line 3: TypeError: can only"),
+        (syntax, "line 2: Expected"),
+        (DEEP["for"], "SyntaxError: too many statically nested blocks"),
+    ]:
         with pytest.raises(TemplateError, match=line):
             ChatTemplate(source, {}, {}).render(HI, {})
 
