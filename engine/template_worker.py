@@ -126,7 +126,9 @@ def _guard(
     write, leave = os.write, os._exit
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in allowed or (event == "open" and arguments[0] == file):
+        if event in allowed:
+            return
+        if event == "open" and type(arguments[0]) is str and arguments[0] == file:
             return
         try:
             write(1, b'{"stopped": "%s"}\n' % event.encode("ascii", "replace"))
