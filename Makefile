@@ -32,7 +32,7 @@ test-slow: install
 # make test-templates TEMPLATES=folder: real chat templates (*.jinja), rendered as transformers does.
 .PHONY: test-templates
 test-templates: install
-	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/parity/test_real_templates.py
+	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/engine/test_real_templates.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@ import logging
 import random
 from collections.abc import Sequence
 
-from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
+from jinja2.filters import FILTERS as DEFAULT_FILTERS
+from jinja2.tests import TESTS as DEFAULT_TESTS
 from template_cases import reference
 
 from halfbyte.engine.chat_template import ChatTemplate

@@ -11,15 +11,12 @@ import itertools
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from template_cases import CALL, NAMES, TOOL, reference
 
 from halfbyte.engine.chat_template import ChatTemplate
