@@ -51,6 +51,8 @@ class ContentForms:
             content: a text, or parts with ``type`` "text" and ``text``.
         """
         role = _LIKE.get(role, role if role in _PROBES else "user")
+        if not (self._takes(role, TEXT) or self._takes(role, PART)):
+            role = "user"  # the conversation was refused, or the role's content is left out
         if isinstance(content, str):
             keep = self._takes(role, TEXT) or not self._takes(role, PART)
             return content if keep else as_part(content)

@@ -82,6 +82,12 @@ ONE, TWO = [{"role": "user", "content": parts("a")}], [{"role": "user", "content
         ("{{ '<' + messages[0].content }}", TWO, "<a\nb"),
         ("{{ messages[0].content | tojson }}", TWO, '"a\\nb"'),
         ("fixed", TWO, "fixed"),
+        # A role that no conversation of its own shows is taken like the user's.
+        (
+            PARTS + "{{ messages[-1]['content'] and '' }}",
+            [{"role": "tool", "content": "a"}],
+            "<|tool|>a<|end|>",
+        ),
     ],
 )
 def test_content_has_the_form_that_the_template_takes(

@@ -73,14 +73,14 @@ PLAIN: dict[str, tuple[Messages, Any]] = {
     "calls": ([*turns("qu1"), {**CALLS, "tool_calls": [CALL, CALL]}, RESULT, RESULT], [TOOL]),
     "no content": ([*turns("qu1"), {**CALLS, "content": None}], [TOOL]),
 }
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 def right(source: str, messages: Messages, opening: bool, tools: Any, as_parts: bool) -> str | None:
     """What transformers makes of the given form, or of the nearest form that loses nothing."""
     everything = frozenset(ROLES)
     given = everything if as_parts else frozenset[str]()
-    sets = (frozenset(s) for n in range(4) for s in itertools.combinations(ROLES, n))
+    sets = (frozenset(s) for n in range(5) for s in itertools.combinations(ROLES, n))
     words = [
         w for m in messages for w in (m["content"] or "").split() if any(c in w for c in "1350")
     ]
