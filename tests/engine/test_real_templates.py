@@ -43,7 +43,7 @@ def turns(*texts: str, system: str | None = None, **last: str) -> Messages:
 def in_parts(messages: Messages, roles: frozenset[str]) -> Messages:
     return [
         {**m, "content": [{"type": "text", "text": m["content"]}]}
-        if m["role"] in roles and m["content"]
+        if m["role"] in roles and m["content"] is not None
         else m
         for m in messages
     ]
