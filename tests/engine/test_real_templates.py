@@ -82,7 +82,7 @@ def right(source: str, messages: Messages, opening: bool, tools: Any, as_parts: 
     given = everything if as_parts else frozenset[str]()
     sets = (frozenset(s) for n in range(5) for s in itertools.combinations(ROLES, n))
     words = [
-        w for m in messages for w in (m["content"] or "").split() if any(c in w for c in "1350")
+        w for m in messages for w in (m["content"] or "").split() if any(c in w for c in "13450")
     ]
     first = None
     for index, roles in enumerate(sorted(sets, key=lambda roles: len(roles ^ given))):
