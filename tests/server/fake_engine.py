@@ -79,7 +79,10 @@ class FakeTokenizer:
         self.gate.wait()
         ids = []
         for message in messages:
-            ids += [TURN, *f"{message['role']}\n{message['content']}".encode(), END]
+            content = message["content"]
+            if not isinstance(content, str):  # its template wants texts
+                content = "\n".join(part["text"] for part in content)
+            ids += [TURN, *f"{message['role']}\n{content}".encode(), END]
         return [*ids, TURN] if add_generation_prompt else ids
 
 
