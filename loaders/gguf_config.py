@@ -120,6 +120,11 @@ def read_config(
     layers = read.integer("block_count", 1, limits.MAX_LAYERS)
     heads = read.uniform("attention.head_count", layers, limits.MAX_HEADS)
     kv_heads = read.uniform("attention.head_count_kv", layers, limits.MAX_HEADS, default=heads)
+    if not read.present("attention.key_length") and hidden % heads:
+        raise CheckpointError(
+            f"{read.name('embedding_length')} {hidden} over {arch}.attention.head_count {heads} is "
+            f"not whole, and {arch}.attention.key_length is not given"
+        )
     head_dim = read.integer("attention.key_length", 1, limits.MAX_HEAD_DIM, hidden // heads)
     value_dim = read.integer("attention.value_length", 1, limits.MAX_HEAD_DIM, head_dim)
     if value_dim != head_dim:

@@ -247,8 +247,8 @@ def _head_dim(read: Fields, hidden: int, heads: int) -> int:
     """Elements of a head: the key when it is there, else derived (null means derived too)."""
     if not read.present("head_dim") and hidden % heads:
         raise CheckpointError(
-            f"{read.where}: hidden_size {hidden} over num_attention_heads {heads} is not whole, "
-            "and head_dim is not given"
+            f"{read.name('hidden_size')} {hidden} over {read.prefix}num_attention_heads {heads} is "
+            "not whole, and head_dim is not given"
         )
     return read.integer("head_dim", 1, limits.MAX_HEAD_DIM, hidden // heads)
 
@@ -270,7 +270,7 @@ def _ids(read: Fields, key: str, vocab: int, report: LoadReport) -> tuple[int, .
     items = value if isinstance(value, list) else [] if value is None else [value]
     ids: list[int] = []
     for item in items:
-        checked = Fields(read.where, {key: item}).integer(key, -1, limits.MAX_TOKEN_ID)
+        checked = Fields(read.where, {key: item}, read.prefix).integer(key, -1, limits.MAX_TOKEN_ID)
         if checked >= vocab:
             report.warn(f"{key} {checked} is outside the vocabulary of {vocab}; not used")
         elif checked >= 0:

@@ -16,7 +16,7 @@ from .folder_files import ModelFolder
 from .fused import Rows, fused_shapes, split_fused, take_rows
 from .hf_quantized import claim, quantization_config, refuse_quantized_tensors
 from .report import LoadReport
-from .safetensors_index import SafetensorsFiles, StoredTensor
+from .safetensors_index import INDEX, SafetensorsFiles, StoredTensor
 from .smoothquant import refuse_smoothquant
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class HFFolderCheckpoint:
         for file in self._files.files:
             report.files[file.path.name] = file.size
         for name in self._files.unlisted:
-            report.warn(f"tensor {name} is not in the index; not used")
+            report.warn(f"tensor {name} is not in {INDEX}; not used")
         expected = model_checks.expected_tensors(self.config)
         infos = self._logical(stored, fused_shapes(expected), spelled)
         for info in infos.values():

@@ -138,7 +138,7 @@ def test_heads_that_do_not_divide(tmp_path):
     refuses(
         lambda: opened(tmp_path, {"attention.head_count": (U32, 64)}),
         CheckpointError,
-        "key_length is 0; expected a whole number from 1",
+        r"embedding_length 32 over llama\.attention\.head_count 64 is not whole",
     )
 
 
