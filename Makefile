@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-slow lint format bench peers clean
+.PHONY: install demo test test-slow test-arm lint format bench peers clean
 
 install: $(STAMP)
 
@@ -28,6 +28,13 @@ test: install lint
 # Long fuzzing and stress runs.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The C kernels for aarch64, cross-compiled; their arithmetic tests run under qemu-user.
+test-arm: install
+	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || { \
+		echo "make test-arm needs a cross compiler and an emulator; on Debian:" >&2; \
+		echo "    apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
+	HALFBYTE_TEST_ARM=1 $(BIN)/python -m pytest $(addprefix tests/kernels/test_cpu_,attention.py elementwise.py linear.py pack.py quantized_inputs.py)
 
 lint: install
 	$(BIN)/ruff check .

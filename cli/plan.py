@@ -87,7 +87,7 @@ def device_memory(name: str) -> Memory:
         card = gpu(name)
         return Memory(card.name, card.memory, GPU_RESERVE, card.copy)
     from ..bench.machine import cpu_model, read_bandwidth
-    from ..engine.backends.cpu_native import physical_cores
+    from ..engine.backends.cpu_cores import physical_cores
     from ..engine.memory import free_memory
 
     free = free_memory()
