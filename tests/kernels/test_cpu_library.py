@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import select
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from halfbyte.errors import ConfigError
 from halfbyte.kernels.cpu.arena import ALIGN, Arena
 from halfbyte.kernels.cpu.library import Library
 
+InChild = Callable[[Callable[[], str]], str]
 SOURCES = Path(build_module.__file__).parent
 
 
@@ -110,30 +109,9 @@ def test_arena_pieces_are_aligned_and_apart() -> None:
     assert copy.tolist() == torch.arange(12).view(3, 4).T.tolist()
 
 
-def in_child(work: Callable[[], str]) -> str:
-    """What ``work`` gives, or the error that it raises, in a forked child; "" when it hangs."""
-    come, go = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            text = work()
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-        os.write(go, text.encode())
-        os._exit(0)
-    os.close(go)
-    with os.fdopen(come, "rb") as reader:
-        # A child that hangs must not hang the tests.
-        ready, _, _ = select.select([reader], [], [], 60)
-        if not ready:
-            os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return reader.read().decode() if ready else ""
-
-
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_forked_child_computes_with_threads_of_its_own(threads: int) -> None:
+def test_a_forked_child_computes_with_threads_of_its_own(threads: int, in_child: InChild) -> None:
     made = Library(Path(library()._lib._name), threads)
     x = tokens(fresh_seed(), 7, 40)
     want = str(x.argmax(-1).tolist())
@@ -152,7 +130,7 @@ def test_a_forked_child_computes_with_threads_of_its_own(threads: int) -> None:
 
 
 @needs_compiler
-def test_a_fork_while_a_program_runs_elsewhere_is_an_error_in_the_child() -> None:
+def test_a_fork_while_a_program_runs_elsewhere_is_an_error_in_the_child(in_child: InChild) -> None:
     made = Library(Path(library()._lib._name), 2)
     x = torch.zeros(600, 4000)
     record = lib.record(lib.ADD, (*x.shape, x.stride(0), x.stride(0), 0), (), (x, x))
