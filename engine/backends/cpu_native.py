@@ -33,8 +33,8 @@ from .plain import PlainOps
 
 log = logging.getLogger(__name__)
 
-# With the default model on two cores; see docs/performance.md.
-FALLBACK = "no C kernels, so answers come at about a fifth of the speed: %s; %s"
+# Measured: docs/kernels.md.
+FALLBACK = "no C kernels; torch's own take about 1.7 times as long for every token: %s; %s"
 REMEDY = "install a C compiler: apt install gcc libc6-dev (Debian), dnf install gcc (Fedora)"
 # What torch's int4 kernel accepts.
 INT4_GROUPS = (32, 64, 128, 256)
