@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,7 @@ def test_requests_of_the_parent_are_not_the_childs(engine: Engine, in_child: InC
     next(stream)
     said = in_child(lambda: answer(engine))
     assert said.startswith("EngineDeadError") and "make the Engine in the child" in said
+    assert isinstance(stream, Generator)
     stream.close()
     assert in_child(lambda: answer(engine)) == want
     engine.close()
