@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from halfbyte.errors import EngineDeadError, RequestError
@@ -32,6 +30,7 @@ from .models.registry import model_class
 from .outbox import Outbox
 from .output import OutputProcessor
 from .plan import StepPlan
+from .process import OwnProcess
 from .prompts import Prompt, only_ids, prompt_ids, prompt_list
 from .request import Completion, Delta, PromptScore, Request, SamplingParams, TokenEvent
 from .rows import Rows
@@ -72,7 +71,7 @@ class Engine:
         self.config = make_config(options)
         self.startup: dict[str, float] = {}
         clock = Stopwatch(self.startup)
-        self._process = os.getpid()
+        self._process = OwnProcess()
         path = resolve_model(model)
         checkpoint = open_checkpoint(path)
         try:
@@ -155,7 +154,7 @@ class Engine:
         """
         if self._closed:
             raise EngineDeadError("the engine is closed")
-        self._settle_in()
+        self._process.enter(self.has_work())
         params = params or SamplingParams()
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
@@ -306,7 +305,7 @@ class Engine:
         """
         if self._closed:
             raise EngineDeadError("the engine is closed")
-        self._settle_in()
+        self._process.enter(self.has_work())
         ids = self._tokens(only_ids(token_ids))
         if len(ids) > self.max_context:
             raise RequestError(
@@ -354,22 +353,6 @@ class Engine:
     def _tokens(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked against the vocabulary."""
         return prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
-
-    def _settle_in(self) -> None:
-        """In a forked child: go on from an engine at rest, refuse one that was at work.
-
-        Threads do not come along. The C kernels start new ones; torch's would be waited for in
-        vain, so torch computes alone, as in the worker processes of its own data loader.
-        """
-        if self._process == os.getpid():
-            return
-        if self.has_work():
-            raise EngineDeadError(
-                "the process was forked while its engine had requests; make the Engine in the "
-                "child, or start the child with the method 'spawn'"
-            )
-        torch.set_num_threads(1)
-        self._process = os.getpid()
 
     def _unused(self, name: str) -> bool:
         """Whether no live request has this id, nor one whose last step is not committed."""
