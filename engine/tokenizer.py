@@ -2,45 +2,47 @@
 
 One class for all kinds; a backend (``tokenizer_hf``, ``tokenizer_spm``) does the splitting.
 Special tokens in a prompt come from the caller or the chat template. In chats they never come
-from message content: see :mod:`special_text`.
+from message content: see :mod:`special_text` and :mod:`user_marks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from halfbyte.errors import RequestError, TokenizerError
 
 from .chat_template import ChatTemplate
-from .special_text import MARK, SpecialGuard
+from .special_text import EVERYTHING, UserText
+from .token_bound import TokenBound, TokenLimit
+from .user_marks import Finder, UserMarks, field_names
 
 if TYPE_CHECKING:
     from ..loaders.base import TokenizerSource
 
 
-class Backend(Protocol):
+class Backend(Finder, Protocol):
     """What a kind of vocabulary offers; ids are those of the embedding rows.
 
     Attributes:
         size: one more than the highest known id.
-        special: text -> id of tokens that carry structure, not text.
-        guard: protects untrusted text against the special tokens.
         strips_space: decoding drops one space at the start of a text.
+        bound: how few tokens a text can have.
     """
 
     size: int
-    special: dict[str, int]
-    guard: SpecialGuard
     strips_space: bool
+    bound: TokenBound
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, limit: TokenLimit | None = None) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched."""
         ...
 
-    def encode_guarded(self, text: str) -> list[int]:
-        """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
+    def encode_untrusted(
+        self, text: str, users: UserText, limit: TokenLimit | None = None
+    ) -> list[int]:
+        """As :meth:`encode`, but a special token with a character of ``users`` is plain text."""
         ...
 
     def piece(self, token_id: int) -> bytes:
@@ -76,6 +78,8 @@ class Tokenizer:
             if name not in names and token_id is not None:
                 names[name] = self.token_bytes(token_id).decode("utf-8", "replace")
         self._template = ChatTemplate(source.chat_template, source.chat_templates, names)
+        sources = [source.chat_template or "", *source.chat_templates.values()]
+        self._marks = UserMarks(backend, sources)
 
     @staticmethod
     def from_source(source: TokenizerSource, vocab_size: int) -> Tokenizer:
@@ -108,7 +112,12 @@ class Tokenizer:
         return Tokenizer(backend, source, vocab_size)
 
     def encode(
-        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = True,
+        limit: TokenLimit | None = None,
     ) -> list[int]:
         """Token ids of ``text``.
 
@@ -118,22 +127,26 @@ class Tokenizer:
                 id that the text itself begins with.
             parse_special: special tokens written in the text become their ids; False treats
                 them as plain text. User-defined tokens, which are words, are always matched.
+            limit: the longest result that is of use; far longer texts are not even tokenized.
 
         Raises:
-            RequestError: the text is not valid Unicode, or ``add_bos`` is True for a model that
-                has no begin-of-text token.
+            RequestError: the text is not valid Unicode or longer than ``limit``, or ``add_bos``
+                is True for a model that has no begin-of-text token.
         """
         _check_unicode(text)
+        if limit is not None:
+            limit.check_text(text, self._backend.bound)
         if parse_special:
-            ids = self._backend.encode(text)
+            ids = self._backend.encode(text, limit)
         else:
-            marked = self._backend.guard.protect(text)
-            plain = marked == text
-            ids = self._backend.encode(text) if plain else self._backend.encode_guarded(marked)
+            ids = self._backend.encode_untrusted(text, EVERYTHING, limit)
         if add_bos and self.bos_id is None:
             raise RequestError("add_bos is True, but the model has no begin-of-text token")
         wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
-        return [self.bos_id, *ids] if wanted and self.bos_id is not None else ids
+        ids = [self.bos_id, *ids] if wanted and self.bos_id is not None else ids
+        if limit is not None:
+            limit.check(len(ids))
+        return ids
 
     def decode(
         self, ids: Sequence[int], *, skip_special: bool = True, continuation: bool = False
@@ -203,19 +216,34 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
         """Token ids of a conversation; arguments and errors as for :meth:`render_chat`.
 
         Special tokens come from the template only: the same characters in a message, a tool or
         a document are plain text. No begin-of-text id is added that the template does not write.
+        Where no special token stands in a message, the ids are those of the rendered text.
+
+        Args:
+            limit: the longest result that is of use; a longer one is a RequestError.
         """
-        text = self._template.render(
-            messages, kwargs, add_generation_prompt, self._backend.guard.protect
-        )
-        if MARK in text:
-            return self._backend.encode_guarded(text)
-        return self._backend.encode(text)
+        seen: list[str] = []
+
+        def noted(text: str) -> str:
+            seen.append(text)
+            return text
+
+        def render(change: Callable[[str], str]) -> str:
+            return self._template.render(messages, kwargs, add_generation_prompt, change)
+
+        plain = render(noted)
+        if limit is not None:
+            limit.check_text(plain, self._backend.bound)
+        text, users = self._marks.users(plain, seen, field_names([messages, kwargs]), render)
+        if not users:
+            return self._backend.encode(text, limit)
+        return self._backend.encode_untrusted(text, users, limit)
 
 
 def _backend(source: TokenizerSource) -> Backend:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from halfbyte.errors import TokenizerError
+from halfbyte.errors import RequestError, TokenizerError
 
-from .special_text import SpecialGuard
+from ..loaders.base import AddedFlags
+from .special_text import WEDGES, Span, UserText, bounded, own_spans, with_wedges
+from .token_bound import TokenBound, TokenLimit, bound_of
 from .tokenizer_pre import pre_tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, Encoding
     from tokenizers import Tokenizer as HfTokenizer
 
     from ..loaders.base import TokenizerSource
@@ -50,6 +53,21 @@ class _Decoding:
     literal_added: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Twin:
+    """A pipeline that knows special tokens under other texts.
+
+    Attributes:
+        tokenizer: the pipeline.
+        special: its ids of them -> true ids.
+        ordinary: its ids of the other added tokens -> true ids.
+    """
+
+    tokenizer: HfTokenizer
+    special: dict[int, int]
+    ordinary: dict[int, int]
+
+
 class HfBackend:
     """A vocabulary held by a ``tokenizers.Tokenizer``.
 
@@ -61,8 +79,10 @@ class HfBackend:
     Attributes:
         size: one more than the highest known id.
         special: text -> id of tokens that carry structure, not text.
-        guard: protects untrusted text against the special tokens.
+        normalizes: texts other than their own may become special tokens.
+        blank: a character that is part of no special token.
         strips_space: decoding drops one space at the start of a text.
+        bound: how few tokens a text can have.
 
     Raises:
         TokenizerError: the vocabulary is empty or its ids are not plausible.
@@ -73,6 +93,7 @@ class HfBackend:
     ) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
+        self._twins: dict[str, _Twin] = {}
         vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         if not vocab:
@@ -85,20 +106,89 @@ class HfBackend:
         self._added = added
         extra = set(extra_special)
         self.special = {t.content: i for i, t in added.items() if t.special or i in extra}
-        self.guard = SpecialGuard(self.special)
+        bounded(self.special)
+        self._find_ids = {*self.special.values()}
+        self.normalizes = tokenizer.normalizer is not None and any(
+            token.normalized for i, token in added.items() if i in self._find_ids
+        )
+        self.blank = next(c for c in WEDGES if not any(c in text for text in self.special))
         self._decoding = _decoding(tokenizer)
         self.strips_space = self._decoding.strips_space
+        # An id that is dropped stands for text without a token.
+        self.bound = TokenBound() if self._holds_places else _bound(tokenizer, self._decoding)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; every special and user-defined token in it is matched."""
-        return self._run(self._tokenizer, text)
+    def encode(self, text: str, limit: TokenLimit | None = None) -> list[int]:
+        """Ids of ``text``; every special and user-defined token in it is matched.
 
-    def encode_guarded(self, text: str) -> list[int]:
-        """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
+        Raises:
+            RequestError: more ids than ``limit`` allows.
+        """
+        return self._ids(self._tokenizer, text, limit)
+
+    def encode_untrusted(
+        self, text: str, users: UserText, limit: TokenLimit | None = None
+    ) -> list[int]:
+        """As :meth:`encode`, but a special token with a character of ``users`` is plain text."""
+        own, foreign = own_spans(text, users, self.blank, self.find)
+        if not foreign:
+            ids = self.encode(text, limit)
+            if not self._makes_special(text, ids, own, users):
+                return ids
+        wedge = next((c for c in WEDGES if c not in text and self._survives(c)), None)
+        if wedge is None:
+            raise RequestError("the text holds every sign of the Tai Xuan Jing; leave one out")
         with self._lock:
-            tokenizer, true_ids = self._guarded
-        ids = self._run(tokenizer, text)
-        return [true_ids.get(i, i) for i in ids] if true_ids else ids
+            if wedge not in self._twins:
+                self._twins = {wedge: self._twin(wedge)}
+            twin = self._twins[wedge]
+        wedged = with_wedges(text, own, wedge)
+        places = [span.start + 1 + index for index, span in enumerate(own)]
+        ids, count = self._rewritten(twin, wedged, places, users, limit)
+        if count == len(own):
+            return ids
+        # A rule saw the wedge after all, so that a token was not matched.
+        ids, start = [], 0
+        for span in (*own, Span(-1, len(text), len(text))):
+            part = text[start : span.start]
+            ids += self._rewritten(twin, part, (), users.shifted(start), limit)[0]
+            ids += [span.token_id] if span.token_id >= 0 else []
+            start = span.stop
+        if limit is not None:
+            limit.check(len(ids))
+        return ids
+
+    def _makes_special(self, text: str, ids: list[int], own: list[Span], users: UserText) -> bool:
+        """Whether the model makes a special token of a user's text, as Unigram may."""
+        made = sum(i in self._find_ids for i in ids) - len(own)
+        if not users or made <= 0:
+            return False
+        encoding = self._with_offsets(self._tokenizer, text)
+        spans = [
+            encoding.token_to_chars(index)
+            for index, token_id in enumerate(encoding.ids)
+            if token_id in self._find_ids and token_id != self._unknown
+        ]
+        return any(users.within(*span) for span in spans if span is not None)
+
+    def find(self, text: str) -> list[Span]:
+        """The special tokens that the library finds in a text, in order."""
+        with self._lock:
+            finder, true_ids = self._finder
+        encoding = self._with_offsets(finder, text)
+        spans: list[Span] = []
+        for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            true_id = true_ids.get(token_id)
+            if true_id not in self._find_ids:
+                continue
+            # The span has the whitespace that the token swallows or that it is matched with.
+            content, part = self._texts[true_id], text[start:stop]
+            if content[:1].strip():
+                start += len(part) - len(part.lstrip())
+            if content[-1:].strip():
+                stop -= len(part) - len(part.rstrip())
+            if start < stop:
+                spans.append(Span(true_id, start, stop))
+        return spans
 
     def piece(self, token_id: int) -> bytes:
         """Bytes that one id stands for; empty for an id that the vocabulary leaves out."""
@@ -110,41 +200,125 @@ class HfBackend:
             return text.encode()
         return self._decoding.to_bytes(text)
 
-    def _run(self, tokenizer: HfTokenizer, text: str) -> list[int]:
-        ids = _shielded(lambda: tokenizer.encode(text, add_special_tokens=False).ids)
+    def _ids(self, tokenizer: HfTokenizer, text: str, limit: TokenLimit | None) -> list[int]:
+        # Of the library's calls those for a batch let other Python threads run.
+        encoding = _shielded(
+            lambda: tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        )
+        if limit is not None:
+            limit.check(len(encoding))
+        ids = encoding.ids
         return [i for i in ids if i < self.size] if self._holds_places else ids
 
-    @cached_property
-    def _guarded(self) -> tuple[HfTokenizer, dict[int, int]]:
-        """A twin that drops the marks after matching special tokens, and its ids -> true ids.
+    def _with_offsets(self, tokenizer: HfTokenizer, text: str) -> Encoding:
+        return _shielded(lambda: tokenizer.encode_batch([text], add_special_tokens=False)[0])
 
-        It shares the merge tables. The marks go in the normalizer: the library looks for added
-        tokens before it and hands the rest of the text through it.
+    def _rewritten(
+        self,
+        twin: _Twin,
+        text: str,
+        wedges: Sequence[int],
+        users: UserText,
+        limit: TokenLimit | None,
+    ) -> tuple[list[int], int]:
+        """True ids of a text by the twin, and how many special tokens are among them.
+
+        Args:
+            twin: the pipeline.
+            text: a text with wedges.
+            wedges: where they are, ascending.
+            users: the users' characters of the text without wedges.
+            limit: the longest result of use.
         """
-        from tokenizers import AddedToken, Tokenizer, normalizers
+        encoding = self._with_offsets(twin.tokenizer, text)
+        if limit is not None:
+            limit.check(len(encoding))
+        out: list[int] = []
+        count = 0
+        for index, token_id in enumerate(encoding.ids):
+            true_id = twin.special.get(token_id)
+            if true_id is not None:
+                out.append(true_id)
+                count += 1
+                continue
+            true_id = twin.ordinary.get(token_id)
+            if true_id is not None:
+                out.append(true_id)
+                continue
+            if token_id in self._find_ids and token_id != self._unknown:
+                start, stop = encoding.token_to_chars(index) or (0, 0)
+                start -= bisect_left(wedges, start)
+                stop -= bisect_left(wedges, stop)
+                if users.within(start, stop):  # the model made it of ordinary text
+                    out += self._split_up(self._texts[token_id])
+                    continue
+            out.append(token_id)
+        return [i for i in out if i < self.size] if self._holds_places else out, count
+
+    def _split_up(self, piece: str) -> list[int]:
+        """Ids of a piece of the model's alphabet without the special token that it spells."""
+        ids: list[int] = []
+        model = self._tokenizer.model
+        for part in (piece[:1], piece[1:]) if len(piece) > 1 else ():
+            for token in _shielded(lambda part=part: model.tokenize(part)) if part else ():
+                special = token.id in self._find_ids and token.id != self._unknown
+                ids += self._split_up(token.value) if special else [token.id]
+        return ids
+
+    def _survives(self, char: str) -> bool:
+        normalizer = self._tokenizer.normalizer
+        return normalizer is None or char in normalizer.normalize_str(f"a{char}b")
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        model = self._tokenizer.model
+        if getattr(model, "unk_id", None) is not None:
+            return model.unk_id
+        text = getattr(model, "unk_token", None)
+        return None if text is None else self._tokenizer.token_to_id(text)
+
+    @cached_property
+    def _finder(self) -> tuple[HfTokenizer, dict[int, int]]:
+        """A tokenizer that has the added tokens only, and its ids -> true ids."""
+        from tokenizers import Tokenizer, models
+
+        finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+        if self._tokenizer.normalizer:
+            finder.normalizer = self._tokenizer.normalizer
+        finder.add_tokens(
+            [self._copied(i, token.content) for i, token in sorted(self._added.items())]
+        )
+        ids = {finder.token_to_id(token.content): i for i, token in self._added.items()}
+        return finder, {k: i for k, i in ids.items() if k is not None}
+
+    def _twin(self, wedge: str) -> _Twin:
+        """The same pipeline, whose special tokens have ``wedge`` behind their first character.
+
+        It shares the merge tables. All rules that decide whether an added token is matched see
+        the same first and last characters and the same flags.
+        """
+        from tokenizers import Tokenizer
 
         twin = Tokenizer(self._tokenizer.model)
-        steps = [normalizers.Replace(code, to) for code, to in self.guard.meanings.items()]
-        own = self._tokenizer.normalizer
-        twin.normalizer = normalizers.Sequence([*steps, own] if own else steps)
+        if self._tokenizer.normalizer:
+            twin.normalizer = self._tokenizer.normalizer
         if self._tokenizer.pre_tokenizer:
             twin.pre_tokenizer = self._tokenizer.pre_tokenizer
-        special_ids = set(self.special.values())
-        tokens = [
-            AddedToken(
-                t.content,
-                single_word=t.single_word,
-                lstrip=t.lstrip,
-                rstrip=t.rstrip,
-                # A special token matched after the normalizer would be matched in user text.
-                normalized=t.normalized and i not in special_ids,
-                special=i in special_ids,
-            )
+        contents = {
+            i: t.content[:1] + wedge + t.content[1:] if i in self._find_ids else t.content
             for i, t in sorted(self._added.items())
-        ]
-        twin.add_tokens(tokens)
-        twin_ids = {i: twin.token_to_id(t.content) for i, t in self._added.items()}
-        return twin, {k: i for i, k in twin_ids.items() if k is not None and k != i}
+        }
+        twin.add_tokens([self._copied(i, content) for i, content in contents.items()])
+        ids = {twin.token_to_id(content): i for i, content in contents.items()}
+        special = {k: i for k, i in ids.items() if k is not None and i in self._find_ids}
+        ordinary = {k: i for k, i in ids.items() if k is not None and i not in self._find_ids}
+        return _Twin(twin, special, ordinary)
+
+    def _copied(self, token_id: int, content: str) -> AddedToken:
+        from tokenizers import AddedToken
+
+        token = self._added[token_id]
+        return AddedToken(content, special=token.special, **asdict(_flags(token)))
 
 
 def from_json_file(source: TokenizerSource) -> HfBackend:
@@ -166,11 +340,16 @@ def from_json_file(source: TokenizerSource) -> HfBackend:
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None
-    known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
-    extra = sorted((i, text) for text, i in source.added_tokens.items() if text not in known)
-    tokenizer.add_tokens(
-        [AddedToken(text, normalized=False, special=i in source.special_ids) for i, text in extra]
-    )
+    known = {t.content: t for t in tokenizer.get_added_tokens_decoder().values()}
+    plain = AddedFlags(single_word=False, lstrip=False, rstrip=False, normalized=False)
+    more: list[AddedToken] = []
+    for text, index in sorted(source.added_tokens.items(), key=lambda item: item[1]):
+        token, flags = known.get(text), source.added_flags.get(text)
+        if token is not None and flags in (None, _flags(token)):
+            continue
+        special = index in source.special_ids or (token is not None and token.special)
+        more.append(AddedToken(text, special=special, **asdict(flags or plain)))
+    tokenizer.add_tokens(more)
     for text, index in source.added_tokens.items():
         if text and tokenizer.token_to_id(text) != index:
             raise TokenizerError(
@@ -241,6 +420,10 @@ def added_tokens(source: TokenizerSource) -> tuple[dict[str, int], frozenset[int
     return added, frozenset(special)
 
 
+def _flags(token: AddedToken) -> AddedFlags:
+    return AddedFlags(token.single_word, token.lstrip, token.rstrip, token.normalized)
+
+
 def check_file(path: Path, limit: int) -> None:
     """Raise TokenizerError unless ``path`` is a file of 1 to ``limit`` bytes."""
     try:
@@ -297,6 +480,37 @@ def _decoding(tokenizer: HfTokenizer) -> _Decoding:
     raise TokenizerError(
         f"its decoder is {kinds or None}; expected ByteLevel, Metaspace or sentencepiece's steps"
     )
+
+
+def _bound(tokenizer: HfTokenizer, decoding: _Decoding) -> TokenBound:
+    """How much text one token can stand for, if the pipeline loses none without a token."""
+    shrinking = 1
+    for step in _steps(tokenizer.normalizer, "normalizers"):
+        kind = step.get("type")
+        grows = kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content")
+        # Three bytes of a jamo or sign each, and three of them at most, become a letter of three;
+        # an ideographic space becomes one byte. Eight is more than any combination gives.
+        if kind in ("NFC", "NFKC"):
+            shrinking = 8
+        elif not grows and kind not in ("Prepend", "NFD"):
+            return TokenBound()
+    kinds = {step.get("type") for step in _steps(tokenizer.pre_tokenizer, "pretokenizers")}
+    behaviours = {step.get("behavior") for step in _steps(tokenizer.pre_tokenizer, "pretokenizers")}
+    if not kinds <= {"ByteLevel", "Split", "Digits", "Metaspace", "Punctuation"}:
+        return TokenBound()
+    if behaviours & {"Removed"}:
+        return TokenBound()
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    alphabet = byte_alphabet() if "ByteLevel" in kinds else [f"<0x{b:02X}>" for b in range(256)]
+    if not all(char in vocab for char in alphabet):
+        return TokenBound()  # letters without a token are dropped, or share one
+    if "ByteLevel" not in kinds and not getattr(tokenizer.model, "byte_fallback", False):
+        return TokenBound()
+    added = tokenizer.get_added_tokens_decoder().values()
+    if any(token.lstrip or token.rstrip for token in added):
+        return TokenBound()  # a token may swallow any number of spaces
+    ordinary = [decoding.to_bytes(text) for text in vocab]
+    return bound_of([*ordinary, *(token.content.encode() for token in added)], shrinking)
 
 
 def _steps(part: Any, member: str) -> list[Mapping[str, Any]]:
