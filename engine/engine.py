@@ -37,6 +37,7 @@ from .sampler import Sampler
 from .scheduler import Scheduler, SchedulerConfig
 from .scoring import prompt_logits, score_prompt
 from .stats import EngineStats, Stopwatch
+from .token_bound import TokenLimit
 from .tokenizer import Tokenizer
 from .warmup import make_ready
 
@@ -155,7 +156,7 @@ class Engine:
         params = params or SamplingParams()
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
-        ids = self._tokens(prompt)
+        ids = self._tokens(prompt, TokenLimit(self.max_context))
         room = self.max_context - len(ids)
         if room < 1:
             raise RequestError(
@@ -346,9 +347,9 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _tokens(self, prompt: Prompt, limit: TokenLimit | None = None) -> list[int]:
         """Token ids of a prompt, checked against the vocabulary."""
-        return prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
+        return prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size, limit)
 
     def _unused(self, name: str) -> bool:
         """Whether no live request has this id, nor one whose last step is not committed."""

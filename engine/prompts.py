@@ -7,19 +7,23 @@ from typing import Any
 
 from halfbyte.errors import RequestError
 
+from .token_bound import TokenLimit
 from .tokenizer import Tokenizer
 
 Prompt = str | list[int]
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocabulary: int) -> list[int]:
+def prompt_ids(
+    prompt: Prompt, tokenizer: Tokenizer, vocabulary: int, limit: TokenLimit | None = None
+) -> list[int]:
     """Token ids of a prompt.
 
     Raises:
-        RequestError: neither text nor a list of ids from 0 to ``vocabulary - 1``, or empty.
+        RequestError: neither text nor a list of ids from 0 to ``vocabulary - 1``, empty, or a
+            text longer than ``limit``.
     """
     if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt)
+        ids = tokenizer.encode(prompt, limit=limit)
     elif not isinstance(prompt, (list, tuple)):
         raise RequestError(
             f"a prompt is {prompt!r:.60}; expected text or a list of token ids", param="prompt"

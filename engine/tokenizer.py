@@ -21,6 +21,8 @@ from .user_marks import Finder, UserMarks, field_names
 if TYPE_CHECKING:
     from ..loaders.base import TokenizerSource
 
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # GGUF token types
+
 
 class Backend(Finder, Protocol):
     """What a kind of vocabulary offers; ids are those of the embedding rows.
@@ -85,23 +87,25 @@ class Tokenizer:
     def from_source(source: TokenizerSource, vocab_size: int) -> Tokenizer:
         """Build the tokenizer of a checkpoint.
 
+        An added token without a row in the embedding is plain text and cannot be drawn.
+
         Args:
             source: vocabulary, or the file that holds it.
             vocab_size: rows of the embedding matrix.
 
         Raises:
-            TokenizerError: the vocabulary is damaged, of an unknown kind, or has ids beyond the
-                embedding.
+            TokenizerError: the vocabulary is damaged, of an unknown kind, or has ordinary tokens
+                beyond the embedding.
         """
-        source = _with_ends(source)
-        backend = _backend(source)
+        source = _with_rows(_with_ends(source), vocab_size)
+        backend = _backend(source, vocab_size)
         if backend.size > vocab_size:
             raise TokenizerError(
                 f"the tokenizer knows {backend.size} ids, but the model's embedding has "
                 f"{vocab_size} rows",
                 hint="the tokenizer belongs to another model; use the files of one download",
             )
-        ends = {"end-of-text": source.eos_ids, "special token": sorted(source.special_ids)}
+        ends = {"end-of-text": source.eos_ids}
         ends["begin-of-text"] = () if source.bos_id is None else (source.bos_id,)
         for name, ids in ends.items():
             for token_id in ids:
@@ -246,13 +250,13 @@ class Tokenizer:
         return self._backend.encode_untrusted(text, users, limit)
 
 
-def _backend(source: TokenizerSource) -> Backend:
+def _backend(source: TokenizerSource, rows: int) -> Backend:
     if source.kind in ("hf_json", "gguf_bpe"):
         from . import tokenizer_hf
 
         if source.kind == "gguf_bpe":
             return tokenizer_hf.from_gguf_bpe(source)
-        return tokenizer_hf.from_json_file(source)
+        return tokenizer_hf.from_json_file(source, rows)
     from . import tokenizer_spm
 
     if source.kind == "gguf_spm":
@@ -273,6 +277,26 @@ def _with_ends(source: TokenizerSource) -> TokenizerSource:
             added.setdefault(source.tokens[token_id], token_id)
     return dataclasses.replace(
         source, special_ids=source.special_ids | frozenset(ends), added_tokens=added
+    )
+
+
+def _with_rows(source: TokenizerSource, rows: int) -> TokenizerSource:
+    """The source without added tokens that the embedding has no row for.
+
+    Files have them after a token such as ``[PAD]`` was added for training. An ordinary token
+    without a row shows that the files do not belong together; it stays, and is refused.
+    """
+    count = len(source.tokens)
+    if count > rows and set(source.token_types[rows:]) <= {_CONTROL, _USER_DEFINED, _UNUSED}:
+        count = rows if source.token_types else count
+    return dataclasses.replace(
+        source,
+        tokens=source.tokens[:count],
+        scores=source.scores[:count],
+        token_types=source.token_types[:count],
+        added_tokens={text: i for text, i in source.added_tokens.items() if i < rows},
+        special_ids=frozenset(i for i in source.special_ids if i < rows),
+        rstrip_ids=frozenset(i for i in source.rstrip_ids if i < rows),
     )
 
 

@@ -114,8 +114,7 @@ class HfBackend:
         self.blank = next(c for c in WEDGES if not any(c in text for text in self.special))
         self._decoding = _decoding(tokenizer)
         self.strips_space = self._decoding.strips_space
-        # An id that is dropped stands for text without a token.
-        self.bound = TokenBound() if self._holds_places else _bound(tokenizer, self._decoding)
+        self.bound = _bound(tokenizer, self._decoding, self._holds_places)
 
     def encode(self, text: str, limit: TokenLimit | None = None) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched.
@@ -181,11 +180,13 @@ class HfBackend:
             if true_id not in self._find_ids:
                 continue
             # The span has the whitespace that the token swallows or that it is matched with.
-            content, part = self._texts[true_id], text[start:stop]
-            if content[:1].strip():
-                start += len(part) - len(part.lstrip())
-            if content[-1:].strip():
-                stop -= len(part) - len(part.rstrip())
+            content, part = self._added[true_id].content, text[start:stop]
+            at = part.rfind(content)
+            if at >= 0:
+                start, stop = start + at, start + at + len(content)
+            else:  # in another spelling, which the normalizer makes the same
+                start += (len(part) - len(part.lstrip())) if content[:1].strip() else 0
+                stop -= (len(part) - len(part.rstrip())) if content[-1:].strip() else 0
             if start < stop:
                 spans.append(Span(true_id, start, stop))
         return spans
@@ -321,8 +322,12 @@ class HfBackend:
         return AddedToken(content, special=token.special, **asdict(_flags(token)))
 
 
-def from_json_file(source: TokenizerSource) -> HfBackend:
+def from_json_file(source: TokenizerSource, rows: int) -> HfBackend:
     """The vocabulary of a ``tokenizer.json``, with the added tokens that other files declare.
+
+    Args:
+        source: names the file.
+        rows: added tokens with this id or a higher one are left out.
 
     Raises:
         TokenizerError: the file is missing, too large or damaged, its decoder is of a kind whose
@@ -335,6 +340,8 @@ def from_json_file(source: TokenizerSource) -> HfBackend:
         raise TokenizerError("the tokenizer source of kind 'hf_json' has no path; expected a file")
     check_file(path, MAX_FILE_BYTES)
     tokenizer = _shielded(lambda: Tokenizer.from_file(str(path)), f"{path} cannot be read")
+    if any(index >= rows for index in tokenizer.get_added_tokens_decoder()):
+        tokenizer = _without_rowless(tokenizer, rows)
     # A file may carry settings of its training run; a prompt must never be cut or padded.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -420,6 +427,20 @@ def added_tokens(source: TokenizerSource) -> tuple[dict[str, int], frozenset[int
     return added, frozenset(special)
 
 
+def _without_rowless(tokenizer: HfTokenizer, rows: int) -> HfTokenizer:
+    """The pipeline without the added tokens that have ids from ``rows`` on."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.to_str())
+    gone = {token["content"] for token in state["added_tokens"] if token["id"] >= rows}
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in gone]
+    vocab = state["model"]["vocab"]
+    if isinstance(vocab, dict):  # some files list added tokens in the vocabulary as well
+        state["model"]["vocab"] = {t: i for t, i in vocab.items() if i < rows or t not in gone}
+    state["post_processor"] = None  # it may name them, and adds nothing here
+    return _shielded(lambda: Tokenizer.from_str(json.dumps(state)), "tokenizer.json is damaged")
+
+
 def _flags(token: AddedToken) -> AddedFlags:
     return AddedFlags(token.single_word, token.lstrip, token.rstrip, token.normalized)
 
@@ -482,35 +503,40 @@ def _decoding(tokenizer: HfTokenizer) -> _Decoding:
     )
 
 
-def _bound(tokenizer: HfTokenizer, decoding: _Decoding) -> TokenBound:
-    """How much text one token can stand for, if the pipeline loses none without a token."""
-    shrinking = 1
+def _bound(tokenizer: HfTokenizer, decoding: _Decoding, drops: bool) -> TokenBound:
+    """How much text one token can stand for; ``drops``: bytes without a token are left out."""
+    from tokenizers import models
+
+    composes = strips = False
     for step in _steps(tokenizer.normalizer, "normalizers"):
         kind = step.get("type")
-        grows = kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content")
-        # Three bytes of a jamo or sign each, and three of them at most, become a letter of three;
-        # an ideographic space becomes one byte. Eight is more than any combination gives.
-        if kind in ("NFC", "NFKC"):
-            shrinking = 8
-        elif not grows and kind not in ("Prepend", "NFD"):
+        if kind == "Replace":
+            if step.get("pattern") != {"String": " "} or not step.get("content"):
+                return TokenBound()
+        elif kind in ("NFC", "NFKC"):
+            composes = True
+        elif kind in ("Strip", "Lowercase"):
+            strips = True
+        elif kind not in ("Prepend", "NFD"):
             return TokenBound()
-    kinds = {step.get("type") for step in _steps(tokenizer.pre_tokenizer, "pretokenizers")}
-    behaviours = {step.get("behavior") for step in _steps(tokenizer.pre_tokenizer, "pretokenizers")}
-    if not kinds <= {"ByteLevel", "Split", "Digits", "Metaspace", "Punctuation"}:
-        return TokenBound()
-    if behaviours & {"Removed"}:
-        return TokenBound()
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    alphabet = byte_alphabet() if "ByteLevel" in kinds else [f"<0x{b:02X}>" for b in range(256)]
-    if not all(char in vocab for char in alphabet):
-        return TokenBound()  # letters without a token are dropped, or share one
-    if "ByteLevel" not in kinds and not getattr(tokenizer.model, "byte_fallback", False):
+    if not isinstance(tokenizer.model, (models.BPE, models.Unigram)):
         return TokenBound()
     added = tokenizer.get_added_tokens_decoder().values()
-    if any(token.lstrip or token.rstrip for token in added):
-        return TokenBound()  # a token may swallow any number of spaces
-    ordinary = [decoding.to_bytes(text) for text in vocab]
-    return bound_of([*ordinary, *(token.content.encode() for token in added)], shrinking)
+    pieces = [decoding.to_bytes(text) for text in vocab]
+    pieces += [token.content.encode() for token in added]
+    steps = _steps(tokenizer.pre_tokenizer, "pretokenizers")
+    kinds = {step.get("type") for step in steps}
+    is_byte_level = "ByteLevel" in kinds
+    alphabet = byte_alphabet() if is_byte_level else [f"<0x{b:02X}>" for b in range(256)]
+    loses_signs = (
+        (drops or strips or any(token.lstrip or token.rstrip for token in added))
+        or not kinds <= {"ByteLevel", "Split", "Digits", "Metaspace", "Punctuation"}
+        or any(step.get("behavior") == "Removed" for step in steps)
+        or not all(char in vocab for char in alphabet)
+        or not (is_byte_level or getattr(tokenizer.model, "byte_fallback", False))
+    )
+    return bound_of(pieces, composes=composes, loses_signs=loses_signs)
 
 
 def _steps(part: Any, member: str) -> list[Mapping[str, Any]]:

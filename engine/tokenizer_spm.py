@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from halfbyte.errors import TokenizerError
@@ -112,7 +112,7 @@ class SpmBackend:
         self._ordinary_pattern = longest_first_pattern(ordinary)
         self._all_pattern = longest_first_pattern(added)
         self._reach = max(map(len, added), default=0)
-        self.bound = TokenBound() if rstrip else bound
+        self.bound = replace(bound, most_bytes=0) if rstrip else bound  # spaces are swallowed
 
     def encode(self, text: str, limit: TokenLimit | None = None) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched.
@@ -224,7 +224,9 @@ def from_model_file(source: TokenizerSource) -> SpmBackend:
         added=added,
         special=frozenset(special),
         prefix=prefix,
-        bound=TokenBound(),  # the model may normalize
+        bound=bound_of(  # it may normalize
+            [spaced_bytes(t) for t in pieces.values()], composes=True, loses_signs=True
+        ),
     )
 
 
@@ -259,7 +261,9 @@ def from_gguf_spm(source: TokenizerSource) -> SpmBackend:
         added=added,
         special=special,
         prefix=Prefix("always" if source.add_space_prefix else "never", by_library=True),
-        bound=bound_of(spaced_bytes(t) for t in source.tokens) if has_bytes else TokenBound(),
+        bound=bound_of(
+            [spaced_bytes(t) for t in source.tokens], composes=False, loses_signs=not has_bytes
+        ),
         rstrip=source.rstrip_ids,
     )
 

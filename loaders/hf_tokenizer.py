@@ -62,6 +62,13 @@ def read_tokenizer(folder: ModelFolder, config: ModelConfig, report: LoadReport)
         report.warn("add_eos_token is set; prompts to be continued do not get it")
     specials = parsed.special | {i for i in (bos, *ends) if i is not None}
     templates = _templates(folder, settings)
+    rowless = sorted(t for t, i in parsed.added.items() if i >= config.vocab_size)
+    if rowless:
+        more = f" and {len(rowless) - 8} more" if len(rowless) > 8 else ""
+        report.decide(
+            f"added tokens without a row in the embedding of {config.vocab_size}: "
+            f"{', '.join(map(shown, rowless[:8]))}{more}; their text is ordinary text"
+        )
     return TokenizerSource(
         kind="hf_json" if fast is not None else "spm",
         path=fast or slow,
