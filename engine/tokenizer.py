@@ -252,11 +252,11 @@ class Tokenizer:
 
 def _backend(source: TokenizerSource, rows: int) -> Backend:
     if source.kind in ("hf_json", "gguf_bpe"):
-        from . import tokenizer_hf
+        from . import tokenizer_files
 
         if source.kind == "gguf_bpe":
-            return tokenizer_hf.from_gguf_bpe(source)
-        return tokenizer_hf.from_json_file(source, rows)
+            return tokenizer_files.from_gguf_bpe(source)
+        return tokenizer_files.from_json_file(source, rows)
     from . import tokenizer_spm
 
     if source.kind == "gguf_spm":

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Literal
 
 from halfbyte.errors import TokenizerError
 
+from .pipeline_steps import spaced_bytes
 from .special_text import WEDGES, Span, UserText, longest_first_pattern, own_spans, windows
 from .token_bound import TokenBound, TokenLimit, bound_of
-from .tokenizer_hf import added_tokens, check_file, spaced_bytes
+from .tokenizer_files import added_tokens, check_file
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
