@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from halfbyte.errors import RequestError, TemplateError
+from halfbyte.errors import RequestError, TemplateError, TokenizerError
 
 from .special_text import Span, UserText, bounded, longest_first_pattern, own_spans, windows
 
@@ -94,7 +94,7 @@ class UserMarks:
 
         Raises:
             RequestError: the texts hold every character that could be a mark.
-            TemplateError: the template fails with marks, and nothing else decides.
+            TemplateError, TokenizerError: the template fails with marks, and nothing else decides.
         """
         texts = list(dict.fromkeys(seen))
         needed = {text: self._needed(text, text in keys) for text in texts}
@@ -110,7 +110,7 @@ class UserMarks:
         if not any(needed.values()):
             return plain, UserText()
         marked = self._marked(plain, needed, render)
-        if isinstance(marked, TemplateError):
+        if not isinstance(marked, tuple):
             raise marked
         if marked[0] == plain or any(self._has_whole(text) for text in texts):
             return marked
@@ -120,7 +120,7 @@ class UserMarks:
 
     def _marked(
         self, plain: str, places: Mapping[str, Mapping[int, int]], render: Render
-    ) -> tuple[str, UserText] | TemplateError:
+    ) -> tuple[str, UserText] | TemplateError | TokenizerError:
         """The prompt rendered with marks around characters, and where these are in it."""
         held = {char for text in (plain, *places) for char in text if char >= "\U00100000"}
         free = [mark for mark in _MARKS if mark not in held] if held else _MARKS
@@ -129,7 +129,7 @@ class UserMarks:
         before, after = free[:2]
         try:
             text = render(lambda t: _put(t, places.get(t, {}), before, after))
-        except TemplateError as error:
+        except (TemplateError, TokenizerError) as error:  # or its process was ended
             return error
         positions: set[int] = set()
         for marks, match in enumerate(re.finditer(f"[{before}{after}]", text)):
