@@ -199,7 +199,7 @@ class Exchange:
         while True:
             try:
                 message = await asyncio.wait_for(receive(), self._body_timeout_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise ApiError(408, "The request body did not arrive in time.") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone

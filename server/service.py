@@ -123,7 +123,9 @@ class OpenAIService:
         prompts = request.prompts()
         limit = request.token_limit
         with self._admission.places(len(prompts)):
-            ids = await self._texts.prompts(prompts, request.add_special_tokens)
+            ids = await self._texts.prompts(
+                prompts, request.add_special_tokens, self._client.max_context
+            )
             params = [
                 self._params(request, p, limit, DEFAULT_COMPLETION_TOKENS, "prompt") for p in ids
             ]
@@ -156,7 +158,7 @@ class OpenAIService:
         name = self._served(request.model)
         head = self._head("chatcmpl", request, name, call)
         with self._admission.places(1):
-            ids = await self._texts.chat(request.messages, request)
+            ids = await self._texts.chat(request.messages, request, self._client.max_context)
             params = self._params(request, ids, request.token_limit, None, "messages")
             job = self._submit(request, [ids], [params], call)
         if request.stream:

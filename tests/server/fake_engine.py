@@ -25,6 +25,7 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
+from halfbyte.engine.token_bound import TokenLimit
 from halfbyte.errors import RequestError, TemplateError
 
 BOS, EOS, TURN, END = 256, 257, 258, 259
@@ -45,10 +46,18 @@ class FakeTokenizer:
         self.gate.set()
 
     def encode(
-        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = True,
+        limit: TokenLimit | None = None,
     ) -> list[int]:
         self.gate.wait()
-        return ([BOS] if add_bos is not False and text else []) + list(text.encode())
+        ids = ([BOS] if add_bos is not False and text else []) + list(text.encode())
+        if limit is not None:
+            limit.check(len(ids))
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", "replace")
@@ -70,6 +79,7 @@ class FakeTokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
         if messages[0]["role"] == "assistant":
@@ -83,7 +93,10 @@ class FakeTokenizer:
             if not isinstance(content, str):  # its template wants texts
                 content = "\n".join(part["text"] for part in content)
             ids += [TURN, *f"{message['role']}\n{content}".encode(), END]
-        return [*ids, TURN] if add_generation_prompt else ids
+        ids += [TURN] if add_generation_prompt else []
+        if limit is not None:
+            limit.check(len(ids))
+        return ids
 
 
 @dataclass
