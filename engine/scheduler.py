@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from .block_pool import BlockPool, Prefix
 from .plan import NO_PLAN, RowInit, RowWork, StepPlan, StepResult
 from .request import FinishReason, Request, TokenEvent
-
 from .step_cost import StepCost
 
 

@@ -2,8 +2,9 @@
 
 A step of T tokens that look at P pairs of (token, earlier token) takes about ``a + b T + c P``:
 ``a`` reads the weights once, ``b`` is a token's share of the matrix products, ``c`` of attention.
-Decode steps tell ``a``; steps with a chunk of a prompt tell ``b`` and ``c`` by least squares of the
-relative errors, the later ones weighing more. Pure arithmetic: whoever runs the steps has the clock.
+Decode steps tell ``a``; steps with a chunk of a prompt tell ``b`` and ``c`` by least squares of
+the relative errors, the later ones weighing more. Pure arithmetic: the clock is with whoever runs
+the steps.
 """
 
 from __future__ import annotations

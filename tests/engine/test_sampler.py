@@ -148,10 +148,10 @@ def test_greedy_with_penalties_is_the_argmax_of_penalized_logits() -> None:
 def test_a_strong_penalty_forbids_repetition() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 5] = 1.0
-    text = [9]
+    text: list[Any] = [9]
     for _ in range(10):
         one = row(text, 1, temperature=0.0, frequency_penalty=2.0)
-        text += sampler()(logits, [one])  # type: ignore[arg-type]
+        text += sampler()(logits, [one])
     assert len(set(text[1:])) == 10
 
 
@@ -298,8 +298,10 @@ def test_where_all_tokens_would_end_the_text_one_is_drawn(backend: Any) -> None:
     logits = logits_of(2, fresh_seed())
     want = logits.argmax(-1).tolist()
     all_of_them = tuple(range(VOCAB))
-    rows = [row([1], temperature=t, top_k=1, min_tokens=5, stop_token_ids=all_of_them)
-            for t in (0.0, 1.0)]
+    rows = [
+        row([1], temperature=t, top_k=1, min_tokens=5, stop_token_ids=all_of_them)
+        for t in (0.0, 1.0)
+    ]
     assert made(logits, rows) == want
     assert made(torch.full((2, VOCAB), torch.nan), rows) == [BROKEN] * 2
 
