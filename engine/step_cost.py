@@ -23,6 +23,9 @@ GROWTH = 2
 MEMORY = 0.9
 """Weight of the measurements so far when a new one comes: about the last ten count."""
 
+MOST_DRIFT = 4.0
+"""A single step says no more than that others take so many times what was predicted."""
+
 
 class StepCost:
     """Predicts steps; ``observe`` after each one, ``chunk`` before the next."""
@@ -32,6 +35,8 @@ class StepCost:
         # Decaying sums of T T, T P, P P, T t and P t, all over t squared.
         self._sums = [0.0] * 5
         self._largest = 0.0
+        # What the last few steps took over what was predicted: others may use the machine now.
+        self._drift = 1.0
 
     def observe(self, work: tuple[RowWork, ...], seconds: float) -> None:
         """Take in a step of this work that took so many seconds."""
@@ -43,6 +48,9 @@ class StepCost:
             fixed = max(seconds - per_token * tokens - per_pair * pairs, 0.0)
             self._fixed = fixed if self._fixed is None else _mix(self._fixed, fixed)
             return
+        if self._largest:
+            ratio = seconds / (self._seconds(tokens, pairs) or seconds)
+            self._drift = 0.5 * self._drift + 0.5 * min(ratio, MOST_DRIFT)
         # A step before any decode step was seen is all tokens' cost: too much, never too little.
         rest = max(seconds - (self._fixed or 0.0), 0.1 * seconds)
         new = (tokens * tokens, tokens * pairs, pairs * pairs, tokens * rest, pairs * rest)
@@ -52,7 +60,7 @@ class StepCost:
 
     def predict(self, work: tuple[RowWork, ...]) -> float:
         """Seconds that a step of this work will take, as far as is known."""
-        return self._seconds(*_size(work))
+        return self._seconds(*_size(work)) * max(self._drift, 1.0)
 
     def chunk(self, work: tuple[RowWork, ...], start: int, most: int, limit: float) -> int:
         """Tokens from position ``start`` on that still fit beside ``work`` into ``limit`` seconds.
@@ -63,6 +71,7 @@ class StepCost:
         if self._largest == 0.0:
             return min(most, FIRST_CHUNK if least else 0)
         tokens, pairs = _size(work)
+        limit /= max(self._drift, 1.0)
         low, high = 0, min(most, int(GROWTH * self._largest))
         while low < high:
             middle = (low + high + 1) // 2

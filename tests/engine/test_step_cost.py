@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from itertools import pairwise
-from statistics import median
 
 import pytest
 from simulated_kv import Simulation
@@ -59,13 +58,13 @@ def request(name: str, length: int, most: int) -> Request:
 def test_steps_beside_decoding_rows_keep_the_bound(overlap: bool) -> None:
     """On machines of all kinds: from the first chunk on, but for noise and the least chunk."""
     rng = fresh_rng()
-    for turn in range(12):
+    for turn in range(6):
         clock = some_machine(rng, 0.1)
         sim = simulation(clock, overlap=overlap)
         sim.add(request("stream", rng.randint(1, 40), 2000))
         for _ in range(rng.randint(3, 30)):
             sim.step()
-        sim.add(request("long", 3000, 2))
+        sim.add(request("long", 4500, 2))
         first = len(sim.plans)
         while not sim.outputs["long"]:
             sim.step()
@@ -80,14 +79,15 @@ def test_steps_beside_decoding_rows_keep_the_bound(overlap: bool) -> None:
             assert sorted(w.count for w in plan.work)[0] == 1
             chunk = max(w.count for w in plan.work)
             if chunk > LEAST_CHUNK:
-                # Noise of a tenth in the model and a tenth in the step itself.
-                assert seconds < 1.3 * LIMIT, (turn, chunk)
-        # Where a least chunk takes far less than the bound, the time is made use of.
-        later = mixed[8:-1]
-        if later and clock((RowWork(0, "", 3000, LEAST_CHUNK, (), False),)) < LIMIT / 4:
-            usual = median(seconds for _, seconds in later)
-            full = max(w.count for plan, _ in later for w in plan.work) > 900
-            assert full or usual > 0.6 * LIMIT, turn
+                # Off by a tenth each: the step itself, and those that foretold it.
+                assert seconds < 1.5 * LIMIT, (turn, chunk)
+        # Where a least chunk takes far less than the bound, chunks grow until the time is used.
+        if clock((RowWork(0, "", 4500, LEAST_CHUNK, (), False),)) > LIMIT / 4:
+            continue
+        used = [s > 0.6 * LIMIT or max(w.count for w in p.work) > 900 for p, s in mixed[:-1]]
+        assert True in used[:14], turn
+        later = used[used.index(True) :]
+        assert sum(later) >= 0.8 * len(later), turn
 
 
 def test_nobody_decodes_nothing_changes() -> None:
