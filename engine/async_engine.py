@@ -229,7 +229,7 @@ class AsyncEngine:
         if self._live and timeout > 0:
             try:
                 await asyncio.wait_for(self._idle.wait(), timeout)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 logger.warning("%d requests still live after %.1f s", len(self._live), timeout)
 
     # Event loop: what the engine thread posts.

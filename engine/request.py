@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 from halfbyte.errors import RequestError
@@ -35,7 +37,7 @@ LEAST_TEMPERATURE = 1e-6
 """Below it only exact ties of float32 logits are told apart from the likeliest token: greedy."""
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a completion ended."""
 
     STOP = "stop"
@@ -62,7 +64,7 @@ class SamplingParams:
         min_tokens: so many tokens are part of the answer: no end-of-text or stop token is drawn
             for them, and stop strings are not looked for in their text. Only where nothing else
             could be drawn is one drawn all the same, and ends the answer.
-        stop: strings that end the text; they are not part of it.
+        stop: strings that end the text; they are not part of it. A tuple once checked.
         stop_token_ids: extra token ids that end the text.
         ignore_eos: an end-of-text token is drawn like any other, and does not end the answer.
 
@@ -80,8 +82,8 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 256
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -132,6 +134,27 @@ class SamplingParams:
     def heat(self) -> float:
         """The temperature to draw with: 0.0 when greedy."""
         return 0.0 if self.greedy else self.temperature
+
+
+def sampling_params(given: object, fields: Mapping[str, Any]) -> SamplingParams:
+    """The parameters of a call: ``given`` ones or the defaults, with ``fields`` replaced.
+
+    Raises:
+        RequestError: ``given`` is something else, or a field is unknown or out of its range.
+    """
+    params = SamplingParams() if given is None else given
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
+    known = SamplingParams.__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RequestError(
+                f"unknown sampling field {name!r:.60}",
+                param=name,
+                hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
+            )
+    return replace(params, **fields) if fields else params
 
 
 @dataclass(slots=True)
