@@ -304,7 +304,7 @@ def break_row(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, prompt: list[int], begin: int
 ) -> None:
     """From position ``begin`` on, the angles of the text that begins so are NaN."""
-    rows = engine._runner.rows
+    rows = engine._loop.runner.rows
     real = rows.gather
 
     def gather(plan: StepPlan) -> StepInputs:
@@ -352,7 +352,8 @@ def test_numbers_that_are_not_finite_end_their_own_request(
     rng = random.Random(begin)
     prompts = [[rng.randrange(3, 600) for _ in range(n)] for n in (10, 70, 25)]
     want = [engine.generate([p], GREEDY)[0].token_ids for p in prompts]
-    engine._pool.__init__(len(engine._pool), 16)  # forget what is cached
+    pool = engine._loop.scheduler.pool
+    pool.__init__(len(pool), 16)  # forget what is cached
     with monkeypatch.context() as patch:
         break_row(patch, engine, prompts[1], begin)
         for _ in range(2):
@@ -394,14 +395,14 @@ def test_requests_that_fail_by_themselves_never_end_the_engine(
         assert [done[i].token_ids for i in (0, 2, 3)] == [want[i] for i in (0, 2, 3)]
     assert_clean(engine)
 
-    process = engine._output.process
+    process = engine._loop._output.process
 
     def no_text(event: TokenEvent) -> Any:
         if event.tokens and event.request_id == "bad":
             raise KeyError("no such token")
         return process(event)
 
-    monkeypatch.setattr(engine._output, "process", no_text)
+    monkeypatch.setattr(engine._loop._output, "process", no_text)
     for _ in range(4):
         engine.submit(TEXTS[0], warm, request_id="bad")
         engine.submit(TEXTS[1], warm, request_id="good")
