@@ -11,11 +11,8 @@ from __future__ import annotations
 
 from .plan import RowWork
 
-FIRST_CHUNK = 32
-"""Tokens of a chunk beside decoding rows before any chunk was measured."""
-
 LEAST_CHUNK = 16
-"""Tokens that a chunk always gets, so that a prompt comes to its end."""
+"""Tokens that a chunk always gets, so that a prompt comes to its end, and the first one unmeasured."""
 
 GROWTH = 2
 """A chunk has at most so many times the tokens of the largest one measured lately."""
@@ -46,7 +43,11 @@ class StepCost:
         per_token, per_pair = self._rates()
         if all(item.count == 1 for item in work):
             fixed = max(seconds - per_token * tokens - per_pair * pairs, 0.0)
-            self._fixed = fixed if self._fixed is None else _mix(self._fixed, fixed)
+            if self._fixed is None or fixed < self._fixed:
+                # The first decode step is recorded and touches new memory: it is soon forgotten.
+                self._fixed = fixed if self._fixed is None else (self._fixed + fixed) / 2
+            else:
+                self._fixed = _mix(self._fixed, fixed)
             return
         if self._largest:
             ratio = seconds / (self._seconds(tokens, pairs) or seconds)
@@ -69,7 +70,7 @@ class StepCost:
         """
         least = LEAST_CHUNK if all(item.count == 1 for item in work) else 0
         if self._largest == 0.0:
-            return min(most, FIRST_CHUNK if least else 0)
+            return min(most, least)
         tokens, pairs = _size(work)
         limit /= max(self._drift, 1.0)
         low, high = 0, min(most, int(GROWTH * self._largest))

@@ -12,7 +12,7 @@ from simulated_kv import Simulation
 from halfbyte.engine.plan import RowWork
 from halfbyte.engine.request import Request, SamplingParams
 from halfbyte.engine.scheduler import SchedulerConfig
-from halfbyte.engine.step_cost import FIRST_CHUNK, LEAST_CHUNK, StepCost
+from halfbyte.engine.step_cost import LEAST_CHUNK, StepCost
 
 LIMIT = 0.1
 Clock = Callable[[tuple[RowWork, ...]], float]
@@ -107,7 +107,7 @@ def test_nobody_decodes_nothing_changes() -> None:
 def test_before_anything_was_measured_a_chunk_is_small_and_then_doubles() -> None:
     cost = StepCost()
     decode = RowWork(0, "a", 10, 1, (), True)
-    assert cost.chunk((decode,), 0, 5000, LIMIT) == FIRST_CHUNK
+    assert cost.chunk((decode,), 0, 5000, LIMIT) == LEAST_CHUNK
     assert cost.chunk((decode,), 0, 7, LIMIT) == 7
     sizes = []
     for _ in range(6):
