@@ -12,7 +12,7 @@ from __future__ import annotations
 from .plan import RowWork
 
 LEAST_CHUNK = 16
-"""Tokens that a chunk always gets, so that a prompt comes to its end, and the first one unmeasured."""
+"""Tokens that a chunk always gets, so that a prompt comes to its end; the first has no more."""
 
 GROWTH = 2
 """A chunk has at most so many times the tokens of the largest one measured lately."""
