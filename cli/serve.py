@@ -47,6 +47,15 @@ def serve(
         int,
         typer.Option("--max-batch", metavar="N", help="Most requests running at once."),
     ] = 32,
+    max_step_ms: Annotated[
+        int | None,
+        typer.Option(
+            "--max-step-ms",
+            metavar="MS",
+            help="Longest step while an answer is being written: long prompts are cut to fit. "
+            "Default 100 on a CPU, none on a GPU; 0 = none.",
+        ),
+    ] = None,
     device: opt.Device = opt.DeviceChoice.auto,
     dtype: opt.DType = opt.DTypeChoice.auto,
     backend: opt.Backend = opt.BackendChoice.auto,
@@ -60,7 +69,7 @@ def serve(
     options: dict[str, Any] = opt.engine_options(
         device, dtype, backend, max_context, threads, exact, no_native, quantize
     )
-    options["max_batch"] = max_batch
+    options |= {"max_batch": max_batch, "max_step_ms": max_step_ms}
     fetch_default(model)
     with loading_bar(f"loading {model}") as progress:
         from ..server import run

@@ -34,6 +34,7 @@ def test_serve_passes_everything_on(monkeypatch):
     run(
         *("serve", str(TINY), "--host", "::1", "--port", "0", "--api-key", "k", "--drain", "2"),
         *("--served-name", "n", "--max-waiting", "3", "--max-batch", "4", "--threads", "1"),
+        *("--max-step-ms", "70"),
     )
     _, options = calls[1]
     engine = options.pop("options")
@@ -41,6 +42,7 @@ def test_serve_passes_everything_on(monkeypatch):
         **{"host": "::1", "port": 0, "api_key": "k", "served_name": "n"},
         **{"max_waiting": 3, "drain_s": 2.0},
     }
+    assert engine["max_step_ms"] == 70
     assert engine["max_batch"] == 4 and engine["threads"] == 1 and engine["native"] is True
 
 
