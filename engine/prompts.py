@@ -42,7 +42,7 @@ def prompt_ids(
     """Token ids of a prompt.
 
     Raises:
-        RequestError: neither text nor ids from 0 to ``vocabulary - 1``, empty, or a text longer than
+        RequestError: neither text nor ids from 0 to ``vocabulary - 1``, empty, or longer than
             ``limit``.
     """
     if isinstance(prompt, str):
