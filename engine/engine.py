@@ -184,6 +184,10 @@ class Engine:
         """End a request; its last delta comes with the next step. Unknown ids are ignored."""
         self._scheduler.cancel(request_id)
 
+    def begun(self, request_id: str) -> bool:
+        """Whether a request has left the queue; True for an unknown one."""
+        return self._scheduler.begun(request_id)
+
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
         return bool(self._in_flight or self._outbox) or self._scheduler.has_work()

@@ -106,7 +106,7 @@ class _Generation(RequestModel):
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=_INT31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -155,8 +155,8 @@ class _Generation(RequestModel):
             "repetition_penalty": self.repetition_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            # OpenAI's seeds are signed; the engine's are not.
-            "seed": None if self.seed is None else self.seed & _INT63,
+            # -1 draws one, as in llama.cpp and vLLM. OpenAI's seeds are signed, the engine's not.
+            "seed": None if self.seed in (None, -1) else self.seed & _INT63,
             "min_tokens": self.min_tokens,
             "ignore_eos": self.ignore_eos,
             "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,

@@ -188,7 +188,8 @@ class FakeEngine:
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
         self._cancelled: list[_Request] = []
-        self._seen: list[list[int]] = []
+        self._seen: list[tuple[str, list[int]]] = []
+        self.priorities: list[int] = []
 
     def submit(
         self,
@@ -207,15 +208,17 @@ class FakeEngine:
             if not 0 <= token < self.tokenizer.vocab_size:
                 raise RequestError(f"prompt holds unknown token id {token}", param="prompt")
         name = request_id or f"r{next(self._ids)}"
-        self._waiting.append(_Request(name, ids, params, self._cached(ids)))
-        self._seen.append(ids)
+        self._waiting.append(_Request(name, ids, params, self._cached(ids, cache_salt)))
+        self._seen.append((cache_salt, ids))
+        self.priorities.append(priority)
         return name
 
-    def _cached(self, ids: list[int]) -> int:
-        """Tokens of the longest prompt beginning seen before, in blocks of 16."""
+    def _cached(self, ids: list[int], salt: str) -> int:
+        """Tokens of the longest prompt beginning seen under this salt, in blocks of 16."""
         same = [
             len(list(itertools.takewhile(lambda p: p[0] == p[1], zip(ids[:-1], old, strict=False))))
-            for old in self._seen
+            for other, old in self._seen
+            if other == salt
         ]
         return max(same, default=0) // 16 * 16
 
@@ -224,6 +227,9 @@ class FakeEngine:
             for request in [r for r in queue if r.name == request_id]:
                 queue.remove(request)
                 self._cancelled.append(request)
+
+    def begun(self, request_id: str) -> bool:
+        return all(request.name != request_id for request in self._waiting)
 
     def has_work(self) -> bool:
         return bool(self._waiting or self._running or self._cancelled)

@@ -18,7 +18,7 @@ import pytest
 from server_support import LiveServer, wait_until
 
 from halfbyte.errors import ConfigError
-from halfbyte.server.listen import bind, is_loopback, own_names, url_of
+from halfbyte.server.listen import is_loopback, listen, url_of
 
 SCRIPT = """
 import sys
@@ -26,7 +26,8 @@ from fake_engine import FakeEngine
 from halfbyte.engine.async_engine import AsyncEngine
 from halfbyte.errors import EngineDeadError
 from halfbyte.server.app import create_app
-from halfbyte.server.listen import DrainingServer, bind, uvicorn_config
+from halfbyte.server.listen import DrainingServer, listen, uvicorn_config
+from halfbyte.server.connections import ConnectionLimits, Connections
 from halfbyte.server.service import OpenAIService
 
 engine = FakeEngine()
@@ -35,10 +36,13 @@ drain_s = float(sys.argv[1])
 if len(sys.argv) > 2:
     engine.failures.append(EngineDeadError("the device is lost"))
 service = OpenAIService(AsyncEngine(engine))
-listener = bind("127.0.0.1", 0)
+listener = listen("127.0.0.1", 0)
+connections = Connections(ConnectionLimits())
 server = DrainingServer(
-    uvicorn_config(create_app(service), drain_s),
+    uvicorn_config(create_app(service), connections),
+    connections,
     drain=lambda: service.close(drain_s),
+    cut_short=service.cut_short,
     health=service.health,
     on_ready=lambda: print(listener.getsockname()[1], flush=True),
 )
@@ -151,22 +155,19 @@ def test_dead_engine_ends_the_process_with_an_error(process: Callable[..., Proce
 
 
 def test_taken_port_is_a_typed_error() -> None:
-    with bind("127.0.0.1", 0) as first:
-        first.listen()
-        with pytest.raises(ConfigError, match="cannot listen"):
-            bind("127.0.0.1", first.getsockname()[1])
+    with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="cannot listen"):
+        listen("127.0.0.1", first.getsockname()[1])
     for host in ("no such host.invalid", "\ud800", "1.2.3.4"):
         with pytest.raises(ConfigError, match="cannot listen"):
-            bind(host, 0)
+            listen(host, 0)
     with pytest.raises(ConfigError, match="99999"):
-        bind("127.0.0.1", 99999)
+        listen("127.0.0.1", 99999)
 
 
 def test_loopback_is_recognised() -> None:
     for host, local in (("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)):
-        with bind(host, 0) as listener:
+        with listen(host, 0) as listener:
             assert is_loopback(listener) is local
-    assert own_names("MyBox") == {"localhost", "127.0.0.1", "::1", "mybox"}
 
 
 def test_urls() -> None:
