@@ -73,8 +73,8 @@ def serve(
             "--max-connections",
             metavar="N",
             min=1,
-            help="Most open connections; beyond it, idle ones are closed.  "
-            "[default: 1024, or what the limit of open files allows]",
+            help="Most open connections; beyond it, idle ones are closed. 1024 by default, or what "
+            "the limit of open files allows.",
         ),
     ] = None,
     allowed_hosts: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import sys
 import time
@@ -207,18 +208,18 @@ class DrainingServer(uvicorn.Server):
         if self._signals > 1:
             self._cut_short()
         until = time.monotonic() + (_SHORT_EPILOGUE_S if self._signals > 1 else _EPILOGUE_S)
-        while len(self._connections) and time.monotonic() < until and self._signals < 3:
+        while len(self._connections) and time.monotonic() < until:
             await asyncio.sleep(_POLL_S)
         # Their handlers end as if the clients had left, which leaves no traceback.
         self._connections.abort_all()
-        if self._signals < 3:
-            await drain
-        self.force_exit = self._signals > 2
+        await drain
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Count a signal.
+        """Count a signal; the third one quits without a clean end.
 
         uvicorn's own version would raise the signal again at the end and spoil the exit status.
         """
         self._signals += 1
         self.should_exit = True
+        if self._signals > 2:
+            os._exit(1)

@@ -118,7 +118,7 @@ def test_a_body_that_nobody_waits_for_ends_the_connection(live: Start) -> None:
     raw = connect(server, HEAD + b"Content-Length: 99999999\r\n\r\n")
     assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
     began = time.monotonic()
-    with pytest.raises(OSError):  # noqa: PT012
+    with pytest.raises(OSError):
         while time.monotonic() - began < 5:
             raw.sendall(b"x")
             time.sleep(0.02)
@@ -183,7 +183,6 @@ def test_a_lack_of_files_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the log lines of a process")
 def test_few_log_lines_under_a_flood_of_idle_connections() -> None:
-    resource = pytest.importorskip("resource")
     code = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))

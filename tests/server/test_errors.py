@@ -42,6 +42,23 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
         ("/v1/completions", {"prompt": "a", "n": 2}, 400, "unsupported_value", "n"),
         ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "model_not_found", "model"),
+        ("/v1/completions", {"prompt": "a", "model": ""}, 404, "model_not_found", "model"),
+        ("/v1/chat/completions", {"messages": SAY, "model": ""}, 404, "model_not_found", "model"),
+        ("/tokenize", {"prompt": "a", "model": ""}, 404, "model_not_found", "model"),
+        (
+            "/v1/completions",
+            {"prompt": "a", "stop_token_ids": [259, 260]},
+            400,
+            "invalid_value",
+            "stop_token_ids",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": SAY, "stop_token_ids": [2**31 - 1]},
+            400,
+            "invalid_value",
+            "stop_token_ids",
+        ),
         (
             "/v1/completions",
             {"prompt": "a", "max_tokens": 5, "min_tokens": 6},

@@ -12,7 +12,7 @@ import pytest
 from fake_engine import FakeEngine
 from server_support import Site
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, EngineDeadError
 from halfbyte.server.bodies import BodyLimits
 from halfbyte.server.run import KEY_VARIABLE, given_keys
 from halfbyte.server.tenant import Keyring
@@ -103,6 +103,55 @@ async def test_no_cross_origin_headers(http: httpx.AsyncClient) -> None:
         "/v1/completions", headers={**origin, "Access-Control-Request-Method": "POST"}
     )
     assert asked.status_code == 405
+
+
+@pytest.mark.parametrize("allowed", ["*", "http://localhost:5173"])
+async def test_pages_of_an_allowed_origin(allowed: str) -> None:
+    options = {
+        "origins": [allowed],
+        "keyring": Keyring(["k"]),
+        "hosts": {"test"},
+    }
+    async for client in client_of(Site(FakeEngine(), app_options=options)):
+        origin = {"Origin": "http://localhost:5173"}
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        # A browser sends no key with the question.
+        preflight = await client.options("/v1/chat/completions", headers={**origin, **asked})
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] in (allowed, origin["Origin"])
+        assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+        # The page can read answers and refusals alike.
+        for headers, status in ((origin, 401), ({**origin, "Authorization": "Bearer k"}, 200)):
+            response = await client.post("/v1/completions", json=BODY, headers=headers)
+            assert response.status_code == status
+            assert response.headers["access-control-allow-origin"] == allowed
+            exposed = response.headers["access-control-expose-headers"].lower()
+            assert "retry-after" in exposed and "x-request-id" in exposed
+            assert "access-control-allow-credentials" not in response.headers
+        stranger = {"Origin": "https://evil.example", "Authorization": "Bearer k"}
+        response = await client.post("/v1/completions", json=BODY, headers=stranger)
+        expected = "*" if allowed == "*" else None
+        assert response.headers.get("access-control-allow-origin") == expected
+        refused = await client.options("/v1/completions", headers={**stranger, **asked})
+        assert (refused.status_code == 200) is (allowed == "*")
+
+
+async def test_probes_leave_no_access_line(
+    http: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "halfbyte.access")
+    for path in ("/health", "/ready"):
+        assert (await http.get(path)).status_code == 200
+        assert (await http.head("/health")).status_code == 200
+    assert not [r for r in caplog.records if r.name == "halfbyte.access"]
+    # When they fail, they tell.
+    engine.failures.append(EngineDeadError("gone"))
+    await http.post("/v1/completions", json=BODY)
+    assert (await http.get("/health")).status_code == 503
+    assert "GET /health 503 " in caplog.records[-1].getMessage()
 
 
 async def test_one_access_line_each_without_the_prompt(

@@ -106,11 +106,14 @@ def test_newer_token_limit_wins() -> None:
 def test_negative_seeds_are_distinct() -> None:
     seeds = {completion(seed=s).sampling(1).seed for s in (-3, -2, 0, 2, 3)}
     assert len(seeds) == 5 and all(s is not None and 0 <= s < 2**63 for s in seeds)
+    assert completion(seed=-2).sampling(1).seed == completion(seed=-2).sampling(1).seed
+    # -1 asks for a drawn one, as with llama.cpp and vLLM.
+    assert completion(seed=-1).sampling(1).seed is None
 
 
 NUMBERS = {
     "temperature": (["-0.1", "100.5", "1e999", "NaN", "-Infinity"], "0.7"),
-    "top_p": (["0", "1.01", "-1", "NaN"], "1"),
+    "top_p": (["-1e-300", "1.01", "-1", "NaN"], "1"),
     "min_p": (["-0.1", "1.1"], "0.5"),
     "top_k": (["-2", "1.5", "9" * 40], "-1"),
     "repetition_penalty": (["0", "-1", "101"], "1.5"),
