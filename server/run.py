@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,10 @@ def serve(
         log_to_stderr()
         with answering(listener):
             engine = Engine(model, **options)
+        # What lives until the end is not searched for garbage again: a full collection over it
+        # would stop all streams for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         names = _names(model, engine.name, served_name)
         service = OpenAIService(
             AsyncEngine(engine), ServiceConfig(names=names, queue=queue or QueueLimits())

@@ -12,6 +12,7 @@ from halfbyte.engine.request import SamplingParams
 from halfbyte.errors import RequestError
 from halfbyte.server.schema import (
     MAX_PROMPTS,
+    MAX_VALUES,
     ChatCompletionRequest,
     CompletionRequest,
     TokenizeRequest,
@@ -109,6 +110,16 @@ def test_negative_seeds_are_distinct() -> None:
     assert completion(seed=-2).sampling(1).seed == completion(seed=-2).sampling(1).seed
     # -1 asks for a drawn one, as with llama.cpp and vLLM.
     assert completion(seed=-1).sampling(1).seed is None
+
+
+@pytest.mark.parametrize("value", ["1", "[]", "{}", '"a"'])
+def test_bodies_of_very_many_values_are_refused_before_they_are_read(value: str) -> None:
+    for count, fits in ((MAX_VALUES // 2 - 10, True), (MAX_VALUES + 1, False)):
+        body = "".join(['{"prompt": "a", "unheard_of": [', ",".join([value] * count), "]}"])
+        if fits:
+            parse(CompletionRequest, body.encode())
+        else:
+            assert refused(CompletionRequest, body.encode()).code == "request_too_large"
 
 
 NUMBERS = {

@@ -46,9 +46,10 @@ def test_idle_and_half_open(victim: Callable[..., Victim], report: Callable[...,
         held = [asyncio.ensure_future(hold(server, *kind)) for kind in kinds]
         await asyncio.sleep(3)
         until = time.monotonic() + SECONDS - 5
-        while time.monotonic() < until:
-            # A client of its own each time: each needs a new connection.
-            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        # Each request needs a new connection.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as http:
+            while time.monotonic() < until:
                 began = time.monotonic()
                 body = {"prompt": "The sea is", "max_tokens": 4}
                 statuses.append((await http.post("/v1/completions", json=body)).status_code)
