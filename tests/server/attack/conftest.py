@@ -1,6 +1,6 @@
 """Attacks on a served default model; each test prints its figures as one line of JSON.
 
-    make test-attack        or        pytest -m slow tests/server/attack
+    pytest -m slow tests/server/attack
 
 They take some minutes and bounds of time are among their assertions: run them on a quiet machine.
 Only 127.0.0.1 is attacked.
