@@ -19,6 +19,8 @@ from attack_support import Prober, Victim, spread
 OVERLOAD_S = float(os.environ.get("HALFBYTE_ATTACK_S", "180"))
 ABORTS = 1000
 MARKERS = 240
+# Of so many the answer is compared with the one that the same prompt gets alone.
+ALONE = 40
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -145,7 +147,7 @@ def test_cross_talk(victim: Callable[..., Victim], report: Callable[..., None]) 
 
     async def attack() -> tuple[list[str], list[str]]:
         async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
-            alone = [await ask(http, prompt, False) for prompt in prompts]
+            alone = [await ask(http, prompt, False) for prompt in prompts[:ALONE]]
             together = await asyncio.gather(
                 *(ask(http, prompt, i % 2 == 0) for i, prompt in enumerate(prompts))
             )
@@ -159,8 +161,15 @@ def test_cross_talk(victim: Callable[..., Victim], report: Callable[..., None]) 
         if other != mine and other in text
     ]
     own = sum(m in text for m, text in zip(markers, together, strict=True))
-    differing = sum(a != b for a, b in zip(alone, together, strict=True))
-    report(markers=MARKERS, own=own, foreign=len(foreign), differ_from_solo=differing, seed=seed)
+    differing = sum(a != b for a, b in zip(alone, together, strict=False))
+    report(
+        markers=MARKERS,
+        own=own,
+        foreign=len(foreign),
+        compared=ALONE,
+        differ_from_solo=differing,
+        seed=seed,
+    )
     assert not foreign and not differing, f"seed {seed}"
     assert own >= MARKERS // 2
 
