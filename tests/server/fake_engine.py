@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halfbyte.engine.config import EngineConfig
@@ -25,7 +25,7 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
-from halfbyte.errors import RequestError, TemplateError
+from halfbyte.errors import EngineDeadError, RequestError, TemplateError
 
 BOS, EOS, TURN, END = 256, 257, 258, 259
 LETTERS = ["a", "b", " ", "é", "漢", "🙂", "\n", "z"]
@@ -79,7 +79,10 @@ class FakeTokenizer:
         self.gate.wait()
         ids = []
         for message in messages:
-            ids += [TURN, *f"{message['role']}\n{message['content']}".encode(), END]
+            content = message["content"]
+            if not isinstance(content, str):  # its template wants texts
+                content = "\n".join(part["text"] for part in content)
+            ids += [TURN, *f"{message['role']}\n{content}".encode(), END]
         return [*ids, TURN] if add_generation_prompt else ids
 
 
@@ -102,7 +105,7 @@ class FakeStats:
 class _Text:
     """Grows a text byte by byte, holding back what may become a stop string."""
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
+    def __init__(self, stop: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = stop
         self._all = ""
@@ -238,7 +241,7 @@ class FakeEngine:
         self.threads.add(threading.get_ident())
         self.gate.wait()
         if self.failures:
-            raise self.failures.pop(0)
+            return self._fail(self.failures.pop(0))
         time.sleep(self.step_s)
         self._stats.steps += 1
         out = [self._end(r, FinishReason.CANCELLED, ()) for r in self._cancelled]
@@ -251,6 +254,20 @@ class FakeEngine:
         for request in list(self._running):
             out.append(self._advance(request))
         return out
+
+    def _fail(self, error: BaseException) -> list[Delta]:
+        """What a failed step does in the engine: its requests end, unless the engine is dead."""
+        if isinstance(error, EngineDeadError):
+            raise error
+        self._running += self._waiting
+        self._waiting.clear()
+        told = f"{type(error).__name__}: {error}"
+        ended = []
+        for request in list(self._running):
+            delta = self._end(request, FinishReason.ERROR, ())
+            assert delta.completion is not None
+            ended.append(replace(delta, completion=replace(delta.completion, error=told)))
+        return ended
 
     def _advance(self, request: _Request) -> Delta:
         params = request.params
