@@ -193,6 +193,10 @@ class EngineClient(Protocol):
         """Ask for the end of a request; ids that are not live are ignored."""
         ...
 
+    def cancel_waiting(self, request_id: str) -> None:
+        """Ask for the end of a request unless the engine has begun with it."""
+        ...
+
     def observe(self, observer: StreamObserver) -> None:
         """Call ``observer`` for each delta from now on."""
         ...

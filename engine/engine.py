@@ -152,6 +152,10 @@ class Engine:
             self._turns = Turns()
         return self._turns
 
+    def begun(self, request_id: str) -> bool:
+        """Whether a request has left the queue; True for an unknown one."""
+        return self._loop.scheduler.begun(request_id)
+
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
         return self._loop.has_work()

@@ -108,23 +108,29 @@ class TextWork:
 
     async def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included; raises RequestError for unknown ids."""
-        self._check(ids)
-        return await self._run(lambda: self._tokenizer.decode(ids, skip_special=False))
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+        def work() -> str:
+            self.check(ids, "tokens")
+            return self._tokenizer.decode(ids, skip_special=False)
+
+        return await self._run(work)
+
+    async def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token's own bytes as text; broken UTF-8 becomes U+FFFD."""
-        return [self._tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+        bytes_of = self._tokenizer.token_bytes
+        return await self._run(lambda: [bytes_of(i).decode("utf-8", "replace") for i in ids])
 
     def close(self) -> None:
         """Let running work end, drop the rest."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _check(self, ids: Sequence[int]) -> None:
+    def check(self, ids: Sequence[int], param: str) -> None:
+        """Raise a RequestError that names ``param`` when an id is not in the vocabulary."""
         size = self._tokenizer.vocab_size
         for token in ids:
             if not 0 <= token < size:
                 raise RequestError(
-                    f"tokens holds {token}; the vocabulary has ids 0 to {size - 1}", param="tokens"
+                    f"{param} holds {token}; the vocabulary has ids 0 to {size - 1}", param=param
                 )
 
     async def _run(self, work: Callable[[], R]) -> R:
