@@ -24,7 +24,7 @@ from ..kernels.cpu.build import find_compiler
 
 Status = Literal["ok", "warn", "fail"]
 
-_MIN_PYTHON = (3, 10)
+_MIN_PYTHON = (3, 11)
 _MIN_TORCH = (2, 11)
 _MIN_TRITON = (3, 6)
 _TIMEOUT_S = 60
