@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 ORIGIN := $(VENV)/origin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-user --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-user --constraint constraints.txt
 
 # Packages of another environment would hide what is missing in this one.
 unexport PYTHONPATH PYTHONHOME
@@ -33,7 +33,8 @@ ifneq ($(USABLE),yes)
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is: $$('$(PYTHON)' -V 2>&1);" \
 			"name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	'$(PYTHON)' -m venv --clear $(VENV) || { \
+	@echo "$(VENV): a new virtual environment of $$('$(PYTHON)' -V)"
+	@'$(PYTHON)' -m venv --clear $(VENV) || { \
 		echo "error: '$(PYTHON)' cannot make a virtual environment (Debian, Ubuntu:" \
 			"apt install python3-venv)" >&2; exit 1; }
 	@printf '%s\n' "$$(pwd)" '$(TORCH_INDEX)' > $(ORIGIN)

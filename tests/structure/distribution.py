@@ -6,7 +6,6 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 from source_tree import FOLDERS, tracked
@@ -87,11 +86,3 @@ def contradictions(found: dict[str, str], requirements: Iterable[str], by: str) 
         if version and not wanted.specifier.contains(version, prereleases=True):
             problems.append(f"{wanted.name}=={version}, but {by} wants {wanted}")
     return problems
-
-
-def requirements(project: str) -> list[str]:
-    """What an installed project requires; nothing for one that is not installed."""
-    try:
-        return metadata.requires(project) or []
-    except metadata.PackageNotFoundError:
-        return []
