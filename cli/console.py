@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 Progress = Callable[[int, int], None]
 
 _RED, _DIM, _YELLOW, _OFF = "\x1b[1;31m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
 _KEPT_CONTROLS = "\n\t"
+MIN_WIDTH, MAX_WIDTH = 40, 200
+"""Widths in columns that every table fits."""
+_PROSE_WIDTH = 100
+_LEAST_LABEL, _LEAST_TEXT = 12, 24
+_GAP = "  "
+_BAR_EVERY_S = 0.1
 
 
 def is_terminal(stream: IO[str]) -> bool:
@@ -66,38 +74,98 @@ def note(message: str) -> None:
     _line("", message, _DIM)
 
 
+def note_block(text: str) -> None:
+    """Dim lines on stderr, with the spaces that align them."""
+    for line in text.splitlines():
+        _print(clean(line).replace("\n", " "), _DIM)
+
+
 def _line(label: str, message: str, code: str) -> None:
-    text = label + one_line(message)
+    _print(label + one_line(message), code)
+
+
+def _print(text: str, code: str) -> None:
     if use_color(sys.stderr):
         text = f"{code}{text}{_OFF}"
     print(text, file=sys.stderr, flush=True)
 
 
+def terminal_width() -> int:
+    """Columns that text may take: the terminal's or COLUMNS', 40 to 200; 80 where unknown."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, MIN_WIDTH), MAX_WIDTH)
+
+
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A plain text table; the first ``left`` columns are flush left, the others flush right."""
+    """A plain text table that fits the terminal.
+
+    The first ``left`` columns are flush left, the others flush right. Where the width does not
+    suffice, the first column is wrapped; where that does not do, every row becomes a paragraph.
+    """
+    limit = terminal_width()
     widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    others = sum(width + len(_GAP) for width in widths[1:])
+    first = min(widths[0], limit - others)
+    if first < min(widths[0], _LEAST_LABEL):
+        return _paragraphs(heads, rows)
     lines = []
     for cells in (heads, *rows):
+        label, *more = _folded(cells[0], first)
         padded = [
             cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            for i, (cell, width) in enumerate(
+                zip((label, *cells[1:]), (first, *widths[1:]), strict=True)
+            )
         ]
-        lines.append("  ".join(padded).rstrip())
+        lines += [_GAP.join(padded).rstrip(), *more]
     return "\n".join(lines)
 
 
-def wrapped(label: str, text: str, *, width: int = 80, indent: int = 16) -> str:
-    """``label`` and then ``text``, its further lines indented to where it began."""
+def _paragraphs(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a table as texts: the first cell, and below it the others with their heads."""
+    lines = []
+    for cells in rows:
+        facts = [f"{head} {cell}" for head, cell in zip(heads[1:], cells[1:], strict=True) if cell]
+        lines += [
+            *_folded(cells[0] or "-", terminal_width()),
+            wrapped("", "; ".join(facts), indent=2),
+        ]
+    return "\n".join(lines)
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """A label as lines of at most ``width`` characters; further ones are indented as it is."""
     import textwrap
 
-    return textwrap.fill(
+    before = " " * min(len(text) - len(text.lstrip()), width // 2)
+    return textwrap.wrap(
+        text.strip(),
+        width,
+        initial_indent=before,
+        subsequent_indent=before,
+        break_on_hyphens=False,
+    ) or [""]
+
+
+def wrapped(label: str, text: str, *, indent: int = 16) -> str:
+    """``label`` and then ``text``, its further lines indented to where it began.
+
+    The lines fit the terminal, and a label that leaves too little room stands above its text.
+    """
+    import textwrap
+
+    width = min(terminal_width(), _PROSE_WIDTH)
+    above: list[str] = []
+    if width - max(indent, len(label)) < _LEAST_TEXT:
+        above = _folded(label, width) if label.strip() else []
+        label, indent = "", min(indent, 4)
+    lines = textwrap.wrap(
         one_line(text),
         width,
         initial_indent=label.ljust(indent),
         subsequent_indent=" " * indent,
-        break_long_words=False,
         break_on_hyphens=False,
     )
+    return "\n".join([*above, *lines])
 
 
 @contextlib.contextmanager
@@ -141,6 +209,58 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+class BatchBar:
+    """How far a batch is: a bar, tokens per second and the time left; see :func:`batch_bar`."""
+
+    def __init__(self, bar: Any, total: int) -> None:
+        self._bar, self._total = bar, total
+        self._start = self._shown = time.monotonic()
+        self._task = bar.add_task("", total=total, facts="") if bar is not None else None
+
+    def update(self, done: int, tokens: int) -> None:
+        """Show the number of finished prompts and of tokens so far."""
+        now = time.monotonic()
+        if self._bar is None or now - self._shown < _BAR_EVERY_S:
+            return
+        self._shown, seconds = now, now - self._start
+        left = f"{seconds / done * (self._total - done):.0f} s left" if done else "..."
+        facts = f"{done}/{self._total} prompts | {tokens / seconds:.0f} tok/s | {left}"
+        self._bar.start()
+        self._bar.update(self._task, completed=done, facts=facts, refresh=True)
+
+    @contextlib.contextmanager
+    def aside(self, stream: IO[str]) -> Iterator[None]:
+        """Make room for a block that prints to a stream, if that is a terminal too."""
+        if self._bar is not None and is_terminal(stream):
+            self._bar.stop()
+        yield
+
+
+@contextlib.contextmanager
+def batch_bar(total: int) -> Iterator[BatchBar]:
+    """A bar for ``total`` prompts on stderr that vanishes when done; nothing but on a terminal."""
+    if not _can_move(sys.stderr):
+        yield BatchBar(None, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("{task.fields[facts]}"),
+        BarColumn(bar_width=None),
+        console=Console(stderr=True, no_color=not use_color(sys.stderr)),
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    try:
+        yield BatchBar(bar, total)
+    finally:
+        bar.stop()
 
 
 def human_bytes(count: int) -> str:

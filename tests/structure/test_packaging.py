@@ -94,7 +94,7 @@ def test_wheel_holds_the_sources_and_nothing_else(wheel: Path, settings: dict[st
         assert {n.split("/")[0] for n in names} == {"halfbyte", info}
         assert archive.read(f"{info}/top_level.txt").decode().split() == ["halfbyte"]
         assert (
-            "halfbyte = halfbyte.cli.main:main"
+            "halfbyte = halfbyte.__main__:main"
             in archive.read(f"{info}/entry_points.txt").decode().splitlines()
         )
     code = {n for n in names if n.startswith("halfbyte/")}
