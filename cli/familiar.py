@@ -117,6 +117,7 @@ def _wrong_dashes(arg: str, own: dict[str, Any]) -> bool:
 
 def _instead(name: str, own: dict[str, Any]) -> str:
     """What to write in place of an unknown option, to follow its name in a message."""
+    name = next((n for n in (name, f"-{name.lstrip('-')}") if n in _ANSWERS), name)
     if name in _ANSWERS:
         here = [option for option in _NEAREST.get(name, ()) if option in own]
         answer = _ANSWERS[name]

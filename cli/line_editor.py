@@ -8,7 +8,6 @@ from pathlib import Path
 
 from .console import is_terminal, note
 
-
 Reader = Callable[[str], str]
 """Prompt -> the next line or pasted text; raises EOFError at the end of the input."""
 
