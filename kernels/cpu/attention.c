@@ -91,7 +91,8 @@ static void load_keys(const attention *a, const int32_t *table, int kv, int key,
         vf s[count] = {0};                                                         \
         for (int e = 0; e < a->dim; e++) {                                         \
             vf key = vf_load(tile + e * LANES);                                    \
-            for (int j = 0; j < count; j++) s[j] += key * q[i + j][e];             \
+            for (int j = 0; j < count; j++)                                        \
+                s[j] = vf_fma(key, vf_set(q[i + j][e]), s[j]);                     \
         }                                                                          \
         for (int j = 0; j < count; j++)                                            \
             vf_store(p + (size_t)(i + j) * PARTITION + at, s[j] * a->scale);       \
@@ -139,8 +140,10 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
             const float *v = value[key - start] + e;                               \
             for (int x = 0; x < vectors; x++) {                                    \
                 vf element = vf_load(v + x * LANES);                               \
-                for (int j = 0; j < count; j++)                                    \
-                    s[j][x] += element * p[j * PARTITION + key - start];           \
+                for (int j = 0; j < count; j++) {                                  \
+                    vf weight = vf_set(p[j * PARTITION + key - start]);            \
+                    s[j][x] = vf_fma(element, weight, s[j][x]);                    \
+                }                                                                  \
             }                                                                      \
         }                                                                          \
         for (int j = 0; j < count; j++)                                            \
@@ -158,7 +161,7 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
             for (int j = 0; j < count; j++) {                                                 \
                 float s = 0;                                                                  \
                 for (int key = begin; key < end; key++)                                       \
-                    s = fmaf(value[key - start][e], p[j * PARTITION + key - start], s);       \
+                    s = f_fma(value[key - start][e], p[j * PARTITION + key - start], s);      \
                 acc[j][e] = s;                                                                \
             }                                                                                 \
     }

@@ -7,9 +7,9 @@ static void norm_row(const float *x, const float *gain, float *out, int d, float
     int i = 0;
     for (; i + LANES <= d; i += LANES) {
         vf v = vf_load(x + i);
-        part += v * v;
+        part = vf_fma(v, v, part);
     }
-    for (; i < d; i++) sum += x[i] * x[i];
+    for (; i < d; i++) sum = f_fma(x[i], x[i], sum);
     float scale = 1.0f / sqrtf((vf_sum(part) + sum) / (float)d + eps);
     for (i = 0; i + LANES <= d; i += LANES)
         vf_store(out + i, vf_load(x + i) * scale * vf_load(gain + i));
@@ -79,7 +79,7 @@ static inline vf gate_by(vf g, vf s) {
 /* GELU's tanh form is a sigmoid, too: (1 + tanh(u)) / 2 = sigmoid(2 u). */
 static inline vf activate(vf g, int kind) {
     if (kind == GATE_SILU) return gate_by(g, g);
-    return gate_by(g, g * (1.59576912f + 0.0713548163f * g * g));
+    return gate_by(g, g * vf_fma(g * 0.0713548163f, g, vf_set(1.59576912f)));
 }
 
 static void gate_range(const float *gate, const float *up, float *out, int begin, int end,

@@ -45,7 +45,7 @@ INLINE void expand(const weight *w, int kind, int tile, int begin, int depth, ui
             } else {
                 q = element(kind, record, inside);
             }
-            vu bits = vf_to_bf16(w->has_scales ? q * scale + offset : q);
+            vu bits = vf_to_bf16(w->has_scales ? vf_fma(q, scale, offset) : q);
             if (k % 2) {
                 even |= bits << 16;
                 memcpy(panel + (size_t)(k - begin) / 2 * PANEL, &even, sizeof even);
@@ -142,7 +142,7 @@ static void put(const weight *w, const float *c, int rows, int tile, float *y, s
         for (int m = 0; m < rows; m++) {
             float *to = y + m * ldo + (size_t)(tile + side) * LANES;
             vf factor = w->row_scales ? scale * w->row_scales[m] : scale;
-            vf v = vf_load(c + m * PANEL + side * LANES) * factor + bias;
+            vf v = vf_fma(vf_load(c + m * PANEL + side * LANES), factor, bias);
             if (lanes >= LANES) {
                 vf_store(to, add ? vf_load(to) + v : v);
             } else {

@@ -20,6 +20,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 /* Floats in a vector, and rows in a tile of a packed weight. */
@@ -93,16 +95,30 @@ static inline vf vf_load(const float *p) {
 
 static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-static inline vf vf_set(float x) { return (vf){0} + x; }
+/* All lanes x: 0 + x would not be -0, x - 0 is, so this needs no addition. */
+static inline vf vf_set(float x) { return x - (vf){0}; }
 
-/* a * b + c, fused wherever the machine can: said outright where the compiler's own choice could
- * differ between two copies of a function. */
+/* a * b + c, fused wherever the machine can. Multiply-adds are always written so: left to itself
+ * (-ffp-contract) the compiler fuses in one copy of a function and not in another, as tuning for
+ * some processors advises, and then a row's bits depend on how many rows stand beside it. */
 static inline vf vf_fma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FP_FAST_FMAF)
-    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
-    return c;
+#elif defined(__FMA__) && LANES == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__)
+    return (vf)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+/* The same of single numbers. */
+static inline float f_fma(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return fmaf(a, b, c);
 #else
     return a * b + c;
 #endif
@@ -189,16 +205,17 @@ static inline vf vf_exp(vf x) {
     const vf low = vf_set(-87.0f), round = vf_set(12582912.0f);
     vi under = x < low;
     x = (vf)(((vi)low & under) | ((vi)x & ~under));
-    vf n = x * 1.44269504f + round;
+    vf n = vf_fma(x, vf_set(1.44269504f), round);
     vi power = (vi)n - (vi)round;
     n -= round;
-    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vf y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
+    vf r = vf_fma(n, vf_set(-0.693359375f), x);
+    r = vf_fma(n, vf_set(2.12194440e-4f), r);
+    vf y = vf_fma(r, vf_set(1.9875691500e-4f), vf_set(1.3981999507e-3f));
+    y = vf_fma(y, r, vf_set(8.3334519073e-3f));
+    y = vf_fma(y, r, vf_set(4.1665795894e-2f));
+    y = vf_fma(y, r, vf_set(1.6666665459e-1f));
+    y = vf_fma(y, r, vf_set(5.0000001201e-1f));
+    y = vf_fma(y * r, r, r) + 1.0f;
     vf scale = (vf)((power + 127) << 23);
     return (vf)((vi)(y * scale) & ~under);
 }
@@ -207,11 +224,11 @@ static inline vf vf_exp(vf x) {
  * exponential. */
 static inline vf vf_tanh(vf x) {
     vf z = x * x, size = (vf)((vi)x & 0x7FFFFFFF);
-    vf p = z * -5.70498872745e-3f + 2.06390887954e-2f;
-    p = p * z - 5.37397155531e-2f;
-    p = p * z + 1.33314422036e-1f;
-    p = p * z - 3.33332819422e-1f;
-    vf small = p * z * x + x;
+    vf p = vf_fma(z, vf_set(-5.70498872745e-3f), vf_set(2.06390887954e-2f));
+    p = vf_fma(p, z, vf_set(-5.37397155531e-2f));
+    p = vf_fma(p, z, vf_set(1.33314422036e-1f));
+    p = vf_fma(p, z, vf_set(-3.33332819422e-1f));
+    vf small = vf_fma(p * z, x, x);
     vf e = vf_exp(size * -2.0f);
     vf large = (1.0f - e) / (1.0f + e);
     large = (vf)((vi)large | ((vi)x & INT32_MIN));

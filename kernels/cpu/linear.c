@@ -24,7 +24,8 @@ INLINE void group_nibbles(const weight *w, int kind, const char *const *record, 
         for (int i = 0; i < 8; i++) {
             for (int t = 0; t < tiles; t++) {
                 vf q = nibble(kind, w, table, word[t], i);
-                for (int m = 0; m < rows; m++) acc[t][m] += q * x[m * ldx + k + i];
+                for (int m = 0; m < rows; m++)
+                    acc[t][m] = vf_fma(q, vf_set(x[m * ldx + k + i]), acc[t][m]);
             }
         }
     }
@@ -37,7 +38,8 @@ INLINE void group_bytes(const weight *w, int kind, const char *const *record, in
             size_t at = (size_t)k * LANES * element_bytes(kind);
             if (at % 64 == 0) __builtin_prefetch(record[t] + at + w->ahead);
             vf q = element(kind, record[t], k);
-            for (int m = 0; m < rows; m++) acc[t][m] += q * x[m * ldx + k];
+            for (int m = 0; m < rows; m++)
+                acc[t][m] = vf_fma(q, vf_set(x[m * ldx + k]), acc[t][m]);
         }
 }
 
@@ -87,10 +89,11 @@ INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x
             }
             __builtin_prefetch(values + w->ahead);
             vf scale = group_scale(kind, w, values);
-            for (int m = 0; m < rows; m++) y[t][m] += scale * acc[t][m];
+            for (int m = 0; m < rows; m++) y[t][m] = vf_fma(scale, acc[t][m], y[t][m]);
             if (w->has_offsets) {
                 vf offset = group_value(w, values + w->value_bytes);
-                for (int m = 0; m < rows; m++) y[t][m] += offset * sums[m * w->groups + g];
+                for (int m = 0; m < rows; m++)
+                    y[t][m] = vf_fma(offset, vf_set(sums[m * w->groups + g]), y[t][m]);
             }
         }
     }
