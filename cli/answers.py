@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import HalfbyteError, RequestError
 
-from .console import BatchBar, batch_bar, clean, is_terminal, note, one_line, print_error
+from .console import (
+    BatchBar,
+    batch_bar,
+    clean,
+    is_terminal,
+    note,
+    note_block,
+    one_line,
+    print_error,
+    terminal_width,
+)
 from .loading import run_one
 from .wrap import AnswerWriter
 
@@ -45,7 +55,7 @@ def run_single(
     if completion.finish_reason.value == "error":
         print_error(f"the answer failed: {one_line(completion.error or 'no details')}")
         return True
-    note(speed_line(completion))
+    note_block(speed_line(completion))
     for line in end_notes(completion, params, chat=asking.answers(engine.tokenizer)):
         note(line)
     return False
@@ -118,7 +128,7 @@ def _print_json(data: dict[str, Any]) -> None:
 
 
 def speed_line(completion: Completion) -> str:
-    """Token counts and rates of one answer, in under 80 columns."""
+    """Token counts and rates of one answer, in lines that fit the terminal."""
     usage, times = completion.usage, completion.timings
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     parts = [f"prompt {usage.prompt_tokens} tok{cached}"]
@@ -130,7 +140,13 @@ def speed_line(completion: Completion) -> str:
     if times.ttft_s:
         parts.append(f"first after {times.ttft_s:.2f} s")
     parts.append(completion.finish_reason.value)
-    return " | ".join(parts)
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 > terminal_width():
+            lines.append(part)
+        else:
+            lines[-1] += f" | {part}"
+    return "\n".join(lines)
 
 
 def end_notes(completion: Completion, params: SamplingParams, *, chat: bool) -> list[str]:

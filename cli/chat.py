@@ -13,7 +13,7 @@ import typer
 
 from . import options as opt
 from .asking import Asking, warn_plain
-from .console import is_terminal, note, note_block, print_error
+from .console import can_move, is_terminal, note, note_block, print_error
 from .loading import check_room, open_engine
 from .words import Words, model_and_prompt
 from .wrap import AnswerWriter
@@ -91,10 +91,12 @@ def talk(
 
 def _reader(live: bool, keep: bool) -> Reader:
     from ..loaders.store import cache_root
-    from .line_editor import make_editor, read_line
+    from .line_editor import make_editor, read_cooked, read_line
 
     if not live:
         return read_line
+    if not can_move(sys.stderr):
+        return read_cooked
     return make_editor(cache_root() / "chat_history" if keep else None)
 
 
@@ -190,6 +192,6 @@ class Talk:
                 self._writer.end()
         if done.finish_reason.value == "error":
             raise EngineDeadError(f"the answer failed: {done.error or 'no details'}")
-        note(speed_line(done))
+        note_block(speed_line(done))
         for text in end_notes(done, session.params, chat=True):
             note(text)

@@ -37,10 +37,10 @@ def is_terminal(stream: IO[str]) -> bool:
 
 def use_color(stream: IO[str]) -> bool:
     """Whether colours may be written to a stream."""
-    return _can_move(stream) and not os.environ.get("NO_COLOR")
+    return can_move(stream) and not os.environ.get("NO_COLOR")
 
 
-def _can_move(stream: IO[str]) -> bool:
+def can_move(stream: IO[str]) -> bool:
     """Whether escape codes may be written to a stream."""
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
@@ -175,7 +175,7 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     ``unit`` is ``bytes`` (shows size, speed and time left; appears with the first call) or
     ``steps`` (appears at once).
     """
-    if not _can_move(sys.stderr):
+    if not can_move(sys.stderr):
         yield lambda done, total: None
         return
     from rich.console import Console
@@ -241,7 +241,7 @@ class BatchBar:
 @contextlib.contextmanager
 def batch_bar(total: int) -> Iterator[BatchBar]:
     """A bar for ``total`` prompts on stderr that vanishes when done; nothing but on a terminal."""
-    if not _can_move(sys.stderr):
+    if not can_move(sys.stderr):
         yield BatchBar(None, total)
         return
     from rich.console import Console

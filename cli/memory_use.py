@@ -14,20 +14,17 @@ if TYPE_CHECKING:
 
 def memory_facts(engine: Engine) -> dict[str, str]:
     """Facts by name: weights, KV cache, the whole process."""
-    stats, plan = engine.stats(), engine.memory
-    held = stats.kv_blocks_used * plan.block_size * plan.bytes_per_token
+    plan = engine.memory
     facts = {
-        "weights": f"{human_bytes(engine.weight_bytes)} read for each token",
-        "KV cache": f"{human_bytes(held)} in use of {human_bytes(plan.kv_bytes)} "
-        f"({stats.kv_blocks_used} of {stats.kv_blocks_total} blocks)",
+        "weights": f"{human_bytes(engine.weight_bytes)}, read for each token",
+        "KV cache": f"{human_bytes(plan.bytes_per_token)} for each token of the context",
     }
-    size = resident_bytes()
-    if size:
-        facts["process"] = f"{human_bytes(size)} of memory at most"
+    if peak := peak_bytes():
+        facts["process"] = f"{human_bytes(peak)} of memory at its largest"
     return facts
 
 
-def resident_bytes() -> int:
+def peak_bytes() -> int:
     """Most memory that this process has held, in bytes; 0 where the system does not tell."""
     if os.name != "posix":
         return 0

@@ -55,21 +55,26 @@ _SETTINGS = (
 
 @dataclass(slots=True)
 class Totals:
-    """What a chat has cost: answers, prompt tokens computed and cached, answer tokens, seconds."""
+    """What a chat has cost.
+
+    Attributes:
+        answers: answers so far.
+        tokens: their tokens.
+        decoded: those after the first of each answer.
+        decode_s: seconds that these took.
+    """
 
     answers: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    answer_tokens: int = 0
+    tokens: int = 0
+    decoded: int = 0
     decode_s: float = 0.0
 
     def add(self, done: Completion) -> None:
         """Count one answer."""
         self.answers += 1
-        self.prompt_tokens += done.usage.prompt_tokens
-        self.cached_tokens += done.usage.cached_tokens
-        self.answer_tokens += done.usage.completion_tokens
+        self.tokens += done.usage.completion_tokens
         if done.timings.decode_tok_s:
+            self.decoded += done.usage.completion_tokens - 1
             self.decode_s += (done.usage.completion_tokens - 1) / done.timings.decode_tok_s
 
 
@@ -195,8 +200,8 @@ class ChatSession:
                 )
             used = done.usage.prompt_tokens + done.usage.completion_tokens
             rows["context"] = f"{used} of {self.engine.max_context} tokens"
-        mean = f" at {totals.answer_tokens / totals.decode_s:.1f} tok/s" if totals.decode_s else ""
-        rows["all answers"] = f"{totals.answers}, {totals.answer_tokens} tokens{mean}"
+        mean = f" at {totals.decoded / totals.decode_s:.1f} tok/s" if totals.decode_s else ""
+        rows["all answers"] = f"{totals.answers}, {totals.tokens} tokens{mean}"
         rows |= memory_facts(self.engine)
         return _aligned(rows.items())
 
