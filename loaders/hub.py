@@ -27,7 +27,7 @@ from .download import (
     hash_file,
 )
 from .gguf_parts import first_part, part_of
-from .sources import HubSource
+from .sources import HubSource, selects
 
 _PATH = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN_NAMES = ("tokenizer.model", "merges.txt")
@@ -85,10 +85,7 @@ def choose_files(source: HubSource, listed: list[HubFile]) -> list[HubFile]:
     if source.file:
         return _one_model(source, [f for f in safe if f.path == source.file], ggufs)
     if source.pick:
-        tag = re.compile(
-            rf"(?<![A-Za-z0-9]){re.escape(source.pick)}(?![A-Za-z0-9_])", re.IGNORECASE
-        )
-        return _one_model(source, [f for f in ggufs if tag.search(f.path)], ggufs)
+        return _one_model(source, [f for f in ggufs if selects(source.pick, f.path)], ggufs)
     top = [file for file in safe if "/" not in file.path]
     taken = [
         file

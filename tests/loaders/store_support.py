@@ -15,8 +15,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
-from halfbyte.loaders.sources import WheelSource
+from halfbyte.loaders import download, sources, store
+from halfbyte.loaders.wheel_models import Piece, WheelSource
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -27,32 +29,45 @@ def gguf_bytes(size: int, seed: int) -> bytes:
     return (b"GGUF" + block * (size // 32 + 1))[:size]
 
 
-def make_wheel(folder: Path, data: bytes, *, member: str = "tiny_model/tiny.gguf") -> WheelSource:
-    """A wheel ``tiny-model`` 1.0 with one model file, and the source that describes it."""
-    path = folder / "tiny_model-1.0-py3-none-any.whl"
-    info = "tiny_model-1.0.dist-info"
+def make_wheel(folder: Path, data: bytes, *, pieces: int = 1) -> WheelSource:
+    """Wheels ``tiny-model-part1`` ... 1.0 with a model file in pieces, and their source."""
+    size = -(-len(data) // pieces)
+    made = []
+    for n in range(1, pieces + 1):
+        part = data[(n - 1) * size : n * size]
+        package, member = f"tiny_model_part{n}", f"tiny_model_part{n}/tiny.gguf.part{n}"
+        path = folder / f"{package}-1.0-py3-none-any.whl"
+        _write_wheel(path, package, member, part)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        requirement = f"tiny-model-part{n}==1.0"
+        made.append(Piece(requirement, member, len(part), path.stat().st_size, digest))
+    return WheelSource(
+        name="tiny",
+        file="tiny.gguf",
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        pieces=tuple(made),
+        licence="MIT",
+        about="noise",
+    )
+
+
+def _write_wheel(path: Path, package: str, member: str, data: bytes) -> None:
+    info, name = f"{package}-1.0.dist-info", package.replace("_", "-")
     files = {
         member: data,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\n"
         b"Tag: py3-none-any\n",
     }
     record = ""
-    for name, body in files.items():
+    for file, body in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=").decode()
-        record += f"{name},sha256={digest},{len(body)}\n"
+        record += f"{file},sha256={digest},{len(body)}\n"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, body in files.items():
-            archive.writestr(name, body)
+        for file, body in files.items():
+            archive.writestr(file, body)
         archive.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
-    return WheelSource(
-        name="tiny",
-        requirement="tiny-model==1.0",
-        member="tiny_model/tiny.gguf",
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        wheel_size=path.stat().st_size,
-    )
 
 
 @contextlib.contextmanager
@@ -165,6 +180,36 @@ def halfbyte(*args: str, env: dict[str, str]) -> subprocess.CompletedProcess[str
         env={**os.environ, **env},
         check=False,
     )
+
+
+def leftovers(home: Path) -> list[str]:
+    """What is in the store beside its empty folders."""
+    return [str(p.relative_to(home)) for p in home.rglob("*") if p.name not in (".tmp", "models")]
+
+
+def no_network(*args, **kwargs):
+    """Stands for a function that must not be called."""
+    raise AssertionError("the network was touched")
+
+
+def put(home: Path, name: str, files: dict[str, bytes]) -> None:
+    """What a pull of ``name`` leaves in the store."""
+    source = sources.parse_source(name)
+    assert source is not None
+    stage = home / "stage"
+    stage.mkdir(parents=True)
+    records = {}
+    for file, data in files.items():
+        (stage / file).write_bytes(data)
+        records[file] = download.FileRecord(len(data), hashlib.sha256(data).hexdigest())
+    store._commit(source, stage, records, replace=False)
+
+
+class PiecesOfModel(NamedTuple):
+    """A registered model and the requirements that were asked of pip."""
+
+    source: WheelSource
+    asked: list[str]
 
 
 def tree(root: Path) -> dict[str, bytes]:

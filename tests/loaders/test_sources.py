@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfbyte.errors import DownloadError
-from halfbyte.loaders.sources import HubSource, UrlSource, WheelSource, parse_source
+from halfbyte.loaders.sources import HubSource, UrlSource, parse_source, registered
+from halfbyte.loaders.wheel_models import WheelSource
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,48 @@ from halfbyte.loaders.sources import HubSource, UrlSource, WheelSource, parse_so
 def test_known_forms(name, folder):
     source = parse_source(name)
     assert source is not None and source.folder == folder and source.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("SmolLM2", "smollm2"),
+        ("hf.co/owner/name", "owner/name"),
+        ("HF.CO/owner/name:Q4_K_M", "owner/name:Q4_K_M"),
+        ("huggingface.co/owner/name/", "owner/name"),
+        ("https://huggingface.co/owner/name", "owner/name"),
+        ("https://hf.co/owner/name:Q8_0", "owner/name:Q8_0"),
+        ("https://huggingface.co/owner/name/tree/main", "owner/name"),
+        ("https://huggingface.co/owner/name?library=x#y", "owner/name"),
+        ("https://huggingface.co/owner/name/blob/main/a/m.gguf", "owner/name/a/m.gguf"),
+        (
+            "https://huggingface.co/owner/name/resolve/main/m.gguf?download=true",
+            "owner/name/m.gguf",
+        ),
+    ],
+)
+def test_spellings_of_one_name(name, plain):
+    assert parse_source(name) == parse_source(plain) is not None
+
+
+def test_another_revision_or_site_is_an_address():
+    for name in (
+        "https://huggingface.co/owner/name/resolve/v1/m.gguf",
+        "https://example.org/hf.co/owner/name/m.gguf",
+        "https://hf.co.example.org/owner/name/m.gguf",
+    ):
+        assert isinstance(parse_source(name), UrlSource)
+    for name in ("https://huggingface.co/owner/name/tree/v1", "https://huggingface.co/owner"):
+        with pytest.raises(DownloadError):
+            parse_source(name)
+
+
+def test_the_pins_of_registered_models_fit_together():
+    for source in registered():
+        assert sum(piece.size for piece in source.pieces) == source.size
+        assert len({piece.wheel_sha256 for piece in source.pieces}) == len(source.pieces)
+        assert len({piece.member for piece in source.pieces}) == len(source.pieces)
+        assert source.licence and source.name == source.name.lower()
 
 
 @pytest.mark.parametrize(
