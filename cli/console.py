@@ -120,6 +120,26 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     return "\n".join(lines)
 
 
+def fit_markdown(text: str) -> str:
+    """Text with markdown tables for stdout: a terminal gets those laid out anew that do not fit.
+
+    Elsewhere the text stays as it is, to be pasted.
+    """
+    if not is_terminal(sys.stdout):
+        return text
+    limit, out, table = terminal_width(), [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            table.append(line)
+            continue
+        if table and max(map(len, table)) > limit:
+            heads, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in table)
+            table = columns(heads, rows[1:]).splitlines()
+        out += [*table, line if len(line) <= limit else wrapped("", line, indent=0)]
+        table = []
+    return "\n".join(out).rstrip("\n")
+
+
 def _paragraphs(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of a table as texts: the first cell, and below it the others with their heads."""
     lines = []
@@ -149,13 +169,16 @@ def _folded(text: str, width: int) -> list[str]:
 def wrapped(label: str, text: str, *, indent: int = 16) -> str:
     """``label`` and then ``text``, its further lines indented to where it began.
 
-    The lines fit the terminal, and a label that leaves too little room stands above its text.
+    The lines fit the terminal, and a label that leaves too little room, or none for a word that
+    would fit without it, stands above its text.
     """
     import textwrap
 
     width = min(terminal_width(), _PROSE_WIDTH)
     above: list[str] = []
-    if width - max(indent, len(label)) < _LEAST_TEXT:
+    room = width - max(indent, len(label))
+    longest = max(map(len, text.split()), default=0)
+    if room < _LEAST_TEXT or room < longest <= width - 4:
         above = _folded(label, width) if label.strip() else []
         label, indent = "", min(indent, 4)
     lines = textwrap.wrap(

@@ -88,7 +88,7 @@ def local_device() -> Device | None:
 
 
 def render(rows: Sequence[Row], device: Device) -> str:
-    """The rows as text within 80 columns; neighbouring M that take the same share lines."""
+    """The rows as text; neighbouring M that take the same share lines."""
     about = f"{device.name}: sm_{device.arch}, {device.sms} multiprocessors. "
     about += "M: rows of activations; splits are those of a line's largest M."
     parts = [wrapped("", about, indent=0)]

@@ -46,11 +46,10 @@ def plan(
     memory = device_memory(gpu)
     checkpoint = open_checkpoint(resolve_model(path))
     try:
-        name = checkpoint.config.name or checkpoint.path.name
         found = capacity(checkpoint, memory, ctx, batch, kind, target)
     finally:
         checkpoint.close()
-    facts = describe(name, kind, found)
+    facts = describe(path, kind, found)
     if kind == "int8":
         note("the kernels read int8 KV; the engine does not keep it yet")
     if as_json:
@@ -130,7 +129,7 @@ def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The plan as text within 80 columns."""
+    """The plan as text that fits the terminal."""
     context, batch = facts["context"], facts["batch"]
     head = (
         f"{facts['model']} on {facts['device']}: {human_bytes(facts['memory'])}, "
