@@ -19,6 +19,7 @@ from .console import (
     one_line,
     print_error,
     terminal_width,
+    wrapped,
 )
 from .loading import run_one
 from .wrap import AnswerWriter
@@ -140,7 +141,7 @@ def speed_line(completion: Completion) -> str:
     if times.ttft_s:
         parts.append(f"first after {times.ttft_s:.2f} s")
     parts.append(completion.finish_reason.value)
-    lines = [parts[0]]
+    lines: list[str] = [wrapped("", parts[0], indent=0)]
     for part in parts[1:]:
         if len(lines[-1]) + len(part) + 3 > terminal_width():
             lines.append(part)

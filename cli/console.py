@@ -98,25 +98,26 @@ def terminal_width() -> int:
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A plain text table that fits the terminal.
 
-    The first ``left`` columns are flush left, the others flush right. Where the width does not
-    suffice, the first column is wrapped; where that does not do, every row becomes a paragraph.
+    The first ``left`` columns are flush left, the others flush right. A first cell that is too
+    wide stands above the others of its row; where those alone fill the width, every row becomes
+    a paragraph.
     """
     limit = terminal_width()
     widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
-    others = sum(width + len(_GAP) for width in widths[1:])
-    first = min(widths[0], limit - others)
-    if first < min(widths[0], _LEAST_LABEL):
+    room = limit - sum(width + len(_GAP) for width in widths[1:])
+    if room < min(widths[0], max(_LEAST_LABEL, len(heads[0]))):
         return _paragraphs(heads, rows)
+    widths[0] = max(len(line[0]) for line in (heads, *rows) if len(line[0]) <= room)
     lines = []
-    for cells in (heads, *rows):
-        label, *more = _folded(cells[0], first)
+    for first, *others in (heads, *rows):
+        if len(first) > room:
+            lines += _folded(first, limit)
+            first = ""
         padded = [
             cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(
-                zip((label, *cells[1:]), (first, *widths[1:]), strict=True)
-            )
+            for i, (cell, width) in enumerate(zip((first, *others), widths, strict=True))
         ]
-        lines += [_GAP.join(padded).rstrip(), *more]
+        lines.append(_GAP.join(padded).rstrip())
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ def inspect(
 
     checkpoint = open_checkpoint(resolve_model(path))
     try:
-        facts = {"model": path, **describe(checkpoint)}
+        facts = describe(checkpoint, path)
     finally:
         checkpoint.close()
     if as_json:
@@ -39,8 +39,11 @@ def inspect(
         print(render(facts, verbose=verbose))
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Facts about a checkpoint as plain JSON types; sizes in bytes, from headers only."""
+def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
+    """Facts about a checkpoint as plain JSON types; sizes in bytes, from headers only.
+
+    ``model`` is the name that the user gave it.
+    """
     from halfbyte.errors import TokenizerError
 
     config, report = checkpoint.config, checkpoint.report()
@@ -75,6 +78,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     params = sum(tensor["params"] for tensor in tensors)
     kv_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return {
+        "model": model or checkpoint.path.name,
         "path": str(checkpoint.path),
         "name": config.name,
         "kind": checkpoint.kind,
@@ -213,5 +217,5 @@ def _tensor_list(tensors: list[dict[str, Any]]) -> str:
         ]
         said = [f"config: {tensor['claim']}"] if tensor["claim"] else []
         text = "; ".join([", ".join(facts), *said, *tensor["checks"]])
-        out += [f"  {one_line(tensor['name'])}", wrapped("", text, indent=6)]
+        out += [wrapped("", tensor["name"], indent=2), wrapped("", text, indent=6)]
     return "\n".join(out)

@@ -71,7 +71,7 @@ def show(
     licence = next((m.licence for m in pulled() if m.path == path), None)
     checkpoint = open_checkpoint(path)
     try:
-        facts = card(model, describe(checkpoint), licence)
+        facts = card(describe(checkpoint, model), licence)
     finally:
         checkpoint.close()
     if as_json:
@@ -82,10 +82,10 @@ def show(
     print(clean("\n".join(wrapped(name, str(text)) for name, text in _words(facts).items())))
 
 
-def card(model: str, found: dict[str, Any], licence: str | None) -> dict[str, Any]:
+def card(found: dict[str, Any], licence: str | None) -> dict[str, Any]:
     """The few facts of :func:`inspect.describe` that a user of a model asks for."""
     return {
-        "model": model,
+        "model": found["model"],
         "name": found["name"],
         "architecture": found["architecture"],
         "params": found["params"],

@@ -165,5 +165,6 @@ def render(facts: dict[str, Any]) -> str:
     if facts["kv_tokens"]:
         text = f"kv_tokens={facts['kv_tokens']}: without it the KV cache takes half of the memory"
         limits.append(wrapped("engine option", text))
-    parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), f"{table}\n{why}"]
+    table += "\n" + wrapped("", why, indent=0)
+    parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), table]
     return clean("\n\n".join(parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -10,19 +11,22 @@ from cli_support import FakeEngine, fake_open
 from halfbyte.cli import chat, generate
 from halfbyte.cli.familiar import USAGE_ERROR
 from halfbyte.cli.main import app
+from halfbyte.cli.serve import serve
+from halfbyte.engine.request import SamplingParams
 
 
 @pytest.fixture
 def run(monkeypatch):
     """Run a command on a fake engine; what it was opened with, and its sampling parameters."""
 
-    def run(*args: str) -> tuple[dict[str, object], list[object]]:
+    def run(*args: str) -> tuple[dict[str, object], list[SamplingParams]]:
         engine, seen = FakeEngine(), SimpleNamespace(options={})
 
         def opened(model, options):
             seen.options = options
             return fake_open(engine)
 
+        monkeypatch.setattr("sys.stdin", io.StringIO())
         for module in (generate, chat):
             monkeypatch.setattr(module, "open_engine", opened)
             monkeypatch.setattr(module, "check_room", lambda *args: None)
@@ -77,7 +81,7 @@ def test_a_wrong_option_is_told_the_right_one(args, says):
 
 def test_the_server_takes_the_names_of_vllm(monkeypatch):
     seen: list[dict[str, object]] = []
-    command = next(c for c in app.registered_commands if c.callback.__name__ == "serve")
+    command = next(c for c in app.registered_commands if c.callback is serve)
     monkeypatch.setattr(command, "callback", _recorded(command.callback, seen))
     names = ("--max-num-seqs", "4", "--served-model-name", "n", "--max-model-len", "64")
     app(["serve", "smollm2", *names], standalone_mode=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import itertools
 import json
@@ -11,6 +12,7 @@ import re
 import select
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import termios
@@ -81,15 +83,17 @@ def test_the_oldest_turns_slide_out_and_the_system_message_stays():
     chat = Chat(max_context=120)
     session = chat.session
     session.command("/system S")
+    firsts: list[int] = []
     for i in range(20):
         session.answer(f"m{i} xxxxxxxx")
         prompt = chat.engine.prompts[-1]
         assert prompt.startswith("system:S\nuser:m") and prompt.endswith(f"user:m{i} xxxxxxxx\n")
         # A quarter of the context is left for the answer.
         assert len(prompt) <= 90
-        shown = [int(n) for n in re.findall(r"user:m(\d+)", prompt)]
-        assert shown == list(range(shown[0], i + 1))
-    assert shown[0] > 0
+        first, *_ = shown = [int(n) for n in re.findall(r"user:m(\d+)", prompt)]
+        assert shown == list(range(first, i + 1))
+        firsts.append(first)
+    assert firsts[-1] > 0
     assert sum("oldest turns are left out" in note for note in chat.notes) == 1
     # Turns go many at a time, so that most prompts continue the one before.
     grown = sum(b.startswith(a) for a, b in itertools.pairwise(chat.engine.prompts))
@@ -113,9 +117,7 @@ def test_a_base_model_gets_plain_lines_and_stops_before_the_user():
     chat.session.command("/set system be brief")
     chat.session.answer("ab")
     chat.session.answer("cd")
-    assert chat.engine.prompts[1] == (
-        "be brief\n\nUser: ab\nAssistant: ok\nUser: cd\nAssistant:"
-    )
+    assert chat.engine.prompts[1] == ("be brief\n\nUser: ab\nAssistant: ok\nUser: cd\nAssistant:")
     assert all(params.stop == ("\nUser:",) for params in chat.engine.params)
 
 
@@ -175,7 +177,7 @@ def test_commands():
     assert chat.notes[-1] == "system message: be brief"
     session.command("/help")
     lines = chat.notes[-1].splitlines()
-    names = "/clear /retry /system /set /stats /save /load /help /bye".split()
+    names = ["/clear", "/retry", "/system", "/set", "/stats", "/save", "/load", "/help", "/bye"]
     assert [line.split()[0] for line in lines[: len(names)]] == names
     # Aligned: every explanation begins in the same column.
     assert {len(re.match(r".{19} +", line)[0]) for line in lines} == {20}  # type: ignore[index]
@@ -311,7 +313,7 @@ class Terminal:
 
     def __init__(self, home: str, term: str = "xterm", *args: str) -> None:
         self.main, side = pty.openpty()
-        termios.tcsetwinsize(side, (24, 40))
+        fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("4H", 24, 40, 0, 0))
         code = textwrap.dedent(PROGRAM).format(here=os.path.dirname(__file__))
         env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
@@ -347,9 +349,6 @@ class Terminal:
 
 
 def _own_terminal() -> None:
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
