@@ -53,6 +53,9 @@ class Asking:
         chat: True answers the prompt as a message, False continues its text; None answers when
             the model has a chat template.
         system: system message of the conversation, or "".
+
+    Raises:
+        RequestError: a system message for a text that is continued.
     """
 
     chat: bool | None = None

@@ -206,7 +206,19 @@ TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.8, 40, 0.95, 0.05
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How tokens are drawn; a parameter of this type stands for all these options."""
+    """How tokens are drawn; a parameter of this type stands for all these options.
+
+    Attributes:
+        temperature: see ``SamplingParams``, as for those below.
+        top_k: likeliest tokens kept.
+        top_p: probability mass kept.
+        min_p: least share of the likeliest token.
+        repetition_penalty: factor against tokens seen.
+        presence_penalty: amount against tokens generated.
+        frequency_penalty: amount for each time that they were.
+        seed: repeats a run.
+        stop: texts that end the answer.
+    """
 
     temperature: Temperature = TEMPERATURE
     top_k: TopK = TOP_K
@@ -233,7 +245,18 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an engine is made with; a parameter of this type stands for all these options."""
+    """What an engine is made with; a parameter of this type stands for all these options.
+
+    Attributes:
+        device: see ``EngineConfig``, as for those below.
+        dtype: type of activations and KV cache.
+        backend: which kernels.
+        max_context: tokens of prompt and answer; 0 = the model's own length.
+        threads: CPU threads; 0 = physical cores.
+        exact: the same output whatever runs beside it.
+        no_native: keep to torch's own kernels.
+        quantize: scheme to round an unquantized model to, or None.
+    """
 
     device: Device = DeviceChoice.auto
     dtype: DType = DTypeChoice.auto

@@ -92,6 +92,7 @@ class ChatSession:
         system: system message, or "".
         turns: messages so far, without the system message and those that slid out.
         last: the last completion, or None.
+        totals: what all answers have cost.
     """
 
     engine: Engine
