@@ -103,9 +103,9 @@ def test_chat_texts(width, capsys):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_columns_lose_nothing(width, count):
-    heads = ("name", "tensors", "weights", "size")
-    rows = [("a name " * n, str(n), "134.52 M", "92.10 MiB") for n in range(1, 4 * count)]
-    rows += [("x" * 210, "1", "2", "3")]
+    heads = ("name", "tensors", "weights", "size", "bits each")
+    rows = [("a name " * n, str(n), "134.52 M", "92.10 MiB", "5.74") for n in range(1, 4 * count)]
+    rows += [("x" * 210, "1", "2", "3", "4")]
     text = console.columns(heads, rows)
     check(text, width)
     for row in rows:
