@@ -29,6 +29,11 @@ test: install lint
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# make test-templates TEMPLATES=folder: real chat templates (*.jinja), rendered as transformers does.
+.PHONY: test-templates
+test-templates: install
+	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/engine/test_real_templates.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

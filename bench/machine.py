@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import subprocess
@@ -88,6 +89,32 @@ def read_bandwidth(threads: int, *, mib: int = 0, repeats: int = 9) -> float:
     finally:
         torch.set_num_threads(before)
     return size * _MIB / best
+
+
+def known_bandwidth(folder: Path, threads: int, *, again: bool = False) -> float:
+    """Read bandwidth in bytes per second, measured once for a processor and a number of threads.
+
+    The figure is kept in ``machine.json`` in ``folder``; ``again`` measures anew. A file that
+    cannot be read or written only costs the measurement, half a second.
+    """
+    path, key = folder / "machine.json", f"{cpu_model()}, {threads} threads"
+    known: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError):
+        if path.stat().st_size <= _MIB:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            rates = found.get("read_bandwidth") if isinstance(found, dict) else None
+            known = rates if isinstance(rates, dict) else {}
+    rate = known.get(key)
+    if not again and isinstance(rate, (int, float)) and 1e8 < rate < 1e14:
+        return float(rate)
+    # An array of half a GiB: enough that most caches cannot hold it, read in a tenth of a second.
+    known[key] = rate = read_bandwidth(threads, mib=512, repeats=3)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"machine.json.{os.getpid()}")
+        part.write_text(json.dumps({"read_bandwidth": known}, indent=1), encoding="utf-8")
+        part.replace(path)
+    return rate
 
 
 def cache_mib() -> int:

@@ -78,6 +78,13 @@ def engine(
         table = compact(report)
     print(fit_markdown(table))
     note(f"read bandwidth {report.bandwidth / 1e9:.1f} GB/s with {report.threads} threads")
+    if any(row.bandwidth_share is not None for row in report.rows):
+        # Reading the weights is all that a step of one row cannot do without.
+        note(
+            "of bandwidth, decode of one sequence: from 70% on memory is the limit, which is good; "
+            "below 50% something else is: other programs, too few threads, a very small model. "
+            "Larger batches share one reading of the weights, so their share falls as t/s rises"
+        )
     cache = report.machine.get("cache_mib", 0)
     if report.step_bytes < cache << 20:
         note(f"the weights fit into the processor's {cache} MiB cache: a share can pass 100% here")

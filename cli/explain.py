@@ -13,8 +13,7 @@ from .console import clean, note, wrapped
 if TYPE_CHECKING:
     from ..engine.explain import Row
     from ..kernels.tables import Device
-
-_FALLBACK = "sm_90"
+    from ..loaders.base import Checkpoint
 
 
 def explain(
@@ -26,7 +25,7 @@ def explain(
         typer.Option(
             "--device",
             metavar="NAME",
-            help="sm_80 ... sm_120 or a product such as H100; this machine's GPU if not given.",
+            help="cpu, sm_80 ... sm_120 or a product such as H100; default: what is here.",
         ),
     ] = "",
     fp16: Annotated[
@@ -39,40 +38,80 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the kernel, tile and split of each layer and number of rows; loads no weights."""
-    from halfbyte.errors import ConfigError
-
+    from ..kernels.tables import find_device
     from ..loaders import open_checkpoint
-    from ..loaders.store import cache_root, resolve_model
+    from ..loaders.store import resolve_model
 
     path = resolve_model(model)
-    try:
-        from ..engine.explain import explain as explain_model
-        from ..kernels.tables import find_device, load_tables
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "triton":
-            raise
-        raise ConfigError("triton is not installed", hint="pip install triton") from None
-    place = find_device(device) if device else local_device()
-    if place is None:
-        place = find_device(_FALLBACK)
-        note(f"no GPU here: shown for {_FALLBACK} ({place.name}); choose with --device")
-    tables = load_tables(place, cache_root() / "tables")
+    on_cpu = device.lower() == "cpu"
+    place = None if on_cpu else find_device(device) if device else local_device()
     checkpoint = open_checkpoint(path)
     try:
-        rows = explain_model(
-            checkpoint, place, tables=tables, fp16=fp16, exact=exact, context=context
-        )
+        if place is None:
+            if not on_cpu:
+                note("no GPU here: the CPU's kernels; for others --device, such as sm_90")
+            facts, about, rows = _on_cpu(checkpoint, fp16, exact)
+        else:
+            facts, about, rows = _on_gpu(checkpoint, place, fp16, exact, context)
     finally:
         checkpoint.close()
     if as_json:
         import json
-        from dataclasses import asdict
 
-        facts = {"model": str(path), "device": asdict(place), "exact": exact}
-        facts |= {"rows": [row.facts() for row in rows]}
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        shown = {"model": str(path), "device": facts, "exact": exact}
+        shown |= {"rows": [row.facts() for row in rows]}
+        print(json.dumps(shown, indent=1, ensure_ascii=False))
     else:
-        print(render(rows, place))
+        print(render(rows, about))
+
+
+_Explained = tuple[dict[str, Any], str, "list[Row]"]
+
+
+def _on_cpu(checkpoint: Checkpoint, fp16: bool, exact: bool) -> _Explained:
+    """The device as JSON, in words, and its rows. Raises ConfigError."""
+    from halfbyte.errors import ConfigError
+
+    from ..bench.machine import cpu_model
+    from ..engine.backends.cpu_native import make_cpu_ops
+    from ..engine.config import EngineConfig
+    from ..engine.explain import explain_cpu
+
+    if fp16:
+        raise ConfigError("--fp16 is for GPUs; the CPU's kernels compute in float32")
+    ops = make_cpu_ops(EngineConfig(exact=exact))
+    about = f"{cpu_model()}: {ops.detail}. M: rows of activations."
+    return {"name": cpu_model(), "kernels": ops.detail}, about, explain_cpu(checkpoint, ops)
+
+
+def _on_gpu(
+    checkpoint: Checkpoint, place: Device, fp16: bool, exact: bool, context: int
+) -> _Explained:
+    """The device as JSON, in words, and its rows. Raises ConfigError without triton."""
+    from dataclasses import asdict
+
+    from halfbyte.errors import ConfigError
+
+    from ..kernels.tables import load_tables
+    from ..loaders.store import cache_root
+
+    try:
+        from ..engine.explain_triton import explain as explain_model
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "triton":
+            raise
+        raise ConfigError("triton is not installed", hint="pip install triton") from None
+    tables = load_tables(place, cache_root() / "tables")
+    rows = explain_model(checkpoint, place, tables=tables, fp16=fp16, exact=exact, context=context)
+    return asdict(place), gpu_text(place), rows
+
+
+def gpu_text(device: Device) -> str:
+    """A GPU, and how to read its rows."""
+    return (
+        f"{device.name}: sm_{device.arch}, {device.sms} multiprocessors. "
+        "M: rows of activations; splits are those of a line's largest M."
+    )
 
 
 def local_device() -> Device | None:
@@ -87,10 +126,8 @@ def local_device() -> Device | None:
     return Device(found.name, 10 * found.major + found.minor, found.multi_processor_count)
 
 
-def render(rows: Sequence[Row], device: Device) -> str:
+def render(rows: Sequence[Row], about: str) -> str:
     """The rows as text; neighbouring M that take the same share lines."""
-    about = f"{device.name}: sm_{device.arch}, {device.sms} multiprocessors. "
-    about += "M: rows of activations; splits are those of a line's largest M."
     parts = [wrapped("", about, indent=0)]
     for _, same in groupby(rows, key=lambda row: (row.layers, row.module, row.shape, row.format)):
         product = list(same)
@@ -154,4 +191,15 @@ def config_text(config: dict[str, Any]) -> str:
         parts.append(f"{config['num_stages']} stages")
     if "splits" in config:
         parts.append(f"{config['splits']} split{'s' if config['splits'] != 1 else ''}")
+    if "inputs" in config:
+        parts.append(f"{config['inputs']} inputs")
+    if "lanes" in config:
+        parts.append(f"{config['lanes']} rows of the weight side by side")
+    if "passes" in config:
+        count = config["passes"]
+        parts.append(f"weights read {f'up to {count} times' if count > 1 else 'once'}")
+    if "keys" in config:
+        parts.append(f"{config['keys']} keys at a time")
+    if "tokens" in config:
+        parts.append(f"{config['tokens']} tokens together")
     return ", ".join(parts)

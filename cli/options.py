@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..engine.request import SamplingParams
 
 
-class DeviceChoice(str, Enum):
+class DeviceChoice(StrEnum):
     """Values of ``--device``."""
 
     auto = "auto"
@@ -23,7 +23,7 @@ class DeviceChoice(str, Enum):
     cuda = "cuda"
 
 
-class DTypeChoice(str, Enum):
+class DTypeChoice(StrEnum):
     """Values of ``--dtype``."""
 
     auto = "auto"
@@ -32,7 +32,7 @@ class DTypeChoice(str, Enum):
     float16 = "float16"
 
 
-class BackendChoice(str, Enum):
+class BackendChoice(StrEnum):
     """Values of ``--backend``."""
 
     auto = "auto"
@@ -42,7 +42,7 @@ class BackendChoice(str, Enum):
     reference = "reference"
 
 
-class QuantizeChoice(str, Enum):
+class QuantizeChoice(StrEnum):
     """Values of ``--quantize``."""
 
     w4a16 = "w4a16"

@@ -29,24 +29,26 @@ def plan(
         str,
         typer.Option("--kv", metavar="TYPE", help="16bit or int8 on a GPU; float32 on a CPU."),
     ] = "auto",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure this machine's bandwidth again.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show memory need, what fits and the decode-speed ceiling; reads headers, loads no weights."""
+    from ..engine.capacity import capacity
     from ..loaders import open_checkpoint
     from ..loaders.store import resolve_model
 
+    target: Target = "cpu" if gpu.lower() == "cpu" else "triton"
+    kind = kv_type(kv, target)
+    memory = device_memory(gpu, measure)
+    checkpoint = open_checkpoint(resolve_model(path))
     try:
-        from ..engine.capacity import capacity
+        found = capacity(checkpoint, memory, ctx, batch, kind, target)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "triton":
             raise
         raise ConfigError("triton is not installed", hint="pip install triton") from None
-    target: Target = "cpu" if gpu.lower() == "cpu" else "triton"
-    kind = kv_type(kv, target)
-    memory = device_memory(gpu)
-    checkpoint = open_checkpoint(resolve_model(path))
-    try:
-        found = capacity(checkpoint, memory, ctx, batch, kind, target)
     finally:
         checkpoint.close()
     facts = describe(path, kind, found)
@@ -73,25 +75,27 @@ def kv_type(name: str, target: Target) -> KVType:
     )
 
 
-def device_memory(name: str) -> Memory:
-    """A card by name, or ``cpu``: this machine's free memory and measured bandwidth.
+def device_memory(name: str, measure: bool = False) -> Memory:
+    """A card by name, or ``cpu``: this machine's free memory and its bandwidth, measured once.
 
-    Raises ConfigError for a card that is not listed.
+    Raises ConfigError for a card that is not listed, or with ``measure`` for any.
     """
     from ..engine.capacity import CPU_RESERVE, GPU_RESERVE, Memory
 
     if name.lower() != "cpu":
         from ..kernels.gpus import gpu
 
+        if measure:
+            raise ConfigError("--measure is for this machine's CPU; a card's rate is in a table")
         card = gpu(name)
         return Memory(card.name, card.memory, GPU_RESERVE, card.copy)
-    from ..bench.machine import cpu_model, read_bandwidth
+    from ..bench.machine import cpu_model, known_bandwidth
     from ..engine.backends.cpu_native import physical_cores
     from ..engine.memory import free_memory
+    from ..loaders.store import cache_root
 
     free = free_memory()
-    # An array of half a GiB: enough that most caches cannot hold it, read in a tenth of a second.
-    bandwidth = read_bandwidth(physical_cores(), mib=512, repeats=3)
+    bandwidth = known_bandwidth(cache_root(), physical_cores(), again=measure)
     return Memory(cpu_model(), free, CPU_RESERVE, bandwidth)
 
 

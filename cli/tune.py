@@ -78,7 +78,7 @@ def problems(
     checkpoint: Checkpoint, device: Device, fp16: bool, max_rows: int = 512
 ) -> list[Problem]:
     """The W4A16 problems of a model, each once, those of one weight size together."""
-    from ..engine.explain import groups
+    from ..engine.products import groups
     from ..kernels.w4a16.config import BUCKETS
 
     sizes = [

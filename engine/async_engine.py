@@ -3,13 +3,13 @@
 One turn of the engine thread: run the queued commands (submit, cancel, stop), step the engine
 once, hand the deltas to the event loop in one call. With nothing to do it blocks on the queue.
 
-Threads and who owns what: the engine, ``_running`` and ``_failures`` belong to the engine
-thread; ``_live`` and the streams belong to the event loop; ``_stats``, ``_dead``, ``_step_began``
-are written by the engine thread only and read by both (single references, so no lock).
+Threads and who owns what: the engine and ``_running`` belong to the engine thread; ``_live`` and
+the streams belong to the event loop; ``_stats``, ``_dead``, ``_step_began`` are written by the
+engine thread only and read by both (single references, so no lock).
 
-What may be half-done when a step raises: the engine's own state. Every live request is ended
-with an error delta and cancelled in the engine, so that the next step frees what they held. If
-that step fails as well, or the error is an `EngineDeadError`, the engine is dead for good.
+The engine itself outlives requests that fail and steps that fail now and then, and counts them.
+What leaves its `step` all the same is the end: the engine is dead for good, and every live request
+is ended with an error delta.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from .stream import RequestStream
 
 logger = logging.getLogger("halfbyte.engine")
 
-# A step that fails after the one that failed before it: the engine does not recover by itself.
-_MAX_FAILED_STEPS = 2
 # How long a close waits for cancelled requests to be freed and for the thread to end, seconds.
 _CLOSE_GRACE_S = 10.0
 
@@ -85,7 +83,7 @@ class StepEngine(Protocol):
         ...
 
     def step(self) -> list[Delta]:
-        """Run one scheduler step."""
+        """Run one scheduler step; what it raises is the end of the engine."""
         ...
 
     def stats(self) -> StatsView:
@@ -121,7 +119,6 @@ class AsyncEngine:
         # Engine thread.
         self._running: dict[str, RequestStream] = {}
         self._outbox: list[_Event] = []
-        self._failures = 0
         self._stop = False
         # Event loop.
         self._live: dict[str, RequestStream] = {}
@@ -232,7 +229,7 @@ class AsyncEngine:
         if self._live and timeout > 0:
             try:
                 await asyncio.wait_for(self._idle.wait(), timeout)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 logger.warning("%d requests still live after %.1f s", len(self._live), timeout)
 
     # Event loop: what the engine thread posts.
@@ -324,32 +321,13 @@ class AsyncEngine:
         self._step_began = time.monotonic()
         try:
             deltas = self._engine.step()
-        except EngineDeadError:
-            raise
-        except Exception as error:
-            self._step_failed(error)
-            return
         finally:
             self._step_began = None
-        self._failures = 0
         for delta in deltas:
-            stream = self._running.get(delta.request_id)
-            if stream is None:
-                continue  # the late end of a request that a failed step has ended already
+            stream = self._running[delta.request_id]
             if delta.completion is not None:
                 del self._running[delta.request_id]
             self._outbox.append((stream, delta))
-
-    def _step_failed(self, error: Exception) -> None:
-        """Fail the live requests, free them in the engine, and give it one more chance."""
-        self._failures += 1
-        logger.error("an engine step failed; %d requests end", len(self._running), exc_info=error)
-        if self._failures >= _MAX_FAILED_STEPS:
-            raise EngineDeadError(f"engine steps keep failing: {_describe(error)}") from error
-        for request_id, stream in self._running.items():
-            self._outbox.append((stream, _failure(stream, _describe(error))))
-            self._engine.cancel(request_id)
-        self._running.clear()
 
     def _flush(self) -> None:
         """Post the outbox to the event loop in one call."""

@@ -1,8 +1,8 @@
-"""Paged KV memory: reference-counted blocks, an intrusive free list, a verified prefix index.
+"""Paged KV memory: reference-counted blocks, free ones by what they hold, a verified prefix index.
 
-Pure Python, no torch. Invariants, checked by :meth:`BlockPool.check`: a block is on the free
-list exactly when nobody references it; a block in the prefix index keeps its tokens until it
-is handed out again; nothing is ever freed twice.
+Pure Python, no torch. Invariants, checked by :meth:`BlockPool.check`: a block is free exactly
+when nobody references it; a block in the prefix index keeps its tokens until it is handed out
+again; nothing is ever freed twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Prefix:
 
 @dataclass(slots=True)
 class _Block:
-    """One block and its links in the free list (-1 = none)."""
+    """One block and its links in the list of free blocks that hold a prefix (-1 = none)."""
 
     index: int
     references: int = 0
@@ -57,17 +57,23 @@ class BlockPool:
     Args:
         count: number of blocks.
         block_size: tokens in a block.
+        keep: how many blocks may be touched for the sake of the prefix index; beyond them the
+            least recently used prefix goes before a block that was never used. None: all.
 
-    The free list is doubly linked inside the blocks, so a prefix hit takes a block out of its
-    middle in O(1). Freed blocks keep their contents and stay in the index until reused, oldest
-    first.
+    Free blocks are handed out in this order: those that hold no prefix, the last one freed first,
+    so that the memory touched stays what is needed at once; blocks never used, as far as ``keep``
+    goes; prefixes, least recently used first; the rest of those never used. Prefixes are doubly
+    linked inside the blocks, so that a hit takes a block out of their middle in O(1).
     """
 
-    def __init__(self, count: int, block_size: int) -> None:
+    def __init__(self, count: int, block_size: int, keep: int | None = None) -> None:
         self.block_size = block_size
-        self._blocks = [_Block(i, previous=i - 1, next=i + 1) for i in range(count)]
-        self._blocks[-1].next = -1
-        self._head, self._tail, self._free = 0, count - 1, count
+        self._blocks = [_Block(i) for i in range(count)]
+        self._keep = count if keep is None else min(keep, count)
+        self._touched = 0
+        self._empty: list[int] = []
+        self._head = self._tail = -1
+        self._cached = 0
         self._index: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -75,7 +81,12 @@ class BlockPool:
 
     def free_count(self) -> int:
         """Blocks that nobody references."""
-        return self._free
+        return len(self._empty) + self._cached + len(self._blocks) - self._touched
+
+    @property
+    def touched(self) -> int:
+        """Blocks that were handed out at least once: those whose memory the system has given."""
+        return self._touched
 
     def match(self, tokens: Sequence[int], extra_key: bytes = b"") -> list[int]:
         """Cached blocks that hold the longest beginning of ``tokens``, whole blocks only.
@@ -97,12 +108,12 @@ class BlockPool:
 
     def allocate(self, count: int) -> list[int] | None:
         """``count`` blocks with one reference each, or None (and nothing taken) if too few."""
-        if count > self._free:
+        if count > self.free_count():
             return None
-        return [self._take(self._head) for _ in range(count)]
+        return [self._take() for _ in range(count)]
 
     def share(self, blocks: Sequence[int]) -> None:
-        """Add one reference to each block; free ones leave the free list with their contents."""
+        """Add one reference to each block that :meth:`match` found; its contents stay."""
         for index in blocks:
             block = self._blocks[index]
             if block.references == 0:
@@ -141,7 +152,11 @@ class BlockPool:
             block = self._blocks[index]
             assert block.references > 0, f"block {index} freed twice"
             block.references -= 1
-            if block.references == 0:
+            if block.references:
+                continue
+            if block.prefix is None:
+                self._empty.append(index)
+            else:
                 self._append(block)
 
     def check(self) -> None:
@@ -150,22 +165,33 @@ class BlockPool:
         index, previous = self._head, -1
         while index != -1:
             block = self._blocks[index]
-            assert block.references == 0, f"block {index} is free and referenced"
-            assert index not in seen, f"block {index} is on the free list twice"
+            assert block.prefix is not None, f"block {index} holds nothing and is kept"
+            assert index not in seen, f"block {index} is on the list twice"
             assert block.previous == previous, f"block {index} has a wrong back link"
             seen.add(index)
             previous, index = index, block.next
-        assert previous == self._tail and len(seen) == self._free
+        assert previous == self._tail and len(seen) == self._cached
+        for index in [*self._empty, *range(self._touched, len(self._blocks))]:
+            assert index not in seen, f"block {index} is free twice"
+            assert self._blocks[index].prefix is None, f"block {index} holds a prefix"
+            seen.add(index)
         for block in self._blocks:
             assert (block.index in seen) == (block.references == 0), f"block {block.index} leaked"
         for digest, index in self._index.items():
             prefix = self._blocks[index].prefix
             assert prefix and prefix.digest == digest, f"stale prefix entry for block {index}"
 
-    def _take(self, index: int) -> int:
+    def _take(self) -> int:
+        """Hand out the block whose contents are missed least."""
+        if self._empty:
+            index = self._empty.pop()
+        elif self._touched < (self._keep if self._cached else len(self._blocks)):
+            index, self._touched = self._touched, self._touched + 1
+        else:
+            index = self._head
         block = self._blocks[index]
-        self._unlink(block)
         if block.prefix is not None:
+            self._unlink(block)
             del self._index[block.prefix.digest]
             block.prefix = None
         block.references = 1
@@ -181,7 +207,7 @@ class BlockPool:
         else:
             self._blocks[block.next].previous = block.previous
         block.previous = block.next = -1
-        self._free -= 1
+        self._cached -= 1
 
     def _append(self, block: _Block) -> None:
         block.previous, block.next = self._tail, -1
@@ -190,7 +216,7 @@ class BlockPool:
         else:
             self._blocks[self._tail].next = block.index
         self._tail = block.index
-        self._free += 1
+        self._cached += 1
 
 
 def _prefix(parent: Prefix | None, tokens: tuple[int, ...], extra_key: bytes) -> Prefix:

@@ -14,12 +14,12 @@ from halfbyte.errors import ConfigError
 
 from ..kernels.tables.schema import PARTIAL_BYTES
 from ..kernels.w4a16.layout import ATOM_ROWS, ROW_ALIGN, SLICE
-from ..kernels.w8a8.layout import ALIGN
 from ..loaders.base import Checkpoint
 from ..loaders.canonical import WeightFormat
 from ..loaders.model_config import ModelConfig
-from .explain import Linear, groups
+from .backends.cpu_weights import Codes, codes_kept
 from .memory import KV_SHARE
+from .products import Linear, groups
 
 KVType = Literal["16bit", "int8", "float32"]
 Target = Literal["triton", "cpu"]
@@ -33,6 +33,13 @@ _SCRATCH = 96 << 20
 _HALF, _FLOAT = 2, 4
 # Copies of a row's logits: the step's and the recorded graph's in 16 bits, three in float32.
 _LOGIT_BYTES = 2 * _HALF + 3 * _FLOAT
+_CPU_KINDS: dict[Codes, str] = {
+    "nibbles": "4-bit codes",
+    "table": "4-bit codes",
+    "bytes": "8-bit codes",
+    "float8": "8-bit codes",
+    "dense": "dense",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +212,15 @@ def packed_bytes(linear: Linear, target: Target) -> int:
     if form is None or family == "dense":
         return _HALF * n * k
     if family in ("w8a8", "fp8"):
+        from ..kernels.w8a8.layout import ALIGN
+
         return n * _up(k, ALIGN) + 2 * _FLOAT * n
     if family == "codebook":
         rows, table = _up(n, ROW_ALIGN), 16 * _FLOAT
         entry = _FLOAT if _wide(linear.label) else _HALF
         return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * entry + table
     # Gate and up are padded on their own and interleaved in blocks.
-    rows = _up(n // 2, ATOM_ROWS) * 2 if linear.gated else _up(n, ROW_ALIGN)
+    rows = _up(n // 2, ATOM_ROWS) * 2 if linear.gated and family == "w4a16" else _up(n, ROW_ALIGN)
     if family == "w4a16":
         entry = 8 if _wide(linear.label) else 4
         return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * entry
@@ -248,7 +257,8 @@ def _kind(linear: Linear, target: Target) -> str:
         return linear.carrier()[0]
     if linear.form is None:
         return "dense"
-    return "4-bit codes" if linear.form.bits <= 4 else "8-bit codes"
+    kept, _ = codes_kept(linear.form, linear.k)
+    return _CPU_KINDS[kept]
 
 
 def _cpu_bytes(n: int, k: int, label: str, form: WeightFormat | None) -> int:
@@ -256,7 +266,10 @@ def _cpu_bytes(n: int, k: int, label: str, form: WeightFormat | None) -> int:
         return n * k * (_FLOAT if label == "F32" else _HALF)
     scales = -(-k // form.group_size) if form.group_size > 0 else 1
     width = _HALF if form.zero == "none" and not _wide(label) else _FLOAT
-    codes = n * k // 2 if form.bits <= 4 else n * k
+    kept, _ = codes_kept(form, k)
+    if kept == "dense":
+        return n * k * _FLOAT
+    codes = n * k // 2 if kept in ("nibbles", "table") else n * k
     return codes + n * scales * width * (1 if form.zero in ("none", "table", "e4m3") else 2)
 
 

@@ -34,6 +34,9 @@ class EngineConfig:
         max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
         max_batch: most requests running at once.
         max_batch_tokens: token budget of one step, decode and prefill together.
+        max_step_ms: milliseconds that a step may take, as predicted from the steps before, while
+            a request is being answered: the prompts of others are computed in smaller chunks then.
+            None = 100 on a CPU, no bound on a GPU; 0 = no bound.
         block_size: tokens in one KV block: 16, 32, 64 or 128.
         kv_tokens: KV cache capacity in tokens; 0 = chosen from the free memory.
         prefix_cache: share the KV blocks of equal prompt beginnings.
@@ -59,6 +62,7 @@ class EngineConfig:
     max_context: int = 0
     max_batch: int = 32
     max_batch_tokens: int = 1024
+    max_step_ms: int | None = None
     block_size: int = 64
     kv_tokens: int = 0
     prefix_cache: bool = True
@@ -83,6 +87,8 @@ class EngineConfig:
         _whole("max_context", self.max_context, 0, 1 << 24)
         _whole("max_batch", self.max_batch, 1, 4096)
         _whole("max_batch_tokens", self.max_batch_tokens, 1, 1 << 20)
+        if self.max_step_ms is not None:
+            _whole("max_step_ms", self.max_step_ms, 0, 1 << 20)
         _whole("kv_tokens", self.kv_tokens, 0, 1 << 40)
         _whole("threads", self.threads, 0, 1024)
         if self.seed is not None:

@@ -1,81 +1,29 @@
-"""Which kernel each layer of a checkpoint takes on a device, and why: from headers alone."""
+"""Which CPU kernel each layer of a checkpoint takes, and why: from headers alone.
+
+:mod:`.explain_triton` does the same for GPUs.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..kernels.attention.config import (
-    DIMS,
-    decode_tile,
-    length_bucket,
-    next_power_of_2,
-    prefill_tile,
-    split_count,
-)
-from ..kernels.tables import Device, Tables
-from ..kernels.tables.schema import COUNTERS, PARTIAL_BYTES
-from ..kernels.w4a16.config import BUCKETS, Problem, choose, crossover, table_key
-from ..kernels.w4a16.layout import ROW_ALIGN, SLICE
-from ..kernels.w8a8 import config as w8a8
-from ..kernels.w8a8.layout import ALIGN
-from ..kernels.w8a16 import config as w8a16
-from ..loaders.base import Checkpoint, TensorInfo
-from ..loaders.canonical import WeightFormat
-from .backends.triton_weights import Family, family, table_family
+from ..loaders.base import Checkpoint
+from .backends.cpu_compiled import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
+from .backends.cpu_native import TorchOps, int4_fits
+from .backends.cpu_weights import codes_kept
+from .products import Linear, groups
 
-DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Rows of the decode steps that are explained."""
+PREFILL_ROWS = 1024
+"""Most rows of a step, with the engine's default options."""
 
-_SIXTEEN_BIT = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """One product of a layer, fused as the engine fuses it.
-
-    Attributes:
-        module: name within the layer, such as ``q_proj + k_proj + v_proj``.
-        n: rows of the weight.
-        k: columns.
-        label: the file's name of its format.
-        form: canonical format, or None for dense weights.
-        gated: the product ends in ``silu(gate) * up``.
-        table: the matrix is the embedding, too.
-    """
-
-    module: str
-    n: int
-    k: int
-    label: str
-    form: WeightFormat | None
-    gated: bool = False
-    table: bool = False
-
-    def carrier(self, arch: int = 90) -> tuple[Family, str]:
-        """Kernel family on ``sm_<arch>``, and why."""
-        if self.form is None:
-            return "dense", f"{self.label} weights have no codes"
-        return table_family(self.form) if self.table else family(self.form, arch)
-
-    def problem(self, m: int, device: Device, fp16: bool, exact: bool = False) -> Problem:
-        """The W4A16 problem of ``m`` rows."""
-        assert self.form is not None
-        # Gate and up are interleaved in blocks of 64 rows, each side padded.
-        rows = _up(self.n // 2, ROW_ALIGN // 2) * 2 if self.gated else _up(self.n, ROW_ALIGN)
-        group = self.form.group_size
-        if group == -1:
-            group = 0
-        elif group % SLICE:
-            group = math.gcd(group, SLICE)
-        return Problem(m, rows, self.k, group, fp16, device.arch, device.sms, exact)
+_PASS_ROWS = 8  # rows that one reading of the weights serves: MAX_ROWS in linear.c
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What runs for one product, or attention, with up to ``m`` rows of activations.
+    """What runs for one product, or for attention, with up to ``m`` rows of activations.
 
     Attributes:
         layers: indices of the layers that this holds for; empty for the head.
@@ -83,7 +31,7 @@ class Row:
         shape: (N, K), or None for attention.
         format: the file's name of the weight's format; KV type for attention.
         m: rows, the largest of their bucket.
-        family: ``w4a16``, ``w8a16``, ``dense`` or ``attention``.
+        family: how the weights are held (``w4a16``, ``nibbles`` ...), or ``attention``.
         kernel: the kernel of the family.
         config: its launch parameters.
         source: ``table``, ``neighbour``, ``formula``, ``exact`` or ``library``.
@@ -108,250 +56,99 @@ class Row:
         return asdict(self)
 
 
-def explain(
-    checkpoint: Checkpoint,
-    device: Device,
-    *,
-    tables: Tables | None = None,
-    fp16: bool = False,
-    exact: bool = False,
-    page: int = 64,
-    context: int = 4096,
-) -> list[Row]:
-    """A row for each product and M bucket; layers that are alike share theirs.
+def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Row]:
+    """A row for each product and range of rows on a CPU backend; layers that are alike share.
 
     Args:
         checkpoint: only its headers are read.
-        device: where it would run.
-        tables: tuned configurations.
-        fp16: activations are float16, else bfloat16.
-        exact: as the engine's option.
-        page: tokens of a KV block.
-        context: tokens that decode attends to, cut to the model's length.
+        ops: the backend as the engine would make it.
     """
+    product = _compiled if isinstance(ops, CompiledOps) else _torch
     rows = [
-        _linear_row(linear, layers, m, device, tables, fp16, exact)
+        row
         for linear, layers in groups(checkpoint)
-        for m in BUCKETS
+        for row in product(linear, layers, ops)  # type: ignore[arg-type]
     ]
-    return rows + list(_attention_rows(checkpoint, device, exact, page, context))
+    return rows + list(_attention(checkpoint, isinstance(ops, CompiledOps)))
 
 
-def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
-    """The products of a model, each with the layers that have it; the head has none."""
-    infos = {info.name: info for info in checkpoint.tensors()}
-    found: dict[Linear, list[int]] = {}
-    for index in range(checkpoint.config.num_layers):
-        # Experts of one shape and format are one entry.
-        for linear in dict.fromkeys(_layer(infos, f"model.layers.{index}")):
-            # Only SiLU is a part of a product's kernel.
-            gated = linear.gated and checkpoint.config.activation == "silu"
-            linear = replace(linear, gated=gated)
-            found.setdefault(linear, []).append(index)
-    out = [(linear, tuple(layers)) for linear, layers in found.items()]
-    if checkpoint.config.tie_word_embeddings:
-        head = _linear("lm_head", [infos["model.embed_tokens.weight"]])
-        out.append((replace(head, table=True), ()))
-    else:
-        out.append((_linear("lm_head", [infos["lm_head.weight"]]), ()))
-    return out
+def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[Row]:
+    kept, why = "dense", f"{linear.label} weights have no codes"
+    if linear.form is not None:
+        kept, why = codes_kept(linear.form, linear.k)
+    last = min(ops.gemm_rows - 1, PREFILL_ROWS)
+    panels = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
+    if ops.gemm_rows == NEVER:
+        panels = "exact sums" if ops.library.amx else "this processor has no AMX"
+    for most in (_PASS_ROWS, last):
+        again = -(-most // _PASS_ROWS)
+        config: dict[str, Any] = {"lanes": ops.library.lanes, "passes": again}
+        yield _row(linear, layers, most, kept, "linear", config, why, {"gemm": panels})
+    if last < PREFILL_ROWS:
+        act = linear.form is not None and linear.form.act is not None
+        inputs = "int8 or bfloat16" if act else "bfloat16"
+        config = {"inputs": inputs, "passes": 1}
+        yield _row(linear, layers, PREFILL_ROWS, kept, "gemm", config, why, {"linear": panels})
 
 
-def _layer(infos: dict[str, TensorInfo], layer: str) -> Iterator[Linear]:
-    def take(block: str, names: Sequence[str]) -> list[TensorInfo]:
-        return [infos[f"{layer}.{block}.{name}.weight"] for name in names]
-
-    yield from _fused(("q_proj", "k_proj", "v_proj"), take, "self_attn")
-    yield _linear("o_proj", take("self_attn", ["o_proj"]))
-    blocks = ["mlp"]
-    if f"{layer}.mlp.gate.weight" in infos:
-        router = infos[f"{layer}.mlp.gate.weight"]
-        yield _linear("gate", [router])
-        blocks = [f"mlp.experts.{index}" for index in range(router.shape[0])]
-    for block in blocks:
-        yield from _fused(("gate_proj", "up_proj"), take, block)
-        yield _linear("down_proj", take(block, ["down_proj"]))
+def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[Row]:
+    dtype = str(ops.matmul).removeprefix("torch.")
+    kept, why = "dense", f"{linear.label} weights are held in {dtype}"
+    if ops.packs_int4 and linear.form is not None and int4_fits(linear.form, linear.n, linear.k):
+        kept, why = "int4", "torch has a kernel for such groups of 4-bit codes"
+    yield _row(linear, layers, PREFILL_ROWS, kept, "torch", {}, why, {})
 
 
-def _fused(
-    names: tuple[str, ...],
-    take: Callable[[str, Sequence[str]], list[TensorInfo]],
-    block: str,
-) -> Iterator[Linear]:
-    """One product when ``can_fuse`` would stack the weights, else one for each."""
-    parts = take(block, names)
-    forms = [p.form for p in parts]
-    same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
-    if not same or (forms[0] is None and len({p.format for p in parts}) > 1):
-        for name, part in zip(names, parts, strict=True):
-            yield _linear(name, [part])
-        return
-    gated = block != "self_attn" and forms[0] is not None and family(forms[0])[0] == "w4a16"
-    yield _linear(" + ".join(names), parts, gated)
-
-
-def _linear(module: str, parts: list[TensorInfo], gated: bool = False) -> Linear:
-    labels = "/".join(dict.fromkeys(p.format for p in parts))
-    form = parts[0].form
-    n = sum(p.shape[0] for p in parts)
-    return Linear(module, n, parts[0].shape[1], labels, form, gated)
-
-
-def _linear_row(
+def _row(
     linear: Linear,
     layers: tuple[int, ...],
     m: int,
-    device: Device,
-    tables: Tables | None,
-    fp16: bool,
-    exact: bool,
+    family: str,
+    kernel: str,
+    config: dict[str, Any],
+    detail: str,
+    rejected: dict[str, str],
 ) -> Row:
-    carrier, why = linear.carrier(device.arch)
-    kernel, config, source, rejected = {
-        "w4a16": _w4a16,
-        "w8a16": _fragments,
-        "codebook": _fragments,
-        "w8a8": _w8a8,
-        "fp8": _w8a8,
-        "dense": _dense,
-    }[carrier](linear, m, device, tables, fp16, exact)
-    if source == "table" and tables is not None:
-        found = tables.find(table_key(linear.problem(m, device, fp16)))
-        assert found is not None
-        source, why = found.kind, found.detail
     shape = (linear.n, linear.k)
+    source = "library" if kernel == "torch" else "formula"
     return Row(
         layers,
         linear.module,
         shape,
         linear.label,
         m,
-        carrier,
+        family,
         kernel,
         config,
         source,
-        why,
+        detail,
         rejected,
     )
 
 
-_Picked = tuple[str, dict[str, Any], str, dict[str, str]]
-
-
-def _w4a16(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    problem = linear.problem(m, device, fp16, exact)
-    choice = choose(problem, partial_bytes=PARTIAL_BYTES, counters=COUNTERS, overrides=tables)
-    source = choice.source if choice.source in ("exact", "formula") else "table"
-    config = {} if choice.kernel == "dequantize" else asdict(choice.config)
-    return choice.kernel, config, source, dict(choice.rejected)
-
-
-def _fragments(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    assert linear.form is not None
-    codebook = linear.form.zero == "table"
-    planes = 4 if codebook else 2
-    config = w8a16.choose(
-        device.arch,
-        m,
-        planes,
-        _up(linear.n, ROW_ALIGN),
-        -(-linear.k // (32 * planes)),
-        device.sms,
-        exact=exact,
-        # Codes of 8 bits without a zero point are the only integers read as signed bytes.
-        offset=not codebook and (linear.form.zero != "none" or linear.form.bits != 8),
-        partials=PARTIAL_BYTES // 4,
-        counters=COUNTERS,
-    )
-    limit = crossover(device.arch)
-    if config.dense:
-        why = f"{m} rows: above {limit} on sm_{device.arch} a dense product is faster"
-        return "dequantize", {}, "formula", {"fused": why}
-    if exact:
-        why = "exact: one tile, split and order of sums for every number of rows"
-    else:
-        why = f"{m} rows: up to {limit} on sm_{device.arch} reading the codes wins"
-    values = {key: value for key, value in asdict(config).items() if key != "dense"}
-    return "fused", values, "exact" if exact else "formula", {"dequantize": why}
-
-
-def _w8a8(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    assert linear.form is not None and linear.form.act is not None
-    floating = linear.form.zero == "e4m3"
-    if floating and exact:
-        m = 1
-    zero = not linear.form.act.symmetric
-    tile = w8a8.choose(
-        device.arch, m, linear.n, floating=floating, zero=zero, residual=False, interpreted=False
-    )
-    splits = w8a8.choose_split(tile, m, linear.n, _up(linear.k, ALIGN), device.sms)
-    config = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "splits": splits, **tile.launch}
-    why = "activations are quantized: the checkpoint asks for 8-bit products"
-    rejected = {"w8a16": why, "dense": why}
-    if exact:
-        # Sums of integers are exact in any order; those of float8 go row by row.
-        return "w8a8", {**config, "rows": 1} if floating else config, "exact", rejected
-    return "w8a8", config, "formula", rejected
-
-
-def _dense(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    _, why = linear.carrier(device.arch)
-    rejected = {"w4a16": why, "w8a16": why}
-    if exact:
-        return "torch", {"rows": 1}, "exact", rejected
-    return "torch", {}, "library", rejected
-
-
-def _attention_rows(
-    checkpoint: Checkpoint, device: Device, exact: bool, page: int, context: int
-) -> Iterator[Row]:
+def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[Row]:
     cfg = checkpoint.config
-    group, width = cfg.num_heads // cfg.num_kv_heads, next_power_of_2(cfg.head_dim)
-    shape = (device.arch, group, page, width, _SIXTEEN_BIT)
     windows: dict[int, list[int]] = {}
     for index in range(cfg.num_layers):
         windows.setdefault(cfg.window(index), []).append(index)
-    known = "" if cfg.head_dim in DIMS else ", a size that is not among the tested ones"
     for window, layers in windows.items():
-        length = length_bucket(min(context, cfg.max_position))
-        about = f"head {cfg.head_dim}{known}, window {window}" if window else f"head {cfg.head_dim}"
-        for m in DECODE_ROWS:
-            splits = split_count(device.sms, m * cfg.num_kv_heads, length, exact)
-            config = {**asdict(decode_tile(*shape)), "splits": splits, "page": page}
-            yield _attention(
-                (tuple(layers), "attention, decode", m, "decode", config, exact),
-                f"{about}, {length} tokens of context",
-                {"prefill": "rows of one token: nothing to share a tile with but the group"},
-            )
-        # In exact mode the tokens of a prompt go through the decode kernel too.
-        for m in () if exact else BUCKETS:
-            config = {**asdict(prefill_tile(*shape)), "page": page}
-            yield _attention(
-                (tuple(layers), "attention, prefill", m, "prefill", config, False),
+        about = f"head {cfg.head_dim}" + (f", window {window}" if window else "")
+        kinds = [(PREFILL_ROWS, "torch", {})]
+        if compiled:
+            kinds = [
+                (SPLIT_TOKENS, "split", {"keys": PARTITION}),
+                (PREFILL_ROWS, "run", {"keys": PARTITION, "tokens": RUN}),
+            ]
+        for m, kernel, config in kinds:
+            yield Row(
+                tuple(layers),
+                "attention",
+                None,
+                "KV float32",
+                m,
+                "attention",
+                kernel,
+                config,
+                "formula" if compiled else "library",
                 about,
-                {"decode": "tokens of one prompt read the same keys and values: one tile"},
             )
-
-
-def _attention(
-    what: tuple[tuple[int, ...], str, int, str, dict[str, Any], bool],
-    detail: str,
-    rejected: dict[str, str],
-) -> Row:
-    layers, module, m, kernel, config, exact = what
-    source = "exact" if exact else "formula"
-    return Row(
-        layers, module, None, "KV 16 bit", m, "attention", kernel, config, source, detail, rejected
-    )
-
-
-def _up(value: int, step: int) -> int:
-    return -(-value // step) * step

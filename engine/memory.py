@@ -15,6 +15,8 @@ from .config import EngineConfig
 from .kv_cache import KVCache
 
 KV_SHARE = 0.5
+# Of a cache that was sized by the free memory, prefixes may take this part beside what is in use.
+CACHE_SHARE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,19 @@ def plan_memory(
     return MemoryPlan(
         min(context, blocks * size), blocks, size, blocks * size * per_token, per_token, free_bytes
     )
+
+
+def prefix_blocks(plan: MemoryPlan, config: EngineConfig, device: torch.device) -> int:
+    """KV blocks that may be touched for the sake of the prefix cache alone.
+
+    All of them on a GPU, whose cache is allocated at once, and where ``kv_tokens`` says how many
+    there are. A CPU's is given out by the system block by block: prefixes have an eighth of the
+    cache, and at least one whole context; the rest is touched when requests need it at once.
+    """
+    if config.kv_tokens or device.type != "cpu":
+        return plan.blocks
+    context = -(-plan.max_context // plan.block_size)
+    return max(context, int(plan.blocks * CACHE_SHARE))
 
 
 def free_memory(device: torch.device | None = None) -> int:

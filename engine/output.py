@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .detokenizer import Detokenizer
 from .request import Completion, Delta, FinishReason, Request, Timings, TokenEvent, Usage
+from .stop_strings import StopForms
 from .tokenizer import Tokenizer
 
 
@@ -36,6 +37,7 @@ class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer, end_tokens: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
+        self._stop_forms = StopForms(tokenizer)
         self._live: dict[str, _Live] = {}
 
     def __contains__(self, request_id: str) -> bool:
@@ -47,7 +49,9 @@ class OutputProcessor:
 
     def add(self, request: Request, seed: int | None) -> None:
         """Begin to follow a request."""
-        detokenizer = Detokenizer(self._tokenizer, request.params.stop)
+        stop = request.params.stop
+        matcher = self._stop_forms.matcher(stop) if stop else None
+        detokenizer = Detokenizer(self._tokenizer, matcher)
         self._live[request.id] = _Live(request, seed, detokenizer, time.perf_counter())
 
     def started(self, request_id: str, cached: int) -> None:
@@ -76,12 +80,13 @@ class OutputProcessor:
             ends = token in params.stop_token_ids or (
                 token in self._end_tokens and not params.ignore_eos
             )
+            # Stop strings are looked for only in text that min_tokens no longer protects.
+            check = len(live.tokens) > params.min_tokens
             if reason is FinishReason.STOP and ends and token == event.tokens[-1]:
                 stop = token if token in params.stop_token_ids else None
-                continue
-            # Stop strings are looked for only in text that min_tokens no longer protects.
-            check = len(live.tokens) >= params.min_tokens
-            text += live.detokenizer.feed([token], check_stops=check)
+                text += live.detokenizer.hide(token, check_stops=check)
+            else:
+                text += live.detokenizer.feed([token], check_stops=check)
             if live.detokenizer.stopped is not None:
                 reason, stop = FinishReason.STOP, live.detokenizer.stopped
                 break

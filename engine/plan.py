@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .request import Request
 
@@ -54,3 +55,21 @@ class StepPlan:
     freed_rows: tuple[int, ...]
     total_tokens: int
     pure_decode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave.
+
+    Attributes:
+        tokens: request id -> sampled token.
+        errors: request id -> what is wrong with its row; the others are not touched by it.
+        seconds: how long the step took; 0 when it was not measured.
+    """
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+NO_PLAN = StepPlan(0, (), (), (), 0, False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 from halfbyte.errors import RequestError
@@ -11,8 +13,31 @@ from halfbyte.errors import RequestError
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 
+INT31 = (1 << 31) - 1
+INT63 = (1 << 63) - 1
+LIMITS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_k": (-1, INT31),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "seed": (-INT63 - 1, INT63),
+    "max_tokens": (1, INT31),
+    "min_tokens": (0, INT31),
+    "stop_token_ids": (0, INT31),
+}
+"""Least and largest value of each field: what float32 arithmetic on logits bears, host and device.
 
-class FinishReason(str, Enum):
+A logit is at most 1e34 in size when a penalty of 100, or of 1 / 100, still leaves it finite.
+"""
+
+LEAST_TEMPERATURE = 1e-6
+"""Below it only exact ties of float32 logits are told apart from the likeliest token: greedy."""
+
+
+class FinishReason(StrEnum):
     """Why a completion ended."""
 
     STOP = "stop"
@@ -26,20 +51,22 @@ class SamplingParams:
     """How the next token is chosen and when to stop. Checked on construction.
 
     Attributes:
-        temperature: 0 is greedy; at most 100.
+        temperature: 0 is greedy, and so is anything below 1e-6; at most 100.
         top_k: keep the k likeliest tokens; 0 or -1 is off.
-        top_p: keep the smallest set with at least this probability mass, in (0, 1].
+        top_p: keep the smallest set with at least this probability mass, in [0, 1]; 0 is greedy.
         min_p: drop tokens below this share of the likeliest one's probability, in [0, 1].
         repetition_penalty: divides positive and multiplies negative logits of tokens that
-            are in the prompt or the output; 1 is off (CTRL, Keskar et al. 2019).
+            are in the prompt or the output, in [0.01, 100]; 1 is off (CTRL, Keskar et al. 2019).
         presence_penalty: subtracted once from logits of tokens in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
-        seed: key of the counter-based random numbers, 0 to 2**63 - 1; None draws one.
+        seed: key of the counter-based random numbers, a signed 64-bit number; None or -1 draws one.
         max_tokens: most tokens to generate, at least 1; None means up to the context length.
-        min_tokens: end-of-text and stop conditions are held off until this many tokens.
-        stop: strings that end the text; they are not part of it.
+        min_tokens: so many tokens are part of the answer: no end-of-text or stop token is drawn
+            for them, and stop strings are not looked for in their text. Only where nothing else
+            could be drawn is one drawn all the same, and ends the answer.
+        stop: strings that end the text; they are not part of it. A tuple once checked.
         stop_token_ids: extra token ids that end the text.
-        ignore_eos: go on after an end-of-text token.
+        ignore_eos: an end-of-text token is drawn like any other, and does not end the answer.
 
     Raises:
         RequestError: a value is outside its range; ``param`` names the field.
@@ -55,23 +82,20 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 256
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0.0, 100.0)
-        _integer("top_k", self.top_k, -1, 1 << 31)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        if self.seed is not None:
-            _integer("seed", self.seed, 0, (1 << 63) - 1)
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, 1 << 31)
-        _integer("min_tokens", self.min_tokens, 0, 1 << 31)
+        for name in _NUMBERS:
+            _number(name, getattr(self, name))
+        for name in ("top_k", "min_tokens"):
+            _integer(name, getattr(self, name))
+        for name in ("seed", "max_tokens"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name))
+        if self.seed == -1:
+            object.__setattr__(self, "seed", None)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens is {self.min_tokens}, more than max_tokens {self.max_tokens}",
@@ -94,7 +118,7 @@ class SamplingParams:
         tokens = _items("stop_token_ids", self.stop_token_ids)
         object.__setattr__(self, "stop_token_ids", tokens)
         for token in tokens:
-            _integer("stop_token_ids", token, 0, 1 << 31)
+            _integer("stop_token_ids", token)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(
                 f"ignore_eos is {self.ignore_eos!r:.60}; expected True or False",
@@ -104,7 +128,33 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """True when the likeliest token is taken and no random number is drawn."""
-        return self.temperature == 0.0
+        return self.temperature < LEAST_TEMPERATURE or self.top_p == 0.0
+
+    @property
+    def heat(self) -> float:
+        """The temperature to draw with: 0.0 when greedy."""
+        return 0.0 if self.greedy else self.temperature
+
+
+def sampling_params(given: object, fields: Mapping[str, Any]) -> SamplingParams:
+    """The parameters of a call: ``given`` ones or the defaults, with ``fields`` replaced.
+
+    Raises:
+        RequestError: ``given`` is something else, or a field is unknown or out of its range.
+    """
+    params = SamplingParams() if given is None else given
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
+    known = SamplingParams.__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RequestError(
+                f"unknown sampling field {name!r:.60}",
+                param=name,
+                hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
+            )
+    return replace(params, **fields) if fields else params
 
 
 @dataclass(slots=True)
@@ -260,24 +310,36 @@ def _items(name: str, value: object) -> tuple[Any, ...]:
     raise RequestError(f"{name} is {value!r:.60}; expected a list", param=name)
 
 
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+def _number(name: str, value: object) -> None:
     """Refuse what is not a finite number in the range; booleans are not numbers here."""
-    if (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and low <= value <= high
-        and not (open_low and value == low)
-    ):
-        return
-    bracket = "(" if open_low else "["
-    raise RequestError(
-        f"{name} is {value!r:.60}; expected a number in {bracket}{low:g}, {high:g}]", param=name
-    )
+    low, high = LIMITS[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise RequestError(
+            f"{name} is {_shown(value)}; expected a number in [{low:g}, {high:g}]", param=name
+        )
 
 
-def _integer(name: str, value: object, low: int, high: int) -> None:
+def _integer(name: str, value: object) -> None:
     """Refuse what is not a whole number in the range; booleans are not numbers here."""
+    low, high = LIMITS[name]
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise RequestError(
-            f"{name} is {value!r:.60}; expected a whole number from {low} to {high}", param=name
+            f"{name} is {_shown(value)}; expected a whole number from {low} to {high}", param=name
         )
+
+
+def _shown(value: object) -> str:
+    """A value for an error; Python refuses to write out integers of more than 4300 digits."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a whole number of {value.bit_length()} bits"
+    return f"{value!r:.60}"

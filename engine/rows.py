@@ -95,10 +95,11 @@ class Rows:
         )
 
     def write_samples(self, plan: StepPlan, sampled: Mapping[str, int]) -> None:
-        """Put sampled tokens where the next step finds them."""
+        """Put sampled tokens where the next step finds them; 0 for a row that has none."""
         for item in plan.work:
             if item.needs_sample:
-                self.tokens[item.row, item.start + item.count] = sampled[item.request_id]
+                token = sampled.get(item.request_id, 0)
+                self.tokens[item.row, item.start + item.count] = token
 
     def _extend(self, row: int, blocks: tuple[int, ...]) -> None:
         held = self._blocks_held[row]

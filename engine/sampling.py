@@ -37,7 +37,7 @@ class RowSampling:
 
 
 def sample_row(logits_V: Tensor, row: RowSampling) -> int:
-    """One token by float32 logits [V], in plain torch."""
+    """One token by float32 logits [V], in plain torch; -1 when they are not finite numbers."""
     p = row.params
     if row.penalized:
         size = logits_V.shape[0]
@@ -53,4 +53,4 @@ def sample_row(logits_V: Tensor, row: RowSampling) -> int:
             p.presence_penalty,
             p.frequency_penalty,
         )
-    return ref.sample(logits_V, p.temperature, p.top_k, p.top_p, p.min_p, row.seed, row.position)
+    return ref.sample(logits_V, p.heat, p.top_k, p.top_p, p.min_p, row.seed, row.position)

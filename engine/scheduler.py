@@ -6,7 +6,7 @@ are the same case. A step goes
 
     plan = schedule()        # blocks are taken, ``computed`` moves on, a sample is in flight
     ... the runner computes and samples ...
-    events = commit(plan, sampled)   # tokens are appended, finished requests let go
+    events = commit(plan, result)    # tokens are appended, finished requests let go
 
 ``schedule`` may be called again before the commit of the plan before it (overlap). Then a
 finished request may be computed once more; that result is dropped, and its blocks are kept
@@ -17,12 +17,12 @@ that plan and leaves all others as they were.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .block_pool import BlockPool, Prefix
-from .plan import RowInit, RowWork, StepPlan
+from .plan import NO_PLAN, RowInit, RowWork, StepPlan, StepResult
 from .request import FinishReason, Request, TokenEvent
+from .step_cost import StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,15 @@ class SchedulerConfig:
         max_batch_tokens: most tokens computed in one step.
         max_context: most tokens, prompt plus answer, of one request.
         prefix_cache: look up and publish shared beginnings.
+        max_step_s: seconds that a step may take by prediction while a row decodes; a prompt's
+            chunk is cut to fit, but never to nothing. 0 is no bound.
     """
 
     max_batch: int
     max_batch_tokens: int
     max_context: int
     prefix_cache: bool = True
+    max_step_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class Scheduler:
         self.pool = pool
         self.end_tokens = end_tokens
         self.preemptions = 0
+        self.cost = StepCost()
         self._states: dict[str, _State] = {}
         self._running: list[_State] = []
         self._waiting: deque[_State] = deque()
@@ -153,10 +157,17 @@ class Scheduler:
         admitted: list[RowInit] = []
         planned: set[str] = set()
         preempted = False
+        decodes: dict[str, RowWork] = {}
+        if self.config.max_step_s > 0:
+            decodes = {s.request.id: _next_token(s) for s in self._running if self._decodes(s)}
         for state in sorted(self._running, key=_urgency):
             if state.row < 0 or budget == 0:
                 continue
             count = min(self._pending(state), budget)
+            if decodes and state.request.id not in decodes:
+                # Rows that decode are less urgent, perhaps, but a token of each has its place.
+                room = budget - len(decodes.keys() - planned)
+                count = self._fitting(decodes, work, state.computed, min(count, room))
             if count <= 0:
                 continue
             blocks, lost = self._grow(state, count, planned)
@@ -167,7 +178,7 @@ class Scheduler:
             planned.add(state.request.id)
             budget -= count
         while self._waiting and budget and self._free_rows and not preempted:
-            item = self._admit(self._waiting[0], budget)
+            item = self._admit(self._waiting[0], budget, decodes, work)
             if item is None:
                 break
             self._waiting.popleft()
@@ -180,8 +191,12 @@ class Scheduler:
         decode = bool(work) and all(w.count == 1 and w.needs_sample for w in work)
         return StepPlan(self._step, tuple(work), tuple(admitted), freed, total, decode)
 
-    def commit(self, plan: StepPlan, sampled: Mapping[str, int]) -> list[TokenEvent]:
-        """Take in the step's sampled tokens (request id -> token) and report what happened."""
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
+        """Take in the step's sampled tokens and report what happened.
+
+        A row that failed ends its request; nothing that it computed in this step is published.
+        """
+        self.cost.observe(plan.work, result.seconds)
         for item in plan.work:
             state = self._states.get(item.request_id)
             if state is None:
@@ -190,9 +205,12 @@ class Scheduler:
                 state.in_flight -= 1
             if state.finish is not None or state.epoch != item.epoch:
                 continue
+            if item.request_id in result.errors:
+                self.end(item.request_id, FinishReason.ERROR, result.errors[item.request_id])
+                continue
             state.done = item.start + item.count
             if item.needs_sample:
-                self._append(state, sampled[item.request_id])
+                self._append(state, result.tokens[item.request_id])
             if state.finish is None:
                 self._publish(state)
         self._drain()
@@ -209,7 +227,7 @@ class Scheduler:
                 state.in_flight -= 1
             # ``done`` stays where it was, so nothing that the failed step wrote is published.
             self.end(item.request_id, FinishReason.ERROR, error)
-        return self.commit(StepPlan(plan.step, (), (), (), 0, False), {})
+        return self.commit(NO_PLAN, StepResult())
 
     def check(self) -> None:
         """Raise AssertionError when blocks, rows or states disagree."""
@@ -274,8 +292,25 @@ class Scheduler:
         state.prefixes.clear()
         self._enqueue(state)
 
-    def _admit(self, state: _State, budget: int) -> tuple[RowInit, RowWork] | None:
-        """Give a waiting request a row and its first chunk, or None when blocks are short."""
+    def _decodes(self, state: _State) -> bool:
+        """Whether a request is past its prompt, and somebody waits for its next token."""
+        return state.generated + state.in_flight > 0 and self._pending(state) == 1
+
+    def _fitting(
+        self, decodes: dict[str, RowWork], work: list[RowWork], start: int, most: int
+    ) -> int:
+        """How many of ``most`` tokens fit into a step beside all that decodes and is planned."""
+        chunks = [item for item in work if item.request_id not in decodes]
+        beside = (*decodes.values(), *chunks)
+        return self.cost.chunk(beside, start, most, self.config.max_step_s)
+
+    def _admit(
+        self, state: _State, budget: int, decodes: dict[str, RowWork], work: list[RowWork]
+    ) -> tuple[RowInit, RowWork] | None:
+        """Give a waiting request a row and its first chunk, or None when blocks are short.
+
+        Or when a step with rows that decode has no time left for it.
+        """
         hit: list[int] = []
         if self.config.prefix_cache:
             # The last token is never taken from the cache: its logits are needed.
@@ -284,6 +319,8 @@ class Scheduler:
         state.blocks = list(hit)
         state.computed = state.done = len(hit) * self.pool.block_size
         count = min(len(state.tokens) - state.computed, budget)
+        if decodes:
+            count = self._fitting(decodes, work, state.computed, count)
         need = self._blocks_for(state, count)
         # A watermark of 1 % keeps the first decode steps from preempting what was just admitted;
         # a request whose longest answer fits will never ask for more.
@@ -291,7 +328,7 @@ class Scheduler:
         rest = -(-longest // self.pool.block_size) - len(hit) - need
         reserve = min(max(1, len(self.pool) // 100), rest) if self._running else 0
         blocks = None
-        if need + reserve <= self.pool.free_count():
+        if count and need + reserve <= self.pool.free_count():
             blocks = self.pool.allocate(need)
         if blocks is None:
             self.pool.release(hit)
@@ -331,10 +368,10 @@ class Scheduler:
         params = state.request.params
         state.tokens.append(token)
         reason: FinishReason | None = None
-        if state.generated >= params.min_tokens:
-            ended = token in self.end_tokens and not params.ignore_eos
-            if ended or token in params.stop_token_ids:
-                reason = FinishReason.STOP
+        # Before ``min_tokens`` the sampler draws none of them, unless nothing else is left.
+        ended = token in self.end_tokens and not params.ignore_eos
+        if ended or token in params.stop_token_ids:
+            reason = FinishReason.STOP
         full = params.max_tokens is not None and state.generated >= params.max_tokens
         if reason is None and (full or len(state.tokens) >= self.config.max_context):
             reason = FinishReason.LENGTH
@@ -387,6 +424,11 @@ class Scheduler:
         while index > 0 and _urgency(self._waiting[index - 1]) > _urgency(state):
             index -= 1
         self._waiting.insert(index, state)
+
+
+def _next_token(state: _State) -> RowWork:
+    """The work of a row that decodes."""
+    return RowWork(state.row, state.request.id, state.computed, 1, (), True)
 
 
 def _urgency(state: _State) -> tuple[int, int]:

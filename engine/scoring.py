@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,18 +16,17 @@ from .step import RowSpan, StepInputs
 
 
 def prompt_logits(
-    model: Decoder, rotary: Rotaries, token_ids: list[int], block_size: int, chunk: int
-) -> Tensor:
-    """Float32 logits [T, V] at every position, on a KV cache of its own.
+    model: Decoder, rotary: Rotaries, token_ids: Sequence[int], block_size: int, chunk: int
+) -> Iterator[Tensor]:
+    """Float32 logits [T, V] at every position, on a KV cache of its own, in pieces [<= T, V].
 
-    ``chunk`` tokens are computed at a time, as in serving.
+    ``chunk`` tokens are computed at a time, as in serving; the last piece may be shorter.
     """
     total = len(token_ids)
     blocks = -(-total // block_size)
     kv = KVCache(model.config, blocks, block_size, model.ops.kv_dtype, model.ops.device)
     ids = torch.tensor(token_ids)
     table = torch.arange(blocks, dtype=torch.int32).unsqueeze(0)
-    out: list[Tensor] = []
     for start in range(0, total, chunk):
         stop = min(start + chunk, total)
         positions = torch.arange(start, stop, dtype=torch.int32)
@@ -41,20 +42,27 @@ def prompt_logits(
             spans=[RowSpan(0, stop - start, start)],
             sample_index=None,
         )
-        out.append(compute(model, step, kv).to("cpu", torch.float32))
-    return torch.cat(out)
+        yield compute(model, step, kv).to("cpu", torch.float32)
 
 
-def score_prompt(logits_TV: Tensor, token_ids: list[int]) -> PromptScore:
-    """Log-probabilities of tokens 1 .. T - 1 given those before them, from logits [T, V]."""
+def score_prompt(pieces: Iterable[Tensor], token_ids: Sequence[int]) -> PromptScore:
+    """Log-probabilities of tokens 1 .. T - 1 given those before them.
+
+    Args:
+        pieces: logits [T, V] in pieces, as of :func:`prompt_logits`.
+        token_ids: the T tokens.
+    """
     logprobs: list[float | None] = [None]
     top_ids: list[int | None] = [None]
     top_logprobs: list[float | None] = [None]
-    for index, token in enumerate(token_ids[1:]):
-        # One row at a time: a [T, V] matrix of log-probabilities need not exist.
-        row = logits_TV[index].log_softmax(-1)
-        best = int(row.argmax())
-        logprobs.append(float(row[token]))
-        top_ids.append(best)
-        top_logprobs.append(float(row[best]))
+    following = iter(token_ids[1:])
+    for piece in pieces:
+        # One row at a time: a [T, V] matrix of log-probabilities need not exist. The last row
+        # has no token after it.
+        for logits_V, token in zip(piece, following, strict=False):
+            row = logits_V.log_softmax(-1)
+            best = int(row.argmax())
+            logprobs.append(float(row[token]))
+            top_ids.append(best)
+            top_logprobs.append(float(row[best]))
     return PromptScore(list(token_ids), logprobs, top_ids, top_logprobs)

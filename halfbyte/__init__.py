@@ -17,8 +17,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from halfbyte.engine.async_engine import AsyncEngine
     from halfbyte.engine.engine import Engine
-    from halfbyte.engine.request import Completion, Delta, SamplingParams
+    from halfbyte.engine.request import (
+        Completion,
+        Delta,
+        FinishReason,
+        PromptScore,
+        SamplingParams,
+    )
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 if not os.path.isdir(os.path.join(_HERE, "engine")):
@@ -27,12 +34,25 @@ if not os.path.isdir(os.path.join(_HERE, "engine")):
 
 __version__ = "0.1.0"
 
-__all__ = ["Completion", "Delta", "Engine", "HalfbyteError", "SamplingParams", "__version__"]
+__all__ = [
+    "AsyncEngine",
+    "Completion",
+    "Delta",
+    "Engine",
+    "FinishReason",
+    "HalfbyteError",
+    "PromptScore",
+    "SamplingParams",
+    "__version__",
+]
 
 _HOMES = {
+    "AsyncEngine": ".engine.async_engine",
     "Engine": ".engine.engine",
     "Completion": ".engine.request",
     "Delta": ".engine.request",
+    "FinishReason": ".engine.request",
+    "PromptScore": ".engine.request",
     "SamplingParams": ".engine.request",
 }
 

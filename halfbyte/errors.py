@@ -53,6 +53,10 @@ class TemplateError(TokenizerError):
     """A chat template failed, or exceeded its time or output limit."""
 
 
+class TemplateProcessError(TokenizerError):
+    """The process that renders chat templates cannot start, or ended; the next use starts it."""
+
+
 class RequestError(HalfbyteError):
     """A request cannot be run as asked.
 

@@ -255,12 +255,16 @@ def sample(
 ) -> int:
     """One token by logits [V]: argmax at temperature 0, else Gumbel-max over the kept tokens.
 
+    -1 when there is nothing to choose by: a logit is NaN, or the largest is infinite.
     Source of the draw: Gumbel-max trick (Gumbel, 1954; Maddison et al., 2014).
     """
+    best = logits_V.max()  # NaN when any is
+    if not math.isfinite(best):
+        return -1
     if temperature == 0.0:
         return int(logits_V.argmax())
     # Counted from the best one, no score overflows, however small the temperature is.
-    scaled = (logits_V - logits_V.max()) / max(temperature, 1e-30)
+    scaled = (logits_V - best) / max(temperature, 1e-30)
     keep = keep_mask(scaled, top_k, top_p, min_p)
     # The noise lies between -2.9 and 16.7, so a token 20 below the best can never win.
     keep &= scaled >= scaled.max() - 20.0

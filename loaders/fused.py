@@ -6,7 +6,7 @@ the parts of a stacked tensor are rows of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,10 @@ def fused_shapes(expected: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int
 
 
 def split_fused(
-    stored: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], where: str
+    stored: Mapping[str, TensorInfo],
+    expected: Mapping[str, tuple[int, ...]],
+    where: str,
+    spelled: Callable[[str], str],
 ) -> tuple[dict[str, TensorInfo], dict[str, Rows]]:
     """Replace stacked tensors by their parts.
 
@@ -51,6 +54,7 @@ def split_fused(
         stored: name -> header.
         expected: name -> shape of what the model needs, parts unstacked.
         where: file or folder, for messages.
+        spelled: canonical name -> the file's own, for messages.
 
     Returns:
         name -> header with the parts in place of each stacked tensor, and part -> rows.
@@ -67,11 +71,14 @@ def split_fused(
         height = sum(shape[0] for shape in shapes)
         if whole.shape != (height, *shapes[0][1:]):
             raise CheckpointError(
-                f"{where}: {name} is {list(whole.shape)}; expected {[height, *shapes[0][1:]]}"
+                f"{where}: {spelled(name)} is {list(whole.shape)}; expected "
+                f"{[height, *shapes[0][1:]]}"
             )
         twice = next((part for part in parts if part in stored), None)
         if twice is not None:
-            raise CheckpointError(f"{where}: {twice} is stored alone and in {name}")
+            raise CheckpointError(
+                f"{where}: {spelled(twice)} is stored alone and in {spelled(name)}"
+            )
         del infos[name]
         start = 0
         for part, shape in zip(parts, shapes, strict=True):

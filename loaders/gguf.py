@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from . import gguf_config, gguf_tokenizer, model_checks
 from .base import TensorInfo, TokenizerSource
-from .fused import split_fused
-from .gguf_experts import expert_module, split_stacks
+from .fused import FUSED, split_fused
+from .gguf_experts import expert_file_module, expert_module, split_stacks
 from .gguf_families import FAMILIES, Family
 from .gguf_parts import GGUFParts
 from .gguf_reader import GGUFTensor
@@ -49,6 +50,13 @@ _POST_NORM_NAMES = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
+}
+_TOP_FILE_NAMES = {canonical: own for own, canonical in _TOP_NAMES.items()}
+# Where q, k and v, or gate and up, are one tensor.
+_STACKED = {
+    **dict.fromkeys(FUSED["self_attn.qkv_proj"], "attn_qkv"),
+    **dict.fromkeys(FUSED["mlp.gate_up_proj"], "ffn_up"),
+    "mlp.gate_up_proj": "ffn_up",
 }
 # Divisors of the rotary frequencies; they become a part of the config.
 _FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -100,26 +108,53 @@ class GGUFCheckpoint:
         }
         metadata = parts.metadata
         self.config = gguf_config.read_config(where, metadata, parts.tensors, factors, report)
-        family = FAMILIES[metadata["general.architecture"]]
+        arch = metadata["general.architecture"]
+        family = FAMILIES[arch]
         self._by_name = {
             _canonical_name(name, family, parts.tensors): tensor
             for name, tensor in parts.tensors.items()
             if name not in factors
         }
+        spelled = self._spelling(family)
         stored = {
             name: TensorInfo(name, t.shape, t.type.name, t.nbytes, form=CANONICAL.get(t.type.name))
             for name, t in self._by_name.items()
         }
         expected = model_checks.expected_tensors(self.config)
-        stored, self._rows = split_fused(stored, expected, where)
-        stored, experts = split_stacks(stored, expected, self.config.experts, where)
+        stored, self._rows = split_fused(stored, expected, where, spelled)
+        stored, experts = split_stacks(stored, expected, self.config.experts, where, spelled)
         self._rows |= experts
-        self._infos = model_checks.check_tensors(self.config, stored, where, report)
+        spelling = model_checks.Spelling(spelled, gguf_config.keys_of(arch))
+        self._infos = model_checks.check_tensors(self.config, stored, where, report, spelling)
         for info in self._infos.values():
-            _check_type(where, info)
+            _check_type(where, self._source(info.name).name, info)
+        self._tie_equal_head()
         self._permuted = family.permuted
         if self._permuted:
             report.decide("q and k rows put back from interleaved to half-split order")
+
+    def _spelling(self, family: Family) -> Callable[[str], str]:
+        """What turns a canonical name into the file's, or into the one that it should have."""
+        stored = {name: tensor.name for name, tensor in self._by_name.items()}
+        return lambda name: stored.get(name) or _file_name(name, family)
+
+    def _tie_equal_head(self) -> None:
+        """Tie the LM head when the file holds the embedding matrix once more as the head."""
+        head = self._by_name.get(model_checks.LM_HEAD)
+        embedding = self._by_name.get(model_checks.EMBED)
+        if head is None or embedding is None:
+            return
+        if head.type != embedding.type:
+            return
+        from .heads import same_matrix
+
+        rows = head.shape[0]
+        raw = (self._parts.raw(tensor).view(rows, -1) for tensor in (head, embedding))
+        if same_matrix(*raw):
+            self.config = replace(self.config, tie_word_embeddings=True)
+            del self._infos[model_checks.LM_HEAD], self._report.tensors[model_checks.LM_HEAD]
+            self._report.decide(f"{head.name} equals {embedding.name}: one matrix serves as both")
+        self._parts.release((head, embedding))
 
     def tensors(self) -> list[TensorInfo]:
         """Every tensor that the model uses, under its canonical name, in file order."""
@@ -160,8 +195,7 @@ class GGUFCheckpoint:
         info = self._infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
-        rows = self._rows.get(name)
-        tensor = self._by_name[name if rows is None else rows.source]
+        rows, tensor = self._rows.get(name), self._source(name)
         raw = self._parts.raw(tensor)
         if rows is not None:  # rows follow each other, whatever their type
             *heights, width = tensor.shape
@@ -171,6 +205,11 @@ class GGUFCheckpoint:
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])
         return self._parts.path_of(tensor), name, tensor, info.shape, raw
+
+    def _source(self, name: str) -> GGUFTensor:
+        """The stored tensor that a weight is, or is rows of."""
+        rows = self._rows.get(name)
+        return self._by_name[name if rows is None else rows.source]
 
     def _heads_of(self, name: str) -> int:
         """Heads whose rows are interleaved in this tensor; 0 when none are."""
@@ -215,29 +254,48 @@ def _canonical_name(name: str, family: Family, stored: Container[str]) -> str:
     return name
 
 
-def _check_type(where: str, info: TensorInfo) -> None:
+def _file_name(name: str, family: Family) -> str:
+    """The GGUF name that a tensor would have: the inverse of :func:`_canonical_name`."""
+    head, _, ending = name.rpartition(".")
+    if head in _TOP_FILE_NAMES:
+        return f"{_TOP_FILE_NAMES[head]}.{ending}"
+    layer = re.fullmatch(r"model\.layers\.([0-9]+)\.(.+)", head)
+    if layer is None:
+        return name
+    index, module = layer.groups()
+    known = _LAYER_NAMES | _POST_NORM_NAMES if family.post_norms else _LAYER_NAMES
+    modules = {canonical: own for own, canonical in known.items()}
+    if family.stacked and module in _STACKED:
+        return f"blk.{index}.{_STACKED[module]}.{ending}"
+    return f"blk.{index}.{modules.get(module) or expert_file_module(module) or module}.{ending}"
+
+
+def _check_type(where: str, name: str, info: TensorInfo) -> None:
     """Refuse, before any data is read, types that ``load`` could not convert."""
     if info.format not in SUPPORTED_TYPES:
         raise UnsupportedModelError(
-            f"{where}: tensor {info.name} has type {info.format}; supported are "
+            f"{where}: tensor {name} has type {info.format}; supported are "
             f"{', '.join(SUPPORTED_TYPES)}",
             hint="use a file quantized to one of these types, such as Q4_K_M or Q4_0",
         )
     if len(info.shape) == 1 and info.format not in DENSE_TYPES:
         raise UnsupportedModelError(
-            f"{where}: vector {info.name} has type {info.format}; supported are "
-            f"{', '.join(DENSE_TYPES)}"
+            f"{where}: vector {name} has type {info.format}; supported are {', '.join(DENSE_TYPES)}"
         )
 
 
 def _convert(
     path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], raw: Tensor
 ) -> Weight:
-    """Bytes to a canonical weight; what is wrong with them is said of the file."""
+    """Bytes to a canonical weight; what is wrong with them is said of the file's tensor."""
+    from .canonical import QuantizedLinear
     from .gguf_blocks import convert_tensor
 
     try:
-        return convert_tensor(name, tensor.type, shape, raw)
+        weight = convert_tensor(tensor.name, tensor.type, shape, raw)
+        if isinstance(weight, QuantizedLinear):
+            weight.name = name
+        return weight
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
 

@@ -67,7 +67,23 @@ _KNOWN = frozenset(
         "vocab_size",
     )
 )
-_Q_NAMES = ("attn_q", "attn_qkv")
+# What a count or a tensor's side follows from, for messages; "{}" is the architecture.
+_KEYS: dict[str, str] = {
+    "heads": "{}.attention.head_count",
+    "kv_heads": "{}.attention.head_count_kv",
+    "head_dim": "{}.attention.key_length",
+    "rotary": "{}.rope.dimension_count",
+    "windows": "{}.attention.sliding_window_pattern",
+    "local": "{}.attention.sliding_window_pattern",
+    "layers": "{}.block_count",
+    "hidden": "{}.embedding_length",
+    "vocab": "tokens of tokenizer.ggml.tokens",
+    "q": "{}.attention.head_count x {}.attention.key_length",
+    "kv": "{}.attention.head_count_kv x {}.attention.key_length",
+    "inner": "{}.feed_forward_length",
+    "experts": "{}.expert_count",
+    "expert_inner": "{}.expert_feed_forward_length",
+}
 _LAST_U32 = (1 << 32) - 1  # how writers spell "no such token"
 
 
@@ -104,12 +120,17 @@ def read_config(
     layers = read.integer("block_count", 1, limits.MAX_LAYERS)
     heads = read.uniform("attention.head_count", layers, limits.MAX_HEADS)
     kv_heads = read.uniform("attention.head_count_kv", layers, limits.MAX_HEADS, default=heads)
+    if not read.present("attention.key_length") and hidden % heads:
+        raise CheckpointError(
+            f"{read.name('embedding_length')} {hidden} over {arch}.attention.head_count {heads} is "
+            f"not whole, and {arch}.attention.key_length is not given"
+        )
     head_dim = read.integer("attention.key_length", 1, limits.MAX_HEAD_DIM, hidden // heads)
     value_dim = read.integer("attention.value_length", 1, limits.MAX_HEAD_DIM, head_dim)
     if value_dim != head_dim:
         raise UnsupportedModelError(
-            f"{where}: value heads of {value_dim} and key heads of {head_dim} elements; only "
-            "equal sizes are supported"
+            f"{read.name('attention.value_length')} is {value_dim} and "
+            f"{arch}.attention.key_length {head_dim}; only equal sizes are supported"
         )
     position = read.integer("context_length", 1, limits.MAX_POSITION)
     rope = read_rope(read, head_dim, position, factors)
@@ -163,7 +184,7 @@ def read_config(
         dtype=dtype,
         name=display_name(top.text("general.name", "")),
     )
-    limits.check_heads(where, config)
+    limits.check_heads(where, config, keys_of(arch))
     if config.tie_word_embeddings:
         report.decide("no output.weight: the LM head is the embedding matrix")
     if name != arch:
@@ -173,6 +194,11 @@ def read_config(
         report.decide(f"mixture of {experts.count} experts, {experts.per_token} for each token")
     _report_gemma(family, config, report)
     return config
+
+
+def keys_of(arch: str) -> dict[str, str]:
+    """The keys that counts and sizes of an architecture are under, for messages."""
+    return {name: key.replace("{}", arch) for name, key in _KEYS.items()}
 
 
 def token_id(fields: Fields, key: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -101,11 +101,18 @@ def expert_module(module: str) -> str | None:
     return f"mlp.experts.{split[2]}.{split[1]}_proj" if split else _STACKED.get(module)
 
 
+def expert_file_module(module: str) -> str | None:
+    """GGUF module of a router, or of the stack that an expert's matrix is in."""
+    stack = re.sub(r"^mlp\.experts\.[0-9]+\.", "mlp.experts.", module)
+    return next((own for own, canonical in _STACKED.items() if canonical == stack), None)
+
+
 def split_stacks(
     stored: Mapping[str, TensorInfo],
     expected: Mapping[str, tuple[int, ...]],
     experts: Experts | None,
     where: str,
+    spelled: Callable[[str], str],
 ) -> tuple[dict[str, TensorInfo], dict[str, Rows]]:
     """Replace stacks [E, N, K] of experts by the matrices [N, K] in them.
 
@@ -116,6 +123,7 @@ def split_stacks(
         expected: canonical name -> shape of what the model needs, expert by expert.
         experts: the mixture, or None.
         where: file, for messages.
+        spelled: canonical name -> the file's own, for messages.
 
     Returns:
         name -> header with the experts in place of each stack, and expert -> rows of the stack
@@ -135,13 +143,15 @@ def split_stacks(
             shape = (experts.count, len(parts) * n, k)
             if whole.shape != shape:
                 raise CheckpointError(
-                    f"{where}: {whole.name} is {list(whole.shape)}; expected {list(shape)}"
+                    f"{where}: {spelled(whole.name)} is {list(whole.shape)}; expected {list(shape)}"
                 )
             del infos[whole.name]
             names = [f"{prefix}{i}.{part}.weight" for i in range(experts.count) for part in parts]
             for index, name in enumerate(names):
                 if name in infos:
-                    raise CheckpointError(f"{where}: {name} is stored alone and in {whole.name}")
+                    raise CheckpointError(
+                        f"{where}: {spelled(name)} is stored alone and in {spelled(whole.name)}"
+                    )
                 size = whole.nbytes // len(names)
                 infos[name] = replace(whole, name=name, shape=(n, k), nbytes=size)
                 rows[name] = Rows(whole.name, index * n, (index + 1) * n)

@@ -68,7 +68,11 @@ def read_rope(
         fast = read.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0)
         slow = read.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0)
         if fast <= slow:
-            raise read.error("rope.scaling.yarn_beta_fast", fast, f"more than beta_slow {slow:g}")
+            raise read.error(
+                "rope.scaling.yarn_beta_fast",
+                fast,
+                f"more than {read.prefix}rope.scaling.yarn_beta_slow {slow:g}",
+            )
         return RopeConfig(
             theta,
             rotary,
@@ -79,8 +83,9 @@ def read_rope(
             beta_slow=slow,
         )
     raise UnsupportedModelError(
-        f"{read.name('rope.scaling.type')} is {shown(kind)} with attn_factor {attn:g}; supported "
-        "are none, linear, yarn and longrope, with attn_factor 1 for the first three"
+        f"{read.name('rope.scaling.type')} is {shown(kind)} with rope.scaling.attn_factor "
+        f"{attn:g}; supported are none, linear, yarn and longrope, with attn_factor 1 for the "
+        "first three"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,24 @@ from .report import LoadReport
 
 # Gemma 3 with a vision tower; only its language model is read.
 WRAPPER = "gemma3"
+
+# Keys of counts and of what a tensor's sides follow from, for messages.
+KEYS: dict[str, str] = {
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "rotary": "partial_rotary_factor",
+    "windows": "layer_types",
+    "local": "layer_types",
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "vocab": "vocab_size",
+    "q": "num_attention_heads x head_dim",
+    "kv": "num_key_value_heads x head_dim",
+    "inner": "intermediate_size",
+    "experts": "num_experts",
+    "expert_inner": "moe_intermediate_size",
+}
 
 # Keys that change the numbers in a way these families do not have -> the value without effect.
 _NEUTRAL: dict[str, Any] = {
@@ -103,13 +122,27 @@ def read_config(
     if not all(rotated):
         unrotated = tuple(not has_rope for has_rope in rotated)
         config = replace(config, rope_local=RopeConfig(kind="none"), local_layers=unrotated)
-    limits.check_heads(where, config)
+    limits.check_heads(where, config, keys_of(values))
     if config.experts is not None:
         count, few = config.experts.count, config.experts.per_token
         report.decide(f"mixture of {count} experts, {few} for each token")
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}")
     return config
+
+
+def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """:data:`KEYS` as this ``config.json`` spells them."""
+    family = values.get("model_type")
+    keys = dict(KEYS)
+    if family == "mixtral":
+        keys |= {"experts": "num_local_experts", "expert_inner": "intermediate_size"}
+    if family != WRAPPER:
+        return keys
+    return {
+        name: " x ".join(f"text_config.{part}" for part in key.split(" x "))
+        for name, key in keys.items()
+    }
 
 
 def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Fields, str]:
@@ -214,8 +247,8 @@ def _head_dim(read: Fields, hidden: int, heads: int) -> int:
     """Elements of a head: the key when it is there, else derived (null means derived too)."""
     if not read.present("head_dim") and hidden % heads:
         raise CheckpointError(
-            f"{read.where}: hidden_size {hidden} over num_attention_heads {heads} is not whole, "
-            "and head_dim is not given"
+            f"{read.name('hidden_size')} {hidden} over {read.prefix}num_attention_heads {heads} is "
+            "not whole, and head_dim is not given"
         )
     return read.integer("head_dim", 1, limits.MAX_HEAD_DIM, hidden // heads)
 
@@ -237,7 +270,7 @@ def _ids(read: Fields, key: str, vocab: int, report: LoadReport) -> tuple[int, .
     items = value if isinstance(value, list) else [] if value is None else [value]
     ids: list[int] = []
     for item in items:
-        checked = Fields(read.where, {key: item}).integer(key, -1, limits.MAX_TOKEN_ID)
+        checked = Fields(read.where, {key: item}, read.prefix).integer(key, -1, limits.MAX_TOKEN_ID)
         if checked >= vocab:
             report.warn(f"{key} {checked} is outside the vocabulary of {vocab}; not used")
         elif checked >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from .folder_files import ModelFolder
 from .fused import Rows, fused_shapes, split_fused, take_rows
 from .hf_quantized import claim, quantization_config, refuse_quantized_tensors
 from .report import LoadReport
-from .safetensors_index import SafetensorsFiles, StoredTensor
+from .safetensors_index import INDEX, SafetensorsFiles, StoredTensor
 from .smoothquant import refuse_smoothquant
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class HFFolderCheckpoint:
         self._method = None if found is None else methods.open_method(found, self._report)
         self._modules: dict[str, methods.QuantizedModule] = {}
         self._rows: dict[str, Rows] = {}
+        self._said_tied = False
         self._stacked: tuple[str, Weight] | None = None
         self._files = SafetensorsFiles(self._folder)
         try:
@@ -93,32 +95,82 @@ class HFFolderCheckpoint:
                 _matrix_dtype(stored),
                 self._report,
             )
-            self._infos = self._check(stored, hf_names.spelling(self._files.tensors, values))
+            spelled = hf_names.spelling(self._files.tensors, values)
+            self._follow_stored_head("tie_word_embeddings" in values, spelled)
+            self._infos = self._check(
+                stored, model_checks.Spelling(spelled, hf_config.keys_of(values))
+            )
+            self._tie_equal_head(spelled)
         except BaseException:
             self._files.close()
             raise
 
+    def _follow_stored_head(self, said: bool, spelled: Callable[[str], str]) -> None:
+        """Expect an LM head of its own where one is stored, whatever ``tie_word_embeddings`` says.
+
+        ``said`` is whether the config has that key.
+        """
+        prefix = model_checks.LM_HEAD.removesuffix("weight")
+        tied = not any(name.startswith(prefix) for name in self._stored)
+        head, embedding = spelled(model_checks.LM_HEAD), spelled(model_checks.EMBED)
+        if not tied:
+            pass  # whether it is the embedding matrix once more is seen when all headers are sound
+        elif self.config.tie_word_embeddings:
+            self._report.decide("tie_word_embeddings: the LM head is the embedding matrix")
+        elif said:
+            self._report.warn(
+                f"config.json says that tie_word_embeddings is false, but there is no {head}: "
+                f"{embedding} is the LM head"
+            )
+        else:
+            self._report.decide(f"there is no {head}: {embedding} is the LM head")
+        self._said_tied = self.config.tie_word_embeddings
+        self.config = replace(self.config, tie_word_embeddings=tied)
+
+    def _tie_equal_head(self, spelled: Callable[[str], str]) -> None:
+        """Tie the LM head when the files hold the embedding matrix once more as the head."""
+        if self.config.tie_word_embeddings:
+            return
+        head, embedding = (self._stored.get(n) for n in (model_checks.LM_HEAD, model_checks.EMBED))
+        names = spelled(model_checks.LM_HEAD), spelled(model_checks.EMBED)
+        plain = (
+            model_checks.LM_HEAD not in self._modules and model_checks.EMBED not in self._modules
+        )
+        if plain and head is not None and embedding is not None:
+            from .heads import same_matrix
+
+            same = same_matrix(self._read(head), self._read(embedding))
+            self._files.release((head, embedding))
+            if same:
+                self.config = replace(self.config, tie_word_embeddings=True)
+                del self._infos[model_checks.LM_HEAD], self._report.tensors[model_checks.LM_HEAD]
+                self._report.decide(f"{names[0]} equals {names[1]}: one matrix serves as both")
+                return
+        if self._said_tied:
+            self._report.decide(
+                f"tie_word_embeddings is true, but {names[0]} is stored and differs from "
+                f"{names[1]}: the stored head is used"
+            )
+
     def _check(
-        self, stored: dict[str, StoredTensor], spelled: Callable[[str], str]
+        self, stored: dict[str, StoredTensor], spelling: model_checks.Spelling
     ) -> dict[str, TensorInfo]:
-        report = self._report
+        report, spelled = self._report, spelling.tensor
         for file in self._files.files:
             report.files[file.path.name] = file.size
         for name in self._files.unlisted:
-            report.warn(f"tensor {name} is not in the index; not used")
+            report.warn(f"tensor {name} is not in {INDEX}; not used")
         expected = model_checks.expected_tensors(self.config)
         infos = self._logical(stored, fused_shapes(expected), spelled)
         for info in infos.values():
             report.count(info.format, info.nbytes)
-        infos, self._rows = split_fused(infos, expected, str(self.path))
-        if self.config.tie_word_embeddings:
-            report.decide("tie_word_embeddings: the LM head is the embedding matrix")
-        used = model_checks.check_tensors(self.config, infos, str(self.path), report)
+        infos, self._rows = split_fused(infos, expected, str(self.path), spelled)
+        used = model_checks.check_tensors(self.config, infos, str(self.path), report, spelling)
         for info in used.values():
             source = self._rows[info.name].source if info.name in self._rows else info.name
             if source not in self._modules and info.format not in _DTYPE_NAMES:
                 raise UnsupportedModelError(
-                    f"{self.path}: tensor {info.name} has dtype {info.format}; supported are "
+                    f"{self.path}: tensor {spelled(source)} has dtype {info.format}; supported are "
                     f"{', '.join(_DTYPE_NAMES)}"
                 )
         return used
@@ -214,9 +266,10 @@ class HFFolderCheckpoint:
         if not values.numel() or all(bool(x.isfinite()) for x in torch.aminmax(values)):
             return
         at = int((~values.flatten().isfinite()).nonzero()[0])
-        file = self._files.files[self._stored[name].file].path
+        stored = self._stored[name]
+        file = self._files.files[stored.file].path
         raise CheckpointError(
-            f"{file}: tensor {name} holds {float(values.flatten()[at])} at element {at}; "
+            f"{file}: tensor {stored.name} holds {float(values.flatten()[at])} at element {at}; "
             "expected finite numbers",
             hint="the file is damaged: download it again",
         )

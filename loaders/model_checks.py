@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
@@ -42,38 +44,67 @@ _HARMLESS_ENDINGS = (
 )
 
 
-def check_heads(where: str, config: ModelConfig) -> None:
-    """Raise CheckpointError when the head counts or the head size cannot work together."""
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a checkpoint spells what is canonical here, for messages.
+
+    Attributes:
+        tensor: canonical name of a tensor -> the file's own.
+        keys: name of a dimension or count -> the key of the config that says it.
+    """
+
+    tensor: Callable[[str], str]
+    keys: Mapping[str, str]
+
+
+def check_heads(where: str, config: ModelConfig, keys: Mapping[str, str]) -> None:
+    """Raise CheckpointError when the head counts or the head size cannot work together.
+
+    ``keys`` as in :class:`Spelling`.
+    """
     if config.num_heads % config.num_kv_heads:
         raise CheckpointError(
-            f"{where}: {config.num_heads} attention heads over {config.num_kv_heads} key/value "
-            "heads; expected a multiple"
+            f"{where}: {keys['heads']} is {config.num_heads} and {keys['kv_heads']} is "
+            f"{config.num_kv_heads}; expected a multiple"
         )
     rotary = config.rope.rotary_dim or config.head_dim
     if rotary % 2 or rotary > config.head_dim:
         raise CheckpointError(
-            f"{where}: rotary dimension {rotary} with head size {config.head_dim}; expected an "
-            "even number no larger than the head"
+            f"{where}: {rotary} rotary dimensions by {keys['rotary']} in heads of "
+            f"{config.head_dim} by {keys['head_dim']}; expected an even number no larger than "
+            "the head"
         )
     if config.rope.kind == "dynamic" and rotary < 4:
         raise CheckpointError(
-            f"{where}: dynamic rotary scaling of {rotary} dimensions; expected at least 4"
+            f"{where}: dynamic rotary scaling of {rotary} dimensions by {keys['rotary']}; "
+            "expected at least 4"
         )
-    for what, per_layer in (
-        ("sliding windows", config.sliding_window),
-        ("rotary rules", config.local_layers),
+    for key, per_layer in (
+        (keys["windows"], config.sliding_window),
+        (keys["local"], config.local_layers),
     ):
         if len(per_layer) not in (0, config.num_layers):
             raise CheckpointError(
-                f"{where}: {what} for {len(per_layer)} layers; expected {config.num_layers}"
+                f"{where}: {key} is for {len(per_layer)} layers; expected {config.num_layers}, "
+                f"as in {keys['layers']}"
             )
+
+
+# Name of a dimension, as in ``Spelling.keys``, and its size.
+Dimension = tuple[str, int]
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor that the model computes with, in layer order."""
-    hidden = config.hidden_size
-    q_rows = config.num_heads * config.head_dim
-    kv_rows = config.num_kv_heads * config.head_dim
+    return {name: tuple(size for _, size in sides) for name, sides in _expected(config)}
+
+
+def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]]:
+    """Canonical name and dimensions of every tensor that the model computes with."""
+    hidden, vocab = ("hidden", config.hidden_size), ("vocab", config.vocab_size)
+    head_dim = ("head_dim", config.head_dim)
+    q_rows = ("q", config.num_heads * config.head_dim)
+    kv_rows = ("kv", config.num_kv_heads * config.head_dim)
     attention = (
         ("self_attn.q_proj", q_rows, hidden, config.qkv_bias),
         ("self_attn.k_proj", kv_rows, hidden, config.qkv_bias),
@@ -81,31 +112,30 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         ("self_attn.o_proj", hidden, q_rows, config.o_bias),
     )
     norms = _POST_NORMS if config.post_norms else _NORMS
-    expected: dict[str, tuple[int, ...]] = {EMBED: (config.vocab_size, hidden)}
+    yield EMBED, (vocab, hidden)
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         for name in norms:
-            expected[f"{prefix}{name}.weight"] = (hidden,)
+            yield f"{prefix}{name}.weight", (hidden,)
         if config.qk_norm:
-            expected[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
-            expected[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
+            yield prefix + "self_attn.q_norm.weight", (head_dim,)
+            yield prefix + "self_attn.k_norm.weight", (head_dim,)
         for name, rows, columns, bias in (*attention, *_mlp(config, layer)):
-            expected[f"{prefix}{name}.weight"] = (rows, columns)
+            yield f"{prefix}{name}.weight", (rows, columns)
             if bias:
-                expected[f"{prefix}{name}.bias"] = (rows,)
-    expected[FINAL_NORM] = (hidden,)
+                yield f"{prefix}{name}.bias", (rows,)
+    yield FINAL_NORM, (hidden,)
     if not config.tie_word_embeddings:
-        expected[LM_HEAD] = (config.vocab_size, hidden)
-    return expected
+        yield LM_HEAD, (vocab, hidden)
 
 
-def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, int, int, bool]]:
+def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, Dimension, Dimension, bool]]:
     """Module, rows, columns and whether there is a bias, of a layer's MLP or experts."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, inner = ("hidden", config.hidden_size), ("inner", config.intermediate_size)
     prefixes, experts = ["mlp."], config.experts_of(layer)
     if experts is not None:
-        yield "mlp.gate", experts.count, hidden, False
-        inner = experts.intermediate_size
+        yield "mlp.gate", ("experts", experts.count), hidden, False
+        inner = ("expert_inner", experts.intermediate_size)
         prefixes = [f"mlp.experts.{index}." for index in range(experts.count)]
     for prefix in prefixes:
         yield prefix + "gate_proj", inner, hidden, config.mlp_bias
@@ -114,7 +144,11 @@ def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, int, int, bool]
 
 
 def check_tensors(
-    config: ModelConfig, stored: Mapping[str, TensorInfo], where: str, report: LoadReport
+    config: ModelConfig,
+    stored: Mapping[str, TensorInfo],
+    where: str,
+    report: LoadReport,
+    spelling: Spelling,
 ) -> dict[str, TensorInfo]:
     """Compare the stored tensors with the expected ones, from headers alone.
 
@@ -123,6 +157,7 @@ def check_tensors(
         stored: canonical name -> header, for everything in the files.
         where: file or folder name for messages.
         report: gets an entry for each tensor, a warning for each kind of ignored ones.
+        spelling: of tensors and keys, for messages.
 
     Returns:
         The tensors that the model uses, in file order.
@@ -132,25 +167,30 @@ def check_tensors(
             total.
         UnsupportedModelError: there are model tensors that this architecture does not use.
     """
-    expected = expected_tensors(config)
-    missing = [name for name in expected if name not in stored]
+    expected = dict(_expected(config))
+    spelled = spelling.tensor
+    missing = dict.fromkeys(spelled(name) for name in expected if name not in stored)
     if missing:
         raise CheckpointError(
             f"{where}: {_listed(missing)} missing of the {len(expected)} tensors that "
-            f"{config.architecture} needs; the files hold {len(stored)} tensors{_sample(stored)}",
+            f"{config.architecture} needs; the files hold {len(stored)} tensors"
+            f"{_sample(spelled(name) for name in stored)}",
             hint="the download is incomplete, or the config belongs to another model",
         )
     wrong = [
-        f"{name} is {list(stored[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
+        f"{spelled(name)} is {list(stored[name].shape)}, expected "
+        f"{list(shape)} ({', '.join(spelling.keys[side] for side, _ in sides)})"
+        for name, sides in expected.items()
+        for shape in [tuple(size for _, size in sides)]
         if stored[name].shape != shape
     ]
     if wrong:
         raise CheckpointError(
-            f"{where}: wrong shape of {_listed(wrong, '; ')}",
+            f"{where}: wrong shape: {_listed(wrong, '; ')}",
             hint="the config and the weights belong to different models",
         )
-    _check_unused([name for name in stored if name not in expected], config, where, report)
+    unused = [name for name in stored if name not in expected]
+    _check_unused(unused, config, where, report, spelled)
     used = {name: info for name, info in stored.items() if name in expected}
     for name, info in used.items():
         checks = (f"shape {list(info.shape)}", *info.checks)
@@ -158,18 +198,24 @@ def check_tensors(
     return used
 
 
-def _check_unused(names: list[str], config: ModelConfig, where: str, report: LoadReport) -> None:
+def _check_unused(
+    names: list[str],
+    config: ModelConfig,
+    where: str,
+    report: LoadReport,
+    spelled: Callable[[str], str],
+) -> None:
     """Ignore with a warning what no decoder computes with; refuse the rest."""
     refused: list[str] = []
     for name in names:
-        if name == LM_HEAD and config.tie_word_embeddings:
-            report.warn(f"{name} is stored but unused: the config ties it to the embeddings")
-        elif name.endswith(_HARMLESS_ENDINGS):
+        if name.endswith(_HARMLESS_ENDINGS):
             report.warn("stored rotary tables are not used: they follow from the config")
         elif name.startswith(("model.", "lm_head.")):
-            refused.append(name)
+            refused.append(spelled(name))
         else:
-            report.warn(f"tensor {name} is not part of a {config.architecture} model; not used")
+            report.warn(
+                f"tensor {spelled(name)} is not part of a {config.architecture} model; not used"
+            )
     if refused:
         raise UnsupportedModelError(
             f"{where}: {_listed(refused)} not part of a {config.architecture} model with this "
@@ -187,6 +233,6 @@ def _listed(items: Iterable[str], separator: str = ", ") -> str:
     return f"{text}{more}" if separator != ", " else f"{text}{more} {verb}"
 
 
-def _sample(stored: Mapping[str, TensorInfo]) -> str:
-    names = list(stored)[:3]
+def _sample(stored: Iterable[str]) -> str:
+    names = list(islice(stored, 3))
     return f", such as {', '.join(names)}" if names else ""

@@ -15,10 +15,9 @@ _TEMPLATE_SWITCHES: Mapping[str, type] = {"enable_thinking": bool}
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Plain dictionaries with text content for the chat template.
+    """Plain dictionaries for the chat template, their content a text or a list of text parts.
 
-    The ``developer`` role becomes ``system``, its older name, which templates know. Text parts
-    are joined by line feeds.
+    The ``developer`` role becomes ``system``, its older name, which templates know.
 
     Raises:
         RequestError: a part that is not text, tool traffic, or a message without content.
@@ -33,20 +32,20 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
                 code="unsupported_value",
             )
         role = "system" if message.role == "developer" else message.role
-        entry: dict[str, Any] = {"role": role, "content": _text(message, where)}
+        entry: dict[str, Any] = {"role": role, "content": _content(message, where)}
         if message.name is not None:
             entry["name"] = message.name
         out.append(entry)
     return out
 
 
-def _text(message: ChatMessage, where: str) -> str:
-    """The content as one string."""
+def _content(message: ChatMessage, where: str) -> str | list[dict[str, str]]:
+    """The content as it was sent: which form the template takes is known where it is rendered."""
     if message.content is None:
         raise RequestError(f"{where}.content is missing", param=f"{where}.content")
     if isinstance(message.content, str):
         return message.content
-    texts = []
+    parts = []
     for number, part in enumerate(message.content):
         if part.type != "text":
             raise RequestError(
@@ -58,8 +57,8 @@ def _text(message: ChatMessage, where: str) -> str:
             raise RequestError(
                 f"{where}.content.{number} has no text", param=f"{where}.content.{number}.text"
             )
-        texts.append(part.text)
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": part.text})
+    return parts
 
 
 def template_switches(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from halfbyte.errors import EngineDeadError, RequestError, TemplateError
+from halfbyte.errors import EngineDeadError, RequestError, TemplateError, TemplateProcessError
 
 _MAX_MESSAGE = 600
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -106,6 +106,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), param=error.param, code=error.code)
     if isinstance(error, TemplateError):
         return ApiError(400, str(error), param="messages", code="invalid_chat_template_input")
+    if isinstance(error, TemplateProcessError):
+        return ApiError(503, str(error), code="template_process_ended", retry_after=1)
     if isinstance(error, EngineDeadError):
         return engine_down()
     return internal_error()

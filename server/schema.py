@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from halfbyte.errors import RequestError
 
-from ..engine.request import MAX_STOP_STRINGS, SamplingParams
+from ..engine.request import INT31, LIMITS, MAX_STOP_STRINGS, SamplingParams
 from .unsupported import CHAT, COMPLETION, STREAM_OPTIONS, refuse_unsupported
 
 MAX_PROMPTS = 128
@@ -32,10 +32,13 @@ MAX_MESSAGES = 2048
 MAX_PARTS = 1024
 DEFAULT_COMPLETION_TOKENS = 16
 
-_INT31 = (1 << 31) - 1
-_INT63 = (1 << 63) - 1
+TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
-TokenId = Annotated[int, Field(ge=0, le=_INT31)]
+
+def _within(name: str) -> Any:
+    """The range of a sampling parameter."""
+    low, high = LIMITS[name]
+    return Field(ge=low, le=high)
 
 
 def _check_prompt(value: Any) -> Any:
@@ -63,7 +66,7 @@ def _is_ids(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and all(type(v) is int and 0 <= v <= _INT31 for v in value)
+        and all(type(v) is int and 0 <= v <= INT31 for v in value)
     )
 
 
@@ -104,24 +107,24 @@ class _Generation(RequestModel):
     """Fields that completions and chat share."""
 
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_INT31)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    seed: Annotated[int, Field(ge=-_INT63 - 1, le=_INT63)] | None = None
+    max_tokens: Annotated[int, _within("max_tokens")] | None = None
+    temperature: Annotated[float, _within("temperature")] | None = None
+    top_p: Annotated[float, _within("top_p")] | None = None
+    top_k: Annotated[int, _within("top_k")] | None = None
+    min_p: Annotated[float, _within("min_p")] | None = None
+    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
+    seed: Annotated[int, _within("seed")] | None = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=_INT31)] | None = None
+    min_tokens: Annotated[int, _within("min_tokens")] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
-    priority: Annotated[int, Field(ge=-_INT31, le=_INT31)] | None = None
+    priority: Annotated[int, Field(ge=-INT31, le=INT31)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     user: str | None = None
 
@@ -155,8 +158,7 @@ class _Generation(RequestModel):
             "repetition_penalty": self.repetition_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            # OpenAI's seeds are signed; the engine's are not.
-            "seed": None if self.seed is None else self.seed & _INT63,
+            "seed": self.seed,
             "min_tokens": self.min_tokens,
             "ignore_eos": self.ignore_eos,
             "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
@@ -213,7 +215,7 @@ class ChatCompletionRequest(_Generation, _Conversation):
     """Body of POST /v1/chat/completions."""
 
     not_honoured = CHAT
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
+    max_completion_tokens: Annotated[int, _within("max_tokens")] | None = None
 
     @property
     def token_limit(self) -> int | None:

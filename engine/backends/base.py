@@ -182,11 +182,14 @@ class Ops(Protocol[P]):
         ...
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
-        """Index of each row's largest logit, int64 [S]; never recorded, computed at once."""
+        """Index of each row's largest logit, int64 [S]; never recorded, computed at once.
+
+        -1 for a row with a NaN, or whose largest logit is infinite.
+        """
         ...
 
     def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
-        """One token for each row of logits, int64 [S], computed at once.
+        """One token for each row of logits, int64 [S], computed at once; -1 as :meth:`argmax`.
 
         None when the backend leaves the draw to the host.
         """

@@ -216,7 +216,7 @@ class CompiledOps:
         return out
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
-        """First index of each row's largest logit, int64 [S]; computed at once."""
+        """First index of each row's largest logit, int64 [S], or -1; computed at once."""
         rows, width = logits_SV.shape
         out = torch.empty(rows, dtype=torch.int64)
         n = (rows, width, logits_SV.stride(0))

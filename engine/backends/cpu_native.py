@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,10 @@ from halfbyte.errors import ConfigError
 from ...kernels import reference as ref
 from ...kernels.cpu.build import BuildError, build_library
 from ...kernels.cpu.library import Library
-from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight
+from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight, WeightFormat
 from ...loaders.store import cache_root
 from ..config import EngineConfig
-from .base import Activation, Ops
+from .base import Activation
 from .cpu_compiled import CompiledOps
 from .plain import PlainOps
 
@@ -35,7 +34,7 @@ INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16
 
 
-def make_cpu_ops(config: EngineConfig) -> Ops[Any]:
+def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
     """The CPU backend for a configuration.
 
     Raises:
@@ -166,12 +165,14 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
     def __init__(self, matmul: torch.dtype, exact: bool) -> None:
         super().__init__(torch.float32, exact)
         self.matmul = matmul
+        self.packs_int4 = matmul == torch.bfloat16
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:
         """[N, K] as int4 where torch has a kernel for the format, else dense."""
         if isinstance(weight, Tensor):
             return DenseLinear(weight.to(self.matmul), bias)
-        if self.matmul == torch.bfloat16 and _int4_fits(weight):
+        fits = weight.perm is None and int4_fits(weight.format, *weight.shape)
+        if self.packs_int4 and fits:
             return _pack_int4(weight, bias)
         return DenseLinear(weight.dequantize(self.matmul), bias, weight.format.act)
 
@@ -212,14 +213,12 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         return act.mul_(up)
 
 
-def _int4_fits(weight: QuantizedLinear) -> bool:
-    n, k = weight.shape
-    fmt = weight.format
+def int4_fits(fmt: WeightFormat, n: int, k: int) -> bool:
+    """Whether torch's int4 kernel takes weights [N, K] of a format, their columns in order."""
     return (
         fmt.bits == 4
         and fmt.zero in ("none", "int", "float")
         and fmt.act is None
-        and weight.perm is None
         and fmt.group_size in INT4_GROUPS
         and k % fmt.group_size == 0
         and n % INT4_ROWS == 0

@@ -14,6 +14,8 @@ Codes leave out the rounding of weights to 16 bits that some formats have; see `
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -28,8 +30,11 @@ from ...kernels.cpu.pack import (
     pack_q8,
     pack_table,
 )
-from ...loaders.canonical import QuantizedLinear, Weight, pack_codes
+from ...loaders.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
 from ...loaders.stored import WORDS, StoredLinear
+
+Codes = Literal["nibbles", "table", "bytes", "float8", "dense"]
+"""How the C kernels keep the codes of a weight; ``dense`` is a matrix of float32."""
 
 # Rows that are unpacked at a time: temporaries of bit streams are several times the codes.
 BLOCK = 1024
@@ -50,6 +55,25 @@ def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | N
         packed.order = weight.perm.to(torch.int32).contiguous()
     packed.act = weight.format.act
     return packed
+
+
+def codes_kept(fmt: WeightFormat, k: int) -> tuple[Codes, str]:
+    """How codes of ``k`` columns are kept, and why."""
+    if fmt.zero == "e4m3":
+        return "float8", "float8 codes as they are"
+    group = k if fmt.group_size == -1 else min(fmt.group_size, k)
+    words = fmt.bits <= 4 and k % 8 == 0 and group % 8 == 0
+    ragged = f"{k} columns in groups of {group} are no whole eights"
+    if fmt.zero == "table":
+        if words:
+            return "table", f"{fmt.bits}-bit indices of a table, eight to a word"
+        why = ragged if fmt.bits <= 4 else f"{fmt.bits}-bit indices"
+        return "dense", f"{why}: no kernel looks those up"
+    if words:
+        return "nibbles", f"{fmt.bits}-bit integers, eight to a word"
+    if fmt.bits <= 4:
+        return "bytes", f"{ragged}: a byte each"
+    return "bytes", f"{fmt.bits}-bit integers, a byte each"
 
 
 def expand_rounded(weight: Weight) -> Weight:
@@ -74,12 +98,12 @@ def _pack_codes(
     """The codes in the order of their columns, or None where no kind takes them."""
     fmt, k, scales = weight.format, weight.in_features, weight.scales
     group = k if fmt.group_size == -1 else min(fmt.group_size, k)
-    words = fmt.bits <= 4 and k % 8 == 0 and group % 8 == 0
-    if fmt.zero == "e4m3":
+    kept, _ = codes_kept(fmt, k)
+    if kept == "dense":
+        return None
+    if kept == "float8":
         return pack_e4m3(arena, library, weight.codes, group, scales, bias)
-    if fmt.zero == "table":
-        if not words:
-            return None
+    if kept == "table":
         table = torch.zeros(16)
         table[: len(fmt.table)] = torch.tensor(fmt.table)
         return pack_table(arena, library, _nibbles(weight), k, group, scales, table, bias)
@@ -90,7 +114,7 @@ def _pack_codes(
         assert weight.zeros is not None
         offsets = -(scales.float() * weight.zeros.float())
     center = 1 << (fmt.bits - 1)
-    if words:
+    if kept == "nibbles":
         middle = float(center) if fmt.zero == "none" else 0.0
         if isinstance(weight, StoredLinear) and weight.form == WORDS:
             codes = weight.parts

@@ -123,8 +123,9 @@ class PlainOps(ABC, Generic[P]):
         return ref.gated_mul(gate_up_TI2, activation)
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
-        """Index of each row's largest logit, int64 [S]."""
-        return logits_SV.argmax(-1)
+        """Index of each row's largest logit, int64 [S]; -1 for NaN or no finite largest."""
+        best, index = logits_SV.max(-1)  # NaN when any is
+        return torch.where(best.isfinite(), index, -1)
 
     def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
         """None for every [S, V]: the host draws."""

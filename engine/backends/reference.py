@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels import reference as ref
 from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight
+from ...loaders.stored import settled
 from .plain import PlainOps
 
 
@@ -56,8 +57,11 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
         super().__init__(dtype, exact)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> ReferenceLinear:
-        """Keep the canonical weight [N, K] and the bias [N]."""
-        return ReferenceLinear(weight, bias)
+        """Keep the canonical weight [N, K] and the bias [N].
+
+        A weight that is still as its file has it is converted now, and thereby checked.
+        """
+        return ReferenceLinear(settled(weight), bias)
 
     def embed(self, ids_T: Tensor, table: ReferenceLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> [T, D]."""

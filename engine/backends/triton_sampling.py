@@ -49,7 +49,7 @@ class DeviceSampler:
 def _choice(row: RowSampling, slot: int) -> Choice:
     p = row.params
     return Choice(
-        temperature=p.temperature,
+        temperature=p.heat,
         top_k=max(p.top_k, 0),
         top_p=p.top_p,
         min_p=p.min_p,

@@ -133,22 +133,33 @@ void hb_add(const hb_op *op, int tid, int threads) {
     }
 }
 
-/* First index of the largest of V logits. n: T, V, elements between rows; p: logits, out int64 [T] */
+/* First index of the largest of V logits, -1 when any is NaN or the largest is infinite.
+ * n: T, V, elements between rows; p: logits, out int64 [T] */
 void hb_argmax(const hb_op *op, int tid, int threads) {
     int width = op->n[1];
     for (int t = tid; t < op->n[0]; t += threads) {
         const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
         vf top = vf_set(-INFINITY);
         float best = -INFINITY;
-        int i = 0;
+        vi nan = {0};
+        int i = 0, bad = 0;
         for (; i + LANES <= width; i += LANES) {
             vf v = vf_load(x + i);
             vi more = v > top;
+            nan |= v != v;
             top = (vf)(((vi)v & more) | ((vi)top & ~more));
         }
-        for (; i < width; i++) best = x[i] > best ? x[i] : best;
+        for (; i < width; i++) {
+            bad |= x[i] != x[i];
+            best = x[i] > best ? x[i] : best;
+        }
+        for (i = 0; i < LANES; i++) bad |= nan[i];
         float peak = vf_max(top);
         best = peak > best ? peak : best;
+        if (bad || best == INFINITY || best == -INFINITY) {
+            ((int64_t *)op->p[1])[t] = -1;
+            continue;
+        }
         for (i = 0; i < width - 1 && x[i] != best; i++) {}
         ((int64_t *)op->p[1])[t] = i;
     }

@@ -48,20 +48,28 @@ def first_best(value, index):
     return best, tl.min(tl.where(value == best, index, 2147483647), 0)
 
 
+@triton.jit
+def or_none(token, best, nan):
+    """``token``, or -1 where a logit was NaN or the largest is infinite."""
+    sound = (nan == 0) & (tl.abs(best) < float("inf"))
+    return tl.where(sound, token, -1)
+
+
 @triton.jit(do_not_specialize=["vocabulary", "logits_stride"])
 def argmax_kernel(logits_ptr, out_ptr, vocabulary, logits_stride, BLOCK: tl.constexpr):
-    """Lowest index of each row's largest logit; NaN counts as the smallest. Grid (R,)."""
+    """Lowest index of each row's largest logit; -1 for NaN or no finite largest. Grid (R,)."""
     row = tl.program_id(0).to(tl.int64)
     value = tl.full((BLOCK,), float("-inf"), tl.float32)
     index = tl.full((BLOCK,), 2147483647, tl.int32)
+    nan = tl.full((BLOCK,), 0, tl.int32)
     for begin in range(0, vocabulary, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         x = raw_logits(logits_ptr + row * logits_stride, columns, vocabulary)
+        nan = tl.where(x == x, nan, 1)
         index = tl.where(x > value, columns, index)
-        value = tl.maximum(x, value)
-    _, token = first_best(value, index)
-    # Nothing above -inf: token 0, so that the result is always an id.
-    tl.store(out_ptr + row, tl.where(token < vocabulary, token, 0).to(tl.int64))
+        value = tl.where(x > value, x, value)
+    best, token = first_best(value, index)
+    tl.store(out_ptr + row, or_none(token, best, tl.max(nan, 0)).to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["vocabulary", "logits_stride", "counts_stride"])
@@ -102,16 +110,18 @@ def sample_kernel(
     value = tl.full((BLOCK,), float("-inf"), tl.float32)
     index = tl.full((BLOCK,), 2147483647, tl.int32)
     raw_peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    nan = tl.full((BLOCK,), 0, tl.int32)
     for begin in range(0, vocabulary, BLOCK):
         columns = begin + lanes
         x = raw_logits(x_ptr, columns, vocabulary)
         raw_peak = tl.maximum(raw_peak, x)
         if PENALTIES and penalties:
             x = penalized(x, c_ptr, columns, vocabulary, repetition, presence, frequency)
+        nan = tl.where(x == x, nan, 1)
         index = tl.where(x > value, columns, index)
-        value = tl.maximum(x, value)
+        value = tl.where(x > value, x, value)
     best, token = first_best(value, index)
-    token = tl.where(token < vocabulary, token, 0)
+    token = or_none(token, best, tl.max(nan, 0))
 
     if LOGPROBS:
         peak = tl.max(raw_peak, 0)
@@ -120,7 +130,7 @@ def sample_kernel(
             total += tl.exp(raw_logits(x_ptr, begin + lanes, vocabulary) - peak)
         normalizer = peak + log(tl.sum(total, 0))
 
-    if (temperature > 0.0) & (best > float("-inf")):
+    if (temperature > 0.0) & (token >= 0):
         heat = tl.maximum(temperature, 1e-30)
         source = (x_ptr, c_ptr, vocabulary, penalties, repetition, presence, frequency, best, heat)
         key = draw_key(seed, position)
@@ -172,7 +182,7 @@ def sample_kernel(
 
     tl.store(out_ptr + row, token.to(tl.int64))
     if LOGPROBS:
-        chosen = tl.load(x_ptr + token).to(tl.float32)
+        chosen = tl.load(x_ptr + tl.maximum(token, 0)).to(tl.float32)
         tl.store(logprob_ptr + row, chosen - normalizer)
-    if PENALTIES and penalties:
+    if PENALTIES and penalties & (token >= 0):
         tl.store(c_ptr + token, tl.load(c_ptr + token) + 1)

@@ -36,7 +36,7 @@ def _check_logits(logits_SV: Tensor, valid: int | None) -> int:
 
 
 def argmax(logits_SV: Tensor, *, valid: int | None = None, out: Tensor | None = None) -> Tensor:
-    """Lowest id of each row's largest logit -> int64 [S].
+    """Lowest id of each row's largest logit -> int64 [S]; -1 for NaN or no finite largest.
 
     Args:
         logits_SV: float16, bfloat16 or float32; rows may be strided.
@@ -75,6 +75,8 @@ def sample(
     logprobs: Tensor | None = None,
 ) -> Tensor:
     """One token for each row -> int64 [S], as :func:`halfbyte.kernels.reference.sample` draws it.
+
+    -1 where that gives -1: a logit is NaN, or the largest is infinite.
 
     Args:
         logits_SV: float16, bfloat16 or float32; rows may be strided.

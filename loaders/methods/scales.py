@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _INTS = ("I8", "I32", "I64")
-# Tensors of a quantized KV cache, by the end of their names.
-_KV_ENDINGS = ("k_scale", "v_scale", "k_proj.output_scale", "v_proj.output_scale")
+# Tensors of attention in FP8 or int8 and of its quantized KV cache, within ``self_attn``: scales
+# and zero points of queries, keys, values and probabilities.
+_ATTENTION_SCALES = re.compile(
+    r"(?:\w+\.)?(?:q|k|v|kv|prob|prob_output)_(?:scale|zero_point)"
+    r"|(?:q|k|v|qkv)_proj\.output_(?:scale|zero_point)"
+)
 
 
 def stored_weights(
@@ -185,21 +190,22 @@ def activation(
 def with_kv_scales(
     found: list[QuantizedModule], stored: Mapping[str, StoredTensor], report: LoadReport
 ) -> list[QuantizedModule]:
-    """The modules, some of which take the scales of a quantized KV cache as ignored parts.
+    """The modules, some of which take the scales of quantized attention as ignored parts.
 
-    The cache keeps 16 or 32 bits, which is more accurate. Where a layer's attention is not
-    quantized, its ``k_proj`` (or ``qkv_proj``) is added as a dense module that owns the scales.
+    Attention and its cache keep 16 or 32 bits, which is more accurate. Where a layer's attention
+    is not quantized, its ``k_proj`` (or ``qkv_proj``) is added as a dense module that owns them.
     """
     extra: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in stored.items():
         layer, attention, ending = name.partition(".self_attn.")
-        if attention and ending.endswith(_KV_ENDINGS) and ending.count(".") <= 1:
+        if attention and _ATTENTION_SCALES.fullmatch(ending):
             extra.setdefault(layer + attention, {})[ending] = tensor
     if not extra:
         return found
+    kinds = sorted({ending for scales in extra.values() for ending in scales})
     report.decide(
-        "KV cache stays in 16 or 32 bits: its stored FP8 or int8 scales (k_scale, v_scale) are "
-        "not used, which is more accurate"
+        "attention and KV cache stay in 16 or 32 bits: the stored FP8 or int8 scales "
+        f"({', '.join(kinds)}) are not used, which is more accurate"
     )
     result: list[QuantizedModule] = []
     for module in found:

@@ -13,7 +13,7 @@ import pytest
 
 from halfbyte.bench import engine as bench
 from halfbyte.bench.engine import BenchPlan, Case, ModelFacts, Report, Row, TokenSource
-from halfbyte.bench.machine import machine_info, read_bandwidth, usable_cores
+from halfbyte.bench.machine import known_bandwidth, machine_info, read_bandwidth, usable_cores
 from halfbyte.bench.table import compact, markdown
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.request import Completion, Delta, FinishReason, Usage
@@ -273,3 +273,25 @@ def test_a_real_engine_on_a_tiny_model(monkeypatch):
     assert found.step_bytes > 0 and str(TINY.parent) not in json.dumps(found.to_dict())
     pairs = itertools.pairwise(said)
     assert said[0].startswith("measuring") and all(a != b for a, b in pairs)
+
+
+def test_bandwidth_is_measured_once(tmp_path, monkeypatch):
+    rates, asked = iter([3e10, 4e10, 5e10, 6e10]), []
+
+    def measured(threads, **options):
+        asked.append(threads)
+        return next(rates)
+
+    monkeypatch.setattr("halfbyte.bench.machine.read_bandwidth", measured)
+    folder = tmp_path / "cache"
+    assert [known_bandwidth(folder, 2) for _ in range(3)] == [3e10] * 3
+    assert known_bandwidth(folder, 4) == 4e10 and known_bandwidth(folder, 2) == 3e10
+    assert known_bandwidth(folder, 2, again=True) == 5e10 == known_bandwidth(folder, 2)
+    assert asked == [2, 4, 2]
+    for broken in ("[]", "{", '{"read_bandwidth": 3}', '{"read_bandwidth": {}}'):
+        monkeypatch.setattr("halfbyte.bench.machine.read_bandwidth", lambda t, **o: 7e10)
+        (folder / "machine.json").write_text(broken)
+        assert known_bandwidth(folder, 2) == 7e10
+    monkeypatch.setattr("halfbyte.bench.machine.read_bandwidth", lambda t, **o: 8e10)
+    (tmp_path / "file").write_text("")
+    assert known_bandwidth(tmp_path / "file", 2) == 8e10

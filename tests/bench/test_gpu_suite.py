@@ -108,7 +108,7 @@ try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:
     assert not end.code, end.code
-ours = {"tokenizers", "orjson", "typer", "fastapi", "pydantic", "sentencepiece", "minijinja"}
+ours = {"tokenizers", "orjson", "typer", "fastapi", "pydantic", "sentencepiece"}
 assert not ours & set(sys.modules), ours & set(sys.modules)
 assert not [m for m in sys.modules if m.startswith("halfbyte.engine")]
 """

@@ -8,8 +8,8 @@ import pytest
 import torch
 from cli_support import ROOT, TINY, halfbyte
 
-from halfbyte.cli.explain import config_text, layer_text, render
-from halfbyte.engine.explain import explain
+from halfbyte.cli.explain import config_text, gpu_text, layer_text, render
+from halfbyte.engine.explain_triton import explain
 from halfbyte.kernels.tables import find_device
 from halfbyte.loaders import open_checkpoint
 
@@ -21,7 +21,7 @@ FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
 def test_the_text_fits_80_columns(path, name):
     device = find_device(name)
     rows = explain(open_checkpoint(path), device)
-    text = render(rows, device)
+    text = render(rows, gpu_text(device))
     assert max(map(len, text.splitlines())) <= 80
     assert f"{device.name}: {name}, {device.sms} multiprocessors" in text
     assert "layers 0-1: q_proj + k_proj + v_proj, 384 x 128" in text

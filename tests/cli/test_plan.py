@@ -41,7 +41,9 @@ def test_json_adds_up():
 
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch):
-    monkeypatch.setattr(plan, "device_memory", lambda name: Memory("m", 1 << 20, 1 << 20, 1e9))
+    monkeypatch.setattr(
+        plan, "device_memory", lambda name, measure: Memory("m", 1 << 20, 1 << 20, 1e9)
+    )
     text = run()
     assert "does not fit" in text and "too much" in text
     assert "longest context none (batch 1)" in text and "largest batch   none" in text

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from halfbyte.engine.block_pool import BlockPool
-from halfbyte.engine.plan import StepPlan
+from halfbyte.engine.plan import RowWork, StepPlan, StepResult
 from halfbyte.engine.request import FinishReason, Request, SamplingParams, TokenEvent
 from halfbyte.engine.scheduler import Scheduler, SchedulerConfig
 
@@ -49,15 +50,25 @@ def next_token(tokens: list[int]) -> int:
     return zlib.crc32(bytes(tokens)) % 7
 
 
+def drawn(tokens: list[int], request: Request) -> int:
+    """What the sampler draws: below ``min_tokens`` no token that would end the text."""
+    params, token = request.params, next_token(tokens)
+    if len(tokens) - len(request.prompt) < params.min_tokens:
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else (END,))}
+        while token in ends:
+            token = (token + 1) % 7
+    return token
+
+
 def alone(request: Request, max_context: int) -> tuple[list[int], FinishReason]:
     """Tokens and finish of a request that has the machine to itself, from the definitions."""
     tokens, params = list(request.prompt), request.params
     while True:
-        token = next_token(tokens)
+        token = drawn(tokens, request)
         tokens.append(token)
         count = len(tokens) - len(request.prompt)
         stops = (token == END and not params.ignore_eos) or token in params.stop_token_ids
-        if stops and count >= params.min_tokens:
+        if stops:
             return tokens[len(request.prompt) :], FinishReason.STOP
         if count == params.max_tokens or len(tokens) >= max_context:
             return tokens[len(request.prompt) :], FinishReason.LENGTH
@@ -79,6 +90,9 @@ class Simulation:
     blocks: int
     config: SchedulerConfig
     overlap: bool = False
+    keep: int | None = None
+    clock: Callable[[tuple[RowWork, ...]], float] | None = None
+    seconds: list[float] = field(default_factory=list)
     pool: BlockPool = field(init=False)
     scheduler: Scheduler = field(init=False)
     prefixes: Prefixes = field(default_factory=Prefixes)
@@ -88,12 +102,13 @@ class Simulation:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     finished: dict[str, FinishReason] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
     plans: list[StepPlan] = field(default_factory=list)
-    pending: tuple[StepPlan, dict[str, int]] | None = None
+    pending: tuple[StepPlan, StepResult] | None = None
     idle: int = 0
 
     def __post_init__(self) -> None:
-        self.pool = BlockPool(self.blocks, self.block_size)
+        self.pool = BlockPool(self.blocks, self.block_size, self.keep)
         self.scheduler = Scheduler(self.config, self.pool, frozenset({END}))
 
     def add(self, request: Request) -> None:
@@ -128,12 +143,12 @@ class Simulation:
                 self._commit_pending()
             self._take(self.scheduler.abort(plan, "the step failed"))
         else:
-            sampled = self._execute(plan)
+            result = self._execute(plan)
             self._commit_pending()
             if self.overlap and plan.work:
-                self.pending = (plan, sampled)
+                self.pending = (plan, result)
             else:
-                self._take(self.scheduler.commit(plan, sampled))
+                self._take(self.scheduler.commit(plan, result))
         self.scheduler.check()
         busy = bool(plan.work) or self.pending is not None
         self.idle = 0 if busy or not self.has_work() else self.idle + 1
@@ -202,11 +217,21 @@ class Simulation:
                 if number != item.row:
                     assert not written & set(other.blocks), "two texts write to one block"
 
-    def _execute(self, plan: StepPlan) -> dict[str, int]:
+    def _execute(self, plan: StepPlan) -> StepResult:
         sampled: dict[str, int] = {}
+        errors: dict[str, str] = {}
         size = self.block_size
         for item in plan.work:
             row = self.rows[item.row]
+            if item.request_id in self.broken:
+                # Its keys are not numbers from here on, and nothing can be drawn.
+                errors[item.request_id] = "broken"
+                for p in range(item.start, item.start + item.count):
+                    self.memory[row.blocks[p // size], p % size] = GARBAGE
+                if item.needs_sample:
+                    row.tokens.append(0)
+                    row.chain.append(GARBAGE)
+                continue
             assert len(row.tokens) >= item.start + item.count, "computes an unknown token"
             for p in range(item.start):
                 held = self.memory.get((row.blocks[p // size], p % size))
@@ -215,11 +240,13 @@ class Simulation:
                 self.memory[row.blocks[p // size], p % size] = row.chain[p]
             if item.needs_sample:
                 assert len(row.tokens) == item.start + item.count
-                token = next_token(row.tokens)
+                token = drawn(row.tokens, self.requests[item.request_id])
                 row.tokens.append(token)
                 row.chain.append(self.prefixes.extend(row.chain[-1], token))
                 sampled[item.request_id] = token
-        return sampled
+        took = self.clock(plan.work) if self.clock is not None and plan.work else 0.0
+        self.seconds.append(took)
+        return StepResult(sampled, errors, took)
 
     def _garble(self, plan: StepPlan) -> None:
         """A failing step may leave anything in the slots that it was to write."""
@@ -270,8 +297,17 @@ def random_simulation(rng: random.Random) -> Simulation:
         max_batch_tokens=max(batch, rng.randint(1, 24)),
         max_context=context,
         prefix_cache=rng.random() < 0.7,
+        max_step_s=rng.choice([0.0, 1e-3, 0.1]),
     )
-    return Simulation(size, blocks, config, overlap=rng.random() < 0.5)
+    keep = rng.choice([None, rng.randint(0, blocks)])
+    return Simulation(
+        size,
+        blocks,
+        config,
+        overlap=rng.random() < 0.5,
+        keep=keep,
+        clock=rng.choice([None, lambda work: rng.uniform(1e-6, 1.0)]),
+    )
 
 
 def random_run(seed: int) -> Simulation:
@@ -283,12 +319,15 @@ def random_run(seed: int) -> Simulation:
     ]
     fail_rate = rng.choice([0.0, 0.0, 0.02, 0.1])
     stop_rate = rng.choice([0.0, 0.02, 0.1])
+    break_rate = rng.choice([0.0, 0.0, 0.05])
     while waiting or sim.has_work():
         while waiting and rng.random() < 0.4:
             sim.add(waiting.pop())
         if sim.live and rng.random() < stop_rate:
             name = rng.choice(sim.live)
             sim.cancel(name) if rng.random() < 0.5 else sim.end_silently(name)
+        if sim.live and rng.random() < break_rate:
+            sim.broken.add(rng.choice(sim.live))
         sim.step(rng.choice(["early", "late"]) if rng.random() < fail_rate else None)
         assert len(sim.plans) < 20_000
     sim.verify()

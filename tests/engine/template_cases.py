@@ -2,6 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, models
+
+NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@functools.cache
+def _transformers() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    return PreTrainedTokenizerFast(tokenizer_object=words)
+
+
+def reference(
+    source: str,
+    messages: Sequence[Mapping[str, Any]],
+    opening: bool = True,
+    **context: Any,
+) -> str | None:
+    """The prompt as transformers renders it, None when it fails there."""
+    try:
+        return _transformers().apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=source,
+            tokenize=False,
+            add_generation_prompt=opening,
+            **NAMES,
+            **context,
+        )
+    except Exception:  # templates fail in every way that Python knows
+        return None
+
+
 # Indented blocks, a namespace-free loop, the default system message.
 SMOLLM2 = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
@@ -202,7 +239,58 @@ ODDITIES = """\
 {%- filter upper %} done {{ strftime_now('%Y') | length }}{% endfilter %}
 """
 
+# Only the first part of the content is read, and a plain text has no parts.
+GUARD = """\
+{% for m in messages %}{% if m['role']=='user' %}{% set r='User' %}{% else %}{% set r='Agent' %}\
+{% endif %}{{ r + ': ' + m['content'][0]['text'] | trim + '\\n\\n' }}{% endfor %}"""
+
+PARTS = """\
+{% for m in messages %}<|{{ m.role }}|>{% for p in m.content %}{% if p.type == 'text' %}\
+{{ p.text }}{% endif %}{% endfor %}<|end|>{% endfor %}"""
+
+# A macro for the content, which may be either; the system message must be a text.
+EITHER = """\
+{%- macro show(content) -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}{%- for p in content if p.type == 'text' -%}{{ p['text'] }}{%- endfor -%}{%- endif -%}
+{%- endmacro -%}
+{%- for m in messages -%}
+{%- if m.role == 'system' -%}{{ '[' + m.content + ']' }}
+{%- else -%}{{ '<' + m.role + '>' + show(m.content) }}{%- endif -%}
+{%- endfor -%}"""
+
+# Python's methods and operators.
+METHODS = r"""\
+{{ messages[0].content.strip().upper() }}|{{ 'a-b-c'.rsplit('-', 1) }}|\
+{{ 'a b'.split(' ', 1)[1] }}|\
+{{ 'abc'.find('c') }}|{{ 'aXbX'.count('X') }}|{{ 'x'.join(['a','b']) }}|{{ 'abc'.isalpha() }}|\
+{{ 'a\nb'.splitlines() }}|{{ 'abc'.removeprefix('a').removesuffix('c') }}|{{ 'x'.zfill(3) }}|\
+{{ 'abc'.startswith(('a','z')) }}|{{ 'Abc'.swapcase() }}|{{ 'a=b'.partition('=') }}|\
+{{ 'a=b=c'.rpartition('=') }}|{{ {'a':1,'b':2}.values()|list }}|{{ {'a':1}.get('z','d') }}|\
+{{ [1,2,3].index(2) }}|{{ 'a'.center(5) }}|{{ 'a'.ljust(3) }}|{{ 'ẞ'.casefold() }}|\
+{{ messages[-1]['content'][::-1] }}|{{ messages[::2]|length }}|{{ 'ab' * 3 }}|\
+{{ 1 < messages|length <= 3 }}|{{ 'z' not in messages[0].content }}|{{ dict(a=1) }}|\
+{{ '%s-%05.2f-%d' % ('a', 2.5, 7) }}|{{ '{:>6}'.format('x') }}|{{ (messages|length) // 2 }}|\
+{{ 7 % 3 }}|{{ 2 ** 3 }}|{{ [1,2] + [3] }}|{{ range(3)|list }}|{{ 1_000 + 0x1f }}|{{ 1e3 }}"""
+
+TO_JSON = """\
+{{ messages[0]|tojson }}|{{ {'b':'é<>&\\'','a':[1,2.0,1e-7,true,none]}|tojson(indent=2) }}|\
+{{ {'b':1,'a':2}|tojson(sort_keys=true) }}|{{ {'a':1}|tojson(separators=(',',':')) }}|\
+{{ {'k':'日本'}|tojson(ensure_ascii=true) }}"""
+
+TYPES = """\
+{%- for v in [none, true, 0, 1.0, 'a', '', [], [1], {}, {'k': 1}] -%}
+{{ v is iterable }} {{ v is sequence }} {{ v is mapping }} {{ v is number }} {{ v is string }} \
+{{ v is integer }} {{ v is float }} {{ v is boolean }} {{ v is callable }} {{ v is none }}
+{% endfor -%}
+{% if tools is iterable and tools | length > 0 %}tools{% else %}no tools{% endif %} \
+{{ missing is defined }} {{ missing | length }} {% for x in missing %}{{ x }}{% endfor %} \
+{{ 3 is divisibleby(3) }} {{ 'ab' is lower }}"""
+
 TEMPLATES = {
+    "methods": METHODS,
+    "tojson": TO_JSON,
+    "types": TYPES,
     "smollm2": SMOLLM2,
     "llama3": LLAMA3,
     "qwen3": QWEN3,

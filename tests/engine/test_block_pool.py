@@ -29,41 +29,64 @@ class Pool(RuleBasedStateMachine):
 
     tables = Bundle("tables")
 
-    @initialize(count=st.integers(1, 8))
-    def start(self, count: int) -> None:
-        self.pool = BlockPool(count, SIZE)
+    @initialize(count=st.integers(1, 8), keep=st.none() | st.integers(0, 8))
+    def start(self, count: int, keep: int | None) -> None:
+        self.pool = BlockPool(count, SIZE, keep)
+        self.keep = count if keep is None else keep
         self.references: Counter[int] = Counter()
-        self.order = list(range(count))  # free blocks, next to be handed out first
-        self.holds: dict[int, tuple[int, ...]] = {}  # block -> all tokens up to its end
+        self.empty: list[int] = []  # freed without a prefix, the last one handed out first
+        self.kept: list[int] = []  # freed with a prefix, the first one handed out first
+        self.fresh = list(range(count))  # never handed out
+        self.holder: dict[tuple[int, ...], int] = {}  # all tokens up to a block's end -> block
 
-    @rule(target=tables, tokens=st.lists(st.integers(0, 1), min_size=SIZE, max_size=8))
-    def begin(self, tokens: list[int]) -> list[int]:
-        """Look up, share, allocate the rest, compute, publish: what an admission does."""
+    def take(self) -> int:
+        """The policy in a few words: what is missed least goes first."""
+        touched = len(self.pool) - len(self.fresh)
+        if self.empty:
+            return self.empty.pop()
+        if self.fresh and (touched < self.keep or not self.kept):
+            return self.fresh.pop(0)
+        block = self.kept.pop(0)
+        self.holder = {text: b for text, b in self.holder.items() if b != block}
+        return block
+
+    @property
+    def free(self) -> int:
+        return len(self.empty) + len(self.kept) + len(self.fresh)
+
+    @rule(
+        target=tables,
+        tokens=st.lists(st.integers(0, 1), min_size=SIZE, max_size=8),
+        computed=st.booleans(),
+    )
+    def begin(self, tokens: list[int], computed: bool) -> list[int]:
+        """Look up, share, allocate the rest, compute, publish: what an admission does.
+
+        A request that is cancelled or fails before it computed publishes nothing.
+        """
+        texts = [tuple(tokens[: end + SIZE]) for end in range(0, len(tokens) - SIZE + 1, SIZE)]
         hit = self.pool.match(tokens)
-        for index, block in enumerate(hit):
-            text = tuple(tokens[: (index + 1) * SIZE])
-            assert self.holds[block] == text, "a block of another text was shared"
+        assert hit == [self.holder[text] for text in texts[: len(hit)]], "a wrong block was shared"
+        assert len(hit) == len(texts) or texts[len(hit)] not in self.holder, "a block was missed"
         self.pool.share(hit)
         for block in hit:
             self.references[block] += 1
-            if block in self.order:
-                self.order.remove(block)
+            if block in self.kept:
+                self.kept.remove(block)
         need = -(-len(tokens) // SIZE) - len(hit)
         fresh = self.pool.allocate(need)
-        if need > len(self.order):
+        if need > self.free:
             assert fresh is None
             self.give_up(hit)
             return []
-        assert fresh is not None
-        assert fresh == self.order[:need], "blocks must be reused oldest first"
-        del self.order[:need]
+        assert fresh == [self.take() for _ in range(need)], "what is missed least must go first"
         for block in fresh:
             self.references[block] += 1
-            self.holds[block] = ()
         table = hit + fresh
-        for index in range(len(tokens) // SIZE):
-            self.holds[table[index]] = tuple(tokens[: (index + 1) * SIZE])
-        publish_all(self.pool, table, tokens)
+        if computed:
+            publish_all(self.pool, table, tokens)
+            for text, block in zip(texts, table, strict=False):
+                self.holder.setdefault(text, block)
         return table
 
     @rule(table=consumes(tables))
@@ -72,13 +95,15 @@ class Pool(RuleBasedStateMachine):
         for block in reversed(table):
             self.references[block] -= 1
             if not self.references[block]:
-                self.order.append(block)
+                kept = block in self.holder.values()
+                (self.kept if kept else self.empty).append(block)
 
     @rule()
     def check(self) -> None:
         self.pool.check()
-        assert self.pool.free_count() == len(self.order)
-        assert len(self.pool) - len(self.order) == sum(1 for n in self.references.values() if n)
+        assert self.pool.free_count() == self.free
+        assert self.pool.touched == len(self.pool) - len(self.fresh)
+        assert len(self.pool) - self.free == sum(1 for n in self.references.values() if n)
 
 
 TestPool = Pool.TestCase
@@ -141,6 +166,30 @@ def test_only_whole_blocks_from_the_beginning_match() -> None:
     assert pool.match([1, 2, 3, 5]) == blocks[:1]
     assert pool.match([3, 4]) == [], "a block is known with all that is before it"
     assert pool.match([1, 2, 3, 4], b"salt") == []
+
+
+def test_short_texts_go_round_in_the_same_memory() -> None:
+    """None of them fills a block, so nothing of them is worth keeping."""
+    pool = BlockPool(1000, SIZE)
+    for _ in range(500):
+        tables = [pool.allocate(1) or [] for _ in range(3)]
+        for table in tables:
+            pool.release(table)
+    assert pool.touched == 3
+    pool.check()
+
+
+def test_prefixes_take_no_more_fresh_memory_than_they_may() -> None:
+    pool = BlockPool(100, SIZE, keep=10)
+    for number in range(50):
+        table = pool.allocate(2) or []
+        publish_all(pool, table, [number, 1, number, 2])
+        pool.release(table)
+    assert pool.touched == 10
+    assert len(pool.match([49, 1, 49, 2])) == 2 and pool.match([0, 1]) == []
+    # What is in use at once is never refused for their sake.
+    assert len(pool.allocate(100) or []) == 100
+    pool.check()
 
 
 def test_equal_blocks_keep_one_entry() -> None:

@@ -14,9 +14,9 @@ from halfbyte.engine.backends import make_ops
 from halfbyte.engine.backends.triton_weights import pack
 from halfbyte.engine.capacity import BLOCK, Memory, capacity, measure, packed_bytes
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.explain import Linear
 from halfbyte.engine.kv_cache import KVCache
 from halfbyte.engine.models.decoder import Decoder
+from halfbyte.engine.products import Linear
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.w8a8.layout import PackedW8A8
 from halfbyte.loaders import open_checkpoint

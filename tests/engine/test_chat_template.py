@@ -4,53 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import threading
-from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import Any
 
 import pytest
-from jinja2 import TemplateError as JinjaError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from template_cases import CALL, CONVERSATIONS, TEMPLATES, TOOL
-
-from halfbyte.engine.chat_template import (
-    MAX_OUTPUT_CHARS,
-    MAX_TEMPLATE_CHARS,
-    ChatTemplate,
+from template_cases import (
+    CALL,
+    CONVERSATIONS,
+    EITHER,
+    GUARD,
+    NAMES,
+    PARTS,
+    TEMPLATES,
+    TOOL,
+    reference,
 )
-from halfbyte.errors import HalfbyteError, RequestError, TemplateError, TokenizerError
 
-NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
+from halfbyte.engine.chat_template import ChatTemplate
+from halfbyte.errors import RequestError, TemplateError, TokenizerError
+
 HI = [{"role": "user", "content": "hi"}]
-
-
-def reference(source: str, **context: Any) -> str:
-    """The prompt as the model's authors render it: Jinja2 with their helpers."""
-
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    def raise_exception(message: str) -> None:
-        raise JinjaError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = datetime.now().strftime
-    for word in ("endgeneration", "generation"):  # a block that only marks text for training
-        source = source.replace(f"{{% {word} %}}", "").replace(f"{{%- {word} -%}}", "")
-    return environment.from_string(source).render(**context)
-
-
-def outcome(render: Callable[[], str]) -> str | None:
-    try:
-        return render()
-    except (HalfbyteError, JinjaError, TypeError):
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +40,70 @@ def test_templates_of_the_families_render_as_jinja2_does(
     for messages in CONVERSATIONS:
         for tools in (None, [TOOL, TOOL]):
             for opening in (True, False):
-                context = {"tools": tools, "documents": None, **extra}
-                expected = outcome(
-                    lambda m=messages, c=context, o=opening: reference(
-                        TEMPLATES[name],
-                        messages=copy.deepcopy(m),
-                        add_generation_prompt=o,
-                        **NAMES,
-                        **c,
-                    )
-                )
-                got = outcome(
-                    lambda m=messages, c=context, o=opening: templates[name].render(m, c, o)
-                )
+                expected = reference(TEMPLATES[name], messages, opening, tools=tools, **extra)
+                try:
+                    got = templates[name].render(messages, {"tools": tools, **extra}, opening)
+                except TemplateError:
+                    got = None
                 assert got == expected, messages
                 rendered += got is not None
     assert rendered >= 4  # the comparison is about texts, not about shared failures
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_has_every_name_that_templates_read(field: str) -> None:
+    source = "{{ messages | tojson }}"
+    messages = [{"role": "assistant", "content": "b", field: "a", "name": None}]
+    got = ChatTemplate(source, {}, NAMES).render(messages, {})
+    assert got == reference(source, messages)
+    assert '"reasoning_content": "a"' in got and '"thinking": "a"' in got and "name" not in got
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+ONE, TWO = [{"role": "user", "content": parts("a")}], [{"role": "user", "content": parts("a", "b")}]
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "expected"),
+    [
+        (GUARD, ONE, "User: a\n\n"),
+        (GUARD, HI, "User: hi\n\n"),
+        (GUARD, TWO, "User: a\nb\n\n"),  # only the first part would be read
+        (PARTS, TWO, "<|user|>ab<|end|>"),
+        (PARTS, HI, "<|user|>hi<|end|>"),
+        (PARTS, [{"role": "user", "content": ["a", "b"]}], "<|user|>ab<|end|>"),
+        (EITHER, TWO, "<user>ab"),
+        (EITHER, HI, "<user>hi"),
+        (EITHER, [{"role": "system", "content": parts("a", "b")}, *TWO], "[a\nb]<user>ab"),
+        ("{{ messages[0].content }}", TWO, "a\nb"),
+        ("{{ '<' + messages[0].content }}", TWO, "<a\nb"),
+        ("{{ messages[0].content | tojson }}", TWO, '"a\\nb"'),
+        ("fixed", TWO, "fixed"),
+        # A role that no conversation of its own shows is taken like the user's.
+        (
+            PARTS + "{{ messages[-1]['content'] and '' }}",
+            [{"role": "tool", "content": "a"}],
+            "<|tool|>a<|end|>",
+        ),
+    ],
+)
+def test_content_has_the_form_that_the_template_takes(
+    source: str, messages: list[dict[str, Any]], expected: str
+) -> None:
+    before = copy.deepcopy(messages)
+    assert ChatTemplate(source, {}, NAMES).render(messages, {}) == expected
+    assert messages == before
+
+
+def test_parts_keep_their_other_fields_and_their_type_unmarked() -> None:
+    source = "{% for p in messages[0].content %}{{ p.type }} {{ p.text }} {{ p.x }}{% endfor %}"
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a", "x": "b"}]}]
+    marked = ChatTemplate(source, {}, {}).render(messages, {}, protect=lambda text: f"<{text}>")
+    assert marked == "text <a> "  # the field's name is the caller's text too
+    assert ChatTemplate(source, {}, {}).render(messages, {}) == "text a b"
 
 
 def test_smollm2_prompt(templates: dict[str, ChatTemplate]) -> None:
@@ -177,98 +198,14 @@ def test_malformed_messages_are_refused(messages: Any, match: str) -> None:
         ChatTemplate("x", {}, {}).render(messages, {})
 
 
-# Chains like these overflow the stack of the template engine, which is written in Rust.
-DEEP = {
-    "minus": "{{ " + "-" * 30_000 + "1 }}",
-    "not": "{{ " + "not " * 30_000 + "1 }}",
-    "plus": "{{ 1" + "+1" * 100_000 + " }}",
-    "filter": "{{ x" + "|upper" * 40_000 + " }}",
-    "attribute": "{{ messages" + ".b" * 100_000 + " }}",
-    "paren": "{{ " + "(" * 30_000 + "1" + ")" * 30_000 + " }}",
-    "if": "{% if 1 %}" * 10_000 + "{% endif %}" * 10_000,
-}
-ATTACKS = {
-    "dunder": "{{ messages.__class__.__mro__ }}",
-    "dunder-filter": "{{ (messages | attr('__class__')).__mro__ }}",
-    "dunder-format": "{{ '{0.__class__.__mro__}'.format(messages) }}",
-    "function-globals": "{{ raise_exception.__globals__.os }}",
-    "cycler-globals": "{{ cycler.__init__.__globals__.os }}",
-    "include": "{% include '/etc/passwd' %}",
-    "import": "{% import 'os' as os %}{{ os.environ }}",
-    "debug": "{{ debug() }}",
-    "lipsum": "{{ lipsum(n=100000000) }}",
-    "range": "{% for i in range(1000000000) %}x{% endfor %}",
-    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "macro-tree": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}"
-    "{{ f(60) }}",
-    "recursive-loop": "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-    "multiply": "{{ 'a' * 1000000000 }}",
-    "double": "{% set n = namespace(x='ab') %}{% for i in range(60) %}"
-    "{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "double-list": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}"
-    "{% set n.x = n.x + n.x %}{% endfor %}",
-    "output": "{% for i in range(99999) %}" + "y" * 1000 + "{% endfor %}",
-    "replace": "{{ ('a' * 100000).replace('a', 'b' * 100000) }}",
-    "join": "{{ (('b' * 100000) | list) | join('a' * 1000000) }}",
-    "indent": "{{ 'a\\nb' | indent(1000000000) }}",
-    "format-width": "{{ '%1000000000d' | format(1) }}",
-    "json-indent": "{{ messages | tojson(indent=1000000000) }}",
-    "json-cycle": "{% set _ = messages.append(messages) %}{{ messages | tojson }}",
-    "slice": "{{ [1] | slice(1000000000) | list | length }}",
-    "batch": "{{ [1] | batch(1000000000, 0) | list | length }}",
-    "power": "{{ 10 ** 10 ** 10 }}",
-    "sort": "{{ (range(99999) | list * 100) | sort | length }}",
-    "syntax": "{% if %}",
-    "open-string": "{{ '\\\n",
-    "too-long": "x" * (MAX_TEMPLATE_CHARS + 1),
-}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_hostile_templates_fail_soon_and_alone(name: str) -> None:
-    before = sum(os.times()[:4])  # computing time of this process and of its ended children
-    template = ChatTemplate(ATTACKS[name], {}, {})
-    with pytest.raises(TemplateError, match=r"the model's chat template .*\w"):
-        template.render(HI, {})
-    del template
-    # Waiting time would depend on what else the machine does.
-    assert sum(os.times()[:4]) - before < 1.0
-
-
-def test_a_template_that_was_killed_is_tried_again() -> None:
-    source = "{% if tools %}" + ATTACKS["double"] + "{% endif %}fine"
-    template = ChatTemplate(source, {}, {})
-    for _ in range(2):
-        assert template.render(HI, {}) == "fine"
-        with pytest.raises(TemplateError, match=r"needs more than|too much memory"):
-            template.render(HI, {"tools": [TOOL]})
-    assert template.render(HI, {}) == "fine"
-
-
-@pytest.mark.parametrize("name", DEEP)
-def test_deep_templates_cannot_take_the_engine_down(name: str) -> None:
-    # Whether one crashes depends on the machine's stack; this process must live either way.
-    template = ChatTemplate("fine", {"tool_use": DEEP[name]}, {})
-    for _ in range(2):
-        outcome(lambda: template.render(HI, {"tools": [TOOL]}))
-        assert template.render(HI, {}) == "fine"
-
-
-def test_output_limit_is_exact() -> None:
-    template = ChatTemplate("{{ messages[0].content }}", {}, {})
-    fits = [{"role": "user", "content": "e" * MAX_OUTPUT_CHARS}]
-    assert len(template.render(fits, {})) == MAX_OUTPUT_CHARS
-    fits[0]["content"] += "e"
-    with pytest.raises(TemplateError, match=f"longer than {MAX_OUTPUT_CHARS}"):
-        template.render(fits, {})
-
-
 def test_templates_change_neither_messages_nor_the_next_request() -> None:
-    source = "{% set _ = messages.append({'role': 'x'}) %}{{ messages | length }}{{ leak }}"
+    source = "{% set n = namespace(k=leak) %}{% set n.k = 1 %}{{ messages | length }}{{ leak }}"
     template = ChatTemplate(source + "{% set leak = 'leaked' %}", {}, {})
     messages = copy.deepcopy(HI)
-    assert [template.render(messages, {}) for _ in range(3)] == ["2", "2", "2"]
+    assert [template.render(messages, {}) for _ in range(3)] == ["1", "1", "1"]
+    append = ChatTemplate("{{ messages.append(1) }}", {}, {})
+    with pytest.raises(TemplateError, match="'append' of 'list' object is unsafe"):
+        append.render(messages, {})
     assert messages == HI
 
 
@@ -288,30 +225,3 @@ def test_concurrent_renders_do_not_mix() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-@pytest.fixture
-def trap(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A working folder full of modules that would run if anything imported them."""
-    for module in ("json", "re", "minijinja", "datetime", "sitecustomize", "usercustomize"):
-        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "json.py"))
-    yield tmp_path
-
-
-def test_the_working_folder_is_not_imported_from(trap: Any) -> None:
-    assert ChatTemplate("{{ messages | length }}", {}, {}).render(HI, {}) == "1"
-    assert not (trap / "ran").exists()
-
-
-def test_the_process_goes_away_with_its_template() -> None:
-    template = ChatTemplate("x", {}, {})
-    template.render(HI, {})
-    assert template._worker is not None
-    pid = template._worker._process.pid
-    os.kill(pid, 0)
-    del template
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)

@@ -53,29 +53,29 @@ CONFIG_ACCEPTED: dict[str, list[Any]] = {
 }
 PARAMS_REFUSED: dict[str, list[Any]] = {
     "temperature": [-1, -1e-9, 100.1, NAN, INF, "1", None, True],
-    "top_k": [-2, 1.5, "5", None, True, (1 << 31) + 1],
-    "top_p": [0, 0.0, -0.1, 1.0001, 2, NAN, None, "0.5", True],
+    "top_k": [-2, 1.5, "5", None, True, 1 << 31],
+    "top_p": [-0.1, -5e-324, 1.0001, 2, NAN, None, "0.5", True],
     "min_p": [-0.1, 1.1, NAN, None, False],
-    "repetition_penalty": [0, -1, 101, NAN, INF, None],
-    "presence_penalty": [-2.1, 2.1, NAN, None],
+    "repetition_penalty": [0, -1, 1e-300, 1e-38, 0.0099, 101, 1e300, NAN, INF, None],
+    "presence_penalty": [-2.1, 2.1, 1e38, -1e308, NAN, None],
     "frequency_penalty": [-2.1, 2.1, NAN, "0"],
-    "seed": [-1, 1 << 63, 1.5, "1", True],
-    "max_tokens": [0, -1, 1.5, "16", True, (1 << 31) + 1],
+    "seed": [1 << 63, -(1 << 63) - 1, 1.5, "1", True],
+    "max_tokens": [0, -1, 1.5, "16", True, 1 << 31],
     "min_tokens": [-1, 0.5, None, True],
     "stop": ["", [""], ["a", ""], [3], 5, None, ["x" * 1025], ["a"] * 65, [b"a"], [None]],
     "stop_token_ids": [[-1], ["a"], [1.5], [True], 7, None, [1 << 32]],
     "ignore_eos": [1, "yes", None],
 }
 PARAMS_ACCEPTED: dict[str, list[Any]] = {
-    "temperature": [0, 0.0, 1, 100],
-    "top_k": [-1, 0, 1, 1 << 31],
-    "top_p": [1e-9, 1, 0.5],
+    "temperature": [0, 0.0, 5e-324, 1e-300, 1, 100],
+    "top_k": [-1, 0, 1, (1 << 31) - 1],
+    "top_p": [0, 0.0, 5e-324, 1e-9, 1, 0.5],
     "min_p": [0, 1, 0.1],
-    "repetition_penalty": [1e-3, 1, 100],
+    "repetition_penalty": [0.01, 1, 100],
     "presence_penalty": [-2, 0, 2],
     "frequency_penalty": [-2, 0, 2],
-    "seed": [None, 0, (1 << 63) - 1],
-    "max_tokens": [None, 1, 1 << 31],
+    "seed": [None, 0, -2, -(1 << 63), (1 << 63) - 1],
+    "max_tokens": [None, 1, (1 << 31) - 1],
     "min_tokens": [0, 5],
     "stop": ["x", (), ("a", "b"), ["x" * 1024], ["a"] * 64],
     "stop_token_ids": [(), [0, 5]],
@@ -143,6 +143,23 @@ def test_sampling_accepts(name: str, value: Any) -> None:
         assert params.stop_token_ids == tuple(value)
     else:
         assert getattr(params, name) == value
+
+
+def test_an_endless_number_is_refused_like_any_other() -> None:
+    """Python itself refuses to write it out."""
+    for name in ("temperature", "top_k", "seed"):
+        with pytest.raises(RequestError, match=f"{name} is a whole number of 33220 bits"):
+            SamplingParams(**{name: 10**10000})  # type: ignore[arg-type]
+
+
+def test_the_seed_minus_one_draws_one() -> None:
+    assert SamplingParams(seed=-1).seed is None
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 9e-7}, {"top_p": 0}])
+def test_greedy(params: dict[str, Any]) -> None:
+    assert SamplingParams(**params).greedy and SamplingParams(**params).heat == 0.0
+    assert not SamplingParams(temperature=1e-6, top_p=1e-9).greedy
 
 
 def test_min_tokens_may_not_pass_max_tokens() -> None:

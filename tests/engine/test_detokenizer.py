@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from halfbyte.engine.detokenizer import Detokenizer
+from halfbyte.engine.stop_strings import StopForms
 
 SPECIAL = 999_999
 # Hypothesis draws afresh each run and prints the failing example with its seed blob.
@@ -31,9 +32,14 @@ class ByteTokens:
         return b"<|special|>" if token_id == SPECIAL else self.pieces[token_id]
 
 
+def detokenizer_of(pieces: list[bytes], stops: tuple[str, ...] | list[str] = ()) -> Detokenizer:
+    tokens = ByteTokens(pieces)
+    return Detokenizer(tokens, StopForms(tokens).matcher(tuple(stops)) if stops else None)
+
+
 def run(pieces: list[bytes], stops: tuple[str, ...]) -> tuple[list[str], str | None, str]:
     """Feed one token at a time; stop feeding when stopped. Returns pieces of text and the end."""
-    detokenizer = Detokenizer(ByteTokens(pieces), stops)
+    detokenizer = detokenizer_of(pieces, stops)
     out: list[str] = []
     for index in range(len(pieces)):
         out.append(detokenizer.feed([index]))
@@ -79,7 +85,7 @@ def test_any_split_any_stops_equals_the_oracle(
 @given(text=small, stops=stop_lists, cuts=cut_lists)
 def test_batches_of_tokens_give_the_same_text(text: str, stops: list[str], cuts: list[int]) -> None:
     pieces = cut(text.encode(), cuts)
-    detokenizer = Detokenizer(ByteTokens(pieces), tuple(stops))
+    detokenizer = detokenizer_of(pieces, stops)
     out = detokenizer.feed(range(len(pieces))) + detokenizer.finish()
     assert (out, detokenizer.stopped) == oracle(text, tuple(stops))
 
@@ -102,7 +108,7 @@ def test_invalid_bytes_with_stops(data: bytes, stops: list[str], cuts: list[int]
 @given(text=st.text(max_size=30), cuts=cut_lists)
 def test_characters_come_whole_and_as_early_as_possible(text: str, cuts: list[int]) -> None:
     pieces = cut(text.encode(), cuts)
-    detokenizer = Detokenizer(ByteTokens(pieces), ())
+    detokenizer = detokenizer_of(pieces)
     fed, got = b"", ""
     for index, piece in enumerate(pieces):
         got += detokenizer.feed([index])
@@ -117,7 +123,7 @@ def test_only_possible_stop_beginnings_are_held_back(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     pieces = cut(text.encode(), cuts)
-    detokenizer = Detokenizer(ByteTokens(pieces), tuple(stops))
+    detokenizer = detokenizer_of(pieces, stops)
     fed, got = b"", ""
     for index, piece in enumerate(pieces):
         got += detokenizer.feed([index])
@@ -139,7 +145,7 @@ def test_text_before_min_tokens_takes_no_part_in_stops(
     text: str, stops: list[str], cuts: list[int], first: int
 ) -> None:
     pieces = cut(text.encode(), cuts)
-    detokenizer = Detokenizer(ByteTokens(pieces), tuple(stops))
+    detokenizer = detokenizer_of(pieces, stops)
     out = ""
     for index in range(len(pieces)):
         out += detokenizer.feed([index], check_stops=index >= first)
@@ -152,9 +158,106 @@ def test_text_before_min_tokens_takes_no_part_in_stops(
     assert (out, detokenizer.stopped) == (free + rest, stopped)
 
 
+SPECIALS = {100: b"<|a|>", 101: b"<|b|>", 102: b"a"}
+
+
+class SpecialTokens:
+    """ASCII codes, and three special tokens; one is written as an ordinary character."""
+
+    special_ids = frozenset(SPECIALS)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return SPECIALS.get(token_id) or bytes([token_id])
+
+
+def symbols_of(ids: list[int]) -> list[str | int]:
+    return [i if i in SPECIALS else chr(i) for i in ids]
+
+
+def token_form(stop: str) -> list[str | int]:
+    """The stop string with tokens wherever it can have them, the longest at a place."""
+    out: list[str | int] = []
+    while stop:
+        token = next((i for i, text in SPECIALS.items() if stop.startswith(text.decode())), None)
+        out.append(stop[0] if token is None else token)
+        stop = stop[1 if token is None else len(SPECIALS[token]) :]
+    return out
+
+
+def special_oracle(ids: list[int], stops: list[str]) -> tuple[str, str | None]:
+    """The rule on whole streams: the match that starts first, of those the one that ends first."""
+    stream = symbols_of(ids)
+    hits: list[tuple[int, int, int]] = []
+    for start in range(len(stream)):
+        for number, stop in enumerate(stops):
+            tokens = token_form(stop)
+            if stream[start : start + len(tokens)] == tokens:
+                hits.append((start, start + len(tokens), number))
+            shown = [i for i in range(start, len(stream)) if isinstance(stream[i], str)]
+            shown = shown[: len(stop)]
+            if shown[:1] == [start] and [stream[i] for i in shown] == list(stop):
+                hits.append((start, shown[-1] + 1, number))
+    if not hits:
+        return "".join(s for s in stream if isinstance(s, str)), None
+    start, _, number = min(hits)
+    return "".join(s for s in stream[:start] if isinstance(s, str)), stops[number]
+
+
+streams = st.lists(st.sampled_from([*b"ab<|>", *SPECIALS]), max_size=25)
+special_stops = st.lists(
+    st.lists(st.sampled_from(["a", "b", "<|a|>", "<|b|>", "<", "|"]), min_size=1, max_size=4).map(
+        "".join
+    ),
+    min_size=1,
+    max_size=3,
+    unique=True,
+)
+
+
+@PROPERTY
+@given(ids=streams, stops=special_stops, cuts=cut_lists)
+def test_stop_strings_may_name_special_tokens(
+    ids: list[int], stops: list[str], cuts: list[int]
+) -> None:
+    places = sorted({c % (len(ids) + 1) for c in cuts})
+    tokens = SpecialTokens()
+    detokenizer = Detokenizer(tokens, StopForms(tokens).matcher(tuple(stops)))
+    out = ""
+    for a, b in zip([0, *places], [*places, len(ids)], strict=True):
+        out += detokenizer.feed(ids[a:b])
+    out += detokenizer.finish()
+    assert (out, detokenizer.stopped) == special_oracle(ids, stops)
+    assert detokenizer.text == out
+
+
+@pytest.mark.parametrize(
+    ("ids", "stop", "text"),
+    [
+        ([*b"hi", 100, *b"ho"], "<|a|>", "hi"),
+        ([*b"hi\n", 100, *b"ho"], "\n<|a|>", "hi"),
+        ([*b"hi", 100, 101, *b"ho"], "<|a|><|b|>", "hi"),
+        ([*b"hi", 100, *b"ho", 101], "o<|b|>", "hih"),
+        ([*b"hi<|a|>ho"], "<|a|>", "hi"),  # spelt out
+        ([*b"h", 100, *b"iho"], "hi", ""),  # side by side in the text
+    ],
+)
+def test_special_stop_strings_by_example(ids: list[int], stop: str, text: str) -> None:
+    tokens = SpecialTokens()
+    detokenizer = Detokenizer(tokens, StopForms(tokens).matcher((stop,)))
+    assert detokenizer.feed(ids) == text and detokenizer.stopped == stop
+
+
+@pytest.mark.parametrize("stop", ["|", "<|", "a|>", "a"])
+def test_parts_of_a_hidden_token_are_no_text(stop: str) -> None:
+    tokens = SpecialTokens()
+    detokenizer = Detokenizer(tokens, StopForms(tokens).matcher((stop,)))
+    assert detokenizer.feed([*b"hi", 100]) + detokenizer.finish() == "hi"
+    assert detokenizer.stopped is None
+
+
 def test_stop_string_across_tokens_is_held_and_cut() -> None:
     pieces = [b"Hello ", b"<|", b"en", b"d|", b"> more"]
-    detokenizer = Detokenizer(ByteTokens(pieces), ("<|end|>",))
+    detokenizer = detokenizer_of(pieces, ("<|end|>",))
     got = [detokenizer.feed([i]) for i in range(5)]
     assert got == ["Hello ", "", "", "", ""]
     assert detokenizer.stopped == "<|end|>"
@@ -164,7 +267,7 @@ def test_stop_string_across_tokens_is_held_and_cut() -> None:
 
 def test_held_text_is_released_when_it_is_no_stop_and_at_the_end() -> None:
     pieces = [b"a<", b"|x", b"<|e"]
-    detokenizer = Detokenizer(ByteTokens(pieces), ("<|end|>",))
+    detokenizer = detokenizer_of(pieces, ("<|end|>",))
     assert [detokenizer.feed([i]) for i in range(3)] == ["a", "<|x", ""]
     assert detokenizer.finish() == "<|e"
     assert detokenizer.text == "a<|x<|e" and detokenizer.stopped is None
@@ -178,28 +281,28 @@ def test_the_earliest_start_wins_whatever_the_split(pieces: list[bytes]) -> None
 
 
 def test_a_complete_stop_waits_only_while_an_earlier_one_is_possible() -> None:
-    detokenizer = Detokenizer(ByteTokens([b"xabc", b"!"]), ("bc", "abcd"))
+    detokenizer = detokenizer_of([b"xabc", b"!"], ("bc", "abcd"))
     assert detokenizer.feed([0]) == "x" and detokenizer.stopped is None
     assert detokenizer.feed([1]) == "a" and detokenizer.stopped == "bc"
-    waiting = Detokenizer(ByteTokens([b"xabc"]), ("bc", "abcd"))
+    waiting = detokenizer_of([b"xabc"], ("bc", "abcd"))
     assert waiting.feed([0]) + waiting.finish() == "xa" and waiting.stopped == "bc"
 
 
 def test_special_tokens_have_no_text_even_inside_a_character() -> None:
     rocket = "🚀".encode()
-    detokenizer = Detokenizer(ByteTokens([rocket[:2], rocket[2:]]), ())
+    detokenizer = detokenizer_of([rocket[:2], rocket[2:]])
     assert detokenizer.feed([0, SPECIAL]) == ""
     assert detokenizer.feed([SPECIAL, 1]) == "🚀"
 
 
 def test_incomplete_character_at_the_end_is_replaced_once() -> None:
-    detokenizer = Detokenizer(ByteTokens(["é🚀".encode()[:-1]]), ())
+    detokenizer = detokenizer_of(["é🚀".encode()[:-1]])
     assert detokenizer.feed([0]) == "é"
     assert detokenizer.finish() == "\ufffd" and detokenizer.text == "é\ufffd"
 
 
 def test_a_space_in_front_of_a_continuation_is_kept() -> None:
-    detokenizer = Detokenizer(ByteTokens([b" Paris", b"."]), ())
+    detokenizer = detokenizer_of([b" Paris", b"."])
     assert detokenizer.feed([0]) + detokenizer.feed([1]) + detokenizer.finish() == " Paris."
 
 
@@ -211,7 +314,7 @@ def test_work_per_token_does_not_grow_with_the_text() -> None:
     def seconds(count: int) -> float:
         best = float("inf")
         for _ in range(3):
-            detokenizer = Detokenizer(ByteTokens(pieces), stops)
+            detokenizer = detokenizer_of(pieces, stops)
             start = time.process_time()
             for index in range(count):
                 detokenizer.feed([index % 3])

@@ -333,7 +333,7 @@ def test_wrong_types_are_named(engine: Engine) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: engine.generate("a", {"max_tokens": 3}),  # type: ignore[arg-type]
         lambda: engine.logits("abc"),  # type: ignore[arg-type]
-        lambda: engine.score(["hello"]),  # type: ignore[list-item]
+        lambda: engine.score([None]),  # type: ignore[list-item]
         lambda: engine.generate(b"abc"),  # type: ignore[arg-type]
     ]
     for call in calls:

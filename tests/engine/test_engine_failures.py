@@ -36,7 +36,7 @@ def fail_once(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, place: str, turn: int, error: BaseException
 ) -> None:
     """Make the ``turn``-th call (from 1) of the runner's method raise; later ones work."""
-    runner = engine._runner
+    runner = engine._loop.runner
     real: Callable[..., Any] = getattr(runner, place)
     calls = 0
 
@@ -231,7 +231,8 @@ def answers(
     The prompts arrive over time, as others are running.
     """
     prompts, params = work
-    engine = Engine(model, **{"max_batch": 5, "max_batch_tokens": 48, **options})
+    limits: dict[str, Any] = {"max_batch": 5, "max_batch_tokens": 48}
+    engine = Engine(model, **limits | options)
     ends: dict[str, Completion] = {}
     names = []
     for index in range(len(prompts)):
@@ -285,7 +286,7 @@ def test_steps_that_keep_failing_end_the_engine(
     def explode(*arguments: Any) -> Any:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(engine._runner, "launch", explode)
+    monkeypatch.setattr(engine._loop.runner, "launch", explode)
     ends: list[str | None] = []
     with pytest.raises(EngineDeadError, match=r"3 steps failed in a row.*device lost"):
         for text in TEXTS:
@@ -297,7 +298,7 @@ def test_steps_that_keep_failing_end_the_engine(
 def test_a_small_pool_still_runs_what_fits(tiny_hf: Path) -> None:
     """Two blocks and two requests of one block each: the reserve must not hold one back."""
     with Engine(tiny_hf, max_batch=2, max_context=64, block_size=64) as engine:
-        assert len(engine._pool) == 2
+        assert len(engine._loop.scheduler.pool) == 2
         for _ in range(2):
             engine.submit([5] * 10, GREEDY)
         engine.step()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from halfbyte.engine.backends.triton_weights import TritonLinear, pack, pack_table
-from halfbyte.engine.explain import Linear, _linear_row, explain, groups
+from halfbyte.engine.explain_triton import _linear_row, explain
+from halfbyte.engine.products import Linear, groups
 from halfbyte.kernels.codebook import PackedCodebook
 from halfbyte.kernels.tables import Device, Entry, Table, Tables, find_device, parse_key
 from halfbyte.kernels.w4a16.config import BUCKETS, choose, table_key

@@ -10,7 +10,7 @@ import torch
 
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.kv_cache import KVCache
-from halfbyte.engine.memory import KV_SHARE, free_memory, plan_memory
+from halfbyte.engine.memory import KV_SHARE, free_memory, plan_memory, prefix_blocks
 from halfbyte.errors import ConfigError
 from halfbyte.loaders.model_config import ModelConfig
 
@@ -126,3 +126,15 @@ def test_cache_memory_is_laid_out_block_by_block() -> None:
         side.fill_(index)
     for index, side in enumerate(t for layer in kv.layers for t in (layer.k, layer.v)):
         assert (side == index).all(), "two tensors overlap"
+
+
+def test_prefixes_have_a_part_of_a_cache_that_nobody_asked_for() -> None:
+    """An eighth, but at least one whole context; all of what was asked for, and on a GPU."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    large = plan(1 << 40, max_batch=64, block_size=16)
+    assert prefix_blocks(large, EngineConfig(), cpu) == large.blocks // 8 == 1024
+    few = plan(1 << 40, max_batch=2, block_size=16)
+    assert prefix_blocks(few, EngineConfig(), cpu) == few.blocks // 2 == 128
+    assert prefix_blocks(large, EngineConfig(), gpu) == large.blocks
+    asked = EngineConfig(kv_tokens=5000)
+    assert prefix_blocks(large, asked, cpu) == large.blocks

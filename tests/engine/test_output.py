@@ -44,6 +44,11 @@ class ByteTokens:
         return PIECES[token_id]
 
 
+def written(self: ByteTokens, token_id: int) -> bytes:
+    """The end as a token with a text."""
+    return b"<end>" if token_id == END else PIECES[token_id]
+
+
 def processor(**params: Any) -> OutputProcessor:
     """Follows one request, ``r``, with a prompt of three tokens."""
     out = OutputProcessor(ByteTokens(), frozenset({END}))  # type: ignore[arg-type]
@@ -167,9 +172,39 @@ def test_min_tokens_protects_text_from_stop_strings() -> None:
     assert len(done.token_ids) == 7
 
 
-def test_the_token_that_reaches_min_tokens_may_stop() -> None:
-    _, done = feed(processor(stop=("ab",), min_tokens=2), [1, 3, 1])
-    assert done is not None and done.text == "a" and len(done.token_ids) == 2
+def test_min_tokens_are_part_of_the_answer() -> None:
+    """The token that makes them full is; the one after it may end the text."""
+    _, done = feed(processor(stop=("ab",), min_tokens=2), [1, 3, 3, 1])
+    assert done is not None and done.text == "aab" and len(done.token_ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"), [("<end>", "ab"), ("b<end>", "a"), ("ab<end>", ""), ("end", "ab")]
+)
+def test_the_end_token_may_be_a_stop_string(
+    monkeypatch: pytest.MonkeyPatch, stop: str, text: str
+) -> None:
+    """It ends the text in any case; the stop string is the reason where it matches."""
+    monkeypatch.setattr(ByteTokens, "token_bytes", written)
+    for params in ({}, {"ignore_eos": True}, {"stop_token_ids": (END,)}):
+        ends = FinishReason.LENGTH if "ignore_eos" in params else FinishReason.STOP
+        deltas, done = feed(processor(stop=(stop,), **params), [1, 2, END], ends)
+        assert done is not None and done.text == text == "".join(d.text for d in deltas)
+        if stop == "end":  # a part of a hidden token is no text
+            assert done.finish_reason is ends
+            assert done.stop_reason == (END if "stop_token_ids" in params else None)
+        else:
+            assert done.finish_reason is FinishReason.STOP and done.stop_reason == stop
+
+
+def test_a_special_token_in_a_stop_string_ends_the_text_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ByteTokens, "token_bytes", written)
+    deltas, done = feed(processor(stop=("\n<end>",), ignore_eos=True), [1, 11, 2, 11, END, 1])
+    assert [d.text for d in deltas] == ["a", "", "\nb", "", ""]
+    assert done is not None and done.text == "a\nb" and done.token_ids == [1, 11, 2, 11, END]
+    assert done.stop_reason == "\n<end>"
 
 
 def test_nothing_is_held_back_before_min_tokens() -> None:

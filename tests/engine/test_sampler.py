@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import halfbyte.engine.sampler as sampler_module
 from halfbyte.engine.backends import make_ops
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.request import SamplingParams
-from halfbyte.engine.sampler import Sampler
-from halfbyte.engine.sampling import RowSampling
+from halfbyte.engine.sampler import BROKEN, Sampler
+from halfbyte.engine.sampling import RowSampling, sample_row
 from halfbyte.kernels import reference as ref
 
 VOCAB = 64
@@ -26,8 +27,8 @@ def fresh_seed() -> int:
     return seed
 
 
-def sampler(valid: int = VOCAB) -> Sampler:
-    return Sampler(valid, make_ops(EngineConfig(backend="reference")))
+def sampler(valid: int = VOCAB, backend: Any = "reference", **more: Any) -> Sampler:
+    return Sampler(valid, make_ops(EngineConfig(backend=backend)), **more)
 
 
 def row(text: list[int], prompt: int = 1, seed: int = 3, **params: Any) -> RowSampling:
@@ -83,7 +84,7 @@ def test_padding_of_the_vocabulary_is_never_drawn(temperature: float, penalty: f
     logits[:, 50:] = 100.0
     for position in range(1, 100):
         one = row([3] * position, temperature=temperature, repetition_penalty=penalty)
-        assert sampler(valid=50)(logits, [one])[0] < 50
+        assert sampler(valid=50)(logits, [one])[0] in range(50)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu_native", "interpreter"])
@@ -96,7 +97,7 @@ def test_suppressed_tokens_are_never_drawn(backend: Any, temperature: float) -> 
         logits[:, [3, 7]] = 100.0
         rows = [row([3] * n, temperature=temperature, top_k=top_k) for n in range(1, 5)]
         drawn = few(logits.clone(), rows)
-        assert not {3, 7} & set(drawn) and all(0 <= token < 50 for token in drawn)
+        assert not {3, 7} & set(drawn) and all(token in range(50) for token in drawn)
         allowed = logits.clone()
         allowed[:, [3, 7]] = -1e9
         assert drawn == sampler(50)(allowed, rows)
@@ -150,7 +151,7 @@ def test_a_strong_penalty_forbids_repetition() -> None:
     text = [9]
     for _ in range(10):
         one = row(text, 1, temperature=0.0, frequency_penalty=2.0)
-        text.append(sampler()(logits, [one])[0])
+        text += sampler()(logits, [one])  # type: ignore[arg-type]
     assert len(set(text[1:])) == 10
 
 
@@ -181,6 +182,128 @@ def test_logits_of_lower_precision(dtype: torch.dtype) -> None:
     logits = logits_of(2, fresh_seed()).to(dtype)
     rows = [row([1, 2], temperature=0.7, top_p=0.8), row([4], temperature=0.0)]
     assert sampler()(logits, rows) == sampler()(logits.float(), rows)
+
+
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "cpu_native", "interpreter"])
+EXTREMES: dict[str, list[float]] = {
+    "temperature": [0.0, 5e-324, 1e-300, 1e-45, 1e-6, 100.0],
+    "top_k": [-1, 0, 1, (1 << 31) - 1],
+    "top_p": [0.0, 5e-324, 1e-45, 1e-9, 1.0],
+    "min_p": [0.0, 5e-324, 1e-45, 1.0],
+    "repetition_penalty": [0.01, 1.0, 100.0],
+    "presence_penalty": [-2.0, 0.0, 2.0],
+    "frequency_penalty": [-2.0, 0.0, 2.0],
+    "seed": [-(1 << 63), -2, 0, (1 << 63) - 1],
+}
+
+
+@BACKENDS
+def test_every_legal_extreme_draws_a_token(backend: Any) -> None:
+    """Large logits, long texts, every field at its ends, alone and all at random."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    made = sampler(backend=backend)
+    drawn: list[dict[str, Any]] = [{n: v} for n, values in EXTREMES.items() for v in values]
+    drawn += [{n: rng.choice(v) for n, v in EXTREMES.items()} for _ in range(30)]
+    for size in (1.0, 1e4, 1e30):
+        logits = logits_of(len(drawn), seed) * size
+        rows = [row([3] * 40 + [5], 1, **given) for given in drawn]
+        got = made(logits.clone(), rows)
+        for token, given in zip(got, drawn, strict=True):
+            assert isinstance(token, int) and 0 <= token < VOCAB, (size, given)
+
+
+def test_top_p_zero_is_greedy() -> None:
+    """Of two equal tokens the first is taken, as at temperature 0."""
+    logits = torch.zeros(20, VOCAB)
+    logits[:, [20, 40]] = 5.0
+    rows = [row([1] * n, top_p=0.0, temperature=2.0) for n in range(1, 21)]
+    assert sampler()(logits, rows) == [20] * 20
+
+
+@BACKENDS
+@pytest.mark.parametrize("kind", ["greedy", "warm", "mixed"])
+def test_broken_logits_are_the_fault_of_their_row_alone(backend: Any, kind: str) -> None:
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    made = sampler(backend=backend)
+    logits = logits_of(6, seed)
+    heat = {"greedy": [0.0], "warm": [0.9], "mixed": [0.0, 0.9]}[kind]
+    rows = [row([1, 2], seed=i, temperature=heat[i % len(heat)]) for i in range(6)]
+    want = made(logits.clone(), rows)
+    logits[1, rng.randrange(VOCAB)] = torch.nan
+    logits[3] = torch.nan
+    logits[4] = -torch.inf
+    got = made(logits, rows)
+    assert [got[i] for i in (0, 2, 5)] == [want[i] for i in (0, 2, 5)]
+    assert [got[i] for i in (1, 3, 4)] == [BROKEN] * 3
+
+
+def test_a_row_whose_draw_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = fresh_seed()
+    logits = logits_of(4, seed)
+    rows = [row([1, 2], seed=i) for i in range(4)]
+    want = sampler()(logits.clone(), rows)
+
+    def fragile(logits_V: Tensor, one: RowSampling) -> int:
+        if one.seed == 2:
+            raise ValueError("no such thing")
+        return sample_row(logits_V, one)
+
+    monkeypatch.setattr(sampler_module, "sample_row", fragile)
+    assert sampler()(logits.clone(), rows) == [*want[:2], "ValueError: no such thing", want[3]]
+    # Alone it fails, too, and it is no failure of the step.
+    assert sampler()(logits[2:3].clone(), rows[2:3]) == ["ValueError: no such thing"]
+
+
+def test_a_device_that_fails_for_every_row_is_no_fault_of_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = sampler()
+
+    def lost(*arguments: Any) -> Any:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(made.ops, "argmax", lost)
+    with pytest.raises(RuntimeError, match="device lost"):
+        made(logits_of(2, 1), [row([1], temperature=0.0)] * 2)
+
+
+@BACKENDS
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_min_tokens_forbids_what_would_end_the_text(backend: Any, temperature: float) -> None:
+    """End ids and stop ids, until so many tokens are there; equal to a draw without them."""
+    seed = fresh_seed()
+    made = sampler(50, backend, end_tokens=(4, 60))
+    for generated in range(4):
+        logits = logits_of(3, seed + generated)
+        logits[:, [4, 9]] = 50.0
+        text = [1] * (2 + generated)
+        common: dict[str, Any] = {"temperature": temperature, "min_tokens": 2}
+        rows = [
+            row(text, 2, stop_token_ids=(9, 61), **common),
+            row(text, 2, stop_token_ids=(9,), ignore_eos=True, **common),
+            row(text, 2, temperature=temperature),
+        ]
+        masked = logits.clone()
+        if generated < 2:
+            masked[0, [4, 9]] = masked[1, 9] = -torch.inf
+        free = [row(text, 2, temperature=temperature)] * 3
+        assert made(logits, rows) == sampler(50)(masked, free), generated
+
+
+@BACKENDS
+def test_where_all_tokens_would_end_the_text_one_is_drawn(backend: Any) -> None:
+    made = sampler(backend=backend, end_tokens=(4,))
+    logits = logits_of(2, fresh_seed())
+    want = logits.argmax(-1).tolist()
+    all_of_them = tuple(range(VOCAB))
+    rows = [
+        row([1], temperature=t, top_k=1, min_tokens=5, stop_token_ids=all_of_them)
+        for t in (0.0, 1.0)
+    ]
+    assert made(logits, rows) == want
+    assert made(torch.full((2, VOCAB), torch.nan), rows) == [BROKEN] * 2
 
 
 def test_the_sampling_kernel_draws_what_the_host_draws() -> None:

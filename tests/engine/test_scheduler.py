@@ -272,6 +272,23 @@ def test_failed_prefill_is_not_shared(overlap: bool, when: Failure) -> None:
     sim.verify()
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_broken_row_ends_alone_and_shares_nothing(overlap: bool) -> None:
+    """Its chunks are broken before anything is drawn from it; the others answer as ever."""
+    sim = simulation(size=2, blocks=64, batch=4, budget=8, overlap=overlap)
+    for name in ("a", "bad", "b"):
+        sim.add(request(name, [1] * 11, 6))
+    sim.step()
+    sim.broken.add("bad")
+    sim.drain()
+    done, failed = FinishReason.LENGTH, FinishReason.ERROR
+    assert sim.finished == {"a": done, "bad": failed, "b": done} and sim.outputs["bad"] == []
+    # Simulated memory proves that what is shared now was never broken.
+    sim.add(request("again", [1] * 11, 3))
+    sim.drain()
+    sim.verify()
+
+
 def test_min_tokens_holds_off_end_and_stop_ids() -> None:
     seed = fresh_seed()
     rng = random.Random(seed)
@@ -285,7 +302,8 @@ def test_min_tokens_holds_off_end_and_stop_ids() -> None:
         sim.verify()
         answer = sim.outputs[f"r{index}"]
         assert len(answer) >= least
-        assert not any(token in (END, 5, 6) for token in answer[max(least - 1, 0) : -1])
+        assert not any(token in (END, 5, 6) for token in answer[:-1])
+        assert least == 0 or answer[least - 1] not in (END, 5, 6)
         ended += len(answer) < 12
     assert ended > 50, seed
 

@@ -271,7 +271,7 @@ def test_added_tokens_from_other_files(trained: tokenizers.Tokenizer, tmp_path: 
 
 
 def test_importing_loads_no_library() -> None:
-    libraries = "{'torch', 'tokenizers', 'sentencepiece', 'minijinja'}"
+    libraries = "{'torch', 'tokenizers', 'sentencepiece', 'jinja2'}"
     code = f"import sys, halfbyte.engine.tokenizer; print({libraries} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (out.stdout.strip(), out.returncode) == ("set()", 0), out.stderr

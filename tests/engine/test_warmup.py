@@ -59,7 +59,7 @@ def test_row_counts_reach_every_bucket_and_the_end() -> None:
 def test_warm_up_leaves_no_trace_in_the_answers(tiny_gguf: Path) -> None:
     greedy = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     fresh, warm = (Engine(tiny_gguf, max_context=64, max_batch=3) for _ in range(2))
-    assert warm_up(warm._runner, 3, 40, 64) > 10
+    assert warm_up(warm._loop.runner, 3, 40, 64) > 10
     prompts = [[5, 6, 7], [8] * 20]
     want = [done.token_ids for done in fresh.generate(prompts, greedy)]
     assert [done.token_ids for done in warm.generate(prompts, greedy)] == want
@@ -68,4 +68,4 @@ def test_warm_up_leaves_no_trace_in_the_answers(tiny_gguf: Path) -> None:
 
 def test_backends_that_compile_nothing_are_not_warmed_up(tiny_gguf: Path) -> None:
     engine = Engine(tiny_gguf, max_context=64)
-    assert make_ready(engine._runner, engine.config, engine.max_context) is None
+    assert make_ready(engine._loop.runner, engine.config, engine.max_context) is None

@@ -80,7 +80,7 @@ def run(
     """
     with Engine(model, exact=True, **options) as engine:
         seen: dict[tuple[str, int], Tensor] = {}
-        real = engine._runner.sample
+        real = engine._loop.runner.sample
 
         def note(forward: Forward) -> dict[str, int]:
             drawn = [w for w in forward.plan.work if w.needs_sample]
@@ -88,7 +88,7 @@ def run(
                 seen[item.request_id, item.start + item.count] = row.float().clone()
             return real(forward)
 
-        engine._runner.sample = note  # type: ignore[method-assign]
+        engine._loop.runner.sample = note  # type: ignore[method-assign]
         ends: dict[str, Completion] = {}
         for _ in range(turns):
             ends.clear()

@@ -133,6 +133,17 @@ def test_the_smallest_temperatures_tend_to_greedy(temperature: float, level: flo
         assert ref.sample(logits, temperature, top_k, top_p, min_p, 1, 2) == 17
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_drawn_from_what_is_not_finite(temperature: float) -> None:
+    logits = torch.randn(40, generator=generator(fresh_seed()))
+    for value in (torch.nan, torch.inf):
+        broken = logits.clone()
+        broken[7] = value
+        assert ref.sample(broken, temperature, 0, 0.9, 0.0, 1, 2) == -1
+    nothing = torch.full((40,), -torch.inf)
+    assert ref.sample(nothing, temperature, 0, 0.9, 0.0, 1, 2) == -1
+
+
 def test_sample_ignores_what_cannot_be_drawn() -> None:
     """-inf logits (masked tokens) are never drawn, and the noise of the rest stays the same."""
     seed = fresh_seed()

@@ -133,12 +133,12 @@ def test_heads_that_do_not_divide(tmp_path):
     refuses(
         lambda: opened(tmp_path, {"attention.head_count_kv": (U32, 3)}),
         CheckpointError,
-        "2 attention heads over 3 key/value heads; expected a multiple",
+        r"llama\.attention\.head_count is 2 and llama\.attention\.head_count_kv is 3; expected",
     )
     refuses(
         lambda: opened(tmp_path, {"attention.head_count": (U32, 64)}),
         CheckpointError,
-        "key_length is 0; expected a whole number from 1",
+        r"embedding_length 32 over llama\.attention\.head_count 64 is not whole",
     )
 
 
@@ -191,7 +191,7 @@ def test_value_heads_of_another_size(tmp_path):
     refuses(
         lambda: opened(tmp_path, {"attention.value_length": (U32, 8)}),
         UnsupportedModelError,
-        "value heads of 8 and key heads of 16",
+        r"llama\.attention\.value_length is 8 and llama\.attention\.key_length 16",
     )
 
 

@@ -238,7 +238,7 @@ def test_many_tensors_and_the_most_keys_are_refused_in_time(tmp_path):
     refuses(
         lambda: GGUFCheckpoint(path),
         CheckpointError,
-        r"evil\.gguf: model\.embed_tokens\.weight, .* of the 11 tensors that llama needs",
+        r"evil\.gguf: token_embd\.weight, .* of the 11 tensors that llama needs",
     )
 
 

@@ -129,33 +129,33 @@ def test_tensors_that_do_not_fit_the_counts(tmp_path):
     refuses(
         lambda: GGUFCheckpoint(written(path, made, counts=(4, 2))),
         CheckpointError,
-        rf"experts\.gate_proj\.weight is \[3, {INNER}, {HIDDEN}\]; expected \[4, {INNER}",
+        rf"blk\.0\.ffn_gate_exps\.weight is \[3, {INNER}, {HIDDEN}\]; expected \[4, {INNER}",
     )
     gate = made["blk.0.ffn_gate_exps.weight"][0]
     twice = made | {"blk.0.ffn_gate.1.weight": (gate[1], "F32")}
     refuses(
         lambda: GGUFCheckpoint(written(path, twice)),
         CheckpointError,
-        r"experts\.1\.gate_proj\.weight is stored alone and in .*experts\.gate_proj\.weight",
+        r"blk\.0\.ffn_gate\.1\.weight is stored alone and in blk\.0\.ffn_gate_exps\.weight",
     )
     flat = made | {"blk.0.ffn_gate_exps.weight": (gate.reshape(-1, HIDDEN), "F32")}
     refuses(lambda: GGUFCheckpoint(written(path, flat)), CheckpointError, r"expected \[3, ")
     refuses(
         lambda: GGUFCheckpoint(written(path, made, counts=None)),
         CheckpointError,
-        r"layers\.0\.mlp\.gate_proj\.weight",
+        r"blk\.0\.ffn_gate\.weight",
     )
     unrouted = {k: v for k, v in made.items() if "gate_inp" not in k}
     refuses(
         lambda: GGUFCheckpoint(written(path, unrouted)),
         CheckpointError,
-        r"layers\.0\.mlp\.gate_proj\.weight",
+        r"blk\.0\.ffn_gate\.weight",
     )
     missing = {k: v for k, v in made.items() if "down_exps" not in k}
     refuses(
         lambda: GGUFCheckpoint(written(path, missing)),
         CheckpointError,
-        r"experts\.0\.down_proj\.weight, .* missing",
+        r"blk\.0\.ffn_down_exps\.weight is missing",
     )
 
 

@@ -324,14 +324,14 @@ def test_stacked_tensors_that_do_not_fit(tmp_path):
     refuses(
         lambda: GGUFCheckpoint(write_family(tmp_path / "m.gguf", "phi3", short)),
         CheckpointError,
-        r"layers\.1\.self_attn\.qkv_proj\.weight is \[126, 64\]; expected \[128, 64\]",
+        r"blk\.1\.attn_qkv\.weight is \[126, 64\]; expected \[128, 64\]",
     )
     twice = dict(state)
     twice["model.layers.0.self_attn.q_proj.weight"] = state[name][: HEADS * HEAD_DIM]
     refuses(
         lambda: GGUFCheckpoint(write_family(tmp_path / "m.gguf", "phi3", twice)),
         CheckpointError,
-        r"layers\.0\.self_attn\.q_proj\.weight is stored alone and in .*qkv_proj\.weight",
+        r"blk\.0\.attn_q\.weight is stored alone and in blk\.0\.attn_qkv\.weight",
     )
 
 
@@ -376,10 +376,10 @@ def test_post_norms_of_other_families_are_refused(tmp_path):
     refuses(
         lambda: GGUFCheckpoint(write_family(tmp_path / "m.gguf", "qwen2", state, extra=norm)),
         CheckpointError,
-        "q_proj.bias",
+        r"blk\.0\.attn_q\.bias",
     )
     refuses(
         lambda: GGUFCheckpoint(write_family(tmp_path / "m.gguf", "llama", state, extra=norm)),
         UnsupportedModelError,
-        r"model\.layers\.0\.post_ffw_norm\.weight is not part of a llama model",
+        r"blk\.0\.post_ffw_norm\.weight is not part of a llama model",
     )

@@ -116,7 +116,7 @@ def test_key_value_heads_default_by_family():
     refuses(
         lambda: read({"num_key_value_heads": 3}),
         CheckpointError,
-        "2 attention heads over 3 key/value heads; expected a multiple",
+        "num_attention_heads is 2 and num_key_value_heads is 3; expected a multiple",
     )
 
 
@@ -130,7 +130,7 @@ def test_head_size():
         CheckpointError,
         "hidden_size 8 over num_attention_heads 3 is not whole, and head_dim is not given",
     )
-    refuses(lambda: read({"head_dim": 5}), CheckpointError, "rotary dimension 5 with head size 5")
+    refuses(lambda: read({"head_dim": 5}), CheckpointError, "in heads of 5 by head_dim")
 
 
 def test_dynamic_scaling_needs_more_than_one_rotated_pair():
@@ -141,7 +141,7 @@ def test_dynamic_scaling_needs_more_than_one_rotated_pair():
     refuses(
         lambda: read(dynamic | {"head_dim": 2}),
         CheckpointError,
-        "dynamic rotary scaling of 2 dimensions; expected at least 4",
+        "dynamic rotary scaling of 2 dimensions by partial_rotary_factor; expected at least 4",
     )
 
 

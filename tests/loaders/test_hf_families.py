@@ -216,7 +216,7 @@ def test_phi3_partial_rotary_and_longrope():
     refuses(
         lambda: read(PHI3 | {"partial_rotary_factor": 0.4}),
         CheckpointError,
-        "rotary dimension 3 with head size 8",
+        "3 rotary dimensions by partial_rotary_factor in heads of 8 by head_dim",
     )
     refuses(
         lambda: read({"partial_rotary_factor": 0.5}),

@@ -161,20 +161,6 @@ def test_missing_and_wrong_tensors(tmp_path):
     )
 
 
-def test_tied_embeddings(tmp_path):
-    tied = tiny_folder(tmp_path / "t", {"tie_word_embeddings": True})
-    checkpoint = HFFolderCheckpoint(tied)
-    assert not checkpoint.has("lm_head.weight")
-    assert any("lm_head.weight is stored but unused" in w for w in checkpoint.report().warnings)
-    checkpoint.close()
-    headless = {n: s for n, s in TINY_SHAPES.items() if n != "lm_head.weight"}
-    refuses(
-        lambda: HFFolderCheckpoint(tiny_folder(tmp_path / "u", shapes=headless)),
-        CheckpointError,
-        r"lm_head\.weight is missing",
-    )
-
-
 def test_tensors_that_are_not_used(tmp_path):
     extra = TINY_SHAPES | {
         "model.layers.0.self_attn.rotary_emb.inv_freq": (2,),

@@ -22,7 +22,8 @@ def draw(seed: int, n: int, k: int, dtype: torch.dtype, spread: float = 1.0) -> 
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(n, k, generator=generator) * spread
     weight[:, torch.randint(k, (1,), generator=generator)] *= 20  # an outlier
-    return weight.to(dtype)
+    # Large draws are beyond float16; weights to round are finite numbers.
+    return weight.clamp(-6e4, 6e4).to(dtype)
 
 
 def spread_scales(q: QuantizedLinear) -> torch.Tensor:

@@ -13,6 +13,7 @@ from checkpoints import NAMES, cases_of, deviation_of, path_of, tolerance_of
 from torch import Tensor
 
 from halfbyte import Engine, SamplingParams
+from halfbyte.engine.config import DType
 from halfbyte.engine.layers.mixture import Mlp
 from halfbyte.kernels.codebook import PackedCodebook
 from halfbyte.kernels.w4a16.layout import PackedW4
@@ -54,7 +55,7 @@ ONE_OF_EACH: dict[str, set[str]] = {
 
 def kernels_of(engine: Engine) -> set[str]:
     """Families of all matrices of a model without experts."""
-    model = engine._runner.model
+    model = engine._loop.runner.model
     found = [model.embedding, model.head]
     for layer in model.layers:
         assert isinstance(layer.mlp, Mlp)
@@ -137,7 +138,7 @@ def test_one_of_each_kind(name: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_checkpoint(name: str, dtype: str) -> None:
+def test_every_checkpoint(name: str, dtype: DType) -> None:
     engine = Engine(path_of(name), backend="interpreter", dtype=dtype, max_context=128, max_batch=1)
     cases = read_cases(name, engine.tokenizer.vocab_size)
     for case in cases:

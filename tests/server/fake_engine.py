@@ -79,7 +79,10 @@ class FakeTokenizer:
         self.gate.wait()
         ids = []
         for message in messages:
-            ids += [TURN, *f"{message['role']}\n{message['content']}".encode(), END]
+            content = message["content"]
+            if not isinstance(content, str):  # its template wants texts
+                content = "\n".join(part["text"] for part in content)
+            ids += [TURN, *f"{message['role']}\n{content}".encode(), END]
         return [*ids, TURN] if add_generation_prompt else ids
 
 
@@ -102,7 +105,7 @@ class FakeStats:
 class _Text:
     """Grows a text byte by byte, holding back what may become a stop string."""
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
+    def __init__(self, stop: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = stop
         self._all = ""

@@ -12,7 +12,8 @@ import pytest
 from fake_engine import FakeEngine
 from server_support import Site
 
-from halfbyte.errors import EngineDeadError, TokenizerError
+from halfbyte.errors import EngineDeadError, TemplateProcessError, TokenizerError
+from halfbyte.server.errors import as_api_error
 from halfbyte.server.service import ServiceConfig
 
 pytestmark = pytest.mark.anyio
@@ -298,3 +299,9 @@ async def test_silent_stream_is_kept_alive(
     assert response.text.startswith(": keep-alive\n\n")
     chunks = [p for p in response.text.split("\n\n") if p.startswith("data: {")]
     assert "".join(json.loads(c[6:])["choices"][0]["text"] for c in chunks) == "echo: a"
+
+
+def test_a_template_process_that_ended_is_a_503() -> None:
+    error = as_api_error(TemplateProcessError("the process ended", hint="try again"))
+    assert (error.status, error.code) == (503, "template_process_ended")
+    assert error.headers()["Retry-After"] == "1" and "try again" in error.message

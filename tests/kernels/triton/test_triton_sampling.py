@@ -125,16 +125,45 @@ def test_a_row_does_not_see_the_batch(seed):
 def test_argmax_takes_the_lowest_of_equals(seed, dtype):
     rng = torch.Generator().manual_seed(seed)
     logits = torch.randn(5, 4100, generator=rng).clamp(max=2.0).to(dtype)
-    logits[3] = -math.inf
-    logits[4, 10] = math.nan
+    logits[:, 4099] = math.nan
     out = argmax(logits, valid=4099)
-    tidy = logits[:, :4099].float().nan_to_num(nan=-math.inf, neginf=-math.inf)
+    tidy = logits[:, :4099].float()
     best = tidy.max(-1).values.unsqueeze(-1)
     assert out.tolist() == [
         int((row == top).nonzero()[0]) for row, top in zip(tidy, best, strict=True)
     ]
     greedy = sample(logits, *pack_choices([Choice()] * 5), valid=4099)
     assert torch.equal(out, greedy)
+
+
+def test_broken_rows_have_no_token_and_the_others_theirs(seed):
+    """One NaN anywhere, nothing above -inf, or an infinite largest logit: -1, as the reference."""
+    rng, pick = torch.Generator().manual_seed(seed), random.Random(seed)
+    size = 4099
+    logits = torch.randn(8, size, generator=rng)
+    broken = logits.clone()
+    broken[1, pick.randrange(size)] = math.nan
+    broken[3] = math.nan
+    broken[5] = -math.inf
+    broken[6, pick.randrange(size)] = math.inf
+    for choice in (Choice(), Choice(1.0, 0, 0.9), Choice(1.0, repetition=1.5, slot=0)):
+        counts = torch.zeros(1, size, dtype=torch.int32) if choice.slot == 0 else None
+        many = [replace(choice, seed=seed, position=i, slot=-1) for i in range(8)]
+        want = sample(logits, *pack_choices(many)).tolist()
+        for bad in (1, 3, 5, 6):
+            want[bad] = -1
+        assert sample(broken, *pack_choices(many)).tolist() == want
+        for row in range(8):
+            one = replace(many[row], slot=choice.slot)
+            got = sample(broken[row : row + 1], *pack_choices([one]), counts_PV=counts).tolist()
+            line = None if counts is None else torch.zeros(size, dtype=torch.int32)
+            if counts is not None:
+                assert int(counts.sum()) == int(got[0] >= 0), "no token, nothing counted"
+                counts.zero_()
+            assert got[0] in expected_tokens(broken[row], one, line)
+    assert argmax(broken).tolist() == [
+        -1 if i in (1, 3, 5, 6) else int(logits[i].argmax()) for i in range(8)
+    ]
 
 
 def test_valid_and_strided_rows(seed):

@@ -1,0 +1,51 @@
+"""Keyword arguments as types, so that editors complete them and type checkers refuse others.
+
+Each mirrors a dataclass, which has the meaning, defaults and checks; a test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from .config import Backend, Device, DType, Quantize
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keywords of ``Engine``: the fields of :class:`~halfbyte.engine.config.EngineConfig`."""
+
+    device: Device
+    dtype: DType
+    backend: Backend
+    max_context: int
+    max_batch: int
+    max_batch_tokens: int
+    max_step_ms: int | None
+    block_size: int
+    kv_tokens: int
+    prefix_cache: bool
+    exact: bool
+    threads: int
+    native: bool
+    overlap: bool
+    warmup: bool
+    quantize: Quantize | None
+    seed: int | None
+
+
+class SamplingFields(TypedDict, total=False):
+    """Keywords of ``generate`` and its kin: the fields of ``SamplingParams``."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    max_tokens: int | None
+    min_tokens: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
