@@ -47,7 +47,7 @@ endif
 
 demo: install
 	$(BIN)/halfbyte pull smollm2
-	$(BIN)/halfbyte generate "The three primary colours are" --max-tokens 64 --temperature 0
+	$(BIN)/halfbyte generate --raw "The three primary colours are" --max-tokens 64 --temperature 0
 
 test: install lint
 	$(BIN)/halfbyte pull smollm2

@@ -95,7 +95,7 @@ def test_wheel_holds_the_sources_and_nothing_else(wheel: Path, settings: dict[st
         info = f"halfbyte-{settings['project']['version']}.dist-info"
         assert archive.read(f"{info}/top_level.txt").decode().split() == ["halfbyte"]
         assert (
-            "halfbyte = halfbyte.cli.main:main"
+            "halfbyte = halfbyte.__main__:main"
             in archive.read(f"{info}/entry_points.txt").decode().splitlines()
         )
     assert {"halfbyte/py.typed", "halfbyte/kernels/cpu/halfbyte.h"} <= names
