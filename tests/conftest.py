@@ -1,11 +1,23 @@
-"""Models that several folders of tests use."""
+"""Models that several folders of tests use, and the seeds of tests that draw their inputs.
+
+Python's, NumPy's and torch's own generators are seeded before each fixture and each test, from
+the run's seed and the name of what is about to run. A test that draws takes its numbers from them,
+so that ``pytest --seed S NAME`` draws the same again, whatever ran before. Tests that drew are
+remembered: ``--drawn`` runs only those.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
+import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import is_hypothesis_test
 
 # Kernels of this process run in Triton's interpreter, which is chosen when triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -14,6 +26,131 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 FIXTURES = Path(__file__).parent / "fixtures"
+REMEMBERED = "halfbyte/drawn"
+
+
+class Generators:
+    """The generators that tests draw from. torch's only where a test has imported torch."""
+
+    def sow(self, *names: object) -> None:
+        number = int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4], "big")
+        random.seed(number)
+        for name, module in self._modules():
+            seed = module.manual_seed if name == "torch" else module.random.seed
+            seed(number)
+
+    def state(self) -> list[Any]:
+        state: list[Any] = [random.getstate()]
+        for name, module in self._modules():
+            state.append(module.get_rng_state() if name == "torch" else module.random.get_state())
+        return state
+
+    def restore(self, state: list[Any]) -> None:
+        random.setstate(state[0])
+        for (name, module), old in zip(self._modules(), state[1:], strict=False):
+            (module.set_rng_state if name == "torch" else module.random.set_state)(old)
+
+    def moved_from(self, state: list[Any]) -> bool:
+        # A module that was imported meanwhile stands at the end and has no state from before.
+        pairs = zip(state, self.state(), strict=False)
+        return any(_plain(old) != _plain(new) for old, new in pairs)
+
+    def _modules(self) -> list[tuple[str, Any]]:
+        return [(name, sys.modules[name]) for name in ("numpy", "torch") if name in sys.modules]
+
+
+def _plain(state: Any) -> object:
+    """A state of a generator in values that compare: the arrays as lists."""
+    parts = state if isinstance(state, tuple) else (state,)
+    return [part.tolist() if hasattr(part, "tolist") else part for part in parts]
+
+
+class Draws:
+    """Seeds fixtures and tests, notes which of them drew, and names the seed of a failure."""
+
+    def __init__(self, config: pytest.Config, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.generators = Generators()
+        self.fixtures: set[str] = set()
+        self.ran: dict[str, bool] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        outer = self.generators.state()
+        self.generators.sow(self.seed, request.node.nodeid, fixturedef.argname)
+        before = self.generators.state()
+        try:
+            return (yield)
+        finally:
+            if self.generators.moved_from(before):
+                self.fixtures.add(fixturedef.argname)
+            self.generators.restore(outer)  # a test that asks for a fixture midway draws on
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Function) -> Generator[None, object, object]:
+        self.generators.sow(self.seed, item.nodeid)
+        before = self.generators.state()
+        try:
+            return (yield)
+        finally:
+            if (
+                self.generators.moved_from(before)
+                or not self.fixtures.isdisjoint(item.fixturenames)
+                or is_hypothesis_test(item.obj)
+            ):
+                item.user_properties.append(("drawn", True))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if report.failed:
+            report.sections.append(("seed", f"pytest --seed {self.seed} {item.nodeid!r}"))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.ran[report.nodeid] = ("drawn", True) in report.user_properties
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if not self.config.getoption("--drawn"):
+            return
+        drawn = set(self._cache().get(REMEMBERED, []))
+        if not drawn:
+            raise pytest.UsageError("--drawn: no test is known to draw; run them all once before")
+        left = [item for item in items if item.nodeid not in drawn]
+        items[:] = [item for item in items if item.nodeid in drawn]
+        self.config.hook.pytest_deselected(items=left)
+
+    def pytest_sessionfinish(self) -> None:
+        if not hasattr(self.config, "workerinput"):
+            known = set(self._cache().get(REMEMBERED, [])) - self.ran.keys()
+            drew = {name for name, drawn in self.ran.items() if drawn}
+            self._cache().set(REMEMBERED, sorted(known | drew))
+
+    def _cache(self) -> pytest.Cache:
+        cache = self.config.cache
+        assert cache is not None, "--drawn needs pytest's cache"
+        return cache
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Processes of pytest-xdist draw from the same seed."""
+        node.workerinput["seed"] = self.seed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="draw as the run with this seed drew")
+    parser.addoption("--drawn", action="store_true", help="only tests that drew when last run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = getattr(config, "workerinput", {}).get("seed", config.getoption("--seed"))
+    seed = random.SystemRandom().getrandbits(32) if given is None else given
+    config.pluginmanager.register(Draws(config, seed), "draws")
 
 
 @pytest.fixture(scope="session")
