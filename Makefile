@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-slow lint format bench peers clean
+.PHONY: install demo test test-slow test-arm lint format bench peers clean
 
 install: $(STAMP)
 
@@ -33,6 +33,12 @@ test-slow: install
 .PHONY: test-templates
 test-templates: install
 	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/engine/test_real_templates.py
+# The C kernels for aarch64, cross-compiled; their arithmetic tests run under qemu-user.
+test-arm: install
+	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || { \
+		echo "make test-arm needs a cross compiler and an emulator; on Debian:" >&2; \
+		echo "    apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
+	HALFBYTE_TEST_ARM=1 $(BIN)/python -m pytest $(addprefix tests/kernels/test_cpu_,attention.py elementwise.py linear.py pack.py quantized_inputs.py)
 
 lint: install
 	$(BIN)/ruff check .

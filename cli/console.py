@@ -8,6 +8,7 @@ of a command's start-up time would otherwise be spent on it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,18 @@ def print_error(message: str, hint: str = "") -> None:
 def warn(message: str) -> None:
     """One yellow line on stderr."""
     _line("warning: ", message, _YELLOW)
+
+
+class WarningLines(logging.Handler):
+    """Shows what is logged where no handler is set up, warnings and worse, as lines of ours."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line on stderr."""
+        show = print_error if record.levelno >= logging.ERROR else warn
+        show(record.getMessage())
 
 
 def note(message: str) -> None:

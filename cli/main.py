@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -34,7 +35,7 @@ from . import (
     serve,
     tune,
 )
-from .console import is_terminal, print_error
+from .console import WarningLines, is_terminal, print_error
 
 # Typer's own base of usage errors has moved between modules over its versions.
 _USAGE_ERROR: Any = next(
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         if reconfigure is not None:
             # A terminal without UTF-8 gets question marks rather than a crash.
             reconfigure(errors="replace")
+    logging.lastResort = WarningLines()
     # Only the main thread may set it, and only there does a signal arrive.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _terminate)

@@ -91,7 +91,7 @@ def device_memory(name: str, measure: bool = False) -> Memory:
         card = gpu(name)
         return Memory(card.name, card.memory, GPU_RESERVE, card.copy)
     from ..bench.machine import cpu_model, known_bandwidth
-    from ..engine.backends.cpu_native import physical_cores
+    from ..engine.backends.cpu_cores import physical_cores
     from ..engine.memory import free_memory
     from ..loaders.store import cache_root
 

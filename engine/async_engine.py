@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -112,6 +113,7 @@ class AsyncEngine:
         self._stall_s = stall_s
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._process = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stats: StatsView = engine.stats()
         self._dead: str | None = None
@@ -141,6 +143,7 @@ class AsyncEngine:
         if self._thread is not None:
             raise EngineDeadError("the engine has been started already")
         self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._main, name="halfbyte-engine", daemon=True)
         self._thread.start()
 
@@ -167,6 +170,10 @@ class AsyncEngine:
         """
         if self._thread is None or self._closer is not None or self._dead is not None:
             raise EngineDeadError(self._dead or "the engine is not running")
+        if self._process != os.getpid():
+            raise EngineDeadError(
+                "the process was forked after its engine was started: start it in the child"
+            )
         if request_id is None or request_id in self._live:
             request_id = f"{request_id or 'request'}-{next(self._serial)}"
         length = 0 if isinstance(prompt, str) else len(prompt)

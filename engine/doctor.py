@@ -20,7 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from ..kernels.cpu.build import find_compiler
+from halfbyte.errors import ConfigError
+
+from ..kernels.cpu.build import BuildError, find_compiler
+from ..kernels.cpu.forms import VARIABLE, available_forms, chosen_forms, cpu_features
+from .backends.cpu_cores import cpu_quota, physical_cores
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -108,22 +112,28 @@ def check_triton() -> Check:
 def check_compiler() -> Check:
     """Whether a C compiler can build a library that this Python can load and call."""
     remedy = "install one: apt install gcc libc6-dev (Debian), dnf install gcc (Fedora)"
-    compiler = find_compiler()
+    try:
+        compiler = find_compiler()
+    except BuildError as error:
+        return Check(
+            "C compiler", "warn", f"{error}: slower CPU kernels", "set CC right, or unset it"
+        )
     if compiler is None:
         return Check("C compiler", "warn", "none (cc, gcc, clang): slower CPU kernels", remedy)
+    name = " ".join(compiler)
     try:
         with tempfile.TemporaryDirectory(prefix="halfbyte-doctor-") as folder:
             source, library = Path(folder, "probe.c"), Path(folder, "probe.so")
             source.write_text("#include <math.h>\nint probe(int x) { return x + 41; }\n")
-            _output([compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source)])
+            _output([*compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source)])
             answer = ctypes.CDLL(str(library)).probe(1)
-            version = _output([compiler, "--version"]).splitlines()[0]
+            version = _output([*compiler, "--version"]).splitlines()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         problem = _first_line(error)
-        return Check("C compiler", "warn", f"{compiler} cannot build a library: {problem}", remedy)
+        return Check("C compiler", "warn", f"{name} cannot build a library: {problem}", remedy)
     if answer != 42:
-        return Check("C compiler", "warn", f"{compiler} builds a library that computes wrongly")
-    return Check("C compiler", "ok", f"{version} ({compiler})")
+        return Check("C compiler", "warn", f"{name} builds a library that computes wrongly")
+    return Check("C compiler", "ok", f"{version} ({name})")
 
 
 def check_headers() -> Check:
@@ -168,19 +178,22 @@ def check_gpu() -> Check:
 
 
 def check_cpu() -> Check:
-    """Instruction sets that the CPU kernels use."""
-    flags = set()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                flags.update(line.partition(":")[2].split())
-                break
-    found = [label for flag, label in _FEATURES if flag in flags]
-    if not flags:
-        return Check("CPU", "ok", f"{platform.machine()}, features unknown on this system")
-    if "avx2" not in flags and platform.machine() in ("x86_64", "AMD64"):
-        return Check("CPU", "warn", "no AVX2: the CPU backend will be slow", "use a newer machine")
-    return Check("CPU", "ok", ", ".join(found) or platform.machine())
+    """Instruction sets that the CPU kernels use, and the form of the C kernels that runs."""
+    features = cpu_features()
+    found = ", ".join(label for flag, label in _FEATURES if flag in features)
+    detail = found or f"{platform.machine()}, features unknown on this system"
+    try:
+        forms = chosen_forms()
+    except ConfigError as error:
+        return Check("CPU", "fail", error.message, error.hint)
+    asked = f" ({VARIABLE} says so)" if os.environ.get(VARIABLE) else ""
+    if not forms:
+        remedy = f"unset {VARIABLE}, or set it to {available_forms()[0].name}"
+        return Check("CPU", "warn", f"{detail}; no C kernels{asked}: slow", remedy)
+    detail += f"; C kernels: {forms[0].name}{asked}"
+    if features and "avx2" not in features and platform.machine() in ("x86_64", "AMD64"):
+        return Check("CPU", "warn", f"{detail}; no AVX2: slow", "use a newer machine")
+    return Check("CPU", "ok", detail)
 
 
 def check_threads() -> Check:
@@ -188,13 +201,13 @@ def check_threads() -> Check:
     affinity = getattr(os, "sched_getaffinity", None)
     usable = len(affinity(0)) if affinity else (os.cpu_count() or 1)
     detail = f"{usable} of {os.cpu_count()} processors"
-    quota = _cpu_quota()
+    quota = cpu_quota()
     if quota is not None and quota < usable:
         return Check(
             "threads",
             "warn",
-            f"{detail}, but the container's quota is {quota:g}",
-            f"give --threads {max(1, int(quota))}, or raise the quota",
+            f"{detail}, but the container's quota is {quota:g}: {physical_cores()} are used",
+            "raise the quota",
         )
     if text := os.environ.get("OMP_NUM_THREADS"):
         return Check("threads", "ok", f"{detail}; OMP_NUM_THREADS is {text}")
@@ -329,15 +342,6 @@ def _has_nvidia_card() -> bool:
             if vendor == "0x10de" and (device / "class").read_text().startswith("0x03"):
                 return True
     return False
-
-
-def _cpu_quota() -> float | None:
-    """Processors that the control group grants, or None without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
 
 
 def _version(package: str) -> str | None:

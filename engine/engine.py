@@ -21,6 +21,7 @@ from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .memory import MemoryPlan, free_memory, plan_memory
 from .models.registry import model_class
+from .process import OwnProcess
 from .prompts import Prompt, Prompts, TokenIds, only_ids, prompt_ids, prompt_list
 from .request import (
     Completion,
@@ -71,6 +72,7 @@ class Engine:
         self._turns = Turns()
         self.startup: dict[str, float] = {}
         clock = Stopwatch(self.startup)
+        self._process = OwnProcess()
         path = resolve_model(model)
         checkpoint = open_checkpoint(path)
         try:
@@ -132,7 +134,7 @@ class Engine:
         """
         params = sampling_params(params, {})
         ids = self._tokens(prompt)
-        with self._turns:
+        with self._turn():
             return self._loop.submit(ids, params, request_id, priority, cache_salt)
 
     def cancel(self, request_id: str) -> None:
@@ -140,8 +142,14 @@ class Engine:
         if self._turns.mine:  # a signal handler or a finalizer in the middle of a step
             self._loop.abandoned.append(request_id)
             return
-        with self._turns:
+        with self._turn():
             self._loop.scheduler.cancel(request_id)
+
+    def _turn(self) -> Turns:
+        """Whose turn it is, in this process. Raises EngineDeadError in a child forked too soon."""
+        if self._process.enter(self._loop.has_work() or self._turns.taken):
+            self._turns = Turns()
+        return self._turns
 
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
@@ -158,7 +166,7 @@ class Engine:
         Raises:
             EngineDeadError: steps failed several times in a row; nothing more will come.
         """
-        with self._turns:
+        with self._turn():
             self._loop.advance()
             return self._loop.outbox.take_rest()
 
@@ -200,7 +208,7 @@ class Engine:
         box: deque[Delta] = deque()
         try:
             for ids, checked in wanted:
-                with self._turns:
+                with self._turn():
                     names.append(self._loop.submit(ids, checked))
                     self._loop.outbox.open(names[-1], box)
             while len(done) < len(names):
@@ -223,7 +231,7 @@ class Engine:
         """
         checked, ids = sampling_params(params, fields), self._tokens(prompt)
         box: deque[Delta] = deque()
-        with self._turns:
+        with self._turn():
             name = self._loop.submit(ids, checked)
             self._loop.outbox.open(name, box)
         finished = False
@@ -293,7 +301,7 @@ class Engine:
             RequestError: text instead of ids, an unknown id, none, or more than the context holds.
         """
         ids = self._tokens(only_ids(token_ids))
-        with self._turns:
+        with self._turn():
             return torch.cat(list(self._logits(ids)))
 
     def score(self, prompts: Prompts) -> list[PromptScore]:
@@ -304,7 +312,7 @@ class Engine:
         """
         scores = []
         for ids in [self._tokens(prompt) for prompt in prompt_list(prompts)]:
-            with self._turns:
+            with self._turn():
                 scores.append(score_prompt(self._logits(ids), ids))
         return scores
 
@@ -325,7 +333,7 @@ class Engine:
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""
-        with self._turns:
+        with self._turn():
             if not box:
                 self._loop.advance()
             deltas = list(box)
@@ -338,6 +346,8 @@ class Engine:
             # The collector finalizes a forgotten stream in the middle of a step of this thread.
             self._loop.abandoned.extend(live)
             return
+        if self._process.inherited:
+            return  # they run in the process that this one was forked from
         with self._turns:
             self._loop.discard(live)
             self._loop.outbox.close(names)
@@ -348,7 +358,9 @@ class Engine:
 
     def close(self) -> None:
         """Cancel live requests, refuse new ones, free the weights and the KV cache."""
-        with self._turns:
+        if self._process.inherited and self._loop.has_work():
+            return  # all of it belongs to the process that this one was forked from
+        with self._turn():
             if self._loop.closed:
                 return
             if self._monitor is not None:

@@ -27,6 +27,11 @@ class Turns:
         self._frame: FrameType | None = None
 
     @property
+    def taken(self) -> bool:
+        """Whether any thread has its turn."""
+        return self._owner is not None
+
+    @property
     def mine(self) -> bool:
         """Whether the calling thread has its turn and is still inside it.
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import select
+import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,29 @@ def tiny_hf() -> Path:
 def tiny_gguf() -> Path:
     """The same model as a GGUF file: Q4_0, embedding in Q8_0."""
     return FIXTURES / "gguf-q4_0-spm-llama" / "model.gguf"
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable[[], str]], str]:
+    """What a function gives, or the error that it raises, in a forked child; "" if it hangs."""
+
+    def run(work: Callable[[], str]) -> str:
+        come, go = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                text = work()
+            except BaseException as error:
+                text = f"{type(error).__name__}: {error}"
+            os.write(go, text.encode())
+            os._exit(0)
+        os.close(go)
+        with os.fdopen(come, "rb") as reader:
+            # A child that hangs must not hang the tests.
+            ready, _, _ = select.select([reader], [], [], 60)
+            if not ready:
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return reader.read().decode() if ready else ""
+
+    return run

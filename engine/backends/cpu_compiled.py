@@ -84,7 +84,8 @@ class CompiledOps:
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
-            f"C kernels, {library.threads} threads, {8 * 4 * library.lanes}-bit vectors"
+            f"C kernels ({library.form}), {library.threads} threads, "
+            f"{8 * 4 * library.lanes}-bit vectors"
             + (", AMX for prefill" if self.gemm_rows < NEVER else "")
         )
         self._rounded = rounded

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +19,22 @@ from torch import Tensor
 from halfbyte.errors import ConfigError
 
 from ...kernels import reference as ref
-from ...kernels.cpu.build import BuildError, build_library
+from ...kernels.cpu.build import BuildError, open_library
+from ...kernels.cpu.forms import VARIABLE, chosen_forms
 from ...kernels.cpu.library import Library
 from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight, WeightFormat
 from ...loaders.store import cache_root
 from ..config import EngineConfig
 from .base import Activation
 from .cpu_compiled import CompiledOps
+from .cpu_cores import physical_cores
 from .plain import PlainOps
 
 log = logging.getLogger(__name__)
 
+# Measured: docs/kernels.md.
+FALLBACK = "no C kernels; torch's own take about 1.7 times as long for every token: %s; %s"
+REMEDY = "install a C compiler: apt install gcc libc6-dev (Debian), dnf install gcc (Fedora)"
 # What torch's int4 kernel accepts.
 INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16
@@ -45,53 +51,51 @@ def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
             f"dtype is {config.dtype!r}, but cpu_native computes in float32",
             hint="use dtype='auto' or 'float32', or backend='reference'",
         )
-    threads = config.threads or physical_cores()
-    if config.native:
-        try:
-            library = _load_library(threads)
-        except (BuildError, OSError) as error:
-            log.warning("C kernels are not available, using torch's own: %s", error)
-        else:
-            full = config.dtype == "float32"
-            return CompiledOps(library, config.exact or full, full)
+    cores = physical_cores()
+    threads = config.threads or cores
+    if threads > cores:
+        log.warning(
+            "threads is %d, but this process may use %s: more threads than cores are slower",
+            threads,
+            "1 core" if cores == 1 else f"{cores} cores",
+        )
+    library = _load_library(threads) if config.native else None
+    if library is not None:
+        full = config.dtype == "float32"
+        return CompiledOps(library, config.exact or full, full)
     torch.set_num_threads(threads)
     return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16, config.exact)
 
 
-def _load_library(threads: int) -> Library:
-    """The compiled kernels; a damaged file in the cache is compiled anew, once."""
-    cache = cache_root() / "native"
-    path = build_library(cache)
+def _load_library(threads: int) -> Library | None:
+    """The compiled kernels, or None when HALFBYTE_ISA says so, or when they cannot be had."""
+    forms = chosen_forms()
+    if not forms:
+        return None
+    asked = os.environ.get(VARIABLE, "")
     try:
-        return Library(path, threads)
-    except OSError as error:
-        log.warning("%s is damaged and built again: %s", path, error)
-        return Library(build_library(cache, again=True), threads)
+        library = open_library(cache_root() / "native", forms, threads, _notice)
+    except BuildError as error:
+        if asked:
+            raise ConfigError(
+                f"{VARIABLE} is {asked!r}, but the kernels cannot be had: {error}", hint=REMEDY
+            ) from error
+        log.warning(FALLBACK, error, REMEDY)
+        return None
+    if asked == "amx" and not library.amx:
+        raise ConfigError(
+            f"{VARIABLE} is 'amx', but the operating system does not let this process use it",
+            hint="use a kernel of 5.16 or newer, or leave the variable out",
+        )
+    return library
 
 
-def physical_cores() -> int:
-    """Physical cores that this process may use, within its cgroup's share of them."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    if allowed is None:
-        return os.cpu_count() or 1
-    cores: set[str] = set()
-    for cpu in allowed:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
-                cores.add(file.read().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, min(len(cores), _quota()))
-
-
-def _quota() -> int:
-    """Whole cores of the cgroup's CPU time, as containers limit it; many when unlimited."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            limit, period = file.read().split()
-        return max(1, int(limit) // int(period))
-    except (OSError, ValueError):
-        return 1 << 16
+def _notice(text: str) -> None:
+    """A line for whoever waits: in the log, or on a terminal when nobody reads the log."""
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s", text)
+    elif sys.stderr is not None and sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)

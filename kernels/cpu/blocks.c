@@ -26,9 +26,8 @@ static inline uint64_t load64(const uint8_t *p) {
 static inline int odd_half(uint16_t h) { return (h & 0x7C00) == 0x7C00; }
 
 static inline float from_half(uint16_t h) {
-    _Float16 x;
-    memcpy(&x, &h, 2);
-    return (float)x;
+    uint16_t same[LANES] = {h};
+    return vf_from_half(same)[0];
 }
 
 /* Low nibbles of eight bytes in the low half, high ones in the high half. */

@@ -153,12 +153,16 @@ static inline vf vf_from_half(const uint16_t *p) {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 #elif defined(__F16C__)
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#elif defined(__aarch64__)
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
-    vf out;
-    _Float16 h[LANES];
-    memcpy(h, p, sizeof h);
-    for (int i = 0; i < LANES; i++) out[i] = (float)h[i];
-    return out;
+    /* Bits moved to where a float has them, then the exponent's bias put right by an exact
+     * product, which makes the subnormal ones normal; what it must not touch has all ones there. */
+    vh h;
+    memcpy(&h, p, sizeof h);
+    vu bits = __builtin_convertvector(h, vu), size = (bits & 0x7FFF) << 13;
+    vu odd = (vu)(size >= 0x7C00u << 13) & 0x7F800000u;
+    return (vf)((vu)((vf)size * 0x1p112f) | odd | (bits & 0x8000) << 16);
 #endif
 }
 

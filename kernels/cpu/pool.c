@@ -120,6 +120,17 @@ static void post(hb_pool *pool) {
     }
 }
 
+/* Stop and join the workers. */
+void hb_pool_free(hb_pool *pool) {
+    atomic_store(&pool->stop, 1);
+    post(pool);
+    for (int tid = 1; tid < pool->threads; tid++) pthread_join(pool->handles[tid], NULL);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_cond_destroy(&pool->wake);
+    free(pool->handles);
+    free(pool);
+}
+
 /* A pool of `threads`, the caller being one of them; NULL when a thread cannot be made. */
 hb_pool *hb_pool_new(int threads) {
     hb_pool *pool = calloc(1, sizeof *pool);
@@ -131,20 +142,14 @@ hb_pool *hb_pool_new(int threads) {
     for (int tid = 1; tid < threads; tid++) {
         worker_arg *arg = malloc(sizeof *arg);
         *arg = (worker_arg){pool, tid};
-        if (pthread_create(&pool->handles[tid], NULL, worker, arg)) return NULL;
+        if (pthread_create(&pool->handles[tid], NULL, worker, arg)) {
+            free(arg);
+            pool->threads = tid;
+            hb_pool_free(pool);
+            return NULL;
+        }
     }
     return pool;
-}
-
-/* Stop and join the workers. */
-void hb_pool_free(hb_pool *pool) {
-    atomic_store(&pool->stop, 1);
-    post(pool);
-    for (int tid = 1; tid < pool->threads; tid++) pthread_join(pool->handles[tid], NULL);
-    pthread_mutex_destroy(&pool->lock);
-    pthread_cond_destroy(&pool->wake);
-    free(pool->handles);
-    free(pool);
 }
 
 /* Run `count` ops on all threads; returns when all are done. Workers spin for `spin_us` after. */

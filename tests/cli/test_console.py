@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 
 import pytest
@@ -134,3 +135,19 @@ def test_engine_options_are_fields_of_the_configuration():
     }
     with pytest.raises(ConfigError, match="threads is -1"):
         engine_options(DeviceChoice.cpu, DTypeChoice.auto, BackendChoice.auto, 0, -1, False, False)
+
+
+def test_logged_warnings_are_lines_of_ours(monkeypatch):
+    """Where nobody has set up logging; one who has keeps what they chose."""
+    screen, pipe = make_screen(monkeypatch), io.StringIO()
+    monkeypatch.setattr(logging, "lastResort", console.WarningLines())
+    log = logging.Logger("halfbyte.test")
+    log.info("not shown")
+    log.warning("slow: %s", "a\nb")
+    assert screen.getvalue() == "\x1b[33mwarning: slow: a b\x1b[0m\n"
+    monkeypatch.setattr(sys, "stderr", pipe)
+    log.error("bad")
+    assert pipe.getvalue() == "error: bad\n"
+    log.addHandler(logging.StreamHandler(screen))
+    log.warning("once")
+    assert pipe.getvalue() == "error: bad\n" and screen.getvalue().endswith("\nonce\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.engine import doctor
+from halfbyte.kernels.cpu.forms import available_forms
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_compilers(monkeypatch, tmp_path):
     ):
         script.write_text(text)
         script.chmod(0o755)
-        monkeypatch.setattr(doctor, "find_compiler", lambda: str(script))
+        monkeypatch.setattr(doctor, "find_compiler", lambda: (str(script),))
         result = doctor.check_compiler()
         assert result.status == "warn" and says in result.detail, result
 
@@ -88,9 +89,30 @@ def test_a_driver_that_torch_cannot_use(monkeypatch, tmp_path):
 
 
 def test_a_container_quota(monkeypatch):
-    monkeypatch.setattr(doctor, "_cpu_quota", lambda: 0.5)
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
     result = doctor.check_threads()
-    assert result.status == "warn" and "--threads 1" in result.remedy
+    assert result.status == "warn" and "quota is 0.5" in result.detail
+
+
+def test_the_form_of_the_kernels(monkeypatch):
+    monkeypatch.delenv("HALFBYTE_ISA", raising=False)
+    best = available_forms()[0].name
+    assert f"C kernels: {best}" in doctor.check_cpu().detail
+    monkeypatch.setenv("HALFBYTE_ISA", best)
+    assert f"C kernels: {best} (HALFBYTE_ISA says so)" in doctor.check_cpu().detail
+    monkeypatch.setenv("HALFBYTE_ISA", "none")
+    result = doctor.check_cpu()
+    assert result.status == "warn" and f"set it to {best}" in result.remedy
+    monkeypatch.setenv("HALFBYTE_ISA", "mmx")
+    result = doctor.check_cpu()
+    assert result.status == "fail" and "HALFBYTE_ISA is 'mmx'" in result.detail
+
+
+def test_a_wrong_cc(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    result = doctor.check_compiler()
+    assert result.status == "warn" and "no program 'no-such-compiler'" in result.detail
+    assert "unset" in result.remedy
 
 
 def test_the_cache_folder_and_the_model(home):

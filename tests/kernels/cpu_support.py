@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from arm_support import remote_library
 from torch import Tensor
 
 from halfbyte.engine.backends.cpu_compiled import CompiledOps
-from halfbyte.kernels.cpu.build import build_library, find_compiler
+from halfbyte.kernels.cpu.build import find_compiler, open_library
+from halfbyte.kernels.cpu.forms import Form, chosen_forms
 from halfbyte.kernels.cpu.library import Library
 from halfbyte.loaders.canonical import (
     ActivationFormat,
@@ -25,16 +29,38 @@ from halfbyte.loaders.canonical import (
 )
 from halfbyte.loaders.store import cache_root
 
+# Runs the kernels for aarch64 under an emulator instead: `make test-arm`.
+ARM = bool(os.environ.get("HALFBYTE_TEST_ARM"))
 needs_compiler = pytest.mark.skipif(
-    find_compiler() is None, reason="no C compiler: the engine runs without these kernels, too"
+    find_compiler() is None or not chosen_forms(),
+    reason="no C kernels: the engine runs without them, too",
 )
 # Unit roundoff of float32 and of bfloat16.
 F32, BF16 = 2.0**-24, 2.0**-9
+_using: list[Form] = []
+
+
+def library(threads: int = 2) -> Library:
+    """The kernels in the form of the enclosing :func:`using`, else in the best one."""
+    if ARM:
+        return remote_library(threads)
+    return _open(_using[-1] if _using else chosen_forms()[0], threads)
 
 
 @functools.lru_cache
-def library(threads: int = 2) -> Library:
-    return Library(build_library(cache_root() / "native"), threads)
+def _open(form: Form, threads: int) -> Library:
+    # The cache that the engine uses, which is kept between runs: a form is compiled once.
+    return open_library(cache_root() / "native", [form], threads)
+
+
+@contextlib.contextmanager
+def using(form: Form) -> Iterator[None]:
+    """Every :func:`library` of the block is of this form."""
+    _using.append(form)
+    try:
+        yield
+    finally:
+        _using.pop()
 
 
 def modes() -> list[bool]:

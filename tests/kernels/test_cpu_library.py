@@ -1,13 +1,16 @@
-"""Building the C kernels, the record layout, and the thread pool that runs programs."""
+"""The record layout, and the thread pool that runs programs, in a forked child too."""
 
 from __future__ import annotations
 
 import os
 import random
 import re
+import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,14 +19,11 @@ from statistics_support import fresh_seed
 
 import halfbyte.kernels.cpu.build as build_module
 import halfbyte.kernels.cpu.library as lib
-from halfbyte.engine.backends.cpu_compiled import CompiledOps
-from halfbyte.engine.backends.cpu_native import make_cpu_ops
-from halfbyte.engine.config import EngineConfig
+from halfbyte.errors import ConfigError
 from halfbyte.kernels.cpu.arena import ALIGN, Arena
-from halfbyte.kernels.cpu.build import BuildError, build_library, find_compiler
 from halfbyte.kernels.cpu.library import Library
-from halfbyte.loaders.store import cache_root
 
+InChild = Callable[[Callable[[], str]], str]
 SOURCES = Path(build_module.__file__).parent
 
 
@@ -50,61 +50,6 @@ def test_op_numbers_are_those_of_the_c_enum() -> None:
     assert [getattr(lib, name) for name in names] == list(range(len(names)))
 
 
-@needs_compiler
-def test_the_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # Sooner done than with the real flags.
-    fast = tuple("-O1" if flag == "-O3" else flag for flag in build_module.FLAGS)
-    monkeypatch.setattr(build_module, "FLAGS", fast)
-    first = build_library(tmp_path / "cache")
-    stamp = first.stat().st_mtime_ns
-    assert build_library(tmp_path / "cache") == first and first.stat().st_mtime_ns == stamp
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == [first.name], "nothing half-done"
-    assert re.fullmatch(r"halfbyte-cpu-[0-9a-f]{20}\.so", first.name)
-
-
-def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    assert find_compiler() is None
-    with pytest.raises(BuildError, match="no C compiler found"):
-        build_library(tmp_path)
-
-
-def fake_compiler(folder: Path, script: str) -> None:
-    path = folder / "cc"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-
-
-def test_a_failing_compiler_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_compiler(tmp_path, '[ "$1" = --version ] && exit 0\necho no such flag >&2; exit 3')
-    monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    with pytest.raises(BuildError, match="failed with code 3: no such flag"):
-        build_library(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.parametrize("script", ["exit 1", "exit 0", "kill -9 $$"])
-def test_a_broken_compiler_is_a_build_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
-) -> None:
-    """Even one that cannot tell its version, or says nothing."""
-    fake_compiler(tmp_path, script)
-    monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    with pytest.raises((BuildError, OSError)):
-        Library(build_library(tmp_path / "cache"), 1)
-
-
-def test_a_cache_that_cannot_be_written_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    fake_compiler(tmp_path, "echo fake 1.0")
-    monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BuildError, match="cannot write to"):
-        build_library(tmp_path / "file" / "cache")
-
-
 def argmax(made: Library, x: torch.Tensor) -> torch.Tensor:
     """A one-op program over all threads."""
     out = torch.full((len(x),), -1)
@@ -117,7 +62,7 @@ def argmax(made: Library, x: torch.Tensor) -> torch.Tensor:
 def test_thousands_of_small_programs(threads: int) -> None:
     """More threads than cores, too; sometimes the workers have gone to sleep before the next."""
     rng = random.Random(fresh_seed())
-    made = Library(build_library(cache_root() / "native"), threads)
+    made = Library(Path(library()._lib._name), threads)
     x = tokens(rng.getrandbits(30), 7, 40)
     want = x.argmax(-1)
     for turn in range(1500):
@@ -139,7 +84,7 @@ def test_an_empty_program_does_nothing() -> None:
 
 @needs_compiler
 def test_pools_do_not_disturb_each_other() -> None:
-    path = build_library(cache_root() / "native")
+    path = Path(library()._lib._name)
     before = len(os.listdir("/proc/self/task"))
     x = tokens(2, 5, 30)
     for _ in range(20):
@@ -165,10 +110,45 @@ def test_arena_pieces_are_aligned_and_apart() -> None:
 
 
 @needs_compiler
-def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HALFBYTE_HOME", str(tmp_path))
-    path = build_library(cache_root() / "native")
-    assert path.stat().st_mode & 0o055 == 0o055, "other users of the cache can load it"
-    path.write_bytes(b"")
-    ops = make_cpu_ops(EngineConfig(device="cpu"))
-    assert isinstance(ops, CompiledOps) and path.stat().st_size > 0
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_forked_child_computes_with_threads_of_its_own(threads: int, in_child: InChild) -> None:
+    made = Library(Path(library()._lib._name), threads)
+    x = tokens(fresh_seed(), 7, 40)
+    want = str(x.argmax(-1).tolist())
+    assert str(argmax(made, x).tolist()) == want
+
+    def work() -> str:
+        got = {str(argmax(made, x).tolist()) for _ in range(50)}
+        got.add(in_child(lambda: str(argmax(made, x).tolist())))
+        made.close()
+        return " ".join(got)
+
+    for _ in range(3):
+        assert in_child(work) == want
+        assert str(argmax(made, x).tolist()) == want, "the parent goes on"
+    made.close()
+
+
+@needs_compiler
+def test_a_fork_while_a_program_runs_elsewhere_is_an_error_in_the_child(in_child: InChild) -> None:
+    made = Library(Path(library()._lib._name), 2)
+    x = torch.zeros(600, 4000)
+    record = lib.record(lib.ADD, (*x.shape, x.stride(0), x.stride(0), 0), (), (x, x))
+    worker = threading.Thread(target=made.run, args=(record * 2000, 2000))
+    worker.start()
+    while not made._running:
+        time.sleep(0.001)
+    said = in_child(lambda: str(argmax(made, x)))
+    assert made._running, "the fork came in time"
+    worker.join()
+    assert said.startswith("EngineDeadError") and "make the Engine in the child" in said
+    assert argmax(made, x[:2]).tolist() == [0, 0]
+    made.close()
+
+
+@needs_compiler
+def test_threads_that_cannot_be_started_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = library()
+    monkeypatch.setattr(made, "_lib", SimpleNamespace(hb_pool_new=lambda threads: None))
+    with pytest.raises(ConfigError, match=r"2 threads cannot be started.*--threads"):
+        made._start()

@@ -1,0 +1,127 @@
+"""The kernels for aarch64, cross-compiled and run under qemu-user, behind the face of ``Library``.
+
+Python and torch stay on this machine: each program goes to a small process under the emulator,
+with the memory that its ops address, and the memory comes back as the program left it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+import halfbyte.kernels.cpu.arena as arena
+import halfbyte.kernels.cpu.library as lib
+import halfbyte.kernels.cpu.pack as pack
+from halfbyte.kernels.cpu.build import FLAGS, SOURCES
+from halfbyte.kernels.cpu.forms import available_forms
+from halfbyte.kernels.cpu.library import Library
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+_FOLDER = Path(lib.__file__).parent
+_POINTERS = 12
+_RECORD = struct.Struct(f"=i13i2f{_POINTERS}Q")
+# Memory that ops address: first byte -> storage.
+_known: dict[int, torch.UntypedStorage] = {}
+
+
+class RemoteLibrary(Library):
+    """The kernels in a process under the emulator; see :class:`Library` for its face."""
+
+    def __init__(self, program: Path, threads: int) -> None:
+        self._pool = None
+        process = subprocess.Popen(
+            [EMULATOR, str(program), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdin is not None and process.stdout is not None
+        self._in: IO[bytes] = process.stdin
+        self._out: IO[bytes] = process.stdout
+        atexit.register(process.kill)
+        self.threads = threads
+        self.form = "neon"
+        self.lanes, amx = struct.unpack("=2i", self._out.read(8))
+        self.amx = bool(amx)
+
+    def run(self, records: bytes, count: int, spin_us: int = lib.SPIN_US) -> None:
+        if not count:
+            return
+        spans: list[tuple[int, int]] = []
+        numbers: dict[int, int] = {}
+        ops = []
+        for fields in _RECORD.iter_unpack(records):
+            pointers = [_relative(p, spans, numbers) for p in fields[-_POINTERS:]]
+            ops.append(_RECORD.pack(*fields[:-_POINTERS], *pointers))
+        sizes = [size for _, size in spans]
+        self._in.write(struct.pack(f"=2i{len(sizes)}q", count, len(sizes), *sizes))
+        self._in.write(b"".join(ops))
+        for begin, size in spans:
+            self._in.write(ctypes.string_at(begin, size))
+        self._in.flush()
+        for begin, size in spans:
+            answer = self._out.read(size)
+            assert len(answer) == size, "the process under the emulator ended"
+            ctypes.memmove(begin, answer, size)
+
+
+def _relative(address: int, spans: list[tuple[int, int]], numbers: dict[int, int]) -> int:
+    """A pointer as the driver wants it; its storage is added to ``spans`` when it is new."""
+    if not address:
+        return 0
+    for base, storage in _known.items():
+        if base <= address < base + storage.nbytes():
+            if base not in numbers:
+                numbers[base] = len(spans)
+                spans.append((base, storage.nbytes()))
+            return (numbers[base] + 1 << 40) + address - base
+    raise AssertionError("an op addresses memory of no tensor")
+
+
+def _record(kind: int, n: Sequence[int], f: Sequence[float], p: Sequence[Tensor | None]) -> bytes:
+    for tensor in p:
+        if tensor is not None and tensor.numel():
+            storage = tensor.untyped_storage()
+            _known[storage.data_ptr()] = storage
+    return _original(kind, n, f, p)
+
+
+_original = lib.record
+
+
+def forget() -> None:
+    """Let go of the memory of a test."""
+    _known.clear()
+
+
+@functools.cache
+def remote_library(threads: int) -> Library:
+    """The kernels for aarch64 with a pool of ``threads``; one process for each count."""
+    # Whole storages travel: slabs and huge pages would be most of it.
+    arena.SLAB = arena.HUGE = 1 << 14
+    lib.record = pack.make_record = _record
+    return RemoteLibrary(_program(), threads)
+
+
+@functools.cache
+def _program() -> Path:
+    for name in (COMPILER, EMULATOR):
+        assert shutil.which(name), f"{name} is missing: see the target test-arm of the Makefile"
+    (form,) = available_forms("aarch64", frozenset())
+    folder = tempfile.mkdtemp(prefix="halfbyte-arm-")
+    atexit.register(shutil.rmtree, folder)
+    program = Path(folder) / "driver"
+    sources = [str(_FOLDER / name) for name in SOURCES]
+    driver = str(Path(__file__).with_name("arm_driver.c"))
+    flags = [*FLAGS, *form.flags, "-Wall", "-Wextra", "-Werror", "-static", f"-I{_FOLDER}"]
+    command = [COMPILER, *flags, "-o", str(program), driver, *sources, "-lpthread", "-lm"]
+    subprocess.run(command, check=True, timeout=600)
+    return program
