@@ -13,7 +13,6 @@ from torch import Tensor
 from halfbyte import Completion, Engine, SamplingParams
 from halfbyte.engine.model_runner import Forward
 
-
 # Around one and two blocks of 64 tokens; 0 stands for any length.
 LENGTHS = (0, 1, 17, 64, 65, 127, 128, 129)
 

@@ -95,7 +95,9 @@ def test_planes_hold_biased_codes(fp16):
 def test_and_or_is_one_logic_instruction():
     text = bits._lop3_and_or.fn(0x000F000F, 0x64006400)
     assert text.count(";") == 1
-    for source in np.random.default_rng(random.randrange(1 << 32)).integers(0, 1 << 32, 50).tolist():
+    for source in (
+        np.random.default_rng(random.randrange(1 << 32)).integers(0, 1 << 32, 50).tolist()
+    ):
         assert execute(text, source, 1) == [source & 0x000F000F | 0x64006400]
 
 
