@@ -1,25 +1,53 @@
 # make demo   from nothing to generated text        make test   from nothing to a tested checkout
-# Both install first; a second run finds everything in place.
+# Both install first; a second run finds everything in place. Given on the command line,
+#   PYTHON=python3.13    makes the environment with that Python (3.11 or newer)
+#   TORCH_INDEX=URL      takes torch, and nothing else, from that package index. The usual one has a
+#                        build for CUDA only, for Linux; an index of CPU builds saves gigabytes.
 
 PYTHON ?= python3
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+ORIGIN := $(VENV)/origin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-user --constraint constraints.txt
 
-.PHONY: install demo test test-slow test-arm lint format bench peers clean
+# Packages of another environment would hide what is missing in this one.
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: install demo test test-slow test-arm lint format check-install peers clean FORCE
+
+# Whether the environment can be used: it runs and has pip (not so when its making was interrupted,
+# or its Python was replaced), was made in this folder, and by what is asked for now.
+USABLE := $(shell \
+	$(BIN)/python -c 'import pip' 2>/dev/null \
+	&& { [ ! -e $(ORIGIN) ] || [ "$$(sed -n 1p $(ORIGIN))" = "$$(pwd)" ]; } \
+	&& { [ -z '$(TORCH_INDEX)' ] || [ "$$(sed -n 2p $(ORIGIN) 2>/dev/null)" = '$(TORCH_INDEX)' ]; } \
+	&& { [ '$(origin PYTHON)' = file ] || [ "$$($(BIN)/python -V)" = "$$('$(PYTHON)' -V)" ]; } \
+	&& echo yes)
 
 install: $(STAMP)
 
-# torch comes first and pinned: a later resolver would otherwise take a build for CUDA.
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+$(STAMP): pyproject.toml constraints.txt $(if $(USABLE),,FORCE)
+ifneq ($(USABLE),yes)
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is: $$('$(PYTHON)' -V 2>&1);" \
+			"name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "$(VENV): a new virtual environment of $$('$(PYTHON)' -V)"
+	@'$(PYTHON)' -m venv --clear $(VENV) || { \
+		echo "error: '$(PYTHON)' cannot make a virtual environment (Debian, Ubuntu:" \
+			"apt install python3-venv)" >&2; exit 1; }
+	@printf '%s\n' "$$(pwd)" '$(TORCH_INDEX)' > $(ORIGIN)
+endif
+ifneq ($(TORCH_INDEX),)
+	$(PIP) --no-deps --index-url '$(TORCH_INDEX)' torch
+endif
+	$(PIP) --editable '.[dev]'
+	@touch $(STAMP)
 
 demo: install
 	$(BIN)/halfbyte pull smollm2
-	$(BIN)/halfbyte generate "The three primary colours are" --max-tokens 64 --temperature 0
+	$(BIN)/halfbyte generate --raw "The three primary colours are" --max-tokens 64 --temperature 0
 
 test: install lint
 	$(BIN)/halfbyte pull smollm2
@@ -49,9 +77,14 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Resolves for every Python and platform, builds, installs and runs what a user would get.
+check-install: install
+	$(PIP) --editable '.[release]'
+	$(BIN)/python tests/structure/check_install.py $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)')
+
 # llama.cpp is built from source, which takes some minutes the first time.
 peers: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-binary llama-cpp-python --editable '.[peers]'
+	$(PIP) --no-binary llama-cpp-python --editable '.[peers]'
 	$(BIN)/python -m halfbyte.bench.peers.llama_cpp --out bench/results/cpu
 
 clean:

@@ -26,7 +26,7 @@ from halfbyte.errors import ConfigError, HalfbyteError
 from ..kernels.codegen.report import Row, measure, over_limits
 from ..kernels.codegen.shipped import FAMILIES, family_variants, unlisted
 from ..kernels.codegen.targets import TARGETS, target
-from .codegen_budget import UPDATE, check, save
+from .codegen_budget import UPDATE, check, granted_spills, save
 from .machine import usable_cores
 
 
@@ -222,7 +222,8 @@ def failures(report: CodegenReport, with_budget: bool) -> list[str]:
     """Everything that the gate objects to, one line each."""
     found = [*report.errors]
     for row in report.rows:
-        problems = over_limits(row) + (check(row) if with_budget else [])
+        problems = over_limits(row, granted_spills(row) if with_budget else 0)
+        problems += check(row) if with_budget else []
         found += [f"{row.kernel} | {row.config} | {row.arch}: {p}" for p in problems]
     return found
 
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.limit:
             print(f"error: a sample cannot be a budget; {UPDATE}", file=sys.stderr)
             return 1
-        good = [row for row in report.rows if not over_limits(row)]
+        good = [row for row in report.rows if not over_limits(row, row.spill_bytes)]
         for path in save(good, plan.kernels, plan.archs):
             print(f"wrote {path}", file=sys.stderr)
     problems = failures(report, args.check)

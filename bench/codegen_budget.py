@@ -24,22 +24,27 @@ def minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def has_budget(version: str) -> bool:
-    """Whether any budget is committed for this version of Triton."""
-    return (FOLDER / f"triton-{minor(version)}").is_dir()
+def has_budget(row: Row) -> bool:
+    """Whether any budget is committed for a row's version of Triton, family and target."""
+    return any(arch == row.arch for _, _, arch in _load(_path(_family(row), row.triton)))
+
+
+def granted_spills(row: Row) -> int:
+    """Bytes of spills that the budget knows of; the newest version's budget grants none."""
+    return _entry(row).get("spill_bytes", 0)
 
 
 def check(row: Row) -> list[str]:
     """How a row fails its budget; nothing when it meets it.
 
-    A version of Triton for which nothing at all is committed has no budget to fail.
+    A version of Triton, family and target for which nothing at all is committed has no budget to
+    fail.
     """
-    if not has_budget(row.triton):
+    if not has_budget(row):
         return []
-    family = row.kernel.split(".")[0]
-    budget = _load(_path(family, row.triton)).get((row.kernel, row.config, row.arch))
-    if budget is None:
-        return [f"no budget for triton {minor(row.triton)}; {UPDATE}{family}"]
+    budget = _entry(row)
+    if not budget:
+        return [f"no budget for triton {minor(row.triton)}; {UPDATE}{_family(row)}"]
     return over_budget(row, budget)
 
 
@@ -49,8 +54,8 @@ def save(rows: Sequence[Row], kernels: Sequence[str], archs: Sequence[str]) -> l
     Older entries of those kernels and targets go (empty = of all); others stay. The files written.
     """
     paths = []
-    for family in sorted({row.kernel.split(".")[0] for row in rows}):
-        mine = [row for row in rows if row.kernel.split(".")[0] == family]
+    for family in sorted({_family(row) for row in rows}):
+        mine = [row for row in rows if _family(row) == family]
         path = _path(family, mine[0].triton)
         entries = {
             key: value
@@ -64,6 +69,15 @@ def save(rows: Sequence[Row], kernels: Sequence[str], archs: Sequence[str]) -> l
         paths.append(path)
     _load.cache_clear()
     return paths
+
+
+def _family(row: Row) -> str:
+    return row.kernel.split(".")[0]
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    budgets = _load(_path(_family(row), row.triton))
+    return budgets.get((row.kernel, row.config, row.arch), {})
 
 
 def _path(family: str, version: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options as opt
-from .console import is_terminal, note
+from .console import fit_markdown, is_terminal, note, terminal_width
 from .loading import open_engine
 
 if TYPE_CHECKING:
@@ -75,9 +74,9 @@ def engine(
     if target is not None:
         _write(target, _json(report))
     table = markdown(report)
-    if is_terminal(sys.stdout) and shutil.get_terminal_size().columns < table.find("\n"):
+    if is_terminal(sys.stdout) and terminal_width() < table.find("\n"):
         table = compact(report)
-    print(table)
+    print(fit_markdown(table))
     note(f"read bandwidth {report.bandwidth / 1e9:.1f} GB/s with {report.threads} threads")
     if any(row.bandwidth_share is not None for row in report.rows):
         # Reading the weights is all that a step of one row cannot do without.
@@ -118,7 +117,7 @@ def codegen(
     )
     report = run_codegen(CodegenPlan(archs, kernels))
     text = json.dumps(report.to_dict(), indent=1) + "\n"
-    print(text if json_file == "-" else table(report.rows) + "\n", end="")
+    print(text if json_file == "-" else fit_markdown(table(report.rows)) + "\n", end="")
     if target is not None:
         _write(target, text)
     if problems := failures(report, check):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .bench import _numbers, _writable, _write
-from .console import note
+from .console import fit_markdown, note
 
 
 def kernels(
@@ -52,7 +52,7 @@ def kernels(
         found = run_kernels(KernelPlan(_names(kernel), _names(layer), counts, gpu), note)
         text = json.dumps(found, indent=1) + "\n"
         shown = rows_table(found) + "\n\n" + worst_text(found)
-    print(text if json_file == "-" else shown + "\n", end="")
+    print(text if json_file == "-" else fit_markdown(shown) + "\n", end="")
     if target is not None:
         _write(target, text)
 

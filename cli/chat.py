@@ -7,85 +7,97 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options as opt
-from .console import is_terminal, note, print_error
-from .generate import speed_line, write_text
-from .loading import open_engine
+from .asking import Asking, warn_plain
+from .console import can_move, is_terminal, note, note_block, print_error
+from .loading import check_room, open_engine
+from .words import Words, model_and_prompt
+from .wrap import AnswerWriter
 
 if TYPE_CHECKING:
-    from ..engine.request import Completion
+    from ..engine.request import Completion, SamplingParams
+    from .line_editor import Reader
     from .session import ChatSession
 
+NoHistory = Annotated[
+    bool, typer.Option("--no-history", help="Keep what is typed out of the history file.")
+]
 
+
+@opt.flat
 def chat(
-    model: opt.Model = "smollm2",
-    system: Annotated[str, typer.Option("--system", metavar="TEXT", help="System message.")] = "",
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens", "-n", metavar="N", help="Most tokens of an answer; else the context."
-        ),
-    ] = None,
-    temperature: opt.Temperature = opt.TEMPERATURE,
-    top_k: opt.TopK = opt.TOP_K,
-    top_p: opt.TopP = opt.TOP_P,
-    min_p: opt.MinP = opt.MIN_P,
-    repetition_penalty: opt.RepetitionPenalty = 1.0,
-    presence_penalty: opt.PresencePenalty = 0.0,
-    frequency_penalty: opt.FrequencyPenalty = 0.0,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
-    device: opt.Device = opt.DeviceChoice.auto,
-    dtype: opt.DType = opt.DTypeChoice.auto,
-    backend: opt.Backend = opt.BackendChoice.auto,
-    max_context: opt.MaxContext = 0,
-    threads: opt.Threads = 0,
-    exact: opt.Exact = False,
-    no_native: opt.NoNative = False,
-    quantize: opt.Quantize = None,
+    words: Words = None,
+    model: opt.NamedModel = None,
+    prompt: opt.Prompt = None,
+    system: opt.System = "",
+    max_tokens: opt.MaxTokens = -1,
+    no_history: NoHistory = False,
+    *,
+    sampling: opt.SamplingOptions,
+    engine: opt.EngineOptions,
 ) -> None:
     """Talk to a model. /help lists the commands; ctrl-C stops an answer.
 
-    Each line is a message. Piped input works the same way.
+    Each line is a message; PROMPT is the first. Piped input works the same way.
 
     Only the answers go to stdout.
     """
-    from ..engine.request import SamplingParams
+    params = sampling.params(max_tokens)
+    options = engine.fields()
+    model, prompt = model_and_prompt(words, model, prompt)
+    talk(model, prompt, system, params, options, keep=not no_history)
 
-    params = SamplingParams(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
-    )
-    engine_options = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native, quantize
-    )
-    with open_engine(model, engine_options) as engine:
-        from halfbyte.errors import TemplateError
 
+def talk(
+    model: str,
+    first: str | None,
+    system: str,
+    params: SamplingParams,
+    options: dict[str, Any],
+    *,
+    keep: bool,
+) -> None:
+    """Load a model and chat with it until the input ends.
+
+    Args:
+        model: name or path.
+        first: message to begin with, or None.
+        system: system message, or "".
+        params: sampling parameters.
+        options: fields of ``EngineConfig``.
+        keep: whether what is typed goes into the history file.
+    """
+    check_room(model, options["max_context"], first or "", Asking(True, system))
+    live = is_terminal(sys.stdin)
+    reader = _reader(live, keep)
+    with open_engine(model, options) as engine:
         from .session import ChatSession
 
         if not engine.tokenizer.has_chat_template:
-            raise TemplateError(
-                f"model {engine.name} has no chat template",
-                hint="use an instruct model, or `halfbyte generate` for plain text",
-            )
+            warn_plain(model)
         interrupt = Interrupt()
-        session = ChatSession(engine, params, write_text, _say, interrupt.seen, system)
-        if is_terminal(sys.stdin):
-            note(f"{engine.name}, {engine.max_context} tokens of context. /help for help.")
-        _talk(session, interrupt)
+        writer = AnswerWriter(sys.stdout)
+        session = ChatSession(
+            engine, params, writer.write, note_block, model, interrupt.seen, system
+        )
+        if live:
+            note(f"{model}, {engine.max_context} tokens of context. /help for help.")
+        Talk(session, interrupt, writer, reader, live).run(first)
+
+
+def _reader(live: bool, keep: bool) -> Reader:
+    from ..loaders.store import cache_root
+    from .line_editor import make_editor, read_cooked, read_line
+
+    if not live:
+        return read_line
+    if not can_move(sys.stderr):
+        return read_cooked
+    return make_editor(cache_root() / "chat_history" if keep else None)
 
 
 class Interrupt:
@@ -116,62 +128,70 @@ class Interrupt:
         self._seen = True
 
 
-def _talk(session: ChatSession, interrupt: Interrupt) -> None:
-    """Read messages and answer them until the input ends."""
-    from halfbyte.errors import HalfbyteError
+class Talk:
+    """Reads messages and commands, and shows what comes of them."""
 
-    from .session import is_command, read_message
+    def __init__(
+        self,
+        session: ChatSession,
+        interrupt: Interrupt,
+        writer: AnswerWriter,
+        reader: Reader,
+        live: bool,
+    ) -> None:
+        self._session, self._interrupt = session, interrupt
+        self._writer, self._reader, self._live = writer, reader, live
 
-    live = is_terminal(sys.stdin)
-    if live:
-        with contextlib.suppress(ImportError):
-            # Line editing and history for input().
-            import readline  # noqa: F401
-    while True:
-        try:
-            line = _read(">>> ", live)
-        except EOFError:
-            if live:
-                print(file=sys.stderr)
-            return
-        if not line.strip():
-            continue
-        try:
-            if is_command(line):
-                if not session.command(line):
+    def run(self, first: str | None) -> None:
+        """Go on until the input ends or the user leaves; errors end only what is piped."""
+        from halfbyte.errors import HalfbyteError
+
+        line = first
+        while True:
+            try:
+                if line is None:
+                    line = self._reader(">>> ")
+            except EOFError:
+                return
+            try:
+                if not self._take(line):
                     return
-                continue
-            message = read_message(line, lambda: _read("... ", live))
-            if message.strip():
-                with interrupt.armed():
-                    completion = session.answer(message)
-                write_text("" if completion.text.endswith("\n") else "\n")
-                _after(completion)
-        except HalfbyteError as error:
-            if not live:
-                raise
-            print_error(error.message, error.hint)
+            except HalfbyteError as error:
+                if not self._live:
+                    raise
+                print_error(error.message, error.hint)
+            line = None
 
+    def _take(self, line: str) -> bool:
+        """Run one message or command; False to leave."""
+        from .session import is_command, read_message
 
-def _after(completion: Completion) -> None:
-    """The line after an answer: what stopped it, and its speed."""
-    from halfbyte.errors import EngineDeadError
+        if not line.strip():
+            return True
+        if is_command(line):
+            if line.split()[0] != "/retry":
+                return self._session.command(line)
+            self._show(None)
+            return True
+        message = read_message(line, lambda: self._reader("... "))
+        if message.strip():
+            self._show(message)
+        return True
 
-    if completion.finish_reason.value == "error":
-        raise EngineDeadError(f"the answer failed: {completion.error or 'no details'}")
-    note(speed_line(completion))
+    def _show(self, message: str | None) -> None:
+        """Answer a message, or the last one anew, and say what ended the answer."""
+        from halfbyte.errors import EngineDeadError
 
+        from .answers import end_notes, speed_line
 
-def _read(prompt: str, live: bool) -> str:
-    """The next line of input. Raises EOFError at its end."""
-    if live:
-        return input(prompt)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n").removesuffix("\r")
-
-
-def _say(text: str) -> None:
-    for line in text.splitlines():
-        note(line)
+        session = self._session
+        with self._interrupt.armed():
+            try:
+                done: Completion = session.retry() if message is None else session.answer(message)
+            finally:
+                self._writer.end()
+        if done.finish_reason.value == "error":
+            raise EngineDeadError(f"the answer failed: {done.error or 'no details'}")
+        note_block(speed_line(done))
+        for text in end_notes(done, session.params, chat=True):
+            note(text)

@@ -10,14 +10,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 Progress = Callable[[int, int], None]
 
 _RED, _DIM, _YELLOW, _OFF = "\x1b[1;31m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
 _KEPT_CONTROLS = "\n\t"
+MIN_WIDTH, MAX_WIDTH = 40, 200
+"""Widths in columns that every table fits."""
+_PROSE_WIDTH = 100
+_LEAST_LABEL, _LEAST_TEXT = 12, 24
+_GAP = "  "
+_BAR_EVERY_S = 0.1
 
 
 def is_terminal(stream: IO[str]) -> bool:
@@ -30,10 +38,10 @@ def is_terminal(stream: IO[str]) -> bool:
 
 def use_color(stream: IO[str]) -> bool:
     """Whether colours may be written to a stream."""
-    return _can_move(stream) and not os.environ.get("NO_COLOR")
+    return can_move(stream) and not os.environ.get("NO_COLOR")
 
 
-def _can_move(stream: IO[str]) -> bool:
+def can_move(stream: IO[str]) -> bool:
     """Whether escape codes may be written to a stream."""
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
@@ -79,38 +87,122 @@ def note(message: str) -> None:
     _line("", message, _DIM)
 
 
+def note_block(text: str) -> None:
+    """Dim lines on stderr, with the spaces that align them."""
+    for line in text.splitlines():
+        _print(clean(line).replace("\n", " "), _DIM)
+
+
 def _line(label: str, message: str, code: str) -> None:
-    text = label + one_line(message)
+    _print(label + one_line(message), code)
+
+
+def _print(text: str, code: str) -> None:
     if use_color(sys.stderr):
         text = f"{code}{text}{_OFF}"
     print(text, file=sys.stderr, flush=True)
 
 
+def terminal_width() -> int:
+    """Columns that text may take: the terminal's or COLUMNS', 40 to 200; 80 where unknown."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, MIN_WIDTH), MAX_WIDTH)
+
+
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A plain text table; the first ``left`` columns are flush left, the others flush right."""
+    """A plain text table that fits the terminal.
+
+    The first ``left`` columns are flush left, the others flush right. A first cell that is too
+    wide stands above the others of its row; where those alone fill the width, every row becomes
+    a paragraph.
+    """
+    limit = terminal_width()
     widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    room = limit - sum(width + len(_GAP) for width in widths[1:])
+    if room < min(widths[0], max(_LEAST_LABEL, len(heads[0]))):
+        return _paragraphs(heads, rows)
+    widths[0] = max(len(line[0]) for line in (heads, *rows) if len(line[0]) <= room)
     lines = []
-    for cells in (heads, *rows):
+    for first, *others in (heads, *rows):
+        if len(first) > room:
+            lines += _folded(first, limit)
+            first = ""
         padded = [
             cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            for i, (cell, width) in enumerate(zip((first, *others), widths, strict=True))
         ]
-        lines.append("  ".join(padded).rstrip())
+        lines.append(_GAP.join(padded).rstrip())
     return "\n".join(lines)
 
 
-def wrapped(label: str, text: str, *, width: int = 80, indent: int = 16) -> str:
-    """``label`` and then ``text``, its further lines indented to where it began."""
+def fit_markdown(text: str) -> str:
+    """Text with markdown tables for stdout: a terminal gets those laid out anew that do not fit.
+
+    Elsewhere the text stays as it is, to be pasted.
+    """
+    if not is_terminal(sys.stdout):
+        return text
+    limit, out, table = terminal_width(), [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            table.append(line)
+            continue
+        if table and max(map(len, table)) > limit:
+            heads, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in table)
+            table = columns(heads, rows[1:]).splitlines()
+        out += [*table, line if len(line) <= limit else wrapped("", line, indent=0)]
+        table = []
+    return "\n".join(out).rstrip("\n")
+
+
+def _paragraphs(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a table as texts: the first cell, and below it the others with their heads."""
+    lines = []
+    for cells in rows:
+        facts = [f"{head} {cell}" for head, cell in zip(heads[1:], cells[1:], strict=True) if cell]
+        lines += [
+            *_folded(cells[0] or "-", terminal_width()),
+            wrapped("", "; ".join(facts), indent=2),
+        ]
+    return "\n".join(lines)
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """A label as lines of at most ``width`` characters; further ones are indented as it is."""
     import textwrap
 
-    return textwrap.fill(
+    before = " " * min(len(text) - len(text.lstrip()), width // 2)
+    return textwrap.wrap(
+        text.strip(),
+        width,
+        initial_indent=before,
+        subsequent_indent=before,
+        break_on_hyphens=False,
+    ) or [""]
+
+
+def wrapped(label: str, text: str, *, indent: int = 16) -> str:
+    """``label`` and then ``text``, its further lines indented to where it began.
+
+    The lines fit the terminal, and a label that leaves too little room, or none for a word that
+    would fit without it, stands above its text.
+    """
+    import textwrap
+
+    width = min(terminal_width(), _PROSE_WIDTH)
+    above: list[str] = []
+    room = width - max(indent, len(label))
+    longest = max(map(len, text.split()), default=0)
+    if room < _LEAST_TEXT or room < longest <= width - 4:
+        above = _folded(label, width) if label.strip() else []
+        label, indent = "", min(indent, 4)
+    lines = textwrap.wrap(
         one_line(text),
         width,
         initial_indent=label.ljust(indent),
         subsequent_indent=" " * indent,
-        break_long_words=False,
         break_on_hyphens=False,
     )
+    return "\n".join([*above, *lines])
 
 
 @contextlib.contextmanager
@@ -120,7 +212,7 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     ``unit`` is ``bytes`` (shows size, speed and time left; appears with the first call) or
     ``steps`` (appears at once).
     """
-    if not _can_move(sys.stderr):
+    if not can_move(sys.stderr):
         yield lambda done, total: None
         return
     from rich.console import Console
@@ -154,6 +246,58 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+class BatchBar:
+    """How far a batch is: a bar, tokens per second and the time left; see :func:`batch_bar`."""
+
+    def __init__(self, bar: Any, total: int) -> None:
+        self._bar, self._total = bar, total
+        self._start = self._shown = time.monotonic()
+        self._task = bar.add_task("", total=total, facts="") if bar is not None else None
+
+    def update(self, done: int, tokens: int) -> None:
+        """Show the number of finished prompts and of tokens so far."""
+        now = time.monotonic()
+        if self._bar is None or now - self._shown < _BAR_EVERY_S:
+            return
+        self._shown, seconds = now, now - self._start
+        left = f"{seconds / done * (self._total - done):.0f} s left" if done else "..."
+        facts = f"{done}/{self._total} prompts | {tokens / seconds:.0f} tok/s | {left}"
+        self._bar.start()
+        self._bar.update(self._task, completed=done, facts=facts, refresh=True)
+
+    @contextlib.contextmanager
+    def aside(self, stream: IO[str]) -> Iterator[None]:
+        """Make room for a block that prints to a stream, if that is a terminal too."""
+        if self._bar is not None and is_terminal(stream):
+            self._bar.stop()
+        yield
+
+
+@contextlib.contextmanager
+def batch_bar(total: int) -> Iterator[BatchBar]:
+    """A bar for ``total`` prompts on stderr that vanishes when done; nothing but on a terminal."""
+    if not can_move(sys.stderr):
+        yield BatchBar(None, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("{task.fields[facts]}"),
+        BarColumn(bar_width=None),
+        console=Console(stderr=True, no_color=not use_color(sys.stderr)),
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    try:
+        yield BatchBar(bar, total)
+    finally:
+        bar.stop()
 
 
 def human_bytes(count: int) -> str:

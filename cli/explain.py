@@ -127,7 +127,7 @@ def local_device() -> Device | None:
 
 
 def render(rows: Sequence[Row], about: str) -> str:
-    """The rows as text within 80 columns; neighbouring M that take the same share lines."""
+    """The rows as text; neighbouring M that take the same share lines."""
     parts = [wrapped("", about, indent=0)]
     for _, same in groupby(rows, key=lambda row: (row.layers, row.module, row.shape, row.format)):
         product = list(same)

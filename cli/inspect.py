@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +13,6 @@ from .console import clean, columns, human_bytes, human_count, one_line, wrapped
 
 if TYPE_CHECKING:
     from ..loaders.base import Checkpoint
-
-# What is left of 80 columns for names in the table of formats; longer ones get a line of their own.
-_LABEL_WIDTH = 36
 
 
 def inspect(
@@ -32,7 +28,7 @@ def inspect(
 
     checkpoint = open_checkpoint(resolve_model(path))
     try:
-        facts = describe(checkpoint)
+        facts = describe(checkpoint, path)
     finally:
         checkpoint.close()
     if as_json:
@@ -43,8 +39,11 @@ def inspect(
         print(render(facts, verbose=verbose))
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Facts about a checkpoint as plain JSON types; sizes in bytes, from headers only."""
+def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
+    """Facts about a checkpoint as plain JSON types; sizes in bytes, from headers only.
+
+    ``model`` is the name that the user gave it.
+    """
     from halfbyte.errors import TokenizerError
 
     config, report = checkpoint.config, checkpoint.report()
@@ -79,6 +78,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     params = sum(tensor["params"] for tensor in tensors)
     kv_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return {
+        "model": model or checkpoint.path.name,
         "path": str(checkpoint.path),
         "name": config.name,
         "kind": checkpoint.kind,
@@ -134,7 +134,7 @@ def _bits(nbytes: int, params: int) -> float:
 
 
 def render(facts: dict[str, Any], *, verbose: bool) -> str:
-    """The facts as text within 80 columns, but for longer names."""
+    """The facts as text that fits the terminal."""
     config, tokenizer, kv = facts["config"], facts["tokenizer"], facts["kv_bytes_per_token"]
     rope, context = config["rope"], config["max_position"]
     heads = f"{config['num_heads']} heads of {config['head_dim']}"
@@ -148,7 +148,8 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
         template += f"; by name: {', '.join(tokenizer['named_templates'])}"
     window = max(config["sliding_window"], default=0)
     rows = {
-        "model": facts["name"] or facts["path"].rpartition("/")[2],
+        "model": facts["model"],
+        "its own name": facts["name"] if facts["name"] != facts["model"] else "",
         "file": f"{facts['path']} ({facts['kind']})",
         "architecture": f"{facts['architecture']}, {config['num_layers']} layers, "
         f"width {config['hidden_size']}, MLP {config['intermediate_size']}",
@@ -187,20 +188,11 @@ def _claims(facts: dict[str, Any]) -> list[str]:
 def _format_table(facts: dict[str, Any]) -> str:
     """A line for each format, and below it one for each module that has it."""
     rows: list[tuple[str, ...]] = []
-    long: dict[int, str] = {}
     for label, entry in facts["formats"].items():
+        rows.append(_figures(one_line(label), entry))
         parts = facts["modules"][label].items()
-        for name, part in ((label, entry), *((f"  {one_line(m)}", part) for m, part in parts)):
-            if len(name) > _LABEL_WIDTH:
-                long[len(rows)] = name
-            rows.append(_figures("" if len(rows) in long else name, part))
-    head, *lines = columns(
-        ("format, modules", "tensors", "weights", "size", "bits each"), rows
-    ).splitlines()
-    out = [head]
-    for i, line in enumerate(lines):
-        out += [*textwrap.wrap(clean(long[i]), 80), line] if i in long else [line]
-    return "\n".join(out)
+        rows += [_figures(f"  {one_line(module)}", part) for module, part in parts]
+    return columns(("format, modules", "tensors", "weights", "size", "bits each"), rows)
 
 
 def _figures(label: str, entry: dict[str, Any]) -> tuple[str, ...]:
@@ -225,5 +217,5 @@ def _tensor_list(tensors: list[dict[str, Any]]) -> str:
         ]
         said = [f"config: {tensor['claim']}"] if tensor["claim"] else []
         text = "; ".join([", ".join(facts), *said, *tensor["checks"]])
-        out += [f"  {one_line(tensor['name'])}", wrapped("", text, indent=6)]
+        out += [wrapped("", tensor["name"], indent=2), wrapped("", text, indent=6)]
     return "\n".join(out)

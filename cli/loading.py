@@ -6,11 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .asking import Asking
 from .console import progress_bar, warn
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.request import Delta, SamplingParams
+
+_TEMPLATE_ROOM = 64
 
 
 def fetch_default(model: str) -> None:
@@ -36,6 +39,44 @@ def open_engine(model: str, options: dict[str, Any]) -> Iterator[Engine]:
         warn(warning)
     with engine:
         yield engine
+
+
+def check_room(model: str, max_context: int, text: str, asking: Asking) -> None:
+    """Refuse a prompt that the context cannot hold before the weights are read.
+
+    Tokens are counted only when there could be too many: each has at least one byte.
+
+    Raises RequestError, and what opening the model raises.
+    """
+    from ..loaders import open_checkpoint
+    from ..loaders.store import resolve_model
+
+    fetch_default(model)
+    checkpoint = open_checkpoint(resolve_model(model))
+    try:
+        own = checkpoint.config.max_position
+        limit = min(max_context or own, own)
+        if len((asking.system + text).encode()) + _TEMPLATE_ROOM <= limit:
+            return
+        from ..engine.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_source(checkpoint.tokenizer(), checkpoint.config.vocab_size)
+    finally:
+        checkpoint.close()
+    prompt = asking.prompt(tokenizer, text)
+    count = len(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    if count >= limit:
+        from halfbyte.errors import RequestError
+
+        more = (
+            f"raise max_context, up to {own}" if limit < own else "the model was made for no more"
+        )
+        raise RequestError(
+            f"the prompt has {count} tokens, but the context holds {limit} with the answer",
+            param="prompt",
+            code="context_length_exceeded",
+            hint=f"shorten the prompt; {more}",
+        )
 
 
 def run_one(

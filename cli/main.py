@@ -7,10 +7,10 @@ Exit codes: 0 done, 1 error (also when the reader of stdout went away), 2 wrong 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from halfbyte.errors import HalfbyteError
 
@@ -30,18 +29,23 @@ from . import (
     explain,
     generate,
     inspect,
+    models,
     plan,
     pull,
+    run,
     serve,
     tune,
 )
 from .console import WarningLines, is_terminal, print_error
+from .familiar import USAGE_ERROR, Command, CommandGroup
 
-# Typer's own base of usage errors has moved between modules over its versions.
-_USAGE_ERROR: Any = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
-)
 _ERROR_EXIT, _USAGE_EXIT, _INTERRUPT_EXIT, _TERMINATED_EXIT = 1, 2, 130, 143
+# Fields of the engine's configuration and of sampling parameters that are options, too.
+_FIELDS = re.compile(
+    r"\b(?:max_(?:context|tokens|batch|batch_tokens)|kv_tokens|top_[kp]|min_p"
+    r"|(?:repetition|presence|frequency)_penalty)\b|^(?:temperature|seed|threads)(?= is )"
+)
+_NAMES = {"list_models": "list", "remove": "rm"}
 
 
 @dataclass(slots=True)
@@ -50,28 +54,20 @@ class Settings:
 
     Attributes:
         debug: show tracebacks.
+        interrupted: ctrl-C was pressed; some libraries turn it into an error of their own.
     """
 
     debug: bool = False
+    interrupted: bool = False
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """Handle ctrl-C as Python does, and remember it."""
+        self.interrupted = True
+        raise KeyboardInterrupt
 
 
 class Terminated(BaseException):
     """SIGTERM arrived: unwinds the stack so that temporary files are removed."""
-
-
-class CommandGroup(TyperGroup):
-    """A group of commands that suggests the nearest one for a misspelt name."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command to run. Raises a usage error with a suggestion for an unknown name."""
-        try:
-            return super().resolve_command(ctx, args)
-        except _USAGE_ERROR as error:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1, 0.5)
-            message = f"no command {args[0]!r}"
-            if near:
-                message += f"; did you mean {near[0]!r}?"
-            raise _USAGE_ERROR(message, ctx=ctx) from error
 
 
 app = typer.Typer(
@@ -80,22 +76,46 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run quantized language models. Start with: halfbyte generate 'Once upon a time'",
+    help="Run quantized language models. Start with: halfbyte run",
 )
-app.command()(pull.pull)
-app.command()(generate.generate)
-app.command()(chat.chat)
-app.command()(serve.serve)
-app.command()(inspect.inspect)
-app.command()(plan.plan)
-app.command()(explain.explain)
-app.command()(tune.tune)
-app.command()(doctor.doctor)
+for _command in (
+    run.run,
+    chat.chat,
+    generate.generate,
+    serve.serve,
+    pull.pull,
+    models.list_models,
+    models.show,
+    models.remove,
+    inspect.inspect,
+    plan.plan,
+    explain.explain,
+    tune.tune,
+    doctor.doctor,
+):
+    app.command(_NAMES.get(_command.__name__), cls=Command)(_command)
 _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed.")
-_bench.command("engine")(bench.engine)
-_bench.command("codegen")(bench.codegen)
-_bench.command("kernels")(bench_kernels.kernels)
+_bench.command("engine", cls=Command)(bench.engine)
+_bench.command("codegen", cls=Command)(bench.codegen)
+_bench.command("kernels", cls=Command)(bench_kernels.kernels)
 app.add_typer(_bench, name="bench")
+
+
+@app.command("help", cls=Command)
+def _help(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND]", show_default=False)
+    ] = None,
+) -> None:
+    """Show the help, or that of a command."""
+    group: Any = ctx.parent
+    for word in words or ():
+        if not isinstance(group.command, CommandGroup):
+            raise USAGE_ERROR(f"{group.command_path} has no commands", ctx=group)
+        name, command, _ = group.command.resolve_command(group, [word])
+        group = type(group)(command, info_name=name, parent=group)
+    print(group.get_help())
 
 
 def _print_version(wanted: bool) -> None:
@@ -136,10 +156,16 @@ def main(argv: list[str] | None = None) -> None:
             # A terminal without UTF-8 gets question marks rather than a crash.
             reconfigure(errors="replace")
     logging.lastResort = WarningLines()
-    # Only the main thread may set it, and only there does a signal arrive.
+    settings = Settings()
+    # Only the main thread may set them, and only there does a signal arrive.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _terminate)
-    code = _run(sys.argv[1:] if argv is None else argv, Settings())
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, settings.interrupt)
+    code = _run(sys.argv[1:] if argv is None else argv, settings)
+    with contextlib.suppress(ValueError):
+        # From here on ctrl-C ends the program without a word.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -154,18 +180,18 @@ def _run(argv: list[str], settings: Settings) -> int:
     """Run the command; the exit code."""
     try:
         result = app(args=argv, prog_name="halfbyte", standalone_mode=False, obj=settings)
-        if result == _INTERRUPT_EXIT and is_terminal(sys.stderr):
-            print(file=sys.stderr)
+        if result == _INTERRUPT_EXIT:
+            return _interrupted()
         return result if isinstance(result, int) else 0
     except HalfbyteError as error:
-        return _failed(settings, error, error.message, error.hint)
+        return _failed(settings, error, _spelled(error.message), _spelled(error.hint))
     except (KeyboardInterrupt, typer.Abort):
-        return _INTERRUPT_EXIT
+        return _interrupted()
     except Terminated:
         return _TERMINATED_EXIT
     except BrokenPipeError:
         return _lost_reader()
-    except _USAGE_ERROR as error:
+    except USAGE_ERROR as error:
         return _misused(error)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -174,7 +200,12 @@ def _run(argv: list[str], settings: Settings) -> int:
         return _failed(settings, error, "the output cannot be written: no space left")
     except Exception as error:
         # The one place that may catch everything: a traceback is for developers.
-        return _surprised(settings, error)
+        return _interrupted() if settings.interrupted else _surprised(settings, error)
+
+
+def _spelled(text: str) -> str:
+    """A message with the engine's names of options as the command line spells them."""
+    return _FIELDS.sub(lambda found: "--" + found[0].replace("_", "-"), text)
 
 
 def _failed(settings: Settings, error: BaseException, message: str, hint: str = "") -> int:
@@ -184,6 +215,13 @@ def _failed(settings: Settings, error: BaseException, message: str, hint: str = 
         traceback.print_exception(error)
     print_error(message, hint)
     return _ERROR_EXIT
+
+
+def _interrupted() -> int:
+    """Say in one line that ctrl-C ended the program; the exit code."""
+    # The terminal has written ^C.
+    print("\ninterrupted" if is_terminal(sys.stderr) else "interrupted", file=sys.stderr)
+    return _INTERRUPT_EXIT
 
 
 def _misused(error: Any) -> int:

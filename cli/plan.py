@@ -44,7 +44,6 @@ def plan(
     memory = device_memory(gpu, measure)
     checkpoint = open_checkpoint(resolve_model(path))
     try:
-        name = checkpoint.config.name or checkpoint.path.name
         found = capacity(checkpoint, memory, ctx, batch, kind, target)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "triton":
@@ -52,7 +51,7 @@ def plan(
         raise ConfigError("triton is not installed", hint="pip install triton") from None
     finally:
         checkpoint.close()
-    facts = describe(name, kind, found)
+    facts = describe(path, kind, found)
     if kind == "int8":
         note("the kernels read int8 KV; the engine does not keep it yet")
     if as_json:
@@ -134,7 +133,7 @@ def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The plan as text within 80 columns."""
+    """The plan as text that fits the terminal."""
     context, batch = facts["context"], facts["batch"]
     head = (
         f"{facts['model']} on {facts['device']}: {human_bytes(facts['memory'])}, "
@@ -170,5 +169,6 @@ def render(facts: dict[str, Any]) -> str:
     if facts["kv_tokens"]:
         text = f"kv_tokens={facts['kv_tokens']}: without it the KV cache takes half of the memory"
         limits.append(wrapped("engine option", text))
-    parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), f"{table}\n{why}"]
+    table += "\n" + wrapped("", why, indent=0)
+    parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), table]
     return clean("\n\n".join(parts))

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import RequestError
 
+from .asking import chat_ids, chat_params
 from .loading import run_one
+from .saved_chat import read_chat, write_chat
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.request import Completion, SamplingParams
 
-HELP = """\
-/reset            forget the conversation
-/system TEXT      set the system message; without TEXT, show it
-/set NAME VALUE   change a sampling setting; without NAME, show them all
-/stats            speed and memory so far
-/help             this text
-/bye              leave (also /exit, /quit, ctrl-D)
-\"\"\"               begins and ends a message of several lines
-ctrl-C            stops an answer; at the prompt, leaves"""
+COMMANDS = (
+    ("/clear", "forget the conversation (also /reset)"),
+    ("/retry", "answer the last message anew"),
+    ("/system TEXT", "set the system message; without TEXT, show it"),
+    ("/set NAME VALUE", "change a setting; without NAME, show them all"),
+    ("/stats", "speed and memory so far"),
+    ("/save FILE", "write the conversation to a file"),
+    ("/load FILE", "go on with a saved conversation"),
+    ("/help", "this text"),
+    ("/bye", "leave (also /exit, /quit, ctrl-D)"),
+)
+"""Slash command and what it does, for the help."""
 
-_COMMANDS = ("/reset", "/system", "/set", "/stats", "/help", "/bye")
+KEYS = (
+    ('"""', "begins and ends a message of several lines; a paste needs none"),
+    ("alt-enter", "begins a new line in a message"),
+    ("ctrl-C", "stops an answer; at the prompt, clears the line"),
+)
+"""Key and what it does, for the help."""
+
+_NAMES = tuple(name.partition(" ")[0] for name, _ in COMMANDS)
 _LEAVE = ("/bye", "/exit", "/quit")
 _SETTINGS = (
     "temperature",
@@ -42,6 +54,31 @@ _SETTINGS = (
 
 
 @dataclass(slots=True)
+class Totals:
+    """What a chat has cost.
+
+    Attributes:
+        answers: answers so far.
+        tokens: their tokens.
+        decoded: those after the first of each answer.
+        decode_s: seconds that these took.
+    """
+
+    answers: int = 0
+    tokens: int = 0
+    decoded: int = 0
+    decode_s: float = 0.0
+
+    def add(self, done: Completion) -> None:
+        """Count one answer."""
+        self.answers += 1
+        self.tokens += done.usage.completion_tokens
+        if done.timings.decode_tok_s:
+            self.decoded += done.usage.completion_tokens - 1
+            self.decode_s += (done.usage.completion_tokens - 1) / done.timings.decode_tok_s
+
+
+@dataclass(slots=True)
 class ChatSession:
     """A conversation with one engine.
 
@@ -50,46 +87,69 @@ class ChatSession:
         params: sampling parameters of the next turn.
         write: takes each new piece of an answer.
         say: takes notes of one or more lines.
+        model: the model's name as the user gave it.
         interrupted: asked after every step; True stops the answer.
         system: system message, or "".
-        turns: messages so far, without the system message.
+        turns: messages so far, without the system message and those that slid out.
+        last: the last completion, or None.
+        totals: what all answers have cost.
     """
 
     engine: Engine
     params: SamplingParams
     write: Callable[[str], None]
     say: Callable[[str], None]
+    model: str = ""
     interrupted: Callable[[], bool] = lambda: False
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list)
+    last: Completion | None = None
+    totals: Totals = field(default_factory=Totals)
+    _slid: bool = False
 
     def answer(self, text: str) -> Completion:
         """Run one turn and keep it; what was said before an interruption is kept too.
 
+        The oldest turns are left out, for good, when the context has no room for an answer.
+
         Raises RequestError or TemplateError; the conversation is then as it was.
         """
-        messages = [*self._opening(), *self.turns, {"role": "user", "content": text}]
-        ids = self.engine.tokenizer.encode_chat(messages)
+        turns, ids = self._fitting([*self.turns, {"role": "user", "content": text}])
+        params = chat_params(self.engine.tokenizer, self.params)
         completion: Completion | None = None
-        try:
-            for delta in run_one(self.engine, ids, self.params, self.interrupted):
-                if delta.text:
-                    self.write(delta.text)
-                completion = delta.completion or completion
-        except RequestError as error:
-            if error.code == "context_length_exceeded" and self.turns:
-                raise RequestError(
-                    error.message, param=error.param, code=error.code, hint="/reset to start anew"
-                ) from error
-            raise
+        begun = False
+        for delta in run_one(self.engine, ids, params, self.interrupted):
+            # The space between a plain template's "Assistant:" and the text is no part of it.
+            piece = delta.text if begun else delta.text.lstrip(" ")
+            begun = begun or bool(piece)
+            if piece:
+                self.write(piece)
+            completion = delta.completion or completion
         assert completion is not None
+        self.last = completion
+        self.totals.add(completion)
         if completion.text:
-            self.turns = [*messages[len(self._opening()) :]]
-            self.turns.append({"role": "assistant", "content": completion.text})
+            said = completion.text.lstrip(" ")
+            self.turns = [*turns, {"role": "assistant", "content": said}]
+        return completion
+
+    def retry(self) -> Completion:
+        """Answer the last message anew. Raises RequestError when there is none."""
+        last = next((i for i in reversed(range(len(self.turns))) if _is_user(self.turns[i])), None)
+        if last is None:
+            raise RequestError("there is no message yet to answer anew")
+        before, self.turns = self.turns, self.turns[:last]
+        try:
+            completion = self.answer(before[last]["content"])
+        except BaseException:
+            self.turns = before
+            raise
+        if not completion.text:
+            self.turns = before
         return completion
 
     def command(self, line: str) -> bool:
-        """Run a slash command; False when the user wants to leave.
+        """Run a slash command, ``/retry`` apart; False when the user wants to leave.
 
         Raises RequestError for an unknown command or a value outside its range.
         """
@@ -97,24 +157,87 @@ class ChatSession:
         rest = rest.strip()
         if name in _LEAVE:
             return False
-        if name == "/help":
-            self.say(HELP)
-        elif name == "/reset":
-            self.turns = []
+        if name in ("/help", "/?"):
+            self.say(help_text())
+        elif name in ("/clear", "/reset"):
+            self.turns, self._slid = [], False
             self.say("the conversation is forgotten")
         elif name == "/system":
             self._system(rest)
         elif name == "/stats":
-            self._stats()
+            self.say(self.stats())
         elif name == "/set":
             self._set(rest)
+        elif name == "/save":
+            messages = self._opening() + self.turns
+            self.say(f"saved to {write_chat(rest, self.model, messages)}")
+        elif name == "/load":
+            self._load(rest)
         else:
-            near = difflib.get_close_matches(name, _COMMANDS, 1, 0.5)
+            near = difflib.get_close_matches(name, (*_NAMES, "/reset"), 1, 0.5)
             raise RequestError(
                 f"no command {name}",
                 hint=f"did you mean {near[0]}?" if near else "/help lists them",
             )
         return True
+
+    def stats(self) -> str:
+        """Speed and memory so far, a fact a line."""
+        from .memory_use import memory_facts
+
+        rows = {}
+        done, totals = self.last, self.totals
+        if done is not None:
+            times = done.timings
+            speed = f"{times.decode_tok_s:.1f} tok/s" if times.decode_tok_s else "no speed"
+            rows["last answer"] = (
+                f"{done.usage.completion_tokens} tokens at {speed}, "
+                f"first after {times.ttft_s:.2f} s"
+            )
+            if times.prefill_tok_s:
+                rows["last prompt"] = (
+                    f"{done.usage.prompt_tokens} tokens, {done.usage.cached_tokens} cached, "
+                    f"the others at {times.prefill_tok_s:.0f} tok/s"
+                )
+            used = done.usage.prompt_tokens + done.usage.completion_tokens
+            rows["context"] = f"{used} of {self.engine.max_context} tokens"
+        mean = f" at {totals.decoded / totals.decode_s:.1f} tok/s" if totals.decode_s else ""
+        rows["all answers"] = f"{totals.answers}, {totals.tokens} tokens{mean}"
+        rows |= memory_facts(self.engine)
+        return _aligned(rows.items())
+
+    def _fitting(self, turns: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
+        """The newest turns that leave room for an answer, and their token ids.
+
+        When some must go, so many go that half of the context is free: the next turns then find
+        their beginning in the prefix cache again.
+        """
+        tokenizer, context = self.engine.tokenizer, self.engine.max_context
+        ids = chat_ids(tokenizer, [*self._opening(), *turns])
+        room = min(self.params.max_tokens or context, max(context // 4, 1))
+        if len(ids) + room <= context or len(turns) == 1:
+            return turns, self._checked(ids)
+        kept = turns
+        while len(kept) > 1 and len(ids) > context // 2:
+            # Templates want a user's message first.
+            cut = next((i for i in range(1, len(kept)) if _is_user(kept[i])), len(kept) - 1)
+            kept = kept[cut:]
+            ids = chat_ids(tokenizer, [*self._opening(), *kept])
+        if not self._slid:
+            self._slid = True
+            self.say("the context is full: the oldest turns are left out from here on")
+        return kept, self._checked(ids)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        context = self.engine.max_context
+        if len(ids) >= context:
+            raise RequestError(
+                f"the message makes {len(ids)} tokens with the system message, but the context "
+                f"holds {context} with the answer",
+                code="context_length_exceeded",
+                hint="shorten it, or start with a larger --max-context",
+            )
+        return ids
 
     def _opening(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []
@@ -126,30 +249,57 @@ class ChatSession:
         else:
             self.say(f"system message: {self.system}" if self.system else "no system message")
 
+    def _load(self, path: str) -> None:
+        messages = read_chat(path)
+        system = [m["content"] for m in messages if m["role"] == "system"]
+        self.system = "\n\n".join(system)
+        self.turns = [m for m in messages if m["role"] != "system"]
+        self._slid = False
+        self.say(f"{len(self.turns)} messages loaded")
+
     def _set(self, text: str) -> None:
         if not text:
-            self.say("\n".join(f"{n} = {getattr(self.params, n)}" for n in _SETTINGS))
+            values = {name: str(getattr(self.params, name)) for name in _SETTINGS}
+            self.say(_aligned({**values, "system": self.system or "None"}.items()))
             return
         name, _, value = text.partition(" ")
         name, value = name.replace("-", "_"), value.strip()
+        if name == "system":
+            self._system(value)
+            return
         if name not in _SETTINGS:
-            near = difflib.get_close_matches(name, _SETTINGS, 1, 0.5)
+            known = (*_SETTINGS, "system")
+            near = difflib.get_close_matches(name, known, 1, 0.5)
             raise RequestError(
                 f"no setting {name!r:.60}",
-                hint=f"did you mean {near[0]}?" if near else "settings: " + ", ".join(_SETTINGS),
+                hint=f"did you mean {near[0]}?" if near else "settings: " + ", ".join(known),
             )
+        if not value:
+            self.say(f"{name} = {getattr(self.params, name)}")
+            return
         self.params = _with_setting(self.params, name, value)
         self.say(f"{name} = {getattr(self.params, name)}")
 
-    def _stats(self) -> None:
-        stats = self.engine.stats()
-        rows = {f.name: getattr(stats, f.name) for f in fields(stats)}
-        self.say("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in rows.items()))
+
+def _is_user(turn: dict[str, str]) -> bool:
+    return turn["role"] == "user"
+
+
+def help_text() -> str:
+    """What can be typed, aligned."""
+    return _aligned(COMMANDS + KEYS)
+
+
+def _aligned(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and texts in two columns that fit the terminal."""
+    from .console import wrapped
+
+    return "\n".join(wrapped(name, text, indent=20) for name, text in rows)
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is a slash command: ``/reset`` is, ``/usr/bin is what?`` is not."""
-    return re.match(r"/[A-Za-z]*(\s|$)", line) is not None
+    """Whether a line is a slash command: ``/clear`` is, ``/usr/bin is what?`` is not."""
+    return re.match(r"/(\?|[A-Za-z]*)(\s|$)", line) is not None and "\n" not in line.strip()
 
 
 def _with_setting(params: SamplingParams, name: str, value: str) -> SamplingParams:
@@ -157,7 +307,7 @@ def _with_setting(params: SamplingParams, name: str, value: str) -> SamplingPara
 
     ``none`` is allowed for seed and max_tokens. Raises RequestError for a bad value.
     """
-    if value.lower() == "none" and name in ("seed", "max_tokens"):
+    if name in ("seed", "max_tokens") and value.lower() in ("none", "-1"):
         return replace(params, **{name: None})
     whole = name in ("top_k", "seed", "max_tokens")
     try:

@@ -79,6 +79,10 @@ class StepEngine(Protocol):
         """End a request at the next step; unknown ids are ignored."""
         ...
 
+    def begun(self, request_id: str) -> bool:
+        """Whether a request has left the queue; True for an unknown one."""
+        ...
+
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         ...
@@ -187,6 +191,11 @@ class AsyncEngine:
         """Ask for the end of a request; ids that are not live are ignored."""
         if request_id in self._live:
             self._commands.put(partial(self._cancel_now, request_id))
+
+    def cancel_waiting(self, request_id: str) -> None:
+        """Ask for the end of a request unless the engine has begun with it."""
+        if request_id in self._live:
+            self._commands.put(partial(self._cancel_waiting_now, request_id))
 
     def observe(self, observer: StreamObserver) -> None:
         """Call ``observer`` on the event loop for each delta from now on."""
@@ -319,6 +328,10 @@ class AsyncEngine:
 
     def _cancel_now(self, request_id: str) -> None:
         if request_id in self._running:
+            self._engine.cancel(request_id)
+
+    def _cancel_waiting_now(self, request_id: str) -> None:
+        if request_id in self._running and not self._engine.begun(request_id):
             self._engine.cancel(request_id)
 
     def _stop_now(self) -> None:

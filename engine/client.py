@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from .config import EngineConfig
 from .request import Delta, SamplingParams
 from .stream import RequestStream
+from .token_bound import TokenLimit
 
 
 class TextCodec(Protocol):
@@ -29,7 +30,12 @@ class TextCodec(Protocol):
         ...
 
     def encode(
-        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = True,
+        limit: TokenLimit | None = None,
     ) -> list[int]:
         """Token ids of a text; ``add_bos`` None is the model's own rule."""
         ...
@@ -47,6 +53,7 @@ class TextCodec(Protocol):
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
         """Token ids of a rendered conversation; raises TemplateError."""
@@ -184,6 +191,10 @@ class EngineClient(Protocol):
 
     def cancel(self, request_id: str) -> None:
         """Ask for the end of a request; ids that are not live are ignored."""
+        ...
+
+    def cancel_waiting(self, request_id: str) -> None:
+        """Ask for the end of a request unless the engine has begun with it."""
         ...
 
     def observe(self, observer: StreamObserver) -> None:

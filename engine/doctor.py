@@ -28,7 +28,7 @@ from .backends.cpu_cores import cpu_quota, physical_cores
 
 Status = Literal["ok", "warn", "fail"]
 
-_MIN_PYTHON = (3, 10)
+_MIN_PYTHON = (3, 11)
 _MIN_TORCH = (2, 11)
 _MIN_TRITON = (3, 6)
 _TIMEOUT_S = 60

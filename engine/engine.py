@@ -33,6 +33,7 @@ from .request import (
 from .scoring import prompt_logits, score_prompt
 from .stats import EngineStats, Stopwatch
 from .step_loop import build_loop
+from .token_bound import TokenLimit
 from .tokenizer import Tokenizer
 from .turns import Turns
 from .warmup import make_ready
@@ -133,7 +134,7 @@ class Engine:
             RequestError: empty or too long prompt, unknown token ids, or an id in use.
         """
         params = sampling_params(params, {})
-        ids = self._tokens(prompt)
+        ids = self._tokens(prompt, self._limit())
         with self._turn():
             return self._loop.submit(ids, params, request_id, priority, cache_salt)
 
@@ -150,6 +151,10 @@ class Engine:
         if self._process.enter(self._loop.has_work() or self._turns.taken):
             self._turns = Turns()
         return self._turns
+
+    def begun(self, request_id: str) -> bool:
+        """Whether a request has left the queue; True for an unknown one."""
+        return self._loop.scheduler.begun(request_id)
 
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
@@ -200,7 +205,7 @@ class Engine:
                 f"{len(each)} sampling parameters for {len(items)} prompts", param="params"
             )
         wanted = [
-            (self._tokens(prompt), sampling_params(p, fields))
+            (self._tokens(prompt, self._limit()), sampling_params(p, fields))
             for prompt, p in zip(items, each, strict=True)
         ]
         names: list[str] = []
@@ -229,7 +234,8 @@ class Engine:
 
         Arguments and errors as for :meth:`generate`, raised by the first ``next``.
         """
-        checked, ids = sampling_params(params, fields), self._tokens(prompt)
+        checked = sampling_params(params, fields)
+        ids = self._tokens(prompt, self._limit())
         box: deque[Delta] = deque()
         with self._turn():
             name = self._loop.submit(ids, checked)
@@ -290,7 +296,11 @@ class Engine:
         many: list[Any] = list(messages)
         single = not many or isinstance(many[0], Mapping)
         given = chat_template_kwargs or {}
-        prompts = [self.tokenizer.encode_chat(one, **given) for one in ([many] if single else many)]
+        limit = self._limit("messages")
+        prompts = [
+            self.tokenizer.encode_chat(one, limit=limit, **given)
+            for one in ([many] if single else many)
+        ]
         done = self.generate(prompts, params, **fields)
         return done[0] if single else done
 
@@ -373,6 +383,10 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _tokens(self, prompt: Prompt, limit: TokenLimit | None = None) -> list[int]:
         """Token ids of a prompt, checked against the vocabulary."""
-        return prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
+        return prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size, limit)
+
+    def _limit(self, param: str = "prompt") -> TokenLimit:
+        """Texts that are far too long are refused before they are tokenized."""
+        return TokenLimit(self.max_context, param)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from halfbyte.errors import RequestError
 
+from .token_bound import TokenLimit
 from .tokenizer import Tokenizer
 
 
@@ -35,13 +36,19 @@ Prompts: TypeAlias = Prompt | Iterable[Prompt]
 """One prompt or many; an array of two dimensions is a prompt a row."""
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocabulary: int) -> list[int]:
+def prompt_ids(
+    prompt: Prompt, tokenizer: Tokenizer, vocabulary: int, limit: TokenLimit | None = None
+) -> list[int]:
     """Token ids of a prompt.
 
     Raises:
-        RequestError: neither text nor ids from 0 to ``vocabulary - 1``, or empty.
+        RequestError: neither text nor ids from 0 to ``vocabulary - 1``, empty, or longer than
+            ``limit``.
     """
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt, vocabulary)
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt, limit=limit)
+    else:
+        ids = _ids(prompt, vocabulary)
     if not ids:
         raise RequestError("the prompt is empty", param="prompt", hint="give some text")
     return ids

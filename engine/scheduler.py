@@ -120,6 +120,11 @@ class Scheduler:
         """Whether a request is live, or has a result in flight."""
         return request_id in self._states
 
+    def begun(self, request_id: str) -> bool:
+        """Whether a request has had a place in a step; True for an unknown one."""
+        state = self._states.get(request_id)
+        return state is None or state.first_step >= 0
+
     def cached_tokens(self, request_id: str) -> int:
         """Prompt tokens of a live request that the prefix cache supplied at first admission."""
         return self._states[request_id].cached

@@ -1,77 +1,136 @@
-"""Keeps text that users write from turning into special tokens.
+"""Which special tokens of a prompt stem from what users write, and how to keep them text.
 
 A special token such as ``<|im_end|>`` gives a prompt its structure. When a user types the same
-characters they must be plain text. :class:`SpecialGuard` breaks every occurrence in untrusted
-text with a private-use mark; the marked text then goes through the chat template, special tokens
-are matched where they are still whole (so only where the template wrote them), and the marks are
-dropped from what is left.
-
-The marks are an escape code, so text that already holds the mark character survives unchanged:
-after :meth:`SpecialGuard.protect` every mark is followed by a digit that says what it means.
+characters they must be plain text, and everything else must be tokenized as if nothing had been
+done. So nothing is done to the prompt: it is tokenized as it stands, unless a special token is
+found in it that has a character of a user. :class:`UserText` knows those characters, and
+:func:`own_spans` finds the special tokens that have none.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from halfbyte.errors import TokenizerError
 
-# The last private-use code point: never assigned, no letter, digit or space in any regex.
-MARK = "\U0010fffd"
 # Gemma has 6 400 special tokens; making patterns of 16 000 takes most of a second.
 MAX_TEXTS = 1 << 14
 MAX_SQUARES = 1 << 25
-BREAK = MARK + "1"
-_LITERAL = MARK + "0"
+# Each round takes out all special tokens found that have a user's character. What is found next
+# overlapped one of them and starts behind it, so rounds are few in any real vocabulary.
+MAX_ROUNDS = 64
+# Signs of the Tai Xuan Jing: neither letter, digit nor space, and hardly ever in a text.
+WEDGES = [chr(code) for code in range(0x1D306, 0x1D357)]
+# Regular expressions hold the interpreter lock: other threads get their turn between windows.
+_WINDOW = 1 << 16
 
 
-class SpecialGuard:
-    """Protects untrusted text against the special tokens of one vocabulary.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A special token in a text.
 
-    Args:
-        specials: texts of the special tokens; empty ones are ignored.
-
-    Raises:
-        TokenizerError: they are too many or too long.
+    Attributes:
+        token_id: its id.
+        start: first character of its content; whitespace that it swallows does not count.
+        stop: one behind its last character.
     """
 
-    def __init__(self, specials: Iterable[str]) -> None:
-        texts = sorted(_bounded(specials), key=len, reverse=True)
-        long = [s for s in texts if len(s) > 1]
-        # One character cannot be broken in two, so it is replaced by a code of its own.
-        singles = [s for s in texts if len(s) == 1]
-        self._codes = {c: MARK + chr(ord("2") + i) for i, c in enumerate(singles)}
-        self.meanings: dict[str, str] = {BREAK: "", _LITERAL: MARK}
-        self.meanings |= {code: c for c, code in self._codes.items()}
-        self._start = _start_pattern(long)
-        self._heads = {s[i:] for s in long for i in range(1, len(s))}
-        self._tails = {s[:i] for s in long for i in range(1, len(s))}
-        self._reach = max((len(s) for s in long), default=1) - 1
-        self._mark = re.compile(MARK + ".", re.DOTALL)
+    token_id: int
+    start: int
+    stop: int
 
-    def protect(self, text: str) -> str:
-        """Mark ``text`` so that no special token can match in it or across its ends.
 
-        The ends matter because a template may put two texts side by side, each of them holding
-        half of a special token.
-        """
-        if MARK in text:
-            text = text.replace(MARK, _LITERAL)
-        for char, code in self._codes.items():
-            text = text.replace(char, code)
-        if self._start is None or not text:
-            return text
-        reach = range(1, min(self._reach, len(text)) + 1)
-        head = BREAK if any(text[:i] in self._heads for i in reach) else ""
-        tail = BREAK if any(text[-i:] in self._tails for i in reach) else ""
-        return head + self._start.sub(_break_after, text) + tail
+@dataclass(frozen=True, slots=True)
+class UserText:
+    """The characters of a text that stem from a user.
 
-    def reveal(self, text: str) -> str:
-        """Undo :meth:`protect`: drop the breaks and restore what the codes stand for."""
-        if MARK not in text:
-            return text
-        return self._mark.sub(lambda m: self.meanings.get(m[0], m[0]), text)
+    Attributes:
+        positions: their indexes, ascending, as far as they matter.
+        everything: all characters do, whatever ``positions`` says.
+    """
+
+    positions: Sequence[int] = field(default=())
+    everything: bool = False
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.positions)
+
+    def within(self, start: int, stop: int) -> Sequence[int]:
+        """The user's characters from ``start`` to ``stop - 1``."""
+        if self.everything:
+            return range(start, stop)
+        first = bisect_left(self.positions, start)
+        return self.positions[first : bisect_left(self.positions, stop, first)]
+
+    def shifted(self, start: int) -> UserText:
+        """The same of the text from ``start`` on."""
+        after = self.positions[bisect_left(self.positions, start) :]
+        return UserText([at - start for at in after], self.everything)
+
+
+EVERYTHING = UserText(everything=True)
+
+
+def own_spans(
+    text: str, users: UserText, blank: str, find: Callable[[str], list[Span]]
+) -> tuple[list[Span], bool]:
+    """The special tokens of ``text`` that have no character of a user, in order.
+
+    Args:
+        text: a prompt.
+        users: which of its characters are users'.
+        blank: a character that is part of no special token.
+        find: the special tokens of a text, as the tokenizer finds them.
+
+    Returns:
+        The tokens, and whether there are others, which must become plain text.
+
+    Raises:
+        TokenizerError: the vocabulary is crafted so that the search does not end.
+    """
+    spans = find(text)
+    if not users:
+        return spans, False
+    letters: list[str] = []
+    for _ in range(MAX_ROUNDS):
+        foreign = [at for span in spans for at in users.within(span.start, span.stop)]
+        if not foreign:
+            return spans, bool(letters)
+        # Without these a token that overlapped a user's one is found.
+        letters = letters or list(text)
+        for at in foreign:
+            letters[at] = blank
+        spans = find("".join(letters))
+    raise TokenizerError("the special tokens of the vocabulary overlap in too many ways")
+
+
+def with_wedges(text: str, spans: Iterable[Span], wedge: str) -> str:
+    """``text`` with ``wedge`` behind the first character of each span."""
+    parts: list[str] = []
+    done = 0
+    for span in spans:
+        parts += (text[done : span.start + 1], wedge)
+        done = span.start + 1
+    return "".join((*parts, text[done:]))
+
+
+def windows(pattern: re.Pattern[str], text: str, reach: int) -> Iterator[re.Match[str]]:
+    """``pattern.finditer(text)`` for matches of up to ``reach`` characters, letting others work.
+
+    A long text without a match is one call, in which no other Python thread runs.
+    """
+    start = 0
+    while start < len(text):
+        border = start + _WINDOW
+        for match in pattern.finditer(text, start, border + reach):
+            if match.start() >= border:
+                break
+            yield match
+            start = match.end()
+        start = max(start, border)
 
 
 def longest_first_pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
@@ -80,14 +139,17 @@ def longest_first_pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
     Returns None when there is no text to find. Raises TokenizerError when they are too many or
     too long.
     """
-    ordered = sorted(_bounded(texts), key=len, reverse=True)
+    ordered = sorted(bounded(texts), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
-def _bounded(texts: Iterable[str]) -> set[str]:
+def bounded(texts: Iterable[str]) -> set[str]:
     """The texts without empty ones, if a pattern of them is made in reasonable time and memory.
 
     All beginnings of every text are kept, which is the square of its length.
+
+    Raises:
+        TokenizerError: they are too many or too long.
     """
     found = {text for text in texts if text}
     squares = sum(len(text) ** 2 for text in found)
@@ -99,16 +161,3 @@ def _bounded(texts: Iterable[str]) -> set[str]:
             hint="no real vocabulary has so many or so long ones: the file is crafted",
         )
     return found
-
-
-def _start_pattern(texts: list[str]) -> re.Pattern[str] | None:
-    """A pattern whose matches are the first characters of all occurrences, overlapping or not."""
-    rests: dict[str, list[str]] = {}
-    for text in texts:
-        rests.setdefault(text[0], []).append(re.escape(text[1:]))
-    parts = [f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()]
-    return re.compile("|".join(parts)) if parts else None
-
-
-def _break_after(match: re.Match[str]) -> str:
-    return match[0] + BREAK

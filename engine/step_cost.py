@@ -2,25 +2,26 @@
 
 A step of T tokens that look at P pairs of (token, earlier token) takes about ``a + b T + c P``:
 ``a`` reads the weights once, ``b`` is a token's share of the matrix products, ``c`` of attention.
-Decode steps tell ``a``; steps with a chunk of a prompt tell ``b`` and ``c`` by least squares of the
-relative errors, the later ones weighing more. Pure arithmetic: whoever runs the steps has the clock.
+Decode steps tell ``a``; steps with a chunk of a prompt tell ``b`` and ``c`` by least squares of
+the relative errors, the later ones weighing more. Pure arithmetic: the clock is with whoever runs
+the steps.
 """
 
 from __future__ import annotations
 
 from .plan import RowWork
 
-FIRST_CHUNK = 32
-"""Tokens of a chunk beside decoding rows before any chunk was measured."""
-
 LEAST_CHUNK = 16
-"""Tokens that a chunk always gets, so that a prompt comes to its end."""
+"""Tokens that a chunk always gets, so that a prompt comes to its end; the first has no more."""
 
 GROWTH = 2
 """A chunk has at most so many times the tokens of the largest one measured lately."""
 
 MEMORY = 0.9
 """Weight of the measurements so far when a new one comes: about the last ten count."""
+
+MOST_DRIFT = 4.0
+"""A single step says no more than that others take so many times what was predicted."""
 
 
 class StepCost:
@@ -31,6 +32,8 @@ class StepCost:
         # Decaying sums of T T, T P, P P, T t and P t, all over t squared.
         self._sums = [0.0] * 5
         self._largest = 0.0
+        # What the last few steps took over what was predicted: others may use the machine now.
+        self._drift = 1.0
 
     def observe(self, work: tuple[RowWork, ...], seconds: float) -> None:
         """Take in a step of this work that took so many seconds."""
@@ -40,8 +43,15 @@ class StepCost:
         per_token, per_pair = self._rates()
         if all(item.count == 1 for item in work):
             fixed = max(seconds - per_token * tokens - per_pair * pairs, 0.0)
-            self._fixed = fixed if self._fixed is None else _mix(self._fixed, fixed)
+            if self._fixed is None or fixed < self._fixed:
+                # The first decode step is recorded and touches new memory: it is soon forgotten.
+                self._fixed = fixed if self._fixed is None else (self._fixed + fixed) / 2
+            else:
+                self._fixed = _mix(self._fixed, fixed)
             return
+        if self._largest:
+            ratio = seconds / (self._seconds(tokens, pairs) or seconds)
+            self._drift = 0.5 * self._drift + 0.5 * min(ratio, MOST_DRIFT)
         # A step before any decode step was seen is all tokens' cost: too much, never too little.
         rest = max(seconds - (self._fixed or 0.0), 0.1 * seconds)
         new = (tokens * tokens, tokens * pairs, pairs * pairs, tokens * rest, pairs * rest)
@@ -51,7 +61,7 @@ class StepCost:
 
     def predict(self, work: tuple[RowWork, ...]) -> float:
         """Seconds that a step of this work will take, as far as is known."""
-        return self._seconds(*_size(work))
+        return self._seconds(*_size(work)) * max(self._drift, 1.0)
 
     def chunk(self, work: tuple[RowWork, ...], start: int, most: int, limit: float) -> int:
         """Tokens from position ``start`` on that still fit beside ``work`` into ``limit`` seconds.
@@ -60,8 +70,9 @@ class StepCost:
         """
         least = LEAST_CHUNK if all(item.count == 1 for item in work) else 0
         if self._largest == 0.0:
-            return min(most, FIRST_CHUNK if least else 0)
+            return min(most, least)
         tokens, pairs = _size(work)
+        limit /= max(self._drift, 1.0)
         low, high = 0, min(most, int(GROWTH * self._largest))
         while low < high:
             middle = (low + high + 1) // 2

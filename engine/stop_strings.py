@@ -45,7 +45,7 @@ class StopForms:
         return StopMatcher([form for stop in dict.fromkeys(stops) for form in self._forms(stop)])
 
     def _forms(self, stop: str) -> list[tuple[str, Sequence[Symbol]]]:
-        plain = [(stop, stop)]
+        plain: list[tuple[str, Sequence[Symbol]]] = [(stop, stop)]
         if self._specials is None:
             return plain
         symbols: list[Symbol] = []

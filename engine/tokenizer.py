@@ -2,45 +2,49 @@
 
 One class for all kinds; a backend (``tokenizer_hf``, ``tokenizer_spm``) does the splitting.
 Special tokens in a prompt come from the caller or the chat template. In chats they never come
-from message content: see :mod:`special_text`.
+from message content: see :mod:`special_text` and :mod:`user_marks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from halfbyte.errors import RequestError, TokenizerError
 
 from .chat_template import ChatTemplate
-from .special_text import MARK, SpecialGuard
+from .special_text import EVERYTHING, UserText
+from .token_bound import TokenBound, TokenLimit
+from .user_marks import Finder, UserMarks, field_names
 
 if TYPE_CHECKING:
     from ..loaders.base import TokenizerSource
 
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # GGUF token types
 
-class Backend(Protocol):
+
+class Backend(Finder, Protocol):
     """What a kind of vocabulary offers; ids are those of the embedding rows.
 
     Attributes:
         size: one more than the highest known id.
-        special: text -> id of tokens that carry structure, not text.
-        guard: protects untrusted text against the special tokens.
         strips_space: decoding drops one space at the start of a text.
+        bound: how few tokens a text can have.
     """
 
     size: int
-    special: dict[str, int]
-    guard: SpecialGuard
     strips_space: bool
+    bound: TokenBound
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, limit: TokenLimit | None = None) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched."""
         ...
 
-    def encode_guarded(self, text: str) -> list[int]:
-        """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
+    def encode_untrusted(
+        self, text: str, users: UserText, limit: TokenLimit | None = None
+    ) -> list[int]:
+        """As :meth:`encode`, but a special token with a character of ``users`` is plain text."""
         ...
 
     def piece(self, token_id: int) -> bytes:
@@ -76,28 +80,32 @@ class Tokenizer:
             if name not in names and token_id is not None:
                 names[name] = self.token_bytes(token_id).decode("utf-8", "replace")
         self._template = ChatTemplate(source.chat_template, source.chat_templates, names)
+        sources = [source.chat_template or "", *source.chat_templates.values()]
+        self._marks = UserMarks(backend, sources)
 
     @staticmethod
     def from_source(source: TokenizerSource, vocab_size: int) -> Tokenizer:
         """Build the tokenizer of a checkpoint.
+
+        An added token without a row in the embedding is plain text and cannot be drawn.
 
         Args:
             source: vocabulary, or the file that holds it.
             vocab_size: rows of the embedding matrix.
 
         Raises:
-            TokenizerError: the vocabulary is damaged, of an unknown kind, or has ids beyond the
-                embedding.
+            TokenizerError: the vocabulary is damaged, of an unknown kind, or has ordinary tokens
+                beyond the embedding.
         """
-        source = _with_ends(source)
-        backend = _backend(source)
+        source = _with_rows(_with_ends(source), vocab_size)
+        backend = _backend(source, vocab_size)
         if backend.size > vocab_size:
             raise TokenizerError(
                 f"the tokenizer knows {backend.size} ids, but the model's embedding has "
                 f"{vocab_size} rows",
                 hint="the tokenizer belongs to another model; use the files of one download",
             )
-        ends = {"end-of-text": source.eos_ids, "special token": sorted(source.special_ids)}
+        ends = {"end-of-text": source.eos_ids}
         ends["begin-of-text"] = () if source.bos_id is None else (source.bos_id,)
         for name, ids in ends.items():
             for token_id in ids:
@@ -108,7 +116,12 @@ class Tokenizer:
         return Tokenizer(backend, source, vocab_size)
 
     def encode(
-        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = True,
+        limit: TokenLimit | None = None,
     ) -> list[int]:
         """Token ids of ``text``.
 
@@ -118,22 +131,26 @@ class Tokenizer:
                 id that the text itself begins with.
             parse_special: special tokens written in the text become their ids; False treats
                 them as plain text. User-defined tokens, which are words, are always matched.
+            limit: the longest result that is of use; far longer texts are not even tokenized.
 
         Raises:
-            RequestError: the text is not valid Unicode, or ``add_bos`` is True for a model that
-                has no begin-of-text token.
+            RequestError: the text is not valid Unicode or longer than ``limit``, or ``add_bos``
+                is True for a model that has no begin-of-text token.
         """
         _check_unicode(text)
+        if limit is not None:
+            limit.check_text(text, self._backend.bound)
         if parse_special:
-            ids = self._backend.encode(text)
+            ids = self._backend.encode(text, limit)
         else:
-            marked = self._backend.guard.protect(text)
-            plain = marked == text
-            ids = self._backend.encode(text) if plain else self._backend.encode_guarded(marked)
+            ids = self._backend.encode_untrusted(text, EVERYTHING, limit)
         if add_bos and self.bos_id is None:
             raise RequestError("add_bos is True, but the model has no begin-of-text token")
         wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
-        return [self.bos_id, *ids] if wanted and self.bos_id is not None else ids
+        ids = [self.bos_id, *ids] if wanted and self.bos_id is not None else ids
+        if limit is not None:
+            limit.check(len(ids))
+        return ids
 
     def decode(
         self, ids: Sequence[int], *, skip_special: bool = True, continuation: bool = False
@@ -203,28 +220,43 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
         """Token ids of a conversation; arguments and errors as for :meth:`render_chat`.
 
         Special tokens come from the template only: the same characters in a message, a tool or
         a document are plain text. No begin-of-text id is added that the template does not write.
+        Where no special token stands in a message, the ids are those of the rendered text.
+
+        Args:
+            limit: the longest result that is of use; a longer one is a RequestError.
         """
-        text = self._template.render(
-            messages, kwargs, add_generation_prompt, self._backend.guard.protect
-        )
-        if MARK in text:
-            return self._backend.encode_guarded(text)
-        return self._backend.encode(text)
+        seen: list[str] = []
+
+        def noted(text: str) -> str:
+            seen.append(text)
+            return text
+
+        def render(change: Callable[[str], str]) -> str:
+            return self._template.render(messages, kwargs, add_generation_prompt, change)
+
+        plain = render(noted)
+        if limit is not None:
+            limit.check_text(plain, self._backend.bound)
+        text, users = self._marks.users(plain, seen, field_names([messages, kwargs]), render)
+        if not users:
+            return self._backend.encode(text, limit)
+        return self._backend.encode_untrusted(text, users, limit)
 
 
-def _backend(source: TokenizerSource) -> Backend:
+def _backend(source: TokenizerSource, rows: int) -> Backend:
     if source.kind in ("hf_json", "gguf_bpe"):
-        from . import tokenizer_hf
+        from . import tokenizer_files
 
         if source.kind == "gguf_bpe":
-            return tokenizer_hf.from_gguf_bpe(source)
-        return tokenizer_hf.from_json_file(source)
+            return tokenizer_files.from_gguf_bpe(source)
+        return tokenizer_files.from_json_file(source, rows)
     from . import tokenizer_spm
 
     if source.kind == "gguf_spm":
@@ -245,6 +277,26 @@ def _with_ends(source: TokenizerSource) -> TokenizerSource:
             added.setdefault(source.tokens[token_id], token_id)
     return dataclasses.replace(
         source, special_ids=source.special_ids | frozenset(ends), added_tokens=added
+    )
+
+
+def _with_rows(source: TokenizerSource, rows: int) -> TokenizerSource:
+    """The source without added tokens that the embedding has no row for.
+
+    Files have them after a token such as ``[PAD]`` was added for training. An ordinary token
+    without a row shows that the files do not belong together; it stays, and is refused.
+    """
+    count = len(source.tokens)
+    if count > rows and set(source.token_types[rows:]) <= {_CONTROL, _USER_DEFINED, _UNUSED}:
+        count = rows if source.token_types else count
+    return dataclasses.replace(
+        source,
+        tokens=source.tokens[:count],
+        scores=source.scores[:count],
+        token_types=source.token_types[:count],
+        added_tokens={text: i for text, i in source.added_tokens.items() if i < rows},
+        special_ids=frozenset(i for i in source.special_ids if i < rows),
+        rstrip_ids=frozenset(i for i in source.rstrip_ids if i < rows),
     )
 
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from halfbyte.errors import TokenizerError
 
-from .special_text import SpecialGuard, longest_first_pattern
-from .tokenizer_hf import added_tokens, check_file, spaced_bytes
+from .pipeline_steps import spaced_bytes
+from .special_text import WEDGES, Span, UserText, longest_first_pattern, own_spans, windows
+from .token_bound import TokenBound, TokenLimit, bound_of
+from .tokenizer_files import added_tokens, check_file
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -34,6 +37,33 @@ _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode's; Python counts four co
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The space that goes in front of a text.
+
+    Attributes:
+        texts: in front of each text between added tokens, of the first of a prompt, or of none.
+        joins: a text that begins with a space gets no other one.
+        by_library: sentencepiece puts it there by itself.
+        strips_space: decoding drops it.
+    """
+
+    texts: Literal["always", "first", "never"]
+    joins: bool = False
+    by_library: bool = False
+
+    @property
+    def strips_space(self) -> bool:
+        """Whether decoding drops one space at the start of a text."""
+        return self.texts != "never"
+
+    def put(self, text: str, is_first: bool) -> str:
+        """``text`` as sentencepiece must get it."""
+        if self.by_library or self.texts == "never" or (self.texts == "first" and not is_first):
+            return text
+        return text if self.joins and text[0] in f" {_SPACE}" else f" {text}"
+
+
 class SpmBackend:
     """A vocabulary held by a ``SentencePieceProcessor``.
 
@@ -43,14 +73,20 @@ class SpmBackend:
         raw_ids: ids whose text is literal: U+2581 in it is no space, ``<0x0A>`` no byte.
         added: text -> id of tokens split off before sentencepiece sees the text.
         special: ids of those that carry structure, not text.
-        strips_space: decoding drops one space at the start of a text.
+        prefix: the space in front of a text.
+        bound: how few tokens a text can have.
         rstrip: ids of added tokens that swallow the whitespace after them.
 
     Attributes:
         size: one more than the highest known id.
         special: text -> id of tokens that carry structure, not text.
-        guard: protects untrusted text against the special tokens.
+        normalizes: texts other than their own may become special tokens: no.
+        blank: a character that is part of no special token.
+        strips_space: decoding drops one space at the start of a text.
+        bound: how few tokens a text can have.
     """
+
+    normalizes = False
 
     def __init__(
         self,
@@ -59,7 +95,8 @@ class SpmBackend:
         raw_ids: Iterable[int],
         added: dict[str, int],
         special: frozenset[int],
-        strips_space: bool,
+        prefix: Prefix,
+        bound: TokenBound,
         rstrip: frozenset[int] = frozenset(),
     ) -> None:
         self._processor = processor
@@ -68,52 +105,88 @@ class SpmBackend:
         self._added = added
         self.size = max(pieces) + 1
         self.special = {text: i for text, i in added.items() if i in special}
-        self.guard = SpecialGuard(self.special)
-        self.strips_space = strips_space
+        self.blank = next(c for c in WEDGES if not any(c in text for text in self.special))
+        self.strips_space = prefix.strips_space
+        self._prefix = prefix
         self._swallowers = frozenset(text for text, i in added.items() if i in rstrip)
         ordinary = [text for text, i in added.items() if i not in special]
-        self._special_pattern = longest_first_pattern(self.special)
         self._ordinary_pattern = longest_first_pattern(ordinary)
         self._all_pattern = longest_first_pattern(added)
+        self._reach = max(map(len, added), default=0)
+        self.bound = replace(bound, most_bytes=0) if rstrip else bound  # spaces are swallowed
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; every special and user-defined token in it is matched."""
-        return self._encode(text, self._all_pattern)
+    def encode(self, text: str, limit: TokenLimit | None = None) -> list[int]:
+        """Ids of ``text``; every special and user-defined token in it is matched.
 
-    def encode_guarded(self, text: str) -> list[int]:
-        """Ids of text marked by ``guard``: special tokens only where they are unbroken."""
-        ids: list[int] = []
-        for part, token in self._split(text, self._special_pattern):
-            ids += self._encode(self.guard.reveal(part), self._ordinary_pattern)
-            if token:
-                ids.append(self._added[token])
-        return ids
+        Raises:
+            RequestError: more ids than ``limit`` allows.
+        """
+        return self._encode(self._split(text, self._matches(text, self._all_pattern)), limit)
+
+    def encode_untrusted(
+        self, text: str, users: UserText, limit: TokenLimit | None = None
+    ) -> list[int]:
+        """As :meth:`encode`, but a special token with a character of ``users`` is plain text."""
+        own, foreign = own_spans(text, users, self.blank, self.find)
+        if not foreign:
+            return self.encode(text, limit)
+        matches: list[tuple[int, int]] = []
+        start = 0
+        for span in (*own, Span(-1, len(text), len(text))):
+            part = text[start : span.start]
+            matches += [
+                (start + a, start + b) for a, b in self._matches(part, self._ordinary_pattern)
+            ]
+            if span.token_id >= 0:
+                matches.append((span.start, span.stop))
+            start = span.stop
+        return self._encode(self._split(text, matches), limit)
+
+    def find(self, text: str) -> list[Span]:
+        """The special tokens of a text, in order."""
+        special = self.special
+        return [
+            Span(special[text[a:b]], a, b)
+            for a, b in self._matches(text, self._all_pattern)
+            if text[a:b] in special
+        ]
 
     def piece(self, token_id: int) -> bytes:
         """Bytes that one id stands for; empty for an id that the vocabulary leaves out."""
         text = self._pieces.get(token_id, "")
         return text.encode() if token_id in self._raw else spaced_bytes(text)
 
-    def _encode(self, text: str, pattern: re.Pattern[str] | None) -> list[int]:
+    def _encode(
+        self, parts: Iterable[tuple[str, str, bool]], limit: TokenLimit | None
+    ) -> list[int]:
         ids: list[int] = []
-        for part, token in self._split(text, pattern):
+        for part, token, is_first in parts:
             if part:
-                ids += self._processor.encode(part, out_type=int)
+                ids += self._processor.encode(self._prefix.put(part, is_first), out_type=int)
             if token:
                 ids.append(self._added[token])
+            if limit is not None:
+                limit.check(len(ids))
         return ids
 
-    def _split(self, text: str, pattern: re.Pattern[str] | None) -> Iterable[tuple[str, str]]:
-        """(text before, token) pairs in order; the last one has no token."""
+    def _matches(self, text: str, pattern: re.Pattern[str] | None) -> list[tuple[int, int]]:
+        if pattern is None:
+            return []
+        return [match.span() for match in windows(pattern, text, self._reach)]
+
+    def _split(
+        self, text: str, matches: Iterable[tuple[int, int]]
+    ) -> Iterable[tuple[str, str, bool]]:
+        """(text before, token, whether it is the first) in order; the last one has no token."""
         start = 0
-        for match in pattern.finditer(text) if pattern is not None else ():
-            if match.start() < start:
+        for first, stop in matches:
+            if first < start:
                 continue  # a token of whitespace that the one before has swallowed
-            yield text[start : match.start()], match[0]
-            start = match.end()
-            if match[0] in self._swallowers and (space := _WHITESPACE.match(text, start)):
+            yield text[start:first], text[first:stop], start == 0
+            start = stop
+            if text[first:stop] in self._swallowers and (space := _WHITESPACE.match(text, start)):
                 start = space.end()
-        yield text[start:], ""
+        yield text[start:], "", start == 0
 
 
 def from_model_file(source: TokenizerSource) -> SpmBackend:
@@ -126,9 +199,16 @@ def from_model_file(source: TokenizerSource) -> SpmBackend:
         raise TokenizerError("the tokenizer source of kind 'spm' has no path; expected a file")
     check_file(source.path, MAX_FILE_BYTES)
     data = source.path.read_bytes()
-    if not source.add_space_prefix:
-        data += _NO_PREFIX
     processor = _load(data, str(source.path))
+    # The model may say "no dummy prefix" itself; what it does to a text is what counts.
+    prefix = Prefix("never")
+    if source.add_space_prefix and _begins_with_space(processor, "a"):
+        prefix = Prefix("first" if source.prefix_first_only else "always", joins=True)
+    bare = _load(data + _NO_PREFIX, str(source.path))
+    if prefix.texts == "never" or _begins_with_space(bare, " a"):
+        processor = bare
+    else:  # spaces in front are stripped, so that only the library can put one there
+        prefix = Prefix("always", by_library=True)
     count = processor.get_piece_size()
     pieces = {i: processor.id_to_piece(i) for i in range(count)}
     added = dict(source.added_tokens)
@@ -138,16 +218,22 @@ def from_model_file(source: TokenizerSource) -> SpmBackend:
             added.setdefault(text, index)
             special.add(index)
     pieces |= {i: text for text, i in added.items()}
-    # The model may say "no dummy prefix" itself; what it does to a text is what counts.
-    probe = processor.encode("a", out_type=str)
     return SpmBackend(
         processor,
         pieces,
         raw_ids=added.values(),
         added=added,
         special=frozenset(special),
-        strips_space=bool(probe) and probe[0].startswith(_SPACE),
+        prefix=prefix,
+        bound=bound_of(  # it may normalize
+            [spaced_bytes(t) for t in pieces.values()], composes=True, loses_signs=True
+        ),
     )
+
+
+def _begins_with_space(processor: SentencePieceProcessor, text: str) -> bool:
+    pieces = processor.encode(text, out_type=str)
+    return bool(pieces) and pieces[0].startswith(_SPACE)
 
 
 def from_gguf_spm(source: TokenizerSource) -> SpmBackend:
@@ -168,13 +254,17 @@ def from_gguf_spm(source: TokenizerSource) -> SpmBackend:
         "tokenizer.ggml.tokens",
     )
     added, special = added_tokens(source)
+    has_bytes = source.token_types.count(_BYTE) == 256  # else letters may share a token
     return SpmBackend(
         processor,
         dict(enumerate(source.tokens)) | {i: text for text, i in added.items()},
         raw_ids=added.values(),
         added=added,
         special=special,
-        strips_space=source.add_space_prefix,
+        prefix=Prefix("always" if source.add_space_prefix else "never", by_library=True),
+        bound=bound_of(
+            [spaced_bytes(t) for t in source.tokens], composes=False, loses_signs=not has_bytes
+        ),
         rstrip=source.rstrip_ids,
     )
 

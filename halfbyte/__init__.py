@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from .errors import HalfbyteError
 
+# Type checkers know the name; importing typing would double the time in which ctrl-C is not
+# caught yet (see __main__).
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from halfbyte.engine.async_engine import AsyncEngine
     from halfbyte.engine.engine import Engine
     from halfbyte.engine.request import (

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton import knobs
 
 INTERPRETED: bool = bool(knobs.runtime.interpret)
 """Whether kernels of this process run in Triton's interpreter (``TRITON_INTERPRET=1``)."""
+
+
+def _mend_loop_bounds() -> None:
+    """Let the interpreter of Triton 3.6 loop up to a computed bound, whatever numpy's version.
+
+    Its scalars are arrays of one element, which it hands to ``int``; numpy 2.4 and newer refuse
+    that, and Triton 3.7 takes the element out first. Releases of 3.6 do not change any more, so
+    its inner function stays where it is.
+    """
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED and triton.__version__.startswith("3.6."):
+    _mend_loop_bounds()
 
 
 @functools.cache

@@ -46,6 +46,23 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AddedFlags:
+    """How an added token is matched in a text.
+
+    Attributes:
+        single_word: not next to a letter or digit.
+        lstrip: with the whitespace before it.
+        rstrip: with the whitespace after it.
+        normalized: in the normalized text.
+    """
+
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizerSource:
     """Everything needed to build a tokenizer, read but not yet built.
 
@@ -59,6 +76,8 @@ class TokenizerSource:
         merges: BPE merges "left right" in rank order (gguf_bpe).
         pre: GGUF pre-tokenizer name (gguf_bpe).
         added_tokens: content -> id of tokens matched before splitting.
+        added_flags: content -> how a token is matched, where a file other than the vocabulary's
+            own says so.
         special_ids: ids hidden from decoded text.
         rstrip_ids: added tokens that swallow the whitespace after them.
         suppressed: ids that are never to be drawn.
@@ -66,6 +85,7 @@ class TokenizerSource:
         eos_ids: end-of-text ids, from every place the format keeps them.
         add_bos: prepend ``bos_id`` to a plain prompt.
         add_space_prefix: sentencepiece's dummy prefix.
+        prefix_first_only: only the beginning of a prompt gets it, not a text after an added token.
         chat_template: Jinja source or None.
         chat_templates: named variants (``tool_use`` ...).
         special_map: names such as ``bos_token`` to their text, for templates.
@@ -79,6 +99,7 @@ class TokenizerSource:
     merges: tuple[str, ...] = ()
     pre: str = ""
     added_tokens: dict[str, int] = field(default_factory=dict)
+    added_flags: dict[str, AddedFlags] = field(default_factory=dict)
     special_ids: frozenset[int] = frozenset()
     rstrip_ids: frozenset[int] = frozenset()
     suppressed: frozenset[int] = frozenset()
@@ -86,6 +107,7 @@ class TokenizerSource:
     eos_ids: tuple[int, ...] = ()
     add_bos: bool = False
     add_space_prefix: bool = True
+    prefix_first_only: bool = False
     chat_template: str | None = None
     chat_templates: dict[str, str] = field(default_factory=dict)
     special_map: dict[str, str] = field(default_factory=dict)

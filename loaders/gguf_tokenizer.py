@@ -13,11 +13,11 @@ from .base import TokenizerSource
 from .fields import Fields, shown
 from .gguf_config import end_ids, token_id
 from .gguf_reader import GGUFArray
+from .gguf_token_types import BYTE, CONTROL, UNKNOWN, USER_DEFINED, checked_types, turn_ends
 from .report import LoadReport
 
 _PREFIX = "tokenizer.ggml."
 _TEMPLATE = "tokenizer.chat_template"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 # Byte-level pre-tokenizers whose models begin every text with the bos token.
 _BOS_PRE = frozenset(
@@ -36,23 +36,6 @@ _BOS_PRE = frozenset(
 )
 # Normalizations that the two supported kinds of vocabulary do not have; set, they change the ids.
 _NORMALIZERS = ("remove_extra_whitespaces", "normalizer.lowercase", "normalizer.strip_accents")
-# Tokens that end a text or a turn by their very text, as in llama.cpp: many files name but one.
-_TURN_ENDS = frozenset(
-    (
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|end_of_text|>",
-        "<|endoftext|>",
-        "<end_of_turn>",
-        "<end_of_utterance>",
-        "<EOT>",
-        "_<EOT>",
-        "[EOT]",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek, with a full-width bar
-    )
-)
 # The format does not say that Phi-3's tokens swallow the whitespace after them; llama.cpp goes by
 # the model's name, and these are the exceptions.
 _PHI3_NAMES = ("phi-3", "phi3")
@@ -83,8 +66,8 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
     count = len(tokens)
     if not tokens:
         raise TokenizerError(f"{where}: tokenizer.ggml.tokens is missing or empty")
-    types = _array(top, "token_type", int, limits.MAX_VOCAB, count) or (_NORMAL,) * count
-    if not all(0 <= kind <= _BYTE for kind in set(types)):
+    types = _array(top, "token_type", int, limits.MAX_VOCAB, count)
+    if not all(0 <= kind <= BYTE for kind in set(types)):
         raise CheckpointError(f"{where}: tokenizer.ggml.token_type holds values outside 0 to 6")
     scores = _array(top, "scores", float, limits.MAX_VOCAB, count)
     if any(math.isnan(score) for score in scores):
@@ -92,19 +75,30 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
     spm = model == "llama"
     if spm and not scores:
         raise TokenizerError(f"{where}: tokenizer.ggml.scores is missing; 'llama' needs it")
+    merges = () if spm else _array(top, "merges", str, 2 * limits.MAX_VOCAB)
+    template = top.text(_TEMPLATE) if top.present(_TEMPLATE) else None
+    templates = _named_templates(metadata)
+    sources = [template or "", *templates.values()]
+    types = checked_types(tokens, types, merges, _named_ids(top), sources, report)
     added = {
         text: index
         for index, (text, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED) and text
+        if kind in (CONTROL, USER_DEFINED) and text
     }
-    controls = {i for i, kind in enumerate(types) if kind in (_UNKNOWN, _CONTROL)}
+    controls = {i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL)}
     bos = token_id(top, _PREFIX + "bos_token_id")
     named = end_ids(top)
-    more = tuple(sorted(added[t] for t in _TURN_ENDS & added.keys() if added[t] not in named))
+    more = tuple(i for i in turn_ends(tokens, types, sources) if i not in named)
     ends = named + more
     if more:
         texts = ", ".join(tokens[i] for i in more)
         report.decide(f"tokens that end a text by what they are called: {texts}")
+    rows = metadata.get(f"{metadata.get('general.architecture')}.vocab_size")
+    if isinstance(rows, int) and rows < count:
+        report.decide(
+            f"{count - rows} tokens have no row in the embedding of {rows}, the first is "
+            f"{shown(tokens[rows])}; their text is ordinary text"
+        )
     pre = top.text(_PREFIX + "pre", "")
     add_bos = top.flag(_PREFIX + "add_bos_token", None)
     if add_bos is None:
@@ -116,7 +110,7 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
         tokens=tokens,
         scores=scores,
         token_types=types,
-        merges=() if spm else _array(top, "merges", str, 2 * limits.MAX_VOCAB),
+        merges=merges,
         pre=pre,
         added_tokens=added,
         special_ids=frozenset(controls | set(ends)),
@@ -126,8 +120,8 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
         eos_ids=ends,
         add_bos=add_bos and bos is not None,
         add_space_prefix=bool(top.flag(_PREFIX + "add_space_prefix", spm)),
-        chat_template=top.text(_TEMPLATE) if top.present(_TEMPLATE) else None,
-        chat_templates=_named_templates(metadata),
+        chat_template=template,
+        chat_templates=templates,
         special_map=_special_map(top, tokens),
     )
 
@@ -192,6 +186,13 @@ def _named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
         for key, value in metadata.items()
         if key.startswith(prefix) and isinstance(value, str)
     }
+
+
+def _named_ids(fields: Fields) -> dict[str, int]:
+    """Ids that the metadata names: what they are -> id."""
+    names = ("bos", "eos", "eot", "eom", "unknown", "padding")
+    ids = {name: token_id(fields, f"{_PREFIX}{name}_token_id") for name in names}
+    return {name: index for name, index in ids.items() if index is not None}
 
 
 def _special_map(fields: Fields, tokens: tuple[str, ...]) -> dict[str, str]:

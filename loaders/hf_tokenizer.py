@@ -7,7 +7,7 @@ from typing import Any
 
 from halfbyte.errors import CheckpointError, TokenizerError
 
-from .base import TokenizerSource
+from .base import AddedFlags, TokenizerSource
 from .fields import Fields, shown
 from .folder_files import MAX_TEMPLATE_BYTES, ModelFolder
 from .json_text import parse_object
@@ -62,15 +62,24 @@ def read_tokenizer(folder: ModelFolder, config: ModelConfig, report: LoadReport)
         report.warn("add_eos_token is set; prompts to be continued do not get it")
     specials = parsed.special | {i for i in (bos, *ends) if i is not None}
     templates = _templates(folder, settings)
+    rowless = sorted(t for t, i in parsed.added.items() if i >= config.vocab_size)
+    if rowless:
+        more = f" and {len(rowless) - 8} more" if len(rowless) > 8 else ""
+        report.decide(
+            f"added tokens without a row in the embedding of {config.vocab_size}: "
+            f"{', '.join(map(shown, rowless[:8]))}{more}; their text is ordinary text"
+        )
     return TokenizerSource(
         kind="hf_json" if fast is not None else "spm",
         path=fast or slow,
         added_tokens=parsed.added,
+        added_flags=parsed.flags,
         special_ids=frozenset(specials),
         bos_id=bos,
         eos_ids=ends,
         add_bos=add_bos and bos is not None,
         add_space_prefix=bool(settings.flag("add_prefix_space", True)),
+        prefix_first_only=not settings.flag("legacy", False),
         chat_template=templates.pop("default", None),
         chat_templates=templates,
         special_map=special_map,
@@ -97,6 +106,7 @@ class _Vocabulary:
     Attributes:
         added: content -> id.
         special: ids flagged as special.
+        flags: content -> how it is matched, of tokens that tokenizer_config.json describes.
     """
 
     def __init__(self, folder: ModelFolder, parsed: dict[str, Any]) -> None:
@@ -104,6 +114,7 @@ class _Vocabulary:
         self.parsed = parsed
         self.added: dict[str, int] = {}
         self.special: set[int] = set()
+        self.flags: dict[str, AddedFlags] = {}
         entries = parsed.get("added_tokens") or []
         if not isinstance(entries, list):
             raise CheckpointError(
@@ -121,6 +132,13 @@ class _Vocabulary:
             if not text.isascii() or not text.isdigit() or len(text) > 10:
                 raise settings.error("added_tokens_decoder", text, "token ids as keys")
             self._add(settings.where, entry, int(text))
+            fields = Fields(settings.where, entry, "added token ")
+            self.flags[fields.text("content")] = AddedFlags(
+                single_word=bool(fields.flag("single_word", False)),
+                lstrip=bool(fields.flag("lstrip", False)),
+                rstrip=bool(fields.flag("rstrip", False)),
+                normalized=bool(fields.flag("normalized", not fields.flag("special", False))),
+            )
 
     def _add(self, where: str, entry: Any, index: Any) -> None:
         if not isinstance(entry, Mapping):

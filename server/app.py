@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import halfbyte
 from halfbyte.errors import HalfbyteError
 
 from . import sse
+from .bodies import Bodies, BodyLimits
 from .errors import ApiError, as_api_error, engine_down
 from .job import Call
 from .metrics import CONTENT_TYPE
@@ -30,29 +33,32 @@ from .schema import (
     parse,
 )
 from .service import EventStream, OpenAIService
+from .tenant import Keyring
 
 logger = logging.getLogger("halfbyte.server")
 
-MAX_BODY = 8 << 20
-BODY_TIMEOUT_S = 30.0
+Asked = TypeVar("Asked", bound=RequestModel)
+
+# Bytes from which a body is read in a thread: our own checks of it are Python.
+_LARGE_BODY = 1 << 16
 
 
 def create_app(
     service: OpenAIService,
     *,
-    api_keys: Iterable[str] = (),
+    keyring: Keyring | None = None,
     hosts: Collection[str] | None = None,
-    max_body: int = MAX_BODY,
-    body_timeout_s: float = BODY_TIMEOUT_S,
+    origins: Sequence[str] = (),
+    body_limits: BodyLimits | None = None,
 ) -> ASGIApp:
     """The ASGI application of a service; its lifespan starts and closes the service.
 
     Args:
         service: not started yet.
-        api_keys: keys of which requests must bring one; none means open to all.
+        keyring: knows the API keys; None is open to all.
         hosts: names allowed in the Host header; None allows all.
-        max_body: bytes of the largest request body.
-        body_timeout_s: longest silence while a body is being sent, seconds.
+        origins: web origins whose pages may read the answers (CORS); ``*`` is all of them.
+        body_limits: of request bodies; None takes the usual ones.
     """
 
     @asynccontextmanager
@@ -76,8 +82,19 @@ def create_app(
     _add_errors(app)
     _document(app)
     routes = [path for path in app.openapi()["paths"] if "{" not in path]
-    inner = Exchange(app, service.metrics, max_body, body_timeout_s)
-    return RequestLog(Gate(inner, api_keys, hosts), service.metrics, [*routes, "/openapi.json"])
+    inner = Exchange(app, service.metrics, Bodies(body_limits or BodyLimits(), service.metrics))
+    gate = Gate(inner, keyring or Keyring(), hosts)
+    outer = RequestLog(gate, service.metrics, [*routes, "/openapi.json"])
+    if not origins:
+        return outer
+    # Outermost: a preflight carries no key, and a page must be able to read refusals as well.
+    return CORSMiddleware(
+        outer,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
 
 
 class EventResponse(Response):
@@ -107,6 +124,14 @@ async def _body(request: Request) -> bytes:
     return await request.body()
 
 
+async def _asked(kind: type[Asked], request: Request) -> Asked:
+    """The request's body as a schema object; raises what `parse` raises."""
+    body = await _body(request)
+    if len(body) < _LARGE_BODY:
+        return parse(kind, body)
+    return await asyncio.to_thread(parse, kind, body)
+
+
 def _json(model: ResponseModel) -> Response:
     return Response(model.to_json(), media_type="application/json")
 
@@ -120,25 +145,25 @@ def _takes(model: type[RequestModel]) -> dict[str, Any]:
 def _add_generation(app: FastAPI, service: OpenAIService) -> None:
     @app.post("/v1/completions", openapi_extra=_takes(CompletionRequest))
     async def completions(request: Request) -> Response:
-        asked = parse(CompletionRequest, await _body(request))
+        asked = await _asked(CompletionRequest, request)
         call: Call = request.state.call
         answer = await service.complete(asked, call)
         return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
 
     @app.post("/v1/chat/completions", openapi_extra=_takes(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
-        asked = parse(ChatCompletionRequest, await _body(request))
+        asked = await _asked(ChatCompletionRequest, request)
         call: Call = request.state.call
         answer = await service.chat(asked, call)
         return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
 
     @app.post("/tokenize", openapi_extra=_takes(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
-        return _json(await service.tokenize(parse(TokenizeRequest, await _body(request))))
+        return _json(await service.tokenize(await _asked(TokenizeRequest, request)))
 
     @app.post("/detokenize", openapi_extra=_takes(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
-        return _json(await service.detokenize(parse(DetokenizeRequest, await _body(request))))
+        return _json(await service.detokenize(await _asked(DetokenizeRequest, request)))
 
 
 def _add_information(app: FastAPI, service: OpenAIService) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 
 from ..engine.client import EngineClient
 from ..engine.request import Completion, Delta, FinishReason, SamplingParams
 from ..engine.stream import RequestStream, ready
 from .errors import ApiError, engine_down, internal_error
 from .schema import PromptTokensDetails, UsageInfo
+from .tenant import Tenant
 
 logger = logging.getLogger("halfbyte.server")
 
@@ -28,6 +31,7 @@ class Call:
         cached_tokens: prompt tokens that the prefix cache saved.
         ttft_s: seconds from submission to the first token of any answer; None before it.
         finish: finish reasons, joined by ``+``; or the error code.
+        tenant: whose request it is; not in the access line.
     """
 
     request_id: str
@@ -36,10 +40,13 @@ class Call:
     cached_tokens: int = 0
     ttft_s: float | None = None
     finish: str = ""
+    tenant: Tenant = field(default_factory=Tenant)
 
 
 class Job:
     """One engine request per prompt.
+
+    A job that has no place in the batch after ``max_wait_s`` ends, and its client is told so.
 
     Args:
         client: the engine.
@@ -49,6 +56,8 @@ class Job:
         priority: smaller runs earlier.
         cache_salt: prefix-cache namespace.
         call: record that gets counts and times.
+        max_wait_s: seconds; 0 is no bound.
+        on_close: called when the job is closed.
     """
 
     def __init__(
@@ -61,9 +70,16 @@ class Job:
         priority: int,
         cache_salt: str,
         call: Call,
+        max_wait_s: float = 0.0,
+        on_close: Callable[[Job], None] = lambda _: None,
     ) -> None:
         self._client = client
         self._call = call
+        self._max_wait_s = max_wait_s
+        self._on_close = on_close
+        self._expired = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._submitted_at = time.monotonic()
         self._streams: list[RequestStream] = []
         call.prompt_tokens = sum(map(len, prompts))
         try:
@@ -80,6 +96,19 @@ class Job:
         except BaseException:
             self.close()
             raise
+        if max_wait_s:
+            self._timer = asyncio.get_running_loop().call_later(max_wait_s, self._expire)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of the prompts whose answers have not begun."""
+        return sum(s.prompt_tokens for s in self._streams if not _begun(s))
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since submission while an answer has not begun, else 0."""
+        waits = any(not _begun(s) for s in self._streams)
+        return time.monotonic() - self._submitted_at if waits else 0.0
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -169,16 +198,44 @@ class Job:
             self.record()
         for stream in self._streams:
             stream.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._on_close(self)
+
+    def cancel(self) -> None:
+        """End what has not ended; whoever reads the job is told that the server ended it."""
+        for stream in self._streams:
+            self._client.cancel(stream.id)
+
+    def _expire(self) -> None:
+        """The time to wait is over: give up what the engine has not begun with."""
+        self._expired = True
+        for stream in self._streams:
+            if not _begun(stream):
+                self._client.cancel_waiting(stream.id)
 
     def _check(self, completion: Completion) -> None:
         """Raise what the client is told about an answer that did not end by itself."""
         if completion.finish_reason is FinishReason.ERROR:
             logger.error("request %s failed: %s", self._call.request_id, completion.error)
             raise internal_error() if self._client.health().alive else engine_down()
-        if completion.finish_reason is FinishReason.CANCELLED:
+        if completion.finish_reason is not FinishReason.CANCELLED:
+            return
+        if self._expired and not completion.usage.completion_tokens:
             raise ApiError(
                 503,
-                "The server ended this request because it is shutting down.",
-                code="request_cancelled",
+                f"The request waited {self._max_wait_s:g} s for a place in the batch, "
+                "the longest that this server lets one wait.",
+                code="queue_timeout",
                 retry_after=5,
             )
+        raise ApiError(
+            503,
+            "The server ended this request because it is shutting down.",
+            code="request_cancelled",
+            retry_after=5,
+        )
+
+
+def _begun(stream: RequestStream) -> bool:
+    return stream.first_token_at is not None or stream.finished

@@ -7,26 +7,28 @@ check, API keys), `Exchange` (reads the body, cancels the handler when the clien
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterable, MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .bodies import Bodies, ClientGone
 from .errors import ApiError, as_api_error
 from .job import Call
 from .metrics import Metrics
+from .tenant import Keyring
 
 logger = logging.getLogger("halfbyte.server")
 access = logging.getLogger("halfbyte.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
+# Asked every few seconds by whoever watches the server: an access line only when they fail.
+_PROBES = frozenset({"/health", "/ready"})
 _CLIENT_CLOSED = 499
 
 
@@ -75,7 +77,8 @@ class RequestLog:
         finally:
             status = status or _CLIENT_CLOSED  # cancelled from outside, by a shutdown
             self._metrics.http(self._label(scope["path"]), status)
-            access.info("%s", _access_line(scope, call, status, time.perf_counter() - began))
+            if status >= 400 or scope["path"] not in _PROBES:
+                access.info("%s", _access_line(scope, call, status, time.perf_counter() - began))
 
     def _label(self, path: str) -> str:
         if path in self._routes:
@@ -83,23 +86,19 @@ class RequestLog:
         return "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
 
 
-class ClientGone(Exception):
-    """The client left before its response was complete."""
-
-
 class Gate:
-    """Lets in requests that carry a key and name a host of ours.
+    """Lets in requests that carry a key and name a host of ours; finds out whose they are.
 
     Args:
         app: the next layer.
-        keys: API keys, any of which will do; empty asks for none.
+        keyring: knows the API keys.
         hosts: names that the Host header may have, without port; None allows all. A server on
             the loopback address without keys needs it against DNS rebinding.
     """
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str], hosts: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, hosts: Collection[str] | None) -> None:
         self._app = app
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._keyring = keyring
         self._hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,55 +108,51 @@ class Gate:
             ApiError: 401 or 403.
         """
         if scope["type"] == "http":
-            if self._hosts is not None:
-                host = _header(scope, b"host")
-                if _host_name(host) not in self._hosts:
-                    raise ApiError(
-                        403, f"The Host header {host[:80]!r} is not one of this server's names."
-                    )
-            if self._digests and scope["path"] not in _OPEN_PATHS:
-                self._check_key(_header(scope, b"authorization"))
+            self._check_host(_header(scope, b"host"))
+            if scope["path"] not in _OPEN_PATHS:
+                call: Call = scope["state"]["call"]
+                call.tenant = self._keyring.tenant(_header(scope, b"authorization"))
         await self._app(scope, receive, send)
 
-    def _check_key(self, header: str) -> None:
-        scheme, _, key = header.partition(" ")
-        if scheme.lower() != "bearer" or not key:
-            raise ApiError(401, "No API key given; send the header Authorization: Bearer KEY.")
-        digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
-        # Hashes have one length and every key is compared: time tells nothing about the keys.
-        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
-            raise ApiError(401, "The API key is not valid here.")
+    def _check_host(self, header: str) -> None:
+        name = _host_name(header)
+        if self._hosts is not None and name not in self._hosts:
+            raise ApiError(
+                403,
+                f"The Host header {header[:80]!r} is not one of this server's names; "
+                f"start it with --allowed-hosts {name[:80] or 'NAME'} to admit it.",
+            )
 
 
 class Exchange:
-    """Reads the body up to a limit, then races the handler against the client's leaving.
+    """Reads the body within its bounds, then races the handler against the client's leaving.
 
     Args:
         app: the next layer; gets the whole body in one message.
         metrics: counts disconnects.
-        max_body: bytes.
-        body_timeout_s: longest silence while a body is being sent, seconds.
+        bodies: bounds of the server's request bodies.
     """
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body: int, body_timeout_s: float
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, bodies: Bodies) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_body = max_body
-        self._body_timeout_s = body_timeout_s
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one exchange.
 
         Raises:
-            ApiError: 413 or 408, before the handler runs.
+            ApiError: 413, 408 or 503, before the handler runs.
             ClientGone: the client left; the handler has been cancelled.
         """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await self._read_body(scope, receive)
+        async with self._bodies.read(receive, _header(scope, b"content-length")) as body:
+            await self._run(scope, body, receive, send)
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Run the handler until it ends or the client leaves."""
         complete = asyncio.Event()
         replayed = False
 
@@ -190,27 +185,6 @@ class Exchange:
             for task in (handler, watcher):
                 task.cancel()
             await asyncio.gather(handler, watcher, return_exceptions=True)
-
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        length = _header(scope, b"content-length")
-        if length.isdigit() and (len(length) > 18 or int(length) > self._max_body):
-            raise self._too_large()
-        body = bytearray()
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), self._body_timeout_s)
-            except asyncio.TimeoutError:
-                raise ApiError(408, "The request body did not arrive in time.") from None
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            body += message.get("body", b"")
-            if len(body) > self._max_body:
-                raise self._too_large()
-            if not message.get("more_body"):
-                return bytes(body)
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"The request body is larger than {self._max_body} bytes.")
 
 
 async def _until_disconnect(receive: Receive) -> None:

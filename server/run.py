@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import gc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,25 @@ from halfbyte.errors import ConfigError
 
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
+from .admission import QueueLimits
 from .app import create_app
-from .listen import DrainingServer, bind, is_loopback, own_names, url_of, uvicorn_config
+from .connections import Connections, connection_limits, raise_file_limit
+from .listen import (
+    DrainingServer,
+    check_origins,
+    host_names,
+    is_loopback,
+    listen,
+    url_of,
+    uvicorn_config,
+)
+from .loading import answering
+from .log import log_to_stderr
 from .service import OpenAIService, ServiceConfig
+from .tenant import Keyring
 
 KEY_VARIABLE = "HALFBYTE_API_KEY"
+PRIORITY_KEY_VARIABLE = "HALFBYTE_PRIORITY_KEY"
 
 
 def serve(
@@ -27,14 +41,18 @@ def serve(
     port: int,
     options: dict[str, Any],
     api_key: str | None = None,
+    priority_key: str | None = None,
     served_name: str | None = None,
-    max_waiting: int = 256,
+    queue: QueueLimits | None = None,
+    max_connections: int | None = None,
+    allowed_hosts: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
     drain_s: float = 30.0,
 ) -> None:
     """Serve a model over HTTP until SIGTERM or ctrl-C; returns after a clean end.
 
-    The address is taken before the model is loaded, so that a port in use is known at once; it
-    is listened on only after loading, so whoever connects gets answers.
+    The address is listened on before the model is loaded: a port in use is known at once, and
+    whoever connects early is told to come back.
 
     Args:
         model: name, path or repository id.
@@ -42,34 +60,51 @@ def serve(
         port: TCP port; 0 lets the system choose.
         options: keywords of `Engine`: EngineConfig's fields, and ``progress``.
         api_key: one key or several separated by commas; None reads HALFBYTE_API_KEY.
+        priority_key: the same for keys whose requests may have a priority; None reads
+            HALFBYTE_PRIORITY_KEY.
         served_name: model name that requests use besides the engine's own.
-        max_waiting: most requests waiting for a place in the batch; more get a 429.
+        queue: bounds of what waits; None takes the usual ones.
+        max_connections: most open connections; None is as many as files allow, up to 1024.
+        allowed_hosts: names that the Host header may have besides the server's own.
+        cors_origins: web origins whose pages may read the answers.
         drain_s: seconds that running requests have to end after the first signal.
 
     Raises:
         HalfbyteError: the model cannot be loaded, the address cannot be taken, or the engine
             died while serving.
     """
-    keys = api_keys(api_key)
-    listener = bind(host, port)
+    keys = given_keys(api_key, KEY_VARIABLE)
+    priority_keys = given_keys(priority_key, PRIORITY_KEY_VARIABLE)
+    keyed = bool(keys or priority_keys)
+    origins = check_origins(cors_origins)
+    connections = Connections(connection_limits(max_connections, raise_file_limit()))
+    listener = listen(host, port)
     try:
-        _log_to_stderr()
-        engine = Engine(model, **options)
+        loopback = is_loopback(listener)
+        hosts = host_names(host, allowed_hosts, guarded=loopback and not keyed)
+        log_to_stderr()
+        with answering(listener):
+            engine = Engine(model, **options)
+        # What lives until the end is not searched for garbage again: a full collection over it
+        # would stop all streams for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         names = _names(model, engine.name, served_name)
         service = OpenAIService(
-            AsyncEngine(engine), ServiceConfig(names=names, max_waiting=max_waiting)
+            AsyncEngine(engine), ServiceConfig(names=names, queue=queue or QueueLimits())
         )
-        loopback = is_loopback(listener)
-        hosts = own_names(host) if loopback and not keys else None
-        app = create_app(service, api_keys=keys, hosts=hosts)
+        keyring = Keyring(keys, priority_keys)
+        app = create_app(service, keyring=keyring, hosts=hosts, origins=origins)
         url = url_of(host, listener.getsockname()[1])
-        for line in describe(engine, keyed=bool(keys)):
+        for line in describe(engine, keyed=keyed):
             _say(line)
-        if not loopback and not keys:
+        if not loopback and not keyed:
             _say(f"WARNING: {host} is open to the network and no API key is set")
         server = DrainingServer(
-            uvicorn_config(app, drain_s),
+            uvicorn_config(app, connections),
+            connections,
             drain=lambda: service.close(drain_s),
+            cut_short=service.cut_short,
             health=service.health,
             on_ready=lambda: _say(f"ready: {url}/v1 serves {', '.join(names)} (ctrl-C stops)"),
         )
@@ -78,18 +113,18 @@ def serve(
         listener.close()
 
 
-def api_keys(given: str | None) -> tuple[str, ...]:
-    """Keys from the argument or, when that is None, from HALFBYTE_API_KEY; split at commas.
+def given_keys(given: str | None, variable: str) -> tuple[str, ...]:
+    """Keys from an option or, when that is None, from an environment variable; split at commas.
 
     Raises:
         ConfigError: something was given, but no key is in it.
     """
-    text = os.environ.get(KEY_VARIABLE) if given is None else given
+    text = os.environ.get(variable) if given is None else given
     if text is None:
         return ()
     keys = tuple(key.strip() for key in text.split(",") if key.strip())
     if not keys:
-        raise ConfigError("the API key is empty", hint=f"unset {KEY_VARIABLE} to serve without")
+        raise ConfigError("the API key is empty", hint=f"unset {variable} to serve without")
     return keys
 
 
@@ -116,16 +151,6 @@ def _names(model: str, engine_name: str, served_name: str | None) -> tuple[str, 
     asked = () if "://" in model or Path(model).exists() else (model,)
     chosen = (served_name,) if served_name else ()
     return tuple(dict.fromkeys((*chosen, *asked, engine_name)))
-
-
-def _log_to_stderr() -> None:
-    """Show our log lines, unless the program that calls us has set up logging."""
-    root = logging.getLogger("halfbyte")
-    if not root.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(handler)
-        root.setLevel(logging.INFO)
 
 
 def _say(line: str) -> None:

@@ -31,6 +31,9 @@ MAX_PROMPTS = 128
 MAX_MESSAGES = 2048
 MAX_PARTS = 1024
 DEFAULT_COMPLETION_TOKENS = 16
+# Values of a body, counted roughly by their separators. Making Python objects of millions of
+# them would hold up every other request, as no thread can run beside it.
+MAX_VALUES = 1 << 18
 
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
@@ -248,7 +251,7 @@ class DetokenizeRequest(RequestModel):
     """Body of POST /detokenize."""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_VALUES)]
 
 
 AnyRequest = TypeVar("AnyRequest", bound=RequestModel)
@@ -258,8 +261,14 @@ def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
     """Read a JSON body as a request.
 
     Raises:
-        RequestError: not JSON, a wrong type, a missing or refused field; names the field.
+        RequestError: not JSON, too many values, a wrong type, a missing or refused field; names
+            the field.
     """
+    if len(body) > MAX_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise RequestError(
+            f"The body has more than {MAX_VALUES} values (commas and opening brackets)",
+            code="request_too_large",
+        )
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

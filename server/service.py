@@ -13,14 +13,14 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import halfbyte
 from halfbyte.errors import RequestError
 
 from ..engine.client import EngineClient, Health
 from ..engine.request import Completion, SamplingParams
-from .admission import Admission
+from .admission import Admission, QueueLimits
 from .errors import ApiError, as_api_error
 from .job import Call, Job
 from .metrics import Metrics
@@ -53,14 +53,14 @@ class ServiceConfig:
     Attributes:
         names: model names that requests may use, the first is the one shown; empty takes the
             engine's.
-        max_waiting: most requests that may wait for a place in the batch.
+        queue: bounds of what waits for a place in the batch.
         keep_alive_s: seconds of silence after which a stream gets a comment line; also how
             long the status of a stream is held back for an early failure.
         text_threads: threads for templates and tokenizing.
     """
 
     names: tuple[str, ...] = ()
-    max_waiting: int = 256
+    queue: QueueLimits = field(default_factory=QueueLimits)
     keep_alive_s: float = 10.0
     text_threads: int = 2
 
@@ -95,7 +95,7 @@ class OpenAIService:
         self.metrics = Metrics(self.names[0], client.stats)
         self._client = client
         self._created = int(time.time())
-        self._admission = Admission(client, self.config.max_waiting, self.metrics)
+        self._admission = Admission(client, self.config.queue, self.metrics)
         self._texts = TextWork(client.tokenizer, self.config.text_threads)
         facts = [halfbyte.__version__, client.name, client.max_context, asdict(client.config)]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -112,6 +112,10 @@ class OpenAIService:
         await self._client.close(drain_s)
         self._texts.close()
 
+    def cut_short(self) -> None:
+        """End the requests that `close` still waits for; their streams get an error event."""
+        self._admission.cancel_all()
+
     # Endpoints.
 
     async def complete(
@@ -123,7 +127,9 @@ class OpenAIService:
         prompts = request.prompts()
         limit = request.token_limit
         with self._admission.places(len(prompts)):
-            ids = await self._texts.prompts(prompts, request.add_special_tokens)
+            ids = await self._texts.prompts(
+                prompts, request.add_special_tokens, self._client.max_context
+            )
             params = [
                 self._params(request, p, limit, DEFAULT_COMPLETION_TOKENS, "prompt") for p in ids
             ]
@@ -156,7 +162,7 @@ class OpenAIService:
         name = self._served(request.model)
         head = self._head("chatcmpl", request, name, call)
         with self._admission.places(1):
-            ids = await self._texts.chat(request.messages, request)
+            ids = await self._texts.chat(request.messages, request, self._client.max_context)
             params = self._params(request, ids, request.token_limit, None, "messages")
             job = self._submit(request, [ids], [params], call)
         if request.stream:
@@ -188,7 +194,7 @@ class OpenAIService:
             count=len(ids),
             max_model_len=self._client.max_context,
             tokens=ids,
-            token_strs=self._texts.pieces(ids) if request.return_token_strs else None,
+            token_strs=await self._texts.pieces(ids) if request.return_token_strs else None,
         )
 
     async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
@@ -202,7 +208,7 @@ class OpenAIService:
 
     def model(self, name: str) -> ModelCard:
         """GET /v1/models/{name}; raises a 404 for another model."""
-        return self._card(self._served(name or "(none)"))
+        return self._card(self._served(name))
 
     def health(self) -> Health:
         """State of the engine; not accepting once `close` has begun."""
@@ -219,8 +225,8 @@ class OpenAIService:
         )
 
     def _served(self, name: str | None) -> str:
-        """The model to answer as; no name means the one there is."""
-        if not name:
+        """The model to answer as; null means the one there is."""
+        if name is None:
             return self.names[0]
         if name not in self.names:
             raise ApiError(
@@ -251,6 +257,7 @@ class OpenAIService:
                 code="context_length_exceeded",
                 hint="shorten the prompt or lower max_tokens",
             )
+        self._texts.check(request.stop_token_ids or (), "stop_token_ids")
         # The default of 16 gives way to the context; what the client asked for does not.
         return request.sampling(limit or min(default or room, room))
 
@@ -261,15 +268,20 @@ class OpenAIService:
         params: Sequence[SamplingParams],
         call: Call,
     ) -> Job:
-        return Job(
+        self._admission.check_tokens(sum(map(len, ids)))
+        job = Job(
             self._client,
             ids,
             params,
             request_id=request.request_id or call.request_id,
-            priority=request.priority or 0,
-            cache_salt=request.cache_salt or "",
+            priority=call.tenant.priority(request.priority),
+            cache_salt=call.tenant.cache_salt(request.cache_salt),
             call=call,
+            max_wait_s=self._admission.limits.wait_s,
+            on_close=self._admission.leave,
         )
+        self._admission.enter(job)
+        return job
 
     def _head(
         self,

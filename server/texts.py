@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from halfbyte.errors import RequestError
 
 from ..engine.client import TextCodec
+from ..engine.token_bound import TokenLimit
 from .chat import template_messages, template_switches
 from .schema import ChatMessage
 
@@ -48,24 +49,38 @@ class TextWork:
         self._pool = ThreadPoolExecutor(threads, "halfbyte-text")
 
     async def prompts(
-        self, prompts: Sequence[str | list[int]], add_special_tokens: bool | None
+        self,
+        prompts: Sequence[str | list[int]],
+        add_special_tokens: bool | None,
+        context: int | None = None,
     ) -> list[list[int]]:
-        """Token ids of prompts; those given as ids pass unchanged."""
+        """Token ids of prompts; those given as ids pass unchanged.
+
+        Raises:
+            RequestError: a text that leaves no room in ``context`` tokens, if that is given.
+        """
+        limit = None if context is None else TokenLimit(context)
         add_bos = False if add_special_tokens is False else None
         if all(isinstance(prompt, list) for prompt in prompts):
             return [prompt for prompt in prompts if isinstance(prompt, list)]
         return await self._run(
             lambda: [
-                self._tokenizer.encode(p, add_bos=add_bos) if isinstance(p, str) else p
+                self._tokenizer.encode(p, add_bos=add_bos, limit=limit) if isinstance(p, str) else p
                 for p in prompts
             ]
         )
 
-    async def chat(self, messages: Sequence[ChatMessage], options: Conversation) -> list[int]:
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        options: Conversation,
+        context: int | None = None,
+    ) -> list[int]:
         """Token ids of a rendered conversation.
 
         Raises:
-            RequestError: messages or options that cannot be honoured, or no chat template.
+            RequestError: messages or options that cannot be honoured, no chat template, or no
+                room left in ``context`` tokens, if that is given.
             TemplateError: the template refused the messages.
         """
         if options.add_special_tokens:
@@ -84,29 +99,38 @@ class TextWork:
         plain = template_messages(messages)
         switches = template_switches(options.chat_template_kwargs)
         opening = options.add_generation_prompt is not False
+        limit = None if context is None else TokenLimit(context, "messages")
         return await self._run(
-            lambda: self._tokenizer.encode_chat(plain, add_generation_prompt=opening, **switches)
+            lambda: self._tokenizer.encode_chat(
+                plain, add_generation_prompt=opening, limit=limit, **switches
+            )
         )
 
     async def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included; raises RequestError for unknown ids."""
-        self._check(ids)
-        return await self._run(lambda: self._tokenizer.decode(ids, skip_special=False))
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+        def work() -> str:
+            self.check(ids, "tokens")
+            return self._tokenizer.decode(ids, skip_special=False)
+
+        return await self._run(work)
+
+    async def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token's own bytes as text; broken UTF-8 becomes U+FFFD."""
-        return [self._tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+        bytes_of = self._tokenizer.token_bytes
+        return await self._run(lambda: [bytes_of(i).decode("utf-8", "replace") for i in ids])
 
     def close(self) -> None:
         """Let running work end, drop the rest."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _check(self, ids: Sequence[int]) -> None:
+    def check(self, ids: Sequence[int], param: str) -> None:
+        """Raise a RequestError that names ``param`` when an id is not in the vocabulary."""
         size = self._tokenizer.vocab_size
         for token in ids:
             if not 0 <= token < size:
                 raise RequestError(
-                    f"tokens holds {token}; the vocabulary has ids 0 to {size - 1}", param="tokens"
+                    f"{param} holds {token}; the vocabulary has ids 0 to {size - 1}", param=param
                 )
 
     async def _run(self, work: Callable[[], R]) -> R:

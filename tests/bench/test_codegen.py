@@ -14,6 +14,8 @@ from halfbyte.bench.codegen import CodegenPlan, CodegenReport, failures, find_jo
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.codegen.report import Row
 
+FOLDER = codegen_budget.FOLDER
+
 
 def row(kernel="w8a8.gemm", config="small", arch="sm_80", **figures) -> Row:
     known = {"registers": 64, "spill_bytes": 0, "shared_bytes": 2048, "loop_instructions": 100}
@@ -54,8 +56,12 @@ def test_update_of_a_part_keeps_the_rest_and_drops_what_is_gone(folder):
 
 
 def test_a_missing_entry_names_the_command_and_an_unknown_triton_has_no_budget(folder):
-    assert codegen_budget.check(row()) == []
-    codegen_budget.save([row("rope.neox")], (), ())
+    other = row("w8a8.quantize")
+    assert codegen_budget.check(row()) == [] and not codegen_budget.has_budget(row())
+    codegen_budget.save([row("rope.neox"), row(arch="sm_90")], (), ())
+    assert codegen_budget.check(row()) == [] and not codegen_budget.has_budget(row())
+    codegen_budget.save([other], ("w8a8.quantize",), ())
+    assert codegen_budget.has_budget(row())
     (message,) = codegen_budget.check(row())
     assert message == (
         "no budget for triton 9.8; write the budget with: "
@@ -73,6 +79,27 @@ def test_failures_are_one_line_each(folder):
         "w8a8.gemm | small | sm_80: loop_instructions 104, budget 100",
     ]
     assert len(failures(report, with_budget=False)) == 2
+
+
+def test_a_known_spill_of_a_budget_is_granted_and_no_more(folder):
+    codegen_budget.save([row(spill_bytes=24), row("w8a8.other")], (), ())
+    (text,) = [p.read_text() for p in folder.rglob("w8a8.json")]
+    assert text.count("spill_bytes") == 1
+    for spilled, problems in ((24, []), (28, ["spills 28 bytes of registers"])):
+        report = CodegenReport((row(spill_bytes=spilled),), ())
+        found = [f.split(": ")[1] for f in failures(report, with_budget=True)]
+        assert found == problems
+        assert len(failures(report, with_budget=False)) == 1
+
+
+def test_the_newest_budget_is_of_every_family_and_target_and_grants_no_spills():
+    folders = {tuple(map(int, p.name.split("-")[1].split("."))): p for p in FOLDER.iterdir()}
+    newest = folders[max(folders)]
+    known = {(j.family, j.arch, j.kernel, j.config) for j in find_jobs(CodegenPlan())}
+    read = [e for p in newest.glob("*.json") for e in json.loads(p.read_text())["rows"]]
+    rows = {(e["kernel"].split(".")[0], e["arch"], e["kernel"], e["config"]) for e in read}
+    assert rows == known
+    assert not [e for e in read if e.get("spill_bytes")]
 
 
 def test_table():

@@ -46,6 +46,9 @@ class FakeTokenizer:
 
     has_chat_template = True
 
+    def encode(self, text: str, **kwargs: Any) -> list[int]:
+        return [ord(c) for c in text]
+
     def encode_chat(self, messages: Sequence[Any], **kwargs: Any) -> list[int]:
         return [ord(c) for m in messages for c in f"{m['role']}:{m['content']}\n"]
 
@@ -54,7 +57,7 @@ class FakeEngine:
     """Answers each prompt with its own text upside down, one word a step.
 
     ``delay`` is slept in every step; prompts longer than ``max_context`` are refused; a prompt
-    that holds "boom" ends with an error.
+    that holds "boom" ends with an error, one that holds "hush" at once.
     """
 
     name = "fake"
@@ -64,6 +67,8 @@ class FakeEngine:
         self.max_context = max_context
         self.delay = delay
         self.tokenizer = FakeTokenizer()
+        self.memory = SimpleNamespace(bytes_per_token=1024)
+        self.weight_bytes = 3 << 20
         self.prompts: list[str] = []
         self.params: list[SamplingParams] = []
         self.cancelled: set[str] = set()
@@ -77,7 +82,8 @@ class FakeEngine:
         self.prompts.append(text)
         self.params.append(params)
         last = text.strip().rpartition(":")[2]
-        self._live[name] = (text, [word + " " for word in last[::-1].split()], [], params)
+        words = [word + " " for word in last[::-1].split()] or ["ok "]
+        self._live[name] = (text, words, [], params)
         return name
 
     def cancel(self, request_id: str) -> None:
@@ -97,6 +103,8 @@ class FakeEngine:
                 deltas.append(self._end(name, "", FinishReason.CANCELLED))
             elif "boom" in text:
                 deltas.append(self._end(name, "", FinishReason.ERROR))
+            elif "hush" in text:
+                deltas.append(self._end(name, "", FinishReason.STOP))
             else:
                 word = words[len(said)]
                 said.append(word)
@@ -127,7 +135,6 @@ class FakeEngine:
 
 
 @contextlib.contextmanager
-def fake_open(engine: FakeEngine, seen: SimpleNamespace) -> Iterator[FakeEngine]:
+def fake_open(engine: FakeEngine) -> Iterator[FakeEngine]:
     """Stands in for ``open_engine``."""
-    seen.used = True
     yield engine

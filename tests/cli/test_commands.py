@@ -14,6 +14,7 @@ from cli_support import TINY
 from halfbyte.bench.engine import BenchPlan, Case, ModelFacts, Report, Row
 from halfbyte.cli import bench
 from halfbyte.cli.main import app
+from halfbyte.server.admission import QueueLimits
 
 
 def run(*args: str) -> int:
@@ -34,13 +35,19 @@ def test_serve_passes_everything_on(monkeypatch):
     run(
         *("serve", str(TINY), "--host", "::1", "--port", "0", "--api-key", "k", "--drain", "2"),
         *("--served-name", "n", "--max-waiting", "3", "--max-batch", "4", "--threads", "1"),
+        *("--max-step-ms", "70"),
+        *("--kv-tokens", "4096", "--max-batch-tokens", "64", "--max-connections", "9"),
+        *("--allowed-hosts", "a,b", "--cors-origin", "http://x"),
     )
     _, options = calls[1]
     engine = options.pop("options")
     assert options == {
         **{"host": "::1", "port": 0, "api_key": "k", "served_name": "n"},
-        **{"max_waiting": 3, "drain_s": 2.0},
+        **{"priority_key": None, "queue": QueueLimits(3), "max_connections": 9, "drain_s": 2.0},
+        **{"allowed_hosts": ["a", "b"], "cors_origins": ["http://x"]},
     }
+    assert engine["max_step_ms"] == 70
+    assert (engine["kv_tokens"], engine["max_batch_tokens"]) == (4096, 64)
     assert engine["max_batch"] == 4 and engine["threads"] == 1 and engine["native"] is True
 
 

@@ -16,7 +16,10 @@ from halfbyte import __version__
 from halfbyte.cli import main as cli_main
 from halfbyte.errors import CheckpointError
 
-COMMANDS = ("pull", "generate", "chat", "serve", "bench", "inspect", "doctor")
+COMMANDS = (
+    *("run", "chat", "generate", "serve", "pull", "list", "show", "rm", "inspect", "plan"),
+    *("explain", "tune", "doctor", "bench", "help"),
+)
 
 
 def test_help_is_quick_and_complete():
@@ -69,8 +72,9 @@ def test_version_and_module_entry():
         (["generate", "x", "--temprature", "1"], "--temprature"),
         (["generate", "x", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["generate", "x", "-n", "many"], "--max-tokens"),
-        (["generate", "x", "-f", "y"], "not both"),
-        (["generate", "x", "y"], "y"),
+        (["generate", "-", "-f", "y"], "not both"),
+        (["run", "--raw", "-p", "x", "y", "-m", "z"], "give one prompt"),
+        (["ls"], "did you mean 'list'?"),
         (["serve", "--port", "70000"], "--port"),
         (["bench", "engine", "-b", "1,x"], "'1,x' is not a list of numbers"),
         (["pull"], "NAME"),
@@ -133,13 +137,15 @@ def test_broken_files_in_every_command(broken, kind, command, capsys):
     [
         (["generate", "x", "-m", "/nowhere/m.gguf"], "no model at '/nowhere/m.gguf'", "GGUF file"),
         (["generate", "x", "-m", "smolm2"], "no model at 'smolm2'", "did you mean smollm2?"),
+        (["generate", "smolm2"], "no model 'smolm2'; did you mean smollm2?", "-p smolm2"),
+        (["run", "hello", "world"], "no model 'hello'", '"hello world"'),
         (["inspect", "owner/name"], "owner/name", "halfbyte pull owner/name"),
         (["generate", "-f", "/nowhere/p.txt"], "cannot read prompt file /nowhere/p.txt", ""),
         (["generate", ""], "the prompt is empty", "give some text"),
-        (["generate", "x", "--temperature", "-1"], "temperature is -1.0", ""),
-        (["generate", "x", "--top-p", "2"], "top_p is 2.0", ""),
-        (["generate", "x", "-n", "0"], "max_tokens is 0", ""),
-        (["generate", "x", "--threads", "-3"], "threads is -3", ""),
+        (["generate", "x", "--temperature", "-1"], "--temperature is -1.0", ""),
+        (["generate", "x", "--top-p", "2"], "--top-p is 2.0", ""),
+        (["generate", "x", "-n", "0"], "--max-tokens is 0", ""),
+        (["generate", "x", "--threads", "-3"], "--threads is -3", ""),
         (["bench", "engine", "-r", "0"], "repetitions is 0", ""),
         (["bench", "engine", "--json", "/nowhere/x.json"], "cannot write --json", ""),
         (["pull", "file:///etc/passwd"], "file:// address", "plain path"),
@@ -166,12 +172,13 @@ def test_tracebacks_only_when_asked_for():
 
 def run_here(*args: str) -> int:
     """Run ``main`` in this process; its exit code."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(SystemExit) as caught:
             cli_main.main(list(args))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)
     assert isinstance(caught.value.code, int)
     return caught.value.code
 
@@ -204,8 +211,62 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(monkeypatch, cap
 
 def test_exit_codes_of_interrupts(monkeypatch, capsys):
     assert run_main(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
     assert run_main(monkeypatch, cli_main.Terminated()) == 143
     assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_one(monkeypatch, capsys):
+    def fail(*args: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemError("import failed") from None
+
+    monkeypatch.setattr("halfbyte.loaders.store.resolve_model", fail)
+    assert run_here("inspect", "x") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+START = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["halfbyte", "inspect", "smollm2"]
+from halfbyte.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["halfbyte.cli", "typer", "halfbyte.cli.main", "halfbyte.loaders"])
+def test_ctrl_c_while_the_program_starts_is_one_line(name):
+    """The interrupt comes with the import of a module, whenever that is."""
+    code = START.format(name=name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_program_in_the_background_keeps_ignoring_ctrl_c():
+    code = START.format(name="typer").replace('"inspect", "smollm2"', '"--version"')
+    done = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$0" -c "$1"', sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 and "interrupted" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["help"], ["help", "bench", "engine"], ["help", "run"]])
+def test_help_is_that_of_the_option(command, capsys):
+    assert run_here(*command) == 0
+    shown = capsys.readouterr().out
+    assert run_here(*command[1:], "--help") == 0
+    assert shown.strip() == capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from types import SimpleNamespace
 
 import pytest
 from cli_support import ROOT, TINY, FakeEngine, fake_open, halfbyte
@@ -31,9 +30,10 @@ def test_it_reaches_the_engine(monkeypatch, capsys):
 
     def open_engine(model, options):
         seen.append(options["quantize"])
-        return fake_open(FakeEngine(), SimpleNamespace(used=False))
+        return fake_open(FakeEngine())
 
     monkeypatch.setattr(generate_module, "open_engine", open_engine)
+    monkeypatch.setattr(generate_module, "check_room", lambda *args: None)
     for more in ([], ["--quantize", "w8a8"]):
         assert not app(["generate", "a b", *more], standalone_mode=False)
     capsys.readouterr()

@@ -79,7 +79,9 @@ class Pool(RuleBasedStateMachine):
             assert fresh is None
             self.give_up(hit)
             return []
-        assert fresh == [self.take() for _ in range(need)], "what is missed least must go first"
+        assert fresh is not None and fresh == [self.take() for _ in range(need)], (
+            "what is missed least must go first"
+        )
         for block in fresh:
             self.references[block] += 1
         table = hit + fresh

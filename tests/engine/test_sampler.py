@@ -148,10 +148,10 @@ def test_greedy_with_penalties_is_the_argmax_of_penalized_logits() -> None:
 def test_a_strong_penalty_forbids_repetition() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 5] = 1.0
-    text = [9]
+    text: list[Any] = [9]
     for _ in range(10):
         one = row(text, 1, temperature=0.0, frequency_penalty=2.0)
-        text += sampler()(logits, [one])  # type: ignore[arg-type]
+        text += sampler()(logits, [one])
     assert len(set(text[1:])) == 10
 
 

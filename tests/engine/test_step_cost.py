@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from statistics import quantiles
+from itertools import pairwise
 
 import pytest
 from simulated_kv import Simulation
@@ -12,7 +12,7 @@ from simulated_kv import Simulation
 from halfbyte.engine.plan import RowWork
 from halfbyte.engine.request import Request, SamplingParams
 from halfbyte.engine.scheduler import SchedulerConfig
-from halfbyte.engine.step_cost import FIRST_CHUNK, LEAST_CHUNK, StepCost
+from halfbyte.engine.step_cost import LEAST_CHUNK, StepCost
 
 LIMIT = 0.1
 Clock = Callable[[tuple[RowWork, ...]], float]
@@ -58,13 +58,13 @@ def request(name: str, length: int, most: int) -> Request:
 def test_steps_beside_decoding_rows_keep_the_bound(overlap: bool) -> None:
     """On machines of all kinds: from the first chunk on, but for noise and the least chunk."""
     rng = fresh_rng()
-    for turn in range(12):
+    for turn in range(6):
         clock = some_machine(rng, 0.1)
         sim = simulation(clock, overlap=overlap)
         sim.add(request("stream", rng.randint(1, 40), 2000))
         for _ in range(rng.randint(3, 30)):
             sim.step()
-        sim.add(request("long", 3000, 2))
+        sim.add(request("long", 4500, 2))
         first = len(sim.plans)
         while not sim.outputs["long"]:
             sim.step()
@@ -79,16 +79,15 @@ def test_steps_beside_decoding_rows_keep_the_bound(overlap: bool) -> None:
             assert sorted(w.count for w in plan.work)[0] == 1
             chunk = max(w.count for w in plan.work)
             if chunk > LEAST_CHUNK:
-                # Noise of a tenth in the model and a tenth in the step itself.
-                assert seconds < 1.3 * LIMIT, (turn, chunk)
-        # Where a least chunk takes far less than the bound, the time is made use of.
-        later = mixed[8:-1]
-        if later and clock((RowWork(0, "", 3000, LEAST_CHUNK, (), False),)) < LIMIT / 4:
-            usual = (
-                quantiles([seconds for _, seconds in later], n=4)[1] if len(later) > 1 else LIMIT
-            )
-            full = max(w.count for plan, _ in later for w in plan.work) > 900
-            assert full or usual > 0.6 * LIMIT, turn
+                # Off by a tenth each: the step itself, and those that foretold it.
+                assert seconds < 1.5 * LIMIT, (turn, chunk)
+        # Where a least chunk takes far less than the bound, chunks grow until the time is used.
+        if clock((RowWork(0, "", 4500, LEAST_CHUNK, (), False),)) > LIMIT / 4:
+            continue
+        used = [s > 0.6 * LIMIT or max(w.count for w in p.work) > 900 for p, s in mixed[:-1]]
+        assert True in used[:14], turn
+        later = used[used.index(True) :]
+        assert sum(later) >= 0.8 * len(later), turn
 
 
 def test_nobody_decodes_nothing_changes() -> None:
@@ -108,14 +107,14 @@ def test_nobody_decodes_nothing_changes() -> None:
 def test_before_anything_was_measured_a_chunk_is_small_and_then_doubles() -> None:
     cost = StepCost()
     decode = RowWork(0, "a", 10, 1, (), True)
-    assert cost.chunk((decode,), 0, 5000, LIMIT) == FIRST_CHUNK
+    assert cost.chunk((decode,), 0, 5000, LIMIT) == LEAST_CHUNK
     assert cost.chunk((decode,), 0, 7, LIMIT) == 7
     sizes = []
     for _ in range(6):
         count = cost.chunk((decode,), 0, 5000, LIMIT)
         cost.observe((decode, RowWork(1, "b", 0, count, (), False)), 1e-6 * count)
         sizes.append(count)
-    assert all(b <= 2 * (a + 1) for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(b <= 2 * (a + 1) for a, b in pairwise(sizes))
     assert sizes[-1] > 10 * sizes[0]
 
 

@@ -72,11 +72,11 @@ def test_byte_level_ids_equal_the_original_pipeline(parse_special: bool) -> None
         token["rstrip"] = token["id"] in ends
     theirs = tokenizers.Tokenizer.from_str(json.dumps(state))
     swallowed = 0
-    for text in random_texts(300):
+    for text in [*random_texts(300), "a<|im_end|> b"]:
         if not parse_special:
             for special in SPECIALS:
                 text = text.replace(special, "")
         want = theirs.encode(text, add_special_tokens=False).ids
         swallowed += want != original.encode(text, add_special_tokens=False).ids
         assert ours.encode(text, add_bos=False, parse_special=parse_special) == want
-    assert (swallowed > 20) is parse_special
+    assert (swallowed > 0) is parse_special

@@ -96,3 +96,11 @@ def spm_as_gguf() -> TokenizerSource:
         token_types=read("token_type"),
         **SPM_IDS,
     )
+
+
+def folder_reference(scheme: str) -> tokenizers.Tokenizer:
+    """What transformers makes of a folder with the model file: ``always`` is ``legacy``."""
+    reference = tokenizers.Tokenizer.from_file(str(SPM_GGUF / "reference_tokenizer.json"))
+    reference.normalizer = None
+    reference.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", scheme, split=False)
+    return reference

@@ -15,7 +15,8 @@ from loader_gguf_files import U32, kv, refuses, tiny_gguf, write
 from safetensors.torch import load_file, save_file
 
 from halfbyte.engine.layers.rope import attention_factor, inverse_frequencies
-from halfbyte.engine.special_text import SpecialGuard, longest_first_pattern
+from halfbyte.engine.special_text import Span, bounded, longest_first_pattern
+from halfbyte.engine.user_marks import UserMarks
 from halfbyte.errors import CheckpointError, TokenizerError
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.fields import Fields
@@ -66,13 +67,25 @@ def test_thousands_of_unknown_metadata_keys(tmp_path):
 )
 def test_too_many_or_too_long_special_tokens(texts):
     """All suffixes of a text of a million characters would fill 500 GB."""
-    for make in (SpecialGuard, longest_first_pattern):
+    for make in (bounded, longest_first_pattern):
         quick(lambda make=make: refuses(lambda: make(texts), TokenizerError, "is crafted"))
 
 
 def test_real_numbers_of_special_tokens():
-    guard = SpecialGuard([f"<unused{i}>" for i in range(6242)])
-    assert guard.reveal(guard.protect("a <unused77> b")) == "a <unused77> b"
+    class Finder:
+        def __init__(self) -> None:
+            self.special = {f"<unused{i}>": i for i in range(6242)}
+            self.normalizes = False
+            self.blank = "#"
+
+        def find(self, text: str) -> list[Span]:
+            return [Span(77, 2, 12)]
+
+    marks = UserMarks(Finder(), [])
+    text, users = marks.users(
+        "a <unused77> b", ["a <unused77> b"], frozenset(), lambda change: change("a <unused77> b")
+    )
+    assert text == "a <unused77> b" and users.within(2, 12)
 
 
 def test_a_long_list_of_plain_layers():

@@ -70,8 +70,8 @@ def test_sentencepiece_fields(tmp_path):
     assert (found.chat_template, found.chat_templates) == (None, {})
 
 
-@pytest.mark.parametrize("kind,ends", [(3, True), (4, True), (1, False), (5, False)])
-def test_a_turn_end_must_be_a_control_or_user_defined_token(tmp_path, kind, ends):
+@pytest.mark.parametrize("kind,ends", [(3, True), (4, True), (1, True), (5, False)])
+def test_a_turn_end_is_a_control_token_unless_it_is_unused(tmp_path, kind, ends):
     found = source(tmp_path, {"token_type": (I32, [2, 3, 3, 1, 1, 1, 1, kind])})
     assert found.eos_ids == ((2, 7) if ends else (2,))
     assert (7 in found.special_ids) is ends

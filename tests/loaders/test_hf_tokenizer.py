@@ -11,7 +11,7 @@ from loader_hf_files import tiny_folder
 
 from halfbyte.errors import CheckpointError, TokenizerError
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.base import TokenizerSource
+from halfbyte.loaders.base import AddedFlags, TokenizerSource
 from halfbyte.loaders.hf_folder import HFFolderCheckpoint
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "fp16-llama-spm"
@@ -254,3 +254,28 @@ def test_templates_have_a_size_limit(tmp_path):
     checkpoint = open_checkpoint(folder)
     refuses(checkpoint.tokenizer, TokenizerError, "chat template 'default' has 1048577 characters")
     checkpoint.close()
+
+
+def test_legacy_and_flags_of_added_tokens(tmp_path):
+    decoder = {"7": {"content": "<x>", "lstrip": True, "special": True}, "6": {"content": "y"}}
+    config = {"added_tokens_decoder": decoder}
+    found = source(tmp_path / "a", tokenizer=tokenizer_json(), tokenizer_config=config)
+    assert found.added_flags == {
+        "<x>": AddedFlags(single_word=False, lstrip=True, rstrip=False, normalized=False),
+        "y": AddedFlags(single_word=False, lstrip=False, rstrip=False, normalized=True),
+    }
+    assert found.prefix_first_only
+    for legacy in (True, False):
+        config = {"legacy": legacy}
+        found = source(tmp_path / str(legacy), tokenizer=tokenizer_json(), tokenizer_config=config)
+        assert found.prefix_first_only is not legacy
+
+
+def test_added_tokens_without_a_row_are_reported(tmp_path):
+    more = added((5, "<in>", True), (6, "[PAD]", True))
+    checkpoint = opened(tmp_path / "m", tokenizer=tokenizer_json(added_tokens=more))
+    rows = checkpoint.config.vocab_size
+    checkpoint.tokenizer()
+    decisions = [t for t in checkpoint.report().decisions if "without a row" in t]
+    checkpoint.close()
+    assert rows == 6 and len(decisions) == 1 and "of 6: '[PAD]'" in decisions[0]

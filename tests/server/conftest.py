@@ -11,6 +11,7 @@ from fake_engine import FakeEngine
 from server_support import LiveServer, Site
 
 from halfbyte.engine.async_engine import StepEngine
+from halfbyte.server.connections import ConnectionLimits
 from halfbyte.server.service import ServiceConfig
 
 
@@ -41,10 +42,13 @@ def live() -> Iterator[Callable[..., LiveServer]]:
     servers: list[LiveServer] = []
 
     def start(
-        engine: StepEngine | None = None, config: ServiceConfig | None = None, **app_options: Any
+        engine: StepEngine | None = None,
+        config: ServiceConfig | None = None,
+        limits: ConnectionLimits | None = None,
+        **app_options: Any,
     ) -> LiveServer:
         site = Site(engine or FakeEngine(), config or ServiceConfig(), app_options)
-        servers.append(LiveServer(site))
+        servers.append(LiveServer(site, limits))
         return servers[-1]
 
     yield start

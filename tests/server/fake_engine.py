@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halfbyte.engine.config import EngineConfig
@@ -25,7 +25,8 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
-from halfbyte.errors import RequestError, TemplateError
+from halfbyte.engine.token_bound import TokenLimit
+from halfbyte.errors import EngineDeadError, RequestError, TemplateError
 
 BOS, EOS, TURN, END = 256, 257, 258, 259
 LETTERS = ["a", "b", " ", "é", "漢", "🙂", "\n", "z"]
@@ -45,10 +46,18 @@ class FakeTokenizer:
         self.gate.set()
 
     def encode(
-        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = True,
+        limit: TokenLimit | None = None,
     ) -> list[int]:
         self.gate.wait()
-        return ([BOS] if add_bos is not False and text else []) + list(text.encode())
+        ids = ([BOS] if add_bos is not False and text else []) + list(text.encode())
+        if limit is not None:
+            limit.check(len(ids))
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", "replace")
@@ -70,6 +79,7 @@ class FakeTokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
         if messages[0]["role"] == "assistant":
@@ -83,7 +93,10 @@ class FakeTokenizer:
             if not isinstance(content, str):  # its template wants texts
                 content = "\n".join(part["text"] for part in content)
             ids += [TURN, *f"{message['role']}\n{content}".encode(), END]
-        return [*ids, TURN] if add_generation_prompt else ids
+        ids += [TURN] if add_generation_prompt else []
+        if limit is not None:
+            limit.check(len(ids))
+        return ids
 
 
 @dataclass
@@ -191,7 +204,8 @@ class FakeEngine:
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
         self._cancelled: list[_Request] = []
-        self._seen: list[list[int]] = []
+        self._seen: list[tuple[str, list[int]]] = []
+        self.priorities: list[int] = []
 
     def submit(
         self,
@@ -210,15 +224,17 @@ class FakeEngine:
             if not 0 <= token < self.tokenizer.vocab_size:
                 raise RequestError(f"prompt holds unknown token id {token}", param="prompt")
         name = request_id or f"r{next(self._ids)}"
-        self._waiting.append(_Request(name, ids, params, self._cached(ids)))
-        self._seen.append(ids)
+        self._waiting.append(_Request(name, ids, params, self._cached(ids, cache_salt)))
+        self._seen.append((cache_salt, ids))
+        self.priorities.append(priority)
         return name
 
-    def _cached(self, ids: list[int]) -> int:
-        """Tokens of the longest prompt beginning seen before, in blocks of 16."""
+    def _cached(self, ids: list[int], salt: str) -> int:
+        """Tokens of the longest prompt beginning seen under this salt, in blocks of 16."""
         same = [
             len(list(itertools.takewhile(lambda p: p[0] == p[1], zip(ids[:-1], old, strict=False))))
-            for old in self._seen
+            for other, old in self._seen
+            if other == salt
         ]
         return max(same, default=0) // 16 * 16
 
@@ -228,6 +244,9 @@ class FakeEngine:
                 queue.remove(request)
                 self._cancelled.append(request)
 
+    def begun(self, request_id: str) -> bool:
+        return all(request.name != request_id for request in self._waiting)
+
     def has_work(self) -> bool:
         return bool(self._waiting or self._running or self._cancelled)
 
@@ -235,7 +254,7 @@ class FakeEngine:
         self.threads.add(threading.get_ident())
         self.gate.wait()
         if self.failures:
-            raise self.failures.pop(0)
+            return self._fail(self.failures.pop(0))
         time.sleep(self.step_s)
         self._stats.steps += 1
         out = [self._end(r, FinishReason.CANCELLED, ()) for r in self._cancelled]
@@ -248,6 +267,20 @@ class FakeEngine:
         for request in list(self._running):
             out.append(self._advance(request))
         return out
+
+    def _fail(self, error: BaseException) -> list[Delta]:
+        """What a failed step does in the engine: its requests end, unless the engine is dead."""
+        if isinstance(error, EngineDeadError):
+            raise error
+        self._running += self._waiting
+        self._waiting.clear()
+        told = f"{type(error).__name__}: {error}"
+        ended = []
+        for request in list(self._running):
+            delta = self._end(request, FinishReason.ERROR, ())
+            assert delta.completion is not None
+            ended.append(replace(delta, completion=replace(delta.completion, error=told)))
+        return ended
 
     def _advance(self, request: _Request) -> Delta:
         params = request.params

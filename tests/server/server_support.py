@@ -13,7 +13,8 @@ import uvicorn
 
 from halfbyte.engine.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
-from halfbyte.server.listen import bind
+from halfbyte.server.connections import ConnectionLimits, Connections
+from halfbyte.server.listen import listen, uvicorn_config
 from halfbyte.server.service import OpenAIService, ServiceConfig
 
 
@@ -37,19 +38,17 @@ class Site:
 class LiveServer:
     """uvicorn on an ephemeral loopback port, in a thread."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, limits: ConnectionLimits | None = None) -> None:
         self.site = site
         self.engine = site.engine
-        self._listener = bind("127.0.0.1", 0)
+        self._listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                site.app, http="h11", log_config=None, access_log=False, lifespan="on", ws="none"
-            )
-        )
+        self.connections = Connections(limits or ConnectionLimits())
+        self._server = uvicorn.Server(uvicorn_config(site.app, self.connections))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         wait_until(lambda: self._server.started)
+        self._listener.listen(128)
 
     def _run(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._listener]))

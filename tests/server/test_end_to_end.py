@@ -20,6 +20,7 @@ from server_support import LiveServer, wait_until
 
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.request import Delta, SamplingParams
+from halfbyte.server.tenant import Keyring
 
 TINY = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"
 Start = Callable[..., LiveServer]
@@ -112,6 +113,24 @@ def test_disconnect_frees_all_blocks(live: Start) -> None:
     stats = server.site.client.stats()
     assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
     assert stats.finished.get("cancelled") == 1
+
+
+def test_two_keys_share_no_cached_prefix(live: Start) -> None:
+    server = live(tiny(), keyring=Keyring(["one", "two"]))
+    prompt = list(range(5, 5 + 3 * server.site.engine.config.block_size))
+
+    def cached(key: str, **fields: Any) -> int:
+        response = httpx.post(
+            f"{server.url}/v1/completions",
+            json={"prompt": prompt, "max_tokens": 1, **fields},
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=60,
+        )
+        return response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached("one") == 0 and cached("one") >= server.site.engine.config.block_size
+    assert cached("two") == 0 and cached("one", cache_salt="x") == 0
+    assert cached("two") == cached("one") == cached("one", cache_salt="x") > 0
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from fake_engine import FakeEngine
 from server_support import Site
 
 from halfbyte.errors import EngineDeadError, TemplateProcessError, TokenizerError
+from halfbyte.server.admission import QueueLimits
+from halfbyte.server.bodies import BodyLimits
 from halfbyte.server.errors import as_api_error
 from halfbyte.server.service import ServiceConfig
 
@@ -41,6 +43,23 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
         ("/v1/completions", {"prompt": "a", "n": 2}, 400, "unsupported_value", "n"),
         ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "model_not_found", "model"),
+        ("/v1/completions", {"prompt": "a", "model": ""}, 404, "model_not_found", "model"),
+        ("/v1/chat/completions", {"messages": SAY, "model": ""}, 404, "model_not_found", "model"),
+        ("/tokenize", {"prompt": "a", "model": ""}, 404, "model_not_found", "model"),
+        (
+            "/v1/completions",
+            {"prompt": "a", "stop_token_ids": [259, 260]},
+            400,
+            "invalid_value",
+            "stop_token_ids",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": SAY, "stop_token_ids": [2**31 - 1]},
+            400,
+            "invalid_value",
+            "stop_token_ids",
+        ),
         (
             "/v1/completions",
             {"prompt": "a", "max_tokens": 5, "min_tokens": 6},
@@ -137,7 +156,11 @@ async def test_get_of_a_post_route_says_what_is_allowed(http: httpx.AsyncClient)
 
 @pytest.fixture
 async def site(engine: FakeEngine) -> AsyncIterator[tuple[Site, httpx.AsyncClient]]:
-    site = Site(engine, ServiceConfig(keep_alive_s=0.05, max_waiting=2), {"max_body": 1000})
+    site = Site(
+        engine,
+        ServiceConfig(queue=QueueLimits(requests=2), keep_alive_s=0.05),
+        {"body_limits": BodyLimits(1000)},
+    )
     await site.service.start()
     transport = httpx.ASGITransport(app=site.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -214,7 +237,7 @@ async def test_full_queue_is_a_429_at_once(site: tuple[Site, httpx.AsyncClient])
     engine = made.engine
     assert isinstance(engine, FakeEngine)
     engine.gate.clear()
-    places = engine.config.max_batch + made.config.max_waiting
+    places = engine.config.max_batch + made.config.queue.requests
     body = {"prompt": "a", "max_tokens": 2}
     tasks = [asyncio.ensure_future(http.post("/v1/completions", json=body)) for _ in range(places)]
     while made.client.live < places:
@@ -236,7 +259,7 @@ async def test_batch_larger_than_the_queue_is_refused_as_a_whole(
     site: tuple[Site, httpx.AsyncClient], engine: FakeEngine
 ) -> None:
     made, http = site
-    many = engine.config.max_batch + made.config.max_waiting + 1
+    many = engine.config.max_batch + made.config.queue.requests + 1
     response = await http.post("/v1/completions", json={"prompt": ["a"] * many})
     check(response, 429, "server_overloaded", None)
     response = await http.post("/v1/completions", json={"prompt": ["a"] * (many - 1)})

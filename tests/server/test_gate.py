@@ -12,9 +12,10 @@ import pytest
 from fake_engine import FakeEngine
 from server_support import Site
 
-from halfbyte.errors import ConfigError
-from halfbyte.server.middleware import Gate
-from halfbyte.server.run import api_keys
+from halfbyte.errors import ConfigError, EngineDeadError
+from halfbyte.server.bodies import BodyLimits
+from halfbyte.server.run import KEY_VARIABLE, given_keys
+from halfbyte.server.tenant import Keyring
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +32,9 @@ async def client_of(site: Site) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def keyed() -> AsyncIterator[httpx.AsyncClient]:
-    async for client in client_of(Site(FakeEngine(), app_options={"api_keys": ["k1", "käy2"]})):
+    async for client in client_of(
+        Site(FakeEngine(), app_options={"keyring": Keyring(["k1", "käy2"])})
+    ):
         yield client
 
 
@@ -64,21 +67,19 @@ async def test_probes_are_open(keyed: httpx.AsyncClient) -> None:
 
 
 def test_keys_are_kept_as_hashes_only() -> None:
-    async def app(*_: Any) -> None: ...
-
-    gate = Gate(app, ["a-secret"], None)
-    assert "a-secret" not in repr(vars(gate))
+    keyring = Keyring(["a-secret"], ["another-secret"])
+    assert "secret" not in repr(vars(keyring))
 
 
 def test_key_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HALFBYTE_API_KEY", raising=False)
-    assert api_keys(None) == ()
-    assert api_keys("a, b,") == ("a", "b")
+    assert given_keys(None, KEY_VARIABLE) == ()
+    assert given_keys("a, b,", KEY_VARIABLE) == ("a", "b")
     monkeypatch.setenv("HALFBYTE_API_KEY", "c")
-    assert api_keys(None) == ("c",) and api_keys("d") == ("d",)
+    assert given_keys(None, KEY_VARIABLE) == ("c",) and given_keys("d", KEY_VARIABLE) == ("d",)
     monkeypatch.setenv("HALFBYTE_API_KEY", " , ")
     with pytest.raises(ConfigError, match="empty"):
-        api_keys(None)
+        given_keys(None, KEY_VARIABLE)
 
 
 async def test_foreign_host_names_are_refused() -> None:
@@ -90,7 +91,8 @@ async def test_foreign_host_names_are_refused() -> None:
         for host in ("evil.example", "localhost.evil.example:8000", "", "[::2]"):
             response = await client.get("/v1/models", headers={"Host": host})
             assert response.status_code == 403, host
-            assert response.json()["error"]["code"] == "forbidden"
+            error = response.json()["error"]
+            assert error["code"] == "forbidden" and "--allowed-hosts" in error["message"]
 
 
 async def test_no_cross_origin_headers(http: httpx.AsyncClient) -> None:
@@ -101,6 +103,55 @@ async def test_no_cross_origin_headers(http: httpx.AsyncClient) -> None:
         "/v1/completions", headers={**origin, "Access-Control-Request-Method": "POST"}
     )
     assert asked.status_code == 405
+
+
+@pytest.mark.parametrize("allowed", ["*", "http://localhost:5173"])
+async def test_pages_of_an_allowed_origin(allowed: str) -> None:
+    options = {
+        "origins": [allowed],
+        "keyring": Keyring(["k"]),
+        "hosts": {"test"},
+    }
+    async for client in client_of(Site(FakeEngine(), app_options=options)):
+        origin = {"Origin": "http://localhost:5173"}
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        # A browser sends no key with the question.
+        preflight = await client.options("/v1/chat/completions", headers={**origin, **asked})
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] in (allowed, origin["Origin"])
+        assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+        # The page can read answers and refusals alike.
+        for headers, status in ((origin, 401), ({**origin, "Authorization": "Bearer k"}, 200)):
+            response = await client.post("/v1/completions", json=BODY, headers=headers)
+            assert response.status_code == status
+            assert response.headers["access-control-allow-origin"] == allowed
+            exposed = response.headers["access-control-expose-headers"].lower()
+            assert "retry-after" in exposed and "x-request-id" in exposed
+            assert "access-control-allow-credentials" not in response.headers
+        stranger = {"Origin": "https://evil.example", "Authorization": "Bearer k"}
+        response = await client.post("/v1/completions", json=BODY, headers=stranger)
+        expected = "*" if allowed == "*" else None
+        assert response.headers.get("access-control-allow-origin") == expected
+        refused = await client.options("/v1/completions", headers={**stranger, **asked})
+        assert (refused.status_code == 200) is (allowed == "*")
+
+
+async def test_probes_leave_no_access_line(
+    http: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "halfbyte.access")
+    for path in ("/health", "/ready"):
+        assert (await http.get(path)).status_code == 200
+        assert (await http.head("/health")).status_code == 200
+    assert not [r for r in caplog.records if r.name == "halfbyte.access"]
+    # When they fail, they tell.
+    engine.failures.append(EngineDeadError("gone"))
+    await http.post("/v1/completions", json=BODY)
+    assert (await http.get("/health")).status_code == 503
+    assert "GET /health 503 " in caplog.records[-1].getMessage()
 
 
 async def test_one_access_line_each_without_the_prompt(
@@ -124,7 +175,7 @@ async def test_one_access_line_each_without_the_prompt(
 
 
 async def test_slow_body_times_out() -> None:
-    site = Site(FakeEngine(), app_options={"body_timeout_s": 0.05})
+    site = Site(FakeEngine(), app_options={"body_limits": BodyLimits(timeout_s=0.05)})
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:

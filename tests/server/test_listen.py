@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import pytest
 from server_support import LiveServer, wait_until
 
 from halfbyte.errors import ConfigError
-from halfbyte.server.listen import bind, is_loopback, own_names, url_of
+from halfbyte.server.listen import check_origins, host_names, is_loopback, listen, url_of
+from halfbyte.server.loading import answering
+from halfbyte.server.run import serve
 
 SCRIPT = """
 import sys
@@ -26,19 +29,26 @@ from fake_engine import FakeEngine
 from halfbyte.engine.async_engine import AsyncEngine
 from halfbyte.errors import EngineDeadError
 from halfbyte.server.app import create_app
-from halfbyte.server.listen import DrainingServer, bind, uvicorn_config
+from halfbyte.server.listen import DrainingServer, listen, uvicorn_config
+from halfbyte.server.connections import ConnectionLimits, Connections
 from halfbyte.server.service import OpenAIService
 
 engine = FakeEngine()
 engine.step_s = 0.01
 drain_s = float(sys.argv[1])
-if len(sys.argv) > 2:
+fault = sys.argv[2] if len(sys.argv) > 2 else ""
+if fault == "dead":
     engine.failures.append(EngineDeadError("the device is lost"))
+if fault == "stuck":
+    engine.gate.clear()
 service = OpenAIService(AsyncEngine(engine))
-listener = bind("127.0.0.1", 0)
+listener = listen("127.0.0.1", 0)
+connections = Connections(ConnectionLimits())
 server = DrainingServer(
-    uvicorn_config(create_app(service), drain_s),
+    uvicorn_config(create_app(service), connections),
+    connections,
     drain=lambda: service.close(drain_s),
+    cut_short=service.cut_short,
     health=service.health,
     on_ready=lambda: print(listener.getsockname()[1], flush=True),
 )
@@ -129,16 +139,38 @@ def test_drain_time_is_kept(process: Callable[..., Process]) -> None:
     assert server.end()[0] == 0
 
 
-def test_second_signal_exits_at_once(process: Callable[..., Process]) -> None:
+def test_second_signal_ends_the_streams_with_an_error(process: Callable[..., Process]) -> None:
     server = process("60")
-    begun = threading.Event()
-    thread = stream_of(server.url, 500, [], begun)
-    assert begun.wait(10)
+    streams: list[list[Any]] = [[], [], []]
+    threads = []
+    for lines in streams:
+        begun = threading.Event()
+        threads.append(stream_of(server.url, 500, lines, begun))
+        assert begun.wait(10)
     server.popen.terminate()
     with pytest.raises(subprocess.TimeoutExpired):
-        server.popen.wait(0.5)
+        server.popen.wait(0.3)
     server.popen.terminate()
-    assert server.popen.wait(5) == 1
+    status, out, err = server.end()
+    assert (status, out) == (1, "") and "Traceback" not in err, err
+    for thread, lines in zip(threads, streams, strict=True):
+        thread.join(20)
+        last = json.loads([x for x in lines if x][-1].removeprefix("data: "))
+        assert last["error"]["code"] == "request_cancelled"
+
+
+def test_third_signal_does_not_wait_for_a_stuck_step(process: Callable[..., Process]) -> None:
+    server = process("60", "stuck")
+    lines: list[Any] = []
+    thread = stream_of(server.url, 500, lines, threading.Event())
+    time.sleep(0.3)  # the request is in the engine, which stands still
+    for _ in range(2):
+        server.popen.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.popen.wait(0.3)
+    server.popen.terminate()
+    status, _, err = server.end()
+    assert status == 1 and "Traceback" not in err
     thread.join(20)
 
 
@@ -151,22 +183,67 @@ def test_dead_engine_ends_the_process_with_an_error(process: Callable[..., Proce
 
 
 def test_taken_port_is_a_typed_error() -> None:
-    with bind("127.0.0.1", 0) as first:
-        first.listen()
-        with pytest.raises(ConfigError, match="cannot listen"):
-            bind("127.0.0.1", first.getsockname()[1])
+    with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="cannot listen"):
+        listen("127.0.0.1", first.getsockname()[1])
     for host in ("no such host.invalid", "\ud800", "1.2.3.4"):
         with pytest.raises(ConfigError, match="cannot listen"):
-            bind(host, 0)
+            listen(host, 0)
     with pytest.raises(ConfigError, match="99999"):
-        bind("127.0.0.1", 99999)
+        listen("127.0.0.1", 99999)
+
+
+def test_a_second_server_fails_while_the_first_one_loads() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        # Before it looks for the model.
+        with pytest.raises(ConfigError, match="cannot listen"):
+            serve("no such model", host="127.0.0.1", port=port, options={})
+
+
+def test_whoever_comes_while_the_model_loads_is_told() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        url = url_of("127.0.0.1", listener.getsockname()[1])
+        with answering(listener):
+            silent = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+            for method, path in (("GET", "/health"), ("POST", "/v1/chat/completions")):
+                response = httpx.request(method, url + path, json={"messages": []}, timeout=10)
+                assert response.status_code == 503 and response.headers["retry-after"] == "1"
+                assert response.json()["error"]["code"] == "model_loading"
+            for raw in silent:
+                raw.close()
+        # The socket is free for the server itself.
+        with socket.create_connection(listener.getsockname()) as waiting:
+            listener.settimeout(5)
+            listener.accept()[0].close()
+            assert waiting.recv(10) == b""
+
+
+def test_host_names() -> None:
+    own = {"localhost", "127.0.0.1", "::1", "mybox"}
+    assert host_names("MyBox", [], guarded=True) == own
+    assert host_names("MyBox", [], guarded=False) is None
+    assert host_names("MyBox", ["A.example", "[fe80::1]", "fe80::2"], guarded=False) == {
+        *own,
+        *("a.example", "fe80::1", "fe80::2"),
+    }
+    assert host_names("MyBox", ["*"], guarded=True) is None
+    for wrong in ("", "http://a", "a:80", "a/b"):
+        with pytest.raises(ConfigError, match="--allowed-hosts"):
+            host_names("x", [wrong], guarded=True)
+
+
+def test_origins() -> None:
+    good = ["*", "http://localhost:5173", "https://a.example", "app://-"]
+    assert check_origins(good) == good
+    for wrong in ("", "localhost:5173", "http://", "http://a/", "http://a/b", "//a"):
+        with pytest.raises(ConfigError, match="--cors-origin"):
+            check_origins([wrong])
 
 
 def test_loopback_is_recognised() -> None:
     for host, local in (("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)):
-        with bind(host, 0) as listener:
+        with listen(host, 0) as listener:
             assert is_loopback(listener) is local
-    assert own_names("MyBox") == {"localhost", "127.0.0.1", "::1", "mybox"}
 
 
 def test_urls() -> None:

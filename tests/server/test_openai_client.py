@@ -17,7 +17,9 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from server_support import LiveServer, wait_until
 
+from halfbyte.server.admission import QueueLimits
 from halfbyte.server.service import ServiceConfig
+from halfbyte.server.tenant import Keyring
 
 pytestmark = pytest.mark.anyio
 
@@ -102,7 +104,7 @@ def test_errors_become_the_clients_classes(live: Start) -> None:
             with pytest.raises(kind) as caught:
                 client.chat.completions.create(**asked)
             assert caught.value.param == param and caught.value.request_id
-    keyed = live(api_keys=["k"])
+    keyed = live(keyring=Keyring(["k"]))
     with pytest.raises(openai.AuthenticationError):
         client_of(keyed, "wrong").models.list()
     assert client_of(keyed, "k").models.list().data
@@ -126,7 +128,7 @@ def test_mid_stream_failure_raises_in_the_client(live: Start) -> None:
 def test_overload_is_a_rate_limit_error(live: Start) -> None:
     engine = FakeEngine(max_batch=1)
     engine.gate.clear()
-    server = live(engine, ServiceConfig(max_waiting=1))
+    server = live(engine, ServiceConfig(queue=QueueLimits(requests=1)))
     client = client_of(server)
     asked: Any = {"model": "fake-model", "prompt": "a", "max_tokens": 100}
     threads = [

@@ -12,6 +12,7 @@ from halfbyte.engine.request import SamplingParams
 from halfbyte.errors import RequestError
 from halfbyte.server.schema import (
     MAX_PROMPTS,
+    MAX_VALUES,
     ChatCompletionRequest,
     CompletionRequest,
     TokenizeRequest,
@@ -104,16 +105,28 @@ def test_newer_token_limit_wins() -> None:
 
 
 def test_negative_seeds_are_distinct() -> None:
-    seeds = {completion(seed=s).sampling(1).seed for s in (-3, -2, 0, 2, 3)}
-    assert len(seeds) == 5 and all(s is not None and 0 <= s < 2**63 for s in seeds)
+    for seed in (-(1 << 63), -3, -2, 0, 2, 3):
+        assert completion(seed=seed).sampling(1).seed == seed
+    # -1 asks for a drawn one, as with llama.cpp and vLLM.
+    assert completion(seed=-1).sampling(1).seed is None
+
+
+@pytest.mark.parametrize("value", ["1", "[]", "{}", '"a"'])
+def test_bodies_of_very_many_values_are_refused_before_they_are_read(value: str) -> None:
+    for count, fits in ((MAX_VALUES // 2 - 10, True), (MAX_VALUES + 1, False)):
+        body = "".join(['{"prompt": "a", "unheard_of": [', ",".join([value] * count), "]}"])
+        if fits:
+            parse(CompletionRequest, body.encode())
+        else:
+            assert refused(CompletionRequest, body.encode()).code == "request_too_large"
 
 
 NUMBERS = {
     "temperature": (["-0.1", "100.5", "1e999", "NaN", "-Infinity"], "0.7"),
-    "top_p": (["0", "1.01", "-1", "NaN"], "1"),
+    "top_p": (["-0.1", "-1e-300", "1.01", "-1", "NaN"], "0"),
     "min_p": (["-0.1", "1.1"], "0.5"),
     "top_k": (["-2", "1.5", "9" * 40], "-1"),
-    "repetition_penalty": (["0", "-1", "101"], "1.5"),
+    "repetition_penalty": (["0", "-1", "101", "1e-300", "1e300"], "1.5"),
     "presence_penalty": (["2.1", "-2.1"], "-0.0"),
     "frequency_penalty": (["2.1", "-2.1"], "2"),
     "max_tokens": (["0", "-1", "16.5", "9" * 40], "16"),

@@ -1,0 +1,148 @@
+"""Names that people bring along from other engines: taken where they mean the same, else answered.
+
+:class:`Command` is the class of every command. It takes an option of llama.cpp or vLLM for its
+counterpart here, and for any other unknown option it names the one that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+# Typer's own base of usage errors has moved between modules over its versions.
+USAGE_ERROR: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
+)
+
+_CONTEXT = ("--max-context", "--ctx", "--context")
+_SAME: dict[str, tuple[str, ...]] = {
+    "-c": _CONTEXT,
+    "--ctx-size": _CONTEXT,
+    "--max-model-len": _CONTEXT,
+    "-t": ("--threads",),
+    "--n-predict": ("--max-tokens",),
+    "--repeat-penalty": ("--repetition-penalty",),
+    "--max-num-seqs": ("--max-batch", "--batch"),
+    "--max-num-batched-tokens": ("--max-batch-tokens",),
+    "--served-model-name": ("--served-name",),
+}
+"""Option of another engine -> what it is here, the first that a command has."""
+
+_ONE_DEVICE = "a model is on one device as a whole"
+_ANSWERS = {
+    "--gpu-memory-utilization": "use {}: the KV cache is sized in tokens",
+    "-ngl": f"use {{}}: {_ONE_DEVICE}",
+    "--n-gpu-layers": f"use {{}}: {_ONE_DEVICE}",
+    "--gpu-layers": f"use {{}}: {_ONE_DEVICE}",
+    "--quantization": "the format is found out from the files; {} rounds an unquantized model",
+    "-tp": _ONE_DEVICE,
+    "--tensor-parallel-size": _ONE_DEVICE,
+    "--trust-remote-code": "leave it out, code of a model folder is never run",
+}
+"""Option without a counterpart -> what to do instead."""
+
+_NEAREST: dict[str, tuple[str, ...]] = {
+    "--gpu-memory-utilization": ("--kv-tokens", *_CONTEXT),
+    "-ngl": ("--device",),
+    "--n-gpu-layers": ("--device",),
+    "--gpu-layers": ("--device",),
+    "--quantization": ("--quantize",),
+}
+
+_COMMANDS = {
+    "ls": "list",
+    "models": "list",
+    "remove": "rm",
+    "delete": "rm",
+    "download": "pull",
+    "get": "pull",
+    "info": "show",
+    "complete": "generate",
+    "completion": "generate",
+    "start": "serve",
+    "server": "serve",
+    "benchmark": "bench",
+    "check": "doctor",
+}
+
+
+class Command(TyperCommand):
+    """A command that knows the option names of other engines."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """The parser of the command's options, with the foreign names beside its own."""
+        parser = super().make_parser(ctx)
+        own = self._options(ctx)
+        for foreign, names in _SAME.items():
+            name = next((name for name in names if name in own), None)
+            if name is not None and foreign not in own:
+                option = own[name]
+                parser.add_option(obj=option, opts=[foreign], dest=option.name, nargs=1)
+        return parser
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse, and put the remedy into the message of an option that does not exist."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            own = self._options(ctx)
+            name = getattr(error, "option_name", None)
+            if type(error).__name__ != "NoSuchOption":
+                # Something like -ngl was read as -n with the value "gl".
+                name = next(
+                    (arg for arg in given if arg not in own and _wrong_dashes(arg, own)), None
+                )
+            if name is None:
+                raise
+            raise USAGE_ERROR(f"no option {name!r:.60}{_instead(name, own)}", ctx=ctx) from error
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The parts of the usage line; words with names of their own need no more brackets."""
+        pieces = super().collect_usage_pieces(ctx)
+        return [piece.replace("[[", "[").replace("]]...", "]") for piece in pieces]
+
+    def _options(self, ctx: Any) -> dict[str, Any]:
+        """Option -> parameter."""
+        return {name: p for p in self.get_params(ctx) for name in p.opts if name[:1] == "-"}
+
+
+def _wrong_dashes(arg: str, own: dict[str, Any]) -> bool:
+    """Whether an argument is an option of another engine, or a long one with a single dash."""
+    return arg in _ANSWERS or (len(arg) > 2 and arg[1] != "-" and f"-{arg}" in own)
+
+
+def _instead(name: str, own: dict[str, Any]) -> str:
+    """What to write in place of an unknown option, to follow its name in a message."""
+    name = next((n for n in (name, f"-{name.lstrip('-')}") if n in _ANSWERS), name)
+    if name in _ANSWERS:
+        here = [option for option in _NEAREST.get(name, ()) if option in own]
+        answer = _ANSWERS[name]
+        if "{}" not in answer:
+            return f"; {answer}"
+        return f"; {answer.format(here[0])}" if here else "; this command has nothing like it"
+    known = [*own, *(foreign for foreign, names in _SAME.items() if any(n in own for n in names))]
+    wanted = "--" + name.lstrip("-").replace("_", "-")
+    near = [wanted] if wanted in known else difflib.get_close_matches(wanted, known, 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that suggests the nearest one for a misspelt name."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command to run. Raises a usage error with a suggestion for an unknown name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except USAGE_ERROR as error:
+            names = self.list_commands(ctx)
+            near = difflib.get_close_matches(args[0].lower(), names, 1, 0.5)
+            if (meant := _COMMANDS.get(args[0].lower())) in names:
+                near = [meant]
+            message = f"no command {args[0]!r}"
+            if near:
+                message += f"; did you mean {near[0]!r}?"
+            raise USAGE_ERROR(message, ctx=ctx) from error

@@ -1,0 +1,51 @@
+"""``halfbyte run``: the shortest way to a model, for one answer or a chat."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from . import options as opt
+from .asking import Asking
+from .chat import NoHistory, talk
+from .console import is_terminal
+from .generate import answer_one
+from .prompts import read_prompts
+from .words import Words, model_and_prompt
+
+
+@opt.flat
+def run(
+    words: Words = None,
+    model: opt.NamedModel = None,
+    prompt: opt.Prompt = None,
+    system: opt.System = "",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt's text instead of answering it.")
+    ] = False,
+    max_tokens: opt.MaxTokens = -1,
+    no_history: NoHistory = False,
+    *,
+    sampling: opt.SamplingOptions,
+    engine: opt.EngineOptions,
+) -> None:
+    """Answer PROMPT; without one, chat. Piped text follows the prompt.
+
+    halfbyte run smollm2 "Why is the sky blue?"
+
+    cat report.txt | halfbyte run smollm2 "Summarize:"
+    """
+    params = sampling.params(max_tokens)
+    options = engine.fields()
+    model, prompt = model_and_prompt(words, model, prompt)
+    if prompt is None and is_terminal(sys.stdin):
+        if raw:
+            raise typer.BadParameter("--raw needs a PROMPT to continue")
+        talk(model, None, system, params, options, keep=not no_history)
+        return
+    (text,) = read_prompts(prompt, None, lines=False)
+    asking = Asking(False if raw else None, system)
+    if answer_one(model, text, asking, params, options):
+        raise typer.Exit(1)

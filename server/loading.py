@@ -1,0 +1,54 @@
+"""What a server answers while its model is being loaded: 503 to everybody, at once."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+from .errors import ApiError
+
+# Clients are answered in turn, and each costs at most twice this, seconds.
+_PATIENCE_S = 0.5
+_POLL_S = 0.1
+
+
+@contextlib.contextmanager
+def answering(listener: socket.socket) -> Iterator[None]:
+    """Answer whoever connects to a listening socket, in a thread, until the block is left.
+
+    The main thread is free to load, and to be interrupted by a signal.
+    """
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=_answer, args=(listener, stop), name="halfbyte-loading", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _answer(listener: socket.socket, stop: threading.Event) -> None:
+    refusal = ApiError(
+        503, "The model is being loaded.", code="model_loading", retry_after=1
+    ).response()
+    listener.settimeout(_POLL_S)
+    while not stop.is_set():
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        except OSError:  # no more files, or the client is gone already
+            stop.wait(_POLL_S)
+            continue
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(_PATIENCE_S)
+            connection.recv(1 << 16)
+            connection.sendall(refusal)
+            # Closing with unread bytes would take the answer away from the client.
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1 << 16)

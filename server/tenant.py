@@ -1,0 +1,84 @@
+"""Whose request it is: what an API key stands for.
+
+A `Tenant` comes from the gate and goes with the request's record to the service, which asks it
+for rights and for the tenant's namespace in the prefix cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One who sends requests.
+
+    Attributes:
+        namespace: of the prefix cache; what one tenant sent never shortens another's prefill,
+            which would tell what the other has sent. Empty on a server without keys.
+        may_prioritize: whether requests may have a ``priority``.
+    """
+
+    namespace: str = ""
+    may_prioritize: bool = True
+
+    def priority(self, asked: int | None) -> int:
+        """The scheduling priority of a request that asks for ``asked``.
+
+        Raises:
+            ApiError: 403, the tenant must not choose one.
+        """
+        if asked and not self.may_prioritize:
+            raise ApiError(
+                403,
+                f"priority is {asked}, but this API key has no right to it; "
+                "the server gives that right to the keys of --priority-key.",
+                param="priority",
+                code="priority_not_allowed",
+            )
+        return asked or 0
+
+    def cache_salt(self, asked: str | None) -> str:
+        """The engine's cache salt: the tenant's namespace, divided by the request's own salt."""
+        # A namespace has no colon, so no two pairs give the same text.
+        return self.namespace if asked is None else f"{self.namespace}:{asked}"
+
+
+class Keyring:
+    """The API keys of a server, kept as hashes only.
+
+    Args:
+        keys: any of these lets a request in; without any, everybody is let in.
+        priority_keys: keys that let in as well and give the right to a ``priority``. On a server
+            without any keys everybody has that right.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), priority_keys: Iterable[str] = ()) -> None:
+        self._tenants: dict[bytes, Tenant] = {}
+        for group, may_prioritize in ((keys, False), (priority_keys, True)):
+            for key in group:
+                digest = hashlib.sha256(key.encode())
+                self._tenants[digest.digest()] = Tenant(digest.hexdigest(), may_prioritize)
+
+    def tenant(self, authorization: str) -> Tenant:
+        """Who sends a request with this Authorization header.
+
+        Raises:
+            ApiError: 401, no key or an unknown one.
+        """
+        if not self._tenants:
+            return Tenant()
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise ApiError(401, "No API key given; send the header Authorization: Bearer KEY.")
+        given = hashlib.sha256(key.strip().encode("latin-1")).digest()
+        # Hashes have one length and every key is compared: time tells nothing about the keys.
+        found = [who for known, who in self._tenants.items() if hmac.compare_digest(given, known)]
+        if not found:
+            raise ApiError(401, "The API key is not valid here.")
+        return found[0]

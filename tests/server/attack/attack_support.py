@@ -1,0 +1,139 @@
+"""A real server in a process of its own, what it uses, and a prober that nothing here delays."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+
+
+class Victim:
+    """``halfbyte serve`` on a free loopback port.
+
+    Args:
+        model: path or name.
+        log: file that gets its standard error.
+        options: of the command line.
+    """
+
+    def __init__(self, model: str | Path, log: Path, *options: str) -> None:
+        self.log = log
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HALFBYTE_")}
+        command = [sys.executable, "-m", "halfbyte", "serve", str(model), "--port", "0"]
+        with log.open("w") as stream:
+            self.popen = subprocess.Popen(
+                [*command, "--served-name", "m", *options], stderr=stream, env=environment
+            )
+        deadline = time.monotonic() + 120
+        while (found := re.search(r"^ready: (http://\S+)/v1 ", log.read_text(), re.M)) is None:
+            assert self.popen.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        self.url = found[1]
+        self.host, self.port = "127.0.0.1", int(self.url.rpartition(":")[2])
+
+    def rss_mb(self) -> float:
+        """Resident memory, MB."""
+        text = Path(f"/proc/{self.popen.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1000  # type: ignore[index]
+
+    def files(self) -> int:
+        """Open files."""
+        return len(os.listdir(f"/proc/{self.popen.pid}/fd"))
+
+    def log_lines(self) -> int:
+        """Lines written to the log so far."""
+        return self.log.read_text().count("\n")
+
+    def gauges(self) -> dict[str, float]:
+        """What the engine holds: running and waiting requests, share of the KV cache."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        pattern = r'^halfbyte:{}\{{model_name="m"\}} (\S+)$'
+        return {n: float(re.search(pattern.format(n), text, re.M)[1]) for n in names}  # type: ignore[index]
+
+    def wait_until_idle(self, timeout: float = 60) -> dict[str, float]:
+        """Wait for all gauges to be zero; the last values."""
+        deadline = time.monotonic() + timeout
+        while any((gauges := self.gauges()).values()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return gauges
+
+    def ask(self, prompt: Any = "The sea is", **fields: Any) -> dict[str, Any]:
+        """The answer to a greedy completion."""
+        body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, **fields}
+        response = httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def stop(self) -> None:
+        """End it by SIGTERM; it must end cleanly and have logged no traceback."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+        try:
+            status = self.popen.wait(60)
+        finally:
+            self.popen.kill()
+        text = self.log.read_text()
+        assert status == 0 and "Traceback" not in text, text[-3000:]
+
+
+class Prober:
+    """Asks for ``/health`` every 20 ms, in a process whose interpreter does nothing else."""
+
+    def __init__(self, victim: Victim) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, __file__, victim.host, str(victim.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._popen.stdout is not None
+        assert self._popen.stdout.readline() == "started\n"
+
+    def stop(self) -> dict[str, float]:
+        """Figures of the round trips, milliseconds."""
+        out, _ = self._popen.communicate("stop\n", timeout=60)
+        return spread(json.loads(out), "health")
+
+
+def spread(seconds: list[float], name: str) -> dict[str, float]:
+    """Median, 99th percentile and largest of durations, in milliseconds, and their number."""
+    ordered = sorted(seconds)
+    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    values = {"p50": median(ordered), "p99": p99, "max": ordered[-1]}
+    return {
+        f"{name}_n": len(ordered),
+        **{f"{name}_{k}_ms": round(v * 1000, 2) for k, v in values.items()},
+    }
+
+
+def _probe(host: str, port: int) -> None:
+    import threading
+
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+    print("started", flush=True)
+    times: list[float] = []
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    while not stop.wait(0.02):
+        began = time.perf_counter()
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        response.read()
+        times.append(time.perf_counter() - began)
+        assert response.status == 200
+    print(json.dumps(times), flush=True)
+
+
+if __name__ == "__main__":
+    _probe(sys.argv[1], int(sys.argv[2]))
