@@ -130,9 +130,11 @@ def write_gguf(path: Path, shape: Shape, seed: int, form: str = "Q4_0") -> None:
         file.write(head + b"".join(header) + b"".join(infos))
         file.write(bytes(-file.tell() % _ALIGN))
         blocks = _blocks(kind, seed)
-        for _, rows, columns in tensors(shape):
+        for name, rows, columns in tensors(shape):
             if rows:
-                _repeat(file, blocks, _size(kind, rows, columns))
+                # A head that equals the embedding would be loaded as one matrix with it.
+                pattern = blocks[kind.nbytes :] if name == "output.weight" else blocks
+                _repeat(file, pattern, _size(kind, rows, columns))
             else:
                 file.write(struct.pack("<f", 1.0) * columns)
             file.write(bytes(-file.tell() % _ALIGN))

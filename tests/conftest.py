@@ -41,24 +41,28 @@ class Generators:
             seed = module.manual_seed if name == "torch" else module.random.seed
             seed(number)
 
-    def state(self) -> list[Any]:
-        state: list[Any] = [random.getstate()]
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"random": random.getstate()}
         for name, module in self._modules():
-            state.append(module.get_rng_state() if name == "torch" else module.random.get_state())
+            state[name] = module.get_rng_state() if name == "torch" else module.random.get_state()
         return state
 
-    def restore(self, state: list[Any]) -> None:
-        random.setstate(state[0])
-        for (name, module), old in zip(self._modules(), state[1:], strict=False):
-            (module.set_rng_state if name == "torch" else module.random.set_state)(old)
+    def restore(self, state: dict[str, Any]) -> None:
+        random.setstate(state["random"])
+        for name, module in self._modules():
+            if name in state:
+                restore = module.set_rng_state if name == "torch" else module.random.set_state
+                restore(state[name])
 
-    def moved_from(self, state: list[Any]) -> bool:
-        # A module that was imported meanwhile stands at the end and has no state from before.
-        pairs = zip(state, self.state(), strict=False)
-        return any(_plain(old) != _plain(new) for old, new in pairs)
+    def moved_from(self, state: dict[str, Any]) -> bool:
+        now = self.state()
+        # A module that was imported meanwhile has no state from before.
+        return any(_plain(state[name]) != _plain(now[name]) for name in state.keys() & now.keys())
 
     def _modules(self) -> list[tuple[str, Any]]:
-        return [(name, sys.modules[name]) for name in ("numpy", "torch") if name in sys.modules]
+        # None stands in sys.modules for what a test forbids to import.
+        modules = [(name, sys.modules.get(name)) for name in ("numpy", "torch")]
+        return [(name, module) for name, module in modules if module is not None]
 
 
 def _plain(state: Any) -> object:
@@ -120,7 +124,7 @@ class Draws:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         if not self.config.getoption("--drawn"):
             return
-        drawn = set(self._cache().get(REMEMBERED, []))
+        drawn = self._remembered()
         if not drawn:
             raise pytest.UsageError("--drawn: no test is known to draw; run them all once before")
         left = [item for item in items if item.nodeid not in drawn]
@@ -128,15 +132,17 @@ class Draws:
         self.config.hook.pytest_deselected(items=left)
 
     def pytest_sessionfinish(self) -> None:
-        if not hasattr(self.config, "workerinput"):
-            known = set(self._cache().get(REMEMBERED, [])) - self.ran.keys()
+        if self._cache is not None and not hasattr(self.config, "workerinput"):
             drew = {name for name, drawn in self.ran.items() if drawn}
-            self._cache().set(REMEMBERED, sorted(known | drew))
+            names = sorted(self._remembered() - self.ran.keys() | drew)
+            self._cache.set(REMEMBERED, names)
 
-    def _cache(self) -> pytest.Cache:
-        cache = self.config.cache
-        assert cache is not None, "--drawn needs pytest's cache"
-        return cache
+    def _remembered(self) -> set[str]:
+        return set() if self._cache is None else set(self._cache.get(REMEMBERED, []))
+
+    @property
+    def _cache(self) -> pytest.Cache | None:
+        return getattr(self.config, "cache", None)  # there is none with -p no:cacheprovider
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
