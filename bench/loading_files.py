@@ -146,6 +146,7 @@ def write_gptq(path: Path, shape: Shape, seed: int) -> None:
     """A Llama in GPTQ with 4 bits and groups of 128, symmetric, embedding and head in float16."""
     random_bytes = random.Random(seed).randbytes(_REPEATED)
     small = struct.pack("<e", 2.0**-8) * (_REPEATED // 2)
+    other = struct.pack("<e", 2.0**-7) * (_REPEATED // 2)  # equal to the embedding, it is tied
     header: dict[str, object] = {}
     data: list[tuple[bytes, int]] = []
     at = 0
@@ -162,7 +163,8 @@ def write_gptq(path: Path, shape: Shape, seed: int) -> None:
         if parts[0] != "blk":
             top = {"token_embd": "model.embed_tokens", "output": "lm_head"}
             module = top.get(parts[0], "model.norm")
-            add(f"{module}.weight", "F16", (rows, columns) if rows else (columns,), small)
+            pattern = other if module == "lm_head" else small
+            add(f"{module}.weight", "F16", (rows, columns) if rows else (columns,), pattern)
             continue
         module = f"model.layers.{parts[1]}.{_NAMES[parts[2]]}"
         if not rows:

@@ -206,7 +206,7 @@ def test_streamed_text_equals_decoded_text(spm_kinds: dict[str, Tokenizer], bpe:
     for tokenizer in (*spm_kinds.values(), bpe):
         for text in random_texts(40):
             ids = tokenizer.encode(text)
-            detokenizer = Detokenizer(tokenizer, ())
+            detokenizer = Detokenizer(tokenizer)
             streamed = "".join([detokenizer.feed([i]) for i in ids]) + detokenizer.finish()
             assert streamed == tokenizer.decode(ids, continuation=True)
 
