@@ -130,9 +130,11 @@ def write_gguf(path: Path, shape: Shape, seed: int, form: str = "Q4_0") -> None:
         file.write(head + b"".join(header) + b"".join(infos))
         file.write(bytes(-file.tell() % _ALIGN))
         blocks = _blocks(kind, seed)
-        for _, rows, columns in tensors(shape):
+        for name, rows, columns in tensors(shape):
             if rows:
-                _repeat(file, blocks, _size(kind, rows, columns))
+                # A head that equals the embedding would be loaded as one matrix with it.
+                pattern = blocks[kind.nbytes :] if name == "output.weight" else blocks
+                _repeat(file, pattern, _size(kind, rows, columns))
             else:
                 file.write(struct.pack("<f", 1.0) * columns)
             file.write(bytes(-file.tell() % _ALIGN))
@@ -144,6 +146,7 @@ def write_gptq(path: Path, shape: Shape, seed: int) -> None:
     """A Llama in GPTQ with 4 bits and groups of 128, symmetric, embedding and head in float16."""
     random_bytes = random.Random(seed).randbytes(_REPEATED)
     small = struct.pack("<e", 2.0**-8) * (_REPEATED // 2)
+    other = struct.pack("<e", 2.0**-7) * (_REPEATED // 2)  # equal to the embedding, it is tied
     header: dict[str, object] = {}
     data: list[tuple[bytes, int]] = []
     at = 0
@@ -160,7 +163,8 @@ def write_gptq(path: Path, shape: Shape, seed: int) -> None:
         if parts[0] != "blk":
             top = {"token_embd": "model.embed_tokens", "output": "lm_head"}
             module = top.get(parts[0], "model.norm")
-            add(f"{module}.weight", "F16", (rows, columns) if rows else (columns,), small)
+            pattern = other if module == "lm_head" else small
+            add(f"{module}.weight", "F16", (rows, columns) if rows else (columns,), pattern)
             continue
         module = f"model.layers.{parts[1]}.{_NAMES[parts[2]]}"
         if not rows:

@@ -16,7 +16,7 @@ TOKENS, HIDDEN, INNER, EXPERTS = 7, 12, 5, 4
 
 
 def seeded() -> torch.Generator:
-    seed = random.SystemRandom().randrange(1 << 40)
+    seed = random.randrange(1 << 40)
     print("seed", seed)
     return torch.Generator().manual_seed(seed)
 

@@ -267,7 +267,7 @@ def test_several_tokens_in_one_event() -> None:
 
 
 def test_random_answers_are_cut_at_the_first_stop_string() -> None:
-    seed = random.SystemRandom().randrange(1 << 40)
+    seed = random.randrange(1 << 40)
     print("seed", seed)
     rng = random.Random(seed)
     cut = 0

@@ -22,7 +22,7 @@ VOCAB = 64
 
 
 def fresh_seed() -> int:
-    seed = random.SystemRandom().randrange(1 << 40)
+    seed = random.randrange(1 << 40)
     print("seed", seed)
     return seed
 

@@ -17,7 +17,7 @@ from halfbyte.engine.scheduler_state import SchedulerConfig
 
 
 def fresh_seed() -> int:
-    seed = random.SystemRandom().randrange(1 << 40)
+    seed = random.randrange(1 << 40)
     print("seed", seed)
     return seed
 

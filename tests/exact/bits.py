@@ -14,6 +14,9 @@ from halfbyte import Completion, Engine, SamplingParams
 from halfbyte.engine.model_runner import Forward
 from halfbyte.engine.plan import StepResult
 
+# Around one and two blocks of 64 tokens; 0 stands for any length.
+LENGTHS = (0, 1, 17, 64, 65, 127, 128, 129)
+
 
 @dataclass
 class Run:
@@ -37,12 +40,18 @@ class Work:
 
 
 def random_work(seed: int, count: int, *, vocab: int, longest: int = 200, tokens: int = 12) -> Work:
-    """Prompts of 1 to ``longest`` tokens, many with common beginnings; greedy and sampled."""
+    """Prompts of 1 to ``longest`` tokens, many with common beginnings; greedy and sampled.
+
+    Each length of ``LENGTHS`` is there in every eight prompts, in any order: what a run must meet
+    (memory that does not suffice, blocks that are found again) follows for every seed.
+    """
     rng = random.Random(seed)
+    lengths = [n for _ in range(0, count, 8) for n in rng.sample(LENGTHS, 8)]
+    lengths = [n or rng.randint(1, longest) for n in lengths]
     stems = [[rng.randrange(3, vocab) for _ in range(longest)] for _ in range(2)]
     work = Work()
     for index in range(count):
-        length = rng.choice([1, 2, 17, 64, 65, 127, 128, 129, rng.randint(1, longest)])
+        length = lengths[index]
         shared = rng.randint(0, length) if rng.random() < 0.6 else 0
         own = [rng.randrange(3, vocab) for _ in range(length - shared)]
         work.prompts.append(rng.choice(stems)[:shared] + own)
@@ -60,6 +69,13 @@ def random_work(seed: int, count: int, *, vocab: int, longest: int = 200, tokens
                 ignore_eos=True,
             )
         )
+    return work
+
+
+def short_work(seed: int) -> Work:
+    """Eight prompts of at most 40 tokens; their ends, which no two of them share."""
+    work = random_work(seed, 8, vocab=600, longest=150, tokens=16)
+    work.prompts = [prompt[-40:] for prompt in work.prompts]
     return work
 
 

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from statistics_support import chi_square_is_plausible, fresh_seed, generator
+from torch import Tensor
 
 from halfbyte.kernels import reference as ref
 
@@ -80,38 +81,60 @@ def test_neighbouring_counters_are_independent(neighbour: str) -> None:
     assert chi_square_is_plausible(pairs, torch.full((256,), 1 / 256))
 
 
+def spread_logits(count: int, seed: int, spread: float) -> Tensor:
+    """Logits of which the best two are less than ``spread / 8`` apart, so that counts compare."""
+    logits = (torch.rand(count, generator=generator(seed), dtype=torch.float64) - 1) * spread
+    logits[:2] /= 8
+    return logits[torch.randperm(count, generator=generator(seed))].float()
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
 def test_gumbel_draws_follow_the_softmax(spread: float) -> None:
     seed = fresh_seed()
-    logits = torch.randn(50, generator=generator(seed)) * spread
+    logits = spread_logits(50, seed, spread)
     noise = ref.gumbel(torch.tensor(seed), torch.arange(200_000).unsqueeze(1), torch.arange(50))
     counts = torch.bincount((logits + noise).argmax(-1), minlength=50)
     assert chi_square_is_plausible(counts, logits.double().softmax(-1))
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "min_p"),
-    [
-        (1.0, 0, 1.0, 0.0),
-        (0.5, 0, 1.0, 0.0),
-        (2.0, 5, 1.0, 0.0),
-        (1.0, 0, 0.7, 0.0),
-        (1.0, 0, 1.0, 0.2),
-    ],
-)
+# Temperature, top-k, top-p, min-p.
+FILTERS = [
+    (1.0, 0, 1.0, 0.0),
+    (0.5, 0, 1.0, 0.0),
+    (2.0, 5, 1.0, 0.0),
+    (1.0, 0, 0.7, 0.0),
+    (1.0, 0, 1.0, 0.2),
+]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p", "min_p"), FILTERS)
 def test_sample_follows_the_filtered_softmax(
     temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     seed = fresh_seed()
-    logits = torch.randn(12, generator=generator(seed)) * 2
+    logits, kept = filtered(seed, temperature, top_k, top_p, min_p)
     scaled = logits.double() / temperature
-    kept = oracle(scaled.tolist(), top_k, top_p, min_p)
     want = torch.tensor([float(scaled[i]) if i in kept else -torch.inf for i in range(12)])
     draws = [ref.sample(logits, temperature, top_k, top_p, min_p, seed, p) for p in range(6000)]
     counts = torch.bincount(torch.tensor(draws), minlength=12)
     assert set(draws) <= kept
-    if len(kept) > 1:
-        assert chi_square_is_plausible(counts, want.double().softmax(-1))
+    assert chi_square_is_plausible(counts, want.double().softmax(-1))
+
+
+def filtered(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[Tensor, set[int]]:
+    """Twelve logits and the tokens that are kept, two or more, whichever way sums are rounded."""
+    for turn in range(100):
+        logits = spread_logits(12, seed + turn, 4.0)
+        scaled = (logits.double() / temperature).tolist()
+        near = [
+            oracle(scaled, top_k, min(top_p * (1 + x), 1.0), min_p * (1 - x))
+            for x in (-1e-5, 0.0, 1e-5)
+        ]
+        if near[0] == near[1] == near[2]:
+            return logits, near[1]
+    raise AssertionError(f"seed {seed}: no logits away from the thresholds")
 
 
 def test_sample_is_greedy_at_temperature_zero_and_repeats_itself() -> None:
@@ -212,6 +235,20 @@ def test_tiny_top_p_and_full_min_p_leave_the_best() -> None:
     assert ref.keep_mask(logits, 0, 1e-9, 0.0).tolist() == [False, True, False]
     assert ref.keep_mask(logits, 0, 1.0, 1.0).tolist() == [False, True, False]
     assert ref.keep_mask(torch.zeros(5), 2, 0.1, 1.0).all(), "ties with the last kept are kept"
+
+
+@pytest.mark.slow
+def test_kept_tokens_can_be_counted_with_any_seed() -> None:
+    """At least two of them, expected ten times and more."""
+    for seed in range(10_000):
+        for spread in (1.0, 4.0):
+            best = spread_logits(50, seed, spread).double().softmax(-1).topk(2).values
+            assert float(best[1]) * 200_000 > 10, seed
+        for case in FILTERS:
+            logits, kept = filtered(seed, *case)
+            assert len(kept) > 1, (seed, case)
+            odds = (logits.double()[sorted(kept)] / case[0]).softmax(-1).topk(2).values
+            assert float(odds[1]) * 6000 > 10, (seed, case)
 
 
 def test_top_p_over_a_large_vocabulary() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -65,7 +66,7 @@ CONFIG = json.dumps({"model_type": "llama"}).encode()
 
 
 def test_a_repository_of_safetensors(home, env):
-    weights = os.urandom(200_000)
+    weights = random.randbytes(200_000)
     files = {
         "config.json": CONFIG,
         "tokenizer.json": b"{}",

@@ -30,7 +30,7 @@ MIXTURES = ("mixtral", "qwen3_moe")
 
 
 def fresh_seed() -> int:
-    seed = random.SystemRandom().randrange(1 << 40)
+    seed = random.randrange(1 << 40)
     print("seed", seed)
     return seed
 

@@ -187,9 +187,15 @@ def test_division_by_corrected_products_is_correctly_rounded(seed):
         y = 1.0 / b32
 
         def fma(p, q, r):
-            # The product is exact in float64; its sum is rounded once more, harmlessly but for
-            # ties that 29 spare bits make too rare to meet here.
-            return (p.double() * q.double() + r.double()).float()
+            # The product is exact in float64. The sum is rounded to odd there (Boldo and
+            # Melquiond), with which rounding once more to float32 is as good as rounding once.
+            product, r64 = p.double() * q.double(), r.double()
+            total = product + r64
+            part = total - product
+            error = (product - (total - part)) + (r64 - part)
+            even = total.view(torch.int64) % 2 == 0
+            toward = torch.nextafter(total, torch.copysign(torch.tensor(math.inf).double(), error))
+            return torch.where((error != 0) & even, toward, total).float()
 
         q = a * y
         for _ in range(2):

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def make(n, k, group, zero, *, half=True, gated=False):
-    seed = random.SystemRandom().randrange(2**31)
+    seed = random.randrange(2**31)
     print("seed", seed)
     torch.manual_seed(seed)
     parts = random_weight(n, k, group, zero, seed, half=half)
