@@ -83,8 +83,8 @@ class Library:
         Workers stay awake for ``spin_us`` microseconds more.
 
         Raises:
-            EngineDeadError: in a child that was forked while a program ran: what it was to
-                compute will never be there.
+            EngineDeadError: after :meth:`close`, or in a child that was forked while a program
+                ran: what it was to compute will never be there.
         """
         if self._process != os.getpid():
             if self._running:
@@ -94,6 +94,8 @@ class Library:
                 )
             # The parent's pool is left as it is: there is nobody to join.
             self._start()
+        if self._pool is None:
+            raise EngineDeadError("the kernels' threads are closed")
         self._running = True
         try:
             self._lib.hb_run(self._pool, records, count, spin_us)

@@ -19,7 +19,7 @@ from statistics_support import fresh_seed
 
 import halfbyte.kernels.cpu.build as build_module
 import halfbyte.kernels.cpu.library as lib
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, EngineDeadError
 from halfbyte.kernels.cpu.arena import ALIGN, Arena
 from halfbyte.kernels.cpu.library import Library
 
@@ -148,7 +148,11 @@ def test_a_fork_while_a_program_runs_elsewhere_is_an_error_in_the_child(in_child
 
 @needs_compiler
 def test_threads_that_cannot_be_started_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = library()
-    monkeypatch.setattr(made, "_lib", SimpleNamespace(hb_pool_new=lambda threads: None))
-    with pytest.raises(ConfigError, match=r"2 threads cannot be started.*--threads"):
-        made._start()
+    made = Library(Path(library()._lib._name), 2)
+    made.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "_lib", SimpleNamespace(hb_pool_new=lambda threads: None))
+        with pytest.raises(ConfigError, match=r"2 threads cannot be started.*--threads"):
+            made._start()
+    with pytest.raises(EngineDeadError, match="closed"):
+        made.run(b"", 0)
