@@ -91,7 +91,9 @@ def truth(model: Path) -> tuple[Work, Run]:
 @pytest.mark.parametrize(
     ("model", "way"),
     [
-        pytest.param(kind, way, marks=[pytest.mark.slow] * (kind == "float16" and way in SLOW_DENSE))
+        pytest.param(
+            kind, way, marks=[pytest.mark.slow] * (kind == "float16" and way in SLOW_DENSE)
+        )
         for kind in ("float16", "q4_0")
         for way in WAYS
     ],
