@@ -17,59 +17,15 @@ that plan and leaves all others as they were.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from operator import attrgetter
 
 from .block_pool import BlockPool, Prefix
 from .plan import NO_PLAN, RowInit, RowWork, StepPlan, StepResult
 from .request import FinishReason, Request, TokenEvent
+from .scheduler_state import RequestState, SchedulerConfig
 from .step_cost import StepCost
 
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """Limits of a step.
-
-    Attributes:
-        max_batch: most requests running at once.
-        max_batch_tokens: most tokens computed in one step.
-        max_context: most tokens, prompt plus answer, of one request.
-        prefix_cache: look up and publish shared beginnings.
-        max_step_s: seconds that a step may take by prediction while a row decodes; a prompt's
-            chunk is cut to fit, but never to nothing. 0 is no bound.
-    """
-
-    max_batch: int
-    max_batch_tokens: int
-    max_context: int
-    prefix_cache: bool = True
-    max_step_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _State:
-    """A request inside the scheduler: ``computed`` positions are launched, ``done`` committed."""
-
-    request: Request
-    arrival: int
-    tokens: list[int]
-    row: int = -1
-    computed: int = 0
-    done: int = 0
-    in_flight: int = 0
-    epoch: int = 0
-    cached: int = 0
-    blocks: list[int] = field(default_factory=list)
-    prefixes: list[Prefix] = field(default_factory=list)
-    finish: FinishReason | None = None
-    first_step: int = -1
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
-
-    @property
-    def extra_key(self) -> bytes:
-        return self.request.cache_salt.encode("utf-8", "surrogatepass")
+_URGENCY = attrgetter("urgency")
 
 
 class Scheduler:
@@ -92,10 +48,10 @@ class Scheduler:
         self.end_tokens = end_tokens
         self.preemptions = 0
         self.cost = StepCost()
-        self._states: dict[str, _State] = {}
-        self._running: list[_State] = []
-        self._waiting: deque[_State] = deque()
-        self._draining: list[_State] = []
+        self._states: dict[str, RequestState] = {}
+        self._running: list[RequestState] = []
+        self._waiting: deque[RequestState] = deque()
+        self._draining: list[RequestState] = []
         self._free_rows = list(range(config.max_batch - 1, -1, -1))
         self._freed_rows: list[int] = []
         self._events: list[TokenEvent] = []
@@ -133,7 +89,7 @@ class Scheduler:
         """Queue a request; its id must be new and its prompt must fit ``max_context``."""
         assert request.id not in self._states and request.prompt
         assert len(request.prompt) < self.config.max_context
-        state = _State(request, self._arrivals, list(request.prompt))
+        state = RequestState(request, self._arrivals, list(request.prompt))
         self._arrivals += 1
         self._states[request.id] = state
         self._enqueue(state)
@@ -165,7 +121,7 @@ class Scheduler:
         decodes: dict[str, RowWork] = {}
         if self.config.max_step_s > 0:
             decodes = {s.request.id: _next_token(s) for s in self._running if self._decodes(s)}
-        for state in sorted(self._running, key=_urgency):
+        for state in sorted(self._running, key=_URGENCY):
             if state.row < 0 or budget == 0:
                 continue
             count = min(self._pending(state), budget)
@@ -250,7 +206,7 @@ class Scheduler:
         live = len(self._running) + len(self._waiting) + len(self._draining)
         assert live == len(self._states), "a request leaked"
 
-    def _pending(self, state: _State) -> int:
+    def _pending(self, state: RequestState) -> int:
         """Tokens known (or in flight, hence known to the device) and not yet computed."""
         limit = state.request.params.max_tokens
         if state.in_flight and limit is not None and state.generated + state.in_flight >= limit:
@@ -259,11 +215,13 @@ class Scheduler:
             return 0
         return len(state.tokens) + state.in_flight - state.computed
 
-    def _blocks_for(self, state: _State, count: int) -> int:
+    def _blocks_for(self, state: RequestState, count: int) -> int:
         size = self.pool.block_size
         return (state.computed + count + size - 1) // size - len(state.blocks)
 
-    def _grow(self, state: _State, count: int, planned: set[str]) -> tuple[list[int] | None, bool]:
+    def _grow(
+        self, state: RequestState, count: int, planned: set[str]
+    ) -> tuple[list[int] | None, bool]:
         """Blocks for ``count`` more tokens, preempting others if need be."""
         preempted = False
         while True:
@@ -278,17 +236,17 @@ class Scheduler:
             if victim is state:
                 return None, True
 
-    def _victim(self, asking: _State, planned: set[str]) -> _State | None:
+    def _victim(self, asking: RequestState, planned: set[str]) -> RequestState | None:
         """The least urgent request without a result in flight and not yet in this plan."""
         free = [s for s in self._running if s.in_flight == 0 and s.request.id not in planned]
         if not free:
             return None
-        worst = max(free, key=_urgency)
+        worst = max(free, key=_URGENCY)
         if len(self._running) == 1 and worst is asking:
             return None
-        return worst if _urgency(worst) >= _urgency(asking) else None
+        return worst if worst.urgency >= asking.urgency else None
 
-    def _preempt(self, state: _State) -> None:
+    def _preempt(self, state: RequestState) -> None:
         self.preemptions += 1
         state.epoch += 1
         self._running.remove(state)
@@ -297,7 +255,7 @@ class Scheduler:
         state.prefixes.clear()
         self._enqueue(state)
 
-    def _decodes(self, state: _State) -> bool:
+    def _decodes(self, state: RequestState) -> bool:
         """Whether a request is past its prompt, and somebody waits for its next token."""
         return state.generated + state.in_flight > 0 and self._pending(state) == 1
 
@@ -310,7 +268,7 @@ class Scheduler:
         return self.cost.chunk(beside, start, most, self.config.max_step_s)
 
     def _admit(
-        self, state: _State, budget: int, decodes: dict[str, RowWork], work: list[RowWork]
+        self, state: RequestState, budget: int, decodes: dict[str, RowWork], work: list[RowWork]
     ) -> tuple[RowInit, RowWork] | None:
         """Give a waiting request a row and its first chunk, or None when blocks are short.
 
@@ -352,7 +310,7 @@ class Scheduler:
         init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit))
         return init, self._launch(state, count, blocks)
 
-    def _launch(self, state: _State, count: int, blocks: list[int]) -> RowWork:
+    def _launch(self, state: RequestState, count: int, blocks: list[int]) -> RowWork:
         start = state.computed
         state.blocks += blocks
         state.computed += count
@@ -368,7 +326,7 @@ class Scheduler:
             state.epoch,
         )
 
-    def _append(self, state: _State, token: int) -> None:
+    def _append(self, state: RequestState, token: int) -> None:
         """Append a sampled token and decide whether the text ends with it."""
         params = state.request.params
         state.tokens.append(token)
@@ -385,11 +343,11 @@ class Scheduler:
             self._publish(state)
             self._finish(state, reason)
 
-    def _piece(self, state: _State, index: int) -> tuple[int, ...]:
+    def _piece(self, state: RequestState, index: int) -> tuple[int, ...]:
         size = self.pool.block_size
         return tuple(state.tokens[index * size : (index + 1) * size])
 
-    def _publish(self, state: _State) -> None:
+    def _publish(self, state: RequestState) -> None:
         """Enter blocks whose tokens are all known and computed into the prefix index."""
         if not self.config.prefix_cache:
             return
@@ -402,7 +360,7 @@ class Scheduler:
                 )
             )
 
-    def _finish(self, state: _State, reason: FinishReason) -> None:
+    def _finish(self, state: RequestState, reason: FinishReason) -> None:
         state.finish = reason
         if state in self._running:
             self._running.remove(state)
@@ -416,26 +374,21 @@ class Scheduler:
             self._let_go(state)
             del self._states[state.request.id]
 
-    def _let_go(self, state: _State) -> None:
+    def _let_go(self, state: RequestState) -> None:
         self.pool.release(state.blocks)
         state.blocks = []
         self._free_rows.append(state.row)
         self._freed_rows.append(state.row)
         state.row = -1
 
-    def _enqueue(self, state: _State) -> None:
+    def _enqueue(self, state: RequestState) -> None:
         """Insert by urgency; a preempted request goes before later arrivals."""
         index = len(self._waiting)
-        while index > 0 and _urgency(self._waiting[index - 1]) > _urgency(state):
+        while index > 0 and self._waiting[index - 1].urgency > state.urgency:
             index -= 1
         self._waiting.insert(index, state)
 
 
-def _next_token(state: _State) -> RowWork:
+def _next_token(state: RequestState) -> RowWork:
     """The work of a row that decodes."""
     return RowWork(state.row, state.request.id, state.computed, 1, (), True)
-
-
-def _urgency(state: _State) -> tuple[int, int]:
-    """Smaller is more urgent."""
-    return state.request.priority, state.arrival

@@ -25,7 +25,8 @@ from .plan import NO_PLAN, StepPlan, StepResult
 from .request import FinishReason, Request, SamplingParams, TokenEvent
 from .rows import Rows
 from .sampler import Sampler
-from .scheduler import Scheduler, SchedulerConfig
+from .scheduler import Scheduler
+from .scheduler_state import SchedulerConfig
 from .stats import EngineStats
 from .tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ shows them side by side, and with the tokens. A character within a hidden token 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -40,7 +40,7 @@ class StopForms:
     def __init__(self, tokenizer: SpecialBytes) -> None:
         self._tokenizer = tokenizer
 
-    def matcher(self, stops: tuple[str, ...]) -> StopMatcher:
+    def matcher(self, stops: Iterable[str]) -> StopMatcher:
         """A matcher for these stop strings."""
         return StopMatcher([form for stop in dict.fromkeys(stops) for form in self._forms(stop)])
 

@@ -22,12 +22,12 @@ from .errors import ApiError, as_api_error, engine_down
 from .job import Call
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
+from .responses import ResponseModel
 from .schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
     RequestModel,
-    ResponseModel,
     TokenizeRequest,
     json_schemas,
     parse,

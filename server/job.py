@@ -12,7 +12,7 @@ from ..engine.client import EngineClient
 from ..engine.request import Completion, Delta, FinishReason, SamplingParams
 from ..engine.stream import RequestStream, ready
 from .errors import ApiError, engine_down, internal_error
-from .schema import PromptTokensDetails, UsageInfo
+from .responses import PromptTokensDetails, UsageInfo
 from .tenant import Tenant
 
 logger = logging.getLogger("halfbyte.server")

@@ -24,21 +24,23 @@ from .admission import Admission, QueueLimits
 from .errors import ApiError, as_api_error
 from .job import Call, Job
 from .metrics import Metrics
-from .schema import (
-    DEFAULT_COMPLETION_TOKENS,
+from .responses import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
-    ChatCompletionRequest,
     CompletionChoice,
-    CompletionRequest,
-    DetokenizeRequest,
     DetokenizeResponse,
     ModelCard,
     ModelList,
     TextCompletion,
-    TokenizeRequest,
     TokenizeResponse,
+)
+from .schema import (
+    DEFAULT_COMPLETION_TOKENS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
 )
 from .sse import DONE, KEEP_ALIVE, ChatFrames, ChunkFrames, CompletionFrames, Head, frame
 from .texts import TextWork

@@ -17,7 +17,8 @@ from typing import Literal
 from halfbyte.engine.block_pool import BlockPool
 from halfbyte.engine.plan import RowWork, StepPlan, StepResult
 from halfbyte.engine.request import FinishReason, Request, SamplingParams, TokenEvent
-from halfbyte.engine.scheduler import Scheduler, SchedulerConfig
+from halfbyte.engine.scheduler import Scheduler
+from halfbyte.engine.scheduler_state import SchedulerConfig
 
 Failure = Literal["early", "late"] | None
 

@@ -58,6 +58,9 @@ class ScriptedEngine:
         self.closed_by: int | None = None
         self.threads: set[int] = set()
 
+    def begun(self, request_id: str) -> bool:
+        return self.steps > 0 or request_id not in self.live
+
     def submit(
         self, prompt: Any, params: SamplingParams, *, request_id: Any = None, **_: Any
     ) -> str:

@@ -13,7 +13,7 @@ from simulated_kv import END, Failure, Simulation, alone, next_token, random_req
 import halfbyte.engine.block_pool as block_pool_module
 from halfbyte.engine.block_pool import block_hash
 from halfbyte.engine.request import FinishReason, Request, SamplingParams
-from halfbyte.engine.scheduler import SchedulerConfig
+from halfbyte.engine.scheduler_state import SchedulerConfig
 
 
 def fresh_seed() -> int:

@@ -11,7 +11,7 @@ from simulated_kv import Simulation
 
 from halfbyte.engine.plan import RowWork
 from halfbyte.engine.request import Request, SamplingParams
-from halfbyte.engine.scheduler import SchedulerConfig
+from halfbyte.engine.scheduler_state import SchedulerConfig
 from halfbyte.engine.step_cost import LEAST_CHUNK, StepCost
 
 LIMIT = 0.1

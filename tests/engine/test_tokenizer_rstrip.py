@@ -7,7 +7,7 @@ import json
 
 import pytest
 import tokenizers
-from tokenizer_cases import SPECIALS, WORDS, as_gguf, random_texts, spm_as_gguf, train
+from tokenizer_cases import SPECIALS, as_gguf, random_texts, spm_as_gguf, train
 
 from halfbyte.engine.tokenizer import Tokenizer
 

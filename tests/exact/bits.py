@@ -12,6 +12,7 @@ from torch import Tensor
 
 from halfbyte import Completion, Engine, SamplingParams
 from halfbyte.engine.model_runner import Forward
+from halfbyte.engine.plan import StepResult
 
 # Around one and two blocks of 64 tokens; 0 stands for any length.
 LENGTHS = (0, 1, 17, 64, 65, 127, 128, 129)
@@ -98,7 +99,7 @@ def run(
         seen: dict[tuple[str, int], Tensor] = {}
         real = engine._loop.runner.sample
 
-        def note(forward: Forward) -> dict[str, int]:
+        def note(forward: Forward) -> StepResult:
             drawn = [w for w in forward.plan.work if w.needs_sample]
             for item, row in zip(drawn, forward.logits, strict=True):
                 seen[item.request_id, item.start + item.count] = row.float().clone()

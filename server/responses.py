@@ -1,0 +1,115 @@
+"""Responses of the OpenAI API as pydantic models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class ResponseModel(BaseModel):
+    """Base of response bodies."""
+
+    def to_json(self) -> str:
+        """The body's text."""
+        return self.model_dump_json()
+
+
+class PromptTokensDetails(ResponseModel):
+    """Part of the prompt tokens that the prefix cache saved computing."""
+
+    cached_tokens: int = 0
+
+
+class UsageInfo(ResponseModel):
+    """Token counts, summed over the prompts of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionChoice(ResponseModel):
+    """One answer of a text completion."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
+class TextCompletion(ResponseModel):
+    """Response of POST /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: UsageInfo
+
+
+class AssistantMessage(ResponseModel):
+    """The answer of a chat."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(ResponseModel):
+    """One answer of a chat completion."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
+class ChatCompletion(ResponseModel):
+    """Response of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageInfo
+
+
+class ModelCard(ResponseModel):
+    """One entry of GET /v1/models."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "halfbyte"
+    root: str
+    max_model_len: int
+
+
+class ModelList(ResponseModel):
+    """Response of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class TokenizeResponse(ResponseModel):
+    """Response of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeResponse(ResponseModel):
+    """Response of POST /detokenize."""
+
+    prompt: str
