@@ -91,11 +91,10 @@ def truth(model: Path) -> tuple[Work, Run]:
 @pytest.mark.parametrize(
     ("model", "way"),
     [
-        pytest.param(
-            kind, way, marks=[pytest.mark.slow] * (kind == "float16" and way in SLOW_DENSE)
-        )
+        pytest.param(kind, way, marks=[pytest.mark.slow] * slow)
         for kind in ("float16", "q4_0")
         for way in WAYS
+        for slow in [kind == "float16" and way in SLOW_DENSE]
     ],
     indirect=["model"],
 )
