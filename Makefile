@@ -9,13 +9,17 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# Processes of a test run; each computes on two threads or fewer most of the time.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist worksteal
+N ?= 20
 ORIGIN := $(VENV)/origin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-user --constraint constraints.txt
 
 # Packages of another environment would hide what is missing in this one.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: install demo test test-slow test-arm lint format check-install peers clean FORCE
+.PHONY: install demo test test-repeat test-slow test-arm lint format check-install peers clean FORCE
 
 # Whether the environment can be used: it runs and has pip (not so when its making was interrupted,
 # or its Python was replaced), was made in this folder, and by what is asked for now.
@@ -51,7 +55,14 @@ demo: install
 
 test: install lint
 	$(BIN)/halfbyte pull smollm2
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# make test-repeat N=20: all tests once, then those that draw their inputs, until each has run N
+# times. A failure ends it and names its seed.
+test-repeat: install
+	$(BIN)/halfbyte pull smollm2
+	$(BIN)/python -m pytest $(PARALLEL)
+	for turn in $$(seq 2 $(N)); do $(BIN)/python -m pytest $(PARALLEL) --drawn || exit 1; done
 
 # Long fuzzing and stress runs.
 test-slow: install

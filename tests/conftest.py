@@ -27,6 +27,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 # tiny models crawl on a machine whose cores are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# A shell ignores ctrl-C for what it runs in the background, and programs under test inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 FIXTURES = Path(__file__).parent / "fixtures"
 REMEMBERED = "halfbyte/drawn"
 

@@ -246,10 +246,14 @@ def answers(
     return got, engine.stats().preemptions
 
 
+# The scheduler is the same for all; tests/exact runs the slow ones with too little memory as well.
 BACKENDS = pytest.mark.parametrize(
     "backend",
-    [{}, {"native": False}, {"backend": "reference"}],
-    ids=["cpu_native", "torch", "reference"],
+    [
+        pytest.param({}, id="cpu_native"),
+        pytest.param({"native": False}, id="torch", marks=pytest.mark.slow),
+        pytest.param({"backend": "reference"}, id="reference", marks=pytest.mark.slow),
+    ],
 )
 
 
@@ -272,7 +276,7 @@ def test_too_little_kv_memory_gives_the_same_texts(
     print("seed", seed)
     work = long_work(seed)
     plenty, none = answers(tiny_gguf, work, exact=True, **backend)
-    options = {"kv_tokens": 128, "block_size": 16, "overlap": overlap}
+    options = {"kv_tokens": 128, "block_size": 16, "overlap": overlap, "max_step_ms": 0}
     little, some = answers(tiny_gguf, work, exact=True, **options, **backend)
     assert little == plenty
     assert some > 0 == none

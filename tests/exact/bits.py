@@ -73,9 +73,14 @@ def random_work(seed: int, count: int, *, vocab: int, longest: int = 200, tokens
 
 
 def short_work(seed: int) -> Work:
-    """Eight prompts of at most 40 tokens; their ends, which no two of them share."""
+    """Eight prompts of at most 40 tokens: ends of longer ones, which no two of them share.
+
+    Two of 40 come first, so that they run side by side.
+    """
     work = random_work(seed, 8, vocab=600, longest=150, tokens=16)
-    work.prompts = [prompt[-40:] for prompt in work.prompts]
+    prompts = [prompt[-40:] for prompt in work.prompts]
+    first = [i for i, prompt in enumerate(prompts) if len(prompt) == 40][:2]
+    work.prompts = [prompts[i] for i in sorted(range(8), key=lambda i: i not in first)]
     return work
 
 

@@ -73,6 +73,14 @@ def model(request: pytest.FixtureRequest, tiny_hf: Path, tiny_gguf: Path) -> Pat
     return tiny_hf if request.param == "float16" else tiny_gguf
 
 
+# The scheduler does not know the weights' format. Dense ones go short here: ways that, with
+# quantized weights, every run tries.
+SLOW_DENSE = (
+    *("small batches", "chunks of 512", "warm prefix cache", "no prefix cache"),
+    *("arriving one by one", "overlap", "preempted"),
+)
+
+
 @pytest.fixture(scope="module")
 def truth(model: Path) -> tuple[Work, Run]:
     """30 prompts, each alone."""
@@ -80,7 +88,16 @@ def truth(model: Path) -> tuple[Work, Run]:
     return work, run(model, work, **ALONE)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("model", "way"),
+    [
+        pytest.param(kind, way, marks=[pytest.mark.slow] * slow)
+        for kind in ("float16", "q4_0")
+        for way in WAYS
+        for slow in [kind == "float16" and way in SLOW_DENSE]
+    ],
+    indirect=["model"],
+)
 def test_bits_do_not_depend_on_how_prompts_are_run(
     model: Path, truth: tuple[Work, Run], way: str
 ) -> None:
@@ -135,10 +152,9 @@ def test_other_backends_keep_the_promise(
 
 @pytest.mark.model
 def test_the_default_model(smollm2: Path) -> None:
-    work = random_work(fresh_seed(), 5, vocab=49_000, longest=140, tokens=6)
+    work = random_work(fresh_seed(), 3, vocab=49_000, longest=140, tokens=6)
     want = run(smollm2, work, **ALONE)
-    for way in ("batched", "overlap, chunks, warm"):
-        assert_same_bits(run(smollm2, work, **WAYS[way]), want)
+    assert_same_bits(run(smollm2, work, **WAYS["overlap, chunks, warm"]), want)
     few: dict[str, Any] = {"kv_tokens": 192, "block_size": 16, "max_context": 170}
     got = run(smollm2, work, **few)
     assert_same_bits(got, want)

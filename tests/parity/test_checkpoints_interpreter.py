@@ -53,6 +53,14 @@ ONE_OF_EACH: dict[str, set[str]] = {
 }
 
 
+# What these add is the packing of their weights, which tests/engine/test_triton_weights.py has,
+# and the arithmetic of kernels that the others run, too.
+SLOW = (
+    *("gptq-v1-3b-g32-sym-mistral", "hqq-8b-g32-qwen3", "ct-w8a16-channel-gemma2"),
+    *("gguf-q4_k-q6_k-qwen3", "bnb-nf4-bf16storage-qwen2", "ct-w8a8-dyn-asym-llama"),
+)
+
+
 def kernels_of(engine: Engine) -> set[str]:
     """Families of all matrices of a model without experts."""
     model = engine._loop.runner.model
@@ -122,7 +130,9 @@ def most_error(name: str) -> float:
     return tolerance_of(name, float32=False).mean * deviation_of(cases_of(name))
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in ONE_OF_EACH]
+)
 def test_one_of_each_kind(name: str) -> None:
     engine = Engine(path_of(name), backend="interpreter", max_context=128, max_batch=1)
     assert kernels_of(engine) == ONE_OF_EACH[name]

@@ -73,17 +73,14 @@ def test_family(name: str, tmp_path: Path) -> None:
     prompts = prompts_of(seed)
     wanted = [Truth(model).logits(prompt) for prompt in prompts]
     assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
-    answers: dict[tuple[int, tuple[int, ...]], str] = {}
     for backend, options in BACKENDS.items():
         print(backend)
         with Engine(folder, max_batch=4, max_batch_tokens=48, **options) as engine:
             assert_logits(engine, wanted, prompts)
-            for index, answer in enumerate(greedy(engine, prompts)):
-                answers.setdefault((index, answer), backend)
-    # As a rule one answer for each prompt; a near tie may give a second one.
-    for (index, answer), backend in answers.items():
-        print(backend)
-        assert_greedy(model, prompts[index], answer)
+            # Decode steps of the slow backends are test_checkpoints.py's.
+            answers = greedy(engine, prompts) if backend == "cpu_native" else []
+        for prompt, answer in zip(prompts, answers, strict=False):
+            assert_greedy(model, prompt, answer)
 
 
 @pytest.mark.parametrize("name", ["llama-biases", "qwen3-bias-tied"])

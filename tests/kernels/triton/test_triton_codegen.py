@@ -157,9 +157,9 @@ def gate(plan: CodegenPlan) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_sample_of_the_shipped_kernels_keeps_its_budget():
-    """Every kernel and every target, not every pair of them: under a minute on two cores."""
+    """Every kernel and every target, not every pair of them."""
     assert os.environ["TRITON_INTERPRET"] == "1"  # so this runs in a process of its own
-    gate(CodegenPlan(limit=60))
+    gate(CodegenPlan(limit=20))
 
 
 @pytest.mark.slow
