@@ -112,13 +112,14 @@ class Library:
         self.close()
 
     def _start(self) -> None:
-        self._process = os.getpid()
-        self._pool = self._lib.hb_pool_new(self.threads)
-        if not self._pool:
+        pool = self._lib.hb_pool_new(self.threads)
+        if not pool:
             raise ConfigError(
                 f"{self.threads} threads cannot be started",
                 hint="give fewer (--threads), or raise the limit on processes (ulimit -u)",
             )
+        # Only now: after a failure the next run must try again, not run without a pool.
+        self._process, self._pool = os.getpid(), pool
 
 
 def record(kind: int, n: Sequence[int], f: Sequence[float], p: Sequence[Tensor | None]) -> bytes:
