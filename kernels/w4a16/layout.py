@@ -114,16 +114,17 @@ def pack_w4(
     n, k = codes_NK.shape
     scales = scales_NG.to(torch.float32)
     offsets = torch.zeros_like(scales) if zeros_NG is None else zeros_NG.to(torch.float32)
-    if gated:
-        codes_NK, scales, offsets = (interleave(t) for t in (codes_NK, scales, offsets))
     shift = -1
     if zero == "none":
         shift = 8
     elif zero == "int" and offsets.numel():
         # A common zero point costs nothing at run time, because it merges with the codes' bias.
+        # Looked for before rows are interleaved, which puts padding among them.
         common = float(offsets[0, 0])
-        if bool((offsets[:n] == common).all()) and common in range(17):
+        if bool((offsets == common).all()) and common in range(17):
             shift, offsets = int(common), torch.zeros_like(offsets)
+    if gated:
+        codes_NK, scales, offsets = (interleave(t) for t in (codes_NK, scales, offsets))
     if group != -1 and group % SLICE:
         # Tables know 32, 64 and whole slices; any other multiple of 32 repeats its entries.
         fine = math.gcd(group, SLICE)

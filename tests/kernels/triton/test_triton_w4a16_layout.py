@@ -27,6 +27,20 @@ def expected(codes, scales, zeros, zero, group):
     return spread(scales) * codes.double() + spread(zeros)
 
 
+@pytest.mark.parametrize("n", [2, 10, 128, 130, 200])
+@pytest.mark.parametrize("row", ["first", "last gate", "first up", "last"])
+def test_a_zero_point_is_common_only_if_every_row_has_it(n, row):
+    """Gate and up are interleaved with padding, so that the last rows are not the last stored."""
+    codes, scales, zeros = random_weight(n, 64, 32, "int", 7)
+    zeros.fill_(3)
+    packed = layout.pack_w4(codes, scales, zeros, zero="int", group=32, gated=True)
+    assert packed.shift == 3
+    index = {"first": 0, "last gate": n // 2 - 1, "first up": n // 2, "last": n - 1}[row]
+    zeros[index, -1] = 4
+    packed = layout.pack_w4(codes, scales, zeros, zero="int", group=32, gated=True)
+    assert torch.equal(dequantize(packed), expected(codes, scales, zeros, "int", 32))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 290),
