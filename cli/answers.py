@@ -101,7 +101,7 @@ def run_batch(
     seconds = time.monotonic() - start
     if tokens:
         note(
-            f"{len(prompts)} prompts, {tokens} tokens in {seconds:.2f} s: "
+            f"{_count(len(prompts), 'prompt')}, {_count(tokens, 'token')} in {seconds:.2f} s: "
             f"{tokens / seconds:.1f} tok/s in all"
         )
     return failed > 0
@@ -126,6 +126,10 @@ def _print_one(index: int, result: dict[str, Any], as_json: bool, *, first: bool
 
 def _print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def speed_line(completion: Completion) -> str:
@@ -155,7 +159,8 @@ def end_notes(completion: Completion, params: SamplingParams, *, chat: bool) -> 
     reason = completion.finish_reason.value
     if reason == "length":
         if completion.usage.completion_tokens == params.max_tokens:
-            return [f"cut off after {params.max_tokens} tokens (-n); -n -1 goes on to the end"]
+            said = _count(params.max_tokens, "token")
+            return [f"cut off after {said} (-n); -n -1 goes on to the end"]
         return ["cut off: the context is full"]
     if reason != "stop" or completion.text.strip():
         return []

@@ -219,7 +219,6 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        MofNCompleteColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
@@ -230,14 +229,15 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
     if unit == "bytes":
         columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
     else:
-        columns += [MofNCompleteColumn()]
+        columns += [TextColumn("{task.fields[count]}")]
     console = Console(stderr=True, no_color=not use_color(sys.stderr))
     bar = RichProgress(*columns, console=console, transient=True)
-    task = bar.add_task(one_line(label), total=None)
+    task = bar.add_task(one_line(label), total=None, count="")
 
     def progress(done: int, total: int) -> None:
         bar.start()
-        bar.update(task, completed=done, total=total or None)
+        count = f"{done}/{total}" if total else ""
+        bar.update(task, completed=done, total=total or None, count=count)
 
     try:
         if unit == "steps":

@@ -20,10 +20,13 @@ USAGE_ERROR: Any = next(
 _CONTEXT = ("--max-context", "--ctx", "--context")
 _SAME: dict[str, tuple[str, ...]] = {
     "-c": _CONTEXT,
+    "--ctx": _CONTEXT,
     "--ctx-size": _CONTEXT,
+    "--num-ctx": _CONTEXT,
     "--max-model-len": _CONTEXT,
     "-t": ("--threads",),
     "--n-predict": ("--max-tokens",),
+    "--num-predict": ("--max-tokens",),
     "--repeat-penalty": ("--repetition-penalty",),
     "--max-num-seqs": ("--max-batch", "--batch"),
     "--max-num-batched-tokens": ("--max-batch-tokens",),
@@ -40,6 +43,7 @@ _ANSWERS = {
     "--quantization": "the format is found out from the files; {} rounds an unquantized model",
     "-tp": _ONE_DEVICE,
     "--tensor-parallel-size": _ONE_DEVICE,
+    "--verbose": "an answer's speed is always shown; `halfbyte --debug` shows tracebacks",
     "--trust-remote-code": "leave it out, code of a model folder is never run",
 }
 """Option without a counterpart -> what to do instead."""
@@ -85,20 +89,16 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Parse, and put the remedy into the message of an option that does not exist."""
-        given = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except USAGE_ERROR as error:
-            own = self._options(ctx)
-            name = getattr(error, "option_name", None)
-            if type(error).__name__ != "NoSuchOption":
-                # Something like -ngl was read as -n with the value "gl".
-                name = next(
-                    (arg for arg in given if arg not in own and _wrong_dashes(arg, own)), None
-                )
-            if name is None:
-                raise
-            raise USAGE_ERROR(f"no option {name!r:.60}{_instead(name, own)}", ctx=ctx) from error
+        own = self._options(ctx)
+        name, error = _misread(args, own), None
+        if name is None:
+            try:
+                return super().parse_args(ctx, args)
+            except USAGE_ERROR as caught:
+                name, error = getattr(caught, "option_name", None), caught
+                if type(caught).__name__ != "NoSuchOption" or name is None:
+                    raise
+        raise USAGE_ERROR(f"no option {name!r:.60}{_instead(name, own)}", ctx=ctx) from error
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line; words with names of their own need no more brackets."""
@@ -110,9 +110,25 @@ class Command(TyperCommand):
         return {name: p for p in self.get_params(ctx) for name in p.opts if name[:1] == "-"}
 
 
+def _misread(args: list[str], own: dict[str, Any]) -> str | None:
+    """The first argument like -ngl, which would be read as -n with the value "gl", or None."""
+    before = ""
+    for arg in args:
+        if arg == "--":
+            return None
+        option = own.get(before)
+        value = option is not None and not option.is_flag
+        if not value and arg not in own and _wrong_dashes(arg, own):
+            return arg
+        before = "" if value else arg
+    return None
+
+
 def _wrong_dashes(arg: str, own: dict[str, Any]) -> bool:
     """Whether an argument is an option of another engine, or a long one with a single dash."""
-    return arg in _ANSWERS or (len(arg) > 2 and arg[1] != "-" and f"-{arg}" in own)
+    if arg[:1] != "-" or arg[:2] == "--" or len(arg) < 3:
+        return False
+    return arg in _ANSWERS or f"-{arg.partition('=')[0]}" in own
 
 
 def _instead(name: str, own: dict[str, Any]) -> str:

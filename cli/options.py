@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from halfbyte.errors import RequestError
+
 if TYPE_CHECKING:
     from ..engine.request import SamplingParams
 
@@ -239,6 +241,11 @@ class SamplingOptions:
 
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         values["stop"] = tuple(self.stop or ())
+        if max_tokens < 1 and max_tokens != -1:
+            raise RequestError(
+                f"max_tokens is {max_tokens}; expected 1 or more, or -1 for no limit",
+                param="max_tokens",
+            )
         limit = None if max_tokens == -1 else max_tokens
         return SamplingParams(max_tokens=limit, ignore_eos=ignore_eos, **values)
 

@@ -40,6 +40,7 @@ KEYS = (
 
 _NAMES = tuple(name.partition(" ")[0] for name, _ in COMMANDS)
 _LEAVE = ("/bye", "/exit", "/quit")
+_SEEDS = 1 << 63
 _SETTINGS = (
     "temperature",
     "top_k",
@@ -134,10 +135,16 @@ class ChatSession:
         return completion
 
     def retry(self) -> Completion:
-        """Answer the last message anew. Raises RequestError when there is none."""
+        """Answer the last message anew. Raises RequestError when there is none.
+
+        A seed that was set moves on by one, since the same one would repeat the answer.
+        """
         last = next((i for i in reversed(range(len(self.turns))) if _is_user(self.turns[i])), None)
         if last is None:
             raise RequestError("there is no message yet to answer anew")
+        if self.params.seed is not None and not self.params.greedy:
+            self.params = replace(self.params, seed=(self.params.seed + 1) % _SEEDS)
+            self.say(f"seed {self.params.seed}, for another answer")
         before, self.turns = self.turns, self.turns[:last]
         try:
             completion = self.answer(before[last]["content"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,10 @@ Words = Annotated[
 ]
 
 
+# A name with a tag, or one that ends in a version, as other programs call models.
+_LIKE_A_MODEL = re.compile(r"[A-Za-z][\w.-]*:[\w.-]+|[A-Za-z]{3,}[-_.]?\d[\w.-]*", re.ASCII)
+
+
 def model_and_prompt(
     words: list[str] | None, model: str | None, prompt: str | None
 ) -> tuple[str, str | None]:
@@ -32,7 +37,8 @@ def model_and_prompt(
         prompt: value of ``--prompt``.
 
     Raises:
-        ModelNotFoundError: the first of several words is no model, or a single one is almost one.
+        ModelNotFoundError: the first of several words is no model, or a single one is almost one
+            or looks like one.
         A usage error: something was given twice.
     """
     from ..loaders.sources import DEFAULT_MODEL
@@ -41,17 +47,15 @@ def model_and_prompt(
     if left and model is None and (len(left) > 1 or prompt is not None or is_model(left[0])):
         model = left.pop(0)
         if left and not is_model(model):
-            raise _no_model(model, [model, *left])
+            text = " ".join([model, *left])
+            raise _no_model(model, f'if all of it is the prompt, put it in quotes: "{text:.60}"')
     if left and prompt is not None:
         raise typer.BadParameter(f"{left[0]!r:.60} and --prompt: give one prompt")
     if left:
         # Words that the shell took apart belong together.
         prompt = " ".join(left)
-        if len(left) == 1 and model is None and (near := _near(left[0])):
-            raise ModelNotFoundError(
-                f"no model {left[0]!r}; did you mean {near}?",
-                hint=f"if it is the prompt, write -p {left[0]}",
-            )
+        if len(left) == 1 and model is None and (_near(word := left[0]) or _like_a_model(word)):
+            raise _no_model(word, f"if it is the prompt, write -p {word:.60}")
     return DEFAULT_MODEL if model is None else model, prompt
 
 
@@ -83,16 +87,21 @@ def _holds_model(word: str) -> bool:
         return False
 
 
+def _like_a_model(word: str) -> bool:
+    return _LIKE_A_MODEL.fullmatch(word) is not None
+
+
 def _near(word: str) -> str:
     """The registered name that a word is almost, or ""."""
     from ..loaders.sources import registered_names
 
-    return next(iter(difflib.get_close_matches(word.lower(), registered_names(), 1, 0.8)), "")
+    name = word.lower().partition(":")[0]
+    return next(iter(difflib.get_close_matches(name, registered_names(), 1, 0.8)), "")
 
 
-def _no_model(word: str, words: list[str]) -> ModelNotFoundError:
+def _no_model(word: str, prompt_hint: str) -> ModelNotFoundError:
     near = _near(word)
     return ModelNotFoundError(
         f"no model {word!r:.120}" + (f"; did you mean {near}?" if near else ""),
-        hint=f'if all of it is the prompt, put it in quotes: "{" ".join(words):.60}"',
+        hint=f"{prompt_hint}; `halfbyte list` names the models that are here",
     )

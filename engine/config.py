@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,8 +109,10 @@ def make_config(options: dict[str, Any]) -> EngineConfig:
     known = EngineConfig.__dataclass_fields__
     for name in options:
         if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.8)
             raise ConfigError(
-                f"unknown engine option {name!r}", hint=f"known options: {', '.join(known)}"
+                f"unknown engine option {name!r:.60}",
+                hint=f"did you mean {near[0]}?" if near else f"known options: {', '.join(known)}",
             )
     return EngineConfig(**options)
 

@@ -253,7 +253,7 @@ def check_model() -> Check:
         "default model",
         "warn",
         f"{DEFAULT_MODEL} is not in the store",
-        f"halfbyte pull {DEFAULT_MODEL} (generate and chat do it by themselves)",
+        f"halfbyte pull {DEFAULT_MODEL} (run, generate and chat do it by themselves)",
     )
 
 

@@ -196,7 +196,7 @@ class Engine:
             RequestError: any prompt or parameter is unusable; then nothing runs.
         """
         items = prompt_list(prompts)
-        if params is None or isinstance(params, SamplingParams):
+        if params is None or isinstance(params, (SamplingParams, Mapping, str)):
             each: list[SamplingParams | None] = [params] * len(items)
         else:
             each = list(params)
@@ -293,8 +293,10 @@ class Engine:
             TokenizerError: the model has no chat template.
             TemplateError: the template failed or refused.
         """
-        many: list[Any] = list(messages)
-        single = not many or isinstance(many[0], Mapping)
+        # A text or one bare message is no list of conversations: it is refused as it was given.
+        bare = isinstance(messages, (str, bytes, Mapping))
+        many: Any = messages if bare else list(messages)
+        single = bare or not many or isinstance(many[0], Mapping)
         given = chat_template_kwargs or {}
         limit = self._limit("messages")
         prompts = [

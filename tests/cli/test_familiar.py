@@ -38,7 +38,7 @@ def run(monkeypatch):
 
 @pytest.mark.parametrize("command", ["generate", "run", "chat"])
 def test_names_of_other_engines(run, command):
-    for name in ("-c", "--ctx-size", "--max-model-len", "--max-context"):
+    for name in ("-c", "--ctx", "--num-ctx", "--ctx-size", "--max-model-len", "--max-context"):
         assert run(command, "-p", "x", name, "77")[0]["max_context"] == 77
     assert run(command, "-p", "x", "--ctx-size=78")[0]["max_context"] == 78
     for name in ("-t", "--threads"):
@@ -50,14 +50,19 @@ def test_names_of_other_engines(run, command):
 
 
 def test_a_value_that_looks_like_an_option_stays_one(run):
-    _, (params,) = run("generate", "-p", "x", "--stop", "--ctx-size")
-    assert params.stop == ("--ctx-size",)
+    for value in ("--ctx-size", "-ngl", "-temp"):
+        _, (params,) = run("generate", "-p", "x", "--stop", value)
+        assert params.stop == (value,)
 
 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (["run", "-ngl", "99"], "'-ngl'; use --device: a model is on one device as a whole"),
+        # A later -n does not hide that -ngl would be read as -n gl.
+        (["run", "hi", "-ngl", "99", "-n", "2"], "'-ngl'; use --device"),
+        (["run", "hi", "-temp=0", "-t", "2"], "did you mean --temp?"),
+        (["run", "hi", "--verbose"], "speed is always shown"),
         (["run", "--n-gpu-layers", "9"], "use --device"),
         (["chat", "--gpu-memory-utilization", "0.9"], "use --max-context: the KV cache is sized"),
         (["rm", "x", "--gpu-memory-utilization", "0.9"], "this command has nothing like it"),

@@ -101,6 +101,17 @@ def test_retry_takes_the_last_answer_back():
     assert [t["content"] for t in chat.session.turns] == ["ab", "ba ", "cd", "dc "]
 
 
+def test_retry_with_a_seed_draws_with_the_next_one():
+    chat = Chat()
+    chat.session.command("/set seed 7")
+    chat.session.answer("ab")
+    chat.session.retry()
+    assert [params.seed for params in chat.engine.params] == [7, 8]
+    chat.session.command("/set temperature 0")
+    chat.session.retry()
+    assert chat.engine.params[-1].seed == 8
+
+
 def test_a_base_model_gets_plain_lines_and_stops_before_the_user():
     chat = Chat()
     chat.engine.tokenizer.has_chat_template = False

@@ -36,6 +36,9 @@ def folder(tmp_path, monkeypatch):
         (["no.gguf"], None, None, ("no.gguf", None)),
         # A file or folder that holds no model does not make a word one.
         (["notes"], None, None, ("smollm2", "notes")),
+        (["Hello!"], None, None, ("smollm2", "Hello!")),
+        (["2+2"], None, None, ("smollm2", "2+2")),
+        ([], None, "llama3.2:1b", ("smollm2", "llama3.2:1b")),
         (["docs"], None, None, ("smollm2", "docs")),
         (["/etc is what?"], None, None, ("smollm2", "/etc is what?")),
         (["-"], None, None, ("smollm2", "-")),
@@ -59,6 +62,11 @@ def test_words(words, model, prompt, expected):
     [
         (["smolm2"], "no model 'smolm2'; did you mean smollm2.*-p smolm2"),
         (["smolm2", "hi"], "did you mean smollm2"),
+        # What other programs call a model is no prompt for the default one.
+        (["llama3.2"], "no model 'llama3.2'.*-p llama3.2.*halfbyte list"),
+        (["llama3.2:1b"], "no model 'llama3.2:1b'"),
+        (["mistral:latest"], "no model 'mistral:latest'"),
+        (["smollm2:latest"], "did you mean smollm2"),
         (["why", "not"], 'no model .why.*in quotes: "why not"'),
     ],
 )

@@ -116,6 +116,8 @@ def test_unknown_options_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="tensor_parallel") as caught:
         make_config({"tensor_parallel": 2})
     assert "max_batch" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"max_contxt.*did you mean max_context"):
+        make_config({"max_contxt": 8})
     assert make_config({"max_batch": 3}).max_batch == 3
 
 

@@ -196,6 +196,11 @@ def test_chat_is_generate_behind_the_template(chatty: Engine) -> None:
         chatty.chat([], GREEDY)
     with pytest.raises(RequestError, match=r"messages\[0\]\.role"):
         chatty.chat([{"content": "x"}], GREEDY)
+    # What is no list is shown as it was given, not a piece of it.
+    with pytest.raises(RequestError, match="messages is 'hello'; expected a list"):
+        chatty.chat("hello", GREEDY)  # type: ignore[call-overload]
+    with pytest.raises(RequestError, match=r"messages is \{'role': 'user'.*expected a list"):
+        chatty.chat(hello[0], GREEDY)  # type: ignore[call-overload]
 
 
 def test_chat_without_a_template_says_so(engine: Engine) -> None:

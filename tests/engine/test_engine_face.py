@@ -339,6 +339,9 @@ def test_wrong_types_are_named(engine: Engine) -> None:
     for call in calls:
         with pytest.raises(RequestError, match="expected"):
             call()
+    # The value is shown as it was given, not a piece of it.
+    with pytest.raises(RequestError, match=r"params is {'max_tokens': 3}; expected SamplingParams"):
+        engine.generate("a", {"max_tokens": 3})  # type: ignore[arg-type]
 
 
 def test_an_id_that_a_caller_took_is_passed_over(engine: Engine) -> None:
