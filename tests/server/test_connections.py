@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -229,3 +231,24 @@ DrainingServer(
     assert process.returncode == 0
     assert len(err.splitlines()) <= 12, err[:2000]
     assert "--max-connections" in err and "Traceback" not in err
+
+
+def test_a_flood_of_tiny_chunks_lets_others_be_served(live: Start) -> None:
+    server = live()
+    flood, probe = connect(server), connect(server)
+    flood.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    chunks = b"1\r\n \r\n" * 40_000 + b"0\r\n\r\n"
+    sender = threading.Thread(target=flood.sendall, args=(chunks,))
+    sender.start()
+    served = 0
+    try:
+        while not select.select([flood], [], [], 0)[0]:
+            probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            read_until(probe, b'"ok"}')
+            served += 1
+    finally:
+        sender.join(10)
+        flood.close()
+        probe.close()
+    # 240 kB are one read of asyncio's usual size.
+    assert served >= 8
