@@ -23,16 +23,17 @@ def uninterrupted() -> Iterator[None]:
     held: list[tuple[int, FrameType | None]] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
-        if held:
-            held.clear()
-            handler(number, frame)
-        else:
-            held.append((number, frame))
+        held.append((number, frame))
+        if len(held) > 1:
+            deliver()
+
+    def deliver() -> None:
+        while held:  # a handler may count them
+            handler(*held.pop(0))
 
     signal.signal(signal.SIGINT, hold)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if held:
-            handler(*held[0])
+        deliver()

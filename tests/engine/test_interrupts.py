@@ -70,6 +70,18 @@ def test_the_first_waits_and_the_second_does_not() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_handler_that_counts_sees_each() -> None:
+    seen: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    with uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        assert seen == []
+        signal.raise_signal(signal.SIGINT)
+        assert len(seen) == 2
+        signal.raise_signal(signal.SIGINT)
+    assert len(seen) == 3
+
+
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with uninterrupted():
