@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 import select
 import socket
@@ -20,6 +21,7 @@ from fake_engine import FakeEngine
 from server_support import LiveServer, wait_until
 
 from halfbyte.errors import ConfigError
+from halfbyte.server.bodies import BodyLimits
 from halfbyte.server.connections import (
     ConnectionLimits,
     connection_limits,
@@ -252,3 +254,24 @@ def test_a_flood_of_tiny_chunks_lets_others_be_served(live: Start) -> None:
         probe.close()
     # 240 kB are one read of asyncio's usual size.
     assert served >= 8
+
+
+def test_answers_that_nobody_reads_have_a_budget(live: Start) -> None:
+    server = live(body_limits=BodyLimits(together=20 << 20))
+    text = b'{"prompt": "%s"}' % (b"x" * 3_000_000)  # four bytes of answer for each of text
+    request = HEAD.replace(b"/v1/completions", b"/tokenize")
+    request += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(text) + text
+    unread = socket.socket()
+    unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    unread.settimeout(10)
+    unread.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    unread.sendall(request)
+    head = unread.recv(64)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    refused = answer(connect(server, request))
+    assert refused.startswith(b"HTTP/1.1 503 ") and b"wait for their readers" in refused
+    # Small answers have nothing to do with it.
+    assert httpx.post(f"{server.url}/v1/completions", json=BODY, timeout=5).status_code == 200
+    whole = head + answer(unread)
+    assert json.loads(whole.partition(b"\r\n\r\n")[2])["count"] == 3_000_001
+    assert answer(connect(server, request)).startswith(b"HTTP/1.1 200 ")
