@@ -99,7 +99,8 @@ def known_bandwidth(folder: Path, threads: int, *, again: bool = False) -> float
     """
     path, key = folder / "machine.json", f"{cpu_model()}, {threads} threads"
     known: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError):
+    # The last one is what ten thousand opening brackets give.
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         if path.stat().st_size <= _MIB:
             found = json.loads(path.read_text(encoding="utf-8"))
             rates = found.get("read_bandwidth") if isinstance(found, dict) else None

@@ -178,11 +178,12 @@ class AsyncEngine:
             raise EngineDeadError(
                 "the process was forked after its engine was started: start it in the child"
             )
-        if request_id is None or request_id in self._live:
-            request_id = f"{request_id or 'request'}-{next(self._serial)}"
+        name = request_id or f"request-{next(self._serial)}"
+        while name in self._live:  # a client may have chosen the id that a number makes, too
+            name = f"{request_id or 'request'}-{next(self._serial)}"
         length = 0 if isinstance(prompt, str) else len(prompt)
-        stream = RequestStream(request_id, length, self.cancel)
-        self._live[request_id] = stream
+        stream = RequestStream(name, length, self.cancel)
+        self._live[name] = stream
         self._idle.clear()
         self._commands.put(partial(self._submit_now, stream, prompt, params, priority, cache_salt))
         return stream

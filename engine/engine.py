@@ -19,6 +19,7 @@ from ..loaders.store import resolve_model
 from .backends import make_ops
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
+from .interrupts import uninterrupted
 from .memory import MemoryPlan, free_memory, plan_memory
 from .models.registry import model_class
 from .process import OwnProcess
@@ -135,7 +136,7 @@ class Engine:
         """
         params = sampling_params(params, {})
         ids = self._tokens(prompt, self._limit())
-        with self._turn():
+        with self._turn(), uninterrupted():
             return self._loop.submit(ids, params, request_id, priority, cache_salt)
 
     def cancel(self, request_id: str) -> None:
@@ -143,7 +144,7 @@ class Engine:
         if self._turns.mine:  # a signal handler or a finalizer in the middle of a step
             self._loop.abandoned.append(request_id)
             return
-        with self._turn():
+        with self._turn(), uninterrupted():
             self._loop.scheduler.cancel(request_id)
 
     def _turn(self) -> Turns:
@@ -171,7 +172,7 @@ class Engine:
         Raises:
             EngineDeadError: steps failed several times in a row; nothing more will come.
         """
-        with self._turn():
+        with self._turn(), uninterrupted():
             self._loop.advance()
             return self._loop.outbox.take_rest()
 
@@ -213,7 +214,7 @@ class Engine:
         box: deque[Delta] = deque()
         try:
             for ids, checked in wanted:
-                with self._turn():
+                with self._turn(), uninterrupted():
                     names.append(self._loop.submit(ids, checked))
                     self._loop.outbox.open(names[-1], box)
             while len(done) < len(names):
@@ -237,17 +238,18 @@ class Engine:
         checked = sampling_params(params, fields)
         ids = self._tokens(prompt, self._limit())
         box: deque[Delta] = deque()
-        with self._turn():
-            name = self._loop.submit(ids, checked)
-            self._loop.outbox.open(name, box)
+        names: list[str] = []
         finished = False
         try:
+            with self._turn(), uninterrupted():
+                names.append(self._loop.submit(ids, checked))
+                self._loop.outbox.open(names[0], box)
             while not finished:
                 for delta in self._receive(box):
                     finished = delta.completion is not None
                     yield delta
         finally:
-            self._let_go([] if finished else [name], [name])
+            self._let_go([] if finished else names, names)
 
     @overload
     def chat(
@@ -345,7 +347,7 @@ class Engine:
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""
-        with self._turn():
+        with self._turn(), uninterrupted():
             if not box:
                 self._loop.advance()
             deltas = list(box)
@@ -360,7 +362,7 @@ class Engine:
             return
         if self._process.inherited:
             return  # they run in the process that this one was forked from
-        with self._turns:
+        with self._turns, uninterrupted():
             self._loop.discard(live)
             self._loop.outbox.close(names)
 
@@ -372,7 +374,7 @@ class Engine:
         """Cancel live requests, refuse new ones, free the weights and the KV cache."""
         if self._process.inherited and self._loop.has_work():
             return  # all of it belongs to the process that this one was forked from
-        with self._turn():
+        with self._turn(), uninterrupted():
             if self._loop.closed:
                 return
             if self._monitor is not None:

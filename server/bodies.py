@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from starlette.types import Message, Receive
@@ -24,7 +24,8 @@ class BodyLimits:
     Attributes:
         most: bytes of one body.
         timeout_s: seconds from the end of the headers to the end of the body.
-        together: bytes of all bodies that are being received or answered.
+        together: bytes of all bodies that are being received or answered, and as many of large
+            answers that are not read yet.
     """
 
     most: int = 8 << 20
@@ -57,6 +58,7 @@ class Bodies:
         self._metrics = metrics
         self._uploads: set[_Upload] = set()
         self._held = 0
+        self._unread = 0
 
     @property
     def held(self) -> int:
@@ -84,6 +86,22 @@ class Bodies:
             yield body
         finally:
             self._held -= size
+
+    @contextmanager
+    def answer(self, size: int) -> Iterator[None]:
+        """Count an answer of ``size`` bytes until the block is left.
+
+        Raises:
+            ApiError: 503, others that nobody reads leave no room for it.
+        """
+        if self._unread and self._unread + size > self.limits.together:
+            self._metrics.rejection("answers_full")
+            raise ApiError(503, "Too many large answers wait for their readers.", retry_after=1)
+        self._unread += size
+        try:
+            yield
+        finally:
+            self._unread -= size
 
     async def _receive(self, receive: Receive) -> bytes:
         body = bytearray()

@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -31,6 +31,9 @@ WRITE_TIMEOUT_S = 60.0
 _MOST_FILES = 1 << 16
 # Connections accepted in one turn of the event loop, before any of them is counted.
 ACCEPTS = 16
+# Bytes of a connection that are parsed in one turn of the event loop. asyncio reads 256 KiB, which
+# as chunks of one byte take most of a second, in which nobody else is served.
+READ_BYTES = 8 << 10
 # Files besides connections: the model, pipes of the template process, logs, libraries.
 _OWN_FILES = 64
 _FEWEST_CONNECTIONS = 8
@@ -172,6 +175,8 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection in, or refuse it at once."""
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # what asyncio's own transports pass to ``recv``
+            cast(Any, transport).max_size = READ_BYTES
         if self._all.enter(self):
             self._await_headers()
         else:

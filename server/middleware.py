@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, MutableMapping
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +31,8 @@ _OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 # Asked every few seconds by whoever watches the server: an access line only when they fail.
 _PROBES = frozenset({"/health", "/ready"})
 _CLIENT_CLOSED = 499
+# Larger answers are sent in such pieces, and count against a budget until their readers have them.
+_PIECE_BYTES = 1 << 16
 
 
 class RequestLog:
@@ -154,7 +157,8 @@ class Exchange:
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Run the handler until it ends or the client leaves."""
         complete = asyncio.Event()
-        replayed = False
+        answer = ExitStack()
+        replayed = refused = False
 
         async def replay() -> Message:
             nonlocal replayed
@@ -165,6 +169,21 @@ class Exchange:
             return {"type": "http.disconnect"}
 
         async def watched(message: Message) -> None:
+            nonlocal refused
+            if refused:
+                return
+            if message["type"] == "http.response.start":
+                size = int(dict(message.get("headers", ())).get(b"content-length", b"0"))
+                try:
+                    if size > _PIECE_BYTES:
+                        answer.enter_context(self._bodies.answer(size))
+                except ApiError as error:
+                    refused = True
+                    complete.set()
+                    await _send_error(send, error)
+                    return
+            if len(message.get("body", b"")) > _PIECE_BYTES:
+                message = await _send_all_but_the_last_piece(send, message)
             # Before sending: a server may say "disconnect" as soon as the last byte is out.
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 complete.set()
@@ -185,6 +204,16 @@ class Exchange:
             for task in (handler, watcher):
                 task.cancel()
             await asyncio.gather(handler, watcher, return_exceptions=True)
+            answer.close()
+
+
+async def _send_all_but_the_last_piece(send: Send, message: Message) -> Message:
+    """Send a long body bit by bit, each when the one before is on its way; the rest of it."""
+    body = memoryview(message["body"])
+    while len(body) > _PIECE_BYTES:
+        await send({**message, "body": bytes(body[:_PIECE_BYTES]), "more_body": True})
+        body = body[_PIECE_BYTES:]
+    return {**message, "body": bytes(body)}
 
 
 async def _until_disconnect(receive: Receive) -> None:

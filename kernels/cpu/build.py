@@ -17,6 +17,7 @@ import platform
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -171,6 +172,9 @@ def _load(cache: Path, form: Form, compiler: Compiler | None, threads: int) -> L
     name = f"{PREFIX}{form.name}-{library_key(form)}-{version}-*.so"
     for path in sorted(cache.glob(name)):
         try:
+            if not _trusted(path):
+                log.warning("%s is not loaded: other users could have written it", path)
+                continue
             if path.stem.rpartition("-")[2] != _digest(path.read_bytes()):
                 log.warning("%s is damaged and is compiled anew", path)
                 path.unlink()
@@ -179,6 +183,18 @@ def _load(cache: Path, form: Form, compiler: Compiler | None, threads: int) -> L
         except OSError as error:
             log.warning("%s cannot be loaded: %s", path, error)
     return None
+
+
+def _trusted(path: Path) -> bool:
+    """Whether only this user, the system's or the folder's owner can have written a file.
+
+    A library runs as whoever loads it, and its name is no proof: anybody can compute one.
+    """
+    file, folder = path.stat(), path.parent.stat()
+    owners = {os.getuid(), 0}
+    if not folder.st_mode & stat.S_IWOTH:
+        owners.add(folder.st_uid)  # who was trusted with the folder is trusted with its files
+    return file.st_uid in owners and not file.st_mode & stat.S_IWOTH
 
 
 def library_key(form: Form) -> str:

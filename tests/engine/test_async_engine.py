@@ -262,6 +262,15 @@ async def test_same_id_twice_at_once_makes_two_requests(pair: Any) -> None:
     assert [(await s.result()).text for s in (one, two)] == ["1 2 3 "] * 2
 
 
+async def test_an_id_that_looks_like_a_made_one_stays_its_owners(pair: Any) -> None:
+    client, _ = pair
+    mine = [client.submit([1], params(3), request_id=f"x-{n}") for n in range(5)]
+    same = [client.submit([1], params(3), request_id="x") for _ in range(3)]
+    assert client.live == 8
+    assert [(await s.result()).text for s in (*mine, *same)] == ["1 2 3 "] * 8
+    assert client.live == 0
+
+
 async def test_what_leaves_a_step_is_the_end(pair: Any) -> None:
     """The engine outlives failing requests and steps, and counts them; nobody counts again."""
     client, engine = pair

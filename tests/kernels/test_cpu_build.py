@@ -213,6 +213,34 @@ def test_a_damaged_library_is_never_loaded(
 
 
 @needs_compiler
+def test_a_library_that_others_could_have_written_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    path, me = only(cache), os.getuid()
+    path.chmod(0o757)
+    with pytest.raises(BuildError, match="no C compiler"):
+        open_library(cache, best(), 1)
+    path.chmod(0o755)
+    assert works(open_library(cache, best(), 1))
+    # Another user's file: in a folder of his it is welcome, in one for everybody it is not.
+    monkeypatch.setattr(build.os, "getuid", lambda: me + 1)
+    found = Path.stat
+
+    def of_a_third(self: Path, **options: bool) -> os.stat_result:
+        values = list(found(self, **options))
+        values[stat.ST_UID] = me + 2
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "stat", of_a_third)
+    assert works(open_library(cache, best(), 1))
+    cache.chmod(0o777)
+    with pytest.raises(BuildError, match="no C compiler"):
+        open_library(cache, best(), 1)
+
+
+@needs_compiler
 def test_a_cache_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: list[str]
 ) -> None:

@@ -9,6 +9,14 @@ import httpx
 import pytest
 from fake_engine import EOS, FakeEngine
 
+from halfbyte.server.responses import (
+    CompletionChoice,
+    PromptTokensDetails,
+    TextCompletion,
+    TokenizeResponse,
+    UsageInfo,
+)
+
 pytestmark = pytest.mark.anyio
 
 SAY = [{"role": "user", "content": "héllo 漢🙂"}]
@@ -242,3 +250,25 @@ async def test_request_ids(http: httpx.AsyncClient) -> None:
     named = await http.post("/v1/completions", json={**body, "request_id": "mine"})
     assert named.json()["id"] == "cmpl-mine"
     assert (await http.get("/nowhere")).headers["x-request-id"]
+
+
+def test_the_text_of_a_response_is_pydantics() -> None:
+    tokens = TokenizeResponse(count=2, max_model_len=9, tokens=[1, 2], token_strs=["é", '"'])
+    usage = UsageInfo(
+        prompt_tokens=1,
+        completion_tokens=2,
+        total_tokens=3,
+        prompt_tokens_details=PromptTokensDetails(),
+    )
+    choice = CompletionChoice(index=0, text="\x00漢🙂\n", finish_reason="stop", stop_reason=7)
+    answer = TextCompletion(
+        id="a", created=1, model="m", system_fingerprint="f", choices=[choice], usage=usage
+    )
+    for response in (tokens, answer):
+        assert response.to_json() == response.model_dump_json().encode()
+
+
+def test_a_long_list_of_tokens_is_taken_as_it_is() -> None:
+    # Checking millions of them, one by one, would hold up every stream.
+    ids = [1] * 1000
+    assert TokenizeResponse(count=1000, max_model_len=9, tokens=ids).tokens is ids

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
+import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,7 @@ from fake_engine import FakeEngine
 from server_support import LiveServer, wait_until
 
 from halfbyte.errors import ConfigError
+from halfbyte.server.bodies import BodyLimits
 from halfbyte.server.connections import (
     ConnectionLimits,
     connection_limits,
@@ -229,3 +233,45 @@ DrainingServer(
     assert process.returncode == 0
     assert len(err.splitlines()) <= 12, err[:2000]
     assert "--max-connections" in err and "Traceback" not in err
+
+
+def test_a_flood_of_tiny_chunks_lets_others_be_served(live: Start) -> None:
+    server = live()
+    flood, probe = connect(server), connect(server)
+    flood.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    chunks = b"1\r\n \r\n" * 40_000 + b"0\r\n\r\n"
+    sender = threading.Thread(target=flood.sendall, args=(chunks,))
+    sender.start()
+    served = 0
+    try:
+        while not select.select([flood], [], [], 0)[0]:
+            probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            read_until(probe, b'"ok"}')
+            served += 1
+    finally:
+        sender.join(10)
+        flood.close()
+        probe.close()
+    # 240 kB are one read of asyncio's usual size.
+    assert served >= 8
+
+
+def test_answers_that_nobody_reads_have_a_budget(live: Start) -> None:
+    server = live(body_limits=BodyLimits(together=20 << 20))
+    text = b'{"prompt": "%s"}' % (b"x" * 3_000_000)  # four bytes of answer for each of text
+    request = HEAD.replace(b"/v1/completions", b"/tokenize")
+    request += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(text) + text
+    unread = socket.socket()
+    unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    unread.settimeout(10)
+    unread.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    unread.sendall(request)
+    head = unread.recv(64)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    refused = answer(connect(server, request))
+    assert refused.startswith(b"HTTP/1.1 503 ") and b"wait for their readers" in refused
+    # Small answers have nothing to do with it.
+    assert httpx.post(f"{server.url}/v1/completions", json=BODY, timeout=5).status_code == 200
+    whole = head + answer(unread)
+    assert json.loads(whole.partition(b"\r\n\r\n")[2])["count"] == 3_000_001
+    assert answer(connect(server, request)).startswith(b"HTTP/1.1 200 ")
