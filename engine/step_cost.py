@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .plan import RowWork
 
-LEAST_CHUNK = 16
+LEAST_CHUNK = 8
 """Tokens that a chunk always gets, so that a prompt comes to its end; the first has no more."""
 
 GROWTH = 2

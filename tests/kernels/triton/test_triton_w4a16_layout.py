@@ -32,6 +32,7 @@ def expected(codes, scales, zeros, zero, group):
 def test_a_zero_point_is_common_only_if_every_row_has_it(n, row):
     """Gate and up are interleaved with padding, so that the last rows are not the last stored."""
     codes, scales, zeros = random_weight(n, 64, 32, "int", 7)
+    assert zeros is not None
     zeros.fill_(3)
     packed = layout.pack_w4(codes, scales, zeros, zero="int", group=32, gated=True)
     assert packed.shift == 3
