@@ -197,8 +197,10 @@ class Engine:
             RequestError: any prompt or parameter is unusable; then nothing runs.
         """
         items = prompt_list(prompts)
-        if params is None or isinstance(params, (SamplingParams, Mapping, str)):
+        if params is None or isinstance(params, SamplingParams):
             each: list[SamplingParams | None] = [params] * len(items)
+        elif isinstance(params, (Mapping, str)):
+            raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
         else:
             each = list(params)
         if len(each) != len(items):
