@@ -159,7 +159,7 @@ def end_notes(completion: Completion, params: SamplingParams, *, chat: bool) -> 
     reason = completion.finish_reason.value
     if reason == "length":
         if completion.usage.completion_tokens == params.max_tokens:
-            said = _count(params.max_tokens, "token")
+            said = _count(completion.usage.completion_tokens, "token")
             return [f"cut off after {said} (-n); -n -1 goes on to the end"]
         return ["cut off: the context is full"]
     if reason != "stop" or completion.text.strip():
