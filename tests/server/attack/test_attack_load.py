@@ -139,8 +139,8 @@ def test_cross_talk(victim: Callable[..., Victim], report: Callable[..., None]) 
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     markers = [f"{''.join(rng.choices(string.ascii_uppercase, k=3))}{i:03}" for i in range(MARKERS)]
-    # A model that sees a word five times in a row goes on with it.
-    prompts = [f"{words(rng, rng.randint(0, 20))} " + f"{m} " * 5 for m in markers]
+    # A model that sees a word six times in a row goes on with it.
+    prompts = [f"{words(rng, rng.randint(0, 20))} " + " ".join([m] * 6) for m in markers]
 
     async def ask(http: httpx.AsyncClient, prompt: str, stream: bool) -> str:
         body: dict[str, Any] = {"prompt": prompt, "max_tokens": 24, "temperature": 0}
