@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import urllib.request
 
 import pytest
@@ -12,19 +11,6 @@ from store_support import body, gguf_bytes, http_server, redirect, tree
 from halfbyte.errors import DownloadError
 from halfbyte.loaders import download
 from halfbyte.loaders.store import pull_model, resolve_model
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HALFBYTE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def data() -> bytes:
-    seed = random.randrange(1 << 30)
-    print("seed", seed)
-    return gguf_bytes(2_500_000, seed)
 
 
 def test_pull_from_an_address(home, data):
