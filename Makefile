@@ -71,7 +71,7 @@ test-slow: install
 # make test-templates TEMPLATES=folder: real chat templates (*.jinja), rendered as transformers does.
 .PHONY: test-templates
 test-templates: install
-	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/engine/test_real_templates.py
+	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/engine/text/test_real_templates.py
 # The C kernels for aarch64, cross-compiled; their arithmetic tests run under qemu-user.
 test-arm: install
 	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || { \

@@ -72,8 +72,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     ``extra`` is the highest anonymous memory while loading, less that of before and the weights
     as packed: host copies and scratch. File pages are not in it.
     """
+    from ..engine.advise.capacity import measure
     from ..engine.backends import make_ops
-    from ..engine.capacity import measure
     from ..engine.config import EngineConfig
     from ..engine.models.registry import model_class
     from ..kernels.cpu.arena import map_memory

@@ -13,7 +13,7 @@ from .console import note, warn
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.request import SamplingParams
-    from ..engine.tokenizer import Tokenizer
+    from ..engine.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, str]]
 

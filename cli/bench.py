@@ -65,7 +65,7 @@ def engine(
     prompts, generates = (tuple(n for n in some if n) for some in lengths)
     plan = BenchPlan(prompts, generates, batches, depths, repetitions, seed)
     with open_engine(model, {**options, **plan.engine_options()}) as running:
-        from ..loaders.store import resolve_model
+        from ..loaders.store.model_store import resolve_model
 
         report = run_bench(running, resolve_model(model), plan, note)
     if json_file == "-":

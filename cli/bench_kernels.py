@@ -38,7 +38,7 @@ def kernels(
         raise typer.BadParameter(f"{rows!r} has a 0; expected 1 or more", param_hint="--rows")
     target = _writable(json_file)
     from ..bench.kernels import floors
-    from ..kernels.gpus import gpu as find_gpu
+    from ..kernels.device.gpus import gpu as find_gpu
 
     if dry_run:
         card = find_gpu(gpu or "H100")

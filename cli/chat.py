@@ -90,7 +90,7 @@ def talk(
 
 
 def _reader(live: bool, keep: bool) -> Reader:
-    from ..loaders.store import cache_root
+    from ..loaders.store.model_store import cache_root
     from .line_editor import make_editor, read_cooked, read_line
 
     if not live:

@@ -20,7 +20,7 @@ def doctor(
 
     Exit code 1 when something that Halfbyte cannot do without is missing.
     """
-    from ..engine.doctor import CHECKS
+    from ..engine.advise.doctor import CHECKS
 
     results = []
     color = use_color(sys.stdout)

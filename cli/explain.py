@@ -11,7 +11,7 @@ import typer
 from .console import clean, note, wrapped
 
 if TYPE_CHECKING:
-    from ..engine.explain import Row
+    from ..engine.advise.explain import Row
     from ..kernels.tables import Device
     from ..loaders.base import Checkpoint
 
@@ -40,7 +40,7 @@ def explain(
     """Show the kernel, tile and split of each layer and number of rows; loads no weights."""
     from ..kernels.tables import find_device
     from ..loaders import open_checkpoint
-    from ..loaders.store import resolve_model
+    from ..loaders.store.model_store import resolve_model
 
     path = resolve_model(model)
     on_cpu = device.lower() == "cpu"
@@ -73,9 +73,9 @@ def _on_cpu(checkpoint: Checkpoint, fp16: bool, exact: bool) -> _Explained:
     from halfbyte.errors import ConfigError
 
     from ..bench.machine import cpu_model
-    from ..engine.backends.cpu_native import make_cpu_ops
+    from ..engine.advise.explain import explain_cpu
+    from ..engine.backends.cpu_torch import make_cpu_ops
     from ..engine.config import EngineConfig
-    from ..engine.explain import explain_cpu
 
     if fp16:
         raise ConfigError("--fp16 is for GPUs; the CPU's kernels compute in float32")
@@ -93,10 +93,10 @@ def _on_gpu(
     from halfbyte.errors import ConfigError
 
     from ..kernels.tables import load_tables
-    from ..loaders.store import cache_root
+    from ..loaders.store.model_store import cache_root
 
     try:
-        from ..engine.explain_triton import explain as explain_model
+        from ..engine.advise.explain_triton import explain as explain_model
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "triton":
             raise

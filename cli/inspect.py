@@ -24,7 +24,7 @@ def inspect(
 ) -> None:
     """Show architecture, formats, sizes and memory need; reads headers, loads no weights."""
     from ..loaders import open_checkpoint
-    from ..loaders.store import resolve_model
+    from ..loaders.store.model_store import resolve_model
 
     checkpoint = open_checkpoint(resolve_model(path))
     try:

@@ -21,7 +21,7 @@ def fetch_default(model: str) -> None:
 
     Raises ModelNotFoundError or DownloadError before torch is imported.
     """
-    from ..loaders.store import ensure_model
+    from ..loaders.store.model_store import ensure_model
 
     with progress_bar(f"pulling {model}") as progress:
         ensure_model(model, progress)
@@ -49,7 +49,7 @@ def check_room(model: str, max_context: int, text: str, asking: Asking) -> None:
     Raises RequestError, and what opening the model raises.
     """
     from ..loaders import open_checkpoint
-    from ..loaders.store import resolve_model
+    from ..loaders.store.model_store import resolve_model
 
     fetch_default(model)
     checkpoint = open_checkpoint(resolve_model(model))
@@ -58,7 +58,7 @@ def check_room(model: str, max_context: int, text: str, asking: Asking) -> None:
         limit = min(max_context or own, own)
         if len((asking.system + text).encode()) + _TEMPLATE_ROOM <= limit:
             return
-        from ..engine.tokenizer import Tokenizer
+        from ..engine.text.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.from_source(checkpoint.tokenizer(), checkpoint.config.vocab_size)
     finally:

@@ -17,8 +17,8 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """List the models that were pulled."""
-    from ..loaders.sources import registered_names
-    from ..loaders.store import pulled
+    from ..loaders.store.model_store import pulled
+    from ..loaders.store.sources import registered_names
 
     found = pulled()
     if as_json:
@@ -52,7 +52,7 @@ def remove(
     names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names as in the list.")],
 ) -> None:
     """Remove pulled models from the store."""
-    from ..loaders.store import remove as remove_model
+    from ..loaders.store.model_store import remove as remove_model
 
     for name in names:
         print(f"{clean(name)} removed, {human_bytes(remove_model(name))} freed")
@@ -64,7 +64,7 @@ def show(
 ) -> None:
     """Show in short what a model is; `halfbyte inspect` tells all."""
     from ..loaders import open_checkpoint
-    from ..loaders.store import pulled, resolve_model
+    from ..loaders.store.model_store import pulled, resolve_model
     from .inspect import describe
 
     path = resolve_model(model)

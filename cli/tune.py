@@ -46,7 +46,7 @@ def tune(
     from halfbyte.errors import ConfigError
 
     from ..loaders import open_checkpoint
-    from ..loaders.store import cache_root, resolve_model
+    from ..loaders.store.model_store import cache_root, resolve_model
 
     path = resolve_model(model)
     device = local_device()
@@ -78,7 +78,7 @@ def problems(
     checkpoint: Checkpoint, device: Device, fp16: bool, max_rows: int = 512
 ) -> list[Problem]:
     """The W4A16 problems of a model, each once, those of one weight size together."""
-    from ..engine.products import groups
+    from ..engine.advise.products import groups
     from ..kernels.w4a16.config import BUCKETS
 
     sizes = [

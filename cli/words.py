@@ -41,7 +41,7 @@ def model_and_prompt(
             or looks like one.
         A usage error: something was given twice.
     """
-    from ..loaders.sources import DEFAULT_MODEL
+    from ..loaders.store.sources import DEFAULT_MODEL
 
     left = list(words or ())
     if left and model is None and (len(left) > 1 or prompt is not None or is_model(left[0])):
@@ -61,7 +61,7 @@ def model_and_prompt(
 
 def is_model(word: str) -> bool:
     """Whether a word names a model: registered, on the hub, an address, or a path to one."""
-    from ..loaders.sources import parse_source
+    from ..loaders.store.sources import parse_source
 
     try:
         if parse_source(word) is not None:
@@ -93,7 +93,7 @@ def _like_a_model(word: str) -> bool:
 
 def _near(word: str) -> str:
     """The registered name that a word is almost, or ""."""
-    from ..loaders.sources import registered_names
+    from ..loaders.store.sources import registered_names
 
     name = word.lower().partition(":")[0]
     return next(iter(difflib.get_close_matches(name, registered_names(), 1, 0.8)), "")

@@ -14,30 +14,24 @@ from torch import Tensor
 from halfbyte.errors import RequestError
 
 from ..loaders import open_checkpoint
-from ..loaders.quantizing import QuantizingCheckpoint
-from ..loaders.store import resolve_model
+from ..loaders.model.quantizing import QuantizingCheckpoint
+from ..loaders.store.model_store import resolve_model
 from .backends import make_ops
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
-from .interrupts import uninterrupted
-from .memory import MemoryPlan, free_memory, plan_memory
 from .models.registry import model_class
-from .process import OwnProcess
-from .prompts import Prompt, Prompts, TokenIds, only_ids, prompt_ids, prompt_list
-from .request import (
-    Completion,
-    Delta,
-    PromptScore,
-    SamplingParams,
-    sampling_params,
-)
-from .scoring import prompt_logits, score_prompt
-from .stats import EngineStats, Stopwatch
-from .step_loop import build_loop
-from .token_bound import TokenLimit
-from .tokenizer import Tokenizer
-from .turns import Turns
-from .warmup import make_ready
+from .request import Completion, Delta, PromptScore, SamplingParams, sampling_params
+from .run.memory import MemoryPlan, free_memory, plan_memory
+from .run.scoring import prompt_logits, score_prompt
+from .run.stats import EngineStats, Stopwatch
+from .run.step_loop import build_loop
+from .run.warmup import make_ready
+from .serve.interrupts import uninterrupted
+from .serve.process import OwnProcess
+from .serve.turns import Turns
+from .text.prompts import Prompt, Prompts, TokenIds, only_ids, prompt_ids, prompt_list
+from .text.token_bound import TokenLimit
+from .text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from halfbyte.engine.async_engine import AsyncEngine
     from halfbyte.engine.engine import Engine
     from halfbyte.engine.request import (
         Completion,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         PromptScore,
         SamplingParams,
     )
+    from halfbyte.engine.serve.async_engine import AsyncEngine
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 if not os.path.isdir(os.path.join(_HERE, "engine")):
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncEngine": ".engine.async_engine",
+    "AsyncEngine": ".engine.serve.async_engine",
     "Engine": ".engine.engine",
     "Completion": ".engine.request",
     "Delta": ".engine.request",

@@ -46,7 +46,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     if path.suffix in _PICKLES:
         raise _pickle_error(path, [path.name])
-    from .gguf import GGUFCheckpoint
+    from .gguf.checkpoint import GGUFCheckpoint
 
     return GGUFCheckpoint(path)
 
@@ -61,13 +61,13 @@ def _open_folder(folder: Path) -> Checkpoint:
     tensors = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if tensors and "config.json" in names:
-        from .hf_folder import HFFolderCheckpoint
+        from .hf.folder import HFFolderCheckpoint
 
         return HFFolderCheckpoint(folder)
     if ggufs:
-        from .folder_files import ModelFolder
-        from .gguf import GGUFCheckpoint
-        from .gguf_parts import first_part
+        from .files.folder_files import ModelFolder
+        from .gguf.checkpoint import GGUFCheckpoint
+        from .gguf.parts import first_part
 
         first = ggufs[0] if len(ggufs) == 1 else first_part(ggufs)
         if first is not None:
@@ -83,8 +83,8 @@ def _open_folder(folder: Path) -> Checkpoint:
             hint="download the whole model repository",
         )
     if pickles:
-        from .folder_files import ModelFolder
-        from .smoothquant import refuse_smoothquant
+        from .files.folder_files import ModelFolder
+        from .hf.smoothquant import refuse_smoothquant
 
         config = ModelFolder(folder).read_json("config.json")
         refuse_smoothquant(str(folder / "config.json"), config or {})

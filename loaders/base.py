@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from .model_config import ModelConfig
-from .report import LoadReport
+from .model.config import ModelConfig
+from .model.report import LoadReport
 
 if TYPE_CHECKING:
-    from .canonical import Weight, WeightFormat
+    from ..kernels.formats.canonical import Weight, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,26 @@ class Checkpoint(Protocol):
     def close(self) -> None:
         """Unmap the files; views handed out before are copies or stay valid on their own."""
         ...
+
+
+@runtime_checkable
+class LoadsStored(Protocol):
+    """A checkpoint that can hand out weights before they are converted."""
+
+    def load_stored(self, name: str) -> Weight:
+        """As ``load``, but a matrix may be a ``StoredLinear``.
+
+        Its data is checked when it is converted, which has to be while the file is as it was
+        when it was opened.
+        """
+        ...
+
+
+def load_stored(checkpoint: Checkpoint, name: str) -> Weight:
+    """A weight by name, as stored where the checkpoint offers that, else canonical."""
+    if isinstance(checkpoint, LoadsStored):
+        return checkpoint.load_stored(name)
+    return checkpoint.load(name)
 
 
 def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Weight]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..engine.client import EngineClient
+from ..engine.serve.client import EngineClient
 from .errors import ApiError, engine_down
 from .job import Job
 from .metrics import Metrics

@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.client import EngineClient
 from ..engine.request import Completion, Delta, FinishReason, SamplingParams
-from ..engine.stream import RequestStream, ready
+from ..engine.serve.client import EngineClient
+from ..engine.serve.stream import RequestStream, ready
 from .errors import ApiError, engine_down, internal_error
 from .responses import PromptTokensDetails, UsageInfo
 from .tenant import Tenant

@@ -16,7 +16,7 @@ import uvicorn
 
 from halfbyte.errors import ConfigError, EngineDeadError
 
-from ..engine.client import Health
+from ..engine.serve.client import Health
 from .connections import ACCEPTS, Connections, quiet_accept
 
 # Connections that the system holds until they are accepted.

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
-from ..engine.client import StatsView
 from ..engine.request import Delta, FinishReason
-from ..engine.stream import RequestStream
+from ..engine.serve.client import StatsView
+from ..engine.serve.stream import RequestStream
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from halfbyte.errors import ConfigError
 
-from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
+from ..engine.serve.async_engine import AsyncEngine
 from .admission import QueueLimits
 from .app import create_app
 from .connections import Connections, connection_limits, raise_file_limit

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 import halfbyte
 from halfbyte.errors import RequestError
 
-from ..engine.client import EngineClient, Health
 from ..engine.request import Completion, SamplingParams
+from ..engine.serve.client import EngineClient, Health
 from .admission import Admission, QueueLimits
 from .errors import ApiError, as_api_error
 from .job import Call, Job

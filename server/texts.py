@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 from halfbyte.errors import RequestError
 
-from ..engine.client import TextCodec
-from ..engine.token_bound import TokenLimit
+from ..engine.serve.client import TextCodec
+from ..engine.text.token_bound import TokenLimit
 from .chat import template_messages, template_switches
 from .schema import ChatMessage
 

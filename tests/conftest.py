@@ -168,7 +168,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The default model; pulled once into the cache when it is not there."""
-    from halfbyte.loaders.store import pull_model
+    from halfbyte.loaders.store.model_store import pull_model
 
     return pull_model("smollm2")
 

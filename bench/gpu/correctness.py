@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import runtime
 from ...kernels.attention import (
     build_prefill_table,
     decode_attention,
@@ -25,12 +24,13 @@ from ...kernels.attention.reference import paged_attention
 from ...kernels.codebook.layout import NF4, pack_codebook
 from ...kernels.codebook.op import codebook_linear
 from ...kernels.codebook.reference import dequantize as dequantize_codebook
+from ...kernels.device import runtime
+from ...kernels.device.workspace import Workspace
 from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
 from ...kernels.sampling import argmax
 from ...kernels.w4a16.layout import pack_w4
 from ...kernels.w4a16.op import w4a16_linear
 from ...kernels.w4a16.reference import w4a16_linear_reference
-from ...kernels.w4a16.workspace import Workspace
 from ...kernels.w8a8 import pack_w8a8, quantize_rows, w8a8_linear
 from ...kernels.w8a8.reference import w8a8_linear as w8a8_reference
 from ...kernels.w8a16 import pack_w8a16, w8a16_linear

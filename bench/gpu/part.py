@@ -13,7 +13,7 @@ import torch
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.gpus import Gpu, gpu
+from ...kernels.device.gpus import Gpu, gpu
 from ..kernels.measure import GraphTimer, Timer, WallTimer, reason
 
 DEFAULT_L2 = 64 << 20

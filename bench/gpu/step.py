@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ...kernels.attention import decode_attention
+from ...kernels.device.workspace import Workspace
 from ...kernels.fused import embed_norm, rms_norm, rope_write_kv
 from ...kernels.sampling import argmax
 from ...kernels.w4a16.layout import PackedW4
 from ...kernels.w4a16.op import w4a16_linear
-from ...kernels.w4a16.workspace import Workspace
 from ...kernels.w8a16 import pack_w8a16, w8a16_linear
 from ..kernels.cases import random_w4
 

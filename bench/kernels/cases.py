@@ -15,16 +15,16 @@ from torch import Tensor
 
 from halfbyte.errors import ConfigError
 
-from ...kernels import runtime
 from ...kernels.attention import (
     build_prefill_table,
     decode_attention,
     prefill_attention,
     prefill_block,
 )
+from ...kernels.device import runtime
+from ...kernels.device.workspace import Workspace
 from ...kernels.w4a16.layout import PackedW4, pack_w4
 from ...kernels.w4a16.op import explain, w4a16_linear
-from ...kernels.w4a16.workspace import Workspace
 from ...kernels.w8a8 import pack_w8a8, quantize_rows, w8a8_linear
 from ...kernels.w8a16 import pack_w8a16, w8a16_linear
 from .floors import Layer, attention_cost, linear_bytes

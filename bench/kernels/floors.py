@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.gpus import Gpu
+from ...kernels.device.gpus import Gpu
 
 W4_BYTES = 0.5 + 2.5 / 128
 """Bytes a 4-bit weight in groups of 128: code, fp16 scale, packed zero point."""

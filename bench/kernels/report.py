@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ...kernels.gpus import Gpu
+from ...kernels.device.gpus import Gpu
 from .cases import OURS, Case
 from .floors import floor, markdown
 from .measure import Timer, Timing

@@ -10,7 +10,7 @@ import torch
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.gpus import Gpu, gpu
+from ...kernels.device.gpus import Gpu, gpu
 from .cases import LinearCases
 from .floors import LAYERS, ROWS
 from .measure import GraphTimer, Timing

@@ -25,7 +25,7 @@ from typing import Any
 from halfbyte.errors import ConfigError
 
 from ...engine.engine import Engine
-from ...loaders.store import resolve_model
+from ...loaders.store.model_store import resolve_model
 from ..engine import Case, TokenSource, model_facts, sample, warm_up
 from ..machine import machine_info, read_bandwidth
 

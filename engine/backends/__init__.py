@@ -28,7 +28,7 @@ def make_ops(config: EngineConfig) -> Ops[Any]:
         return ReferenceOps(_DTYPES[config.dtype], config.exact)
     if config.backend == "interpreter" or device.type == "cuda":
         return _triton_ops(config, device)
-    from .cpu_native import make_cpu_ops
+    from .cpu_torch import make_cpu_ops
 
     return make_cpu_ops(config)
 
@@ -60,7 +60,7 @@ def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
             hint="use float16 or bfloat16, or backend='reference' for float32",
         )
     try:
-        from ...kernels.runtime import INTERPRETED
+        from ...kernels.device.runtime import INTERPRETED
     except ImportError as error:
         raise ConfigError(
             f"triton cannot be imported: {error}", hint="pip install triton"

@@ -16,10 +16,10 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ...loaders.canonical import Weight
-from ..kv_cache import LayerKV
-from ..sampling import RowSampling
-from ..step import StepInputs
+from ...kernels.formats.canonical import Weight
+from ..run.kv_cache import LayerKV
+from ..run.sampling import RowSampling
+from ..run.step import StepInputs
 
 Activation = Literal["silu", "gelu_tanh"]
 """What an MLP applies to its gate; ``gelu_tanh`` is the tanh form that Gemma uses."""

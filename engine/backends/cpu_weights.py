@@ -30,8 +30,8 @@ from ...kernels.cpu.pack import (
     pack_q8,
     pack_table,
 )
-from ...loaders.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
-from ...loaders.stored import WORDS, StoredLinear
+from ...kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
+from ...kernels.formats.stored import WORDS, StoredLinear
 
 Codes = Literal["nibbles", "table", "bytes", "float8", "dense"]
 """How the C kernels keep the codes of a weight; ``dense`` is a matrix of float32."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from halfbyte.errors import ConfigError
 
 from ...kernels import reference as ref
-from ...loaders.canonical import QuantizedLinear, Weight
-from ..kv_cache import LayerKV
-from ..sampling import RowSampling
-from ..step import StepInputs
+from ...kernels.formats.canonical import QuantizedLinear, Weight
+from ..run.kv_cache import LayerKV
+from ..run.sampling import RowSampling
+from ..run.step import StepInputs
 from .base import Activation, AttentionShape, P, Program
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import reference as ref
-from ...loaders.canonical import ActivationFormat, QuantizedLinear, Weight
-from ...loaders.stored import settled
+from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight
+from ...kernels.formats.stored import settled
 from .plain import PlainOps
 
 

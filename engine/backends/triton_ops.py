@@ -15,7 +15,6 @@ from torch import Tensor
 
 from halfbyte.errors import ConfigError
 
-from ...kernels import runtime
 from ...kernels.attention import (
     build_prefill_table,
     decode_attention,
@@ -23,16 +22,17 @@ from ...kernels.attention import (
     prefill_attention,
     prefill_block,
 )
+from ...kernels.device import runtime
+from ...kernels.device.workspace import Workspace
+from ...kernels.formats.canonical import Weight
 from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
 from ...kernels.sampling import argmax
 from ...kernels.tables import Device, Tables, load_tables
-from ...kernels.w4a16.workspace import Workspace
 from ...kernels.w8a16 import PackedW8A16, gather_rows
-from ...loaders.canonical import Weight
-from ...loaders.store import cache_root
-from ..kv_cache import LayerKV
-from ..sampling import RowSampling
-from ..step import RowSpan, StepInputs
+from ...loaders.store.model_store import cache_root
+from ..run.kv_cache import LayerKV
+from ..run.sampling import RowSampling
+from ..run.step import RowSpan, StepInputs
 from .base import Activation, AttentionShape, Program
 from .plain import rope_of
 from .triton_sampling import DeviceSampler

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.sampling import Choice, pack_choices, reset_counts, sample
-from ..sampling import RowSampling
+from ..run.sampling import RowSampling
 
 
 class DeviceSampler:

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.codebook import PackedCodebook, codebook_linear, pack_codebook
+from ...kernels.device.workspace import Workspace
+from ...kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat
 from ...kernels.w4a16.layout import PackedW4, pack_w4
 from ...kernels.w4a16.op import w4a16_linear
-from ...kernels.w4a16.workspace import Workspace
 from ...kernels.w8a8 import PackedW8A8, pack_w8a8, quantize_rows, w8a8_linear
 from ...kernels.w8a16.layout import pack_w8a16
 from ...kernels.w8a16.op import PackedW8A16, w8a16_linear
-from ...loaders.canonical import QuantizedLinear, Weight, WeightFormat
 
 _LEAST_GROUP = 32
 _HALF_GROUP = 16

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from halfbyte.errors import UnsupportedModelError, UnsupportedWeightError
 
-from ...loaders.base import Checkpoint
-from ...loaders.canonical import QuantizedLinear, Weight, can_fuse
-from ...loaders.model_config import ModelConfig
-from ...loaders.stored import StoredLinear, load_stored
+from ...kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
+from ...kernels.formats.stored import StoredLinear
+from ...loaders.base import Checkpoint, load_stored
+from ...loaders.model.config import ModelConfig
 from ..backends.base import Activation, AttentionShape, Ops, P, PackedLinear
-from ..kv_cache import KVCache
-from ..layers.linear import FusedLinear
-from ..layers.mixture import Mixture, Mlp
-from ..step import StepInputs
+from ..run.kv_cache import KVCache
+from ..run.step import StepInputs
+from .mixture import Mixture, Mlp
+from .projections import FusedLinear
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .. import runtime
-from ..checks import require
+from ..device import runtime
+from ..device.checks import require
 from .config import DIMS, PAGES, fits
 
 # Tiles are cut for 16-bit types; the interpreter can take wider ones too.

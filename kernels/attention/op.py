@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import runtime
-from ..checks import check_tensor, require
+from ..device import runtime
+from ..device.checks import check_tensor, require
 from .config import (
     EXACT_CHUNK,
     LEAST_CHUNK,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..checks import require
+from ..device.checks import require
 from .config import next_power_of_2, prefill_tile
 
 

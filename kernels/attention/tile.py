@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..bits import int8_to_half
+from ..device.bits import int8_to_half
 from ..fused.row import narrow
 
 # Below any score, yet finite: the first tile's rescaling factor is exp2(LOWEST - m) = 0 and a

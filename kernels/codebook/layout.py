@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor, require
+from ..device.checks import check_tensor, require
 from ..w8a16.fragments import Fragments, pack, unpack_words
 
 # Quantiles of a normal distribution with an exact zero (Dettmers et al., QLoRA, 2023).

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import runtime
-from ..w4a16.workspace import Workspace
+from ..device import runtime
+from ..device.workspace import Workspace
 from ..w8a16 import product
 from .layout import PackedCodebook
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_tensor, require
+from ..device.checks import check_tensor, require
 from .activation_kernel import gated_kernel, gated_quant_kernel
 from .config import gated_tile
 from .outputs import FLOATS, RowOutputs, allocate

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor, require
+from ..device.checks import check_tensor, require
 from .config import MAX_ROW, row_tile
 from .norm_kernel import embed_norm_kernel, norm_kernel
 from .outputs import FLOATS, RowOutputs, allocate

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor, require
+from ..device.checks import check_tensor, require
 from .config import head_tile, next_power_of_2
 from .outputs import FLOATS
 from .rope_kernel import rope_kernel

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import runtime
+from ..device import runtime
 
 _INTERPRETED = tl.constexpr(runtime.INTERPRETED)
 

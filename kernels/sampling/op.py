@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
-from ..checks import check_tensor, require
+from ..device import runtime
+from ..device.checks import check_tensor, require
 from .config import BINS, BLOCK, CANDIDATES, NUM_WARPS
 from .kernel import argmax_kernel, sample_kernel
 from .rows import FLOAT_FIELDS, INT_FIELDS

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from .. import runtime
+from ..device import runtime
 from .config import SEEN
 
 _INTERPRETED = tl.constexpr(runtime.INTERPRETED)

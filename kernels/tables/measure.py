@@ -13,10 +13,10 @@ from triton.runtime.errors import OutOfResources
 
 from halfbyte.errors import ConfigError
 
+from ..device.workspace import Workspace
 from ..w4a16.config import Problem, table_key
 from ..w4a16.layout import PackedW4, pack_w4
 from ..w4a16.op import w4a16_linear
-from ..w4a16.workspace import Workspace
 
 COLD_BYTES = 256 << 20
 """Weights that one pass reads: more than the second-level cache of any device keeps."""

@@ -18,8 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import bits
-from .kernel_parts import (
+from ..device import bits
+from ..device.parts import (
     dot,
     finish,
     plane_bias,

@@ -25,7 +25,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel_parts import (
+from ..device.parts import (
     dot,
     finish,
     plane_bias,

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from halfbyte.errors import KernelInputError
 
-from ..checks import require
+from ..device.checks import require
 
 ATOM_ROWS = 64
 SLICE = 128

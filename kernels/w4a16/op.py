@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import runtime
-from ..checks import check_tensor, require
+from ..device import runtime
+from ..device.checks import check_tensor, require
+from ..device.workspace import Workspace
 from .config import Choice, Config, Problem, choose, fits, launch_options
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel
 from .layout import ATOM_ROWS, SLICE, PackedW4
-from .workspace import Workspace
 
 DTYPES = (torch.float16, torch.bfloat16)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import bits
+from ..device import bits
 
 # u = v + 128 in 0..255 is the stored byte.
 # fp16: u as the low byte under 0x64 reads 1024 + u, exactly, as u < 1024; 0x6480 reads 1152.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import require
+from ..device.checks import require
 
 ATOM_ROWS = 64
 ROW_ALIGN = 128

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..checks import check_tensor, require
+from ..device.checks import check_tensor, require
 from ..fused.row import narrow
 from .layout import PackedW8A16
 

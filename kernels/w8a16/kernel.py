@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..w4a16.kernel_parts import dot, finish, repeat_rows, table_matrix, table_offsets
+from ..device.parts import dot, finish, repeat_rows, table_matrix, table_offsets
 from .decode import int8_planes, table_planes
 
 _RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units"]

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor, require
+from ..device.checks import check_tensor, require
 from .fragments import Fragments, pack, unpack_words
 
 ZeroKind = Literal["none", "int", "float"]

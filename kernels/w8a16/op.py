@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..w4a16.workspace import Workspace
+from ..device.workspace import Workspace
 from . import product
 from .layout import PackedW8A16
 

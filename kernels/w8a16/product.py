@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
-from ..checks import check_tensor, require
-from ..w4a16.workspace import Workspace
+from ..device import runtime
+from ..device.checks import check_tensor, require
+from ..device.workspace import Workspace
 from .config import Config, choose, launch_options
 from .fragments import ATOM_ROWS, Fragments
 from .kernel import dequantize_kernel, product_kernel

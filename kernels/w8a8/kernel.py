@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import runtime
+from ..device import runtime
 
 # 1.5 * 2**23: floats of this size lie 1 apart, so adding it rounds to a whole number, ties to
 # even; the low bits of the sum are then that number in two's complement (0x4B400000 + q).

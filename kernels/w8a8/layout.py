@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor, require
+from ..device.checks import check_tensor, require
 
 MAX_K = 131072
 """First K at which int8 sums could leave int32: 127 * 128 * K < 2**31 below it."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
-from ..checks import check_tensor, require
+from ..device import runtime
+from ..device.checks import check_tensor, require
 from . import config as cfg
 from .kernel import gemm, quantize
 from .layout import ALIGN, MAX_K_ASYMMETRIC, PackedW8A8

@@ -14,7 +14,7 @@ from halfbyte.bench.kernels.measure import Call, Timing, WallTimer, copies_for
 from halfbyte.bench.kernels.run import KernelPlan, run_kernels
 from halfbyte.cli.main import app
 from halfbyte.errors import ConfigError
-from halfbyte.kernels.gpus import GPUS, gpu
+from halfbyte.kernels.device.gpus import GPUS, gpu
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ from gguf.quants import dequantize
 from halfbyte.bench import loading
 from halfbyte.bench.loading import anonymous
 from halfbyte.bench.loading_files import BLOCKS, FORMATS, SHAPES, tensors, write_gguf, write_model
+from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.canonical import QuantizedLinear
 
 
 @pytest.fixture(scope="module")

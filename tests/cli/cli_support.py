@@ -129,7 +129,7 @@ class FakeEngine:
         return Delta(name, word, (1,) if word else (), completion)
 
     def stats(self) -> Any:
-        from halfbyte.engine.stats import EngineStats
+        from halfbyte.engine.run.stats import EngineStats
 
         return EngineStats(0, 0, 0, 10, 5, 6, 7, 8, 9, {"stop": 1})
 

@@ -9,7 +9,7 @@ import torch
 from cli_support import ROOT, TINY, halfbyte
 
 from halfbyte.cli.explain import config_text, gpu_text, layer_text, render
-from halfbyte.engine.explain_triton import explain
+from halfbyte.engine.advise.explain_triton import explain
 from halfbyte.kernels.tables import find_device
 from halfbyte.loaders import open_checkpoint
 

@@ -190,7 +190,7 @@ def run_main(monkeypatch, problem: BaseException, *args: str) -> int:
     def fail(*args: object, **kwargs: object) -> None:
         raise problem
 
-    monkeypatch.setattr("halfbyte.loaders.store.resolve_model", fail)
+    monkeypatch.setattr("halfbyte.loaders.store.model_store.resolve_model", fail)
     return run_here(*args, "inspect", "x")
 
 
@@ -224,7 +224,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_one(monkeypatch, cap
         except KeyboardInterrupt:
             raise SystemError("import failed") from None
 
-    monkeypatch.setattr("halfbyte.loaders.store.resolve_model", fail)
+    monkeypatch.setattr("halfbyte.loaders.store.model_store.resolve_model", fail)
     assert run_here("inspect", "x") == 130
     assert capsys.readouterr().err == "interrupted\n"
 

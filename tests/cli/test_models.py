@@ -10,8 +10,8 @@ from cli_support import TINY
 
 from halfbyte.cli.main import app
 from halfbyte.errors import ModelNotFoundError
-from halfbyte.loaders import store
-from halfbyte.loaders.download import FileRecord, hash_file
+from halfbyte.loaders.store import model_store as store
+from halfbyte.loaders.store.download import FileRecord, hash_file
 
 
 @pytest.fixture

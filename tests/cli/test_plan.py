@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from halfbyte.cli import plan
 from halfbyte.cli.main import app
-from halfbyte.engine.capacity import Memory
+from halfbyte.engine.advise.capacity import Memory
 from halfbyte.errors import ConfigError
 
 

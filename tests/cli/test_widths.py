@@ -61,7 +61,7 @@ def test_commands(args, width, monkeypatch):
 def test_the_list_of_models(width, monkeypatch, capsys):
     names = ("smollm2", "owner/A-Model-With-A-Long-Name-1.5B-Instruct-GGUF:Q4_K_M")
     found = [SimpleNamespace(name=n, bytes=10**9, licence="x" * 46, complete=True) for n in names]
-    monkeypatch.setattr("halfbyte.loaders.store.pulled", lambda: found)
+    monkeypatch.setattr("halfbyte.loaders.store.model_store.pulled", lambda: found)
     models.list_models()
     out = capsys.readouterr().out
     check(out, width)
@@ -77,7 +77,7 @@ def test_the_doctor(width, monkeypatch, capsys):
             remedy="install " + "x" * 30,
         )
 
-    monkeypatch.setattr("halfbyte.engine.doctor.CHECKS", (check_python,))
+    monkeypatch.setattr("halfbyte.engine.advise.doctor.CHECKS", (check_python,))
     app(["doctor"], standalone_mode=False)
     check(capsys.readouterr().out, width)
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from test_engine_failures import GREEDY, OVERLAP, TEXTS, assert_clean, drain
 
-import halfbyte.engine.sampler as sampler_module
+import halfbyte.engine.run.sampler as sampler_module
 from halfbyte import Engine, SamplingParams
-from halfbyte.engine.plan import StepPlan
 from halfbyte.engine.request import FinishReason, TokenEvent
-from halfbyte.engine.step import StepInputs
+from halfbyte.engine.run.step import StepInputs
+from halfbyte.engine.schedule.plan import StepPlan
 
 
 def break_row(

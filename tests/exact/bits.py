@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from halfbyte import Completion, Engine, SamplingParams
-from halfbyte.engine.model_runner import Forward
-from halfbyte.engine.plan import StepResult
+from halfbyte.engine.run.model_runner import Forward
+from halfbyte.engine.schedule.plan import StepResult
 
 # Around one and two blocks of 64 tokens; 0 stands for any length.
 LENGTHS = (0, 1, 17, 64, 65, 127, 128, 129)

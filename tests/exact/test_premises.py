@@ -9,11 +9,11 @@ import pytest
 from bits import Work, random_work, short_work
 from test_exact import FEW, WAYS
 
-from halfbyte.engine.block_pool import BlockPool
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.plan import StepPlan, StepResult
 from halfbyte.engine.request import Request
-from halfbyte.engine.scheduler import Scheduler, SchedulerConfig
+from halfbyte.engine.schedule.block_pool import BlockPool
+from halfbyte.engine.schedule.plan import StepPlan, StepResult
+from halfbyte.engine.schedule.scheduler import Scheduler, SchedulerConfig
 
 
 def scheduled(work: Work, *, turns: int = 1, **options: Any) -> tuple[int, int]:

@@ -15,11 +15,11 @@ import torch
 from arm_support import remote_library
 from torch import Tensor
 
-from halfbyte.engine.backends.cpu_compiled import CompiledOps
+from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.kernels.cpu.build import find_compiler, open_library
 from halfbyte.kernels.cpu.forms import Form, chosen_forms
 from halfbyte.kernels.cpu.library import Library
-from halfbyte.loaders.canonical import (
+from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
     QuantizedLinear,
     Weight,
@@ -27,7 +27,7 @@ from halfbyte.loaders.canonical import (
     ZeroKind,
     pack_codes,
 )
-from halfbyte.loaders.store import cache_root
+from halfbyte.loaders.store.model_store import cache_root
 
 # Runs the kernels for aarch64 under an emulator instead: `make test-arm`.
 ARM = bool(os.environ.get("HALFBYTE_TEST_ARM"))

@@ -13,11 +13,11 @@ from statistics_support import fresh_seed, generator
 from torch import Tensor
 
 from halfbyte.engine.backends.base import AttentionShape
-from halfbyte.engine.backends.cpu_compiled import CompiledOps
-from halfbyte.engine.kv_cache import KVCache, LayerKV
-from halfbyte.engine.step import RowSpan, StepInputs
+from halfbyte.engine.backends.cpu_c import CompiledOps
+from halfbyte.engine.run.kv_cache import KVCache, LayerKV
+from halfbyte.engine.run.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
-from halfbyte.loaders.model_config import ModelConfig
+from halfbyte.loaders.model.config import ModelConfig
 
 pytestmark = needs_compiler
 

@@ -12,10 +12,10 @@ from statistics_support import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends.base import Activation, AttentionShape
-from halfbyte.engine.kv_cache import KVCache
-from halfbyte.engine.step import RowSpan, StepInputs
+from halfbyte.engine.run.kv_cache import KVCache
+from halfbyte.engine.run.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
-from halfbyte.loaders.model_config import ModelConfig
+from halfbyte.loaders.model.config import ModelConfig
 
 pytestmark = needs_compiler
 

@@ -18,7 +18,7 @@ from cpu_support import ARM, Kind, all_kinds, library, needs_compiler, using
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.forms import FORMS, Form, available_forms, chosen_forms
-from halfbyte.loaders.gguf_types import QUANTIZED_TYPES
+from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 
 OTHERS = [] if ARM or not chosen_forms() else available_forms()[1:]
 LANES = {"amx": 16, "vnni": 16, "avx512": 16, "avx2": 8, "neon": 4, "plain": 4}

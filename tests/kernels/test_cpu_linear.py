@@ -23,8 +23,8 @@ from cpu_support import (
 from statistics_support import fresh_seed
 from torch import Tensor
 
-from halfbyte.engine.backends.cpu_compiled import CompiledOps
-from halfbyte.loaders.canonical import QuantizedLinear
+from halfbyte.engine.backends.cpu_c import CompiledOps
+from halfbyte.kernels.formats.canonical import QuantizedLinear
 
 pytestmark = needs_compiler
 

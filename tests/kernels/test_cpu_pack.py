@@ -13,10 +13,10 @@ from statistics_support import fresh_seed
 from halfbyte.engine.backends.cpu_weights import pack_weight
 from halfbyte.kernels.cpu.arena import Arena
 from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_q4
-from halfbyte.loaders.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
-from halfbyte.loaders.gguf_blocks import convert_tensor
-from halfbyte.loaders.gguf_types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
-from halfbyte.loaders.stored import WORDS, StoredLinear
+from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
+from halfbyte.kernels.formats.stored import WORDS, StoredLinear
+from halfbyte.loaders.gguf.blocks import convert_tensor
+from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
 
 pytestmark = needs_compiler
 TYPES = {t.name: t for t in BLOCK_TYPES.values()}

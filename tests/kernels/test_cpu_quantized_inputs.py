@@ -24,11 +24,11 @@ from statistics_support import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends.base import Ops
-from halfbyte.engine.backends.cpu_compiled import CompiledOps
-from halfbyte.engine.backends.cpu_native import TorchOps
+from halfbyte.engine.backends.cpu_c import CompiledOps
+from halfbyte.engine.backends.cpu_torch import TorchOps
 from halfbyte.engine.backends.reference import ReferenceOps
 from halfbyte.kernels import reference as ref
-from halfbyte.loaders.canonical import ActivationFormat, QuantizedLinear, WeightFormat
+from halfbyte.kernels.formats.canonical import ActivationFormat, QuantizedLinear, WeightFormat
 
 pytestmark = needs_compiler
 

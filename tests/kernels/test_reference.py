@@ -11,7 +11,7 @@ import torch
 from statistics_support import fresh_seed, generator
 
 from halfbyte.kernels import reference as ref
-from halfbyte.loaders.canonical import ActivationFormat
+from halfbyte.kernels.formats.canonical import ActivationFormat
 
 # float64 results of a few hundred terms: rounding stays far below this.
 EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}

@@ -11,7 +11,7 @@ from cpu_support import BF16, F32, Kind, all_kinds, make_case, sizes, tokens
 from statistics_support import fresh_seed
 
 from halfbyte.engine.backends.base import Ops
-from halfbyte.engine.backends.cpu_native import Int4Linear, TorchOps
+from halfbyte.engine.backends.cpu_torch import Int4Linear, TorchOps
 from halfbyte.engine.backends.reference import ReferenceOps
 
 

@@ -11,7 +11,7 @@ import pytest
 from store_support import PiecesOfModel, gguf_bytes, make_wheel
 
 from halfbyte.errors import DownloadError
-from halfbyte.loaders import download, sources, wheels
+from halfbyte.loaders.store import download, sources, wheels
 
 
 @pytest.fixture

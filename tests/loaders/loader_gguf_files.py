@@ -16,7 +16,7 @@ import pytest
 from halfbyte.errors import HalfbyteError
 
 # The loaders import torch when first used, which takes a second that is not theirs.
-for _module in ("gguf", "hf_folder"):
+for _module in ("gguf.checkpoint", "hf.folder"):
     import_module(f"halfbyte.loaders.{_module}")
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)

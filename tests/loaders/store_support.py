@@ -17,8 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-from halfbyte.loaders import download, sources, store
-from halfbyte.loaders.wheel_models import Piece, WheelSource
+from halfbyte.loaders.store import download, sources
+from halfbyte.loaders.store import model_store as store
+from halfbyte.loaders.store.wheel_models import Piece, WheelSource
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

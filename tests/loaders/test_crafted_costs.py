@@ -14,22 +14,22 @@ from loader_budget import FIXTURES
 from loader_gguf_files import U32, kv, refuses, tiny_gguf, write
 from safetensors.torch import load_file, save_file
 
-from halfbyte.engine.layers.rope import attention_factor, inverse_frequencies
-from halfbyte.engine.special_text import Span, bounded, longest_first_pattern
-from halfbyte.engine.user_marks import UserMarks
+from halfbyte.engine.models.rope import attention_factor, inverse_frequencies
+from halfbyte.engine.text.special_text import Span, bounded, longest_first_pattern
+from halfbyte.engine.text.user_marks import UserMarks
 from halfbyte.errors import CheckpointError, TokenizerError
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.fields import Fields
-from halfbyte.loaders.folder_files import ModelFolder
-from halfbyte.loaders.gguf import GGUFCheckpoint
-from halfbyte.loaders.hf_families import FAMILIES, experts
-from halfbyte.loaders.hf_rope import read_rope
-from halfbyte.loaders.methods.ct_scheme import WeightScheme
-from halfbyte.loaders.methods.gptq_config import read_gptq_config
-from halfbyte.loaders.methods.scaled import offset_zeros
-from halfbyte.loaders.name_patterns import Patterns
-from halfbyte.loaders.report import MAX_TEXTS, LoadReport
-from halfbyte.loaders.safetensors_index import INDEX, SafetensorsFiles
+from halfbyte.loaders.files.fields import Fields
+from halfbyte.loaders.files.folder_files import ModelFolder
+from halfbyte.loaders.files.name_patterns import Patterns
+from halfbyte.loaders.files.safetensors_index import INDEX, SafetensorsFiles
+from halfbyte.loaders.gguf.checkpoint import GGUFCheckpoint
+from halfbyte.loaders.hf.families import FAMILIES, experts
+from halfbyte.loaders.hf.methods.ct_scheme import WeightScheme
+from halfbyte.loaders.hf.methods.gptq_config import read_gptq_config
+from halfbyte.loaders.hf.methods.scaled import offset_zeros
+from halfbyte.loaders.hf.rope import read_rope
+from halfbyte.loaders.model.report import MAX_TEXTS, LoadReport
 
 # Seconds of this process; what is refused here took 2 to 60 before, or all memory.
 LIMIT = 1.0

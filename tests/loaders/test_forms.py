@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from halfbyte.kernels.formats.canonical import QuantizedLinear, WeightFormat
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.canonical import QuantizedLinear, WeightFormat
-from halfbyte.loaders.quantizing import SCHEMES, QuantizingCheckpoint
+from halfbyte.loaders.model.quantizing import SCHEMES, QuantizingCheckpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())

@@ -13,7 +13,7 @@ from loader_hf_files import tiny_folder
 
 from halfbyte.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.json_text import parse_object
+from halfbyte.loaders.files.json_text import parse_object
 
 
 def test_a_file_and_a_folder_with_one_gguf(tmp_path):

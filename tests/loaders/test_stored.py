@@ -10,9 +10,10 @@ import torch
 
 from halfbyte.bench.loading_files import SHAPES, write_gguf
 from halfbyte.errors import CheckpointError
+from halfbyte.kernels.formats.canonical import QuantizedLinear, can_fuse
+from halfbyte.kernels.formats.stored import StoredLinear
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.canonical import QuantizedLinear, can_fuse
-from halfbyte.loaders.stored import LoadsStored, StoredLinear, load_stored
+from halfbyte.loaders.base import LoadsStored, load_stored
 
 LAYER = "model.layers.0"
 

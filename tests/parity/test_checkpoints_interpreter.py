@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halfbyte import Engine, SamplingParams
 from halfbyte.engine.config import DType
-from halfbyte.engine.layers.mixture import Mlp
+from halfbyte.engine.models.mixture import Mlp
 from halfbyte.kernels.codebook import PackedCodebook
 from halfbyte.kernels.w4a16.layout import PackedW4
 from halfbyte.kernels.w8a8 import PackedW8A8
@@ -53,8 +53,8 @@ ONE_OF_EACH: dict[str, set[str]] = {
 }
 
 
-# What these add is the packing of their weights, which tests/engine/test_triton_weights.py has,
-# and the arithmetic of kernels that the others run, too.
+# What these add is the packing of their weights, which tests/engine/backends has
+# (test_triton_weights), and the arithmetic of kernels that the others run, too.
 SLOW = (
     *("gptq-v1-3b-g32-sym-mistral", "hqq-8b-g32-qwen3", "ct-w8a16-channel-gemma2"),
     *("gguf-q4_k-q6_k-qwen3", "bnb-nf4-bf16storage-qwen2", "ct-w8a8-dyn-asym-llama"),

@@ -10,7 +10,7 @@ import pytest
 from fake_engine import FakeEngine
 from server_support import LiveServer, Site
 
-from halfbyte.engine.async_engine import StepEngine
+from halfbyte.engine.serve.async_engine import StepEngine
 from halfbyte.server.connections import ConnectionLimits
 from halfbyte.server.service import ServiceConfig
 

@@ -25,7 +25,7 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
-from halfbyte.engine.token_bound import TokenLimit
+from halfbyte.engine.text.token_bound import TokenLimit
 from halfbyte.errors import EngineDeadError, RequestError, TemplateError
 
 BOS, EOS, TURN, END = 256, 257, 258, 259

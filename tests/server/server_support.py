@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from halfbyte.engine.async_engine import AsyncEngine, StepEngine
+from halfbyte.engine.serve.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.connections import ConnectionLimits, Connections
 from halfbyte.server.listen import listen, uvicorn_config

@@ -193,7 +193,7 @@ def test_few_log_lines_under_a_flood_of_idle_connections() -> None:
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 from fake_engine import FakeEngine
-from halfbyte.engine.async_engine import AsyncEngine
+from halfbyte.engine.serve.async_engine import AsyncEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.connections import Connections, connection_limits, raise_file_limit
 from halfbyte.server.listen import DrainingServer, listen, uvicorn_config

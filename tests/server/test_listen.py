@@ -26,7 +26,7 @@ from halfbyte.server.run import serve
 SCRIPT = """
 import sys
 from fake_engine import FakeEngine
-from halfbyte.engine.async_engine import AsyncEngine
+from halfbyte.engine.serve.async_engine import AsyncEngine
 from halfbyte.errors import EngineDeadError
 from halfbyte.server.app import create_app
 from halfbyte.server.listen import DrainingServer, listen, uvicorn_config

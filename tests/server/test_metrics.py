@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from prometheus_client.parser import text_string_to_metric_families
 
 from halfbyte.engine.request import Delta
-from halfbyte.engine.stream import RequestStream
+from halfbyte.engine.serve.stream import RequestStream
 from halfbyte.server.metrics import Metrics
 
 pytestmark = pytest.mark.anyio

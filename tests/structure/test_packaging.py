@@ -24,7 +24,7 @@ from distribution import (
 )
 from source_tree import FOLDERS, ROOT, tracked
 
-from halfbyte.engine import doctor
+from halfbyte.engine.advise import doctor
 
 CONSTRAINTS, README = ROOT / "constraints.txt", ROOT / "README.md"
 
@@ -110,12 +110,12 @@ def test_files_that_are_missing_or_too_many_are_named(wheel: Path, tmp_path: Pat
         for name in whole.namelist():
             if not name.endswith(("py.typed", "licenses/LICENSE")):
                 partial.writestr(name, whole.read(name))
-        partial.writestr("engine/plan.py", "")
+        partial.writestr("engine/schedule/plan.py", "")
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     assert wheel_problems(other) == [
         f"missing: {info}/licenses/LICENSE",
         "missing: halfbyte/py.typed",
-        "not expected: engine/plan.py",
+        "not expected: engine/schedule/plan.py",
     ]
 
 

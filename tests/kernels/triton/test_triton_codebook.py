@@ -11,7 +11,7 @@ from halfbyte.errors import KernelInputError
 from halfbyte.kernels.codebook import FP4, NF4, codebook_linear, dequantize, pack_codebook
 from halfbyte.kernels.codebook import reference as ref
 from halfbyte.kernels.codebook.layout import unpack_codebook
-from halfbyte.kernels.w4a16.workspace import Workspace
+from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.w8a16.reference import linear
 
 HALF = (torch.float16, torch.bfloat16)

@@ -10,7 +10,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from halfbyte.kernels.monitor import JitMonitor
+from halfbyte.kernels.device.monitor import JitMonitor
 
 
 def fake(**tuning: Any) -> Any:
@@ -36,7 +36,7 @@ def test_a_compilation_is_a_warning(caplog):
             assert caplog.records == []
             knobs.runtime.jit_post_compile_hook(**call())
             (record,) = caplog.records
-    assert record.levelno == logging.WARNING and record.name == "halfbyte.kernels.monitor"
+    assert record.levelno == logging.WARNING and record.name == "halfbyte.kernels.device.monitor"
     assert "compile of kernel in " in record.getMessage()
     assert "num_warps=4" in record.getMessage()
     (event,) = monitor.events
@@ -80,7 +80,7 @@ def test_hooks_of_others_are_called_and_put_back():
 REAL = """
 import json, logging, sys, torch, triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
-from halfbyte.kernels.monitor import JitMonitor
+from halfbyte.kernels.device.monitor import JitMonitor
 
 class Driver:
     def get_current_target(self): return GPUTarget("cuda", 80, 32)

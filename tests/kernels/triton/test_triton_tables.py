@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from halfbyte.errors import ConfigError
+from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.tables import (
     Device,
     Table,
@@ -34,7 +35,6 @@ from halfbyte.kernels.tables.schema import COUNTERS, PARTIAL_BYTES
 from halfbyte.kernels.w4a16.config import BUCKETS, Problem, choose, table_key
 from halfbyte.kernels.w4a16.layout import pack_w4
 from halfbyte.kernels.w4a16.op import w4a16_linear
-from halfbyte.kernels.w4a16.workspace import Workspace
 
 H100 = find_device("H100")
 KEY = "sm90 m16 4096x14336 g128 fp16"

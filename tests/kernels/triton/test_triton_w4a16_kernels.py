@@ -10,10 +10,10 @@ from triton_w4a16_support import random_weight
 
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels import reference as common_reference
+from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.w4a16 import layout, op
 from halfbyte.kernels.w4a16.config import Config
 from halfbyte.kernels.w4a16.reference import dequantize, w4a16_linear_reference
-from halfbyte.kernels.w4a16.workspace import Workspace
 
 CPU = torch.device("cpu")
 

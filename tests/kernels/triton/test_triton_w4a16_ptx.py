@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from halfbyte.kernels import bits
-from halfbyte.kernels.w4a16 import kernel_parts
+from halfbyte.kernels.device import bits
+from halfbyte.kernels.device import parts as kernel_parts
 
 M32 = 0xFFFFFFFF
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from halfbyte.errors import KernelInputError
-from halfbyte.kernels.w4a16.workspace import Workspace
+from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.w8a16 import (
     config,
     dequantize,

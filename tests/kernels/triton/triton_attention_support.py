@@ -34,7 +34,7 @@ def paged(rng, lengths, kv_heads, page, dim, dtype, quantized=False) -> Paged:
     blocks = sum(need) + 2
     order = torch.randperm(blocks, generator=rng).to(torch.int32)
     tables = torch.full((len(lengths), max([*need, 1]) + 2), 2**30, dtype=torch.int32)
-    # [block, layer, side, ...] as in engine/kv_cache.py: blocks of one layer are strided.
+    # [block, layer, side, ...] as in engine/run/kv_cache.py: blocks of one layer are strided.
     whole = torch.full((blocks, 2, 2, kv_heads, page, dim), float("nan"), dtype=torch.float32)
     at = 0
     for row, (count, length) in enumerate(zip(need, lengths, strict=True)):

@@ -1,0 +1,1 @@
+"""What a model would need and take, from headers alone, and what is wrong with a machine."""

@@ -1,0 +1,294 @@
+"""What a model needs on a device and how fast it could decode: arithmetic on headers alone.
+
+The formulas are explained in docs/performance.md. Weights are counted as the backend packs them:
+the Triton kernels' layouts, with a dense 16-bit embedding, or the C kernels' tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from halfbyte.errors import ConfigError
+
+from ...kernels.formats.canonical import WeightFormat
+from ...kernels.tables.schema import PARTIAL_BYTES
+from ...kernels.w4a16.layout import ATOM_ROWS, ROW_ALIGN, SLICE
+from ...loaders.base import Checkpoint
+from ...loaders.model.config import ModelConfig
+from ..backends.cpu_weights import Codes, codes_kept
+from ..run.memory import KV_SHARE
+from .products import Linear, groups
+
+KVType = Literal["16bit", "int8", "float32"]
+Target = Literal["triton", "cpu"]
+
+MAX_BATCH = 4096
+MAX_STEP_TOKENS = 1024
+BLOCK = 64
+GPU_RESERVE = 1 << 30
+CPU_RESERVE = 1 << 29
+_SCRATCH = 96 << 20
+_HALF, _FLOAT = 2, 4
+# Copies of a row's logits: the step's and the recorded graph's in 16 bits, three in float32.
+_LOGIT_BYTES = 2 * _HALF + 3 * _FLOAT
+_CPU_KINDS: dict[Codes, str] = {
+    "nibbles": "4-bit codes",
+    "table": "4-bit codes",
+    "bytes": "8-bit codes",
+    "float8": "8-bit codes",
+    "dense": "dense",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of a device.
+
+    Attributes:
+        name: for people.
+        total: bytes that are there, or free.
+        reserve: bytes kept for the driver, the program and fragments.
+        bandwidth: bytes read per second.
+    """
+
+    name: str
+    total: int
+    reserve: int
+    bandwidth: float
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a model needs, apart from how much memory there is.
+
+    Attributes:
+        weights: all weights, packed.
+        read: weights that one decode step reads.
+        by_family: kernel family or kind -> bytes of its weights.
+        kv_token: keys and values of one token over all layers.
+        kv_windows: for each layer, its bytes a token and the tokens it attends to at most.
+        fixed: workspace and activations, whatever the batch.
+        row: logits of one row.
+    """
+
+    weights: int
+    read: int
+    by_family: dict[str, int]
+    kv_token: int
+    kv_windows: tuple[tuple[int, int], ...]
+    fixed: int
+    row: int
+
+    def kv_held(self, context: int) -> int:
+        """Bytes of the blocks of one row of ``context`` tokens."""
+        return -(-context // BLOCK) * BLOCK * self.kv_token
+
+    def kv_read(self, context: int) -> int:
+        """Bytes of keys and values that one row's decode step reads, windows honoured."""
+        return sum(size * min(context, window or context) for size, window in self.kv_windows)
+
+    def total(self, context: int, batch: int) -> int:
+        """Bytes of everything."""
+        return self.weights + self.fixed + batch * (self.row + self.kv_held(context))
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Whether a model fits a device, and its limits there.
+
+    Attributes:
+        need: its parts.
+        memory: the device's.
+        context: tokens of each row, as asked.
+        batch: rows, as asked.
+        total: bytes needed.
+        fits: whether they are there.
+        max_context: the longest context at that batch, 0 when none fits.
+        max_batch: the largest batch at that context, 0 when none fits.
+        decode: (batch, tokens per second at most with full contexts, and with empty ones).
+    """
+
+    need: Need
+    memory: Memory
+    context: int
+    batch: int
+    total: int
+    fits: bool
+    max_context: int
+    max_batch: int
+    decode: tuple[tuple[int, float, float], ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        """The engine option that this needs, 0 when the engine's own choice holds enough."""
+        wanted = self.batch * self.need.kv_held(self.context)
+        if not self.fits or wanted <= KV_SHARE * self.memory.total:
+            return 0
+        return wanted // self.need.kv_token
+
+
+def capacity(
+    checkpoint: Checkpoint, memory: Memory, context: int, batch: int, kv: KVType, target: Target
+) -> Capacity:
+    """Plan ``batch`` rows of ``context`` tokens (0 = the model's own length).
+
+    Raises:
+        ConfigError: context or batch is out of its range, or the target has no such KV type.
+    """
+    longest = checkpoint.config.max_position
+    if not 0 <= context <= longest:
+        raise ConfigError(
+            f"context is {context}, but the model was made for {longest} tokens",
+            hint=f"use 1 to {longest}, or 0 for the model's own length",
+        )
+    if not 1 <= batch <= MAX_BATCH:
+        raise ConfigError(f"batch is {batch}; expected 1 to {MAX_BATCH}")
+    if (target == "cpu") != (kv == "float32"):
+        raise ConfigError(
+            f"KV type is {kv}; on a CPU it is float32, on a GPU 16bit or int8",
+            hint="leave it out for the default",
+        )
+    context = context or longest
+    need = measure(checkpoint, kv, target)
+    left = memory.total - memory.reserve - need.weights - need.fixed
+    blocks = (left // batch - need.row) // (BLOCK * need.kv_token)
+    total = need.total(context, batch) + memory.reserve
+    rates = tuple(
+        (rows, _rate(need, memory, rows, context), _rate(need, memory, rows, 0))
+        for rows in dict.fromkeys((1, batch))
+    )
+    return Capacity(
+        need,
+        memory,
+        context,
+        batch,
+        total,
+        total <= memory.total,
+        min(max(blocks, 0) * BLOCK, longest),
+        min(max(left // (need.row + need.kv_held(context)), 0), MAX_BATCH),
+        rates,
+    )
+
+
+def measure(checkpoint: Checkpoint, kv: KVType, target: Target) -> Need:
+    """The bytes that a model needs on a target."""
+    config = checkpoint.config
+    families: dict[str, int] = {}
+    for linear, layers in groups(checkpoint):
+        tied = linear.module == "lm_head" and config.tie_word_embeddings
+        size = packed_bytes(linear, target) * max(len(layers), 1)
+        kind = "embedding and head" if tied else _kind(linear, target)
+        families[kind] = families.get(kind, 0) + size
+    infos = checkpoint.tensors()
+    vectors = sum(_FLOAT * math.prod(i.shape) for i in infos if len(i.shape) == 1)
+    families["norms and biases"] = vectors
+    read = sum(families.values())
+    if not config.tie_word_embeddings:
+        table = next(info for info in infos if info.name == "model.embed_tokens.weight")
+        rows, width = table.shape
+        linear = Linear("embedding", rows, width, table.format, table.form, table=True)
+        families["embedding"] = packed_bytes(linear, target)
+    per_layer = _kv_bytes(config, kv)
+    windows = tuple((per_layer, config.window(i)) for i in range(config.num_layers))
+    return Need(
+        sum(families.values()),
+        read,
+        families,
+        per_layer * config.num_layers,
+        windows,
+        _workspace(config, target),
+        config.vocab_size * (_LOGIT_BYTES if target == "triton" else 4 * _FLOAT),
+    )
+
+
+def packed_bytes(linear: Linear, target: Target) -> int:
+    """Bytes of a matrix [N, K] in the target's layout, its bias apart."""
+    n, k, form = linear.n, linear.k, linear.form
+    if target == "cpu":
+        return _cpu_bytes(n, k, linear.label, form)
+    family = linear.carrier()[0]
+    if form is None or family == "dense":
+        return _HALF * n * k
+    if family in ("w8a8", "fp8"):
+        from ...kernels.w8a8.layout import ALIGN
+
+        return n * _up(k, ALIGN) + 2 * _FLOAT * n
+    if family == "codebook":
+        rows, table = _up(n, ROW_ALIGN), 16 * _FLOAT
+        entry = _FLOAT if _wide(linear.label) else _HALF
+        return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * entry + table
+    # Gate and up are padded on their own and interleaved in blocks.
+    rows = _up(n // 2, ATOM_ROWS) * 2 if linear.gated and family == "w4a16" else _up(n, ROW_ALIGN)
+    if family == "w4a16":
+        entry = 8 if _wide(linear.label) else 4
+        return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * entry
+    # Codes that are not centred on 128 get an offset for each scale, a product of two numbers.
+    centred = form.zero == "none" and form.bits == 8
+    entry = (_FLOAT if _wide(linear.label) else _HALF) if centred else 2 * _FLOAT
+    return rows * _up(k, SLICE // 2) + rows * _entries(form, k, SLICE // 2) * entry
+
+
+def _rate(need: Need, memory: Memory, rows: int, context: int) -> float:
+    """Tokens per second when a step takes no longer than reading its bytes."""
+    return rows * memory.bandwidth / (need.read + rows * need.kv_read(context))
+
+
+def _kv_bytes(config: ModelConfig, kv: KVType) -> int:
+    """Bytes of a token's keys and values in one layer; int8 has a float32 scale a head."""
+    values = 2 * config.num_kv_heads * config.head_dim
+    if kv == "int8":
+        return values + 2 * config.num_kv_heads * _FLOAT
+    return values * (_FLOAT if kv == "float32" else _HALF)
+
+
+def _workspace(config: ModelConfig, target: Target) -> int:
+    """Kernels' workspace, and the activations of a step of ``MAX_STEP_TOKENS`` tokens."""
+    heads = config.num_heads + 2 * config.num_kv_heads + config.num_heads
+    widths = 3 * config.hidden_size + heads * config.head_dim + 3 * config.intermediate_size
+    if target == "cpu":
+        return MAX_STEP_TOKENS * widths * _FLOAT
+    return MAX_STEP_TOKENS * widths * _HALF + PARTIAL_BYTES + _SCRATCH
+
+
+def _kind(linear: Linear, target: Target) -> str:
+    if target == "triton":
+        return linear.carrier()[0]
+    if linear.form is None:
+        return "dense"
+    kept, _ = codes_kept(linear.form, linear.k)
+    return _CPU_KINDS[kept]
+
+
+def _cpu_bytes(n: int, k: int, label: str, form: WeightFormat | None) -> int:
+    if form is None:
+        return n * k * (_FLOAT if label == "F32" else _HALF)
+    scales = -(-k // form.group_size) if form.group_size > 0 else 1
+    width = _HALF if form.zero == "none" and not _wide(label) else _FLOAT
+    kept, _ = codes_kept(form, k)
+    if kept == "dense":
+        return n * k * _FLOAT
+    codes = n * k // 2 if kept in ("nibbles", "table") else n * k
+    return codes + n * scales * width * (1 if form.zero in ("none", "table", "e4m3") else 2)
+
+
+def _entries(form: WeightFormat, k: int, size: int) -> int:
+    """Groups of a row's table, the spare ones that kernels read ahead included."""
+    if form.group_size == -1:
+        return 2
+    group = form.group_size if form.group_size % size == 0 else math.gcd(form.group_size, size)
+    return -(-_up(k, size) // group) + max(size // group, 1)
+
+
+def _wide(label: str) -> bool:
+    """Whether scales or offsets are no fp16 numbers, being products or sums of two.
+
+    So are GGUF's super-blocks, bitsandbytes' double quantization and HQQ's offsets.
+    """
+    nested = label.startswith(("Q", "IQ")) and label.endswith(("_K", "_XS"))
+    return nested or label.startswith("HQQ") or "double quantization" in label
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,154 @@
+"""Which CPU kernel each layer of a checkpoint takes, and why: from headers alone.
+
+:mod:`.explain_triton` does the same for GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...loaders.base import Checkpoint
+from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
+from ..backends.cpu_torch import TorchOps, int4_fits
+from ..backends.cpu_weights import codes_kept
+from .products import Linear, groups
+
+PREFILL_ROWS = 1024
+"""Most rows of a step, with the engine's default options."""
+
+_PASS_ROWS = 8  # rows that one reading of the weights serves: MAX_ROWS in linear.c
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What runs for one product, or for attention, with up to ``m`` rows of activations.
+
+    Attributes:
+        layers: indices of the layers that this holds for; empty for the head.
+        module: which product.
+        shape: (N, K), or None for attention.
+        format: the file's name of the weight's format; KV type for attention.
+        m: rows, the largest of their bucket.
+        family: how the weights are held (``w4a16``, ``nibbles`` ...), or ``attention``.
+        kernel: the kernel of the family.
+        config: its launch parameters.
+        source: ``table``, ``neighbour``, ``formula``, ``exact`` or ``library``.
+        detail: which table and entry, or why this family.
+        rejected: the kernels that were not chosen, each with its reason.
+    """
+
+    layers: tuple[int, ...]
+    module: str
+    shape: tuple[int, int] | None
+    format: str
+    m: int
+    family: str
+    kernel: str
+    config: dict[str, Any]
+    source: str
+    detail: str
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Row]:
+    """A row for each product and range of rows on a CPU backend; layers that are alike share.
+
+    Args:
+        checkpoint: only its headers are read.
+        ops: the backend as the engine would make it.
+    """
+    product = _compiled if isinstance(ops, CompiledOps) else _torch
+    rows = [
+        row
+        for linear, layers in groups(checkpoint)
+        for row in product(linear, layers, ops)  # type: ignore[arg-type]
+    ]
+    return rows + list(_attention(checkpoint, isinstance(ops, CompiledOps)))
+
+
+def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[Row]:
+    kept, why = "dense", f"{linear.label} weights have no codes"
+    if linear.form is not None:
+        kept, why = codes_kept(linear.form, linear.k)
+    last = min(ops.gemm_rows - 1, PREFILL_ROWS)
+    panels = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
+    if ops.gemm_rows == NEVER:
+        panels = "exact sums" if ops.library.amx else "this processor has no AMX"
+    for most in (_PASS_ROWS, last):
+        again = -(-most // _PASS_ROWS)
+        config: dict[str, Any] = {"lanes": ops.library.lanes, "passes": again}
+        yield _row(linear, layers, most, kept, "linear", config, why, {"gemm": panels})
+    if last < PREFILL_ROWS:
+        act = linear.form is not None and linear.form.act is not None
+        inputs = "int8 or bfloat16" if act else "bfloat16"
+        config = {"inputs": inputs, "passes": 1}
+        yield _row(linear, layers, PREFILL_ROWS, kept, "gemm", config, why, {"linear": panels})
+
+
+def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[Row]:
+    dtype = str(ops.matmul).removeprefix("torch.")
+    kept, why = "dense", f"{linear.label} weights are held in {dtype}"
+    if ops.packs_int4 and linear.form is not None and int4_fits(linear.form, linear.n, linear.k):
+        kept, why = "int4", "torch has a kernel for such groups of 4-bit codes"
+    yield _row(linear, layers, PREFILL_ROWS, kept, "torch", {}, why, {})
+
+
+def _row(
+    linear: Linear,
+    layers: tuple[int, ...],
+    m: int,
+    family: str,
+    kernel: str,
+    config: dict[str, Any],
+    detail: str,
+    rejected: dict[str, str],
+) -> Row:
+    shape = (linear.n, linear.k)
+    source = "library" if kernel == "torch" else "formula"
+    return Row(
+        layers,
+        linear.module,
+        shape,
+        linear.label,
+        m,
+        family,
+        kernel,
+        config,
+        source,
+        detail,
+        rejected,
+    )
+
+
+def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[Row]:
+    cfg = checkpoint.config
+    windows: dict[int, list[int]] = {}
+    for index in range(cfg.num_layers):
+        windows.setdefault(cfg.window(index), []).append(index)
+    for window, layers in windows.items():
+        about = f"head {cfg.head_dim}" + (f", window {window}" if window else "")
+        kinds = [(PREFILL_ROWS, "torch", {})]
+        if compiled:
+            kinds = [
+                (SPLIT_TOKENS, "split", {"keys": PARTITION}),
+                (PREFILL_ROWS, "run", {"keys": PARTITION, "tokens": RUN}),
+            ]
+        for m, kernel, config in kinds:
+            yield Row(
+                tuple(layers),
+                "attention",
+                None,
+                "KV float32",
+                m,
+                "attention",
+                kernel,
+                config,
+                "formula" if compiled else "library",
+                about,
+            )

@@ -1,1 +1,0 @@
-"""Thin layers over ``Ops``: what a decoder is made of, with no arithmetic of their own."""

@@ -1,0 +1,1 @@
+"""One step: inputs, the recorded program, sampling, the loop around it."""

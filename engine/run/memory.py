@@ -1,0 +1,113 @@
+"""How much KV memory to take: arithmetic from the model's shape against the free memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from halfbyte.errors import ConfigError
+
+from ...loaders.model.config import ModelConfig
+from ..config import EngineConfig
+from .kv_cache import KVCache
+
+KV_SHARE = 0.5
+# Of a cache that was sized by the free memory, prefixes may take this part beside what is in use.
+CACHE_SHARE = 0.125
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the engine will hold.
+
+    Attributes:
+        max_context: tokens of one request, prompt plus answer.
+        blocks: KV blocks.
+        block_size: tokens in a block.
+        kv_bytes: bytes of the whole cache when full.
+        bytes_per_token: KV bytes of one token.
+        free_bytes: memory the system said was available.
+    """
+
+    max_context: int
+    blocks: int
+    block_size: int
+    kv_bytes: int
+    bytes_per_token: int
+    free_bytes: int
+
+
+def plan_memory(
+    model: ModelConfig, config: EngineConfig, kv_dtype: torch.dtype, free_bytes: int
+) -> MemoryPlan:
+    """Size the KV cache.
+
+    By default it holds ``max_batch`` full contexts, or what fits into half of the free memory
+    if that is less; the context shrinks to the cache when not even one fits. A ``kv_tokens`` or
+    ``max_context`` that the user asked for is honoured or refused, never changed.
+
+    Raises:
+        ConfigError: the wish does not fit; the message has both numbers.
+    """
+    size = config.block_size
+    per_token = KVCache.bytes_per_token(model, kv_dtype)
+    if config.max_context > model.max_position:
+        raise ConfigError(
+            f"max_context is {config.max_context}, but the model was made for "
+            f"{model.max_position} tokens",
+            hint=f"use at most {model.max_position}, or 0 for the model's own length",
+        )
+    context = config.max_context or model.max_position
+    affordable = int(free_bytes * KV_SHARE) // (per_token * size)
+    if config.kv_tokens:
+        blocks = -(-config.kv_tokens // size)
+    else:
+        blocks = min(-(-context // size) * config.max_batch, affordable)
+    if blocks * size * per_token > free_bytes or blocks < 1:
+        raise ConfigError(
+            f"a KV cache of {max(blocks, 1) * size} tokens needs "
+            f"{max(blocks, 1) * size * per_token >> 20} MiB, but {free_bytes >> 20} MiB are free",
+            hint="lower kv_tokens or max_context, or free memory",
+        )
+    if config.max_context and blocks * size < config.max_context:
+        raise ConfigError(
+            f"max_context is {config.max_context}, but the KV cache holds {blocks * size} tokens",
+            hint="lower max_context, raise kv_tokens, or free memory",
+        )
+    return MemoryPlan(
+        min(context, blocks * size), blocks, size, blocks * size * per_token, per_token, free_bytes
+    )
+
+
+def prefix_blocks(plan: MemoryPlan, config: EngineConfig, device: torch.device) -> int:
+    """KV blocks that may be touched for the sake of the prefix cache alone.
+
+    All of them on a GPU, whose cache is allocated at once, and where ``kv_tokens`` says how many
+    there are. A CPU's is given out by the system block by block: prefixes have an eighth of the
+    cache, and at least one whole context; the rest is touched when requests need it at once.
+    """
+    if config.kv_tokens or device.type != "cpu":
+        return plan.blocks
+    context = -(-plan.max_context // plan.block_size)
+    return max(context, int(plan.blocks * CACHE_SHARE))
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes free on a CUDA device, else those that the system can give without swapping."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, max(int(limit) - used, 0))
+    except (OSError, ValueError, IndexError):
+        pass
+    return free

@@ -1,0 +1,275 @@
+"""The step loop of one engine: queue, plan, compute, commit, hand out."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from halfbyte.errors import EngineDeadError, RequestError
+
+from ..config import EngineConfig
+from ..models.decoder import Decoder
+from ..models.rope import Rotaries
+from ..request import FinishReason, Request, SamplingParams, TokenEvent
+from ..schedule.block_pool import BlockPool
+from ..schedule.plan import NO_PLAN, StepPlan, StepResult
+from ..schedule.scheduler import Scheduler
+from ..schedule.scheduler_state import SchedulerConfig
+from ..serve.outbox import Outbox
+from ..serve.output import OutputProcessor
+from ..text.tokenizer import Tokenizer
+from .graphs import GraphPool
+from .kv_cache import KVCache
+from .memory import MemoryPlan, prefix_blocks
+from .model_runner import ModelRunner
+from .rows import Rows
+from .sampler import Sampler
+from .stats import EngineStats
+
+log = logging.getLogger(__name__)
+
+# One failed step may be bad luck (memory was short); several in a row are the engine's end. What
+# fails in one row alone is not counted.
+MAX_FAILED_STEPS = 3
+# Longest step on a CPU while a request is being answered, unless ``max_step_ms`` says otherwise.
+CPU_STEP_MS = 100
+
+
+class StepLoop:
+    """Requests on their way through scheduler, runner and output. One thread at a time.
+
+    Args:
+        config: of the engine.
+        max_context: most tokens of prompt and answer.
+        scheduler: plans steps.
+        runner: computes them.
+        output: turns tokens into text.
+
+    Attributes:
+        runner: as given, until :meth:`close`.
+        scheduler: as given.
+        outbox: where deltas wait for whoever asked.
+        abandoned: ids to cancel before the next step; may be appended to at any time.
+        closed: nothing runs any more.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        max_context: int,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        output: OutputProcessor,
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.outbox = Outbox()
+        self.abandoned: deque[str] = deque()
+        self.closed = False
+        self._config = config
+        self._max_context = max_context
+        self._output = output
+        self._in_flight: tuple[StepPlan, StepResult] | None = None
+        self._ids = itertools.count()
+        self._seeds = itertools.count()
+        self._failures = 0
+        self._steps = self._prompt_tokens = self._generated = self._cached = 0
+        self._finished: dict[str, int] = {}
+
+    def require_open(self) -> None:
+        """Raise EngineDeadError after :meth:`close`."""
+        if self.closed:
+            raise EngineDeadError("the engine is closed")
+
+    def submit(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
+        """Queue a prompt of token ids; returns the request's id. Raises RequestError."""
+        self.require_open()
+        room = self._max_context - len(ids)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self._max_context} "
+                "with the answer",
+                param="prompt",
+                code="context_length_exceeded",
+                hint="shorten the prompt or raise max_context",
+            )
+        seed = None if params.greedy else self._seed(params)
+        limit = min(params.max_tokens or room, room)
+        resolved = replace(
+            params, seed=seed, max_tokens=limit, min_tokens=min(params.min_tokens, limit)
+        )
+        name = request_id or next(n for n in map("req-{}".format, self._ids) if self._unused(n))
+        if name in self._output:
+            raise RequestError(f"request id {name!r} is in use", param="request_id")
+        if not self._unused(name):
+            self._settle()  # its last delta is out, but its last step is not committed
+        request = Request(name, ids, resolved, priority, cache_salt)
+        self._output.add(request, seed)
+        self.scheduler.add(request)
+        return name
+
+    def has_work(self) -> bool:
+        """Whether :meth:`advance` would do anything, or deltas wait that nobody took."""
+        return bool(self._in_flight or self.outbox) or self.scheduler.has_work()
+
+    def advance(self) -> None:
+        """Compute one step and put its deltas into the outbox.
+
+        A request whose own row fails ends alone, with an error delta. If the whole computation
+        raises, the requests of the step end so, the others go on, and nothing computed in the
+        step is shared.
+
+        Raises:
+            EngineDeadError: closed, or steps failed several times in a row.
+        """
+        self.require_open()
+        while self.abandoned:
+            self.scheduler.cancel(self.abandoned.popleft())
+        with self.runner.threads():
+            self._step()
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Cancel requests that nobody waits for any more, and run their last events off."""
+        for name in names:
+            self.scheduler.cancel(name)
+        if names:
+            self._settle()
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges."""
+        return EngineStats(
+            running=self.scheduler.running,
+            waiting=self.scheduler.waiting,
+            kv_blocks_used=len(self.scheduler.pool) - self.scheduler.pool.free_count(),
+            kv_blocks_total=len(self.scheduler.pool),
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generated,
+            cached_tokens=self._cached,
+            preemptions=self.scheduler.preemptions,
+            steps=self._steps,
+            finished=dict(self._finished),
+        )
+
+    def close(self) -> None:
+        """Cancel what is live and let go of the runner, which holds weights and KV cache."""
+        self.discard(self._output.live())
+        self.outbox.take_rest()
+        self.closed = True
+        del self.runner
+
+    def _step(self) -> None:
+        plan = self.scheduler.schedule()
+        events = []
+        try:
+            for init in plan.admitted:
+                cached = self.scheduler.cached_tokens(init.request.id)
+                self._output.started(init.request.id, cached)
+            forward = self.runner.launch(plan) if plan.work else None
+            if self._in_flight is not None:
+                events += self.scheduler.commit(*self._in_flight)
+                self._in_flight = None
+            result = self.runner.sample(forward) if forward is not None else StepResult()
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            failed = self.scheduler.abort(plan, reason)
+            self._put(events + failed)
+            if not isinstance(error, Exception):
+                raise
+            self.scheduler.check()
+            self._failures += 1
+            log.exception("a step failed; %d requests end", len(failed))
+            if self._failures >= MAX_FAILED_STEPS:
+                raise EngineDeadError(
+                    f"{self._failures} steps failed in a row: {reason}"
+                ) from error
+            return
+        for name, why in result.errors.items():
+            log.warning("request %s failed: %s", name, why)
+        self._failures = 0
+        self._steps += bool(plan.work)
+        if self._config.overlap and plan.work:
+            self._in_flight = (plan, result)
+        else:
+            events += self.scheduler.commit(plan, result)
+        self._put(events)
+
+    def _settle(self) -> None:
+        """Commit what is in flight, without a new step."""
+        plan, result = self._in_flight or (NO_PLAN, StepResult())
+        self._in_flight = None
+        self._put(self.scheduler.commit(plan, result))
+
+    def _put(self, events: Sequence[TokenEvent]) -> None:
+        """Turn events into deltas for the outbox, and count."""
+        for event in events:
+            self._generated += len(event.tokens)
+            try:
+                delta = self._output.process(event)
+            except Exception as error:
+                # Its text cannot be made: its own failure, so the other requests go on.
+                log.exception("the text of request %s failed", event.request_id)
+                text = f"{type(error).__name__}: {error}"
+                self.scheduler.end(event.request_id, FinishReason.ERROR, report=False)
+                event = TokenEvent(event.request_id, (), FinishReason.ERROR, text)
+                delta = self._output.process(event)
+            if delta is None:
+                continue
+            self.outbox.put(delta)
+            done = delta.completion
+            if done is not None:
+                if event.finish is None:
+                    # A stop string ended it; the scheduler cannot know.
+                    self.scheduler.end(event.request_id, done.finish_reason, report=False)
+                self._prompt_tokens += done.usage.prompt_tokens
+                self._cached += done.usage.cached_tokens
+                reason = done.finish_reason.value
+                self._finished[reason] = self._finished.get(reason, 0) + 1
+
+    def _unused(self, name: str) -> bool:
+        """Whether no live request has this id, nor one whose last step is not committed."""
+        return name not in self._output and name not in self.scheduler
+
+    def _seed(self, params: SamplingParams) -> int:
+        if params.seed is not None:
+            return params.seed
+        if self._config.seed is not None:
+            return (self._config.seed + next(self._seeds) * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
+        return secrets.randbits(63)
+
+
+def build_loop(
+    network: Decoder, tokenizer: Tokenizer, config: EngineConfig, memory: MemoryPlan
+) -> StepLoop:
+    """KV cache, scheduler, runner and output around a loaded network."""
+    size, rotary, longest = config.block_size, Rotaries(network.config), memory.max_context
+    end_tokens = frozenset(network.config.eos_token_ids) | tokenizer.eos_ids
+    keep = prefix_blocks(memory, config, network.ops.device)
+    pool = BlockPool(memory.blocks, size, keep)
+    # Keys that depend on the length of their text cannot serve another one.
+    share = config.prefix_cache and not rotary.varies(longest)
+    # A GPU's steps are bounded by their tokens alone until someone has timed them there.
+    auto = CPU_STEP_MS if network.ops.device.type == "cpu" else 0
+    step_ms = auto if config.max_step_ms is None else config.max_step_ms
+    limits = SchedulerConfig(
+        config.max_batch, config.max_batch_tokens, longest, share, step_ms / 1000
+    )
+    scheduler = Scheduler(limits, pool, end_tokens)
+    kv = KVCache(network.config, memory.blocks, size, network.ops.kv_dtype, network.ops.device)
+    rows = Rows(config.max_batch, longest, size, rotary)
+    graphs = GraphPool(network, kv, config.max_batch)
+    valid = min(tokenizer.vocab_size, network.config.vocab_size)
+    sampler = Sampler(valid, network.ops, tokenizer.suppressed, end_tokens)
+    runner = ModelRunner(network, kv, rows, sampler, graphs)
+    output = OutputProcessor(tokenizer, end_tokens)
+    return StepLoop(config, longest, scheduler, runner, output)

@@ -1,0 +1,121 @@
+"""Steps that are run before the engine says that it is ready, so that nothing compiles after.
+
+A Triton kernel is compiled at the first launch with a new set of constants, which are chosen by the
+number of rows and by the length of the context. A dummy step for each choice, decode and prefill,
+compiles all of them, and records the decode steps that are most wanted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config import EngineConfig
+from ..request import SamplingParams
+from .model_runner import ModelRunner
+from .sampling import RowSampling
+from .step import RowSpan, StepInputs
+
+if TYPE_CHECKING:
+    from ...kernels.device.monitor import JitMonitor
+
+log = logging.getLogger(__name__)
+
+LEAST_LENGTH = 256
+"""First context length that decode kernels are told apart by; then powers of two."""
+
+
+_TEXT = torch.zeros(2, dtype=torch.int64)
+_GREEDY = RowSampling(SamplingParams(temperature=0.0), 0, 2, _TEXT, 1)
+_WARM = RowSampling(SamplingParams(top_k=5, top_p=0.9), 0, 2, _TEXT, 1)
+_PENALIZED = RowSampling(SamplingParams(presence_penalty=1.0), 0, 2, _TEXT, 1)
+
+
+def make_ready(runner: ModelRunner, config: EngineConfig, max_context: int) -> JitMonitor | None:
+    """Warm up a backend that compiles its kernels, then listen for what was forgotten.
+
+    None for other backends, and when the configuration says no.
+    """
+    if not (runner.model.ops.compiles and config.warmup):
+        return None
+    from ...kernels.device.monitor import JitMonitor
+
+    steps = warm_up(runner, config.max_batch, config.max_batch_tokens, max_context)
+    log.info("warmed up with %d steps", steps)
+    monitor = JitMonitor()
+    monitor.arm()
+    return monitor
+
+
+def warm_up(runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_context: int) -> int:
+    """Run dummy steps of every kind on an idle engine; the number of steps.
+
+    They write nothing but the first KV block, which no request holds yet.
+    """
+    steps = 0
+    for step in _steps(runner, max_batch, max_batch_tokens, max_context):
+        runner.sampler(runner.compute(step)[:1], [_GREEDY])
+        steps += 1
+    for kind in (_WARM, _PENALIZED):
+        logits = runner.compute(_step(runner, [1], [0]))
+        runner.sampler(logits, [kind])
+    return steps
+
+
+def row_counts(most: int) -> list[int]:
+    """Numbers of rows that stand for all up to ``most``: powers of two, their middles, the end."""
+    counts = {most}
+    size = 1
+    while size <= most:
+        counts |= {size, min(size * 3 // 2, most)}
+        size *= 2
+    return sorted(counts)
+
+
+def _steps(
+    runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_context: int
+) -> Iterator[StepInputs]:
+    lengths = [max_context]
+    while lengths[-1] > LEAST_LENGTH:
+        lengths.append((1 << (lengths[-1] - 1).bit_length()) // 2)
+    for rows in row_counts(max_batch):
+        for length in lengths:
+            yield _step(runner, [1] * rows, [length - 1] * rows)
+    for tokens in row_counts(max_batch_tokens):
+        rows, rest = divmod(tokens, max_context)
+        counts = [max_context] * rows + [rest] * (rest > 0)
+        if len(counts) <= max_batch and tokens > 1:
+            yield _step(runner, counts, [0] * len(counts))
+        if 1 < len(counts) + 1 <= max_batch and tokens < max_batch_tokens:
+            # A row that decodes beside rows that prefill.
+            for length in lengths:
+                yield _step(runner, [*counts, 1], [0] * len(counts) + [length - 1])
+
+
+def _step(runner: ModelRunner, counts: Sequence[int], starts: Sequence[int]) -> StepInputs:
+    """Rows with ``counts`` tokens from positions ``starts`` on, all in block 0."""
+    rows = runner.rows
+    pairs = list(zip(starts, counts, strict=True))
+    positions = torch.cat([torch.arange(s, s + n, dtype=torch.int32) for s, n in pairs])
+    spans, begin = [], 0
+    for start, count in pairs:
+        spans.append(RowSpan(begin, begin + count, start))
+        begin += count
+    lengths = torch.cat([torch.full((n,), s + n, dtype=torch.int32) for s, n in pairs])
+    rope, rope_local = rows.rotary.lookup(positions, lengths)
+    decode = all(count == 1 for count in counts)
+    row_index = torch.arange(len(counts), dtype=torch.int32)
+    return StepInputs(
+        token_ids=torch.zeros(begin, dtype=torch.int64),
+        positions=positions,
+        rope=rope,
+        rope_local=rope_local,
+        slots=positions.long() % rows.block_size,
+        row_index=row_index.repeat_interleave(torch.tensor(counts)),
+        block_tables=torch.zeros(len(counts), rows.block_tables.shape[1], dtype=torch.int32),
+        spans=spans,
+        sample_index=None if decode else torch.tensor([s.end - 1 for s in spans]),
+    )

@@ -1,0 +1,75 @@
+"""What the scheduler tells the runner: the work of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class RowInit:
+    """A request takes a row: its known tokens and the blocks that are already filled."""
+
+    row: int
+    request: Request
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowWork:
+    """Positions ``start .. start + count`` of one row, which ``request_id`` has, in this step.
+
+    ``new_blocks`` extend the row's block table before the step; ``needs_sample`` says that the
+    last position's logits give the next token; ``epoch`` counts the request's preemptions,
+    so that a result from before one is recognised.
+    """
+
+    row: int
+    request_id: str
+    start: int
+    count: int
+    new_blocks: tuple[int, ...]
+    needs_sample: bool
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step's work.
+
+    Attributes:
+        step: number of the step.
+        work: positions to compute, by row.
+        admitted: requests that take a row before the step.
+        freed_rows: finished or preempted: the runner need not know.
+        total_tokens: positions of ``work`` in all.
+        pure_decode: every row of ``work`` computes one token and samples.
+    """
+
+    step: int
+    work: tuple[RowWork, ...]
+    admitted: tuple[RowInit, ...]
+    freed_rows: tuple[int, ...]
+    total_tokens: int
+    pure_decode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave.
+
+    Attributes:
+        tokens: request id -> sampled token.
+        errors: request id -> what is wrong with its row; the others are not touched by it.
+        seconds: how long the step took; 0 when it was not measured.
+    """
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+NO_PLAN = StepPlan(0, (), (), (), 0, False)

@@ -1,0 +1,394 @@
+"""Which tokens of which requests the next step computes. Pure Python, no torch.
+
+There is no prefill phase and no decode phase, only "tokens known" against "tokens computed"
+under one token budget per step: chunked prefill, prefix hits, preemption and recomputation
+are the same case. A step goes
+
+    plan = schedule()        # blocks are taken, ``computed`` moves on, a sample is in flight
+    ... the runner computes and samples ...
+    events = commit(plan, result)    # tokens are appended, finished requests let go
+
+``schedule`` may be called again before the commit of the plan before it (overlap). Then a
+finished request may be computed once more; that result is dropped, and its blocks are kept
+until no result is in flight. If the runner raises, ``abort(plan)`` gives up the requests of
+that plan and leaves all others as they were.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from operator import attrgetter
+
+from ..request import FinishReason, Request, TokenEvent
+from .block_pool import BlockPool, Prefix
+from .plan import NO_PLAN, RowInit, RowWork, StepPlan, StepResult
+from .scheduler_state import RequestState, SchedulerConfig
+from .step_cost import StepCost
+
+_URGENCY = attrgetter("urgency")
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill over a :class:`BlockPool`.
+
+    First come, first served within a priority; running requests go before waiting ones; when
+    blocks run out, the newest request of the lowest priority is preempted and recomputed later.
+
+    Args:
+        config: limits.
+        pool: KV blocks.
+        end_tokens: ids that end a text unless the request ignores them.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, pool: BlockPool, end_tokens: frozenset[int] = frozenset()
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.end_tokens = end_tokens
+        self.preemptions = 0
+        self.cost = StepCost()
+        self._states: dict[str, RequestState] = {}
+        self._running: list[RequestState] = []
+        self._waiting: deque[RequestState] = deque()
+        self._draining: list[RequestState] = []
+        self._free_rows = list(range(config.max_batch - 1, -1, -1))
+        self._freed_rows: list[int] = []
+        self._events: list[TokenEvent] = []
+        self._arrivals = 0
+        self._step = 0
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a row."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row or for blocks."""
+        return len(self._waiting)
+
+    def has_work(self) -> bool:
+        """Whether a step would compute, commit or report anything."""
+        return bool(self._running or self._waiting or self._draining or self._events)
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether a request is live, or has a result in flight."""
+        return request_id in self._states
+
+    def begun(self, request_id: str) -> bool:
+        """Whether a request has had a place in a step; True for an unknown one."""
+        state = self._states.get(request_id)
+        return state is None or state.first_step >= 0
+
+    def cached_tokens(self, request_id: str) -> int:
+        """Prompt tokens of a live request that the prefix cache supplied at first admission."""
+        return self._states[request_id].cached
+
+    def add(self, request: Request) -> None:
+        """Queue a request; its id must be new and its prompt must fit ``max_context``."""
+        assert request.id not in self._states and request.prompt
+        assert len(request.prompt) < self.config.max_context
+        state = RequestState(request, self._arrivals, list(request.prompt))
+        self._arrivals += 1
+        self._states[request.id] = state
+        self._enqueue(state)
+
+    def cancel(self, request_id: str) -> None:
+        """End a live request as cancelled; its event comes with the next commit."""
+        self.end(request_id, FinishReason.CANCELLED)
+
+    def end(
+        self, request_id: str, reason: FinishReason, error: str | None = None, report: bool = True
+    ) -> None:
+        """End a live request now. With ``report`` a :class:`TokenEvent` says so."""
+        state = self._states.get(request_id)
+        if state is None or state.finish is not None:
+            return
+        if state in self._waiting:
+            self._waiting.remove(state)
+        self._finish(state, reason)
+        if report:
+            self._events.append(TokenEvent(request_id, (), reason, error))
+
+    def schedule(self) -> StepPlan:
+        """Plan a step; empty ``work`` when nothing can be computed now."""
+        budget = self.config.max_batch_tokens
+        work: list[RowWork] = []
+        admitted: list[RowInit] = []
+        planned: set[str] = set()
+        preempted = False
+        decodes: dict[str, RowWork] = {}
+        if self.config.max_step_s > 0:
+            decodes = {s.request.id: _next_token(s) for s in self._running if self._decodes(s)}
+        for state in sorted(self._running, key=_URGENCY):
+            if state.row < 0 or budget == 0:
+                continue
+            count = min(self._pending(state), budget)
+            if decodes and state.request.id not in decodes:
+                # Rows that decode are less urgent, perhaps, but a token of each has its place.
+                room = budget - len(decodes.keys() - planned)
+                count = self._fitting(decodes, work, state.computed, min(count, room))
+            if count <= 0:
+                continue
+            blocks, lost = self._grow(state, count, planned)
+            preempted |= lost
+            if blocks is None:
+                continue
+            work.append(self._launch(state, count, blocks))
+            planned.add(state.request.id)
+            budget -= count
+        while self._waiting and budget and self._free_rows and not preempted:
+            item = self._admit(self._waiting[0], budget, decodes, work)
+            if item is None:
+                break
+            self._waiting.popleft()
+            admitted.append(item[0])
+            work.append(item[1])
+            budget -= item[1].count
+        freed, self._freed_rows = tuple(self._freed_rows), []
+        self._step += 1
+        total = sum(w.count for w in work)
+        decode = bool(work) and all(w.count == 1 and w.needs_sample for w in work)
+        return StepPlan(self._step, tuple(work), tuple(admitted), freed, total, decode)
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
+        """Take in the step's sampled tokens and report what happened.
+
+        A row that failed ends its request; nothing that it computed in this step is published.
+        """
+        self.cost.observe(plan.work, result.seconds)
+        for item in plan.work:
+            state = self._states.get(item.request_id)
+            if state is None:
+                continue
+            if item.needs_sample:
+                state.in_flight -= 1
+            if state.finish is not None or state.epoch != item.epoch:
+                continue
+            if item.request_id in result.errors:
+                self.end(item.request_id, FinishReason.ERROR, result.errors[item.request_id])
+                continue
+            state.done = item.start + item.count
+            if item.needs_sample:
+                self._append(state, result.tokens[item.request_id])
+            if state.finish is None:
+                self._publish(state)
+        self._drain()
+        events, self._events = self._events, []
+        return events
+
+    def abort(self, plan: StepPlan, error: str) -> list[TokenEvent]:
+        """Give up the requests of a plan whose step failed; the others are untouched."""
+        for item in plan.work:
+            state = self._states.get(item.request_id)
+            if state is None:
+                continue
+            if item.needs_sample:
+                state.in_flight -= 1
+            # ``done`` stays where it was, so nothing that the failed step wrote is published.
+            self.end(item.request_id, FinishReason.ERROR, error)
+        return self.commit(NO_PLAN, StepResult())
+
+    def check(self) -> None:
+        """Raise AssertionError when blocks, rows or states disagree."""
+        self.pool.check()
+        held: dict[int, int] = {}
+        for state in [*self._running, *self._draining]:
+            for block in state.blocks:
+                held[block] = held.get(block, 0) + 1
+        for state in self._waiting:
+            assert not state.blocks and state.computed == 0 and state.row == -1
+        used = len(self.pool) - self.pool.free_count()
+        assert used == len(held), f"{used} blocks in use, {len(held)} held by requests"
+        rows = [s.row for s in [*self._running, *self._draining]] + self._free_rows
+        assert sorted(rows) == list(range(self.config.max_batch)), "a row leaked"
+        live = len(self._running) + len(self._waiting) + len(self._draining)
+        assert live == len(self._states), "a request leaked"
+
+    def _pending(self, state: RequestState) -> int:
+        """Tokens known (or in flight, hence known to the device) and not yet computed."""
+        limit = state.request.params.max_tokens
+        if state.in_flight and limit is not None and state.generated + state.in_flight >= limit:
+            return 0
+        if len(state.tokens) + state.in_flight >= self.config.max_context and state.in_flight:
+            return 0
+        return len(state.tokens) + state.in_flight - state.computed
+
+    def _blocks_for(self, state: RequestState, count: int) -> int:
+        size = self.pool.block_size
+        return (state.computed + count + size - 1) // size - len(state.blocks)
+
+    def _grow(
+        self, state: RequestState, count: int, planned: set[str]
+    ) -> tuple[list[int] | None, bool]:
+        """Blocks for ``count`` more tokens, preempting others if need be."""
+        preempted = False
+        while True:
+            blocks = self.pool.allocate(self._blocks_for(state, count))
+            if blocks is not None:
+                return blocks, preempted
+            victim = self._victim(state, planned)
+            if victim is None:
+                return None, preempted
+            self._preempt(victim)
+            preempted = True
+            if victim is state:
+                return None, True
+
+    def _victim(self, asking: RequestState, planned: set[str]) -> RequestState | None:
+        """The least urgent request without a result in flight and not yet in this plan."""
+        free = [s for s in self._running if s.in_flight == 0 and s.request.id not in planned]
+        if not free:
+            return None
+        worst = max(free, key=_URGENCY)
+        if len(self._running) == 1 and worst is asking:
+            return None
+        return worst if worst.urgency >= asking.urgency else None
+
+    def _preempt(self, state: RequestState) -> None:
+        self.preemptions += 1
+        state.epoch += 1
+        self._running.remove(state)
+        self._let_go(state)
+        state.computed = state.done = 0
+        state.prefixes.clear()
+        self._enqueue(state)
+
+    def _decodes(self, state: RequestState) -> bool:
+        """Whether a request is past its prompt, and somebody waits for its next token."""
+        return state.generated + state.in_flight > 0 and self._pending(state) == 1
+
+    def _fitting(
+        self, decodes: dict[str, RowWork], work: list[RowWork], start: int, most: int
+    ) -> int:
+        """How many of ``most`` tokens fit into a step beside all that decodes and is planned."""
+        chunks = [item for item in work if item.request_id not in decodes]
+        beside = (*decodes.values(), *chunks)
+        return self.cost.chunk(beside, start, most, self.config.max_step_s)
+
+    def _admit(
+        self, state: RequestState, budget: int, decodes: dict[str, RowWork], work: list[RowWork]
+    ) -> tuple[RowInit, RowWork] | None:
+        """Give a waiting request a row and its first chunk, or None when blocks are short.
+
+        Or when a step with rows that decode has no time left for it.
+        """
+        hit: list[int] = []
+        if self.config.prefix_cache:
+            # The last token is never taken from the cache: its logits are needed.
+            hit = self.pool.match(state.tokens[:-1], state.extra_key)
+        self.pool.share(hit)
+        state.blocks = list(hit)
+        state.computed = state.done = len(hit) * self.pool.block_size
+        count = min(len(state.tokens) - state.computed, budget)
+        if decodes:
+            count = self._fitting(decodes, work, state.computed, count)
+        need = self._blocks_for(state, count)
+        # A watermark of 1 % keeps the first decode steps from preempting what was just admitted;
+        # a request whose longest answer fits will never ask for more.
+        longest = len(state.request.prompt) + (state.request.params.max_tokens or 1)
+        rest = -(-longest // self.pool.block_size) - len(hit) - need
+        reserve = min(max(1, len(self.pool) // 100), rest) if self._running else 0
+        blocks = None
+        if count and need + reserve <= self.pool.free_count():
+            blocks = self.pool.allocate(need)
+        if blocks is None:
+            self.pool.release(hit)
+            state.blocks, state.computed, state.done = [], 0, 0
+            return None
+        if state.first_step < 0:
+            state.first_step, state.cached = self._step, state.computed
+        state.row = self._free_rows.pop()
+        self._running.append(state)
+        parent: Prefix | None = None
+        for index in range(len(hit)):
+            parent = self.pool.publish(
+                hit[index], parent, self._piece(state, index), state.extra_key
+            )
+            state.prefixes.append(parent)
+        init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit))
+        return init, self._launch(state, count, blocks)
+
+    def _launch(self, state: RequestState, count: int, blocks: list[int]) -> RowWork:
+        start = state.computed
+        state.blocks += blocks
+        state.computed += count
+        needs_sample = state.computed == len(state.tokens) + state.in_flight
+        state.in_flight += needs_sample
+        return RowWork(
+            state.row,
+            state.request.id,
+            start,
+            count,
+            tuple(blocks),
+            needs_sample,
+            state.epoch,
+        )
+
+    def _append(self, state: RequestState, token: int) -> None:
+        """Append a sampled token and decide whether the text ends with it."""
+        params = state.request.params
+        state.tokens.append(token)
+        reason: FinishReason | None = None
+        # Before ``min_tokens`` the sampler draws none of them, unless nothing else is left.
+        ended = token in self.end_tokens and not params.ignore_eos
+        if ended or token in params.stop_token_ids:
+            reason = FinishReason.STOP
+        full = params.max_tokens is not None and state.generated >= params.max_tokens
+        if reason is None and (full or len(state.tokens) >= self.config.max_context):
+            reason = FinishReason.LENGTH
+        self._events.append(TokenEvent(state.request.id, (token,), reason))
+        if reason is not None:
+            self._publish(state)
+            self._finish(state, reason)
+
+    def _piece(self, state: RequestState, index: int) -> tuple[int, ...]:
+        size = self.pool.block_size
+        return tuple(state.tokens[index * size : (index + 1) * size])
+
+    def _publish(self, state: RequestState) -> None:
+        """Enter blocks whose tokens are all known and computed into the prefix index."""
+        if not self.config.prefix_cache:
+            return
+        done = min(state.done, len(state.tokens)) // self.pool.block_size
+        for index in range(len(state.prefixes), done):
+            parent = state.prefixes[-1] if state.prefixes else None
+            state.prefixes.append(
+                self.pool.publish(
+                    state.blocks[index], parent, self._piece(state, index), state.extra_key
+                )
+            )
+
+    def _finish(self, state: RequestState, reason: FinishReason) -> None:
+        state.finish = reason
+        if state in self._running:
+            self._running.remove(state)
+        self._draining.append(state) if state.row >= 0 else self._states.pop(state.request.id)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Let go of finished requests with no result in flight."""
+        for state in [s for s in self._draining if s.in_flight == 0]:
+            self._draining.remove(state)
+            self._let_go(state)
+            del self._states[state.request.id]
+
+    def _let_go(self, state: RequestState) -> None:
+        self.pool.release(state.blocks)
+        state.blocks = []
+        self._free_rows.append(state.row)
+        self._freed_rows.append(state.row)
+        state.row = -1
+
+    def _enqueue(self, state: RequestState) -> None:
+        """Insert by urgency; a preempted request goes before later arrivals."""
+        index = len(self._waiting)
+        while index > 0 and self._waiting[index - 1].urgency > state.urgency:
+            index -= 1
+        self._waiting.insert(index, state)
+
+
+def _next_token(state: RequestState) -> RowWork:
+    """The work of a row that decodes."""
+    return RowWork(state.row, state.request.id, state.computed, 1, (), True)

@@ -1,0 +1,1 @@
+"""Requests from other threads and processes: the client, its streams, finished text."""

@@ -1,0 +1,1 @@
+"""What numbers mean: weight formats, canonical weights, bit streams, code tables, rounding."""

@@ -1,0 +1,88 @@
+"""Weights that are still as a file has them, for backends that can pack such bytes as they are.
+
+Converting to canonical codes and from those to a kernel's layout reads and writes a model twice.
+A backend that knows a stored form does it in one pass; to all others a :class:`StoredLinear` is
+the canonical weight, converted when its codes are first looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .canonical import QuantizedLinear, Weight, WeightFormat
+
+# Form of 4-bit codes in int32 words along K, [K / 8, N]: the first code in the lowest bits.
+WORDS = "words"
+
+
+class StoredLinear(QuantizedLinear):
+    """A :class:`QuantizedLinear` [N, K] whose missing tensors are computed when first read.
+
+    Attributes:
+        form: a GGUF block type (``parts`` are uint8 [N, bytes of a row]), or ``WORDS`` (int32
+            [K / 8, N], where scales and zeros are there from the start).
+        parts: stored tensors, to be stacked along N; views of the file, or of memory.
+    """
+
+    __slots__ = ("_convert", "_rows", "form", "parts")
+
+    def __init__(
+        self,
+        name: str,
+        format: WeightFormat,
+        shape: tuple[int, int],
+        form: str,
+        parts: tuple[Tensor, ...],
+        convert: Callable[[], QuantizedLinear],
+    ) -> None:
+        self.name, self.format = name, format
+        self._rows, self.in_features = shape
+        self.form, self.parts = form, parts
+        self.perm = None
+        self._convert = convert
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        # Called for a slot that nothing was put into yet.
+        if name not in ("codes", "scales", "zeros"):
+            raise AttributeError(f"StoredLinear has no attribute {name}")
+        whole = self._convert()
+        self.codes, self.scales, self.zeros = whole.codes, whole.scales, whole.zeros
+        return getattr(self, name)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self._rows, self.in_features
+
+    @staticmethod
+    def stack(weights: Sequence[QuantizedLinear]) -> QuantizedLinear:
+        """Stack fusable weights along N: stored ones stay so where all have one form."""
+        first, parts = weights[0], [w for w in weights if isinstance(w, StoredLinear)]
+        if not isinstance(first, StoredLinear) or len(parts) < len(weights):
+            return QuantizedLinear.concat(weights)
+        if any(p.form != first.form for p in parts):
+            return QuantizedLinear.concat(weights)
+        whole = StoredLinear(
+            "+".join(p.name for p in parts),
+            first.format,
+            (sum(p.shape[0] for p in parts), first.in_features),
+            first.form,
+            tuple(t for p in parts for t in p.parts),
+            lambda: QuantizedLinear.concat(parts),
+        )
+        if first.form == WORDS:
+            zeros = [p.zeros for p in parts if p.zeros is not None]
+            whole.scales = torch.cat([p.scales for p in parts])
+            whole.zeros = torch.cat(zeros) if zeros else None
+        return whole
+
+
+def settled(weight: Weight) -> Weight:
+    """The same weight, [N, K] or a vector [N], with all codes in memory of its own."""
+    if not isinstance(weight, StoredLinear):
+        return weight
+    own = weight.codes, weight.scales, weight.zeros, weight.in_features, weight.perm
+    return QuantizedLinear(weight.name, weight.format, *own)

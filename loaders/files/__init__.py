@@ -1,0 +1,1 @@
+"""Files from strangers: bounded readers of JSON, safetensors and mapped bytes."""

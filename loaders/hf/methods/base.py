@@ -1,0 +1,89 @@
+"""What a quantization method of Hugging Face folders offers.
+
+A method knows how one tool stores the weight of a linear module as several tensors
+(``P.qweight``, ``P.scales`` ...). It finds these modules among the stored tensors, so that the
+rest of the loader sees one tensor ``P.weight`` of shape [N, K], and converts them on demand.
+Which tensors are there decides; what the config says is checked against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ...files.safetensors_index import StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ....kernels.formats.canonical import Weight, WeightFormat
+
+Read = Callable[[StoredTensor], "Tensor"]
+"""A stored tensor in its dtype and shape; may be a view of the mapped file, so never keep it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedModule:
+    """One quantized linear module, known from headers (and what a method sampled).
+
+    Attributes:
+        module: name without ``.weight``, such as ``model.layers.0.self_attn.q_proj``.
+        shape: (N, K) of the weight.
+        format: label for people, such as ``GPTQ 4-bit g128 sym``.
+        parts: suffix (``qweight``, ``weight.absmax`` ...) -> stored tensor. All tensors that the
+            method consumes or knowingly ignores. A bias is not among them, unless it is zero
+            and the model has none.
+        form: canonical format, as far as headers tell.
+        checks: what was checked or decided from data for this module, for the report.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    format: str
+    parts: Mapping[str, StoredTensor]
+    form: WeightFormat | None = None
+    checks: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts in the files."""
+        return sum(part.nbytes for part in self.parts.values())
+
+
+class Method(Protocol):
+    """One quantization method, opened on one folder.
+
+    Attributes:
+        name: for reports and errors, such as ``gptq``.
+    """
+
+    name: str
+
+    def modules(
+        self,
+        stored: Mapping[str, StoredTensor],
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Read,
+    ) -> list[QuantizedModule]:
+        """The quantized modules among the stored tensors.
+
+        Args:
+            stored: name -> header, for everything in the files.
+            shapes: ``P.weight`` -> [N, K] that the config implies, fused names (``qkv_proj``,
+                ``gate_up_proj``) included; modules that are not in it are none of the model's.
+            read: for small tensors that decide something (zeros, column order).
+
+        Raises:
+            CheckpointError: tensors are missing, of the wrong shape or dtype.
+            UnsupportedModelError: a variant that is not implemented.
+        """
+        ...
+
+    def load(self, module: QuantizedModule, read: Read) -> Weight:
+        """The weight [N, K] in memory of its own, or a StoredLinear over what was read.
+
+        Raises CheckpointError for values that make no sense (a scale that is not finite, an
+        index out of range), naming tensor, found and expected.
+        """
+        ...

@@ -1,0 +1,253 @@
+"""compressed-tensors: what llm-compressor writes.
+
+Packed integers of 2 to 8 bits, W8A8 in int8, and FP8. The config has groups of schemes with rules
+of which modules belong to each; formats of other number systems and transforms are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
+
+from ...files.fields import Fields, shown
+from ...files.safetensors_index import StoredTensor
+from ...model.report import LoadReport
+from .base import QuantizedModule, Read
+from .checks import FLOATS
+from .ct_rules import Rules, classes_of, texts
+from .ct_scheme import Scheme, WeightScheme, groups_of, preset, read_scheme
+from .packed import find_packed, load_packed
+from .scaled import find_scaled, load_scaled
+from .scales import with_kv_scales
+
+if TYPE_CHECKING:
+    from ....kernels.formats.canonical import Weight
+
+# Label of the stored form -> whether integers are packed; None: either.
+_LAYOUTS: dict[str, bool | None] = {
+    "": None,
+    "dense": None,
+    "fakequant": None,
+    "mixed-precision": None,
+    "pack-quantized": True,
+    "int-quantized": False,
+    "float-quantized": False,
+    "naive-quantized": False,
+}
+_STATES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
+_CONVERT = "quantize again without it, for example with llm-compressor's W4A16, W8A8 or FP8"
+# Tensors beside a dense weight that say it was only rounded, not stored quantized.
+_BESIDE = ("weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
+
+
+def open_method(
+    where: str, config: Mapping[str, Any], report: LoadReport
+) -> CompressedTensorsMethod:
+    """The method for a folder whose config says ``compressed-tensors``."""
+    return CompressedTensorsMethod(where, config, report)
+
+
+class CompressedTensorsMethod:
+    """Reads folders quantized with compressed-tensors.
+
+    Args:
+        where: file and key of the config, for messages.
+        config: the quantization config.
+        report: gets decisions and warnings.
+
+    Attributes:
+        name: ``compressed-tensors``.
+
+    Raises:
+        CheckpointError: the config is damaged.
+        UnsupportedModelError: sparsity, transforms, or a format that is not implemented.
+    """
+
+    name: str = "compressed-tensors"
+
+    def __init__(self, where: str, config: Mapping[str, Any], report: LoadReport) -> None:
+        fields = Fields(where, config)
+        self._folder = where.partition(": ")[0]
+        self._where = where
+        self._report = report
+        self._state = fields.text("quantization_status", "compressed").lower()
+        if self._state not in _STATES:
+            raise fields.error("quantization_status", self._state, " or ".join(_STATES))
+        _refuse_transforms(fields)
+        layout = fields.text("format", "")
+        _check_layout(fields, "format", layout)
+        if layout == "mixed-precision":
+            layout = ""
+        self._schemes: dict[str, Scheme] = {}
+        targets: dict[str, str] = {}
+        for name, group in groups_of(fields).items():
+            part = Fields(where, group if isinstance(group, Mapping) else {}, f"{_at(name)}.")
+            if isinstance(group, list):
+                scheme = preset(name, fields, layout, report)
+                rules = texts(f"{where}: {_at(name)}", group)
+            else:
+                scheme = read_scheme(name, part, layout, report)
+                rules = texts(part.name("targets"), part.values.get("targets"))
+            _check_layout(part, "format", scheme.layout)
+            self._schemes[name] = scheme
+            targets.update(dict.fromkeys(rules, name))
+        self._targets = Rules(f"{where}: config_groups targets", targets)
+        ignored = texts(f"{where}: ignore", config.get("ignore"))
+        self._ignore = Rules(f"{where}: ignore", dict.fromkeys(ignored, ""))
+        if fields.mapping("kv_cache_scheme"):
+            report.decide(
+                "kv_cache_scheme asks for a quantized KV cache; it stays in 16 or 32 bits, which "
+                "is more accurate"
+            )
+        self._found: dict[str, tuple[Scheme, WeightScheme]] = {}
+        self._floats: dict[str, list[str]] = {}
+
+    def modules(
+        self,
+        stored: Mapping[str, StoredTensor],
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Read,
+    ) -> list[QuantizedModule]:
+        """The quantized modules among the stored tensors; ``shapes`` has [N, K] by weight.
+
+        Raises CheckpointError for tensors that are missing or do not fit, and
+        UnsupportedModelError for dense weights that are only meant to be rounded.
+        """
+        found: list[QuantizedModule] = []
+        for name, shape in shapes.items():
+            if len(shape) == 2 and name.endswith(".weight"):
+                module = name.removesuffix(".weight")
+                item = self._module(module, (shape[0], shape[1]), stored, read)
+                if item is not None:
+                    found.append(item)
+        for group, modules in self._floats.items():
+            self._report.warn(
+                f"group {group} of the config covers {len(modules)} modules that are stored in "
+                f"float, such as {modules[0]}; the tensors are followed"
+            )
+        return with_kv_scales(found, stored, self._report)
+
+    def load(self, module: QuantizedModule, read: Read) -> Weight:
+        """The weight [N, K] in memory of its own; raises CheckpointError for impossible values."""
+        if module.module not in self._found:
+            return read(module.parts["weight"]).clone()
+        scheme, seen = self._found[module.module]
+        if "weight_packed" in module.parts:
+            return load_packed(self._folder, module, scheme, seen, read, self._report)
+        return load_scaled(self._folder, module, scheme, seen, read)
+
+    def _module(
+        self, module: str, shape: tuple[int, int], stored: Mapping[str, StoredTensor], read: Read
+    ) -> QuantizedModule | None:
+        """The module if it is stored quantized, checked against the config."""
+        weight, packed = stored.get(f"{module}.weight"), stored.get(f"{module}.weight_packed")
+        if weight is not None and packed is not None:
+            raise CheckpointError(
+                f"{self._folder}: {weight.name} and {packed.name} are both stored; expected one"
+            )
+        if packed is None and (weight is None or weight.dtype in FLOATS):
+            if weight is not None:
+                self._check_dense(module, stored)
+            return None
+        scheme = self._scheme(module, packed or weight)
+        if _LAYOUTS[scheme.layout] not in (None, packed is not None):
+            self._report.warn(
+                f"{self._where}: group {scheme.name} is labelled {scheme.layout}, but its weights "
+                f"are stored {'packed' if packed else 'one number each'}; the tensors are followed"
+            )
+        if packed is not None:
+            _refuse_other_numbers(self._folder, packed)
+            item, seen = find_packed(
+                self._folder, module, shape, scheme, stored, read, self._report
+            )
+        else:
+            item, seen = find_scaled(self._folder, module, shape, scheme, stored, self._report)
+        if scheme.inputs is not None and module.endswith("embed_tokens"):
+            raise UnsupportedModelError(
+                f"{self._where}: group {scheme.name} rounds the inputs of {module}, which are ids"
+            )
+        self._found[module] = scheme, seen
+        return item
+
+    def _scheme(self, module: str, tensor: StoredTensor | None) -> Scheme:
+        """The scheme of a module that is stored quantized."""
+        classes = classes_of(module)
+        rule = self._ignore.rule_for(module, classes)
+        group = self._targets.group_for(module, classes)
+        if rule is None and group is not None:
+            return self._schemes[group]
+        name = tensor.name if tensor is not None else module
+        why = "no group's targets match it" if rule is None else f"ignore has {shown(rule)}"
+        raise CheckpointError(
+            f"{self._where}: tensor {name} is quantized, but {why}; expected a group that says "
+            "how it is quantized",
+            hint="the config and the weights belong to different models",
+        )
+
+    def _check_dense(self, module: str, stored: Mapping[str, StoredTensor]) -> None:
+        """A weight that is stored in float: refuse scales beside it, report rules that meant it."""
+        beside = next((s for s in _BESIDE if f"{module}.{s}" in stored), None)
+        if beside is not None:
+            raise UnsupportedModelError(
+                f"{self._folder}: {module}.weight is stored in float beside its {beside} "
+                f"(quantization_status {self._state}): rounding while running is not supported",
+                hint="save the model compressed (llm-compressor: save_compressed=True)",
+            )
+        classes = classes_of(module)
+        group = self._targets.group_for(module, classes)
+        if group is None or self._schemes[group].weights is None:
+            return
+        if self._ignore.rule_for(module, classes) is not None:
+            return
+        if self._state == "compressed":
+            self._floats.setdefault(group, []).append(module)
+        else:
+            self._report.decide(
+                f"weights are stored in float (quantization_status {self._state}); they run as "
+                "they are, and inputs are not rounded"
+            )
+
+
+def _at(group: str) -> str:
+    return f"config_groups.{shown(group)[1:-1]}"
+
+
+def _check_layout(fields: Fields, key: str, layout: str) -> None:
+    """Refuse stored forms that are not implemented, by name."""
+    if layout not in _LAYOUTS:
+        raise UnsupportedModelError(
+            f"{fields.name(key)} is {shown(layout)}; supported are "
+            f"{', '.join(name for name in _LAYOUTS if name)}",
+            hint=_CONVERT,
+        )
+
+
+def _refuse_transforms(fields: Fields) -> None:
+    """Refuse what changes the numbers and is not implemented."""
+    transform = fields.mapping("transform_config")
+    if transform and transform.get("config_groups", transform):
+        raise UnsupportedModelError(
+            f"{fields.name('transform_config')} is set: rotations and other transforms of weights "
+            "and inputs are not supported",
+            hint=_CONVERT,
+        )
+    sparse = fields.mapping("sparsity_config")
+    form = sparse.get("format", "dense") or "dense"
+    if sparse and form != "dense":
+        raise UnsupportedModelError(
+            f"{fields.name('sparsity_config.format')} is {shown(form)}: sparse weights are not "
+            "supported",
+            hint=_CONVERT,
+        )
+
+
+def _refuse_other_numbers(where: str, packed: StoredTensor) -> None:
+    """Refuse packed 4-bit floats, which have bytes where integers have words."""
+    if packed.dtype == "U8":
+        raise UnsupportedModelError(
+            f"{where}: tensor {packed.name} is U8, as NVFP4 and MXFP4 are stored; supported are "
+            f"integers packed in I32",
+            hint=_CONVERT,
+        )

@@ -1,0 +1,320 @@
+"""Weight-only integers of compressed-tensors' ``pack-quantized``: bit fields in int32 words.
+
+Codes are stored with an offset of half their range, so the stored field is the canonical code.
+Words are little-endian and the first field is in the lowest bits: with 2, 4 and 8 bits, and today
+with all others, the bytes of a row *are* the canonical stream. Older writers of 3, 5, 6 and 7 bits
+left the bits over at the top of each word unused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
+
+from ....kernels.formats.weight_format import WeightFormat
+from ...files.safetensors_index import StoredTensor
+from ...model.report import LoadReport
+from .base import QuantizedModule, Read
+from .checks import check_dtype, missing, wrong_shape
+from .ct_scheme import Scheme, WeightScheme
+from .packed_order import column_order, densely, spread
+from .scaled import offset_zeros
+from .scales import (
+    activation,
+    check_inputs,
+    form_of,
+    note_strategy,
+    per_row,
+    read_scales,
+    stored_weights,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ....kernels.formats.canonical import QuantizedLinear, Weight
+
+_CHUNK = 1 << 22  # elements that are unpacked together
+
+
+def find_packed(
+    where: str,
+    module: str,
+    shape: tuple[int, int],
+    scheme: Scheme,
+    stored: Mapping[str, StoredTensor],
+    read: Read,
+    report: LoadReport,
+) -> tuple[QuantizedModule, WeightScheme]:
+    """A module with ``weight_packed``, checked from headers and its ``weight_shape``.
+
+    Args:
+        where: folder, for messages.
+        module: full name.
+        shape: (N, K) that the model expects.
+        scheme: what the config says of it.
+        stored: all tensors.
+        read: for ``weight_shape``.
+        report: gets warnings.
+
+    Returns:
+        The module, and the weights' scheme with the strategy that the scales show.
+
+    Raises:
+        CheckpointError: tensors are missing, of the wrong shape or dtype.
+        UnsupportedModelError: scales of blocks.
+    """
+    packed, weights = stored[f"{module}.weight_packed"], scheme.weights
+    if weights is None or weights.kind != "int":
+        kind = "no" if weights is None else weights.kind
+        raise CheckpointError(
+            f"{where}: tensor {packed.name} holds packed integers, but group {scheme.name} of the "
+            f"config says {kind} weights"
+        )
+    if weights.strategy == "block":
+        raise UnsupportedModelError(
+            f"{where}: tensor {packed.name}: packed integers with scales of blocks; supported are "
+            "scales of the tensor, of rows and of groups"
+        )
+    check_dtype(where, packed, ("I32",))
+    n, k = shape
+    widths = {words(k, weights.bits, dense) for dense in (True, False)}
+    if packed.shape not in {(n, width) for width in widths}:
+        expected = " or ".join(str([n, width]) for width in sorted(widths))
+        raise wrong_shape(where, packed, f"{expected} for {weights.bits}-bit {list(shape)}")
+    parts = {"weight_packed": packed}
+    _check_shape(where, module, shape, parts, stored, read)
+    scale = stored.get(f"{module}.weight_scale")
+    if scale is None:
+        raise missing(where, module, ["weight_scale"], "the weight is packed")
+    parts["weight_scale"] = scale
+    seen = stored_weights(where, weights, shape, scale)
+    _check_zeros(where, module, shape, seen, parts, stored)
+    order = stored.get(f"{module}.weight_g_idx")
+    if order is not None:
+        parts["weight_g_idx"] = order
+        check_dtype(where, order, ("I32", "I64"))
+        if order.shape != (k,):
+            raise wrong_shape(where, order, f"{[k]}")
+    elif weights.act_order and seen.strategy == "group" and weights.group_size < k:
+        raise missing(
+            where, module, ["weight_g_idx"], f"group {scheme.name} has actorder by groups"
+        )
+    check_inputs(where, module, scheme, parts, stored, report)
+    note_strategy(weights, seen, scheme.name, report)
+    label = seen.label
+    if scheme.inputs is not None:
+        label = f"{label}, inputs {scheme.inputs.label}"
+    form = _form(scheme, seen, k, parts, read)
+    checks = _checks(parts, k, seen.bits)
+    return QuantizedModule(module, shape, label, parts, form, checks), seen
+
+
+def _form(
+    scheme: Scheme,
+    seen: WeightScheme,
+    k: int,
+    parts: Mapping[str, StoredTensor],
+    read: Read,
+) -> WeightFormat | None:
+    """The canonical format; None where columns are spread unevenly, which is held dense.
+
+    A list of groups that is damaged is refused when the weight is loaded.
+    """
+    form = form_of(scheme, seen, k, "weight_zero_point" in parts)
+    if "weight_g_idx" not in parts:
+        return form
+    regular, permuted = spread(read(parts["weight_g_idx"]).long(), form.group_size, k)
+    return replace(form, permuted=permuted) if regular else None
+
+
+def _checks(parts: Mapping[str, StoredTensor], k: int, bits: int) -> tuple[str, ...]:
+    """What the headers and ``weight_shape`` show, for the report."""
+    found = ["weight_shape is that of the config"]
+    dense, spaced = words(k, bits, True), words(k, bits, False)
+    if dense != spaced:
+        new = parts["weight_packed"].shape[1] == dense
+        found.append("fields cross words" if new else "whole fields in each word (older layout)")
+    if "weight_g_idx" in parts:
+        found.append("groups of columns are listed (act-order)")
+    return tuple(found)
+
+
+def load_packed(
+    where: str,
+    module: QuantizedModule,
+    scheme: Scheme,
+    seen: WeightScheme,
+    read: Read,
+    report: LoadReport,
+) -> Weight:
+    """The weight [N, K]; dense float32 when columns are spread over groups unevenly.
+
+    Raises CheckpointError for scales that are not finite, zero points that contradict the config,
+    and groups of columns that do not exist.
+    """
+    from ....kernels.formats.canonical import QuantizedLinear
+
+    tensor, k = module.parts["weight_packed"], module.shape[1]
+    scales = read_scales(where, seen, module.shape, module.parts["weight_scale"], read)
+    raw = read(tensor)
+    dense = _is_dense(raw, k, seen.bits)
+    zeros = _zeros(where, module, seen, dense, read)
+    form = form_of(scheme, seen, k, zeros is not None)
+    form = replace(form, act=activation(where, scheme.inputs, module, read))
+    codes = fields(raw, k, seen.bits, dense)
+    linear = QuantizedLinear(f"{module.module}.weight", form, codes, scales, zeros, k)
+    if "weight_g_idx" not in module.parts:
+        return linear
+    order = column_order(where, module.parts["weight_g_idx"], linear, read)
+    if order is None:
+        return linear
+    if order.perm is None:
+        if form.act is not None:
+            raise CheckpointError(
+                f"{where}: {module.module}: columns are spread unevenly over groups, and inputs "
+                "are quantized; expected groups of equal size"
+            )
+        report.decide(
+            f"{module.module}: act-order with groups of unequal size; held as dense float32"
+        )
+        return densely(linear, order.group_of)
+    return _reordered(linear, order.perm)
+
+
+def words(count: int, bits: int, dense: bool) -> int:
+    """int32 words that hold ``count`` fields."""
+    return -(-count * bits // 32) if dense else -(-count // (32 // bits))
+
+
+def fields(raw: Tensor, count: int, bits: int, dense: bool) -> Tensor:
+    """Packed int32 [R, W] to the canonical stream, uint8 [R, ceil(count * bits / 8)]."""
+    import torch
+
+    from ....kernels.formats.canonical import pack_codes
+
+    nbytes = -(-count * bits // 8)
+    if dense:
+        # Flat first: one column has any stride, and bytes of a strided row are no bytes.
+        stream = raw.reshape(-1).view(torch.uint8).view(raw.shape[0], -1)[:, :nbytes].clone()
+        if count * bits % 8:
+            stream[:, -1] &= (1 << count * bits % 8) - 1
+        return stream
+    shifts = torch.arange(0, 32 - bits + 1, bits, dtype=torch.int32)
+    parts = [
+        pack_codes(
+            ((part.unsqueeze(-1) >> shifts) & ((1 << bits) - 1))
+            .to(torch.uint8)
+            .view(part.shape[0], -1)[:, :count]
+            .contiguous(),
+            bits,
+        )
+        for part in raw.split(max(1, _CHUNK // count))
+    ]
+    return torch.cat(parts)
+
+
+def _is_dense(raw: Tensor, k: int, bits: int) -> bool:
+    """Whether fields of int32 [N, W] cross words (today) or leave the top bits unused (before).
+
+    The width decides; short rows may have the same width either way, and then unused bits that
+    are all 0 tell the older layout.
+    """
+    if 32 % bits == 0:
+        return True
+    dense, spaced = words(k, bits, True), words(k, bits, False)
+    if dense != spaced:
+        return raw.shape[1] == dense
+    used = 32 // bits * bits
+    return bool(((raw >> used) != 0).any())
+
+
+def _check_shape(
+    where: str,
+    module: str,
+    shape: tuple[int, int],
+    parts: dict[str, StoredTensor],
+    stored: Mapping[str, StoredTensor],
+    read: Read,
+) -> None:
+    """Compare ``weight_shape`` with the shape that the model expects."""
+    tensor = stored.get(f"{module}.weight_shape")
+    if tensor is None:
+        raise missing(where, module, ["weight_shape"], "the weight is packed")
+    parts["weight_shape"] = tensor
+    check_dtype(where, tensor, ("I64", "I32"))
+    if tensor.shape != (2,):
+        raise wrong_shape(where, tensor, "two numbers")
+    said = read(tensor).tolist()
+    if said != list(shape):
+        raise CheckpointError(
+            f"{where}: tensor {tensor.name} holds {said}; expected {list(shape)} by the config",
+            hint="the config and the weights belong to different models",
+        )
+
+
+def _check_zeros(
+    where: str,
+    module: str,
+    shape: tuple[int, int],
+    seen: WeightScheme,
+    parts: dict[str, StoredTensor],
+    stored: Mapping[str, StoredTensor],
+) -> None:
+    """Find zero points: packed along N, or int8 like the scales as some writers have them."""
+    zero = stored.get(f"{module}.weight_zero_point")
+    if zero is None:
+        if not seen.symmetric:
+            raise missing(where, module, ["weight_zero_point"], "the config says asymmetric")
+        return
+    parts["weight_zero_point"] = zero
+    check_dtype(where, zero, ("I32", "I8"))
+    scale = parts["weight_scale"]
+    columns = scale.shape[1] if len(scale.shape) == 2 else 1
+    if zero.dtype == "I8":
+        allowed = {scale.shape}
+    else:
+        allowed = {(words(shape[0], seen.bits, dense), columns) for dense in (True, False)}
+    if zero.shape not in allowed:
+        expected = " or ".join(str(list(one)) for one in sorted(allowed))
+        raise wrong_shape(where, zero, f"{expected} for scales {list(scale.shape)}")
+
+
+def _zeros(
+    where: str, module: QuantizedModule, seen: WeightScheme, dense: bool, read: Read
+) -> Tensor | None:
+    """Zero points of offset codes, uint8 [N, G]; None when symmetric."""
+    from ....kernels.formats.canonical import unpack_codes
+
+    tensor = module.parts.get("weight_zero_point")
+    if tensor is None:
+        return None
+    raw, n = read(tensor), module.shape[0]
+    if tensor.dtype == "I8":
+        values = per_row(seen, module.shape, raw.float())
+        return offset_zeros(where, tensor.name, seen, values)
+    if tensor.shape[0] != words(n, seen.bits, dense):
+        raise wrong_shape(where, tensor, f"{words(n, seen.bits, dense)} rows, packed as the weight")
+    stream = fields(raw.T.contiguous(), n, seen.bits, dense)
+    zeros = unpack_codes(stream, seen.bits, n).T.contiguous()
+    # Checked as signed numbers, as they are in the other form.
+    half = 1 << (seen.bits - 1)
+    return offset_zeros(where, tensor.name, seen, zeros.float() - half)
+
+
+def _reordered(linear: QuantizedLinear, perm: Tensor) -> QuantizedLinear:
+    """The weight with its columns in the order int32 ``perm`` [K], some rows at a time."""
+    import torch
+
+    from ....kernels.formats.canonical import pack_codes, unpack_codes
+
+    bits, k = linear.format.bits, linear.in_features
+    index = perm.long()
+    for rows in linear.codes.split(max(1, _CHUNK // k)):
+        rows.copy_(pack_codes(unpack_codes(rows, bits, k)[:, index].contiguous(), bits))
+    linear.format = replace(linear.format, permuted=True)
+    linear.perm = perm.to(torch.int32)
+    return linear

@@ -1,0 +1,1 @@
+"""What a checkpoint is, whatever its format: config, checks, report, stacked matrices."""

@@ -1,0 +1,1 @@
+"""The model store: names, downloads, and what has been pulled."""

@@ -1,0 +1,87 @@
+"""What the CPU's kernels do with each layer, against what a loaded engine holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halfbyte import Engine
+from halfbyte.engine.advise.explain import Row, explain_cpu
+from halfbyte.engine.backends.cpu_c import NEVER, CompiledOps
+from halfbyte.engine.backends.cpu_torch import TorchOps, make_cpu_ops
+from halfbyte.engine.config import EngineConfig
+from halfbyte.kernels.cpu.pack import BF16, E4M3, F16, F32, Q4, Q8, T4
+from halfbyte.loaders import open_checkpoint
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+KINDS = {
+    "nibbles": {Q4},
+    "table": {T4},
+    "bytes": {Q8},
+    "float8": {E4M3},
+    "dense": {F32, F16, BF16},
+}
+MODELS = [
+    "gguf-q4_0-spm-llama/model.gguf",
+    "gguf-q3_k-q4_1-gemma3/model.gguf",
+    "bnb-nf4-dq-llama",
+    "ct-fp8-dynamic-gemma3",
+    "ct-w8a8-dyn-asym-llama",
+    "gptq-v1-3b-g32-sym-mistral",
+    "gptq-v1-4b-dynamic-lmhead-llama",
+    "fp16-llama-spm",
+]
+
+
+def rows_of(path: Path, ops: CompiledOps | TorchOps) -> list[Row]:
+    checkpoint = open_checkpoint(path)
+    try:
+        return explain_cpu(checkpoint, ops)
+    finally:
+        checkpoint.close()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_kind_is_the_one_that_the_engine_packs(name: str) -> None:
+    with Engine(FIXTURES / name, max_batch=1, max_context=64) as engine:
+        ops: Any = engine._loop.runner.model.ops
+        if not isinstance(ops, CompiledOps):
+            pytest.skip("no C compiler")
+        rows = rows_of(FIXTURES / name, ops)
+        model = engine._loop.runner.model
+        layer: Any = model.layers[0]
+        held: dict[str, Any] = {"lm_head": model.head, "down_proj": layer.mlp.down}
+        held["o_proj"] = layer.o
+        told = {
+            row.module: row
+            for row in rows
+            if row.shape is not None and (not row.layers or 0 in row.layers)
+        }
+        for module, packed in held.items():
+            assert packed.kind in KINDS[told[module].family], module
+            assert told[module].shape == packed.shape
+
+
+def test_rows_say_when_the_weights_are_read_and_why_not_otherwise() -> None:
+    ops = make_cpu_ops(EngineConfig())
+    if not isinstance(ops, CompiledOps):
+        pytest.skip("no C compiler")
+    path = FIXTURES / "fp16-llama-spm"
+    for limit, kernels in ((NEVER, ["linear", "linear"]), (24, ["linear", "linear", "gemm"])):
+        ops.gemm_rows = limit
+        rows = [row for row in rows_of(path, ops) if row.module == "o_proj"]
+        assert [row.kernel for row in rows] == kernels
+        assert [row.m for row in rows] == [8, min(limit - 1, 1024), 1024][: len(rows)]
+        assert rows[0].config["passes"] == 1 and rows[1].config["passes"] == -(-rows[1].m // 8)
+        assert all(row.rejected for row in rows)
+    attention = [row for row in rows_of(path, ops) if row.module == "attention"]
+    assert [row.kernel for row in attention] == ["split", "run"]
+
+
+def test_without_the_c_kernels_torch_is_named() -> None:
+    ops = make_cpu_ops(EngineConfig(native=False))
+    rows = rows_of(FIXTURES / "gptq-v1-4b-g128-sym-llama", ops)
+    assert {row.kernel for row in rows} == {"torch"}
+    assert {row.family for row in rows} == {"int4", "dense", "attention"}

@@ -1,0 +1,202 @@
+"""Block conversion: every type equals the format package's own dequantizer bit for bit."""
+
+from __future__ import annotations
+
+import re
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.quants import dequantize
+
+from halfbyte.errors import CheckpointError, UnsupportedModelError
+from halfbyte.kernels.formats.canonical import QuantizedLinear, unpack_codes
+from halfbyte.loaders.gguf.blocks import convert_tensor
+from halfbyte.loaders.gguf.types import BLOCK_TYPES, DENSE_TYPES, QUANTIZED_TYPES
+
+TYPES = {t.name: t for t in BLOCK_TYPES.values()}
+# Byte offsets of the float16 fields (scale, minimum) of a block.
+HALVES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+EXPECTED = {  # bits, group, zero kind, scale dtype
+    "Q4_0": (4, 32, "none", torch.float16),
+    "Q4_1": (4, 32, "float", torch.float16),
+    "Q5_0": (5, 32, "none", torch.float16),
+    "Q5_1": (5, 32, "float", torch.float16),
+    "Q8_0": (8, 32, "none", torch.float16),
+    "Q2_K": (2, 16, "float", torch.float32),
+    "Q3_K": (3, 16, "none", torch.float32),
+    "Q4_K": (4, 32, "float", torch.float32),
+    "Q5_K": (5, 32, "float", torch.float32),
+    "Q6_K": (6, 16, "none", torch.float32),
+    "IQ4_NL": (4, 32, "table", torch.float16),
+    "IQ4_XS": (4, 32, "table", torch.float32),
+}
+
+
+def fresh_rng() -> np.random.Generator:
+    seed = np.random.SeedSequence().entropy
+    print("seed", seed)
+    return np.random.default_rng(seed)
+
+
+def random_blocks(name: str, rows: int, blocks: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [rows, blocks, bytes]: any bits, but finite float16 fields of every magnitude."""
+    raw = rng.integers(0, 256, (rows, blocks, TYPES[name].nbytes), dtype=np.uint8)
+    for at in HALVES[name]:
+        half = rng.integers(0, 1 << 16, (rows, blocks), dtype=np.uint16)
+        half = np.where((half & 0x7C00) == 0x7C00, half & 0x83FF, half)  # no NaN, no infinity
+        raw[..., at : at + 2] = half.astype("<u2")[..., None].view(np.uint8)
+    return raw
+
+
+def bits_of(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32).view(np.uint32)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+@pytest.mark.parametrize("rows,blocks", [(1, 1), (1, 5), (7, 1), (257, 11)])
+def test_dequantized_blocks_equal_the_package(name, rows, blocks):
+    raw = random_blocks(name, rows, blocks, fresh_rng())
+    kind = TYPES[name]
+    shape = (rows, blocks * kind.elements)
+    weight = convert_tensor("w", kind, shape, torch.from_numpy(raw).view(-1))
+    assert isinstance(weight, QuantizedLinear)
+    expected = dequantize(raw.reshape(rows, -1), gguf.GGMLQuantizationType[name])
+    assert np.array_equal(bits_of(weight.dequantize().numpy()), bits_of(expected))
+
+
+@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+def test_canonical_form(name):
+    kind, rows, blocks = TYPES[name], 6, 3
+    k = blocks * kind.elements
+    raw = random_blocks(name, rows, blocks, fresh_rng())
+    weight = convert_tensor("w", kind, (rows, k), torch.from_numpy(raw).view(-1))
+    assert isinstance(weight, QuantizedLinear)
+    bits, group, zero, dtype = EXPECTED[name]
+    assert (weight.format.bits, weight.format.group_size) == (bits, group)
+    assert (weight.format.zero, weight.format.act) == (zero, None)
+    assert weight.format.table == (gguf.quants.IQ4_NL.kvalues if zero == "table" else ())
+    assert weight.shape == (rows, k)
+    assert weight.codes.dtype == torch.uint8
+    assert weight.codes.shape == (rows, k * bits // 8)
+    assert weight.scales.dtype == dtype
+    assert weight.scales.shape == (rows, k // group)
+    assert (weight.zeros is None) == (zero != "float")
+    if weight.zeros is not None:
+        assert weight.zeros.dtype == dtype
+        assert weight.zeros.shape == weight.scales.shape
+    assert weight.codes.is_contiguous()
+    assert weight.scales.is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0"])
+def test_known_codes_come_back_in_order(name):
+    # Codes 0, 1, 2, ... with scale 1, quantized by the package: catches any order mistake.
+    bits = EXPECTED[name][0]
+    low = -(1 << (bits - 1))
+    codes = np.arange(64, dtype=np.int64) % (1 << bits)
+    values = (codes + low).astype(np.float32)
+    values[0] = values[32] = low if bits < 8 else -127  # fixes the block's scale to 1
+    raw = gguf.quants.quantize(values.reshape(1, 64), gguf.GGMLQuantizationType[name])
+    weight = convert_tensor("w", TYPES[name], (1, 64), torch.from_numpy(raw).view(-1))
+    assert isinstance(weight, QuantizedLinear)
+    assert weight.scales.tolist() == [[1.0, 1.0]]
+    got = unpack_codes(weight.codes, bits, 64)[0].tolist()
+    assert got == (values - low).astype(int).tolist()
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("name", DENSE_TYPES)
+def test_dense_types_keep_their_bits_and_dtype(name):
+    kind = TYPES[name]
+    raw = fresh_rng().integers(0, 256, (3 * 5, kind.nbytes), dtype=np.uint8)
+    raw[:, -1] &= 0xBB  # no exponent of ones only: no NaN, no infinity
+    raw = raw.reshape(-1)
+    tensor = convert_tensor("w", kind, (3, 5), torch.from_numpy(raw))
+    assert isinstance(tensor, torch.Tensor)
+    wanted = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+    assert (tensor.dtype, tensor.shape) == (wanted, (3, 5))
+    assert np.array_equal(tensor.view(torch.uint8).numpy().reshape(-1), raw)
+
+
+@pytest.mark.parametrize("name", [*QUANTIZED_TYPES, *DENSE_TYPES])
+def test_the_result_owns_its_memory(name):
+    kind = TYPES[name]
+    blocks = 2
+    if name in HALVES:
+        raw = random_blocks(name, 2, blocks, fresh_rng())
+    else:
+        raw = fresh_rng().integers(0, 60, (2, blocks, kind.nbytes), dtype=np.uint8)
+    source = torch.from_numpy(raw.copy()).view(-1)
+    weight = convert_tensor("w", kind, (2, blocks * kind.elements), source)
+    before = as_dense(weight).clone()
+    source.zero_()
+    assert torch.equal(as_dense(weight), before)
+
+
+def as_dense(weight) -> torch.Tensor:
+    dense = weight.dequantize() if isinstance(weight, QuantizedLinear) else weight.float()
+    return dense.nan_to_num()
+
+
+@pytest.mark.parametrize("value", [0x7C00, 0xFC00, 0x7E00], ids=["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+def test_scales_that_are_not_finite_are_refused(name, value):
+    rng = fresh_rng()
+    for at in HALVES[name]:
+        raw = random_blocks(name, 4, 3, rng)
+        raw[2, 1, at : at + 2] = np.array([value], dtype="<u2").view(np.uint8)
+        flat = torch.from_numpy(raw).view(-1)
+        shape = (4, 3 * TYPES[name].elements)
+        with pytest.raises(CheckpointError) as caught:
+            convert_tensor("blk.weight", TYPES[name], shape, flat)
+        assert re.search(rf"tensor blk\.weight \({name}\): .* of row 2, group ", str(caught.value))
+        assert "not finite" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", DENSE_TYPES)
+@pytest.mark.parametrize("shape", [(3, 300), (900,)])
+def test_dense_values_that_are_not_finite_are_refused(name, value, shape):
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+    dense = torch.linspace(-1, 1, 900, dtype=dtype)
+    dense[417] = float(value)
+    at = "row 1, column 117" if len(shape) == 2 else "row 417, column 0"
+    says = rf"tensor norm\.weight \({name}\): value of {at} is {value}, and 1 of 900 are not finite"
+    with pytest.raises(CheckpointError, match=says):
+        convert_tensor("norm.weight", TYPES[name], shape, dense.view(torch.uint8))
+
+
+def test_zero_and_negative_scales_are_legal():
+    raw = np.zeros((1, 1, 18), dtype=np.uint8)
+    raw[..., :2] = np.array([-0.5], dtype=np.float16).view(np.uint8)
+    weight = convert_tensor("w", TYPES["Q4_0"], (1, 32), torch.from_numpy(raw).view(-1))
+    assert isinstance(weight, QuantizedLinear)
+    assert weight.dequantize().unique().tolist() == [4.0]
+
+
+def test_types_without_a_converter_are_refused_by_name():
+    with pytest.raises(
+        UnsupportedModelError, match=r"tensor w has type IQ2_XXS; supported are F32,"
+    ):
+        convert_tensor("w", TYPES["IQ2_XXS"], (1, 256), torch.zeros(66, dtype=torch.uint8))
+
+
+def test_quantized_vectors_are_refused():
+    with pytest.raises(CheckpointError, match=r"tensor w of shape \[32\] has type Q4_0"):
+        convert_tensor("w", TYPES["Q4_0"], (32,), torch.zeros(18, dtype=torch.uint8))
