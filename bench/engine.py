@@ -380,7 +380,7 @@ def model_facts(engine: Engine, path: Path) -> ModelFacts:
         checkpoint.close()
     weights: dict[str, int] = {}
     for info in tensors:
-        weights[info.format] = weights.get(info.format, 0) + math.prod(info.shape)
+        weights[info.label] = weights.get(info.label, 0) + math.prod(info.shape)
     label = max(weights, key=lambda label: weights[label], default="?")
     if engine.config.quantize is not None:
         label += f" as {engine.config.quantize}"

@@ -54,7 +54,7 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
             {
                 "name": info.name,
                 "shape": list(info.shape),
-                "format": info.format,
+                "format": info.label,
                 "claim": info.claim or None,
                 "checks": list(report.tensors[info.name].checks),
                 "bytes": info.nbytes,

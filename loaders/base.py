@@ -27,22 +27,22 @@ class TensorInfo:
     Attributes:
         name: canonical (Hugging Face) name.
         shape: torch order, so a linear weight is (N, K).
-        format: label such as ``Q4_1``, ``F16``, ``BF16``.
+        label: label such as ``Q4_1``, ``F16``, ``BF16``.
         nbytes: bytes in the files, of all tensors that make up a quantized weight.
         claim: the format that the config claims, or "".
         checks: what the loader checked of it or decided from its data.
-        form: canonical format of a quantized matrix as far as headers tell, None when it is loaded
+        format: canonical format of a quantized matrix as far as headers tell, None when it is loaded
             dense. Data may show that all zero points are the middle (``int`` is then ``none``),
             and hold the scale of static inputs.
     """
 
     name: str
     shape: tuple[int, ...]
-    format: str
+    label: str
     nbytes: int
     claim: str = ""
     checks: tuple[str, ...] = ()
-    form: WeightFormat | None = None
+    format: WeightFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: Target) -> Need:
     if not config.tie_word_embeddings:
         table = next(info for info in infos if info.name == "model.embed_tokens.weight")
         rows, width = table.shape
-        linear = Linear("embedding", rows, width, table.format, table.form, table=True)
+        linear = Linear("embedding", rows, width, table.label, table.format, table=True)
         families["embedding"] = packed_bytes(linear, target)
     per_layer = _kv_bytes(config, kv)
     windows = tuple((per_layer, config.window(i)) for i in range(config.num_layers))
@@ -205,7 +205,7 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: Target) -> Need:
 
 def packed_bytes(linear: Linear, target: Target) -> int:
     """Bytes of a matrix [N, K] in the target's layout, its bias apart."""
-    n, k, form = linear.n, linear.k, linear.form
+    n, k, form = linear.n, linear.k, linear.format
     if target == "cpu":
         return _cpu_bytes(n, k, linear.label, form)
     family = linear.carrier()[0]
@@ -255,9 +255,9 @@ def _workspace(config: ModelConfig, target: Target) -> int:
 def _kind(linear: Linear, target: Target) -> str:
     if target == "triton":
         return linear.carrier()[0]
-    if linear.form is None:
+    if linear.format is None:
         return "dense"
-    kept, _ = codes_kept(linear.form, linear.k)
+    kept, _ = codes_kept(linear.format, linear.k)
     return _CPU_KINDS[kept]
 
 

@@ -114,8 +114,8 @@ def _w4a16(
 def _fragments(
     linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
 ) -> _Picked:
-    assert linear.form is not None
-    codebook = linear.form.zero == "table"
+    assert linear.format is not None
+    codebook = linear.format.zero == "table"
     planes = 4 if codebook else 2
     config = w8a16.choose(
         device.arch,
@@ -126,7 +126,7 @@ def _fragments(
         device.sms,
         exact=exact,
         # Codes of 8 bits without a zero point are the only integers read as signed bytes.
-        offset=not codebook and (linear.form.zero != "none" or linear.form.bits != 8),
+        offset=not codebook and (linear.format.zero != "none" or linear.format.bits != 8),
         partials=PARTIAL_BYTES // 4,
         counters=COUNTERS,
     )
@@ -145,11 +145,11 @@ def _fragments(
 def _w8a8(
     linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
 ) -> _Picked:
-    assert linear.form is not None and linear.form.act is not None
-    floating = linear.form.zero == "e4m3"
+    assert linear.format is not None and linear.format.act is not None
+    floating = linear.format.zero == "e4m3"
     if floating and exact:
         m = 1
-    zero = not linear.form.act.symmetric
+    zero = not linear.format.act.symmetric
     tile = w8a8.choose(
         device.arch, m, linear.n, floating=floating, zero=zero, residual=False, interpreted=False
     )

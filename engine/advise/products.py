@@ -26,7 +26,7 @@ class Linear:
         n: rows of the weight.
         k: columns.
         label: the file's name of its format.
-        form: canonical format, or None for dense weights.
+        format: canonical format, or None for dense weights.
         gated: quantized gate and up as one product, which ends in ``silu(gate) * up``.
         table: the matrix is the embedding, too.
     """
@@ -35,7 +35,7 @@ class Linear:
     n: int
     k: int
     label: str
-    form: WeightFormat | None
+    format: WeightFormat | None
     gated: bool = False
     table: bool = False
 
@@ -43,16 +43,16 @@ class Linear:
         """Triton kernel family on ``sm_<arch>``, and why. Raises ModuleNotFoundError without it."""
         from ..backends.triton_weights import family, table_family
 
-        if self.form is None:
+        if self.format is None:
             return "dense", f"{self.label} weights have no codes"
-        return table_family(self.form) if self.table else family(self.form, arch)
+        return table_family(self.format) if self.table else family(self.format, arch)
 
     def problem(self, m: int, device: Device, fp16: bool, exact: bool = False) -> Problem:
         """The W4A16 problem of ``m`` rows."""
-        assert self.form is not None
+        assert self.format is not None
         # Gate and up are interleaved in blocks of 64 rows, each side padded.
         rows = _up(self.n // 2, ROW_ALIGN // 2) * 2 if self.gated else _up(self.n, ROW_ALIGN)
-        group = self.form.group_size
+        group = self.format.group_size
         if group == -1:
             group = 0
         elif group % SLICE:
@@ -103,9 +103,9 @@ def _fused(
 ) -> Iterator[Linear]:
     """One product when ``can_fuse`` would stack the weights, else one for each."""
     parts = take(block, names)
-    forms = [p.form for p in parts]
+    forms = [p.format for p in parts]
     same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
-    if not same or (forms[0] is None and len({p.format for p in parts}) > 1):
+    if not same or (forms[0] is None and len({p.label for p in parts}) > 1):
         for name, part in zip(names, parts, strict=True):
             yield _linear(name, [part])
         return
@@ -114,8 +114,8 @@ def _fused(
 
 
 def _linear(module: str, parts: list[TensorInfo], gated: bool = False) -> Linear:
-    labels = "/".join(dict.fromkeys(p.format for p in parts))
-    form = parts[0].form
+    labels = "/".join(dict.fromkeys(p.label for p in parts))
+    form = parts[0].format
     n = sum(p.shape[0] for p in parts)
     return Linear(module, n, parts[0].shape[1], labels, form, gated)
 

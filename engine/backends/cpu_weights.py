@@ -45,8 +45,10 @@ def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | N
     if isinstance(weight, Tensor):
         return pack_dense(arena, library, weight, bias)
     packed = None
-    if isinstance(weight, StoredLinear) and weight.form != WORDS:
-        packed = pack_blocks(arena, library, weight.form, weight.parts, weight.in_features, bias)
+    if isinstance(weight, StoredLinear) and weight.encoding != WORDS:
+        packed = pack_blocks(
+            arena, library, weight.encoding, weight.parts, weight.in_features, bias
+        )
     if packed is None:
         packed = _pack_codes(arena, library, weight, bias)
     if packed is None:
@@ -116,7 +118,7 @@ def _pack_codes(
     center = 1 << (fmt.bits - 1)
     if kept == "nibbles":
         middle = float(center) if fmt.zero == "none" else 0.0
-        if isinstance(weight, StoredLinear) and weight.form == WORDS:
+        if isinstance(weight, StoredLinear) and weight.encoding == WORDS:
             codes = weight.parts
         else:
             codes = _nibbles(weight)

@@ -1,7 +1,7 @@
 """Weights that are still as a file has them, for backends that can pack such bytes as they are.
 
 Converting to canonical codes and from those to a kernel's layout reads and writes a model twice.
-A backend that knows a stored form does it in one pass; to all others a :class:`StoredLinear` is
+A backend that knows an encoding does it in one pass; to all others a :class:`StoredLinear` is
 the canonical weight, converted when its codes are first looked at.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .canonical import QuantizedLinear, Weight, WeightFormat
 
-# Form of 4-bit codes in int32 words along K, [K / 8, N]: the first code in the lowest bits.
+# Encoding of 4-bit codes in int32 words along K, [K / 8, N]: the first code in the lowest bits.
 WORDS = "words"
 
 
@@ -22,25 +22,25 @@ class StoredLinear(QuantizedLinear):
     """A :class:`QuantizedLinear` [N, K] whose missing tensors are computed when first read.
 
     Attributes:
-        form: a GGUF block type (``parts`` are uint8 [N, bytes of a row]), or ``WORDS`` (int32
+        encoding: a GGUF block type (``parts`` are uint8 [N, bytes of a row]), or ``WORDS`` (int32
             [K / 8, N], where scales and zeros are there from the start).
         parts: stored tensors, to be stacked along N; views of the file, or of memory.
     """
 
-    __slots__ = ("_convert", "_rows", "form", "parts")
+    __slots__ = ("_convert", "_rows", "encoding", "parts")
 
     def __init__(
         self,
         name: str,
         format: WeightFormat,
         shape: tuple[int, int],
-        form: str,
+        encoding: str,
         parts: tuple[Tensor, ...],
         convert: Callable[[], QuantizedLinear],
     ) -> None:
         self.name, self.format = name, format
         self._rows, self.in_features = shape
-        self.form, self.parts = form, parts
+        self.encoding, self.parts = encoding, parts
         self.perm = None
         self._convert = convert
 
@@ -59,21 +59,21 @@ class StoredLinear(QuantizedLinear):
 
     @staticmethod
     def stack(weights: Sequence[QuantizedLinear]) -> QuantizedLinear:
-        """Stack fusable weights along N: stored ones stay so where all have one form."""
+        """Stack fusable weights along N: stored ones stay so where all have one encoding."""
         first, parts = weights[0], [w for w in weights if isinstance(w, StoredLinear)]
         if not isinstance(first, StoredLinear) or len(parts) < len(weights):
             return QuantizedLinear.concat(weights)
-        if any(p.form != first.form for p in parts):
+        if any(p.encoding != first.encoding for p in parts):
             return QuantizedLinear.concat(weights)
         whole = StoredLinear(
             "+".join(p.name for p in parts),
             first.format,
             (sum(p.shape[0] for p in parts), first.in_features),
-            first.form,
+            first.encoding,
             tuple(t for p in parts for t in p.parts),
             lambda: QuantizedLinear.concat(parts),
         )
-        if first.form == WORDS:
+        if first.encoding == WORDS:
             zeros = [p.zeros for p in parts if p.zeros is not None]
             whole.scales = torch.cat([p.scales for p in parts])
             whole.zeros = torch.cat(zeros) if zeros else None

@@ -119,7 +119,9 @@ class GGUFCheckpoint:
         }
         spelled = self._spelling(family)
         stored = {
-            name: TensorInfo(name, t.shape, t.type.name, t.nbytes, form=CANONICAL.get(t.type.name))
+            name: TensorInfo(
+                name, t.shape, t.type.name, t.nbytes, format=CANONICAL.get(t.type.name)
+            )
             for name, t in self._by_name.items()
         }
         expected = model_checks.expected_tensors(self.config)
@@ -274,15 +276,15 @@ def _file_name(name: str, family: Family) -> str:
 
 def _check_type(where: str, name: str, info: TensorInfo) -> None:
     """Refuse, before any data is read, types that ``load`` could not convert."""
-    if info.format not in SUPPORTED_TYPES:
+    if info.label not in SUPPORTED_TYPES:
         raise UnsupportedModelError(
-            f"{where}: tensor {name} has type {info.format}; supported are "
+            f"{where}: tensor {name} has type {info.label}; supported are "
             f"{', '.join(SUPPORTED_TYPES)}",
             hint="use a file quantized to one of these types, such as Q4_K_M or Q4_0",
         )
-    if len(info.shape) == 1 and info.format not in DENSE_TYPES:
+    if len(info.shape) == 1 and info.label not in DENSE_TYPES:
         raise UnsupportedModelError(
-            f"{where}: vector {name} has type {info.format}; supported are {', '.join(DENSE_TYPES)}"
+            f"{where}: vector {name} has type {info.label}; supported are {', '.join(DENSE_TYPES)}"
         )
 
 

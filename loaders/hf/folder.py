@@ -167,14 +167,14 @@ class HFFolderCheckpoint:
         expected = model_checks.expected_tensors(self.config)
         infos = self._logical(stored, fused_shapes(expected), spelled)
         for info in infos.values():
-            report.count(info.format, info.nbytes)
+            report.count(info.label, info.nbytes)
         infos, self._rows = split_fused(infos, expected, str(self.path), spelled)
         used = model_checks.check_tensors(self.config, infos, str(self.path), report, spelling)
         for info in used.values():
             source = self._rows[info.name].source if info.name in self._rows else info.name
-            if source not in self._modules and info.format not in _DTYPE_NAMES:
+            if source not in self._modules and info.label not in _DTYPE_NAMES:
                 raise UnsupportedModelError(
-                    f"{self.path}: tensor {spelled(source)} has dtype {info.format}; supported are "
+                    f"{self.path}: tensor {spelled(source)} has dtype {info.label}; supported are "
                     f"{', '.join(_DTYPE_NAMES)}"
                 )
         return used
@@ -205,8 +205,8 @@ class HFFolderCheckpoint:
                 dtype = self.config.dtype
                 info = TensorInfo(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype)
             else:
-                told = self._claim, module.checks, module.form
-                info = TensorInfo(name, module.shape, module.format, module.nbytes, *told)
+                told = self._claim, module.checks, module.format
+                info = TensorInfo(name, module.shape, module.label, module.nbytes, *told)
             infos[info.name] = info
         return infos
 

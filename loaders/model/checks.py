@@ -194,7 +194,7 @@ def check_tensors(
     used = {name: info for name, info in stored.items() if name in expected}
     for name, info in used.items():
         checks = (f"shape {list(info.shape)}", *info.checks)
-        report.tensors[name] = TensorReport(name, info.claim, info.format, checks)
+        report.tensors[name] = TensorReport(name, info.claim, info.label, checks)
     return used
 
 

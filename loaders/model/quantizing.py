@@ -92,7 +92,7 @@ class QuantizingCheckpoint:
         self.config: ModelConfig = inner.config
         self._inner, self._scheme = inner, scheme
         linears = [info for info in inner.tensors() if is_decoder_linear(info.name, info.shape)]
-        already = sorted({info.format for info in linears} - set(DENSE_FORMATS))
+        already = sorted({info.label for info in linears} - set(DENSE_FORMATS))
         if already:
             shown = ", ".join(already[:5])
             raise ConfigError(

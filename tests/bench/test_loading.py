@@ -50,7 +50,7 @@ def test_every_format_is_a_sound_checkpoint(form, tmp_path):
     assert files[0].stat().st_size > 800_000 and sorted(files) == sorted(tmp_path.iterdir())
     checkpoint = open_checkpoint(path)
     label = "GPTQ 4-bit g128 sym" if form not in BLOCKS else form
-    assert [i.format for i in checkpoint.tensors() if "down_proj" in i.name] == [label] * 2
+    assert [i.label for i in checkpoint.tensors() if "down_proj" in i.name] == [label] * 2
     for info in checkpoint.tensors():
         weight = checkpoint.load(info.name)
         values = weight.dequantize() if isinstance(weight, QuantizedLinear) else weight.float()

@@ -30,15 +30,15 @@ def test_headers_tell_the_format_that_is_loaded(name: str) -> None:
     checkpoint = open_checkpoint(ggufs[0] if ggufs else FIXTURES / name)
     formats = 0
     # One tensor of each label and kind of matrix.
-    alike = {(i.format, i.name.split(".")[-2], i.form): i for i in checkpoint.tensors()}
+    alike = {(i.label, i.name.split(".")[-2], i.format): i for i in checkpoint.tensors()}
     for info in alike.values():
         weight = checkpoint.load(info.name)
         if isinstance(weight, QuantizedLinear):
-            assert info.form is not None, info.name
-            assert from_headers(weight.format, info.form) == info.form
+            assert info.format is not None, info.name
+            assert from_headers(weight.format, info.format) == info.format
             formats += 1
         else:
-            assert info.form is None, info.name
+            assert info.format is None, info.name
     assert formats > 0 or name == "fp16-llama-spm"
     checkpoint.close()
 
@@ -50,7 +50,7 @@ def test_quantizing_on_load_tells_its_format(scheme: str) -> None:
     quantized = 0
     for info in layer:
         weight = checkpoint.load(info.name)
-        assert info.form == (weight.format if isinstance(weight, QuantizedLinear) else None)
-        quantized += info.form is not None
+        assert info.format == (weight.format if isinstance(weight, QuantizedLinear) else None)
+        quantized += info.format is not None
     assert quantized == 7
     checkpoint.close()

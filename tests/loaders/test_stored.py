@@ -41,7 +41,7 @@ def test_every_weight_is_the_one_that_load_gives(model: Path) -> None:
         if isinstance(now, torch.Tensor):
             assert isinstance(late, torch.Tensor) and torch.equal(late, now)
             continue
-        assert isinstance(late, StoredLinear) and late.form == "Q4_0"
+        assert isinstance(late, StoredLinear) and late.encoding == "Q4_0"
         same(late, now)
         same(late.rows(3, 20), now.rows(3, 20))
         assert torch.equal(late.dequantize(), now.dequantize())
@@ -67,7 +67,7 @@ def test_stacked_weights_stay_as_stored(model: Path) -> None:
     same(mixed, whole)
     other = load_stored(checkpoint, names[1])
     assert isinstance(other, StoredLinear)
-    other.form = "Q4_1"
+    other.encoding = "Q4_1"
     assert not isinstance(StoredLinear.stack([linear[0], other]), StoredLinear)
     with pytest.raises(AttributeError, match="no attribute nothing"):
         _ = stacked.nothing

@@ -30,19 +30,19 @@ class QuantizedModule:
     Attributes:
         module: name without ``.weight``, such as ``model.layers.0.self_attn.q_proj``.
         shape: (N, K) of the weight.
-        format: label for people, such as ``GPTQ 4-bit g128 sym``.
+        label: label for people, such as ``GPTQ 4-bit g128 sym``.
         parts: suffix (``qweight``, ``weight.absmax`` ...) -> stored tensor. All tensors that the
             method consumes or knowingly ignores. A bias is not among them, unless it is zero
             and the model has none.
-        form: canonical format, as far as headers tell.
+        format: canonical format, as far as headers tell.
         checks: what was checked or decided from data for this module, for the report.
     """
 
     module: str
     shape: tuple[int, int]
-    format: str
+    label: str
     parts: Mapping[str, StoredTensor]
-    form: WeightFormat | None = None
+    format: WeightFormat | None = None
     checks: tuple[str, ...] = ()
 
     @property

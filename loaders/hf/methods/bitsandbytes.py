@@ -188,7 +188,7 @@ class BitsAndBytes:
 
     def _compare(self, found: list[QuantizedModule]) -> None:
         """Check what the config says against the tensors, and say what is done with int8."""
-        eight = any(m.format == _INT8 for m in found)
+        eight = any(m.label == _INT8 for m in found)
         four = [self._states[m.module] for m in found if m.module in self._states]
         for key, said, there in (
             ("load_in_4bit", self._four, bool(four)),
@@ -281,7 +281,7 @@ class BitsAndBytes:
     def _quantize(self, module: QuantizedModule, read: Read) -> Weight:
         from ...model.rtn import rtn_symmetric, rtn_table
 
-        stored, form = module.parts["weight"], module.form
+        stored, form = module.parts["weight"], module.format
         assert form is not None
         if not self._four:
             return rtn_symmetric(stored.name, read(stored), 8, -1)

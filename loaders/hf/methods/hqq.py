@@ -170,7 +170,7 @@ class HQQ:
         (n, k), group = module.shape, self._group[module.module]
         parts = module.parts
         raw = read(parts["W_q"]).reshape(-1).view(torch.uint8).view(-1, group)
-        form = module.form
+        form = module.format
         assert form is not None
         codes = _repack(raw) if form.bits == 4 else raw.clone()
         scale, zero = (

@@ -118,8 +118,8 @@ def load_scaled(
         codes = _float_codes(where, tensor, read)
     else:
         codes = _int_codes(where, tensor, seen.bits, read)
-    assert module.form is not None
-    form = replace(module.form, act=activation(where, scheme.inputs, module, read))
+    assert module.format is not None
+    form = replace(module.format, act=activation(where, scheme.inputs, module, read))
     return QuantizedLinear(tensor.name, form, codes, scales, zeros, module.shape[1])
 
 

@@ -170,8 +170,8 @@ class TorchAO:
             if bool((points != 0).any()):
                 zeros = points.expand(n, -1) + 128
         name = f"{module.module}.weight"
-        assert module.form is not None
-        form = replace(module.form, zero="none" if zeros is None else "int")
+        assert module.format is not None
+        form = replace(module.format, zero="none" if zeros is None else "int")
         return QuantizedLinear(name, form, codes, scales, zeros, k)
 
     def _unsupported(self, what: str) -> UnsupportedModelError:

@@ -72,7 +72,7 @@ class Headers:
         for layer in range(config.num_layers):
             for name, shape in linears.items():
                 name = f"model.layers.{layer}.{name}.weight"
-                self.infos.append(TensorInfo(name, shape, label, 0, form=FORMS.get(label)))
+                self.infos.append(TensorInfo(name, shape, label, 0, format=FORMS.get(label)))
             name = f"model.layers.{layer}.input_layernorm.weight"
             self.infos.append(TensorInfo(name, (HIDDEN,), "BF16", 0))
 

@@ -55,7 +55,7 @@ class Headers:
         for name, shape in shapes.items():
             label = next((f for part, f in formats.items() if part in name), formats[""])
             form = CANONICAL.get(label)
-            self.infos.append(TensorInfo(f"{name}.weight", shape, label, 1, form=form))
+            self.infos.append(TensorInfo(f"{name}.weight", shape, label, 1, format=form))
 
     def tensors(self) -> list[TensorInfo]:
         return self.infos
@@ -205,7 +205,7 @@ def test_experts_are_one_entry_and_the_router_another() -> None:
         for expert in range(3):
             for name, shape in {"gate": (64, 256), "up": (64, 256), "down": (256, 64)}.items():
                 full = f"{block}.experts.{expert}.{name}_proj.weight"
-                kept.append(TensorInfo(full, shape, "Q4_K", 1, form=CANONICAL["Q4_K"]))
+                kept.append(TensorInfo(full, shape, "Q4_K", 1, format=CANONICAL["Q4_K"]))
     checkpoint.infos = kept
     found = {linear.module: (linear, layers) for linear, layers in groups(checkpoint)}
     router, gate_up = found["gate"], found["gate_proj + up_proj"]

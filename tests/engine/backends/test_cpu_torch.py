@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from halfbyte import Engine
-from halfbyte.engine.backends import cpu_native
+from halfbyte.engine.backends import cpu_torch
 from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.engine.backends.cpu_torch import TorchOps, make_cpu_ops
 from halfbyte.engine.config import EngineConfig
@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sequence[Form]]]:
         return SimpleNamespace(form=forms[0].name, threads=threads, lanes=8, amx=False)
 
     monkeypatch.delenv("HALFBYTE_ISA", raising=False)
-    monkeypatch.setattr(cpu_native, "open_library", open_library)
+    monkeypatch.setattr(cpu_torch, "open_library", open_library)
     yield asked
 
 
@@ -46,7 +46,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BuildError("no C compiler found (cc, gcc or clang)")
 
     monkeypatch.delenv("HALFBYTE_ISA", raising=False)
-    monkeypatch.setattr(cpu_native, "open_library", open_library)
+    monkeypatch.setattr(cpu_torch, "open_library", open_library)
 
 
 def test_the_variable_chooses(
@@ -76,7 +76,7 @@ def test_an_engine_refuses_an_unknown_form(monkeypatch: pytest.MonkeyPatch, tiny
 def test_amx_that_the_system_does_not_grant(
     monkeypatch: pytest.MonkeyPatch, opened: list[Sequence[Form]]
 ) -> None:
-    monkeypatch.setattr(cpu_native, "chosen_forms", lambda: [Form("amx", frozenset())])
+    monkeypatch.setattr(cpu_torch, "chosen_forms", lambda: [Form("amx", frozenset())])
     monkeypatch.setenv("HALFBYTE_ISA", "amx")
     with pytest.raises(ConfigError, match="does not let this process use it"):
         make_cpu_ops(CPU)
@@ -137,7 +137,7 @@ def test_compiling_shows_itself_once(
 def test_more_threads_than_cores(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpu_native, "physical_cores", lambda: 2)
+    monkeypatch.setattr(cpu_torch, "physical_cores", lambda: 2)
     for threads, warned in ((0, False), (1, False), (2, False), (3, True)):
         caplog.clear()
         ops = make_cpu_ops(EngineConfig(device="cpu", threads=threads))

@@ -81,7 +81,7 @@ def test_round_trip_with_the_package_writer(tmp_path, family, types):
     for info in checkpoint.tensors():
         weight = checkpoint.load(info.name)
         assert info.shape == tuple(weight.shape) == state[info.name].shape
-        assert info.format == pick(info.name)
+        assert info.label == pick(info.name)
         # Exactly equal: the stored bits have one meaning, and moving rows changes none.
         assert np.array_equal(dense(weight).numpy(), meant[info.name]), info.name
     config = checkpoint.config

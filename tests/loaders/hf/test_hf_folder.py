@@ -68,7 +68,7 @@ def test_folders_of_transformers(tmp_path, family, shard):
         assert isinstance(weight, torch.Tensor)
         assert weight.dtype == torch.bfloat16
         assert torch.equal(weight, state[info.name])
-        assert (info.format, info.shape) == ("BF16", tuple(weight.shape))
+        assert (info.label, info.shape) == ("BF16", tuple(weight.shape))
     ours = checkpoint.config
     assert ours.architecture == name.lower()
     assert (ours.vocab_size, ours.hidden_size, ours.num_layers) == (48, 32, 3)

@@ -206,7 +206,7 @@ def test_what_was_checked_is_said(tmp_path, dense):
         layout,
         "groups of columns are listed (act-order)",
     )
-    assert module.format == "3-bit g32 sym" and set(module.parts) == set(parts)
+    assert module.label == "3-bit g32 sym" and set(module.parts) == set(parts)
 
 
 def test_inputs_of_eight_bits(tmp_path):
