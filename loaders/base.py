@@ -31,9 +31,9 @@ class TensorInfo:
         nbytes: bytes in the files, of all tensors that make up a quantized weight.
         claim: the format that the config claims, or "".
         checks: what the loader checked of it or decided from its data.
-        format: canonical format of a quantized matrix as far as headers tell, None when it is loaded
-            dense. Data may show that all zero points are the middle (``int`` is then ``none``),
-            and hold the scale of static inputs.
+        format: canonical format of a quantized matrix as far as headers tell, None when it is
+            loaded dense. Data may show that all zero points are the middle (``int`` is then
+            ``none``), and hold the scale of static inputs.
     """
 
     name: str
