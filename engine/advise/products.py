@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ...kernels.device.gpus import Device
 from ...kernels.formats.canonical import WeightFormat
-from ...kernels.tables.devices import Device
 from ...kernels.w4a16.config import Problem
 from ...kernels.w4a16.layout import ROW_ALIGN, SLICE
 from ...loaders.base import Checkpoint, TensorInfo

@@ -12,13 +12,14 @@ from halfbyte.engine.advise.explain_triton import _linear_row, explain
 from halfbyte.engine.advise.products import Linear, groups
 from halfbyte.engine.backends.triton_weights import TritonLinear, pack, pack_table
 from halfbyte.kernels.codebook import PackedCodebook
+from halfbyte.kernels.device.gpus import gpu
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
     QuantizedLinear,
     WeightFormat,
     pack_codes,
 )
-from halfbyte.kernels.tables import Device, Entry, Table, Tables, find_device, parse_key
+from halfbyte.kernels.tables import Device, Entry, Table, Tables, parse_key
 from halfbyte.kernels.w4a16.config import BUCKETS, choose, table_key
 from halfbyte.kernels.w4a16.layout import PackedW4
 from halfbyte.kernels.w8a16.op import PackedW8A16
@@ -27,7 +28,7 @@ from halfbyte.loaders.base import TensorInfo
 from halfbyte.loaders.gguf.types import CANONICAL, QUANTIZED_TYPES, SUPPORTED_TYPES
 from halfbyte.loaders.model.config import ModelConfig
 
-H100 = find_device("sm_90")
+H100 = gpu("sm_90")
 
 
 class Headers:
