@@ -36,7 +36,8 @@ class DenseKind(TritonKind[Tensor]):
     def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
         """All but int8 inputs; those of float8 weights stay in 16 bits, which is more accurate."""
         form = spec.format
-        if form is not None and form.act is not None and form.zero != "e4m3":
+        rounds = form is not None and form.act is not None and form.zero != "e4m3"
+        if rounds and not spec.table:
             return QUANTIZED_INPUTS
         return NO_GATE if spec.gated else None
 
