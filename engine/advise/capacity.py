@@ -246,9 +246,10 @@ def _cpu_bytes(spec: MatrixSpec) -> int:
     if form is None:
         return n * k * (_FLOAT if spec.dtype == "F32" else _HALF)
     scales = -(-k // form.group_size) if form.group_size > 0 else 1
-    # Offsets made of zero points are float32, and scales beside them, too.
-    width = _HALF if spec.dtype == "F16" and form.zero != "int" else _FLOAT
     kept, _ = codes_kept(form, k)
+    # Offsets that are sums or products of what the file has are float32, and so are their scales.
+    computed = form.zero == "int" or (form.zero == "float" and kept == "bytes")
+    width = _HALF if spec.dtype == "F16" and not computed else _FLOAT
     if kept == "dense":
         return n * k * _FLOAT
     codes = n * k // 2 if kept in ("nibbles", "table") else n * k
