@@ -269,6 +269,11 @@ def no_integers(form: WeightFormat | None) -> str | None:
     return "codes index a table" if form.zero == "table" else None
 
 
+def unpacked(weight: QuantizedLinear, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [N, K], one per element and contiguous, and scales [N, G], on a device."""
+    return weight.unpack().contiguous().to(device), weight.scales.to(device)
+
+
 def recentred(weight: QuantizedLinear, center: int) -> tuple[ZeroKind, Tensor | None]:
     """Zero kind and zeros [N, G] of integer codes, for a kernel with ``center`` where symmetric."""
     own = 1 << (weight.format.bits - 1)
