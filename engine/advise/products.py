@@ -11,7 +11,7 @@ from ...loaders.base import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
     from ...kernels.kind import TritonKind
-    from ...kernels.w4a16.config import Problem
+    from ...kernels.tables import Problem
 
 
 @dataclass(frozen=True, slots=True)

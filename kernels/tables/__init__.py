@@ -7,6 +7,7 @@ and without a near one the formulas of the kernel families.
 """
 
 from ..device.gpus import Device
+from ..w4a16.config import Problem
 from .files import load_tables, read_table, shipped_tables, table_name, write_entry
 from .lookup import Found, Tables
 from .schema import Entry, Key, Table, parse_key, parse_table
@@ -16,6 +17,7 @@ __all__ = [
     "Entry",
     "Found",
     "Key",
+    "Problem",
     "Table",
     "Tables",
     "load_tables",

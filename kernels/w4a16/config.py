@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ..kind import BUCKETS as BUCKETS
 from .layout import ROW_ALIGN, SLICE
 
 KernelName = Literal["late", "direct", "dequantize"]
 
-BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 EXACT_MAX_SPLITS = 16
 
 
