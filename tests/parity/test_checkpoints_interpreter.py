@@ -15,17 +15,7 @@ from torch import Tensor
 from halfbyte import Engine, SamplingParams
 from halfbyte.engine.config import DType
 from halfbyte.engine.models.mixture import Mlp
-from halfbyte.kernels.codebook import PackedCodebook
-from halfbyte.kernels.w4a16.layout import PackedW4
-from halfbyte.kernels.w8a8 import PackedW8A8
-from halfbyte.kernels.w8a16 import PackedW8A16
 
-FAMILIES: dict[type, str] = {
-    PackedW4: "w4a16",
-    PackedW8A16: "w8a16",
-    PackedCodebook: "codebook",
-    PackedW8A8: "w8a8",
-}
 # Checkpoint: the kernels that its linear layers and its table take.
 ONE_OF_EACH: dict[str, set[str]] = {
     # Zeros by group, act-order, biases; gate and up in one product with their activation.
@@ -62,18 +52,13 @@ SLOW = (
 
 
 def kernels_of(engine: Engine) -> set[str]:
-    """Families of all matrices of a model without experts."""
+    """Kinds of all matrices of a model without experts."""
     model = engine._loop.runner.model
     found = [model.embedding, model.head]
     for layer in model.layers:
         assert isinstance(layer.mlp, Mlp)
         found += [*layer.qkv.parts, layer.o, *layer.mlp.gate_up.parts, layer.mlp.down]
-    names = set()
-    for weight in found:
-        name = FAMILIES.get(type(weight.packed), "dense")
-        eighths = name == "w8a8" and weight.rounding.dtype.is_floating_point
-        names.add("fp8" if eighths else name)
-    return names
+    return {weight.kind.name for weight in found}
 
 
 @dataclass(frozen=True)
