@@ -43,6 +43,7 @@ def test_every_command_explains_itself_in_80_columns(command):
     assert f"Usage: halfbyte {command}" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\x1b" not in done.stdout
+    assert "<bool>" not in done.stdout, "a flag takes no value"
 
 
 def test_help_imports_neither_torch_nor_triton():

@@ -128,6 +128,16 @@ def test_cache_memory_is_laid_out_block_by_block() -> None:
         assert (side == index).all(), "two tensors overlap"
 
 
+def test_the_first_blocks_can_be_touched_at_once() -> None:
+    kv = KVCache(MODEL, 5, 16, torch.float32)
+    for layer in kv.layers:
+        layer.k.fill_(1)
+        layer.v.fill_(1)
+    kv.touch(2)
+    for side in (t for layer in kv.layers for t in (layer.k, layer.v)):
+        assert (side[:2] == 0).all() and (side[2:] == 1).all()
+
+
 def test_prefixes_have_a_part_of_a_cache_that_nobody_asked_for() -> None:
     """A 32nd, but at least one whole context; all of what was asked for, and on a GPU."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
