@@ -12,6 +12,7 @@ from ..base import TensorInfo
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Experts
+from ..model.families import MODEL_FAMILIES, ModelFamily, architectures
 from ..model.fused import Rows
 
 # Keys that only mixtures have -> the values that ask for nothing beyond Mixtral's arithmetic:
@@ -51,13 +52,13 @@ _PARTS = {
 
 
 def read_experts(
-    read: Fields, supported: bool, layers: int, inner: int, stored: Container[str]
+    read: Fields, family: ModelFamily, layers: int, inner: int, stored: Container[str]
 ) -> Experts | None:
     """The mixture of experts that the metadata describes, or None for a plain MLP.
 
     Args:
         read: fields under the architecture's prefix.
-        supported: the family may have experts.
+        family: the model's.
         layers: decoder layers.
         inner: ``feed_forward_length``.
         stored: names of the file's tensors; a layer has experts when its router is there.
@@ -76,14 +77,16 @@ def read_experts(
     if not count:
         read.integer("expert_used_count", 0, 0, 0)
         return None
-    if not supported:
+    if not family.experts:
+        having = architectures(f for f in MODEL_FAMILIES if f.experts)
         raise UnsupportedModelError(
             f"{read.name('expert_count')} is {count}; mixtures of experts are supported for the "
-            "architectures llama and qwen3moe only"
+            f"architectures {' and '.join(having)} only"
         )
     used = read.integer("expert_used_count", 1, count)
-    # Files of Mixtral name no other width; those of Qwen3 from before the key divide it.
-    width = inner if read.prefix == "llama." else max(1, inner // used)
+    # Where a folder names no other width, neither does a file; those from before the key divide it.
+    own_width = family.hf.expert_width != "intermediate_size"
+    width = max(1, inner // used) if own_width else inner
     return Experts(
         count=count,
         per_token=used,
