@@ -7,61 +7,39 @@ P = N / L tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..reference import ActivationRule
+from . import ops
 from .arena import Arena
-from .library import PACK_BLOCKS, PACK_ROWS, PACK_WORDS, Library
-from .library import record as make_record
+from .library import Library
+from .ops import BlockType, TileKind
 
-Q4, Q8, F32, F16, BF16, T4, E4M3 = range(7)
-# GGUF types that are packed as stored: number in blocks.c, kind, group, whether scales are half
-# precision, whether there are offsets, center.
+Q4, Q8, F32, F16, BF16, T4, E4M3 = TileKind
+# GGUF types that are packed as stored: kind, group, whether scales are half precision, whether
+# there are offsets, center.
 _FORMS = {
-    "Q4_0": (0, Q4, 32, True, False, 8.0),
-    "Q4_1": (1, Q4, 32, True, True, 0.0),
-    "Q8_0": (2, Q8, 32, True, False, 0.0),
-    "Q4_K": (3, Q4, 32, False, True, 0.0),
-    "Q5_K": (4, Q8, 32, False, True, 0.0),
-    "Q6_K": (5, Q8, 16, False, False, 0.0),
+    BlockType.Q4_0: (Q4, 32, True, False, 8.0),
+    BlockType.Q4_1: (Q4, 32, True, True, 0.0),
+    BlockType.Q8_0: (Q8, 32, True, False, 0.0),
+    BlockType.Q4_K: (Q4, 32, False, True, 0.0),
+    BlockType.Q5_K: (Q8, 32, False, True, 0.0),
+    BlockType.Q6_K: (Q8, 16, False, False, 0.0),
 }
 _DENSE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
-@dataclass(slots=True)
-class TiledLinear:
-    """A weight [N, K] in the C kernels' layout.
+class TiledLinear(ops.Tiled):
+    """A weight [N, K] in the C kernels' layout: all tiles, with a bias padded to whole ones.
 
     Attributes:
-        kind: one of Q4, Q8, F32, F16, BF16, T4, E4M3.
-        n: rows before padding to whole tiles.
-        k: columns.
-        group: columns that share a scale; K for dense weights.
-        data: uint8, all tiles.
-        half_scales: scales and offsets are half precision, else float.
-        has_scales: False for dense weights.
-        has_offsets: an offset is added after scaling.
-        center: subtracted from every 4-bit integer code.
-        bias: float32 [P * L] or None.
-        table: float32 [16], what the codes of kind T4 stand for, or None.
         order: int32 [K]: column k multiplies input ``x[order[k]]``; None = in order.
         act: how inputs are quantized, or None when they are not.
     """
 
-    kind: int
-    n: int
-    k: int
-    group: int
-    data: Tensor
-    half_scales: bool
-    has_scales: bool
-    has_offsets: bool
-    center: float
-    bias: Tensor | None
-    table: Tensor | None = None
     order: Tensor | None = None
     act: ActivationRule | None = None
 
@@ -91,9 +69,19 @@ def pack_dense(
     kind, lanes = _DENSE[weight_NK.dtype], library.lanes
     data = arena.empty(-(-n // lanes) * lanes * k * weight_NK.element_size())
     bias = _pad_bias(bias_N, n, lanes)
-    packed = TiledLinear(kind, n, k, k, data, False, False, False, 0.0, bias)
-    elements = weight_NK.contiguous().view(torch.uint8)
-    _run(library, PACK_ROWS, packed, 0, [elements], 0, (None, None))
+    packed = TiledLinear(
+        data=data,
+        bias=bias,
+        kind=kind,
+        n=n,
+        k=k,
+        group=k,
+        half_scales=False,
+        has_scales=False,
+        has_offsets=False,
+        center=0.0,
+    )
+    _pack_rows(library, packed, weight_NK.contiguous().view(torch.uint8))
     return packed
 
 
@@ -177,20 +165,27 @@ def pack_blocks(
 
     None for types that have no such kernel, and where a scale or minimum is not finite.
     """
-    if form not in _FORMS:
+    if form not in BlockType.__members__:
         return None
-    number, kind, group, half, has_offsets, center = _FORMS[form]
+    kind, group, half, has_offsets, center = _FORMS[BlockType[form]]
     stacked, n = _stackable(parts, library.lanes, 0), sum(p.shape[0] for p in parts)
     packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias_N)
     bad = torch.zeros(1, dtype=torch.int32)
-    _run(library, PACK_BLOCKS, packed, number, stacked, 0, (bad,))
+    start = 0
+    for part in stacked:
+        stop = start + part.shape[0]
+        tiled = _rows(library, packed, start, stop)
+        row_bytes, number = part.stride(0), BlockType[form]
+        op = ops.PackBlocks(tiled=tiled, source=part, bad=bad, row_bytes=row_bytes, type=number)
+        _run(library, op)
+        start = stop
     return None if bad.item() else packed
 
 
 def _pack(
     arena: Arena,
     library: Library,
-    kind: int,
+    kind: TileKind,
     codes: Tensor | Sequence[Tensor],
     k: int,
     group: int,
@@ -209,17 +204,27 @@ def _pack(
     has_offsets = added is not None
     packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias)
     if isinstance(codes, Tensor):
-        _run(library, PACK_ROWS, packed, middle, [codes], 0, (values, added))
-    else:
-        words = _stackable(codes, library.lanes, 1)
-        _run(library, PACK_WORDS, packed, 0, words, 1, (values, added))
+        _pack_rows(library, packed, codes, values, added, middle)
+        return packed
+    start = 0
+    for part in _stackable(codes, library.lanes, 1):
+        stop = start + part.shape[1]
+        op = ops.PackWords(
+            tiled=_rows(library, packed, start, stop),
+            source=part,
+            scales=values[start:],
+            offsets=None if added is None else added[start:],
+            row_words=part.stride(0),
+        )
+        _run(library, op)
+        start = stop
     return packed
 
 
 def _empty(
     arena: Arena,
     lanes: int,
-    kind: int,
+    kind: TileKind,
     n: int,
     k: int,
     group: int,
@@ -234,40 +239,56 @@ def _empty(
     record = code_bytes + value_bytes * (1 + has_offsets)
     data = arena.empty(-(-n // lanes) * -(-k // group) * record)
     return TiledLinear(
-        kind, n, k, group, data, half, True, has_offsets, center, _pad_bias(bias, n, lanes)
+        data=data,
+        kind=kind,
+        n=n,
+        k=k,
+        group=group,
+        bias=_pad_bias(bias, n, lanes),
+        half_scales=half,
+        has_scales=True,
+        has_offsets=has_offsets,
+        center=center,
     )
 
 
-def _run(
+def _pack_rows(
     library: Library,
-    op: int,
     packed: TiledLinear,
-    number: int,
-    parts: Sequence[Tensor],
-    dim: int,
-    values: tuple[Tensor | None, ...],
+    codes: Tensor,
+    scales: Tensor | None = None,
+    offsets: Tensor | None = None,
+    middle: int = 0,
 ) -> None:
-    """Fill the tiles from parts whose axis ``dim`` is N; all but the last are whole tiles."""
+    """Fill all tiles from rows [N, bytes]; ``middle`` is subtracted from codes of a byte."""
+    codes = codes if codes.stride(1) == 1 else codes.contiguous()
+    op = ops.PackRows(
+        tiled=packed,
+        source=codes,
+        scales=scales,
+        offsets=offsets,
+        row_bytes=codes.stride(0),
+        middle=middle,
+    )
+    _run(library, op)
+
+
+def _rows(library: Library, packed: TiledLinear, start: int, stop: int) -> TiledLinear:
+    """Rows of a weight, from a whole tile on."""
     lanes = library.lanes
     tile = packed.data.numel() // -(-packed.n // lanes)
-    start = 0
-    for part in parts:
-        part = part if part.stride(1) == 1 else part.contiguous()
-        n = part.shape[dim]
-        sizes = (packed.kind, number, n, packed.k, packed.group, int(packed.half_scales))
-        flags = (part.stride(0), 0, 0, int(packed.has_scales), int(packed.has_offsets))
-        data = packed.data[start // lanes * tile :]
-        rows = [v[start:] if v is not None and v.dim() == 2 else v for v in values]
-        record = make_record(op, (*sizes, *flags), (packed.center,), (data, None, part, *rows))
-        # Nothing follows at once, so the workers may sleep.
-        library.run(record, 1, spin_us=0)
-        start += n
+    return replace(packed, n=stop - start, data=packed.data[start // lanes * tile :])
+
+
+def _run(library: Library, op: ops.Op) -> None:
+    """Run one op. Nothing follows at once, so the workers may sleep."""
+    library.run(ops.RECORDS.pack(op), 1, spin_us=0)
 
 
 def _stackable(parts: Sequence[Tensor], lanes: int, dim: int) -> Sequence[Tensor]:
-    """The parts, or one joined along ``dim`` where a seam would lie inside a tile."""
+    """Parts whose rows lie whole, or one joined along ``dim`` for a seam inside a tile."""
     if all(part.shape[dim] % lanes == 0 for part in parts[:-1]):
-        return parts
+        return [part if part.stride(1) == 1 else part.contiguous() for part in parts]
     return [torch.cat(list(parts), dim=dim)]
 
 
