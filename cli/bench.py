@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..bench.engine import Report
 
 
+@opt.flat
 def engine(
     model: opt.Model = "smollm2",
     prompt: Annotated[
@@ -39,14 +40,8 @@ def engine(
         typer.Option("--json", metavar="FILE", help="Write all samples too; - = stdout instead."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the random prompts.")] = 0,
-    device: opt.Device = opt.DeviceChoice.auto,
-    dtype: opt.DType = opt.DTypeChoice.auto,
-    backend: opt.Backend = opt.BackendChoice.auto,
-    max_context: opt.MaxContext = 0,
-    threads: opt.Threads = 0,
-    exact: opt.Exact = False,
-    no_native: opt.NoNative = False,
-    quantize: opt.Quantize = None,
+    *,
+    made_with: opt.EngineOptions,
 ) -> None:
     """Measure prefill (pp) and decode (tg) in tokens per second, mean ± standard deviation.
 
@@ -54,9 +49,7 @@ def engine(
     """
     lengths = _numbers(prompt, "--prompt"), _numbers(generate, "--generate")
     batches, depths = _numbers(batch, "--batch"), _numbers(depth, "--depth")
-    options = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native, quantize
-    )
+    options = made_with.fields()
     target = _writable(json_file)
     # Known to be wanted and well-formed from here on: the first import of torch is below.
     from ..bench.engine import BenchPlan, run_bench

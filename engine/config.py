@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
+from halfbyte.choices import Backend, Device, DType
 from halfbyte.errors import ConfigError
 
-Device = Literal["auto", "cpu", "cuda"]
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["auto", "cuda_triton", "cpu_native", "interpreter", "reference"]
-Quantize = Literal["w4a16", "w8a16", "w8a8", "nf4"]
+from ..loaders.model.schemes import SchemeName
 
-_DEVICES = ("auto", "cpu", "cuda")
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
-_BACKENDS = ("auto", "cuda_triton", "cpu_native", "interpreter", "reference")
-_SCHEMES = ("w4a16", "w8a16", "w8a8", "nf4")
 _BLOCK_SIZES = (16, 32, 64, 128)
 
 
@@ -49,7 +43,7 @@ class EngineConfig:
         warmup: on a GPU, compile every kernel and record the usual decode steps before the engine
             is ready, and warn of any compilation after that.
         quantize: round the linear layers of an unquantized checkpoint to nearest as it is loaded:
-            ``w4a16``, ``w8a16``, ``w8a8`` or ``nf4``; None leaves it as it is.
+            a key of ``SCHEMES`` in ``loaders/model/schemes.py``; None leaves it as it is.
         seed: base of the seeds drawn for requests that give none; None = from the system.
 
     Raises:
@@ -72,15 +66,15 @@ class EngineConfig:
     native: bool = True
     overlap: bool = False
     warmup: bool = True
-    quantize: Quantize | None = None
+    quantize: SchemeName | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _choice("device", self.device, _DEVICES)
-        _choice("dtype", self.dtype, _DTYPES)
-        _choice("backend", self.backend, _BACKENDS)
+        _choice("device", self.device, Device)
+        _choice("dtype", self.dtype, DType)
+        _choice("backend", self.backend, Backend)
         if self.quantize is not None:
-            _choice("quantize", self.quantize, _SCHEMES)
+            _choice("quantize", self.quantize, SchemeName)
         if type(self.block_size) is not int or self.block_size not in _BLOCK_SIZES:
             raise ConfigError(
                 f"block_size is {self.block_size!r:.60}; expected one of {_BLOCK_SIZES}"
@@ -117,7 +111,8 @@ def make_config(options: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**options)
 
 
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _choice(name: str, value: object, literal: object) -> None:
+    allowed = get_args(literal)
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r:.60}; expected one of {', '.join(allowed)}")
 

@@ -192,7 +192,8 @@ class HFFolderCheckpoint:
             own = {tensor.name: tensor for tensor in stored.values()}
             names = {spelled(name): name for name in shapes}
             wanted = {spelled(name): shape for name, shape in shapes.items()}
-            for module in self._method.modules(own, wanted, self._read):
+            tensors = methods.FolderTensors(own, wanted, self._read)
+            for module in self._method.modules(tensors):
                 weight = f"{module.module}.weight"
                 name = names.get(weight, weight)
                 self._modules[name] = module

@@ -18,11 +18,11 @@ from source_tree import FOLDERS, Source, module_name, sources
 ALLOWED = {
     "kernels": {"errors"},
     "loaders": {"errors", "kernels.formats"},
-    "engine": {"errors", "kernels", "loaders"},
+    "engine": {"choices", "errors", "kernels", "loaders"},
     "server": {"errors", "engine", "loaders", "__version__"},
     "bench": {"errors", "engine", "kernels", "loaders", "__version__"},
     "quantize": {"errors", "engine", "kernels", "loaders"},
-    "cli": {*FOLDERS, "errors", "__version__"},
+    "cli": {*FOLDERS, "choices", "errors", "__version__"},
     "halfbyte": {*FOLDERS, "errors", "__version__"},
 }
 _TYPING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")

@@ -25,9 +25,9 @@ class OneModule:
 
     name = "gptq"
 
-    def modules(self, stored, shapes, read):
-        parts = {end: stored[f"{Q}.{end}"] for end in ("qweight", "scales")}
-        shape = shapes[f"{Q}.weight"]
+    def modules(self, tensors):
+        parts = {end: tensors.stored[f"{Q}.{end}"] for end in ("qweight", "scales")}
+        shape = tensors.shapes[f"{Q}.weight"]
         return [QuantizedModule(Q, shape, "GPTQ 4-bit g8 sym", parts, checks=("zeros as v1",))]
 
     def load(self, module, read):
