@@ -45,7 +45,6 @@ def engine(
     max_context: opt.MaxContext = 0,
     threads: opt.Threads = 0,
     exact: opt.Exact = False,
-    no_native: opt.NoNative = False,
     quantize: opt.Quantize = None,
 ) -> None:
     """Measure prefill (pp) and decode (tg) in tokens per second, mean ± standard deviation.
@@ -54,9 +53,7 @@ def engine(
     """
     lengths = _numbers(prompt, "--prompt"), _numbers(generate, "--generate")
     batches, depths = _numbers(batch, "--batch"), _numbers(depth, "--depth")
-    options = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native, quantize
-    )
+    options = opt.engine_options(device, dtype, backend, max_context, threads, exact, quantize)
     target = _writable(json_file)
     # Known to be wanted and well-formed from here on: the first import of torch is below.
     from ..bench.engine import BenchPlan, run_bench

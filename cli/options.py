@@ -39,7 +39,8 @@ class BackendChoice(StrEnum):
 
     auto = "auto"
     cuda_triton = "cuda_triton"
-    cpu_native = "cpu_native"
+    cpu_c = "cpu_c"
+    cpu_torch = "cpu_torch"
     interpreter = "interpreter"
     reference = "reference"
 
@@ -72,7 +73,9 @@ DType = Annotated[
 Backend = Annotated[
     BackendChoice,
     typer.Option(
-        "--backend", help="'reference' is plain torch: slow, exact.", rich_help_panel=_ENGINE
+        "--backend",
+        help="'cpu_torch' uses no C kernels; 'reference' is slow, exact.",
+        rich_help_panel=_ENGINE,
     ),
 ]
 MaxContext = Annotated[
@@ -95,10 +98,6 @@ Exact = Annotated[
     typer.Option(
         "--exact", help="Same output whatever runs beside it; slower.", rich_help_panel=_ENGINE
     ),
-]
-NoNative = Annotated[
-    bool,
-    typer.Option("--no-native", help="Do not build or use the C kernels.", rich_help_panel=_ENGINE),
 ]
 Quantize = Annotated[
     QuantizeChoice | None,
@@ -261,7 +260,6 @@ class EngineOptions:
         max_context: tokens of prompt and answer; 0 = the model's own length.
         threads: CPU threads; 0 = physical cores.
         exact: the same output whatever runs beside it.
-        no_native: keep to torch's own kernels.
         quantize: scheme to round an unquantized model to, or None.
     """
 
@@ -271,7 +269,6 @@ class EngineOptions:
     max_context: MaxContext = 0
     threads: Threads = 0
     exact: Exact = False
-    no_native: NoNative = False
     quantize: Quantize = None
 
     def fields(self) -> dict[str, Any]:
@@ -330,7 +327,6 @@ def engine_options(
     max_context: int,
     threads: int,
     exact: bool,
-    no_native: bool,
     quantize: QuantizeChoice | None = None,
 ) -> dict[str, Any]:
     """Options by the names of ``EngineConfig``'s fields, checked before anything is loaded.
@@ -346,7 +342,6 @@ def engine_options(
         "max_context": max_context,
         "threads": threads,
         "exact": exact,
-        "native": not no_native,
         "quantize": None if quantize is None else quantize.value,
     }
     EngineConfig(**options)

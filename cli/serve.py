@@ -136,14 +136,13 @@ def serve(
     max_context: opt.MaxContext = 0,
     threads: opt.Threads = 0,
     exact: opt.Exact = False,
-    no_native: opt.NoNative = False,
     quantize: opt.Quantize = None,
 ) -> None:
     """Serve a model over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1."""
     from ..engine.config import EngineConfig
 
     options: dict[str, Any] = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native, quantize
+        device, dtype, backend, max_context, threads, exact, quantize
     )
     options |= {
         "max_batch": max_batch,

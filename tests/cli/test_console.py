@@ -127,14 +127,14 @@ def test_choices_are_those_of_the_engine():
 
 def test_engine_options_are_fields_of_the_configuration():
     options = engine_options(
-        DeviceChoice.cpu, DTypeChoice.bfloat16, BackendChoice.reference, 128, 3, True, True
+        DeviceChoice.cpu, DTypeChoice.bfloat16, BackendChoice.reference, 128, 3, True
     )
     assert options == {
         **{"device": "cpu", "dtype": "bfloat16", "backend": "reference", "max_context": 128},
-        **{"threads": 3, "exact": True, "native": False, "quantize": None},
+        **{"threads": 3, "exact": True, "quantize": None},
     }
     with pytest.raises(ConfigError, match="threads is -1"):
-        engine_options(DeviceChoice.cpu, DTypeChoice.auto, BackendChoice.auto, 0, -1, False, False)
+        engine_options(DeviceChoice.cpu, DTypeChoice.auto, BackendChoice.auto, 0, -1, False)
 
 
 def test_logged_warnings_are_lines_of_ours(monkeypatch):
