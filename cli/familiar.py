@@ -44,6 +44,7 @@ _ANSWERS = {
     "-tp": _ONE_DEVICE,
     "--tensor-parallel-size": _ONE_DEVICE,
     "--verbose": "an answer's speed is always shown; `halfbyte --debug` shows tracebacks",
+    "--no-native": "use {} with the value cpu_torch",
     "--trust-remote-code": "leave it out, code of a model folder is never run",
 }
 """Option without a counterpart -> what to do instead."""
@@ -54,6 +55,7 @@ _NEAREST: dict[str, tuple[str, ...]] = {
     "--n-gpu-layers": ("--device",),
     "--gpu-layers": ("--device",),
     "--quantization": ("--quantize",),
+    "--no-native": ("--backend",),
 }
 
 _COMMANDS = {

@@ -127,7 +127,7 @@ class SamplingOptions:
 class EngineOptions:
     """What an engine is made with; a parameter of this type stands for all these options.
 
-    The names are those of ``EngineConfig``, but for ``no_native``.
+    The names are those of ``EngineConfig``.
     """
 
     device: Annotated[Device, _engine("--device", help="Where to compute.")] = "auto"
@@ -137,7 +137,7 @@ class EngineOptions:
     ] = "auto"
     backend: Annotated[
         Backend,
-        _engine("--backend", help="'reference' is plain torch: slow, exact."),
+        _engine("--backend", help="'cpu_torch' uses no C kernels; 'reference' is slow, exact."),
     ] = "auto"
     max_context: Annotated[
         int,
@@ -155,10 +155,6 @@ class EngineOptions:
         bool,
         _engine("--exact", help="Same output whatever runs beside it; slower."),
     ] = False
-    no_native: Annotated[
-        bool,
-        _engine("--no-native", help="Do not build or use the C kernels."),
-    ] = False
     quantize: Annotated[
         SchemeName | None,
         _engine(
@@ -174,7 +170,6 @@ class EngineOptions:
         from ..engine.config import EngineConfig
 
         options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        options["native"] = not options.pop("no_native")
         EngineConfig(**options)
         return options
 

@@ -11,6 +11,7 @@ from halfbyte.errors import ConfigError
 
 from ..loaders.model.schemes import SchemeName
 
+_RENAMED = {"cpu_native": "use cpu_c, or cpu_torch for torch's own kernels"}
 _BLOCK_SIZES = (16, 32, 64, 128)
 
 
@@ -23,9 +24,11 @@ class EngineConfig:
             them on the first CUDA device.
         dtype: type of activations, KV cache and dense weights. On a CPU ``auto`` is float32
             arithmetic with dense weights left in their own 16 bits; on a GPU it is bfloat16.
-        backend: ``auto`` picks the fastest for the device. ``reference`` computes from the exact
-            codes in plain torch, slowly; ``interpreter`` runs the Triton kernels on the CPU, more
-            slowly still, and needs TRITON_INTERPRET=1 in the environment.
+        backend: ``auto`` picks the fastest for the device: on a CPU ``cpu_c``, the C kernels that
+            the system compiler builds at first use, or ``cpu_torch``, torch's own, where they
+            cannot be had. ``reference`` computes from the exact codes in plain torch, slowly;
+            ``interpreter`` runs the Triton kernels on the CPU, more slowly still, and needs
+            TRITON_INTERPRET=1 in the environment.
         max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
         max_batch: most requests running at once.
         max_batch_tokens: token budget of one step, decode and prefill together.
@@ -37,8 +40,6 @@ class EngineConfig:
         prefix_cache: share the KV blocks of equal prompt beginnings.
         exact: outputs do not depend on batch neighbours, chunking, prefix cache or preemption.
         threads: CPU threads; 0 = the physical cores this process may use.
-        native: use the C kernels that the system compiler builds at first use (CPU only);
-            False keeps to torch's own kernels.
         overlap: plan step N + 1 before the results of step N are committed.
         warmup: on a GPU, compile every kernel and record the usual decode steps before the engine
             is ready, and warn of any compilation after that.
@@ -63,7 +64,6 @@ class EngineConfig:
     prefix_cache: bool = True
     exact: bool = False
     threads: int = 0
-    native: bool = True
     overlap: bool = False
     warmup: bool = True
     quantize: SchemeName | None = None
@@ -88,7 +88,7 @@ class EngineConfig:
         _whole("threads", self.threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, (1 << 63) - 1)
-        for name in ("prefix_cache", "exact", "native", "overlap", "warmup"):
+        for name in ("prefix_cache", "exact", "overlap", "warmup"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.max_batch > self.max_batch_tokens:
@@ -104,17 +104,20 @@ def make_config(options: dict[str, Any]) -> EngineConfig:
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.8)
-            raise ConfigError(
-                f"unknown engine option {name!r:.60}",
-                hint=f"did you mean {near[0]}?" if near else f"known options: {', '.join(known)}",
-            )
+            hint = f"did you mean {near[0]}?" if near else f"known options: {', '.join(known)}"
+            if name == "native":
+                hint = "use backend='cpu_torch' in place of native=False"
+            raise ConfigError(f"unknown engine option {name!r:.60}", hint=hint)
     return EngineConfig(**options)
 
 
 def _choice(name: str, value: object, literal: object) -> None:
     allowed = get_args(literal)
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r:.60}; expected one of {', '.join(allowed)}")
+        raise ConfigError(
+            f"{name} is {value!r:.60}; expected one of {', '.join(allowed)}",
+            hint=_RENAMED.get(value, "") if isinstance(value, str) else "",
+        )
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

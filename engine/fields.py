@@ -28,7 +28,6 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache: bool
     exact: bool
     threads: int
-    native: bool
     overlap: bool
     warmup: bool
     quantize: SchemeName | None

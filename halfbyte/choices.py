@@ -6,4 +6,4 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["auto", "cuda_triton", "cpu_native", "interpreter", "reference"]
+Backend = Literal["auto", "cuda_triton", "cpu_c", "cpu_torch", "interpreter", "reference"]

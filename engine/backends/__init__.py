@@ -1,4 +1,4 @@
-"""Backends: implementations of the :class:`~halfbyte.engine.backends.base.Ops` protocol."""
+"""Backends: what computes, as :class:`~halfbyte.engine.backends.base.Backend` puts it together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import torch
 from halfbyte.errors import ConfigError
 
 from ..config import EngineConfig
-from .base import Ops
+from ..run.executors import (
+    CapturingExecutor,
+    EagerExecutor,
+    Executor,
+    Network,
+    OneByOneExecutor,
+    RecordingExecutor,
+)
+from ..run.kv_cache import KVCache
+from .base import Backend
+from .plain import PlainOps
 
 _DTYPES = {
     "auto": torch.float32,
@@ -19,18 +29,36 @@ _DTYPES = {
 }
 
 
-def make_ops(config: EngineConfig) -> Ops[Any]:
+def make_backend(config: EngineConfig) -> Backend[Any]:
     """The backend that a configuration asks for. Raises ConfigError when it cannot be had."""
     device = _device(config)
     if config.backend == "reference":
         from .reference import ReferenceOps
 
-        return ReferenceOps(_DTYPES[config.dtype], config.exact)
+        return _plain(ReferenceOps(_DTYPES[config.dtype]), config.exact)
     if config.backend == "interpreter" or device.type == "cuda":
-        return _triton_ops(config, device)
-    from .cpu_torch import make_cpu_ops
+        return _triton(config, device)
+    from .cpu import make_cpu_ops
+    from .cpu_c import CompiledOps
 
-    return make_cpu_ops(config)
+    ops = make_cpu_ops(config)
+    if not isinstance(ops, CompiledOps):
+        return _plain(ops, config.exact)
+
+    def recording(network: Network, kv: KVCache, limit: int) -> Executor:
+        return RecordingExecutor(network, kv, ops, limit)
+
+    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, recording)
+
+
+def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
+    """A backend in plain torch, whose results depend on the batch unless each token is alone."""
+    kind = OneByOneExecutor if exact else EagerExecutor
+
+    def eager(network: Network, kv: KVCache, limit: int) -> Executor:
+        return kind(network, kv)
+
+    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, eager)
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -53,7 +81,7 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
-def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
+def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     if config.dtype == "float32":
         raise ConfigError(
             "dtype is 'float32', but the Triton kernels compute in 16-bit types",
@@ -71,8 +99,17 @@ def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
             f"backend needs TRITON_INTERPRET {wanted} when triton is first imported",
             hint="change the environment and start again",
         )
-    from .triton_ops import TritonOps
+    from .triton_ops import CudaGraphs, TritonOps
 
     auto = torch.bfloat16 if device.type == "cuda" else torch.float16
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
-    return TritonOps(device, dtype, config.exact)
+    ops = TritonOps(device, dtype, config.exact)
+
+    def eager(network: Network, kv: KVCache, limit: int) -> Executor:
+        return EagerExecutor(network, kv, ops.prepare)
+
+    def capturing(network: Network, kv: KVCache, limit: int) -> Executor:
+        return CapturingExecutor(network, kv, CudaGraphs(device), limit, ops.prepare)
+
+    executor = capturing if device.type == "cuda" else eager
+    return Backend(ops.name, ops.detail, device, dtype, ops, ops, ops, executor)

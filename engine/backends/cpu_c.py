@@ -1,4 +1,4 @@
-"""``cpu_native`` on the C kernels: a step is noted down and runs as one parallel region.
+"""``cpu_c``, the C kernels: a step is noted down and runs as one parallel region.
 
 Activations and KV cache are float32. Weights stay in their codes; a matrix product over few
 rows reads them directly, one over many rows expands them to bfloat16 panels (see
@@ -69,7 +69,7 @@ class CompiledProgram:
 
 
 class CompiledOps:
-    """Implements ``Ops`` with the C kernels.
+    """Implements ``Packer``, ``Ops``, ``Drawer`` and ``Recorder`` with the C kernels.
 
     Args:
         library: the loaded kernels.
@@ -77,16 +77,11 @@ class CompiledOps:
         rounded: weights that their format's tool rounds to 16 bits are expanded to those.
     """
 
-    name = "cpu_native"
-    records = True
-    eager = False
-    compiles = False
+    name = "cpu_c"
     device = torch.device("cpu")
-    alone = False
 
     def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
         self.dtype = torch.float32
-        self.kv_dtype = torch.float32
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
@@ -123,14 +118,6 @@ class CompiledOps:
     ) -> TiledLinear | None:
         """None for every weight [N, K]: the activation is an op of its own here."""
         return None
-
-    def prepare(self, step: StepInputs) -> StepInputs:
-        """The step as it is."""
-        return step
-
-    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
-        """Rows of the step."""
-        return (len(step.spans),)
 
     def pack_embedding(self, weight: Weight) -> TiledLinear:
         """Packed like any other matrix."""
@@ -306,6 +293,10 @@ class CompiledOps:
         records, keep = self._records, self._keep
         self._records, self._keep = [], []
         return CompiledProgram(self.library, b"".join(records), len(records), keep)
+
+    def flush(self) -> None:
+        """Run what was noted so far, and go on noting."""
+        self.end_record().run()
 
     def _matmul(self, x_TK: Tensor, weight: TiledLinear, out: Tensor, add: bool) -> None:
         tokens = x_TK.shape[0]

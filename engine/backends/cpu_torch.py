@@ -1,101 +1,21 @@
-"""``cpu_native``: the default where there is no GPU.
-
-Two forms behind one name. With a C compiler on the machine, the kernels of ``kernels/cpu`` run
-a whole step as one parallel region (:mod:`.cpu_c`). Without one, or with
-``native=False``, torch's own int4 and bfloat16 kernels do the work here.
-"""
+"""``cpu_torch``: torch's own int4 and bfloat16 kernels, the fallback of ``cpu_c``."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
-
 from ...kernels import reference as ref
-from ...kernels.cpu.build import BuildError, open_library
-from ...kernels.cpu.forms import VARIABLE, chosen_forms
-from ...kernels.cpu.library import Library
 from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight, WeightFormat
-from ...loaders.store.model_store import cache_root
-from ..config import EngineConfig
 from .base import Activation
-from .cpu_c import CompiledOps
-from .cpu_cores import physical_cores
 from .plain import PlainOps
 
-log = logging.getLogger(__name__)
-
-# Measured: docs/kernels.md.
-FALLBACK = "no C kernels; torch's own take about 1.7 times as long for every token: %s; %s"
-REMEDY = "install a C compiler: apt install gcc libc6-dev (Debian), dnf install gcc (Fedora)"
 # What torch's int4 kernel accepts.
 INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16
-
-
-def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
-    """The CPU backend for a configuration.
-
-    Raises:
-        ConfigError: ``dtype`` is a 16-bit type, which no CPU kernel computes in.
-    """
-    if config.dtype not in ("auto", "float32"):
-        raise ConfigError(
-            f"dtype is {config.dtype!r}, but cpu_native computes in float32",
-            hint="use dtype='auto' or 'float32', or backend='reference'",
-        )
-    cores = physical_cores()
-    threads = config.threads or cores
-    if threads > cores:
-        log.warning(
-            "threads is %d, but this process may use %s: more threads than cores are slower",
-            threads,
-            "1 core" if cores == 1 else f"{cores} cores",
-        )
-    library = _load_library(threads) if config.native else None
-    if library is not None:
-        full = config.dtype == "float32"
-        return CompiledOps(library, config.exact or full, full)
-    torch.set_num_threads(threads)
-    return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16, config.exact)
-
-
-def _load_library(threads: int) -> Library | None:
-    """The compiled kernels, or None when HALFBYTE_ISA says so, or when they cannot be had."""
-    forms = chosen_forms()
-    if not forms:
-        return None
-    asked = os.environ.get(VARIABLE, "")
-    try:
-        library = open_library(cache_root() / "native", forms, threads, _notice)
-    except BuildError as error:
-        if asked:
-            raise ConfigError(
-                f"{VARIABLE} is {asked!r}, but the kernels cannot be had: {error}", hint=REMEDY
-            ) from error
-        log.warning(FALLBACK, error, REMEDY)
-        return None
-    if asked == "amx" and not library.amx:
-        raise ConfigError(
-            f"{VARIABLE} is 'amx', but the operating system does not let this process use it",
-            hint="use a kernel of 5.16 or newer, or leave the variable out",
-        )
-    return library
-
-
-def _notice(text: str) -> None:
-    """A line for whoever waits: in the log, or on a terminal when nobody reads the log."""
-    if log.isEnabledFor(logging.INFO):
-        log.info("%s", text)
-    elif sys.stderr is not None and sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
@@ -155,19 +75,18 @@ class DenseLinear:
 
 
 class TorchOps(PlainOps[Int4Linear | DenseLinear]):
-    """Implements ``Ops`` with torch's own kernels; activations and KV are float32.
+    """Implements a backend with torch's own kernels; activations and KV are float32.
 
     Args:
         matmul: type of the matrix products' inputs: bfloat16 (weights in int4 where torch has
             a kernel) or float32 (everything dense).
-        exact: compute each token alone.
     """
 
-    name = "cpu_native"
+    name = "cpu_torch"
     detail = "torch kernels"
 
-    def __init__(self, matmul: torch.dtype, exact: bool) -> None:
-        super().__init__(torch.float32, exact)
+    def __init__(self, matmul: torch.dtype) -> None:
+        super().__init__(torch.float32)
         self.matmul = matmul
         self.packs_int4 = matmul == torch.bfloat16
 

@@ -29,7 +29,8 @@ from halfbyte.errors import EngineDeadError
 
 from ..config import EngineConfig
 from ..request import Completion, Delta, FinishReason, SamplingParams, Usage
-from .client import Health, StatsView, StreamObserver, TextCodec
+from ..run.stats import EngineStats
+from .client import Health, StreamObserver, TextCodec
 from .stream import RequestStream
 
 logger = logging.getLogger("halfbyte.engine")
@@ -91,7 +92,7 @@ class StepEngine(Protocol):
         """Run one scheduler step; what it raises is the end of the engine."""
         ...
 
-    def stats(self) -> StatsView:
+    def stats(self) -> EngineStats:
         """Counters now."""
         ...
 
@@ -119,7 +120,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._process = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stats: StatsView = engine.stats()
+        self._stats: EngineStats = engine.stats()
         self._dead: str | None = None
         self._step_began: float | None = None
         # Engine thread.
@@ -212,7 +213,7 @@ class AsyncEngine:
         alive = error is None and self._thread is not None and self._thread.is_alive()
         return Health(alive, alive and self._closer is None, self._dead is not None, age, error)
 
-    def stats(self) -> StatsView:
+    def stats(self) -> EngineStats:
         """Counters as of the last step."""
         return self._stats
 

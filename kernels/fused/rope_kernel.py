@@ -72,7 +72,6 @@ def rope_kernel(
     HEADS: tl.constexpr,
     HALF_TILE: tl.constexpr,
     REST_TILE: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
     NORM: tl.constexpr,
     QUANT: tl.constexpr,
 ):
@@ -86,10 +85,7 @@ def rope_kernel(
     is_v = (head >= Q_HEADS + KV_HEADS) & (head < ALL)
     pair = tl.arange(0, HALF_TILE)
     paired = pair < HALF
-    if INTERLEAVED:
-        first, second = 2 * pair, 2 * pair + 1
-    else:
-        first, second = pair, pair + HALF
+    first, second = pair, pair + HALF
     both = (head[:, None] < ALL) & paired[None, :]
     source = qkv_ptr + token * (ALL * DIM) + head[:, None] * DIM
     a = tl.load(source + first[None, :], mask=both, other=0.0).to(tl.float32)

@@ -107,10 +107,10 @@ def test_no_bar_without_a_terminal(monkeypatch):
 
 
 def test_engine_options_are_fields_of_the_configuration():
-    options = EngineOptions("cpu", "bfloat16", "reference", 128, 3, True, True).fields()
+    options = EngineOptions("cpu", "bfloat16", "reference", 128, 3, True).fields()
     assert options == {
         **{"device": "cpu", "dtype": "bfloat16", "backend": "reference", "max_context": 128},
-        **{"threads": 3, "exact": True, "native": False, "quantize": None},
+        **{"threads": 3, "exact": True, "quantize": None},
     }
     with pytest.raises(ConfigError, match="threads is -1"):
         EngineOptions("cpu", threads=-1).fields()

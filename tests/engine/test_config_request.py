@@ -35,14 +35,13 @@ CONFIG_REFUSED: dict[str, list[Any]] = {
     "prefix_cache": [0, 1, "yes", None],
     "exact": [1, "true", None],
     "threads": [-1, 1025, 1.0, "2", None, True],
-    "native": [0, None],
     "overlap": ["no", 1],
     "seed": [-1, 1 << 63, 1.0, "7", True],
 }
 CONFIG_ACCEPTED: dict[str, list[Any]] = {
     "device": ["auto", "cpu"],
     "dtype": ["auto", "float32", "bfloat16", "float16"],
-    "backend": ["auto", "cpu_native", "reference"],
+    "backend": ["auto", "cpu_c", "cpu_torch", "reference"],
     "max_context": [0, 1, 1 << 24],
     "max_batch": [1, 1024],
     "max_batch_tokens": [32, 1 << 20],

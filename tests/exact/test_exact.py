@@ -134,7 +134,7 @@ def test_logits_of_a_text_are_those_it_was_generated_from(
 
 
 @pytest.mark.parametrize(
-    "backend", [{"native": False}, {"backend": "reference"}], ids=["torch", "reference"]
+    "backend", [{"backend": "cpu_torch"}, {"backend": "reference"}], ids=["cpu_torch", "reference"]
 )
 @pytest.mark.parametrize("way", ["odd chunks", "warm prefix cache", "preempted, overlap"])
 def test_other_backends_keep_the_promise(

@@ -10,8 +10,8 @@ import torch
 from cpu_support import BF16, F32, Kind, all_kinds, make_case, sizes, tokens
 from statistics_support import fresh_seed
 
-from halfbyte.engine.backends.base import Ops
 from halfbyte.engine.backends.cpu_torch import Int4Linear, TorchOps
+from halfbyte.engine.backends.plain import PlainOps
 from halfbyte.engine.backends.reference import ReferenceOps
 
 
@@ -23,7 +23,7 @@ def test_products_and_look_ups(kind: Kind) -> None:
     n, k = sizes(rng)
     case = make_case(kind, n, k, seed)
     x, ids = tokens(seed + 1, 5, k), torch.tensor([rng.randrange(n) for _ in range(3)])
-    backends: list[Ops[Any]] = [ReferenceOps(), TorchOps(torch.float32, False)]
+    backends: list[PlainOps[Any]] = [ReferenceOps(), TorchOps(torch.float32)]
     for ops in backends:
         packed = ops.pack(case.weight)
         assert ops.supports(case.weight) is None and packed.shape == (n, k)
@@ -49,7 +49,7 @@ def test_products_and_look_ups(kind: Kind) -> None:
 def test_torchs_int4_kernel_gets_only_what_it_means(kind: Kind, int4: bool) -> None:
     seed = fresh_seed()
     case = make_case(kind, 32, 128, seed)
-    ops = TorchOps(torch.bfloat16, False)
+    ops = TorchOps(torch.bfloat16)
     packed = ops.pack(case.weight)
     assert isinstance(packed, Int4Linear) == int4
     x = tokens(seed + 1, 4, 128)

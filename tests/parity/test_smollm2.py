@@ -24,11 +24,11 @@ PROMPTS = [
 ]
 GREEDY_TOKENS = 64
 # Weights and inputs of long products in bfloat16, or weights with bfloat16 scales.
-DEFAULT: dict[str, dict[str, Any]] = {"cpu_native": {}, "torch": {"native": False}}
+DEFAULT: dict[str, dict[str, Any]] = {"cpu_c": {}, "cpu_torch": {"backend": "cpu_torch"}}
 # Float32 from the exact codes: sums in another order, through 30 layers.
 FLOAT32: dict[str, dict[str, Any]] = {
-    "cpu_native": {"dtype": "float32"},
-    "torch": {"native": False, "dtype": "float32"},
+    "cpu_c": {"dtype": "float32"},
+    "cpu_torch": {"backend": "cpu_torch", "dtype": "float32"},
     "reference": {"backend": "reference", "dtype": "float32"},
 }
 
@@ -36,7 +36,7 @@ FLOAT32: dict[str, dict[str, Any]] = {
 def modes(all_of_them: dict[str, Any]) -> list[Any]:
     """The C kernels always; the slow backends, which tiny models test too, in the long run."""
     return [
-        name if name == "cpu_native" else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "cpu_c" else pytest.param(name, marks=pytest.mark.slow)
         for name in all_of_them
     ]
 
@@ -160,10 +160,10 @@ def test_default_mode_is_close(smollm2: Path, answers: list[Answer], mode: str) 
             # Short steps, which read the codes directly, have their own arithmetic. In torch's
             # kernels that is bfloat16 scales: 2.4 % over the first tokens of a text.
             short = difference(engine.logits(answer.prompt[:12]), answer.logits[:12])
-            limit = 0.001 if mode == "cpu_native" else 0.03
+            limit = 0.001 if mode == "cpu_c" else 0.03
             assert short.relative < limit and short.cosine > 0.999
         # The larger the error, the sooner a close call ends the comparison of a text.
-        few, least = (answers, 4 * GREEDY_TOKENS) if mode == "cpu_native" else (answers[:3], 16)
+        few, least = (answers, 4 * GREEDY_TOKENS) if mode == "cpu_c" else (answers[:3], 16)
         assert assert_greedy(engine, few, whole.largest) >= least
 
 
@@ -175,7 +175,7 @@ def test_float32_is_the_same_model(smollm2: Path, answers: list[Answer], mode: s
             apart = difference(got, answer.logits)
             assert apart.largest <= 1e-3 and apart.relative <= 1e-4
             assert_same_choices(got, answer, 2e-3)
-        if mode == "cpu_native":  # a token takes the others half a second
+        if mode == "cpu_c":  # a token takes the others half a second
             whole = len(answers) * GREEDY_TOKENS
             assert assert_greedy(engine, answers, 2e-3) > 0.9 * whole
 

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from halfbyte.engine.config import EngineConfig
@@ -25,6 +25,7 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
+from halfbyte.engine.run.stats import EngineStats
 from halfbyte.engine.text.token_bound import TokenLimit
 from halfbyte.errors import EngineDeadError, RequestError, TemplateError
 
@@ -97,22 +98,6 @@ class FakeTokenizer:
         if limit is not None:
             limit.check(len(ids))
         return ids
-
-
-@dataclass
-class FakeStats:
-    """Same fields as the engine's statistics."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_blocks_used: int = 0
-    kv_blocks_total: int = 100
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    steps: int = 0
-    finished: dict[str, int] = field(default_factory=dict)
 
 
 class _Text:
@@ -199,7 +184,8 @@ class FakeEngine:
         self.closed = False
         self.max_running = 0
         self.threads: set[int] = set()
-        self._stats = FakeStats()
+        self.preemptions = self._steps = self._generated = 0
+        self._finished: dict[str, int] = {}
         self._ids = itertools.count()
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
@@ -256,7 +242,7 @@ class FakeEngine:
         if self.failures:
             return self._fail(self.failures.pop(0))
         time.sleep(self.step_s)
-        self._stats.steps += 1
+        self._steps += 1
         out = [self._end(r, FinishReason.CANCELLED, ()) for r in self._cancelled]
         self._cancelled.clear()
         while self._waiting and len(self._running) < self.config.max_batch:
@@ -285,7 +271,7 @@ class FakeEngine:
     def _advance(self, request: _Request) -> Delta:
         params = request.params
         token = request.next_token()
-        self._stats.generation_tokens += 1
+        self._generated += 1
         ends = (token == EOS and not params.ignore_eos) or token in params.stop_token_ids
         text = "" if ends else request.text.feed(self.tokenizer.token_bytes(token))
         if ends or request.text.stopped is not None:
@@ -306,7 +292,7 @@ class FakeEngine:
         if last in request.params.stop_token_ids:
             stopped = last
         usage = Usage(len(request.prompt), len(request.tokens), request.cached)
-        finished = self._stats.finished
+        finished = self._finished
         finished[reason.value] = finished.get(reason.value, 0) + 1
         started = request.started or time.perf_counter()
         completion = Completion(
@@ -320,11 +306,17 @@ class FakeEngine:
         )
         return Delta(request.name, text, tokens, completion)
 
-    def stats(self) -> FakeStats:
-        now = FakeStats(**{k: getattr(self._stats, k) for k in FakeStats.__dataclass_fields__})
-        now.running, now.waiting = len(self._running), len(self._waiting)
-        now.kv_blocks_used = len(self._running)
-        return now
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_blocks_used=len(self._running),
+            kv_blocks_total=100,
+            generation_tokens=self._generated,
+            preemptions=self.preemptions,
+            steps=self._steps,
+            finished=dict(self._finished),
+        )
 
     def close(self) -> None:
         self.closed = True

@@ -19,8 +19,8 @@ from halfbyte.errors import CheckpointError
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 BACKENDS = {
     "reference": {"backend": "reference"},
-    "torch": {"native": False},
-    "native": {},
+    "cpu_torch": {"backend": "cpu_torch"},
+    "cpu_c": {},
 }
 FOLDERS = (
     "gptq-v1-4b-g128-sym-llama",

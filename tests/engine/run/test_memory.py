@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.run.kv_cache import KVCache
+from halfbyte.engine.models.decoder import block_states
+from halfbyte.engine.run.kv_cache import KVCache, LayerKV
 from halfbyte.engine.run.memory import KV_SHARE, free_memory, plan_memory, prefix_blocks
 from halfbyte.errors import ConfigError
 from halfbyte.loaders.model.config import ModelConfig
@@ -25,8 +26,8 @@ def plan(free: int = PLENTY, **options: Any) -> Any:
 
 
 def test_bytes_of_a_token() -> None:
-    assert KVCache.bytes_per_token(MODEL, torch.float32) == PER_TOKEN
-    assert KVCache.bytes_per_token(MODEL, torch.bfloat16) == PER_TOKEN // 2
+    assert sum(spec.token_bytes(torch.float32) for spec in block_states(MODEL)) == PER_TOKEN
+    assert sum(spec.token_bytes(torch.bfloat16) for spec in block_states(MODEL)) == PER_TOKEN // 2
 
 
 def test_default_holds_every_context_of_a_batch() -> None:
@@ -116,15 +117,16 @@ def test_free_memory_is_that_of_the_machine() -> None:
 
 
 def test_cache_memory_is_laid_out_block_by_block() -> None:
-    kv = KVCache(MODEL, 5, 16, torch.float32)
-    assert len(kv.layers) == 3
-    for layer in kv.layers:
+    kv = KVCache(block_states(MODEL), 5, 16, torch.float32)
+    layers = [LayerKV(*state.tokens) for state in kv.states if state.tokens]
+    assert len(layers) == 3
+    for layer in layers:
         assert layer.k.shape == layer.v.shape == (5, 2, 16, 16)
         # All layers of one block are neighbours; a head's tokens lie together.
         assert layer.k.stride() == layer.v.stride() == (3 * 2 * 2 * 16 * 16, 256, 16, 1)
-    for index, side in enumerate(t for layer in kv.layers for t in (layer.k, layer.v)):
+    for index, side in enumerate(t for layer in layers for t in (layer.k, layer.v)):
         side.fill_(index)
-    for index, side in enumerate(t for layer in kv.layers for t in (layer.k, layer.v)):
+    for index, side in enumerate(t for layer in layers for t in (layer.k, layer.v)):
         assert (side == index).all(), "two tensors overlap"
 
 

@@ -11,6 +11,7 @@ from halfbyte.errors import KernelInputError
 from halfbyte.kernels.fused import embed_norm, gated_mul, gather_step, rms_norm, rope_write_kv
 from halfbyte.kernels.fused import reference as ref
 from halfbyte.kernels.fused.outputs import RowOutputs
+from halfbyte.kernels.reference import apply_rope
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -131,22 +132,18 @@ def test_gated(rng, dtype, width, activation):
 
 
 ROPE = [
-    # dtype, heads, kv heads, dim, half, interleaved, norm, int8
-    (torch.float16, 4, 2, 64, 32, False, False, False),
-    (torch.bfloat16, 3, 1, 80, 20, True, True, False),
-    (torch.float32, 4, 2, 96, 24, False, True, True),
-    (torch.float16, 5, 5, 64, 32, True, False, True),
-    (torch.bfloat16, 9, 3, 128, 64, False, True, True),
+    # dtype, heads, kv heads, dim, half, norm, int8
+    (torch.float16, 4, 2, 64, 32, False, False),
+    (torch.bfloat16, 3, 1, 80, 20, True, False),
+    (torch.float32, 4, 2, 96, 24, True, True),
+    (torch.float16, 5, 5, 64, 32, False, True),
+    (torch.bfloat16, 9, 3, 128, 64, True, True),
 ]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize(
-    ("dtype", "heads", "kv_heads", "dim", "half", "interleaved", "norm", "quantized"), ROPE
-)
-def test_rope_and_kv_write(
-    rng, dtype, heads, kv_heads, dim, half, interleaved, norm, quantized, in_place
-):
+@pytest.mark.parametrize(("dtype", "heads", "kv_heads", "dim", "half", "norm", "quantized"), ROPE)
+def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, quantized, in_place):
     page, slots = 16, torch.tensor([5, -1, 16 * 5 + 15, 33])
     qkv = torch.randn(4, (heads + 2 * kv_heads) * dim, generator=rng).to(dtype)
     angles = torch.rand(4, half, generator=rng) * 6
@@ -159,7 +156,7 @@ def test_rope_and_kv_write(
     out = qkv[:, : heads * dim].unflatten(1, (heads, dim)) if in_place else None
     q = rope_write_kv(
         qkv, rope, slots, cache[:, 1, 0], cache[:, 1, 1], heads,
-        q_norm_E=q_norm, k_norm_E=k_norm, eps=1e-6, interleaved=interleaved,
+        q_norm_E=q_norm, k_norm_E=k_norm, eps=1e-6,
         k_scale_BJS=scales[:, 0] if quantized else None,
         v_scale_BJS=scales[:, 1] if quantized else None, out=out,
     )  # fmt: skip
@@ -167,8 +164,8 @@ def test_rope_and_kv_write(
     if q_norm is not None and k_norm is not None:
         true_q = ref.rms_norm(true_q, q_norm.to(dtype).double(), 1e-6)
         true_k = ref.rms_norm(true_k, k_norm.to(dtype).double(), 1e-6)
-    true_q = ref.rotate(true_q, rope.double(), interleaved)
-    true_k = ref.rotate(true_k, rope.double(), interleaved)
+    cos, sin = rope.double().chunk(2, -1)
+    true_q, true_k = apply_rope(true_q, cos, sin), apply_rope(true_k, cos, sin)
     # A rotation mixes two normed and rounded values, so errors go by the head's size.
     bound = (2.0 if norm else 1.0) * torch.finfo(dtype).eps + 1e-6
     assert (q.double() - true_q).abs().max() <= bound * true_q.abs().max()
