@@ -13,7 +13,7 @@ from .console import Progress, progress_bar
 from .explain import local_device
 
 if TYPE_CHECKING:
-    from ..kernels.tables import Device
+    from ..kernels.device.gpus import Device
     from ..kernels.tables.measure import Bench
     from ..kernels.w4a16.config import Problem
     from ..loaders.base import Checkpoint
@@ -34,6 +34,10 @@ def tune(
     again: Annotated[
         bool, typer.Option("--again", help="Also time what the table has already.")
     ] = False,
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", metavar="NAME", help="Time nothing: count what this one would."),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Table to write; default: yours.")
     ] = None,
@@ -45,11 +49,12 @@ def tune(
     """
     from halfbyte.errors import ConfigError
 
+    from ..kernels.device.gpus import gpu as find_gpu
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import cache_root, resolve_model
 
     path = resolve_model(model)
-    device = local_device()
+    device = find_gpu(gpu) if gpu else local_device()
     if device is None:
         raise ConfigError(
             "tuning needs a CUDA GPU, and torch sees none",
@@ -69,6 +74,11 @@ def tune(
             hint="only W4A16 takes tables; `halfbyte explain` shows what runs",
         )
     target = cache_root() / "tables" / table_name(device) if out is None else out
+    if gpu:
+        plan = pending(todo, target, again)
+        count = sum(len(values) for _, values in plan)
+        print(f"{device.name}: {len(plan)} entries to time, {count} configurations; {target}")
+        return
     with progress_bar(f"tuning {model}", unit="steps") as progress:
         done, kept = tune_all(todo, device, target, Bench, again=again, progress=progress)
     print(f"{target}: {done} entries timed, {kept} were there already")
@@ -79,15 +89,29 @@ def problems(
 ) -> list[Problem]:
     """The W4A16 problems of a model, each once, those of one weight size together."""
     from ..engine.advise.products import groups
+    from ..kernels.kind import Conditions
     from ..kernels.w4a16.config import BUCKETS
 
-    sizes = [
-        linear.problem(1, device, fp16)
-        for linear, _ in groups(checkpoint)
-        if linear.carrier()[0] == "w4a16"
-    ]
+    where = Conditions(device, fp16)
+    found = dict.fromkeys(linear.problem(1, where) for linear, _ in groups(checkpoint))
     buckets = [m for m in BUCKETS if m <= max(max_rows, BUCKETS[0])]
-    return [replace(size, m=m) for size in dict.fromkeys(sizes) for m in buckets]
+    return [replace(size, m=m) for size in found if size is not None for m in buckets]
+
+
+def pending(
+    todo: Sequence[Problem], target: Path, again: bool = False
+) -> list[tuple[Problem, list[dict[str, Any]]]]:
+    """The problems that a table has no entry of, or all ``again``, with what is worth timing.
+
+    Raises ConfigError when the table cannot be read.
+    """
+    from ..kernels.tables import read_table
+    from ..kernels.tables.candidates import candidates
+    from ..kernels.w4a16.config import table_key
+
+    table = read_table(target)
+    there = set() if table is None or again else set(table.entries)
+    return [(p, candidates(p)) for p in todo if table_key(p) not in there]
 
 
 def tune_all(
@@ -104,13 +128,10 @@ def tune_all(
     ``make_bench`` is called once for each weight size. Raises ConfigError when the table cannot
     be read or written, or when memory is short.
     """
-    from ..kernels.tables import read_table, write_entry
-    from ..kernels.tables.candidates import candidates, entry
-    from ..kernels.w4a16.config import table_key
+    from ..kernels.tables import write_entry
+    from ..kernels.tables.candidates import entry
 
-    table = read_table(target)
-    there = set() if table is None or again else set(table.entries)
-    plan = [(p, candidates(p)) for p in todo if table_key(p) not in there]
+    plan = pending(todo, target, again)
     total = sum(len(values) for _, values in plan)
     steps, size, bench = 0, None, None
     progress(0, total)

@@ -74,8 +74,8 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Row
 
 def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[Row]:
     kept, why = "dense", f"{linear.label} weights have no codes"
-    if linear.format is not None:
-        kept, why = codes_kept(linear.format, linear.k)
+    if linear.spec.format is not None:
+        kept, why = codes_kept(linear.spec.format, linear.spec.k)
     last = min(ops.gemm_rows - 1, PREFILL_ROWS)
     panels = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
     if ops.gemm_rows == NEVER:
@@ -85,7 +85,7 @@ def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iter
         config: dict[str, Any] = {"lanes": ops.library.lanes, "passes": again}
         yield _row(linear, layers, most, kept, "linear", config, why, {"gemm": panels})
     if last < PREFILL_ROWS:
-        act = linear.format is not None and linear.format.act is not None
+        act = linear.spec.format is not None and linear.spec.format.act is not None
         inputs = "int8 or bfloat16" if act else "bfloat16"
         config = {"inputs": inputs, "passes": 1}
         yield _row(linear, layers, PREFILL_ROWS, kept, "gemm", config, why, {"linear": panels})
@@ -94,11 +94,8 @@ def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iter
 def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[Row]:
     dtype = str(ops.matmul).removeprefix("torch.")
     kept, why = "dense", f"{linear.label} weights are held in {dtype}"
-    if (
-        ops.packs_int4
-        and linear.format is not None
-        and int4_fits(linear.format, linear.n, linear.k)
-    ):
+    form = linear.spec.format
+    if ops.packs_int4 and form is not None and int4_fits(form, linear.spec.n, linear.spec.k):
         kept, why = "int4", "torch has a kernel for such groups of 4-bit codes"
     yield _row(linear, layers, PREFILL_ROWS, kept, "torch", {}, why, {})
 
@@ -113,7 +110,7 @@ def _row(
     detail: str,
     rejected: dict[str, str],
 ) -> Row:
-    shape = (linear.n, linear.k)
+    shape = (linear.spec.n, linear.spec.k)
     source = "library" if kernel == "torch" else "formula"
     return Row(
         layers,

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..device.gpus import Device
 from ..w4a16.config import split_count
 from ..w4a16.layout import SLICE
-from .devices import Device
 from .schema import COUNTERS, PARTIAL_BYTES, Entry, Key, Table, parse_key
 
 REACH = 1.5

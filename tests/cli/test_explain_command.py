@@ -10,7 +10,7 @@ from cli_support import ROOT, TINY, halfbyte
 
 from halfbyte.cli.explain import config_text, gpu_text, layer_text, render
 from halfbyte.engine.advise.explain_triton import explain
-from halfbyte.kernels.tables import find_device
+from halfbyte.kernels.device.gpus import gpu
 from halfbyte.loaders import open_checkpoint
 
 FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
@@ -19,7 +19,7 @@ FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
 @pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
 @pytest.mark.parametrize("name", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_the_text_fits_80_columns(path, name):
-    device = find_device(name)
+    device = gpu(name)
     rows = explain(open_checkpoint(path), device)
     text = render(rows, gpu_text(device))
     assert max(map(len, text.splitlines())) <= 80

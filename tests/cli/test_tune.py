@@ -9,13 +9,14 @@ import torch
 
 from halfbyte.cli.tune import fastest, problems, tune_all
 from halfbyte.errors import ConfigError
-from halfbyte.kernels.tables import Tables, find_device, read_table, table_name
+from halfbyte.kernels.device.gpus import gpu
+from halfbyte.kernels.tables import Tables, read_table, table_name
 from halfbyte.kernels.tables.candidates import candidates, formula
 from halfbyte.kernels.tables.measure import Timing, needed_bytes
 from halfbyte.kernels.w4a16.config import Problem, table_key
 from halfbyte.loaders import open_checkpoint
 
-H100 = find_device("H100")
+H100 = gpu("H100")
 SMALL = Problem(8, 4096, 4096, 128, True, 90, 132)
 
 

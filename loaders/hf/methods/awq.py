@@ -174,7 +174,17 @@ class AWQ(Method):
         else:
             zero = "float" if packing == "gemv_fast" else "int"
         form = WeightFormat(4, -1 if group == k else group, zero)
-        return QuantizedModule(module, shape, label, parts, form, (f"packing {packing}",))
+        dtype = parts["scales"].dtype
+        return QuantizedModule(
+            module,
+            shape,
+            label,
+            parts,
+            form,
+            (f"packing {packing}",),
+            dtype,
+            half=dtype != "F32",
+        )
 
     def _zeros_of(
         self, module: str, parts: Mapping[str, StoredTensor], said: Said

@@ -131,7 +131,8 @@ class BitsAndBytes(Method):
         if not state.dense:
             table = read(parts["weight.quant_map"]).tolist()
             form = replace(state.form, table=tuple(table))
-        return QuantizedModule(module, shape, label, parts, form)
+        dtype = state.held_as
+        return QuantizedModule(module, shape, label, parts, form, dtype=dtype, half=state.half)
 
     def _int8(
         self,
@@ -158,7 +159,8 @@ class BitsAndBytes(Method):
                     f"({_FORMATS.get(value, 'unknown')}); supported is 0 (row)",
                     hint="load and save the model with a current bitsandbytes, which keeps rows",
                 )
-        return QuantizedModule(module, shape, _INT8, {"weight": codes, **own}, _ROWS)
+        parts = {"weight": codes, **own}
+        return QuantizedModule(module, shape, _INT8, parts, _ROWS, dtype="F32", half=False)
 
     def _load_int8(self, module: QuantizedModule, read: Read) -> Weight:
         """``w = SCB[n] / 127 * code``, one group for each row."""
@@ -239,7 +241,11 @@ class BitsAndBytes(Method):
                 continue
             if is_decoder_linear(name, shape):
                 expect(self._where, stored, DENSE_FORMATS, shape)
-                found.append(QuantizedModule(module, shape, label, {"weight": stored}, form))
+                half = self._four and stored.dtype != "F32"
+                parts = {"weight": stored}
+                found.append(
+                    QuantizedModule(module, shape, label, parts, form, dtype="F32", half=half)
+                )
         self._at_load = {module.module for module in found}
         how = f"in blocks of {_BLOCK}, scales in float32" if self._four else "a scale for each row"
         self._report.decide(

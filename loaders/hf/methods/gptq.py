@@ -107,7 +107,10 @@ class GPTQ(Method):
         if g_idx is None:
             zero = "none" if said.sym else "int"
             form = WeightFormat(bits, group, zero, permuted=order is not None)
-        return QuantizedModule(module, (n, k), label, parts, form, tuple(decided))
+        dtype = "F32" if form is None else parts["scales"].dtype
+        return QuantizedModule(
+            module, (n, k), label, parts, form, tuple(decided), dtype, half=dtype != "F32"
+        )
 
     def _check(
         self,

@@ -119,6 +119,8 @@ def find_packed(
         # the weight is loaded.
         regular, permuted = _spread(read(order).long(), form.group_size, k)
         form = replace(form, permuted=permuted) if regular else None
+    if form is None:
+        item = replace(item, dtype="F32", half=False)
     return replace(item, format=form, checks=_checks(parts, k, seen.bits)), seen
 
 

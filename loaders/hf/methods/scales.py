@@ -106,7 +106,8 @@ def checked_module(
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
     form = form_of(scheme, seen, shape[1], "weight_zero_point" in parts)
-    return QuantizedModule(module, shape, label, parts, form)
+    dtype = next(p.dtype for name, p in parts.items() if name.startswith("weight_scale"))
+    return QuantizedModule(module, shape, label, parts, form, dtype=dtype, half=dtype != "F32")
 
 
 def row_chunks(matrix: Tensor, columns: int) -> Sequence[Tensor]:
@@ -253,9 +254,8 @@ def with_kv_scales(
             weight = stored[f"{owner}.weight"]
             if len(weight.shape) == 2:
                 shape = (weight.shape[0], weight.shape[1])
-                result.append(
-                    QuantizedModule(owner, shape, weight.dtype, {"weight": weight, **scales})
-                )
+                parts, dtype = {"weight": weight, **scales}, weight.dtype
+                result.append(QuantizedModule(owner, shape, dtype, parts, dtype=dtype))
     return result
 
 

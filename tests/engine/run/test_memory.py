@@ -131,13 +131,12 @@ def test_cache_memory_is_laid_out_block_by_block() -> None:
 
 
 def test_the_first_blocks_can_be_touched_at_once() -> None:
-    kv = KVCache(MODEL, 5, 16, torch.float32)
-    for layer in kv.layers:
-        layer.k.fill_(1)
-        layer.v.fill_(1)
+    kv = KVCache(block_states(MODEL), 5, 16, torch.float32)
+    sides = [side for state in kv.states for side in state.tokens]
+    for side in sides:
+        side.fill_(1)
     kv.touch(2)
-    for side in (t for layer in kv.layers for t in (layer.k, layer.v)):
-        assert (side[:2] == 0).all() and (side[2:] == 1).all()
+    assert all((side[:2] == 0).all() and (side[2:] == 1).all() for side in sides)
 
 
 def test_prefixes_have_a_part_of_a_cache_that_nobody_asked_for() -> None:
