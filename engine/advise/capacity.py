@@ -12,12 +12,12 @@ from typing import Literal
 
 from halfbyte.errors import ConfigError
 
+from ...kernels.cpu import kinds
 from ...kernels.formats.canonical import WeightFormat
 from ...kernels.tables.schema import PARTIAL_BYTES
 from ...kernels.w4a16.layout import ATOM_ROWS, ROW_ALIGN, SLICE
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
-from ..backends.cpu_weights import Codes, codes_kept
 from ..run.memory import KV_SHARE
 from .products import Linear, groups
 
@@ -33,13 +33,6 @@ _SCRATCH = 96 << 20
 _HALF, _FLOAT = 2, 4
 # Copies of a row's logits: the step's and the recorded graph's in 16 bits, three in float32.
 _LOGIT_BYTES = 2 * _HALF + 3 * _FLOAT
-_CPU_KINDS: dict[Codes, str] = {
-    "nibbles": "4-bit codes",
-    "table": "4-bit codes",
-    "bytes": "8-bit codes",
-    "float8": "8-bit codes",
-    "dense": "dense",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +200,10 @@ def packed_bytes(linear: Linear, target: Target) -> int:
     """Bytes of a matrix [N, K] in the target's layout, its bias apart."""
     n, k, form = linear.n, linear.k, linear.format
     if target == "cpu":
-        return _cpu_bytes(n, k, linear.label, form)
+        kind = kinds.kind_of(form, k)
+        exact = form is None or form.zero in ("none", "float")
+        half = exact and linear.label != "F32" and not _wide(linear.label)
+        return kind.packed_bytes(n, k, form, half)  # type: ignore[arg-type]
     family = linear.carrier()[0]
     if form is None or family == "dense":
         return _HALF * n * k
@@ -255,22 +251,7 @@ def _workspace(config: ModelConfig, target: Target) -> int:
 def _kind(linear: Linear, target: Target) -> str:
     if target == "triton":
         return linear.carrier()[0]
-    if linear.format is None:
-        return "dense"
-    kept, _ = codes_kept(linear.format, linear.k)
-    return _CPU_KINDS[kept]
-
-
-def _cpu_bytes(n: int, k: int, label: str, form: WeightFormat | None) -> int:
-    if form is None:
-        return n * k * (_FLOAT if label == "F32" else _HALF)
-    scales = -(-k // form.group_size) if form.group_size > 0 else 1
-    width = _HALF if form.zero == "none" and not _wide(label) else _FLOAT
-    kept, _ = codes_kept(form, k)
-    if kept == "dense":
-        return n * k * _FLOAT
-    codes = n * k // 2 if kept in ("nibbles", "table") else n * k
-    return codes + n * scales * width * (1 if form.zero in ("none", "table", "e4m3") else 2)
+    return kinds.kind_of(linear.format, linear.k).held
 
 
 def _entries(form: WeightFormat, k: int, size: int) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...kernels.cpu import kinds
 from ...loaders.base import Checkpoint
 from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
 from ..backends.cpu_torch import TorchOps, int4_fits
-from ..backends.cpu_weights import codes_kept
 from .products import Linear, groups
 
 PREFILL_ROWS = 1024
@@ -73,9 +73,10 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Row
 
 
 def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[Row]:
-    kept, why = "dense", f"{linear.label} weights have no codes"
+    kind, why = kinds.kind_of(linear.format, linear.k), f"{linear.label} weights have no codes"
+    kept = kind.name
     if linear.format is not None:
-        kept, why = codes_kept(linear.format, linear.k)
+        why = kind.how(linear.format, linear.k)
     last = min(ops.gemm_rows - 1, PREFILL_ROWS)
     panels = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
     if ops.gemm_rows == NEVER:
