@@ -89,15 +89,13 @@ def problems(
 ) -> list[Problem]:
     """The W4A16 problems of a model, each once, those of one weight size together."""
     from ..engine.advise.products import groups
+    from ..kernels.kind import Conditions
     from ..kernels.w4a16.config import BUCKETS
 
-    sizes = [
-        linear.problem(1, device, fp16)
-        for linear, _ in groups(checkpoint)
-        if linear.carrier()[0] == "w4a16"
-    ]
+    where = Conditions(device, fp16)
+    found = dict.fromkeys(linear.problem(1, where) for linear, _ in groups(checkpoint))
     buckets = [m for m in BUCKETS if m <= max(max_rows, BUCKETS[0])]
-    return [replace(size, m=m) for size in dict.fromkeys(sizes) for m in buckets]
+    return [replace(size, m=m) for size in found if size is not None for m in buckets]
 
 
 def pending(

@@ -34,6 +34,9 @@ class TensorInfo:
         format: canonical format of a quantized matrix as far as headers tell, None when it is
             loaded dense. Data may show that all zero points are the middle (``int`` is then
             ``none``), and hold the scale of static inputs.
+        dtype: ``F32``, ``F16`` or ``BF16``: of a dense weight as it is loaded, or of the scales
+            and offsets of a quantized one.
+        half: float16 holds each of these scales and offsets, as far as headers tell.
     """
 
     name: str
@@ -43,6 +46,8 @@ class TensorInfo:
     claim: str = ""
     checks: tuple[str, ...] = ()
     format: WeightFormat | None = None
+    dtype: str = "F16"
+    half: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, UnsupportedWeightError
 
 from ...kernels.attention import (
     build_prefill_table,
@@ -25,10 +25,11 @@ from ...kernels.attention import (
 from ...kernels.device import runtime
 from ...kernels.device.workspace import Workspace
 from ...kernels.formats.canonical import Weight
-from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
+from ...kernels.fused import gated_mul, rms_norm, rope_write_kv
+from ...kernels.kind import MatrixSpec, ProductContext, carrier
+from ...kernels.kinds import KINDS
 from ...kernels.sampling import argmax
 from ...kernels.tables import Device, Tables, load_tables
-from ...kernels.w8a16 import PackedW8A16, gather_rows
 from ...loaders.store.model_store import cache_root
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
@@ -36,7 +37,7 @@ from ..run.step import RowSpan, StepInputs
 from .base import Activation, AttentionShape, Program
 from .plain import rope_of
 from .triton_sampling import DeviceSampler
-from .triton_weights import TritonLinear, fits_w4a16, linear, pack, pack_table, unsupported
+from .triton_weights import TritonLinear, linear, pack
 
 _LEAST_LENGTH = 256
 
@@ -91,14 +92,17 @@ class TritonOps:
         self.exact = exact
         self.records = self.compiles = device.type == "cuda"
         self._arch = runtime.arch(device.index or 0)
-        self._workspace = Workspace(device)
-        self._tables = _tables(device)
+        self._context = ProductContext(Workspace(device), exact, _tables(device))
         self._sampler = DeviceSampler(device)
         self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
 
     def supports(self, weight: Weight) -> str | None:
-        """Everything but W8A8 of unusual weights can be packed or made dense."""
-        return unsupported(weight)
+        """What some kind accepts, or the reasons of all."""
+        try:
+            carrier(KINDS, MatrixSpec.of(weight), self._arch)
+        except UnsupportedWeightError as error:
+            return error.message
+        return None
 
     def supports_heads(self, head_dim: int) -> str | None:
         """Heads of a multiple of 16 elements, up to 256."""
@@ -111,17 +115,18 @@ class TritonOps:
         return pack(weight, bias, self.dtype, self.device, arch=self._arch)
 
     def pack_embedding(self, weight: Weight) -> TritonLinear:
-        """A table [V, D] in codes of 8 bits where a kernel reads their rows, else dense."""
-        return pack_table(weight, self.dtype, self.device)
+        """A table [V, D] in codes where a kernel reads their rows, else dense."""
+        return pack(weight, None, self.dtype, self.device, table=True, arch=self._arch)
 
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
     ) -> TritonLinear | None:
-        """Gate over up [N, K] with codes of up to 4 bits, for ``silu(gate) * up`` [T, N / 2].
+        """Gate over up [N, K] for ``silu(gate) * up`` [T, N / 2].
 
-        None for other weights: their activation is a kernel of its own.
+        None where no kind has such a product: the activation is a kernel of its own.
         """
-        if activation != "silu" or not fits_w4a16(weight):
+        spec = MatrixSpec.of(weight, gated=True)
+        if activation != "silu" or not carrier(KINDS, spec, self._arch).spec.gated:
             return None
         return pack(weight, bias, self.dtype, self.device, gated=True, arch=self._arch)
 
@@ -154,11 +159,7 @@ class TritonOps:
 
     def embed(self, ids_T: Tensor, table: TritonLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> residual [T, D]."""
-        if isinstance(table.packed, PackedW8A16):
-            return gather_rows(ids_T, table.packed, self.dtype, scale)
-        assert isinstance(table.packed, Tensor)
-        residual, _ = embed_norm(ids_T, table.packed, scale=scale)
-        return residual
+        return table.kind.gather(ids_T, table.packed, self.dtype, scale)
 
     def rms_norm(
         self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
@@ -170,12 +171,11 @@ class TritonOps:
 
     def linear(self, x_TK: Tensor, weight: TritonLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
-        return linear(x_TK, weight, None, out, self.exact, self._workspace, self._tables)
+        return linear(x_TK, weight, None, out, self._context)
 
     def linear_add(self, x_TK: Tensor, weight: TritonLinear, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place, for x [T, K] and residual [T, N]."""
-        space, tables = self._workspace, self._tables
-        linear(x_TK, weight, residual_TN, residual_TN, self.exact, space, tables)
+        linear(x_TK, weight, residual_TN, residual_TN, self._context)
 
     def rope_write_kv(
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs

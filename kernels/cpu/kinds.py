@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from ..formats.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
 from ..formats.stored import WORDS, StoredLinear
 from ..formats.weight_format import ZeroKind
+from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
 from .library import Library
 from .pack import E4M3, Q4, Q8, T4, TiledLinear, pack_blocks, pack_dense, pack_tiles
@@ -33,12 +34,33 @@ _HALF, _FLOAT = 2, 4
 BLOCK = 1024
 
 
-@dataclass(frozen=True, slots=True)
+class TileKind(Kind, Protocol):
+    """One way to keep weights for the C kernels.
+
+    Attributes:
+        held: what memory holds, for people.
+    """
+
+    held: str
+
+    def how(self, spec: MatrixSpec) -> str:
+        """What becomes of an accepted weight, in words."""
+        ...
+
+    def pack(
+        self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
+    ) -> TiledLinear:
+        """An accepted weight [N, K] and its bias [N] in tiles of rows."""
+        ...
+
+
+@dataclass(slots=True)
 class CodeTiles:
     """Codes with a scale, and perhaps an offset, for each group.
 
     Attributes:
-        name: for people.
+        name: for tables and messages.
+        held: what memory holds, for people.
         codes: what they are, for people.
         zeros: zero kinds of the formats that it takes.
         bits: of a code, 8 or 4; of 4 bits, eight share a word.
@@ -47,46 +69,46 @@ class CodeTiles:
     """
 
     name: str
+    held: str
     codes: str
     zeros: tuple[ZeroKind, ...]
     bits: int
     number: int
     parts: Callable[[QuantizedLinear], dict[str, Any]]
 
-    @property
-    def held(self) -> str:
-        """What memory holds, for people."""
-        return f"{self.bits}-bit codes"
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """By the zero kind; nibbles only in whole eights."""
+        if spec.format is None:
+            return NO_CODES
+        if spec.format.zero not in self.zeros:
+            return f"codes are no {self.codes}"
+        return _no_words(spec.format, spec.k) if self.bits == 4 else None
 
-    def accepts(self, form: WeightFormat | None, k: int) -> str | None:
-        """Why the kind takes no ``k`` columns of a format (None: no codes); None if it does."""
-        if form is None or form.zero not in self.zeros:
-            return f"no {self.codes}"
-        return _no_words(form, k) if self.bits == 4 else None
-
-    def how(self, form: WeightFormat, k: int) -> str:
-        """How it keeps codes that it accepts, in words."""
-        why = _no_words(form, k)
+    def how(self, spec: MatrixSpec) -> str:
+        """How many bits become how many, and why."""
+        assert spec.format is not None
+        why = _no_words(spec.format, spec.k)
         how = f"a byte each: {why}" if why else "eight to a word"
-        return f"{form.bits}-bit {self.codes}, {how}"
+        return f"{spec.format.bits}-bit {self.codes}, {how}"
 
-    def packed_bytes(self, n: int, k: int, form: WeightFormat, half: bool) -> int:
-        """Bytes of a weight [N, K], but for the padding of N to whole vectors.
-
-        ``half``: the scales and offsets of the checkpoint are float16.
-        """
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """Codes, scales and offsets, but for the padding of N to whole vectors."""
+        form = spec.format
+        assert form is not None
         values = 2 if form.zero in ("int", "float") else 1
-        # Offsets that are computed are no float16 numbers; with two of a kind neither are scales.
+        # Offsets that are computed are float32, and scales beside them, too.
         stored = values == 1 or (form.zero == "float" and self.bits == 4)
-        width = _HALF if half and stored else _FLOAT
-        return n * k * self.bits // 8 + n * -(-k // _group(form, k)) * values * width
+        width = _HALF if spec.dtype == "F16" and stored else _FLOAT
+        groups = -(-spec.k // _group(form, spec.k))
+        return spec.n * (spec.k * self.bits // 8 + groups * values * width)
 
     def pack(
-        self, arena: Arena, library: Library, weight: QuantizedLinear, bias: Tensor | None
+        self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
     ) -> TiledLinear:
-        """A weight [N, K] that the kind accepts and its bias [N], columns in their own order."""
-        group, parts = _group(weight.format, weight.in_features), self.parts(weight)
-        shape = weight.in_features, group
+        """Columns in the order of the codes, which the product follows."""
+        assert isinstance(weight, QuantizedLinear)
+        shape = weight.in_features, _group(weight.format, weight.in_features)
+        parts = self.parts(weight)
         packed = pack_tiles(arena, library, self.number, shape, weight.scales, bias, **parts)
         if weight.perm is not None and not _in_order(weight.perm):
             packed.order = weight.perm.to(torch.int32).contiguous()
@@ -96,46 +118,43 @@ class CodeTiles:
 class DenseTiles:
     """Weights without codes in their own type, and codes that no kernel reads as float32."""
 
-    name = held = "dense"
+    name: str = "dense"
+    held: str = "dense"
 
-    def accepts(self, form: WeightFormat | None, k: int) -> str | None:
-        """None: everything can be made dense."""
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """Everything."""
         return None
 
-    def how(self, form: WeightFormat, k: int) -> str:
-        """Why the codes are not kept."""
-        return f"{form.bits}-bit indices: {_no_words(form, k)}; no kernel looks those up"
+    def how(self, spec: MatrixSpec) -> str:
+        """Why there are no codes."""
+        if spec.format is None:
+            return NO_CODES
+        return f"indices of a table, {_no_words(spec.format, spec.k)}: no kernel looks those up"
 
-    def packed_bytes(self, n: int, k: int, form: WeightFormat | None, half: bool) -> int:
-        """Bytes of a weight [N, K], ``half`` saying whether one without codes has 16 bits."""
-        return n * k * (_HALF if half and form is None else _FLOAT)
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """The elements, but for the padding of N to whole vectors."""
+        plain = spec.format is None and spec.dtype != "F32"
+        return spec.n * spec.k * (_HALF if plain else _FLOAT)
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
     ) -> TiledLinear:
-        """A weight [N, K] and its bias [N], columns in the input's order."""
+        """Columns in the order of the inputs."""
         dense = weight if isinstance(weight, Tensor) else weight.dequantize(torch.float32)
         return pack_dense(arena, library, dense, bias)
 
 
-TileKind = CodeTiles | DenseTiles
-
-
-def kind_of(form: WeightFormat | None, k: int) -> TileKind:
-    """The kind that takes ``k`` columns of a format; None stands for weights without codes."""
-    return next(kind for kind in KINDS if kind.accepts(form, k) is None)
-
-
 def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | None) -> TiledLinear:
     """A weight [N, K] and its bias [N] in tiles of rows; the meaning is kept exactly."""
-    if isinstance(weight, Tensor):
-        return DENSE.pack(arena, library, weight, bias)
-    packed, k = None, weight.in_features
+    packed = None
     if isinstance(weight, StoredLinear) and weight.encoding != WORDS:
-        packed = pack_blocks(arena, library, weight.encoding, weight.parts, k, bias)
+        k, parts = weight.in_features, weight.parts
+        packed = pack_blocks(arena, library, weight.encoding, parts, k, bias)
     if packed is None:
-        packed = kind_of(weight.format, k).pack(arena, library, weight, bias)
-    packed.act = weight.format.act
+        found = carrier(KINDS, MatrixSpec.of(weight), 0)
+        packed = found.kind.pack(arena, library, weight, bias)
+    if isinstance(weight, QuantizedLinear):
+        packed.act = weight.format.act
     return packed
 
 
@@ -185,15 +204,16 @@ def _signed(weight: QuantizedLinear) -> dict[str, Any]:
     return {"codes": codes, "offsets": offsets, "middle": middle}
 
 
-DENSE = DenseTiles()
+_FOUR, _EIGHT = ("4-bit codes", "8-bit codes")
+_INTEGERS: tuple[ZeroKind, ...] = ("none", "int", "float")
 KINDS: tuple[TileKind, ...] = (
-    CodeTiles("float8", "floats", ("e4m3",), 8, E4M3, _float8),
-    CodeTiles("table", "indices of a table", ("table",), 4, T4, _table),
-    CodeTiles("nibbles", "integers", ("none", "int", "float"), 4, Q4, _integers),
-    CodeTiles("bytes", "integers", ("none", "int", "float"), 8, Q8, _signed),
-    DENSE,
+    CodeTiles("float8", _EIGHT, "floats", ("e4m3",), 8, E4M3, _float8),
+    CodeTiles("table", _FOUR, "indices of a table", ("table",), 4, T4, _table),
+    CodeTiles("nibbles", _FOUR, "integers", _INTEGERS, 4, Q4, _integers),
+    CodeTiles("bytes", _EIGHT, "integers", _INTEGERS, 8, Q8, _signed),
+    DenseTiles(),
 )
-"""All kinds; the first that accepts a weight takes it."""
+"""All kinds; the first that accepts a weight carries it."""
 
 
 def _group(form: WeightFormat, k: int) -> int:

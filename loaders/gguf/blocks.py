@@ -9,7 +9,6 @@ Shape letters: N rows, K elements of a row, B blocks of a row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,25 +17,14 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ...kernels.formats.canonical import QuantizedLinear, Weight
 from . import kquants
-from .types import CANONICAL, DENSE_TYPES, SUPPORTED_TYPES, BlockType
+from .types import CANONICAL, DENSE_TYPES, NUMBERS, SUPPORTED_TYPES, BlockType
 from .words import LOW_BITS, SIGN_BITS, Parts, half, nibbles, put, put_nibbles, words_of
 
 # Bytes of raw blocks converted at a time: enough that starting an operation costs little beside
 # doing it, and so few that no operation on 64-bit words is spread over threads (``SERIAL``).
 _CHUNK_BYTES = 1 << 17
 
-_DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Type of one block type's scales and the function that converts a chunk of blocks.
-
-    ``convert(raw, out)`` takes uint8 [n, B, block bytes] and fills ``out``.
-    """
-
-    scale_dtype: torch.dtype
-    convert: Callable[[Tensor, Parts], None]
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tensor) -> Weight:
@@ -61,7 +49,7 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
             hint="use a file quantized to one of these types, such as Q4_K_M or Q4_0",
         )
     if kind.name in DENSE_TYPES:
-        dense = raw.reshape(-1).clone().view(_DENSE_DTYPES[kind.name]).view(shape)
+        dense = raw.reshape(-1).clone().view(_DTYPES[NUMBERS[kind.name]]).view(shape)
         _check_finite(name, kind, "value", dense.view(shape[0], -1))
         return dense
     if len(shape) != 2:
@@ -73,20 +61,20 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
 
 
 def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tensor) -> Weight:
-    layout, form = _LAYOUTS[kind.name], CANONICAL[kind.name]
+    convert, form = _CONVERT[kind.name], CANONICAL[kind.name]
     n, k = shape
     blocks = k // kind.elements
     groups = kind.elements // form.group_size
     bits = form.bits
     raw_NBb = raw.view(n, blocks, kind.nbytes)
     codes = torch.empty(n, blocks, kind.elements * bits // 8, dtype=torch.uint8)
-    scales = torch.empty(n, blocks, groups, dtype=layout.scale_dtype)
+    scales = torch.empty(n, blocks, groups, dtype=_DTYPES[NUMBERS[kind.name]])
     zeros = torch.empty_like(scales) if form.zero == "float" else None
     step = max(1, _CHUNK_BYTES // (blocks * kind.nbytes))
     for start in range(0, n, step):
         rows = slice(start, start + step)
         part = Parts(codes[rows], scales[rows], None if zeros is None else zeros[rows])
-        layout.convert(raw_NBb[rows], part)
+        convert(raw_NBb[rows], part)
     scales = scales.view(n, -1)
     zeros = None if zeros is None else zeros.view(n, -1)
     for label, values in (("scale", scales), ("minimum", zeros)):
@@ -157,18 +145,19 @@ def _q8_0(raw: Tensor, out: Parts) -> None:
     torch.bitwise_xor(words, SIGN_BITS, out=out.codes.view(torch.int64))
 
 
-_LAYOUTS: dict[str, _Layout] = {
-    "Q4_0": _Layout(torch.float16, _q4_0),
-    "Q4_1": _Layout(torch.float16, _q4_1),
-    "Q5_0": _Layout(torch.float16, _q5_0),
-    "Q5_1": _Layout(torch.float16, _q5_1),
-    "Q8_0": _Layout(torch.float16, _q8_0),
-    "Q2_K": _Layout(torch.float32, kquants.q2_k),
-    "Q3_K": _Layout(torch.float32, kquants.q3_k),
-    "Q4_K": _Layout(torch.float32, kquants.q4_k),
-    "Q5_K": _Layout(torch.float32, kquants.q5_k),
-    "Q6_K": _Layout(torch.float32, kquants.q6_k),
+# Takes uint8 [n, B, block bytes] and fills the parts of those rows.
+_CONVERT: dict[str, Callable[[Tensor, Parts], None]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": kquants.q2_k,
+    "Q3_K": kquants.q3_k,
+    "Q4_K": kquants.q4_k,
+    "Q5_K": kquants.q5_k,
+    "Q6_K": kquants.q6_k,
     # The nibbles of IQ4_NL lie as those of Q4_0; only their meaning differs.
-    "IQ4_NL": _Layout(torch.float16, _q4_0),
-    "IQ4_XS": _Layout(torch.float32, kquants.iq4_xs),
+    "IQ4_NL": _q4_0,
+    "IQ4_XS": kquants.iq4_xs,
 }

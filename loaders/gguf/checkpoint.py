@@ -21,7 +21,7 @@ from .experts import expert_file_module, expert_module, split_stacks
 from .families import FAMILIES, Family
 from .parts import GGUFParts
 from .reader import GGUFTensor
-from .types import CANONICAL, DENSE_TYPES, SUPPORTED_TYPES
+from .types import CANONICAL, DENSE_TYPES, NUMBERS, SUPPORTED_TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,12 +118,7 @@ class GGUFCheckpoint:
             if name not in factors
         }
         spelled = self._spelling(family)
-        stored = {
-            name: TensorInfo(
-                name, t.shape, t.type.name, t.nbytes, format=CANONICAL.get(t.type.name)
-            )
-            for name, t in self._by_name.items()
-        }
+        stored = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
         expected = model_checks.expected_tensors(self.config)
         stored, self._rows = split_fused(stored, expected, where, spelled)
         stored, experts = split_stacks(stored, expected, self.config.experts, where, spelled)
@@ -272,6 +267,14 @@ def _file_name(name: str, family: Family) -> str:
     if family.stacked and module in _STACKED:
         return f"blk.{index}.{_STACKED[module]}.{ending}"
     return f"blk.{index}.{modules.get(module) or expert_file_module(module) or module}.{ending}"
+
+
+def _info(name: str, tensor: GGUFTensor) -> TensorInfo:
+    """A tensor by its header; types that are unknown here are refused later."""
+    kind = tensor.type.name
+    dtype = NUMBERS.get(kind, kind)
+    told = CANONICAL.get(kind), dtype, dtype != "F32"
+    return TensorInfo(name, tensor.shape, kind, tensor.nbytes, "", (), *told)
 
 
 def _check_type(where: str, name: str, info: TensorInfo) -> None:

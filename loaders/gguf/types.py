@@ -95,5 +95,16 @@ CANONICAL: dict[str, WeightFormat] = {
 }
 """Quantized block type -> format of the weights that it becomes."""
 
+NUMBERS: dict[str, str] = {
+    **{name: name for name in DENSE_TYPES},
+    # Scales of super-blocks are products of two numbers.
+    **{
+        t.name: "F32" if t.elements > 32 else "F16"
+        for t in BLOCK_TYPES.values()
+        if t.name in CANONICAL
+    },
+}
+"""Block type -> ``F32``, ``F16`` or ``BF16``: of dense weights, or of scales and offsets."""
+
 QUANTIZED_TYPES = tuple(CANONICAL)
 SUPPORTED_TYPES = DENSE_TYPES + QUANTIZED_TYPES

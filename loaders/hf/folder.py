@@ -203,9 +203,11 @@ class HFFolderCheckpoint:
             module = self._modules.get(name)
             if module is None:
                 dtype = self.config.dtype
-                info = TensorInfo(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype)
+                info = TensorInfo(
+                    *(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype), dtype=tensor.dtype
+                )
             else:
-                told = self._claim, module.checks, module.format
+                told = self._claim, module.checks, module.format, module.dtype, module.half
                 info = TensorInfo(name, module.shape, module.label, module.nbytes, *told)
             infos[info.name] = info
         return infos

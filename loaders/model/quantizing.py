@@ -101,7 +101,10 @@ class QuantizingCheckpoint:
             )
         form = FORMATS[scheme]
         self._infos = {info.name: info for info in inner.tensors()}
-        self._infos.update((info.name, replace(info, form=form)) for info in linears)
+        # A scale is a weight in NF4, a quotient in the others.
+        for info in linears:
+            half = form.zero == "table" and info.dtype != "F32"
+            self._infos[info.name] = replace(info, format=form, dtype="F32", half=half)
         self._linears = frozenset(info.name for info in linears)
         inner.report().decide(
             f"quantize on load, {scheme}: {len(linears)} linear layers rounded to nearest, "

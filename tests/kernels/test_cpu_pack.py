@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, siz
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
-from halfbyte.kernels.cpu.kinds import KINDS, kind_of, pack_weight
+from halfbyte.kernels.cpu.kinds import KINDS, pack_weight
 from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_tiles
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
 from halfbyte.kernels.formats.stored import WORDS, StoredLinear
+from halfbyte.kernels.kind import MatrixSpec, carrier
 from halfbyte.loaders.gguf.blocks import convert_tensor
 from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
 
@@ -206,14 +208,13 @@ NUMBERS = {"nibbles": Q4, "table": T4, "bytes": Q8, "float8": E4M3}
 
 def told(weight: Weight, made: TiledLinear) -> None:
     """What the kind says without packing is what packing did, for whole tiles and groups."""
-    form = None if isinstance(weight, torch.Tensor) else weight.format
-    kind = kind_of(form, made.k)
-    assert NUMBERS.get(kind.name) == (made.kind if made.has_scales else None)
-    assert kind.accepts(form, made.k) is None
-    assert all(other.accepts(form, made.k) for other in KINDS[: KINDS.index(kind)])
-    halves = [weight] if isinstance(weight, torch.Tensor) else [weight.scales, weight.zeros]
-    half = all(t is None or t.element_size() == 2 for t in halves)
-    assert kind.packed_bytes(made.n, made.k, form, half) == made.nbytes  # type: ignore[arg-type]
+    numbers = [weight] if isinstance(weight, torch.Tensor) else [weight.scales, weight.zeros]
+    half = all(t is None or t.element_size() == 2 for t in numbers)
+    spec = replace(MatrixSpec.of(weight), dtype="F16" if half else "F32")
+    found = carrier(KINDS, spec, 0)
+    assert NUMBERS.get(found.kind.name) == (made.kind if made.has_scales else None)
+    assert found.kind.packed_bytes(spec) == made.nbytes
+    assert found.kind.how(spec) and all(found.rejected.values())
 
 
 @pytest.mark.parametrize("kind", all_kinds(), ids=str)

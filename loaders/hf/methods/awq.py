@@ -174,7 +174,12 @@ class AWQ:
                 zero = "float" if packing == "gemv_fast" else "int"
             form = WeightFormat(4, -1 if group == k else group, zero)
             decided = (f"packing {packing}",)
-            modules.append(QuantizedModule(module, (n, k), label, parts, form, decided))
+            dtype = parts["scales"].dtype
+            modules.append(
+                QuantizedModule(
+                    module, (n, k), label, parts, form, decided, dtype, half=dtype != "F32"
+                )
+            )
         if not modules:
             self._report.warn(f"{self._where} names a method but no tensor is quantized")
         return modules

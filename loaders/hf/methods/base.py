@@ -36,6 +36,8 @@ class QuantizedModule:
             and the model has none.
         format: canonical format, as far as headers tell.
         checks: what was checked or decided from data for this module, for the report.
+        dtype: ``F32``, ``F16`` or ``BF16``: of scales and offsets as loaded, or of a dense weight.
+        half: float16 holds each of these scales and offsets, as far as headers tell.
     """
 
     module: str
@@ -44,6 +46,8 @@ class QuantizedModule:
     parts: Mapping[str, StoredTensor]
     format: WeightFormat | None = None
     checks: tuple[str, ...] = ()
+    dtype: str = "F16"
+    half: bool = True
 
     @property
     def nbytes(self) -> int:

@@ -145,7 +145,8 @@ class BitsAndBytes:
         if not state.dense:
             table = read(parts["weight.quant_map"]).tolist()
             form = replace(state.form, table=tuple(table))
-        return QuantizedModule(module, shape, label, parts, form)
+        dtype = state.held_as
+        return QuantizedModule(module, shape, label, parts, form, dtype=dtype, half=state.half)
 
     def _int8(
         self,
@@ -172,7 +173,8 @@ class BitsAndBytes:
                     f"({_FORMATS.get(value, 'unknown')}); supported is 0 (row)",
                     hint="load and save the model with a current bitsandbytes, which keeps rows",
                 )
-        return QuantizedModule(module, shape, _INT8, {"weight": codes, **own}, _ROWS)
+        parts = {"weight": codes, **own}
+        return QuantizedModule(module, shape, _INT8, parts, _ROWS, dtype="F32", half=False)
 
     def _load_int8(self, module: QuantizedModule, read: Read) -> Weight:
         """``w = SCB[n] / 127 * code``, one group for each row."""
@@ -254,6 +256,8 @@ class BitsAndBytes:
                 label,
                 {"weight": stored[name]},
                 form,
+                dtype="F32",
+                half=self._four and stored[name].dtype != "F32",
             )
             for name, shape in shapes.items()
             if name in stored and is_decoder_linear(name, shape)

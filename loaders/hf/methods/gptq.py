@@ -106,7 +106,12 @@ class GPTQ:
             if g_idx is None:
                 zero = "none" if said.sym else "int"
                 form = WeightFormat(bits, group, zero, permuted=order is not None)
-            modules.append(QuantizedModule(module, (n, k), label, parts, form, tuple(decided)))
+            dtype = "F32" if form is None else parts["scales"].dtype
+            modules.append(
+                QuantizedModule(
+                    module, (n, k), label, parts, form, tuple(decided), dtype, half=dtype != "F32"
+                )
+            )
         notes.tell(len(modules))
         return modules
 

@@ -122,7 +122,9 @@ class HQQ:
         self._check(module, parts, shape, group, 4 if packing == "4bit_u8" else 8)
         self._group[module] = group
         form = WeightFormat(4 if packing == "4bit_u8" else 8, math.gcd(group, shape[1]), "float")
-        return QuantizedModule(module, shape, f"HQQ {bits}-bit g{group}", parts, form)
+        # Offsets are products of two numbers, in float32.
+        label = f"HQQ {bits}-bit g{group}"
+        return QuantizedModule(module, shape, label, parts, form, dtype="F32", half=False)
 
     def _check(
         self,

@@ -110,7 +110,10 @@ def find_packed(
         label = f"{label}, inputs {scheme.inputs.label}"
     form = _form(scheme, seen, k, parts, read)
     checks = _checks(parts, k, seen.bits)
-    return QuantizedModule(module, shape, label, parts, form, checks), seen
+    dtype = "F32" if form is None else scale.dtype
+    return QuantizedModule(
+        module, shape, label, parts, form, checks, dtype, half=dtype != "F32"
+    ), seen
 
 
 def _form(

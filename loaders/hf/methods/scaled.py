@@ -97,7 +97,8 @@ def find_scaled(
     if scheme.inputs is not None:
         label = f"{label}, inputs {scheme.inputs.label}"
     form = form_of(scheme, seen, shape[1], "weight_zero_point" in parts)
-    return QuantizedModule(module, shape, label, parts, form), seen
+    half = scale.dtype != "F32"
+    return QuantizedModule(module, shape, label, parts, form, dtype=scale.dtype, half=half), seen
 
 
 def load_scaled(

@@ -219,9 +219,8 @@ def with_kv_scales(
             weight = stored[f"{owner}.weight"]
             if len(weight.shape) == 2:
                 shape = (weight.shape[0], weight.shape[1])
-                result.append(
-                    QuantizedModule(owner, shape, weight.dtype, {"weight": weight, **scales})
-                )
+                parts, dtype = {"weight": weight, **scales}, weight.dtype
+                result.append(QuantizedModule(owner, shape, dtype, parts, dtype=dtype))
     return result
 
 

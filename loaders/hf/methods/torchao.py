@@ -149,7 +149,8 @@ class TorchAO:
             "int" if "zero_point" in parts else "none",
             act=ActivationFormat() if self._dynamic and linear else None,
         )
-        return QuantizedModule(module, shape, f"torchao int8 {label}", parts, form)
+        label, half = f"torchao int8 {label}", scale.dtype != "F32"
+        return QuantizedModule(module, shape, label, parts, form, dtype="F32", half=half)
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The matrix [N, K] as codes.
