@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from halfbyte.engine.advise.capacity import BLOCK, Memory, capacity, measure, packed_bytes
+from halfbyte.engine.advise.capacity import BLOCK, Memory, capacity, measure, packed
 from halfbyte.engine.advise.products import Linear
 from halfbyte.engine.backends import make_ops
 from halfbyte.engine.backends.triton_weights import pack
@@ -25,6 +25,7 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
 )
 from halfbyte.kernels.formats.weight_format import NF4
+from halfbyte.kernels.kind import MatrixSpec
 from halfbyte.kernels.w8a8.layout import PackedW8A8
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import TensorInfo
@@ -192,15 +193,14 @@ def test_sizes_are_those_of_the_packer(label, gated):
     logging.getLogger(__name__).info("seed %d", seed)
     form = FORMS[label]
     n, k = (2 * 96, 512) if gated else (200, 512)
-    linear = Linear("w", n, k, label, form)
-    gated = gated and linear.carrier()[0] == "w4a16"
     wide = label.endswith(("_K", "_XS", "double quantization")) or label.startswith("HQQ")
     weight = quantized(form, wide, n, k)
-    packed = pack(weight, None, torch.float16, torch.device("cpu"), gated=gated)
-    held = packed.nbytes
-    if isinstance(packed.packed, PackedW8A8):
-        held += packed.packed.colsum.nbytes  # which few products read
-    assert packed_bytes(replace(linear, gated=gated), "triton") == held
+    held = pack(weight, None, torch.float16, torch.device("cpu"), gated=gated)
+    size = held.nbytes
+    if isinstance(held.packed, PackedW8A8):
+        size += held.packed.colsum.nbytes  # which few products read
+    linear = Linear("w", label, MatrixSpec(n, k, form, half=not wide, gated=gated))
+    assert packed(linear, "triton") == (held.kind.name, size)
 
 
 @pytest.mark.parametrize("backend", ["interpreter", "cpu_native"])
