@@ -105,7 +105,7 @@ class CodeTiles:
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
     ) -> TiledLinear:
-        """Columns in the order of the codes, which the product follows."""
+        """[N, K]; columns in the order of the codes, which the product follows."""
         assert isinstance(weight, QuantizedLinear)
         shape = weight.in_features, _group(weight.format, weight.in_features)
         parts = self.parts(weight)
@@ -139,7 +139,7 @@ class DenseTiles:
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
     ) -> TiledLinear:
-        """Columns in the order of the inputs."""
+        """[N, K]; columns in the order of the inputs."""
         dense = weight if isinstance(weight, Tensor) else weight.dequantize(torch.float32)
         return pack_dense(arena, library, dense, bias)
 
