@@ -13,8 +13,8 @@ from typing import Literal
 from halfbyte.errors import ConfigError
 
 from ...kernels.cpu import kinds as tiles
+from ...kernels.device.workspace import PARTIAL_BYTES
 from ...kernels.kind import carrier
-from ...kernels.tables.schema import PARTIAL_BYTES
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
 from ..run.memory import KV_SHARE
