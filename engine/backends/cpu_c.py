@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
+from ...kernels.cpu.kinds import expand_rounded, pack_weight
 from ...kernels.cpu.library import Library
 from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, Gate
 from ...kernels.cpu.pack import TiledLinear
@@ -29,7 +30,6 @@ from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
-from .cpu_weights import expand_rounded, pack_weight
 from .plain import rope_of, unsupported
 
 Fields = ParamSpec("Fields")
@@ -102,7 +102,7 @@ class CompiledOps:
         return unsupported(weight)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
-        """[N, K] in tiles of rows; see :mod:`.cpu_weights`."""
+        """[N, K] in tiles of rows; see ``kernels/cpu/kinds.py``."""
         if self._rounded:
             weight = expand_rounded(weight)
         packed = pack_weight(self._arena, self.library, weight, bias)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import reference as ref
-from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight, WeightFormat
+from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight
+from ...kernels.kind import Kind, MatrixSpec, carrier, no_integers
 from .base import Activation
 from .plain import PlainOps
 
@@ -88,16 +89,12 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
     def __init__(self, matmul: torch.dtype) -> None:
         super().__init__(torch.float32)
         self.matmul = matmul
-        self.packs_int4 = matmul == torch.bfloat16
+        dense = DenseKind(matmul)
+        self.kinds = (Int4Kind(), dense) if matmul == torch.bfloat16 else (dense,)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:
         """[N, K] as int4 where torch has a kernel for the format, else dense."""
-        if isinstance(weight, Tensor):
-            return DenseLinear(weight.to(self.matmul), bias)
-        fits = weight.perm is None and int4_fits(weight.format, *weight.shape)
-        if self.packs_int4 and fits:
-            return _pack_int4(weight, bias)
-        return DenseLinear(weight.dequantize(self.matmul), bias, weight.format.act)
+        return carrier(self.kinds, MatrixSpec.of(weight), 0).kind.pack(weight, bias)
 
     def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> float32 [T, D]."""
@@ -136,32 +133,75 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         return act.mul_(up)
 
 
-def int4_fits(fmt: WeightFormat, n: int, k: int) -> bool:
-    """Whether torch's int4 kernel takes weights [N, K] of a format, their columns in order."""
-    return (
-        fmt.bits == 4
-        and fmt.zero in ("none", "int", "float")
-        and fmt.act is None
-        and fmt.group_size in INT4_GROUPS
-        and k % fmt.group_size == 0
-        and n % INT4_ROWS == 0
-    )
+class Int4Kind(Kind):
+    """Codes of 4 bits for torch's int4 kernel."""
+
+    name = "int4"
+
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """Integers in groups of certain sizes, their columns in order."""
+        form = spec.format
+        reason = no_integers(form)
+        if reason is not None or form is None:
+            return reason
+        group = form.group_size
+        if form.bits != 4:
+            return f"codes of {form.bits} bits"
+        if form.permuted:
+            return "columns are not in order"
+        if group not in INT4_GROUPS or spec.k % group or spec.n % INT4_ROWS:
+            return f"torch has no kernel for {spec.n} x {spec.k} in groups of {group}"
+        return None
+
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """Codes, and two bfloat16 numbers a group."""
+        assert spec.format is not None
+        return spec.n * (spec.k // 2 + spec.k // spec.format.group_size * 4)
+
+    def pack(self, weight: Weight, bias: Tensor | None) -> Int4Linear:
+        """An accepted weight [N, K] and its bias [N]."""
+        assert isinstance(weight, QuantizedLinear)
+        n, k = weight.shape
+        scales = weight.scales.float()
+        # torch's meaning is (code - 8) * scale + zero.
+        if weight.format.zero == "none":
+            middle = torch.zeros_like(scales)
+        else:
+            assert weight.zeros is not None
+            zeros = weight.zeros.float()
+            is_float = weight.format.zero == "float"
+            middle = zeros + 8 * scales if is_float else (8 - zeros) * scales
+        codes = weight.unpack().to(torch.int32)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        pairs = torch.stack((scales.T, middle.T), dim=-1).to(torch.bfloat16).contiguous()
+        return Int4Linear(n, k, weight.format.group_size, packed, pairs, bias)
 
 
-def _pack_int4(weight: QuantizedLinear, bias: Tensor | None) -> Int4Linear:
-    n, k = weight.shape
-    scales = weight.scales.float()
-    # torch's meaning is (code - 8) * scale + zero.
-    if weight.format.zero == "none":
-        middle = torch.zeros_like(scales)
-    else:
-        assert weight.zeros is not None
-        zeros = weight.zeros.float()
-        is_float = weight.format.zero == "float"
-        middle = zeros + 8 * scales if is_float else (8 - zeros) * scales
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.unpack().to(torch.int32), 1)
-    pairs = torch.stack((scales.T, middle.T), dim=-1).to(torch.bfloat16).contiguous()
-    return Int4Linear(n, k, weight.format.group_size, packed, pairs, bias)
+class DenseKind(Kind):
+    """Any weight as a dense matrix.
+
+    Args:
+        dtype: of its elements.
+    """
+
+    name = "dense"
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """Everything."""
+        return None
+
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """The elements."""
+        return spec.n * spec.k * self.dtype.itemsize
+
+    def pack(self, weight: Weight, bias: Tensor | None) -> DenseLinear:
+        """A weight [N, K] and its bias [N]."""
+        if isinstance(weight, Tensor):
+            return DenseLinear(weight.to(self.dtype), bias)
+        return DenseLinear(weight.dequantize(self.dtype), bias, weight.format.act)
 
 
 def _int4_matmul(x_TK: Tensor, weight: Int4Linear) -> Tensor:

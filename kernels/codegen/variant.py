@@ -2,7 +2,8 @@
 
 A family lists its own in ``variants.py``: ``def variants(arch: int) -> Iterator[Variant]``, where
 ``arch`` is a compute capability such as 90, or 0 for a target that is not NVIDIA's (portable
-forms only). :mod:`halfbyte.kernels.codegen.shipped` names every family.
+forms only). A kind of weight gives its own by the method of that name;
+:mod:`halfbyte.kernels.codegen.shipped` finds all of them.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from statistics_support import fresh_seed
 from halfbyte.engine.backends.cpu_torch import Int4Linear, TorchOps
 from halfbyte.engine.backends.plain import PlainOps
 from halfbyte.engine.backends.reference import ReferenceOps
+from halfbyte.kernels.kind import MatrixSpec, carrier
 
 
 @pytest.mark.parametrize("kind", all_kinds(), ids=str)
@@ -52,6 +53,9 @@ def test_torchs_int4_kernel_gets_only_what_it_means(kind: Kind, int4: bool) -> N
     ops = TorchOps(torch.bfloat16)
     packed = ops.pack(case.weight)
     assert isinstance(packed, Int4Linear) == int4
+    found = carrier(ops.kinds, MatrixSpec.of(case.weight), 0)
+    assert (found.kind.name == "int4") == int4
+    assert found.kind.packed_bytes(found.spec) == packed.nbytes
     x = tokens(seed + 1, 4, 128)
     # Inputs, weights (scale and offset apart) and the result are rounded to bfloat16.
     slack = 4 * BF16 * (x.double().abs() @ case.size.T)

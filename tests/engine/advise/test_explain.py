@@ -20,9 +20,10 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
 )
 from halfbyte.kernels.kind import Conditions, MatrixSpec
-from halfbyte.kernels.tables import Device, Entry, Table, Tables, parse_key
+from halfbyte.kernels.tables import Device, Entry, Table, Tables
 from halfbyte.kernels.w4a16.config import BUCKETS, choose, table_key
 from halfbyte.kernels.w4a16.layout import PackedW4
+from halfbyte.kernels.w4a16.tuning import parse_key
 from halfbyte.kernels.w8a16.op import PackedW8A16
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import TensorInfo
