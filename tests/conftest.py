@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from hypothesis import is_hypothesis_test
+from interpreter_speed import patch_language_once_a_launch
 
 # Kernels of this process run in Triton's interpreter, which is chosen when triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -175,6 +176,11 @@ class Draws:
 def pytest_collection_finish() -> None:
     """Nothing of what collecting made will go: the collector need not walk it again and again."""
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    if "triton.runtime.interpreter" in sys.modules:
+        patch_language_once_a_launch()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
