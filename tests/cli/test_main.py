@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_support import TINY, halfbyte
+from cli_support import TINY, halfbyte, run_here
 
 from halfbyte import __version__
 from halfbyte.cli import main as cli_main
@@ -21,21 +20,6 @@ COMMANDS = (
     *("run", "chat", "generate", "serve", "pull", "list", "show", "rm", "inspect", "plan"),
     *("explain", "tune", "doctor", "bench", "help"),
 )
-
-
-def run_here(*args: str) -> int:
-    """Run ``main`` in this process without anything to read; its exit code."""
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-    stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO())
-    try:
-        with pytest.raises(SystemExit) as caught:
-            cli_main.main(list(args))
-    finally:
-        sys.stdin = stdin
-        for name, handler in before.items():
-            signal.signal(name, handler)
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def test_help_is_quick_and_complete():
