@@ -27,7 +27,7 @@ from ..formats.weight_format import ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
 from .library import Library
-from .ops import TileKind
+from .ops import TileCodes
 from .pack import E4M3, Q4, Q8, T4, TiledLinear, pack_blocks, pack_dense, pack_tiles
 
 _HALF, _FLOAT = 2, 4
@@ -74,7 +74,7 @@ class CodeTiles:
     codes: str
     zeros: tuple[ZeroKind, ...]
     bits: int
-    number: TileKind
+    number: TileCodes
     parts: Callable[[QuantizedLinear], dict[str, Any]]
 
     def accepts(self, spec: MatrixSpec, arch: int) -> str | None:

@@ -16,9 +16,9 @@ from ..reference import ActivationRule
 from . import ops
 from .arena import Arena
 from .library import Library
-from .ops import BlockType, TileKind
+from .ops import BlockType, TileCodes
 
-Q4, Q8, F32, F16, BF16, T4, E4M3 = TileKind
+Q4, Q8, F32, F16, BF16, T4, E4M3 = TileCodes
 # GGUF types that are packed as stored: kind, group, whether scales are half precision, whether
 # there are offsets, center.
 _FORMS = {
@@ -117,7 +117,7 @@ def pack_blocks(
 def pack_tiles(
     arena: Arena,
     library: Library,
-    kind: TileKind,
+    kind: TileCodes,
     shape: tuple[int, int],
     scales_NG: Tensor,
     bias_N: Tensor | None = None,
@@ -176,7 +176,7 @@ def pack_tiles(
 def _empty(
     arena: Arena,
     lanes: int,
-    kind: TileKind,
+    kind: TileCodes,
     n: int,
     k: int,
     group: int,
