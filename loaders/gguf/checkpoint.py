@@ -21,7 +21,7 @@ from .experts import expert_file_module, expert_module, split_stacks
 from .families import FAMILIES, Family
 from .parts import GGUFParts
 from .reader import GGUFTensor
-from .types import CANONICAL, DENSE_TYPES, SUPPORTED_TYPES
+from .types import DENSE_TYPES, SUPPORTED_TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,9 +119,7 @@ class GGUFCheckpoint:
         }
         spelled = self._spelling(family)
         stored = {
-            name: TensorInfo(
-                name, t.shape, t.type.name, t.nbytes, format=CANONICAL.get(t.type.name)
-            )
+            name: TensorInfo(name, t.shape, t.type.name, t.nbytes, format=t.type.format)
             for name, t in self._by_name.items()
         }
         expected = model_checks.expected_tensors(self.config)
@@ -182,7 +180,7 @@ class GGUFCheckpoint:
         from ...kernels.formats.stored import StoredLinear
 
         located = _, _, tensor, shape, raw = self._located(name)
-        form = CANONICAL.get(tensor.type.name)
+        form = tensor.type.format
         if form is None or len(shape) != 2:
             return _convert(*located)
 
