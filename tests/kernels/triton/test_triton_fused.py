@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
@@ -13,13 +11,6 @@ from halfbyte.kernels.fused import reference as ref
 from halfbyte.kernels.fused.outputs import RowOutputs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-@pytest.fixture
-def rng():
-    seed = random.randrange(1 << 31)
-    print("seed", seed)
-    return torch.Generator().manual_seed(seed)
 
 
 def given_tensor(x: torch.Tensor | None) -> torch.Tensor:
