@@ -27,10 +27,9 @@ from typing import Protocol
 
 from halfbyte.errors import EngineDeadError
 
-from ..config import EngineConfig
 from ..request import Completion, Delta, FinishReason, SamplingParams, Usage
 from ..run.stats import EngineStats
-from .client import Health, StreamObserver, TextCodec
+from .client import EngineFacts, Health, StreamObserver
 from .stream import RequestStream
 
 logger = logging.getLogger("halfbyte.engine")
@@ -41,28 +40,8 @@ _CLOSE_GRACE_S = 10.0
 _Event = tuple[RequestStream, "Delta | Exception | None"]
 
 
-class StepEngine(Protocol):
+class StepEngine(EngineFacts, Protocol):
     """The face of `halfbyte.Engine` that this module drives; called from one thread."""
-
-    @property
-    def name(self) -> str:
-        """Display name of the model."""
-        ...
-
-    @property
-    def config(self) -> EngineConfig:
-        """Options it runs with."""
-        ...
-
-    @property
-    def max_context(self) -> int:
-        """Most tokens of prompt plus answer."""
-        ...
-
-    @property
-    def tokenizer(self) -> TextCodec:
-        """Read by other threads while the engine runs."""
-        ...
 
     def submit(
         self,

@@ -88,8 +88,8 @@ class StreamObserver(Protocol):
         ...
 
 
-class EngineClient(Protocol):
-    """An engine as the server sees it. All calls come from the event loop's thread."""
+class EngineFacts(Protocol):
+    """What stays the same of an engine while it runs."""
 
     @property
     def name(self) -> str:
@@ -110,6 +110,10 @@ class EngineClient(Protocol):
     def tokenizer(self) -> TextCodec:
         """Usable from several threads at once."""
         ...
+
+
+class EngineClient(EngineFacts, Protocol):
+    """An engine as the server sees it. All calls come from the event loop's thread."""
 
     @property
     def live(self) -> int:

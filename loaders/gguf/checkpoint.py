@@ -21,7 +21,7 @@ from . import tokenizer as gguf_tokenizer
 from .experts import expert_file_module, expert_module, split_stacks
 from .parts import GGUFParts
 from .reader import GGUFTensor
-from .types import CANONICAL, DENSE_TYPES, NUMBERS, SUPPORTED_TYPES
+from .types import DENSE_TYPES, SUPPORTED_TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +171,7 @@ class GGUFCheckpoint:
         from ...kernels.formats.stored import StoredLinear
 
         located = _, _, tensor, shape, raw = self._located(name)
-        form = CANONICAL.get(tensor.type.name)
+        form = tensor.type.format
         if form is None or len(shape) != 2:
             return _convert(*located)
 
@@ -265,10 +265,9 @@ def _file_name(name: str, facts: GGUFFacts) -> str:
 
 def _info(name: str, tensor: GGUFTensor) -> TensorInfo:
     """A tensor by its header; types that are unknown here are refused later."""
-    kind = tensor.type.name
-    dtype = NUMBERS.get(kind, kind)
-    told = CANONICAL.get(kind), dtype, dtype != "F32"
-    return TensorInfo(name, tensor.shape, kind, tensor.nbytes, "", (), *told)
+    kind, dtype = tensor.type, tensor.type.numbers
+    told = kind.format, dtype, dtype != "F32"
+    return TensorInfo(name, tensor.shape, kind.name, tensor.nbytes, "", (), *told)
 
 
 def _check_type(where: str, name: str, info: TensorInfo) -> None:

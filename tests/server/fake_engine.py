@@ -66,15 +66,6 @@ class FakeTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
 
-    def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **kwargs: Any,
-    ) -> str:
-        return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
-
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -184,8 +175,7 @@ class FakeEngine:
         self.closed = False
         self.max_running = 0
         self.threads: set[int] = set()
-        self.preemptions = self._steps = self._generated = 0
-        self._finished: dict[str, int] = {}
+        self._stats = EngineStats(kv_blocks_total=100)
         self._ids = itertools.count()
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
@@ -242,7 +232,7 @@ class FakeEngine:
         if self.failures:
             return self._fail(self.failures.pop(0))
         time.sleep(self.step_s)
-        self._steps += 1
+        self.count(steps=self._stats.steps + 1)
         out = [self._end(r, FinishReason.CANCELLED, ()) for r in self._cancelled]
         self._cancelled.clear()
         while self._waiting and len(self._running) < self.config.max_batch:
@@ -271,7 +261,7 @@ class FakeEngine:
     def _advance(self, request: _Request) -> Delta:
         params = request.params
         token = request.next_token()
-        self._generated += 1
+        self.count(generation_tokens=self._stats.generation_tokens + 1)
         ends = (token == EOS and not params.ignore_eos) or token in params.stop_token_ids
         text = "" if ends else request.text.feed(self.tokenizer.token_bytes(token))
         if ends or request.text.stopped is not None:
@@ -292,7 +282,7 @@ class FakeEngine:
         if last in request.params.stop_token_ids:
             stopped = last
         usage = Usage(len(request.prompt), len(request.tokens), request.cached)
-        finished = self._finished
+        finished = self._stats.finished
         finished[reason.value] = finished.get(reason.value, 0) + 1
         started = request.started or time.perf_counter()
         completion = Completion(
@@ -306,17 +296,13 @@ class FakeEngine:
         )
         return Delta(request.name, text, tokens, completion)
 
+    def count(self, **counts: int) -> None:
+        """Set counters."""
+        self._stats = replace(self._stats, **counts)
+
     def stats(self) -> EngineStats:
-        return EngineStats(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            kv_blocks_used=len(self._running),
-            kv_blocks_total=100,
-            generation_tokens=self._generated,
-            preemptions=self.preemptions,
-            steps=self._steps,
-            finished=dict(self._finished),
-        )
+        held = len(self._running)
+        return replace(self._stats, running=held, waiting=len(self._waiting), kv_blocks_used=held)
 
     def close(self) -> None:
         self.closed = True

@@ -88,7 +88,7 @@ class ScriptedEngine:
         return out
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.live), kv_blocks_total=1, steps=self.steps)
+        return EngineStats(running=len(self.live), steps=self.steps)
 
     def close(self) -> None:
         self.closed_by = threading.get_ident()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
@@ -14,13 +12,6 @@ from halfbyte.kernels.fused.outputs import RowOutputs
 from halfbyte.kernels.reference import apply_rope
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-@pytest.fixture
-def rng():
-    seed = random.randrange(1 << 31)
-    print("seed", seed)
-    return torch.Generator().manual_seed(seed)
 
 
 def given_tensor(x: torch.Tensor | None) -> torch.Tensor:
