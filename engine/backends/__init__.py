@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,7 @@ from ..run.executors import (
     CapturingExecutor,
     EagerExecutor,
     Executor,
+    ExecutorFactory,
     Network,
     OneByOneExecutor,
     RecordingExecutor,
@@ -20,6 +21,10 @@ from ..run.executors import (
 from ..run.kv_cache import KVCache
 from .base import Backend
 from .plain import PlainOps
+
+if TYPE_CHECKING:
+    from .cpu_c import CompiledOps
+    from .triton_ops import TritonOps
 
 _DTYPES = {
     "auto": torch.float32,
@@ -48,7 +53,7 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     def recording(network: Network, kv: KVCache, limit: int) -> Executor:
         return RecordingExecutor(network, kv, ops, limit)
 
-    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, recording)
+    return _whole(ops, recording)
 
 
 def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
@@ -58,7 +63,21 @@ def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
     def eager(network: Network, kv: KVCache, limit: int) -> Executor:
         return kind(network, kv)
 
-    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, eager)
+    return _whole(ops, eager)
+
+
+def _whole(ops: CompiledOps | PlainOps[Any] | TritonOps, executor: ExecutorFactory) -> Backend[Any]:
+    """A backend of one object that packs, computes and draws, and of what runs its steps."""
+    return Backend(
+        name=ops.name,
+        detail=ops.detail,
+        device=ops.device,
+        kv_dtype=ops.dtype,
+        packer=ops,
+        ops=ops,
+        drawer=ops,
+        executor=executor,
+    )
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -111,5 +130,4 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     def capturing(network: Network, kv: KVCache, limit: int) -> Executor:
         return CapturingExecutor(network, kv, CudaGraphs(device), limit, ops.prepare)
 
-    executor = capturing if device.type == "cuda" else eager
-    return Backend(ops.name, ops.detail, device, dtype, ops, ops, ops, executor)
+    return _whole(ops, capturing if device.type == "cuda" else eager)

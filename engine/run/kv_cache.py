@@ -115,5 +115,7 @@ class KVCache:
             self.states.append(BlockState(tuple(tokens), tuple(sequences)))
 
     def last_tokens(self) -> tuple[Tensor, ...]:
-        """What the last block that keeps anything of tokens has of them."""
+        """Tensors of the last block that keeps anything of tokens, as :class:`BlockState` has them:
+        each [blocks, heads, block_size, elements].
+        """
         return next(state.tokens for state in reversed(self.states) if state.tokens)

@@ -202,7 +202,7 @@ def test_sizes_are_those_of_the_packer(label, gated):
     assert packed_bytes(replace(linear, gated=gated), "triton") == held
 
 
-@pytest.mark.parametrize("backend", ["interpreter", "cpu_c"])
+@pytest.mark.parametrize("backend", ["interpreter", "auto"])
 @pytest.mark.parametrize("model", ["tiny_gguf", "tiny_hf"])
 def test_a_loaded_model_has_that_size(model, backend, request):
     checkpoint = open_checkpoint(request.getfixturevalue(model))
