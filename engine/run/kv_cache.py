@@ -102,7 +102,7 @@ class KVCache:
             memory = map_memory(size)[:size]
         else:
             memory = torch.empty(size, dtype=torch.uint8, device=device)
-        whole = memory.view(dtype).view(blocks, -1)
+        whole = self._whole = memory.view(dtype).view(blocks, -1)
         self.states: list[BlockState] = []
         begin = 0
         for spec in specs:
@@ -113,6 +113,10 @@ class KVCache:
                 begin = end
             sequences = (torch.zeros(rows, *shape, device=device) for shape in spec.per_sequence)
             self.states.append(BlockState(tuple(tokens), tuple(sequences)))
+
+    def touch(self, blocks: int) -> None:
+        """Make the system give the memory of the first ``blocks`` blocks now; clears them."""
+        self._whole[:blocks].zero_()
 
     def last_tokens(self) -> tuple[Tensor, ...]:
         """Tensors of the last block that keeps anything of tokens, as :class:`BlockState` has them:

@@ -101,7 +101,7 @@ class QuantizingCheckpoint:
             )
         form = FORMATS[scheme]
         self._infos = {info.name: info for info in inner.tensors()}
-        self._infos.update((info.name, replace(info, form=form)) for info in linears)
+        self._infos.update((info.name, replace(info, format=form)) for info in linears)
         self._linears = frozenset(info.name for info in linears)
         inner.report().decide(
             f"quantize on load, {scheme}: {len(linears)} linear layers rounded to nearest, "

@@ -33,7 +33,7 @@ def test_the_option_is_the_list_of_schemes():
 def test_decoder_matrices_become_codes_and_nothing_else(scheme):
     plain = open_checkpoint(DENSE)
     checkpoint = QuantizingCheckpoint(open_checkpoint(DENSE), scheme)
-    assert [replace(i, form=None) for i in checkpoint.tensors()] == plain.tensors()
+    assert [replace(i, format=None) for i in checkpoint.tensors()] == plain.tensors()
     quantized = 0
     for info in plain.tensors():
         weight, stored = checkpoint.load(info.name), plain.load(info.name)
