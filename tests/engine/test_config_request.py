@@ -107,7 +107,7 @@ def test_config_accepts(name: str, value: Any) -> None:
 
 def test_former_names_are_told_the_new_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        EngineConfig(**{"backend": "cpu_native"})
+        make_config({"backend": "cpu_native"})
     assert caught.value.hint == "use cpu_c, or cpu_torch for torch's own kernels"
     with pytest.raises(ConfigError, match="unknown engine option 'native'") as caught:
         make_config({"native": False})

@@ -122,9 +122,8 @@ def test_chunks_of_prompts_and_networks_that_look_at_numbers_are_not_kept() -> N
         steps = [chunk] if tape.recordable else [chunk, decode(rows, 2, 4)[0]]
         for step in steps * 2:
             tape.calls.clear()
-            got = made.run(step)
+            assert made.run(step).shape[0] == (1 if step is chunk else 2)
             assert tape.calls == ["noted", "run"]
-        assert len(got) == len(steps)
 
 
 def test_a_capture_comes_after_one_computation() -> None:
