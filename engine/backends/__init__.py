@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +13,10 @@ from ..config import EngineConfig
 from ..run.executors import (
     CapturingExecutor,
     EagerExecutor,
-    Executor,
     ExecutorFactory,
-    Network,
     OneByOneExecutor,
     RecordingExecutor,
 )
-from ..run.kv_cache import KVCache
 from .base import Backend
 from .plain import PlainOps
 
@@ -49,21 +47,12 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     ops = make_cpu_ops(config)
     if not isinstance(ops, CompiledOps):
         return _plain(ops, config.exact)
-
-    def recording(network: Network, kv: KVCache, limit: int) -> Executor:
-        return RecordingExecutor(network, kv, ops, limit)
-
-    return _whole(ops, recording)
+    return _whole(ops, partial(RecordingExecutor, recorder=ops))
 
 
 def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
     """A backend in plain torch, whose results depend on the batch unless each token is alone."""
-    kind = OneByOneExecutor if exact else EagerExecutor
-
-    def eager(network: Network, kv: KVCache, limit: int) -> Executor:
-        return kind(network, kv)
-
-    return _whole(ops, eager)
+    return _whole(ops, OneByOneExecutor if exact else EagerExecutor)
 
 
 def _whole(ops: CompiledOps | PlainOps[Any] | TritonOps, executor: ExecutorFactory) -> Backend[Any]:
@@ -124,10 +113,7 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
     ops = TritonOps(device, dtype, config.exact)
 
-    def eager(network: Network, kv: KVCache, limit: int) -> Executor:
-        return EagerExecutor(network, kv, ops.prepare)
-
-    def capturing(network: Network, kv: KVCache, limit: int) -> Executor:
-        return CapturingExecutor(network, kv, CudaGraphs(device), limit, ops.prepare)
-
-    return _whole(ops, capturing if device.type == "cuda" else eager)
+    if device.type != "cuda":
+        return _whole(ops, partial(EagerExecutor, prepare=ops.prepare))
+    recorder = CudaGraphs(device)
+    return _whole(ops, partial(CapturingExecutor, recorder=recorder, prepare=ops.prepare))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,11 @@ def fill(out: Tensor, step: StepInputs) -> None:
     out.copy_(chosen.unsqueeze(-1))
 
 
+def network(tape: Tape) -> Any:
+    """The tape in the place of a model."""
+    return tape
+
+
 def a_cache() -> KVCache:
     return KVCache([StateSpec(((1, 8),))], 4, 16, torch.float32)
 
@@ -99,7 +105,7 @@ def decode(rows: Rows, count: int, start: int) -> tuple[StepInputs, list[int]]:
 
 def test_decode_steps_are_replayed_by_their_key() -> None:
     rows, tape = some_rows(), Tape()
-    made = RecordingExecutor(tape, a_cache(), tape, 3)
+    made = RecordingExecutor(network(tape), a_cache(), 3, tape)
     for start, count, want in (
         (0, 2, ["noted", "run"]),
         (1, 2, ["run"]),
@@ -118,7 +124,7 @@ def test_chunks_of_prompts_and_networks_that_look_at_numbers_are_not_kept() -> N
     rows = some_rows()
     chunk = rows.step([(0, 0, 5), (1, 3, 1)], [True, False])
     for tape in (Tape(), Tape(recordable=False)):
-        made = RecordingExecutor(tape, a_cache(), tape, 3)
+        made = RecordingExecutor(network(tape), a_cache(), 3, tape)
         steps = [chunk] if tape.recordable else [chunk, decode(rows, 2, 4)[0]]
         for step in steps * 2:
             tape.calls.clear()
@@ -129,7 +135,7 @@ def test_chunks_of_prompts_and_networks_that_look_at_numbers_are_not_kept() -> N
 def test_a_capture_comes_after_one_computation() -> None:
     """For what is compiled or allocated at the first; and other steps are never captured."""
     rows, tape = some_rows(), Tape(eager=True)
-    made = CapturingExecutor(tape, a_cache(), tape, 3)
+    made = CapturingExecutor(network(tape), a_cache(), 3, tape)
     for start, want in ((0, ["computed", "noted", "run"]), (9, ["run"])):
         tape.calls.clear()
         step, ids = decode(rows, 3, start)
@@ -149,20 +155,20 @@ def test_one_by_one_every_token_is_a_step() -> None:
         assert one.decodes and torch.equal(one.block_tables[0], rows.block_tables[0])
         return one
 
-    alone = OneByOneExecutor(tape, cache, prepare).run(step)
+    alone = OneByOneExecutor(network(tape), cache, 0, prepare).run(step)
     places = [(0, 2), (0, 3), (0, 4), (0, 5), (3, 9), (1, 0), (1, 1)]
     assert seen == [([int(rows.tokens[r, p])], [p], p + 1) for r, p in places]
-    assert torch.equal(alone, EagerExecutor(tape, cache).run(step))
+    assert torch.equal(alone, EagerExecutor(network(tape), cache, 0).run(step))
 
 
 def test_threads_of_torch_are_held_to_one_beside_a_pool() -> None:
     tape, before = Tape(), torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with RecordingExecutor(tape, a_cache(), tape, 3).threads():
+        with RecordingExecutor(network(tape), a_cache(), 3, tape).threads():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
-        with EagerExecutor(tape, a_cache()).threads():
+        with EagerExecutor(network(tape), a_cache(), 0).threads():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
