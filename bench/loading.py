@@ -64,7 +64,7 @@ def read_and_copy(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
-    """Seconds and memory (bytes) of packing all weights for ``cpu_c``.
+    """Seconds and memory (bytes) of packing all weights for the CPU.
 
     ``kind`` is ``cold`` or ``warm`` as for reading, or ``ready``: warm, and right after huge
     pages for all weights were touched and freed, so that a host has them at hand.
@@ -80,7 +80,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     from ..loaders import open_checkpoint
 
     checkpoint = open_checkpoint(path)
-    backend = make_backend(EngineConfig(backend="cpu_c"))
+    backend = make_backend(EngineConfig(device="cpu"))
     packed = measure(checkpoint, "float32", "cpu").weights
     if kind == "ready":
         map_memory(packed).fill_(1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,14 +13,16 @@ from ..config import EngineConfig
 from ..run.executors import (
     CapturingExecutor,
     EagerExecutor,
-    Executor,
-    Network,
+    ExecutorFactory,
     OneByOneExecutor,
     RecordingExecutor,
 )
-from ..run.kv_cache import KVCache
 from .base import Backend
 from .plain import PlainOps
+
+if TYPE_CHECKING:
+    from .cpu_c import CompiledOps
+    from .triton_ops import TritonOps
 
 _DTYPES = {
     "auto": torch.float32,
@@ -44,21 +47,26 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     ops = make_cpu_ops(config)
     if not isinstance(ops, CompiledOps):
         return _plain(ops, config.exact)
-
-    def recording(network: Network, kv: KVCache, limit: int) -> Executor:
-        return RecordingExecutor(network, kv, ops, limit)
-
-    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, recording)
+    return _whole(ops, partial(RecordingExecutor, recorder=ops))
 
 
 def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
     """A backend in plain torch, whose results depend on the batch unless each token is alone."""
-    kind = OneByOneExecutor if exact else EagerExecutor
+    return _whole(ops, OneByOneExecutor if exact else EagerExecutor)
 
-    def eager(network: Network, kv: KVCache, limit: int) -> Executor:
-        return kind(network, kv)
 
-    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, eager)
+def _whole(ops: CompiledOps | PlainOps[Any] | TritonOps, executor: ExecutorFactory) -> Backend[Any]:
+    """A backend of one object that packs, computes and draws, and of what runs its steps."""
+    return Backend(
+        name=ops.name,
+        detail=ops.detail,
+        device=ops.device,
+        kv_dtype=ops.dtype,
+        packer=ops,
+        ops=ops,
+        drawer=ops,
+        executor=executor,
+    )
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -105,11 +113,7 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
     ops = TritonOps(device, dtype, config.exact)
 
-    def eager(network: Network, kv: KVCache, limit: int) -> Executor:
-        return EagerExecutor(network, kv, ops.prepare)
-
-    def capturing(network: Network, kv: KVCache, limit: int) -> Executor:
-        return CapturingExecutor(network, kv, CudaGraphs(device), limit, ops.prepare)
-
-    executor = capturing if device.type == "cuda" else eager
-    return Backend(ops.name, ops.detail, device, dtype, ops, ops, ops, executor)
+    if device.type != "cuda":
+        return _whole(ops, partial(EagerExecutor, prepare=ops.prepare))
+    recorder = CudaGraphs(device)
+    return _whole(ops, partial(CapturingExecutor, recorder=recorder, prepare=ops.prepare))

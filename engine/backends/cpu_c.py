@@ -9,7 +9,7 @@ depend on nothing but the row itself.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -27,10 +27,9 @@ from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.canonical import Weight
 from ...kernels.reference import ActivationRule
 from ..run.kv_cache import LayerKV
-from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
-from .plain import rope_of, unsupported
+from .plain import CpuParts, rope_of
 
 Fields = ParamSpec("Fields")
 
@@ -68,7 +67,7 @@ class CompiledProgram:
         self.library.run(self.records, self.count)
 
 
-class CompiledOps:
+class CompiledOps(CpuParts[TiledLinear]):
     """Implements ``Packer``, ``Ops``, ``Drawer`` and ``Recorder`` with the C kernels.
 
     Args:
@@ -78,7 +77,6 @@ class CompiledOps:
     """
 
     name = "cpu_c"
-    device = torch.device("cpu")
 
     def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
         self.dtype = torch.float32
@@ -97,10 +95,6 @@ class CompiledOps:
         # Set by the first weight whose inputs are quantized.
         self._quantizes = False
 
-    def supports(self, weight: Weight) -> str | None:
-        """None but for contradictory formats: every canonical weight can be packed."""
-        return unsupported(weight)
-
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
         """[N, K] in tiles of rows; see ``kernels/cpu/kinds.py``."""
         if self._rounded:
@@ -108,20 +102,6 @@ class CompiledOps:
         packed = pack_weight(self._arena, self.library, weight, bias)
         self._quantizes |= packed.act is not None
         return packed
-
-    def supports_heads(self, head_dim: int) -> str | None:
-        """Heads of every size will do."""
-        return None
-
-    def pack_gated(
-        self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
-    ) -> TiledLinear | None:
-        """None for every weight [N, K]: the activation is an op of its own here."""
-        return None
-
-    def pack_embedding(self, weight: Weight) -> TiledLinear:
-        """Packed like any other matrix."""
-        return self.pack(weight)
 
     def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> [T, D]."""
@@ -279,10 +259,6 @@ class CompiledOps:
         op = ops.Argmax(logits=logits_SV, out=out, tokens=rows, width=width, stride=stride)
         self.library.run(RECORDS.pack(op), 1)
         return out
-
-    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
-        """None for every [S, V]: the host draws."""
-        return None
 
     def begin_record(self) -> None:
         """Start a new program."""

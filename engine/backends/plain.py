@@ -17,19 +17,10 @@ from ..run.step import StepInputs
 from .base import Activation, AttentionShape, P
 
 
-class PlainOps(ABC, Generic[P]):
-    """A backend by :mod:`halfbyte.kernels.reference`, without packing and matrix products.
+class CpuParts(ABC, Generic[P]):
+    """What the CPU's backends have in common: few limits, and draws that are left to the host."""
 
-    Args:
-        dtype: activation and KV type.
-    """
-
-    name = "plain"
-    detail = ""
     device = torch.device("cpu")
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
 
     def supports(self, weight: Weight) -> str | None:
         """None but for contradictory formats: every canonical weight can be run."""
@@ -39,19 +30,37 @@ class PlainOps(ABC, Generic[P]):
         """Heads of every size will do."""
         return None
 
+    @abstractmethod
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
+        """Pack a linear weight [N, K] once."""
+
+    def pack_embedding(self, weight: Weight) -> P:
+        """A table [V, D] is packed like any other matrix."""
+        return self.pack(weight)
+
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
     ) -> P | None:
         """None for every weight [N, K]: the activation is an op of its own here."""
         return None
 
-    def pack_embedding(self, weight: Weight) -> P:
-        """Packed like any other matrix."""
-        return self.pack(weight)
+    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
+        """None for every [S, V]: the host draws."""
+        return None
 
-    @abstractmethod
-    def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
-        """Pack a linear weight [N, K] once."""
+
+class PlainOps(CpuParts[P]):
+    """A backend by :mod:`halfbyte.kernels.reference`, without packing and matrix products.
+
+    Args:
+        dtype: activation and KV type.
+    """
+
+    name = "plain"
+    detail = ""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
 
     @abstractmethod
     def embed(self, ids_T: Tensor, table: P, scale: float = 1.0) -> Tensor:
@@ -115,10 +124,6 @@ class PlainOps(ABC, Generic[P]):
         """Index of each row's largest logit, int64 [S]; -1 for NaN or no finite largest."""
         best, index = logits_SV.max(-1)  # NaN when any is
         return torch.where(best.isfinite(), index, -1)
-
-    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
-        """None for every [S, V]: the host draws."""
-        return None
 
     def flush(self) -> None:
         """Nothing: every op was computed at once."""

@@ -55,7 +55,9 @@ def project_add(
     eps: float,
     x_TD: Tensor,
 ) -> None:
-    """Project what a block made, norm it where ``post_norm`` is given, add it to the residual."""
+    """Project what a block made [T, K], norm it where ``post_norm`` [D] is given, and add it to
+    the residual [T, D] in place.
+    """
     if post_norm_D is None:
         ops.linear_add(y_TK, weight, x_TD)
     else:

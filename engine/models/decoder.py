@@ -83,11 +83,6 @@ class Decoder:
         source.release()
 
     @property
-    def states(self) -> list[StateSpec]:
-        """What each block keeps of a text, in the order of the blocks."""
-        return [block.state(self.config) for block in self.blocks]
-
-    @property
     def recordable(self) -> bool:
         """Whether a step is the same ops whatever its numbers are."""
         return all(block.recordable for block in self.blocks)

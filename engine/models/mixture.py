@@ -35,6 +35,7 @@ class MixtureBlock:
         per_token: how many experts a token goes through.
         normalize: the shares of a token's experts are scaled to a sum of 1.
         eps: epsilon of the norm.
+        recordable: no, for the router's scores choose the ops.
     """
 
     norm: Tensor

@@ -52,6 +52,7 @@ class MlpBlock:
         mlp: the MLP.
         post_norm: RMSNorm weight [D] on what is added to the residual, or None.
         eps: epsilon of the norms.
+        recordable: its ops are the same whatever the step's numbers are.
     """
 
     norm: Tensor

@@ -34,7 +34,7 @@ class WeightSource:
         self._taken: list[str] = []
 
     def norm(self, module: str) -> Tensor:
-        """What an RMSNorm multiplies by: the stored weight, or 1 plus it (Gemma)."""
+        """What an RMSNorm multiplies by, float32 [D]: the stored weight, or 1 plus it (Gemma)."""
         return self._vector(f"{module}.weight") + self._norm_offset
 
     def embedding(self, module: str) -> PackedLinear:

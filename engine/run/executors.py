@@ -7,6 +7,7 @@ a CUDA graph on a GPU, and its counterpart on the C kernels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,47 +21,7 @@ from .step import StepInputs
 
 if TYPE_CHECKING:
     from ...kernels.device.monitor import JitMonitor
-
-
-class Network(Protocol):
-    """What an executor needs of a model."""
-
-    @property
-    def recordable(self) -> bool:
-        """Whether a step is the same ops whatever its numbers are."""
-        ...
-
-    def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
-        """Logits [S, V] before the soft cap, into ``out`` when given; fills the cache."""
-        ...
-
-    def logits_buffer(self, rows: int) -> Tensor:
-        """Unset logits [rows, V] as :meth:`forward` writes them."""
-        ...
-
-    def cap(self, logits_SV: Tensor) -> Tensor:
-        """The final soft cap, in place, on computed logits [S, V]."""
-        ...
-
-
-class Executor(Protocol):
-    """Runs steps of one network on one cache."""
-
-    def run(self, step: StepInputs) -> Tensor:
-        """Logits [S, V] in the backend's dtype; the next run may overwrite them."""
-        ...
-
-    def threads(self) -> AbstractContextManager[None]:
-        """Torch's own threads held as they should be while steps run."""
-        ...
-
-    def monitor(self) -> JitMonitor | None:
-        """What notices kernels compiled while serving; None where nothing is compiled."""
-        ...
-
-
-ExecutorFactory = Callable[[Network, KVCache, int], Executor]
-"""An executor for a network and its cache; the number is the most rows of a recorded step."""
+    from ..models.decoder import Decoder
 
 
 class Program(Protocol):
@@ -88,39 +49,54 @@ def unchanged(step: StepInputs) -> StepInputs:
     return step
 
 
-class EagerExecutor:
-    """Computes each op as it is called.
+class Executor(ABC):
+    """Runs steps of one network on one cache.
 
     Args:
         network: whose steps.
         kv: its cache.
+        limit: most rows of a step that may be kept for replay; for executors that do so.
         prepare: the step as the ops take it: on their device, with what all layers share.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: Decoder,
         kv: KVCache,
+        limit: int,
         prepare: Callable[[StepInputs], StepInputs] = unchanged,
     ) -> None:
         self._network = network
         self._kv = kv
+        self._limit = limit
         self._prepare = prepare
+
+    @abstractmethod
+    def run(self, step: StepInputs) -> Tensor:
+        """Logits [S, V] in the backend's dtype; the next run may overwrite them."""
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Torch's own threads held as they should be while steps run: as they are."""
+        return nullcontext()
+
+    def monitor(self) -> JitMonitor | None:
+        """What notices kernels compiled while serving; None where nothing is compiled."""
+        return None
+
+
+ExecutorFactory = Callable[["Decoder", KVCache, int], Executor]
+"""An executor for a network, its cache, and the most rows of a step that is kept for replay."""
+
+
+class EagerExecutor(Executor):
+    """Computes each op as it is called."""
 
     def run(self, step: StepInputs) -> Tensor:
         """Logits [S, V] of a step."""
         return self._network.cap(self._network.forward(self._prepare(step), self._kv))
 
-    def threads(self) -> AbstractContextManager[None]:
-        """Torch's threads as they are."""
-        return nullcontext()
 
-    def monitor(self) -> JitMonitor | None:
-        """None: nothing is compiled."""
-        return None
-
-
-class OneByOneExecutor(EagerExecutor):
+class OneByOneExecutor(Executor):
     """Computes each token as a step by itself, in order, so that none sees how many there are.
 
     That makes results independent of the batch on kernels that are not.
@@ -140,28 +116,24 @@ class _Recorded:
     logits: Tensor
 
 
-class RecordingExecutor(EagerExecutor):
+class RecordingExecutor(Executor):
     """Notes every step down before it is computed, and replays decode steps by their key.
 
     Args:
-        network: whose steps.
-        kv: its cache.
-        recorder: the backend's; its ops compute nothing unless they are recorded.
-        limit: most rows of a step that is kept for replay.
-        prepare: as for :class:`EagerExecutor`.
+        network: as for :class:`Executor`, like ``kv``, ``limit`` and ``prepare``.
+        recorder: the backend's.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: Decoder,
         kv: KVCache,
-        recorder: Recorder,
         limit: int,
+        recorder: Recorder,
         prepare: Callable[[StepInputs], StepInputs] = unchanged,
     ) -> None:
-        super().__init__(network, kv, prepare)
+        super().__init__(network, kv, limit if network.recordable else 0, prepare)
         self._recorder = recorder
-        self._limit = limit if network.recordable else 0
         self._logits: Tensor | None = None
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
 

@@ -102,8 +102,7 @@ class KVCache:
             memory = map_memory(size)[:size]
         else:
             memory = torch.empty(size, dtype=torch.uint8, device=device)
-        self._memory = memory.view(blocks, -1)
-        whole = memory.view(dtype).view(blocks, -1)
+        whole = self._whole = memory.view(dtype).view(blocks, -1)
         self.states: list[BlockState] = []
         begin = 0
         for spec in specs:
@@ -117,8 +116,10 @@ class KVCache:
 
     def touch(self, blocks: int) -> None:
         """Make the system give the memory of the first ``blocks`` blocks now; clears them."""
-        self._memory[:blocks].zero_()
+        self._whole[:blocks].zero_()
 
     def last_tokens(self) -> tuple[Tensor, ...]:
-        """What the last block that keeps anything of tokens has of them."""
+        """Tensors of the last block that keeps anything of tokens, as :class:`BlockState` has them:
+        each [blocks, heads, block_size, elements].
+        """
         return next(state.tokens for state in reversed(self.states) if state.tokens)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
 from ..request import PromptScore
 from .kv_cache import KVCache
@@ -23,7 +23,7 @@ def prompt_logits(
     """
     total, backend = len(token_ids), model.backend
     blocks = -(-total // block_size)
-    kv = KVCache(model.states, blocks, block_size, backend.kv_dtype, backend.device)
+    kv = KVCache(block_states(model.config), blocks, block_size, backend.kv_dtype, backend.device)
     executor = backend.executor(model, kv, 0)
     rows = Rows(1, total, block_size, rotary)
     rows.tokens[0, :total] = torch.tensor(token_ids)

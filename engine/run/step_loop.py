@@ -12,7 +12,7 @@ from dataclasses import replace
 from halfbyte.errors import EngineDeadError, RequestError
 
 from ..config import EngineConfig
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
 from ..request import FinishReason, Request, SamplingParams, TokenEvent
 from ..schedule.block_pool import BlockPool
@@ -269,7 +269,7 @@ def build_loop(
         config.max_batch, config.max_batch_tokens, longest, share, step_ms / 1000
     )
     scheduler = Scheduler(limits, pool, end_tokens)
-    specs, backend = network.states, network.backend
+    specs, backend = block_states(network.config), network.backend
     kv = KVCache(specs, memory.blocks, size, backend.kv_dtype, backend.device, config.max_batch)
     rows = Rows(config.max_batch, longest, size, rotary)
     valid = min(tokenizer.vocab_size, network.config.vocab_size)

@@ -15,6 +15,7 @@ Shape letters: N rows, K elements of a row, B blocks of a row.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor

@@ -109,6 +109,19 @@ def test_without_kernels_the_cost_and_the_remedy_are_said(
     assert caplog.records == []
 
 
+@pytest.mark.usefixtures("broken")
+def test_c_kernels_that_are_asked_for_are_not_silently_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = EngineConfig(backend="cpu_c")
+    with pytest.raises(ConfigError, match=r"backend is 'cpu_c', but .* no C compiler found") as got:
+        make_cpu_ops(asked)
+    assert "apt install gcc" in got.value.hint and "backend='cpu_torch'" in got.value.hint
+    monkeypatch.setenv("HALFBYTE_ISA", "none")
+    with pytest.raises(ConfigError, match="backend is 'cpu_c', but HALFBYTE_ISA is 'none'"):
+        make_cpu_ops(asked)
+
+
 class Screen(io.StringIO):
     def isatty(self) -> bool:
         return True

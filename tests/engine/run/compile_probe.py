@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,7 @@ from halfbyte import Engine, SamplingParams
 from halfbyte.engine import engine as engine_module
 from halfbyte.engine.backends import triton_ops
 from halfbyte.engine.backends.base import Backend
-from halfbyte.engine.run.executors import EagerExecutor, Executor, Network
-from halfbyte.engine.run.kv_cache import KVCache
+from halfbyte.engine.run.executors import EagerExecutor
 from halfbyte.kernels.device import runtime
 from halfbyte.kernels.device.monitor import JitMonitor
 
@@ -75,10 +75,7 @@ class Listening(EagerExecutor):
 
 def make_backend(exact: bool) -> Backend[Any]:
     ops = triton_ops.TritonOps(torch.device("cpu"), torch.bfloat16, exact)
-
-    def executor(network: Network, kv: KVCache, limit: int) -> Executor:
-        return Listening(network, kv, ops.prepare)
-
+    executor = partial(Listening, prepare=ops.prepare)
     return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, executor)
 
 

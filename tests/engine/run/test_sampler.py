@@ -94,7 +94,7 @@ def test_padding_of_the_vocabulary_is_never_drawn(temperature: float, penalty: f
         assert sampler(valid=50)(logits, [one])[0] in range(50)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu_c", "interpreter"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "interpreter"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
 def test_suppressed_tokens_are_never_drawn(backend: Any, temperature: float) -> None:
     """Although their logits are the best; 60 is beyond the valid ids, which is no error."""
@@ -191,7 +191,7 @@ def test_logits_of_lower_precision(dtype: torch.dtype) -> None:
     assert sampler()(logits, rows) == sampler()(logits.float(), rows)
 
 
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "cpu_c", "interpreter"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "auto", "interpreter"])
 EXTREMES: dict[str, list[float]] = {
     "temperature": [0.0, 5e-324, 1e-300, 1e-45, 1e-6, 100.0],
     "top_k": [-1, 0, 1, (1 << 31) - 1],
