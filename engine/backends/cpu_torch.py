@@ -18,10 +18,10 @@ from torch import Tensor
 
 from halfbyte.errors import ConfigError
 
-from ...kernels import reference as ref
 from ...kernels.cpu.build import BuildError, open_library
 from ...kernels.cpu.forms import VARIABLE, chosen_forms
 from ...kernels.cpu.library import Library
+from ...kernels.formats.activations import quantize_activations
 from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight, WeightFormat
 from ...loaders.store.model_store import cache_root
 from ..config import EngineConfig
@@ -204,7 +204,7 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         elif weight.act is None:
             y = F.linear(x_TK.to(self.matmul), weight.weight).float()
         else:
-            q_TK, scale_T1 = ref.quantize_activations(x_TK, weight.act)
+            q_TK, scale_T1 = quantize_activations(x_TK, weight.act)
             y = F.linear(q_TK.to(self.matmul), weight.weight).float() * scale_T1
         if weight.bias is not None:
             y += weight.bias

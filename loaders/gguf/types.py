@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...kernels.formats.code_tables import IQ4_NL
 from ...kernels.formats.weight_format import WeightFormat
 
 
@@ -76,8 +77,6 @@ REMOVED_TYPES: dict[int, str] = {
 }
 
 DENSE_TYPES = ("F32", "F16", "BF16")
-# What the codes of IQ4_NL and IQ4_XS stand for.
-_IQ4 = tuple(map(float, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
 
 CANONICAL: dict[str, WeightFormat] = {
     "Q4_0": WeightFormat(4, 32),
@@ -90,8 +89,8 @@ CANONICAL: dict[str, WeightFormat] = {
     "Q4_K": WeightFormat(4, 32, "float"),
     "Q5_K": WeightFormat(5, 32, "float"),
     "Q6_K": WeightFormat(6, 16),
-    "IQ4_NL": WeightFormat(4, 32, "table", _IQ4),
-    "IQ4_XS": WeightFormat(4, 32, "table", _IQ4),
+    "IQ4_NL": WeightFormat(4, 32, "table", IQ4_NL),
+    "IQ4_XS": WeightFormat(4, 32, "table", IQ4_NL),
 }
 """Quantized block type -> format of the weights that it becomes."""
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.formats.weight_format import NF4, ActivationFormat, WeightFormat
+from ...kernels.formats.code_tables import NF4
+from ...kernels.formats.weight_format import ActivationFormat, WeightFormat
 from ..base import Checkpoint, TensorInfo, TokenizerSource
 from .config import ModelConfig
 from .report import LoadReport

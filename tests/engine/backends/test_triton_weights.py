@@ -12,13 +12,13 @@ from torch import Tensor
 
 from halfbyte.engine.backends.triton_ops import TritonOps
 from halfbyte.engine.backends.triton_weights import family
-from halfbyte.kernels.codebook import NF4
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
     QuantizedLinear,
     WeightFormat,
     pack_codes,
 )
+from halfbyte.kernels.formats.code_tables import NF4
 
 INT8 = ActivationFormat()
 E4M3 = ActivationFormat("e4m3", top=448.0)
