@@ -21,11 +21,12 @@ from ...kernels.attention import (
     prefill_block,
 )
 from ...kernels.attention.reference import paged_attention
-from ...kernels.codebook.layout import NF4, pack_codebook
+from ...kernels.codebook.layout import pack_codebook
 from ...kernels.codebook.op import codebook_linear
 from ...kernels.codebook.reference import dequantize as dequantize_codebook
 from ...kernels.device import runtime
 from ...kernels.device.workspace import Workspace
+from ...kernels.formats.code_tables import NF4
 from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
 from ...kernels.sampling import argmax
 from ...kernels.w4a16.layout import pack_w4

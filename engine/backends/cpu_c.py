@@ -25,7 +25,7 @@ from ...kernels.cpu.library import Library
 from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, Gate
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.canonical import Weight
-from ...kernels.reference import ActivationRule
+from ...kernels.formats.weight_format import ActivationFormat
 from ..run.kv_cache import LayerKV
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
@@ -328,7 +328,7 @@ class CompiledOps(CpuParts[TiledLinear]):
         return out
 
     def _quantize(
-        self, x_TK: Tensor, act: ActivationRule, dtype: torch.dtype
+        self, x_TK: Tensor, act: ActivationFormat, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Codes less their zero point [T, K] in ``dtype``, that of the product, and scales [T]."""
         assert x_TK.dtype == torch.float32

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import reference as ref
+from ...kernels.formats.activations import quantize_activations
 from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight
 from ...kernels.kind import Kind, MatrixSpec, carrier, no_integers
 from .base import Activation
@@ -120,7 +120,7 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         elif weight.act is None:
             y = F.linear(x_TK.to(self.matmul), weight.weight).float()
         else:
-            q_TK, scale_T1 = ref.quantize_activations(x_TK, weight.act)
+            q_TK, scale_T1 = quantize_activations(x_TK, weight.act)
             y = F.linear(q_TK.to(self.matmul), weight.weight).float() * scale_T1
         if weight.bias is not None:
             y += weight.bias

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..reference import ActivationRule
+from ..formats.weight_format import ActivationFormat
 from . import ops
 from .arena import Arena
 from .library import Library
@@ -41,7 +41,7 @@ class TiledLinear(ops.Tiled):
     """
 
     order: Tensor | None = None
-    act: ActivationRule | None = None
+    act: ActivationFormat | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

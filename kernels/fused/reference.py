@@ -31,16 +31,6 @@ def group_sums(x_TD: Tensor, group: int) -> Tensor:
     return torch.nn.functional.pad(wide, (0, padding)).unflatten(-1, (-1, group)).sum(-1)
 
 
-def quantize_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes [T, D] and float32 scales [T], the largest magnitude / 127; ties to even."""
-    wide = x_TD.float()
-    largest = wide.abs().amax(-1)
-    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
-    # Products of two float32 are exact in float64: ties are found as one FMA finds them.
-    codes = (wide.double() * inverse.double().unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
-    return codes, largest / 127.0
-
-
 def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
     """``act(gate) * up`` [T, I], gate being the first half of a row; ``silu`` or ``gelu_tanh``."""
     gate, up = gate_up_TI2.chunk(2, dim=-1)

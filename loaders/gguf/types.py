@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...kernels.formats.code_tables import IQ4_NL
 from ...kernels.formats.weight_format import WeightFormat
 
 
@@ -37,9 +38,6 @@ class BlockType:
         return "F16" if self.elements == self.format.group_size else "F32"
 
 
-# What the codes of IQ4_NL and IQ4_XS stand for.
-_IQ4 = tuple(map(float, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
-
 _TABLE = (
     BlockType(0, "F32", 1, 4),
     BlockType(1, "F16", 1, 2),
@@ -59,10 +57,10 @@ _TABLE = (
     BlockType(17, "IQ2_XS", 256, 74),
     BlockType(18, "IQ3_XXS", 256, 98),
     BlockType(19, "IQ1_S", 256, 50),
-    BlockType(20, "IQ4_NL", 32, 18, WeightFormat(4, 32, "table", _IQ4), "q4_0"),
+    BlockType(20, "IQ4_NL", 32, 18, WeightFormat(4, 32, "table", IQ4_NL), "q4_0"),
     BlockType(21, "IQ3_S", 256, 110),
     BlockType(22, "IQ2_S", 256, 82),
-    BlockType(23, "IQ4_XS", 256, 136, WeightFormat(4, 32, "table", _IQ4), "iq4_xs"),
+    BlockType(23, "IQ4_XS", 256, 136, WeightFormat(4, 32, "table", IQ4_NL), "iq4_xs"),
     BlockType(24, "I8", 1, 1),
     BlockType(25, "I16", 1, 2),
     BlockType(26, "I32", 1, 4),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...kernels.formats.weight_format import NF4, ActivationFormat, WeightFormat
+from ...kernels.formats.code_tables import NF4
+from ...kernels.formats.weight_format import ActivationFormat, WeightFormat
 
 SchemeName = Literal["w4a16", "w8a16", "w8a8", "nf4"]
 """The keys of :data:`SCHEMES`, for type checkers and for the command line."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ....kernels.formats.weight_format import FP4, NF4, WeightFormat
+from ....kernels.formats.code_tables import FP4, NF4
+from ....kernels.formats.weight_format import WeightFormat
 from ...files.fields import Fields, shown
 from ...files.safetensors_index import StoredTensor
 from ...model.quantizing import DENSE_FORMATS, is_decoder_linear

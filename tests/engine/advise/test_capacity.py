@@ -23,7 +23,7 @@ from halfbyte.kernels.formats.canonical import (
     WeightFormat,
     pack_codes,
 )
-from halfbyte.kernels.formats.weight_format import NF4
+from halfbyte.kernels.formats.code_tables import NF4
 from halfbyte.kernels.kind import MatrixSpec
 from halfbyte.kernels.w8a8.layout import PackedW8A8
 from halfbyte.loaders import open_checkpoint

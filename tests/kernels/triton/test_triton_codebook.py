@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from halfbyte.errors import KernelInputError
-from halfbyte.kernels.codebook import FP4, NF4, codebook_linear, dequantize, pack_codebook
+from halfbyte.kernels.codebook import codebook_linear, dequantize, pack_codebook
 from halfbyte.kernels.codebook import reference as ref
 from halfbyte.kernels.codebook.layout import unpack_codebook
+from halfbyte.kernels.formats.code_tables import FP4, NF4
 from halfbyte.kernels.w8a16.reference import linear
 
 HALF = (torch.float16, torch.bfloat16)
