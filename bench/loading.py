@@ -75,7 +75,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     from ..engine.advise.capacity import measure
     from ..engine.backends import make_ops
     from ..engine.config import EngineConfig
-    from ..engine.models.decoder import Decoder
+    from ..engine.models.registry import model_class
     from ..kernels.cpu.arena import map_memory
     from ..loaders import open_checkpoint
 
@@ -91,7 +91,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     peak, before = Peak(), anonymous()
     with peak:
         wall, cpu = time.perf_counter(), time.process_time()
-        network = Decoder(checkpoint.config, checkpoint, ops)
+        network = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         held = anonymous() - before
     checkpoint.close()

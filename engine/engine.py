@@ -19,7 +19,7 @@ from ..loaders.store.model_store import resolve_model
 from .backends import make_ops
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
-from .models.decoder import Decoder
+from .models.registry import model_class
 from .request import Completion, Delta, PromptScore, SamplingParams, sampling_params
 from .run.memory import MemoryPlan, free_memory, plan_memory
 from .run.scoring import prompt_logits, score_prompt
@@ -76,6 +76,7 @@ class Engine:
                 checkpoint = QuantizingCheckpoint(checkpoint, self.config.quantize)
             clock("headers")
             self.model_config = checkpoint.config
+            family = model_class(self.model_config.architecture)
             self.name = self.model_config.name or path.stem
             ops = make_ops(self.config)
             clock("backend")
@@ -86,7 +87,7 @@ class Engine:
             self.memory: MemoryPlan = plan_memory(
                 self.model_config, self.config, ops.kv_dtype, free_memory(ops.device)
             )
-            network = Decoder(self.model_config, checkpoint, ops, progress)
+            network = family(self.model_config, checkpoint, ops, progress)
             clock("weights")
             self.report = checkpoint.report()
         finally:

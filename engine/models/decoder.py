@@ -3,7 +3,7 @@
 The families differ in biases, q/k norms, windows, RoPE, activation and scales, and Gemma 2 and 3
 also norm what a block adds; Mixtral and Qwen3-MoE have experts in place of the MLP.
 ``ModelConfig`` says all of that, and the wiring is one. A family with another wiring gets a file
-of its own beside this one.
+of its own beside this one and an entry in ``registry.py``.
 """
 
 from __future__ import annotations
