@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 from ...model.report import LoadReport
-from ..quantized import QuantizationConfig, unsupported
 from .base import Method, QuantizedModule, Read
+from .detect import QuantizationConfig, unsupported
 
 __all__ = ["Method", "QuantizedModule", "Read", "open_method"]
 
