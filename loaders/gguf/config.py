@@ -13,11 +13,9 @@ from ..model import checks as limits
 from ..model.config import ModelConfig, RopeConfig
 from ..model.families import ModelFamily, architectures, family_of_architecture
 from ..model.report import LoadReport
-from .experts import KEYS as EXPERT_KEYS
-from .experts import read_experts
+from .experts import EXPERT_KEYS, read_experts
 from .reader import GGUFArray, GGUFTensor
 from .rope import read_rope
-from .windows import sliding_layers, windows
 
 # Keys that change the numbers in a way most families do not have -> the value without effect.
 _NEUTRAL: dict[str, float] = {
@@ -140,7 +138,7 @@ def read_config(
         position = min(max(position, longest), limits.MAX_POSITION)
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}; context {position}")
-    slides, window = sliding_layers(read, family, layers, report)
+    slides, window = _sliding_layers(read, family, layers, report)
     rope_local, local_layers = _local_rope(read, family, rope, slides, layers)
     dtype = _dtype(tensors)
     inner = read.uniform("feed_forward_length", layers, limits.MAX_INTERMEDIATE)
@@ -164,7 +162,7 @@ def read_config(
         o_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
         qk_norm=family.qk_norm,
-        sliding_window=windows(slides, window, position),
+        sliding_window=_windows(slides, window, position),
         activation=family.activation,
         embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,
         attention_scale=(hidden // heads) ** -0.5 if layers == family.gguf.wide_layers else 0.0,
@@ -278,6 +276,49 @@ def _vocab_size(read: _ArchFields, report: LoadReport) -> int:
         )
     report.decide(f"vocabulary size {tokens.count} taken from the token list")
     return tokens.count
+
+
+def _sliding_layers(
+    read: Fields, family: ModelFamily, layers: int, report: LoadReport
+) -> tuple[tuple[bool, ...], int]:
+    """Per layer whether it has the sliding window, and the window in tokens; ``((), 0)`` for none.
+
+    Raises:
+        CheckpointError: a value is out of bounds.
+        UnsupportedModelError: which layers have the window is unknown.
+    """
+    window = read.integer("attention.sliding_window", 0, limits.MAX_POSITION, family.gguf.window)
+    if window == 0:
+        return (), 0
+    key = "attention.sliding_window_pattern"
+    pattern, every = read.values.get(key), family.gguf.window_every
+    if isinstance(pattern, GGUFArray) and pattern.count == layers:
+        flags = pattern.values()
+        if all(isinstance(flag, bool) for flag in flags):
+            return flags, window
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern >= 0:
+        every = pattern
+    elif pattern is not None:
+        raise UnsupportedModelError(
+            f"{read.name(key)} is {shown(pattern)}; supported are a whole number and an array of "
+            f"{layers} bools"
+        )
+    if every < 0:
+        raise UnsupportedModelError(
+            f"{read.name('attention.sliding_window')} is {window} without a pattern: which layers "
+            "use it is unknown",
+            hint="convert the original model again with a current converter",
+        )
+    if every == 0:
+        report.decide(f"sliding window of {window} tokens on every layer")
+    return tuple(every == 0 or i % every < every - 1 for i in range(layers)), window
+
+
+def _windows(slides: tuple[bool, ...], window: int, position: int) -> tuple[int, ...]:
+    """Window per layer; empty when it is no shorter than the context, which is none at all."""
+    if window >= position or not any(slides):
+        return ()
+    return tuple(window if flag else 0 for flag in slides)
 
 
 def _local_rope(

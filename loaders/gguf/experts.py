@@ -13,7 +13,7 @@ from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Experts
 from ..model.families import MODEL_FAMILIES, ModelFamily, architectures
-from ..model.fused import Rows
+from ..model.fused import RowRange
 
 # Keys that only mixtures have -> the values that ask for nothing beyond Mixtral's arithmetic:
 # scores through softmax, shares unscaled, no shared experts, no groups, experts in all layers.
@@ -32,7 +32,7 @@ _PLAIN: dict[str, tuple[int, ...]] = {
     "moe_latent_size": (0,),
 }
 _OWN = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_weights_norm")
-KEYS = frozenset((*_PLAIN, *_OWN))
+EXPERT_KEYS = frozenset((*_PLAIN, *_OWN))
 # One tensor for each expert, as files of early 2024 have them: ``ffn_gate.7``.
 _SPLIT = re.compile(r"ffn_(gate|up|down)\.(0|[1-9][0-9]{0,4})")
 _STACKED = {
@@ -116,7 +116,7 @@ def split_stacks(
     experts: Experts | None,
     where: str,
     spelled: Callable[[str], str],
-) -> tuple[dict[str, TensorInfo], dict[str, Rows]]:
+) -> tuple[dict[str, TensorInfo], dict[str, RowRange]]:
     """Replace stacks [E, N, K] of experts by the matrices [N, K] in them.
 
     A stack of gates and ups together is [E, 2 N, K], each expert's gate before its up.
@@ -157,5 +157,5 @@ def split_stacks(
                     )
                 size = whole.nbytes // len(names)
                 infos[name] = replace(whole, name=name, shape=(n, k), nbytes=size)
-                rows[name] = Rows(whole.name, index * n, (index + 1) * n)
+                rows[name] = RowRange(whole.name, index * n, (index + 1) * n)
     return infos, rows

@@ -18,7 +18,7 @@ from .layers import read_experts, rotated_layers, sliding_windows
 from .rope import read_local_rope, read_rope
 
 # Keys of counts and of what a tensor's sides follow from, for messages.
-KEYS: dict[str, str] = {
+_KEYS: dict[str, str] = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
@@ -130,12 +130,12 @@ def read_config(
 
 
 def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """:data:`KEYS` as this ``config.json`` spells them."""
+    """The keys that counts and sizes are under in this ``config.json``, for messages."""
     family = family_of_type(values.get("model_type"))
     if family is None:
-        return KEYS
+        return _KEYS
     own = {"experts": family.hf.expert_count, "expert_inner": family.hf.expert_width}
-    keys = KEYS | own
+    keys = _KEYS | own
     if not wraps(values):
         return keys
     return {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pkgutil import resolve_name
 
 from ...model.report import LoadReport
-from ..quantized import QuantizationConfig, unsupported
 from .base import FolderTensors, Method, QuantizedModule, Read
+from .detect import QuantizationConfig, unsupported
 
 __all__ = ["METHODS", "FolderTensors", "Method", "QuantizedModule", "Read", "open_method"]
 

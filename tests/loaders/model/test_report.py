@@ -13,7 +13,7 @@ from halfbyte.cli.inspect import describe, render
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.hf import methods
 from halfbyte.loaders.hf.methods.base import QuantizedModule
-from halfbyte.loaders.hf.quantized import QuantizationConfig, claim
+from halfbyte.loaders.hf.methods.detect import QuantizationConfig, claim
 from halfbyte.loaders.model.report import LoadReport
 
 Q = "model.layers.0.self_attn.q_proj"
