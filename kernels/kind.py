@@ -217,6 +217,10 @@ class TritonKind(Kind, Protocol[P]):
         """
         return lambda w: self.linear(x_MK, w, None, None, out, context)
 
+    def seen(self, x_MK: Tensor, weight: P) -> Tensor:
+        """Inputs [M, K] as products see them, rounded where the kernels round: float64."""
+        return x_MK.double()
+
     def gather(self, ids_T: Tensor, weight: P, dtype: torch.dtype, factor: float) -> Tensor:
         """``factor`` times rows of an embedding [V, D] -> [T, D].
 
