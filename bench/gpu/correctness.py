@@ -92,6 +92,8 @@ def _linear(
                 return error, LIMITS[y.dtype]
 
             part.check(f"{name} M={m}", far)
+        if part.small and dtype == torch.bfloat16:
+            continue  # Its tiles and the order of its sums are those of float16.
 
         def bits(run=run) -> tuple[float, float]:
             whole = run(max(rows), True)
