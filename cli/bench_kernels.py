@@ -19,8 +19,9 @@ def kernels(
         str, typer.Option("--gpu", metavar="NAME", help="Such as H100 or 'RTX 4090'.")
     ] = "",
     kernel: Annotated[
-        str, typer.Option("--kernel", metavar="NAME,..", help="Of w4a16, w8a16, w8a8.")
-    ] = "w4a16,w8a8",
+        str,
+        typer.Option("--kernel", metavar="NAME,..", help="Kinds of weight; empty = usual ones."),
+    ] = "",
     layer: Annotated[
         str, typer.Option("--layer", metavar="NAME,..", help="Such as 8B or 'down'; all if empty.")
     ] = "",
@@ -42,9 +43,9 @@ def kernels(
 
     if dry_run:
         card = find_gpu(gpu or "H100")
-        heads, *lines = floors.floor_table(card, rows=counts)
+        heads, *lines = floors.floor_table(card, _names(kernel), counts)
         text = json.dumps([dict(zip(heads, line, strict=True)) for line in lines], indent=1) + "\n"
-        shown = floors.floor_text(card, counts)
+        shown = floors.floor_text(card, _names(kernel), counts)
     else:
         from ..bench.kernels.report import rows_table, worst_text
         from ..bench.kernels.run import KernelPlan, run_kernels

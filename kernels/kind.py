@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .tables import Tables
     from .tables.tuning import TunedProblem, Tuning
 
-BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Rows of activations that choices are made for: as many, or fewer down to the one before."""
 
 NO_CODES = "the weights have no codes"
@@ -219,6 +219,10 @@ class TritonKind(Kind, Protocol[P]):
         What a layer's products share, such as rounded inputs, is made ready beforehand.
         """
         return lambda w: self.linear(x_MK, w, None, None, out, context)
+
+    def seen(self, x_MK: Tensor, weight: P) -> Tensor:
+        """Inputs [M, K] as products see them, rounded where the kernels round: float64."""
+        return x_MK.double()
 
     def gather(self, ids_T: Tensor, weight: P, dtype: torch.dtype, factor: float) -> Tensor:
         """``factor`` times rows of an embedding [V, D] -> [T, D].

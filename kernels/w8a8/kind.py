@@ -119,6 +119,14 @@ class _RowScales(TritonKind[PackedW8A8]):
         q, scale, zero = _rounded(x_MK, weight)
         return lambda w: w8a8_linear(q, scale, w, zero, out=out)
 
+    def seen(self, x_MK: Tensor, weight: PackedW8A8) -> Tensor:
+        """Codes less their zero points, scaled: float64 [M, K]."""
+        q, scale, zero = _rounded(x_MK, weight)
+        codes = q[:, : x_MK.shape[1]].double()
+        if zero is not None:
+            codes -= zero.double().reshape(-1, 1)
+        return codes * scale.double().reshape(-1, 1)
+
 
 class W8A8Kind(_RowScales):
     """Symmetric int8 weights; int8 inputs of any rounding."""
