@@ -90,6 +90,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Parse, and put the remedy into the message of an option that does not exist."""
         own = self._options(ctx)
+        if "--model" not in own and self._takes_a_model(ctx):
+            args = _model_as_argument(args)
         name, error = _misread(args, own), None
         if name is None:
             try:
@@ -105,9 +107,20 @@ class Command(TyperCommand):
         pieces = super().collect_usage_pieces(ctx)
         return [piece.replace("[[", "[").replace("]]...", "]") for piece in pieces]
 
+    def _takes_a_model(self, ctx: Any) -> bool:
+        words = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return [p.metavar for p in words] == ["MODEL"]
+
     def _options(self, ctx: Any) -> dict[str, Any]:
         """Option -> parameter."""
         return {name: p for p in self.get_params(ctx) for name in p.opts if name[:1] == "-"}
+
+
+def _model_as_argument(args: list[str]) -> list[str]:
+    """The arguments of a command whose model has no option: ``-m NAME`` is ``NAME``."""
+    end = args.index("--") if "--" in args else len(args)
+    before = [arg.removeprefix("--model=") for arg in args[:end] if arg not in ("-m", "--model")]
+    return before + args[end:]
 
 
 def _misread(args: list[str], own: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def inspect(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Local file or folder, or a pulled model.")
+        str, typer.Argument(metavar="MODEL", help="Local file or folder, or a pulled model.")
     ] = "smollm2",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every tensor.")] = False,

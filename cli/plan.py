@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def plan(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Local file or folder, or a pulled model.")
+        str, typer.Argument(metavar="MODEL", help="Local file or folder, or a pulled model.")
     ] = "smollm2",
     gpu: Annotated[
         str, typer.Option("--gpu", metavar="NAME", help="Such as H100; cpu is this machine.")

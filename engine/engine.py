@@ -366,6 +366,14 @@ class Engine:
         """Counters and gauges; after :meth:`close` those of its moment."""
         return self._loop.stats()
 
+    def reserve(self) -> None:
+        """Take the memory that prefixes may fill from the system now, not request by request.
+
+        For servers, whose need is then known at the start. Only while nothing was computed.
+        """
+        with self._turn(), uninterrupted():
+            self._loop.reserve()
+
     def close(self) -> None:
         """Cancel live requests, refuse new ones, free the weights and the KV cache."""
         if self._process.inherited and self._loop.has_work():

@@ -85,6 +85,7 @@ def serve(
         log_to_stderr()
         with answering(listener):
             engine = Engine(model, **options)
+            engine.reserve()
         # What lives until the end is not searched for garbage again: a full collection over it
         # would stop all streams for a tenth of a second.
         gc.collect()

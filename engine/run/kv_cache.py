@@ -58,8 +58,14 @@ class KVCache:
             memory = map_memory(size)[:size]
         else:
             memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self._block_bytes = size // blocks
+        self._memory = memory
         whole = memory.view(dtype).view(blocks, model.num_layers, 2, *tile)
         self.layers = [LayerKV(whole[:, i, 0], whole[:, i, 1]) for i in range(model.num_layers)]
+
+    def touch(self, blocks: int) -> None:
+        """Make the system give the memory of the first ``blocks`` blocks now; clears them."""
+        self._memory[: blocks * self._block_bytes].zero_()
 
     @staticmethod
     def bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:

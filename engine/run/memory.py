@@ -16,7 +16,7 @@ from .kv_cache import KVCache
 
 KV_SHARE = 0.5
 # Of a cache that was sized by the free memory, prefixes may take this part beside what is in use.
-CACHE_SHARE = 0.125
+CACHE_SHARE = 1 / 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,9 @@ def prefix_blocks(plan: MemoryPlan, config: EngineConfig, device: torch.device) 
     """KV blocks that may be touched for the sake of the prefix cache alone.
 
     All of them on a GPU, whose cache is allocated at once, and where ``kv_tokens`` says how many
-    there are. A CPU's is given out by the system block by block: prefixes have an eighth of the
-    cache, and at least one whole context; the rest is touched when requests need it at once.
+    there are. A CPU's is given out by the system block by block: prefixes have a 32nd of the
+    cache, and at least one whole context, so that a busy server's memory has its size within its
+    first minute; the rest is touched when requests need it at once.
     """
     if config.kv_tokens or device.type != "cpu":
         return plan.blocks

@@ -236,6 +236,11 @@ class StepLoop:
                 reason = done.finish_reason.value
                 self._finished[reason] = self._finished.get(reason, 0) + 1
 
+    def reserve(self) -> None:
+        """Take the memory of the blocks that prefixes may fill; see ``Engine.reserve``."""
+        assert self.scheduler.pool.touched == 0
+        self.runner.kv.touch(self.scheduler.pool.keep)
+
     def _unused(self, name: str) -> bool:
         """Whether no live request has this id, nor one whose last step is not committed."""
         return name not in self._output and name not in self.scheduler

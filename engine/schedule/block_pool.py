@@ -84,6 +84,11 @@ class BlockPool:
         return len(self._empty) + self._cached + len(self._blocks) - self._touched
 
     @property
+    def keep(self) -> int:
+        """Blocks that may be touched for the sake of the prefix index."""
+        return self._keep
+
+    @property
     def touched(self) -> int:
         """Blocks that were handed out at least once: those whose memory the system has given."""
         return self._touched

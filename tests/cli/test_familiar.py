@@ -93,6 +93,17 @@ def test_the_server_takes_the_names_of_vllm(monkeypatch):
     assert {"max_batch": 4, "served_name": "n", "max_context": 64}.items() <= seen[0].items()
 
 
+@pytest.mark.parametrize("named", [["-m", "other"], ["--model", "other"], ["--model=other"]])
+def test_an_argument_for_the_model_has_the_name_of_the_option(monkeypatch, named):
+    seen: list[dict[str, object]] = []
+    command = next(c for c in app.registered_commands if c.callback is serve)
+    monkeypatch.setattr(command, "callback", _recorded(command.callback, seen))
+    app(["serve", *named, "--max-batch", "4"], standalone_mode=False)
+    assert {"model": "other", "max_batch": 4}.items() <= seen[0].items()
+    with pytest.raises(USAGE_ERROR):
+        app(["serve", *named, "another"], standalone_mode=False)
+
+
 def _recorded(command, seen):
     import functools
 
