@@ -178,6 +178,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or the end of the process counts it as leaked
+
+
 def pytest_runtest_setup() -> None:
     if "triton.runtime.interpreter" in sys.modules:
         patch_language_once_a_launch()
