@@ -34,17 +34,6 @@ IgnoreEos = Annotated[
     _sampling("--ignore-eos", help="Go on after an end-of-text token."),
 ]
 
-NamedModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help="Name, local file or folder, or pulled repository.",
-    ),
-]
-Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.")]
-System = Annotated[str, typer.Option("--system", metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[
     int,
     typer.Option(
