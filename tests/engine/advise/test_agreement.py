@@ -111,13 +111,13 @@ def engine_packs(spec: MatrixSpec, arch: int) -> tuple[str, int]:
 
 
 def test_plan_explain_and_engine_agree_on_every_format_and_architecture(rng: random.Random):
-    every = [(form, use) for form in formats() for use in USES]
-    tried = set(rng.sample(range(len(every)), 300))
     seen: set[str] = set()
-    for index, (form, use) in enumerate(every):
+    for form, use in [(form, use) for form in formats() for use in USES]:
         spec = spec_of(rng, form, use)
         linear, m = Linear("w", "label", spec), rng.choice((1, 7, 16, 33, 100, 700))
-        own = rng.choice(ARCHS) if index in tried else None
+        # The kernels of every format in 16 bits, and of some others.
+        often = 0.3 if form is None or form.act is None else 0.02
+        own = rng.choice(ARCHS) if rng.random() < often else None
         for arch in ARCHS:
             where = Conditions(Device("card", arch, 100), exact=rng.random() < 0.3)
             try:
