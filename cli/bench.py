@@ -95,7 +95,7 @@ def codegen(
         str, typer.Option("--arch", metavar="NAME,..", help="Such as sm_90; all when not given.")
     ] = "",
     kernel: Annotated[
-        str, typer.Option("--kernel", metavar="NAME,..", help="Such as w4a16; all when not given.")
+        str, typer.Option("--kernel", metavar="NAME,..", help="Such as fused; all when not given.")
     ] = "",
     json_file: Annotated[
         str | None,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .tables import Tables
     from .tables.tuning import TunedProblem, Tuning
 
+BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Rows of activations that choices are made for: as many, or fewer down to the one before."""
+
 NO_CODES = "the weights have no codes"
 QUANTIZED_INPUTS = "activations are quantized: the checkpoint asks for 8-bit products"
 PLAIN_INPUTS = "activations are not quantized"
@@ -284,6 +287,11 @@ def no_integers(form: WeightFormat | None) -> str | None:
     if form.act is not None:
         return QUANTIZED_INPUTS
     return "codes index a table" if form.zero == "table" else None
+
+
+def unpacked(weight: QuantizedLinear, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [N, K], one per element and contiguous, and scales [N, G], on a device."""
+    return weight.unpack().contiguous().to(device), weight.scales.to(device)
 
 
 def recentred(weight: QuantizedLinear, center: int) -> tuple[ZeroKind, Tensor | None]:

@@ -15,9 +15,8 @@ from ...kernels.attention.config import (
     split_count,
 )
 from ...kernels.device.gpus import Device
-from ...kernels.kind import Conditions
+from ...kernels.kind import BUCKETS, Conditions
 from ...kernels.tables import Tables
-from ...kernels.w4a16.config import BUCKETS
 from ...loaders.base import Checkpoint
 from .explain import Row
 from .products import Linear, groups

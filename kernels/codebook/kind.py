@@ -23,6 +23,7 @@ from ..kind import (
     TritonKind,
     entries,
     round_up,
+    unpacked,
 )
 from ..w8a16.config import chosen
 from ..w8a16.fragments import ROW_ALIGN
@@ -92,7 +93,7 @@ class CodebookKind(TritonKind[PackedCodebook]):
         The packer wants blocks of the flattened weight, which rows of whole groups are.
         """
         assert isinstance(weight, QuantizedLinear)
-        codes, scales_NG = weight.unpack().to(device), weight.scales.to(device)
+        codes, scales_NG = unpacked(weight, device)
         k, group, table = weight.in_features, weight.format.group_size, weight.format.table
         if group == -1 or group >= k:
             return pack_codebook(codes, scales_NG, table, block=-1)

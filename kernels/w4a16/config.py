@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from ..kind import BUCKETS as BUCKETS
 from ..tables.tuning import TunedProblem
 from .layout import ROW_ALIGN, SLICE
 
 KernelName = Literal["late", "direct", "dequantize"]
 
-BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 EXACT_MAX_SPLITS = 16
 
 
@@ -25,6 +25,7 @@ class Problem(TunedProblem):
     """One product as the rules see it.
 
     Attributes:
+        kind: ``w4a16``.
         m: rows of the activations.
         rows: stored rows of the weight, a multiple of 128.
         k: features.

@@ -25,6 +25,7 @@ from ..kind import (
     no_integers,
     recentred,
     round_up,
+    unpacked,
 )
 from . import tuning
 from .config import Problem, choose, table_key
@@ -102,7 +103,7 @@ class W4A16Kind(TritonKind[PackedW4]):
         zero, zeros = recentred(weight, 8)
         assert zero in ("none", "int", "float")
         zeros = None if zeros is None else zeros.to(device)
-        codes, scales = weight.unpack().to(device), weight.scales.to(device)
+        codes, scales = unpacked(weight, device)
         group = weight.format.group_size
         return pack_w4(codes, scales, zeros, zero=zero, group=group, gated=gated)
 

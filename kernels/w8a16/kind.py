@@ -22,6 +22,7 @@ from ..kind import (
     no_integers,
     recentred,
     round_up,
+    unpacked,
 )
 from .config import chosen
 from .fragments import ROW_ALIGN
@@ -63,7 +64,9 @@ class W8A16Kind(TritonKind[PackedW8A16]):
         assert spec.format is not None
         rows, entry = round_up(spec.n, ROW_ALIGN), 2 if spec.half else 4
         if _offset(spec.format):
-            entry = 8  # offsets are products of two numbers, which fp16 does not hold
+            # A scale and an offset; of codes around 64 that is the scale times 64, which is as
+            # exact, of all others a product of two numbers or a sum, for which fp16 is too narrow.
+            entry = 2 * entry if (spec.format.zero, spec.format.bits) == ("none", 7) else 8
         codes = rows * round_up(spec.k, _SLICE)
         return codes + rows * entries(spec.format, spec.k, _SLICE) * entry
 
@@ -86,7 +89,7 @@ class W8A16Kind(TritonKind[PackedW8A16]):
         zero, zeros = recentred(weight, 128)
         assert zero in ("none", "int", "float")
         zeros = None if zeros is None else zeros.to(device)
-        codes, scales = weight.unpack().to(device), weight.scales.to(device)
+        codes, scales = unpacked(weight, device)
         return pack_w8a16(codes, scales, zeros, zero=zero, group=weight.format.group_size)
 
     def linear(

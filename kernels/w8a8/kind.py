@@ -23,6 +23,7 @@ from ..kind import (
     ProductContext,
     TritonKind,
     round_up,
+    unpacked,
 )
 from . import config
 from .layout import ALIGN, MAX_K, MAX_K_ASYMMETRIC, InputRounding, PackedW8A8, pack_w8a8
@@ -83,7 +84,7 @@ class _RowScales(TritonKind[PackedW8A8]):
     ) -> PackedW8A8:
         """Codes, scales and the rounding of inputs of [N, K]."""
         assert isinstance(weight, QuantizedLinear) and weight.format.act is not None
-        codes, scales = weight.unpack().to(device), weight.scales.to(device)
+        codes, scales = unpacked(weight, device)
         if self.floating:
             codes = codes.view(torch.float8_e4m3fn)
         rounding = _rounding(weight.format.act, device)

@@ -33,14 +33,18 @@ def test_the_option_is_the_list_of_schemes():
 def test_decoder_matrices_become_codes_and_nothing_else(scheme):
     plain = open_checkpoint(DENSE)
     checkpoint = QuantizingCheckpoint(open_checkpoint(DENSE), scheme)
-    assert [replace(i, format=None) for i in checkpoint.tensors()] == plain.tensors()
     quantized = 0
-    for info in plain.tensors():
+    for told, info in zip(checkpoint.tensors(), plain.tensors(), strict=True):
+        own = {"format": None, "dtype": info.dtype, "half": info.half}
+        assert replace(told, **own) == info
+        assert (told == info) != info.name.endswith("_proj.weight")
         weight, stored = checkpoint.load(info.name), plain.load(info.name)
         assert isinstance(stored, torch.Tensor)
         if info.name.endswith("_proj.weight"):
             assert isinstance(weight, QuantizedLinear) and weight.shape == info.shape
             form = weight.format
+            narrow = torch.equal(weight.scales.half().float(), weight.scales)
+            assert (told.format, told.dtype, told.half) == (form, "F32", narrow)
             # Half a step at most; a step of NF4 is at most 0.304 of its scale.
             step = 0.304 if scheme == "nf4" else 1.0
             error = (weight.dequantize() - stored.float()).abs().max()
