@@ -1,6 +1,6 @@
 """``bench codegen``: what the compiler makes of every shipped kernel, without any GPU.
 
-    python -m halfbyte.bench.codegen --arch sm_90 --kernel w4a16    a table
+    python -m halfbyte.bench.codegen --arch sm_90 --kernel fused    a table
     python -m halfbyte.bench.codegen --check                        compare with the budget
     python -m halfbyte.bench.codegen --update                       write the budget
 

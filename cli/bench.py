@@ -93,7 +93,7 @@ def codegen(
         str, typer.Option("--arch", metavar="NAME,..", help="Such as sm_90; all when not given.")
     ] = "",
     kernel: Annotated[
-        str, typer.Option("--kernel", metavar="NAME,..", help="Such as w4a16; all when not given.")
+        str, typer.Option("--kernel", metavar="NAME,..", help="Such as fused; all when not given.")
     ] = "",
     json_file: JsonFile = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with the budget.")] = False,

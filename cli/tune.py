@@ -90,19 +90,12 @@ def problems(
 ) -> list[TunedProblem]:
     """The problems of a model that tables know, each once, those of one weight size together."""
     from ..engine.advise.products import groups
-    from ..kernels.kind import Conditions
-    from ..kernels.tables import tunings
+    from ..kernels.kind import BUCKETS, Conditions
 
     where = Conditions(device, fp16)
     found = dict.fromkeys(linear.problem(1, where) for linear, _ in groups(checkpoint))
-    sizes = [size for size in found if size is not None]
-    buckets = {kind: tuning.BUCKETS for kind, tuning in tunings().items()}
-    return [
-        replace(size, m=m)
-        for size in sizes
-        for m in buckets[size.kind]
-        if m <= max(max_rows, min(buckets[size.kind]))
-    ]
+    buckets = [m for m in BUCKETS if m <= max(max_rows, BUCKETS[0])]
+    return [replace(size, m=m) for size in found if size is not None for m in buckets]
 
 
 def pending(

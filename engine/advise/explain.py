@@ -32,7 +32,7 @@ class Row:
         shape: (N, K), or None for attention.
         format: the file's name of the weight's format; KV type for attention.
         m: rows, the largest of their bucket.
-        family: how the weights are held (``w4a16``, ``nibbles`` ...), or ``attention``.
+        family: how the weights are held (the name of a kind), or ``attention``.
         kernel: the kernel of the family.
         config: its launch parameters.
         source: ``table``, ``neighbour``, ``formula``, ``exact`` or ``library``.

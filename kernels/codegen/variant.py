@@ -18,7 +18,7 @@ class Variant:
     """What the ahead-of-time compiler needs to know, and what the loop's work is counted in.
 
     Attributes:
-        kernel: dotted name, e.g. ``w4a16.gemm``.
+        kernel: dotted name, e.g. ``attention.decode``.
         config: short name of the configuration, unique within the kernel, e.g.
             ``m16 g128 128x128 w4 s4 fp16``.
         fn: the ``triton.jit`` function.

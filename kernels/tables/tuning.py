@@ -48,12 +48,10 @@ class Tuning(Protocol):
     Attributes:
         EXAMPLE: a key.
         FIELDS: names of an entry's values.
-        BUCKETS: numbers of rows that have an entry.
     """
 
     EXAMPLE: str
     FIELDS: Sequence[str]
-    BUCKETS: tuple[int, ...]
 
     def table_key(self, p: Any, /) -> str:
         """The key of a problem; no other kind's looks like it."""

@@ -25,6 +25,7 @@ class Problem(TunedProblem):
     """One product as the rules see it.
 
     Attributes:
+        kind: ``w4a16``.
         m: rows of the activations.
         rows: stored rows of the weight, a multiple of 128.
         k: features.

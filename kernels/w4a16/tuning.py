@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from ..device.workspace import COUNTERS, PARTIAL_BYTES
 from ..formats.weight_format import WeightFormat
+from ..kind import BUCKETS
 from ..tables.tuning import TunedKey, fault, integer
-from .config import BUCKETS as BUCKETS
 from .config import (
     Choice,
     Config,
@@ -43,6 +43,7 @@ class Key(TunedKey):
     """What a key of :func:`~.config.table_key` says.
 
     Attributes:
+        kind: ``w4a16``.
         arch: compute capability such as 90.
         m: bucket of the rows of the activations.
         rows: stored rows of the weight, a multiple of 128.
