@@ -40,9 +40,9 @@ def kernels(
 
     if dry_run:
         card = find_gpu(gpu or "H100")
-        heads, *lines = floors.floor_table(card, _names(kernel), counts)
+        heads, *lines = floors.floor_table(card, names(kernel), counts)
         text = json.dumps([dict(zip(heads, line, strict=True)) for line in lines], indent=1) + "\n"
-        shown = floors.floor_text(card, _names(kernel), counts)
+        shown = floors.floor_text(card, names(kernel), counts)
     else:
         from ..bench.kernels.report import rows_table, worst_text
         from ..bench.kernels.run import KernelPlan, run_kernels
