@@ -74,7 +74,7 @@ def _on_cpu(checkpoint: Checkpoint, fp16: bool, exact: bool) -> _Explained:
 
     from ..bench.machine import cpu_model
     from ..engine.advise.explain import explain_cpu
-    from ..engine.backends.cpu_torch import make_cpu_ops
+    from ..engine.backends.cpu import make_cpu_ops
     from ..engine.config import EngineConfig
 
     if fp16:

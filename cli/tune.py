@@ -15,7 +15,7 @@ from .explain import local_device
 if TYPE_CHECKING:
     from ..kernels.device.gpus import Device
     from ..kernels.tables.measure import Bench
-    from ..kernels.w4a16.config import Problem
+    from ..kernels.tables.tuning import TunedProblem
     from ..loaders.base import Checkpoint
 
 _LEAST_GAIN = 0.98
@@ -42,7 +42,7 @@ def tune(
         Path | None, typer.Option("--out", metavar="FILE", help="Table to write; default: yours.")
     ] = None,
 ) -> None:
-    """Write the fastest W4A16 configurations of a model's layers to your table.
+    """Write the fastest configurations of a model's layers to your table.
 
     Needs a GPU that nothing else uses. Each entry is kept as soon as it is found: interrupt at
     any time, and go on with the same command.
@@ -60,7 +60,7 @@ def tune(
             "tuning needs a CUDA GPU, and torch sees none",
             hint="run `halfbyte doctor`; `halfbyte explain` works without a GPU",
         )
-    from ..kernels.tables import table_name
+    from ..kernels.tables import table_name, tunings
     from ..kernels.tables.measure import Bench
 
     checkpoint = open_checkpoint(path)
@@ -69,9 +69,10 @@ def tune(
     finally:
         checkpoint.close()
     if not todo:
+        names = ", ".join(tunings())
         raise ConfigError(
-            f"{path} has no weights of up to 4 bits: nothing to tune",
-            hint="only W4A16 takes tables; `halfbyte explain` shows what runs",
+            f"{path} has no weights of a kind that takes tables ({names}): nothing to tune",
+            hint="`halfbyte explain` shows what runs",
         )
     target = cache_root() / "tables" / table_name(device) if out is None else out
     if gpu:
@@ -86,11 +87,10 @@ def tune(
 
 def problems(
     checkpoint: Checkpoint, device: Device, fp16: bool, max_rows: int = 512
-) -> list[Problem]:
-    """The W4A16 problems of a model, each once, those of one weight size together."""
+) -> list[TunedProblem]:
+    """The problems of a model that tables know, each once, those of one weight size together."""
     from ..engine.advise.products import groups
-    from ..kernels.kind import Conditions
-    from ..kernels.w4a16.config import BUCKETS
+    from ..kernels.kind import BUCKETS, Conditions
 
     where = Conditions(device, fp16)
     found = dict.fromkeys(linear.problem(1, where) for linear, _ in groups(checkpoint))
@@ -99,26 +99,25 @@ def problems(
 
 
 def pending(
-    todo: Sequence[Problem], target: Path, again: bool = False
-) -> list[tuple[Problem, list[dict[str, Any]]]]:
+    todo: Sequence[TunedProblem], target: Path, again: bool = False
+) -> list[tuple[TunedProblem, list[dict[str, Any]]]]:
     """The problems that a table has no entry of, or all ``again``, with what is worth timing.
 
     Raises ConfigError when the table cannot be read.
     """
-    from ..kernels.tables import read_table
-    from ..kernels.tables.candidates import candidates
-    from ..kernels.w4a16.config import table_key
+    from ..kernels.tables import read_table, tunings
 
     table = read_table(target)
     there = set() if table is None or again else set(table.entries)
-    return [(p, candidates(p)) for p in todo if table_key(p) not in there]
+    how = tunings()
+    return [(p, how[p.kind].candidates(p)) for p in todo if how[p.kind].table_key(p) not in there]
 
 
 def tune_all(
-    todo: Sequence[Problem],
+    todo: Sequence[TunedProblem],
     device: Device,
     target: Path,
-    make_bench: Callable[[Problem], Bench],
+    make_bench: Callable[[TunedProblem], Bench],
     *,
     again: bool = False,
     progress: Progress = lambda done, total: None,
@@ -128,8 +127,7 @@ def tune_all(
     ``make_bench`` is called once for each weight size. Raises ConfigError when the table cannot
     be read or written, or when memory is short.
     """
-    from ..kernels.tables import write_entry
-    from ..kernels.tables.candidates import entry
+    from ..kernels.tables import entry, write_entry
 
     plan = pending(todo, target, again)
     total = sum(len(values) for _, values in plan)
@@ -151,7 +149,7 @@ def tune_all(
 
 
 def fastest(
-    problem: Problem,
+    problem: TunedProblem,
     values: Iterable[dict[str, Any]],
     bench: Bench,
     step: Callable[[], None] = lambda: None,

@@ -10,7 +10,7 @@ Shape letters: M rows of activations, N rows and K columns of a weight, G groups
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .device.gpus import Device
     from .device.workspace import Workspace
     from .tables import Tables
-    from .w4a16.config import Problem
+    from .tables.tuning import TunedProblem, Tuning
 
-BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Rows of activations that choices are made for: as many, or fewer down to the one before."""
 
 NO_CODES = "the weights have no codes"
@@ -175,16 +175,20 @@ class TritonKind(Kind, Protocol[P]):
         cases: what benches and GPU checks run, the most usual first.
         reorders: inputs are to be handed over in the order of the codes' columns; else packing
             puts the columns back into the order of the inputs.
+        peers: names of other people's kernels for such products, beside dense ones.
+        tuning: what tuned tables hold for it, or None for a kind without tables.
     """
 
     cases: tuple[KindCase, ...]
     reorders: bool
+    peers: tuple[str, ...] = ()
+    tuning: Tuning | None = None
 
     def choose(self, spec: MatrixSpec, m: int, where: Conditions) -> Chosen:
         """What :meth:`linear` runs for ``m`` rows and an accepted weight."""
         ...
 
-    def problem(self, spec: MatrixSpec, m: int, where: Conditions) -> Problem | None:
+    def problem(self, spec: MatrixSpec, m: int, where: Conditions) -> TunedProblem | None:
         """The problem of ``m`` rows as tuned tables know it; None for a kind without tables."""
         return None
 
@@ -206,6 +210,19 @@ class TritonKind(Kind, Protocol[P]):
         ``out`` [M, N] is contiguous and may be ``residual``.
         """
         ...
+
+    def prepared(
+        self, x_MK: Tensor, weight: P, out: Tensor, context: ProductContext
+    ) -> Callable[[P], Tensor]:
+        """:meth:`linear` of x [M, K] into ``out`` [M, N] with weights like this one, to be timed.
+
+        What a layer's products share, such as rounded inputs, is made ready beforehand.
+        """
+        return lambda w: self.linear(x_MK, w, None, None, out, context)
+
+    def seen(self, x_MK: Tensor, weight: P) -> Tensor:
+        """Inputs [M, K] as products see them, rounded where the kernels round: float64."""
+        return x_MK.double()
 
     def gather(self, ids_T: Tensor, weight: P, dtype: torch.dtype, factor: float) -> Tensor:
         """``factor`` times rows of an embedding [V, D] -> [T, D].

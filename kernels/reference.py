@@ -7,39 +7,12 @@ dimension, B blocks, S tokens in a block, R rows (requests), V vocabulary, I MLP
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-
-class ActivationRule(Protocol):
-    """How a linear layer's input is quantized; the loaders' ``ActivationFormat`` is one."""
-
-    @property
-    def kind(self) -> Literal["int8", "e4m3"]:
-        """``int8`` (-128 to 127) or ``e4m3`` (float8_e4m3fn, saturating at 448)."""
-        ...
-
-    @property
-    def symmetric(self) -> bool:
-        """No zero point."""
-        ...
-
-    @property
-    def top(self) -> float:
-        """A dynamic symmetric scale is the row's largest magnitude over this."""
-        ...
-
-    @property
-    def scale(self) -> float | None:
-        """Static scale, or None for one of each row's own."""
-        ...
-
-    @property
-    def zero(self) -> int:
-        """Static zero point."""
-        ...
+from .formats.activations import quantize_activations
+from .formats.weight_format import ActivationFormat
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -59,34 +32,8 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
     return y if bias_N is None else y + bias_N.to(y.dtype)
 
 
-def quantize_activations(x_TK: Tensor, rule: ActivationRule) -> tuple[Tensor, Tensor]:
-    """Codes less their zero point, float32 [T, K], and scales, float32 [T, 1], of inputs [T, K].
-
-    ``q = round(clamp(x / scale + zero, low, high))``, ties to even, in float32; the input then
-    stands for ``scale * (q - zero)``. ``q - zero`` is a whole number of at most 255 in size or a
-    float8: exact in bfloat16, too. A row of zeros has the scale 1.
-    """
-    x = x_TK.float()
-    low = x.amin(-1, keepdim=True).clamp(max=0.0)
-    high = x.amax(-1, keepdim=True).clamp(min=0.0)
-    zero = x.new_full((x.shape[0], 1), float(rule.zero))
-    if rule.scale is not None:
-        scale = x.new_full((x.shape[0], 1), rule.scale)
-    else:
-        if rule.symmetric:
-            scale = torch.maximum(high, -low) / x.new_tensor(rule.top)
-        else:
-            scale = (high - low) / x.new_tensor(255.0)
-        scale = torch.where(scale == 0, 1.0, scale)
-        if not rule.symmetric:
-            zero = torch.round(-128.0 - low / scale).clamp(-128.0, 127.0)
-    if rule.kind == "e4m3":
-        return (x / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn).float(), scale
-    return torch.round((x / scale + zero).clamp(-128.0, 127.0)) - zero, scale
-
-
 def quantized_linear(
-    x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, rule: ActivationRule
+    x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, rule: ActivationFormat
 ) -> Tensor:
     """``quantized(x) @ weight.T + bias`` -> [T, N] in the dtype of ``x``.
 

@@ -8,7 +8,7 @@ file order would force the caller to hold several layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -175,9 +175,3 @@ def load_stored(checkpoint: Checkpoint, name: str) -> Weight:
     if isinstance(checkpoint, LoadsStored):
         return checkpoint.load_stored(name)
     return checkpoint.load(name)
-
-
-def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Weight]]:
-    """All canonical weights in file order, one at a time (for tools; the engine pulls)."""
-    for info in checkpoint.tensors():
-        yield info.name, checkpoint.load(info.name)

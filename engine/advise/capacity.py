@@ -12,11 +12,11 @@ from typing import Literal
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.kind import MatrixSpec
-from ...kernels.tables.schema import PARTIAL_BYTES
+from ...kernels.cpu import kinds as tiles
+from ...kernels.device.workspace import PARTIAL_BYTES
+from ...kernels.kind import carrier
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
-from ..backends.cpu_weights import Codes, codes_kept
 from ..run.memory import KV_SHARE
 from .products import Linear, embedding, groups
 
@@ -32,13 +32,6 @@ _SCRATCH = 96 << 20
 _HALF, _FLOAT = 2, 4
 # Copies of a row's logits: the step's and the recorded graph's in 16 bits, three in float32.
 _LOGIT_BYTES = 2 * _HALF + 3 * _FLOAT
-_CPU_KINDS: dict[Codes, str] = {
-    "nibbles": "4-bit codes",
-    "table": "4-bit codes",
-    "bytes": "8-bit codes",
-    "float8": "8-bit codes",
-    "dense": "dense",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +200,8 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: Target, arch: int = 0) -
 def packed(linear: Linear, target: Target, arch: int = 0) -> tuple[str, int]:
     """The kind that carries a matrix [N, K] on a target, and its bytes, the bias apart."""
     if target == "cpu":
-        return _cpu_kind(linear.spec), _cpu_bytes(linear.spec)
+        kind = carrier(tiles.KINDS, linear.spec, 0).kind
+        return kind.held, kind.packed_bytes(linear.spec)
     found = linear.carrier(arch)
     return found.kind.name, found.kind.packed_bytes(found.spec)
 
@@ -232,25 +226,3 @@ def _workspace(config: ModelConfig, target: Target) -> int:
     if target == "cpu":
         return MAX_STEP_TOKENS * widths * _FLOAT
     return MAX_STEP_TOKENS * widths * _HALF + PARTIAL_BYTES + _SCRATCH
-
-
-def _cpu_kind(spec: MatrixSpec) -> str:
-    if spec.format is None:
-        return "dense"
-    kept, _ = codes_kept(spec.format, spec.k)
-    return _CPU_KINDS[kept]
-
-
-def _cpu_bytes(spec: MatrixSpec) -> int:
-    n, k, form = spec.n, spec.k, spec.format
-    if form is None:
-        return n * k * (_FLOAT if spec.dtype == "F32" else _HALF)
-    scales = -(-k // form.group_size) if form.group_size > 0 else 1
-    kept, _ = codes_kept(form, k)
-    # Offsets that are sums or products of what the file has are float32, and so are their scales.
-    computed = form.zero == "int" or (form.zero == "float" and kept == "bytes")
-    width = _HALF if spec.dtype == "F16" and not computed else _FLOAT
-    if kept == "dense":
-        return n * k * _FLOAT
-    codes = n * k // 2 if kept in ("nibbles", "table") else n * k
-    return codes + n * scales * width * (1 if form.zero in ("none", "table", "e4m3") else 2)

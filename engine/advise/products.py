@@ -11,7 +11,7 @@ from ...loaders.base import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
     from ...kernels.kind import TritonKind
-    from ...kernels.tables import Problem
+    from ...kernels.tables.tuning import TunedProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Linear:
 
         return carrier(KINDS, self.spec, arch)
 
-    def problem(self, m: int, where: Conditions) -> Problem | None:
+    def problem(self, m: int, where: Conditions) -> TunedProblem | None:
         """The problem of ``m`` rows as tuned tables know it; None where they know none."""
         found = self.carrier(where.device.arch)
         return found.kind.problem(found.spec, m, where)

@@ -1,4 +1,4 @@
-"""``cpu_native`` on the C kernels: a step is noted down and runs as one parallel region.
+"""``cpu_c``, the C kernels: a step is noted down and runs as one parallel region.
 
 Activations and KV cache are float32. Weights stay in their codes; a matrix product over few
 rows reads them directly, one over many rows expands them to bfloat16 panels (see
@@ -9,36 +9,41 @@ depend on nothing but the row itself.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
-from ...kernels.cpu import library as lib
+from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
+from ...kernels.cpu.kinds import expand_rounded, pack_weight
+from ...kernels.cpu.library import Library
+from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, Gate
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.canonical import Weight
-from ...kernels.reference import ActivationRule
+from ...kernels.formats.weight_format import ActivationFormat
 from ..run.kv_cache import LayerKV
-from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
-from .cpu_weights import expand_rounded, pack_weight
-from .plain import rope_of, unsupported
+from .plain import CpuParts, rope_of
+
+Fields = ParamSpec("Fields")
 
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
 NEVER = 1 << 30
-# Tokens of one text that attention takes together, and keys of a partition (attention.c).
-RUN = 16
-PARTITION = 128
 # Few enough (token, head) units that the keys must be split to keep all threads busy.
 SPLIT_TOKENS = 8
-# Numbers of types and activations in the records.
-CODE_TYPES = (torch.float32, torch.bfloat16, torch.int8)
-GATES: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
+CODE_TYPES = {
+    torch.float32: CodeType.FLOAT,
+    torch.bfloat16: CodeType.BF16,
+    torch.int8: CodeType.INT8,
+}
+GATES: dict[Activation, Gate] = {"silu": Gate.SILU, "gelu_tanh": Gate.GELU_TANH}
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class CompiledProgram:
         keep: tensors that the records address and nothing else may hold.
     """
 
-    library: lib.Library
+    library: Library
     records: bytes
     count: int
     keep: list[Tensor]
@@ -62,8 +67,8 @@ class CompiledProgram:
         self.library.run(self.records, self.count)
 
 
-class CompiledOps:
-    """Implements ``Ops`` with the C kernels.
+class CompiledOps(CpuParts[TiledLinear]):
+    """Implements ``Packer``, ``Ops``, ``Drawer`` and ``Recorder`` with the C kernels.
 
     Args:
         library: the loaded kernels.
@@ -71,16 +76,10 @@ class CompiledOps:
         rounded: weights that their format's tool rounds to 16 bits are expanded to those.
     """
 
-    name = "cpu_native"
-    records = True
-    eager = False
-    compiles = False
-    device = torch.device("cpu")
-    alone = False
+    name = "cpu_c"
 
-    def __init__(self, library: lib.Library, exact: bool, rounded: bool = False) -> None:
+    def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
         self.dtype = torch.float32
-        self.kv_dtype = torch.float32
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
@@ -96,45 +95,28 @@ class CompiledOps:
         # Set by the first weight whose inputs are quantized.
         self._quantizes = False
 
-    def supports(self, weight: Weight) -> str | None:
-        """None but for contradictory formats: every canonical weight can be packed."""
-        return unsupported(weight)
-
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
-        """[N, K] in tiles of rows; see :mod:`.cpu_weights`."""
+        """[N, K] in tiles of rows; see ``kernels/cpu/kinds.py``."""
         if self._rounded:
             weight = expand_rounded(weight)
         packed = pack_weight(self._arena, self.library, weight, bias)
         self._quantizes |= packed.act is not None
         return packed
 
-    def supports_heads(self, head_dim: int) -> str | None:
-        """Heads of every size will do."""
-        return None
-
-    def pack_gated(
-        self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
-    ) -> TiledLinear | None:
-        """None for every weight [N, K]: the activation is an op of its own here."""
-        return None
-
-    def prepare(self, step: StepInputs) -> StepInputs:
-        """The step as it is."""
-        return step
-
-    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
-        """Rows of the step."""
-        return (len(step.spans),)
-
-    def pack_embedding(self, weight: Weight) -> TiledLinear:
-        """Packed like any other matrix."""
-        return self.pack(weight)
-
     def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> [T, D]."""
         tokens = ids_T.shape[0]
         out = self._scratch.take((tokens, table.k))
-        self._linear(lib.EMBED, ids_T, table, out, tokens, last=table.order, factor=scale)
+        self._emit(
+            ops.Embed,
+            tiled=table,
+            ids=ids_T,
+            order=table.order,
+            out=out,
+            tokens=tokens,
+            out_stride=out.stride(0),
+            factor=scale,
+        )
         return out
 
     def rms_norm(
@@ -143,9 +125,18 @@ class CompiledOps:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
         count, width = (x_TD if rows is None else rows).shape[0], x_TD.shape[1]
         out = self._activation(count, width)
-        half = int(out.dtype == torch.bfloat16)
-        n = (count, width, out.stride(0), half)
-        self._emit(lib.RMS_NORM, n, (eps,), (x_TD, weight_D, out, rows))
+        self._emit(
+            ops.RmsNorm,
+            x=x_TD,
+            weight=weight_D,
+            rows=rows,
+            out=out,
+            tokens=count,
+            width=width,
+            out_stride=out.stride(0),
+            half=out.dtype == torch.bfloat16,
+            eps=eps,
+        )
         return out
 
     def linear(self, x_TK: Tensor, weight: TiledLinear, out: Tensor | None = None) -> Tensor:
@@ -165,11 +156,26 @@ class CompiledOps:
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
         tokens = qkv_TC.shape[0]
         q = self._scratch.take((tokens, shape.heads, shape.head_dim))
-        n = (tokens, shape.heads, shape.kv_heads, shape.head_dim)
-        rope = rope_of(shape, step)
-        half, size = rope.shape[1] // 2, kv.k.shape[2]
-        pointers = (qkv_TC, rope, step.slots, kv.k, kv.v, shape.q_norm, shape.k_norm, q)
-        self._emit(lib.ROPE_KV, (*n, half, size, kv.k.stride(0)), (shape.eps,), pointers)
+        angles = rope_of(shape, step)
+        self._emit(
+            ops.RopeKv,
+            qkv=qkv_TC,
+            angles=angles,
+            slots=step.slots,
+            q_norm=shape.q_norm,
+            k_norm=shape.k_norm,
+            k=kv.k,
+            v=kv.v,
+            q=q,
+            tokens=tokens,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            half=angles.shape[1] // 2,
+            block_size=kv.k.shape[2],
+            block_stride=kv.k.stride(0),
+            eps=shape.eps,
+        )
         return q
 
     def attention(
@@ -179,54 +185,80 @@ class CompiledOps:
         tokens, heads, dim = q_THE.shape
         out = self._scratch.take((tokens, heads * dim))
         size, width = kv.k.shape[2], step.block_tables.shape[1]
-        most = -(-width * size // PARTITION)
+        attention = ops.Attention(
+            q=q_THE,
+            k=kv.k,
+            v=kv.v,
+            positions=step.positions,
+            rows=step.row_index,
+            tables=step.block_tables,
+            out=out,
+            units=tokens,
+            heads=heads,
+            kv_heads=shape.kv_heads,
+            group=heads // shape.kv_heads,
+            dim=dim,
+            block_size=size,
+            block_shift=size.bit_length() - 1,
+            block_stride=kv.k.stride(0),
+            window=shape.window,
+            table_width=width,
+            partitions=-(-width * size // PARTITION),
+            max_run=1,
+            scale=shape.scale,
+            softcap=shape.softcap,
+        )
         single = all(s.end - s.begin == 1 for s in step.spans)
-        pointers = (q_THE, kv.k, kv.v, step.positions, step.row_index, step.block_tables)
-
-        factors = (shape.scale, shape.softcap)
-
-        def n(units: int, longest: int) -> tuple[int, ...]:
-            sizes = (heads, shape.kv_heads, dim, size, shape.window, width, most)
-            return (units, *sizes, longest, kv.k.stride(0))
-
         if single and tokens <= SPLIT_TOKENS:
-            partial = self._scratch.take((tokens * heads * most, dim + 2))
-            for kind in (lib.ATTN_SPLIT, lib.ATTN_MERGE):
-                arguments = (*pointers, None, out, partial)
-                self._emit(kind, n(tokens, 1), factors, arguments)
+            partials = (tokens * heads * attention.partitions, dim + 2)
+            attention.partial = self._scratch.take(partials)
+            self._emit(ops.AttentionSplit, attention=attention)
+            self._emit(ops.AttentionMerge, attention=attention)
             return out
         runs = _runs(step)
-        longest = max(end - begin for begin, end in runs)
-        table = torch.tensor(runs, dtype=torch.int32)
-        self._emit(lib.ATTN_RUN, n(len(runs), longest), factors, (*pointers, table, out, None))
+        attention.runs = torch.tensor(runs, dtype=torch.int32)
+        attention.units, attention.max_run = len(runs), max(end - begin for begin, end in runs)
+        self._emit(ops.AttentionRun, attention=attention)
         return out
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""
-        half = int(x_TD.dtype == torch.bfloat16)
-        n = (*x_TD.shape, x_TD.stride(0), residual_TD.stride(0), half)
-        self._emit(lib.ADD, n, (), (x_TD, residual_TD))
+        tokens, width = x_TD.shape
+        self._emit(
+            ops.Add,
+            x=x_TD,
+            y=residual_TD,
+            tokens=tokens,
+            width=width,
+            x_stride=x_TD.stride(0),
+            y_stride=residual_TD.stride(0),
+            half=x_TD.dtype == torch.bfloat16,
+        )
 
     def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
         """``act(gate) * up`` -> [T, I]."""
         tokens, width = gate_up_TI2.shape
         out = self._activation(tokens, width // 2)
-        half = int(out.dtype == torch.bfloat16)
-        n = (tokens, width // 2, out.stride(0), half, GATES[activation])
-        self._emit(lib.GATED_MUL, n, (), (gate_up_TI2, out))
+        self._emit(
+            ops.GatedMul,
+            gate_up=gate_up_TI2,
+            out=out,
+            tokens=tokens,
+            width=width // 2,
+            out_stride=out.stride(0),
+            half=out.dtype == torch.bfloat16,
+            gate=GATES[activation],
+        )
         return out
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """First index of each row's largest logit, int64 [S], or -1; computed at once."""
         rows, width = logits_SV.shape
         out = torch.empty(rows, dtype=torch.int64)
-        n = (rows, width, logits_SV.stride(0))
-        self.library.run(lib.record(lib.ARGMAX, n, (), (logits_SV, out)), 1)
+        stride = logits_SV.stride(0)
+        op = ops.Argmax(logits=logits_SV, out=out, tokens=rows, width=width, stride=stride)
+        self.library.run(RECORDS.pack(op), 1)
         return out
-
-    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
-        """None for every [S, V]: the host draws."""
-        return None
 
     def begin_record(self) -> None:
         """Start a new program."""
@@ -237,6 +269,10 @@ class CompiledOps:
         records, keep = self._records, self._keep
         self._records, self._keep = [], []
         return CompiledProgram(self.library, b"".join(records), len(records), keep)
+
+    def flush(self) -> None:
+        """Run what was noted so far, and go on noting."""
+        self.end_record().run()
 
     def _matmul(self, x_TK: Tensor, weight: TiledLinear, out: Tensor, add: bool) -> None:
         tokens = x_TK.shape[0]
@@ -249,23 +285,50 @@ class CompiledOps:
             x_TK, scales = self._quantize(x_TK, weight.act, dtype if large else torch.float32)
         elif large and x_TK.dtype != torch.bfloat16:
             half = self._blocks(tokens, weight.k)
-            n = (tokens, weight.k, x_TK.stride(0), half.stride(0))
-            self._emit(lib.TO_BF16, n, (), (x_TK, half))
+            self._emit(
+                ops.ToBf16,
+                x=x_TK,
+                out=half,
+                tokens=tokens,
+                width=weight.k,
+                x_stride=x_TK.stride(0),
+                out_stride=half.stride(0),
+            )
             x_TK = half
-        kind = lib.GEMM if large else lib.LINEAR
-        self._linear(kind, x_TK, weight, out, tokens, x_TK.stride(0), add, scales)
+        int8 = x_TK.dtype == torch.int8
+        product = partial(ops.Gemm, int8=int8) if large else ops.Linear
+        self._emit(
+            product,
+            tiled=weight,
+            x=x_TK,
+            factors=scales,
+            out=out,
+            tokens=tokens,
+            x_stride=x_TK.stride(0),
+            out_stride=out.stride(0),
+            add=add,
+        )
 
     def _gather(self, x_TK: Tensor, order_K: Tensor) -> Tensor:
         """Columns of [T, K] in the order that ``order`` [K] gives, in the type of ``x``."""
         tokens, width = x_TK.shape
         half = x_TK.dtype == torch.bfloat16
         out = self._blocks(tokens, width) if half else self._scratch.take((tokens, width))
-        n = (tokens, width, x_TK.stride(0), out.stride(0), int(half))
-        self._emit(lib.GATHER, n, (), (x_TK, order_K, out))
+        self._emit(
+            ops.Gather,
+            x=x_TK,
+            order=order_K,
+            out=out,
+            tokens=tokens,
+            width=width,
+            x_stride=x_TK.stride(0),
+            out_stride=out.stride(0),
+            half=half,
+        )
         return out
 
     def _quantize(
-        self, x_TK: Tensor, act: ActivationRule, dtype: torch.dtype
+        self, x_TK: Tensor, act: ActivationFormat, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Codes less their zero point [T, K] in ``dtype``, that of the product, and scales [T]."""
         assert x_TK.dtype == torch.float32
@@ -275,10 +338,22 @@ class CompiledOps:
         else:
             out = self._blocks(tokens, width, dtype)
         scales = self._scratch.take((tokens,))
-        sizes = (tokens, width, x_TK.stride(0), out.stride(0), CODE_TYPES.index(dtype))
-        flags = (int(act.kind == "e4m3"), int(act.symmetric), int(act.scale is None), act.zero)
-        factor = act.top if act.scale is None else act.scale
-        self._emit(lib.QUANTIZE, (*sizes, *flags), (factor,), (x_TK, out, scales))
+        self._emit(
+            ops.Quantize,
+            x=x_TK,
+            out=out,
+            scales=scales,
+            tokens=tokens,
+            width=width,
+            x_stride=x_TK.stride(0),
+            out_stride=out.stride(0),
+            type=CODE_TYPES[dtype],
+            e4m3=act.kind == "e4m3",
+            symmetric=act.symmetric,
+            dynamic=act.scale is None,
+            zero=act.zero,
+            factor=act.top if act.scale is None else act.scale,
+        )
         return out, scales
 
     def _activation(self, tokens: int, width: int) -> Tensor:
@@ -298,38 +373,16 @@ class CompiledOps:
         what lies beyond the matrix.
         """
         columns = 64 // dtype.itemsize
-        padded = (-(-tokens // 32) * 32, -(-width // columns) * columns)
+        padded = (-(-tokens // BLOCK_ROWS) * BLOCK_ROWS, -(-width // columns) * columns)
         return self._scratch.take(padded, dtype, (tokens, width))
 
-    def _linear(
-        self,
-        kind: int,
-        x: Tensor,
-        weight: TiledLinear,
-        out: Tensor,
-        tokens: int,
-        stride: int = 0,
-        add: bool = False,
-        last: Tensor | None = None,
-        factor: float = 1.0,
-    ) -> None:
-        """One of the ops that read a packed weight; ``last`` and ``factor`` are its own."""
-        sizes = (weight.kind, tokens, weight.n, weight.k, weight.group, int(weight.half_scales))
-        flags = (int(weight.has_scales), int(weight.has_offsets))
-        n = (*sizes, stride, out.stride(0), int(add), *flags, int(x.dtype == torch.int8))
-        pointers = (weight.data, weight.bias, x, out, weight.table, last)
-        self._emit(kind, n, (weight.center, factor), pointers)
-
     def _emit(
-        self,
-        kind: int,
-        n: tuple[int, ...],
-        f: tuple[float, ...],
-        p: tuple[Tensor | None, ...],
+        self, kind: Callable[Fields, ops.Op], *_: Fields.args, **fields: Fields.kwargs
     ) -> None:
-        self._records.append(lib.record(kind, n, f, p))
+        op = kind(*_, **fields)
+        self._records.append(RECORDS.pack(op))
         # Scratch tensors are kept by their pool; holding them here would stop their reuse.
-        self._keep += [t for t in p if t is not None and not self._scratch.owns(t)]
+        self._keep += [t for t in RECORDS.tensors(op) if not self._scratch.owns(t)]
 
 
 class Scratch:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..fused.row import narrow
+from ..device.rounding import narrow
 from .tile import LOWEST, attend_page, normalized
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from ..device.bits import int8_to_half
-from ..fused.row import narrow
+from ..device.rounding import narrow
 
 # Below any score, yet finite: the first tile's rescaling factor is exp2(LOWEST - m) = 0 and a
 # row that has seen nothing yet gives exp2(-inf - LOWEST) = 0, never inf - inf.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import FP4, NF4, PackedCodebook, pack_codebook
+from .layout import PackedCodebook, pack_codebook
 from .op import codebook_linear, dequantize
 
-__all__ = ["FP4", "NF4", "PackedCodebook", "codebook_linear", "dequantize", "pack_codebook"]
+__all__ = ["PackedCodebook", "codebook_linear", "dequantize", "pack_codebook"]

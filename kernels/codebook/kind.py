@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..formats.canonical import QuantizedLinear, Weight
-from ..formats.weight_format import NF4, WeightFormat
+from ..formats.code_tables import NF4
+from ..formats.weight_format import WeightFormat
 from ..kind import (
     NO_CODES,
     NO_GATE,

@@ -9,20 +9,8 @@ import torch
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
+from ..formats.code_tables import NF4
 from ..w8a16.fragments import Fragments, pack, unpack_words
-
-# Quantiles of a normal distribution with an exact zero (Dettmers et al., QLoRA, 2023).
-NF4: tuple[float, ...] = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-# Sign, two exponent bits, one mantissa bit, divided by the largest, 12 (bitsandbytes' order).
-FP4: tuple[float, ...] = (
-    *(0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12),
-    *(-0.0, -0.0625 / 12, -8 / 12, -1.0, -4 / 12, -6 / 12, -2 / 12, -3 / 12),
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,32 +12,11 @@
  */
 #include "halfbyte.h"
 
-#define PARTITION 128
 /* Queries that share a pass over the values, and vectors of it: as many as registers allow. */
 #define MOST 6
 #define WIDE (LANES == 8 ? 2 : 4)
 
-typedef struct {
-    int units, heads, kv_heads, dim, block_size, window, table_width, partitions, max_run, block_stride;
-    float scale, softcap;
-    const float *q, *k, *v;
-    const int32_t *positions, *rows, *tables, *runs;
-    float *out, *partial;
-    int group; /* query heads of a key/value head */
-    int block_shift;
-} attention;
-
-/* n: runs, H, J, E, block_size, window, width of a block table, partitions, longest run,
- * elements between blocks; f: scale, soft cap or 0;
- * p: q [T, H, E], k cache, v cache [block, J, block_size, E], positions [T], row index [T],
- * block tables, runs int32 [runs, 2] (first token, last + 1), out [T, H, E],
- * partial [T, H, partitions, 2 + E] (split only) */
-static void read_attention(const hb_op *op, attention *a) {
-    *a = (attention){op->n[0], op->n[1], op->n[2], op->n[3], op->n[4], op->n[5], op->n[6],
-                     op->n[7], op->n[8], op->n[9], op->f[0], op->f[1], op->p[0], op->p[1], op->p[2],
-                     op->p[3], op->p[4], op->p[5], op->p[6], op->p[7], op->p[8],
-                     op->n[1] / op->n[2], __builtin_ctz((unsigned)op->n[4])};
-}
+typedef struct attention attention;
 
 static inline int first_key(const attention *a, int position) {
     return a->window && position + 1 > a->window ? position + 1 - a->window : 0;
@@ -253,69 +232,66 @@ static size_t work_floats(const attention *a) {
 }
 
 /* Single tokens, every (token, key/value head, partition) a unit of its own. */
-void hb_attention_split(const hb_op *op, int tid, int threads) {
-    attention a;
-    read_attention(op, &a);
-    int stride = a.dim + 2, unit = 0;
-    float *scratch = hb_scratch(work_floats(&a) + (size_t)a.group * 2);
-    float **state = (float **)(scratch + work_floats(&a));
-    for (int t = 0; t < a.units; t++)
-        for (int kv = 0; kv < a.kv_heads; kv++)
-            for (int part = 0; part * PARTITION <= a.positions[t]; part++) {
-                if (!sees(&a, a.positions[t], part) || unit++ % threads != tid) continue;
-                for (int g = 0; g < a.group; g++) {
-                    size_t query = (size_t)t * a.heads + kv * a.group + g;
-                    state[g] = a.partial + (query * a.partitions + part) * stride;
+void hb_attention_split(const struct attention_split *op, int tid, int threads) {
+    const attention *a = &op->attention;
+    int stride = a->dim + 2, unit = 0;
+    float *scratch = hb_scratch(work_floats(a) + (size_t)a->group * 2);
+    float **state = (float **)(scratch + work_floats(a));
+    for (int t = 0; t < a->units; t++)
+        for (int kv = 0; kv < a->kv_heads; kv++)
+            for (int part = 0; part * PARTITION <= a->positions[t]; part++) {
+                if (!sees(a, a->positions[t], part) || unit++ % threads != tid) continue;
+                for (int g = 0; g < a->group; g++) {
+                    size_t query = (size_t)t * a->heads + kv * a->group + g;
+                    state[g] = a->partial + (query * a->partitions + part) * stride;
                 }
-                partition(&a, t, t + 1, kv, part, scratch, state);
+                partition(a, t, t + 1, kv, part, scratch, state);
             }
 }
 
 /* Merges what hb_attention_split left, first partition first. */
-void hb_attention_merge(const hb_op *op, int tid, int threads) {
-    attention a;
-    read_attention(op, &a);
-    int stride = a.dim + 2;
-    for (int unit = tid; unit < a.units * a.heads; unit += threads) {
-        int t = unit / a.heads;
+void hb_attention_merge(const struct attention_merge *op, int tid, int threads) {
+    const attention *a = &op->attention;
+    int stride = a->dim + 2;
+    for (int unit = tid; unit < a->units * a->heads; unit += threads) {
+        int t = unit / a->heads;
         float *first = NULL;
-        for (int part = 0; part * PARTITION <= a.positions[t]; part++) {
-            if (!sees(&a, a.positions[t], part)) continue;
-            float *state = a.partial + ((size_t)unit * a.partitions + part) * stride;
-            if (first) merge(first, state, a.dim);
+        for (int part = 0; part * PARTITION <= a->positions[t]; part++) {
+            if (!sees(a, a->positions[t], part)) continue;
+            float *state = a->partial + ((size_t)unit * a->partitions + part) * stride;
+            if (first) merge(first, state, a->dim);
             else first = state;
         }
-        finish(&a, t, unit % a.heads, first);
+        finish(a, t, unit % a->heads, first);
     }
 }
 
 /* Runs of tokens: each (run, key/value head) goes through its partitions in order. */
-void hb_attention_run(const hb_op *op, int tid, int threads) {
-    attention a;
-    read_attention(op, &a);
-    int stride = a.dim + 2, most = a.max_run * a.group;
-    size_t work = work_floats(&a);
+void hb_attention_run(const struct attention_run *op, int tid, int threads) {
+    const attention *a = &op->attention;
+    int stride = a->dim + 2, most = a->max_run * a->group;
+    size_t work = work_floats(a);
     float *scratch = hb_scratch(work + (size_t)most * (2 + 2 * stride));
     float **state = (float **)(scratch + work);
     float *whole = scratch + work + (size_t)most * 2, *next = whole + (size_t)most * stride;
     /* The last runs of a prompt have the most keys, so they go first. */
-    for (int unit = a.units * a.kv_heads - 1 - tid; unit >= 0; unit -= threads) {
-        int run = unit / a.kv_heads, kv = unit % a.kv_heads;
-        int t0 = a.runs[2 * run], t1 = a.runs[2 * run + 1], queries = (t1 - t0) * a.group;
+    for (int unit = a->units * a->kv_heads - 1 - tid; unit >= 0; unit -= threads) {
+        int run = unit / a->kv_heads, kv = unit % a->kv_heads;
+        int t0 = a->runs[2 * run], t1 = a->runs[2 * run + 1], queries = (t1 - t0) * a->group;
         for (int i = 0; i < queries; i++) whole[(size_t)i * stride + 1] = 0;
-        for (int part = 0; part * PARTITION <= a.positions[t1 - 1]; part++) {
+        for (int part = 0; part * PARTITION <= a->positions[t1 - 1]; part++) {
             /* A query's first partition goes straight into its result. */
             for (int i = 0; i < queries; i++) {
                 float *sum = whole + (size_t)i * stride + 1;
                 state[i] = *sum == 0 ? sum - 1 : next + (size_t)i * stride;
             }
-            partition(&a, t0, t1, kv, part, scratch, state);
+            partition(a, t0, t1, kv, part, scratch, state);
             for (int i = 0; i < queries; i++)
                 if (state[i] != whole + (size_t)i * stride &&
-                    sees(&a, a.positions[t0 + i / a.group], part))
-                    merge(whole + (size_t)i * stride, state[i], a.dim);
+                    sees(a, a->positions[t0 + i / a->group], part))
+                    merge(whole + (size_t)i * stride, state[i], a->dim);
         }
         for (int i = 0; i < queries; i++)
-            finish(&a, t0 + i / a.group, kv * a.group + i % a.group, whole + (size_t)i * stride);
+            finish(a, t0 + i / a->group, kv * a->group + i % a->group, whole + (size_t)i * stride);
     }
 }

@@ -5,9 +5,6 @@
  */
 #include "weight.h"
 
-/* Stored forms: the order of STORED in pack_blocks.py. */
-enum { S_Q4_0, S_Q4_1, S_Q8_0, S_Q4_K, S_Q5_K, S_Q6_K };
-
 typedef uint8_t v16 __attribute__((vector_size(16)));
 
 static inline uint16_t load16(const uint8_t *p) {
@@ -189,7 +186,8 @@ static int bytes_column(const weight *w, int form, const uint8_t *at, size_t row
 /* One tile from `rows` rows. Returns whether a scale or minimum is not finite. */
 static int pack_tile(const weight *w, int form, const uint8_t *source, size_t row_bytes, int rows,
                      char *tile) {
-    static const int sizes[] = {18, 20, 34, 144, 176, 210};
+    static const int sizes[] = {[S_Q4_0] = 18, [S_Q4_1] = 20, [S_Q8_0] = 34,
+                                [S_Q4_K] = 144, [S_Q5_K] = 176, [S_Q6_K] = 210};
     int elements = form >= S_Q4_K ? 256 : 32, bad = 0;
     if (rows < LANES) memset(tile, 0, w->tile_bytes);
     for (int b = 0; b < w->k / elements; b++) {
@@ -207,18 +205,17 @@ static int pack_tile(const weight *w, int form, const uint8_t *source, size_t ro
     return bad;
 }
 
-/* n: as hb_linear, but n[1] is the stored form and n[6] the bytes of a stored row; K is whole
- * blocks. p: tiles, -, stored rows [N, n[6]], int32 [1] set to 1 where a scale is not finite */
-void hb_pack_blocks(const hb_op *op, int tid, int threads) {
+void hb_pack_blocks(const struct pack_blocks *op, int tid, int threads) {
     weight w;
-    read_weight(op, &w);
+    read_weight(&op->tiled, &w);
     int begin, end, bad = 0;
-    size_t row_bytes = (size_t)op->n[6];
+    size_t row_bytes = (size_t)op->row_bytes;
     hb_share(w.tiles, tid, threads, &begin, &end);
     for (int tile = begin; tile < end; tile++) {
         int rows = w.n - tile * LANES < LANES ? w.n - tile * LANES : LANES;
-        const uint8_t *source = (const uint8_t *)op->p[2] + (size_t)tile * LANES * row_bytes;
-        bad |= pack_tile(&w, op->n[1], source, row_bytes, rows, (char *)op->p[0] + tile * w.tile_bytes);
+        const uint8_t *source = (const uint8_t *)op->source + (size_t)tile * LANES * row_bytes;
+        char *to = (char *)op->tiled.data + tile * w.tile_bytes;
+        bad |= pack_tile(&w, op->type, source, row_bytes, rows, to);
     }
-    if (bad) __atomic_store_n((int32_t *)op->p[3], 1, __ATOMIC_RELAXED);
+    if (bad) __atomic_store_n(op->bad, 1, __ATOMIC_RELAXED);
 }

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import ops
 from .forms import Form
 from .library import Library
 
@@ -41,7 +42,7 @@ SOURCES = (
     "inputs.c",
     "pool.c",
 )
-HEADERS = ("halfbyte.h", "weight.h", "rows.h")
+HEADERS = ("halfbyte.h", "weight.h", "rows.h")  # and ops.h, which is made for each build
 FLAGS = (
     "-O3",
     # Multiply-adds are fused where the source says so (vf_fma in halfbyte.h), nowhere else.
@@ -204,6 +205,7 @@ def library_key(form: Form) -> str:
     folder = Path(__file__).parent
     for name in (*SOURCES, *HEADERS):
         digest.update((folder / name).read_bytes())
+    digest.update(ops.header().encode())
     return digest.hexdigest()[:16]
 
 
@@ -218,7 +220,8 @@ def build_library(folder: Path, form: Form, compiler: Compiler) -> Path:
         work = Path(raw)
         sources = Path(__file__).parent
         objects = [str(work / f"{name}.o") for name in SOURCES]
-        command = (*compiler.command, *FLAGS, *form.flags)
+        (work / "ops.h").write_text(ops.header())
+        command = (*compiler.command, *FLAGS, *form.flags, f"-I{work}")
         _run_all(
             [
                 [*command, "-c", "-o", to, str(sources / name)]

@@ -16,19 +16,16 @@ static void norm_row(const float *x, const float *gain, float *out, int d, float
     for (; i < d; i++) out[i] = x[i] * scale * gain[i];
 }
 
-/* n: T, D, stride of out, whether out is bfloat16; f: eps;
- * p: x, weight, out, rows of x to take int64 [T] or NULL for all */
-void hb_rms_norm(const hb_op *op, int tid, int threads) {
-    int d = op->n[1], begin, end;
-    const int64_t *rows = op->p[3];
+void hb_rms_norm(const struct rms_norm *op, int tid, int threads) {
+    int d = op->width, begin, end;
     float *normed = hb_scratch((size_t)d);
-    hb_share(op->n[0], tid, threads, &begin, &end);
+    hb_share(op->tokens, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
-        norm_row((const float *)op->p[0] + (size_t)(rows ? rows[t] : t) * d, op->p[1], normed, d,
-                 op->f[0]);
-        put_row(normed, op->p[2], (size_t)t, d, op->n[2], op->n[3]);
+        size_t row = (size_t)(op->rows ? op->rows[t] : t);
+        norm_row(op->x + row * d, op->weight, normed, d, op->eps);
+        put_row(normed, op->out, (size_t)t, d, op->out_stride, op->half);
     }
-    if (op->n[3] && tid == 0) pad_rows(op->p[2], op->n[0], op->n[2]);
+    if (op->half && tid == 0) pad_rows(op->out, op->tokens, op->out_stride);
 }
 
 static void rotate(const float *x, const float *angles, float *out, int dim, int half) {
@@ -41,32 +38,28 @@ static void rotate(const float *x, const float *angles, float *out, int dim, int
     for (int i = 2 * half; i < dim; i++) out[i] = x[i];
 }
 
-/* n: T, H, J, E, half, block_size, elements between blocks; f: eps; p: qkv [T, (H + 2 J) E], angles [T, 2 half],
- * slots int64 [T], k cache, v cache [block, J, block_size, E], q norm or NULL, k norm or NULL,
- * q out [T, H, E] */
-void hb_rope_kv(const hb_op *op, int tid, int threads) {
-    int heads = op->n[1], kv_heads = op->n[2], dim = op->n[3], half = op->n[4];
-    int size = op->n[5], all = heads + 2 * kv_heads;
-    const int64_t *slots = op->p[2];
+void hb_rope_kv(const struct rope_kv *op, int tid, int threads) {
+    int heads = op->heads, kv_heads = op->kv_heads, dim = op->head_dim, half = op->half;
+    int size = op->block_size, all = heads + 2 * kv_heads;
     float *normed = hb_scratch((size_t)dim);
-    for (int unit = tid; unit < op->n[0] * all; unit += threads) {
+    for (int unit = tid; unit < op->tokens * all; unit += threads) {
         int t = unit / all, h = unit % all;
-        const float *x = (const float *)op->p[0] + (size_t)unit * dim;
-        const float *angles = (const float *)op->p[1] + (size_t)t * 2 * half;
-        const float *gain = h < heads ? op->p[5] : h < heads + kv_heads ? op->p[6] : NULL;
+        const float *x = op->qkv + (size_t)unit * dim;
+        const float *angles = op->angles + (size_t)t * 2 * half;
+        const float *gain = h < heads ? op->q_norm : h < heads + kv_heads ? op->k_norm : NULL;
         if (gain) {
-            norm_row(x, gain, normed, dim, op->f[0]);
+            norm_row(x, gain, normed, dim, op->eps);
             x = normed;
         }
         if (h < heads) {
-            rotate(x, angles, (float *)op->p[7] + ((size_t)t * heads + h) * dim, dim, half);
+            rotate(x, angles, op->q + ((size_t)t * heads + h) * dim, dim, half);
             continue;
         }
         int head = (h - heads) % kv_heads;
-        size_t block = (size_t)(slots[t] / size), offset = (size_t)(slots[t] % size);
-        size_t at = block * (size_t)op->n[6] + ((size_t)head * size + offset) * dim;
-        if (h < heads + kv_heads) rotate(x, angles, (float *)op->p[3] + at, dim, half);
-        else memcpy((float *)op->p[4] + at, x, (size_t)dim * sizeof(float));
+        size_t block = (size_t)(op->slots[t] / size), offset = (size_t)(op->slots[t] % size);
+        size_t at = block * (size_t)op->block_stride + ((size_t)head * size + offset) * dim;
+        if (h < heads + kv_heads) rotate(x, angles, op->k + at, dim, half);
+        else memcpy(op->v + at, x, (size_t)dim * sizeof(float));
     }
 }
 
@@ -95,15 +88,14 @@ static void gate_range(const float *gate, const float *up, float *out, int begin
     }
 }
 
-/* n: T, I, stride of out, whether out is bfloat16, GATE_*; p: gate and up [T, 2 I], out */
-void hb_gated_mul(const hb_op *op, int tid, int threads) {
-    int width = op->n[1], begin, end, total = op->n[0], kind = op->n[4];
-    if (!op->n[3]) { /* few rows: share the columns */
+void hb_gated_mul(const struct gated_mul *op, int tid, int threads) {
+    int width = op->width, begin, end, total = op->tokens, kind = op->gate;
+    if (!op->half) { /* few rows: share the columns */
         hb_share((width + LANES - 1) / LANES, tid, threads, &begin, &end);
         end = end * LANES < width ? end * LANES : width;
         for (int t = 0; t < total; t++) {
-            const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width;
-            gate_range(gate, gate + width, (float *)op->p[1] + (size_t)t * op->n[2],
+            const float *gate = op->gate_up + (size_t)t * 2 * width;
+            gate_range(gate, gate + width, (float *)op->out + (size_t)t * op->out_stride,
                        begin * LANES, end, kind);
         }
         return;
@@ -111,34 +103,31 @@ void hb_gated_mul(const hb_op *op, int tid, int threads) {
     float *row = hb_scratch((size_t)width);
     hb_share(total, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
-        const float *gate = (const float *)op->p[0] + (size_t)t * 2 * width;
+        const float *gate = op->gate_up + (size_t)t * 2 * width;
         gate_range(gate, gate + width, row, 0, width, kind);
-        put_row(row, op->p[1], (size_t)t, width, op->n[2], 1);
+        put_row(row, op->out, (size_t)t, width, op->out_stride, 1);
     }
-    if (tid == 0) pad_rows(op->p[1], total, op->n[2]);
+    if (tid == 0) pad_rows(op->out, total, op->out_stride);
 }
 
-/* y += x. n: T, D, elements between rows of x and of y, whether x is bfloat16; p: x, y */
-void hb_add(const hb_op *op, int tid, int threads) {
-    int width = op->n[1], begin, end;
+void hb_add(const struct add *op, int tid, int threads) {
+    int width = op->width, begin, end;
     hb_share(width, tid, threads, &begin, &end);
-    for (int t = 0; t < op->n[0]; t++) {
-        const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
-        const uint16_t *half = (const uint16_t *)op->p[0] + (size_t)t * op->n[2];
-        float *y = (float *)op->p[1] + (size_t)t * op->n[3];
-        if (op->n[4])
+    for (int t = 0; t < op->tokens; t++) {
+        const float *x = (const float *)op->x + (size_t)t * op->x_stride;
+        const uint16_t *half = (const uint16_t *)op->x + (size_t)t * op->x_stride;
+        float *y = op->y + (size_t)t * op->y_stride;
+        if (op->half)
             for (int i = begin; i < end; i++) y[i] += from_bf16(half[i]);
         else
             for (int i = begin; i < end; i++) y[i] += x[i];
     }
 }
 
-/* First index of the largest of V logits, -1 when any is NaN or the largest is infinite.
- * n: T, V, elements between rows; p: logits, out int64 [T] */
-void hb_argmax(const hb_op *op, int tid, int threads) {
-    int width = op->n[1];
-    for (int t = tid; t < op->n[0]; t += threads) {
-        const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
+void hb_argmax(const struct argmax *op, int tid, int threads) {
+    int width = op->width;
+    for (int t = tid; t < op->tokens; t += threads) {
+        const float *x = op->logits + (size_t)t * op->stride;
         vf top = vf_set(-INFINITY);
         float best = -INFINITY;
         vi nan = {0};
@@ -157,10 +146,10 @@ void hb_argmax(const hb_op *op, int tid, int threads) {
         float peak = vf_max(top);
         best = peak > best ? peak : best;
         if (bad || best == INFINITY || best == -INFINITY) {
-            ((int64_t *)op->p[1])[t] = -1;
+            op->out[t] = -1;
             continue;
         }
         for (i = 0; i < width - 1 && x[i] != best; i++) {}
-        ((int64_t *)op->p[1])[t] = i;
+        op->out[t] = i;
     }
 }

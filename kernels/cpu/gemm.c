@@ -156,19 +156,19 @@ static void put(const weight *w, const float *c, int rows, int tile, float *y, s
 
 /* Two tiles of columns, `panel` being room for their weights. The first panel of K sets y or adds
  * to it, later ones always add. */
-static void unit_plain(const hb_op *op, const weight *w, int unit, uint32_t *panel) {
-    int total = op->n[1], width = op->n[6];
-    size_t ldo = (size_t)op->n[7];
+static void unit_plain(const struct gemm *op, const weight *w, int unit, uint32_t *panel) {
+    int total = op->tokens, width = op->x_stride;
+    size_t ldo = (size_t)op->out_stride;
     float c[ROWS * PANEL] __attribute__((aligned(64)));
     for (int k = 0; k < width; k += DEPTH) {
         int depth = width - k < DEPTH ? width - k : DEPTH;
-        int add = op->n[8] || k, with_bias = w->bias && !k;
+        int add = op->add || k, with_bias = w->bias && !k;
         int whole = (2 * unit + 2) * LANES <= w->n && !with_bias;
         expand_tile(w, 2 * unit, k, depth, panel);
         expand_tile(w, 2 * unit + 1, k, depth, panel + LANES);
         for (int row = 0; row < total; row += ROWS) {
-            const char *a = (const char *)op->p[2] + ((size_t)row * width + k) * 2;
-            float *y = (float *)op->p[3] + row * ldo;
+            const char *a = (const char *)op->x + ((size_t)row * width + k) * 2;
+            float *y = op->out + row * ldo;
             int rows = total - row < ROWS ? total - row : ROWS;
             if (whole && rows == ROWS) {
                 amx_block(0, a, (size_t)width * 2, panel, depth / 32, y + 2 * unit * LANES, ldo,
@@ -201,11 +201,11 @@ static void expand_int8(const weight *w, int tile, int begin, int depth, uint32_
 }
 
 /* sums [ROWS][PANEL] over the next `depth` of K, all rows: float from bfloat16, int32 from int8. */
-INLINE void add_panel(const hb_op *op, int int8, int k, int depth, const uint32_t *panel,
+INLINE void add_panel(const struct gemm *op, int int8, int k, int depth, const uint32_t *panel,
                       float *sums) {
-    size_t size = int8 ? 1 : 2, width = (size_t)op->n[6] * size;
-    for (int row = 0; row < op->n[1]; row += ROWS) {
-        const char *a = (const char *)op->p[2] + row * width + k * size;
+    size_t size = int8 ? 1 : 2, width = (size_t)op->x_stride * size;
+    for (int row = 0; row < op->tokens; row += ROWS) {
+        const char *a = (const char *)op->x + row * width + k * size;
         amx_block(int8, a, width, panel, depth * (int)size / 64, sums + (size_t)row * PANEL, PANEL,
                   k > 0);
     }
@@ -222,9 +222,9 @@ static void to_float(float *sums) {
 /* The same for quantized inputs: sums over all of K come first, then the factor of each row. With
  * one scale for each row of weights they are sums of whole numbers, and that scale comes last, too:
  * exact from int8, and below 2**24 from bfloat16. `sums` is [T up to whole blocks][PANEL]. */
-static void unit_quantized(const hb_op *op, weight *w, int unit, uint32_t *panel, float *sums) {
-    int total = op->n[1], width = op->n[6], int8 = op->n[11], most = int8 ? 2 * DEPTH : DEPTH;
-    size_t ldo = (size_t)op->n[7];
+static void unit_quantized(const struct gemm *op, weight *w, int unit, uint32_t *panel, float *sums) {
+    int total = op->tokens, width = op->x_stride, int8 = op->int8, most = int8 ? 2 * DEPTH : DEPTH;
+    size_t ldo = (size_t)op->out_stride;
     int late = w->groups == 1 && w->has_scales && !w->has_offsets;
     weight bare = *w;
     if (late) bare.has_scales = 0;
@@ -241,27 +241,24 @@ static void unit_quantized(const hb_op *op, weight *w, int unit, uint32_t *panel
         int rows = total - row < ROWS ? total - row : ROWS;
         float *sum = sums + (size_t)row * PANEL;
         if (int8) to_float(sum);
-        w->row_scales = (const float *)op->p[5] + row;
-        put(w, sum, rows, 2 * unit, (float *)op->p[3] + row * ldo, ldo, op->n[8], w->bias != NULL,
+        w->row_scales = op->factors + row;
+        put(w, sum, rows, 2 * unit, op->out + row * ldo, ldo, op->add, w->bias != NULL,
             late);
     }
 }
 
-/* n: as hb_linear with the padded K for ldx, and last whether x is int8 (codes of 8 bits with a
- * scale for each row only); p: data, bias, x as bfloat16 from hb_to_bf16 or from hb_quantize, y,
- * table, factor of each row of x [T] or NULL */
-void hb_gemm(const hb_op *op, int tid, int threads) {
+void hb_gemm(const struct gemm *op, int tid, int threads) {
     weight w;
-    read_weight(op, &w);
+    read_weight(&op->tiled, &w);
     int begin, end;
-    size_t blocks = op->p[5] ? (size_t)(op->n[1] + ROWS - 1) / ROWS : 0;
+    size_t blocks = op->factors ? (size_t)(op->tokens + ROWS - 1) / ROWS : 0;
     hb_share((w.tiles + 1) / 2, tid, threads, &begin, &end);
     if (begin == end) return;
     float *sums = hb_scratch(blocks * ROWS * PANEL + (size_t)DEPTH / 2 * PANEL);
     uint32_t *panel = (uint32_t *)(sums + blocks * ROWS * PANEL);
     amx_begin();
     for (int unit = begin; unit < end; unit++) {
-        if (op->p[5]) unit_quantized(op, &w, unit, panel, sums);
+        if (op->factors) unit_quantized(op, &w, unit, panel, sums);
         else unit_plain(op, &w, unit, panel);
     }
     _tile_release();
@@ -271,7 +268,7 @@ void hb_gemm(const hb_op *op, int tid, int threads) {
 
 int hb_has_amx(void) { return 0; }
 
-void hb_gemm(const hb_op *op, int tid, int threads) {
+void hb_gemm(const struct gemm *op, int tid, int threads) {
     (void)op, (void)tid, (void)threads;
     abort(); /* never recorded where hb_has_amx() is 0 */
 }

@@ -24,6 +24,8 @@
 #include <arm_neon.h>
 #endif
 
+#include "ops.h" /* made from ops.py: the ops and their fields */
+
 /* Floats in a vector, and rows in a tile of a packed weight. */
 #if defined(__AVX512F__)
 #define LANES 16
@@ -32,7 +34,6 @@
 #else
 #define LANES 4
 #endif
-#define BLOCK_ROWS 32 /* bfloat16 activations come in whole blocks of so many rows and columns */
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
@@ -40,43 +41,6 @@ typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 typedef int16_t vs __attribute__((vector_size(LANES * 2)));
-
-/* One op. The meaning of n, f and p is given beside each op's function. */
-typedef struct {
-    int32_t kind;
-    int32_t n[13];
-    float f[2];
-    void *p[12];
-} hb_op;
-
-enum { OP_EMBED, OP_RMS_NORM, OP_LINEAR, OP_ROPE_KV, OP_ATTN_SPLIT, OP_ATTN_MERGE, OP_ATTN_RUN,
-       OP_GATED_MUL, OP_TO_BF16, OP_GEMM, OP_ARGMAX, OP_ADD, OP_GATHER, OP_QUANTIZE,
-       OP_PACK_ROWS, OP_PACK_WORDS, OP_PACK_BLOCKS };
-
-/* Weight kinds: integer codes of 4 or 8 bits with scales, dense elements, 4-bit codes that index
- * a table (NF4), and float8_e4m3fn codes; both with scales. */
-enum { W_Q4, W_Q8, W_F32, W_F16, W_BF16, W_T4, W_E4M3 };
-
-/* What hb_gated_mul applies to the gate. */
-enum { GATE_SILU, GATE_GELU_TANH };
-
-void hb_embed(const hb_op *op, int tid, int threads);
-void hb_rms_norm(const hb_op *op, int tid, int threads);
-void hb_linear(const hb_op *op, int tid, int threads);
-void hb_rope_kv(const hb_op *op, int tid, int threads);
-void hb_attention_split(const hb_op *op, int tid, int threads);
-void hb_attention_merge(const hb_op *op, int tid, int threads);
-void hb_attention_run(const hb_op *op, int tid, int threads);
-void hb_gated_mul(const hb_op *op, int tid, int threads);
-void hb_add(const hb_op *op, int tid, int threads);
-void hb_gather(const hb_op *op, int tid, int threads);
-void hb_quantize(const hb_op *op, int tid, int threads);
-void hb_to_bf16(const hb_op *op, int tid, int threads);
-void hb_argmax(const hb_op *op, int tid, int threads);
-void hb_gemm(const hb_op *op, int tid, int threads);
-void hb_pack_rows(const hb_op *op, int tid, int threads);
-void hb_pack_words(const hb_op *op, int tid, int threads);
-void hb_pack_blocks(const hb_op *op, int tid, int threads);
 
 /* Memory of the calling thread for the duration of an op; grown, never shrunk. */
 float *hb_scratch(size_t floats);

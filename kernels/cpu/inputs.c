@@ -1,36 +1,31 @@
 /* What a product's input goes through first: bfloat16, the columns' order, quantization. */
 #include "rows.h"
 
-/* n: T, K, ldx, stride of out; p: x, out bfloat16, zero beyond T and K */
-void hb_to_bf16(const hb_op *op, int tid, int threads) {
+void hb_to_bf16(const struct to_bf16 *op, int tid, int threads) {
     int begin, end;
-    hb_share(op->n[0], tid, threads, &begin, &end);
+    hb_share(op->tokens, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++)
-        put_row((const float *)op->p[0] + (size_t)t * op->n[2], op->p[1], (size_t)t, op->n[1],
-                op->n[3], 1);
-    if (tid == 0) pad_rows(op->p[1], op->n[0], op->n[3]);
+        put_row(op->x + (size_t)t * op->x_stride, op->out, (size_t)t, op->width, op->out_stride, 1);
+    if (tid == 0) pad_rows(op->out, op->tokens, op->out_stride);
 }
 
-/* out[t][k] = x[t][order[k]], for weights whose columns were reordered (act-order).
- * n: T, K, ldx, stride of out, whether both are bfloat16; p: x, order int32 [K], out, if bfloat16
- * zero beyond T and K */
-void hb_gather(const hb_op *op, int tid, int threads) {
-    int width = op->n[1], stride = op->n[3], begin, end;
-    const int32_t *order = op->p[1];
+void hb_gather(const struct gather *op, int tid, int threads) {
+    int width = op->width, stride = op->out_stride, begin, end;
+    const int32_t *order = op->order;
     hb_share(width, tid, threads, &begin, &end);
-    for (int t = 0; t < op->n[0]; t++) {
-        if (!op->n[4]) {
-            const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
-            float *out = (float *)op->p[2] + (size_t)t * stride;
+    for (int t = 0; t < op->tokens; t++) {
+        if (!op->half) {
+            const float *x = (const float *)op->x + (size_t)t * op->x_stride;
+            float *out = (float *)op->out + (size_t)t * stride;
             for (int k = begin; k < end; k++) out[k] = x[order[k]];
             continue;
         }
-        const uint16_t *x = (const uint16_t *)op->p[0] + (size_t)t * op->n[2];
-        uint16_t *out = (uint16_t *)op->p[2] + (size_t)t * stride;
+        const uint16_t *x = (const uint16_t *)op->x + (size_t)t * op->x_stride;
+        uint16_t *out = (uint16_t *)op->out + (size_t)t * stride;
         for (int k = begin; k < end; k++) out[k] = x[order[k]];
         if (tid == 0) memset(out + width, 0, (size_t)(stride - width) * 2);
     }
-    if (op->n[4] && tid == 0) pad_rows(op->p[2], op->n[0], stride);
+    if (op->half && tid == 0) pad_rows(op->out, op->tokens, stride);
 }
 
 /* How a row is quantized: q = round(clamp(x / scale + zero, low, high)), ties to even. */
@@ -109,31 +104,27 @@ static int quantize_row(const float *x, int width, const quantizer *how, float *
     return any != 0;
 }
 
-/* n: T, K, ldx, stride of out, type of out (0 float, 1 bfloat16, 2 int8), whether e4m3, whether
- * symmetric, whether the scale is dynamic, static zero point; f: top of a dynamic scale, or the
- * static scale; p: x, out (q - zero), scales float [T] */
-void hb_quantize(const hb_op *op, int tid, int threads) {
-    int rows = op->n[0], width = op->n[1], stride = op->n[3], type = op->n[4], e4m3 = op->n[5];
-    int dynamic = op->n[7], begin, end;
-    quantizer how = {dynamic ? 1 : op->f[0], (float)op->n[8], e4m3 ? -448 : -128, e4m3 ? 448 : 127,
-                     e4m3};
+void hb_quantize(const struct quantize *op, int tid, int threads) {
+    int rows = op->tokens, width = op->width, stride = op->out_stride, e4m3 = op->e4m3, begin, end;
+    quantizer how = {op->dynamic ? 1 : op->factor, (float)op->zero, e4m3 ? -448 : -128,
+                     e4m3 ? 448 : 127, e4m3};
     float *row = hb_scratch((size_t)width);
     hb_share(rows, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
-        const float *x = (const float *)op->p[0] + (size_t)t * op->n[2];
-        if (dynamic) fit(x, width, op->n[6], op->f[0], &how);
+        const float *x = op->x + (size_t)t * op->x_stride;
+        if (op->dynamic) fit(x, width, op->symmetric, op->factor, &how);
         int bad = quantize_row(x, width, &how, row);
-        ((float *)op->p[2])[t] = bad ? NAN : how.scale;
-        if (type != 2) {
-            put_row(row, op->p[1], (size_t)t, width, stride, type);
+        op->scales[t] = bad ? NAN : how.scale;
+        if (op->type != CODES_INT8) {
+            put_row(row, op->out, (size_t)t, width, stride, op->type == CODES_BF16);
             continue;
         }
-        int8_t *out = (int8_t *)op->p[1] + (size_t)t * stride;
+        int8_t *out = (int8_t *)op->out + (size_t)t * stride;
         for (int i = 0; i < width; i++) out[i] = (int8_t)(int)row[i];
         memset(out + width, 0, (size_t)(stride - width));
     }
-    if (type == 1 && tid == 0) pad_rows(op->p[1], rows, stride);
-    if (type == 2 && tid == 0)
-        memset((int8_t *)op->p[1] + (size_t)rows * stride, 0,
+    if (op->type == CODES_BF16 && tid == 0) pad_rows(op->out, rows, stride);
+    if (op->type == CODES_INT8 && tid == 0)
+        memset((int8_t *)op->out + (size_t)rows * stride, 0,
                (size_t)(-rows & (BLOCK_ROWS - 1)) * (size_t)stride);
 }

@@ -4,38 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from halfbyte.errors import ConfigError, EngineDeadError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-# kind, 13 integers, 2 floats, 12 pointers: `hb_op` in halfbyte.h.
-_RECORD = struct.Struct("=i13i2f12Q")
-
-(
-    EMBED,
-    RMS_NORM,
-    LINEAR,
-    ROPE_KV,
-    ATTN_SPLIT,
-    ATTN_MERGE,
-    ATTN_RUN,
-    GATED_MUL,
-    TO_BF16,
-    GEMM,
-    ARGMAX,
-    ADD,
-    GATHER,
-    QUANTIZE,
-    PACK_ROWS,
-    PACK_WORDS,
-    PACK_BLOCKS,
-) = range(17)
 
 # How long workers stay awake after a program, waiting for the next one.
 SPIN_US = 2000
@@ -120,11 +91,3 @@ class Library:
             )
         # Only now: after a failure the next run must try again, not run without a pool.
         self._process, self._pool = os.getpid(), pool
-
-
-def record(kind: int, n: Sequence[int], f: Sequence[float], p: Sequence[Tensor | None]) -> bytes:
-    """One op as the bytes of an ``hb_op``; tensors, of any shape, are passed by address."""
-    ints = (*n, *(0,) * (13 - len(n)))
-    floats = (*f, *(0.0,) * (2 - len(f)))
-    pointers = [0 if t is None else t.data_ptr() for t in p]
-    return _RECORD.pack(kind, *ints, *floats, *pointers, *(0,) * (12 - len(pointers)))

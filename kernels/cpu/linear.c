@@ -129,22 +129,19 @@ DISPATCH(rows_e4m3, W_E4M3)
 DISPATCH(rows_t4, W_T4)
 #endif
 
-/* n: kind, T, N, K, group, half_scales, ldx, ldo, add, has_scales, has_offsets; f: center;
- * p: data, bias, x, y, table, factor of each row of x [T] or NULL:
- * y = factor * (x W^T) + bias */
-void hb_linear(const hb_op *op, int tid, int threads) {
+void hb_linear(const struct linear *op, int tid, int threads) {
     weight w;
-    read_weight(op, &w);
-    int total = op->n[1], begin, end;
-    size_t ldx = (size_t)op->n[6], ldo = (size_t)op->n[7];
+    read_weight(&op->tiled, &w);
+    int total = op->tokens, begin, end;
+    size_t ldx = (size_t)op->x_stride, ldo = (size_t)op->out_stride;
     hb_share(w.tiles, tid, threads, &begin, &end);
     if (begin == end) return;
     float *sums = hb_scratch((size_t)MAX_ROWS * w.groups);
     for (int row = 0; row < total; row += MAX_ROWS) {
         int rows = total - row < MAX_ROWS ? total - row : MAX_ROWS;
-        const float *x = (const float *)op->p[2] + row * ldx;
-        float *out = (float *)op->p[3] + row * ldo;
-        w.row_scales = op->p[5] ? (const float *)op->p[5] + row : NULL;
+        const float *x = op->x + row * ldx;
+        float *out = op->out + row * ldo;
+        w.row_scales = op->factors ? op->factors + row : NULL;
         if (w.has_offsets)
             for (int m = 0; m < rows; m++)
                 for (int g = 0; g < w.groups; g++) {
@@ -156,32 +153,29 @@ void hb_linear(const hb_op *op, int tid, int threads) {
                     sums[m * w.groups + g] = vf_sum(part) + sum;
                 }
         switch (w.kind) {
-            case W_Q4: rows_q4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
-            case W_Q8: rows_q8(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
-            case W_F16: rows_f16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
-            case W_BF16: rows_bf16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
-            case W_T4: rows_t4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
-            case W_E4M3: rows_e4m3(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]); break;
-            default: rows_f32(&w, begin, end, x, ldx, rows, sums, out, ldo, op->n[8]);
+            case W_Q4: rows_q4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
+            case W_Q8: rows_q8(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
+            case W_F16: rows_f16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
+            case W_BF16: rows_bf16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
+            case W_T4: rows_t4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
+            case W_E4M3: rows_e4m3(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
+            default: rows_f32(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add);
         }
     }
 }
 
 int hb_lanes(void) { return LANES; }
 
-/* Rows of a packed matrix: n as hb_linear without ldx; f: center, factor of every element;
- * p: data, -, ids int64 [T], out, table, order int32 [K] of the packed columns or NULL */
-void hb_embed(const hb_op *op, int tid, int threads) {
+void hb_embed(const struct embed *op, int tid, int threads) {
     weight w;
-    read_weight(op, &w);
-    const int64_t *ids = op->p[2];
-    const int32_t *order = op->p[5];
-    for (int t = tid; t < op->n[1]; t += threads) {
-        int tile = (int)(ids[t] / LANES), lane = (int)(ids[t] % LANES);
-        float *out = (float *)op->p[3] + (size_t)t * op->n[7];
+    read_weight(&op->tiled, &w);
+    const int32_t *order = op->order;
+    for (int t = tid; t < op->tokens; t += threads) {
+        int tile = (int)(op->ids[t] / LANES), lane = (int)(op->ids[t] % LANES);
+        float *out = op->out + (size_t)t * op->out_stride;
         for (int k = 0; k < w.k; k++) {
             vf v = weight_value(&w, tile, k);
-            out[order ? order[k] : k] = v[lane] * op->f[1];
+            out[order ? order[k] : k] = v[lane] * op->factor;
         }
     }
 }

@@ -15,9 +15,9 @@ static inline void turn_words(vf a[LANES]) {
 }
 
 /* The layout of a packed weight; a table of codes plays no part in packing. */
-static void read_codes(const hb_op *op, weight *w) {
-    hb_op head = *op;
-    if (head.n[0] == W_T4) head.n[0] = W_Q4;
+static void read_codes(const struct tiled *op, weight *w) {
+    struct tiled head = *op;
+    if (head.kind == W_T4) head.kind = W_Q4;
     read_weight(&head, w);
 }
 
@@ -106,56 +106,52 @@ static void rows_of_dense(const weight *w, const uint8_t *source, size_t row_byt
                    source + lane * row_bytes + k * size, size);
 }
 
-/* n: as hb_linear, but n[1] is subtracted from bytes and n[6] the bytes of a row of codes;
- * 4-bit codes have K and groups of whole words.
- * p: tiles, -, canonical codes or dense elements [N, n[6]], scales [N, G], offsets [N, G] or NULL */
-void hb_pack_rows(const hb_op *op, int tid, int threads) {
+void hb_pack_rows(const struct pack_rows *op, int tid, int threads) {
     weight w;
-    read_codes(op, &w);
+    read_codes(&op->tiled, &w);
     int begin, end;
-    size_t row_bytes = (size_t)op->n[6];
+    size_t row_bytes = (size_t)op->row_bytes;
     hb_share(w.tiles, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
         int rows = w.n - t * LANES < LANES ? w.n - t * LANES : LANES;
-        char *tile = (char *)op->p[0] + t * w.tile_bytes;
-        const uint8_t *source = (const uint8_t *)op->p[2] + (size_t)t * LANES * row_bytes;
+        char *tile = (char *)op->tiled.data + t * w.tile_bytes;
+        const uint8_t *source = (const uint8_t *)op->source + (size_t)t * LANES * row_bytes;
         size_t first = (size_t)t * LANES * w.groups * (w.half_scales ? 2 : 4);
         if (rows < LANES || w.k % w.group) memset(tile, 0, w.tile_bytes);
         if (w.kind == W_Q4) rows_of_words(&w, source, row_bytes, rows, tile);
-        else if (w.has_scales) rows_of_bytes(&w, source, row_bytes, rows, (uint8_t)op->n[1], tile);
+        else if (w.has_scales) rows_of_bytes(&w, source, row_bytes, rows, (uint8_t)op->middle, tile);
         else rows_of_dense(&w, source, row_bytes, rows, tile);
         if (!w.has_scales) continue;
-        put_values(&w, (const char *)op->p[3] + first, rows, tile, w.code_bytes);
+        put_values(&w, (const char *)op->scales + first, rows, tile, w.code_bytes);
         if (w.has_offsets)
-            put_values(&w, (const char *)op->p[4] + first, rows, tile, w.code_bytes + w.value_bytes);
+            put_values(&w, (const char *)op->offsets + first, rows, tile, w.code_bytes + w.value_bytes);
     }
 }
 
-/* As hb_pack_rows, but codes are int32 words along K [K / 8, n[6]] (GPTQ), n[6] >= N. */
-void hb_pack_words(const hb_op *op, int tid, int threads) {
+void hb_pack_words(const struct pack_words *op, int tid, int threads) {
     enum { SIDE = 8 }; /* tiles filled together: whole lines and pages of the source are used */
     weight w;
-    read_codes(op, &w);
+    read_codes(&op->tiled, &w);
     int begin, end;
-    size_t stride = (size_t)op->n[6], size = w.half_scales ? 2 : 4;
-    const uint32_t *words = op->p[2];
+    size_t stride = (size_t)op->row_words, size = w.half_scales ? 2 : 4;
+    const uint32_t *words = op->source;
     hb_share(w.tiles, tid, threads, &begin, &end);
     for (int first = begin; first < end; first += SIDE) {
         int stop = first + SIDE < end ? first + SIDE : end;
         for (int t = first; t < stop; t++) {
             int rows = w.n - t * LANES < LANES ? w.n - t * LANES : LANES;
-            char *tile = (char *)op->p[0] + t * w.tile_bytes;
+            char *tile = (char *)op->tiled.data + t * w.tile_bytes;
             size_t values = (size_t)t * LANES * w.groups * size;
             if (rows < LANES || w.k % w.group) memset(tile, 0, w.tile_bytes);
-            put_values(&w, (const char *)op->p[3] + values, rows, tile, w.code_bytes);
+            put_values(&w, (const char *)op->scales + values, rows, tile, w.code_bytes);
             if (w.has_offsets)
-                put_values(&w, (const char *)op->p[4] + values, rows, tile,
+                put_values(&w, (const char *)op->offsets + values, rows, tile,
                            w.code_bytes + w.value_bytes);
         }
         for (int i = 0; i < w.k / 8; i++)
             for (int t = first; t < stop; t++) {
                 int rows = w.n - t * LANES < LANES ? w.n - t * LANES : LANES;
-                char *to = word_at(&w, (char *)op->p[0] + t * w.tile_bytes, i);
+                char *to = word_at(&w, (char *)op->tiled.data + t * w.tile_bytes, i);
                 memcpy(to, words + i * stride + (size_t)t * LANES, (size_t)rows * 4);
             }
     }

@@ -7,63 +7,41 @@ P = N / L tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..reference import ActivationRule
+from ..formats.weight_format import ActivationFormat
+from . import ops
 from .arena import Arena
-from .library import PACK_BLOCKS, PACK_ROWS, PACK_WORDS, Library
-from .library import record as make_record
+from .library import Library
+from .ops import BlockType, TileCodes
 
-Q4, Q8, F32, F16, BF16, T4, E4M3 = range(7)
-# GGUF types that are packed as stored: number in blocks.c, kind, group, whether scales are half
-# precision, whether there are offsets, center.
+Q4, Q8, F32, F16, BF16, T4, E4M3 = TileCodes
+# GGUF types that are packed as stored: kind, group, whether scales are half precision, whether
+# there are offsets, center.
 _FORMS = {
-    "Q4_0": (0, Q4, 32, True, False, 8.0),
-    "Q4_1": (1, Q4, 32, True, True, 0.0),
-    "Q8_0": (2, Q8, 32, True, False, 0.0),
-    "Q4_K": (3, Q4, 32, False, True, 0.0),
-    "Q5_K": (4, Q8, 32, False, True, 0.0),
-    "Q6_K": (5, Q8, 16, False, False, 0.0),
+    BlockType.Q4_0: (Q4, 32, True, False, 8.0),
+    BlockType.Q4_1: (Q4, 32, True, True, 0.0),
+    BlockType.Q8_0: (Q8, 32, True, False, 0.0),
+    BlockType.Q4_K: (Q4, 32, False, True, 0.0),
+    BlockType.Q5_K: (Q8, 32, False, True, 0.0),
+    BlockType.Q6_K: (Q8, 16, False, False, 0.0),
 }
 _DENSE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
-@dataclass(slots=True)
-class TiledLinear:
-    """A weight [N, K] in the C kernels' layout.
+class TiledLinear(ops.Tiled):
+    """A weight [N, K] in the C kernels' layout: all tiles, with a bias padded to whole ones.
 
     Attributes:
-        kind: one of Q4, Q8, F32, F16, BF16, T4, E4M3.
-        n: rows before padding to whole tiles.
-        k: columns.
-        group: columns that share a scale; K for dense weights.
-        data: uint8, all tiles.
-        half_scales: scales and offsets are half precision, else float.
-        has_scales: False for dense weights.
-        has_offsets: an offset is added after scaling.
-        center: subtracted from every 4-bit integer code.
-        bias: float32 [P * L] or None.
-        table: float32 [16], what the codes of kind T4 stand for, or None.
         order: int32 [K]: column k multiplies input ``x[order[k]]``; None = in order.
         act: how inputs are quantized, or None when they are not.
     """
 
-    kind: int
-    n: int
-    k: int
-    group: int
-    data: Tensor
-    half_scales: bool
-    has_scales: bool
-    has_offsets: bool
-    center: float
-    bias: Tensor | None
-    table: Tensor | None = None
     order: Tensor | None = None
-    act: ActivationRule | None = None
+    act: ActivationFormat | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,78 +69,20 @@ def pack_dense(
     kind, lanes = _DENSE[weight_NK.dtype], library.lanes
     data = arena.empty(-(-n // lanes) * lanes * k * weight_NK.element_size())
     bias = _pad_bias(bias_N, n, lanes)
-    packed = TiledLinear(kind, n, k, k, data, False, False, False, 0.0, bias)
-    elements = weight_NK.contiguous().view(torch.uint8)
-    _run(library, PACK_ROWS, packed, 0, [elements], 0, (None, None))
-    return packed
-
-
-def pack_q4(
-    arena: Arena,
-    library: Library,
-    codes: Tensor | Sequence[Tensor],
-    k: int,
-    group: int,
-    scales_NG: Tensor,
-    offsets_NG: Tensor | None,
-    bias_N: Tensor | None = None,
-    center: float = 0.0,
-) -> TiledLinear:
-    """4-bit codes of weights [N, K]; K and the group are multiples of 8.
-
-    ``w = scale * (code - center) + offset``. ``codes`` are uint8 [N, K / 2], low nibble first, or
-    a list of int32 words [K / 8, N] to be stacked along N.
-    """
-    return _pack(arena, library, Q4, codes, k, group, scales_NG, offsets_NG, bias_N, center)
-
-
-def pack_table(
-    arena: Arena,
-    library: Library,
-    codes: Tensor,
-    k: int,
-    group: int,
-    scales_NG: Tensor,
-    table: Tensor,
-    bias_N: Tensor | None = None,
-) -> TiledLinear:
-    """4-bit codes uint8 [N, K / 2] as in :func:`pack_q4`: ``w = scale * table[code]``.
-
-    ``table`` is float32 [16].
-    """
-    packed = _pack(arena, library, T4, codes, k, group, scales_NG, None, bias_N)
-    packed.table = table
-    return packed
-
-
-def pack_q8(
-    arena: Arena,
-    library: Library,
-    codes_NK: Tensor,
-    middle: int,
-    group: int,
-    scales_NG: Tensor,
-    offsets_NG: Tensor | None,
-    bias_N: Tensor | None = None,
-) -> TiledLinear:
-    """uint8 codes [N, K]: ``w = scale * (code - middle) + offset``, the difference being int8."""
-    k = codes_NK.shape[1]
-    return _pack(
-        arena, library, Q8, codes_NK, k, group, scales_NG, offsets_NG, bias_N, middle=middle
+    packed = TiledLinear(
+        data=data,
+        bias=bias,
+        kind=kind,
+        n=n,
+        k=k,
+        group=k,
+        half_scales=False,
+        has_scales=False,
+        has_offsets=False,
+        center=0.0,
     )
-
-
-def pack_e4m3(
-    arena: Arena,
-    library: Library,
-    codes_NK: Tensor,
-    group: int,
-    scales_NG: Tensor,
-    bias_N: Tensor | None = None,
-) -> TiledLinear:
-    """float8_e4m3fn as uint8 [N, K], none of them NaN: ``w = scale * value(code)``."""
-    k = codes_NK.shape[1]
-    return _pack(arena, library, E4M3, codes_NK, k, group, scales_NG, None, bias_N)
+    _pack_rows(library, packed, weight_NK.contiguous().view(torch.uint8))
+    return packed
 
 
 def pack_blocks(
@@ -177,49 +97,86 @@ def pack_blocks(
 
     None for types that have no such kernel, and where a scale or minimum is not finite.
     """
-    if form not in _FORMS:
+    if form not in BlockType.__members__:
         return None
-    number, kind, group, half, has_offsets, center = _FORMS[form]
+    kind, group, half, has_offsets, center = _FORMS[BlockType[form]]
     stacked, n = _stackable(parts, library.lanes, 0), sum(p.shape[0] for p in parts)
     packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias_N)
     bad = torch.zeros(1, dtype=torch.int32)
-    _run(library, PACK_BLOCKS, packed, number, stacked, 0, (bad,))
+    start = 0
+    for part in stacked:
+        stop = start + part.shape[0]
+        tiled = _rows(library, packed, start, stop)
+        row_bytes, number = part.stride(0), BlockType[form]
+        op = ops.PackBlocks(tiled=tiled, source=part, bad=bad, row_bytes=row_bytes, type=number)
+        _run(library, op)
+        start = stop
     return None if bad.item() else packed
 
 
-def _pack(
+def pack_tiles(
     arena: Arena,
     library: Library,
-    kind: int,
+    kind: TileCodes,
+    shape: tuple[int, int],
+    scales_NG: Tensor,
+    bias_N: Tensor | None = None,
+    *,
     codes: Tensor | Sequence[Tensor],
-    k: int,
-    group: int,
-    scales: Tensor,
-    offsets: Tensor | None,
-    bias: Tensor | None,
+    offsets: Tensor | None = None,
     center: float = 0.0,
     middle: int = 0,
+    table: Tensor | None = None,
 ) -> TiledLinear:
-    """Codes, scales and offsets [N, G] into records, group by group."""
-    half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
+    """Codes, scales and offsets [N, G] into records, group by group, and a bias [N].
+
+    Q4: ``w = scale * (code - center) + offset``; T4: ``w = scale * table[code]``; both for K and
+    groups of whole eights. Q8: ``w = scale * (code - middle) + offset``, the difference being
+    int8; E4M3: ``w = scale * value(code)``.
+
+    Args:
+        arena: where the tiles go.
+        library: what fills them.
+        kind: Q4, T4, Q8 or E4M3.
+        shape: (K, columns of a group).
+        scales_NG: in any float type.
+        bias_N: added to the product, or None.
+        codes: uint8 [N, K], or for Q4 and T4 [N, K / 2], low nibble first; for Q4 also int32
+            words [K / 8, N], to be stacked along N.
+        offsets: [N, G] or None.
+        center: of Q4.
+        middle: of Q8.
+        table: float32 [16] of T4.
+    """
+    half = all(t is None or t.dtype == torch.float16 for t in (scales_NG, offsets))
     dtype = torch.float16 if half else torch.float32
-    n = scales.shape[0]
-    values = scales.to(dtype).contiguous()
+    n, values = scales_NG.shape[0], scales_NG.to(dtype).contiguous()
     added = None if offsets is None else offsets.to(dtype).contiguous()
     has_offsets = added is not None
-    packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias)
+    packed = _empty(arena, library.lanes, kind, n, *shape, half, has_offsets, center, bias_N)
+    packed.table = table
     if isinstance(codes, Tensor):
-        _run(library, PACK_ROWS, packed, middle, [codes], 0, (values, added))
-    else:
-        words = _stackable(codes, library.lanes, 1)
-        _run(library, PACK_WORDS, packed, 0, words, 1, (values, added))
+        _pack_rows(library, packed, codes, values, added, middle)
+        return packed
+    start = 0
+    for part in _stackable(codes, library.lanes, 1):
+        stop = start + part.shape[1]
+        op = ops.PackWords(
+            tiled=_rows(library, packed, start, stop),
+            source=part,
+            scales=values[start:],
+            offsets=None if added is None else added[start:],
+            row_words=part.stride(0),
+        )
+        _run(library, op)
+        start = stop
     return packed
 
 
 def _empty(
     arena: Arena,
     lanes: int,
-    kind: int,
+    kind: TileCodes,
     n: int,
     k: int,
     group: int,
@@ -234,40 +191,56 @@ def _empty(
     record = code_bytes + value_bytes * (1 + has_offsets)
     data = arena.empty(-(-n // lanes) * -(-k // group) * record)
     return TiledLinear(
-        kind, n, k, group, data, half, True, has_offsets, center, _pad_bias(bias, n, lanes)
+        data=data,
+        kind=kind,
+        n=n,
+        k=k,
+        group=group,
+        bias=_pad_bias(bias, n, lanes),
+        half_scales=half,
+        has_scales=True,
+        has_offsets=has_offsets,
+        center=center,
     )
 
 
-def _run(
+def _pack_rows(
     library: Library,
-    op: int,
     packed: TiledLinear,
-    number: int,
-    parts: Sequence[Tensor],
-    dim: int,
-    values: tuple[Tensor | None, ...],
+    codes: Tensor,
+    scales: Tensor | None = None,
+    offsets: Tensor | None = None,
+    middle: int = 0,
 ) -> None:
-    """Fill the tiles from parts whose axis ``dim`` is N; all but the last are whole tiles."""
+    """Fill all tiles from rows [N, bytes]; ``middle`` is subtracted from codes of a byte."""
+    codes = codes if codes.stride(1) == 1 else codes.contiguous()
+    op = ops.PackRows(
+        tiled=packed,
+        source=codes,
+        scales=scales,
+        offsets=offsets,
+        row_bytes=codes.stride(0),
+        middle=middle,
+    )
+    _run(library, op)
+
+
+def _rows(library: Library, packed: TiledLinear, start: int, stop: int) -> TiledLinear:
+    """Rows of a weight, from a whole tile on."""
     lanes = library.lanes
     tile = packed.data.numel() // -(-packed.n // lanes)
-    start = 0
-    for part in parts:
-        part = part if part.stride(1) == 1 else part.contiguous()
-        n = part.shape[dim]
-        sizes = (packed.kind, number, n, packed.k, packed.group, int(packed.half_scales))
-        flags = (part.stride(0), 0, 0, int(packed.has_scales), int(packed.has_offsets))
-        data = packed.data[start // lanes * tile :]
-        rows = [v[start:] if v is not None and v.dim() == 2 else v for v in values]
-        record = make_record(op, (*sizes, *flags), (packed.center,), (data, None, part, *rows))
-        # Nothing follows at once, so the workers may sleep.
-        library.run(record, 1, spin_us=0)
-        start += n
+    return replace(packed, n=stop - start, data=packed.data[start // lanes * tile :])
+
+
+def _run(library: Library, op: ops.Op) -> None:
+    """Run one op. Nothing follows at once, so the workers may sleep."""
+    library.run(ops.RECORDS.pack(op), 1, spin_us=0)
 
 
 def _stackable(parts: Sequence[Tensor], lanes: int, dim: int) -> Sequence[Tensor]:
-    """The parts, or one joined along ``dim`` where a seam would lie inside a tile."""
+    """Parts whose rows lie whole, or one joined along ``dim`` for a seam inside a tile."""
     if all(part.shape[dim] % lanes == 0 for part in parts[:-1]):
-        return parts
+        return [part if part.stride(1) == 1 else part.contiguous() for part in parts]
     return [torch.cat(list(parts), dim=dim)]
 
 

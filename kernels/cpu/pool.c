@@ -74,14 +74,10 @@ static void barrier(hb_pool *pool) {
 }
 
 static void run_ops(hb_pool *pool, int tid) {
-    static void (*const table[])(const hb_op *, int, int) = {
-        hb_embed, hb_rms_norm, hb_linear, hb_rope_kv, hb_attention_split, hb_attention_merge,
-        hb_attention_run, hb_gated_mul, hb_to_bf16, hb_gemm, hb_argmax, hb_add, hb_gather,
-        hb_quantize, hb_pack_rows, hb_pack_words, hb_pack_blocks};
     const hb_op *ops = pool->ops;
     int count = pool->count;
     for (int i = 0; i < count; i++) {
-        table[ops[i].kind](&ops[i], tid, pool->threads);
+        hb_call(&ops[i], tid, pool->threads);
         barrier(pool);
     }
 }

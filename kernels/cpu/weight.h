@@ -101,15 +101,15 @@ INLINE vf element(int kind, const char *codes, int k) {
     return vf_load((const float *)codes + (size_t)k * LANES);
 }
 
-/* n: kind, -, N, K, group, half_scales, -, -, -, has_scales, has_offsets; f: center;
- * p: data, bias (padded to whole tiles) or NULL, -, -, table float [16] (W_T4) */
-static inline void read_weight(const hb_op *op, weight *w) {
-    static const int bits[] = {4, 8, 32, 16, 16, 4, 8};
-    *w = (weight){.kind = op->n[0], .n = op->n[2], .k = op->n[3], .group = op->n[4],
-                  .half_scales = op->n[5], .has_scales = op->n[9], .has_offsets = op->n[10],
-                  .center = op->f[0], .data = op->p[0], .bias = op->p[1]};
+static inline void read_weight(const struct tiled *op, weight *w) {
+    static const int bits[] = {[W_Q4] = 4, [W_Q8] = 8, [W_F32] = 32, [W_F16] = 16, [W_BF16] = 16,
+                               [W_T4] = 4, [W_E4M3] = 8};
+    *w = (weight){.kind = op->kind, .n = op->n, .k = op->k, .group = op->group,
+                  .half_scales = op->half_scales, .has_scales = op->has_scales,
+                  .has_offsets = op->has_offsets, .center = op->center, .data = op->data,
+                  .bias = op->bias};
     for (int i = 0; i < 16; i++)
-        w->table[i] = w->kind == W_T4 ? ((const float *)op->p[4])[i] : (float)i - w->center;
+        w->table[i] = w->kind == W_T4 ? op->table[i] : (float)i - w->center;
     w->tiles = (w->n + LANES - 1) / LANES;
     w->groups = (w->k + w->group - 1) / w->group;
     w->code_bytes = (size_t)w->group * LANES * bits[w->kind] / 8;

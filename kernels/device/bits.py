@@ -11,27 +11,6 @@ import triton
 import triton.language as tl
 
 
-@triton.constexpr_function
-def _lop3_and_or(mask, value) -> str:
-    # 0xEA is the truth table of (a & b) | c: 0xF0 & 0xCC = 0xC0, and 0xC0 | 0xAA = 0xEA.
-    return f"lop3.b32 $0, $1, {mask:#x}, {value:#x}, 0xea;"
-
-
-@triton.jit
-def and_or(x, MASK: tl.constexpr, VALUE: tl.constexpr, PTX: tl.constexpr):
-    """``(x & MASK) | VALUE`` on int32; one three-input logic instruction with PTX."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            _lop3_and_or(MASK, VALUE),
-            constraints="=r,r",
-            args=[x],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    return (x & MASK) | VALUE
-
-
 @triton.jit
 def halves(x, DTYPE: tl.constexpr):
     """Low and high 16 bits of each int32 word, bit-cast to ``DTYPE`` (fp16 or bf16).

@@ -8,18 +8,6 @@ from typing import Literal
 ZeroKind = Literal["none", "int", "float", "table", "e4m3"]
 Rounded = Literal["", "float16", "bfloat16"]
 
-# NormalFloat4 of "QLoRA" (Dettmers et al., 2023): quantiles of a normal distribution scaled to
-# [-1, 1], with an exact zero. The values are those that bitsandbytes stores in its files.
-NF4 = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-# bitsandbytes' own FP4, which is not E2M1: the sign is the high bit.
-_FP4_HALF = (0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)
-FP4 = (*_FP4_HALF, *(-value for value in _FP4_HALF))
-
 
 @dataclass(frozen=True, slots=True)
 class ActivationFormat:

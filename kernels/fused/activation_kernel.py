@@ -18,7 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .row import narrow, nearest_int8, store_sums
+from ..device.rounding import int8_codes, narrow, scale_of
+from .row import store_sums
 
 
 @triton.jit
@@ -89,12 +90,10 @@ def gated_quant_kernel(
         if SUMS:
             start = begin // GROUP
             store_sums(sums_ptr + row * groups + start, y, groups - start, GROUP)
-    largest = tl.max(peak, 0)
-    inverse = tl.where(
-        largest > 0.0, tl.div_rn(tl.full((), 127.0, tl.float32), tl.maximum(largest, 1e-37)), 0.0
-    )
-    tl.store(scales_ptr + row, tl.div_rn(largest, tl.full((), 127.0, tl.float32)))
+    scale = scale_of(tl.max(peak, 0), 127.0)
+    tl.store(scales_ptr + row, scale)
     for begin in range(0, WIDTH, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         y = gate(x_row, columns, WIDTH, GELU, DTYPE)
-        tl.store(codes_ptr + row * WIDTH + columns, nearest_int8(y, inverse), mask=columns < WIDTH)
+        codes = int8_codes(y, tl.zeros_like(y) + scale, 0.0, -128.0)
+        tl.store(codes_ptr + row * WIDTH + columns, codes, mask=columns < WIDTH)

@@ -3,7 +3,7 @@
 ``h = x + residual`` (or ``h = table[id] * scale``), rounded to the dtype of the stored residual;
 ``y = h / sqrt(mean(h**2) + eps) * w``, rounded after the division and after the product, or once
 with Gemma's ``1 + w``; ``sums[g]`` = float32 sum of group g of the rounded ``y``; ``codes`` =
-``round(y * 127 / max|y|)``.
+``round(y / (max|y| / 127))``.
 
 Grid (rows,): one program holds a whole row of D <= BLOCK values. Any D; masks fill the tile. x,
 residual, table fp16, bf16 or fp32; w any float; sums and scales float32. Deterministic.
@@ -19,7 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .row import narrow, store_codes, store_sums
+from ..device.rounding import narrow
+from .row import store_codes, store_sums
 
 
 @triton.jit

@@ -31,16 +31,6 @@ def group_sums(x_TD: Tensor, group: int) -> Tensor:
     return torch.nn.functional.pad(wide, (0, padding)).unflatten(-1, (-1, group)).sum(-1)
 
 
-def quantize_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes [T, D] and float32 scales [T], the largest magnitude / 127; ties to even."""
-    wide = x_TD.float()
-    largest = wide.abs().amax(-1)
-    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
-    # Products of two float32 are exact in float64: ties are found as one FMA finds them.
-    codes = (wide.double() * inverse.double().unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
-    return codes, largest / 127.0
-
-
 def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
     """``act(gate) * up`` [T, I], gate being the first half of a row; ``silu`` or ``gelu_tanh``."""
     gate, up = gate_up_TI2.chunk(2, dim=-1)
@@ -48,21 +38,3 @@ def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
         return gate * torch.sigmoid(gate) * up
     inner = 0.7978845608028654 * (gate + 0.044715 * gate**3)
     return 0.5 * gate * (1.0 + torch.tanh(inner)) * up
-
-
-def rotate(x_THE: Tensor, rope_TF2: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the first 2 F dimensions of every head of [T, H, E] (Su et al., 2021).
-
-    A row of ``rope`` holds F cosines, then F sines. Half-split pairs dimension i with i + F,
-    interleaved (GPT-J) pairs 2 i with 2 i + 1.
-    """
-    f = rope_TF2.shape[-1] // 2
-    cos, sin = rope_TF2.to(x_THE.dtype).unsqueeze(1).split(f, dim=-1)
-    turned, rest = x_THE[..., : 2 * f], x_THE[..., 2 * f :]
-    if interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    else:
-        a, b = turned[..., :f], turned[..., f:]
-        out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    return torch.cat((out, rest), dim=-1)

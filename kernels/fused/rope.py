@@ -25,7 +25,6 @@ def rope_write_kv(
     q_norm_E: Tensor | None = None,
     k_norm_E: Tensor | None = None,
     eps: float = 0.0,
-    interleaved: bool = False,
     k_scale_BJS: Tensor | None = None,
     v_scale_BJS: Tensor | None = None,
     out: Tensor | None = None,
@@ -42,7 +41,6 @@ def rope_write_kv(
         q_norm_E: weight of the per-head RMSNorm of q, or None; with ``k_norm`` or not at all.
         k_norm_E: the same for k.
         eps: epsilon of those norms.
-        interleaved: pairs (2 i, 2 i + 1) rather than (i, i + F).
         k_scale_BJS: float32 scales of an int8 cache, written.
         v_scale_BJS: float32 scales of an int8 cache, written.
         out: [T, H, E] to be filled; its rows may be strided (q's own place in ``qkv``, say).
@@ -130,7 +128,6 @@ def rope_write_kv(
         HEADS=count,
         HALF_TILE=next_power_of_2(half),
         REST_TILE=next_power_of_2(rest) if rest else 0,
-        INTERLEAVED=interleaved,
         NORM=q_norm_E is not None,
         QUANT=quantized,
         num_warps=num_warps,

@@ -3,7 +3,7 @@
 Per head of q and k: ``x = x / sqrt(mean(x**2) + eps) * w`` where the model has such norms (first
 rounded, then multiplied, as :func:`reference.rms_norm`), then ``(a, b) = (a cos - b sin, b cos +
 a sin)`` on the pairs of the first 2 F dimensions; v passes through. All in float32, rounded once
-at the end. int8: ``codes = round(y * 127 / max|y|)`` of the rounded head, one scale each.
+at the end. int8: ``codes = round(y / (max|y| / 127))`` of the rounded head, one scale each.
 
 Grid (T, heads / HEADS): a program takes HEADS of the H + 2 J heads of a token, whatever their
 kind. qkv [T, (H + 2 J) E]; rope float32 [T, 2 F], cosines then sines; slots int64 [T], negative
@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .row import narrow, nearest_int8
+from ..device.rounding import int8_codes, narrow, scale_of
 
 
 @triton.jit
@@ -38,11 +38,11 @@ def _normed(x, factor, q_norm_ptr, k_norm_ptr, columns, inside, is_q, is_k, DTYP
 
 
 @triton.jit
-def _store(q, kv, columns, y, inverse, q_mask, kv_mask, DTYPE: tl.constexpr, QUANT: tl.constexpr):
+def _store(q, kv, columns, y, scale, q_mask, kv_mask, DTYPE: tl.constexpr, QUANT: tl.constexpr):
     """Some columns of every head, to q's output or into the cache."""
     tl.store(q + columns[None, :], narrow(y, DTYPE), mask=q_mask)
     if QUANT:
-        codes = nearest_int8(narrow(y, DTYPE).to(tl.float32), inverse)
+        codes = int8_codes(narrow(y, DTYPE).to(tl.float32), tl.zeros_like(y) + scale, 0.0, -128.0)
         tl.store(kv + columns[None, :], codes, mask=kv_mask)
     else:
         tl.store(kv + columns[None, :], narrow(y, DTYPE), mask=kv_mask)
@@ -72,7 +72,6 @@ def rope_kernel(
     HEADS: tl.constexpr,
     HALF_TILE: tl.constexpr,
     REST_TILE: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
     NORM: tl.constexpr,
     QUANT: tl.constexpr,
 ):
@@ -86,10 +85,7 @@ def rope_kernel(
     is_v = (head >= Q_HEADS + KV_HEADS) & (head < ALL)
     pair = tl.arange(0, HALF_TILE)
     paired = pair < HALF
-    if INTERLEAVED:
-        first, second = 2 * pair, 2 * pair + 1
-    else:
-        first, second = pair, pair + HALF
+    first, second = pair, pair + HALF
     both = (head[:, None] < ALL) & paired[None, :]
     source = qkv_ptr + token * (ALL * DIM) + head[:, None] * DIM
     a = tl.load(source + first[None, :], mask=both, other=0.0).to(tl.float32)
@@ -130,21 +126,21 @@ def rope_kernel(
     v_base = v_ptr + block * block_stride + cell * DIM
     kv = tl.where(is_k, k_base, v_base)[:, None]
     q = q_ptr + token * q_stride + head[:, None] * DIM
-    inverse = tl.full((HEADS, 1), 1.0, tl.float32)
+    scale = tl.full((HEADS, 1), 1.0, tl.float32)
     if QUANT:
         size_a = tl.max(tl.abs(narrow(turned_a, DTYPE).to(tl.float32)), 1)
         size_b = tl.max(tl.abs(narrow(turned_b, DTYPE).to(tl.float32)), 1)
         largest = tl.maximum(size_a, size_b)
         if REST_TILE > 0:
             largest = tl.maximum(largest, tl.max(tl.abs(narrow(rest, DTYPE).to(tl.float32)), 1))
-        inverse = tl.div_rn(tl.full((HEADS,), 127.0, tl.float32), tl.maximum(largest, 1e-37))
-        inverse = tl.where(largest > 0.0, inverse, 0.0)[:, None]
+        scale_H = scale_of(largest, 127.0)
+        scale = scale_H[:, None]
         scale_at = block * scale_stride + cell
         scale_ptrs = tl.where(is_k, k_scale_ptr + scale_at, v_scale_ptr + scale_at)
-        tl.store(scale_ptrs, largest * (1.0 / 127.0), mask=is_kv)
+        tl.store(scale_ptrs, scale_H, mask=is_kv)
     q_here, kv_here = is_q[:, None] & both, is_kv[:, None] & both
-    _store(q, kv, first, turned_a, inverse, q_here, kv_here, DTYPE, QUANT)
-    _store(q, kv, second, turned_b, inverse, q_here, kv_here, DTYPE, QUANT)
+    _store(q, kv, first, turned_a, scale, q_here, kv_here, DTYPE, QUANT)
+    _store(q, kv, second, turned_b, scale, q_here, kv_here, DTYPE, QUANT)
     if REST_TILE > 0:
         q_rest, kv_rest = is_q[:, None] & rest_mask, is_kv[:, None] & rest_mask
-        _store(q, kv, tail, rest, inverse, q_rest, kv_rest, DTYPE, QUANT)
+        _store(q, kv, tail, rest, scale, q_rest, kv_rest, DTYPE, QUANT)

@@ -1,4 +1,4 @@
-"""Device code that several kernels share: rounding, int8 codes and group sums of a row."""
+"""Device code that several kernels share: int8 codes and group sums of a row."""
 
 # Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
@@ -10,46 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device import runtime
-
-_INTERPRETED = tl.constexpr(runtime.INTERPRETED)
-
-
-@triton.jit
-def narrow(x, DTYPE: tl.constexpr):
-    """float32 to ``DTYPE``, to nearest, ties to even.
-
-    The interpreter would cut bf16 off; adding half a step less one, plus the lowest kept bit,
-    before the cut makes it a round to nearest even.
-    """
-    if _INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        return bits.to(tl.float32, bitcast=True).to(DTYPE)
-    return x.to(DTYPE)
-
-
-@triton.jit
-def nearest_int8(y, inverse):
-    """``y * inverse``, within +-127.5, to the nearest int8, ties to even, with no conversion.
-
-    1.5 * 2**23 has an ulp of 1, so the FMA rounds the exact product to an integer k, ties to
-    even; the sum's mantissa is 2**22 + k, whose low byte is k in two's complement.
-    """
-    zero = tl.zeros_like(y)
-    return (tl.fma(y, zero + inverse, zero + 12582912.0).to(tl.int32, bitcast=True) & 0xFF).to(
-        tl.int8
-    )
+from ..device.rounding import int8_codes, scale_of
 
 
 @triton.jit
 def store_codes(codes_ptr, scale_ptr, y, largest, mask):
-    """Codes ``y * 127 / largest`` at ``codes_ptr`` and ``largest / 127`` at ``scale_ptr``."""
-    inverse = tl.where(
-        largest > 0.0, tl.div_rn(tl.full((), 127.0, tl.float32), tl.maximum(largest, 1e-37)), 0.0
-    )
-    tl.store(codes_ptr, nearest_int8(y, inverse), mask=mask)
-    tl.store(scale_ptr, tl.div_rn(largest, tl.full((), 127.0, tl.float32)))
+    """int8 codes of a row, and its scale: a symmetric rule with 127 at the top."""
+    scale = scale_of(largest, 127.0)
+    tl.store(codes_ptr, int8_codes(y, tl.zeros_like(y) + scale, 0.0, -128.0), mask=mask)
+    tl.store(scale_ptr, scale)
 
 
 @triton.jit

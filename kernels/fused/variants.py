@@ -76,7 +76,7 @@ def _rope(dtype: str, heads: int, dim: int, half: int, norm: bool, quant: bool) 
     rest = dim - 2 * half
     constants = {"Q_HEADS": heads, "KV_HEADS": 8, "DIM": dim, "HALF": half, "PAGE": 64}
     constants |= {"HEADS": count, "HALF_TILE": next_power_of_2(half)}
-    constants |= {"REST_TILE": next_power_of_2(rest) if rest else 0, "INTERLEAVED": False}
+    constants |= {"REST_TILE": next_power_of_2(rest) if rest else 0}
     constants |= {"NORM": norm, "QUANT": quant}
     name = f"{dtype} h{heads} d{dim} r{2 * half}{' norm' if norm else ''}{' int8' if quant else ''}"
     return _make("rope_write_kv", name, rope_kernel, types, constants, warps)

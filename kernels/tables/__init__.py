@@ -7,24 +7,23 @@ and without a near one the formulas of the kernel families.
 """
 
 from ..device.gpus import Device
-from ..w4a16.config import Problem
 from .files import load_tables, read_table, shipped_tables, table_name, write_entry
 from .lookup import Found, Tables
-from .schema import Entry, Key, Table, parse_key, parse_table
+from .schema import Entry, Table, entry, parse_table
+from .tuning import tunings
 
 __all__ = [
     "Device",
     "Entry",
     "Found",
-    "Key",
-    "Problem",
     "Table",
     "Tables",
+    "entry",
     "load_tables",
-    "parse_key",
     "parse_table",
     "read_table",
     "shipped_tables",
     "table_name",
+    "tunings",
     "write_entry",
 ]

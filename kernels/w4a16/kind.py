@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..device.workspace import COUNTERS, PARTIAL_BYTES
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.weight_format import WeightFormat
 from ..kind import (
@@ -26,7 +27,7 @@ from ..kind import (
     round_up,
     unpacked,
 )
-from ..tables.schema import COUNTERS, PARTIAL_BYTES
+from . import tuning
 from .config import Problem, choose, table_key
 from .layout import ATOM_ROWS, ROW_ALIGN, SLICE, PackedW4, pack_w4, supports
 from .op import w4a16_linear
@@ -41,6 +42,8 @@ class W4A16Kind(TritonKind[PackedW4]):
 
     name = "w4a16"
     reorders = True
+    peers = ("tinygemm", "gemlite", "marlin")
+    tuning = tuning
     cases = (
         KindCase(WeightFormat(4, 128)),
         KindCase(WeightFormat(4, 128), gated=True),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..device.workspace import COUNTERS, PARTIAL_BYTES
 from ..kind import Chosen, Conditions, MatrixSpec, round_up
-from ..tables.schema import COUNTERS, PARTIAL_BYTES
 from ..w4a16.config import crossover, split_count
 from .fragments import ROW_ALIGN
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
-from ..fused.row import narrow
+from ..device.rounding import narrow
 from .layout import PackedW8A16
 
 BLOCK = 16

@@ -4,7 +4,7 @@ Both operands are int8 (int32 accumulator, exact) or float8 e4m3 (float32 accumu
 """
 
 # Device code is not Python to a type checker: constexpr and tensor operators have no stubs.
-# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportArgumentType=false
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 
 from __future__ import annotations
@@ -12,12 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device import runtime
-
-# 1.5 * 2**23: floats of this size lie 1 apart, so adding it rounds to a whole number, ties to
-# even; the low bits of the sum are then that number in two's complement (0x4B400000 + q).
-_ROUND = tl.constexpr(12582912.0)
-_INTERPRETED = tl.constexpr(runtime.INTERPRETED)
+from ..device.rounding import float8_codes, int8_codes, scale_of, zero_of
 
 
 @triton.jit
@@ -167,10 +162,9 @@ def quantize(
 ):
     """Rows of x [M, K] to 8 bits: q [M, K_OUT] (zeros beyond K), one scale (and zero) a row.
 
-    Symmetric: ``s = max|x| / TOP``, ``q = round(x * (TOP / max|x|))``. With HAS_Z:
-    ``s = (max(x, 0) - min(x, 0)) / 255``, ``z = -128 - round(min / s)``, ``q = round(x / s) + z``.
-    STATIC: s (and z) are read, one for all rows, and q is clamped. float8 has a TOP of 448.
-    Ties round to even. A NaN or an infinity makes its row's scale NaN.
+    The rules are those of ``formats.activations``: symmetric with a scale of each row's own, HAS_Z
+    with a zero point, too; STATIC: s (and z) are read, one for all rows. float8 has a TOP of 448.
+    A NaN or an infinity makes its row's scale NaN, unless that is static.
 
     Grid (M,). Rows up to BLOCK long stay in registers; longer ones are read twice.
     """
@@ -186,7 +180,6 @@ def quantize(
     if STATIC:
         s = tl.load(s_ptr)
         z = tl.load(z_ptr).to(tl.float32) if HAS_Z else 0.0
-        inv = tl.div_rn(1.0, s)
     else:
         if ONE_PASS:
             high = tl.max(x if HAS_Z else tl.abs(x), 0)
@@ -207,45 +200,26 @@ def quantize(
             poison = tl.sum(poison_v, 0)
         z = 0.0
         if HAS_Z:
-            high = tl.maximum(high, 0.0) - tl.minimum(low, 0.0)
-            s = tl.div_rn(high, 255.0)
-            # Below 1e-30 the reciprocal would overflow: such rows become zeros.
-            inv = tl.where(high < 1e-30, 0.0, tl.div_rn(255.0, tl.maximum(high, 1e-30)))
-            z = -128.0 - (tl.fma(tl.minimum(low, 0.0), inv, _ROUND) - _ROUND)
+            low = tl.minimum(low, 0.0)
+            s = scale_of(tl.maximum(high, 0.0) - low, 255.0)
+            z = zero_of(low, s)
             tl.store(z_ptr + row, z.to(tl.int32))
         else:
-            s = tl.div_rn(high, TOP)
-            inv = tl.where(high < 1e-30, 0.0, tl.div_rn(TOP, tl.maximum(high, 1e-30)))
+            s = scale_of(high, TOP)
         tl.store(s_ptr + row, s + poison)
     if ONE_PASS:
-        tl.store(q_ptr + rk, to_8_bits(x, inv, z, LOW, FP8, q_ptr), mask=rk < K_OUT)
+        tl.store(q_ptr + rk, _codes(x, s, z, LOW, FP8, q_ptr), mask=rk < K_OUT)
     else:
         for k in range(0, K_OUT, BLOCK):
             v = tl.load(x_ptr + k + rk, mask=rk < K - k, other=0.0).to(tl.float32)
-            tl.store(q_ptr + k + rk, to_8_bits(v, inv, z, LOW, FP8, q_ptr), mask=rk < K_OUT - k)
+            tl.store(q_ptr + k + rk, _codes(v, s, z, LOW, FP8, q_ptr), mask=rk < K_OUT - k)
 
 
 @triton.jit
-def on_float8_grid(v):
-    """Nearest e4m3 value, ties to even: the interpreter's own conversion loses the carry."""
-    odd = (v.to(tl.int32, bitcast=True) >> 20) & 1
-    normal = ((v.to(tl.int32, bitcast=True) + 0x7FFFF + odd) & -0x100000).to(
-        tl.float32, bitcast=True
-    )
-    small = (v * 512.0 + _ROUND - _ROUND) / 512.0  # steps of 2**-9 below 2**-6
-    return tl.where(tl.abs(v) < 0.015625, small, normal)
-
-
-@triton.jit
-def to_8_bits(x, inv, z, LOW: tl.constexpr, FP8: tl.constexpr, q_ptr):
-    """``round(x * inv) + z`` in the type that ``q_ptr`` points at, clamped to its range."""
+def _codes(x, s, z, LOW: tl.constexpr, FP8: tl.constexpr, q_ptr):
+    """Codes in the type that ``q_ptr`` points at."""
+    scale = tl.zeros_like(x) + s
     if FP8:
-        v = tl.minimum(tl.maximum(x * inv, -448.0), 448.0)
-        if _INTERPRETED:
-            v = on_float8_grid(v)
-        return v.to(q_ptr.dtype.element_ty)
+        return float8_codes(x, scale, q_ptr.dtype.element_ty)
     else:
-        t = tl.fma(x, inv, _ROUND)
-        t = tl.minimum(tl.maximum(t + z, _ROUND + LOW), _ROUND + 127.0)
-        # The low byte of _ROUND + q is q: see _ROUND.
-        return (t.to(tl.int32, bitcast=True) & 0xFF).to(tl.int8)
+        return int8_codes(x, scale, z, LOW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,32 +100,39 @@ class _RowScales(TritonKind[PackedW8A8]):
         context: ProductContext,
     ) -> Tensor:
         """-> [M, N]; sums of int8 are exact, those of float8 depend on the tile."""
-        how = weight.rounding
-        assert how is not None
-        q, scale, zero = quantize_rows(
-            x_MK.contiguous(),
-            asymmetric=how.asymmetric,
-            scale=how.scale,
-            zero=how.zero,
-            dtype=how.dtype,
-            top=how.top,
-        )
+        q, scale, zero = _rounded(x_MK, weight)
         if not (context.exact and self.floating) or x_MK.shape[0] < 2:
             return w8a8_linear(q, scale, weight, zero, bias, residual, out)
         # A tile is chosen by the number of rows; one row at a time it is always the same.
-        rows = []
+        rows, static = [], weight.rounding is not None and weight.rounding.scale is not None
         for m in range(x_MK.shape[0]):
             one = slice(m, m + 1)
-            s = scale if how.scale is not None else scale[one]
+            s = scale if static else scale[one]
             added, place = (None if t is None else t[one] for t in (residual, out))
             rows.append(w8a8_linear(q[one], s, weight, None, bias, added, place))
         return torch.cat(rows) if out is None else out
+
+    def prepared(
+        self, x_MK: Tensor, weight: PackedW8A8, out: Tensor, context: ProductContext
+    ) -> Callable[[PackedW8A8], Tensor]:
+        """The product alone, of x [M, K] that is rounded already."""
+        q, scale, zero = _rounded(x_MK, weight)
+        return lambda w: w8a8_linear(q, scale, w, zero, out=out)
+
+    def seen(self, x_MK: Tensor, weight: PackedW8A8) -> Tensor:
+        """Codes less their zero points, scaled: float64 [M, K]."""
+        q, scale, zero = _rounded(x_MK, weight)
+        codes = q[:, : x_MK.shape[1]].double()
+        if zero is not None:
+            codes -= zero.double().reshape(-1, 1)
+        return codes * scale.double().reshape(-1, 1)
 
 
 class W8A8Kind(_RowScales):
     """Symmetric int8 weights; int8 inputs of any rounding."""
 
     name = "w8a8"
+    peers = ("int_mm",)
     floating = False
     detail = "codes of 8 bits, activations of 8"
     cases = (
@@ -178,6 +185,20 @@ class FP8Kind(_RowScales):
     def variants(self, arch: int) -> Iterator[Variant]:
         """Tiles by split and epilogue, and row quantizers, from sm_89 on."""
         return float8_variants(arch)
+
+
+def _rounded(x_MK: Tensor, weight: PackedW8A8) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes [M, K] of the inputs of a product, their scales and zero points."""
+    how = weight.rounding
+    assert how is not None
+    return quantize_rows(
+        x_MK.contiguous(),
+        asymmetric=how.asymmetric,
+        scale=how.scale,
+        zero=how.zero,
+        dtype=how.dtype,
+        top=how.top,
+    )
 
 
 def _rounding(act: ActivationFormat, device: torch.device) -> InputRounding:

@@ -18,8 +18,8 @@ from torch import Tensor
 from halfbyte.errors import CheckpointError
 
 from ...kernels.formats.canonical import QuantizedLinear, pack_codes
-from ...kernels.formats.weight_format import FP4 as FP4
-from ...kernels.formats.weight_format import NF4, ActivationFormat, WeightFormat
+from ...kernels.formats.code_tables import NF4
+from ...kernels.formats.weight_format import ActivationFormat, WeightFormat
 
 # Elements in float32 at once: 4 MB and a few temporaries of that size.
 _CHUNK = 1 << 20

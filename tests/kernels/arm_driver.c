@@ -1,9 +1,9 @@
 /* Runs programs of the C kernels for a parent process that cannot load them: another machine's
  * code, under an emulator. See arm_support.py.
  *
- * A request on standard input: int32 number of ops, int32 number of buffers, int64 size of each
- * buffer, the ops, the buffers' bytes. Pointers of ops are (number of the buffer + 1) << 40 plus an
- * offset into it, or 0. The answer is the buffers' bytes after the program. */
+ * A request on standard input: int32 numbers of ops, of buffers and of pointers, int64 size of each
+ * buffer, int64 triples of a pointer (where it lies in the ops, the number of its buffer, an offset
+ * into that), the ops, the buffers' bytes. The answer is the buffers' bytes after the program. */
 #include "halfbyte.h"
 
 #include <stdio.h>
@@ -26,28 +26,29 @@ static void *room(size_t size) {
 
 int main(int argc, char **argv) {
     hb_pool *pool = hb_pool_new(argc > 1 ? atoi(argv[1]) : 1);
-    int32_t about[2] = {hb_lanes(), hb_has_amx()}, head[2];
+    int32_t about[2] = {hb_lanes(), hb_has_amx()}, head[3];
     fwrite(about, sizeof about, 1, stdout);
     fflush(stdout);
     for (;;) {
         get(head, sizeof head);
         int64_t *sizes = room((size_t)head[1] * sizeof *sizes);
+        int64_t *pointers = room((size_t)head[2] * 3 * sizeof *pointers);
         char **buffers = room((size_t)head[1] * sizeof *buffers);
         hb_op *ops = room((size_t)head[0] * sizeof *ops);
         get(sizes, (size_t)head[1] * sizeof *sizes);
+        get(pointers, (size_t)head[2] * 3 * sizeof *pointers);
         get(ops, (size_t)head[0] * sizeof *ops);
         for (int i = 0; i < head[1]; i++) get(buffers[i] = room((size_t)sizes[i]), (size_t)sizes[i]);
-        for (int i = 0; i < head[0]; i++)
-            for (int j = 0; j < 12; j++) {
-                uint64_t p = (uint64_t)(uintptr_t)ops[i].p[j];
-                if (p) ops[i].p[j] = buffers[(p >> 40) - 1] + (p & ((1ull << 40) - 1));
-            }
+        for (int64_t *p = pointers; p < pointers + 3 * head[2]; p += 3) {
+            char *to = buffers[p[1]] + p[2];
+            memcpy((char *)ops + p[0], &to, sizeof to);
+        }
         hb_run(pool, ops, head[0], 0);
         for (int i = 0; i < head[1]; i++) {
             fwrite(buffers[i], 1, (size_t)sizes[i], stdout);
             free(buffers[i]);
         }
         fflush(stdout);
-        free(sizes), free(buffers), free(ops);
+        free(sizes), free(pointers), free(buffers), free(ops);
     }
 }

@@ -13,24 +13,22 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import torch
-from torch import Tensor
 
 import halfbyte.kernels.cpu.arena as arena
 import halfbyte.kernels.cpu.library as lib
-import halfbyte.kernels.cpu.pack as pack
+import halfbyte.kernels.cpu.ops as ops
 from halfbyte.kernels.cpu.build import FLAGS, SOURCES
 from halfbyte.kernels.cpu.forms import available_forms
 from halfbyte.kernels.cpu.library import Library
+from halfbyte.kernels.cpu.ops import RECORDS
+from halfbyte.kernels.cpu.records import Records
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 _FOLDER = Path(lib.__file__).parent
-_POINTERS = 12
-_RECORD = struct.Struct(f"=i13i2f{_POINTERS}Q")
 # Memory that ops address: first byte -> storage.
 _known: dict[int, torch.UntypedStorage] = {}
 
@@ -56,14 +54,14 @@ class RemoteLibrary(Library):
         if not count:
             return
         spans: list[tuple[int, int]] = []
-        numbers: dict[int, int] = {}
-        ops = []
-        for fields in _RECORD.iter_unpack(records):
-            pointers = [_relative(p, spans, numbers) for p in fields[-_POINTERS:]]
-            ops.append(_RECORD.pack(*fields[:-_POINTERS], *pointers))
+        pointers: list[int] = []
+        for start in range(0, len(records), RECORDS.size):
+            for at, address in RECORDS.pointers(records[start : start + RECORDS.size]):
+                pointers += [start + at, *_relative(address, spans)]
         sizes = [size for _, size in spans]
-        self._in.write(struct.pack(f"=2i{len(sizes)}q", count, len(sizes), *sizes))
-        self._in.write(b"".join(ops))
+        self._in.write(struct.pack("=3i", count, len(sizes), len(pointers) // 3))
+        self._in.write(struct.pack(f"={len(sizes) + len(pointers)}q", *sizes, *pointers))
+        self._in.write(records)
         for begin, size in spans:
             self._in.write(ctypes.string_at(begin, size))
         self._in.flush()
@@ -73,28 +71,23 @@ class RemoteLibrary(Library):
             ctypes.memmove(begin, answer, size)
 
 
-def _relative(address: int, spans: list[tuple[int, int]], numbers: dict[int, int]) -> int:
-    """A pointer as the driver wants it; its storage is added to ``spans`` when it is new."""
-    if not address:
-        return 0
+def _relative(address: int, spans: list[tuple[int, int]]) -> tuple[int, int]:
+    """Number of a pointer's storage in ``spans``, where a new one is added, and its offset."""
     for base, storage in _known.items():
         if base <= address < base + storage.nbytes():
-            if base not in numbers:
-                numbers[base] = len(spans)
-                spans.append((base, storage.nbytes()))
-            return (numbers[base] + 1 << 40) + address - base
+            span = (base, storage.nbytes())
+            if span not in spans:
+                spans.append(span)
+            return spans.index(span), address - base
     raise AssertionError("an op addresses memory of no tensor")
 
 
-def _record(kind: int, n: Sequence[int], f: Sequence[float], p: Sequence[Tensor | None]) -> bytes:
-    for tensor in p:
-        if tensor is not None and tensor.numel():
+def _pack(op: ops.Op) -> bytes:
+    for tensor in RECORDS.tensors(op):
+        if tensor.numel():
             storage = tensor.untyped_storage()
             _known[storage.data_ptr()] = storage
-    return _original(kind, n, f, p)
-
-
-_original = lib.record
+    return Records.pack(RECORDS, op)
 
 
 def forget() -> None:
@@ -107,7 +100,7 @@ def remote_library(threads: int) -> Library:
     """The kernels for aarch64 with a pool of ``threads``; one process for each count."""
     # Whole storages travel: slabs and huge pages would be most of it.
     arena.SLAB = arena.HUGE = 1 << 14
-    lib.record = pack.make_record = _record
+    RECORDS.pack = _pack
     return RemoteLibrary(_program(), threads)
 
 
@@ -120,8 +113,18 @@ def _program() -> Path:
     atexit.register(shutil.rmtree, folder)
     program = Path(folder) / "driver"
     sources = [str(_FOLDER / name) for name in SOURCES]
+    (Path(folder) / "ops.h").write_text(ops.header())
     driver = str(Path(__file__).with_name("arm_driver.c"))
-    flags = [*FLAGS, *form.flags, "-Wall", "-Wextra", "-Werror", "-static", f"-I{_FOLDER}"]
+    flags = [
+        *FLAGS,
+        *form.flags,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-static",
+        f"-I{_FOLDER}",
+        f"-I{folder}",
+    ]
     command = [COMPILER, *flags, "-o", str(program), driver, *sources, "-lpthread", "-lm"]
     subprocess.run(command, check=True, timeout=600)
     return program

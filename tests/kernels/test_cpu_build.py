@@ -20,10 +20,10 @@ from cpu_support import library, needs_compiler
 
 import halfbyte.kernels.cpu.build as build
 import halfbyte.kernels.cpu.forms as forms
-import halfbyte.kernels.cpu.library as lib
 from halfbyte.kernels.cpu.build import BuildError, find_compiler, open_library
 from halfbyte.kernels.cpu.forms import available_forms, chosen_forms
 from halfbyte.kernels.cpu.library import Library
+from halfbyte.kernels.cpu.ops import RECORDS, Argmax
 
 FORM = available_forms()[-1]
 
@@ -59,7 +59,7 @@ def copying_compiler(folder: Path, seconds: float = 0) -> Path:
 
 def works(made: Library) -> bool:
     x, out = torch.arange(12.0).view(3, 4), torch.zeros(3, dtype=torch.int64)
-    made.run(lib.record(lib.ARGMAX, (3, 4, 4), (), (x, out)), 1)
+    made.run(RECORDS.pack(Argmax(logits=x, out=out, tokens=3, width=4, stride=4)), 1)
     return out.tolist() == [3, 3, 3]
 
 

@@ -1,10 +1,9 @@
-"""The record layout, and the thread pool that runs programs, in a forked child too."""
+"""The thread pool that runs programs, in a forked child too."""
 
 from __future__ import annotations
 
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,57 +16,39 @@ import torch
 from cpu_support import library, needs_compiler, tokens
 from statistics_support import fresh_seed
 
-import halfbyte.kernels.cpu.build as build_module
 import halfbyte.kernels.cpu.library as lib
 from halfbyte.errors import ConfigError, EngineDeadError
 from halfbyte.kernels.cpu.arena import ALIGN, Arena
 from halfbyte.kernels.cpu.library import Library
+from halfbyte.kernels.cpu.ops import RECORDS, Add, Argmax
 
 InChild = Callable[[Callable[[], str]], str]
-SOURCES = Path(build_module.__file__).parent
-
-
-def test_records_have_the_layout_of_the_c_struct() -> None:
-    header = (SOURCES / "halfbyte.h").read_text()
-    members = r"int32_t kind;\s*int32_t n\[(\d+)\];\s*float f\[(\d+)\];\s*void \*p\[(\d+)\];"
-    sizes = re.search(members, header)
-    assert sizes is not None
-    ints, floats, pointers = map(int, sizes.groups())
-    # No padding: four-byte members up to a multiple of eight, then the pointers.
-    assert (1 + ints + floats) % 2 == 0
-    x = torch.zeros(4)
-    record = lib.record(3, range(ints), [0.5] * floats, [x] * pointers)
-    assert len(record) == 4 * (1 + ints + floats) + 8 * pointers
-    second = lib.record(1, (2,), (), (None, x))[-8 * (pointers - 1) :][:8]
-    assert int.from_bytes(second, "little") == x.data_ptr()
-
-
-def test_op_numbers_are_those_of_the_c_enum() -> None:
-    header = (SOURCES / "halfbyte.h").read_text()
-    listed = re.search(r"enum \{ (OP_[^}]*) \};", header)
-    assert listed is not None
-    names = [name.strip().removeprefix("OP_") for name in listed[1].split(",")]
-    assert [getattr(lib, name) for name in names] == list(range(len(names)))
 
 
 def argmax(made: Library, x: torch.Tensor) -> torch.Tensor:
     """A one-op program over all threads."""
     out = torch.full((len(x),), -1)
-    made.run(lib.record(lib.ARGMAX, (len(x), x.shape[1], x.stride(0)), (), (x, out)), 1)
+    tokens, width = x.shape
+    op = Argmax(logits=x, out=out, tokens=tokens, width=width, stride=x.stride(0))
+    made.run(RECORDS.pack(op), 1)
     return out
 
 
 @needs_compiler
+@pytest.mark.parametrize("turns", [400, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_thousands_of_small_programs(threads: int) -> None:
-    """More threads than cores, too; sometimes the workers have gone to sleep before the next."""
+def test_thousands_of_small_programs(threads: int, turns: int) -> None:
+    """400 for each number of threads, 3000 in the long run.
+
+    More threads than cores, too; sometimes the workers have gone to sleep before the next.
+    """
     rng = random.Random(fresh_seed())
     made = Library(Path(library()._lib._name), threads)
     x = tokens(rng.getrandbits(30), 7, 40)
     want = x.argmax(-1)
-    for turn in range(1500):
+    for turn in range(turns):
         assert torch.equal(argmax(made, x), want)
-        if turn % 100 == 0:
+        if turn % 25 == 0:
             time.sleep(rng.choice([0.0, lib.SPIN_US * 1e-6, lib.SPIN_US * 2e-6]))
     made.close()
     made.close()
@@ -133,7 +114,9 @@ def test_a_forked_child_computes_with_threads_of_its_own(threads: int, in_child:
 def test_a_fork_while_a_program_runs_elsewhere_is_an_error_in_the_child(in_child: InChild) -> None:
     made = Library(Path(library()._lib._name), 2)
     x = torch.zeros(600, 4000)
-    record = lib.record(lib.ADD, (*x.shape, x.stride(0), x.stride(0), 0), (), (x, x))
+    tokens, width = x.shape
+    sizes = {"tokens": tokens, "width": width, "x_stride": width, "y_stride": width}
+    record = RECORDS.pack(Add(x=x, y=x, half=False, **sizes))
     worker = threading.Thread(target=made.run, args=(record * 2000, 2000))
     worker.start()
     while not made._running:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from activation_support import RULES, hard_rows
 from cpu_support import (
     F32,
     Case,
@@ -23,25 +24,16 @@ from cpu_support import (
 from statistics_support import fresh_seed
 from torch import Tensor
 
-from halfbyte.engine.backends.base import Ops
 from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.engine.backends.cpu_torch import TorchOps
+from halfbyte.engine.backends.plain import PlainOps
 from halfbyte.engine.backends.reference import ReferenceOps
-from halfbyte.kernels import reference as ref
+from halfbyte.kernels.formats.activations import quantize_activations
 from halfbyte.kernels.formats.canonical import ActivationFormat, QuantizedLinear, WeightFormat
 
 pytestmark = needs_compiler
 
 INT8 = ActivationFormat()
-RULES = {
-    "token": INT8,
-    "token-127": ActivationFormat(top=127.0),
-    "token-asym": ActivationFormat(symmetric=False),
-    "tensor": ActivationFormat(scale=0.0173),
-    "tensor-asym": ActivationFormat(symmetric=False, scale=0.0173, zero=-37),
-    "e4m3-token": ActivationFormat("e4m3", top=448.0),
-    "e4m3-tensor": ActivationFormat("e4m3", top=448.0, scale=0.0041),
-}
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 
 
@@ -64,27 +56,12 @@ def types_of(rule: ActivationFormat) -> list[torch.dtype]:
     return [*wide, torch.int8] if rule.kind == "int8" and rule.symmetric else wide
 
 
-def hard_rows(seed: int, width: int) -> Tensor:
-    """Rows of every size, ties, zeros, one sign only, numbers that are hardly any."""
-    sizes = torch.tensor([1.0, 1e-3, 300.0, 1e30, 1e-30, 1e-40])
-    x = tokens(seed, 12, width)
-    x[:6] *= sizes.unsqueeze(1)
-    x[6] = 0
-    x[7] = x[7].abs() + 1
-    x[8] = -x[8].abs() - 1
-    # With the scale 1: every half of a whole number, and 127.5 as the largest.
-    x[9] = (torch.arange(width) % 255 - 127).float() + 0.5
-    x[10] = 0.0173 * ((torch.arange(width) % 301) - 150 + 0.5)
-    x[11] = 0.0041 * 2.0 ** -(torch.arange(width) % 24).float() * 449
-    return x
-
-
 @rules
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 96, 577])
 def test_inputs_are_quantized_bit_for_bit(rule: ActivationFormat, width: int) -> None:
     seed = fresh_seed()
     x = hard_rows(seed, width)
-    want, scale = ref.quantize_activations(x, rule)
+    want, scale = quantize_activations(x, rule)
     assert torch.equal(want.bfloat16().float(), want)
     for dtype in types_of(rule):
         q, scales = quantize(make_ops(), x, rule, dtype)
@@ -129,7 +106,7 @@ def assert_product(
 ) -> None:
     """A float32 sum of exact products, then the scales: (K + 16) roundings of the magnitudes."""
     start = torch.zeros(1) if before is None else before
-    q, scale = (t.double() for t in ref.quantize_activations(x, rule))
+    q, scale = (t.double() for t in quantize_activations(x, rule))
     want = scale * (q @ case.values.T) + bias + start
     size = scale * (q.abs() @ case.size.T) + bias.abs() + start.abs()
     excess = (got.double() - want).abs() - (x.shape[1] + 16) * F32 * size
@@ -181,7 +158,7 @@ def test_products_with_groups_and_zero_points(kind: Kind) -> None:
         few = run(ops, ops.linear, x[:5], packed)
         assert_product(few, x[:5], case, RULES["token-asym"], torch.zeros(1).double())
         # A large product rounds scaled weights to bfloat16: 2**-9 of each, at the worst.
-        q, scale = (t.double() for t in ref.quantize_activations(x, RULES["token-asym"]))
+        q, scale = (t.double() for t in quantize_activations(x, RULES["token-asym"]))
         got, want = run(ops, ops.linear, x, packed).double(), scale * (q @ case.values.T)
         slack = scale * (q.abs() @ (case.values.abs() * 2.0**-8 + case.size * 2.0**-15).T)
         assert ((got - want).abs() <= slack).all()
@@ -200,7 +177,7 @@ def test_sums_below_2_to_the_24_are_exact(rule: ActivationFormat) -> None:
         codes = weight.unpack().double() - 128
         for t in (2, 33):
             x = tokens(seed + t, t, 400)
-            q, _ = ref.quantize_activations(x, rule)
+            q, _ = quantize_activations(x, rule)
             sums = q.double() @ codes.T
             assert sums.abs().max() < 2**24
             got = run(ops, ops.linear, x, ops.pack(weight))
@@ -261,14 +238,14 @@ def test_torch_backends_follow_the_same_rule(rule: ActivationFormat) -> None:
     seed = fresh_seed()
     case = make_case(Kind(8, act=rule), 33, 96, seed)
     bias, x = tokens(seed + 1, 1, 33)[0], tokens(seed + 2, 7, 96)
-    backends: list[Ops[Any]] = [ReferenceOps(), TorchOps(torch.float32, False)]
+    backends: list[PlainOps[Any]] = [ReferenceOps(), TorchOps(torch.float32)]
     for ops in backends:
         packed = ops.pack(case.weight, bias)
         assert_product(ops.linear(x, packed), x, case, rule, bias.double())
     # bfloat16 products: weights and sums rounded, the codes of the inputs are exact.
-    ops = TorchOps(torch.bfloat16, False)
+    ops = TorchOps(torch.bfloat16)
     got = ops.linear(x, ops.pack(case.weight, bias)).double()
-    q, scale = (t.double() for t in ref.quantize_activations(x, rule))
+    q, scale = (t.double() for t in quantize_activations(x, rule))
     want, size = scale * (q @ case.values.T), scale * (q.abs() @ case.values.abs().T)
     assert ((got - want - bias).abs() <= size * 2.0**-8 + bias.abs() * F32).all()
 

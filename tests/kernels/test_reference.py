@@ -11,6 +11,7 @@ import torch
 from statistics_support import fresh_seed, generator
 
 from halfbyte.kernels import reference as ref
+from halfbyte.kernels.formats.activations import quantize_activations
 from halfbyte.kernels.formats.canonical import ActivationFormat
 
 # float64 results of a few hundred terms: rounding stays far below this.
@@ -159,7 +160,7 @@ def test_int8_inputs(scale: float | None, symmetric: bool, top: float) -> None:
     x[3] = -x[3].abs() - 3
     x[4] = (torch.arange(50) - 25 + 0.5) * 0.0173
     x[5, :3] = torch.tensor([127.5, 0.5, 1.5])
-    codes, scales = ref.quantize_activations(x, rule)
+    codes, scales = quantize_activations(x, rule)
     for row in range(6):
         values = x[row].numpy()
         low, high = min(values.min(), np.float32(0)), max(values.max(), np.float32(0))
@@ -187,7 +188,7 @@ def test_float8_inputs(scale: float | None) -> None:
     # With either scale: halfway between neighbours, subnormals included, and beyond the top.
     x[3] = 0.0041 * 2.0**-10 * (torch.arange(60) + 1)
     x[4] = torch.tensor(448.0) * 2.0 ** -torch.arange(60)
-    codes, scales = ref.quantize_activations(x, rule)
+    codes, scales = quantize_activations(x, rule)
     for row in range(5):
         largest = np.abs(x[row].numpy()).max()
         s = np.float32(scale or largest / np.float32(448) or 1)
@@ -200,7 +201,7 @@ def test_quantized_linear() -> None:
     seed = fresh_seed()
     x, w, b = normal(3, 11, seed=seed), normal(5, 11, seed=seed + 1), normal(5, seed=seed + 2)
     rule = ActivationFormat(symmetric=False)
-    codes, scales = ref.quantize_activations(x, rule)
+    codes, scales = quantize_activations(x, rule)
     want = (codes.double() * scales.double()) @ w.T + b
     torch.testing.assert_close(ref.quantized_linear(x, w, b, rule), want, **EXACT)
     # Eight bits of an input of this size are off by a step of 1 / 50 at the most.

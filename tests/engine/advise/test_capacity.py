@@ -12,11 +12,10 @@ import torch
 
 from halfbyte.engine.advise.capacity import BLOCK, Memory, capacity, measure, packed
 from halfbyte.engine.advise.products import Linear
-from halfbyte.engine.backends import make_ops
+from halfbyte.engine.backends import make_backend
 from halfbyte.engine.backends.triton_weights import pack
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.models.decoder import Decoder
-from halfbyte.engine.run.kv_cache import KVCache
+from halfbyte.engine.models.decoder import Decoder, block_states
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
@@ -24,7 +23,7 @@ from halfbyte.kernels.formats.canonical import (
     WeightFormat,
     pack_codes,
 )
-from halfbyte.kernels.formats.weight_format import NF4
+from halfbyte.kernels.formats.code_tables import NF4
 from halfbyte.kernels.kind import MatrixSpec
 from halfbyte.kernels.w8a8.layout import PackedW8A8
 from halfbyte.loaders import open_checkpoint
@@ -203,12 +202,12 @@ def test_sizes_are_those_of_the_packer(label, gated):
     assert packed(linear, "triton") == (held.kind.name, size)
 
 
-@pytest.mark.parametrize("backend", ["interpreter", "cpu_native"])
+@pytest.mark.parametrize("backend", ["interpreter", "auto"])
 @pytest.mark.parametrize("model", ["tiny_gguf", "tiny_hf"])
 def test_a_loaded_model_has_that_size(model, backend, request):
     checkpoint = open_checkpoint(request.getfixturevalue(model))
-    ops = make_ops(EngineConfig(backend=backend))
-    network = Decoder(checkpoint.config, checkpoint, ops)
+    made = make_backend(EngineConfig(backend=backend))
+    network = Decoder(checkpoint.config, checkpoint, made)
     target = "triton" if backend == "interpreter" else "cpu"
     kv = "16bit" if target == "triton" else "float32"
     need = measure(checkpoint, kv, target)
@@ -216,5 +215,7 @@ def test_a_loaded_model_has_that_size(model, backend, request):
     # The C kernels pad rows to whole vectors of the machine, which no plan knows: 8 rows of 600.
     slack = 0.015 if target == "cpu" else 0
     assert matrices == pytest.approx(network.weight_bytes, rel=slack, abs=0)
-    assert need.kv_token == KVCache.bytes_per_token(checkpoint.config, ops.kv_dtype)
+    assert need.kv_token == sum(
+        state.token_bytes(made.kv_dtype) for state in block_states(checkpoint.config)
+    )
     checkpoint.close()

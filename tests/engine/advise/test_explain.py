@@ -20,9 +20,10 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
 )
 from halfbyte.kernels.kind import Conditions, MatrixSpec
-from halfbyte.kernels.tables import Device, Entry, Table, Tables, parse_key
-from halfbyte.kernels.w4a16.config import BUCKETS, choose, table_key
+from halfbyte.kernels.tables import Device, Entry, Table, Tables
+from halfbyte.kernels.w4a16.config import BUCKETS, Problem, choose, table_key
 from halfbyte.kernels.w4a16.layout import PackedW4
+from halfbyte.kernels.w4a16.tuning import parse_key
 from halfbyte.kernels.w8a16.op import PackedW8A16
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import TensorInfo
@@ -146,7 +147,7 @@ def test_formats_are_carried_as_the_packer_does(label):
     assert type(packed) is kinds[kind_of(linear)]
     if isinstance(packed, PackedW4):
         problem = linear.problem(8, Conditions(H100, True))
-        assert problem is not None
+        assert isinstance(problem, Problem)
         assert (problem.rows, problem.k) == (packed.units.shape[0] * 64, packed.features)
         assert problem.group == packed.group
     if isinstance(packed, PackedW8A16):
@@ -161,7 +162,7 @@ def test_gated_rows_are_padded_as_the_packer_does():
     )
     assert isinstance(weight.packed, PackedW4)
     problem = linear.problem(1, Conditions(H100, True))
-    assert problem is not None
+    assert isinstance(problem, Problem)
     assert (problem.rows, problem.group) == (weight.packed.units.shape[0] * 64, 0)
 
 
@@ -180,7 +181,7 @@ def test_rows_repeat_the_chooser_and_its_reasons():
     (linear,) = [x for x, _ in groups(checkpoint) if x.module == "down_proj"]
     for row in rows:
         problem = linear.problem(row.m, Conditions(device, True))
-        assert problem is not None
+        assert isinstance(problem, Problem)
         choice = choose(problem, partial_bytes=32 << 20, counters=8192)
         assert (row.kernel, row.source) == (choice.kernel, "formula")
         assert row.rejected == choice.rejected
@@ -191,7 +192,7 @@ def test_tables_and_neighbours_are_named():
     checkpoint = headers({"": "Q4_0"})
     (linear,) = [x for x, _ in groups(checkpoint) if x.module == "o_proj"]
     problem = linear.problem(16, Conditions(H100))
-    assert problem is not None
+    assert isinstance(problem, Problem)
     text = table_key(problem)
     key = parse_key(text)
     assert key is not None

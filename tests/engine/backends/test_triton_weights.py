@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from halfbyte.engine.backends.triton_ops import TritonOps
-from halfbyte.kernels.codebook import NF4
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
     QuantizedLinear,
     WeightFormat,
     pack_codes,
 )
+from halfbyte.kernels.formats.code_tables import NF4
 from halfbyte.kernels.kind import MatrixSpec, carrier
 from halfbyte.kernels.kinds import KINDS
 

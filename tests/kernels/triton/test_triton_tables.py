@@ -14,27 +14,26 @@ import torch
 
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.device.gpus import gpu
-from halfbyte.kernels.device.workspace import Workspace
+from halfbyte.kernels.device.workspace import COUNTERS, PARTIAL_BYTES, Workspace
 from halfbyte.kernels.tables import (
     Device,
     Table,
     Tables,
+    entry,
     load_tables,
     measure,
-    parse_key,
     parse_table,
     read_table,
     shipped_tables,
     table_name,
     write_entry,
 )
-from halfbyte.kernels.tables.candidates import candidates, entry, formula
 from halfbyte.kernels.tables.files import SHIPPED
-from halfbyte.kernels.tables.lookup import REACH, adapt, distance
-from halfbyte.kernels.tables.schema import COUNTERS, PARTIAL_BYTES
+from halfbyte.kernels.tables.lookup import REACH
 from halfbyte.kernels.w4a16.config import BUCKETS, Problem, choose, table_key
 from halfbyte.kernels.w4a16.layout import pack_w4
 from halfbyte.kernels.w4a16.op import w4a16_linear
+from halfbyte.kernels.w4a16.tuning import adapt, candidates, distance, formula, parse_key
 
 H100 = gpu("H100")
 KEY = "sm90 m16 4096x14336 g128 fp16"

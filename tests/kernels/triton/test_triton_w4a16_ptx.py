@@ -92,15 +92,6 @@ def test_planes_hold_biased_codes(fp16):
                 assert got.tolist() == want, (hex(source), j)
 
 
-def test_and_or_is_one_logic_instruction():
-    text = bits._lop3_and_or.fn(0x000F000F, 0x64006400)
-    assert text.count(";") == 1
-    for source in (
-        np.random.default_rng(random.randrange(1 << 32)).integers(0, 1 << 32, 50).tolist()
-    ):
-        assert execute(text, source, 1) == [source & 0x000F000F | 0x64006400]
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_bytes_become_halves_exactly(dtype):
     kind = "f16x2" if dtype == torch.float16 else "bf16x2"

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from halfbyte import Engine, SamplingParams
-from halfbyte.engine.config import Quantize
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.model.quantizing import SCHEMES, QuantizingCheckpoint, is_decoder_linear
+from halfbyte.loaders.model.quantizing import QuantizingCheckpoint, is_decoder_linear
+from halfbyte.loaders.model.schemes import SCHEMES, SchemeName
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 DENSE = FIXTURES / "fp16-llama-spm"
@@ -26,7 +26,7 @@ SHARES = {"w4a16": 0.35, "w8a16": 0.03, "w8a8": 0.06, "nf4": 0.35}
 
 
 def test_the_option_is_the_list_of_schemes():
-    assert set(get_args(Quantize)) == set(SCHEMES) == set(SHARES)
+    assert set(get_args(SchemeName)) == set(SCHEMES) == set(SHARES)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

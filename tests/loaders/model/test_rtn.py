@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfbyte.errors import CheckpointError
+from halfbyte.kernels.formats import code_tables
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders.model import rtn
 
@@ -66,7 +67,7 @@ def test_no_weight_is_off_by_more_than_half_a_scale(
 @settings(max_examples=40, deadline=None)
 @given(kind=st.sampled_from(["NF4", "FP4"]), **shapes)
 def test_table_codes_are_the_nearest(kind, seed, n, k, group, dtype, spread):
-    weight, table = draw(seed, n, k, dtype, spread), getattr(rtn, kind)
+    weight, table = draw(seed, n, k, dtype, spread), getattr(code_tables, kind)
     q = rtn.rtn_table("w", weight, group, table)
     scales = spread_scales(q)
     assert torch.equal(q.scales.amax(1), weight.float().abs().amax(1))
@@ -78,7 +79,7 @@ def test_table_codes_are_the_nearest(kind, seed, n, k, group, dtype, spread):
 
 @pytest.mark.parametrize("kind", ["NF4", "FP4"])
 def test_borders_between_values_fall_as_bucketize_has_them(kind):
-    values = torch.tensor(getattr(rtn, kind)).sort().values
+    values = torch.tensor(getattr(code_tables, kind)).sort().values
     borders = (values[1:] + values[:-1]) / 2
     near = [borders]
     for towards in (-2.0, 2.0):
@@ -88,7 +89,7 @@ def test_borders_between_values_fall_as_bucketize_has_them(kind):
             near.append(step)
     bins = torch.arange(-512, 513) / 512
     x = torch.cat((*near, bins, torch.nextafter(bins, torch.tensor(0.0)), torch.tensor([1.0])))
-    q = rtn.rtn_table("w", x[None], -1, getattr(rtn, kind))
+    q = rtn.rtn_table("w", x[None], -1, getattr(code_tables, kind))
     assert torch.equal(q.dequantize()[0], values[torch.bucketize(x, borders)])
 
 
