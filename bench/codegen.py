@@ -1,6 +1,6 @@
 """``bench codegen``: what the compiler makes of every shipped kernel, without any GPU.
 
-    python -m halfbyte.bench.codegen --arch sm_90 --kernel w4a16    a table
+    python -m halfbyte.bench.codegen --arch sm_90 --kernel fused    a table
     python -m halfbyte.bench.codegen --check                        compare with the budget
     python -m halfbyte.bench.codegen --update                       write the budget
 
@@ -24,7 +24,7 @@ from typing import Any
 from halfbyte.errors import ConfigError, HalfbyteError
 
 from ..kernels.codegen.report import Row, measure, over_limits
-from ..kernels.codegen.shipped import FAMILIES, family_variants, unlisted
+from ..kernels.codegen.shipped import families, family_variants, unlisted
 from ..kernels.codegen.targets import TARGETS, target
 from .codegen_budget import UPDATE, check, granted_spills, save
 from .machine import usable_cores
@@ -36,7 +36,7 @@ class CodegenPlan:
 
     Attributes:
         archs: names of targets; empty = all of them.
-        kernels: prefixes of dotted kernel names such as ``w4a16``; empty = all.
+        kernels: prefixes of dotted kernel names; empty = all.
         limit: compile at most so many variants, spread over kernels and targets; 0 = all.
         jobs: processes; 0 = one for each usable core.
     """
@@ -52,7 +52,7 @@ class Job:
     """One variant on one target, by names that another process can look up.
 
     Attributes:
-        family: kernel family, such as ``w4a16``.
+        family: folder of the kernel.
         arch: target, such as ``sm_90``.
         kernel: the variant's dotted kernel name.
         config: the variant's configuration.
@@ -116,22 +116,22 @@ def find_jobs(plan: CodegenPlan) -> list[Job]:
     Raises:
         ConfigError: the plan names no known kernel or target, or a family is not listed.
     """
-    families = [f for f in FAMILIES if not plan.kernels or _near(f, plan.kernels)]
     if not plan.kernels and (extra := unlisted()):
         raise ConfigError(
             f"kernel families {', '.join(extra)} have variants but are not listed",
-            hint="add them to FAMILIES in kernels/codegen/shipped.py",
+            hint="add them to OTHERS in kernels/codegen/shipped.py",
         )
     targets = [target(name) for name in plan.archs or TARGETS]
     jobs = [
         Job(family, on.name, v.kernel, v.config)
-        for family in families
+        for family in families()
+        if not plan.kernels or _near(family, plan.kernels)
         for on in targets
         for v in family_variants(family, on)
     ]
     for prefix in plan.kernels:
         if not any(_named(job, (prefix,)) for job in jobs):
-            known = ", ".join(dict.fromkeys([*FAMILIES, *(job.kernel for job in jobs)]))
+            known = ", ".join(dict.fromkeys([*families(), *(job.kernel for job in jobs)]))
             raise ConfigError(f"no kernel is called {prefix!r}; known: {known}")
     if plan.kernels:
         jobs = [job for job in jobs if _named(job, plan.kernels)]

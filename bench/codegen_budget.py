@@ -1,4 +1,4 @@
-"""The committed budget of ``bench codegen``: ``bench/codegen/triton-3.9/w8a8.json`` and so on.
+"""The committed budget of ``bench codegen``: ``bench/codegen/triton-3.9/fused.json`` and so on.
 
 One file a Triton minor version and kernel family (the first part of the kernel's name); one line
 a variant and target, so that a change reads well in a diff.

@@ -5,10 +5,11 @@
 
 It needs Python, torch, triton and one NVIDIA GPU; nothing is downloaded or installed. In order of
 value, each in a process of its own with a time limit: copy bandwidth; every kernel against
-float64, across M and with poisoned workspaces; W4A16, W8A8 and attention against their peers; a
-whole decode step of the 8B shape; large M; cold start; compute-sanitizer, where it is there; and,
-if time is left, a tuning pass. After every part ``DIR/results.json`` and ``DIR/results.md`` are
-written, so that being stopped loses little. The ten worst gaps are printed last.
+float64, across M and with poisoned workspaces; the usual kinds of weight and attention against
+their peers; a whole decode step of the 8B shape; large M; cold start; compute-sanitizer, where it
+is there; and, if time is left, a tuning pass. After every part ``DIR/results.json`` and
+``DIR/results.md`` are written, so that being stopped loses little. The ten worst gaps are printed
+last.
 
 ``--smoke`` runs all of it with tiny shapes on the CPU, to test the suite and not the kernels.
 """

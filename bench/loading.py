@@ -64,7 +64,7 @@ def read_and_copy(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
-    """Seconds and memory (bytes) of packing all weights for ``cpu_native``.
+    """Seconds and memory (bytes) of packing all weights for the CPU.
 
     ``kind`` is ``cold`` or ``warm`` as for reading, or ``ready``: warm, and right after huge
     pages for all weights were touched and freed, so that a host has them at hand.
@@ -73,14 +73,14 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     as packed: host copies and scratch. File pages are not in it.
     """
     from ..engine.advise.capacity import measure
-    from ..engine.backends import make_ops
+    from ..engine.backends import make_backend
     from ..engine.config import EngineConfig
-    from ..engine.models.registry import model_class
+    from ..engine.models.decoder import Decoder
     from ..kernels.cpu.arena import map_memory
     from ..loaders import open_checkpoint
 
     checkpoint = open_checkpoint(path)
-    ops = make_ops(EngineConfig(backend="cpu_native"))
+    backend = make_backend(EngineConfig(device="cpu"))
     packed = measure(checkpoint, "float32", "cpu").weights
     if kind == "ready":
         map_memory(packed).fill_(1)
@@ -91,7 +91,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     peak, before = Peak(), anonymous()
     with peak:
         wall, cpu = time.perf_counter(), time.process_time()
-        network = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops)
+        network = Decoder(checkpoint.config, checkpoint, backend)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         held = anonymous() - before
     checkpoint.close()
@@ -103,7 +103,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         "read_by_step": network.weight_bytes,
         "held": held,
         "extra": extra,
-        "backend": f"{ops.name}, {getattr(ops, 'detail', '')}",
+        "backend": f"{backend.name}, {backend.detail}",
     }
 
 

@@ -16,7 +16,13 @@ from .loading import open_engine
 if TYPE_CHECKING:
     from ..bench.engine import Report
 
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write all figures; - = stdout instead."),
+]
 
+
+@opt.flat
 def engine(
     model: opt.Model = "smollm2",
     prompt: Annotated[
@@ -39,25 +45,17 @@ def engine(
         typer.Option("--json", metavar="FILE", help="Write all samples too; - = stdout instead."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the random prompts.")] = 0,
-    device: opt.Device = opt.DeviceChoice.auto,
-    dtype: opt.DType = opt.DTypeChoice.auto,
-    backend: opt.Backend = opt.BackendChoice.auto,
-    max_context: opt.MaxContext = 0,
-    threads: opt.Threads = 0,
-    exact: opt.Exact = False,
-    no_native: opt.NoNative = False,
-    quantize: opt.Quantize = None,
+    *,
+    made_with: opt.EngineOptions,
 ) -> None:
     """Measure prefill (pp) and decode (tg) in tokens per second, mean ± standard deviation.
 
     The last column is the share of the measured memory bandwidth that decoding reached.
     """
-    lengths = _numbers(prompt, "--prompt"), _numbers(generate, "--generate")
-    batches, depths = _numbers(batch, "--batch"), _numbers(depth, "--depth")
-    options = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native, quantize
-    )
-    target = _writable(json_file)
+    lengths = numbers(prompt, "--prompt"), numbers(generate, "--generate")
+    batches, depths = numbers(batch, "--batch"), numbers(depth, "--depth")
+    options = made_with.fields()
+    target = writable(json_file)
     # Known to be wanted and well-formed from here on: the first import of torch is below.
     from ..bench.engine import BenchPlan, run_bench
     from ..bench.table import compact, markdown
@@ -72,7 +70,7 @@ def engine(
         print(_json(report), end="")
         return
     if target is not None:
-        _write(target, _json(report))
+        write(target, _json(report))
     table = markdown(report)
     if is_terminal(sys.stdout) and terminal_width() < table.find("\n"):
         table = compact(report)
@@ -95,37 +93,36 @@ def codegen(
         str, typer.Option("--arch", metavar="NAME,..", help="Such as sm_90; all when not given.")
     ] = "",
     kernel: Annotated[
-        str, typer.Option("--kernel", metavar="NAME,..", help="Such as w4a16; all when not given.")
+        str, typer.Option("--kernel", metavar="NAME,..", help="Such as fused; all when not given.")
     ] = "",
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="Write all figures; - = stdout instead."),
-    ] = None,
+    json_file: JsonFile = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with the budget.")] = False,
 ) -> None:
     """Compile the shipped kernels, without a GPU, and count registers and instructions.
 
     Kernels that do not compile or that exceed their limits are refused.
     """
-    target = _writable(json_file)
+    target = writable(json_file)
     from halfbyte.errors import HalfbyteError
 
     from ..bench.codegen import CodegenPlan, failures, run_codegen, table
 
-    archs, kernels = (
-        tuple(n.strip() for n in text.split(",") if n.strip()) for text in (arch, kernel)
-    )
-    report = run_codegen(CodegenPlan(archs, kernels))
+    report = run_codegen(CodegenPlan(names(arch), names(kernel)))
     text = json.dumps(report.to_dict(), indent=1) + "\n"
     print(text if json_file == "-" else fit_markdown(table(report.rows)) + "\n", end="")
     if target is not None:
-        _write(target, text)
+        write(target, text)
     if problems := failures(report, check):
         raise HalfbyteError("\n".join(problems))
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    """``1,8`` as (1, 8). Raises a usage error."""
+def names(text: str) -> tuple[str, ...]:
+    """``a, b`` as ("a", "b")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """``1,8`` as (1, 8). Raises a usage error that names the option."""
     try:
         values = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -137,7 +134,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     return values
 
 
-def _writable(json_file: str | None) -> Path | None:
+def writable(json_file: str | None) -> Path | None:
     """The file to write, checked before minutes are spent. Raises ConfigError."""
     if json_file is None or json_file == "-":
         return None
@@ -152,7 +149,7 @@ def _writable(json_file: str | None) -> Path | None:
     return path
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Raises ConfigError when the file cannot be written."""
     from halfbyte.errors import ConfigError
 

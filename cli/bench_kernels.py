@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .bench import _numbers, _writable, _write
+from .bench import JsonFile, names, numbers, writable, write
 from .console import fit_markdown, note
 
 
@@ -19,43 +19,37 @@ def kernels(
         str, typer.Option("--gpu", metavar="NAME", help="Such as H100 or 'RTX 4090'.")
     ] = "",
     kernel: Annotated[
-        str, typer.Option("--kernel", metavar="NAME,..", help="Of w4a16, w8a16, w8a8.")
-    ] = "w4a16,w8a8",
+        str,
+        typer.Option("--kernel", metavar="NAME,..", help="Kinds of weight; empty = usual ones."),
+    ] = "",
     layer: Annotated[
         str, typer.Option("--layer", metavar="NAME,..", help="Such as 8B or 'down'; all if empty.")
     ] = "",
     rows: Annotated[
         str, typer.Option("--rows", metavar="N,..", help="Rows of activations (M).")
     ] = "1,2,4,8,16,32,64,128,256,512,2048",
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="Write all figures; - = stdout instead."),
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time the kernels of Llama-3-8B and 70B layers against their floors and their peers."""
-    counts = _numbers(rows, "--rows")
+    counts = numbers(rows, "--rows")
     if min(counts) == 0:
         raise typer.BadParameter(f"{rows!r} has a 0; expected 1 or more", param_hint="--rows")
-    target = _writable(json_file)
+    target = writable(json_file)
     from ..bench.kernels import floors
     from ..kernels.device.gpus import gpu as find_gpu
 
     if dry_run:
         card = find_gpu(gpu or "H100")
-        heads, *lines = floors.floor_table(card, rows=counts)
+        heads, *lines = floors.floor_table(card, names(kernel), counts)
         text = json.dumps([dict(zip(heads, line, strict=True)) for line in lines], indent=1) + "\n"
-        shown = floors.floor_text(card, counts)
+        shown = floors.floor_text(card, names(kernel), counts)
     else:
         from ..bench.kernels.report import rows_table, worst_text
         from ..bench.kernels.run import KernelPlan, run_kernels
 
-        found = run_kernels(KernelPlan(_names(kernel), _names(layer), counts, gpu), note)
+        found = run_kernels(KernelPlan(names(kernel), names(layer), counts, gpu), note)
         text = json.dumps(found, indent=1) + "\n"
         shown = rows_table(found) + "\n\n" + worst_text(found)
     print(text if json_file == "-" else fit_markdown(shown) + "\n", end="")
     if target is not None:
-        _write(target, text)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+        write(target, text)

@@ -15,7 +15,7 @@ from . import options as opt
 from .asking import Asking, warn_plain
 from .console import can_move, is_terminal, note, note_block, print_error
 from .loading import check_room, open_engine
-from .words import Words, model_and_prompt
+from .words import Asked
 from .wrap import AnswerWriter
 
 if TYPE_CHECKING:
@@ -30,13 +30,10 @@ NoHistory = Annotated[
 
 @opt.flat
 def chat(
-    words: Words = None,
-    model: opt.NamedModel = None,
-    prompt: opt.Prompt = None,
-    system: opt.System = "",
+    *,
+    asked: Asked,
     max_tokens: opt.MaxTokens = -1,
     no_history: NoHistory = False,
-    *,
     sampling: opt.SamplingOptions,
     engine: opt.EngineOptions,
 ) -> None:
@@ -48,8 +45,8 @@ def chat(
     """
     params = sampling.params(max_tokens)
     options = engine.fields()
-    model, prompt = model_and_prompt(words, model, prompt)
-    talk(model, prompt, system, params, options, keep=not no_history)
+    model, prompt = asked.model_and_prompt()
+    talk(model, prompt, asked.system, params, options, keep=not no_history)
 
 
 def talk(

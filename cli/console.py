@@ -108,10 +108,10 @@ def terminal_width() -> int:
     return min(max(shutil.get_terminal_size((80, 24)).columns, MIN_WIDTH), MAX_WIDTH)
 
 
-def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A plain text table that fits the terminal.
 
-    The first ``left`` columns are flush left, the others flush right. A first cell that is too
+    The first column is flush left, the others flush right. A first cell that is too
     wide stands above the others of its row; where those alone fill the width, every row becomes
     a paragraph.
     """
@@ -127,7 +127,7 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
             lines += _folded(first, limit)
             first = ""
         padded = [
-            cell.ljust(width) if i < left else cell.rjust(width)
+            cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip((first, *others), widths, strict=True))
         ]
         lines.append(_GAP.join(padded).rstrip())

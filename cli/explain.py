@@ -12,7 +12,7 @@ from .console import clean, note, wrapped
 
 if TYPE_CHECKING:
     from ..engine.advise.explain import Row
-    from ..kernels.tables import Device
+    from ..kernels.device.gpus import Device
     from ..loaders.base import Checkpoint
 
 
@@ -38,13 +38,13 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the kernel, tile and split of each layer and number of rows; loads no weights."""
-    from ..kernels.tables import find_device
+    from ..kernels.device.gpus import gpu
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 
     path = resolve_model(model)
     on_cpu = device.lower() == "cpu"
-    place = None if on_cpu else find_device(device) if device else local_device()
+    place = None if on_cpu else gpu(device) if device else local_device()
     checkpoint = open_checkpoint(path)
     try:
         if place is None:
@@ -74,7 +74,7 @@ def _on_cpu(checkpoint: Checkpoint, fp16: bool, exact: bool) -> _Explained:
 
     from ..bench.machine import cpu_model
     from ..engine.advise.explain import explain_cpu
-    from ..engine.backends.cpu_torch import make_cpu_ops
+    from ..engine.backends.cpu import make_cpu_ops
     from ..engine.config import EngineConfig
 
     if fp16:
@@ -88,8 +88,6 @@ def _on_gpu(
     checkpoint: Checkpoint, place: Device, fp16: bool, exact: bool, context: int
 ) -> _Explained:
     """The device as JSON, in words, and its rows. Raises ConfigError without triton."""
-    from dataclasses import asdict
-
     from halfbyte.errors import ConfigError
 
     from ..kernels.tables import load_tables
@@ -103,7 +101,8 @@ def _on_gpu(
         raise ConfigError("triton is not installed", hint="pip install triton") from None
     tables = load_tables(place, cache_root() / "tables")
     rows = explain_model(checkpoint, place, tables=tables, fp16=fp16, exact=exact, context=context)
-    return asdict(place), gpu_text(place), rows
+    facts = {"name": place.name, "arch": place.arch, "sms": place.sms}
+    return facts, gpu_text(place), rows
 
 
 def gpu_text(device: Device) -> str:
@@ -118,7 +117,7 @@ def local_device() -> Device | None:
     """This machine's first GPU, or None."""
     import torch
 
-    from ..kernels.tables import Device
+    from ..kernels.device.gpus import Device
 
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return None

@@ -44,6 +44,7 @@ _ANSWERS = {
     "-tp": _ONE_DEVICE,
     "--tensor-parallel-size": _ONE_DEVICE,
     "--verbose": "an answer's speed is always shown; `halfbyte --debug` shows tracebacks",
+    "--no-native": "use {} with the value cpu_torch",
     "--trust-remote-code": "leave it out, code of a model folder is never run",
 }
 """Option without a counterpart -> what to do instead."""
@@ -54,6 +55,7 @@ _NEAREST: dict[str, tuple[str, ...]] = {
     "--n-gpu-layers": ("--device",),
     "--gpu-layers": ("--device",),
     "--quantization": ("--quantize",),
+    "--no-native": ("--backend",),
 }
 
 _COMMANDS = {
@@ -75,6 +77,10 @@ _COMMANDS = {
 
 class Command(TyperCommand):
     """A command that knows the option names of other engines."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The parameters; a flag takes no value, and the help must not show one."""
+        return _flags_without_values(super().get_params(ctx))
 
     def make_parser(self, ctx: Any) -> Any:
         """The parser of the command's options, with the foreign names beside its own."""
@@ -114,6 +120,14 @@ class Command(TyperCommand):
     def _options(self, ctx: Any) -> dict[str, Any]:
         """Option -> parameter."""
         return {name: p for p in self.get_params(ctx) for name in p.opts if name[:1] == "-"}
+
+
+def _flags_without_values(params: list[Any]) -> list[Any]:
+    """The same parameters; newer versions of Typer would show ``<bool>`` beside a flag."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
 
 
 def _model_as_argument(args: list[str]) -> list[str]:
@@ -161,6 +175,10 @@ def _instead(name: str, own: dict[str, Any]) -> str:
 
 class CommandGroup(TyperGroup):
     """A group of commands that suggests the nearest one for a misspelt name."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """As for a command."""
+        return _flags_without_values(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command to run. Raises a usage error with a suggestion for an unknown name."""

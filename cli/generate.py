@@ -11,7 +11,7 @@ from . import options as opt
 from .asking import Asking
 from .loading import check_room, open_engine
 from .prompts import read_prompts
-from .words import Words, model_and_prompt
+from .words import Asked
 
 if TYPE_CHECKING:
     from ..engine.request import SamplingParams
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 @opt.flat
 def generate(
-    words: Words = None,
-    model: opt.NamedModel = None,
-    prompt: opt.Prompt = None,
+    *,
+    asked: Asked,
     file: Annotated[
         Path | None,
         typer.Option("--file", "-f", metavar="FILE", help="Read text from a UTF-8 file."),
@@ -40,10 +39,8 @@ def generate(
             show_default="chat, if the model has a template",
         ),
     ] = None,
-    system: opt.System = "",
     max_tokens: opt.MaxTokens = 256,
     ignore_eos: opt.IgnoreEos = False,
-    *,
     sampling: opt.SamplingOptions,
     engine: opt.EngineOptions,
 ) -> None:
@@ -58,9 +55,9 @@ def generate(
     """
     params = sampling.params(max_tokens, ignore_eos=ignore_eos)
     options = engine.fields()
-    model, prompt = model_and_prompt(words, model, prompt)
+    model, prompt = asked.model_and_prompt()
     prompts = read_prompts(prompt, file, lines)
-    asking = Asking(chat, system)
+    asking = Asking(chat, asked.system)
     if lines:
         failed = _answer_many(model, prompts, asking, params, options, as_json)
     else:

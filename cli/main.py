@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Annotated, Any
 
@@ -38,12 +38,18 @@ from . import (
 )
 from .console import WarningLines, is_terminal, print_error
 from .familiar import USAGE_ERROR, Command, CommandGroup
+from .options import SamplingOptions
 
 _ERROR_EXIT, _USAGE_EXIT, _INTERRUPT_EXIT, _TERMINATED_EXIT = 1, 2, 130, 143
 # Fields of the engine's configuration and of sampling parameters that are options, too.
+_OPTIONS = (
+    *("max_context", "max_tokens", "max_batch", "max_batch_tokens", "kv_tokens", "threads"),
+    *(field.name for field in fields(SamplingOptions)),
+)
+# A single word is taken for an option only where a message begins with it.
 _FIELDS = re.compile(
-    r"\b(?:max_(?:context|tokens|batch|batch_tokens)|kv_tokens|top_[kp]|min_p"
-    r"|(?:repetition|presence|frequency)_penalty)\b|^(?:temperature|seed|threads)(?= is )"
+    rf"\b(?:{'|'.join(name for name in _OPTIONS if '_' in name)})\b"
+    rf"|^(?:{'|'.join(name for name in _OPTIONS if '_' not in name)})(?= is )"
 )
 _NAMES = {"list_models": "list", "remove": "rm"}
 

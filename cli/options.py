@@ -6,55 +6,21 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from halfbyte.choices import Backend, Device, DType
 from halfbyte.errors import RequestError
+
+from ..loaders.model.schemes import SchemeName
 
 if TYPE_CHECKING:
     from ..engine.request import SamplingParams
 
 
-class DeviceChoice(StrEnum):
-    """Values of ``--device``."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class DTypeChoice(StrEnum):
-    """Values of ``--dtype``."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class BackendChoice(StrEnum):
-    """Values of ``--backend``."""
-
-    auto = "auto"
-    cuda_triton = "cuda_triton"
-    cpu_native = "cpu_native"
-    interpreter = "interpreter"
-    reference = "reference"
-
-
-class QuantizeChoice(StrEnum):
-    """Values of ``--quantize``."""
-
-    w4a16 = "w4a16"
-    w8a16 = "w8a16"
-    w8a8 = "w8a8"
-    nf4 = "nf4"
-
-
-_ENGINE = "Engine"
-_SAMPLING = "Sampling"
+_engine = functools.partial(typer.Option, rich_help_panel="Engine")
+_sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
 
 Model = Annotated[
     str,
@@ -62,138 +28,12 @@ Model = Annotated[
         "--model", "-m", metavar="MODEL", help="Name, local file or folder, or pulled repository."
     ),
 ]
-Device = Annotated[
-    DeviceChoice, typer.Option("--device", help="Where to compute.", rich_help_panel=_ENGINE)
-]
-DType = Annotated[
-    DTypeChoice,
-    typer.Option("--dtype", help="Type of activations and KV cache.", rich_help_panel=_ENGINE),
-]
-Backend = Annotated[
-    BackendChoice,
-    typer.Option(
-        "--backend", help="'reference' is plain torch: slow, exact.", rich_help_panel=_ENGINE
-    ),
-]
-MaxContext = Annotated[
-    int,
-    typer.Option(
-        "--max-context",
-        metavar="TOKENS",
-        help="Prompt plus answer; 0 = the model's own length.",
-        rich_help_panel=_ENGINE,
-    ),
-]
-Threads = Annotated[
-    int,
-    typer.Option(
-        "--threads", metavar="N", help="CPU threads; 0 = physical cores.", rich_help_panel=_ENGINE
-    ),
-]
-Exact = Annotated[
-    bool,
-    typer.Option(
-        "--exact", help="Same output whatever runs beside it; slower.", rich_help_panel=_ENGINE
-    ),
-]
-NoNative = Annotated[
-    bool,
-    typer.Option("--no-native", help="Do not build or use the C kernels.", rich_help_panel=_ENGINE),
-]
-Quantize = Annotated[
-    QuantizeChoice | None,
-    typer.Option(
-        "--quantize",
-        help="Round the linear layers of an unquantized model while it loads.",
-        rich_help_panel=_ENGINE,
-    ),
-]
 
-Temperature = Annotated[
-    float,
-    typer.Option(
-        "--temperature",
-        "--temp",
-        metavar="T",
-        help="0 always takes the likeliest token.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        "--top-k",
-        metavar="K",
-        help="Keep the K likeliest tokens; 0 = off.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        help="Keep this probability mass; 1 = off.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        "--min-p",
-        metavar="P",
-        help="Drop tokens below this share of the likeliest; 0 = off.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-RepetitionPenalty = Annotated[
-    float,
-    typer.Option("--repetition-penalty", metavar="X", help="1 = off.", rich_help_panel=_SAMPLING),
-]
-PresencePenalty = Annotated[
-    float,
-    typer.Option("--presence-penalty", metavar="X", help="0 = off.", rich_help_panel=_SAMPLING),
-]
-FrequencyPenalty = Annotated[
-    float,
-    typer.Option("--frequency-penalty", metavar="X", help="0 = off.", rich_help_panel=_SAMPLING),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        metavar="N",
-        help="Repeats a run; drawn when not given.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--stop",
-        metavar="TEXT",
-        help="End the answer before TEXT; repeatable.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
 IgnoreEos = Annotated[
     bool,
-    typer.Option(
-        "--ignore-eos", help="Go on after an end-of-text token.", rich_help_panel=_SAMPLING
-    ),
+    _sampling("--ignore-eos", help="Go on after an end-of-text token."),
 ]
 
-NamedModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help="Name, local file or folder, or pulled repository.",
-    ),
-]
-Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.")]
-System = Annotated[str, typer.Option("--system", metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[
     int,
     typer.Option(
@@ -210,27 +50,49 @@ TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.8, 40, 0.95, 0.05
 class SamplingOptions:
     """How tokens are drawn; a parameter of this type stands for all these options.
 
-    Attributes:
-        temperature: see ``SamplingParams``, as for those below.
-        top_k: likeliest tokens kept.
-        top_p: probability mass kept.
-        min_p: least share of the likeliest token.
-        repetition_penalty: factor against tokens seen.
-        presence_penalty: amount against tokens generated.
-        frequency_penalty: amount for each time that they were.
-        seed: repeats a run.
-        stop: texts that end the answer.
+    The names are those of ``SamplingParams``.
     """
 
-    temperature: Temperature = TEMPERATURE
-    top_k: TopK = TOP_K
-    top_p: TopP = TOP_P
-    min_p: MinP = MIN_P
-    repetition_penalty: RepetitionPenalty = 1.0
-    presence_penalty: PresencePenalty = 0.0
-    frequency_penalty: FrequencyPenalty = 0.0
-    seed: Seed = None
-    stop: Stop = None
+    temperature: Annotated[
+        float,
+        _sampling(
+            "--temperature", "--temp", metavar="T", help="0 always takes the likeliest token."
+        ),
+    ] = TEMPERATURE
+    top_k: Annotated[
+        int,
+        _sampling("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 = off."),
+    ] = TOP_K
+    top_p: Annotated[
+        float,
+        _sampling("--top-p", metavar="P", help="Keep this probability mass; 1 = off."),
+    ] = TOP_P
+    min_p: Annotated[
+        float,
+        _sampling(
+            "--min-p", metavar="P", help="Drop tokens below this share of the likeliest; 0 = off."
+        ),
+    ] = MIN_P
+    repetition_penalty: Annotated[
+        float,
+        _sampling("--repetition-penalty", metavar="X", help="1 = off."),
+    ] = 1.0
+    presence_penalty: Annotated[
+        float,
+        _sampling("--presence-penalty", metavar="X", help="0 = off."),
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float,
+        _sampling("--frequency-penalty", metavar="X", help="0 = off."),
+    ] = 0.0
+    seed: Annotated[
+        int | None,
+        _sampling("--seed", metavar="N", help="Repeats a run; drawn when not given."),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable."),
+    ] = None
 
     def params(self, max_tokens: int, *, ignore_eos: bool = False) -> SamplingParams:
         """Sampling parameters of a request; ``max_tokens`` -1 is until the end.
@@ -254,32 +116,51 @@ class SamplingOptions:
 class EngineOptions:
     """What an engine is made with; a parameter of this type stands for all these options.
 
-    Attributes:
-        device: see ``EngineConfig``, as for those below.
-        dtype: type of activations and KV cache.
-        backend: which kernels.
-        max_context: tokens of prompt and answer; 0 = the model's own length.
-        threads: CPU threads; 0 = physical cores.
-        exact: the same output whatever runs beside it.
-        no_native: keep to torch's own kernels.
-        quantize: scheme to round an unquantized model to, or None.
+    The names are those of ``EngineConfig``.
     """
 
-    device: Device = DeviceChoice.auto
-    dtype: DType = DTypeChoice.auto
-    backend: Backend = BackendChoice.auto
-    max_context: MaxContext = 0
-    threads: Threads = 0
-    exact: Exact = False
-    no_native: NoNative = False
-    quantize: Quantize = None
+    device: Annotated[Device, _engine("--device", help="Where to compute.")] = "auto"
+    dtype: Annotated[
+        DType,
+        _engine("--dtype", help="Type of activations and KV cache."),
+    ] = "auto"
+    backend: Annotated[
+        Backend,
+        _engine("--backend", help="'cpu_torch' uses no C kernels; 'reference' is slow, exact."),
+    ] = "auto"
+    max_context: Annotated[
+        int,
+        _engine(
+            "--max-context",
+            metavar="TOKENS",
+            help="Prompt plus answer; 0 = the model's own length.",
+        ),
+    ] = 0
+    threads: Annotated[
+        int,
+        _engine("--threads", metavar="N", help="CPU threads; 0 = physical cores."),
+    ] = 0
+    exact: Annotated[
+        bool,
+        _engine("--exact", help="Same output whatever runs beside it; slower."),
+    ] = False
+    quantize: Annotated[
+        SchemeName | None,
+        _engine(
+            "--quantize", help="Round the linear layers of an unquantized model while it loads."
+        ),
+    ] = None
 
     def fields(self) -> dict[str, Any]:
-        """Options by the names of ``EngineConfig``'s fields.
+        """Options by the names of ``EngineConfig``'s fields, checked before anything is loaded.
 
         Raises ConfigError for a value outside its range.
         """
-        return engine_options(**{field.name: getattr(self, field.name) for field in fields(self)})
+        from ..engine.config import EngineConfig
+
+        options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        EngineConfig(**options)
+        return options
 
 
 def flat(command: Callable[..., None]) -> Callable[..., None]:
@@ -321,33 +202,3 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run
-
-
-def engine_options(
-    device: DeviceChoice,
-    dtype: DTypeChoice,
-    backend: BackendChoice,
-    max_context: int,
-    threads: int,
-    exact: bool,
-    no_native: bool,
-    quantize: QuantizeChoice | None = None,
-) -> dict[str, Any]:
-    """Options by the names of ``EngineConfig``'s fields, checked before anything is loaded.
-
-    Raises ConfigError for a value outside its range.
-    """
-    from ..engine.config import EngineConfig
-
-    options: dict[str, Any] = {
-        "device": device.value,
-        "dtype": dtype.value,
-        "backend": backend.value,
-        "max_context": max_context,
-        "threads": threads,
-        "exact": exact,
-        "native": not no_native,
-        "quantize": None if quantize is None else quantize.value,
-    }
-    EngineConfig(**options)
-    return options

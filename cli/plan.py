@@ -88,7 +88,7 @@ def device_memory(name: str, measure: bool = False) -> Memory:
         if measure:
             raise ConfigError("--measure is for this machine's CPU; a card's rate is in a table")
         card = gpu(name)
-        return Memory(card.name, card.memory, GPU_RESERVE, card.copy)
+        return Memory(card.name, card.memory, GPU_RESERVE, card.copy, card.arch)
     from ..bench.machine import cpu_model, known_bandwidth
     from ..engine.backends.cpu_cores import physical_cores
     from ..engine.run.memory import free_memory

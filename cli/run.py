@@ -13,21 +13,18 @@ from .chat import NoHistory, talk
 from .console import is_terminal
 from .generate import answer_one
 from .prompts import read_prompts
-from .words import Words, model_and_prompt
+from .words import Asked
 
 
 @opt.flat
 def run(
-    words: Words = None,
-    model: opt.NamedModel = None,
-    prompt: opt.Prompt = None,
-    system: opt.System = "",
+    *,
+    asked: Asked,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt's text instead of answering it.")
     ] = False,
     max_tokens: opt.MaxTokens = -1,
     no_history: NoHistory = False,
-    *,
     sampling: opt.SamplingOptions,
     engine: opt.EngineOptions,
 ) -> None:
@@ -39,13 +36,13 @@ def run(
     """
     params = sampling.params(max_tokens)
     options = engine.fields()
-    model, prompt = model_and_prompt(words, model, prompt)
+    model, prompt = asked.model_and_prompt()
     if prompt is None and is_terminal(sys.stdin):
         if raw:
             raise typer.BadParameter("--raw needs a PROMPT to continue")
-        talk(model, None, system, params, options, keep=not no_history)
+        talk(model, None, asked.system, params, options, keep=not no_history)
         return
     (text,) = read_prompts(prompt, None, lines=False)
-    asking = Asking(False if raw else None, system)
+    asking = Asking(False if raw else None, asked.system)
     if answer_one(model, text, asking, params, options):
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from .console import loading_bar
 from .loading import fetch_default
 
 
+@opt.flat
 def serve(
     model: Annotated[
         str,
@@ -130,22 +131,13 @@ def serve(
             help="Tokens that the KV cache holds; 0 = chosen from the free memory.",
         ),
     ] = 0,
-    device: opt.Device = opt.DeviceChoice.auto,
-    dtype: opt.DType = opt.DTypeChoice.auto,
-    backend: opt.Backend = opt.BackendChoice.auto,
-    max_context: opt.MaxContext = 0,
-    threads: opt.Threads = 0,
-    exact: opt.Exact = False,
-    no_native: opt.NoNative = False,
-    quantize: opt.Quantize = None,
+    *,
+    engine: opt.EngineOptions,
 ) -> None:
     """Serve a model over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1."""
     from ..engine.config import EngineConfig
 
-    options: dict[str, Any] = opt.engine_options(
-        device, dtype, backend, max_context, threads, exact, no_native, quantize
-    )
-    options |= {
+    options: dict[str, Any] = engine.fields() | {
         "max_batch": max_batch,
         "max_batch_tokens": max_batch_tokens,
         "max_step_ms": max_step_ms,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import RequestError
 
+from ..engine.request import LIMITS
 from .asking import chat_ids, chat_params
 from .loading import run_one
 from .saved_chat import read_chat, write_chat
@@ -41,17 +42,7 @@ KEYS = (
 _NAMES = tuple(name.partition(" ")[0] for name, _ in COMMANDS)
 _LEAVE = ("/bye", "/exit", "/quit")
 _SEEDS = 1 << 63
-_SETTINGS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "max_tokens",
-)
+_SETTINGS = tuple(name for name in LIMITS if name not in ("min_tokens", "stop_token_ids"))
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from .console import Progress, progress_bar
 from .explain import local_device
 
 if TYPE_CHECKING:
-    from ..kernels.tables import Device
+    from ..kernels.device.gpus import Device
     from ..kernels.tables.measure import Bench
-    from ..kernels.w4a16.config import Problem
+    from ..kernels.tables.tuning import TunedProblem
     from ..loaders.base import Checkpoint
 
 _LEAST_GAIN = 0.98
@@ -34,28 +34,33 @@ def tune(
     again: Annotated[
         bool, typer.Option("--again", help="Also time what the table has already.")
     ] = False,
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", metavar="NAME", help="Time nothing: count what this one would."),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Table to write; default: yours.")
     ] = None,
 ) -> None:
-    """Write the fastest W4A16 configurations of a model's layers to your table.
+    """Write the fastest configurations of a model's layers to your table.
 
     Needs a GPU that nothing else uses. Each entry is kept as soon as it is found: interrupt at
     any time, and go on with the same command.
     """
     from halfbyte.errors import ConfigError
 
+    from ..kernels.device.gpus import gpu as find_gpu
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import cache_root, resolve_model
 
     path = resolve_model(model)
-    device = local_device()
+    device = find_gpu(gpu) if gpu else local_device()
     if device is None:
         raise ConfigError(
             "tuning needs a CUDA GPU, and torch sees none",
             hint="run `halfbyte doctor`; `halfbyte explain` works without a GPU",
         )
-    from ..kernels.tables import table_name
+    from ..kernels.tables import table_name, tunings
     from ..kernels.tables.measure import Bench
 
     checkpoint = open_checkpoint(path)
@@ -64,11 +69,17 @@ def tune(
     finally:
         checkpoint.close()
     if not todo:
+        names = ", ".join(tunings())
         raise ConfigError(
-            f"{path} has no weights of up to 4 bits: nothing to tune",
-            hint="only W4A16 takes tables; `halfbyte explain` shows what runs",
+            f"{path} has no weights of a kind that takes tables ({names}): nothing to tune",
+            hint="`halfbyte explain` shows what runs",
         )
     target = cache_root() / "tables" / table_name(device) if out is None else out
+    if gpu:
+        plan = pending(todo, target, again)
+        count = sum(len(values) for _, values in plan)
+        print(f"{device.name}: {len(plan)} entries to time, {count} configurations; {target}")
+        return
     with progress_bar(f"tuning {model}", unit="steps") as progress:
         done, kept = tune_all(todo, device, target, Bench, again=again, progress=progress)
     print(f"{target}: {done} entries timed, {kept} were there already")
@@ -76,25 +87,37 @@ def tune(
 
 def problems(
     checkpoint: Checkpoint, device: Device, fp16: bool, max_rows: int = 512
-) -> list[Problem]:
-    """The W4A16 problems of a model, each once, those of one weight size together."""
+) -> list[TunedProblem]:
+    """The problems of a model that tables know, each once, those of one weight size together."""
     from ..engine.advise.products import groups
-    from ..kernels.w4a16.config import BUCKETS
+    from ..kernels.kind import BUCKETS, Conditions
 
-    sizes = [
-        linear.problem(1, device, fp16)
-        for linear, _ in groups(checkpoint)
-        if linear.carrier()[0] == "w4a16"
-    ]
+    where = Conditions(device, fp16)
+    found = dict.fromkeys(linear.problem(1, where) for linear, _ in groups(checkpoint))
     buckets = [m for m in BUCKETS if m <= max(max_rows, BUCKETS[0])]
-    return [replace(size, m=m) for size in dict.fromkeys(sizes) for m in buckets]
+    return [replace(size, m=m) for size in found if size is not None for m in buckets]
+
+
+def pending(
+    todo: Sequence[TunedProblem], target: Path, again: bool = False
+) -> list[tuple[TunedProblem, list[dict[str, Any]]]]:
+    """The problems that a table has no entry of, or all ``again``, with what is worth timing.
+
+    Raises ConfigError when the table cannot be read.
+    """
+    from ..kernels.tables import read_table, tunings
+
+    table = read_table(target)
+    there = set() if table is None or again else set(table.entries)
+    how = tunings()
+    return [(p, how[p.kind].candidates(p)) for p in todo if how[p.kind].table_key(p) not in there]
 
 
 def tune_all(
-    todo: Sequence[Problem],
+    todo: Sequence[TunedProblem],
     device: Device,
     target: Path,
-    make_bench: Callable[[Problem], Bench],
+    make_bench: Callable[[TunedProblem], Bench],
     *,
     again: bool = False,
     progress: Progress = lambda done, total: None,
@@ -104,13 +127,9 @@ def tune_all(
     ``make_bench`` is called once for each weight size. Raises ConfigError when the table cannot
     be read or written, or when memory is short.
     """
-    from ..kernels.tables import read_table, write_entry
-    from ..kernels.tables.candidates import candidates, entry
-    from ..kernels.w4a16.config import table_key
+    from ..kernels.tables import entry, write_entry
 
-    table = read_table(target)
-    there = set() if table is None or again else set(table.entries)
-    plan = [(p, candidates(p)) for p in todo if table_key(p) not in there]
+    plan = pending(todo, target, again)
     total = sum(len(values) for _, values in plan)
     steps, size, bench = 0, None, None
     progress(0, total)
@@ -130,7 +149,7 @@ def tune_all(
 
 
 def fastest(
-    problem: Problem,
+    problem: TunedProblem,
     values: Iterable[dict[str, Any]],
     bench: Bench,
     step: Callable[[], None] = lambda: None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,14 +13,36 @@ import typer
 
 from halfbyte.errors import HalfbyteError, ModelNotFoundError
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[MODEL] [PROMPT]",
-        show_default=False,
-        help="A single word that is not a model is the prompt; - is stdin.",
-    ),
-]
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The model and the message of a command; a parameter of this type stands for these options."""
+
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [PROMPT]",
+            show_default=False,
+            help="A single word that is not a model is the prompt; - is stdin.",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Name, local file or folder, or pulled repository.",
+        ),
+    ] = None
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.")
+    ] = None
+    system: Annotated[str, typer.Option("--system", metavar="TEXT", help="System message.")] = ""
+
+    def model_and_prompt(self) -> tuple[str, str | None]:
+        """See :func:`model_and_prompt`, with its errors."""
+        return model_and_prompt(self.words, self.model, self.prompt)
 
 
 # A name with a tag, or one that ends in a version, as other programs call models.

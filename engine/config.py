@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
+from halfbyte.choices import Backend, Device, DType
 from halfbyte.errors import ConfigError
 
-Device = Literal["auto", "cpu", "cuda"]
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["auto", "cuda_triton", "cpu_native", "interpreter", "reference"]
-Quantize = Literal["w4a16", "w8a16", "w8a8", "nf4"]
+from ..loaders.model.schemes import SchemeName
 
-_DEVICES = ("auto", "cpu", "cuda")
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
-_BACKENDS = ("auto", "cuda_triton", "cpu_native", "interpreter", "reference")
-_SCHEMES = ("w4a16", "w8a16", "w8a8", "nf4")
+_RENAMED = {"cpu_native": "use cpu_c, or cpu_torch for torch's own kernels"}
 _BLOCK_SIZES = (16, 32, 64, 128)
 
 
@@ -29,9 +24,11 @@ class EngineConfig:
             them on the first CUDA device.
         dtype: type of activations, KV cache and dense weights. On a CPU ``auto`` is float32
             arithmetic with dense weights left in their own 16 bits; on a GPU it is bfloat16.
-        backend: ``auto`` picks the fastest for the device. ``reference`` computes from the exact
-            codes in plain torch, slowly; ``interpreter`` runs the Triton kernels on the CPU, more
-            slowly still, and needs TRITON_INTERPRET=1 in the environment.
+        backend: ``auto`` picks the fastest for the device: on a CPU ``cpu_c``, the C kernels that
+            the system compiler builds at first use, or ``cpu_torch``, torch's own, where they
+            cannot be had. ``reference`` computes from the exact codes in plain torch, slowly;
+            ``interpreter`` runs the Triton kernels on the CPU, more slowly still, and needs
+            TRITON_INTERPRET=1 in the environment.
         max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
         max_batch: most requests running at once.
         max_batch_tokens: token budget of one step, decode and prefill together.
@@ -43,13 +40,11 @@ class EngineConfig:
         prefix_cache: share the KV blocks of equal prompt beginnings.
         exact: outputs do not depend on batch neighbours, chunking, prefix cache or preemption.
         threads: CPU threads; 0 = the physical cores this process may use.
-        native: use the C kernels that the system compiler builds at first use (CPU only);
-            False keeps to torch's own kernels.
         overlap: plan step N + 1 before the results of step N are committed.
         warmup: on a GPU, compile every kernel and record the usual decode steps before the engine
             is ready, and warn of any compilation after that.
         quantize: round the linear layers of an unquantized checkpoint to nearest as it is loaded:
-            ``w4a16``, ``w8a16``, ``w8a8`` or ``nf4``; None leaves it as it is.
+            a key of ``SCHEMES`` in ``loaders/model/schemes.py``; None leaves it as it is.
         seed: base of the seeds drawn for requests that give none; None = from the system.
 
     Raises:
@@ -69,18 +64,17 @@ class EngineConfig:
     prefix_cache: bool = True
     exact: bool = False
     threads: int = 0
-    native: bool = True
     overlap: bool = False
     warmup: bool = True
-    quantize: Quantize | None = None
+    quantize: SchemeName | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _choice("device", self.device, _DEVICES)
-        _choice("dtype", self.dtype, _DTYPES)
-        _choice("backend", self.backend, _BACKENDS)
+        _choice("device", self.device, Device)
+        _choice("dtype", self.dtype, DType)
+        _choice("backend", self.backend, Backend)
         if self.quantize is not None:
-            _choice("quantize", self.quantize, _SCHEMES)
+            _choice("quantize", self.quantize, SchemeName)
         if type(self.block_size) is not int or self.block_size not in _BLOCK_SIZES:
             raise ConfigError(
                 f"block_size is {self.block_size!r:.60}; expected one of {_BLOCK_SIZES}"
@@ -94,7 +88,7 @@ class EngineConfig:
         _whole("threads", self.threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, (1 << 63) - 1)
-        for name in ("prefix_cache", "exact", "native", "overlap", "warmup"):
+        for name in ("prefix_cache", "exact", "overlap", "warmup"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.max_batch > self.max_batch_tokens:
@@ -110,16 +104,20 @@ def make_config(options: dict[str, Any]) -> EngineConfig:
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.8)
-            raise ConfigError(
-                f"unknown engine option {name!r:.60}",
-                hint=f"did you mean {near[0]}?" if near else f"known options: {', '.join(known)}",
-            )
+            hint = f"did you mean {near[0]}?" if near else f"known options: {', '.join(known)}"
+            if name == "native":
+                hint = "use backend='cpu_torch' in place of native=False"
+            raise ConfigError(f"unknown engine option {name!r:.60}", hint=hint)
     return EngineConfig(**options)
 
 
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _choice(name: str, value: object, literal: object) -> None:
+    allowed = get_args(literal)
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r:.60}; expected one of {', '.join(allowed)}")
+        raise ConfigError(
+            f"{name} is {value!r:.60}; expected one of {', '.join(allowed)}",
+            hint=_RENAMED.get(value, "") if isinstance(value, str) else "",
+        )
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

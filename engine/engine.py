@@ -16,10 +16,10 @@ from halfbyte.errors import RequestError
 from ..loaders import open_checkpoint
 from ..loaders.model.quantizing import QuantizingCheckpoint
 from ..loaders.store.model_store import resolve_model
-from .backends import make_ops
+from .backends import make_backend
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
-from .models.registry import model_class
+from .models.decoder import Decoder
 from .request import Completion, Delta, PromptScore, SamplingParams, sampling_params
 from .run.memory import MemoryPlan, free_memory, plan_memory
 from .run.scoring import prompt_logits, score_prompt
@@ -76,23 +76,22 @@ class Engine:
                 checkpoint = QuantizingCheckpoint(checkpoint, self.config.quantize)
             clock("headers")
             self.model_config = checkpoint.config
-            family = model_class(self.model_config.architecture)
             self.name = self.model_config.name or path.stem
-            ops = make_ops(self.config)
+            backend = make_backend(self.config)
             clock("backend")
             source = checkpoint.tokenizer()
             self.tokenizer = Tokenizer.from_source(source, self.model_config.vocab_size)
             clock("tokenizer")
             # Before the weights, so that a wish that cannot be met is refused at once.
             self.memory: MemoryPlan = plan_memory(
-                self.model_config, self.config, ops.kv_dtype, free_memory(ops.device)
+                self.model_config, self.config, backend.kv_dtype, free_memory(backend.device)
             )
-            network = family(self.model_config, checkpoint, ops, progress)
+            network = Decoder(self.model_config, checkpoint, backend, progress)
             clock("weights")
             self.report = checkpoint.report()
         finally:
             checkpoint.close()
-        self.backend = ops.name
+        self.backend = backend.name
         self.max_context = self.memory.max_context
         self.weight_bytes: int = network.weight_bytes
         """Bytes of weights that one decode step reads."""
@@ -337,7 +336,7 @@ class Engine:
             )
         chunk = min(self.config.max_batch_tokens, LOGITS_CHUNK)
         runner = self._loop.runner
-        with runner.threads():
+        with runner.executor.threads():
             rotary = runner.rows.rotary
             yield from prompt_logits(runner.model, rotary, ids, self.config.block_size, chunk)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from .config import Backend, Device, DType, Quantize
+from halfbyte.choices import Backend, Device, DType
+
+from ..loaders.model.schemes import SchemeName
 
 
 class EngineOptions(TypedDict, total=False):
@@ -26,10 +28,9 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache: bool
     exact: bool
     threads: int
-    native: bool
     overlap: bool
     warmup: bool
-    quantize: Quantize | None
+    quantize: SchemeName | None
     seed: int | None
 
 

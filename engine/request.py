@@ -15,7 +15,7 @@ MAX_STOP_LENGTH = 1024
 
 INT31 = (1 << 31) - 1
 INT63 = (1 << 63) - 1
-LIMITS: dict[str, tuple[float, float]] = {
+LIMITS: dict[str, tuple[float, float] | tuple[int, int]] = {
     "temperature": (0.0, 100.0),
     "top_k": (-1, INT31),
     "top_p": (0.0, 1.0),
@@ -30,7 +30,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """Least and largest value of each field: what float32 arithmetic on logits bears, host and device.
 
-A logit is at most 1e34 in size when a penalty of 100, or of 1 / 100, still leaves it finite.
+Fields with whole numbers here take nothing else. A logit is at most 1e34 in size when a penalty of
+100, or of 1 / 100, still leaves it finite.
 """
 
 LEAST_TEMPERATURE = 1e-6
@@ -87,13 +88,11 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        for name in _NUMBERS:
-            _number(name, getattr(self, name))
-        for name in ("top_k", "min_tokens"):
-            _integer(name, getattr(self, name))
-        for name in ("seed", "max_tokens"):
-            if getattr(self, name) is not None:
-                _integer(name, getattr(self, name))
+        for name in LIMITS:
+            value = getattr(self, name)
+            left_out = value is None and name in ("seed", "max_tokens")
+            if name != "stop_token_ids" and not left_out:
+                _check(name, value)
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -118,7 +117,7 @@ class SamplingParams:
         tokens = _items("stop_token_ids", self.stop_token_ids)
         object.__setattr__(self, "stop_token_ids", tokens)
         for token in tokens:
-            _integer("stop_token_ids", token)
+            _check("stop_token_ids", token)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(
                 f"ignore_eos is {self.ignore_eos!r:.60}; expected True or False",
@@ -310,32 +309,16 @@ def _items(name: str, value: object) -> tuple[Any, ...]:
     raise RequestError(f"{name} is {value!r:.60}; expected a list", param=name)
 
 
-_NUMBERS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-
-
-def _number(name: str, value: object) -> None:
-    """Refuse what is not a finite number in the range; booleans are not numbers here."""
+def _check(name: str, value: object) -> None:
+    """Refuse what is not a number in the range; booleans are not numbers here."""
     low, high = LIMITS[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise RequestError(
-            f"{name} is {_shown(value)}; expected a number in [{low:g}, {high:g}]", param=name
+    whole = isinstance(low, int)
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        wanted = (
+            f"a whole number from {low} to {high}" if whole else f"a number in [{low:g}, {high:g}]"
         )
-
-
-def _integer(name: str, value: object) -> None:
-    """Refuse what is not a whole number in the range; booleans are not numbers here."""
-    low, high = LIMITS[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(
-            f"{name} is {_shown(value)}; expected a whole number from {low} to {high}", param=name
-        )
+        raise RequestError(f"{name} is {_shown(value)}; expected {wanted}", param=name)
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,7 @@ file order would force the caller to hold several layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -34,6 +34,9 @@ class TensorInfo:
         format: canonical format of a quantized matrix as far as headers tell, None when it is
             loaded dense. Data may show that all zero points are the middle (``int`` is then
             ``none``), and hold the scale of static inputs.
+        dtype: ``F32``, ``F16`` or ``BF16``: of a dense weight as it is loaded, or of the scales
+            and offsets of a quantized one.
+        half: float16 holds each of these scales and offsets, as far as headers tell.
     """
 
     name: str
@@ -43,6 +46,8 @@ class TensorInfo:
     claim: str = ""
     checks: tuple[str, ...] = ()
     format: WeightFormat | None = None
+    dtype: str = "F16"
+    half: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +175,3 @@ def load_stored(checkpoint: Checkpoint, name: str) -> Weight:
     if isinstance(checkpoint, LoadsStored):
         return checkpoint.load_stored(name)
     return checkpoint.load(name)
-
-
-def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Weight]]:
-    """All canonical weights in file order, one at a time (for tools; the engine pulls)."""
-    for info in checkpoint.tensors():
-        yield info.name, checkpoint.load(info.name)

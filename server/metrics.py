@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
 from ..engine.request import Delta, FinishReason
-from ..engine.serve.client import StatsView
+from ..engine.run.stats import EngineStats
 from ..engine.serve.stream import RequestStream
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -47,7 +47,7 @@ class Metrics:
         stats: reads the engine's counters; called at each scrape.
     """
 
-    def __init__(self, model_name: str, stats: Callable[[], StatsView]) -> None:
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
         self.registry = CollectorRegistry()
         self._model = model_name
         self._stats = stats

@@ -8,6 +8,7 @@ ones that are not honoured are refused by `server.unsupported`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -153,21 +154,9 @@ class _Generation(RequestModel):
         Raises:
             RequestError: values that do not go together.
         """
-        given = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "seed": self.seed,
-            "min_tokens": self.min_tokens,
-            "ignore_eos": self.ignore_eos,
-            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
-            "stop_token_ids": self.stop_token_ids,
-        }
-        chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        names = [field.name for field in fields(SamplingParams) if field.name != "max_tokens"]
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        chosen = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(max_tokens=max_tokens, **chosen)
 
 

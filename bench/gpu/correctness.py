@@ -21,21 +21,14 @@ from ...kernels.attention import (
     prefill_block,
 )
 from ...kernels.attention.reference import paged_attention
-from ...kernels.codebook.layout import pack_codebook
-from ...kernels.codebook.op import codebook_linear
-from ...kernels.codebook.reference import dequantize as dequantize_codebook
 from ...kernels.device import runtime
 from ...kernels.device.workspace import Workspace
-from ...kernels.formats.code_tables import NF4
+from ...kernels.formats.canonical import QuantizedLinear
 from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
+from ...kernels.kind import MatrixSpec, ProductContext, TritonKind
+from ...kernels.kinds import KINDS
+from ...kernels.random_weights import random_weight
 from ...kernels.sampling import argmax
-from ...kernels.w4a16.layout import pack_w4
-from ...kernels.w4a16.op import w4a16_linear
-from ...kernels.w4a16.reference import w4a16_linear_reference
-from ...kernels.w8a8 import pack_w8a8, quantize_rows, w8a8_linear
-from ...kernels.w8a8.reference import w8a8_linear as w8a8_reference
-from ...kernels.w8a16 import pack_w8a16, w8a16_linear
-from ...kernels.w8a16.reference import dequantize as dequantize_w8
 from .part import Part
 
 LIMITS = {torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -71,143 +64,72 @@ def _sizes(part: Part) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
 def _linear(
     part: Part,
     label: str,
-    run: Callable[..., Tensor],
-    truth: Callable[[Tensor], Tensor],
+    kind: TritonKind[Any],
+    weight: QuantizedLinear,
+    gated: bool,
     rows: tuple[int, ...],
-    k: int,
-    exact: bool,
 ) -> None:
     """Float64, and repeated, and across M for one weight, in both dtypes."""
-    device = part.device
+    device, k = part.device, weight.in_features
     for dtype in (torch.float16, torch.bfloat16):
-        kind = str(dtype).removeprefix("torch.")
+        packed = kind.pack(weight, dtype, device, gated)
         x = torch.randn(max(rows), k, device=device).to(dtype)
-        true = truth(x)
+        true = true_product(kind.seen(x, packed), weight, gated)
+
+        def run(m: int, exact: bool, x: Tensor = x, packed: Any = packed) -> Tensor:
+            context = ProductContext(poisoned(device), exact)
+            return kind.linear(x[:m].contiguous(), packed, None, None, None, context)
+
+        name = f"{label} {str(dtype).removeprefix('torch.')}"
         for m in rows:
             if part.left < 0:
                 return
 
-            def far(m: int = m, x: Tensor = x, true: Tensor = true) -> tuple[float, float]:
-                y = run(x[:m].contiguous(), poisoned(device), False)
-                again = run(x[:m].contiguous(), poisoned(device), False)
+            def far(m: int = m, run=run, true: Tensor = true) -> tuple[float, float]:
+                y, again = run(m, False), run(m, False)
                 # A second run with other bits is as wrong as a number can be.
                 error = float("inf") if differing(y, again) else distance(y, true[:m])
-                return error, LIMITS[x.dtype]
+                return error, LIMITS[y.dtype]
 
-            part.check(f"{label} {kind} M={m}", far)
-        if not exact:
-            continue
+            part.check(f"{name} M={m}", far)
+        if part.small and dtype == torch.bfloat16:
+            continue  # Its tiles and the order of its sums are those of float16.
 
-        def bits(x: Tensor = x) -> tuple[float, float]:
-            whole = run(x, poisoned(device), True)
-            parts = [run(x[:m].contiguous(), poisoned(device), True) for m in rows]
-            return sum(differing(p, whole[: p.shape[0]]) for p in parts), 0.0
+        def bits(run=run) -> tuple[float, float]:
+            whole = run(max(rows), True)
+            return sum(differing(run(m, True), whole[:m]) for m in rows[:-1]), 0.0
 
-        part.check(f"{label} {kind} exact across M", bits)
-
-
-def w4a16(part: Part) -> None:
-    """W4A16: zero forms, groups, gated and plain, ragged sizes."""
-    rows, sizes = _sizes(part)
-    forms: tuple[tuple[str, int, bool], ...] = (
-        ("none", 128, False),
-        ("none", 128, True),
-        ("int", 128, False),
-        ("float", 64, False),
-        ("int", 32, False),
-        ("none", -1, False),
-    )
-    for zero, group, gated in forms[:2] if part.small else forms:
-        for n, k in sizes:
-            d = part.device
-            codes = torch.randint(0, 16, (n, k), device=d, dtype=torch.uint8)
-            groups = 1 if group == -1 else -(-k // group)
-            scales = (torch.rand(n, groups, device=d) * 0.02 + 0.01).to(torch.float16)
-            zeros: Any = None
-            if zero == "int":
-                zeros = torch.randint(0, 16, (n, groups), device=d).float()
-            elif zero == "float":
-                zeros = torch.randn(n, groups, device=d).to(torch.float16) * 0.1
-            w = pack_w4(codes, scales, zeros, zero=zero, group=group, gated=gated)  # type: ignore[arg-type]
-            gate: Any = "silu_mul" if gated else None
-
-            def run(x: Tensor, space: Workspace, exact: bool, w=w, gate=gate) -> Tensor:
-                return w4a16_linear(x, w, activation=gate, exact=exact, workspace=space)
-
-            label = f"w4a16 {n}x{k} {zero} g{group}{' gated' if gated else ''}"
-            _linear(part, label, run, lambda x, w=w: w4a16_linear_reference(x, w), rows, k, True)
+        part.check(f"{name} exact across M", bits)
 
 
-def w8a16(part: Part) -> None:
-    """W8A16: by channel and by group, with and without zero points."""
-    rows, sizes = _sizes(part)
-    for zero, group in (("none", -1),) if part.small else (("none", -1), ("int", 128)):
-        for n, k in sizes:
-            d = part.device
-            codes = torch.randint(0, 256, (n, k), device=d, dtype=torch.uint8)
-            groups = 1 if group == -1 else -(-k // group)
-            scales = torch.rand(n, groups, device=d) * 0.001 + 0.001
-            zeros = torch.full_like(scales, 120.0) if zero == "int" else None
-            w = pack_w8a16(codes, scales, zeros, zero=zero, group=group)  # type: ignore[arg-type]
-            dense = dequantize_w8(codes, scales, zeros, zero, group)  # type: ignore[arg-type]
+def kind_check(kind: TritonKind[Any]) -> Callable[[Part], None]:
+    """A check of every case of a kind: both dtypes, ragged sizes, each case on its own."""
 
-            def run(x: Tensor, space: Workspace, exact: bool, w=w) -> Tensor:
-                return w8a16_linear(x, w, exact=exact, workspace=space)
+    def check(part: Part) -> None:
+        rows, sizes = _sizes(part)
+        arch = runtime.arch(part.device.index or 0)
+        for case in kind.cases[:2] if part.small else kind.cases:
+            for n, k in sizes:
+                if kind.accepts(MatrixSpec(n, k, case.format, gated=case.gated), arch):
+                    continue
+                weight = random_weight(case.format, n, k, torch.device("cpu"))
+                zero, group = case.format.zero, case.format.group_size
+                label = f"{kind.name} {n}x{k} {zero} g{group}{' gated' if case.gated else ''}"
+                act = case.format.act
+                if act is not None and not act.symmetric:
+                    label += " zero point"
+                _linear(part, label, kind, weight, case.gated, rows)
 
-            label = f"w8a16 {n}x{k} {zero} g{group}"
-            _linear(part, label, run, lambda x, t=dense: x.double() @ t.T, rows, k, True)
-
-
-def codebook(part: Part) -> None:
-    """Codebook weights: NF4 in blocks of 64."""
-    rows, _ = _sizes(part)
-    n, k = (128, 256) if part.small else (1024, 4096)
-    codes = torch.randint(0, 16, (n, k), device=part.device, dtype=torch.uint8)
-    scales = torch.rand(n * k // 64, device=part.device) * 0.1
-    table = torch.tensor(NF4, device=part.device)
-    w = pack_codebook(codes, scales, table)
-    for dtype in (torch.float16, torch.bfloat16):
-        dense = dequantize_codebook(codes, scales, table, 64, dtype)
-        for m in rows:
-            x = torch.randn(m, k, device=part.device).to(dtype)
-
-            def far(x: Tensor = x, dense: Tensor = dense) -> tuple[float, float]:
-                y = codebook_linear(x, w, workspace=poisoned(part.device))
-                return distance(y, x.double() @ dense.T), LIMITS[x.dtype]
-
-            part.check(f"codebook {n}x{k} {str(dtype)[6:]} M={m}", far)
+    return check
 
 
-def w8a8(part: Part) -> None:
-    """W8A8 int8, symmetric and with zero points, and across M."""
-    rows, sizes = _sizes(part)
-    for n, k in sizes:
-        d = part.device
-        codes = torch.randint(-127, 128, (n, k), device=d, dtype=torch.int8)
-        scales = torch.rand(n, device=d) * 0.001 + 0.001
-        for dtype in (torch.float16, torch.bfloat16):
-            w = pack_w8a8(codes, scales, dtype=dtype)
-            for asymmetric in (False, True):
-                x = torch.randn(max(rows), k, device=d).to(dtype)
-                q, sx, zx = quantize_rows(x, asymmetric=asymmetric)
-                whole = w8a8_reference(q[:, :k], sx, codes, scales, zx)
-
-                def run(m: int, q=q, sx=sx, zx=zx, w=w) -> Tensor:
-                    zero = None if zx is None else zx[:m]
-                    return w8a8_linear(q[:m], sx[:m], w, zero)
-
-                for m in rows:
-                    part.check(
-                        f"w8a8 {n}x{k} {str(dtype)[6:]} zero={asymmetric} M={m}",
-                        lambda m=m, r=run, t=whole, y=dtype: (distance(r(m), t[:m]), LIMITS[y]),
-                    )
-                part.check(
-                    f"w8a8 {n}x{k} {str(dtype)[6:]} zero={asymmetric} exact across M",
-                    lambda r=run: (
-                        sum(differing(r(m), r(max(rows))[:m]) for m in rows),
-                        0.0,
-                    ),
-                )
+def true_product(x_MK: Tensor, weight: QuantizedLinear, gated: bool) -> Tensor:
+    """float64 [M, N], or [M, N / 2] when gated, of inputs in float64."""
+    y = x_MK @ weight.dequantize().to(x_MK.device).double().T
+    if gated:
+        gate, up = y.chunk(2, 1)
+        y = gate * torch.sigmoid(gate) * up
+    return y
 
 
 def attention(part: Part) -> None:
@@ -340,11 +262,8 @@ def fused(part: Part) -> None:
 
 
 FAMILIES: dict[str, Callable[[Part], None]] = {
-    "w4a16": w4a16,
-    "w8a8": w8a8,
+    **{kind.name: kind_check(kind) for kind in KINDS if kind.cases},
     "attention": attention,
     "fused": fused,
-    "w8a16": w8a16,
-    "codebook": codebook,
 }
-"""Checks by kernel family, each of which runs in a process of its own."""
+"""Checks by kind of weight and by folder of kernels, each run in a process of its own."""

@@ -66,7 +66,9 @@ class Part:
             half = measured.get("half") or 1e14
             int8 = measured.get("int8") or 2 * half
             memory = int(properties.total_memory)
-            card = Gpu(properties.name, 1e12, half, int8, DEFAULT_L2, memory)
+            arch = 10 * properties.major + properties.minor
+            place = properties.name, arch, properties.multi_processor_count
+            card = Gpu(*place, 1e12, half, int8, DEFAULT_L2, memory)
         l2 = int(getattr(properties, "L2_cache_size", 0)) or card.l2
         return replace(card, copy=measured.get("copy") or card.copy, l2=l2)
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from ...kernels.w4a16.op import explain
+from ...kernels.tables import tunings
 from ..kernels.cases import OURS, AttentionShape, LinearCases, attention_case
-from ..kernels.floors import LAYERS, ROWS, Layer, floor
+from ..kernels.floors import LAYERS, ROWS, Layer, floor, usual_kinds
 from ..kernels.measure import Call, Timing, reason
 from ..kernels.report import measure
+from .correctness import FAMILIES
 from .part import Part, card_facts
 from .step import TINY, Model, Shape
 
@@ -96,19 +97,14 @@ def _layers(part: Part, kinds: tuple[str, ...], rows: tuple[int, ...]) -> None:
             _empty(part)
 
 
-def w4a16(part: Part) -> None:
-    """W4A16 at the M of decoding."""
-    _layers(part, ("w4a16",), DECODE)
-
-
-def w8a8(part: Part) -> None:
-    """W8A8 at the M of decoding."""
-    _layers(part, ("w8a8",), DECODE)
+def kind_part(kind: str) -> Callable[[Part], None]:
+    """A kind at the M of decoding."""
+    return lambda part: _layers(part, (kind,), DECODE)
 
 
 def large(part: Part) -> None:
-    """Both at the M of prefill."""
-    _layers(part, ("w4a16", "w8a8"), LARGE)
+    """The usual kinds at the M of prefill."""
+    _layers(part, usual_kinds(), LARGE)
 
 
 def attention(part: Part) -> None:
@@ -213,7 +209,7 @@ def sanitizer(part: Part) -> None:
     if tool is None:
         part.facts["skipped"] = "compute-sanitizer is not installed"
         return
-    for family in ("w4a16", "attention", "w8a8", "w8a16", "fused", "codebook"):
+    for family in FAMILIES:
         if part.left < 10:
             return part.finish("out of time")
         with tempfile.TemporaryDirectory() as folder:
@@ -232,51 +228,26 @@ def sanitizer(part: Part) -> None:
 
 
 def tune(part: Part) -> None:
-    """W4A16 tiles and splits around the formula's choice; writes the overrides that beat it."""
+    """What ``halfbyte tune`` would time; writes the overrides that beat the formula."""
     card, timer = part.card(), part.timer()
     layers = LAYERS[:4] if not part.smoke else (Layer("tiny", 256, 256),)
     table: dict[str, Any] = {}
-    for m, layer in itertools.product((1, 16, 64) if not part.smoke else (1,), layers):
+    some = itertools.product(tunings().items(), (1, 16, 64) if not part.smoke else (1,), layers)
+    for (kind, tuning), m, layer in some:
         if part.left < 5:
             return part.finish("out of time")
-        from ...kernels.w4a16.config import Problem, table_key
-
-        cases = LinearCases("w4a16", layer, part.device, card.l2, peers=False)
-        x = torch.empty(m, layer.k, device=part.device, dtype=torch.float16)
-        chosen = explain(x, cases.weights[0], workspace=cases.space)
-        stored = cases.weights[0].units.shape[0] * 64
-        arch = 0
-        if not part.smoke:
-            major, minor = torch.cuda.get_device_capability(0)
-            arch = major * 10 + minor
-        key = table_key(Problem(m, stored, layer.k, 128, True, arch, 1))
-        base = chosen.config
-        calls: dict[str, Call] = {}
-        tries: dict[str, dict[str, Any]] = {}
-        # Splits need no compiling, so they come first; stages and warps compile once each.
-        for splits, stages, warps in [
-            *((s, base.stages, base.warps) for s in (1, 2, 3, 4, 6, 8)),
-            *((base.splits, s, base.warps) for s in (2, 3, 4, 5)),
-            *((base.splits, base.stages, w) for w in (2, 4, 8)),
-        ]:
-            if splits > -(-layer.k // 128):
-                continue
-            one = {"kernel": chosen.kernel, "bm": base.bm, "bn": base.bn}
-            one |= {"warps": warps, "stages": stages, "splits": splits}
-            name = f"w{warps} s{stages} /{splits}"
-            tries[name], calls[name] = one, cases.tuned(m, {key: one})
-            if part.smoke and len(calls) == 2:
-                break
-        formula = f"w{base.warps} s{base.stages} /{base.splits}"
-        calls.setdefault(formula, cases.tuned(m, {}))
-        found = {
-            k: t.us for k, t in timer.time(calls, cases.copies).items() if not isinstance(t, str)
-        }
+        cases = LinearCases(kind, layer, part.device, card.l2, peers=False)
+        problem = cases.kind.problem(cases.spec, m, cases.where)
+        tries = tuning.candidates(problem)[: 2 if part.smoke else None]
+        key = tuning.table_key(problem)
+        calls = {json.dumps(values): cases.tuned(m, {key: values}) for values in tries}
+        timings = timer.time(calls, cases.copies)
+        found = {name: t.us for name, t in timings.items() if not isinstance(t, str)}
         if not found:
             continue
-        best = min(found, key=lambda name: found[name])
-        if best in tries and found[best] < 0.98 * found.get(formula, float("inf")):
-            table[key] = tries[best]
+        formula, best = json.dumps(tries[0]), min(found, key=lambda name: found[name])
+        if found[best] < 0.98 * found.get(formula, float("inf")):
+            table[key] = json.loads(best)
         part.facts["overrides"] = table
         part.add({"key": key, "formula": formula, "best": best, "us": found})
         del cases
@@ -296,8 +267,7 @@ def _empty(part: Part) -> None:
 
 PARTS: dict[str, Callable[[Part], None]] = {
     "probe": probe,
-    "w4a16": w4a16,
-    "w8a8": w8a8,
+    **{kind: kind_part(kind) for kind in usual_kinds()},
     "attention": attention,
     "step": step,
     "large": large,

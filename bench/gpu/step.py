@@ -1,26 +1,30 @@
 """A whole decode step of the 8B shape, from kernels alone, with random weights on the device.
 
-Embedding and norm, then per layer: qkv (W4A16), rotation and KV write, paged attention, o, add and
-norm, gate_up with silu (W4A16, fused), down, add and norm; then the head (W8A16) and the argmax.
+Embedding and norm, then per layer: qkv, rotation and KV write, paged attention, o, add and norm,
+gate_up with silu (fused), down, add and norm; then the head and the argmax. Layers have 4-bit
+weights and the head 8-bit ones, each carried by the first kind that takes it.
 Every layer has weights and KV of its own, so that a step reads what a real one reads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels.attention import decode_attention
+from ...kernels.device import runtime
 from ...kernels.device.workspace import Workspace
+from ...kernels.formats.weight_format import WeightFormat
 from ...kernels.fused import embed_norm, rms_norm, rope_write_kv
+from ...kernels.kind import MatrixSpec, ProductContext, carrier
+from ...kernels.kinds import KINDS
+from ...kernels.random_weights import clone, random_weight
 from ...kernels.sampling import argmax
-from ...kernels.w4a16.layout import PackedW4
-from ...kernels.w4a16.op import w4a16_linear
-from ...kernels.w8a16 import pack_w8a16, w8a16_linear
-from ..kernels.cases import random_w4
+from ..kernels.floors import BODY, HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,36 @@ class Shape:
 TINY = Shape(128, 256, 2, 1, 64, 1, 256, 16)
 
 
+class Product:
+    """A random weight [N, K] of a format with the kind that carries it here.
+
+    Args:
+        form: the format.
+        n: rows.
+        k: columns.
+        device: where it is made.
+        gated: the product ends in ``silu(gate) * up``.
+    """
+
+    def __init__(
+        self, form: WeightFormat, n: int, k: int, device: torch.device, gated: bool = False
+    ) -> None:
+        arch = runtime.arch(device.index or 0)
+        self.kind = carrier(KINDS, MatrixSpec(n, k, form, gated=gated), arch).kind
+        weight = random_weight(form, n, k, device)
+        self.weight = self.kind.pack(weight, torch.float16, device, gated)
+
+    def clone(self) -> Product:
+        """The same in memory of its own."""
+        other = copy(self)
+        other.weight = clone(self.weight)
+        return other
+
+    def run(self, x_MK: Tensor, context: ProductContext) -> Tensor:
+        """-> [M, N], or [M, N / 2] when gated."""
+        return self.kind.linear(x_MK, self.weight, None, None, None, context)
+
+
 class Model:
     """Random weights in fp16 and 4 bits.
 
@@ -68,25 +102,22 @@ class Model:
         s = shape
         wide = (s.heads + 2 * s.kv_heads) * s.dim
         first = (
-            random_w4(wide, s.hidden, device),
-            random_w4(s.hidden, s.heads * s.dim, device),
-            random_w4(2 * s.inner, s.hidden, device, gated=True),
-            random_w4(s.hidden, s.inner, device),
+            Product(BODY, wide, s.hidden, device),
+            Product(BODY, s.hidden, s.heads * s.dim, device),
+            Product(BODY, 2 * s.inner, s.hidden, device, gated=True),
+            Product(BODY, s.hidden, s.inner, device),
         )
-        self.layers: list[tuple[PackedW4, ...]] = [first]
-        self.layers += [tuple(_clone(w) for w in first) for _ in range(s.layers - 1)]
-        codes = torch.randint(-127, 128, (s.vocabulary, s.hidden), device=device, dtype=torch.int8)
-        scales = torch.rand(s.vocabulary, 1, device=device) * 0.001
-        self.head = pack_w8a16(codes, scales)
-        del codes
+        self.layers = [first, *(tuple(p.clone() for p in first) for _ in range(s.layers - 1))]
+        self.head = Product(HEAD, s.vocabulary, s.hidden, device)
         self.embedding = torch.randn(s.vocabulary, s.hidden, device=device, dtype=torch.float16)
         self.norm = torch.ones(s.hidden, device=device, dtype=torch.float16)
-        self.space = Workspace(device)
+        self.context = ProductContext(Workspace(device))
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one step reads, without the embedding's rows."""
-        return sum(w.nbytes for layer in self.layers for w in layer) + self.head.nbytes
+        every = [p for layer in self.layers for p in layer] + [self.head]
+        return sum(p.weight.nbytes for p in every)
 
     def step(self, batch: int, context: int) -> Step:
         """A step of ``batch`` rows, each with ``context`` tokens counting the new one."""
@@ -129,20 +160,15 @@ class Step:
         x: Any = first.values
         for weights, (k, v) in zip(m.layers, self.kv, strict=True):
             qkv, o, gate_up, down = weights
-            y = w4a16_linear(x, qkv, workspace=m.space)
+            y = qkv.run(x, m.context)
             q = rope_write_kv(y, self.rope, self.slots, k, v, s.heads)
             mixed = decode_attention(
                 *(q, k, v, self.tables, self.positions),
                 max_length=self.context,
                 scale=s.dim**-0.5,
             )
-            y = w4a16_linear(mixed.flatten(1), o, workspace=m.space)
+            y = o.run(mixed.flatten(1), m.context)
             x = rms_norm(y, m.norm, 1e-5, residual_TD=residual).values
-            y = w4a16_linear(x, gate_up, activation="silu_mul", workspace=m.space)
-            y = w4a16_linear(y, down, workspace=m.space)
+            y = down.run(gate_up.run(x, m.context), m.context)
             x = rms_norm(y, m.norm, 1e-5, residual_TD=residual).values
-        return argmax(w8a16_linear(x, m.head, workspace=m.space))
-
-
-def _clone(weight: PackedW4) -> PackedW4:
-    return replace(weight, units=weight.units.clone(), table=weight.table.clone())
+        return argmax(m.head.run(x, m.context))

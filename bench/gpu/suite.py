@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..kernels.floors import markdown, usual_kinds
+from ..kernels.report import rows_table, worst_text
+from .correctness import FAMILIES
 from .part import read
 
-CHECKS = ("w4a16", "w8a8", "attention", "fused", "w8a16", "codebook")
+TIMED = usual_kinds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class Stage:
 # Checks share the card, for nothing is timed while they run, and fill the kernel cache meanwhile.
 STAGES = (
     Stage(("probe",), 45),
-    Stage(tuple(f"check-{name}" for name in CHECKS), 110),
-    Stage(("w4a16",), 120),
-    Stage(("w8a8",), 60),
+    Stage(tuple(f"check-{name}" for name in FAMILIES), 110),
+    # The first kind is the one that most models take.
+    *(Stage((kind,), 60 if index else 120) for index, kind in enumerate(TIMED)),
     Stage(("attention",), 60),
     Stage(("step",), 70),
     Stage(("large",), 70),
@@ -146,16 +149,13 @@ def _write(out: Path, results: dict[str, Any]) -> None:
 
 def timed_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows that have a floor: layers, attention and steps."""
-    names = ("w4a16", "w8a8", "attention", "step", "large")
+    names = (*TIMED, "attention", "step", "large")
     every = [row for name in names for row in results["parts"].get(name, {}).get("rows", ())]
     return [row for row in every if "floor_us" in row]
 
 
 def text(results: dict[str, Any]) -> str:
     """Everything as markdown, the ten worst gaps last."""
-    from ..kernels.floors import markdown
-    from ..kernels.report import rows_table, worst_text
-
     parts = results["parts"]
     lines = ["# Kernels on this GPU", ""]
     facts = parts.get("probe", {}).get("facts", {})
@@ -172,7 +172,7 @@ def text(results: dict[str, Any]) -> str:
     for row in bad:
         far = row.get("failure") or f"error {row['error']:.3g}, limit {row['limit']:.3g}"
         lines.append(f"- {row['check']}: {far}")
-    for name in ("w4a16", "w8a8", "attention", "large"):
+    for name in (*TIMED, "attention", "large"):
         rows = [row for row in parts.get(name, {}).get("rows", ()) if "floor_us" in row]
         if rows:
             lines += ["", f"## {name}", "", rows_table(rows)]

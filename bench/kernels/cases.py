@@ -5,15 +5,13 @@ Weights are random: time does not depend on their values. Their copies are disti
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from halfbyte.errors import ConfigError
 
 from ...kernels.attention import (
     build_prefill_table,
@@ -22,14 +20,13 @@ from ...kernels.attention import (
     prefill_block,
 )
 from ...kernels.device import runtime
+from ...kernels.device.gpus import Device
 from ...kernels.device.workspace import Workspace
-from ...kernels.w4a16.layout import PackedW4, pack_w4
-from ...kernels.w4a16.op import explain, w4a16_linear
-from ...kernels.w8a8 import pack_w8a8, quantize_rows, w8a8_linear
-from ...kernels.w8a16 import pack_w8a16, w8a16_linear
-from .floors import Layer, attention_cost, linear_bytes
+from ...kernels.kind import Conditions, MatrixSpec, ProductContext
+from ...kernels.random_weights import clone, random_weight
+from .floors import Layer, attention_cost, kind_named, linear_bytes, narrow_inputs
 from .measure import Call, copies_for, reason
-from .peers import PEERS
+from .peers import DENSE_PEER, PEERS
 
 OURS = "ours"
 
@@ -39,7 +36,7 @@ class Case:
     """One thing to time.
 
     Attributes:
-        kind: ``w4a16``, ``w8a8``, ``w8a16``, ``decode`` or ``prefill``.
+        kind: name of a kind of weight, ``decode`` or ``prefill``.
         name: the layer, or the size of the attention.
         m: rows.
         calls: ours and the peers.
@@ -49,6 +46,7 @@ class Case:
         read: bytes that ours really moves.
         absent: peers that there are not, with reasons.
         note: the choice of kernel, for the report.
+        narrow: products are of 8-bit numbers.
     """
 
     kind: str
@@ -61,20 +59,14 @@ class Case:
     read: float
     absent: dict[str, str] = field(default_factory=dict)
     note: str = ""
-
-
-def random_w4(n: int, k: int, device: torch.device, gated: bool = False) -> PackedW4:
-    """A symmetric 4-bit weight [N, K] in groups of 128."""
-    codes = torch.randint(0, 16, (n, k), device=device, dtype=torch.uint8)
-    scales = (torch.rand(n, -(-k // 128), device=device) * 0.01 + 0.005).to(torch.float16)
-    return pack_w4(codes, scales, gated=gated)
+    narrow: bool = False
 
 
 class LinearCases:
     """All M of one layer: weights are made once.
 
     Args:
-        kind: ``w4a16``, ``w8a8`` or ``w8a16``.
+        kind: its name.
         layer: its size.
         device: of the weights.
         l2: bytes of last-level cache, which the copies exceed more than three times.
@@ -87,16 +79,23 @@ class LinearCases:
     def __init__(
         self, kind: str, layer: Layer, device: torch.device, l2: int, peers: bool = True
     ) -> None:
-        if kind not in PEERS:
-            raise ConfigError(f"no kind of layer is called {kind!r}; known: {', '.join(PEERS)}")
-        self.kind, self.layer, self.device = kind, layer, device
+        self.kind, self.layer, self.device = kind_named(kind), layer, device
         self.space = Workspace(device)
-        first: Any = _weight(kind, layer, device)
+        cases = self.kind.cases
+        case = next((c for c in cases if c.gated and layer.gated), cases[0])
+        self.spec = MatrixSpec(layer.n, layer.k, case.format, gated=case.gated)
+        index = device.index or 0
+        place = Device("here", runtime.arch(index), runtime.multiprocessors(index))
+        self.where = Conditions(place, fp16=True)
+        weight = random_weight(case.format, layer.n, layer.k, device)
+        first: Any = self.kind.pack(weight, torch.float16, device, case.gated)
+        del weight
         self.copies = copies_for(first.nbytes, l2)
-        self.weights: list[Any] = [first] + [_clone(first) for _ in range(self.copies - 1)]
+        self.weights: list[Any] = [first] + [clone(first) for _ in range(self.copies - 1)]
         self.peers: dict[str, Callable[[Tensor], Call]] = {}
         self.absent: dict[str, str] = {}
-        for name, (make, each) in PEERS[kind].items() if peers else ():
+        for name in (DENSE_PEER, *self.kind.peers) if peers else ():
+            make, each = PEERS[name]
             count = copies_for(each * layer.n * layer.k, l2)
             try:
                 self.peers[name] = make(layer.n, layer.k, min(count, self.copies), device)
@@ -106,66 +105,39 @@ class LinearCases:
 
     def case(self, m: int) -> Case:
         """The case of ``m`` rows, in fp16."""
-        layer = self.layer
+        layer, name = self.layer, self.kind.name
         x = torch.randn(m, layer.k, device=self.device).to(torch.float16)
         calls: dict[str, Call] = {OURS: self._ours(x)}
         absent = dict(self.absent)
-        for name, bind in self.peers.items():
+        for peer, bind in self.peers.items():
             try:
-                calls[name] = bind(x)
+                calls[peer] = bind(x)
             except Exception as error:
-                absent[name] = reason(error)
-        size = linear_bytes(self.kind, m, layer.n, layer.k)
-        width = layer.n // 2 if self.kind == "w4a16" and layer.gated else layer.n
-        each = 1 if self.kind == "w8a8" else 2
-        read = self.weights[0].nbytes + each * m * layer.k + 2 * m * width
+                absent[peer] = reason(error)
+        size, narrow = linear_bytes(name, m, layer.n, layer.k), narrow_inputs(name)
+        each = 1 if narrow else 2
+        read = self.weights[0].nbytes + each * m * layer.k + 2 * m * self._width
         work = 2.0 * m * layer.n * layer.k
-        note = ""
-        if self.kind == "w4a16":
-            choice = explain(x, self.weights[0], workspace=self.space)
-            note = f"{choice.kernel} {_short(choice.config)}"
-        return Case(self.kind, layer.name, m, calls, self.copies, size, work, read, absent, note)
+        chosen = self.kind.choose(self.spec, m, self.where)
+        note = " ".join([chosen.kernel, *(f"{k}={v}" for k, v in chosen.config.items())])
+        return Case(
+            *(name, layer.name, m, calls, self.copies, size, work, read, absent, note, narrow)
+        )
 
-    def tuned(self, m: int, table: dict[str, dict[str, Any]]) -> Call:
-        """Ours for ``m`` rows with overrides (w4a16 only)."""
+    def tuned(self, m: int, table: Mapping[str, Mapping[str, Any]]) -> Call:
+        """Ours for ``m`` rows with overrides."""
         x = torch.randn(m, self.layer.k, device=self.device).to(torch.float16)
         return self._ours(x, table)
 
-    def _ours(self, x: Tensor, table: dict[str, dict[str, Any]] | None = None) -> Call:
-        w, m = self.weights, x.shape[0]
-        if self.kind == "w8a8":
-            q, s, _ = quantize_rows(x)
-            out = x.new_empty(m, self.layer.n)
-            return lambda i: w8a8_linear(q, s, w[i], out=out)
-        if self.kind == "w8a16":
-            out = x.new_empty(m, self.layer.n)
-            return lambda i: w8a16_linear(x, w[i], out=out, workspace=self.space)
-        out = x.new_empty(m, w[0].out_features)
-        gate = "silu_mul" if self.layer.gated else None
-        space = self.space
-        return lambda i: w4a16_linear(
-            x, w[i], activation=gate, out=out, workspace=space, overrides=table
-        )
+    @property
+    def _width(self) -> int:
+        return self.layer.n // 2 if self.spec.gated else self.layer.n
 
-
-def _weight(kind: str, layer: Layer, device: torch.device) -> Any:
-    n, k = layer.n, layer.k
-    if kind == "w4a16":
-        return random_w4(n, k, device, layer.gated)
-    codes = torch.randint(-127, 128, (n, k), device=device, dtype=torch.int8)
-    scales = torch.rand(n, device=device) * 0.001
-    return pack_w8a8(codes, scales) if kind == "w8a8" else pack_w8a16(codes, scales[:, None])
-
-
-def _clone(weight: Any) -> Any:
-    """The same weight in memory of its own."""
-    names = {"units", "table", "words", "scales", "codes"}
-    have = {name for name in names if isinstance(getattr(weight, name, None), Tensor)}
-    return replace(weight, **{name: getattr(weight, name).clone() for name in have})
-
-
-def _short(config: Any) -> str:
-    return f"{config.bm}x{config.bn} w{config.warps} s{config.stages} /{config.splits}"
+    def _ours(self, x: Tensor, table: Mapping[str, Mapping[str, Any]] | None = None) -> Call:
+        context = ProductContext(self.space, overrides=table)
+        out = x.new_empty(x.shape[0], self._width)
+        run, weights = self.kind.prepared(x, self.weights[0], out, context), self.weights
+        return lambda index: run(weights[index])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,23 @@ scales, activations in, results out. Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import ConfigError
 
 from ...kernels.device.gpus import Gpu
+from ...kernels.formats.weight_format import WeightFormat
 
-W4_BYTES = 0.5 + 2.5 / 128
-"""Bytes a 4-bit weight in groups of 128: code, fp16 scale, packed zero point."""
+if TYPE_CHECKING:
+    from ...kernels.kind import TritonKind
+
+BASELINE = "fp16"
+"""Name of dense 16-bit weights, which are no kind and what every kind is compared with."""
+BODY = WeightFormat(4, 128)
+HEAD = WeightFormat(8, -1)
+"""Formats of the layers and of the head in the decode step."""
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
 """M that the tables show."""
@@ -75,28 +84,58 @@ def floor(bytes_moved: float, operations: float, bandwidth: float, rate: float) 
     return Floor(max(memory, compute), "m" if memory >= compute else "c")
 
 
-def weight_bytes(kind: str, n: int, k: int) -> float:
-    """Bytes of a weight [N, K]: ``w4a16``, ``w8a16``, ``w8a8`` or ``fp16``.
+def kind_named(name: str) -> TritonKind[Any]:
+    """The kind of that name. Raises ConfigError, naming those that have something to time."""
+    from ...kernels.kinds import KINDS
 
-    Raises ConfigError for another kind.
+    known = {kind.name: kind for kind in KINDS if kind.cases}
+    if name not in known:
+        raise ConfigError(f"no kind of layer is called {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+def usual_kinds() -> tuple[str, ...]:
+    """Names of the kinds that other people have kernels for."""
+    from ...kernels.kinds import KINDS
+
+    return tuple(kind.name for kind in KINDS if kind.peers)
+
+
+def usual_format(kind: str) -> WeightFormat | None:
+    """The first case of a kind, None for the baseline. Raises ConfigError for another name."""
+    return None if kind == BASELINE else kind_named(kind).cases[0].format
+
+
+def format_bytes(form: WeightFormat | None, n: int, k: int) -> float:
+    """Bytes of a weight [N, K], which is dense in 16 bits without a format.
+
+    Rows have a float32 scale; groups one of fp16 and, but for tables, a zero point as a code.
     """
-    if kind == "w4a16":
-        return n * k * W4_BYTES
-    if kind in ("w8a16", "w8a8"):
-        return n * k + 4 * n
-    if kind == "fp16":
+    if form is None:
         return 2 * n * k
-    raise ConfigError(f"no kind of layer is called {kind!r}; known: w4a16, w8a16, w8a8, fp16")
+    codes, code = n * k * form.bits / 8, 0 if form.zero == "table" else form.bits / 8
+    return codes + (4 * n if form.group_size == -1 else n * k * (2 + code) / form.group_size)
+
+
+def weight_bytes(kind: str, n: int, k: int) -> float:
+    """The same of a kind's usual weight or the baseline. Raises ConfigError for another name."""
+    return format_bytes(usual_format(kind), n, k)
+
+
+def narrow_inputs(kind: str) -> bool:
+    """Whether a kind multiplies numbers of 8 bits. Raises ConfigError for an unknown one."""
+    form = usual_format(kind)
+    return form is not None and form.act is not None
 
 
 def linear_bytes(kind: str, m: int, n: int, k: int) -> float:
     """Bytes that ``m`` rows through a layer must move."""
-    return weight_bytes(kind, n, k) + m * k * (1 if kind == "w8a8" else 2) + 2 * m * n
+    return weight_bytes(kind, n, k) + m * k * (1 if narrow_inputs(kind) else 2) + 2 * m * n
 
 
 def linear_floor(card: Gpu, kind: str, m: int, n: int, k: int) -> Floor:
     """Floor of one layer; ``kind`` as in :func:`weight_bytes`."""
-    rate = card.int8 if kind == "w8a8" else card.half
+    rate = card.int8 if narrow_inputs(kind) else card.half
     return floor(linear_bytes(kind, m, n, k), 2 * m * n * k, card.copy, rate)
 
 
@@ -112,23 +151,27 @@ def attention_cost(
     return moved, 4 * seen * heads * dim
 
 
-def step_bytes(batch: int, context: int, lm_head: str = "w8a16") -> float:
+def step_bytes(batch: int, context: int) -> float:
     """Bytes of one decode step of the 8B shape: every weight once, and every row's KV."""
-    linears = 32 * sum(weight_bytes("w4a16", x.n, x.k) for x in LAYERS[:4])
-    return linears + weight_bytes(lm_head, 128256, 4096) + batch * context * 32 * 2 * 8 * 128 * 2
+    linears = 32 * sum(format_bytes(BODY, x.n, x.k) for x in LAYERS[:4])
+    return linears + format_bytes(HEAD, 128256, 4096) + batch * context * 32 * 2 * 8 * 128 * 2
 
 
-def step_floor(card: Gpu, batch: int, context: int, lm_head: str = "w8a16") -> Floor:
+def step_floor(card: Gpu, batch: int, context: int) -> Floor:
     """Floor of that step."""
     weights = 32 * sum(x.n * x.k for x in LAYERS[:4]) + 128256 * 4096
     operations = batch * (2 * weights + context * 32 * 4 * 32 * 128)
-    return floor(step_bytes(batch, context, lm_head), operations, card.copy, card.half)
+    return floor(step_bytes(batch, context), operations, card.copy, card.half)
 
 
 def floor_table(
-    card: Gpu, kinds: tuple[str, ...] = ("w4a16", "w8a8", "fp16"), rows: tuple[int, ...] = ROWS
+    card: Gpu, kinds: Sequence[str] = (), rows: tuple[int, ...] = ROWS
 ) -> list[tuple[str, ...]]:
-    """Cells, heads first: one line a kind and layer, one column an M, in microseconds."""
+    """Cells, heads first: one line a kind and layer, one column an M, in microseconds.
+
+    Without ``kinds`` the usual ones; the baseline comes last. Raises ConfigError for a wrong name.
+    """
+    kinds = tuple(dict.fromkeys((*(kinds or usual_kinds()), BASELINE)))
     table = [("kind", "layer", "N x K", "MB", *(f"M={m}" for m in rows))]
     for kind in kinds:
         for x in LAYERS:
@@ -138,7 +181,7 @@ def floor_table(
     return table
 
 
-def floor_text(card: Gpu, rows: tuple[int, ...] = ROWS) -> str:
+def floor_text(card: Gpu, kinds: Sequence[str] = (), rows: tuple[int, ...] = ROWS) -> str:
     """The floors of a card as markdown: layers, decode steps, and what they assume."""
     steps = [("8B decode step", "ms", "tok/s")]
     for batch in (1, 8, 32, 128):
@@ -149,7 +192,7 @@ def floor_text(card: Gpu, rows: tuple[int, ...] = ROWS) -> str:
         f"{card.name}: {card.copy / 1e12:.2f} TB/s copied, {card.half / 1e12:.0f} TFLOP/s fp16, "
         f"{card.int8 / 1e12:.0f} TOP/s int8. Floors in microseconds; m: memory, c: arithmetic."
     )
-    return "\n\n".join([text, markdown(floor_table(card, rows=rows)), markdown(steps)])
+    return "\n\n".join([text, markdown(floor_table(card, kinds, rows)), markdown(steps)])
 
 
 def markdown(cells: list[tuple[str, ...]]) -> str:

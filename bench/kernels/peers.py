@@ -109,14 +109,13 @@ def marlin(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tenso
 
 Maker = Callable[[int, int, int, torch.device], Callable[[Tensor], Call]]
 
-PEERS: dict[str, dict[str, tuple[Maker, float]]] = {
-    "w4a16": {
-        "cublas": (cublas, 2.0),
-        "tinygemm": (tinygemm, 0.53),
-        "gemlite": (gemlite, 0.53),
-        "marlin": (marlin, 0.52),
-    },
-    "w8a8": {"cublas": (cublas, 2.0), "int_mm": (int_mm, 1.0)},
-    "w8a16": {"cublas": (cublas, 2.0)},
+DENSE_PEER = "cublas"
+"""The peer of every kind: a dense product."""
+PEERS: dict[str, tuple[Maker, float]] = {
+    DENSE_PEER: (cublas, 2.0),
+    "tinygemm": (tinygemm, 0.53),
+    "gemlite": (gemlite, 0.53),
+    "marlin": (marlin, 0.52),
+    "int_mm": (int_mm, 1.0),
 }
-"""Peers of each kind of layer, with bytes a weight, which say how many copies exceed the cache."""
+"""Peers by name, with bytes a weight, which say how many copies exceed the cache."""

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 def measure(case: Case, timer: Timer, card: Gpu) -> Row:
     """Time a case; ``card.copy`` should be measured on this very card."""
     timings = timer.time(case.calls, case.copies)
-    rate = card.int8 if case.kind == "w8a8" else card.half
+    rate = card.int8 if case.narrow else card.half
     least = floor(case.size, case.operations, card.copy, rate)
     row: Row = {
         "kind": case.kind,

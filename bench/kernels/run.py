@@ -12,7 +12,7 @@ from halfbyte.errors import ConfigError
 
 from ...kernels.device.gpus import Gpu, gpu
 from .cases import LinearCases
-from .floors import LAYERS, ROWS
+from .floors import LAYERS, ROWS, usual_kinds
 from .measure import GraphTimer, Timing
 from .report import Row, measure
 
@@ -22,13 +22,13 @@ class KernelPlan:
     """What to time.
 
     Attributes:
-        kinds: of ``w4a16``, ``w8a16``, ``w8a8``.
+        kinds: their names; empty = those that other people have kernels for.
         layers: parts of layer names such as ``8B``; empty = all.
         rows: M.
         card: name of the card; empty = what it calls itself.
     """
 
-    kinds: tuple[str, ...] = ("w4a16", "w8a8")
+    kinds: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     rows: tuple[int, ...] = ROWS
     card: str = ""
@@ -46,7 +46,7 @@ def run_kernels(plan: KernelPlan, tell: Callable[[str], Any] = print) -> list[Ro
     card = measured_card(plan.card, timer)
     tell(f"{card.name}: {card.copy / 1e9:.0f} GB/s copied")
     rows = []
-    for kind in plan.kinds:
+    for kind in plan.kinds or usual_kinds():
         for layer in layers:
             cases = LinearCases(kind, layer, torch.device("cuda"), card.l2)
             rows += [measure(cases.case(m), timer, card) for m in plan.rows]

@@ -12,14 +12,13 @@ from typing import Literal
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.formats.canonical import WeightFormat
-from ...kernels.tables.schema import PARTIAL_BYTES
-from ...kernels.w4a16.layout import ATOM_ROWS, ROW_ALIGN, SLICE
+from ...kernels.cpu import kinds as tiles
+from ...kernels.device.workspace import PARTIAL_BYTES
+from ...kernels.kind import carrier
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
-from ..backends.cpu_weights import Codes, codes_kept
 from ..run.memory import KV_SHARE
-from .products import Linear, groups
+from .products import Linear, embedding, groups
 
 KVType = Literal["16bit", "int8", "float32"]
 Target = Literal["triton", "cpu"]
@@ -33,13 +32,6 @@ _SCRATCH = 96 << 20
 _HALF, _FLOAT = 2, 4
 # Copies of a row's logits: the step's and the recorded graph's in 16 bits, three in float32.
 _LOGIT_BYTES = 2 * _HALF + 3 * _FLOAT
-_CPU_KINDS: dict[Codes, str] = {
-    "nibbles": "4-bit codes",
-    "table": "4-bit codes",
-    "bytes": "8-bit codes",
-    "float8": "8-bit codes",
-    "dense": "dense",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +43,14 @@ class Memory:
         total: bytes that are there, or free.
         reserve: bytes kept for the driver, the program and fragments.
         bandwidth: bytes read per second.
+        arch: compute capability of a GPU such as 90, which decides the kinds of its weights.
     """
 
     name: str
     total: int
     reserve: int
     bandwidth: float
+    arch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +145,7 @@ def capacity(
             hint="leave it out for the default",
         )
     context = context or longest
-    need = measure(checkpoint, kv, target)
+    need = measure(checkpoint, kv, target, memory.arch)
     left = memory.total - memory.reserve - need.weights - need.fixed
     blocks = (left // batch - need.row) // (BLOCK * need.kv_token)
     total = need.total(context, batch) + memory.reserve
@@ -172,24 +166,24 @@ def capacity(
     )
 
 
-def measure(checkpoint: Checkpoint, kv: KVType, target: Target) -> Need:
-    """The bytes that a model needs on a target."""
+def measure(checkpoint: Checkpoint, kv: KVType, target: Target, arch: int = 0) -> Need:
+    """The bytes that a model needs on a target, a GPU of ``sm_<arch>`` if it is one.
+
+    Raises UnsupportedWeightError for a weight that no kernel runs.
+    """
     config = checkpoint.config
     families: dict[str, int] = {}
     for linear, layers in groups(checkpoint):
         tied = linear.module == "lm_head" and config.tie_word_embeddings
-        size = packed_bytes(linear, target) * max(len(layers), 1)
-        kind = "embedding and head" if tied else _kind(linear, target)
-        families[kind] = families.get(kind, 0) + size
+        kind, size = packed(linear, target, arch)
+        kind = "embedding and head" if tied else kind
+        families[kind] = families.get(kind, 0) + size * max(len(layers), 1)
     infos = checkpoint.tensors()
     vectors = sum(_FLOAT * math.prod(i.shape) for i in infos if len(i.shape) == 1)
     families["norms and biases"] = vectors
     read = sum(families.values())
     if not config.tie_word_embeddings:
-        table = next(info for info in infos if info.name == "model.embed_tokens.weight")
-        rows, width = table.shape
-        linear = Linear("embedding", rows, width, table.label, table.format, table=True)
-        families["embedding"] = packed_bytes(linear, target)
+        _, families["embedding"] = packed(embedding(checkpoint), target, arch)
     per_layer = _kv_bytes(config, kv)
     windows = tuple((per_layer, config.window(i)) for i in range(config.num_layers))
     return Need(
@@ -203,31 +197,13 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: Target) -> Need:
     )
 
 
-def packed_bytes(linear: Linear, target: Target) -> int:
-    """Bytes of a matrix [N, K] in the target's layout, its bias apart."""
-    n, k, form = linear.n, linear.k, linear.format
+def packed(linear: Linear, target: Target, arch: int = 0) -> tuple[str, int]:
+    """The kind that carries a matrix [N, K] on a target, and its bytes, the bias apart."""
     if target == "cpu":
-        return _cpu_bytes(n, k, linear.label, form)
-    family = linear.carrier()[0]
-    if form is None or family == "dense":
-        return _HALF * n * k
-    if family in ("w8a8", "fp8"):
-        from ...kernels.w8a8.layout import ALIGN
-
-        return n * _up(k, ALIGN) + 2 * _FLOAT * n
-    if family == "codebook":
-        rows, table = _up(n, ROW_ALIGN), 16 * _FLOAT
-        entry = _FLOAT if _wide(linear.label) else _HALF
-        return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * entry + table
-    # Gate and up are padded on their own and interleaved in blocks.
-    rows = _up(n // 2, ATOM_ROWS) * 2 if linear.gated and family == "w4a16" else _up(n, ROW_ALIGN)
-    if family == "w4a16":
-        entry = 8 if _wide(linear.label) else 4
-        return rows * _up(k, SLICE) // 2 + rows * _entries(form, k, SLICE) * entry
-    # Codes that are not centred on 128 get an offset for each scale, a product of two numbers.
-    centred = form.zero == "none" and form.bits == 8
-    entry = (_FLOAT if _wide(linear.label) else _HALF) if centred else 2 * _FLOAT
-    return rows * _up(k, SLICE // 2) + rows * _entries(form, k, SLICE // 2) * entry
+        kind = carrier(tiles.KINDS, linear.spec, 0).kind
+        return kind.held, kind.packed_bytes(linear.spec)
+    found = linear.carrier(arch)
+    return found.kind.name, found.kind.packed_bytes(found.spec)
 
 
 def _rate(need: Need, memory: Memory, rows: int, context: int) -> float:
@@ -250,45 +226,3 @@ def _workspace(config: ModelConfig, target: Target) -> int:
     if target == "cpu":
         return MAX_STEP_TOKENS * widths * _FLOAT
     return MAX_STEP_TOKENS * widths * _HALF + PARTIAL_BYTES + _SCRATCH
-
-
-def _kind(linear: Linear, target: Target) -> str:
-    if target == "triton":
-        return linear.carrier()[0]
-    if linear.format is None:
-        return "dense"
-    kept, _ = codes_kept(linear.format, linear.k)
-    return _CPU_KINDS[kept]
-
-
-def _cpu_bytes(n: int, k: int, label: str, form: WeightFormat | None) -> int:
-    if form is None:
-        return n * k * (_FLOAT if label == "F32" else _HALF)
-    scales = -(-k // form.group_size) if form.group_size > 0 else 1
-    width = _HALF if form.zero == "none" and not _wide(label) else _FLOAT
-    kept, _ = codes_kept(form, k)
-    if kept == "dense":
-        return n * k * _FLOAT
-    codes = n * k // 2 if kept in ("nibbles", "table") else n * k
-    return codes + n * scales * width * (1 if form.zero in ("none", "table", "e4m3") else 2)
-
-
-def _entries(form: WeightFormat, k: int, size: int) -> int:
-    """Groups of a row's table, the spare ones that kernels read ahead included."""
-    if form.group_size == -1:
-        return 2
-    group = form.group_size if form.group_size % size == 0 else math.gcd(form.group_size, size)
-    return -(-_up(k, size) // group) + max(size // group, 1)
-
-
-def _wide(label: str) -> bool:
-    """Whether scales or offsets are no fp16 numbers, being products or sums of two.
-
-    So are GGUF's super-blocks, bitsandbytes' double quantization and HQQ's offsets.
-    """
-    nested = label.startswith(("Q", "IQ")) and label.endswith(("_K", "_XS"))
-    return nested or label.startswith("HQQ") or "double quantization" in label
-
-
-def _up(value: int, step: int) -> int:
-    return -(-value // step) * step

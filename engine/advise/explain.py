@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...kernels.cpu.kinds import KINDS
+from ...kernels.kind import carrier, refusal
 from ...loaders.base import Checkpoint
 from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
-from ..backends.cpu_torch import TorchOps, int4_fits
-from ..backends.cpu_weights import codes_kept
+from ..backends.cpu_torch import TorchOps
 from .products import Linear, groups
 
 PREFILL_ROWS = 1024
@@ -31,7 +32,7 @@ class Row:
         shape: (N, K), or None for attention.
         format: the file's name of the weight's format; KV type for attention.
         m: rows, the largest of their bucket.
-        family: how the weights are held (``w4a16``, ``nibbles`` ...), or ``attention``.
+        family: how the weights are held (the name of a kind), or ``attention``.
         kernel: the kernel of the family.
         config: its launch parameters.
         source: ``table``, ``neighbour``, ``formula``, ``exact`` or ``library``.
@@ -73,9 +74,8 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Row
 
 
 def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[Row]:
-    kept, why = "dense", f"{linear.label} weights have no codes"
-    if linear.format is not None:
-        kept, why = codes_kept(linear.format, linear.k)
+    kind = carrier(KINDS, linear.spec, 0).kind
+    kept, why = kind.name, kind.how(linear.spec)
     last = min(ops.gemm_rows - 1, PREFILL_ROWS)
     panels = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
     if ops.gemm_rows == NEVER:
@@ -85,7 +85,7 @@ def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iter
         config: dict[str, Any] = {"lanes": ops.library.lanes, "passes": again}
         yield _row(linear, layers, most, kept, "linear", config, why, {"gemm": panels})
     if last < PREFILL_ROWS:
-        act = linear.format is not None and linear.format.act is not None
+        act = linear.spec.format is not None and linear.spec.format.act is not None
         inputs = "int8 or bfloat16" if act else "bfloat16"
         config = {"inputs": inputs, "passes": 1}
         yield _row(linear, layers, PREFILL_ROWS, kept, "gemm", config, why, {"linear": panels})
@@ -93,14 +93,9 @@ def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iter
 
 def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[Row]:
     dtype = str(ops.matmul).removeprefix("torch.")
-    kept, why = "dense", f"{linear.label} weights are held in {dtype}"
-    if (
-        ops.packs_int4
-        and linear.format is not None
-        and int4_fits(linear.format, linear.n, linear.k)
-    ):
-        kept, why = "int4", "torch has a kernel for such groups of 4-bit codes"
-    yield _row(linear, layers, PREFILL_ROWS, kept, "torch", {}, why, {})
+    found = carrier(ops.kinds, linear.spec, 0)
+    why = refusal(found.rejected) or f"torch has a kernel for such weights and {dtype}"
+    yield _row(linear, layers, PREFILL_ROWS, found.kind.name, "torch", {}, why, {})
 
 
 def _row(
@@ -113,7 +108,7 @@ def _row(
     detail: str,
     rejected: dict[str, str],
 ) -> Row:
-    shape = (linear.n, linear.k)
+    shape = (linear.spec.n, linear.spec.k)
     source = "library" if kernel == "torch" else "formula"
     return Row(
         layers,

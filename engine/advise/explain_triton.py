@@ -14,13 +14,9 @@ from ...kernels.attention.config import (
     prefill_tile,
     split_count,
 )
-from ...kernels.tables import Device, Tables
-from ...kernels.tables.schema import COUNTERS, PARTIAL_BYTES
-from ...kernels.w4a16.config import BUCKETS, choose, crossover, table_key
-from ...kernels.w4a16.layout import ROW_ALIGN
-from ...kernels.w8a8 import config as w8a8
-from ...kernels.w8a8.layout import ALIGN
-from ...kernels.w8a16 import config as w8a16
+from ...kernels.device.gpus import Device
+from ...kernels.kind import BUCKETS, Conditions
+from ...kernels.tables import Tables
 from ...loaders.base import Checkpoint
 from .explain import Row
 from .products import Linear, groups
@@ -52,125 +48,32 @@ def explain(
         page: tokens of a KV block.
         context: tokens that decode attends to, cut to the model's length.
     """
+    where = Conditions(device, fp16, exact, tables)
     rows = [
-        _linear_row(linear, layers, m, device, tables, fp16, exact)
+        _linear_row(linear, layers, m, where)
         for linear, layers in groups(checkpoint)
         for m in BUCKETS
     ]
     return rows + list(_attention_rows(checkpoint, device, exact, page, context))
 
 
-def _linear_row(
-    linear: Linear,
-    layers: tuple[int, ...],
-    m: int,
-    device: Device,
-    tables: Tables | None,
-    fp16: bool,
-    exact: bool,
-) -> Row:
-    carrier, why = linear.carrier(device.arch)
-    kernel, config, source, rejected = {
-        "w4a16": _w4a16,
-        "w8a16": _fragments,
-        "codebook": _fragments,
-        "w8a8": _w8a8,
-        "fp8": _w8a8,
-        "dense": _dense,
-    }[carrier](linear, m, device, tables, fp16, exact)
-    if source == "table" and tables is not None:
-        found = tables.find(table_key(linear.problem(m, device, fp16)))
-        assert found is not None
-        source, why = found.kind, found.detail
-    shape = (linear.n, linear.k)
+def _linear_row(linear: Linear, layers: tuple[int, ...], m: int, where: Conditions) -> Row:
+    found = linear.carrier(where.device.arch)
+    chosen = found.kind.choose(found.spec, m, where)
     return Row(
         layers,
         linear.module,
-        shape,
+        (linear.spec.n, linear.spec.k),
         linear.label,
         m,
-        carrier,
-        kernel,
-        config,
-        source,
-        why,
-        rejected,
+        found.kind.name,
+        chosen.kernel,
+        chosen.config,
+        chosen.source,
+        chosen.detail or "; ".join(dict.fromkeys(found.rejected.values())),
+        # A kind of one kernel: why the kinds before it are none for this weight.
+        dict(chosen.rejected) or found.rejected,
     )
-
-
-_Picked = tuple[str, dict[str, Any], str, dict[str, str]]
-
-
-def _w4a16(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    problem = linear.problem(m, device, fp16, exact)
-    choice = choose(problem, partial_bytes=PARTIAL_BYTES, counters=COUNTERS, overrides=tables)
-    source = choice.source if choice.source in ("exact", "formula") else "table"
-    config = {} if choice.kernel == "dequantize" else asdict(choice.config)
-    return choice.kernel, config, source, dict(choice.rejected)
-
-
-def _fragments(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    assert linear.format is not None
-    codebook = linear.format.zero == "table"
-    planes = 4 if codebook else 2
-    config = w8a16.choose(
-        device.arch,
-        m,
-        planes,
-        _up(linear.n, ROW_ALIGN),
-        -(-linear.k // (32 * planes)),
-        device.sms,
-        exact=exact,
-        # Codes of 8 bits without a zero point are the only integers read as signed bytes.
-        offset=not codebook and (linear.format.zero != "none" or linear.format.bits != 8),
-        partials=PARTIAL_BYTES // 4,
-        counters=COUNTERS,
-    )
-    limit = crossover(device.arch)
-    if config.dense:
-        why = f"{m} rows: above {limit} on sm_{device.arch} a dense product is faster"
-        return "dequantize", {}, "formula", {"fused": why}
-    if exact:
-        why = "exact: one tile, split and order of sums for every number of rows"
-    else:
-        why = f"{m} rows: up to {limit} on sm_{device.arch} reading the codes wins"
-    values = {key: value for key, value in asdict(config).items() if key != "dense"}
-    return "fused", values, "exact" if exact else "formula", {"dequantize": why}
-
-
-def _w8a8(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    assert linear.format is not None and linear.format.act is not None
-    floating = linear.format.zero == "e4m3"
-    if floating and exact:
-        m = 1
-    zero = not linear.format.act.symmetric
-    tile = w8a8.choose(
-        device.arch, m, linear.n, floating=floating, zero=zero, residual=False, interpreted=False
-    )
-    splits = w8a8.choose_split(tile, m, linear.n, _up(linear.k, ALIGN), device.sms)
-    config = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "splits": splits, **tile.launch}
-    why = "activations are quantized: the checkpoint asks for 8-bit products"
-    rejected = {"w8a16": why, "dense": why}
-    if exact:
-        # Sums of integers are exact in any order; those of float8 go row by row.
-        return "w8a8", {**config, "rows": 1} if floating else config, "exact", rejected
-    return "w8a8", config, "formula", rejected
-
-
-def _dense(
-    linear: Linear, m: int, device: Device, tables: Tables | None, fp16: bool, exact: bool
-) -> _Picked:
-    _, why = linear.carrier(device.arch)
-    rejected = {"w4a16": why, "w8a16": why}
-    if exact:
-        return "torch", {"rows": 1}, "exact", rejected
-    return "torch", {}, "library", rejected
 
 
 def _attention_rows(
@@ -214,7 +117,3 @@ def _attention(
     return Row(
         layers, module, None, "KV 16 bit", m, "attention", kernel, config, source, detail, rejected
     )
-
-
-def _up(value: int, step: int) -> int:
-    return -(-value // step) * step

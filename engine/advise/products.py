@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...kernels.formats.canonical import WeightFormat
-from ...kernels.tables.devices import Device
-from ...kernels.w4a16.config import Problem
-from ...kernels.w4a16.layout import ROW_ALIGN, SLICE
+from ...kernels.kind import Carrier, Conditions, MatrixSpec, carrier
 from ...loaders.base import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
-    from ..backends.triton_weights import Family
+    from ...kernels.kind import TritonKind
+    from ...kernels.tables.tuning import TunedProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,41 +20,27 @@ class Linear:
 
     Attributes:
         module: name within the layer, such as ``q_proj + k_proj + v_proj``.
-        n: rows of the weight.
-        k: columns.
-        label: the file's name of its format.
-        format: canonical format, or None for dense weights.
-        gated: quantized gate and up as one product, which ends in ``silu(gate) * up``.
-        table: the matrix is the embedding, too.
+        label: the file's name of its format, for people.
+        spec: its weight; gated for quantized gate and up as one product.
     """
 
     module: str
-    n: int
-    k: int
     label: str
-    format: WeightFormat | None
-    gated: bool = False
-    table: bool = False
+    spec: MatrixSpec
 
-    def carrier(self, arch: int = 90) -> tuple[Family, str]:
-        """Triton kernel family on ``sm_<arch>``, and why. Raises ModuleNotFoundError without it."""
-        from ..backends.triton_weights import family, table_family
+    def carrier(self, arch: int) -> Carrier[TritonKind[Any]]:
+        """The Triton kind that carries it on ``sm_<arch>``.
 
-        if self.format is None:
-            return "dense", f"{self.label} weights have no codes"
-        return table_family(self.format) if self.table else family(self.format, arch)
+        Raises ModuleNotFoundError without triton, UnsupportedWeightError when none does.
+        """
+        from ...kernels.kinds import KINDS
 
-    def problem(self, m: int, device: Device, fp16: bool, exact: bool = False) -> Problem:
-        """The W4A16 problem of ``m`` rows."""
-        assert self.format is not None
-        # Gate and up are interleaved in blocks of 64 rows, each side padded.
-        rows = _up(self.n // 2, ROW_ALIGN // 2) * 2 if self.gated else _up(self.n, ROW_ALIGN)
-        group = self.format.group_size
-        if group == -1:
-            group = 0
-        elif group % SLICE:
-            group = math.gcd(group, SLICE)
-        return Problem(m, rows, self.k, group, fp16, device.arch, device.sms, exact)
+        return carrier(KINDS, self.spec, arch)
+
+    def problem(self, m: int, where: Conditions) -> TunedProblem | None:
+        """The problem of ``m`` rows as tuned tables know it; None where they know none."""
+        found = self.carrier(where.device.arch)
+        return found.kind.problem(found.spec, m, where)
 
 
 def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
@@ -68,16 +51,21 @@ def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
         # Experts of one shape and format are one entry.
         for linear in dict.fromkeys(_layer(infos, f"model.layers.{index}")):
             # Only SiLU is a part of a product's kernel.
-            gated = linear.gated and checkpoint.config.activation == "silu"
-            linear = replace(linear, gated=gated)
+            gated = linear.spec.gated and checkpoint.config.activation == "silu"
+            linear = replace(linear, spec=replace(linear.spec, gated=gated))
             found.setdefault(linear, []).append(index)
     out = [(linear, tuple(layers)) for linear, layers in found.items()]
     if checkpoint.config.tie_word_embeddings:
-        head = _linear("lm_head", [infos["model.embed_tokens.weight"]])
-        out.append((replace(head, table=True), ()))
+        out.append((_linear("lm_head", [infos["model.embed_tokens.weight"]], table=True), ()))
     else:
         out.append((_linear("lm_head", [infos["lm_head.weight"]]), ()))
     return out
+
+
+def embedding(checkpoint: Checkpoint) -> Linear:
+    """The embedding, which a tied head shares."""
+    infos = {info.name: info for info in checkpoint.tensors()}
+    return _linear("embedding", [infos["model.embed_tokens.weight"]], table=True)
 
 
 def _layer(infos: dict[str, TensorInfo], layer: str) -> Iterator[Linear]:
@@ -113,12 +101,14 @@ def _fused(
     yield _linear(" + ".join(names), parts, gated)
 
 
-def _linear(module: str, parts: list[TensorInfo], gated: bool = False) -> Linear:
+def _linear(
+    module: str, parts: list[TensorInfo], gated: bool = False, table: bool = False
+) -> Linear:
     labels = "/".join(dict.fromkeys(p.label for p in parts))
-    form = parts[0].format
-    n = sum(p.shape[0] for p in parts)
-    return Linear(module, n, parts[0].shape[1], labels, form, gated)
-
-
-def _up(value: int, step: int) -> int:
-    return -(-value // step) * step
+    first, n = parts[0], sum(p.shape[0] for p in parts)
+    # Stacked scales have the widest of their types.
+    wide = next((p.dtype for p in parts if p.dtype == "F32"), first.dtype)
+    half = all(p.half for p in parts)
+    return Linear(
+        module, labels, MatrixSpec(n, first.shape[1], first.format, wide, half, gated, table)
+    )

@@ -1,15 +1,28 @@
-"""Backends: implementations of the :class:`~halfbyte.engine.backends.base.Ops` protocol."""
+"""Backends: what computes, as :class:`~halfbyte.engine.backends.base.Backend` puts it together."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from halfbyte.errors import ConfigError
 
 from ..config import EngineConfig
-from .base import Ops
+from ..run.executors import (
+    CapturingExecutor,
+    EagerExecutor,
+    ExecutorFactory,
+    OneByOneExecutor,
+    RecordingExecutor,
+)
+from .base import Backend
+from .plain import PlainOps
+
+if TYPE_CHECKING:
+    from .cpu_c import CompiledOps
+    from .triton_ops import TritonOps
 
 _DTYPES = {
     "auto": torch.float32,
@@ -19,18 +32,41 @@ _DTYPES = {
 }
 
 
-def make_ops(config: EngineConfig) -> Ops[Any]:
+def make_backend(config: EngineConfig) -> Backend[Any]:
     """The backend that a configuration asks for. Raises ConfigError when it cannot be had."""
     device = _device(config)
     if config.backend == "reference":
         from .reference import ReferenceOps
 
-        return ReferenceOps(_DTYPES[config.dtype], config.exact)
+        return _plain(ReferenceOps(_DTYPES[config.dtype]), config.exact)
     if config.backend == "interpreter" or device.type == "cuda":
-        return _triton_ops(config, device)
-    from .cpu_torch import make_cpu_ops
+        return _triton(config, device)
+    from .cpu import make_cpu_ops
+    from .cpu_c import CompiledOps
 
-    return make_cpu_ops(config)
+    ops = make_cpu_ops(config)
+    if not isinstance(ops, CompiledOps):
+        return _plain(ops, config.exact)
+    return _whole(ops, partial(RecordingExecutor, recorder=ops))
+
+
+def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
+    """A backend in plain torch, whose results depend on the batch unless each token is alone."""
+    return _whole(ops, OneByOneExecutor if exact else EagerExecutor)
+
+
+def _whole(ops: CompiledOps | PlainOps[Any] | TritonOps, executor: ExecutorFactory) -> Backend[Any]:
+    """A backend of one object that packs, computes and draws, and of what runs its steps."""
+    return Backend(
+        name=ops.name,
+        detail=ops.detail,
+        device=ops.device,
+        kv_dtype=ops.dtype,
+        packer=ops,
+        ops=ops,
+        drawer=ops,
+        executor=executor,
+    )
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -53,7 +89,7 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
-def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
+def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     if config.dtype == "float32":
         raise ConfigError(
             "dtype is 'float32', but the Triton kernels compute in 16-bit types",
@@ -71,8 +107,13 @@ def _triton_ops(config: EngineConfig, device: torch.device) -> Ops[Any]:
             f"backend needs TRITON_INTERPRET {wanted} when triton is first imported",
             hint="change the environment and start again",
         )
-    from .triton_ops import TritonOps
+    from .triton_ops import CudaGraphs, TritonOps
 
     auto = torch.bfloat16 if device.type == "cuda" else torch.float16
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
-    return TritonOps(device, dtype, config.exact)
+    ops = TritonOps(device, dtype, config.exact)
+
+    if device.type != "cuda":
+        return _whole(ops, partial(EagerExecutor, prepare=ops.prepare))
+    recorder = CudaGraphs(device)
+    return _whole(ops, partial(CapturingExecutor, recorder=recorder, prepare=ops.prepare))

@@ -1,7 +1,7 @@
-"""The ``Ops`` protocol: what a backend must be able to compute, and its packed weights.
+"""What a backend is made of: ``Packer``, ``Ops``, ``Drawer`` and an ``Executor``.
 
-A backend packs each canonical weight once and then runs steps. ``cpu_native`` and
-``reference`` implement it today; ``cuda_triton`` and ``interpreter`` take the same seat.
+The packer packs each canonical weight once; the ops are a step's arithmetic; an executor
+(:mod:`..run.executors`) runs whole steps; the drawer draws tokens from their logits.
 
 Shape letters: T tokens, D hidden size, K input features, N output features, H query heads,
 J key/value heads, E head dimension, I MLP width, V vocabulary.
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...kernels.formats.canonical import Weight
+from ..run.executors import ExecutorFactory
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
@@ -73,42 +74,16 @@ class PackedLinear(Protocol):
         ...
 
 
-class Program(Protocol):
-    """A recorded step that can be replayed on the same buffers (a CUDA graph, or its like)."""
-
-    def run(self) -> None:
-        """Compute the step from what the input buffers hold now."""
-        ...
-
-
 P = TypeVar("P", bound=PackedLinear)
+Packed = TypeVar("Packed", bound=PackedLinear, covariant=True)
+Taken = TypeVar("Taken", bound=PackedLinear, contravariant=True)
 
 
-class Ops(Protocol[P]):
-    """The arithmetic of a decoder step; see :mod:`halfbyte.kernels.reference` for meanings.
+class Packer(Protocol[Packed]):
+    """Brings canonical weights into a backend's own layout, once, while a model is loaded.
 
-    ``P`` is the backend's own packed weight; only the backend looks inside.
-
-    Attributes:
-        name: backend name for tables and messages.
-        dtype: activation type.
-        kv_dtype: KV cache type.
-        device: where weights, activations and the KV cache lie.
-        records: whether steps can be recorded.
-        eager: whether ops compute at once when nothing is being recorded.
-        compiles: kernels are compiled at their first launch, so an engine warms up.
-        alone: compute one token at a time, which makes results independent of the batch on a
-            backend whose kernels are not.
+    ``Packed`` is the backend's own packed weight; only the backend looks inside.
     """
-
-    name: str
-    dtype: torch.dtype
-    kv_dtype: torch.dtype
-    device: torch.device
-    records: bool
-    eager: bool
-    compiles: bool
-    alone: bool
 
     def supports(self, weight: Weight) -> str | None:
         """None when the weight can be packed, else the reason why not."""
@@ -118,32 +93,36 @@ class Ops(Protocol[P]):
         """None when heads of this size can be attended with, else the reason why not."""
         ...
 
-    def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> Packed:
         """Pack a linear weight [N, K] once. Raises UnsupportedWeightError."""
         ...
 
-    def pack_embedding(self, weight: Weight) -> P:
-        """Pack an embedding table [V, D] for :meth:`embed`; it may serve as LM head, too."""
+    def pack_embedding(self, weight: Weight) -> Packed:
+        """Pack an embedding table [V, D] for :meth:`Ops.embed`; it may serve as LM head, too."""
         ...
 
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
-    ) -> P | None:
-        """Pack gate over up [2 I, K] so that :meth:`linear` gives ``act(gate) * up`` [T, I].
+    ) -> Packed | None:
+        """Pack gate over up [2 I, K] so that :meth:`Ops.linear` gives ``act(gate) * up`` [T, I].
 
         None when the backend has no such kernel for the format.
         """
         ...
 
-    def prepare(self, step: StepInputs) -> StepInputs:
-        """The step as this backend takes it: on its device, with what all layers share."""
-        ...
 
-    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
-        """What two prepared decode steps must have in common to share a recording."""
-        ...
+class Ops(Protocol[Taken]):
+    """What ``Decoder.forward`` calls; see :mod:`halfbyte.kernels.reference` for the meanings.
 
-    def embed(self, ids_T: Tensor, table: P, scale: float = 1.0) -> Tensor:
+    Whether an op computes at once or is noted down is the affair of the backend and its executor.
+
+    Attributes:
+        dtype: activation type.
+    """
+
+    dtype: torch.dtype
+
+    def embed(self, ids_T: Tensor, table: Taken, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of a packed [V, D] matrix -> residual [T, D]."""
         ...
 
@@ -153,11 +132,11 @@ class Ops(Protocol[P]):
         """RMSNorm of all rows -> [T, D], or of the rows that int64 ``rows`` [S] names."""
         ...
 
-    def linear(self, x_TK: Tensor, weight: P, out: Tensor | None = None) -> Tensor:
+    def linear(self, x_TK: Tensor, weight: Taken, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N], into ``out`` (rows may be strided) when given."""
         ...
 
-    def linear_add(self, x_TK: Tensor, weight: P, residual_TN: Tensor) -> None:
+    def linear_add(self, x_TK: Tensor, weight: Taken, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place, for x [T, K] and residual [T, N]."""
         ...
 
@@ -181,24 +160,55 @@ class Ops(Protocol[P]):
         """``act(gate) * up`` -> [T, I]."""
         ...
 
+    def flush(self) -> None:
+        """Compute what was noted down so far, so that its results can be looked at."""
+        ...
+
+
+class Drawer(Protocol):
+    """Draws tokens from computed logits.
+
+    Attributes:
+        device: where the logits lie.
+    """
+
+    device: torch.device
+
     def argmax(self, logits_SV: Tensor) -> Tensor:
-        """Index of each row's largest logit, int64 [S]; never recorded, computed at once.
+        """Index of each row's largest logit, int64 [S].
 
         -1 for a row with a NaN, or whose largest logit is infinite.
         """
         ...
 
     def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
-        """One token for each row of logits, int64 [S], computed at once; -1 as :meth:`argmax`.
+        """One token for each row of logits, int64 [S]; -1 as :meth:`argmax`.
 
         None when the backend leaves the draw to the host.
         """
         ...
 
-    def begin_record(self) -> None:
-        """From here on ops are noted down, not computed; they still return their buffers."""
-        ...
 
-    def end_record(self) -> Program:
-        """Stop noting down; the program keeps the buffers that its ops use alive."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Backend(Generic[P]):
+    """One way to compute: the parts that an engine is put together from.
+
+    Attributes:
+        name: for tables and messages.
+        detail: how it computes, in words.
+        device: where weights, activations and the KV cache lie.
+        kv_dtype: KV cache type.
+        packer: brings weights into the layout of ``ops``.
+        ops: the arithmetic of a step.
+        drawer: draws tokens.
+        executor: makes what runs the steps of a network.
+    """
+
+    name: str
+    detail: str
+    device: torch.device
+    kv_dtype: torch.dtype
+    packer: Packer[P]
+    ops: Ops[P]
+    drawer: Drawer
+    executor: ExecutorFactory

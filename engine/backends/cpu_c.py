@@ -1,4 +1,4 @@
-"""``cpu_native`` on the C kernels: a step is noted down and runs as one parallel region.
+"""``cpu_c``, the C kernels: a step is noted down and runs as one parallel region.
 
 Activations and KV cache are float32. Weights stay in their codes; a matrix product over few
 rows reads them directly, one over many rows expands them to bfloat16 panels (see
@@ -9,7 +9,7 @@ depend on nothing but the row itself.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -20,17 +20,16 @@ from torch import Tensor
 
 from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
+from ...kernels.cpu.kinds import expand_rounded, pack_weight
 from ...kernels.cpu.library import Library
 from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, Gate
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.canonical import Weight
 from ...kernels.formats.weight_format import ActivationFormat
 from ..run.kv_cache import LayerKV
-from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
-from .cpu_weights import expand_rounded, pack_weight
-from .plain import rope_of, unsupported
+from .plain import CpuParts, rope_of
 
 Fields = ParamSpec("Fields")
 
@@ -68,8 +67,8 @@ class CompiledProgram:
         self.library.run(self.records, self.count)
 
 
-class CompiledOps:
-    """Implements ``Ops`` with the C kernels.
+class CompiledOps(CpuParts[TiledLinear]):
+    """Implements ``Packer``, ``Ops``, ``Drawer`` and ``Recorder`` with the C kernels.
 
     Args:
         library: the loaded kernels.
@@ -77,16 +76,10 @@ class CompiledOps:
         rounded: weights that their format's tool rounds to 16 bits are expanded to those.
     """
 
-    name = "cpu_native"
-    records = True
-    eager = False
-    compiles = False
-    device = torch.device("cpu")
-    alone = False
+    name = "cpu_c"
 
     def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
         self.dtype = torch.float32
-        self.kv_dtype = torch.float32
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
@@ -102,39 +95,13 @@ class CompiledOps:
         # Set by the first weight whose inputs are quantized.
         self._quantizes = False
 
-    def supports(self, weight: Weight) -> str | None:
-        """None but for contradictory formats: every canonical weight can be packed."""
-        return unsupported(weight)
-
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
-        """[N, K] in tiles of rows; see :mod:`.cpu_weights`."""
+        """[N, K] in tiles of rows; see ``kernels/cpu/kinds.py``."""
         if self._rounded:
             weight = expand_rounded(weight)
         packed = pack_weight(self._arena, self.library, weight, bias)
         self._quantizes |= packed.act is not None
         return packed
-
-    def supports_heads(self, head_dim: int) -> str | None:
-        """Heads of every size will do."""
-        return None
-
-    def pack_gated(
-        self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
-    ) -> TiledLinear | None:
-        """None for every weight [N, K]: the activation is an op of its own here."""
-        return None
-
-    def prepare(self, step: StepInputs) -> StepInputs:
-        """The step as it is."""
-        return step
-
-    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
-        """Rows of the step."""
-        return (len(step.spans),)
-
-    def pack_embedding(self, weight: Weight) -> TiledLinear:
-        """Packed like any other matrix."""
-        return self.pack(weight)
 
     def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> [T, D]."""
@@ -293,10 +260,6 @@ class CompiledOps:
         self.library.run(RECORDS.pack(op)[0], 1)
         return out
 
-    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
-        """None for every [S, V]: the host draws."""
-        return None
-
     def begin_record(self) -> None:
         """Start a new program."""
         self._records, self._keep = [], []
@@ -306,6 +269,10 @@ class CompiledOps:
         records, keep = self._records, self._keep
         self._records, self._keep = [], []
         return CompiledProgram(self.library, b"".join(records), len(records), keep)
+
+    def flush(self) -> None:
+        """Run what was noted so far, and go on noting."""
+        self.end_record().run()
 
     def _matmul(self, x_TK: Tensor, weight: TiledLinear, out: Tensor, add: bool) -> None:
         tokens = x_TK.shape[0]

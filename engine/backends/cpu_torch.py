@@ -1,101 +1,22 @@
-"""``cpu_native``: the default where there is no GPU.
-
-Two forms behind one name. With a C compiler on the machine, the kernels of ``kernels/cpu`` run
-a whole step as one parallel region (:mod:`.cpu_c`). Without one, or with
-``native=False``, torch's own int4 and bfloat16 kernels do the work here.
-"""
+"""``cpu_torch``: torch's own int4 and bfloat16 kernels, the fallback of ``cpu_c``."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
-
-from ...kernels.cpu.build import BuildError, open_library
-from ...kernels.cpu.forms import VARIABLE, chosen_forms
-from ...kernels.cpu.library import Library
 from ...kernels.formats.activations import quantize_activations
-from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight, WeightFormat
-from ...loaders.store.model_store import cache_root
-from ..config import EngineConfig
+from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight
+from ...kernels.kind import Kind, MatrixSpec, carrier, no_integers
 from .base import Activation
-from .cpu_c import CompiledOps
-from .cpu_cores import physical_cores
 from .plain import PlainOps
 
-log = logging.getLogger(__name__)
-
-# Measured: docs/kernels.md.
-FALLBACK = "no C kernels; torch's own take about 1.7 times as long for every token: %s; %s"
-REMEDY = "install a C compiler: apt install gcc libc6-dev (Debian), dnf install gcc (Fedora)"
 # What torch's int4 kernel accepts.
 INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16
-
-
-def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
-    """The CPU backend for a configuration.
-
-    Raises:
-        ConfigError: ``dtype`` is a 16-bit type, which no CPU kernel computes in.
-    """
-    if config.dtype not in ("auto", "float32"):
-        raise ConfigError(
-            f"dtype is {config.dtype!r}, but cpu_native computes in float32",
-            hint="use dtype='auto' or 'float32', or backend='reference'",
-        )
-    cores = physical_cores()
-    threads = config.threads or cores
-    if threads > cores:
-        log.warning(
-            "threads is %d, but this process may use %s: more threads than cores are slower",
-            threads,
-            "1 core" if cores == 1 else f"{cores} cores",
-        )
-    library = _load_library(threads) if config.native else None
-    if library is not None:
-        full = config.dtype == "float32"
-        return CompiledOps(library, config.exact or full, full)
-    torch.set_num_threads(threads)
-    return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16, config.exact)
-
-
-def _load_library(threads: int) -> Library | None:
-    """The compiled kernels, or None when HALFBYTE_ISA says so, or when they cannot be had."""
-    forms = chosen_forms()
-    if not forms:
-        return None
-    asked = os.environ.get(VARIABLE, "")
-    try:
-        library = open_library(cache_root() / "native", forms, threads, _notice)
-    except BuildError as error:
-        if asked:
-            raise ConfigError(
-                f"{VARIABLE} is {asked!r}, but the kernels cannot be had: {error}", hint=REMEDY
-            ) from error
-        log.warning(FALLBACK, error, REMEDY)
-        return None
-    if asked == "amx" and not library.amx:
-        raise ConfigError(
-            f"{VARIABLE} is 'amx', but the operating system does not let this process use it",
-            hint="use a kernel of 5.16 or newer, or leave the variable out",
-        )
-    return library
-
-
-def _notice(text: str) -> None:
-    """A line for whoever waits: in the log, or on a terminal when nobody reads the log."""
-    if log.isEnabledFor(logging.INFO):
-        log.info("%s", text)
-    elif sys.stderr is not None and sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
@@ -155,30 +76,25 @@ class DenseLinear:
 
 
 class TorchOps(PlainOps[Int4Linear | DenseLinear]):
-    """Implements ``Ops`` with torch's own kernels; activations and KV are float32.
+    """Implements a backend with torch's own kernels; activations and KV are float32.
 
     Args:
         matmul: type of the matrix products' inputs: bfloat16 (weights in int4 where torch has
             a kernel) or float32 (everything dense).
-        exact: compute each token alone.
     """
 
-    name = "cpu_native"
+    name = "cpu_torch"
     detail = "torch kernels"
 
-    def __init__(self, matmul: torch.dtype, exact: bool) -> None:
-        super().__init__(torch.float32, exact)
+    def __init__(self, matmul: torch.dtype) -> None:
+        super().__init__(torch.float32)
         self.matmul = matmul
-        self.packs_int4 = matmul == torch.bfloat16
+        dense = DenseKind(matmul)
+        self.kinds = (Int4Kind(), dense) if matmul == torch.bfloat16 else (dense,)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:
         """[N, K] as int4 where torch has a kernel for the format, else dense."""
-        if isinstance(weight, Tensor):
-            return DenseLinear(weight.to(self.matmul), bias)
-        fits = weight.perm is None and int4_fits(weight.format, *weight.shape)
-        if self.packs_int4 and fits:
-            return _pack_int4(weight, bias)
-        return DenseLinear(weight.dequantize(self.matmul), bias, weight.format.act)
+        return carrier(self.kinds, MatrixSpec.of(weight), 0).kind.pack(weight, bias)
 
     def embed(self, ids_T: Tensor, table: Int4Linear | DenseLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> float32 [T, D]."""
@@ -217,32 +133,75 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         return act.mul_(up)
 
 
-def int4_fits(fmt: WeightFormat, n: int, k: int) -> bool:
-    """Whether torch's int4 kernel takes weights [N, K] of a format, their columns in order."""
-    return (
-        fmt.bits == 4
-        and fmt.zero in ("none", "int", "float")
-        and fmt.act is None
-        and fmt.group_size in INT4_GROUPS
-        and k % fmt.group_size == 0
-        and n % INT4_ROWS == 0
-    )
+class Int4Kind(Kind):
+    """Codes of 4 bits for torch's int4 kernel."""
+
+    name = "int4"
+
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """Integers in groups of certain sizes, their columns in order."""
+        form = spec.format
+        reason = no_integers(form)
+        if reason is not None or form is None:
+            return reason
+        group = form.group_size
+        if form.bits != 4:
+            return f"codes of {form.bits} bits"
+        if form.permuted:
+            return "columns are not in order"
+        if group not in INT4_GROUPS or spec.k % group or spec.n % INT4_ROWS:
+            return f"torch has no kernel for {spec.n} x {spec.k} in groups of {group}"
+        return None
+
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """Codes, and two bfloat16 numbers a group."""
+        assert spec.format is not None
+        return spec.n * (spec.k // 2 + spec.k // spec.format.group_size * 4)
+
+    def pack(self, weight: Weight, bias: Tensor | None) -> Int4Linear:
+        """An accepted weight [N, K] and its bias [N]."""
+        assert isinstance(weight, QuantizedLinear)
+        n, k = weight.shape
+        scales = weight.scales.float()
+        # torch's meaning is (code - 8) * scale + zero.
+        if weight.format.zero == "none":
+            middle = torch.zeros_like(scales)
+        else:
+            assert weight.zeros is not None
+            zeros = weight.zeros.float()
+            is_float = weight.format.zero == "float"
+            middle = zeros + 8 * scales if is_float else (8 - zeros) * scales
+        codes = weight.unpack().to(torch.int32)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        pairs = torch.stack((scales.T, middle.T), dim=-1).to(torch.bfloat16).contiguous()
+        return Int4Linear(n, k, weight.format.group_size, packed, pairs, bias)
 
 
-def _pack_int4(weight: QuantizedLinear, bias: Tensor | None) -> Int4Linear:
-    n, k = weight.shape
-    scales = weight.scales.float()
-    # torch's meaning is (code - 8) * scale + zero.
-    if weight.format.zero == "none":
-        middle = torch.zeros_like(scales)
-    else:
-        assert weight.zeros is not None
-        zeros = weight.zeros.float()
-        is_float = weight.format.zero == "float"
-        middle = zeros + 8 * scales if is_float else (8 - zeros) * scales
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.unpack().to(torch.int32), 1)
-    pairs = torch.stack((scales.T, middle.T), dim=-1).to(torch.bfloat16).contiguous()
-    return Int4Linear(n, k, weight.format.group_size, packed, pairs, bias)
+class DenseKind(Kind):
+    """Any weight as a dense matrix.
+
+    Args:
+        dtype: of its elements.
+    """
+
+    name = "dense"
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """Everything."""
+        return None
+
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """The elements."""
+        return spec.n * spec.k * self.dtype.itemsize
+
+    def pack(self, weight: Weight, bias: Tensor | None) -> DenseLinear:
+        """A weight [N, K] and its bias [N]."""
+        if isinstance(weight, Tensor):
+            return DenseLinear(weight.to(self.dtype), bias)
+        return DenseLinear(weight.dequantize(self.dtype), bias, weight.format.act)
 
 
 def _int4_matmul(x_TK: Tensor, weight: Int4Linear) -> Tensor:

@@ -9,34 +9,18 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
-
 from ...kernels import reference as ref
 from ...kernels.formats.canonical import QuantizedLinear, Weight
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
-from .base import Activation, AttentionShape, P, Program
+from .base import Activation, AttentionShape, P
 
 
-class PlainOps(ABC, Generic[P]):
-    """``Ops`` by :mod:`halfbyte.kernels.reference`, without packing and matrix products.
+class CpuParts(ABC, Generic[P]):
+    """What the CPU's backends have in common: few limits, and draws that are left to the host."""
 
-    Args:
-        dtype: activation and KV type.
-        exact: compute each token alone.
-    """
-
-    name = "plain"
-    records = False
-    eager = True
-    compiles = False
     device = torch.device("cpu")
-
-    def __init__(self, dtype: torch.dtype, exact: bool) -> None:
-        self.dtype = dtype
-        self.alone = exact
-        self.kv_dtype = dtype
 
     def supports(self, weight: Weight) -> str | None:
         """None but for contradictory formats: every canonical weight can be run."""
@@ -46,27 +30,41 @@ class PlainOps(ABC, Generic[P]):
         """Heads of every size will do."""
         return None
 
+    @abstractmethod
+    def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
+        """Pack a linear weight [N, K] once."""
+
+    def pack_embedding(self, weight: Weight) -> P:
+        """A table [V, D] is packed like any other matrix."""
+        return self.pack(weight)
+
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
     ) -> P | None:
         """None for every weight [N, K]: the activation is an op of its own here."""
         return None
 
-    def prepare(self, step: StepInputs) -> StepInputs:
-        """The step as it is."""
-        return step
+    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
+        """None for every [S, V]: the host draws."""
+        return None
 
-    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
-        """Rows of the step."""
-        return (len(step.spans),)
 
-    def pack_embedding(self, weight: Weight) -> P:
-        """Packed like any other matrix."""
-        return self.pack(weight)
+class PlainOps(CpuParts[P]):
+    """A backend by :mod:`halfbyte.kernels.reference`, without packing and matrix products.
+
+    Args:
+        dtype: activation and KV type.
+    """
+
+    name = "plain"
+    detail = ""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
 
     @abstractmethod
-    def pack(self, weight: Weight, bias: Tensor | None = None) -> P:
-        """Pack a linear weight [N, K] once."""
+    def embed(self, ids_T: Tensor, table: P, scale: float = 1.0) -> Tensor:
+        """``scale`` times rows of a packed [V, D] matrix -> residual [T, D]."""
 
     @abstractmethod
     def linear(self, x_TK: Tensor, weight: P, out: Tensor | None = None) -> Tensor:
@@ -127,17 +125,8 @@ class PlainOps(ABC, Generic[P]):
         best, index = logits_SV.max(-1)  # NaN when any is
         return torch.where(best.isfinite(), index, -1)
 
-    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
-        """None for every [S, V]: the host draws."""
-        return None
-
-    def begin_record(self) -> None:
-        """Refused: ``records`` is False."""
-        raise ConfigError("a backend in plain torch cannot record steps")
-
-    def end_record(self) -> Program:
-        """Refused: ``records`` is False."""
-        raise ConfigError("a backend in plain torch cannot record steps")
+    def flush(self) -> None:
+        """Nothing: every op was computed at once."""
 
 
 def unsupported(weight: Weight) -> str | None:

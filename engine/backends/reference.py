@@ -43,18 +43,17 @@ class ReferenceLinear:
 
 
 class ReferenceOps(PlainOps[ReferenceLinear]):
-    """Implements ``Ops`` with :mod:`halfbyte.kernels.reference`.
+    """Implements a backend with :mod:`halfbyte.kernels.reference`.
 
     Args:
         dtype: activation and KV type.
-        exact: compute each token alone.
     """
 
     name = "reference"
     detail = "exact codes, plain torch"
 
-    def __init__(self, dtype: torch.dtype = torch.float32, exact: bool = False) -> None:
-        super().__init__(dtype, exact)
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(dtype)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> ReferenceLinear:
         """Keep the canonical weight [N, K] and the bias [N].

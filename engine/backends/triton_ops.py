@@ -1,4 +1,4 @@
-"""``cuda_triton`` and ``interpreter``: the Triton kernels behind ``Ops``.
+"""``cuda_triton`` and ``interpreter``: the Triton kernels as a backend.
 
 Both run the same kernels. The interpreter takes CPU tensors, one program after another, and is for
 tests of tiny models; Triton decides which of the two it is when it is first imported.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import UnsupportedWeightError
 
 from ...kernels.attention import (
     build_prefill_table,
@@ -25,18 +25,19 @@ from ...kernels.attention import (
 from ...kernels.device import runtime
 from ...kernels.device.workspace import Workspace
 from ...kernels.formats.canonical import Weight
-from ...kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
+from ...kernels.fused import gated_mul, rms_norm, rope_write_kv
+from ...kernels.kind import MatrixSpec, ProductContext, carrier
+from ...kernels.kinds import KINDS
 from ...kernels.sampling import argmax
 from ...kernels.tables import Device, Tables, load_tables
-from ...kernels.w8a16 import PackedW8A16, gather_rows
 from ...loaders.store.model_store import cache_root
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import RowSpan, StepInputs
-from .base import Activation, AttentionShape, Program
+from .base import Activation, AttentionShape
 from .plain import rope_of
 from .triton_sampling import DeviceSampler
-from .triton_weights import TritonLinear, fits_w4a16, linear, pack, pack_table, unsupported
+from .triton_weights import TritonLinear, linear, pack
 
 _LEAST_LENGTH = 256
 
@@ -55,6 +56,11 @@ class DeviceStep(StepInputs):
     singles: Tensor | None = None
     lines: Tensor | None = None
 
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Steps with the same key can share a recording: rows and the length's bucket."""
+        return len(self.spans), self.max_length
+
 
 @dataclass(slots=True)
 class CudaProgram:
@@ -67,8 +73,41 @@ class CudaProgram:
         self.graph.replay()
 
 
+class CudaGraphs:
+    """Captures what is launched on a device as a CUDA graph.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
+
+    def begin_record(self) -> None:
+        """Capture what follows on a stream of its own."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        self._capture = (graph, torch.cuda.stream(stream))
+        self._capture[1].__enter__()
+        graph.capture_begin()
+
+    def end_record(self) -> CudaProgram:
+        """End the capture."""
+        assert self._capture is not None
+        graph, on_stream = self._capture
+        self._capture = None
+        try:
+            graph.capture_end()
+        finally:
+            on_stream.__exit__(None, None, None)
+        return CudaProgram(graph)
+
+
 class TritonOps:
-    """Implements ``Ops`` with the Triton kernels.
+    """Implements ``Packer``, ``Ops`` and ``Drawer`` with the Triton kernels.
 
     Args:
         device: a CUDA device, or the CPU under the interpreter.
@@ -79,26 +118,23 @@ class TritonOps:
         ConfigError: a table of tuned configurations holds something wrong.
     """
 
-    alone = False
-    eager = True
-
     def __init__(self, device: torch.device, dtype: torch.dtype, exact: bool) -> None:
         self.name = "cuda_triton" if device.type == "cuda" else "interpreter"
         self.detail = f"Triton kernels, {str(dtype).removeprefix('torch.')}"
         self.device = device
         self.dtype = dtype
-        self.kv_dtype = dtype
         self.exact = exact
-        self.records = self.compiles = device.type == "cuda"
         self._arch = runtime.arch(device.index or 0)
-        self._workspace = Workspace(device)
-        self._tables = _tables(device)
+        self._context = ProductContext(Workspace(device), exact, _tables(device))
         self._sampler = DeviceSampler(device)
-        self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
 
     def supports(self, weight: Weight) -> str | None:
-        """Everything but W8A8 of unusual weights can be packed or made dense."""
-        return unsupported(weight)
+        """What some kind accepts, or the reasons of all."""
+        try:
+            carrier(KINDS, MatrixSpec.of(weight), self._arch)
+        except UnsupportedWeightError as error:
+            return error.message
+        return None
 
     def supports_heads(self, head_dim: int) -> str | None:
         """Heads of a multiple of 16 elements, up to 256."""
@@ -111,17 +147,18 @@ class TritonOps:
         return pack(weight, bias, self.dtype, self.device, arch=self._arch)
 
     def pack_embedding(self, weight: Weight) -> TritonLinear:
-        """A table [V, D] in codes of 8 bits where a kernel reads their rows, else dense."""
-        return pack_table(weight, self.dtype, self.device)
+        """A table [V, D] in codes where a kernel reads their rows, else dense."""
+        return pack(weight, None, self.dtype, self.device, table=True, arch=self._arch)
 
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
     ) -> TritonLinear | None:
-        """Gate over up [N, K] with codes of up to 4 bits, for ``silu(gate) * up`` [T, N / 2].
+        """Gate over up [N, K] for ``silu(gate) * up`` [T, N / 2].
 
-        None for other weights: their activation is a kernel of its own.
+        None where no kind has such a product: the activation is a kernel of its own.
         """
-        if activation != "silu" or not fits_w4a16(weight):
+        spec = MatrixSpec.of(weight, gated=True)
+        if activation != "silu" or not carrier(KINDS, spec, self._arch).spec.gated:
             return None
         return pack(weight, bias, self.dtype, self.device, gated=True, arch=self._arch)
 
@@ -132,33 +169,13 @@ class TritonOps:
         if not self.exact and any(_several(span) for span in step.spans):
             alone = [span.begin for span in step.spans if not _several(span)]
             singles = torch.tensor(alone, dtype=torch.int64).to(self.device)
-        sample, local = step.sample_index, step.rope_local
-        return DeviceStep(
-            token_ids=step.token_ids.to(self.device),
-            positions=step.positions.to(self.device),
-            rope=step.rope.contiguous().to(self.device),
-            rope_local=local if local is None else local.contiguous().to(self.device),
-            slots=step.slots.to(self.device),
-            row_index=step.row_index.to(self.device),
-            block_tables=step.block_tables.contiguous().to(self.device),
-            spans=step.spans,
-            sample_index=None if sample is None else sample.to(self.device),
-            max_length=1 << (longest - 1).bit_length(),
-            singles=singles,
-        )
-
-    def graph_key(self, step: StepInputs) -> tuple[int, ...]:
-        """Steps with the same key can share a recording: rows and the length's bucket."""
-        assert isinstance(step, DeviceStep)
-        return len(step.spans), step.max_length
+        there = step.map(lambda tensor: tensor.contiguous().to(self.device))
+        parts = {field.name: getattr(there, field.name) for field in fields(StepInputs)}
+        return DeviceStep(**parts, max_length=1 << (longest - 1).bit_length(), singles=singles)
 
     def embed(self, ids_T: Tensor, table: TritonLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> residual [T, D]."""
-        if isinstance(table.packed, PackedW8A16):
-            return gather_rows(ids_T, table.packed, self.dtype, scale)
-        assert isinstance(table.packed, Tensor)
-        residual, _ = embed_norm(ids_T, table.packed, scale=scale)
-        return residual
+        return table.kind.gather(ids_T, table.packed, self.dtype, scale)
 
     def rms_norm(
         self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
@@ -170,12 +187,11 @@ class TritonOps:
 
     def linear(self, x_TK: Tensor, weight: TritonLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
-        return linear(x_TK, weight, None, out, self.exact, self._workspace, self._tables)
+        return linear(x_TK, weight, None, out, self._context)
 
     def linear_add(self, x_TK: Tensor, weight: TritonLinear, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place, for x [T, K] and residual [T, N]."""
-        space, tables = self._workspace, self._tables
-        linear(x_TK, weight, residual_TN, residual_TN, self.exact, space, tables)
+        linear(x_TK, weight, residual_TN, residual_TN, self._context)
 
     def rope_write_kv(
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
@@ -244,28 +260,8 @@ class TritonOps:
         """One token for each row of logits [S, V], drawn by the sampling kernel: int64 [S]."""
         return self._sampler(logits_SV, rows)
 
-    def begin_record(self) -> None:
-        """Capture what follows on a stream of its own. Raises ConfigError without a GPU."""
-        if not self.records:
-            raise ConfigError("the interpreter cannot record steps")
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        self._capture = (graph, torch.cuda.stream(stream))
-        self._capture[1].__enter__()
-        graph.capture_begin()
-
-    def end_record(self) -> Program:
-        """End the capture."""
-        assert self._capture is not None
-        graph, on_stream = self._capture
-        self._capture = None
-        try:
-            graph.capture_end()
-        finally:
-            on_stream.__exit__(None, None, None)
-        return CudaProgram(graph)
+    def flush(self) -> None:
+        """Nothing: every kernel was launched at once."""
 
     def _decode(
         self,

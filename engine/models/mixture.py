@@ -11,48 +11,59 @@ Source: Shazeer et al. 2017 (sparsely gated experts), in the form of Mixtral (Ji
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ...loaders.model.config import ModelConfig
 from ..backends.base import Ops, PackedLinear
-from .projections import FusedLinear
+from ..run.kv_cache import BlockState, StateSpec
+from ..run.step import StepInputs
+from .mlp import Mlp, mlp_norm
+from .weights import WeightSource
 
 
 @dataclass(slots=True)
-class Mlp:
-    """A gated MLP, or one expert.
+class MixtureBlock:
+    """Norm, a router and its experts.
 
     Attributes:
-        gate_up: gate and up projections as one.
-        down: output projection.
-    """
-
-    gate_up: FusedLinear[Any]
-    down: PackedLinear
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one pass over the weights reads."""
-        return self.gate_up.nbytes + self.down.nbytes
-
-
-@dataclass(slots=True)
-class Mixture:
-    """A router and its experts.
-
-    Attributes:
+        norm: RMSNorm weight before router and experts, float32 [D].
         router: matrix [E, D] whose products are the experts' scores.
         experts: E gated MLPs.
         per_token: how many experts a token goes through.
         normalize: the shares of a token's experts are scaled to a sum of 1.
+        eps: epsilon of the norm.
+        recordable: no, for the router's scores choose the ops.
     """
 
+    norm: Tensor
     router: PackedLinear
     experts: list[Mlp]
     per_token: int
     normalize: bool
+    eps: float
+    recordable: ClassVar[bool] = False
+
+    @classmethod
+    def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> MixtureBlock:
+        """The mixture of a layer."""
+        name, experts = f"model.layers.{layer}.mlp", config.experts_of(layer)
+        assert experts is not None
+        return cls(
+            mlp_norm(config, layer, source),
+            source.packed(f"{name}.gate"),
+            [Mlp.load(config, f"{name}.experts.{i}", source) for i in range(experts.count)],
+            experts.per_token,
+            experts.normalize,
+            config.rms_norm_eps,
+        )
+
+    @staticmethod
+    def state(config: ModelConfig) -> StateSpec:
+        """Nothing."""
+        return StateSpec()
 
     @property
     def nbytes(self) -> int:
@@ -60,10 +71,11 @@ class Mixture:
         every = sum(expert.nbytes for expert in self.experts)
         return self.router.nbytes + every * self.per_token // len(self.experts)
 
-    def add(self, ops: Ops[Any], h_TD: Tensor, x_TD: Tensor) -> None:
-        """Add the shares of the experts' outputs for ``h`` [T, D] to the residual [T, D]."""
+    def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
+        """Add the shares of the experts' outputs to the residual [T, D]."""
+        h_TD = ops.rms_norm(x_TD, self.norm, self.eps)
         scores_TE = ops.linear(h_TD, self.router)
-        _compute(ops)
+        ops.flush()
         share_TK, expert_TK = route(scores_TE, self.per_token, self.normalize)
         # A backend may have rounded or padded its input of matrix products.
         h_TD = h_TD.to(ops.dtype)
@@ -73,7 +85,7 @@ class Mixture:
             expert = self.experts[index]
             y_SD = ops.linear(expert.gate_up.gated(ops, h_TD[token]), expert.down)
             parts.append((token, share_TK[token, place], y_SD))
-        _compute(ops)
+        ops.flush()
         for token, share_S, y_SD in parts:
             x_TD.index_add_(0, token, (y_SD * share_S.unsqueeze(-1)).to(x_TD.dtype))
 
@@ -84,10 +96,3 @@ def route(scores_TE: Tensor, per_token: int, normalize: bool) -> tuple[Tensor, T
     if normalize:
         share_TK = share_TK / share_TK.sum(-1, keepdim=True)
     return share_TK, expert_TK
-
-
-def _compute(ops: Ops[Any]) -> None:
-    """Compute what was recorded so far, so that its results can be looked at."""
-    if not ops.eager:
-        ops.end_record().run()
-        ops.begin_record()

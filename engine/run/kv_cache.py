@@ -1,27 +1,67 @@
-"""The paged KV cache.
+"""The paged cache of what blocks keep of a text, keys and values above all.
 
-A layer's keys or values have the layout ``[block, kv_head, token, dim]``: all tokens of a block
-and head lie together, so an attention kernel streams a tile without gathering. The tiles of all
-layers of one block are neighbours (``[block, layer, side, kv_head, token, dim]``), so memory is
-touched block by block, in huge pages, and a block can be moved as one piece.
+A block of the network says what it keeps (:class:`StateSpec`); the cache lays that out. What is
+kept of a token has the layout ``[block, head, token, element]``: all tokens of a cache block and
+head lie together, so an attention kernel streams a tile without gathering. The tiles of all
+layers of one cache block are neighbours (``[block, layer, side, head, token, element]``), so
+memory is touched block by block, in huge pages, and a block can be moved as one piece.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ...kernels.cpu.arena import map_memory
-from ...loaders.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """What one block of the network keeps of a text between steps.
+
+    Attributes:
+        per_token: (heads, elements) of each tensor that is kept of every token; attention keeps
+            keys and values.
+        per_sequence: shapes of the float32 tensors that are kept once for a whole text, whatever
+            its length; no block of today keeps any.
+    """
+
+    per_token: tuple[tuple[int, int], ...] = ()
+    per_sequence: tuple[tuple[int, ...], ...] = ()
+
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that one token takes in a cache of ``dtype``."""
+        return sum(heads * width for heads, width in self.per_token) * dtype.itemsize
+
+    @property
+    def sequence_bytes(self) -> int:
+        """Bytes that one sequence takes beside its tokens."""
+        return sum(map(prod, self.per_sequence)) * torch.float32.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class BlockState:
+    """The memory of one block of the network.
+
+    Attributes:
+        tokens: for each tensor of ``per_token`` [blocks, heads, block_size, elements], views
+            whose first stride is that of a whole cache block.
+        sequences: for each tensor of ``per_sequence`` [rows, *shape].
+    """
+
+    tokens: tuple[Tensor, ...]
+    sequences: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
     """Keys ``k`` and values ``v`` of one layer, each [blocks, kv_heads, block_size, head_dim].
 
-    Both are views whose first stride is that of a whole block.
+    Both are views whose first stride is that of a whole cache block.
     """
 
     k: Tensor
@@ -29,14 +69,18 @@ class LayerKV:
 
 
 class KVCache:
-    """KV memory of all layers.
+    """Memory of all blocks of a network.
 
     Args:
-        model: gives layers, kv heads and head dimension.
-        blocks: number of blocks.
-        block_size: tokens in a block.
-        dtype: element type.
+        specs: what each block keeps, in the order of the blocks.
+        blocks: number of cache blocks.
+        block_size: tokens in a cache block.
+        dtype: element type of what is kept of tokens.
         device: where the cache lies.
+        rows: sequences that may be kept at once.
+
+    Attributes:
+        states: the memory of each block of the network, in their order.
 
     On a CPU the memory is not touched on allocation, so the system hands out pages only as
     blocks are first used.
@@ -44,34 +88,38 @@ class KVCache:
 
     def __init__(
         self,
-        model: ModelConfig,
+        specs: Sequence[StateSpec],
         blocks: int,
         block_size: int,
         dtype: torch.dtype,
         device: torch.device | None = None,
+        rows: int = 1,
     ) -> None:
-        tile = (model.num_kv_heads, block_size, model.head_dim)
         self.block_size = block_size
         self.blocks = blocks
-        size = blocks * model.num_layers * 2 * tile[0] * tile[1] * tile[2] * dtype.itemsize
+        size = blocks * block_size * sum(spec.token_bytes(dtype) for spec in specs)
         if device is None or device.type == "cpu":
             memory = map_memory(size)[:size]
         else:
             memory = torch.empty(size, dtype=torch.uint8, device=device)
-        self._block_bytes = size // blocks
-        self._memory = memory
-        whole = memory.view(dtype).view(blocks, model.num_layers, 2, *tile)
-        self.layers = [LayerKV(whole[:, i, 0], whole[:, i, 1]) for i in range(model.num_layers)]
+        whole = self._whole = memory.view(dtype).view(blocks, -1)
+        self.states: list[BlockState] = []
+        begin = 0
+        for spec in specs:
+            tokens: list[Tensor] = []
+            for heads, width in spec.per_token:
+                end = begin + heads * block_size * width
+                tokens.append(whole[:, begin:end].view(blocks, heads, block_size, width))
+                begin = end
+            sequences = (torch.zeros(rows, *shape, device=device) for shape in spec.per_sequence)
+            self.states.append(BlockState(tuple(tokens), tuple(sequences)))
 
     def touch(self, blocks: int) -> None:
         """Make the system give the memory of the first ``blocks`` blocks now; clears them."""
-        self._memory[: blocks * self._block_bytes].zero_()
+        self._whole[:blocks].zero_()
 
-    @staticmethod
-    def bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:
-        """Bytes of keys and values of one token over all layers."""
-        return 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
-
-    def layer(self, index: int) -> LayerKV:
-        """Keys and values of layer ``index``."""
-        return self.layers[index]
+    def last_tokens(self) -> tuple[Tensor, ...]:
+        """Tensors of the last block that keeps anything of tokens, as :class:`BlockState` has them:
+        each [blocks, heads, block_size, elements].
+        """
+        return next(state.tokens for state in reversed(self.states) if state.tokens)

@@ -12,7 +12,7 @@ from halfbyte.errors import ConfigError
 
 from ...loaders.model.config import ModelConfig
 from ..config import EngineConfig
-from .kv_cache import KVCache
+from ..models.decoder import block_states
 
 KV_SHARE = 0.5
 # Of a cache that was sized by the free memory, prefixes may take this part beside what is in use.
@@ -53,7 +53,8 @@ def plan_memory(
         ConfigError: the wish does not fit; the message has both numbers.
     """
     size = config.block_size
-    per_token = KVCache.bytes_per_token(model, kv_dtype)
+    specs = block_states(model)
+    per_token = sum(spec.token_bytes(kv_dtype) for spec in specs)
     if config.max_context > model.max_position:
         raise ConfigError(
             f"max_context is {config.max_context}, but the model was made for "
@@ -61,15 +62,17 @@ def plan_memory(
             hint=f"use at most {model.max_position}, or 0 for the model's own length",
         )
     context = config.max_context or model.max_position
-    affordable = int(free_bytes * KV_SHARE) // (per_token * size)
+    fixed = config.max_batch * sum(spec.sequence_bytes for spec in specs)
+    affordable = (int(free_bytes * KV_SHARE) - fixed) // (per_token * size)
     if config.kv_tokens:
         blocks = -(-config.kv_tokens // size)
     else:
         blocks = min(-(-context // size) * config.max_batch, affordable)
-    if blocks * size * per_token > free_bytes or blocks < 1:
+    needed = fixed + max(blocks, 1) * size * per_token
+    if needed > free_bytes or blocks < 1:
         raise ConfigError(
             f"a KV cache of {max(blocks, 1) * size} tokens needs "
-            f"{max(blocks, 1) * size * per_token >> 20} MiB, but {free_bytes >> 20} MiB are free",
+            f"{needed >> 20} MiB, but {free_bytes >> 20} MiB are free",
             hint="lower kv_tokens or max_context, or free memory",
         )
     if config.max_context and blocks * size < config.max_context:
@@ -77,9 +80,7 @@ def plan_memory(
             f"max_context is {config.max_context}, but the KV cache holds {blocks * size} tokens",
             hint="lower max_context, raise kv_tokens, or free memory",
         )
-    return MemoryPlan(
-        min(context, blocks * size), blocks, size, blocks * size * per_token, per_token, free_bytes
-    )
+    return MemoryPlan(min(context, blocks * size), blocks, size, needed, per_token, free_bytes)
 
 
 def prefix_blocks(plan: MemoryPlan, config: EngineConfig, device: torch.device) -> int:

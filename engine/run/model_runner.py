@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +15,11 @@ from torch import Tensor
 
 from ..models.decoder import Decoder
 from ..schedule.plan import RowWork, StepPlan, StepResult
-from .graphs import GraphPool, compute
+from .executors import Executor
 from .kv_cache import KVCache
 from .rows import Rows
 from .sampler import Sampler
 from .sampling import RowSampling
-from .step import StepInputs
 
 
 @dataclass(slots=True)
@@ -51,51 +48,23 @@ class ModelRunner:
         kv: its cache.
         rows: per-request buffers.
         sampler: draws tokens.
-        graphs: recorded decode steps, or None to compute each step anew.
+        executor: runs steps of the network on the cache.
     """
 
     def __init__(
-        self,
-        model: Decoder,
-        kv: KVCache,
-        rows: Rows,
-        sampler: Sampler,
-        graphs: GraphPool | None = None,
+        self, model: Decoder, kv: KVCache, rows: Rows, sampler: Sampler, executor: Executor
     ) -> None:
         self.model = model
         self.kv = kv
         self.rows = rows
         self.sampler = sampler
-        self.graphs = graphs
-
-    @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Torch's own threads held to one while a backend with a pool of its own is at work.
-
-        Torch's workers go on spinning after an op, on the cores that the pool needs next.
-        """
-        before = torch.get_num_threads()
-        if not self.model.ops.records or before == 1:
-            yield
-            return
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        self.executor = executor
 
     def launch(self, plan: StepPlan) -> Forward:
         """Compute a plan's tokens and fill their KV."""
         began = time.perf_counter()
         self.rows.apply(plan)
-        return Forward(plan, self.compute(self.rows.gather(plan)), began)
-
-    def compute(self, step: StepInputs) -> Tensor:
-        """Logits [S, V] of a step; those of a recorded one are overwritten by the next."""
-        decode = step.sample_index is None
-        if self.graphs is not None and decode and self.graphs.covers(len(step.spans)):
-            return self.graphs.run(step)
-        return compute(self.model, step, self.kv)
+        return Forward(plan, self.executor.run(self.rows.gather(plan)), began)
 
     def sample(self, forward: Forward) -> StepResult:
         """Sampled tokens, also written to the rows for the next step, and rows that failed.
@@ -128,11 +97,11 @@ class ModelRunner:
         size = self.rows.block_size
         positions = torch.arange(item.start, item.start + item.count)
         blocks = self.rows.block_tables[item.row, positions // size].long()
-        last, offsets = self.kv.layers[-1], positions % size
-        where = (blocks.to(last.k.device), slice(None), offsets.to(last.k.device))
+        offsets = positions % size
+        last = self.kv.last_tokens()
+        where = (blocks.to(last[0].device), slice(None), offsets.to(last[0].device))
         # A sum is finite only if all its terms are; one that overflows float32 is as bad.
-        total = last.k[where].sum(dtype=torch.float32) + last.v[where].sum(dtype=torch.float32)
-        return math.isfinite(float(total))
+        return math.isfinite(float(sum(kept[where].sum(dtype=torch.float32) for kept in last)))
 
     def _sampling(self, picked: list[RowWork]) -> list[RowSampling]:
         """What sampling needs of these rows."""

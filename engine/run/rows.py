@@ -7,7 +7,7 @@ the last one's result; a preempted request and a finished one look the same from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -55,33 +55,43 @@ class Rows:
                 self._extend(item.row, item.new_blocks)
 
     def gather(self, plan: StepPlan) -> StepInputs:
-        """Inputs of a step, in plan order."""
-        if plan.pure_decode:
-            rows = torch.tensor([w.row for w in plan.work])
-            positions = torch.tensor([w.start for w in plan.work], dtype=torch.int32)
-            row_index = torch.arange(len(plan.work), dtype=torch.int32)
-            spans = [RowSpan(i, i + 1, w.start) for i, w in enumerate(plan.work)]
+        """Inputs of a plan's step, in its order."""
+        runs = [(w.row, w.start, w.count) for w in plan.work]
+        return self.step(runs, None if plan.pure_decode else [w.needs_sample for w in plan.work])
+
+    def step(
+        self, runs: Sequence[tuple[int, int, int]], wanted: Sequence[bool] | None
+    ) -> StepInputs:
+        """Inputs of a step.
+
+        Args:
+            runs: (row, first position, number of tokens), each row once.
+            wanted: whether the logits of a run's last token are wanted; None for those of every
+                token.
+        """
+        rows = torch.tensor([row for row, _, _ in runs])
+        row_index = torch.arange(len(runs), dtype=torch.int32)
+        spans, begin = [], 0
+        for _, start, count in runs:
+            spans.append(RowSpan(begin, begin + count, start))
+            begin += count
+        if begin == len(runs):
+            positions = torch.tensor([start for _, start, _ in runs], dtype=torch.int32)
             token_rows = rows
         else:
-            rows = torch.tensor([w.row for w in plan.work])
-            counts = torch.tensor([w.count for w in plan.work])
             positions = torch.cat(
-                [torch.arange(w.start, w.start + w.count, dtype=torch.int32) for w in plan.work]
+                [torch.arange(start, start + n, dtype=torch.int32) for _, start, n in runs]
             )
-            row_index = torch.arange(len(plan.work), dtype=torch.int32).repeat_interleave(counts)
-            spans, begin = [], 0
-            for w in plan.work:
-                spans.append(RowSpan(begin, begin + w.count, w.start))
-                begin += w.count
-            token_rows = rows.repeat_interleave(counts)
+            counts = torch.tensor([count for _, _, count in runs])
+            row_index, token_rows = (x.repeat_interleave(counts) for x in (row_index, rows))
+        sample = None
+        if wanted is not None:
+            ends = [span.end - 1 for span, want in zip(spans, wanted, strict=True) if want]
+            sample = torch.tensor(ends, dtype=torch.int64)
         index = positions.long()
         block = self.block_tables[token_rows, index // self.block_size].long()
         lengths = torch.maximum(self.prompt_lengths[token_rows], positions + 1)
         rope, rope_local = self.rotary.lookup(positions, lengths)
-        sample = None
-        if not plan.pure_decode:
-            ends = [s.end - 1 for s, w in zip(spans, plan.work, strict=True) if w.needs_sample]
-            sample = torch.tensor(ends, dtype=torch.int64)
         return StepInputs(
             token_ids=self.tokens[token_rows, index],
             positions=positions,

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends.base import Ops
+from ..backends.base import Drawer
 from .sampling import RowSampling, sample_row
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ class Sampler:
     Args:
         valid: ids from 0 to ``valid - 1`` exist in the tokenizer; padding rows of the
             embedding beyond them are never drawn.
-        ops: backend of the choice.
+        drawer: the backend's choice.
         suppressed: ids that are never drawn although they exist.
         end_tokens: ids that end a text; rows below their ``min_tokens`` do not draw them.
     """
@@ -39,14 +38,14 @@ class Sampler:
     def __init__(
         self,
         valid: int,
-        ops: Ops[Any],
+        drawer: Drawer,
         suppressed: Iterable[int] = (),
         end_tokens: Iterable[int] = (),
     ) -> None:
         self.valid = valid
-        self.ops = ops
+        self.drawer = drawer
         ids = sorted(i for i in suppressed if i < valid)
-        self._suppressed = torch.tensor(ids, device=ops.device) if ids else None
+        self._suppressed = torch.tensor(ids, device=drawer.device) if ids else None
         self._end_tokens = frozenset(end_tokens)
 
     def __call__(self, logits_SV: Tensor, rows: list[RowSampling]) -> list[int | str]:
@@ -76,7 +75,7 @@ class Sampler:
             return None
         ids = {*params.stop_token_ids, *(() if params.ignore_eos else self._end_tokens)}
         known = sorted(i for i in ids if i < self.valid)
-        return torch.tensor(known, device=self.ops.device) if known else None
+        return torch.tensor(known, device=self.drawer.device) if known else None
 
     def _isolated(self, logits: Tensor, rows: list[RowSampling]) -> list[int | str]:
         """:meth:`_draw`; when it raises, each row alone, so that one cannot fail the others."""
@@ -92,14 +91,14 @@ class Sampler:
                 drawn.append(f"{type(error).__name__}: {error}")
         if all(isinstance(token, str) for token in drawn):
             # A row's fault, or the device's? The plainest op of all tells.
-            self.ops.argmax(logits[:1])
+            self.drawer.argmax(logits[:1])
         return drawn
 
     def _draw(self, logits: Tensor, rows: list[RowSampling]) -> list[int]:
         """One token for each row, -1 where the logits are not finite numbers."""
         if all(r.params.greedy and not r.penalized for r in rows):
-            return self.ops.argmax(logits).tolist()
-        drawn = self.ops.sample(logits, rows)
+            return self.drawer.argmax(logits).tolist()
+        drawn = self.drawer.sample(logits, rows)
         if drawn is not None:
             return drawn.tolist()
         wide = logits.to(torch.float32)

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
 from ..request import PromptScore
-from .graphs import compute
 from .kv_cache import KVCache
-from .step import RowSpan, StepInputs
+from .rows import Rows
 
 
 def prompt_logits(
@@ -22,27 +21,17 @@ def prompt_logits(
 
     ``chunk`` tokens are computed at a time, as in serving; the last piece may be shorter.
     """
-    total = len(token_ids)
+    total, backend = len(token_ids), model.backend
     blocks = -(-total // block_size)
-    kv = KVCache(model.config, blocks, block_size, model.ops.kv_dtype, model.ops.device)
-    ids = torch.tensor(token_ids)
-    table = torch.arange(blocks, dtype=torch.int32).unsqueeze(0)
+    kv = KVCache(block_states(model.config), blocks, block_size, backend.kv_dtype, backend.device)
+    executor = backend.executor(model, kv, 0)
+    rows = Rows(1, total, block_size, rotary)
+    rows.tokens[0, :total] = torch.tensor(token_ids)
+    rows.block_tables[0] = torch.arange(blocks)
+    rows.prompt_lengths[0] = total
     for start in range(0, total, chunk):
-        stop = min(start + chunk, total)
-        positions = torch.arange(start, stop, dtype=torch.int32)
-        rope, rope_local = rotary.lookup(positions, torch.full_like(positions, total))
-        step = StepInputs(
-            token_ids=ids[start:stop],
-            positions=positions,
-            rope=rope,
-            rope_local=rope_local,
-            slots=positions.long(),
-            row_index=torch.zeros_like(positions),
-            block_tables=table,
-            spans=[RowSpan(0, stop - start, start)],
-            sample_index=None,
-        )
-        yield compute(model, step, kv).to("cpu", torch.float32)
+        step = rows.step([(0, start, min(chunk, total - start))], None)
+        yield executor.run(step).to("cpu", torch.float32)
 
 
 def score_prompt(pieces: Iterable[Tensor], token_ids: Sequence[int]) -> PromptScore:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since the engine was made, and gauges of this moment.
+    """Counters since the engine was made, which never fall, and gauges of its last step.
 
     Attributes:
         running: requests that hold a row.
@@ -23,16 +23,16 @@ class EngineStats:
         finished: finish reason -> requests.
     """
 
-    running: int
-    waiting: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    prompt_tokens: int
-    generation_tokens: int
-    cached_tokens: int
-    preemptions: int
-    steps: int
-    finished: dict[str, int]
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
 
 
 class Stopwatch:

@@ -6,8 +6,11 @@ F half the rotary dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self
 
+import torch
 from torch import Tensor
 
 
@@ -27,7 +30,7 @@ class RowSpan:
 
 @dataclass(slots=True)
 class StepInputs:
-    """One argument instead of global state.
+    """One argument instead of global state; :meth:`Rows.step` makes it.
 
     Attributes:
         token_ids: int64 [T].
@@ -50,3 +53,59 @@ class StepInputs:
     spans: list[RowSpan]
     sample_index: Tensor | None
     rope_local: Tensor | None = None
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What two decode steps must have in common to share a recording."""
+        return (len(self.spans),)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every row has one token, whose logits are wanted."""
+        return self.sample_index is None and self.token_ids.shape[0] == len(self.spans)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The step with every tensor changed."""
+        local, sample = self.rope_local, self.sample_index
+        return replace(
+            self,
+            token_ids=change(self.token_ids),
+            positions=change(self.positions),
+            rope=change(self.rope),
+            slots=change(self.slots),
+            row_index=change(self.row_index),
+            block_tables=change(self.block_tables),
+            sample_index=None if sample is None else change(sample),
+            rope_local=None if local is None else change(local),
+        )
+
+    def clone(self) -> Self:
+        """The step in contiguous buffers that nothing else has."""
+        return self.map(lambda tensor: tensor.contiguous().clone())
+
+    def copy_(self, other: StepInputs) -> None:
+        """Take over another decode step with the same key, in the same buffers."""
+        self.token_ids.copy_(other.token_ids)
+        self.positions.copy_(other.positions)
+        self.rope.copy_(other.rope)
+        self.slots.copy_(other.slots)
+        self.block_tables.copy_(other.block_tables)
+        if self.rope_local is not None and other.rope_local is not None:
+            self.rope_local.copy_(other.rope_local)
+
+    def one_by_one(self) -> Iterator[StepInputs]:
+        """Each token as a step by itself that wants its logits, in order."""
+        for row, span in enumerate(self.spans):
+            for t in range(span.begin, span.end):
+                local = self.rope_local
+                yield StepInputs(
+                    token_ids=self.token_ids[t : t + 1],
+                    positions=self.positions[t : t + 1],
+                    rope=self.rope[t : t + 1],
+                    rope_local=None if local is None else local[t : t + 1],
+                    slots=self.slots[t : t + 1],
+                    row_index=torch.zeros(1, dtype=torch.int32),
+                    block_tables=self.block_tables[row : row + 1],
+                    spans=[RowSpan(0, 1, span.start + t - span.begin)],
+                    sample_index=None,
+                )

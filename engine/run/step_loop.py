@@ -12,7 +12,7 @@ from dataclasses import replace
 from halfbyte.errors import EngineDeadError, RequestError
 
 from ..config import EngineConfig
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
 from ..request import FinishReason, Request, SamplingParams, TokenEvent
 from ..schedule.block_pool import BlockPool
@@ -22,7 +22,6 @@ from ..schedule.scheduler_state import SchedulerConfig
 from ..serve.outbox import Outbox
 from ..serve.output import OutputProcessor
 from ..text.tokenizer import Tokenizer
-from .graphs import GraphPool
 from .kv_cache import KVCache
 from .memory import MemoryPlan, prefix_blocks
 from .model_runner import ModelRunner
@@ -136,7 +135,7 @@ class StepLoop:
         self.require_open()
         while self.abandoned:
             self.scheduler.cancel(self.abandoned.popleft())
-        with self.runner.threads():
+        with self.runner.executor.threads():
             self._step()
 
     def discard(self, names: Sequence[str]) -> None:
@@ -259,22 +258,23 @@ def build_loop(
     """KV cache, scheduler, runner and output around a loaded network."""
     size, rotary, longest = config.block_size, Rotaries(network.config), memory.max_context
     end_tokens = frozenset(network.config.eos_token_ids) | tokenizer.eos_ids
-    keep = prefix_blocks(memory, config, network.ops.device)
+    keep = prefix_blocks(memory, config, network.backend.device)
     pool = BlockPool(memory.blocks, size, keep)
     # Keys that depend on the length of their text cannot serve another one.
     share = config.prefix_cache and not rotary.varies(longest)
     # A GPU's steps are bounded by their tokens alone until someone has timed them there.
-    auto = CPU_STEP_MS if network.ops.device.type == "cpu" else 0
+    auto = CPU_STEP_MS if network.backend.device.type == "cpu" else 0
     step_ms = auto if config.max_step_ms is None else config.max_step_ms
     limits = SchedulerConfig(
         config.max_batch, config.max_batch_tokens, longest, share, step_ms / 1000
     )
     scheduler = Scheduler(limits, pool, end_tokens)
-    kv = KVCache(network.config, memory.blocks, size, network.ops.kv_dtype, network.ops.device)
+    specs, backend = block_states(network.config), network.backend
+    kv = KVCache(specs, memory.blocks, size, backend.kv_dtype, backend.device, config.max_batch)
     rows = Rows(config.max_batch, longest, size, rotary)
-    graphs = GraphPool(network, kv, config.max_batch)
     valid = min(tokenizer.vocab_size, network.config.vocab_size)
-    sampler = Sampler(valid, network.ops, tokenizer.suppressed, end_tokens)
-    runner = ModelRunner(network, kv, rows, sampler, graphs)
+    sampler = Sampler(valid, backend.drawer, tokenizer.suppressed, end_tokens)
+    executor = backend.executor(network, kv, config.max_batch)
+    runner = ModelRunner(network, kv, rows, sampler, executor)
     output = OutputProcessor(tokenizer, end_tokens)
     return StepLoop(config, longest, scheduler, runner, output)

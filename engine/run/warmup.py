@@ -17,7 +17,7 @@ from ..config import EngineConfig
 from ..request import SamplingParams
 from .model_runner import ModelRunner
 from .sampling import RowSampling
-from .step import RowSpan, StepInputs
+from .step import StepInputs
 
 if TYPE_CHECKING:
     from ...kernels.device.monitor import JitMonitor
@@ -39,13 +39,11 @@ def make_ready(runner: ModelRunner, config: EngineConfig, max_context: int) -> J
 
     None for other backends, and when the configuration says no.
     """
-    if not (runner.model.ops.compiles and config.warmup):
+    monitor = runner.executor.monitor()
+    if monitor is None or not config.warmup:
         return None
-    from ...kernels.device.monitor import JitMonitor
-
     steps = warm_up(runner, config.max_batch, config.max_batch_tokens, max_context)
     log.info("warmed up with %d steps", steps)
-    monitor = JitMonitor()
     monitor.arm()
     return monitor
 
@@ -57,10 +55,10 @@ def warm_up(runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_cont
     """
     steps = 0
     for step in _steps(runner, max_batch, max_batch_tokens, max_context):
-        runner.sampler(runner.compute(step)[:1], [_GREEDY])
+        runner.sampler(runner.executor.run(step)[:1], [_GREEDY])
         steps += 1
     for kind in (_WARM, _PENALIZED):
-        logits = runner.compute(_step(runner, [1], [0]))
+        logits = runner.executor.run(_step(runner, [1], [0]))
         runner.sampler(logits, [kind])
     return steps
 
@@ -97,25 +95,6 @@ def _steps(
 
 def _step(runner: ModelRunner, counts: Sequence[int], starts: Sequence[int]) -> StepInputs:
     """Rows with ``counts`` tokens from positions ``starts`` on, all in block 0."""
-    rows = runner.rows
-    pairs = list(zip(starts, counts, strict=True))
-    positions = torch.cat([torch.arange(s, s + n, dtype=torch.int32) for s, n in pairs])
-    spans, begin = [], 0
-    for start, count in pairs:
-        spans.append(RowSpan(begin, begin + count, start))
-        begin += count
-    lengths = torch.cat([torch.full((n,), s + n, dtype=torch.int32) for s, n in pairs])
-    rope, rope_local = rows.rotary.lookup(positions, lengths)
+    runs = list(zip(range(len(counts)), starts, counts, strict=True))
     decode = all(count == 1 for count in counts)
-    row_index = torch.arange(len(counts), dtype=torch.int32)
-    return StepInputs(
-        token_ids=torch.zeros(begin, dtype=torch.int64),
-        positions=positions,
-        rope=rope,
-        rope_local=rope_local,
-        slots=positions.long() % rows.block_size,
-        row_index=row_index.repeat_interleave(torch.tensor(counts)),
-        block_tables=torch.zeros(len(counts), rows.block_tables.shape[1], dtype=torch.int32),
-        spans=spans,
-        sample_index=None if decode else torch.tensor([s.end - 1 for s in spans]),
-    )
+    return runner.rows.step(runs, None if decode else [True] * len(runs))

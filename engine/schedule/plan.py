@@ -44,7 +44,6 @@ class StepPlan:
         step: number of the step.
         work: positions to compute, by row.
         admitted: requests that take a row before the step.
-        freed_rows: finished or preempted: the runner need not know.
         total_tokens: positions of ``work`` in all.
         pure_decode: every row of ``work`` computes one token and samples.
     """
@@ -52,7 +51,6 @@ class StepPlan:
     step: int
     work: tuple[RowWork, ...]
     admitted: tuple[RowInit, ...]
-    freed_rows: tuple[int, ...]
     total_tokens: int
     pure_decode: bool
 
@@ -72,4 +70,4 @@ class StepResult:
     seconds: float = 0.0
 
 
-NO_PLAN = StepPlan(0, (), (), (), 0, False)
+NO_PLAN = StepPlan(0, (), (), 0, False)

@@ -53,7 +53,6 @@ class Scheduler:
         self._waiting: deque[RequestState] = deque()
         self._draining: list[RequestState] = []
         self._free_rows = list(range(config.max_batch - 1, -1, -1))
-        self._freed_rows: list[int] = []
         self._events: list[TokenEvent] = []
         self._arrivals = 0
         self._step = 0
@@ -146,11 +145,10 @@ class Scheduler:
             admitted.append(item[0])
             work.append(item[1])
             budget -= item[1].count
-        freed, self._freed_rows = tuple(self._freed_rows), []
         self._step += 1
         total = sum(w.count for w in work)
         decode = bool(work) and all(w.count == 1 and w.needs_sample for w in work)
-        return StepPlan(self._step, tuple(work), tuple(admitted), freed, total, decode)
+        return StepPlan(self._step, tuple(work), tuple(admitted), total, decode)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Take in the step's sampled tokens and report what happened.
@@ -378,7 +376,6 @@ class Scheduler:
         self.pool.release(state.blocks)
         state.blocks = []
         self._free_rows.append(state.row)
-        self._freed_rows.append(state.row)
         state.row = -1
 
     def _enqueue(self, state: RequestState) -> None:

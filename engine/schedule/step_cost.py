@@ -59,10 +59,6 @@ class StepCost:
             self._sums[i] = self._sums[i] * MEMORY + value / (seconds * seconds)
         self._largest = max(tokens, _mix(self._largest, tokens))
 
-    def predict(self, work: tuple[RowWork, ...]) -> float:
-        """Seconds that a step of this work will take, as far as is known."""
-        return self._seconds(*_size(work)) * max(self._drift, 1.0)
-
     def chunk(self, work: tuple[RowWork, ...], start: int, most: int, limit: float) -> int:
         """Tokens from position ``start`` on that still fit beside ``work`` into ``limit`` seconds.
 

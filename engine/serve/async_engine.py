@@ -27,9 +27,9 @@ from typing import Protocol
 
 from halfbyte.errors import EngineDeadError
 
-from ..config import EngineConfig
 from ..request import Completion, Delta, FinishReason, SamplingParams, Usage
-from .client import Health, StatsView, StreamObserver, TextCodec
+from ..run.stats import EngineStats
+from .client import EngineFacts, Health, StreamObserver
 from .stream import RequestStream
 
 logger = logging.getLogger("halfbyte.engine")
@@ -40,28 +40,8 @@ _CLOSE_GRACE_S = 10.0
 _Event = tuple[RequestStream, "Delta | Exception | None"]
 
 
-class StepEngine(Protocol):
+class StepEngine(EngineFacts, Protocol):
     """The face of `halfbyte.Engine` that this module drives; called from one thread."""
-
-    @property
-    def name(self) -> str:
-        """Display name of the model."""
-        ...
-
-    @property
-    def config(self) -> EngineConfig:
-        """Options it runs with."""
-        ...
-
-    @property
-    def max_context(self) -> int:
-        """Most tokens of prompt plus answer."""
-        ...
-
-    @property
-    def tokenizer(self) -> TextCodec:
-        """Read by other threads while the engine runs."""
-        ...
 
     def submit(
         self,
@@ -91,7 +71,7 @@ class StepEngine(Protocol):
         """Run one scheduler step; what it raises is the end of the engine."""
         ...
 
-    def stats(self) -> StatsView:
+    def stats(self) -> EngineStats:
         """Counters now."""
         ...
 
@@ -119,7 +99,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._process = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stats: StatsView = engine.stats()
+        self._stats: EngineStats = engine.stats()
         self._dead: str | None = None
         self._step_began: float | None = None
         # Engine thread.
@@ -212,7 +192,7 @@ class AsyncEngine:
         alive = error is None and self._thread is not None and self._thread.is_alive()
         return Health(alive, alive and self._closer is None, self._dead is not None, age, error)
 
-    def stats(self) -> StatsView:
+    def stats(self) -> EngineStats:
         """Counters as of the last step."""
         return self._stats
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ..config import EngineConfig
 from ..request import Delta, SamplingParams
+from ..run.stats import EngineStats
 from ..text.token_bound import TokenLimit
 from .stream import RequestStream
 
@@ -60,60 +61,6 @@ class TextCodec(Protocol):
         ...
 
 
-class StatsView(Protocol):
-    """Counters of an engine, as of its last step; what counts "so far" never falls."""
-
-    @property
-    def running(self) -> int:
-        """Requests in the batch."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """Requests queued in the engine."""
-        ...
-
-    @property
-    def kv_blocks_used(self) -> int:
-        """KV blocks that live requests hold."""
-        ...
-
-    @property
-    def kv_blocks_total(self) -> int:
-        """KV blocks there are."""
-        ...
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Prompt tokens taken in so far."""
-        ...
-
-    @property
-    def generation_tokens(self) -> int:
-        """Tokens generated so far."""
-        ...
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens found in the prefix cache so far."""
-        ...
-
-    @property
-    def preemptions(self) -> int:
-        """Requests set back for want of KV blocks so far."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Steps run so far."""
-        ...
-
-    @property
-    def finished(self) -> Mapping[str, int]:
-        """Requests ended so far, by finish reason."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Health:
     """Whether an engine can serve.
@@ -141,8 +88,8 @@ class StreamObserver(Protocol):
         ...
 
 
-class EngineClient(Protocol):
-    """An engine as the server sees it. All calls come from the event loop's thread."""
+class EngineFacts(Protocol):
+    """What stays the same of an engine while it runs."""
 
     @property
     def name(self) -> str:
@@ -163,6 +110,10 @@ class EngineClient(Protocol):
     def tokenizer(self) -> TextCodec:
         """Usable from several threads at once."""
         ...
+
+
+class EngineClient(EngineFacts, Protocol):
+    """An engine as the server sees it. All calls come from the event loop's thread."""
 
     @property
     def live(self) -> int:
@@ -205,7 +156,7 @@ class EngineClient(Protocol):
         """State of the engine now."""
         ...
 
-    def stats(self) -> StatsView:
+    def stats(self) -> EngineStats:
         """Counters as of the last step."""
         ...
 

@@ -55,7 +55,7 @@ class ChatTemplate:
         """The prompt text of ``messages``.
 
         Args:
-            messages: see ``Tokenizer.render_chat``.
+            messages: see ``Tokenizer.encode_chat``.
             variables: extra template variables, each of ``template_messages.VARIABLES``.
             add_generation_prompt: end with the beginning of the assistant's answer.
             protect: applied to every text that comes from the caller.

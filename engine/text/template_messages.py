@@ -70,7 +70,7 @@ def checked_messages(
     has a form that the template takes.
 
     Args:
-        messages: see ``Tokenizer.render_chat``.
+        messages: see ``Tokenizer.encode_chat``.
         protect: applied to every text that the caller wrote.
         forms: of the template.
         arguments_as_text: give the arguments of tool calls as JSON text, not as objects.

@@ -193,28 +193,6 @@ class Tokenizer:
         """Whether the model brings a chat template."""
         return self._template.available
 
-    def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **kwargs: Any,
-    ) -> str:
-        """The prompt text that the model's template makes of a conversation.
-
-        Args:
-            messages: dicts with ``role`` and ``content`` (text, or a list of text parts), and
-                what the template reads besides (``tool_calls``, ``name`` ...).
-            add_generation_prompt: end with the beginning of the assistant's answer.
-            kwargs: template variables out of a fixed list (``tools``, ``enable_thinking`` ...).
-
-        Raises:
-            RequestError: malformed messages, or a keyword that templates are not given.
-            TemplateError: the template failed, refused, or exceeded its limits.
-            TokenizerError: the model has no template.
-        """
-        return self._template.render(messages, kwargs, add_generation_prompt)
-
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -223,14 +201,23 @@ class Tokenizer:
         limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
-        """Token ids of a conversation; arguments and errors as for :meth:`render_chat`.
+        """Token ids of the prompt that the model's template makes of a conversation.
 
         Special tokens come from the template only: the same characters in a message, a tool or
         a document are plain text. No begin-of-text id is added that the template does not write.
         Where no special token stands in a message, the ids are those of the rendered text.
 
         Args:
+            messages: dicts with ``role`` and ``content`` (text, or a list of text parts), and
+                what the template reads besides (``tool_calls``, ``name`` ...).
+            add_generation_prompt: end with the beginning of the assistant's answer.
             limit: the longest result that is of use; a longer one is a RequestError.
+            kwargs: template variables out of a fixed list (``tools``, ``enable_thinking`` ...).
+
+        Raises:
+            RequestError: malformed messages, or a keyword that templates are not given.
+            TemplateError: the template failed, refused, or exceeded its limits.
+            TokenizerError: the model has no template.
         """
         seen: list[str] = []
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from halfbyte.errors import ConfigError
 
+from ..device.gpus import gpu
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -42,7 +44,14 @@ TARGETS: dict[str, Target] = {
 
 
 def target(name: str) -> Target:
-    """The target of that name. Raises ConfigError listing the known ones."""
-    if name not in TARGETS:
-        raise ConfigError(f"unknown architecture {name!r}; known: {', '.join(TARGETS)}")
-    return TARGETS[name]
+    """The target of that name, or of the GPU of that name. Raises ConfigError, listing all."""
+    if name in TARGETS:
+        return TARGETS[name]
+    known = f"known: {', '.join(TARGETS)}"
+    try:
+        card = gpu(name)
+    except ConfigError as error:
+        raise ConfigError(f"unknown architecture {name!r}; {known}", hint=error.hint) from None
+    if (wanted := f"sm_{card.arch}") not in TARGETS:
+        raise ConfigError(f"{card.name} is {wanted}, which no kernel is compiled for; {known}")
+    return TARGETS[wanted]

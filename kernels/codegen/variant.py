@@ -2,7 +2,8 @@
 
 A family lists its own in ``variants.py``: ``def variants(arch: int) -> Iterator[Variant]``, where
 ``arch`` is a compute capability such as 90, or 0 for a target that is not NVIDIA's (portable
-forms only). :mod:`halfbyte.kernels.codegen.shipped` names every family.
+forms only). A kind of weight gives its own by the method of that name;
+:mod:`halfbyte.kernels.codegen.shipped` finds all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class Variant:
     """What the ahead-of-time compiler needs to know, and what the loop's work is counted in.
 
     Attributes:
-        kernel: dotted name, e.g. ``w4a16.gemm``.
+        kernel: dotted name, e.g. ``attention.decode``.
         config: short name of the configuration, unique within the kernel, e.g.
             ``m16 g128 128x128 w4 s4 fp16``.
         fn: the ``triton.jit`` function.

@@ -28,7 +28,7 @@ from .records import (
 )
 
 
-class TileKind(IntEnum):
+class TileCodes(IntEnum):
     """Codes of a weight: 4 or 8 bits, dense elements, indices of a table (4 bits), float8."""
 
     Q4 = 0
@@ -66,7 +66,7 @@ class BlockType(IntEnum):
     Q6_K = 5
 
 
-ENUMS = {"W": TileKind, "GATE": Gate, "CODES": CodeType, "S": BlockType}
+ENUMS = {"W": TileCodes, "GATE": Gate, "CODES": CodeType, "S": BlockType}
 
 # Tokens of one text that attention takes together, keys of a partition of it, rows of a block.
 RUN, PARTITION, BLOCK_ROWS = 16, 128, 32
@@ -92,7 +92,7 @@ class Tiled(Op):
     data: Memory
     bias: ReadFloats | None
     table: ReadFloats | None = None
-    kind: Annotated[TileKind, "int32_t"]
+    kind: Annotated[TileCodes, "int32_t"]
     n: Int
     k: Int
     group: Int

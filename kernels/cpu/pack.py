@@ -16,9 +16,9 @@ from ..formats.weight_format import ActivationFormat
 from . import ops
 from .arena import Arena
 from .library import Library
-from .ops import BlockType, TileKind
+from .ops import BlockType, TileCodes
 
-Q4, Q8, F32, F16, BF16, T4, E4M3 = TileKind
+Q4, Q8, F32, F16, BF16, T4, E4M3 = TileCodes
 # GGUF types that are packed as stored: kind, group, whether scales are half precision, whether
 # there are offsets, center.
 _FORMS = {
@@ -85,74 +85,6 @@ def pack_dense(
     return packed
 
 
-def pack_q4(
-    arena: Arena,
-    library: Library,
-    codes: Tensor | Sequence[Tensor],
-    k: int,
-    group: int,
-    scales_NG: Tensor,
-    offsets_NG: Tensor | None,
-    bias_N: Tensor | None = None,
-    center: float = 0.0,
-) -> TiledLinear:
-    """4-bit codes of weights [N, K]; K and the group are multiples of 8.
-
-    ``w = scale * (code - center) + offset``. ``codes`` are uint8 [N, K / 2], low nibble first, or
-    a list of int32 words [K / 8, N] to be stacked along N.
-    """
-    return _pack(arena, library, Q4, codes, k, group, scales_NG, offsets_NG, bias_N, center)
-
-
-def pack_table(
-    arena: Arena,
-    library: Library,
-    codes: Tensor,
-    k: int,
-    group: int,
-    scales_NG: Tensor,
-    table: Tensor,
-    bias_N: Tensor | None = None,
-) -> TiledLinear:
-    """4-bit codes uint8 [N, K / 2] as in :func:`pack_q4`: ``w = scale * table[code]``.
-
-    ``table`` is float32 [16].
-    """
-    packed = _pack(arena, library, T4, codes, k, group, scales_NG, None, bias_N)
-    packed.table = table
-    return packed
-
-
-def pack_q8(
-    arena: Arena,
-    library: Library,
-    codes_NK: Tensor,
-    middle: int,
-    group: int,
-    scales_NG: Tensor,
-    offsets_NG: Tensor | None,
-    bias_N: Tensor | None = None,
-) -> TiledLinear:
-    """uint8 codes [N, K]: ``w = scale * (code - middle) + offset``, the difference being int8."""
-    k = codes_NK.shape[1]
-    return _pack(
-        arena, library, Q8, codes_NK, k, group, scales_NG, offsets_NG, bias_N, middle=middle
-    )
-
-
-def pack_e4m3(
-    arena: Arena,
-    library: Library,
-    codes_NK: Tensor,
-    group: int,
-    scales_NG: Tensor,
-    bias_N: Tensor | None = None,
-) -> TiledLinear:
-    """float8_e4m3fn as uint8 [N, K], none of them NaN: ``w = scale * value(code)``."""
-    k = codes_NK.shape[1]
-    return _pack(arena, library, E4M3, codes_NK, k, group, scales_NG, None, bias_N)
-
-
 def pack_blocks(
     arena: Arena,
     library: Library,
@@ -182,27 +114,47 @@ def pack_blocks(
     return None if bad.item() else packed
 
 
-def _pack(
+def pack_tiles(
     arena: Arena,
     library: Library,
-    kind: TileKind,
+    kind: TileCodes,
+    shape: tuple[int, int],
+    scales_NG: Tensor,
+    bias_N: Tensor | None = None,
+    *,
     codes: Tensor | Sequence[Tensor],
-    k: int,
-    group: int,
-    scales: Tensor,
-    offsets: Tensor | None,
-    bias: Tensor | None,
+    offsets: Tensor | None = None,
     center: float = 0.0,
     middle: int = 0,
+    table: Tensor | None = None,
 ) -> TiledLinear:
-    """Codes, scales and offsets [N, G] into records, group by group."""
-    half = all(t is None or t.dtype == torch.float16 for t in (scales, offsets))
+    """Codes, scales and offsets [N, G] into records, group by group, and a bias [N].
+
+    Q4: ``w = scale * (code - center) + offset``; T4: ``w = scale * table[code]``; both for K and
+    groups of whole eights. Q8: ``w = scale * (code - middle) + offset``, the difference being
+    int8; E4M3: ``w = scale * value(code)``.
+
+    Args:
+        arena: where the tiles go.
+        library: what fills them.
+        kind: Q4, T4, Q8 or E4M3.
+        shape: (K, columns of a group).
+        scales_NG: in any float type.
+        bias_N: added to the product, or None.
+        codes: uint8 [N, K], or for Q4 and T4 [N, K / 2], low nibble first; for Q4 also int32
+            words [K / 8, N], to be stacked along N.
+        offsets: [N, G] or None.
+        center: of Q4.
+        middle: of Q8.
+        table: float32 [16] of T4.
+    """
+    half = all(t is None or t.dtype == torch.float16 for t in (scales_NG, offsets))
     dtype = torch.float16 if half else torch.float32
-    n = scales.shape[0]
-    values = scales.to(dtype).contiguous()
+    n, values = scales_NG.shape[0], scales_NG.to(dtype).contiguous()
     added = None if offsets is None else offsets.to(dtype).contiguous()
     has_offsets = added is not None
-    packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias)
+    packed = _empty(arena, library.lanes, kind, n, *shape, half, has_offsets, center, bias_N)
+    packed.table = table
     if isinstance(codes, Tensor):
         _pack_rows(library, packed, codes, values, added, middle)
         return packed
@@ -224,7 +176,7 @@ def _pack(
 def _empty(
     arena: Arena,
     lanes: int,
-    kind: TileKind,
+    kind: TileCodes,
     n: int,
     k: int,
     group: int,

@@ -7,6 +7,11 @@ from torch import Tensor
 
 from .checks import require
 
+PARTIAL_BYTES = 32 << 20
+"""Bytes of partial sums that every workspace has at least."""
+COUNTERS = 8192
+"""Output tiles with a counter that every workspace has at least."""
+
 
 class Workspace:
     """Split-K partial sums, arrival counters and dequantization scratch of one stream.
@@ -26,8 +31,8 @@ class Workspace:
         self,
         device: torch.device,
         *,
-        partial_bytes: int = 32 << 20,
-        counters: int = 8192,
+        partial_bytes: int = PARTIAL_BYTES,
+        counters: int = COUNTERS,
         scratch_bytes: int = 96 << 20,
     ) -> None:
         self.device = device

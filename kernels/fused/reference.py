@@ -38,14 +38,3 @@ def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
         return gate * torch.sigmoid(gate) * up
     inner = 0.7978845608028654 * (gate + 0.044715 * gate**3)
     return 0.5 * gate * (1.0 + torch.tanh(inner)) * up
-
-
-def rotate(x_THE: Tensor, rope_TF2: Tensor) -> Tensor:
-    """Rotate the first 2 F dimensions of every head of [T, H, E] (Su et al., 2021).
-
-    A row of ``rope`` holds F cosines, then F sines; dimension i pairs with i + F (GPT-NeoX).
-    """
-    f = rope_TF2.shape[-1] // 2
-    cos, sin = rope_TF2.to(x_THE.dtype).unsqueeze(1).split(f, dim=-1)
-    a, b, rest = x_THE[..., :f], x_THE[..., f : 2 * f], x_THE[..., 2 * f :]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)

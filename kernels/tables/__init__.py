@@ -6,24 +6,24 @@ only: ``halfbyte tune`` writes them. A problem without an entry takes its neares
 and without a near one the formulas of the kernel families.
 """
 
-from .devices import Device, find_device
+from ..device.gpus import Device
 from .files import load_tables, read_table, shipped_tables, table_name, write_entry
 from .lookup import Found, Tables
-from .schema import Entry, Key, Table, parse_key, parse_table
+from .schema import Entry, Table, entry, parse_table
+from .tuning import tunings
 
 __all__ = [
     "Device",
     "Entry",
     "Found",
-    "Key",
     "Table",
     "Tables",
-    "find_device",
+    "entry",
     "load_tables",
-    "parse_key",
     "parse_table",
     "read_table",
     "shipped_tables",
     "table_name",
+    "tunings",
     "write_entry",
 ]

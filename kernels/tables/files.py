@@ -8,7 +8,7 @@ from pathlib import Path
 
 from halfbyte.errors import ConfigError
 
-from .devices import Device
+from ..device.gpus import Device
 from .lookup import Tables
 from .schema import Entry, Table, parse_table
 

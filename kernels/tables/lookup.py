@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..w4a16.config import split_count
-from ..w4a16.layout import SLICE
-from .devices import Device
-from .schema import COUNTERS, PARTIAL_BYTES, Entry, Key, Table, parse_key
+from ..device.gpus import Device
+from .schema import Entry, Table
+from .tuning import tunings
 
 REACH = 1.5
-"""Largest distance of a neighbour, in doublings of tiles per multiprocessor and of K, summed."""
+"""Largest distance of a neighbour, in doublings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +19,7 @@ class Found:
     """What a table says about a problem.
 
     Attributes:
-        values: as the choosers take them: ``kernel``, ``bm``, ``bn``, ``warps``, ``stages``,
-            ``splits``.
+        values: as the choosers of the kind take them.
         kind: ``table`` or ``neighbour``.
         detail: which table, and which entry of it for a neighbour.
     """
@@ -86,35 +83,15 @@ class Tables(Mapping[str, Mapping[str, Any]]):
         own = self._own.get(text)
         if own is not None:
             return Found(own.entry.values, "table", own.label)
-        key = parse_key(text)
-        if key is None or not self._all:
-            return None
-        sms = self.device.sms
-        near = min(self._all, key=lambda s: distance(key, sms, s.entry.key, s.sms))
-        if distance(key, sms, near.entry.key, near.sms) > REACH:
-            return None
-        values = adapt(near.entry.values, key, sms)
-        return Found(values, "neighbour", f"{near.label}: {near.entry.key}")
-
-
-def distance(key: Key, sms: int, other: Key, other_sms: int) -> float:
-    """How unlike two problems are, in doublings; infinite where a tile cannot be carried over.
-
-    What a tile suits is the number of tiles that each multiprocessor gets and the length of K.
-    """
-    if (key.arch, key.m, key.group, key.dtype) != (other.arch, other.m, other.group, other.dtype):
-        return math.inf
-    tiles = math.log2((key.rows / sms) / (other.rows / other_sms))
-    return abs(tiles) + abs(math.log2(key.k / other.k))
-
-
-def adapt(values: Mapping[str, Any], key: Key, sms: int) -> dict[str, Any]:
-    """A neighbour's kernel and tile, with splits by the formula for the problem's own shape."""
-    if values["kernel"] == "dequantize":
-        return dict(values)
-    bm, bn = values["bm"], values["bn"]
-    tiles = key.rows // bn * -(-key.m // bm)
-    cap = max(1, PARTIAL_BYTES // (tiles * bm * bn * 4)) if tiles <= COUNTERS else 1
-    programs = sms * max(1, 8 // values["warps"])
-    splits = split_count(tiles, -(-key.k // SLICE), programs, cap)
-    return {**values, "splits": splits}
+        for kind, tuning in tunings().items():
+            key = tuning.parse_key(text)
+            others = [source for source in self._all if source.entry.key.kind == kind]
+            if key is None or not others:
+                continue
+            sms = self.device.sms
+            far = [tuning.distance(key, sms, s.entry.key, s.sms) for s in others]
+            near = others[far.index(min(far))]
+            if min(far) <= REACH:
+                values = tuning.adapt(near.entry.values, key, sms)
+                return Found(values, "neighbour", f"{near.label}: {near.entry.key}")
+        return None

@@ -1,4 +1,4 @@
-"""Time W4A16 configurations on a GPU: cold weights, launches replayed from a CUDA graph."""
+"""Time launch configurations on a GPU: cold weights, launches replayed from a CUDA graph."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from triton.runtime.errors import OutOfResources
 from halfbyte.errors import ConfigError
 
 from ..device.workspace import Workspace
-from ..w4a16.config import Problem, table_key
-from ..w4a16.layout import PackedW4, pack_w4
-from ..w4a16.op import w4a16_linear
+from ..kind import ProductContext
+from ..kinds import KINDS
+from ..random_weights import clone, random_weight
+from .tuning import TunedProblem, tunings
 
 COLD_BYTES = 256 << 20
 """Weights that one pass reads: more than the second-level cache of any device keeps."""
@@ -25,7 +26,7 @@ _REPEATS = 5
 _MOST_COPIES = 64
 
 
-def needed_bytes(problem: Problem) -> int:
+def needed_bytes(problem: TunedProblem) -> int:
     """Device memory that timing a problem takes at most, packing included."""
     weights = problem.rows * problem.k
     # Codes and scales before packing, copies for cold reads, activations, workspace.
@@ -48,7 +49,7 @@ class Timing:
 
 
 class Bench:
-    """Times the configurations of one weight size; zero points, as most checkpoints have.
+    """Times the configurations of one weight size.
 
     Args:
         problem: its ``m`` is not looked at.
@@ -58,7 +59,7 @@ class Bench:
         ConfigError: too little free device memory.
     """
 
-    def __init__(self, problem: Problem, device: torch.device | None = None) -> None:
+    def __init__(self, problem: TunedProblem, device: torch.device | None = None) -> None:
         self.device = torch.device("cuda", 0) if device is None else device
         # What an earlier size left in torch's cache is free.
         torch.cuda.empty_cache()
@@ -70,14 +71,19 @@ class Bench:
                 f"timed; {free >> 20} MiB are free",
                 hint="stop what else runs on the GPU; entries so far are kept",
             )
-        self.dtype = torch.float16 if problem.fp16 else torch.bfloat16
         self.workspace = Workspace(self.device)
         self.k = problem.k
-        first = _weight(problem, self.device)
+        self.kind = next(kind for kind in KINDS if kind.name == problem.kind)
+        self.tuning = tunings()[problem.kind]
+        form, fp16 = self.tuning.timed(problem)
+        self.dtype = torch.float16 if fp16 else torch.bfloat16
+        weight = random_weight(form, problem.rows, problem.k, self.device)
+        first = self.kind.pack(weight, self.dtype, self.device, False)
+        del weight
         copies = min(_MOST_COPIES, max(1, -(-COLD_BYTES // first.nbytes)))
-        self.weights = [first, *(_copy(first) for _ in range(copies - 1))]
+        self.weights = [first, *(clone(first) for _ in range(copies - 1))]
 
-    def time(self, problem: Problem, values: Mapping[str, Any], like: Tensor | None) -> Timing:
+    def time(self, problem: TunedProblem, values: Mapping[str, Any], like: Tensor | None) -> Timing:
         """Microseconds of one product and its result; compiles first.
 
         ``like``: [M, rows], result of the formula's configuration; one that differs is not to be
@@ -86,10 +92,9 @@ class Bench:
         generator = torch.Generator(device="cpu").manual_seed(problem.m)
         x = torch.randn(problem.m, self.k, generator=generator).to(self.device, self.dtype)
         out = x.new_empty(problem.m, problem.rows)
-        table = {table_key(problem): values}
-
-        def run(weight: PackedW4) -> None:
-            w4a16_linear(x, weight, out=out, workspace=self.workspace, overrides=table)
+        table = {self.tuning.table_key(problem): values}
+        context = ProductContext(self.workspace, overrides=table)
+        run = self.kind.prepared(x, self.weights[0], out, context)
 
         try:
             run(self.weights[0])
@@ -117,21 +122,6 @@ class Bench:
             end.synchronize()
             times.append(begin.elapsed_time(end))
         return 1000 * statistics.median(times) / len(self.weights)
-
-
-def _weight(problem: Problem, device: torch.device) -> PackedW4:
-    n, k = problem.rows, problem.k
-    group = problem.group or -1
-    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device)
-    groups = 1 if group == -1 else -(-k // group)
-    scales = (torch.rand(n, groups, device=device) * 0.02).half()
-    zeros = torch.randint(0, 16, (n, groups), device=device).float()
-    return pack_w4(codes, scales, zeros, zero="int", group=group)
-
-
-def _copy(w: PackedW4) -> PackedW4:
-    units, table = w.units.clone(), w.table.clone()
-    return PackedW4(units, table, w.rows, w.features, w.group, w.shift, w.additive, w.gated)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from ..kind import BUCKETS as BUCKETS
+from ..tables.tuning import TunedProblem
 from .layout import ROW_ALIGN, SLICE
 
 KernelName = Literal["late", "direct", "dequantize"]
 
-BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 EXACT_MAX_SPLITS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(TunedProblem):
     """One product as the rules see it.
 
     Attributes:
+        kind: ``w4a16``.
         m: rows of the activations.
         rows: stored rows of the weight, a multiple of 128.
         k: features.
@@ -34,9 +36,7 @@ class Problem:
         exact: the bits of a row must not depend on ``m``.
     """
 
-    m: int
-    rows: int
-    k: int
+    kind: ClassVar[str] = "w4a16"
     group: int
     fp16: bool
     arch: int

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..device.workspace import COUNTERS, PARTIAL_BYTES
+from ..kind import Chosen, Conditions, MatrixSpec, round_up
 from ..w4a16.config import crossover, split_count
+from .fragments import ROW_ALIGN
 
 EXACT_TOKENS = 16
 _EXACT_SPLITS = 8
@@ -89,3 +92,29 @@ def choose(
     programs = multiprocessors * max(1, 8 // config.warps)
     splits = split_count(tiles, slices, programs, min(max(cap, 1), _EXACT_SPLITS if exact else 16))
     return replace(config, splits=splits)
+
+
+def chosen(
+    spec: MatrixSpec, m: int, where: Conditions, *, planes: int, offset: bool, detail: str
+) -> Chosen:
+    """What :func:`choose` says of a weight whose workspace is the usual one, and why."""
+    device = where.device
+    config = choose(
+        *(device.arch, m, planes, round_up(spec.n, ROW_ALIGN), -(-spec.k // (32 * planes))),
+        device.sms,
+        exact=where.exact,
+        offset=offset,
+        partials=PARTIAL_BYTES // 4,
+        counters=COUNTERS,
+    )
+    limit = crossover(device.arch)
+    if config.dense:
+        why = f"{m} rows: above {limit} on sm_{device.arch} a dense product is faster"
+        return Chosen("dequantize", {}, "formula", detail, {"fused": why})
+    if where.exact:
+        why = "exact: one tile, split and order of sums for every number of rows"
+    else:
+        why = f"{m} rows: up to {limit} on sm_{device.arch} reading the codes wins"
+    values = {key: value for key, value in asdict(config).items() if key != "dense"}
+    source = "exact" if where.exact else "formula"
+    return Chosen("fused", values, source, detail, {"dequantize": why})

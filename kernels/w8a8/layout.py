@@ -20,6 +20,25 @@ ALIGN = 16
 
 
 @dataclass(frozen=True, slots=True)
+class InputRounding:
+    """How the input of a product is rounded; see ``ActivationFormat``.
+
+    Attributes:
+        dtype: int8 or float8_e4m3fn.
+        asymmetric: a zero point for each token.
+        top: what the largest magnitude of a token becomes.
+        scale: float32 [1] on the device when static, else None.
+        zero: int32 [1] on the device when static with a zero point, else None.
+    """
+
+    dtype: torch.dtype
+    asymmetric: bool
+    top: float
+    scale: Tensor | None
+    zero: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
 class PackedW8A8:
     """An 8-bit weight [N, K] with one scale a row.
 
@@ -30,6 +49,7 @@ class PackedW8A8:
             for float8.
         shape: (N, K).
         dtype: float16 or bfloat16, the type of the product.
+        rounding: of the input, or None where callers round it.
     """
 
     codes: Tensor
@@ -37,6 +57,7 @@ class PackedW8A8:
     colsum: Tensor
     shape: tuple[int, int]
     dtype: torch.dtype
+    rounding: InputRounding | None = None
 
     @property
     def nbytes(self) -> int:
@@ -50,13 +71,18 @@ class PackedW8A8:
 
 
 def pack_w8a8(
-    codes_NK: Tensor, scales_N: Tensor, *, dtype: torch.dtype = torch.float16
+    codes_NK: Tensor,
+    scales_N: Tensor,
+    *,
+    dtype: torch.dtype = torch.float16,
+    rounding: InputRounding | None = None,
 ) -> PackedW8A8:
     """Pack codes and channel scales; stays on the device of ``codes_NK``.
 
     ``codes_NK`` [N, K] is int8, float8_e4m3fn, or uint8 with the zero point 128 (the canonical
     symmetric form); ``scales_N`` has N elements of any float type and shape; ``w = scale * code``.
-    ``dtype`` is the type of products. Raises KernelInputError for other types and shapes.
+    ``dtype`` is the type of products, ``rounding`` that of their inputs. Raises KernelInputError
+    for other types and shapes.
     """
     kinds = (torch.int8, torch.uint8, torch.float8_e4m3fn)
     check_tensor("codes", codes_NK, (None, None), kinds)
@@ -76,4 +102,4 @@ def pack_w8a8(
     else:
         colsum = torch.zeros(n, dtype=torch.int32, device=codes_NK.device)
     scales = scales_N.reshape(n).to(device=codes_NK.device, dtype=torch.float32).contiguous()
-    return PackedW8A8(padded.view(codes_NK.dtype), scales, colsum, (n, k), dtype)
+    return PackedW8A8(padded.view(codes_NK.dtype), scales, colsum, (n, k), dtype, rounding)

@@ -14,28 +14,42 @@ _POINTERS += ("y_ptr", "work_ptr", "count_ptr")
 
 
 def variants(arch: int) -> Iterator[Variant]:
-    """Tiles by split and epilogue, int8 and (from sm_89) float8; row quantizers."""
-    kinds = ("i8", "fp8e4nv") if arch >= 89 else ("i8",)
-    for kind in kinds:
-        for tile in cfg.tiles_of(arch):
-            yield _gemm(arch, tile, kind, "fp16")
-            yield _gemm(arch, tile, kind, "bf16", even=False, epilogue="zbr")
-            yield _gemm(arch, tile, kind, "bf16", split=4)
-        square, wide = cfg.square_tile(arch), cfg.wide_tile(arch, kind != "i8")
-        yield _gemm(arch, square, kind, "fp16")
-        yield _gemm(arch, square, kind, "bf16", even=False, epilogue="br")
-        if cfg.choose(arch, 8192, 8192, zero=True, residual=True) == square:
-            yield _gemm(arch, square, kind, "bf16", epilogue="zbr")
-        if wide is not None:
-            yield _gemm(arch, wide, kind, "fp16")
-            yield _gemm(arch, wide, kind, "bf16", even=False, epilogue="b")
+    """Those of both types."""
+    yield from int8_variants(arch)
+    yield from float8_variants(arch)
+
+
+def int8_variants(arch: int) -> Iterator[Variant]:
+    """Tiles by split and epilogue; row quantizers."""
+    yield from _gemms(arch, "i8")
     for k in (4096, 28672):
         yield _quantize("i8", k)
         yield _quantize("i8", k, zero=True)
-        if arch >= 89:
-            yield _quantize("fp8e4nv", k)
     yield _quantize("i8", 4096, static=True)
     yield _quantize("i8", 4096, top=127.5)
+
+
+def float8_variants(arch: int) -> Iterator[Variant]:
+    """The same where there is a float8 product."""
+    if arch >= 89:
+        yield from _gemms(arch, "fp8e4nv")
+        for k in (4096, 28672):
+            yield _quantize("fp8e4nv", k)
+
+
+def _gemms(arch: int, kind: str) -> Iterator[Variant]:
+    for tile in cfg.tiles_of(arch):
+        yield _gemm(arch, tile, kind, "fp16")
+        yield _gemm(arch, tile, kind, "bf16", even=False, epilogue="zbr")
+        yield _gemm(arch, tile, kind, "bf16", split=4)
+    square, wide = cfg.square_tile(arch), cfg.wide_tile(arch, kind != "i8")
+    yield _gemm(arch, square, kind, "fp16")
+    yield _gemm(arch, square, kind, "bf16", even=False, epilogue="br")
+    if cfg.choose(arch, 8192, 8192, zero=True, residual=True) == square:
+        yield _gemm(arch, square, kind, "bf16", epilogue="zbr")
+    if wide is not None:
+        yield _gemm(arch, wide, kind, "fp16")
+        yield _gemm(arch, wide, kind, "bf16", even=False, epilogue="b")
 
 
 def _gemm(

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from halfbyte.errors import CheckpointError
 
-MAX_DEPTH = 64
+_MAX_DEPTH = 64
 _DAMAGED = "the file is damaged or no JSON: download it again"
 MAX_ITEMS = 1 << 18
 # transformers writes int(1e30), 31 digits, where a tokenizer has no length of its own.
@@ -78,7 +78,7 @@ def parse_object(
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where}: not UTF-8 at byte {error.start}", hint=_DAMAGED) from error
     except RecursionError as error:
-        raise CheckpointError(f"{where}: JSON is nested over {MAX_DEPTH} levels deep") from error
+        raise CheckpointError(f"{where}: JSON is nested over {_MAX_DEPTH} levels deep") from error
     except ValueError as error:
         raise CheckpointError(
             f"{where}: not valid JSON: {str(error)[:120]}", hint=_DAMAGED
@@ -92,7 +92,7 @@ def parse_object(
 def _check_tree(top: dict[str, Any], where: str, *, strings: bool) -> None:
     """Refuse too many levels and, where ``strings`` asks for it, text that is not Unicode."""
     level: list[Any] = [top]
-    for _ in range(MAX_DEPTH):
+    for _ in range(_MAX_DEPTH):
         below: list[Any] = []
         for item in level:
             children = item.values() if isinstance(item, dict) else item
@@ -103,7 +103,7 @@ def _check_tree(top: dict[str, Any], where: str, *, strings: bool) -> None:
         if not below:
             return
         level = below
-    raise CheckpointError(f"{where}: JSON is nested over {MAX_DEPTH} levels deep")
+    raise CheckpointError(f"{where}: JSON is nested over {_MAX_DEPTH} levels deep")
 
 
 def _check_text(texts: list[str], where: str) -> None:

@@ -26,7 +26,7 @@ MAX_PATTERNS = 1 << 14
 MAX_LETTERS = 1 << 19  # of all patterns together: reading them takes a second for every 400 000
 MAX_TOTAL_STEPS = 2_000_000
 MAX_STEPS = 5_000
-MAX_DEPTH = 20
+_MAX_DEPTH = 20
 # Backtracking over names of this length tries 50 ways a microsecond.
 QUICK_NAME = 80
 QUICK_WAYS = 100_000
@@ -87,8 +87,8 @@ class NamePattern:
 
     def _check(self, parts: Iterable[Any], depth: int) -> None:
         """Refuse constructs that :meth:`_step` does not know, and deep nesting."""
-        if depth > MAX_DEPTH:
-            raise CheckpointError(f"{self._name} nests groups over {MAX_DEPTH} levels deep")
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(f"{self._name} nests groups over {_MAX_DEPTH} levels deep")
         for code, value in parts:
             op = str(code)
             if op == "BRANCH":

@@ -27,11 +27,11 @@ INDEX = "model.safetensors.index.json"
 # Far above real headers (about 150 bytes a tensor), and small enough that parsing a hostile
 # one stays within a second and 100 MB.
 MAX_HEADER_BYTES = 1 << 24
-MAX_TENSORS = 1 << 18  # four tensors for each of 128 experts' matrices in 94 layers: 144 000
+_MAX_TENSORS = 1 << 18  # four tensors for each of 128 experts' matrices in 94 layers: 144 000
 MAX_INDEX_BYTES = 1 << 25
-MAX_ITEMS = 1 << 20  # brackets and commas; a tensor has nine or ten
+_MAX_ITEMS = 1 << 20  # brackets and commas; a tensor has nine or ten
 MAX_SHARDS = 1 << 12
-MAX_DIMS = 8
+_MAX_DIMS = 8
 MAX_NAME = 512
 
 DTYPE_BYTES = {
@@ -154,7 +154,7 @@ def _weight_map(folder: ModelFolder) -> dict[str, str] | None:
     """The index's tensor -> file map, or None when the model is one file."""
     if folder.find(SINGLE) is not None:
         return None
-    index = folder.read_json(INDEX, MAX_INDEX_BYTES, MAX_ITEMS)
+    index = folder.read_json(INDEX, MAX_INDEX_BYTES, _MAX_ITEMS)
     where = folder.path / INDEX
     if index is None:
         raise CheckpointError(
@@ -163,10 +163,10 @@ def _weight_map(folder: ModelFolder) -> dict[str, str] | None:
             "pickled weights have to be saved as safetensors first",
         )
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not 0 < len(weight_map) <= MAX_TENSORS:
+    if not isinstance(weight_map, dict) or not 0 < len(weight_map) <= _MAX_TENSORS:
         raise CheckpointError(
             f"{where}: weight_map is {shown(weight_map)}; expected an object with 1 to "
-            f"{MAX_TENSORS} tensors"
+            f"{_MAX_TENSORS} tensors"
         )
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
@@ -202,7 +202,7 @@ def read_header(file: MappedFile, index: int = 0) -> list[StoredTensor]:
     header = file.buffer[8 : 8 + length]
     if header[:1] != b"{":
         raise CheckpointError(f"{where}: the header starts with {header[:1]!r}; expected '{{'")
-    entries = parse_object(header, str(where), max_bytes=length, max_items=MAX_ITEMS)
+    entries = parse_object(header, str(where), max_bytes=length, max_items=_MAX_ITEMS)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{where}: __metadata__ is not an object of strings")
@@ -248,9 +248,9 @@ def _entry(where: str, name: str, entry: Any, index: int) -> StoredTensor:
             f"{where}: tensor {name} has dtype {shown(dtype)}; expected one of "
             f"{', '.join(DTYPE_BYTES)}"
         )
-    if not _whole_numbers(shape) or len(shape) > MAX_DIMS:
+    if not _whole_numbers(shape) or len(shape) > _MAX_DIMS:
         raise CheckpointError(
-            f"{where}: tensor {name} has shape {shown(shape)}; expected at most {MAX_DIMS} "
+            f"{where}: tensor {name} has shape {shown(shape)}; expected at most {_MAX_DIMS} "
             "whole numbers"
         )
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

@@ -1,4 +1,4 @@
-"""GGUF checkpoints of the families in :mod:`.families`."""
+"""GGUF checkpoints of the families in :mod:`..model.families`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..base import TensorInfo, TokenizerSource
 from ..model import checks as model_checks
+from ..model.families import GGUFFacts
 from ..model.fused import FUSED, split_fused
 from ..model.report import LoadReport
 from . import config as gguf_config
 from . import tokenizer as gguf_tokenizer
 from .experts import expert_file_module, expert_module, split_stacks
-from .families import FAMILIES, Family
 from .parts import GGUFParts
 from .reader import GGUFTensor
-from .types import CANONICAL, DENSE_TYPES, SUPPORTED_TYPES
+from .types import DENSE_TYPES, SUPPORTED_TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +46,6 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
-}
-# Families with four norms a layer use one name for another.
-_POST_NORM_NAMES = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
 }
 _TOP_FILE_NAMES = {canonical: own for own, canonical in _TOP_NAMES.items()}
 # Where q, k and v, or gate and up, are one tensor.
@@ -110,37 +104,32 @@ class GGUFCheckpoint:
         }
         metadata = parts.metadata
         self.config = gguf_config.read_config(where, metadata, parts.tensors, factors, report)
-        arch = metadata["general.architecture"]
-        family = FAMILIES[arch]
+        facts = gguf_config.read_family(where, metadata).gguf
         self._by_name = {
-            _canonical_name(name, family, parts.tensors): tensor
+            _canonical_name(name, facts, parts.tensors): tensor
             for name, tensor in parts.tensors.items()
             if name not in factors
         }
-        spelled = self._spelling(family)
-        stored = {
-            name: TensorInfo(
-                name, t.shape, t.type.name, t.nbytes, format=CANONICAL.get(t.type.name)
-            )
-            for name, t in self._by_name.items()
-        }
+        spelled = self._spelling(facts)
+        stored = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
         expected = model_checks.expected_tensors(self.config)
         stored, self._rows = split_fused(stored, expected, where, spelled)
         stored, experts = split_stacks(stored, expected, self.config.experts, where, spelled)
         self._rows |= experts
-        spelling = model_checks.Spelling(spelled, gguf_config.keys_of(arch))
+        keys = gguf_config.keys_of(metadata["general.architecture"])
+        spelling = model_checks.Spelling(spelled, keys)
         self._infos = model_checks.check_tensors(self.config, stored, where, report, spelling)
         for info in self._infos.values():
             _check_type(where, self._source(info.name).name, info)
         self._tie_equal_head()
-        self._permuted = family.permuted
+        self._permuted = facts.permuted
         if self._permuted:
             report.decide("q and k rows put back from interleaved to half-split order")
 
-    def _spelling(self, family: Family) -> Callable[[str], str]:
+    def _spelling(self, facts: GGUFFacts) -> Callable[[str], str]:
         """What turns a canonical name into the file's, or into the one that it should have."""
         stored = {name: tensor.name for name, tensor in self._by_name.items()}
-        return lambda name: stored.get(name) or _file_name(name, family)
+        return lambda name: stored.get(name) or _file_name(name, facts)
 
     def _tie_equal_head(self) -> None:
         """Tie the LM head when the file holds the embedding matrix once more as the head."""
@@ -182,7 +171,7 @@ class GGUFCheckpoint:
         from ...kernels.formats.stored import StoredLinear
 
         located = _, _, tensor, shape, raw = self._located(name)
-        form = CANONICAL.get(tensor.type.name)
+        form = tensor.type.format
         if form is None or len(shape) != 2:
             return _convert(*located)
 
@@ -241,15 +230,15 @@ class GGUFCheckpoint:
         self._parts.close()
 
 
-def _canonical_name(name: str, family: Family, stored: Container[str]) -> str:
+def _canonical_name(name: str, facts: GGUFFacts, stored: Container[str]) -> str:
     """The Hugging Face name of a GGUF tensor, or the name itself when there is none."""
     layer = _LAYER_NAME.fullmatch(name)
     if layer:
         index, module, ending = layer.groups()
-        known = _LAYER_NAMES | _POST_NORM_NAMES if family.post_norms else _LAYER_NAMES
+        known = {**_LAYER_NAMES, **facts.renamed}
         canonical = known.get(module) or expert_module(module) or module
         # Phi-3's "up" is gate and up in one, unless there is a gate of its own.
-        if family.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
+        if facts.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
             canonical = "mlp.gate_up_proj"
         return f"model.layers.{index}.{canonical}.{ending}"
     top = _TOP_NAME.fullmatch(name)
@@ -258,7 +247,7 @@ def _canonical_name(name: str, family: Family, stored: Container[str]) -> str:
     return name
 
 
-def _file_name(name: str, family: Family) -> str:
+def _file_name(name: str, facts: GGUFFacts) -> str:
     """The GGUF name that a tensor would have: the inverse of :func:`_canonical_name`."""
     head, _, ending = name.rpartition(".")
     if head in _TOP_FILE_NAMES:
@@ -267,11 +256,18 @@ def _file_name(name: str, family: Family) -> str:
     if layer is None:
         return name
     index, module = layer.groups()
-    known = _LAYER_NAMES | _POST_NORM_NAMES if family.post_norms else _LAYER_NAMES
+    known = {**_LAYER_NAMES, **facts.renamed}
     modules = {canonical: own for own, canonical in known.items()}
-    if family.stacked and module in _STACKED:
+    if facts.stacked and module in _STACKED:
         return f"blk.{index}.{_STACKED[module]}.{ending}"
     return f"blk.{index}.{modules.get(module) or expert_file_module(module) or module}.{ending}"
+
+
+def _info(name: str, tensor: GGUFTensor) -> TensorInfo:
+    """A tensor by its header; types that are unknown here are refused later."""
+    kind, dtype = tensor.type, tensor.type.numbers
+    told = kind.format, dtype, dtype != "F32"
+    return TensorInfo(name, tensor.shape, kind.name, tensor.nbytes, "", (), *told)
 
 
 def _check_type(where: str, name: str, info: TensorInfo) -> None:

@@ -11,10 +11,9 @@ from ..files.fields import Fields, display_name, shown
 from ..hf.config import rounded
 from ..model import checks as limits
 from ..model.config import ModelConfig, RopeConfig
+from ..model.families import ModelFamily, architectures, family_of_architecture
 from ..model.report import LoadReport
-from .experts import KEYS as EXPERT_KEYS
-from .experts import read_experts
-from .families import FAMILIES, Family, attention_scale, sliding_layers, windows
+from .experts import EXPERT_KEYS, read_experts
 from .reader import GGUFArray, GGUFTensor
 from .rope import read_rope
 
@@ -107,13 +106,8 @@ def read_config(
         UnsupportedModelError: another architecture, or a value that is not implemented.
         CheckpointError: a field is missing or out of bounds.
     """
-    top = Fields(where, metadata)
-    arch = top.text("general.architecture")
-    if arch not in FAMILIES:
-        raise UnsupportedModelError(
-            f"{where}: general.architecture is {shown(arch)}; supported are {', '.join(FAMILIES)}"
-        )
-    family = FAMILIES[arch]
+    top, family = Fields(where, metadata), read_family(where, metadata)
+    arch = metadata["general.architecture"]
     read = _ArchFields(where, metadata, arch)
     read.refuse_unknown_math(family, report)
     hidden = read.integer("embedding_length", 1, limits.MAX_HIDDEN)
@@ -134,7 +128,7 @@ def read_config(
         )
     position = read.integer("context_length", 1, limits.MAX_POSITION)
     rope = read_rope(read, head_dim, position, factors)
-    if family.permuted and rope.rotary_dim not in (0, head_dim):
+    if family.gguf.permuted and rope.rotary_dim not in (0, head_dim):
         raise UnsupportedModelError(
             f"{where}: {arch}.rope.dimension_count is {rope.rotary_dim} of {head_dim}; only whole "
             f"heads are supported for {arch}"
@@ -144,14 +138,13 @@ def read_config(
         position = min(max(position, longest), limits.MAX_POSITION)
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}; context {position}")
-    slides, window = sliding_layers(read, family, layers, report)
+    slides, window = _sliding_layers(read, family, layers, report)
     rope_local, local_layers = _local_rope(read, family, rope, slides, layers)
     dtype = _dtype(tensors)
     inner = read.uniform("feed_forward_length", layers, limits.MAX_INTERMEDIATE)
-    experts = read_experts(read, bool(family.experts), layers, inner, tensors)
-    name = family.experts if experts else family.name
+    experts = read_experts(read, family, layers, inner, tensors)
     config = ModelConfig(
-        architecture=name,
+        architecture=family.name,
         vocab_size=_vocab_size(read, report),
         hidden_size=hidden,
         num_layers=layers,
@@ -169,10 +162,10 @@ def read_config(
         o_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
         qk_norm=family.qk_norm,
-        sliding_window=windows(slides, window, position),
-        activation="gelu_tanh" if family.gemma else "silu",
+        sliding_window=_windows(slides, window, position),
+        activation=family.activation,
         embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,
-        attention_scale=attention_scale(family, layers, hidden, heads),
+        attention_scale=(hidden // heads) ** -0.5 if layers == family.gguf.wide_layers else 0.0,
         attn_softcap=_softcap(read, family, "attn_logit_softcapping"),
         logit_softcap=_softcap(read, family, "final_logit_softcapping"),
         post_norms=family.post_norms,
@@ -187,13 +180,25 @@ def read_config(
     limits.check_heads(where, config, keys_of(arch))
     if config.tie_word_embeddings:
         report.decide("no output.weight: the LM head is the embedding matrix")
-    if name != arch:
-        order = ", with interleaved q/k rows" if family.permuted else ""
-        report.decide(f"architecture {arch} read as {name}{order}")
+    if family.name != arch:
+        order = ", with interleaved q/k rows" if family.gguf.permuted else ""
+        report.decide(f"architecture {arch} read as {family.name}{order}")
     if experts:
         report.decide(f"mixture of {experts.count} experts, {experts.per_token} for each token")
     _report_gemma(family, config, report)
     return config
+
+
+def read_family(where: str, metadata: Mapping[str, Any]) -> ModelFamily:
+    """The family of a file. Raises UnsupportedModelError, naming the known, for another."""
+    arch = Fields(where, metadata).text("general.architecture")
+    family = family_of_architecture(arch, bool(metadata.get(f"{arch}.expert_count")))
+    if family is None:
+        raise UnsupportedModelError(
+            f"{where}: general.architecture is {shown(arch)}; supported are "
+            f"{', '.join(architectures())}"
+        )
+    return family
 
 
 def keys_of(arch: str) -> dict[str, str]:
@@ -242,7 +247,7 @@ class _ArchFields(Fields):
             )
         return Fields(self.where, {key: items.pop()}, self.prefix).integer(key, 1, high)
 
-    def refuse_unknown_math(self, family: Family, report: LoadReport) -> None:
+    def refuse_unknown_math(self, family: ModelFamily, report: LoadReport) -> None:
         """Refuse keys that change the numbers and that the family does not use."""
         for key, neutral in _NEUTRAL.items():
             value = self.values.get(key, neutral)
@@ -273,8 +278,51 @@ def _vocab_size(read: _ArchFields, report: LoadReport) -> int:
     return tokens.count
 
 
+def _sliding_layers(
+    read: Fields, family: ModelFamily, layers: int, report: LoadReport
+) -> tuple[tuple[bool, ...], int]:
+    """Per layer whether it has the sliding window, and the window in tokens; ``((), 0)`` for none.
+
+    Raises:
+        CheckpointError: a value is out of bounds.
+        UnsupportedModelError: which layers have the window is unknown.
+    """
+    window = read.integer("attention.sliding_window", 0, limits.MAX_POSITION, family.gguf.window)
+    if window == 0:
+        return (), 0
+    key = "attention.sliding_window_pattern"
+    pattern, every = read.values.get(key), family.gguf.window_every
+    if isinstance(pattern, GGUFArray) and pattern.count == layers:
+        flags = pattern.values()
+        if all(isinstance(flag, bool) for flag in flags):
+            return flags, window
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern >= 0:
+        every = pattern
+    elif pattern is not None:
+        raise UnsupportedModelError(
+            f"{read.name(key)} is {shown(pattern)}; supported are a whole number and an array of "
+            f"{layers} bools"
+        )
+    if every < 0:
+        raise UnsupportedModelError(
+            f"{read.name('attention.sliding_window')} is {window} without a pattern: which layers "
+            "use it is unknown",
+            hint="convert the original model again with a current converter",
+        )
+    if every == 0:
+        report.decide(f"sliding window of {window} tokens on every layer")
+    return tuple(every == 0 or i % every < every - 1 for i in range(layers)), window
+
+
+def _windows(slides: tuple[bool, ...], window: int, position: int) -> tuple[int, ...]:
+    """Window per layer; empty when it is no shorter than the context, which is none at all."""
+    if window >= position or not any(slides):
+        return ()
+    return tuple(window if flag else 0 for flag in slides)
+
+
 def _local_rope(
-    read: _ArchFields, family: Family, rope: RopeConfig, slides: tuple[bool, ...], layers: int
+    read: _ArchFields, family: ModelFamily, rope: RopeConfig, slides: tuple[bool, ...], layers: int
 ) -> tuple[RopeConfig | None, tuple[bool, ...]]:
     """The second rotary rule and the layers that have it."""
     key = "rope.freq_base_swa"
@@ -286,13 +334,14 @@ def _local_rope(
             f"{read.name(key)} is {shown(read.values[key])}; only {rope.theta:g}, the base of the "
             f"other layers, is supported for {family.name}"
         )
-    if family.unrotated_every:
-        unrotated = tuple((i + 1) % family.unrotated_every == 0 for i in range(layers))
+    every = family.gguf.unrotated_every
+    if every:
+        unrotated = tuple((i + 1) % every == 0 for i in range(layers))
         return (RopeConfig(kind="none"), unrotated) if any(unrotated) else (None, ())
     return None, ()
 
 
-def _softcap(read: _ArchFields, family: Family, key: str) -> float:
+def _softcap(read: _ArchFields, family: ModelFamily, key: str) -> float:
     """A soft cap, 0 for none."""
     default = family.softcaps.get(key)
     if default is None or read.values.get(key, default) == 0:
@@ -300,7 +349,7 @@ def _softcap(read: _ArchFields, family: Family, key: str) -> float:
     return read.number(key, 1e-3, 1e6, default)
 
 
-def _report_gemma(family: Family, config: ModelConfig, report: LoadReport) -> None:
+def _report_gemma(family: ModelFamily, config: ModelConfig, report: LoadReport) -> None:
     """What the file leaves to the reader's knowledge of the family."""
     if family.gemma:
         report.decide(

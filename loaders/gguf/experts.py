@@ -12,7 +12,8 @@ from ..base import TensorInfo
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Experts
-from ..model.fused import Rows
+from ..model.families import MODEL_FAMILIES, ModelFamily, architectures
+from ..model.fused import RowRange
 
 # Keys that only mixtures have -> the values that ask for nothing beyond Mixtral's arithmetic:
 # scores through softmax, shares unscaled, no shared experts, no groups, experts in all layers.
@@ -31,7 +32,7 @@ _PLAIN: dict[str, tuple[int, ...]] = {
     "moe_latent_size": (0,),
 }
 _OWN = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_weights_norm")
-KEYS = frozenset((*_PLAIN, *_OWN))
+EXPERT_KEYS = frozenset((*_PLAIN, *_OWN))
 # One tensor for each expert, as files of early 2024 have them: ``ffn_gate.7``.
 _SPLIT = re.compile(r"ffn_(gate|up|down)\.(0|[1-9][0-9]{0,4})")
 _STACKED = {
@@ -51,13 +52,13 @@ _PARTS = {
 
 
 def read_experts(
-    read: Fields, supported: bool, layers: int, inner: int, stored: Container[str]
+    read: Fields, family: ModelFamily, layers: int, inner: int, stored: Container[str]
 ) -> Experts | None:
     """The mixture of experts that the metadata describes, or None for a plain MLP.
 
     Args:
         read: fields under the architecture's prefix.
-        supported: the family may have experts.
+        family: the model's.
         layers: decoder layers.
         inner: ``feed_forward_length``.
         stored: names of the file's tensors; a layer has experts when its router is there.
@@ -76,14 +77,16 @@ def read_experts(
     if not count:
         read.integer("expert_used_count", 0, 0, 0)
         return None
-    if not supported:
+    if not family.experts:
+        having = architectures(f for f in MODEL_FAMILIES if f.experts)
         raise UnsupportedModelError(
             f"{read.name('expert_count')} is {count}; mixtures of experts are supported for the "
-            "architectures llama and qwen3moe only"
+            f"architectures {' and '.join(having)} only"
         )
     used = read.integer("expert_used_count", 1, count)
-    # Files of Mixtral name no other width; those of Qwen3 from before the key divide it.
-    width = inner if read.prefix == "llama." else max(1, inner // used)
+    # Where a folder names no other width, neither does a file; those from before the key divide it.
+    own_width = family.hf.expert_width != "intermediate_size"
+    width = max(1, inner // used) if own_width else inner
     return Experts(
         count=count,
         per_token=used,
@@ -113,7 +116,7 @@ def split_stacks(
     experts: Experts | None,
     where: str,
     spelled: Callable[[str], str],
-) -> tuple[dict[str, TensorInfo], dict[str, Rows]]:
+) -> tuple[dict[str, TensorInfo], dict[str, RowRange]]:
     """Replace stacks [E, N, K] of experts by the matrices [N, K] in them.
 
     A stack of gates and ups together is [E, 2 N, K], each expert's gate before its up.
@@ -154,5 +157,5 @@ def split_stacks(
                     )
                 size = whole.nbytes // len(names)
                 infos[name] = replace(whole, name=name, shape=(n, k), nbytes=size)
-                rows[name] = Rows(whole.name, index * n, (index + 1) * n)
+                rows[name] = RowRange(whole.name, index * n, (index + 1) * n)
     return infos, rows

@@ -20,7 +20,7 @@ from .reader import MAX_TENSORS, GGUFArray, GGUFFile, GGUFTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PARTS = 1024
+_MAX_PARTS = 1024
 _PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 
 
@@ -59,7 +59,7 @@ class GGUFParts:
         self.tensors: dict[str, GGUFTensor] = {}
         self._file_of: dict[str, GGUFFile] = {}
         try:
-            count = Fields(str(path), given.metadata).integer("split.count", 0, MAX_PARTS, 1)
+            count = Fields(str(path), given.metadata).integer("split.count", 0, _MAX_PARTS, 1)
             part = part_of(path.name)
             if count > 1:
                 self._open_parts(given, count)

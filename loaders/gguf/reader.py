@@ -31,7 +31,7 @@ MAX_TEXT_BYTES = 1 << 23  # all keys, names and plain string values together
 MAX_ARRAY_STRINGS = 1 << 21  # in all string arrays together: twice the largest vocabularies
 MAX_ARRAY_ITEMS = 1 << 24
 MAX_ALIGNMENT = 1 << 20
-MAX_DIMS = 4
+_MAX_DIMS = 4
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 # Value type id -> (name, struct code); string and array have no fixed size.
@@ -319,8 +319,8 @@ def _read_tensor_info(cursor: _Cursor) -> GGUFTensor:
     if not name or not name.isprintable():
         raise cursor.error(f"a tensor is named {shown(name)}; expected a plain name")
     n_dims = cursor.take(_U32, f"the dimension count of {name}")
-    if not 1 <= n_dims <= MAX_DIMS:
-        raise cursor.error(f"tensor {name} has {n_dims} dimensions; expected 1 to {MAX_DIMS}")
+    if not 1 <= n_dims <= _MAX_DIMS:
+        raise cursor.error(f"tensor {name} has {n_dims} dimensions; expected 1 to {_MAX_DIMS}")
     sizes = [cursor.take(_U64, f"the sizes of {name}") for _ in range(n_dims)]
     type_id = cursor.take(_U32, f"the type of {name}")
     offset = cursor.take(_U64, f"the offset of {name}")

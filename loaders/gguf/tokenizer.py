@@ -11,6 +11,7 @@ from halfbyte.errors import CheckpointError, TokenizerError
 from ..base import TokenizerSource
 from ..files.fields import Fields, shown
 from ..model import checks as limits
+from ..model.families import MODEL_FAMILIES
 from ..model.report import LoadReport
 from .config import end_ids, token_id
 from .reader import GGUFArray
@@ -36,10 +37,6 @@ _BOS_PRE = frozenset(
 )
 # Normalizations that the two supported kinds of vocabulary do not have; set, they change the ids.
 _NORMALIZERS = ("remove_extra_whitespaces", "normalizer.lowercase", "normalizer.strip_accents")
-# The format does not say that Phi-3's tokens swallow the whitespace after them; llama.cpp goes by
-# the model's name, and these are the exceptions.
-_PHI3_NAMES = ("phi-3", "phi3")
-_PHI3_PLAIN = frozenset(("<unk>", "<s>", "<|endoftext|>"))
 
 
 def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) -> TokenizerSource:
@@ -129,10 +126,13 @@ def read_tokenizer(where: str, metadata: Mapping[str, Any], report: LoadReport) 
 def _swallowers(top: Fields, added: Mapping[str, int], report: LoadReport) -> frozenset[int]:
     """Tokens that swallow the whitespace after them."""
     name = top.text("general.name", "").lower()
-    if not any(part in name for part in _PHI3_NAMES):
-        return frozenset()
-    report.decide("Phi-3 by its name: special tokens swallow the whitespace after them")
-    return frozenset(i for text, i in added.items() if text not in _PHI3_PLAIN)
+    for family in MODEL_FAMILIES:
+        if any(part in name for part in family.gguf.stripping_names):
+            report.decide(
+                f"{family.name} by its name: special tokens swallow the whitespace after them"
+            )
+            return frozenset(i for text, i in added.items() if text not in family.gguf.plain_tokens)
+    return frozenset()
 
 
 def _suppressed(top: Fields, count: int, report: LoadReport) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""The tensor types of GGUF: id, name, elements and bytes of one block."""
+"""The tensor types of GGUF: what a block of each holds, and the weights that it becomes."""
 
 from __future__ import annotations
 
@@ -17,52 +17,65 @@ class BlockType:
         name: the format's own name, such as ``Q4_K``.
         elements: elements of one block along the contiguous dimension.
         nbytes: bytes of one block.
+        format: that of the weights which the blocks become; None where that is not implemented,
+            and for plain numbers.
+        layout: the function of :mod:`.blocks` that reads the blocks.
     """
 
     id: int
     name: str
     elements: int
     nbytes: int
+    format: WeightFormat | None = None
+    layout: str = ""
+
+    @property
+    def numbers(self) -> str:
+        """``F32``, ``F16`` or ``BF16``: of plain numbers, or of the weights' scales and offsets."""
+        if self.format is None:
+            return self.name
+        # Scales of super-blocks are products of two numbers.
+        return "F16" if self.elements == self.format.group_size else "F32"
 
 
 _TABLE = (
-    (0, "F32", 1, 4),
-    (1, "F16", 1, 2),
-    (2, "Q4_0", 32, 18),
-    (3, "Q4_1", 32, 20),
-    (6, "Q5_0", 32, 22),
-    (7, "Q5_1", 32, 24),
-    (8, "Q8_0", 32, 34),
-    (9, "Q8_1", 32, 40),
-    (10, "Q2_K", 256, 84),
-    (11, "Q3_K", 256, 110),
-    (12, "Q4_K", 256, 144),
-    (13, "Q5_K", 256, 176),
-    (14, "Q6_K", 256, 210),
-    (15, "Q8_K", 256, 292),
-    (16, "IQ2_XXS", 256, 66),
-    (17, "IQ2_XS", 256, 74),
-    (18, "IQ3_XXS", 256, 98),
-    (19, "IQ1_S", 256, 50),
-    (20, "IQ4_NL", 32, 18),
-    (21, "IQ3_S", 256, 110),
-    (22, "IQ2_S", 256, 82),
-    (23, "IQ4_XS", 256, 136),
-    (24, "I8", 1, 1),
-    (25, "I16", 1, 2),
-    (26, "I32", 1, 4),
-    (27, "I64", 1, 8),
-    (28, "F64", 1, 8),
-    (29, "IQ1_M", 256, 56),
-    (30, "BF16", 1, 2),
-    (34, "TQ1_0", 256, 54),
-    (35, "TQ2_0", 256, 66),
-    (39, "MXFP4", 32, 17),
-    (40, "NVFP4", 64, 36),
-    (41, "Q1_0", 128, 18),
+    BlockType(0, "F32", 1, 4),
+    BlockType(1, "F16", 1, 2),
+    BlockType(2, "Q4_0", 32, 18, WeightFormat(4, 32), "q4_0"),
+    BlockType(3, "Q4_1", 32, 20, WeightFormat(4, 32, "float"), "q4_1"),
+    BlockType(6, "Q5_0", 32, 22, WeightFormat(5, 32), "q5_0"),
+    BlockType(7, "Q5_1", 32, 24, WeightFormat(5, 32, "float"), "q5_1"),
+    BlockType(8, "Q8_0", 32, 34, WeightFormat(8, 32), "q8_0"),
+    BlockType(9, "Q8_1", 32, 40),
+    BlockType(10, "Q2_K", 256, 84, WeightFormat(2, 16, "float"), "q2_k"),
+    BlockType(11, "Q3_K", 256, 110, WeightFormat(3, 16), "q3_k"),
+    BlockType(12, "Q4_K", 256, 144, WeightFormat(4, 32, "float"), "q4_k"),
+    BlockType(13, "Q5_K", 256, 176, WeightFormat(5, 32, "float"), "q5_k"),
+    BlockType(14, "Q6_K", 256, 210, WeightFormat(6, 16), "q6_k"),
+    BlockType(15, "Q8_K", 256, 292),
+    BlockType(16, "IQ2_XXS", 256, 66),
+    BlockType(17, "IQ2_XS", 256, 74),
+    BlockType(18, "IQ3_XXS", 256, 98),
+    BlockType(19, "IQ1_S", 256, 50),
+    BlockType(20, "IQ4_NL", 32, 18, WeightFormat(4, 32, "table", IQ4_NL), "q4_0"),
+    BlockType(21, "IQ3_S", 256, 110),
+    BlockType(22, "IQ2_S", 256, 82),
+    BlockType(23, "IQ4_XS", 256, 136, WeightFormat(4, 32, "table", IQ4_NL), "iq4_xs"),
+    BlockType(24, "I8", 1, 1),
+    BlockType(25, "I16", 1, 2),
+    BlockType(26, "I32", 1, 4),
+    BlockType(27, "I64", 1, 8),
+    BlockType(28, "F64", 1, 8),
+    BlockType(29, "IQ1_M", 256, 56),
+    BlockType(30, "BF16", 1, 2),
+    BlockType(34, "TQ1_0", 256, 54),
+    BlockType(35, "TQ2_0", 256, 66),
+    BlockType(39, "MXFP4", 32, 17),
+    BlockType(40, "NVFP4", 64, 36),
+    BlockType(41, "Q1_0", 128, 18),
 )
 
-BLOCK_TYPES: dict[int, BlockType] = {row[0]: BlockType(*row) for row in _TABLE}
+BLOCK_TYPES: dict[int, BlockType] = {kind.id: kind for kind in _TABLE}
 
 # Ids that older files used and the format has since withdrawn.
 REMOVED_TYPES: dict[int, str] = {
@@ -77,20 +90,8 @@ REMOVED_TYPES: dict[int, str] = {
 }
 
 DENSE_TYPES = ("F32", "F16", "BF16")
-
 CANONICAL: dict[str, WeightFormat] = {
-    "Q4_0": WeightFormat(4, 32),
-    "Q4_1": WeightFormat(4, 32, "float"),
-    "Q5_0": WeightFormat(5, 32),
-    "Q5_1": WeightFormat(5, 32, "float"),
-    "Q8_0": WeightFormat(8, 32),
-    "Q2_K": WeightFormat(2, 16, "float"),
-    "Q3_K": WeightFormat(3, 16),
-    "Q4_K": WeightFormat(4, 32, "float"),
-    "Q5_K": WeightFormat(5, 32, "float"),
-    "Q6_K": WeightFormat(6, 16),
-    "IQ4_NL": WeightFormat(4, 32, "table", IQ4_NL),
-    "IQ4_XS": WeightFormat(4, 32, "table", IQ4_NL),
+    kind.name: kind.format for kind in _TABLE if kind.format is not None
 }
 """Quantized block type -> format of the weights that it becomes."""
 

@@ -12,15 +12,13 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Activation, ModelConfig, RopeConfig
+from ..model.families import ModelFamily, family_of_type, model_types
 from ..model.report import LoadReport
-from .families import FAMILIES, Family, experts, rotated_layers, sliding_windows
+from .layers import read_experts, rotated_layers, sliding_windows
 from .rope import read_local_rope, read_rope
 
-# Gemma 3 with a vision tower; only its language model is read.
-WRAPPER = "gemma3"
-
 # Keys of counts and of what a tensor's sides follow from, for messages.
-KEYS: dict[str, str] = {
+_KEYS: dict[str, str] = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
@@ -76,18 +74,18 @@ def read_config(
         CheckpointError: a field is missing, of the wrong type or out of bounds.
     """
     read, family = _open(where, values, report)
-    kind = FAMILIES[family]
+    facts = family.hf
     hidden = read.integer("hidden_size", 1, limits.MAX_HIDDEN)
     layers = read.integer("num_hidden_layers", 1, limits.MAX_LAYERS)
     heads = read.integer("num_attention_heads", 1, limits.MAX_HEADS)
     vocab = read.integer("vocab_size", 1, limits.MAX_VOCAB)
     position = read.integer("max_position_embeddings", 1, limits.MAX_POSITION)
     head_dim = _head_dim(read, hidden, heads)
-    rope = read_rope(read, head_dim, position, kind)
-    rotated = rotated_layers(read, layers) if kind.windows == "unrotated" else ()
-    bias = kind.attention_bias and read.flag("attention_bias", False)
+    rope = read_rope(read, head_dim, position, family)
+    rotated = rotated_layers(read, layers) if facts.windows == "unrotated" else ()
+    bias = facts.attention_bias and read.flag("attention_bias", False)
     config = ModelConfig(
-        architecture="gemma3" if family == "gemma3_text" else family,
+        architecture=family.name,
         vocab_size=vocab,
         hidden_size=hidden,
         num_layers=layers,
@@ -99,24 +97,24 @@ def read_config(
         max_position=_context(rope, position, report),
         rope=rope,
         tie_word_embeddings=read.flag("tie_word_embeddings", False),
-        qkv_bias=bias or kind.qkv_bias,
+        qkv_bias=bias or family.qkv_bias,
         o_bias=bias,
-        mlp_bias=kind.mlp_bias and read.flag("mlp_bias", False),
-        qk_norm=kind.qk_norm,
-        sliding_window=sliding_windows(read, kind.windows, layers, rotated),
-        activation=_activation(read, kind),
-        post_norms=kind.post_norms,
-        attn_softcap=_softcap(read, kind, "attn_logit_softcapping"),
-        experts=experts(read, kind, layers),
-        logit_softcap=_softcap(read, kind, "final_logit_softcapping"),
+        mlp_bias=facts.mlp_bias and read.flag("mlp_bias", False),
+        qk_norm=family.qk_norm,
+        sliding_window=sliding_windows(read, facts.windows, layers, rotated),
+        activation=_activation(read, family),
+        post_norms=family.post_norms,
+        attn_softcap=_softcap(read, family, "attn_logit_softcapping"),
+        experts=read_experts(read, family, layers),
+        logit_softcap=_softcap(read, family, "final_logit_softcapping"),
         bos_token_id=next(iter(_ids(read, "bos_token_id", vocab, report)), None),
         eos_token_ids=_end_ids((generation, read), vocab, report),
         dtype=_dtype(read, weights_dtype),
         name=name,
     )
-    if kind.gemma:
-        config = _gemma(read, kind, config)
-    if kind.local_rope and config.sliding_window:
+    if family.gemma:
+        config = _gemma(read, family, config)
+    if family.local_rope and config.sliding_window:
         local = tuple(window > 0 for window in config.sliding_window)
         config = replace(config, rope_local=read_local_rope(read, head_dim), local_layers=local)
     if not all(rotated):
@@ -132,12 +130,13 @@ def read_config(
 
 
 def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """:data:`KEYS` as this ``config.json`` spells them."""
-    family = values.get("model_type")
-    keys = dict(KEYS)
-    if family == "mixtral":
-        keys |= {"experts": "num_local_experts", "expert_inner": "intermediate_size"}
-    if family != WRAPPER:
+    """The keys that counts and sizes are under in this ``config.json``, for messages."""
+    family = family_of_type(values.get("model_type"))
+    if family is None:
+        return _KEYS
+    own = {"experts": family.hf.expert_count, "expert_inner": family.hf.expert_width}
+    keys = _KEYS | own
+    if not wraps(values):
         return keys
     return {
         name: " x ".join(f"text_config.{part}" for part in key.split(" x "))
@@ -145,34 +144,42 @@ def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Fields, str]:
+def wraps(values: Mapping[str, Any]) -> bool:
+    """Whether a parsed ``config.json`` holds the model that is read under ``text_config``."""
+    family = family_of_type(values.get("model_type"))
+    return family is not None and values["model_type"] == family.hf.wrapper
+
+
+def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Fields, ModelFamily]:
     """The model's fields with the family's defaults put in, and the family."""
     family = check_family(Fields(where, values), report)
     inner = values
-    if family == WRAPPER:
+    if wraps(values):
         inner = dict(Fields(where, values).mapping("text_config"))
         for key in ("eos_token_id", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings"):
             if key in values:
                 inner.setdefault(key, values[key])
-        inner["model_type"] = family = "gemma3_text"
+        inner["model_type"] = family.hf.model_type
         _check_math(Fields(where, inner, "text_config."), family)
     prefix = "" if inner is values else "text_config."
-    return Fields(where, {**FAMILIES[family].defaults, **inner}, prefix), family
+    caps = {key: cap for key, cap in family.softcaps.items() if cap}
+    return Fields(where, {**caps, **family.hf.defaults, **inner}, prefix), family
 
 
-def check_family(read: Fields, report: LoadReport) -> str:
-    """The model type, refused with UnsupportedModelError when it or a variant of it is unknown."""
-    family = read.text("model_type")
-    if family not in FAMILIES and family != WRAPPER:
-        known = ", ".join((*FAMILIES, WRAPPER))
+def check_family(read: Fields, report: LoadReport) -> ModelFamily:
+    """The family, refused with UnsupportedModelError when it or a variant of it is unknown."""
+    model_type = read.text("model_type")
+    family = family_of_type(model_type)
+    if family is None:
         raise UnsupportedModelError(
-            f"{read.name('model_type')} is {shown(family)}; supported are {known}",
+            f"{read.name('model_type')} is {shown(model_type)}; supported are "
+            f"{', '.join(model_types())}",
             hint="this architecture is not implemented: take a model of a supported family",
         )
     classes = read.values.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise read.error("architectures", classes, "a list of class names")
-    ending = "ForConditionalGeneration" if family == WRAPPER else "ForCausalLM"
+    ending = "ForConditionalGeneration" if wraps(read.values) else "ForCausalLM"
     if classes and not any(c.endswith(("ForCausalLM", ending)) for c in classes):
         raise UnsupportedModelError(
             f"{read.name('architectures')} is {shown(classes)}; supported are text generation "
@@ -180,45 +187,44 @@ def check_family(read: Fields, report: LoadReport) -> str:
         )
     if read.present("auto_map"):
         report.warn("auto_map in config.json is ignored: code from a model folder never runs")
-    if family != WRAPPER:
+    if not wraps(read.values):
         _check_math(read, family)
     return family
 
 
-def _check_math(read: Fields, family: str) -> None:
+def _check_math(read: Fields, family: ModelFamily) -> None:
     """Refuse what would change the numbers and the family does not have."""
-    kind = FAMILIES[family]
-    _activation(read, kind)
+    _activation(read, family)
     for key, neutral in _NEUTRAL.items():
         value = read.values.get(key)
-        if key in kind.softcaps or key in kind.own_keys or value is None or value == neutral:
+        own = key in family.softcaps or key in family.hf.own_keys
+        if own or value is None or value == neutral:
             continue
         raise UnsupportedModelError(
-            f"{read.name(key)} is {shown(value)}; this variant of {family} is not supported"
+            f"{read.name(key)} is {shown(value)}; this variant of {family.hf.model_type} is not "
+            "supported"
         )
 
 
-def _activation(read: Fields, kind: Family) -> Activation:
-    key = kind.activation_key
-    name = read.text(key, kind.defaults.get(key, "silu"))
-    if name not in kind.activations:
-        raise UnsupportedModelError(
-            f"{read.name(key)} is {shown(name)}; supported is {next(iter(kind.activations))}"
-        )
-    return kind.activations[name]
+def _activation(read: Fields, family: ModelFamily) -> Activation:
+    key, names = family.hf.activation_key, family.hf.activation_names
+    name = read.text(key, family.hf.defaults.get(key, "silu"))
+    if name not in names:
+        raise UnsupportedModelError(f"{read.name(key)} is {shown(name)}; supported is {names[0]}")
+    return family.activation
 
 
-def _softcap(read: Fields, kind: Family, key: str) -> float:
+def _softcap(read: Fields, family: ModelFamily, key: str) -> float:
     """A soft cap, 0 for none."""
-    if key not in kind.softcaps or not read.present(key):
+    if key not in family.softcaps or not read.present(key):
         return 0.0
     return read.number(key, 1e-3, 1e6)
 
 
-def _gemma(read: Fields, kind: Family, config: ModelConfig) -> ModelConfig:
+def _gemma(read: Fields, family: ModelFamily, config: ModelConfig) -> ModelConfig:
     """What all Gemmas do to embeddings and norms, and later ones to scores."""
     scalar = float(config.head_dim)
-    if "query_pre_attn_scalar" in kind.defaults:
+    if "query_pre_attn_scalar" in family.hf.defaults:
         scalar = read.number("query_pre_attn_scalar", 1e-6, 1e9)
     return replace(
         config,

@@ -14,13 +14,13 @@ from ..files.fields import Fields
 from ..files.folder_files import ModelFolder
 from ..files.safetensors_index import INDEX, SafetensorsFiles, StoredTensor
 from ..model import checks as model_checks
-from ..model.fused import Rows, fused_shapes, split_fused, take_rows
+from ..model.fused import RowRange, fused_shapes, split_fused, take_rows
 from ..model.report import LoadReport
 from . import config as hf_config
 from . import methods
 from . import names as hf_names
 from . import tokenizer as hf_tokenizer
-from .quantized import claim, quantization_config, refuse_quantized_tensors
+from .methods.detect import claim, quantization_config, refuse_quantized_tensors
 from .smoothquant import refuse_smoothquant
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class HFFolderCheckpoint:
         self._claim = "" if found is None else claim(found)
         self._method = None if found is None else methods.open_method(found, self._report)
         self._modules: dict[str, methods.QuantizedModule] = {}
-        self._rows: dict[str, Rows] = {}
+        self._rows: dict[str, RowRange] = {}
         self._said_tied = False
         self._stacked: tuple[str, Weight] | None = None
         self._files = SafetensorsFiles(self._folder)
@@ -192,7 +192,8 @@ class HFFolderCheckpoint:
             own = {tensor.name: tensor for tensor in stored.values()}
             names = {spelled(name): name for name in shapes}
             wanted = {spelled(name): shape for name, shape in shapes.items()}
-            for module in self._method.modules(own, wanted, self._read):
+            tensors = methods.FolderTensors(own, wanted, self._read)
+            for module in self._method.modules(tensors):
                 weight = f"{module.module}.weight"
                 name = names.get(weight, weight)
                 self._modules[name] = module
@@ -203,9 +204,11 @@ class HFFolderCheckpoint:
             module = self._modules.get(name)
             if module is None:
                 dtype = self.config.dtype
-                info = TensorInfo(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype)
+                info = TensorInfo(
+                    *(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype), dtype=tensor.dtype
+                )
             else:
-                told = self._claim, module.checks, module.format
+                told = self._claim, module.checks, module.format, module.dtype, module.half
                 info = TensorInfo(name, module.shape, module.label, module.nbytes, *told)
             infos[info.name] = info
         return infos

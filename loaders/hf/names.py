@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from halfbyte.errors import CheckpointError
 
 from ..files.safetensors_index import StoredTensor
+from ..model.families import family_of_type
 from ..model.report import LoadReport
-from .config import WRAPPER
-
-# Spellings of Gemma 3's language model: transformers from 4.52 on, and before.
-_PREFIXES = (
-    ("model.language_model.", "model."),
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-)
-# Mixtral's names of what other mixtures of experts name like an MLP.
-_MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_EXPERT_PARTS = {plain: short for short, plain in _MIXTRAL.items()}
-_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.")
+from .config import wraps
 
 
 def canonical(
@@ -31,22 +21,24 @@ def canonical(
     Args:
         where: folder, for messages.
         stored: every tensor of the files.
-        values: the parsed ``config.json``; only wrapped models have other names.
+        values: the parsed ``config.json``; only some families have other names.
         report: gets a warning when a vision tower is left out.
 
     Raises:
         CheckpointError: one tensor is stored under two spellings.
     """
-    family = values.get("model_type")
-    rename = {WRAPPER: _unwrapped, "mixtral": _plain_experts}.get(str(family))
-    if rename is None:
+    family = family_of_type(values.get("model_type"))
+    wrapped = wraps(values)
+    if family is None or not (wrapped or family.hf.renamed):
         return stored
+    prefixes = family.hf.wrapper_prefixes if wrapped else ()
+    extras = family.hf.wrapper_extras if wrapped else ()
     found: dict[str, StoredTensor] = {}
     for tensor in stored.values():
-        if family == WRAPPER and tensor.name.removeprefix("model.").startswith(_OTHER_PARTS):
+        if tensor.name.removeprefix("model.").startswith(extras):
             report.warn("the vision tower is left out: only text is supported")
             continue
-        name = rename(tensor.name)
+        name = _parts(_begin(tensor.name, prefixes), family.hf.renamed)
         if name in found:
             raise CheckpointError(f"{where}: {name} is stored under two names")
         found[name] = tensor
@@ -62,44 +54,29 @@ def spelling(names: Iterable[str], values: dict[str, Any]) -> Callable[[str], st
         names: of the tensors in the files.
         values: the parsed ``config.json``.
     """
-    family = values.get("model_type")
-    if family == "mixtral":
-        return _mixtral_experts
-    if family != WRAPPER:
+    family = family_of_type(values.get("model_type"))
+    if family is None:
         return str
+    own = {canonical: part for part, canonical in family.hf.renamed.items()}
+    newest, *older = family.hf.wrapper_prefixes if wraps(values) else [("", "")]
     names = list(names)
-    used = [pair for pair in _PREFIXES if any(name.startswith(pair[0]) for name in names)]
     # A file of the older spelling has both of its prefixes, or a tied head.
-    used = used[:1] if used[:1] == [_PREFIXES[0]] else used
-
-    def wrapped(name: str) -> str:
-        for prefix, short in used:
-            if name.startswith(short):
-                return prefix + name.removeprefix(short)
-        return name
-
-    return wrapped
+    wrapped = [newest] if _used(newest, names) else [pair for pair in older if _used(pair, names)]
+    prefixes = [(short, prefix) for prefix, short in wrapped]
+    return lambda name: _begin(_parts(name, own), prefixes)
 
 
-def _unwrapped(name: str) -> str:
-    for prefix, short in _PREFIXES:
-        if name.startswith(prefix):
-            return short + name.removeprefix(prefix)
+def _used(pair: tuple[str, str], names: Iterable[str]) -> bool:
+    return any(name.startswith(pair[0]) for name in names)
+
+
+def _begin(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    """``name`` with the first of the old beginnings that it has made the new one."""
+    for old, new in prefixes:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
     return name
 
 
-def _plain_experts(name: str) -> str:
-    head, found, tail = name.partition(".block_sparse_moe.")
-    if not found:
-        return name
-    parts = [_MIXTRAL.get(part, part) for part in tail.split(".")]
-    return f"{head}.mlp.{'.'.join(parts)}"
-
-
-def _mixtral_experts(name: str) -> str:
-    """Inverse of :func:`_plain_experts`."""
-    head, found, tail = name.partition(".mlp.")
-    if not found:
-        return name
-    parts = [_EXPERT_PARTS.get(part, part) for part in tail.split(".")]
-    return f"{head}.block_sparse_moe.{'.'.join(parts)}"
+def _parts(name: str, renamed: Mapping[str, str]) -> str:
+    return ".".join(renamed.get(part, part) for part in name.split("."))

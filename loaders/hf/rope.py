@@ -11,7 +11,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import RopeConfig
-from .families import Family
+from ..model.families import ModelFamily
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _KNOWN = frozenset(
@@ -39,7 +39,7 @@ _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 def read_rope(
-    config: Fields, head_dim: int, max_position: int, family: Family | None = None
+    config: Fields, head_dim: int, max_position: int, family: ModelFamily | None = None
 ) -> RopeConfig:
     """The rotary embedding of a model, or of its layers with full attention.
 
@@ -58,7 +58,7 @@ def read_rope(
     if family is not None and family.local_rope:
         values, name = _of_layers(config, "full_attention")
         values = {**values, **scaling}
-    partial = family is not None and family.partial_rotary
+    partial = family is not None and family.hf.partial_rotary
     _refuse(config, name, values, partial)
     rope = Fields(config.where, values, f"{config.prefix}{name}.")
     low, high = limits.MIN_THETA, limits.MAX_THETA

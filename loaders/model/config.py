@@ -75,7 +75,7 @@ class ModelConfig:
     """Architecture of one model; all sizes are counts of elements.
 
     Attributes:
-        architecture: family, a key of ``halfbyte.engine.models.registry.FAMILIES``.
+        architecture: name of a :class:`~.families.ModelFamily`.
         vocab_size: rows V of the embedding matrix [V, hidden_size].
         hidden_size: width of the residual stream.
         num_layers: decoder layers.

@@ -25,7 +25,7 @@ FUSED: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowRange:
     """Rows ``start:stop`` of the stored tensor ``source``."""
 
     source: str
@@ -47,7 +47,7 @@ def split_fused(
     expected: Mapping[str, tuple[int, ...]],
     where: str,
     spelled: Callable[[str], str],
-) -> tuple[dict[str, TensorInfo], dict[str, Rows]]:
+) -> tuple[dict[str, TensorInfo], dict[str, RowRange]]:
     """Replace stacked tensors by their parts.
 
     Args:
@@ -85,12 +85,12 @@ def split_fused(
             stop = start + shape[0]
             size = whole.nbytes * shape[0] // height
             infos[part] = replace(whole, name=part, shape=shape, nbytes=size)
-            rows[part] = Rows(name, start, stop)
+            rows[part] = RowRange(name, start, stop)
             start = stop
     return infos, rows
 
 
-def take_rows(weight: Weight, rows: Rows) -> Weight:
+def take_rows(weight: Weight, rows: RowRange) -> Weight:
     """Rows of a stacked weight or bias, as a view."""
     from ...kernels.formats.canonical import QuantizedLinear
 

@@ -15,32 +15,15 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.formats.code_tables import NF4
-from ...kernels.formats.weight_format import ActivationFormat, WeightFormat
 from ..base import Checkpoint, TensorInfo, TokenizerSource
 from .config import ModelConfig
 from .report import LoadReport
+from .schemes import SCHEMES, SchemeName
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...kernels.formats.canonical import QuantizedLinear, Weight
-
-SCHEMES: dict[str, str] = {
-    "w4a16": "4 bits, groups of 128 with zero points",
-    "w8a16": "8 bits, groups of 128, symmetric",
-    "w8a8": "8 bits, a scale for each row, symmetric; inputs to 8 bits, a scale for each token",
-    "nf4": "NF4, blocks of 64",
-}
-"""What ``--quantize`` offers, and what it means."""
-
-FORMATS: dict[str, WeightFormat] = {
-    "w4a16": WeightFormat(4, 128, "int"),
-    "w8a16": WeightFormat(8, 128),
-    "w8a8": WeightFormat(8, -1, act=ActivationFormat()),
-    "nf4": WeightFormat(4, 64, "table", NF4),
-}
-"""The same, as the formats that matrices get."""
+    from ...kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat
 
 DENSE_FORMATS = ("F32", "F16", "BF16")
 # Projections under the names that all families use, of experts, too.
@@ -54,14 +37,13 @@ def is_decoder_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and _LINEAR.fullmatch(name) is not None
 
 
-def quantize(scheme: str, name: str, weight_NK: Tensor) -> QuantizedLinear:
-    """Round a dense matrix [N, K] by a scheme of :data:`SCHEMES`.
+def quantize(form: WeightFormat, name: str, weight_NK: Tensor) -> QuantizedLinear:
+    """Round a dense matrix [N, K] to nearest in the format of a scheme.
 
     ``name`` is for messages. Raises CheckpointError for weights that are not finite.
     """
     from .rtn import rtn_asymmetric, rtn_symmetric, rtn_table
 
-    form = FORMATS[scheme]
     if form.zero == "table":
         return rtn_table(name, weight_NK, form.group_size, form.table)
     if form.zero == "int":
@@ -85,13 +67,13 @@ class QuantizingCheckpoint:
         ConfigError: the scheme is unknown, or the checkpoint is quantized already.
     """
 
-    def __init__(self, inner: Checkpoint, scheme: str) -> None:
+    def __init__(self, inner: Checkpoint, scheme: SchemeName) -> None:
         if scheme not in SCHEMES:
             raise ConfigError(f"quantize is {scheme!r:.60}; expected one of {', '.join(SCHEMES)}")
         self.kind: str = inner.kind
         self.path: Path = inner.path
         self.config: ModelConfig = inner.config
-        self._inner, self._scheme = inner, scheme
+        self._inner, self._format = inner, SCHEMES[scheme].format
         linears = [info for info in inner.tensors() if is_decoder_linear(info.name, info.shape)]
         already = sorted({info.label for info in linears} - set(DENSE_FORMATS))
         if already:
@@ -100,13 +82,15 @@ class QuantizingCheckpoint:
                 f"quantize is {scheme}, but {inner.path} is quantized already: {shown}",
                 hint="leave the option out, or give the unquantized checkpoint",
             )
-        form = FORMATS[scheme]
         self._infos = {info.name: info for info in inner.tensors()}
-        self._infos.update((info.name, replace(info, format=form)) for info in linears)
+        # A scale is a weight in NF4, a quotient in the others.
+        for info in linears:
+            half = self._format.zero == "table" and info.dtype != "F32"
+            self._infos[info.name] = replace(info, format=self._format, dtype="F32", half=half)
         self._linears = frozenset(info.name for info in linears)
         inner.report().decide(
             f"quantize on load, {scheme}: {len(linears)} linear layers rounded to nearest, "
-            f"{SCHEMES[scheme]}; embeddings, norms and LM head as stored"
+            f"{SCHEMES[scheme].meaning}; embeddings, norms and LM head as stored"
         )
 
     def tensors(self) -> list[TensorInfo]:
@@ -123,7 +107,7 @@ class QuantizingCheckpoint:
         weight = self._inner.load(name)
         if name not in self._linears or isinstance(weight, QuantizedLinear):
             return weight
-        return quantize(self._scheme, name, weight)
+        return quantize(self._format, name, weight)
 
     def has(self, name: str) -> bool:
         """Whether a tensor of that canonical name is stored."""

@@ -101,11 +101,6 @@ class UrlSource:
 Source = WheelSource | HubSource | UrlSource
 
 
-def registered() -> tuple[WheelSource, ...]:
-    """The models that ``pull`` knows without an address."""
-    return _REGISTERED
-
-
 def registered_names() -> tuple[str, ...]:
     """Names that ``pull`` knows without an address."""
     return tuple(source.name for source in _REGISTERED)

@@ -205,7 +205,7 @@ def report() -> Report:
         Row(Case("tg", 128, 8, 0), (100.0, 110.0, 120.0), 0.256),
     )
     facts = ModelFacts("Name", "m.gguf", "llama", "Q4_1", 96_573_440, 134_515_008)
-    return Report({"cpu": "x"}, facts, "cpu_native", 2, {}, 30e9, 1, {}, rows)
+    return Report({"cpu": "x"}, facts, "cpu_c", 2, {}, 30e9, 1, {}, rows)
 
 
 def test_tables():
@@ -215,7 +215,7 @@ def test_tables():
         *("model", "size", "params", "backend", "threads", "test", "t/s", "of bandwidth")
     ]
     assert cells[2] == [
-        *("llama Q4_1", "92.10 MiB", "134.52 M", "cpu_native", "2", "pp512"),
+        *("llama Q4_1", "92.10 MiB", "134.52 M", "cpu_c", "2", "pp512"),
         *("1005.00 ± 7.07", ""),
     ]
     assert cells[3][5:] == ["tg128 b8", "110.00 ± 10.00", "26%"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from halfbyte.cli.main import main
 from halfbyte.engine.request import (
     Completion,
     Delta,
@@ -39,6 +44,21 @@ def halfbyte(
     )
     out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def run_here(*args: str) -> int:
+    """Run ``main`` in this process without anything to read; its exit code."""
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO())
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main(list(args))
+    finally:
+        sys.stdin = stdin
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
 
 
 class FakeTokenizer:

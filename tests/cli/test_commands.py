@@ -48,7 +48,7 @@ def test_serve_passes_everything_on(monkeypatch):
     }
     assert engine["max_step_ms"] == 70
     assert (engine["kv_tokens"], engine["max_batch_tokens"]) == (4096, 64)
-    assert engine["max_batch"] == 4 and engine["threads"] == 1 and engine["native"] is True
+    assert engine["max_batch"] == 4 and engine["threads"] == 1 and engine["backend"] == "auto"
 
 
 @pytest.fixture

@@ -9,14 +9,7 @@ import sys
 import pytest
 
 from halfbyte.cli import console
-from halfbyte.cli.options import (
-    BackendChoice,
-    DeviceChoice,
-    DTypeChoice,
-    QuantizeChoice,
-    engine_options,
-)
-from halfbyte.engine import config
+from halfbyte.cli.options import EngineOptions
 from halfbyte.errors import ConfigError
 
 
@@ -113,28 +106,14 @@ def test_no_bar_without_a_terminal(monkeypatch):
     assert stream.getvalue() == ""
 
 
-def test_choices_are_those_of_the_engine():
-    from typing import get_args
-
-    for choice, allowed in (
-        (DeviceChoice, config.Device),
-        (DTypeChoice, config.DType),
-        (BackendChoice, config.Backend),
-        (QuantizeChoice, config.Quantize),
-    ):
-        assert tuple(item.value for item in choice) == get_args(allowed)
-
-
 def test_engine_options_are_fields_of_the_configuration():
-    options = engine_options(
-        DeviceChoice.cpu, DTypeChoice.bfloat16, BackendChoice.reference, 128, 3, True, True
-    )
+    options = EngineOptions("cpu", "bfloat16", "reference", 128, 3, True).fields()
     assert options == {
         **{"device": "cpu", "dtype": "bfloat16", "backend": "reference", "max_context": 128},
-        **{"threads": 3, "exact": True, "native": False, "quantize": None},
+        **{"threads": 3, "exact": True, "quantize": None},
     }
     with pytest.raises(ConfigError, match="threads is -1"):
-        engine_options(DeviceChoice.cpu, DTypeChoice.auto, BackendChoice.auto, 0, -1, False, False)
+        EngineOptions("cpu", threads=-1).fields()
 
 
 def test_logged_warnings_are_lines_of_ours(monkeypatch):

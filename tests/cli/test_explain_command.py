@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from cli_support import ROOT, TINY, halfbyte
+from cli_support import ROOT, TINY, halfbyte, run_here
 
 from halfbyte.cli.explain import config_text, gpu_text, layer_text, render
 from halfbyte.engine.advise.explain_triton import explain
-from halfbyte.kernels.tables import find_device
+from halfbyte.kernels.device.gpus import gpu
 from halfbyte.loaders import open_checkpoint
 
 FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
@@ -19,7 +19,7 @@ FOLDER = ROOT / "tests" / "fixtures" / "fp16-llama-spm"
 @pytest.mark.parametrize("path", [TINY, FOLDER], ids=["gguf", "folder"])
 @pytest.mark.parametrize("name", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_the_text_fits_80_columns(path, name):
-    device = find_device(name)
+    device = gpu(name)
     rows = explain(open_checkpoint(path), device)
     text = render(rows, gpu_text(device))
     assert max(map(len, text.splitlines())) <= 80
@@ -57,20 +57,22 @@ def test_the_program(tmp_path):
     assert {"layers", "m", "kernel", "config", "source", "rejected"} <= set(facts["rows"][0])
 
 
-def test_wrong_names_and_tables_are_errors(tmp_path):
-    env = {"HALFBYTE_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = halfbyte("explain", str(TINY), "--device", "sm_1", env=env)
-    assert done.returncode == 1 and "unknown device 'sm_1'" in done.stderr
-    assert "sm_90" in done.stderr and done.stdout == ""
+def test_wrong_names_and_tables_are_errors(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HALFBYTE_HOME", str(tmp_path))
+    code = run_here("explain", str(TINY), "--device", "sm_1")
+    out, err = capsys.readouterr()
+    assert code == 1 and "unknown device 'sm_1'" in err
+    assert "sm_90" in err and out == ""
     table = tmp_path / "tables" / "sm_90_132.json"
     table.parent.mkdir()
     table.write_text('{"schema": 2}')
-    done = halfbyte("explain", str(TINY), "--device", "H100", env=env)
-    assert done.returncode == 1 and str(table) in done.stderr
+    code = run_here("explain", str(TINY), "--device", "H100")
+    assert code == 1 and str(table) in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tunes where there is a GPU")
-def test_tune_needs_a_gpu():
-    done = halfbyte("tune", str(TINY))
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "GPU" in done.stderr
+def test_tune_needs_a_gpu(capsys):
+    code = run_here("tune", str(TINY))
+    out, err = capsys.readouterr()
+    assert code == 1 and out == ""
+    assert err.startswith("error: ") and "GPU" in err

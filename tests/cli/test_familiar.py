@@ -69,6 +69,7 @@ def test_a_value_that_looks_like_an_option_stays_one(run):
         (["generate", "--quantization", "awq"], "the format is found out from the files"),
         (["run", "-tp", "2"], "one device as a whole"),
         (["run", "--trust-remote-code"], "never run"),
+        (["serve", "--no-native"], "'--no-native'; use --backend with the value cpu_torch"),
         (["run", "-temp", "1"], "did you mean --temp?"),
         (["run", "--ctxsize", "1"], "did you mean --ctx-size?"),
         (["run", "--max_tokens", "1"], "did you mean --max-tokens?"),

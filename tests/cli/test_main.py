@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_support import TINY, halfbyte
+from cli_support import TINY, halfbyte, run_here
 
 from halfbyte import __version__
 from halfbyte.cli import main as cli_main
@@ -37,12 +37,14 @@ def test_help_is_quick_and_complete():
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "bench engine"])
-def test_every_command_explains_itself_in_80_columns(command):
-    done = halfbyte(*command.split(), "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    assert f"Usage: halfbyte {command}" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "\x1b" not in done.stdout
+def test_every_command_explains_itself_in_80_columns(command, capsys):
+    code = run_here(*command.split(), "--help")
+    out, err = capsys.readouterr()
+    assert code == 0 and err == ""
+    assert f"Usage: halfbyte {command}" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
+    assert "<bool>" not in out, "a flag takes no value"
 
 
 def test_help_imports_neither_torch_nor_triton():
@@ -81,11 +83,12 @@ def test_version_and_module_entry():
         (["--debug"], "Missing command"),
     ],
 )
-def test_wrong_usage_exits_2_with_one_line_and_a_hint(args, says):
-    done = halfbyte(*args)
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(lines) == 2, done.stderr
+def test_wrong_usage_exits_2_with_one_line_and_a_hint(args, says, capsys):
+    code = run_here(*args)
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert code == 2 and out == ""
+    assert len(lines) == 2, err
     assert lines[0].startswith("error: ") and says in lines[0]
     assert lines[1].startswith("hint: see `halfbyte") and lines[1].endswith("--help`")
 
@@ -152,10 +155,12 @@ def test_broken_files_in_every_command(broken, kind, command, capsys):
         (["pull", "file:///etc/passwd"], "file:// address", "plain path"),
     ],
 )
-def test_errors_exit_1_and_name_the_remedy(args, says, hints, tmp_path):
-    done = halfbyte(*args, env={"HALFBYTE_HOME": str(tmp_path)})
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 1 and done.stdout == ""
+def test_errors_exit_1_and_name_the_remedy(args, says, hints, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HALFBYTE_HOME", str(tmp_path))
+    code = run_here(*args)
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert code == 1 and out == ""
     assert lines[0].startswith("error: ") and says in lines[0]
     assert hints in (lines[1] if len(lines) > 1 else "")
     assert list(tmp_path.iterdir()) == []
@@ -169,19 +174,6 @@ def test_tracebacks_only_when_asked_for():
     ):
         assert "Traceback" in done.stderr and done.stderr.endswith(plain.stderr)
         assert done.returncode == plain.returncode == 1
-
-
-def run_here(*args: str) -> int:
-    """Run ``main`` in this process; its exit code."""
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with pytest.raises(SystemExit) as caught:
-            cli_main.main(list(args))
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def run_main(monkeypatch, problem: BaseException, *args: str) -> int:

@@ -19,7 +19,7 @@ def test_every_command_that_runs_a_model_offers_it(module):
     commands = [
         f
         for f in vars(module).values()
-        if inspect.isfunction(f) and "no_native" in inspect.signature(f).parameters
+        if inspect.isfunction(f) and "threads" in inspect.signature(f).parameters
     ]
     assert commands
     assert all("quantize" in inspect.signature(f).parameters for f in commands)

@@ -86,7 +86,7 @@ def test_bench_tables(width, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Screen())
     facts = ModelFacts("Name", "m.gguf", "llama", "Q4_1", 1 << 30, 10**9)
     rows = tuple(Row(Case("tg", n, 32, 16384), (1e4, 2e4), 0.5) for n in (16, 1024))
-    report = Report({"cpu": "x"}, facts, "cpu_native", 16, {}, 2e9, 1, {}, rows)
+    report = Report({"cpu": "x"}, facts, "cpu_c", 16, {}, 2e9, 1, {}, rows)
     for table in (markdown(report), compact(report)):
         check(console.fit_markdown(table), width)
 

@@ -26,7 +26,7 @@ NAN, INF = math.nan, math.inf
 CONFIG_REFUSED: dict[str, list[Any]] = {
     "device": ["tpu", "", None, 3, "CPU"],
     "dtype": ["int8", "fp32", None, "Float32"],
-    "backend": ["triton", "cpu", None],
+    "backend": ["triton", "cpu", "cpu_native", "torch", None],
     "max_context": [-1, 1.5, "512", True, 1 << 25, None],
     "max_batch": [0, -3, 4097, 2.0, "8", False],
     "max_batch_tokens": [0, -1, (1 << 20) + 1, None, 64.0],
@@ -35,14 +35,13 @@ CONFIG_REFUSED: dict[str, list[Any]] = {
     "prefix_cache": [0, 1, "yes", None],
     "exact": [1, "true", None],
     "threads": [-1, 1025, 1.0, "2", None, True],
-    "native": [0, None],
     "overlap": ["no", 1],
     "seed": [-1, 1 << 63, 1.0, "7", True],
 }
 CONFIG_ACCEPTED: dict[str, list[Any]] = {
     "device": ["auto", "cpu"],
     "dtype": ["auto", "float32", "bfloat16", "float16"],
-    "backend": ["auto", "cpu_native", "reference"],
+    "backend": ["auto", "cpu_c", "cpu_torch", "reference"],
     "max_context": [0, 1, 1 << 24],
     "max_batch": [1, 1024],
     "max_batch_tokens": [32, 1 << 20],
@@ -104,6 +103,15 @@ def test_config_accepts(name: str, value: Any) -> None:
     options: dict[str, Any] = {"max_batch_tokens": 2048}
     options[name] = value
     assert getattr(EngineConfig(**options), name) == value
+
+
+def test_former_names_are_told_the_new_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({"backend": "cpu_native"})
+    assert caught.value.hint == "use cpu_c, or cpu_torch for torch's own kernels"
+    with pytest.raises(ConfigError, match="unknown engine option 'native'") as caught:
+        make_config({"native": False})
+    assert "backend='cpu_torch'" in caught.value.hint
 
 
 def test_a_batch_must_fit_a_step() -> None:

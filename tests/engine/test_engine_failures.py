@@ -250,8 +250,8 @@ def answers(
 BACKENDS = pytest.mark.parametrize(
     "backend",
     [
-        pytest.param({}, id="cpu_native"),
-        pytest.param({"native": False}, id="torch", marks=pytest.mark.slow),
+        pytest.param({}, id="cpu_c"),
+        pytest.param({"backend": "cpu_torch"}, id="cpu_torch", marks=pytest.mark.slow),
         pytest.param({"backend": "reference"}, id="reference", marks=pytest.mark.slow),
     ],
 )

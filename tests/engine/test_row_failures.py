@@ -42,11 +42,11 @@ def break_row(
     "backend",
     [
         {},
-        {"native": False},
+        {"backend": "cpu_torch"},
         pytest.param({"backend": "reference"}, marks=pytest.mark.slow),
         pytest.param({"backend": "interpreter", "dtype": "float32"}, marks=pytest.mark.slow),
     ],
-    ids=["cpu_native", "torch", "reference", "interpreter"],
+    ids=["cpu_c", "cpu_torch", "reference", "interpreter"],
 )
 @pytest.mark.parametrize("begin", [0, 40, 75], ids=["prefill", "chunk", "decode"])
 def test_numbers_that_are_not_finite_end_their_own_request(

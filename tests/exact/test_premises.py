@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bits import Work, random_work, short_work
-from test_exact import FEW, WAYS
+from test_exact import COUNT, FEW, LONG_COUNT, WAYS
 
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.request import Request
@@ -51,14 +51,17 @@ def scheduled(work: Work, *, turns: int = 1, **options: Any) -> tuple[int, int]:
 
 def assert_premises(seed: int) -> None:
     """Of every way that is named after something that must happen."""
-    work, short = random_work(seed, 30, vocab=600), short_work(seed)
+    short = short_work(seed)
+    works = [random_work(seed, count, vocab=600) for count in (COUNT, LONG_COUNT)]
     for way, options in WAYS.items():
         if "preempted" in way:
-            assert scheduled(work, **options)[0] > 0, (way, seed)
+            for work in works:
+                assert scheduled(work, **options)[0] > 0, (way, seed)
             assert scheduled(short, **options | FEW)[0] > 0, (way, seed)
         elif "warm" in way:
-            preemptions, cached = scheduled(work, **options)
-            assert preemptions == 0 and cached > 500, (way, seed, cached)
+            for work in works:
+                preemptions, cached = scheduled(work, **options)
+                assert preemptions == 0 and cached > 500, (way, seed, cached)
 
 
 def test_the_ways_meet_what_they_are_named_after() -> None:

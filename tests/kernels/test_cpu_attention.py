@@ -14,10 +14,9 @@ from torch import Tensor
 
 from halfbyte.engine.backends.base import AttentionShape
 from halfbyte.engine.backends.cpu_c import CompiledOps
-from halfbyte.engine.run.kv_cache import KVCache, LayerKV
+from halfbyte.engine.run.kv_cache import KVCache, LayerKV, StateSpec
 from halfbyte.engine.run.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
-from halfbyte.loaders.model.config import ModelConfig
 
 pytestmark = needs_compiler
 
@@ -51,14 +50,13 @@ class Memory:
     """A KV cache of NaN in which texts take shuffled blocks."""
 
     def __init__(self, shape: AttentionShape, blocks: int, size: int, seed: int) -> None:
-        heads, dim = shape.kv_heads, shape.head_dim
-        model = ModelConfig("llama", 32, 64, 2, shape.heads, heads, dim, 64, 1e-5, 4096)
-        cache = KVCache(model, blocks, size, torch.float32)
-        self.kv: LayerKV = cache.layer(1)
+        side = (shape.kv_heads, shape.head_dim)
+        cache = KVCache([StateSpec((side, side))] * 2, blocks, size, torch.float32)
+        self.kv = LayerKV(*cache.states[1].tokens)
         self.size = size
-        for layer in cache.layers:
-            layer.k.fill_(torch.nan)
-            layer.v.fill_(torch.nan)
+        for state in cache.states:
+            for kept in state.tokens:
+                kept.fill_(torch.nan)
         # Block 0 stays NaN: tables are padded with it.
         self.free = list(range(1, blocks))
         random.Random(seed).shuffle(self.free)

@@ -12,10 +12,9 @@ from statistics_support import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends.base import Activation, AttentionShape
-from halfbyte.engine.run.kv_cache import KVCache
+from halfbyte.engine.run.kv_cache import KVCache, LayerKV, StateSpec
 from halfbyte.engine.run.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
-from halfbyte.loaders.model.config import ModelConfig
 
 pytestmark = needs_compiler
 
@@ -203,14 +202,15 @@ def test_argmax_of_a_broken_row_is_none_and_the_others_have_theirs() -> None:
         assert torch.equal(ops.argmax(x), want), width
 
 
-def cache(kv_heads: int, dim: int, size: int) -> KVCache:
+def cache(kv_heads: int, dim: int, size: int) -> list[LayerKV]:
     """Two layers of five blocks, all NaN."""
-    model = ModelConfig("llama", 32, 64, 2, kv_heads, kv_heads, dim, 64, 1e-5, 512)
-    kv = KVCache(model, 5, size, torch.float32)
-    for layer in kv.layers:
+    side = (kv_heads, dim)
+    kv = KVCache([StateSpec((side, side))] * 2, 5, size, torch.float32)
+    layers = [LayerKV(*state.tokens) for state in kv.states]
+    for layer in layers:
         layer.k.fill_(torch.nan)
         layer.v.fill_(torch.nan)
-    return kv
+    return layers
 
 
 @pytest.mark.parametrize("norms", [False, True])
@@ -243,7 +243,7 @@ def test_rope_and_kv_write(
         index = torch.arange(t, dtype=torch.int32)
         table = torch.zeros(1, 1, dtype=torch.int32)
         step = StepInputs(index.long(), index, rope, slots, index, table, [RowSpan(0, t, 0)], None)
-        q = run(ops, ops.rope_write_kv, qkv, shape, kv.layer(1), step)
+        q = run(ops, ops.rope_write_kv, qkv, shape, kv[1], step)
         want_q, want_k, want_v = qkv.double().view(t, -1, dim).split((heads, kv_heads, kv_heads), 1)
         if norms:
             want_q = ref.rms_norm(want_q, q_gain.double(), 1e-6)
@@ -252,13 +252,13 @@ def test_rope_and_kv_write(
         # Two products and a sum of magnitudes of a few, after a norm of 128 terms at most.
         close: dict[str, Any] = {"rtol": 70 * F32, "atol": 70 * F32 * 5}
         torch.testing.assert_close(q.double(), ref.apply_rope(want_q, cos, sin), **close)
-        k_want = torch.full_like(kv.layer(1).k, torch.nan, dtype=torch.float64)
+        k_want = torch.full_like(kv[1].k, torch.nan, dtype=torch.float64)
         v_want = k_want.clone()
         ref.write_kv(ref.apply_rope(want_k, cos, sin), want_v, k_want, v_want, slots)
         # Equal NaN included: nothing but the slots is written.
-        torch.testing.assert_close(kv.layer(1).k.double(), k_want, equal_nan=True, **close)
-        assert torch.equal(kv.layer(1).v.nan_to_num(9e9), v_want.float().nan_to_num(9e9))
-        assert kv.layer(0).k.isnan().all() and kv.layer(0).v.isnan().all()
+        torch.testing.assert_close(kv[1].k.double(), k_want, equal_nan=True, **close)
+        assert torch.equal(kv[1].v.nan_to_num(9e9), v_want.float().nan_to_num(9e9))
+        assert kv[0].k.isnan().all() and kv[0].v.isnan().all()
 
 
 @pytest.mark.exact

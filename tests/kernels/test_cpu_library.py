@@ -35,16 +35,20 @@ def argmax(made: Library, x: torch.Tensor) -> torch.Tensor:
 
 
 @needs_compiler
+@pytest.mark.parametrize("turns", [400, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_thousands_of_small_programs(threads: int) -> None:
-    """More threads than cores, too; sometimes the workers have gone to sleep before the next."""
+def test_thousands_of_small_programs(threads: int, turns: int) -> None:
+    """400 for each number of threads, 3000 in the long run.
+
+    More threads than cores, too; sometimes the workers have gone to sleep before the next.
+    """
     rng = random.Random(fresh_seed())
     made = Library(Path(library()._lib._name), threads)
     x = tokens(rng.getrandbits(30), 7, 40)
     want = x.argmax(-1)
-    for turn in range(1500):
+    for turn in range(turns):
         assert torch.equal(argmax(made, x), want)
-        if turn % 100 == 0:
+        if turn % 25 == 0:
             time.sleep(rng.choice([0.0, lib.SPIN_US * 1e-6, lib.SPIN_US * 2e-6]))
     made.close()
     made.close()

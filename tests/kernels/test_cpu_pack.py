@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, sizes
 from statistics_support import fresh_seed
 
-from halfbyte.engine.backends.cpu_weights import pack_weight
 from halfbyte.kernels.cpu.arena import Arena
-from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_q4
+from halfbyte.kernels.cpu.kinds import KINDS, pack_weight
+from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_tiles
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
 from halfbyte.kernels.formats.stored import WORDS, StoredLinear
+from halfbyte.kernels.kind import MatrixSpec, carrier
 from halfbyte.loaders.gguf.blocks import convert_tensor
 from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
 
@@ -191,6 +193,42 @@ def test_rows_may_be_views_with_a_stride() -> None:
 def test_offsets_and_center_are_kept() -> None:
     codes = torch.zeros(3, 8, dtype=torch.uint8)
     scales = torch.ones(3, 2, dtype=torch.float16)
-    made = pack_q4(Arena(), library(), codes, 16, 8, scales, scales, torch.arange(3.0), 8.0)
+    made = pack_tiles(
+        *(Arena(), library(), Q4, (16, 8), scales, torch.arange(3.0)),
+        codes=codes,
+        offsets=scales,
+        center=8.0,
+    )
     assert (made.center, made.half_scales, made.has_offsets) == (8.0, True, True)
     assert made.bias is not None and made.bias[:4].tolist() == [0.0, 1.0, 2.0, 0.0]
+
+
+NUMBERS = {"nibbles": Q4, "table": T4, "bytes": Q8, "float8": E4M3}
+
+
+def told(weight: Weight, made: TiledLinear) -> None:
+    """What the kind says without packing is what packing did, for whole tiles and groups."""
+    numbers = [weight] if isinstance(weight, torch.Tensor) else [weight.scales, weight.zeros]
+    half = all(t is None or t.element_size() == 2 for t in numbers)
+    spec = replace(MatrixSpec.of(weight), dtype="F16" if half else "F32")
+    found = carrier(KINDS, spec, 0)
+    assert NUMBERS.get(found.kind.name) == (made.kind if made.has_scales else None)
+    assert found.kind.packed_bytes(spec) == made.nbytes
+    assert found.kind.how(spec) and all(found.rejected.values())
+
+
+@pytest.mark.parametrize("kind", all_kinds(), ids=str)
+def test_kinds_tell_what_is_packed(kind: Kind) -> None:
+    rng, lanes = random.Random(fresh_seed()), library().lanes
+    group = kind.group if kind.group > 0 else rng.choice([8, 12, 40])
+    for n, k in ((lanes, 3 * group), (3 * lanes, 8 * group)):
+        weight = make_case(kind, n, k, rng.getrandbits(30)).weight
+        told(weight, packed(weight))
+
+
+@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+def test_kinds_tell_what_is_packed_of_stored_blocks(name: str) -> None:
+    rng = random.Random(fresh_seed())
+    k = 2 * TYPES[name].elements
+    weight, _ = stored(name, [blocks(name, library().lanes, k, rng)], k)
+    told(weight, packed(weight))

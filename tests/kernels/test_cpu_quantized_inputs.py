@@ -24,9 +24,9 @@ from cpu_support import (
 from statistics_support import fresh_seed
 from torch import Tensor
 
-from halfbyte.engine.backends.base import Ops
 from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.engine.backends.cpu_torch import TorchOps
+from halfbyte.engine.backends.plain import PlainOps
 from halfbyte.engine.backends.reference import ReferenceOps
 from halfbyte.kernels.formats.activations import quantize_activations
 from halfbyte.kernels.formats.canonical import ActivationFormat, QuantizedLinear, WeightFormat
@@ -238,12 +238,12 @@ def test_torch_backends_follow_the_same_rule(rule: ActivationFormat) -> None:
     seed = fresh_seed()
     case = make_case(Kind(8, act=rule), 33, 96, seed)
     bias, x = tokens(seed + 1, 1, 33)[0], tokens(seed + 2, 7, 96)
-    backends: list[Ops[Any]] = [ReferenceOps(), TorchOps(torch.float32, False)]
+    backends: list[PlainOps[Any]] = [ReferenceOps(), TorchOps(torch.float32)]
     for ops in backends:
         packed = ops.pack(case.weight, bias)
         assert_product(ops.linear(x, packed), x, case, rule, bias.double())
     # bfloat16 products: weights and sums rounded, the codes of the inputs are exact.
-    ops = TorchOps(torch.bfloat16, False)
+    ops = TorchOps(torch.bfloat16)
     got = ops.linear(x, ops.pack(case.weight, bias)).double()
     q, scale = (t.double() for t in quantize_activations(x, rule))
     want, size = scale * (q @ case.values.T), scale * (q.abs() @ case.values.abs().T)

@@ -10,9 +10,10 @@ import torch
 from cpu_support import BF16, F32, Kind, all_kinds, make_case, sizes, tokens
 from statistics_support import fresh_seed
 
-from halfbyte.engine.backends.base import Ops
 from halfbyte.engine.backends.cpu_torch import Int4Linear, TorchOps
+from halfbyte.engine.backends.plain import PlainOps
 from halfbyte.engine.backends.reference import ReferenceOps
+from halfbyte.kernels.kind import MatrixSpec, carrier
 
 
 @pytest.mark.parametrize("kind", all_kinds(), ids=str)
@@ -23,7 +24,7 @@ def test_products_and_look_ups(kind: Kind) -> None:
     n, k = sizes(rng)
     case = make_case(kind, n, k, seed)
     x, ids = tokens(seed + 1, 5, k), torch.tensor([rng.randrange(n) for _ in range(3)])
-    backends: list[Ops[Any]] = [ReferenceOps(), TorchOps(torch.float32, False)]
+    backends: list[PlainOps[Any]] = [ReferenceOps(), TorchOps(torch.float32)]
     for ops in backends:
         packed = ops.pack(case.weight)
         assert ops.supports(case.weight) is None and packed.shape == (n, k)
@@ -49,9 +50,12 @@ def test_products_and_look_ups(kind: Kind) -> None:
 def test_torchs_int4_kernel_gets_only_what_it_means(kind: Kind, int4: bool) -> None:
     seed = fresh_seed()
     case = make_case(kind, 32, 128, seed)
-    ops = TorchOps(torch.bfloat16, False)
+    ops = TorchOps(torch.bfloat16)
     packed = ops.pack(case.weight)
     assert isinstance(packed, Int4Linear) == int4
+    found = carrier(ops.kinds, MatrixSpec.of(case.weight), 0)
+    assert (found.kind.name == "int4") == int4
+    assert found.kind.packed_bytes(found.spec) == packed.nbytes
     x = tokens(seed + 1, 4, 128)
     # Inputs, weights (scale and offset apart) and the result are rounded to bfloat16.
     slack = 4 * BF16 * (x.double().abs() @ case.size.T)

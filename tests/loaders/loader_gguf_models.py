@@ -117,10 +117,15 @@ def write_gguf(
         writer.add_tensor(gguf_name(name), quantize(stored, kind), raw_dtype=kind)
         # Rows are rounded one by one, so rounding and permuting commute.
         meant[name] = dequantize(quantize(weight, kind), kind).reshape(weight.shape)
-    for name, values in (extra or {}).items():
+    finish(writer, extra or {})
+    return meant
+
+
+def finish(writer: gguf.GGUFWriter, extra: dict[str, np.ndarray]) -> None:
+    """Add the last tensors and write the file."""
+    for name, values in extra.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return meant

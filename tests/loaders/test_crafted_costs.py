@@ -24,11 +24,12 @@ from halfbyte.loaders.files.folder_files import ModelFolder
 from halfbyte.loaders.files.name_patterns import Patterns
 from halfbyte.loaders.files.safetensors_index import INDEX, SafetensorsFiles
 from halfbyte.loaders.gguf.checkpoint import GGUFCheckpoint
-from halfbyte.loaders.hf.families import FAMILIES, experts
+from halfbyte.loaders.hf.layers import read_experts
 from halfbyte.loaders.hf.methods.ct_scheme import WeightScheme
 from halfbyte.loaders.hf.methods.gptq_config import read_gptq_config
 from halfbyte.loaders.hf.methods.scaled import offset_zeros
 from halfbyte.loaders.hf.rope import read_rope
+from halfbyte.loaders.model.families import family_of_type
 from halfbyte.loaders.model.report import MAX_TEXTS, LoadReport
 
 # Seconds of this process; what is refused here took 2 to 60 before, or all memory.
@@ -89,9 +90,11 @@ def test_real_numbers_of_special_tokens():
 
 
 def test_a_long_list_of_plain_layers():
-    values = {**FAMILIES["qwen3_moe"].defaults, "num_experts": 8}
+    family = family_of_type("qwen3_moe")
+    assert family is not None
+    values = {**family.hf.defaults, "num_experts": 8}
     read = Fields("config.json", {**values, "mlp_only_layers": [1023] * 262_000})
-    quick(lambda: experts(read, FAMILIES["qwen3_moe"], 1024))
+    quick(lambda: read_experts(read, family, 1024))
 
 
 @pytest.mark.parametrize("version", ["²", "9" * 5000, "1.²", "", "x.y"])
@@ -109,7 +112,7 @@ def test_a_flood_of_patterns():
 def test_a_rotation_of_no_dimension_is_not_one_of_the_whole_head(factor):
     read = Fields("config.json", {"partial_rotary_factor": factor})
     refuses(
-        lambda: read_rope(read, 96, 4096, FAMILIES["phi3"]),
+        lambda: read_rope(read, 96, 4096, family_of_type("phi3")),
         CheckpointError,
         "partial_rotary_factor is .*; expected 2 of 96 or more",
     )

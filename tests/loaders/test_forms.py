@@ -9,7 +9,8 @@ import pytest
 
 from halfbyte.kernels.formats.canonical import QuantizedLinear, WeightFormat
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.model.quantizing import SCHEMES, QuantizingCheckpoint
+from halfbyte.loaders.model.quantizing import QuantizingCheckpoint
+from halfbyte.loaders.model.schemes import SCHEMES, SchemeName
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
@@ -44,7 +45,7 @@ def test_headers_tell_the_format_that_is_loaded(name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_quantizing_on_load_tells_its_format(scheme: str) -> None:
+def test_quantizing_on_load_tells_its_format(scheme: SchemeName) -> None:
     checkpoint = QuantizingCheckpoint(open_checkpoint(FIXTURES / "fp16-llama-spm"), scheme)
     layer = [info for info in checkpoint.tensors() if ".layers.0." in info.name]
     quantized = 0

@@ -11,8 +11,8 @@ from halfbyte import Engine, SamplingParams
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "reference-float32": {"backend": "reference", "dtype": "float32"},
-    "cpu_native-float32": {"dtype": "float32"},
-    "cpu_native": {},
+    "cpu_c-float32": {"dtype": "float32"},
+    "cpu_c": {},
 }
 
 

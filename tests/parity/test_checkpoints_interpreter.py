@@ -7,6 +7,7 @@ and each peculiarity; with ``-m slow`` all of them, in both types.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from checkpoints import NAMES, cases_of, deviation_of, path_of, tolerance_of
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from halfbyte import Engine, SamplingParams
 from halfbyte.engine.config import DType
-from halfbyte.engine.models.mixture import Mlp
+from halfbyte.engine.models.attention import AttentionBlock
+from halfbyte.engine.models.mlp import MlpBlock
 from halfbyte.kernels.codebook import PackedCodebook
 from halfbyte.kernels.w4a16.layout import PackedW4
 from halfbyte.kernels.w8a8 import PackedW8A8
@@ -64,10 +66,13 @@ SLOW = (
 def kernels_of(engine: Engine) -> set[str]:
     """Families of all matrices of a model without experts."""
     model = engine._loop.runner.model
-    found = [model.embedding, model.head]
-    for layer in model.layers:
-        assert isinstance(layer.mlp, Mlp)
-        found += [*layer.qkv.parts, layer.o, *layer.mlp.gate_up.parts, layer.mlp.down]
+    found: list[Any] = [model.embedding, model.head]
+    for block in model.blocks:
+        if isinstance(block, AttentionBlock):
+            found += [*block.qkv.parts, block.o]
+        else:
+            assert isinstance(block, MlpBlock)
+            found += [*block.mlp.gate_up.parts, block.mlp.down]
     names = set()
     for weight in found:
         name = FAMILIES.get(type(weight.packed), "dense")

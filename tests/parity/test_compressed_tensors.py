@@ -17,7 +17,7 @@ MODELS = {
     "ct-w4a16-sym-g128-llama": WEIGHT_ONLY,
     "ct-w8a8-dyn-smoothquant-gptq-qwen2": W8A8,
 }
-CASES = ("reference-float32", "cpu_native-float32", "torch-float32", "cpu_native", "torch")
+CASES = ("reference-float32", "cpu_c-float32", "cpu_torch-float32", "cpu_c", "cpu_torch")
 CASES += ("reference-bfloat16", "reference-float16")
 
 

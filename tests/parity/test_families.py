@@ -20,8 +20,8 @@ from halfbyte import Engine, SamplingParams
 CLOSE = 1e-4
 BACKENDS: dict[str, dict[str, Any]] = {
     "reference": {"backend": "reference", "dtype": "float32"},
-    "cpu_native": {"dtype": "float32"},
-    "torch": {"native": False, "dtype": "float32"},
+    "cpu_c": {"dtype": "float32"},
+    "cpu_torch": {"backend": "cpu_torch", "dtype": "float32"},
 }
 # One token, less and more than a window, a scaling limit (64) and a KV block.
 LENGTHS = [1, 2, 15, 17, 60, 64, 65, 100]
@@ -78,7 +78,7 @@ def test_family(name: str, tmp_path: Path) -> None:
         with Engine(folder, max_batch=4, max_batch_tokens=48, **options) as engine:
             assert_logits(engine, wanted, prompts)
             # Decode steps of the slow backends are test_checkpoints.py's.
-            answers = greedy(engine, prompts) if backend == "cpu_native" else []
+            answers = greedy(engine, prompts) if backend == "cpu_c" else []
         for prompt, answer in zip(prompts, answers, strict=False):
             assert_greedy(model, prompt, answer)
 
@@ -124,7 +124,7 @@ def test_half_precision_files_mean_their_own_values(
     "options",
     [
         {"exact": True},
-        pytest.param({"exact": True, "native": False}, marks=pytest.mark.slow),
+        pytest.param({"exact": True, "backend": "cpu_torch"}, marks=pytest.mark.slow),
     ],
 )
 def test_exact_experts_do_not_see_the_batch(
@@ -159,7 +159,7 @@ def test_the_language_model_of_a_multimodal_gemma3(spelling: str, tmp_path: Path
     outer = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}
     (folder / "config.json").write_text(json.dumps(outer | {"text_config": inner}))
     prompts = prompts_of(seed)[:6]
-    with Engine(folder, native=False, dtype="float32") as engine:
+    with Engine(folder, backend="cpu_torch", dtype="float32") as engine:
         assert engine.report.warnings == ["the vision tower is left out: only text is supported"]
         assert_logits(engine, [Truth(model).logits(prompt) for prompt in prompts], prompts)
 
@@ -171,7 +171,7 @@ def test_default_mode_stays_close(tmp_path: Path) -> None:
     folder = save_model(model, tmp_path)
     prompts = prompts_of(seed)
     bfloat16 = {"backend": "reference", "dtype": "bfloat16"}
-    modes: list[dict[str, Any]] = [{}, {"native": False}, bfloat16]
+    modes: list[dict[str, Any]] = [{}, {"backend": "cpu_torch"}, bfloat16]
     for options in modes:
         with Engine(folder, **options) as engine:
             got = torch.cat([engine.logits(prompt) for prompt in prompts])

@@ -27,12 +27,12 @@ NAMES = [
 ]
 BACKENDS: dict[str, dict[str, Any]] = {
     "reference-float32": {"backend": "reference", "dtype": "float32"},
-    "cpu_native-float32": {"dtype": "float32"},
-    "torch-float32": {"native": False, "dtype": "float32"},
-    "cpu_native": {},
-    "cpu_native-exact": {"exact": True},
-    "torch": {"native": False},
-    "torch-exact": {"native": False, "exact": True},
+    "cpu_c-float32": {"dtype": "float32"},
+    "cpu_torch-float32": {"backend": "cpu_torch", "dtype": "float32"},
+    "cpu_c": {},
+    "cpu_c-exact": {"exact": True},
+    "cpu_torch": {"backend": "cpu_torch"},
+    "cpu_torch-exact": {"backend": "cpu_torch", "exact": True},
     "reference-bfloat16": {"backend": "reference", "dtype": "bfloat16"},
     "reference-float16": {"backend": "reference", "dtype": "float16"},
 }

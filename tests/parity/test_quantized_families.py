@@ -142,7 +142,7 @@ def compare(model: Any, folder: Path, warnings: list[str], seed: int) -> None:
     rng = random.Random(seed)
     texts = [[rng.randrange(256) for _ in range(length)] for length in (1, 20, 40)]
     wanted = [Truth(model).logits(ids) for ids in texts]
-    for backend in ("reference", "cpu_native"):
+    for backend in ("reference", "cpu_c"):
         with Engine(folder, backend=backend, dtype="float32") as engine:
             assert engine.report.warnings == warnings
             for ids, want in zip(texts, wanted, strict=True):

@@ -8,27 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from smollm2_answers import GREEDY_TOKENS, PROMPTS, Answer, ask_transformers, read
 from torch import Tensor
 
 from halfbyte import Engine, SamplingParams
 
 pytestmark = pytest.mark.model
 
-PROMPTS = [
-    "The capital of France is Paris, a city known for its art, fashion and food. The river Seine",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
-    "Once upon a time there was a little girl who lived in a village near the forest. Whenever",
-    "Q: What is 17 * 23?\nA: Let's compute step by step. 17 * 20 = 340, 17 * 3 = 51, so",
-    "<|im_start|>user\nName three primary colours.<|im_end|>\n<|im_start|>assistant\n",
-    "In 1969, Neil Armstrong became the first person to walk on the Moon. " * 8,
-]
-GREEDY_TOKENS = 64
 # Weights and inputs of long products in bfloat16, or weights with bfloat16 scales.
-DEFAULT: dict[str, dict[str, Any]] = {"cpu_native": {}, "torch": {"native": False}}
+DEFAULT: dict[str, dict[str, Any]] = {"cpu_c": {}, "cpu_torch": {"backend": "cpu_torch"}}
 # Float32 from the exact codes: sums in another order, through 30 layers.
 FLOAT32: dict[str, dict[str, Any]] = {
-    "cpu_native": {"dtype": "float32"},
-    "torch": {"native": False, "dtype": "float32"},
+    "cpu_c": {"dtype": "float32"},
+    "cpu_torch": {"backend": "cpu_torch", "dtype": "float32"},
     "reference": {"backend": "reference", "dtype": "float32"},
 }
 
@@ -36,67 +28,24 @@ FLOAT32: dict[str, dict[str, Any]] = {
 def modes(all_of_them: dict[str, Any]) -> list[Any]:
     """The C kernels always; the slow backends, which tiny models test too, in the long run."""
     return [
-        name if name == "cpu_native" else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "cpu_c" else pytest.param(name, marks=pytest.mark.slow)
         for name in all_of_them
     ]
 
 
-@dataclass
-class Answer:
-    """What transformers says to one prompt.
-
-    Attributes:
-        prompt: its token ids.
-        continuation: 64 greedy tokens.
-        logits: float32 [prompt + 64 - 1, V] over both.
-    """
-
-    prompt: list[int]
-    continuation: list[int]
-    logits: Tensor
-
-    @property
-    def text(self) -> list[int]:
-        return self.prompt + self.continuation[:-1]
-
-    def gap(self, step: int) -> float:
-        """By how much the best token leads at one step of the continuation."""
-        best = self.logits[len(self.prompt) - 1 + step].topk(2).values
-        return float(best[0] - best[1])
-
-
 @pytest.fixture(scope="module")
-def answers(smollm2: Path) -> list[Answer]:
-    from transformers import AutoModelForCausalLM
+def whole_answers(smollm2: Path) -> list[Answer]:
+    """With the logits of the whole vocabulary, which transformers computes now: a minute."""
+    prompts = [answer.prompt for answer in read()]
+    return [
+        Answer.of(prompt, more, logits, torch.arange(logits.shape[1]))
+        for prompt, (more, logits) in zip(prompts, ask_transformers(smollm2, prompts), strict=True)
+    ]
 
-    file = smollm2 if smollm2.is_file() else next(smollm2.glob("*.gguf"))
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32
-    ).eval()
-    with Engine(smollm2) as engine:
-        prompts = [engine.tokenizer.encode(text) for text in PROMPTS]
-    # One batch, padded on the left; only the tokens are taken from it.
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    with torch.no_grad():
-        whole = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=GREEDY_TOKENS,
-            min_new_tokens=GREEDY_TOKENS,
-            eos_token_id=None,
-            do_sample=False,
-            repetition_penalty=1.0,
-            pad_token_id=0,
-        )
-        continuations = whole[:, width:].tolist()
-        out = []
-        for prompt, more in zip(prompts, continuations, strict=True):
-            logits = model(torch.tensor([prompt + more[:-1]])).logits[0]
-            assert logits[len(prompt) - 1 :].argmax(-1).tolist() == more
-            out.append(Answer(prompt, more, logits))
-    return out
+
+@pytest.fixture(scope="module", params=["file", pytest.param("whole", marks=pytest.mark.slow)])
+def answers(request: pytest.FixtureRequest) -> list[Answer]:
+    return read() if request.param == "file" else request.getfixturevalue("whole_answers")
 
 
 @dataclass
@@ -107,14 +56,23 @@ class Difference:
     largest: float
 
 
-def difference(got: Tensor, want: Tensor) -> Difference:
-    """Of whole logit matrices, in float64."""
-    a, b = got.double(), want.double()
+def difference(got: list[Tensor], answers: list[Answer]) -> Difference:
+    """Of float32 logits [T, V] of some answers' beginnings, in float64.
+
+    Errors are relative over the answers' columns; the largest one is looked for among the best
+    tokens too.
+    """
+    rows = [(g, answer, len(g)) for g, answer in zip(got, answers, strict=True)]
+    a = torch.cat([g[:, answer.columns] for g, answer, _ in rows]).double()
+    b = torch.cat([answer.logits[:n] for _, answer, n in rows]).double()
+    top = torch.cat([g.gather(1, answer.best[:n]) for g, answer, n in rows]).double()
+    best = torch.cat([answer.best_logits[:n] for _, answer, n in rows]).double()
+    choices = torch.cat([g.argmax(-1) == answer.best[:n, 0] for g, answer, n in rows])
     out = Difference(
         relative=float((a - b).norm() / b.norm()),
         cosine=float((a * b).sum() / (a.norm() * b.norm())),
-        agreement=float((a.argmax(-1) == b.argmax(-1)).double().mean()),
-        largest=float((a - b).abs().max()),
+        agreement=float(choices.double().mean()),
+        largest=max(float((a - b).abs().max()), float((top - best).abs().max())),
     )
     print(out)
     return out
@@ -151,19 +109,19 @@ def assert_same_choices(got: Tensor, answer: Answer, error: float) -> None:
 def test_default_mode_is_close(smollm2: Path, answers: list[Answer], mode: str) -> None:
     with Engine(smollm2, **DEFAULT[mode]) as engine:
         got = [engine.logits(answer.text) for answer in answers]
-        whole = difference(torch.cat(got), torch.cat([a.logits for a in answers]))
+        whole = difference(got, answers)
         assert whole.relative < 0.02 and whole.cosine > 0.999 and whole.agreement > 0.97
         for mine, answer in zip(got, answers, strict=True):
-            apart = difference(mine, answer.logits)
+            apart = difference([mine], [answer])
             assert apart.relative < 0.02 and apart.cosine > 0.999
             assert_same_choices(mine, answer, whole.largest)
             # Short steps, which read the codes directly, have their own arithmetic. In torch's
             # kernels that is bfloat16 scales: 2.4 % over the first tokens of a text.
-            short = difference(engine.logits(answer.prompt[:12]), answer.logits[:12])
-            limit = 0.001 if mode == "cpu_native" else 0.03
+            short = difference([engine.logits(answer.prompt[:12])], [answer])
+            limit = 0.001 if mode == "cpu_c" else 0.03
             assert short.relative < limit and short.cosine > 0.999
         # The larger the error, the sooner a close call ends the comparison of a text.
-        few, least = (answers, 4 * GREEDY_TOKENS) if mode == "cpu_native" else (answers[:3], 16)
+        few, least = (answers, 4 * GREEDY_TOKENS) if mode == "cpu_c" else (answers[:3], 16)
         assert assert_greedy(engine, few, whole.largest) >= least
 
 
@@ -172,12 +130,27 @@ def test_float32_is_the_same_model(smollm2: Path, answers: list[Answer], mode: s
     with Engine(smollm2, **FLOAT32[mode]) as engine:
         for answer in answers:
             got = engine.logits(answer.text)
-            apart = difference(got, answer.logits)
+            apart = difference([got], [answer])
             assert apart.largest <= 1e-3 and apart.relative <= 1e-4
             assert_same_choices(got, answer, 2e-3)
-        if mode == "cpu_native":  # a token takes the others half a second
+        if mode == "cpu_c":  # a token takes the others half a second
             whole = len(answers) * GREEDY_TOKENS
             assert assert_greedy(engine, answers, 2e-3) > 0.9 * whole
+
+
+def test_the_prompts_of_the_file(smollm2: Path) -> None:
+    with Engine(smollm2) as engine:
+        assert [engine.tokenizer.encode(text) for text in PROMPTS] == [a.prompt for a in read()]
+
+
+@pytest.mark.slow
+def test_the_file_is_what_transformers_says(whole_answers: list[Answer]) -> None:
+    for now, then in zip(whole_answers, read(), strict=True):
+        assert now.continuation == then.continuation
+        assert torch.equal(now.best[:, 0], then.best[:, 0])
+        # The same sums, in the order of another processor or release.
+        assert torch.allclose(now.logits[:, then.columns], then.logits, rtol=0, atol=1e-3)
+        assert torch.allclose(now.best_logits, then.best_logits, rtol=0, atol=1e-3)
 
 
 def test_the_chat_model_answers(smollm2: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from server_support import LiveServer, Site
+from server_support import LiveServer, Site, client_of
 
 from halfbyte.engine.serve.async_engine import StepEngine
 from halfbyte.server.connections import ConnectionLimits
@@ -28,12 +28,8 @@ def engine() -> FakeEngine:
 @pytest.fixture
 async def http(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the app, without a socket."""
-    site = Site(engine)
-    await site.service.start()
-    transport = httpx.ASGITransport(app=site.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async for client in client_of(Site(engine)):
         yield client
-    await site.service.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from halfbyte.engine.config import EngineConfig
@@ -25,6 +25,7 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
+from halfbyte.engine.run.stats import EngineStats
 from halfbyte.engine.text.token_bound import TokenLimit
 from halfbyte.errors import EngineDeadError, RequestError, TemplateError
 
@@ -65,15 +66,6 @@ class FakeTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
 
-    def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **kwargs: Any,
-    ) -> str:
-        return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
-
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -97,22 +89,6 @@ class FakeTokenizer:
         if limit is not None:
             limit.check(len(ids))
         return ids
-
-
-@dataclass
-class FakeStats:
-    """Same fields as the engine's statistics."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_blocks_used: int = 0
-    kv_blocks_total: int = 100
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    steps: int = 0
-    finished: dict[str, int] = field(default_factory=dict)
 
 
 class _Text:
@@ -199,7 +175,7 @@ class FakeEngine:
         self.closed = False
         self.max_running = 0
         self.threads: set[int] = set()
-        self._stats = FakeStats()
+        self._stats = EngineStats(kv_blocks_total=100)
         self._ids = itertools.count()
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
@@ -256,7 +232,7 @@ class FakeEngine:
         if self.failures:
             return self._fail(self.failures.pop(0))
         time.sleep(self.step_s)
-        self._stats.steps += 1
+        self.count(steps=self._stats.steps + 1)
         out = [self._end(r, FinishReason.CANCELLED, ()) for r in self._cancelled]
         self._cancelled.clear()
         while self._waiting and len(self._running) < self.config.max_batch:
@@ -285,7 +261,7 @@ class FakeEngine:
     def _advance(self, request: _Request) -> Delta:
         params = request.params
         token = request.next_token()
-        self._stats.generation_tokens += 1
+        self.count(generation_tokens=self._stats.generation_tokens + 1)
         ends = (token == EOS and not params.ignore_eos) or token in params.stop_token_ids
         text = "" if ends else request.text.feed(self.tokenizer.token_bytes(token))
         if ends or request.text.stopped is not None:
@@ -320,11 +296,13 @@ class FakeEngine:
         )
         return Delta(request.name, text, tokens, completion)
 
-    def stats(self) -> FakeStats:
-        now = FakeStats(**{k: getattr(self._stats, k) for k in FakeStats.__dataclass_fields__})
-        now.running, now.waiting = len(self._running), len(self._waiting)
-        now.kv_blocks_used = len(self._running)
-        return now
+    def count(self, **counts: int) -> None:
+        """Set counters."""
+        self._stats = replace(self._stats, **counts)
+
+    def stats(self) -> EngineStats:
+        held = len(self._running)
+        return replace(self._stats, running=held, waiting=len(self._waiting), kv_blocks_used=held)
 
     def close(self) -> None:
         self.closed = True

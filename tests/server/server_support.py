@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import uvicorn
 
 from halfbyte.engine.serve.async_engine import AsyncEngine, StepEngine
@@ -33,6 +34,15 @@ class Site:
         self.client = AsyncEngine(self.engine)
         self.service = OpenAIService(self.client, self.config)
         self.app = create_app(self.service, **self.app_options)
+
+
+async def client_of(site: Site) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the app, without a socket."""
+    await site.service.start()
+    transport = httpx.ASGITransport(app=site.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+    await site.service.close()
 
 
 class LiveServer:

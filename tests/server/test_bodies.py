@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from fake_engine import FakeStats
 
+from halfbyte.engine.run.stats import EngineStats
 from halfbyte.server.bodies import Bodies, BodyLimits, ClientGone
 from halfbyte.server.errors import ApiError
 from halfbyte.server.metrics import Metrics
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 def bodies(**limits: Any) -> Bodies:
-    return Bodies(BodyLimits(**limits), Metrics("m", FakeStats))
+    return Bodies(BodyLimits(**limits), Metrics("m", EngineStats))
 
 
 class Sender:

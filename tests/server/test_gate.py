@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from server_support import Site
+from server_support import Site, client_of
 
 from halfbyte.errors import ConfigError, EngineDeadError
 from halfbyte.server.bodies import BodyLimits
@@ -20,14 +20,6 @@ from halfbyte.server.tenant import Keyring
 pytestmark = pytest.mark.anyio
 
 BODY = {"prompt": "a tell-tale prompt", "max_tokens": 3}
-
-
-async def client_of(site: Site) -> AsyncIterator[httpx.AsyncClient]:
-    await site.service.start()
-    transport = httpx.ASGITransport(app=site.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
-    await site.service.close()
 
 
 @pytest.fixture

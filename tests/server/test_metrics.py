@@ -113,9 +113,9 @@ def test_two_servers_do_not_share_numbers() -> None:
 def test_preemptions_and_token_times() -> None:
     engine = FakeEngine()
     metrics = Metrics("m", engine.stats)
-    engine._stats.preemptions = 4
+    engine.count(preemptions=4)
     assert b'num_preemptions_total{model_name="m"} 4.0' in metrics.render()
-    engine._stats.preemptions = 5
+    engine.count(preemptions=5)
     assert b'num_preemptions_total{model_name="m"} 5.0' in metrics.render()
     stream = RequestStream("r", 7, lambda _: None)
     start = stream.submitted_at

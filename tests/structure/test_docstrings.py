@@ -94,7 +94,10 @@ def _errors() -> set[str]:
 
 
 def without_field(source: Source) -> Iterator[str]:
-    """Public fields of public dataclasses that the class does not name."""
+    """Public fields of public dataclasses that the class does not name.
+
+    The help of a command's option says what it is.
+    """
     for item in definitions(source):
         node = item.node
         if not item.public or not isinstance(node, ast.ClassDef):
@@ -106,7 +109,8 @@ def without_field(source: Source) -> Iterator[str]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 name = field.target.id
                 own = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                said = own or re.search(rf"\b{name}\b", _doc(node))
+                helped = "help=" in ast.unparse(field.annotation)
+                said = own or helped or re.search(rf"\b{name}\b", _doc(node))
                 if not name.startswith("_") and not said:
                     yield f"{item.where}.{name}"
 

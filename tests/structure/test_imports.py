@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 from source_tree import FOLDERS, Source, module_name, sources
@@ -18,11 +19,11 @@ from source_tree import FOLDERS, Source, module_name, sources
 ALLOWED = {
     "kernels": {"errors"},
     "loaders": {"errors", "kernels.formats"},
-    "engine": {"errors", "kernels", "loaders"},
+    "engine": {"choices", "errors", "kernels", "loaders"},
     "server": {"errors", "engine", "loaders", "__version__"},
     "bench": {"errors", "engine", "kernels", "loaders", "__version__"},
     "quantize": {"errors", "engine", "kernels", "loaders"},
-    "cli": {*FOLDERS, "errors", "__version__"},
+    "cli": {*FOLDERS, "choices", "errors", "__version__"},
     "halfbyte": {*FOLDERS, "errors", "__version__"},
 }
 _TYPING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
@@ -142,6 +143,58 @@ def test_formats_import_errors_only():
     assert {
         t for t in targets if not t.startswith(("halfbyte.kernels.formats.", "halfbyte.errors."))
     } == set()
+
+
+def eager_arrows(tree: Iterable[Source]) -> dict[str, set[str]]:
+    """Module -> modules of ours that importing it imports, apart from the packages around them."""
+    known = {source.module for source in tree}
+    graph: dict[str, set[str]] = {}
+    for source in tree:
+        graph[source.module] = set()
+        for arrow in arrows(source):
+            target = arrow.target if arrow.target in known else arrow.target.rpartition(".")[0]
+            if not arrow.lazy and target in known - {source.module}:
+                graph[source.module].add(target)
+    return graph
+
+
+def cycle(graph: dict[str, set[str]]) -> tuple[str, ...]:
+    """Nodes in a circle of arrows; empty when there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return tuple(error.args[1])
+    return ()
+
+
+def test_modules_import_no_circles():
+    assert cycle(eager_arrows(sources())) == ()
+
+
+def test_rooms_of_the_loaders_import_no_circles():
+    """A room is a folder; the files beside the rooms hold what all of them share."""
+    home = {source.module: source.path.rpartition("/")[0] for source in sources()}
+    rooms: dict[str, set[str]] = {r: set() for r in home.values() if r.startswith("loaders/")}
+    for module, targets in eager_arrows(sources()).items():
+        if home[module] in rooms:
+            rooms[home[module]] |= {home[t] for t in targets} & (rooms.keys() - {home[module]})
+    assert cycle(rooms) == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "circle"),
+    [
+        ("from .b import B", "from .a import A", True),
+        ("from . import b", "import halfbyte.loaders.a", True),
+        ("from .b import B", "def f():\n    from .a import A", False),
+        ("from .b import B", "if TYPE_CHECKING:\n    from .a import A", False),
+        ("from .b import B", "from .base import A", False),
+    ],
+)
+def test_circles_are_found(first: str, second: str, circle: bool) -> None:
+    texts = {"loaders/a.py": first, "loaders/b.py": second}
+    tree = [Source(path, ast.parse(text)) for path, text in texts.items()]
+    assert set(cycle(eager_arrows(tree))) == ({s.module for s in tree} if circle else set())
 
 
 def test_errors_import_nothing():

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 
 from ...model.report import LoadReport
-from ..quantized import QuantizationConfig, unsupported
-from .base import Method, QuantizedModule, Read
+from .base import FolderTensors, Method, QuantizedModule, Read
+from .detect import QuantizationConfig, unsupported
 
-__all__ = ["Method", "QuantizedModule", "Read", "open_method"]
+__all__ = ["METHODS", "FolderTensors", "Method", "QuantizedModule", "Read", "open_method"]
 
-# quant_method -> module beside this file that offers ``open_method(where, config, report)``.
-_METHODS: dict[str, str] = {
-    "auto-round": "auto_round",
-    "awq": "awq",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed_tensors",
-    "fp8": "fp8",
-    "gptq": "gptq",
-    "hqq": "hqq",
-    "modelopt": "modelopt",
-    "quark": "quark",
-    "torchao": "torchao",
+METHODS: dict[str, str] = {
+    "auto-round": "auto_round:open_auto_round",
+    "awq": "awq:open_awq",
+    "bitsandbytes": "bitsandbytes:BitsAndBytes",
+    "compressed-tensors": "compressed_tensors:CompressedTensors",
+    "fp8": "fp8:open_fp8",
+    "gptq": "gptq:open_gptq",
+    "hqq": "hqq:HQQ",
+    "modelopt": "modelopt:open_modelopt",
+    "quark": "quark:open_quark",
+    "torchao": "torchao:TorchAO",
 }
+"""``quant_method`` of a config -> module beside this file and what in it makes the method.
+
+That takes (file and key for messages, config, report); it is imported when a folder wants it,
+since most of the modules import torch.
+"""
 
 
 def open_method(found: QuantizationConfig, report: LoadReport) -> Method:
@@ -30,8 +34,9 @@ def open_method(found: QuantizationConfig, report: LoadReport) -> Method:
 
     Raises UnsupportedModelError, naming it, for a method that is not implemented.
     """
-    if found.method not in _METHODS:
-        raise unsupported(found.place, found.method, tuple(_METHODS))
-    module = import_module(f".{_METHODS[found.method]}", __name__)
-    method: Method = module.open_method(found.place, found.values, report)
+    if found.method not in METHODS:
+        raise unsupported(found.place, found.method, tuple(METHODS))
+    method: Method = resolve_name(f"{__name__}.{METHODS[found.method]}")(
+        found.place, found.values, report
+    )
     return method

@@ -11,14 +11,14 @@ from .gptq import GPTQ
 from .gptq_config import read_auto_round_config
 
 
-def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> GPTQ | AWQ:
+def open_auto_round(place: str, config: Mapping[str, Any], report: LoadReport) -> GPTQ | AWQ:
     """The method of ``quant_method: auto-round``.
 
     Raises:
         CheckpointError: the config is malformed.
         UnsupportedModelError: a packing or setting that is not implemented.
     """
-    settings = read_auto_round_config(where, config)
+    settings = read_auto_round_config(place, config)
     if settings is not None:
         return GPTQ(settings, report)
-    return AWQ(read_awq_config(where, config, packing="gemm"), report)
+    return AWQ(read_awq_config(place, config, packing="gemm"), report)

@@ -21,7 +21,7 @@ from ...files.fields import Fields, shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
 from . import checks, words
-from .base import QuantizedModule, Read
+from .base import FolderTensors, Method, QuantizedModule, Read
 from .overrides import Dynamic, ExtraConfig, Overrides, Said, read_said, refuse_settings
 
 if TYPE_CHECKING:
@@ -127,67 +127,74 @@ def _read_packing(config: Fields) -> Packing:
     return "gemm"
 
 
-class AWQ:
-    """See :class:`~.base.Method`."""
+class AWQ(Method):
+    """A folder quantized by AWQ; weights are [N, K], of 4 bits or refused."""
 
     name = "awq"
 
     def __init__(self, config: AWQConfig, report: LoadReport) -> None:
+        super().__init__(config.where, report)
         self._config = config
-        self._where = config.where
-        self._report = report
+        self._parts: dict[str, dict[str, StoredTensor]] = {}
         self._plans: dict[str, tuple[Packing, int]] = {}
 
-    def modules(
-        self,
-        stored: Mapping[str, StoredTensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        read: Read,
-    ) -> list[QuantizedModule]:
-        """See :class:`~.base.Method`; weights are [N, K], of 4 bits or refused."""
+    def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
+        """See :class:`~.base.Method`."""
         required, optional = ("qweight", "scales"), ("qzeros", "scaled_zeros")
-        found = checks.gather(self._where, stored, shapes, required, optional)
-        biases = checks.zero_biases(stored, shapes, found, read)
-        modules = []
-        for module, parts in found.items():
-            n, k = shapes[f"{module}.weight"]
-            said = self._config.overrides.apply(module, self._config.default)
-            if said.quantized and said.bits != 4:
-                raise UnsupportedModelError(
-                    f"{self._where}: {module} has {said.bits} bits; AWQ is supported with 4"
-                )
-            if not said.quantized or any(name in module for name in self._config.skipped):
-                self._report.warn(
-                    f"{module} is quantized although the config says not; the tensors are followed"
-                )
-            zeros = self._zeros_of(module, parts, said)
-            packing, group = self._packing(module, parts, zeros, (n, k), said.group)
-            self._plans[module] = packing, -1 if group == k else group
-            if module in biases:
-                parts = {**parts, "bias": biases[module]}
-                self._report.decide(f"{biases[module].name} is zero and not in the model: dropped")
-            label = f"AWQ {packing} 4-bit {'per channel' if group == k else f'g{group}'}"
-            label += " sym" if zeros is None else " asym"
-            if zeros is None:
-                zero: ZeroKind = "none"
-            else:
-                zero = "float" if packing == "gemv_fast" else "int"
-            form = WeightFormat(4, -1 if group == k else group, zero)
-            decided = (f"packing {packing}",)
-            modules.append(QuantizedModule(module, (n, k), label, parts, form, decided))
-        if not modules:
-            self._report.warn(f"{self._where} names a method but no tensor is quantized")
-        return modules
+        self._parts = checks.gather(self._place, tensors, required, optional)
+        found = super().modules(tensors)
+        if not found:
+            self._report.warn(f"{self._place} names a method but no tensor is quantized")
+        return found
+
+    def _module(
+        self, module: str, shape: tuple[int, int], tensors: FolderTensors
+    ) -> QuantizedModule | None:
+        parts, k = self._parts.get(module), shape[1]
+        if parts is None:
+            return None
+        said = self._config.overrides.apply(module, self._config.default)
+        if said.quantized and said.bits != 4:
+            raise UnsupportedModelError(
+                f"{self._place}: {module} has {said.bits} bits; AWQ is supported with 4"
+            )
+        if not said.quantized or any(name in module for name in self._config.skipped):
+            self._report.warn(
+                f"{module} is quantized although the config says not; the tensors are followed"
+            )
+        zeros = self._zeros_of(module, parts, said)
+        packing, group = self._packing(module, parts, zeros, shape, said.group)
+        self._plans[module] = packing, -1 if group == k else group
+        if "bias" in parts:
+            self._report.decide(f"{parts['bias'].name} is zero and not in the model: dropped")
+        label = f"AWQ {packing} 4-bit {'per channel' if group == k else f'g{group}'}"
+        label += " sym" if zeros is None else " asym"
+        if zeros is None:
+            zero: ZeroKind = "none"
+        else:
+            zero = "float" if packing == "gemv_fast" else "int"
+        form = WeightFormat(4, -1 if group == k else group, zero)
+        dtype = parts["scales"].dtype
+        return QuantizedModule(
+            module,
+            shape,
+            label,
+            parts,
+            form,
+            (f"packing {packing}",),
+            dtype,
+            half=dtype != "F32",
+        )
 
     def _zeros_of(
         self, module: str, parts: Mapping[str, StoredTensor], said: Said
     ) -> StoredTensor | None:
         zeros = parts.get("qzeros") or parts.get("scaled_zeros")
         if "qzeros" in parts and "scaled_zeros" in parts:
-            raise CheckpointError(f"{self._where}: {module} has both qzeros and scaled_zeros")
+            raise CheckpointError(f"{self._place}: {module} has both qzeros and scaled_zeros")
         if zeros is None and not said.sym:
             raise CheckpointError(
-                f"{self._where}: {module} has no qzeros; expected them unless zero_point is false",
+                f"{self._place}: {module} has no qzeros; expected them unless zero_point is false",
                 hint="the download is incomplete, or the config belongs to another model",
             )
         return zeros
@@ -201,7 +208,7 @@ class AWQ:
         said_group: int | None,
     ) -> tuple[Packing, int]:
         """Packing and group size of a module, from its tensors' shapes and the config."""
-        (n, k), where, label = shape, self._where, self._config.packing
+        (n, k), where, label = shape, self._place, self._config.packing
         qweight, scales = parts["qweight"], parts["scales"]
         checks.check_dtype(where, qweight, ("I32", "I16"))
         checks.check_dtype(where, scales, checks.FLOATS)
@@ -245,7 +252,7 @@ class AWQ:
         parts, k = module.parts, module.shape[1]
         groups = 1 if group == -1 else k // group
         qweight = read(parts["qweight"])
-        stored = checks.finite(self._where, parts["scales"].name, read(parts["scales"]))
+        stored = checks.finite(self._place, parts["scales"].name, read(parts["scales"]))
         zeros: Tensor | None = None
         name = "qzeros" if "qzeros" in parts else "scaled_zeros"
         if packing == "gemm":
@@ -262,7 +269,7 @@ class AWQ:
             codes = words.fast_to_stream(qweight)
             scales = words.turned(stored[:groups])
             if name in parts:
-                offsets = checks.finite(self._where, parts[name].name, read(parts[name]))
+                offsets = checks.finite(self._place, parts[name].name, read(parts[name]))
                 zeros = words.turned(offsets[:groups])
         if zeros is None or (packing != "gemv_fast" and bool((zeros == 8).all())):
             kind, zeros = "none", None
@@ -296,6 +303,6 @@ def _expectation(packing: str, shapes: tuple[Any, ...] | None) -> str:
     return f"{dtype} {list(qweight)}, {list(scales)}, {list(zeros) if zeros else None} ({packing})"
 
 
-def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> AWQ:
+def open_awq(place: str, config: Mapping[str, Any], report: LoadReport) -> AWQ:
     """The method of ``quant_method: awq``; see :func:`read_awq_config`."""
-    return AWQ(read_awq_config(where, config), report)
+    return AWQ(read_awq_config(place, config), report)

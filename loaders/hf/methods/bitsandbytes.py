@@ -19,7 +19,7 @@ from ...files.fields import Fields, shown
 from ...files.safetensors_index import StoredTensor
 from ...model.quantizing import DENSE_FORMATS, is_decoder_linear
 from ...model.report import LoadReport
-from .base import QuantizedModule, Read
+from .base import FolderTensors, Method, QuantizedModule, Read
 from .bnb_state import KINDS, STORAGE, State4, load_4bit, read_state
 from .checks import expect, finite, missing
 
@@ -33,21 +33,13 @@ _ROWS = WeightFormat(8, -1)
 _BLOCK = 64  # of weights quantized at load, the tool's default
 
 
-def open_method(place: str, config: Mapping[str, Any], report: LoadReport) -> BitsAndBytes:
-    """The method for one folder. Raises CheckpointError for values that make no sense."""
-    return BitsAndBytes(place, config, report)
-
-
-class BitsAndBytes:
+class BitsAndBytes(Method):
     """One folder quantized by bitsandbytes, or to be quantized the way its config asks for.
 
     Args:
         place: file and key of the config, for messages.
         config: what stands there.
         report: gets the decisions.
-
-    Attributes:
-        name: ``bitsandbytes``.
 
     Raises:
         CheckpointError: a value of the config is of the wrong type, or 4 and 8 bits are both
@@ -58,7 +50,7 @@ class BitsAndBytes:
 
     def __init__(self, place: str, config: Mapping[str, Any], report: LoadReport) -> None:
         fields = Fields(place, config, "quantization_config.")
-        self._place, self._where, self._report = place, place.partition(": ")[0], report
+        super().__init__(place, report)
         self._config = config
         self._four = bool(fields.flag("load_in_4bit", None) or fields.flag("_load_in_4bit", False))
         eight = fields.flag("load_in_8bit", None) or fields.flag("_load_in_8bit", False)
@@ -71,6 +63,7 @@ class BitsAndBytes:
             raise CheckpointError(f"{place}: load_in_4bit and load_in_8bit are both true")
         self._states: dict[str, State4] = {}
         self._at_load: set[str] = set()
+        self._parts: dict[str, dict[str, StoredTensor]] = {}
 
     @staticmethod
     def _skipped(value: object, fields: Fields) -> list[str]:
@@ -80,38 +73,31 @@ class BitsAndBytes:
             raise fields.error("llm_int8_skip_modules", value, "a list of module names")
         return value
 
-    def modules(
-        self,
-        stored: Mapping[str, StoredTensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        read: Read,
-    ) -> list[QuantizedModule]:
-        """The quantized modules among the stored tensors; all of their headers are checked.
+    def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
+        """See :class:`~.base.Method`; a layout of int8 that was given up years ago is refused.
 
-        Raises:
-            CheckpointError: tensors are missing, of the wrong shape or dtype.
-            UnsupportedModelError: a layout of int8 that was given up years ago, or a plain
-                folder whose config asks for a kind of quantization that is not known here.
+        So is a plain folder whose config asks for a kind of quantization that is not known here.
         """
-        parts = _parts(stored)
-        found: list[QuantizedModule] = []
-        for name, shape in shapes.items():
-            module = name.removesuffix(".weight")
-            own = parts.get(module, {})
-            if name not in stored and not own:
-                continue
-            if not name.endswith(".weight") or len(shape) != 2:
-                continue
-            size = shape[0], shape[1]
-            if own.keys() & {"SCB", "weight_format"} or _is(stored, name, "I8"):
-                found.append(self._int8(module, stored, own, size, read))
-            elif own or not _is(stored, name, *DENSE_FORMATS, "F64"):
-                whole = own | ({"weight": stored[name]} if name in stored else {})
-                found.append(self._four_bits(module, whole, size, read))
+        self._parts = _parts(tensors.stored)
+        found = super().modules(tensors)
         if found:
             self._compare(found)
             return found
-        return self._quantize_at_load(stored, shapes)
+        return self._quantize_at_load(tensors)
+
+    def _module(
+        self, module: str, shape: tuple[int, int], tensors: FolderTensors
+    ) -> QuantizedModule | None:
+        name, stored = f"{module}.weight", tensors.stored
+        own = self._parts.get(module, {})
+        if name not in stored and not own:
+            return None
+        if own.keys() & {"SCB", "weight_format"} or _is(stored, name, "I8"):
+            return self._int8(module, stored, own, shape, tensors.read)
+        if own or not _is(stored, name, *DENSE_FORMATS, "F64"):
+            whole = own | ({"weight": stored[name]} if name in stored else {})
+            return self._four_bits(module, whole, shape, tensors.read)
+        return None
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The matrix [N, K]: codes, or dense where 4-bit blocks cross rows.
@@ -146,7 +132,8 @@ class BitsAndBytes:
         if not state.dense:
             table = read(parts["weight.quant_map"]).tolist()
             form = replace(state.form, table=tuple(table))
-        return QuantizedModule(module, shape, label, parts, form)
+        dtype = state.held_as
+        return QuantizedModule(module, shape, label, parts, form, dtype=dtype, half=state.half)
 
     def _int8(
         self,
@@ -173,7 +160,8 @@ class BitsAndBytes:
                     f"({_FORMATS.get(value, 'unknown')}); supported is 0 (row)",
                     hint="load and save the model with a current bitsandbytes, which keeps rows",
                 )
-        return QuantizedModule(module, shape, _INT8, {"weight": codes, **own}, _ROWS)
+        parts = {"weight": codes, **own}
+        return QuantizedModule(module, shape, _INT8, parts, _ROWS, dtype="F32", half=False)
 
     def _load_int8(self, module: QuantizedModule, read: Read) -> Weight:
         """``w = SCB[n] / 127 * code``, one group for each row."""
@@ -224,9 +212,7 @@ class BitsAndBytes:
             "tensors are followed"
         )
 
-    def _quantize_at_load(
-        self, stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]]
-    ) -> list[QuantizedModule]:
+    def _quantize_at_load(self, tensors: FolderTensors) -> list[QuantizedModule]:
         """Modules to quantize, for a folder whose weights are all dense."""
         if not (self._four or self._eight):
             self._report.decide("the bitsandbytes config asks for nothing: weights stay dense")
@@ -248,21 +234,19 @@ class BitsAndBytes:
         form = _ROWS
         if self._four:
             form = WeightFormat(4, _BLOCK, "table", NF4 if self._kind == "nf4" else FP4)
-        found = [
-            QuantizedModule(
-                module,
-                (shape[0], shape[1]),
-                label,
-                {"weight": stored[name]},
-                form,
-            )
-            for name, shape in shapes.items()
-            if name in stored and is_decoder_linear(name, shape)
-            for module in [name.removesuffix(".weight")]
-            if stored[name].dtype in DENSE_FORMATS and not self._skips(module)
-        ]
-        for module in found:
-            expect(self._where, module.parts["weight"], DENSE_FORMATS, module.shape)
+        found = []
+        for module, shape in tensors.matrices():
+            name = f"{module}.weight"
+            stored = tensors.stored.get(name)
+            if stored is None or stored.dtype not in DENSE_FORMATS or self._skips(module):
+                continue
+            if is_decoder_linear(name, shape):
+                expect(self._where, stored, DENSE_FORMATS, shape)
+                half = self._four and stored.dtype != "F32"
+                parts = {"weight": stored}
+                found.append(
+                    QuantizedModule(module, shape, label, parts, form, dtype="F32", half=half)
+                )
         self._at_load = {module.module for module in found}
         how = f"in blocks of {_BLOCK}, scales in float32" if self._four else "a scale for each row"
         self._report.decide(

@@ -82,6 +82,17 @@ class State4:
         return self.group % LEAST_GROUP != 0
 
     @property
+    def held_as(self) -> str:
+        """``F32``, ``F16`` or ``BF16``: of the scales as loaded, or of the dense weights."""
+        names = {name: short for short, name in STORAGE.items()}
+        return names[self.dtype] if self.dense else "F32"
+
+    @property
+    def half(self) -> bool:
+        """Whether float16 holds the scales: largest weights of 16 bits, not sums of products."""
+        return self.dtype != "float32" and not self.nested_blocksize
+
+    @property
     def form(self) -> WeightFormat:
         """Canonical format, the table left out, where the weights are not dense."""
         rounds: Rounded = "" if self.dtype == "float32" else self.dtype

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError
 
 from ...files.safetensors_index import StoredTensor
-from .base import Read
+from .base import FolderTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,24 +19,26 @@ _OTHER_MODEL = "the config and the weights belong to different models, or the fi
 
 def gather(
     where: str,
-    stored: Mapping[str, StoredTensor],
-    shapes: Mapping[str, tuple[int, ...]],
+    tensors: FolderTensors,
     required: Iterable[str],
     optional: Iterable[str] = (),
 ) -> dict[str, dict[str, StoredTensor]]:
     """Module -> its parts by suffix, for every module with a matrix that has one of them.
 
+    A part ``bias`` is one that the model does not have and that is zero throughout, as AutoGPTQ
+    writes them. Any other bias that the model does not have is left to the comparison of stored
+    and expected tensors, which refuses it.
+
     Args:
         where: folder or file, for messages.
-        stored: name -> header of everything in the files.
-        shapes: ``P.weight`` -> shape that the config implies.
+        tensors: what is stored, and what the config implies.
         required: suffixes that a quantized module must have; the first one marks it.
         optional: suffixes that it may have.
 
     Raises:
         CheckpointError: a part is missing, or the module has a plain weight, too.
     """
-    required = tuple(required)
+    required, stored, shapes = tuple(required), tensors.stored, tensors.shapes
     found: dict[str, dict[str, StoredTensor]] = {}
     for tensor in stored.values():
         module, _, suffix = tensor.name.rpartition(".")
@@ -53,6 +55,12 @@ def gather(
             raise CheckpointError(
                 f"{where}: {module} is stored twice, as weight and as {required[0]}"
             )
+    for module, parts in found.items():
+        bias = stored.get(f"{module}.bias")
+        if bias is None or bias.name in shapes or bias.dtype not in FLOATS:
+            continue
+        if not bool(tensors.read(bias).any()):
+            parts["bias"] = bias
     return found
 
 
@@ -123,25 +131,3 @@ def finite(where: str, name: str, values: Tensor) -> Tensor:
             hint="the file is damaged: download it again",
         )
     return values
-
-
-def zero_biases(
-    stored: Mapping[str, StoredTensor],
-    shapes: Mapping[str, tuple[int, ...]],
-    modules: Iterable[str],
-    read: Read,
-) -> dict[str, StoredTensor]:
-    """Module -> bias that the model does not have and that is zero throughout.
-
-    AutoGPTQ writes such biases. Any other bias that the model does not have is left to the
-    comparison of stored and expected tensors, which refuses it.
-    """
-    found = {}
-    for module in modules:
-        name = f"{module}.bias"
-        bias = stored.get(name)
-        if bias is None or name in shapes or bias.dtype not in FLOATS:
-            continue
-        if not bool(read(bias).any()):
-            found[module] = bias
-    return found

@@ -14,7 +14,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ...files.fields import Fields, shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
-from .base import QuantizedModule, Read
+from .base import FolderTensors, Method, QuantizedModule, Read
 from .checks import FLOATS
 from .ct_rules import Rules, classes_of, texts
 from .ct_scheme import Scheme, WeightScheme, groups_of, preset, read_scheme
@@ -42,36 +42,24 @@ _CONVERT = "quantize again without it, for example with llm-compressor's W4A16, 
 _BESIDE = ("weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
 
 
-def open_method(
-    where: str, config: Mapping[str, Any], report: LoadReport
-) -> CompressedTensorsMethod:
-    """The method for a folder whose config says ``compressed-tensors``."""
-    return CompressedTensorsMethod(where, config, report)
-
-
-class CompressedTensorsMethod:
+class CompressedTensors(Method):
     """Reads folders quantized with compressed-tensors.
 
     Args:
-        where: file and key of the config, for messages.
+        place: file and key of the config, for messages.
         config: the quantization config.
         report: gets decisions and warnings.
-
-    Attributes:
-        name: ``compressed-tensors``.
 
     Raises:
         CheckpointError: the config is damaged.
         UnsupportedModelError: sparsity, transforms, or a format that is not implemented.
     """
 
-    name: str = "compressed-tensors"
+    name = "compressed-tensors"
 
-    def __init__(self, where: str, config: Mapping[str, Any], report: LoadReport) -> None:
-        fields = Fields(where, config)
-        self._folder = where.partition(": ")[0]
-        self._where = where
-        self._report = report
+    def __init__(self, place: str, config: Mapping[str, Any], report: LoadReport) -> None:
+        super().__init__(place, report)
+        fields = Fields(place, config)
         self._state = fields.text("quantization_status", "compressed").lower()
         if self._state not in _STATES:
             raise fields.error("quantization_status", self._state, " or ".join(_STATES))
@@ -83,19 +71,19 @@ class CompressedTensorsMethod:
         self._schemes: dict[str, Scheme] = {}
         targets: dict[str, str] = {}
         for name, group in groups_of(fields).items():
-            part = Fields(where, group if isinstance(group, Mapping) else {}, f"{_at(name)}.")
+            part = Fields(place, group if isinstance(group, Mapping) else {}, f"{_at(name)}.")
             if isinstance(group, list):
                 scheme = preset(name, fields, layout, report)
-                rules = texts(f"{where}: {_at(name)}", group)
+                rules = texts(f"{place}: {_at(name)}", group)
             else:
                 scheme = read_scheme(name, part, layout, report)
                 rules = texts(part.name("targets"), part.values.get("targets"))
             _check_layout(part, "format", scheme.layout)
             self._schemes[name] = scheme
             targets.update(dict.fromkeys(rules, name))
-        self._targets = Rules(f"{where}: config_groups targets", targets)
-        ignored = texts(f"{where}: ignore", config.get("ignore"))
-        self._ignore = Rules(f"{where}: ignore", dict.fromkeys(ignored, ""))
+        self._targets = Rules(f"{place}: config_groups targets", targets)
+        ignored = texts(f"{place}: ignore", config.get("ignore"))
+        self._ignore = Rules(f"{place}: ignore", dict.fromkeys(ignored, ""))
         if fields.mapping("kv_cache_scheme"):
             report.decide(
                 "kv_cache_scheme asks for a quantized KV cache; it stays in 16 or 32 bits, which "
@@ -104,30 +92,15 @@ class CompressedTensorsMethod:
         self._found: dict[str, tuple[Scheme, WeightScheme]] = {}
         self._floats: dict[str, list[str]] = {}
 
-    def modules(
-        self,
-        stored: Mapping[str, StoredTensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        read: Read,
-    ) -> list[QuantizedModule]:
-        """The quantized modules among the stored tensors; ``shapes`` has [N, K] by weight.
-
-        Raises CheckpointError for tensors that are missing or do not fit, and
-        UnsupportedModelError for dense weights that are only meant to be rounded.
-        """
-        found: list[QuantizedModule] = []
-        for name, shape in shapes.items():
-            if len(shape) == 2 and name.endswith(".weight"):
-                module = name.removesuffix(".weight")
-                item = self._module(module, (shape[0], shape[1]), stored, read)
-                if item is not None:
-                    found.append(item)
+    def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
+        """See :class:`~.base.Method`; dense weights that are meant to be rounded are refused."""
+        found = super().modules(tensors)
         for group, modules in self._floats.items():
             self._report.warn(
                 f"group {group} of the config covers {len(modules)} modules that are stored in "
                 f"float, such as {modules[0]}; the tensors are followed"
             )
-        return with_kv_scales(found, stored, self._report)
+        return with_kv_scales(found, tensors.stored, self._report)
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The weight [N, K] in memory of its own; raises CheckpointError for impossible values."""
@@ -135,17 +108,17 @@ class CompressedTensorsMethod:
             return read(module.parts["weight"]).clone()
         scheme, seen = self._found[module.module]
         if "weight_packed" in module.parts:
-            return load_packed(self._folder, module, scheme, seen, read, self._report)
-        return load_scaled(self._folder, module, scheme, seen, read)
+            return load_packed(self._where, module, scheme, seen, read, self._report)
+        return load_scaled(self._where, module, scheme, seen, read)
 
     def _module(
-        self, module: str, shape: tuple[int, int], stored: Mapping[str, StoredTensor], read: Read
+        self, module: str, shape: tuple[int, int], tensors: FolderTensors
     ) -> QuantizedModule | None:
-        """The module if it is stored quantized, checked against the config."""
+        stored = tensors.stored
         weight, packed = stored.get(f"{module}.weight"), stored.get(f"{module}.weight_packed")
         if weight is not None and packed is not None:
             raise CheckpointError(
-                f"{self._folder}: {weight.name} and {packed.name} are both stored; expected one"
+                f"{self._where}: {weight.name} and {packed.name} are both stored; expected one"
             )
         if packed is None and (weight is None or weight.dtype in FLOATS):
             if weight is not None:
@@ -154,19 +127,17 @@ class CompressedTensorsMethod:
         scheme = self._scheme(module, packed or weight)
         if _LAYOUTS[scheme.layout] not in (None, packed is not None):
             self._report.warn(
-                f"{self._where}: group {scheme.name} is labelled {scheme.layout}, but its weights "
+                f"{self._place}: group {scheme.name} is labelled {scheme.layout}, but its weights "
                 f"are stored {'packed' if packed else 'one number each'}; the tensors are followed"
             )
         if packed is not None:
-            _refuse_other_numbers(self._folder, packed)
-            item, seen = find_packed(
-                self._folder, module, shape, scheme, stored, read, self._report
-            )
+            _refuse_other_numbers(self._where, packed)
+            item, seen = find_packed(self._where, module, shape, scheme, tensors, self._report)
         else:
-            item, seen = find_scaled(self._folder, module, shape, scheme, stored, self._report)
+            item, seen = find_scaled(self._where, module, shape, scheme, stored, self._report)
         if scheme.inputs is not None and module.endswith("embed_tokens"):
             raise UnsupportedModelError(
-                f"{self._where}: group {scheme.name} rounds the inputs of {module}, which are ids"
+                f"{self._place}: group {scheme.name} rounds the inputs of {module}, which are ids"
             )
         self._found[module] = scheme, seen
         return item
@@ -181,7 +152,7 @@ class CompressedTensorsMethod:
         name = tensor.name if tensor is not None else module
         why = "no group's targets match it" if rule is None else f"ignore has {shown(rule)}"
         raise CheckpointError(
-            f"{self._where}: tensor {name} is quantized, but {why}; expected a group that says "
+            f"{self._place}: tensor {name} is quantized, but {why}; expected a group that says "
             "how it is quantized",
             hint="the config and the weights belong to different models",
         )
@@ -191,7 +162,7 @@ class CompressedTensorsMethod:
         beside = next((s for s in _BESIDE if f"{module}.{s}" in stored), None)
         if beside is not None:
             raise UnsupportedModelError(
-                f"{self._folder}: {module}.weight is stored in float beside its {beside} "
+                f"{self._where}: {module}.weight is stored in float beside its {beside} "
                 f"(quantization_status {self._state}): rounding while running is not supported",
                 hint="save the model compressed (llm-compressor: save_compressed=True)",
             )

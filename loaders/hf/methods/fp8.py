@@ -18,14 +18,14 @@ from .ct_scheme import INPUTS_KEPT, InputScheme, Scheme, WeightScheme, block_siz
 from .uniform import UniformMethod
 
 
-def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> UniformMethod:
+def open_fp8(place: str, config: Mapping[str, Any], report: LoadReport) -> UniformMethod:
     """The method for a folder whose config says ``fp8``.
 
     Raises:
         CheckpointError: the config is damaged.
         UnsupportedModelError: another float8 than e4m3, or static inputs with blocks.
     """
-    fields = Fields(where, config)
+    fields = Fields(place, config)
     form = fields.text("fmt", "e4m3")
     if form not in ("e4m3", "float8_e4m3fn"):
         raise UnsupportedModelError(f"{fields.name('fmt')} is {shown(form)}; supported is e4m3")
@@ -56,7 +56,7 @@ def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> Un
             report.decide("dynamic FP8 inputs have a scale for each token")
     return UniformMethod(
         "fp8",
-        where,
+        place,
         scheme,
         ("weight_scale_inv", "weight_scale"),
         lambda module: not skipped.isdisjoint(_above(module)),

@@ -18,12 +18,12 @@ import torch
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ....kernels.formats.canonical import QuantizedLinear, WeightFormat, unpack_codes
+from ....kernels.formats.canonical import QuantizedLinear, WeightFormat
 from ....kernels.formats.stored import WORDS, StoredLinear
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
 from . import checks, words
-from .base import QuantizedModule, Read
+from .base import FolderTensors, Method, QuantizedModule, Read
 from .gptq_config import GPTQConfig, Version, read_gptq_config
 from .overrides import Said
 
@@ -54,61 +54,63 @@ class _Plan:
     g_idx: Tensor | None = None
 
 
-class GPTQ:
-    """See :class:`~.base.Method`."""
+class GPTQ(Method):
+    """A folder quantized by GPTQ; weights are [N, K]."""
 
     name = "gptq"
 
     def __init__(self, config: GPTQConfig, report: LoadReport) -> None:
+        super().__init__(config.where, report)
         self._config = config
-        self._where = config.where
-        self._report = report
+        self._notes = _Notes(config, report)
+        self._parts: dict[str, dict[str, StoredTensor]] = {}
         self._plans: dict[str, _Plan] = {}
 
-    def modules(
-        self,
-        stored: Mapping[str, StoredTensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        read: Read,
-    ) -> list[QuantizedModule]:
-        """See :class:`~.base.Method`; weights are [N, K]."""
+    def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
+        """See :class:`~.base.Method`."""
         required, optional = ("qweight", "qzeros", "scales"), ("g_idx",)
-        found = checks.gather(self._where, stored, shapes, required, optional)
-        biases = checks.zero_biases(stored, shapes, found, read)
-        notes = _Notes(self._config, self._report)
-        modules = []
-        for module, parts in found.items():
-            n, k = shapes[f"{module}.weight"]
-            said = self._config.said(module)
-            bits, groups, group = self._check(module, parts, (n, k), said, notes)
-            order, g_idx = None, None
-            if "g_idx" in parts:
-                group, order, g_idx = self._order(parts["g_idx"], k, groups, group, read)
-            if said.group not in (None, -1, group) and group != -1:
-                notes.groups.append(f"{module} ({said.group} by config, {group} by tensors)")
-            version, seen = self._version(parts["qzeros"], bits, n, said, read, notes)
-            self._plans[module] = _Plan(
-                bits, group, version, seen not in (None, self._config.version), order, g_idx
-            )
-            label = f"GPTQ {bits}-bit {'per channel' if group == -1 else f'g{group}'}"
-            label += " sym" if said.sym else " asym"
-            decided = [f"zeros {version}" + (" by data" if seen else " by label")]
-            if order is not None or g_idx is not None:
-                label += " act-order"
-                notes.permuted.append(module)
-            if g_idx is not None:
-                notes.irregular.append(module)
-            if module in biases:
-                parts = {**parts, "bias": biases[module]}
-                notes.biases.append(module)
-                decided.append("zero bias dropped")
-            form = None
-            if g_idx is None:
-                zero = "none" if said.sym else "int"
-                form = WeightFormat(bits, group, zero, permuted=order is not None)
-            modules.append(QuantizedModule(module, (n, k), label, parts, form, tuple(decided)))
-        notes.tell(len(modules))
-        return modules
+        self._parts = checks.gather(self._place, tensors, required, optional)
+        found = super().modules(tensors)
+        self._notes.tell(len(found))
+        return found
+
+    def _module(
+        self, module: str, shape: tuple[int, int], tensors: FolderTensors
+    ) -> QuantizedModule | None:
+        parts = self._parts.get(module)
+        if parts is None:
+            return None
+        (n, k), notes, read = shape, self._notes, tensors.read
+        said = self._config.said(module)
+        bits, groups, group = self._check(module, parts, (n, k), said, notes)
+        order, g_idx = None, None
+        if "g_idx" in parts:
+            group, order, g_idx = self._order(parts["g_idx"], k, groups, group, read)
+        if said.group not in (None, -1, group) and group != -1:
+            notes.groups.append(f"{module} ({said.group} by config, {group} by tensors)")
+        version, seen = self._version(parts["qzeros"], bits, n, said, read, notes)
+        self._plans[module] = _Plan(
+            bits, group, version, seen not in (None, self._config.version), order, g_idx
+        )
+        label = f"GPTQ {bits}-bit {'per channel' if group == -1 else f'g{group}'}"
+        label += " sym" if said.sym else " asym"
+        decided = [f"zeros {version}" + (" by data" if seen else " by label")]
+        if order is not None or g_idx is not None:
+            label += " act-order"
+            notes.permuted.append(module)
+        if g_idx is not None:
+            notes.irregular.append(module)
+        if "bias" in parts:
+            notes.biases.append(module)
+            decided.append("zero bias dropped")
+        form = None
+        if g_idx is None:
+            zero = "none" if said.sym else "int"
+            form = WeightFormat(bits, group, zero, permuted=order is not None)
+        dtype = "F32" if form is None else parts["scales"].dtype
+        return QuantizedModule(
+            module, (n, k), label, parts, form, tuple(decided), dtype, half=dtype != "F32"
+        )
 
     def _check(
         self,
@@ -119,7 +121,7 @@ class GPTQ:
         notes: _Notes,
     ) -> tuple[int, int, int]:
         """Bits, number of groups and group size (-1: one group), from shapes and config."""
-        (n, k), where = shape, self._where
+        (n, k), where = shape, self._place
         qweight, qzeros, scales = (parts[name] for name in ("qweight", "qzeros", "scales"))
         checks.check_dtype(where, qweight, ("I32",))
         checks.check_dtype(where, qzeros, ("I32",))
@@ -168,13 +170,13 @@ class GPTQ:
         self, tensor: StoredTensor, k: int, groups: int, group: int, read: Read
     ) -> tuple[int, Tensor | None, Tensor | None]:
         """Group size, order [K] that sorts columns, g_idx [K] where sorting is not enough."""
-        checks.check_dtype(self._where, tensor, ("I32", "I64"))
-        checks.check_shape(self._where, tensor, (k,), f"{k} input features")
+        checks.check_dtype(self._place, tensor, ("I32", "I64"))
+        checks.check_shape(self._place, tensor, (k,), f"{k} input features")
         g_idx = read(tensor).to(torch.int64, copy=True)
         low, high = int(g_idx.min()), int(g_idx.max())
         if low < 0 or high >= groups:
             raise CheckpointError(
-                f"{self._where}: tensor {tensor.name} holds {low if low < 0 else high}; expected "
+                f"{self._place}: tensor {tensor.name} holds {low if low < 0 else high}; expected "
                 f"group numbers from 0 to {groups - 1}",
                 hint="the file is damaged or crafted: such an index reads outside of the scales",
             )
@@ -203,7 +205,7 @@ class GPTQ:
         if seen is None:
             if not self._config.firm:
                 raise CheckpointError(
-                    f"{self._where}: sym is true but {qzeros.name} is not constant as symmetric "
+                    f"{self._place}: sym is true but {qzeros.name} is not constant as symmetric "
                     f"zeros are, and {self._config.label} does not say how zeros are stored",
                     hint="set sym to false if the model was quantized asymmetrically",
                 )
@@ -223,7 +225,7 @@ class GPTQ:
         n, k = module.shape
         bits = plan.bits
         stored_GN = read(parts["scales"])
-        scales = words.turned(checks.finite(self._where, parts["scales"].name, stored_GN))
+        scales = words.turned(checks.finite(self._place, parts["scales"].name, stored_GN))
         zeros_GN = self._zeros(parts["qzeros"], plan, n, read)
         middle = bool((zeros_GN == 1 << (bits - 1)).all())
         name, zeros = f"{module.module}.weight", None if middle else words.turned(zeros_GN)
@@ -234,10 +236,10 @@ class GPTQ:
             return _as_stored(name, form, stored, scales, zeros, k)
         codes = words.stream_from_columns(stored, bits, k)
         if plan.g_idx is not None:
-            return _dense(codes, bits, scales, zeros_GN, plan.g_idx)
+            return words.dense(codes, bits, scales, zeros, plan.g_idx)
         perm = None
         if plan.order is not None:
-            codes = words.reorder(codes, bits, plan.order)
+            words.reorder(codes, bits, plan.order)
             perm = plan.order.to(torch.int32)
         return QuantizedLinear(name, form, codes, scales, zeros, k, perm)
 
@@ -250,7 +252,7 @@ class GPTQ:
             zeros = words.fields(words_GW, plan.bits, n)
         if plan.switched and not bool((zeros == 1 << (plan.bits - 1)).all()):
             raise CheckpointError(
-                f"{self._where}: tensor {qzeros.name} begins as symmetric zeros of {plan.version} "
+                f"{self._place}: tensor {qzeros.name} begins as symmetric zeros of {plan.version} "
                 f"but is not constant, and {self._config.label}: it cannot be told what its "
                 "zeros are",
                 hint="correct checkpoint_format, or set sym to false",
@@ -317,9 +319,9 @@ class _Notes:
             report.decide(f"zero biases that the model does not have dropped: {len(self.biases)}")
 
 
-def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> GPTQ:
+def open_gptq(place: str, config: Mapping[str, Any], report: LoadReport) -> GPTQ:
     """The method of ``quant_method: gptq``; see :func:`.gptq_config.read_gptq_config`."""
-    return GPTQ(read_gptq_config(where, config), report)
+    return GPTQ(read_gptq_config(place, config), report)
 
 
 def _words(count: int, bits: int) -> int:
@@ -347,19 +349,6 @@ def _as_stored(
     weight = StoredLinear(name, form, (scales.shape[0], k), WORDS, (words_RN,), convert)
     weight.scales, weight.zeros = scales, zeros
     return weight
-
-
-def _dense(codes: Tensor, bits: int, scales: Tensor, zeros_GN: Tensor, g_idx: Tensor) -> Tensor:
-    """Float32 [N, K] of any assignment of columns to groups."""
-    n, k = codes.shape[0], g_idx.numel()
-    zeros = zeros_GN.t()
-    out = torch.empty(n, k, dtype=torch.float32)
-    for start in range(0, n, words.ROWS):
-        rows = slice(start, start + words.ROWS)
-        block = unpack_codes(codes[rows], bits, k).float()
-        block -= zeros[rows].float().index_select(1, g_idx)
-        out[rows] = block * scales[rows].float().index_select(1, g_idx)
-    return out
 
 
 def _some(names: list[str]) -> str:

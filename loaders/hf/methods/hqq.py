@@ -21,7 +21,7 @@ from ....kernels.formats.weight_format import WeightFormat
 from ...files.fields import shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
-from .base import QuantizedModule, Read
+from .base import FolderTensors, Method, QuantizedModule, Read
 from .checks import FLOATS, expect, finite, missing
 
 if TYPE_CHECKING:
@@ -41,57 +41,32 @@ _MAX_TEXT = 64
 _LEAST_GROUP = 8
 
 
-def open_method(place: str, config: Mapping[str, Any], report: LoadReport) -> HQQ:
-    """The method for one folder; every module says by itself how it is stored."""
-    return HQQ(place, report)
+class HQQ(Method):
+    """One folder quantized by HQQ; every module says by itself how it is stored.
 
-
-class HQQ:
-    """One folder quantized by HQQ.
-
-    Args:
-        place: file and key of the config, for messages.
-        report: gets the decisions.
-
-    Attributes:
-        name: ``hqq``.
+    Another packing, groups along N and quantized scales are refused, and so is a plain folder
+    whose config asks for quantizing at load.
     """
 
     name = "hqq"
 
-    def __init__(self, place: str, report: LoadReport) -> None:
-        self._place, self._where, self._report = place, place.partition(": ")[0], report
+    def __init__(self, place: str, config: Mapping[str, Any], report: LoadReport) -> None:
+        super().__init__(place, report)
         self._group: dict[str, int] = {}
 
-    def modules(
-        self,
-        stored: Mapping[str, StoredTensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        read: Read,
-    ) -> list[QuantizedModule]:
-        """The quantized modules among the stored tensors.
-
-        Raises:
-            CheckpointError: tensors are missing, of the wrong shape or dtype.
-            UnsupportedModelError: another packing, groups along N, quantized scales, or a plain
-                folder that asks to be quantized at load.
-        """
-        found = []
-        for name, shape in shapes.items():
-            module = name.removesuffix(".weight")
-            if name.endswith(".weight") and f"{module}.W_q" in stored and len(shape) == 2:
-                found.append(self._module(module, stored, (shape[0], shape[1]), read))
+    def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
+        """See :class:`~.base.Method`."""
+        found = super().modules(tensors)
         if not found:
-            raise UnsupportedModelError(
-                f"{self._place}: the config is for HQQ, but no module has a W_q: the weights are "
-                "not quantized",
-                hint="remove quantization_config from config.json and use --quantize",
-            )
+            raise self._not_quantized("HQQ", "W_q")
         return found
 
     def _module(
-        self, module: str, stored: Mapping[str, StoredTensor], shape: tuple[int, int], read: Read
-    ) -> QuantizedModule:
+        self, module: str, shape: tuple[int, int], tensors: FolderTensors
+    ) -> QuantizedModule | None:
+        stored, read = tensors.stored, tensors.read
+        if f"{module}.W_q" not in stored:
+            return None
         suffixes = (*_CODES, *_META, *_OTHERS)
         parts = {s: stored[f"{module}.{s}"] for s in suffixes if f"{module}.{s}" in stored}
         if any(key in parts for key in ("zero_q", "scale_q")) or any(
@@ -122,7 +97,9 @@ class HQQ:
         self._check(module, parts, shape, group, 4 if packing == "4bit_u8" else 8)
         self._group[module] = group
         form = WeightFormat(4 if packing == "4bit_u8" else 8, math.gcd(group, shape[1]), "float")
-        return QuantizedModule(module, shape, f"HQQ {bits}-bit g{group}", parts, form)
+        # Offsets are products of two numbers, in float32.
+        label = f"HQQ {bits}-bit g{group}"
+        return QuantizedModule(module, shape, label, parts, form, dtype="F32", half=False)
 
     def _check(
         self,

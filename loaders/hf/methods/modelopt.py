@@ -17,16 +17,16 @@ from .uniform import UniformMethod
 _MAX_GLOBS = 1 << 10
 
 
-def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> UniformMethod:
+def open_modelopt(place: str, config: Mapping[str, Any], report: LoadReport) -> UniformMethod:
     """The method for a folder with ``hf_quant_config.json``, or a config that says ``modelopt``.
 
     Raises:
         CheckpointError: the config is damaged.
         UnsupportedModelError: another algorithm than FP8, named.
     """
-    fields = Fields(where, config)
+    fields = Fields(place, config)
     if fields.present("quantization"):
-        fields = Fields(where, fields.mapping("quantization"), "quantization.")
+        fields = Fields(place, fields.mapping("quantization"), "quantization.")
     algorithm = fields.text("quant_algo")
     if algorithm.upper() != "FP8":
         raise UnsupportedModelError(
@@ -48,7 +48,7 @@ def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> Un
         raise fields.error("exclude_modules", f"{len(globs)} globs", f"at most {_MAX_GLOBS}")
     return UniformMethod(
         "modelopt",
-        where,
+        place,
         Scheme(
             "FP8",
             WeightScheme(8, "float", strategy="tensor"),

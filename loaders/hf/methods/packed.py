@@ -9,26 +9,24 @@ left the bits over at the top of each word unused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ....kernels.formats.weight_format import WeightFormat
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
-from .base import QuantizedModule, Read
+from .base import FolderTensors, QuantizedModule, Read
 from .checks import check_dtype, missing, wrong_shape
 from .ct_scheme import Scheme, WeightScheme
-from .packed_order import column_order, densely, spread
 from .scaled import offset_zeros
 from .scales import (
     activation,
-    check_inputs,
+    checked_module,
     form_of,
-    note_strategy,
     per_row,
     read_scales,
+    row_chunks,
     stored_weights,
 )
 
@@ -37,7 +35,19 @@ if TYPE_CHECKING:
 
     from ....kernels.formats.canonical import QuantizedLinear, Weight
 
-_CHUNK = 1 << 22  # elements that are unpacked together
+
+@dataclass(frozen=True, slots=True)
+class _ColumnOrder:
+    """How columns belong to groups when they do not in their own order.
+
+    Attributes:
+        group_of: int64 [K], the group of each column.
+        perm: int64 [K], the columns sorted by group; None when groups differ in size, so that no
+            order makes them regular.
+    """
+
+    group_of: Tensor
+    perm: Tensor | None
 
 
 def find_packed(
@@ -45,8 +55,7 @@ def find_packed(
     module: str,
     shape: tuple[int, int],
     scheme: Scheme,
-    stored: Mapping[str, StoredTensor],
-    read: Read,
+    tensors: FolderTensors,
     report: LoadReport,
 ) -> tuple[QuantizedModule, WeightScheme]:
     """A module with ``weight_packed``, checked from headers and its ``weight_shape``.
@@ -56,8 +65,7 @@ def find_packed(
         module: full name.
         shape: (N, K) that the model expects.
         scheme: what the config says of it.
-        stored: all tensors.
-        read: for ``weight_shape``.
+        tensors: all tensors; ``weight_shape`` and ``weight_g_idx`` are read.
         report: gets warnings.
 
     Returns:
@@ -67,6 +75,7 @@ def find_packed(
         CheckpointError: tensors are missing, of the wrong shape or dtype.
         UnsupportedModelError: scales of blocks.
     """
+    stored, read = tensors.stored, tensors.read
     packed, weights = stored[f"{module}.weight_packed"], scheme.weights
     if weights is None or weights.kind != "int":
         kind = "no" if weights is None else weights.kind
@@ -103,32 +112,16 @@ def find_packed(
         raise missing(
             where, module, ["weight_g_idx"], f"group {scheme.name} has actorder by groups"
         )
-    check_inputs(where, module, scheme, parts, stored, report)
-    note_strategy(weights, seen, scheme.name, report)
-    label = seen.label
-    if scheme.inputs is not None:
-        label = f"{label}, inputs {scheme.inputs.label}"
-    form = _form(scheme, seen, k, parts, read)
-    checks = _checks(parts, k, seen.bits)
-    return QuantizedModule(module, shape, label, parts, form, checks), seen
-
-
-def _form(
-    scheme: Scheme,
-    seen: WeightScheme,
-    k: int,
-    parts: Mapping[str, StoredTensor],
-    read: Read,
-) -> WeightFormat | None:
-    """The canonical format; None where columns are spread unevenly, which is held dense.
-
-    A list of groups that is damaged is refused when the weight is loaded.
-    """
-    form = form_of(scheme, seen, k, "weight_zero_point" in parts)
-    if "weight_g_idx" not in parts:
-        return form
-    regular, permuted = spread(read(parts["weight_g_idx"]).long(), form.group_size, k)
-    return replace(form, permuted=permuted) if regular else None
+    item = checked_module(where, module, shape, scheme, seen, parts, stored, report)
+    form = item.format
+    if order is not None and form is not None:
+        # Columns that are spread unevenly are held dense; a list that is damaged is refused when
+        # the weight is loaded.
+        regular, permuted = _spread(read(order).long(), form.group_size, k)
+        form = replace(form, permuted=permuted) if regular else None
+    if form is None:
+        item = replace(item, dtype="F32", half=False)
+    return replace(item, format=form, checks=_checks(parts, k, seen.bits)), seen
 
 
 def _checks(parts: Mapping[str, StoredTensor], k: int, bits: int) -> tuple[str, ...]:
@@ -156,6 +149,8 @@ def load_packed(
     Raises CheckpointError for scales that are not finite, zero points that contradict the config,
     and groups of columns that do not exist.
     """
+    import torch
+
     from ....kernels.formats.canonical import QuantizedLinear
 
     tensor, k = module.parts["weight_packed"], module.shape[1]
@@ -169,9 +164,12 @@ def load_packed(
     linear = QuantizedLinear(f"{module.module}.weight", form, codes, scales, zeros, k)
     if "weight_g_idx" not in module.parts:
         return linear
-    order = column_order(where, module.parts["weight_g_idx"], linear, read)
+    order = _column_order(where, module.parts["weight_g_idx"], linear, read)
     if order is None:
         return linear
+    from .words import dense as dense_weight
+    from .words import reorder
+
     if order.perm is None:
         if form.act is not None:
             raise CheckpointError(
@@ -181,8 +179,11 @@ def load_packed(
         report.decide(
             f"{module.module}: act-order with groups of unequal size; held as dense float32"
         )
-        return densely(linear, order.group_of)
-    return _reordered(linear, order.perm)
+        return dense_weight(codes, seen.bits, scales, zeros, order.group_of)
+    reorder(codes, seen.bits, order.perm)
+    linear.format = replace(form, permuted=True)
+    linear.perm = order.perm.to(torch.int32)
+    return linear
 
 
 def words(count: int, bits: int, dense: bool) -> int:
@@ -212,7 +213,7 @@ def fields(raw: Tensor, count: int, bits: int, dense: bool) -> Tensor:
             .contiguous(),
             bits,
         )
-        for part in raw.split(max(1, _CHUNK // count))
+        for part in row_chunks(raw, count)
     ]
     return torch.cat(parts)
 
@@ -305,16 +306,36 @@ def _zeros(
     return offset_zeros(where, tensor.name, seen, zeros.float() - half)
 
 
-def _reordered(linear: QuantizedLinear, perm: Tensor) -> QuantizedLinear:
-    """The weight with its columns in the order int32 ``perm`` [K], some rows at a time."""
+def _column_order(
+    where: str, tensor: StoredTensor, linear: QuantizedLinear, read: Read
+) -> _ColumnOrder | None:
+    """What ``weight_g_idx`` says of a weight [N, K]; None when columns are in order.
+
+    -1 everywhere means that nothing was set. Raises CheckpointError for groups that do not exist.
+    """
     import torch
 
-    from ....kernels.formats.canonical import pack_codes, unpack_codes
+    group_of, k = read(tensor).long(), linear.in_features
+    groups = linear.scales.shape[1]
+    low, high = int(group_of.min()), int(group_of.max())
+    if low == high == -1:
+        return None
+    if low < 0 or high >= groups:
+        raise CheckpointError(
+            f"{where}: tensor {tensor.name} holds {low if low < 0 else high}; expected groups "
+            f"from 0 to {groups - 1}"
+        )
+    regular, permuted = _spread(group_of, linear.format.group_size, k)
+    if not permuted:
+        return None
+    return _ColumnOrder(group_of, torch.sort(group_of, stable=True)[1] if regular else None)
 
-    bits, k = linear.format.bits, linear.in_features
-    index = perm.long()
-    for rows in linear.codes.split(max(1, _CHUNK // k)):
-        rows.copy_(pack_codes(unpack_codes(rows, bits, k)[:, index].contiguous(), bits))
-    linear.format = replace(linear.format, permuted=True)
-    linear.perm = perm.to(torch.int32)
-    return linear
+
+def _spread(group_of: Tensor, group: int, k: int) -> tuple[bool, bool]:
+    """(groups have equal sizes, columns must be sorted by them) of the groups int64 [K]."""
+    import torch
+
+    runs = torch.arange(k) // (k if group == -1 else group)
+    if torch.equal(group_of, runs) or bool((group_of == -1).all()):
+        return True, False
+    return torch.equal(group_of.sort()[0], runs), True

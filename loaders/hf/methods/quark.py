@@ -20,23 +20,23 @@ from .uniform import UniformMethod
 _HINT = "use a compressed-tensors checkpoint of the model (llm-compressor: W8A8, W4A16, FP8)"
 
 
-def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> UniformMethod:
+def open_quark(place: str, config: Mapping[str, Any], report: LoadReport) -> UniformMethod:
     """The method for a folder whose config says ``quark``.
 
     Raises:
         CheckpointError: the config is damaged.
         UnsupportedModelError: anything but FP8 weights, one scheme for all modules.
     """
-    top = Fields(where, config)
-    whole = Fields(where, top.mapping("global_quant_config"), "global_quant_config.")
-    export = Fields(where, top.mapping("export"), "export.")
+    top = Fields(place, config)
+    whole = Fields(place, top.mapping("global_quant_config"), "global_quant_config.")
+    export = Fields(place, top.mapping("export"), "export.")
     form = export.text("weight_format", "real_quantized")
     if form != "real_quantized":
         raise _unsupported(export, "weight_format", form, "real_quantized")
     _check_exceptions(top, whole)
     if whole.mapping("output_tensors"):
         raise _unsupported(whole, "output_tensors", "set", "none")
-    weight = Fields(where, whole.mapping("weight"), "global_quant_config.weight.")
+    weight = Fields(place, whole.mapping("weight"), "global_quant_config.weight.")
     _check_dtype(weight)
     strategy = weight.text("qscheme")
     axis = weight.integer("ch_axis", -1, 1, 0)
@@ -45,7 +45,7 @@ def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> Un
         raise _unsupported(weight, "qscheme", found, "per_tensor, and per_channel of axis 0")
     inputs = None
     if whole.mapping("input_tensors"):
-        given = Fields(where, whole.mapping("input_tensors"), "global_quant_config.input_tensors.")
+        given = Fields(place, whole.mapping("input_tensors"), "global_quant_config.input_tensors.")
         _check_dtype(given)
         if given.text("qscheme") != "per_tensor" or given.flag("is_dynamic", False):
             how = f"{given.text('qscheme')}, dynamic {given.flag('is_dynamic', False)}"
@@ -54,7 +54,7 @@ def open_method(where: str, config: Mapping[str, Any], report: LoadReport) -> Un
     names = set(texts(top.name("exclude"), config.get("exclude")))
     return UniformMethod(
         "quark",
-        where,
+        place,
         Scheme(
             "global_quant_config",
             WeightScheme(8, "float", strategy="tensor" if strategy == "per_tensor" else "channel"),

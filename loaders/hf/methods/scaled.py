@@ -17,22 +17,13 @@ from ...model.report import LoadReport
 from .base import QuantizedModule, Read
 from .checks import check_dtype, finite, missing, wrong_shape
 from .ct_scheme import Scheme, WeightScheme
-from .scales import (
-    activation,
-    check_inputs,
-    form_of,
-    note_strategy,
-    per_row,
-    read_scales,
-    stored_weights,
-)
+from .scales import activation, checked_module, per_row, read_scales, row_chunks, stored_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ....kernels.formats.canonical import QuantizedLinear
 
-_CHUNK = 1 << 22  # elements that are looked at together
 DTYPES = {"I8": "int", "F8_E4M3": "float"}
 
 
@@ -91,13 +82,7 @@ def find_scaled(
             raise wrong_shape(where, zero, f"{list(scale.shape)} like the scales")
     elif not weights.symmetric:
         raise missing(where, module, ["weight_zero_point"], f"group {scheme.name} is asymmetric")
-    check_inputs(where, module, scheme, parts, stored, report)
-    note_strategy(weights, seen, scheme.name, report)
-    label = seen.label
-    if scheme.inputs is not None:
-        label = f"{label}, inputs {scheme.inputs.label}"
-    form = form_of(scheme, seen, shape[1], "weight_zero_point" in parts)
-    return QuantizedModule(module, shape, label, parts, form), seen
+    return checked_module(where, module, shape, scheme, seen, parts, stored, report), seen
 
 
 def load_scaled(
@@ -128,8 +113,7 @@ def _float_codes(where: str, tensor: StoredTensor, read: Read) -> Tensor:
     import torch
 
     codes = read(tensor).view(torch.uint8).clone()
-    rows = max(1, _CHUNK // codes.shape[1])
-    for part in codes.split(rows):
+    for part in row_chunks(codes, codes.shape[1]):
         bad = (part & 0x7F) == 0x7F
         if bad.any():
             byte = int(part[bad][0])
@@ -151,7 +135,7 @@ def _int_codes(where: str, tensor: StoredTensor, bits: int, read: Read) -> Tenso
     if bits == 8:
         return signed.view(torch.uint8) ^ 0x80
     half, packed = 1 << (bits - 1), []
-    for part in signed.split(max(1, _CHUNK // signed.shape[1])):
+    for part in row_chunks(signed, signed.shape[1]):
         low, high = int(part.min()), int(part.max())
         if low < -half or high >= half:
             raise CheckpointError(

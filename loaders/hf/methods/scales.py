@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from .ct_scheme import InputScheme, Scheme, WeightScheme
 if TYPE_CHECKING:
     from torch import Tensor
 
+_CHUNK = 1 << 22  # codes that are looked at together
 _INTS = ("I8", "I32", "I64")
 # Tensors of attention in FP8 or int8 and of its quantized KV cache, within ``self_attn``: scales
 # and zero points of queries, keys, values and probabilities.
@@ -71,13 +72,47 @@ def _as(scheme: WeightScheme, strategy: str) -> WeightScheme:
     )
 
 
-def note_strategy(said: WeightScheme, seen: WeightScheme, group: str, report: LoadReport) -> None:
-    """Report that the tensors show another strategy than the config."""
-    if said.strategy != seen.strategy:
+def checked_module(
+    where: str,
+    module: str,
+    shape: tuple[int, int],
+    scheme: Scheme,
+    seen: WeightScheme,
+    parts: dict[str, StoredTensor],
+    stored: Mapping[str, StoredTensor],
+    report: LoadReport,
+) -> QuantizedModule:
+    """A module whose weight's ``parts`` are checked; its inputs are here, and added to them.
+
+    Args:
+        where: folder, for messages.
+        module: full name.
+        shape: (N, K).
+        scheme: what the config says.
+        seen: the weights' scheme, with the strategy that the scales show.
+        parts: the weight's tensors by suffix.
+        stored: all tensors.
+        report: gets warnings.
+
+    Raises CheckpointError for static input scales that are missing or of the wrong shape or dtype.
+    """
+    _check_inputs(where, module, scheme, parts, stored, report)
+    if scheme.weights is not None and scheme.weights.strategy != seen.strategy:
         report.decide(
-            f"group {group}: scales are per {seen.strategy} where the config says "
-            f"{said.strategy}; the tensors are followed"
+            f"group {scheme.name}: scales are per {seen.strategy} where the config says "
+            f"{scheme.weights.strategy}; the tensors are followed"
         )
+    label = seen.label
+    if scheme.inputs is not None:
+        label = f"{label}, inputs {scheme.inputs.label}"
+    form = form_of(scheme, seen, shape[1], "weight_zero_point" in parts)
+    dtype = next(p.dtype for name, p in parts.items() if name.startswith("weight_scale"))
+    return QuantizedModule(module, shape, label, parts, form, dtype=dtype, half=dtype != "F32")
+
+
+def row_chunks(matrix: Tensor, columns: int) -> Sequence[Tensor]:
+    """Views of rows of a matrix [N, X], so many that their ``columns`` codes each stay small."""
+    return matrix.split(max(1, _CHUNK // columns))
 
 
 def group_size(scheme: WeightScheme, k: int) -> int:
@@ -122,7 +157,7 @@ def per_row(scheme: WeightScheme, shape: tuple[int, int], values: Tensor) -> Ten
     return values.reshape(n, -1).clone()
 
 
-def check_inputs(
+def _check_inputs(
     where: str,
     module: str,
     scheme: Scheme,
@@ -219,9 +254,8 @@ def with_kv_scales(
             weight = stored[f"{owner}.weight"]
             if len(weight.shape) == 2:
                 shape = (weight.shape[0], weight.shape[1])
-                result.append(
-                    QuantizedModule(owner, shape, weight.dtype, {"weight": weight, **scales})
-                )
+                parts, dtype = {"weight": weight, **scales}, weight.dtype
+                result.append(QuantizedModule(owner, shape, dtype, parts, dtype=dtype))
     return result
 
 

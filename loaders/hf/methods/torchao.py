@@ -21,7 +21,7 @@ from ...files.fields import shown
 from ...files.safetensors_index import StoredTensor
 from ...model.quantizing import is_decoder_linear
 from ...model.report import LoadReport
-from .base import QuantizedModule, Read
+from .base import FolderTensors, Method, QuantizedModule, Read
 from .checks import FLOATS, expect, finite, missing
 
 if TYPE_CHECKING:
@@ -33,24 +33,13 @@ _PREFIX = "._weight_"
 _PARTS = ("qdata", "scale", "zero_point")
 
 
-def open_method(place: str, config: Mapping[str, Any], report: LoadReport) -> TorchAO:
-    """The method for one folder.
-
-    Raises UnsupportedModelError, naming it, for a config class that is not implemented.
-    """
-    return TorchAO(place, config, report)
-
-
-class TorchAO:
+class TorchAO(Method):
     """One folder quantized by torchao.
 
     Args:
         place: file and key of the config, for messages.
         config: what stands there.
         report: gets the decisions.
-
-    Attributes:
-        name: ``torchao``.
 
     Raises:
         UnsupportedModelError: the config class, or how it rounds inputs, is not implemented.
@@ -59,7 +48,8 @@ class TorchAO:
     name = "torchao"
 
     def __init__(self, place: str, config: Mapping[str, Any], report: LoadReport) -> None:
-        self._place, self._where, self._report = place, place.partition(": ")[0], report
+        super().__init__(place, report)
+        self._parts: dict[str, dict[str, StoredTensor]] = {}
         kind = config.get("quant_type")
         if isinstance(kind, Mapping) and set(kind) == {"default"}:
             kind = kind["default"]
@@ -85,41 +75,23 @@ class TorchAO:
             f"{_DYNAMIC}: inputs are rounded to int8 with one symmetric scale for each token"
         )
 
-    def modules(
-        self,
-        stored: Mapping[str, StoredTensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        read: Read,
-    ) -> list[QuantizedModule]:
-        """The quantized modules among the stored tensors.
-
-        Raises:
-            CheckpointError: tensors are missing, of the wrong shape or dtype.
-            UnsupportedModelError: another layout, or nothing is quantized.
-        """
-        parts: dict[str, dict[str, StoredTensor]] = {}
-        for name, tensor in stored.items():
+    def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
+        """See :class:`~.base.Method`; a folder in which nothing is quantized is refused."""
+        for name, tensor in tensors.stored.items():
             module, inner, suffix = name.rpartition(_PREFIX)
             if inner:
-                parts.setdefault(module, {})[suffix] = tensor
-        found = [
-            self._module(module, parts[module], (shape[0], shape[1]))
-            for name, shape in shapes.items()
-            for module in [name.removesuffix(".weight")]
-            if module in parts and name.endswith(".weight") and len(shape) == 2
-        ]
+                self._parts.setdefault(module, {})[suffix] = tensor
+        found = super().modules(tensors)
         if not found:
-            raise UnsupportedModelError(
-                f"{self._place}: the config is for torchao, but no module has a _weight_qdata: "
-                "the weights are not quantized",
-                hint="remove quantization_config from config.json and use --quantize",
-            )
+            raise self._not_quantized("torchao", "_weight_qdata")
         return found
 
     def _module(
-        self, module: str, parts: dict[str, StoredTensor], shape: tuple[int, int]
-    ) -> QuantizedModule:
-        n, k = shape
+        self, module: str, shape: tuple[int, int], tensors: FolderTensors
+    ) -> QuantizedModule | None:
+        parts, (n, k) = self._parts.get(module), shape
+        if parts is None:
+            return None
         others = [key for key in parts if key not in _PARTS]
         if others:
             raise self._unsupported(f"{module} is stored with {', '.join(sorted(others)[:4])}")
@@ -149,7 +121,8 @@ class TorchAO:
             "int" if "zero_point" in parts else "none",
             act=ActivationFormat() if self._dynamic and linear else None,
         )
-        return QuantizedModule(module, shape, f"torchao int8 {label}", parts, form)
+        label, half = f"torchao int8 {label}", scale.dtype != "F32"
+        return QuantizedModule(module, shape, label, parts, form, dtype="F32", half=half)
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The matrix [N, K] as codes.

@@ -30,12 +30,30 @@ def clear_tail(codes: Tensor, bits: int, k: int) -> Tensor:
     return codes
 
 
-def reorder(codes: Tensor, bits: int, order: Tensor) -> Tensor:
-    """Column ``order[j]`` of the canonical stream uint8 [N, K * bits / 8] moved to place j."""
-    out = torch.empty_like(codes)
-    for start in range(0, codes.shape[0], ROWS):
-        block = unpack_codes(codes[start : start + ROWS], bits, order.numel())
-        out[start : start + ROWS] = pack_codes(block.index_select(1, order), bits)
+def reorder(codes: Tensor, bits: int, order: Tensor) -> None:
+    """Move column ``order[j]`` of the canonical stream uint8 [N, K * bits / 8] to place j."""
+    for rows in codes.split(ROWS):
+        block = unpack_codes(rows, bits, order.numel())
+        rows.copy_(pack_codes(block.index_select(1, order), bits))
+
+
+def dense(
+    codes: Tensor, bits: int, scales: Tensor, zeros: Tensor | None, group_of: Tensor
+) -> Tensor:
+    """Float32 [N, K] of a canonical stream whose columns have the groups int64 [K].
+
+    Scales and zeros are [N, G], in any order of groups; without zeros they are the middle code.
+    """
+    n, k = codes.shape[0], group_of.numel()
+    out = torch.empty(n, k, dtype=torch.float32)
+    for start in range(0, n, ROWS):
+        rows = slice(start, start + ROWS)
+        block = unpack_codes(codes[rows], bits, k).float()
+        if zeros is None:
+            block -= 1 << (bits - 1)
+        else:
+            block -= zeros[rows].float().index_select(1, group_of)
+        out[rows] = block * scales[rows].float().index_select(1, group_of)
     return out
 
 

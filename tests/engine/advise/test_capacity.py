@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from halfbyte.engine.advise.capacity import BLOCK, Memory, capacity, measure, packed_bytes
+from halfbyte.engine.advise.capacity import BLOCK, Memory, capacity, measure, packed
 from halfbyte.engine.advise.products import Linear
-from halfbyte.engine.backends import make_ops
+from halfbyte.engine.backends import make_backend
 from halfbyte.engine.backends.triton_weights import pack
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.models.decoder import Decoder
-from halfbyte.engine.run.kv_cache import KVCache
+from halfbyte.engine.models.decoder import Decoder, block_states
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
@@ -25,6 +24,7 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
 )
 from halfbyte.kernels.formats.code_tables import NF4
+from halfbyte.kernels.kind import MatrixSpec
 from halfbyte.kernels.w8a8.layout import PackedW8A8
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import TensorInfo
@@ -192,23 +192,22 @@ def test_sizes_are_those_of_the_packer(label, gated):
     logging.getLogger(__name__).info("seed %d", seed)
     form = FORMS[label]
     n, k = (2 * 96, 512) if gated else (200, 512)
-    linear = Linear("w", n, k, label, form)
-    gated = gated and linear.carrier()[0] == "w4a16"
     wide = label.endswith(("_K", "_XS", "double quantization")) or label.startswith("HQQ")
     weight = quantized(form, wide, n, k)
-    packed = pack(weight, None, torch.float16, torch.device("cpu"), gated=gated)
-    held = packed.nbytes
-    if isinstance(packed.packed, PackedW8A8):
-        held += packed.packed.colsum.nbytes  # which few products read
-    assert packed_bytes(replace(linear, gated=gated), "triton") == held
+    held = pack(weight, None, torch.float16, torch.device("cpu"), gated=gated)
+    size = held.nbytes
+    if isinstance(held.packed, PackedW8A8):
+        size += held.packed.colsum.nbytes  # which few products read
+    linear = Linear("w", label, MatrixSpec(n, k, form, half=not wide, gated=gated))
+    assert packed(linear, "triton") == (held.kind.name, size)
 
 
-@pytest.mark.parametrize("backend", ["interpreter", "cpu_native"])
+@pytest.mark.parametrize("backend", ["interpreter", "auto"])
 @pytest.mark.parametrize("model", ["tiny_gguf", "tiny_hf"])
 def test_a_loaded_model_has_that_size(model, backend, request):
     checkpoint = open_checkpoint(request.getfixturevalue(model))
-    ops = make_ops(EngineConfig(backend=backend))
-    network = Decoder(checkpoint.config, checkpoint, ops)
+    made = make_backend(EngineConfig(backend=backend))
+    network = Decoder(checkpoint.config, checkpoint, made)
     target = "triton" if backend == "interpreter" else "cpu"
     kv = "16bit" if target == "triton" else "float32"
     need = measure(checkpoint, kv, target)
@@ -216,5 +215,7 @@ def test_a_loaded_model_has_that_size(model, backend, request):
     # The C kernels pad rows to whole vectors of the machine, which no plan knows: 8 rows of 600.
     slack = 0.015 if target == "cpu" else 0
     assert matrices == pytest.approx(network.weight_bytes, rel=slack, abs=0)
-    assert need.kv_token == KVCache.bytes_per_token(checkpoint.config, ops.kv_dtype)
+    assert need.kv_token == sum(
+        state.token_bytes(made.kv_dtype) for state in block_states(checkpoint.config)
+    )
     checkpoint.close()

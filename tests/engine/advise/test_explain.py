@@ -10,24 +10,31 @@ import torch
 
 from halfbyte.engine.advise.explain_triton import _linear_row, explain
 from halfbyte.engine.advise.products import Linear, groups
-from halfbyte.engine.backends.triton_weights import TritonLinear, pack, pack_table
+from halfbyte.engine.backends.triton_weights import TritonLinear, pack
 from halfbyte.kernels.codebook import PackedCodebook
+from halfbyte.kernels.device.gpus import gpu
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
     QuantizedLinear,
     WeightFormat,
     pack_codes,
 )
-from halfbyte.kernels.tables import Device, Entry, Table, Tables, find_device, parse_key
-from halfbyte.kernels.w4a16.config import BUCKETS, choose, table_key
+from halfbyte.kernels.kind import Conditions, MatrixSpec
+from halfbyte.kernels.tables import Device, Entry, Table, Tables
+from halfbyte.kernels.w4a16.config import BUCKETS, Problem, choose, table_key
 from halfbyte.kernels.w4a16.layout import PackedW4
+from halfbyte.kernels.w4a16.tuning import parse_key
 from halfbyte.kernels.w8a16.op import PackedW8A16
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import TensorInfo
 from halfbyte.loaders.gguf.types import CANONICAL, QUANTIZED_TYPES, SUPPORTED_TYPES
 from halfbyte.loaders.model.config import ModelConfig
 
-H100 = find_device("sm_90")
+H100 = gpu("sm_90")
+
+
+def kind_of(linear: Linear, arch: int = 90) -> str:
+    return linear.carrier(arch).kind.name
 
 
 class Headers:
@@ -86,7 +93,7 @@ def test_the_tiny_model(tiny_gguf):
 
 def test_mixed_formats_group_their_layers():
     formats = {"layers.1.self_attn.v": "Q6_K", "lm_head": "Q6_K", "down": "Q8_0", "": "Q4_K"}
-    found = {(x.module, layers): x.carrier()[0] for x, layers in groups(headers(formats))}
+    found = {(x.module, layers): kind_of(x) for x, layers in groups(headers(formats))}
     assert found == {
         ("q_proj + k_proj + v_proj", (0, 2)): "w4a16",
         ("o_proj", (0, 1, 2)): "w4a16",
@@ -104,19 +111,19 @@ def test_a_tied_head_is_packed_as_the_table_is(label):
     (head,) = [x for x, layers in groups(headers({"": label}, tied=True)) if not layers]
     form = CANONICAL.get(label)
     assert form is not None
-    table = pack_table(_quantized(form, 128, 256), torch.float16, torch.device("cpu"))
+    table = pack(_quantized(form, 128, 256), None, torch.float16, torch.device("cpu"), table=True)
     assert isinstance(table.packed, PackedW8A16)
-    assert head.carrier()[0] == "w8a16"
+    assert kind_of(head) == "w8a16"
 
 
 @pytest.mark.parametrize("floating", [False, True])
 def test_w8a8_names_its_tile(floating):
     act = ActivationFormat("e4m3" if floating else "int8")
     form = WeightFormat(8, -1, "e4m3" if floating else "none", act=act)
-    linear = Linear("w", 4096, 4096, "W8A8", form)
-    assert linear.carrier()[0] == ("fp8" if floating else "w8a8")
-    assert linear.carrier(80)[0] == ("dense" if floating else "w8a8")
-    row = _linear_row(linear, (0,), 16, H100, None, False, True)
+    linear = Linear("w", "W8A8", MatrixSpec(4096, 4096, form))
+    assert kind_of(linear) == ("fp8" if floating else "w8a8")
+    assert kind_of(linear, 80) == ("dense" if floating else "w8a8")
+    row = _linear_row(linear, (0,), 16, Conditions(H100, exact=True))
     assert row.source == "exact" and row.config["bn"] > 0 and row.config["splits"] > 0
     assert ("rows" in row.config) == floating
 
@@ -125,9 +132,9 @@ def test_w8a8_names_its_tile(floating):
 def test_formats_are_carried_as_the_packer_does(label):
     form = CANONICAL.get(label)
     assert (form is not None) == (label in QUANTIZED_TYPES)
-    linear = Linear("w", 192, 256, label, form)
+    linear = Linear("w", label, MatrixSpec(192, 256, form))
     if form is None:
-        assert linear.carrier()[0] == "dense"
+        assert kind_of(linear) == "dense"
         return
     weight = _quantized(form, 192, 256)
     packed = pack(weight, None, torch.float16, torch.device("cpu")).packed
@@ -137,9 +144,10 @@ def test_formats_are_carried_as_the_packer_does(label):
         "codebook": PackedCodebook,
         "dense": torch.Tensor,
     }
-    assert type(packed) is kinds[linear.carrier()[0]]
+    assert type(packed) is kinds[kind_of(linear)]
     if isinstance(packed, PackedW4):
-        problem = linear.problem(8, H100, True)
+        problem = linear.problem(8, Conditions(H100, True))
+        assert isinstance(problem, Problem)
         assert (problem.rows, problem.k) == (packed.units.shape[0] * 64, packed.features)
         assert problem.group == packed.group
     if isinstance(packed, PackedW8A16):
@@ -148,12 +156,13 @@ def test_formats_are_carried_as_the_packer_does(label):
 
 def test_gated_rows_are_padded_as_the_packer_does():
     form = WeightFormat(4, -1)
-    linear = Linear("gate_proj + up_proj", 2 * 96, 256, "int4", form, gated=True)
+    linear = Linear("gate_proj + up_proj", "int4", MatrixSpec(2 * 96, 256, form, gated=True))
     weight: TritonLinear = pack(
         _quantized(form, 192, 256), None, torch.float16, torch.device("cpu"), gated=True
     )
     assert isinstance(weight.packed, PackedW4)
-    problem = linear.problem(1, H100, True)
+    problem = linear.problem(1, Conditions(H100, True))
+    assert isinstance(problem, Problem)
     assert (problem.rows, problem.group) == (weight.packed.units.shape[0] * 64, 0)
 
 
@@ -171,7 +180,8 @@ def test_rows_repeat_the_chooser_and_its_reasons():
     rows = [r for r in explain(checkpoint, device, fp16=True) if r.module == "down_proj"]
     (linear,) = [x for x, _ in groups(checkpoint) if x.module == "down_proj"]
     for row in rows:
-        problem = linear.problem(row.m, device, True)
+        problem = linear.problem(row.m, Conditions(device, True))
+        assert isinstance(problem, Problem)
         choice = choose(problem, partial_bytes=32 << 20, counters=8192)
         assert (row.kernel, row.source) == (choice.kernel, "formula")
         assert row.rejected == choice.rejected
@@ -181,7 +191,9 @@ def test_rows_repeat_the_chooser_and_its_reasons():
 def test_tables_and_neighbours_are_named():
     checkpoint = headers({"": "Q4_0"})
     (linear,) = [x for x, _ in groups(checkpoint) if x.module == "o_proj"]
-    text = table_key(linear.problem(16, H100, False))
+    problem = linear.problem(16, Conditions(H100))
+    assert isinstance(problem, Problem)
+    text = table_key(problem)
     key = parse_key(text)
     assert key is not None
     values = {"kernel": "late", "bm": 16, "bn": 128, "warps": 2, "stages": 5, "splits": 2}
@@ -209,13 +221,17 @@ def test_experts_are_one_entry_and_the_router_another() -> None:
     checkpoint.infos = kept
     found = {linear.module: (linear, layers) for linear, layers in groups(checkpoint)}
     router, gate_up = found["gate"], found["gate_proj + up_proj"]
-    assert (router[0].n, router[0].k, router[1]) == (3, 256, (0, 1))
-    assert (gate_up[0].n, gate_up[0].gated, gate_up[1]) == (128, True, (0, 1))
-    assert (found["down_proj"][0].k, found["down_proj"][1]) == (64, (0, 1))
+    assert (router[0].spec.n, router[0].spec.k, router[1]) == (3, 256, (0, 1))
+    assert (gate_up[0].spec.n, gate_up[0].spec.gated, gate_up[1]) == (128, True, (0, 1))
+    assert (found["down_proj"][0].spec.k, found["down_proj"][1]) == (64, (0, 1))
 
 
 def test_a_gelu_gate_is_a_kernel_of_its_own() -> None:
     checkpoint = headers({"": "Q4_K"})
-    assert [linear.gated for linear, _ in groups(checkpoint) if "gate" in linear.module] == [True]
+    assert [linear.spec.gated for linear, _ in groups(checkpoint) if "gate" in linear.module] == [
+        True
+    ]
     object.__setattr__(checkpoint.config, "activation", "gelu_tanh")
-    assert [linear.gated for linear, _ in groups(checkpoint) if "gate" in linear.module] == [False]
+    assert [linear.spec.gated for linear, _ in groups(checkpoint) if "gate" in linear.module] == [
+        False
+    ]

@@ -9,9 +9,12 @@ import pytest
 
 from halfbyte import Engine
 from halfbyte.engine.advise.explain import Row, explain_cpu
+from halfbyte.engine.backends.cpu import make_cpu_ops
 from halfbyte.engine.backends.cpu_c import NEVER, CompiledOps
-from halfbyte.engine.backends.cpu_torch import TorchOps, make_cpu_ops
+from halfbyte.engine.backends.cpu_torch import TorchOps
 from halfbyte.engine.config import EngineConfig
+from halfbyte.engine.models.attention import AttentionBlock
+from halfbyte.engine.models.mlp import MlpBlock
 from halfbyte.kernels.cpu.pack import BF16, E4M3, F16, F32, Q4, Q8, T4
 from halfbyte.loaders import open_checkpoint
 
@@ -46,14 +49,15 @@ def rows_of(path: Path, ops: CompiledOps | TorchOps) -> list[Row]:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_kind_is_the_one_that_the_engine_packs(name: str) -> None:
     with Engine(FIXTURES / name, max_batch=1, max_context=64) as engine:
-        ops: Any = engine._loop.runner.model.ops
+        ops: Any = engine._loop.runner.model.backend.ops
         if not isinstance(ops, CompiledOps):
             pytest.skip("no C compiler")
         rows = rows_of(FIXTURES / name, ops)
         model = engine._loop.runner.model
-        layer: Any = model.layers[0]
-        held: dict[str, Any] = {"lm_head": model.head, "down_proj": layer.mlp.down}
-        held["o_proj"] = layer.o
+        attention, mlp = model.blocks[:2]
+        assert isinstance(attention, AttentionBlock) and isinstance(mlp, MlpBlock)
+        held: dict[str, Any] = {"lm_head": model.head, "down_proj": mlp.mlp.down}
+        held["o_proj"] = attention.o
         told = {
             row.module: row
             for row in rows
@@ -81,7 +85,7 @@ def test_rows_say_when_the_weights_are_read_and_why_not_otherwise() -> None:
 
 
 def test_without_the_c_kernels_torch_is_named() -> None:
-    ops = make_cpu_ops(EngineConfig(native=False))
+    ops = make_cpu_ops(EngineConfig(backend="cpu_torch"))
     rows = rows_of(FIXTURES / "gptq-v1-4b-g128-sym-llama", ops)
     assert {row.kernel for row in rows} == {"torch"}
     assert {row.family for row in rows} == {"int4", "dense", "attention"}

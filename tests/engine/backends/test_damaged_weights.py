@@ -19,8 +19,9 @@ from halfbyte.errors import CheckpointError
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 BACKENDS = {
     "reference": {"backend": "reference"},
-    "torch": {"native": False},
-    "native": {},
+    "cpu_torch": {"backend": "cpu_torch"},
+    "cpu_c": {},
+    "interpreter": {"backend": "interpreter"},
 }
 FOLDERS = (
     "gptq-v1-4b-g128-sym-llama",
@@ -33,7 +34,18 @@ FOLDERS = (
     "ct-fp8-dynamic-gemma3",
     "torchao-int8-wo-qwen3",
 )
-FILES = ("gguf-q4_0-spm-llama", "gguf-q4_k-q6_k-qwen3", "gguf-q3_k-q4_1-gemma3")
+FILES = (
+    "gguf-q4_0-spm-llama",
+    "gguf-q4_k-q6_k-qwen3",
+    "gguf-q3_k-q4_1-gemma3",
+    "gguf-q2_k-iq4-phi3",
+    "gguf-q5_k-q3_k-gemma2",
+)
+# Where a block keeps its scales, and minima, if not in its first bytes.
+PLACES = {
+    **{"Q6_K": (208,), "Q3_K": (108,), "Q2_K": (80, 82)},
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+}
 # What a layer's arithmetic reads as numbers, and not as codes; biases of GPTQ may be dropped.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn)
 
@@ -74,11 +86,15 @@ def test_folders(tmp_path, name):
 def test_gguf_files(tmp_path, name):
     path = tmp_path / "model.gguf"
     shutil.copy(FIXTURES / name / "model.gguf", path)
-    tensor = random.choice([t for t in gguf.GGUFReader(path).tensors if ".attn_" in t.name])
+    every = {t.name: t for t in gguf.GGUFReader(path).tensors if "norm" not in t.name}
+    # One kind of block as likely as another, and the table of tokens as a layer's matrix.
+    alike = {(t.tensor_type, t.name.startswith("blk.")): [] for t in every.values()}
+    for t in every.values():
+        alike[t.tensor_type, t.name.startswith("blk.")].append(t)
+    tensor = random.choice(random.choice(list(alike.values())))
     kind = tensor.tensor_type.name
     elements, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
-    # Where a block keeps (one of) its scales.
-    place = {"Q6_K": 208, "Q3_K": 108}.get(kind, 0)
+    place = random.choice(PLACES.get(kind, (0,)))
     block = random.randrange(tensor.n_elements // elements)
     width = 4 if kind == "F32" else 2
     number = np.array([random.choice([np.nan, np.inf])], "<f4" if width == 4 else "<f2").tobytes()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from halfbyte.engine.backends.triton_ops import TritonOps
-from halfbyte.engine.backends.triton_weights import family
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
     QuantizedLinear,
@@ -19,6 +18,8 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
 )
 from halfbyte.kernels.formats.code_tables import NF4
+from halfbyte.kernels.kind import MatrixSpec, carrier
+from halfbyte.kernels.kinds import KINDS
 
 INT8 = ActivationFormat()
 E4M3 = ActivationFormat("e4m3", top=448.0)
@@ -34,7 +35,7 @@ WEIGHT_ONLY = [
     (WeightFormat(2, 16, "float"), 256, "w8a16"),
     (WeightFormat(4, 64, "table", NF4), 128, "codebook"),
     (WeightFormat(4, 64, "table", NF4), 160, "codebook"),
-    (WeightFormat(4, 64, "table", NF4), 100, "codebook"),  # ragged: dense in the end
+    (WeightFormat(4, 64, "table", NF4), 100, "dense"),  # ragged
     (WeightFormat(8, -1, "e4m3"), 64, "dense"),
     (WeightFormat(8, 128, "e4m3", act=E4M3), 256, "dense"),
     (WeightFormat(4, 8), 64, "dense"),
@@ -51,6 +52,10 @@ def rng() -> torch.Generator:
 @pytest.fixture(params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def ops(request: Any) -> TritonOps:
     return TritonOps(torch.device("cpu"), request.param, exact=False)
+
+
+def kind_of(form: WeightFormat, k: int, arch: int = 90) -> str:
+    return carrier(KINDS, MatrixSpec(40, k, form), arch).kind.name
 
 
 def random_weight(rng: torch.Generator, n: int, k: int, form: WeightFormat) -> QuantizedLinear:
@@ -81,7 +86,7 @@ def close(y: Tensor, x: Tensor, w: Tensor, bias: Tensor, slack: float = 0.0) -> 
 def test_weight_only(
     ops: TritonOps, rng: torch.Generator, form: WeightFormat, k: int, kernels: str
 ) -> None:
-    assert family(form)[0] == kernels
+    assert kind_of(form, k) == kernels
     n = 70
     weight = random_weight(rng, n, k, form)
     assert ops.supports(weight) is None
@@ -106,7 +111,7 @@ def test_weight_only(
 def test_w8a8(ops: TritonOps, rng: torch.Generator, act: ActivationFormat) -> None:
     """The product of the rounded input; a code may differ by one where rounding meets a tie."""
     weight = random_weight(rng, 40, 96, WeightFormat(8, -1, act=act))
-    assert family(weight.format)[0] == "w8a8"
+    assert kind_of(weight.format, 96) == "w8a8"
     bias = torch.randn(40, generator=rng).to(ops.dtype)
     x = torch.randn(5, 96, generator=rng).to(ops.dtype)
     rounded = _round(x.float(), act)
@@ -119,8 +124,8 @@ def test_w8a8(ops: TritonOps, rng: torch.Generator, act: ActivationFormat) -> No
 def test_float8(ops: TritonOps, rng: torch.Generator) -> None:
     """Three mantissa bits: input and weight are exact once rounded, so are the products."""
     weight = random_weight(rng, 40, 96, WeightFormat(8, -1, "e4m3", act=E4M3))
-    assert family(weight.format, 0)[0] == "fp8"
-    assert family(weight.format, 80)[0] == "dense"
+    assert kind_of(weight.format, 96, 0) == "fp8"
+    assert kind_of(weight.format, 96, 80) == "dense"
     bias = torch.randn(40, generator=rng).to(ops.dtype)
     x = torch.randn(5, 96, generator=rng).to(ops.dtype)
     scale = x.float().abs().amax(1, keepdim=True) / 448

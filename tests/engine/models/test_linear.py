@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from halfbyte.engine.backends import make_ops
+from halfbyte.engine.backends import make_backend
 from halfbyte.engine.backends.base import Ops
+from halfbyte.engine.backends.cpu_c import CompiledOps
+from halfbyte.engine.backends.reference import ReferenceOps
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.models.projections import FusedLinear
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
 
 BACKENDS = {
     "reference": EngineConfig(backend="reference"),
-    "cpu_native": EngineConfig(),
-    "cpu_native-exact": EngineConfig(exact=True),
-    "torch": EngineConfig(native=False),
-    "torch-float32": EngineConfig(native=False, dtype="float32"),
+    "cpu_c": EngineConfig(),
+    "cpu_c-exact": EngineConfig(exact=True),
+    "cpu_torch": EngineConfig(backend="cpu_torch"),
+    "cpu_torch-float32": EngineConfig(backend="cpu_torch", dtype="float32"),
 }
 
 
@@ -29,10 +32,10 @@ def quantized(n: int, k: int, bits: int, g: torch.Generator) -> QuantizedLinear:
     return QuantizedLinear("w", WeightFormat(bits, 32), pack_codes(codes, bits), scales, None, k)
 
 
-def compute(ops: Ops, layer: FusedLinear, x: Tensor) -> Tensor:
+def compute(ops: Ops[Any], layer: FusedLinear[Any], x: Tensor) -> Tensor:
     """A norm before the product, as in a decoder: it picks the type of the activation buffer."""
     gain = torch.ones(x.shape[1])
-    if not ops.records:
+    if not isinstance(ops, CompiledOps):
         return layer(ops, ops.rms_norm(x, gain, 1e-6)).clone()
     ops.begin_record()
     out = layer(ops, ops.rms_norm(x, gain, 1e-6))
@@ -47,11 +50,12 @@ def test_mixed_formats_side_by_side(backend: str, rows: int) -> None:
     seed = random.randrange(1 << 40)
     print("seed", seed)
     g = torch.Generator().manual_seed(seed)
-    ops = make_ops(BACKENDS[backend])
+    made = make_backend(BACKENDS[backend])
+    ops, pack = made.ops, made.packer.pack
     dense = torch.randn(24, 64, generator=g).to(torch.float16)
     weights: list[Weight] = [quantized(48, 64, 4, g), quantized(16, 64, 6, g), dense]
     biases = [torch.randn(w.shape[0], generator=g) for w in weights]
-    packed = [ops.pack(w, b) for w, b in zip(weights, biases, strict=True)]
+    packed = [pack(w, b) for w, b in zip(weights, biases, strict=True)]
     layer = FusedLinear(packed)
     assert layer.nbytes == sum(p.nbytes for p in packed)
     x = torch.randn(rows, 64, generator=g)
@@ -60,7 +64,7 @@ def test_mixed_formats_side_by_side(backend: str, rows: int) -> None:
     normed = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     values = [w.double() if isinstance(w, Tensor) else w.dequantize().double() for w in weights]
     want = normed @ torch.cat(values).T + torch.cat(biases)
-    exact = backend != "torch" and (backend != "cpu_native" or rows < 24)
+    exact = backend != "cpu_torch" and (backend != "cpu_c" or rows < 24)
     if exact:
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     else:
@@ -71,7 +75,7 @@ def test_mixed_formats_side_by_side(backend: str, rows: int) -> None:
 
 def test_one_matrix_for_equal_formats() -> None:
     g = torch.Generator().manual_seed(5)
-    ops = make_ops(EngineConfig(backend="reference"))
+    ops = ReferenceOps()
     parts = [quantized(32, 64, 4, g), quantized(16, 64, 4, g)]
     whole = FusedLinear([ops.pack(QuantizedLinear.concat(parts))])
     apart = FusedLinear([ops.pack(p) for p in parts])

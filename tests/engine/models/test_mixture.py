@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from halfbyte.engine.backends.reference import ReferenceOps
-from halfbyte.engine.models.mixture import Mixture, Mlp, route
+from halfbyte.engine.models.mixture import MixtureBlock, route
+from halfbyte.engine.models.mlp import Mlp
 from halfbyte.engine.models.projections import FusedLinear
+from halfbyte.engine.run.kv_cache import BlockState
 
 TOKENS, HIDDEN, INNER, EXPERTS = 7, 12, 5, 4
 
@@ -46,13 +48,17 @@ def test_tokens_go_through_their_experts(normalize: bool) -> None:
     ops: Any = ReferenceOps(torch.float64)
     router = draw(EXPERTS, HIDDEN)
     weights = [(draw(2 * INNER, HIDDEN), draw(HIDDEN, INNER)) for _ in range(EXPERTS)]
-    mixture = Mixture(
+    eps = 0.1
+    mixture = MixtureBlock(
+        torch.ones(HIDDEN, dtype=torch.float64),
         ops.pack(router),
         [Mlp(FusedLinear([ops.pack(up)]), ops.pack(down)) for up, down in weights],
         2,
         normalize,
+        eps,
     )
-    h, residual = draw(TOKENS, HIDDEN), draw(TOKENS, HIDDEN)
+    residual = draw(TOKENS, HIDDEN)
+    h = residual / (residual.square().mean(-1, keepdim=True) + eps).sqrt()
     want = residual.clone()
     for t in range(TOKENS):
         odds = (router @ h[t]).softmax(0)
@@ -61,7 +67,8 @@ def test_tokens_go_through_their_experts(normalize: bool) -> None:
             gate, up = (weights[e][0] @ h[t]).chunk(2)
             y = weights[e][1] @ (gate * gate.sigmoid() * up)
             want[t] += y * odds[e] / (sum(odds[i] for i in best) if normalize else 1)
-    mixture.add(ops, h, residual)
+    no_step: Any = None
+    mixture.add(ops, residual, no_step, BlockState((), ()))
     # Shares are float32; outputs are of the order of 10.
     assert torch.allclose(residual, want, atol=1e-4, rtol=1e-6)
 
@@ -70,6 +77,6 @@ def test_a_token_reads_its_share_of_the_weights() -> None:
     ops: Any = ReferenceOps(torch.float32)
     parts = [ops.pack(torch.zeros(6, 4)), ops.pack(torch.zeros(4, 3))]
     expert = Mlp(FusedLinear(parts[:1]), parts[1])
-    mixture = Mixture(ops.pack(torch.zeros(8, 4)), [expert] * 8, 2, True)
+    mixture = MixtureBlock(torch.ones(4), ops.pack(torch.zeros(8, 4)), [expert] * 8, 2, True, 0.1)
     assert expert.nbytes == 4 * (24 + 12)
     assert mixture.nbytes == 4 * 32 + 2 * expert.nbytes

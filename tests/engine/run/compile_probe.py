@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ from triton.runtime.jit import JITFunction
 from halfbyte import Engine, SamplingParams
 from halfbyte.engine import engine as engine_module
 from halfbyte.engine.backends import triton_ops
+from halfbyte.engine.backends.base import Backend
+from halfbyte.engine.run.executors import EagerExecutor
 from halfbyte.kernels.device import runtime
+from halfbyte.kernels.device.monitor import JitMonitor
 
 met: list[str] = []
 
@@ -62,12 +66,17 @@ def zeros(*args: Any, **options: Any) -> torch.Tensor:
     return torch.zeros(*args, **options)
 
 
-class Ops(triton_ops.TritonOps):
-    """The backend as on a GPU, but for its graphs."""
+class Listening(EagerExecutor):
+    """The executor as on a GPU, but for its graphs."""
 
-    def __init__(self, exact: bool) -> None:
-        super().__init__(torch.device("cpu"), torch.bfloat16, exact)
-        self.compiles = True
+    def monitor(self) -> JitMonitor:
+        return JitMonitor()
+
+
+def make_backend(exact: bool) -> Backend[Any]:
+    ops = triton_ops.TritonOps(torch.device("cpu"), torch.bfloat16, exact)
+    executor = partial(Listening, prepare=ops.prepare)
+    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, executor)
 
 
 def main(model: str, exact: bool, seed: int, context: int) -> None:
@@ -79,7 +88,7 @@ def main(model: str, exact: bool, seed: int, context: int) -> None:
     for name, value in {"arch": 90, "multiprocessors": 132, "use_ptx": True}.items():
         setattr(runtime, name, lambda *_, value=value: value)
     triton_ops._tables = lambda device: None
-    engine_module.make_ops = lambda config: Ops(exact)
+    engine_module.make_backend = lambda config: make_backend(exact)
     options: dict[str, Any] = {"max_context": context, "max_batch": 9, "max_batch_tokens": 160}
     engine = Engine(model, **options, exact=exact, prefix_cache=False)
     before = set(met)

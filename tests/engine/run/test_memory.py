@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.run.kv_cache import KVCache
+from halfbyte.engine.models.decoder import block_states
+from halfbyte.engine.run import memory
+from halfbyte.engine.run.kv_cache import KVCache, LayerKV, StateSpec
 from halfbyte.engine.run.memory import KV_SHARE, free_memory, plan_memory, prefix_blocks
 from halfbyte.errors import ConfigError
 from halfbyte.loaders.model.config import ModelConfig
@@ -25,8 +27,8 @@ def plan(free: int = PLENTY, **options: Any) -> Any:
 
 
 def test_bytes_of_a_token() -> None:
-    assert KVCache.bytes_per_token(MODEL, torch.float32) == PER_TOKEN
-    assert KVCache.bytes_per_token(MODEL, torch.bfloat16) == PER_TOKEN // 2
+    assert sum(spec.token_bytes(torch.float32) for spec in block_states(MODEL)) == PER_TOKEN
+    assert sum(spec.token_bytes(torch.bfloat16) for spec in block_states(MODEL)) == PER_TOKEN // 2
 
 
 def test_default_holds_every_context_of_a_batch() -> None:
@@ -116,16 +118,52 @@ def test_free_memory_is_that_of_the_machine() -> None:
 
 
 def test_cache_memory_is_laid_out_block_by_block() -> None:
-    kv = KVCache(MODEL, 5, 16, torch.float32)
-    assert len(kv.layers) == 3
-    for layer in kv.layers:
+    kv = KVCache(block_states(MODEL), 5, 16, torch.float32)
+    layers = [LayerKV(*state.tokens) for state in kv.states if state.tokens]
+    assert len(layers) == 3
+    for layer in layers:
         assert layer.k.shape == layer.v.shape == (5, 2, 16, 16)
         # All layers of one block are neighbours; a head's tokens lie together.
         assert layer.k.stride() == layer.v.stride() == (3 * 2 * 2 * 16 * 16, 256, 16, 1)
-    for index, side in enumerate(t for layer in kv.layers for t in (layer.k, layer.v)):
+    for index, side in enumerate(t for layer in layers for t in (layer.k, layer.v)):
         side.fill_(index)
-    for index, side in enumerate(t for layer in kv.layers for t in (layer.k, layer.v)):
+    for index, side in enumerate(t for layer in layers for t in (layer.k, layer.v)):
         assert (side == index).all(), "two tensors overlap"
+
+
+def test_the_first_blocks_can_be_touched_at_once() -> None:
+    kv = KVCache(block_states(MODEL), 5, 16, torch.float32)
+    sides = [side for state in kv.states for side in state.tokens]
+    for side in sides:
+        side.fill_(1)
+    kv.touch(2)
+    assert all((side[:2] == 0).all() and (side[2:] == 1).all() for side in sides)
+
+
+def test_what_a_block_keeps_for_a_whole_text_is_planned_and_laid_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks of another kind: keys and values of unlike shapes, and a state without tokens."""
+    odd = StateSpec(per_token=((2, 16), (1, 8)), per_sequence=((3, 5), (7,)))
+    specs = [*block_states(MODEL), odd]
+    monkeypatch.setattr(memory, "block_states", lambda model: specs)
+    got = plan(max_batch=4, max_context=64)
+    fixed, per_token = 4 * (3 * 5 + 7) * 4, PER_TOKEN + (2 * 16 + 8) * 4
+    assert got.bytes_per_token == per_token
+    assert got.kv_bytes == got.blocks * got.block_size * per_token + fixed
+    tight = dict(max_batch=4, kv_tokens=64, max_context=64)
+    assert plan(64 * per_token + fixed, **tight).blocks == 1
+    with pytest.raises(ConfigError, match="are free"):
+        plan(64 * per_token + fixed - 1, **tight)
+    kv = KVCache(specs, 5, 16, torch.float32, rows=4)
+    assert [t.shape for t in kv.states[-1].tokens] == [(5, 2, 16, 16), (5, 1, 16, 8)]
+    assert [t.shape for t in kv.states[-1].sequences] == [(4, 3, 5), (4, 7)]
+    assert kv.last_tokens() is kv.states[-1].tokens
+    every = [t for state in kv.states for t in (*state.tokens, *state.sequences)]
+    for index, kept in enumerate(every):
+        kept.fill_(index)
+    for index, kept in enumerate(every):
+        assert (kept == index).all(), "two tensors overlap"
 
 
 def test_prefixes_have_a_part_of_a_cache_that_nobody_asked_for() -> None:

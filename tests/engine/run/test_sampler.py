@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import halfbyte.engine.run.sampler as sampler_module
-from halfbyte.engine.backends import make_ops
+from halfbyte.engine.backends import make_backend
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.request import SamplingParams
 from halfbyte.engine.run.sampler import BROKEN, Sampler
@@ -29,7 +29,7 @@ def fresh_seed() -> int:
 
 
 def sampler(valid: int = VOCAB, backend: Any = "reference", **more: Any) -> Sampler:
-    return Sampler(valid, make_ops(EngineConfig(backend=backend)), **more)
+    return Sampler(valid, make_backend(EngineConfig(backend=backend)).drawer, **more)
 
 
 def row(text: list[int], prompt: int = 1, seed: int = 3, **params: Any) -> RowSampling:
@@ -94,11 +94,11 @@ def test_padding_of_the_vocabulary_is_never_drawn(temperature: float, penalty: f
         assert sampler(valid=50)(logits, [one])[0] in range(50)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu_native", "interpreter"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "interpreter"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
 def test_suppressed_tokens_are_never_drawn(backend: Any, temperature: float) -> None:
     """Although their logits are the best; 60 is beyond the valid ids, which is no error."""
-    few = Sampler(50, make_ops(EngineConfig(backend=backend)), {3, 7, 60})
+    few = Sampler(50, make_backend(EngineConfig(backend=backend)).drawer, {3, 7, 60})
     for top_k in (0, 2):
         logits = torch.zeros(4, VOCAB)
         logits[:, [3, 7]] = 100.0
@@ -191,7 +191,7 @@ def test_logits_of_lower_precision(dtype: torch.dtype) -> None:
     assert sampler()(logits, rows) == sampler()(logits.float(), rows)
 
 
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "cpu_native", "interpreter"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "auto", "interpreter"])
 EXTREMES: dict[str, list[float]] = {
     "temperature": [0.0, 5e-324, 1e-300, 1e-45, 1e-6, 100.0],
     "top_k": [-1, 0, 1, (1 << 31) - 1],
@@ -271,7 +271,7 @@ def test_a_device_that_fails_for_every_row_is_no_fault_of_theirs(
     def lost(*arguments: Any) -> Any:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(made.ops, "argmax", lost)
+    monkeypatch.setattr(made.drawer, "argmax", lost)
     with pytest.raises(RuntimeError, match="device lost"):
         made(logits_of(2, 1), [row([1], temperature=0.0)] * 2)
 
@@ -318,7 +318,7 @@ def test_the_sampling_kernel_draws_what_the_host_draws() -> None:
     """All filters and penalties at once, greedy rows among them, in batches of changing size."""
     seed = fresh_seed()
     rng = random.Random(seed)
-    device = Sampler(VOCAB, make_ops(EngineConfig(backend="interpreter")))
+    device = Sampler(VOCAB, make_backend(EngineConfig(backend="interpreter")).drawer)
     for turn in range(12):
         rows = [random_row(rng) for _ in range(rng.randint(1, 6))]
         logits = logits_of(len(rows), seed + turn)

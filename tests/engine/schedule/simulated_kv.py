@@ -198,10 +198,10 @@ class Simulation:
         assert all(w.count > 0 for w in plan.work)
         single = all(w.count == 1 and w.needs_sample for w in plan.work)
         assert plan.pure_decode == (bool(plan.work) and single)
-        for row in plan.freed_rows:
-            self.rows.pop(row, None)
+        held = [s.row for s in [*self.scheduler._running, *self.scheduler._draining]]
+        assert len(set(held)) == len(held), "a row was given away while in use"
+        self.rows = {number: row for number, row in self.rows.items() if number in held}
         for init in plan.admitted:
-            assert init.row not in self.rows, "a row was given away while in use"
             chain = self.prefixes.chain(init.request.cache_salt, list(init.tokens))
             self.rows[init.row] = _Row(init.request.id, list(init.tokens), chain, list(init.blocks))
         for item in plan.work:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.request import Completion, Delta, FinishReason, SamplingParams, Usage
+from halfbyte.engine.run.stats import EngineStats
 from halfbyte.engine.serve.async_engine import AsyncEngine
 from halfbyte.engine.serve.client import EngineClient
 from halfbyte.engine.serve.stream import RequestStream, ready
@@ -23,20 +23,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@dataclass
-class Stats:
-    running: int = 0
-    waiting: int = 0
-    kv_blocks_used: int = 0
-    kv_blocks_total: int = 1
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    steps: int = 0
-    finished: dict[str, int] = field(default_factory=dict)
 
 
 class ScriptedEngine:
@@ -101,8 +87,8 @@ class ScriptedEngine:
             out.append(Delta(name, f"{state[0]} ", (state[0],), done))
         return out
 
-    def stats(self) -> Stats:
-        return Stats(running=len(self.live), steps=self.steps)
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.live), steps=self.steps)
 
     def close(self) -> None:
         self.closed_by = threading.get_ident()

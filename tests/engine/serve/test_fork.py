@@ -19,10 +19,10 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0)
 PROMPT = [5, 17, 300, 42, 7]
 
 
-@pytest.fixture(params=[True, False], ids=["C kernels", "torch"])
+@pytest.fixture(params=["auto", "cpu_torch"])
 def engine(request: pytest.FixtureRequest, tiny_hf: Path) -> Engine:
     before = torch.get_num_threads()
-    made = Engine(tiny_hf, native=request.param, threads=2, kv_tokens=2048)
+    made = Engine(tiny_hf, backend=request.param, threads=2, kv_tokens=2048)
     # Torch's own threads are started, too.
     torch.set_num_threads(2)
     torch.randn(1 << 20).exp_()

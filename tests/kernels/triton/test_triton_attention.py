@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from triton_attention_support import paged
@@ -30,13 +28,6 @@ from halfbyte.kernels.attention.config import (
 from halfbyte.kernels.attention.reference import paged_attention
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
-
-
-@pytest.fixture
-def rng():
-    seed = random.randrange(1 << 31)
-    print("seed", seed)
-    return torch.Generator().manual_seed(seed)
 
 
 def check(out, expected, dtype):

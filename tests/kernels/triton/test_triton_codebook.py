@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
@@ -11,25 +9,10 @@ from halfbyte.errors import KernelInputError
 from halfbyte.kernels.codebook import codebook_linear, dequantize, pack_codebook
 from halfbyte.kernels.codebook import reference as ref
 from halfbyte.kernels.codebook.layout import unpack_codebook
-from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.formats.code_tables import FP4, NF4
 from halfbyte.kernels.w8a16.reference import linear
 
 HALF = (torch.float16, torch.bfloat16)
-
-
-@pytest.fixture
-def rng():
-    seed = random.randrange(1 << 31)
-    print("seed", seed)
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def space():
-    space = Workspace(torch.device("cpu"), partial_bytes=1 << 20, counters=64)
-    space.partials.fill_(float("nan"))
-    return space
 
 
 def check(y, x, w, expected):

@@ -13,30 +13,29 @@ import pytest
 import torch
 
 from halfbyte.errors import ConfigError
-from halfbyte.kernels.device.workspace import Workspace
+from halfbyte.kernels.device.gpus import gpu
+from halfbyte.kernels.device.workspace import COUNTERS, PARTIAL_BYTES, Workspace
 from halfbyte.kernels.tables import (
     Device,
     Table,
     Tables,
-    find_device,
+    entry,
     load_tables,
     measure,
-    parse_key,
     parse_table,
     read_table,
     shipped_tables,
     table_name,
     write_entry,
 )
-from halfbyte.kernels.tables.candidates import candidates, entry, formula
 from halfbyte.kernels.tables.files import SHIPPED
-from halfbyte.kernels.tables.lookup import REACH, adapt, distance
-from halfbyte.kernels.tables.schema import COUNTERS, PARTIAL_BYTES
+from halfbyte.kernels.tables.lookup import REACH
 from halfbyte.kernels.w4a16.config import BUCKETS, Problem, choose, table_key
 from halfbyte.kernels.w4a16.layout import pack_w4
 from halfbyte.kernels.w4a16.op import w4a16_linear
+from halfbyte.kernels.w4a16.tuning import adapt, candidates, distance, formula, parse_key
 
-H100 = find_device("H100")
+H100 = gpu("H100")
 KEY = "sm90 m16 4096x14336 g128 fp16"
 VALUES = {"kernel": "late", "bm": 16, "bn": 128, "warps": 2, "stages": 4, "splits": 4}
 
@@ -79,13 +78,13 @@ def test_keys_are_the_choosers():
     ],
 )
 def test_devices_by_name(name, arch, sms):
-    assert (find_device(name).arch, find_device(name).sms) == (arch, sms)
+    assert (gpu(name).arch, gpu(name).sms) == (arch, sms)
 
 
 @pytest.mark.parametrize("name", ["", "sm_", "sm_91", "H1000", "RTX", "nvidia"])
 def test_unknown_devices(name):
     with pytest.raises(ConfigError, match="unknown device") as caught:
-        find_device(name)
+        gpu(name)
     assert "sm_90" in caught.value.hint and "RTX 4090" in caught.value.hint
 
 
@@ -182,7 +181,7 @@ def test_other_devices_lend_neighbours_only():
     tables = Tables(H100, [("pcie", pcie), ("a100", ampere)])
     found = tables.find(KEY)
     assert found is not None and found.kind == "neighbour" and len(tables) == 0
-    assert Tables(find_device("A100"), [("pcie", pcie)]).find(KEY) is None
+    assert Tables(gpu("A100"), [("pcie", pcie)]).find(KEY) is None
 
 
 def test_distance_and_splits_of_neighbours():
@@ -210,7 +209,7 @@ def test_entries_are_written_one_by_one(tmp_path):
     before = path.read_bytes()
     problem = Problem(8, 4096, 4096, 128, True, 80, 108)
     with pytest.raises(ConfigError, match="is for sm_90 with 132"):
-        write_entry(path, find_device("A100"), entry(problem, formula(problem), 1, 1))
+        write_entry(path, gpu("A100"), entry(problem, formula(problem), 1, 1))
     assert path.read_bytes() == before
     path.write_text("{")
     with pytest.raises(ConfigError, match="not a JSON table"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
@@ -22,21 +20,6 @@ from halfbyte.kernels.w8a16.fragments import pack_words, unpack_scales, unpack_w
 from halfbyte.kernels.w8a16.layout import unpack_w8a16
 
 HALF = (torch.float16, torch.bfloat16)
-
-
-@pytest.fixture
-def rng():
-    seed = random.randrange(1 << 31)
-    print("seed", seed)
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def space():
-    """A workspace full of garbage, small enough to bound the splits."""
-    space = Workspace(torch.device("cpu"), partial_bytes=1 << 20, counters=64)
-    space.partials.fill_(float("nan"))
-    return space
 
 
 def random_weight(rng, n, k, group, zero):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
@@ -15,13 +13,6 @@ from halfbyte.kernels.w8a8 import reference as ref
 from halfbyte.kernels.w8a8.config import GemmConfig, choose, choose_split, square_tile, tiles_of
 
 HALF = (torch.float16, torch.bfloat16)
-
-
-@pytest.fixture
-def rng():
-    seed = random.randrange(1 << 31)
-    print("seed", seed)
-    return torch.Generator().manual_seed(seed)
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzz_support import two_lengths
 from hypothesis import strategies as st
 from loader_budget import anything, only_our_errors, places
 from loader_hf_files import TINY_CONFIG, TINY_SHAPES, file_bytes, header_of, tiny_folder
@@ -75,6 +75,10 @@ def check(data: bytes, index: Any = None) -> None:
         assert error is None or str(folder) in str(error)
 
 
+def check_bytes(data: bytes) -> None:
+    check(data)
+
+
 def check_header(found: tuple[bytes, int]) -> None:
     raw, size = found
     check(file_bytes(raw, bytes(size)))
@@ -86,50 +90,13 @@ def test_the_sound_file_opens():
         open_checkpoint(tiny_folder(Path(name) / "m")).close()
 
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-LONG = settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@given(headers())
-@QUICK
-def test_mutated_headers(found):
-    check_header(found)
-
-
-@given(damaged())
-@QUICK
-def test_damaged_bytes(data):
-    check(data)
-
-
-@given(indexes())
-@QUICK
-def test_mutated_indexes(index):
+def check_index(index: Any) -> None:
     check(file_bytes(json.dumps(HEADER), bytes(SIZE)), index)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@given(headers())
-@LONG
-def test_mutated_headers_at_length(found):
-    check_header(found)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@given(damaged())
-@LONG
-def test_damaged_bytes_at_length(data):
-    check(data)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@given(indexes())
-@LONG
-def test_mutated_indexes_at_length(index):
-    check(file_bytes(json.dumps(HEADER), bytes(SIZE)), index)
+test_mutated_headers, test_mutated_headers_at_length = two_lengths(check_header, 150, headers())
+test_damaged_bytes, test_damaged_bytes_at_length = two_lengths(check_bytes, 150, damaged())
+test_mutated_indexes, test_mutated_indexes_at_length = two_lengths(check_index, 150, indexes())
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from loader_gguf_models import (
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.base import iter_weights
 from halfbyte.loaders.gguf.checkpoint import GGUFCheckpoint
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"
@@ -99,7 +98,7 @@ def test_weights_outlive_the_file(tmp_path):
     state = random_state()
     meant = write_gguf(tmp_path / "m.gguf", "llama", state, types=mixed_types)
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
-    weights = dict(iter_weights(checkpoint))
+    weights = {info.name: checkpoint.load(info.name) for info in checkpoint.tensors()}
     checkpoint.release(weights)
     checkpoint.close()
     checkpoint.close()

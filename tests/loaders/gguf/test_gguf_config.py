@@ -147,8 +147,8 @@ def test_other_architectures_are_refused(tmp_path, arch):
     refuses(
         lambda: opened(tmp_path, {"general.architecture": (STRING, arch)}),
         UnsupportedModelError,
-        f"general.architecture is '{arch}'; supported are llama, mistral, mistral3, smollm3, "
-        "qwen2, qwen3, qwen3moe, phi3, gemma, gemma2, gemma3",
+        f"general.architecture is '{arch}'; supported are llama, mistral, mistral3, qwen2, "
+        "qwen3, qwen3moe, smollm3, phi3, gemma, gemma2, gemma3",
     )
 
 

@@ -19,6 +19,7 @@ from loader_gguf_models import (
     HIDDEN,
     KV_HEADS,
     basic_metadata,
+    finish,
     interleave,
     random_state,
 )
@@ -84,12 +85,7 @@ def write_family(
         kind = gguf.GGMLQuantizationType[matrices if weight.ndim == 2 else "F32"]
         data = np.ascontiguousarray(weight)
         writer.add_tensor(theirs, quantize(data, kind), raw_dtype=kind)
-    for name, values in (extra or {}).items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, extra or {})
     return path
 
 

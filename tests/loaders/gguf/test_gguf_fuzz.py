@@ -10,9 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzz_support import two_lengths
 from hypothesis import strategies as st
 from loader_gguf_files import (
     ARRAY,
@@ -96,10 +95,6 @@ def in_folder(files: dict[str, bytes]) -> None:
         use_everything(Path(folder) / next(iter(files)))
 
 
-def cases(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
 def edits_of(size: int, headers: int) -> st.SearchStrategy:
     at = st.one_of(st.integers(0, headers), st.integers(0, size - 1))
     new = st.one_of(
@@ -127,21 +122,9 @@ def _mutated(edits) -> None:
     in_folder({"m.gguf": mutate(SOUND, edits)})
 
 
-MUTATED = given(edits_of(len(SOUND), DATA_START))
-
-
-@MUTATED
-@cases(300)
-def test_mutated_files_raise_only_our_errors(edits):
-    _mutated(edits)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@MUTATED
-@cases(10_000)
-def test_mutated_files_at_length(edits):
-    _mutated(edits)
+test_mutated_files_raise_only_our_errors, test_mutated_files_at_length = two_lengths(
+    _mutated, 300, edits_of(len(SOUND), DATA_START)
+)
 
 
 def _mutated_parts(which, edits) -> None:
@@ -151,21 +134,9 @@ def _mutated_parts(which, edits) -> None:
     in_folder(files)
 
 
-MUTATED_PARTS = given(st.integers(0, 1), edits_of(len(PARTS[1]), len(PARTS[1])))
-
-
-@MUTATED_PARTS
-@cases(100)
-def test_mutated_parts_raise_only_our_errors(which, edits):
-    _mutated_parts(which, edits)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@MUTATED_PARTS
-@cases(10_000)
-def test_mutated_parts_at_length(which, edits):
-    _mutated_parts(which, edits)
+test_mutated_parts_raise_only_our_errors, test_mutated_parts_at_length = two_lengths(
+    _mutated_parts, 100, st.integers(0, 1), edits_of(len(PARTS[1]), len(PARTS[1]))
+)
 
 
 # Metadata that parses, with types, values and lengths that no writer would choose.
@@ -243,42 +214,18 @@ def _made_up(entries, infos, replace) -> None:
     in_folder({"m.gguf": container(list(kvs.values()), made, bytes(8192))})
 
 
-MADE_UP = given(_ENTRIES, st.lists(_INFO, max_size=3), st.booleans())
-
-
-@MADE_UP
-@cases(300)
-def test_made_up_files_raise_only_our_errors(entries, infos, replace):
-    _made_up(entries, infos, replace)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@MADE_UP
-@cases(10_000)
-def test_made_up_files_at_length(entries, infos, replace):
-    _made_up(entries, infos, replace)
+test_made_up_files_raise_only_our_errors, test_made_up_files_at_length = two_lengths(
+    _made_up, 300, _ENTRIES, st.lists(_INFO, max_size=3), st.booleans()
+)
 
 
 def _noise(noise) -> None:
     in_folder({"m.gguf": b"GGUF\x03\0\0\0" + noise})
 
 
-NOISE = given(st.binary(max_size=200))
-
-
-@NOISE
-@cases(100)
-def test_noise_behind_the_magic(noise):
-    _noise(noise)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@NOISE
-@cases(10_000)
-def test_noise_at_length(noise):
-    _noise(noise)
+test_noise_behind_the_magic, test_noise_at_length = two_lengths(
+    _noise, 100, st.binary(max_size=200)
+)
 
 
 def _any_block(name, rows, seed) -> None:
@@ -296,21 +243,9 @@ def _any_block(name, rows, seed) -> None:
     assert bool(torch.isfinite(weight.dequantize()).all())
 
 
-ANY_BLOCK = given(st.sampled_from(QUANTIZED_TYPES), st.integers(1, 3), st.integers(0, 1 << 32))
-
-
-@ANY_BLOCK
-@cases(200)
-def test_any_block_is_finite_or_refused(name, rows, seed):
-    _any_block(name, rows, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@ANY_BLOCK
-@cases(10_000)
-def test_any_block_at_length(name, rows, seed):
-    _any_block(name, rows, seed)
+test_any_block_is_finite_or_refused, test_any_block_at_length = two_lengths(
+    _any_block, 200, st.sampled_from(QUANTIZED_TYPES), st.integers(1, 3), st.integers(0, 1 << 32)
+)
 
 
 def test_every_single_byte_of_the_headers(tmp_path):

@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzz_support import two_lengths
 from hypothesis import strategies as st
 from loader_budget import anything, only_our_errors, use_folder
 from loader_hf_files import TINY_CONFIG, tiny_folder
@@ -94,15 +93,6 @@ def test_the_sound_files_open():
         checkpoint.close()
 
 
-@given(mutated_files())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_mutated_folders_raise_only_our_errors(files):
-    check(files)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@given(mutated_files())
-@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_mutated_folders_at_length(files):
-    check(files)
+test_mutated_folders_raise_only_our_errors, test_mutated_folders_at_length = two_lengths(
+    check, 300, mutated_files()
+)

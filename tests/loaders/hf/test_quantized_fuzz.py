@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzz_support import two_lengths
 from hypothesis import strategies as st
 from loader_budget import FIXTURES, anything, only_our_errors, places, use_folder
 
@@ -119,15 +119,6 @@ def test_the_sound_folders_load(name):
     use_folder(FIXTURES / name, load=True)
 
 
-@given(cases())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_mutated_quantized_folders(case):
-    check(case)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@given(cases())
-@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_mutated_quantized_folders_at_length(case):
-    check(case)
+test_mutated_quantized_folders, test_mutated_quantized_folders_at_length = two_lengths(
+    check, 150, cases()
+)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from halfbyte import Engine, SamplingParams
-from halfbyte.engine.config import Quantize
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.model.quantizing import SCHEMES, QuantizingCheckpoint, is_decoder_linear
+from halfbyte.loaders.model.quantizing import QuantizingCheckpoint, is_decoder_linear
+from halfbyte.loaders.model.schemes import SCHEMES, SchemeName
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 DENSE = FIXTURES / "fp16-llama-spm"
@@ -26,21 +26,25 @@ SHARES = {"w4a16": 0.35, "w8a16": 0.03, "w8a8": 0.06, "nf4": 0.35}
 
 
 def test_the_option_is_the_list_of_schemes():
-    assert set(get_args(Quantize)) == set(SCHEMES) == set(SHARES)
+    assert set(get_args(SchemeName)) == set(SCHEMES) == set(SHARES)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_decoder_matrices_become_codes_and_nothing_else(scheme):
     plain = open_checkpoint(DENSE)
     checkpoint = QuantizingCheckpoint(open_checkpoint(DENSE), scheme)
-    assert [replace(i, format=None) for i in checkpoint.tensors()] == plain.tensors()
     quantized = 0
-    for info in plain.tensors():
+    for told, info in zip(checkpoint.tensors(), plain.tensors(), strict=True):
+        own = {"format": None, "dtype": info.dtype, "half": info.half}
+        assert replace(told, **own) == info
+        assert (told == info) != info.name.endswith("_proj.weight")
         weight, stored = checkpoint.load(info.name), plain.load(info.name)
         assert isinstance(stored, torch.Tensor)
         if info.name.endswith("_proj.weight"):
             assert isinstance(weight, QuantizedLinear) and weight.shape == info.shape
             form = weight.format
+            narrow = torch.equal(weight.scales.half().float(), weight.scales)
+            assert (told.format, told.dtype, told.half) == (form, "F32", narrow)
             # Half a step at most; a step of NF4 is at most 0.304 of its scale.
             step = 0.304 if scheme == "nf4" else 1.0
             error = (weight.dequantize() - stored.float()).abs().max()

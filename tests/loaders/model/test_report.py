@@ -13,7 +13,7 @@ from halfbyte.cli.inspect import describe, render
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.hf import methods
 from halfbyte.loaders.hf.methods.base import QuantizedModule
-from halfbyte.loaders.hf.quantized import QuantizationConfig, claim
+from halfbyte.loaders.hf.methods.detect import QuantizationConfig, claim
 from halfbyte.loaders.model.report import LoadReport
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -25,9 +25,9 @@ class OneModule:
 
     name = "gptq"
 
-    def modules(self, stored, shapes, read):
-        parts = {end: stored[f"{Q}.{end}"] for end in ("qweight", "scales")}
-        shape = shapes[f"{Q}.weight"]
+    def modules(self, tensors):
+        parts = {end: tensors.stored[f"{Q}.{end}"] for end in ("qweight", "scales")}
+        shape = tensors.shapes[f"{Q}.weight"]
         return [QuantizedModule(Q, shape, "GPTQ 4-bit g8 sym", parts, checks=("zeros as v1",))]
 
     def load(self, module, read):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfbyte.errors import DownloadError
-from halfbyte.loaders.store.sources import HubSource, UrlSource, parse_source, registered
-from halfbyte.loaders.store.wheel_models import WheelSource
+from halfbyte.loaders.store.sources import HubSource, UrlSource, parse_source
+from halfbyte.loaders.store.wheel_models import REGISTERED, WheelSource
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_another_revision_or_site_is_an_address():
 
 
 def test_the_pins_of_registered_models_fit_together():
-    for source in registered():
+    for source in REGISTERED:
         assert sum(piece.size for piece in source.pieces) == source.size
         assert len({piece.wheel_sha256 for piece in source.pieces}) == len(source.pieces)
         assert len({piece.member for piece in source.pieces}) == len(source.pieces)

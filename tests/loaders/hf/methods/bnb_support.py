@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight
 from halfbyte.loaders.files.safetensors_index import StoredTensor
-from halfbyte.loaders.hf.methods.base import Method, QuantizedModule
+from halfbyte.loaders.hf.methods.base import FolderTensors, Method, QuantizedModule
 from halfbyte.loaders.model.report import LoadReport
 
 BASE = "model.layers.0.mlp.up_proj"
@@ -53,7 +53,9 @@ class Opened:
             )
             for name, t in tensors.items()
         }
-        self.modules: list[QuantizedModule] = self.method.modules(stored, shapes, self.read)
+        self.modules: list[QuantizedModule] = self.method.modules(
+            FolderTensors(stored, shapes, self.read)
+        )
 
     def read(self, tensor: StoredTensor) -> Tensor:
         return self.tensors[tensor.name]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loader_hf_files import TINY_CONFIG
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -100,17 +101,9 @@ def llama_folder(
     """A folder whose ``module`` is stored as ``parts``, all others as float16 zeros."""
     hidden, inner = shape
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **TINY_CONFIG,
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 64,
-        "vocab_size": 6,
-        "rms_norm_eps": 1e-5,
-        "torch_dtype": "float16",
     }
     if quantization:
         config["quantization_config"] = dict(quantization)

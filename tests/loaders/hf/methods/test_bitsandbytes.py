@@ -22,7 +22,7 @@ from torch import Tensor
 from halfbyte.errors import CheckpointError, HalfbyteError, UnsupportedModelError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
-from halfbyte.loaders.hf.methods.bitsandbytes import open_method
+from halfbyte.loaders.hf.methods.bitsandbytes import BitsAndBytes
 
 FIXTURE = Path(__file__).parents[3] / "fixtures" / "bnb-nf4-dq-llama"
 FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -31,7 +31,7 @@ STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
 def opened(found: dict[str, Tensor], n: int, k: int, config: dict[str, Any] = FOUR) -> Opened:
-    return Opened(open_method, config, named(found), {f"{BASE}.weight": (n, k)})
+    return Opened(BitsAndBytes, config, named(found), {f"{BASE}.weight": (n, k)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -252,7 +252,7 @@ def test_modules_without_a_state_stay_dense():
     found = named(four_bit(np.random.default_rng(1), 4, 64, 64))
     found["lm_head.weight"] = torch.zeros(6, 64, dtype=torch.float16)
     shapes = {f"{BASE}.weight": (4, 64), "lm_head.weight": (6, 64)}
-    model = Opened(open_method, FOUR, found, shapes)
+    model = Opened(BitsAndBytes, FOUR, found, shapes)
     assert [module.module for module in model.modules] == [BASE]
 
 
@@ -269,7 +269,7 @@ def plain(config: dict[str, Any], seed: int = 3) -> Opened:
     tensors = {
         name: torch.randn(shape, generator=generator).half() for name, shape in PLAIN.items()
     }
-    return Opened(open_method, config, tensors, PLAIN)
+    return Opened(BitsAndBytes, config, tensors, PLAIN)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

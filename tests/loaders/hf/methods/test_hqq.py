@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from halfbyte.errors import CheckpointError, HalfbyteError, UnsupportedModelError
-from halfbyte.loaders.hf.methods.hqq import open_method
+from halfbyte.loaders.hf.methods.hqq import HQQ
 
 
 def text(value: str) -> Tensor:
@@ -51,7 +51,7 @@ def module(
 
 
 def opened(found: dict[str, Tensor], n: int, k: int) -> Opened:
-    return Opened(open_method, {}, named(found), {f"{BASE}.weight": (n, k)})
+    return Opened(HQQ, {}, named(found), {f"{BASE}.weight": (n, k)})
 
 
 @settings(max_examples=40, deadline=None)

@@ -22,7 +22,8 @@ from scaled_folders import (
 
 from halfbyte.kernels.formats.canonical import pack_codes
 from halfbyte.loaders.files.safetensors_index import StoredTensor
-from halfbyte.loaders.hf.methods.compressed_tensors import open_method
+from halfbyte.loaders.hf.methods.base import FolderTensors
+from halfbyte.loaders.hf.methods.compressed_tensors import CompressedTensors
 from halfbyte.loaders.hf.methods.packed import fields, words
 from halfbyte.loaders.model.report import LoadReport
 
@@ -197,9 +198,11 @@ def test_what_was_checked_is_said(tmp_path, dense):
         for name, value in parts.items()
     }
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    method = open_method("m: config.json", config, LoadReport("safetensors"))
+    method = CompressedTensors("m: config.json", config, LoadReport("safetensors"))
     shapes = {f"{DOWN}.weight": (n, k)}
-    (module,) = method.modules(stored, shapes, lambda tensor: parts[tensor.name.split(".")[-1]])
+    (module,) = method.modules(
+        FolderTensors(stored, shapes, lambda tensor: parts[tensor.name.split(".")[-1]])
+    )
     layout = "fields cross words" if dense else "whole fields in each word (older layout)"
     assert module.checks == (
         "weight_shape is that of the config",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfbyte.errors import CheckpointError, HalfbyteError, UnsupportedModelError
 from halfbyte.kernels.formats.canonical import ActivationFormat
-from halfbyte.loaders.hf.methods.torchao import open_method
+from halfbyte.loaders.hf.methods.torchao import TorchAO
 
 N, K = 6, 64
 WEIGHT_ONLY = "Int8WeightOnlyConfig"
@@ -41,7 +41,7 @@ def module(groups: int = 1, rows: int = N, zeros: bool = False, seed: int = 1) -
 
 def opened(found: dict[str, Tensor], values: dict[str, Any]) -> Opened:
     tensors = {f"{BASE}._weight_{part}": tensor for part, tensor in found.items()}
-    return Opened(open_method, values, tensors, {f"{BASE}.weight": (N, K)})
+    return Opened(TorchAO, values, tensors, {f"{BASE}.weight": (N, K)})
 
 
 @pytest.mark.parametrize("zeros", [False, True])

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders.files.safetensors_index import StoredTensor
-from halfbyte.loaders.hf.methods import awq, gptq
+from halfbyte.loaders.hf.methods.awq import open_awq
+from halfbyte.loaders.hf.methods.base import FolderTensors
+from halfbyte.loaders.hf.methods.gptq import open_gptq
 from halfbyte.loaders.model.report import LoadReport
 
 FOLDER = Path(__file__).parents[3] / "fixtures"
@@ -58,9 +60,9 @@ def awq_weight(parts: dict[str, Tensor], k: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "method", "unpack"),
     [
-        ("gptq-v1-4b-g128-sym-llama", gptq, gptq_weight),
-        ("gptq-v1-4b-g64-actorder-phi3", gptq, gptq_weight),
-        ("awq-gemm-g64-llama", awq, awq_weight),
+        ("gptq-v1-4b-g128-sym-llama", open_gptq, gptq_weight),
+        ("gptq-v1-4b-g64-actorder-phi3", open_gptq, gptq_weight),
+        ("awq-gemm-g64-llama", open_awq, awq_weight),
     ],
 )
 def test_weights_of_the_tools(name: str, method: Any, unpack: Any) -> None:
@@ -76,12 +78,12 @@ def test_weights_of_the_tools(name: str, method: Any, unpack: Any) -> None:
     for key, qweight in tensors.items():
         if key.endswith(".qweight"):
             module, (rows, columns) = key.removesuffix(".qweight"), qweight.shape
-            shape = (columns, rows * 8) if method is gptq else (columns * 8, rows)
+            shape = (columns, rows * 8) if method is open_gptq else (columns * 8, rows)
             shapes[f"{module}.weight"] = shape
     report = LoadReport("safetensors")
     values = json.loads((FOLDER / name / "config.json").read_text())["quantization_config"]
-    opened = method.open_method(name, values, report)
-    modules = opened.modules(stored, shapes, lambda part: tensors[part.name])
+    opened = method(name, values, report)
+    modules = opened.modules(FolderTensors(stored, shapes, lambda part: tensors[part.name]))
     assert len(modules) == len(shapes) > 5
     permuted = 0
     for module in modules:
@@ -91,6 +93,6 @@ def test_weights_of_the_tools(name: str, method: Any, unpack: Any) -> None:
         want = unpack(parts, module.shape[1])
         assert np.array_equal(weight.dequantize().numpy(), want)
         permuted += weight.perm is not None
-        assert weight.format.zero == ("none" if method is gptq else "int")
+        assert weight.format.zero == ("none" if method is open_gptq else "int")
     assert permuted == (len(modules) if "actorder" in name else 0)
     assert report.warnings == []

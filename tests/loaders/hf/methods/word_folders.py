@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from loader_hf_files import TINY_CONFIG
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -79,19 +80,11 @@ def llama_folder(
     """A folder whose ``modules`` are stored as the given parts, and all others as zeros."""
     hidden, inner = shape
     values: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **TINY_CONFIG,
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
         "vocab_size": VOCAB,
-        "rms_norm_eps": 1e-5,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": "float16",
         **(config or {}),
     }
     if quantization is not None:

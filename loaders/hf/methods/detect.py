@@ -8,9 +8,9 @@ from typing import Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ..files.fields import shown
-from ..files.folder_files import ModelFolder
-from ..model.report import LoadReport
+from ...files.fields import shown
+from ...files.folder_files import ModelFolder
+from ...model.report import LoadReport
 
 # Side file -> method, where the file itself need not name one.
 _SIDE_FILES = {

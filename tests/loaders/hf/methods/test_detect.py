@@ -11,7 +11,7 @@ from loader_hf_files import TINY_SHAPES, tiny_folder
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.files.folder_files import ModelFolder
-from halfbyte.loaders.hf.quantized import quantization_config
+from halfbyte.loaders.hf.methods.detect import quantization_config
 from halfbyte.loaders.model.report import LoadReport
 
 TODAY = "what loads: GGUF files"

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from halfbyte import Engine
-from halfbyte.engine.backends import cpu_torch
+from halfbyte.engine.backends import cpu
+from halfbyte.engine.backends.cpu import make_cpu_ops
 from halfbyte.engine.backends.cpu_c import CompiledOps
-from halfbyte.engine.backends.cpu_torch import TorchOps, make_cpu_ops
+from halfbyte.engine.backends.cpu_torch import TorchOps
 from halfbyte.engine.config import EngineConfig
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.cpu.build import BuildError, Notice
@@ -36,7 +37,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sequence[Form]]]:
         return SimpleNamespace(form=forms[0].name, threads=threads, lanes=8, amx=False)
 
     monkeypatch.delenv("HALFBYTE_ISA", raising=False)
-    monkeypatch.setattr(cpu_torch, "open_library", open_library)
+    monkeypatch.setattr(cpu, "open_library", open_library)
     yield asked
 
 
@@ -46,7 +47,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BuildError("no C compiler found (cc, gcc or clang)")
 
     monkeypatch.delenv("HALFBYTE_ISA", raising=False)
-    monkeypatch.setattr(cpu_torch, "open_library", open_library)
+    monkeypatch.setattr(cpu, "open_library", open_library)
 
 
 def test_the_variable_chooses(
@@ -76,7 +77,7 @@ def test_an_engine_refuses_an_unknown_form(monkeypatch: pytest.MonkeyPatch, tiny
 def test_amx_that_the_system_does_not_grant(
     monkeypatch: pytest.MonkeyPatch, opened: list[Sequence[Form]]
 ) -> None:
-    monkeypatch.setattr(cpu_torch, "chosen_forms", lambda: [Form("amx", frozenset())])
+    monkeypatch.setattr(cpu, "chosen_forms", lambda: [Form("amx", frozenset())])
     monkeypatch.setenv("HALFBYTE_ISA", "amx")
     with pytest.raises(ConfigError, match="does not let this process use it"):
         make_cpu_ops(CPU)
@@ -104,8 +105,21 @@ def test_without_kernels_the_cost_and_the_remedy_are_said(
     monkeypatch.setenv("HALFBYTE_ISA", "none")
     make_cpu_ops(CPU)
     monkeypatch.delenv("HALFBYTE_ISA")
-    make_cpu_ops(EngineConfig(device="cpu", native=False))
+    make_cpu_ops(EngineConfig(device="cpu", backend="cpu_torch"))
     assert caplog.records == []
+
+
+@pytest.mark.usefixtures("broken")
+def test_c_kernels_that_are_asked_for_are_not_silently_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = EngineConfig(backend="cpu_c")
+    with pytest.raises(ConfigError, match=r"backend is 'cpu_c', but .* no C compiler found") as got:
+        make_cpu_ops(asked)
+    assert "apt install gcc" in got.value.hint and "backend='cpu_torch'" in got.value.hint
+    monkeypatch.setenv("HALFBYTE_ISA", "none")
+    with pytest.raises(ConfigError, match="backend is 'cpu_c', but HALFBYTE_ISA is 'none'"):
+        make_cpu_ops(asked)
 
 
 class Screen(io.StringIO):
@@ -137,7 +151,7 @@ def test_compiling_shows_itself_once(
 def test_more_threads_than_cores(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpu_torch, "physical_cores", lambda: 2)
+    monkeypatch.setattr(cpu, "physical_cores", lambda: 2)
     for threads, warned in ((0, False), (1, False), (2, False), (3, True)):
         caplog.clear()
         ops = make_cpu_ops(EngineConfig(device="cpu", threads=threads))

@@ -1,0 +1,84 @@
+"""Self-attention with grouped key/value heads as a block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...loaders.model.config import ModelConfig
+from ..backends.base import AttentionShape, Ops, PackedLinear
+from ..run.kv_cache import BlockState, LayerKV, StateSpec
+from ..run.step import StepInputs
+from .blocks import project_add
+from .projections import FusedLinear
+from .weights import WeightSource
+
+
+@dataclass(slots=True)
+class AttentionBlock:
+    """Norm, q, k and v with rotary positions, attention over the cache, output projection.
+
+    Attributes:
+        norm: RMSNorm weight before the projections, float32 [D].
+        qkv: query, key and value projections as one.
+        shape: head counts, scale, window and norms of the heads.
+        o: output projection.
+        post_norm: RMSNorm weight [D] on what is added to the residual, or None.
+        eps: epsilon of the norms.
+        recordable: its ops are the same whatever the step's numbers are.
+    """
+
+    norm: Tensor
+    qkv: FusedLinear[Any]
+    shape: AttentionShape
+    o: PackedLinear
+    post_norm: Tensor | None
+    eps: float
+    recordable: ClassVar[bool] = True
+
+    @classmethod
+    def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> AttentionBlock:
+        """The attention of a layer."""
+        name = f"model.layers.{layer}"
+        attn = f"{name}.self_attn"
+        shape = AttentionShape(
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.score_scale,
+            config.window(layer),
+            source.norm(f"{attn}.q_norm") if config.qk_norm else None,
+            source.norm(f"{attn}.k_norm") if config.qk_norm else None,
+            config.rms_norm_eps,
+            config.attn_softcap,
+            config.local_rope(layer),
+        )
+        return cls(
+            source.norm(f"{name}.input_layernorm"),
+            source.fused([f"{attn}.{p}_proj" for p in "qkv"], config.qkv_bias),
+            shape,
+            source.packed(f"{attn}.o_proj", config.o_bias),
+            source.norm(f"{name}.post_attention_layernorm") if config.post_norms else None,
+            config.rms_norm_eps,
+        )
+
+    @staticmethod
+    def state(config: ModelConfig) -> StateSpec:
+        """Keys and values of every token."""
+        side = (config.num_kv_heads, config.head_dim)
+        return StateSpec(per_token=(side, side))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        return self.qkv.nbytes + self.o.nbytes
+
+    def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
+        """Add attention's output to the residual [T, D]; write the tokens' keys and values."""
+        kv = LayerKV(*state.tokens)
+        qkv_TC = self.qkv(ops, ops.rms_norm(x_TD, self.norm, self.eps))
+        q_THE = ops.rope_write_kv(qkv_TC, self.shape, kv, step)
+        a_TC = ops.attention(q_THE, self.shape, kv, step)
+        project_add(ops, a_TC, self.o, self.post_norm, self.eps, x_TD)

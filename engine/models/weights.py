@@ -1,0 +1,105 @@
+"""Weights of a checkpoint, packed for a backend as a network is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import UnsupportedWeightError
+
+from ...kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
+from ...kernels.formats.stored import StoredLinear
+from ...loaders.base import Checkpoint, load_stored
+from ..backends.base import Activation, Backend, PackedLinear
+from .projections import FusedLinear
+
+
+class WeightSource:
+    """Pulls weights by name, packs them, and tells the checkpoint when their file pages can go.
+
+    Args:
+        checkpoint: where the weights come from.
+        backend: packs them.
+        norm_offset: what is added to the stored weights of norms (Gemma).
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, backend: Backend[Any], norm_offset: float = 0.0
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._backend = backend
+        self._norm_offset = norm_offset
+        self._taken: list[str] = []
+
+    def norm(self, module: str) -> Tensor:
+        """What an RMSNorm multiplies by, float32 [D]: the stored weight, or 1 plus it (Gemma)."""
+        return self._vector(f"{module}.weight") + self._norm_offset
+
+    def embedding(self, module: str) -> PackedLinear:
+        """A table [V, D]."""
+        return self._backend.packer.pack_embedding(self._take(f"{module}.weight"))
+
+    def packed(self, module: str, has_bias: bool = False) -> PackedLinear:
+        """One projection. Raises UnsupportedWeightError."""
+        weight = self._take(f"{module}.weight")
+        self._check(weight, module)
+        return self._backend.packer.pack(weight, self._bias(module, has_bias))
+
+    def fused(
+        self, modules: list[str], has_bias: bool, gate: Activation | None = None
+    ) -> FusedLinear[Any]:
+        """Projections of one input as one matrix when the formats agree, else behind one call.
+
+        ``gate`` is the activation of an MLP's gate and up projections. Raises
+        UnsupportedWeightError.
+        """
+        activation, packer = gate or "silu", self._backend.packer
+        weights = [self._take(f"{m}.weight") for m in modules]
+        if not can_fuse(weights):
+            biases = [self._bias(m, has_bias) for m in modules]
+            for module, weight in zip(modules, weights, strict=True):
+                self._check(weight, module)
+            parts = [packer.pack(w, b) for w, b in zip(weights, biases, strict=True)]
+            return FusedLinear(parts, activation=activation)
+        whole = _stack(weights)
+        bias = torch.cat([self._vector(f"{m}.bias") for m in modules]) if has_bias else None
+        self._check(whole, " + ".join(modules))
+        fused = packer.pack_gated(whole, bias, gate) if gate else None
+        if fused is not None:
+            return FusedLinear([fused], activated=True)
+        return FusedLinear([packer.pack(whole, bias)], activation=activation)
+
+    def release(self) -> None:
+        """Nothing that was taken is needed any more."""
+        self._checkpoint.release(self._taken)
+        self._taken.clear()
+
+    def _take(self, name: str) -> Weight:
+        self._taken.append(name)
+        return load_stored(self._checkpoint, name)
+
+    def _vector(self, name: str) -> Tensor:
+        """A vector in float32, on the backend's device."""
+        weight = self._take(name)
+        assert not isinstance(weight, QuantizedLinear)
+        return weight.to(self._backend.device, torch.float32)
+
+    def _bias(self, module: str, expected: bool) -> Tensor | None:
+        return self._vector(f"{module}.bias") if expected else None
+
+    def _check(self, weight: Weight, module: str) -> None:
+        reason = self._backend.packer.supports(weight)
+        if reason is not None:
+            raise UnsupportedWeightError(
+                f"{module}: {reason}",
+                hint=f"backend {self._backend.name!r} cannot run it; try 'reference'",
+            )
+
+
+def _stack(weights: list[Weight]) -> Weight:
+    quantized = [w for w in weights if isinstance(w, QuantizedLinear)]
+    if quantized:
+        return StoredLinear.stack(quantized)
+    return torch.cat([w for w in weights if isinstance(w, Tensor)])

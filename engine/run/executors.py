@@ -1,0 +1,207 @@
+"""How the steps of a network are run: op by op, token by token, or from a recording.
+
+A decode step of T rows can be noted down once, on fixed buffers, and then replayed: inputs are
+copied into the buffers and one call runs the whole step, so a step costs no Python per op. That is
+a CUDA graph on a GPU, and its counterpart on the C kernels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from .kv_cache import KVCache
+from .step import StepInputs
+
+if TYPE_CHECKING:
+    from ...kernels.device.monitor import JitMonitor
+    from ..models.decoder import Decoder
+
+
+class Program(Protocol):
+    """A recorded step that can be replayed on the same buffers (a CUDA graph, or its like)."""
+
+    def run(self) -> None:
+        """Compute the step from what the input buffers hold now."""
+        ...
+
+
+class Recorder(Protocol):
+    """Notes ops down."""
+
+    def begin_record(self) -> None:
+        """From here on ops are noted down, not computed; they still return their buffers."""
+        ...
+
+    def end_record(self) -> Program:
+        """Stop noting down; the program keeps the buffers that its ops use alive."""
+        ...
+
+
+def unchanged(step: StepInputs) -> StepInputs:
+    """The step as it is, for backends that read the host's tensors."""
+    return step
+
+
+class Executor(ABC):
+    """Runs steps of one network on one cache.
+
+    Args:
+        network: whose steps.
+        kv: its cache.
+        limit: most rows of a step that may be kept for replay; for executors that do so.
+        prepare: the step as the ops take it: on their device, with what all layers share.
+    """
+
+    def __init__(
+        self,
+        network: Decoder,
+        kv: KVCache,
+        limit: int,
+        prepare: Callable[[StepInputs], StepInputs] = unchanged,
+    ) -> None:
+        self._network = network
+        self._kv = kv
+        self._limit = limit
+        self._prepare = prepare
+
+    @abstractmethod
+    def run(self, step: StepInputs) -> Tensor:
+        """Logits [S, V] in the backend's dtype; the next run may overwrite them."""
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Torch's own threads held as they should be while steps run: as they are."""
+        return nullcontext()
+
+    def monitor(self) -> JitMonitor | None:
+        """What notices kernels compiled while serving; None where nothing is compiled."""
+        return None
+
+
+ExecutorFactory = Callable[["Decoder", KVCache, int], Executor]
+"""An executor for a network, its cache, and the most rows of a step that is kept for replay."""
+
+
+class EagerExecutor(Executor):
+    """Computes each op as it is called."""
+
+    def run(self, step: StepInputs) -> Tensor:
+        """Logits [S, V] of a step."""
+        return self._network.cap(self._network.forward(self._prepare(step), self._kv))
+
+
+class OneByOneExecutor(Executor):
+    """Computes each token as a step by itself, in order, so that none sees how many there are.
+
+    That makes results independent of the batch on kernels that are not.
+    """
+
+    def run(self, step: StepInputs) -> Tensor:
+        """Logits [S, V] of a step."""
+        out = [self._network.forward(self._prepare(one), self._kv) for one in step.one_by_one()]
+        logits = torch.cat(out)
+        return self._network.cap(logits if step.sample_index is None else logits[step.sample_index])
+
+
+@dataclass(slots=True)
+class _Recorded:
+    step: StepInputs
+    program: Program
+    logits: Tensor
+
+
+class RecordingExecutor(Executor):
+    """Notes every step down before it is computed, and replays decode steps by their key.
+
+    Args:
+        network: as for :class:`Executor`, like ``kv``, ``limit`` and ``prepare``.
+        recorder: the backend's.
+    """
+
+    def __init__(
+        self,
+        network: Decoder,
+        kv: KVCache,
+        limit: int,
+        recorder: Recorder,
+        prepare: Callable[[StepInputs], StepInputs] = unchanged,
+    ) -> None:
+        super().__init__(network, kv, limit if network.recordable else 0, prepare)
+        self._recorder = recorder
+        self._logits: Tensor | None = None
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
+
+    def run(self, step: StepInputs) -> Tensor:
+        """Logits [S, V] of a step; those of a decode step are overwritten by the next."""
+        replay = step.decodes and len(step.spans) <= self._limit
+        step = self._prepare(step)
+        return self._network.cap(self._replay(step) if replay else self._once(step))
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Torch's threads held to one.
+
+        They go on spinning after an op, on the cores that the kernels' own threads need next.
+        """
+        before = torch.get_num_threads()
+        if before > 1:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if before > 1:
+                torch.set_num_threads(before)
+
+    def _replay(self, step: StepInputs) -> Tensor:
+        item = self._recorded.get(step.key)
+        if item is None:
+            item = self._recorded[step.key] = self._keep(step.clone())
+        else:
+            item.step.copy_(step)
+        item.program.run()
+        return item.logits
+
+    def _once(self, step: StepInputs) -> Tensor:
+        """Logits of a step that is run once."""
+        program, logits = self._record(step)
+        program.run()
+        return logits
+
+    def _keep(self, step: StepInputs) -> _Recorded:
+        if self._logits is None:
+            # One for all: recordings of every batch size would hold gigabytes of them.
+            self._logits = self._network.logits_buffer(self._limit)
+        return _Recorded(step, *self._record(step, self._logits[: len(step.spans)]))
+
+    def _record(self, step: StepInputs, out: Tensor | None = None) -> tuple[Program, Tensor]:
+        """A program that fills the logits [S, V] when it runs."""
+        self._recorder.begin_record()
+        try:
+            logits = self._network.forward(step, self._kv, out)
+        finally:
+            program = self._recorder.end_record()
+        return program, logits
+
+
+class CapturingExecutor(RecordingExecutor):
+    """Replays decode steps as CUDA graphs; other steps are computed op by op."""
+
+    def monitor(self) -> JitMonitor | None:
+        """Listens for compilations."""
+        from ...kernels.device.monitor import JitMonitor
+
+        return JitMonitor()
+
+    def _once(self, step: StepInputs) -> Tensor:
+        return self._network.forward(step, self._kv)
+
+    def _keep(self, step: StepInputs) -> _Recorded:
+        # Everything that is compiled or allocated once must be there before a capture.
+        self._network.forward(step, self._kv)
+        return super()._keep(step)

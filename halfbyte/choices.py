@@ -1,0 +1,9 @@
+"""Values of options that the engine and the command line share; importing them loads nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Backend = Literal["auto", "cuda_triton", "cpu_c", "cpu_torch", "interpreter", "reference"]

@@ -1,0 +1,1 @@
+"""Weights [N, K] in the type of the activations, multiplied by torch."""

@@ -1,0 +1,14 @@
+"""Every kind of weight that the Triton kernels carry, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .codebook.kind import CODEBOOK
+from .dense.kind import DENSE
+from .kind import TritonKind
+from .w4a16.kind import W4A16
+from .w8a8.kind import FP8, W8A8
+from .w8a16.kind import W8A16
+
+KINDS: tuple[TritonKind[Any], ...] = (W4A16, W8A16, CODEBOOK, W8A8, FP8, DENSE)

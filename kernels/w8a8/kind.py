@@ -1,0 +1,218 @@
+"""8-bit weights for 8-bit activations: int8, and float8 where the GPU multiplies that."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..formats.canonical import QuantizedLinear, Weight
+from ..formats.weight_format import ActivationFormat, WeightFormat
+from ..kind import (
+    NO_CODES,
+    NO_GATE,
+    NO_ROWS,
+    PLAIN_INPUTS,
+    Chosen,
+    Conditions,
+    KindCase,
+    MatrixSpec,
+    ProductContext,
+    TritonKind,
+    round_up,
+    unpacked,
+)
+from . import config
+from .layout import ALIGN, MAX_K, MAX_K_ASYMMETRIC, InputRounding, PackedW8A8, pack_w8a8
+from .op import quantize_rows, w8a8_linear
+from .variants import float8_variants, int8_variants
+
+if TYPE_CHECKING:
+    from ..codegen.variant import Variant
+
+
+class _RowScales(TritonKind[PackedW8A8]):
+    """What both types share: one scale a row, inputs rounded row by row."""
+
+    reorders = True
+    floating: bool
+    detail: str
+
+    @abstractmethod
+    def refuses(self, form: WeightFormat, arch: int) -> str | None:
+        """Why codes of a format are not of this type, or have no such kernel."""
+
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """By the format, and by a K that sums fit into."""
+        form = spec.format
+        if form is None:
+            return NO_CODES
+        reason = self.refuses(form, arch)
+        if reason is not None:
+            return reason
+        assert form.act is not None
+        most = MAX_K if form.act.symmetric else MAX_K_ASYMMETRIC
+        if spec.k >= most:
+            return f"{spec.k} columns; sums of 8-bit products fit 32 bits only below {most}"
+        if spec.table:
+            return NO_ROWS
+        return NO_GATE if spec.gated else None
+
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """A byte a code; a float32 scale and an int32 sum of codes a row."""
+        return spec.n * round_up(spec.k, ALIGN) + 8 * spec.n
+
+    def choose(self, spec: MatrixSpec, m: int, where: Conditions) -> Chosen:
+        """The tile for ``m`` rows."""
+        assert spec.format is not None and spec.format.act is not None
+        device, alone = where.device, where.exact and self.floating
+        m = 1 if alone else m
+        zero = not spec.format.act.symmetric
+        tile = config.choose(device.arch, m, spec.n, floating=self.floating, zero=zero)
+        splits = config.choose_split(tile, m, spec.n, round_up(spec.k, ALIGN), device.sms)
+        values = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "splits": splits, **tile.launch}
+        if alone:
+            # Sums of integers are exact in any order; those of float8 go row by row.
+            values["rows"] = 1
+        return Chosen("w8a8", values, "exact" if where.exact else "formula", self.detail)
+
+    def pack(
+        self, weight: Weight, dtype: torch.dtype, device: torch.device, gated: bool
+    ) -> PackedW8A8:
+        """Codes, scales and the rounding of inputs of [N, K]."""
+        assert isinstance(weight, QuantizedLinear) and weight.format.act is not None
+        codes, scales = unpacked(weight, device)
+        if self.floating:
+            codes = codes.view(torch.float8_e4m3fn)
+        rounding = _rounding(weight.format.act, device)
+        return pack_w8a8(codes, scales, dtype=dtype, rounding=rounding)
+
+    def linear(
+        self,
+        x_MK: Tensor,
+        weight: PackedW8A8,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor | None,
+        context: ProductContext,
+    ) -> Tensor:
+        """-> [M, N]; sums of int8 are exact, those of float8 depend on the tile."""
+        q, scale, zero = _rounded(x_MK, weight)
+        if not (context.exact and self.floating) or x_MK.shape[0] < 2:
+            return w8a8_linear(q, scale, weight, zero, bias, residual, out)
+        # A tile is chosen by the number of rows; one row at a time it is always the same.
+        rows, static = [], weight.rounding is not None and weight.rounding.scale is not None
+        for m in range(x_MK.shape[0]):
+            one = slice(m, m + 1)
+            s = scale if static else scale[one]
+            added, place = (None if t is None else t[one] for t in (residual, out))
+            rows.append(w8a8_linear(q[one], s, weight, None, bias, added, place))
+        return torch.cat(rows) if out is None else out
+
+    def prepared(
+        self, x_MK: Tensor, weight: PackedW8A8, out: Tensor, context: ProductContext
+    ) -> Callable[[PackedW8A8], Tensor]:
+        """The product alone, of x [M, K] that is rounded already."""
+        q, scale, zero = _rounded(x_MK, weight)
+        return lambda w: w8a8_linear(q, scale, w, zero, out=out)
+
+    def seen(self, x_MK: Tensor, weight: PackedW8A8) -> Tensor:
+        """Codes less their zero points, scaled: float64 [M, K]."""
+        q, scale, zero = _rounded(x_MK, weight)
+        codes = q[:, : x_MK.shape[1]].double()
+        if zero is not None:
+            codes -= zero.double().reshape(-1, 1)
+        return codes * scale.double().reshape(-1, 1)
+
+
+class W8A8Kind(_RowScales):
+    """Symmetric int8 weights; int8 inputs of any rounding."""
+
+    name = "w8a8"
+    peers = ("int_mm",)
+    floating = False
+    detail = "codes of 8 bits, activations of 8"
+    cases = (
+        KindCase(WeightFormat(8, -1, act=ActivationFormat())),
+        KindCase(WeightFormat(8, -1, act=ActivationFormat(symmetric=False))),
+    )
+
+    def refuses(self, form: WeightFormat, arch: int) -> str | None:
+        """Everywhere: other weights than symmetric int8."""
+        act = form.act
+        if act is None:
+            return PLAIN_INPUTS
+        if form.zero == "e4m3":
+            return "codes are float8, not integers"
+        if form.bits != 8 or form.group_size != -1 or form.zero != "none" or act.kind != "int8":
+            return (
+                f"activations are {act.kind} with weights of {form.bits} bits, group size "
+                f"{form.group_size}, zero kind {form.zero!r}; the W8A8 kernel takes symmetric int8 "
+                "weights with one scale a row"
+            )
+        return None
+
+    def variants(self, arch: int) -> Iterator[Variant]:
+        """Tiles by split and epilogue; row quantizers."""
+        return int8_variants(arch)
+
+
+class FP8Kind(_RowScales):
+    """float8_e4m3fn weights and inputs."""
+
+    name = "fp8"
+    floating = True
+    detail = "float8 weights and activations"
+    cases = (KindCase(WeightFormat(8, -1, "e4m3", act=ActivationFormat("e4m3", top=448.0))),)
+
+    def refuses(self, form: WeightFormat, arch: int) -> str | None:
+        """Where there is no such product: other weights, and inputs that are not float8."""
+        if form.zero != "e4m3":
+            return "codes are not float8"
+        if form.act is None or form.act.kind != "e4m3":
+            return "float8 weights for 16-bit activations have no kernel of their own"
+        if not form.act.symmetric:
+            return "float8 activations with a zero point; they stay in 16 bits"
+        if form.group_size != -1:
+            return f"float8 scales of groups of {form.group_size}; activations stay in 16 bits"
+        if 0 < arch < 89:
+            return f"sm_{arch} has no float8 product; activations stay in 16 bits"
+        return None
+
+    def variants(self, arch: int) -> Iterator[Variant]:
+        """Tiles by split and epilogue, and row quantizers, from sm_89 on."""
+        return float8_variants(arch)
+
+
+def _rounded(x_MK: Tensor, weight: PackedW8A8) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes [M, K] of the inputs of a product, their scales and zero points."""
+    how = weight.rounding
+    assert how is not None
+    return quantize_rows(
+        x_MK.contiguous(),
+        asymmetric=how.asymmetric,
+        scale=how.scale,
+        zero=how.zero,
+        dtype=how.dtype,
+        top=how.top,
+    )
+
+
+def _rounding(act: ActivationFormat, device: torch.device) -> InputRounding:
+    scale = zero = None
+    if act.scale is not None:
+        scale = torch.tensor([act.scale], dtype=torch.float32, device=device)
+    if act.kind == "e4m3":
+        return InputRounding(torch.float8_e4m3fn, False, 448.0, scale, None)
+    if scale is not None and not act.symmetric:
+        zero = torch.tensor([act.zero], dtype=torch.int32, device=device)
+    # All 256 codes where the checkpoint was calibrated for them.
+    top = 127.0 if act.scale is None and act.top == 127.0 else 127.5
+    return InputRounding(torch.int8, not act.symmetric, top, scale, zero)
+
+
+W8A8 = W8A8Kind()
+FP8 = FP8Kind()

@@ -1,0 +1,359 @@
+"""The model families: one entry each, with what sets it apart in both kinds of checkpoint.
+
+Facts only; ``hf/config.py`` and ``gguf/config.py`` read files by them. The defaults of a Hugging
+Face folder are those of transformers, because a file that leaves a key out means transformers'
+value; the facts about GGUF files are those of llama.cpp, which the files are made for. A family
+whose wiring ``ModelConfig`` can describe is added by an entry here alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .config import Activation
+
+# Window rules: none at all, all layers, on a switch from some layer on, where there is no
+# rotary embedding, every second layer, or all but every sixth.
+WindowRule = Literal["none", "all", "switched", "all_switched", "unrotated", "even", "pattern"]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFacts:
+    """A family in Hugging Face folders.
+
+    Attributes:
+        model_type: value of that key of ``config.json``.
+        defaults: values of keys that a file may leave out; a null in the file is not replaced.
+        activation_names: accepted names of the family's activation.
+        activation_key: key that names it.
+        attention_bias: ``attention_bias`` switches the biases of q, k, v and o.
+        mlp_bias: ``mlp_bias`` switches the biases of the MLP.
+        windows: which layers have the sliding window.
+        partial_rotary: ``partial_rotary_factor`` may be less than 1.
+        own_keys: keys that other families must not have.
+        expert_count: key of the number of experts, as the family's own files spell it.
+        expert_width: key of the width of an expert's MLP.
+        renamed: part of a tensor's name -> the canonical part.
+        wrapper: ``model_type`` of files that hold such a model under ``text_config``; "" = none.
+        wrapper_prefixes: beginnings of a wrapped model's tensor names -> canonical beginnings, the
+            newest spelling first.
+        wrapper_extras: beginnings of tensors of a wrapper that no text model has.
+    """
+
+    model_type: str
+    defaults: Mapping[str, Any]
+    activation_names: tuple[str, ...] = ("silu", "swish")
+    activation_key: str = "hidden_act"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    windows: WindowRule = "none"
+    partial_rotary: bool = False
+    own_keys: tuple[str, ...] = ()
+    expert_count: str = "num_experts"
+    expert_width: str = "intermediate_size"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    wrapper: str = ""
+    wrapper_prefixes: tuple[tuple[str, str], ...] = ()
+    wrapper_extras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFFacts:
+    """A family in GGUF files.
+
+    Attributes:
+        architectures: values of ``general.architecture``. Two families share one where only a
+            mixture of experts tells them apart.
+        permuted: q and k rows are stored in interleaved order.
+        stacked: q, k and v, and gate and up, may be one tensor each.
+        window: sliding window in tokens when the file names none; 0 = none.
+        window_every: where the file has no pattern, every so many layers the last has full
+            attention; 0 = none has; -1 = which layers have it is unknown.
+        unrotated_every: every so many layers the last has no rotary embedding; 0 = all have.
+        wide_layers: models of so many layers scale attention scores by
+            ``(hidden_size // num_heads) ** -0.5``; all others by ``head_dim ** -0.5``.
+        renamed: module of a layer -> its canonical name, where other families name it otherwise.
+        stripping_names: parts of ``general.name`` of models whose added tokens swallow the
+            whitespace after them, which the format has no key for.
+        plain_tokens: added tokens of such models that do not.
+    """
+
+    architectures: tuple[str, ...]
+    permuted: bool = False
+    stacked: bool = False
+    window: int = 0
+    window_every: int = 0
+    unrotated_every: int = 0
+    wide_layers: int = 0
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    stripping_names: tuple[str, ...] = ()
+    plain_tokens: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFamily:
+    """A family of models, whatever the checkpoint.
+
+    Attributes:
+        name: ``ModelConfig.architecture``.
+        hf: its Hugging Face folders.
+        gguf: its GGUF files.
+        activation: what the MLP applies to its gate.
+        qkv_bias: q, k and v always have biases.
+        qk_norm: q and k are normed per head.
+        gemma: scaled embeddings, and norms by 1 + w (GGUF files hold 1 + w).
+        post_norms: four norms a layer.
+        local_rope: sliding layers have a rotary rule of their own.
+        softcaps: key -> default of the soft caps that it has; 0 = none. Both kinds of checkpoint
+            use the same keys.
+        experts: number of experts where a folder names none; 0 = the family has no experts.
+    """
+
+    name: str
+    hf: FolderFacts
+    gguf: GGUFFacts
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    gemma: bool = False
+    post_norms: bool = False
+    local_rope: bool = False
+    softcaps: Mapping[str, float] = field(default_factory=dict)
+    experts: int = 0
+
+
+_GEMMA: dict[str, Any] = {
+    "vocab_size": 256000,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+_GEMMA2: dict[str, Any] = {
+    **_GEMMA,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+# Families with four norms a layer use one name for another.
+_POST_NORM_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+# Two spellings of one number; which one is written depends on the version of transformers.
+EXPERT_COUNTS = ("num_experts", "num_local_experts")
+
+MODEL_FAMILIES: tuple[ModelFamily, ...] = (
+    ModelFamily(
+        "llama",
+        FolderFacts("llama", {"max_position_embeddings": 2048}, attention_bias=True, mlp_bias=True),
+        GGUFFacts(("llama",), permuted=True),
+    ),
+    ModelFamily(
+        "mistral",
+        FolderFacts(
+            "mistral",
+            {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+            windows="all",
+        ),
+        GGUFFacts(("mistral", "mistral3"), permuted=True),
+    ),
+    ModelFamily(
+        "qwen2",
+        FolderFacts(
+            "qwen2",
+            {"num_key_value_heads": 32, "max_position_embeddings": 32768},
+            windows="switched",
+        ),
+        GGUFFacts(("qwen2",), window_every=-1),
+        qkv_bias=True,
+    ),
+    ModelFamily(
+        "qwen3",
+        FolderFacts(
+            "qwen3",
+            {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128},
+            attention_bias=True,
+            windows="switched",
+        ),
+        GGUFFacts(("qwen3",), window_every=-1),
+        qk_norm=True,
+    ),
+    ModelFamily(
+        "mixtral",
+        FolderFacts(
+            "mixtral",
+            {
+                "num_key_value_heads": 8,
+                "max_position_embeddings": 131072,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 1000000.0,
+                "num_experts_per_tok": 2,
+                "norm_topk_prob": True,  # no key of its files: its shares always sum to 1
+            },
+            windows="all",
+            own_keys=EXPERT_COUNTS,
+            expert_count="num_local_experts",
+            renamed={
+                "block_sparse_moe": "mlp",
+                "w1": "gate_proj",
+                "w2": "down_proj",
+                "w3": "up_proj",
+            },
+        ),
+        GGUFFacts(("llama",), permuted=True),
+        experts=8,
+    ),
+    ModelFamily(
+        "qwen3_moe",
+        FolderFacts(
+            "qwen3_moe",
+            {
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 32768,
+                "num_experts_per_tok": 8,
+                "moe_intermediate_size": 768,
+            },
+            attention_bias=True,
+            windows="all_switched",
+            own_keys=EXPERT_COUNTS,
+            expert_width="moe_intermediate_size",
+        ),
+        GGUFFacts(("qwen3moe",), window_every=-1),
+        qk_norm=True,
+        experts=128,
+    ),
+    ModelFamily(
+        "smollm3",
+        FolderFacts(
+            "smollm3",
+            {
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 32768,
+                "tie_word_embeddings": True,
+                "rope_theta": 2000000.0,
+            },
+            attention_bias=True,
+            mlp_bias=True,
+            windows="unrotated",
+            own_keys=("no_rope_layers",),
+        ),
+        GGUFFacts(("smollm3",), permuted=True, unrotated_every=4),
+    ),
+    ModelFamily(
+        "phi3",
+        FolderFacts(
+            "phi3",
+            {
+                "max_position_embeddings": 4096,
+                "original_max_position_embeddings": 4096,
+                "rms_norm_eps": 1e-5,
+            },
+            windows="all",
+            partial_rotary=True,
+        ),
+        # llama.cpp, too, goes by the model's name.
+        GGUFFacts(
+            ("phi3",),
+            stacked=True,
+            stripping_names=("phi-3", "phi3"),
+            plain_tokens=frozenset(("<unk>", "<s>", "<|endoftext|>")),
+        ),
+    ),
+    ModelFamily(
+        "gemma",
+        FolderFacts(
+            "gemma",
+            {**_GEMMA, "num_attention_heads": 16, "num_key_value_heads": 16},
+            # Its files say "gelu" and mean the tanh form; transformers reads them so, too.
+            activation_names=("gelu_pytorch_tanh", "gelu"),
+            attention_bias=True,
+        ),
+        GGUFFacts(("gemma",)),
+        activation="gelu_tanh",
+        gemma=True,
+    ),
+    ModelFamily(
+        "gemma2",
+        FolderFacts(
+            "gemma2",
+            _GEMMA2,
+            activation_names=("gelu_pytorch_tanh",),
+            activation_key="hidden_activation",
+            attention_bias=True,
+            windows="even",
+        ),
+        GGUFFacts(
+            ("gemma2",), window=4096, window_every=2, wide_layers=46, renamed=_POST_NORM_NAMES
+        ),
+        activation="gelu_tanh",
+        gemma=True,
+        post_norms=True,
+        softcaps={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    ModelFamily(
+        "gemma3",
+        FolderFacts(
+            "gemma3_text",
+            {
+                **_GEMMA2,
+                "vocab_size": 262208,
+                "max_position_embeddings": 131072,
+                "rope_theta": 1000000.0,
+                "rope_local_base_freq": 10000.0,
+            },
+            activation_names=("gelu_pytorch_tanh",),
+            activation_key="hidden_activation",
+            attention_bias=True,
+            windows="pattern",
+            wrapper="gemma3",
+            # transformers from 4.52 on, and before.
+            wrapper_prefixes=(
+                ("model.language_model.", "model."),
+                ("language_model.model.", "model."),
+                ("language_model.lm_head.", "lm_head."),
+            ),
+            wrapper_extras=("vision_tower.", "multi_modal_projector."),
+        ),
+        GGUFFacts(("gemma3",), window_every=6, wide_layers=62, renamed=_POST_NORM_NAMES),
+        activation="gelu_tanh",
+        qk_norm=True,
+        gemma=True,
+        post_norms=True,
+        local_rope=True,
+        softcaps={"final_logit_softcapping": 0.0},
+    ),
+)
+
+
+def model_types() -> list[str]:
+    """Every ``model_type`` of a Hugging Face folder that is read, wrappers last."""
+    wrappers = [f.hf.wrapper for f in MODEL_FAMILIES if f.hf.wrapper]
+    return [f.hf.model_type for f in MODEL_FAMILIES] + wrappers
+
+
+def family_of_type(model_type: object) -> ModelFamily | None:
+    """The family of a ``model_type``, of a wrapper's, too; None when there is none."""
+    known = (f for f in MODEL_FAMILIES if model_type in (f.hf.model_type, f.hf.wrapper))
+    return next(known, None) if model_type else None
+
+
+def architectures(families: Iterable[ModelFamily] | None = None) -> list[str]:
+    """Every ``general.architecture`` of GGUF files of these families, or of all."""
+    names = (a for f in families or MODEL_FAMILIES for a in f.gguf.architectures)
+    return list(dict.fromkeys(names))
+
+
+def family_of_architecture(architecture: str, experts: bool) -> ModelFamily | None:
+    """The family of a ``general.architecture``; None when there is none.
+
+    ``experts`` is whether the file has a mixture, which decides where two families share the name.
+    """
+    known = [f for f in MODEL_FAMILIES if architecture in f.gguf.architectures]
+    fitting = [f for f in known if bool(f.experts) == experts]
+    return next(iter(fitting or known), None)

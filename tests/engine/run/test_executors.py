@@ -1,0 +1,174 @@
+"""What each executor computes when, on a network that only notes down how it is called."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbyte.engine.models.rope import Rotaries
+from halfbyte.engine.run.executors import (
+    CapturingExecutor,
+    EagerExecutor,
+    OneByOneExecutor,
+    RecordingExecutor,
+)
+from halfbyte.engine.run.kv_cache import KVCache, StateSpec
+from halfbyte.engine.run.rows import Rows
+from halfbyte.engine.run.step import StepInputs
+from halfbyte.loaders.model.config import ModelConfig
+
+MODEL = ModelConfig("llama", 50, 8, 1, 1, 1, 8, 16, 1e-5, 64)
+
+
+class Tape:
+    """A recorder and its network: "logits" are token ids, computed at once or when replayed.
+
+    Args:
+        recordable: of the network.
+        eager: ops compute although nothing is recorded, as on a GPU.
+    """
+
+    def __init__(self, recordable: bool = True, eager: bool = False) -> None:
+        self.recordable = recordable
+        self.recording = False
+        self.eager = eager
+        self.calls: list[str] = []
+        self.todo: list[tuple[Tensor, StepInputs]] = []
+
+    def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
+        self.calls.append("noted" if self.recording else "computed")
+        rows = step.token_ids if step.sample_index is None else step.sample_index
+        out = torch.full((len(rows), 1), -1.0) if out is None else out
+        if self.recording:
+            self.todo.append((out, step))
+        else:
+            assert self.eager, "an op was called that nobody would run"
+            fill(out, step)
+        return out
+
+    def logits_buffer(self, rows: int) -> Tensor:
+        return torch.empty(rows, 1)
+
+    def cap(self, logits_SV: Tensor) -> Tensor:
+        return logits_SV
+
+    def begin_record(self) -> None:
+        assert not self.recording
+        self.recording, self.todo = True, []
+
+    def end_record(self) -> Replay:
+        self.recording = False
+        return Replay(self.todo, self.calls)
+
+
+class Replay:
+    """A program of the tape."""
+
+    def __init__(self, todo: list[tuple[Tensor, StepInputs]], calls: list[str]) -> None:
+        self.todo, self.calls = todo, calls
+
+    def run(self) -> None:
+        self.calls.append("run")
+        for out, step in self.todo:
+            fill(out, step)
+
+
+def fill(out: Tensor, step: StepInputs) -> None:
+    chosen = step.token_ids if step.sample_index is None else step.token_ids[step.sample_index]
+    out.copy_(chosen.unsqueeze(-1))
+
+
+def network(tape: Tape) -> Any:
+    """The tape in the place of a model."""
+    return tape
+
+
+def a_cache() -> KVCache:
+    return KVCache([StateSpec(((1, 8),))], 4, 16, torch.float32)
+
+
+def some_rows() -> Rows:
+    seed = random.randrange(1 << 40)
+    print("seed", seed)
+    rows = Rows(4, 32, 16, Rotaries(MODEL))
+    rows.tokens.random_(0, 50, generator=torch.Generator().manual_seed(seed))
+    return rows
+
+
+def decode(rows: Rows, count: int, start: int) -> tuple[StepInputs, list[int]]:
+    step = rows.step([(row, start, 1) for row in range(count)], None)
+    return step, rows.tokens[:count, start].tolist()
+
+
+def test_decode_steps_are_replayed_by_their_key() -> None:
+    rows, tape = some_rows(), Tape()
+    made = RecordingExecutor(network(tape), a_cache(), 3, tape)
+    for start, count, want in (
+        (0, 2, ["noted", "run"]),
+        (1, 2, ["run"]),
+        (2, 3, ["noted", "run"]),
+        (5, 2, ["run"]),
+        (6, 4, ["noted", "run"]),  # above the limit: noted for this once
+        (7, 4, ["noted", "run"]),
+    ):
+        tape.calls.clear()
+        step, ids = decode(rows, count, start)
+        assert made.run(step).flatten().tolist() == ids
+        assert tape.calls == want, (start, count)
+
+
+def test_chunks_of_prompts_and_networks_that_look_at_numbers_are_not_kept() -> None:
+    rows = some_rows()
+    chunk = rows.step([(0, 0, 5), (1, 3, 1)], [True, False])
+    for tape in (Tape(), Tape(recordable=False)):
+        made = RecordingExecutor(network(tape), a_cache(), 3, tape)
+        steps = [chunk] if tape.recordable else [chunk, decode(rows, 2, 4)[0]]
+        for step in steps * 2:
+            tape.calls.clear()
+            assert made.run(step).shape[0] == (1 if step is chunk else 2)
+            assert tape.calls == ["noted", "run"]
+
+
+def test_a_capture_comes_after_one_computation() -> None:
+    """For what is compiled or allocated at the first; and other steps are never captured."""
+    rows, tape = some_rows(), Tape(eager=True)
+    made = CapturingExecutor(network(tape), a_cache(), 3, tape)
+    for start, want in ((0, ["computed", "noted", "run"]), (9, ["run"])):
+        tape.calls.clear()
+        step, ids = decode(rows, 3, start)
+        assert made.run(step).flatten().tolist() == ids and tape.calls == want
+    tape.calls.clear()
+    assert made.run(rows.step([(2, 0, 7)], [True])).tolist() == [[float(rows.tokens[2, 6])]]
+    assert tape.calls == ["computed"]
+
+
+def test_one_by_one_every_token_is_a_step() -> None:
+    rows, seen = some_rows(), []
+    tape, cache = Tape(eager=True), a_cache()
+    step = rows.step([(0, 2, 4), (3, 9, 1), (1, 0, 2)], [True, True, False])
+
+    def prepare(one: StepInputs) -> StepInputs:
+        seen.append((one.token_ids.tolist(), one.positions.tolist(), one.spans[0].length))
+        assert one.decodes and torch.equal(one.block_tables[0], rows.block_tables[0])
+        return one
+
+    alone = OneByOneExecutor(network(tape), cache, 0, prepare).run(step)
+    places = [(0, 2), (0, 3), (0, 4), (0, 5), (3, 9), (1, 0), (1, 1)]
+    assert seen == [([int(rows.tokens[r, p])], [p], p + 1) for r, p in places]
+    assert torch.equal(alone, EagerExecutor(network(tape), cache, 0).run(step))
+
+
+def test_threads_of_torch_are_held_to_one_beside_a_pool() -> None:
+    tape, before = Tape(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with RecordingExecutor(network(tape), a_cache(), 3, tape).threads():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with EagerExecutor(network(tape), a_cache(), 0).threads():
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
