@@ -257,7 +257,7 @@ class CompiledOps(CpuParts[TiledLinear]):
         out = torch.empty(rows, dtype=torch.int64)
         stride = logits_SV.stride(0)
         op = ops.Argmax(logits=logits_SV, out=out, tokens=rows, width=width, stride=stride)
-        self.library.run(RECORDS.pack(op), 1)
+        self.library.run(RECORDS.pack(op)[0], 1)
         return out
 
     def begin_record(self) -> None:
@@ -379,10 +379,10 @@ class CompiledOps(CpuParts[TiledLinear]):
     def _emit(
         self, kind: Callable[Fields, ops.Op], *_: Fields.args, **fields: Fields.kwargs
     ) -> None:
-        op = kind(*_, **fields)
-        self._records.append(RECORDS.pack(op))
+        record, tensors = RECORDS.pack(kind(*_, **fields))
+        self._records.append(record)
         # Scratch tensors are kept by their pool; holding them here would stop their reuse.
-        self._keep += [t for t in RECORDS.tensors(op) if not self._scratch.owns(t)]
+        self._keep += [t for t in tensors if not self._scratch.owns(t)]
 
 
 class Scratch:

@@ -234,7 +234,7 @@ def _rows(library: Library, packed: TiledLinear, start: int, stop: int) -> Tiled
 
 def _run(library: Library, op: ops.Op) -> None:
     """Run one op. Nothing follows at once, so the workers may sleep."""
-    library.run(ops.RECORDS.pack(op), 1, spin_us=0)
+    library.run(ops.RECORDS.pack(op)[0], 1, spin_us=0)
 
 
 def _stackable(parts: Sequence[Tensor], lanes: int, dim: int) -> Sequence[Tensor]:

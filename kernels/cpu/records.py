@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Any, dataclass_transform, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    NamedTuple,
+    dataclass_transform,
+    get_args,
+    get_type_hints,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,8 +77,7 @@ class Member:
         return self.offset + struct.calcsize(self.code)
 
 
-@dataclass(frozen=True, slots=True)
-class _Packer:
+class _Packer(NamedTuple):
     number: int
     layout: struct.Struct
     values: Callable[[Op], tuple[Any, ...]]
@@ -98,20 +105,19 @@ class Records:
         pointers = tuple(i for i, member in enumerate(found) if member.code == "Q")
         return _Packer(number, layout, attrgetter(*(m.path for m in found)), pointers)
 
-    def pack(self, op: Op) -> bytes:
-        """One op as the bytes of an ``hb_op``; tensors, of any shape, are passed by address."""
-        packer = self._packers[type(op)]
-        values = list(packer.values(op))
-        for index in packer.pointers:
+    def pack(self, op: Op) -> tuple[bytes, list[Tensor]]:
+        """One op as the bytes of an ``hb_op``, and the tensors, of any shape, that it addresses."""
+        number, layout, get, pointers = self._packers[type(op)]
+        values = list(get(op))
+        tensors: list[Tensor] = []
+        for index in pointers:
             tensor = values[index]
-            values[index] = 0 if tensor is None else tensor.data_ptr()
-        return packer.layout.pack(packer.number, *values)
-
-    def tensors(self, op: Op) -> list[Tensor]:
-        """The tensors, of any shapes, that an op addresses."""
-        packer = self._packers[type(op)]
-        values = packer.values(op)
-        return [values[index] for index in packer.pointers if values[index] is not None]
+            if tensor is None:
+                values[index] = 0
+            else:
+                values[index] = tensor.data_ptr()
+                tensors.append(tensor)
+        return layout.pack(number, *values), tensors
 
     def pointers(self, record: bytes) -> Iterator[tuple[int, int]]:
         """(place in the record, address) of each pointer of a packed op that is not NULL."""

@@ -82,12 +82,13 @@ def _relative(address: int, spans: list[tuple[int, int]]) -> tuple[int, int]:
     raise AssertionError("an op addresses memory of no tensor")
 
 
-def _pack(op: ops.Op) -> bytes:
-    for tensor in RECORDS.tensors(op):
+def _pack(op: ops.Op) -> tuple[bytes, list[torch.Tensor]]:
+    record, tensors = Records.pack(RECORDS, op)
+    for tensor in tensors:
         if tensor.numel():
             storage = tensor.untyped_storage()
             _known[storage.data_ptr()] = storage
-    return Records.pack(RECORDS, op)
+    return record, tensors
 
 
 def forget() -> None:

@@ -59,7 +59,8 @@ def copying_compiler(folder: Path, seconds: float = 0) -> Path:
 
 def works(made: Library) -> bool:
     x, out = torch.arange(12.0).view(3, 4), torch.zeros(3, dtype=torch.int64)
-    made.run(RECORDS.pack(Argmax(logits=x, out=out, tokens=3, width=4, stride=4)), 1)
+    op = Argmax(logits=x, out=out, tokens=3, width=4, stride=4)
+    made.run(RECORDS.pack(op)[0], 1)
     return out.tolist() == [3, 3, 3]
 
 

@@ -30,7 +30,7 @@ def argmax(made: Library, x: torch.Tensor) -> torch.Tensor:
     out = torch.full((len(x),), -1)
     tokens, width = x.shape
     op = Argmax(logits=x, out=out, tokens=tokens, width=width, stride=x.stride(0))
-    made.run(RECORDS.pack(op), 1)
+    made.run(RECORDS.pack(op)[0], 1)
     return out
 
 
@@ -116,7 +116,7 @@ def test_a_fork_while_a_program_runs_elsewhere_is_an_error_in_the_child(in_child
     x = torch.zeros(600, 4000)
     tokens, width = x.shape
     sizes = {"tokens": tokens, "width": width, "x_stride": width, "y_stride": width}
-    record = RECORDS.pack(Add(x=x, y=x, half=False, **sizes))
+    record, _ = RECORDS.pack(Add(x=x, y=x, half=False, **sizes))
     worker = threading.Thread(target=made.run, args=(record * 2000, 2000))
     worker.start()
     while not made._running:

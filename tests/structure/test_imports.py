@@ -118,6 +118,33 @@ def test_arrows_between_folders():
     assert [p for source in sources() for p in problems(source)] == []
 
 
+# Kinds of kernels that still take device code from another kind; it belongs in kernels/device.
+BORROWED = {("codebook", "w8a16"), ("w8a16", "w4a16")}
+
+
+def test_kinds_of_kernels_share_device_code_only():
+    found = [source for source in sources() if source.path.startswith("kernels/")]
+    kinds = {s.path.split("/")[1] for s in found if s.path.endswith("/variants.py")}
+    assert len(kinds) > 6
+    taken = set()
+    for source in found:
+        home = source.path.split("/")[1]
+        rooms = {
+            arrow.target.split(".")[2] for arrow in arrows(source) if arrow.folder == "kernels"
+        }
+        if home in kinds:
+            taken |= {(home, other) for other in rooms & kinds if other != home}
+    assert taken == BORROWED
+
+
+def test_formats_import_errors_only():
+    formats = [source for source in sources() if source.path.startswith("kernels/formats/")]
+    targets = {a.target for s in formats for a in arrows(s)}
+    assert {
+        t for t in targets if not t.startswith(("halfbyte.kernels.formats.", "halfbyte.errors."))
+    } == set()
+
+
 def eager_arrows(tree: Iterable[Source]) -> dict[str, set[str]]:
     """Module -> modules of ours that importing it imports, apart from the packages around them."""
     known = {source.module for source in tree}
