@@ -11,6 +11,8 @@ from torch import Tensor
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.code_tables import NF4
 from ..formats.weight_format import WeightFormat
+from ..fragments.config import chosen
+from ..fragments.layout import ROW_ALIGN
 from ..kind import (
     NO_CODES,
     NO_GATE,
@@ -26,8 +28,6 @@ from ..kind import (
     round_up,
     unpacked,
 )
-from ..w8a16.config import chosen
-from ..w8a16.fragments import ROW_ALIGN
 from .layout import PackedCodebook, pack_codebook
 from .op import codebook_linear
 from .variants import variants

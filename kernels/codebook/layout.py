@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..device.checks import check_tensor, require
 from ..formats.code_tables import NF4
-from ..w8a16.fragments import Fragments, pack, unpack_words
+from ..fragments.layout import Fragments, pack, unpack_words
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.workspace import Workspace
-from ..w8a16 import product
+from ..fragments import product
 from .layout import PackedCodebook
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..codegen.variant import Variant
-from ..w8a16.variants import dequantize, product
+from ..fragments.compiled import dequantize, product
 
 
 def variants(arch: int) -> Iterator[Variant]:

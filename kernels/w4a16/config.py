@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from ..device.choice import crossover, split_count, tensor_memory
 from ..kind import BUCKETS as BUCKETS
 from ..tables.tuning import TunedProblem
 from .layout import ROW_ALIGN, SLICE
@@ -91,22 +92,6 @@ def table_key(p: Problem) -> str:
     return f"sm{p.arch} m{bucket(p.m)} {p.rows}x{p.k} g{p.group} {dtype}"
 
 
-def tensor_memory(arch: int) -> bool:
-    """Whether products of 4 and more warps take their operands from tensor memory (sm_100).
-
-    Weights made in registers would have to be moved there, at 12 to 25 instructions per weight;
-    two warps use the older instruction, which reads registers, so tiles stay at two.
-    """
-    return 100 <= arch < 120
-
-
-def crossover(arch: int) -> int:
-    """Rows above which a dequantized dense product is faster than any fused kernel."""
-    if tensor_memory(arch):
-        return 64
-    return 512 if arch == 90 else 256
-
-
 def late_tile(bm: int) -> Config:
     """Tile of the late-scaling kernel for ``bm`` = 8, 16 or 32 tokens."""
     if bm <= 16:
@@ -142,15 +127,6 @@ def direct_tile(m: int, arch: int) -> Config:
     if m <= 64:
         return Config(64, 128, 4, 3) if arch == 90 else Config(64, 128, 8, 3)
     return Config(128, 128, 8, 2 if arch in (0, 86, 89, 120) else 3)
-
-
-def split_count(tiles: int, slices: int, programs: int, cap: int) -> int:
-    """Splits of K so that about ``programs`` run, each with at least 4 slices, at most ``cap``."""
-    wanted = min(-(-programs // tiles), slices // 4, cap)
-    if wanted <= 1:
-        return 1
-    per_split = -(-slices // wanted)
-    return -(-slices // per_split)
 
 
 def choose(

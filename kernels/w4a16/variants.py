@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
+from ..device.choice import tensor_memory
 from .config import (
     Config,
     KernelName,
@@ -13,7 +14,6 @@ from .config import (
     late_tile,
     late_tokens,
     launch_options,
-    tensor_memory,
 )
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel

@@ -39,7 +39,7 @@ def gather_kernel(
 ):
     """``out[t] = factor * (s * v + o)`` of row ids[t]; zeros for an id outside of the table.
 
-    words, scales and offsets as in :mod:`.fragments`; out [T, K]. Grid (T, slices / BLOCK).
+    words, scales and offsets as in :mod:`..fragments.layout`; out [T, K]. Grid (T, slices / BLOCK).
     """
     token = tl.program_id(0)
     first = tl.program_id(1) * BLOCK

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.weight_format import WeightFormat
+from ..fragments.config import chosen
+from ..fragments.layout import ROW_ALIGN
 from ..kind import (
     NO_GATE,
     Chosen,
@@ -24,8 +26,6 @@ from ..kind import (
     round_up,
     unpacked,
 )
-from .config import chosen
-from .fragments import ROW_ALIGN
 from .gather import gather_rows
 from .layout import PackedW8A16, pack_w8a16
 from .op import w8a16_linear

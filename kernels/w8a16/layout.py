@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
-from .fragments import Fragments, pack, unpack_words
+from ..fragments.layout import Fragments, pack, unpack_words
 
 ZeroKind = Literal["none", "int", "float"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..device.workspace import Workspace
-from . import product
+from ..fragments import product
 from .layout import PackedW8A16
 
 

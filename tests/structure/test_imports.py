@@ -118,10 +118,6 @@ def test_arrows_between_folders():
     assert [p for source in sources() for p in problems(source)] == []
 
 
-# Kinds of kernels that still take device code from another kind; it belongs in kernels/device.
-BORROWED = {("codebook", "w8a16"), ("w8a16", "w4a16")}
-
-
 def test_kinds_of_kernels_share_device_code_only():
     found = [source for source in sources() if source.path.startswith("kernels/")]
     kinds = {s.path.split("/")[1] for s in found if s.path.endswith("/variants.py")}
@@ -134,7 +130,7 @@ def test_kinds_of_kernels_share_device_code_only():
         }
         if home in kinds:
             taken |= {(home, other) for other in rooms & kinds if other != home}
-    assert taken == BORROWED
+    assert taken == set()
 
 
 def test_formats_import_errors_only():

@@ -7,16 +7,10 @@ import torch
 
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels.device.workspace import Workspace
-from halfbyte.kernels.w8a16 import (
-    config,
-    dequantize,
-    gather_rows,
-    pack_w8a16,
-    product,
-    w8a16_linear,
-)
+from halfbyte.kernels.fragments import config, product
+from halfbyte.kernels.fragments.layout import pack_words, unpack_scales, unpack_words
+from halfbyte.kernels.w8a16 import dequantize, gather_rows, pack_w8a16, w8a16_linear
 from halfbyte.kernels.w8a16 import reference as ref
-from halfbyte.kernels.w8a16.fragments import pack_words, unpack_scales, unpack_words
 from halfbyte.kernels.w8a16.layout import unpack_w8a16
 
 HALF = (torch.float16, torch.bfloat16)

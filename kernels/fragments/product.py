@@ -11,8 +11,8 @@ from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.workspace import Workspace
 from .config import Config, choose, launch_options
-from .fragments import ATOM_ROWS, Fragments
 from .kernel import dequantize_kernel, product_kernel
+from .layout import ATOM_ROWS, Fragments
 
 DTYPES = (torch.float16, torch.bfloat16)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..device.choice import crossover, split_count
 from ..device.workspace import COUNTERS, PARTIAL_BYTES
 from ..kind import Chosen, Conditions, MatrixSpec, round_up
-from ..w4a16.config import crossover, split_count
-from .fragments import ROW_ALIGN
+from .layout import ROW_ALIGN
 
 EXACT_TOKENS = 16
 _EXACT_SPLITS = 8

@@ -7,7 +7,7 @@ Maths, per group g of a weight row n, with v the decoded codes (integers, or tab
 Integers are exact in either type, and scales and offsets multiply fp32 sums. Offsets are optional.
 
 Weights are the left operand of the tensor core and stay in registers: words are stored in the
-order in which lanes own them (:mod:`.fragments`). x [M, K] row-major, out [M, N]; M, N and K may
+order in which lanes own them (:mod:`.layout`). x [M, K] row-major, out [M, N]; M, N and K may
 be ragged (rows of the weight are padded in the packer). Deterministic: fixed order of sums.
 Grid: (row tiles, splits of K, token tiles).
 """

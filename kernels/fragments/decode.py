@@ -1,6 +1,6 @@
 """Device code: words of weight codes to planes of fp16 or bf16 values, for int8 and codebooks.
 
-A word is one row's codes for two neighbouring k in each plane; see :mod:`.fragments`. The two
+A word is one row's codes for two neighbouring k in each plane; see :mod:`.layout`. The two
 values of a plane come out in one 32-bit register, in the order the tensor core wants.
 """
 
