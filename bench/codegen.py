@@ -23,7 +23,7 @@ from typing import Any
 
 from halfbyte.errors import ConfigError, HalfbyteError
 
-from ..kernels.codegen.report import Row, measure, over_limits
+from ..kernels.codegen.report import VariantRow, measure, over_limits
 from ..kernels.codegen.shipped import families, family_variants, unlisted
 from ..kernels.codegen.targets import TARGETS, target
 from .codegen_budget import UPDATE, check, granted_spills, save
@@ -48,7 +48,7 @@ class CodegenPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CompileJob:
     """One variant on one target, by names that another process can look up.
 
     Attributes:
@@ -76,7 +76,7 @@ class CodegenReport:
         errors: messages, one a failure.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[VariantRow, ...]
     errors: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,14 +95,14 @@ def run_codegen(plan: CodegenPlan) -> CodegenReport:
         return _run_elsewhere(plan)
     jobs = find_jobs(plan)
     workers = min(plan.jobs or usable_cores(), max(1, len(jobs)))
-    rows: list[Row] = []
+    rows: list[VariantRow] = []
     errors: list[str] = []
     shows = sys.stderr.isatty()
     # Forked children would share Triton's compiler state with this process.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         for done, result in enumerate(pool.map(_measure, jobs), 1):
-            (rows if isinstance(result, Row) else errors).append(result)  # type: ignore[arg-type]
+            (rows if isinstance(result, VariantRow) else errors).append(result)  # type: ignore[arg-type]
             if shows:
                 print(f"\r{done}/{len(jobs)} compiled", end="", file=sys.stderr, flush=True)
     if shows:
@@ -110,7 +110,7 @@ def run_codegen(plan: CodegenPlan) -> CodegenReport:
     return CodegenReport(tuple(rows), tuple(errors))
 
 
-def find_jobs(plan: CodegenPlan) -> list[Job]:
+def find_jobs(plan: CodegenPlan) -> list[CompileJob]:
     """Everything that the plan asks for, in the order of families and targets.
 
     Raises:
@@ -123,7 +123,7 @@ def find_jobs(plan: CodegenPlan) -> list[Job]:
         )
     targets = [target(name) for name in plan.archs or TARGETS]
     jobs = [
-        Job(family, on.name, v.kernel, v.config)
+        CompileJob(family, on.name, v.kernel, v.config)
         for family in families()
         if not plan.kernels or _near(family, plan.kernels)
         for on in targets
@@ -145,16 +145,16 @@ def _near(family: str, prefixes: Sequence[str]) -> bool:
     )
 
 
-def _named(job: Job, prefixes: Sequence[str]) -> bool:
+def _named(job: CompileJob, prefixes: Sequence[str]) -> bool:
     return any(job.kernel == p or job.kernel.startswith(p + ".") for p in prefixes)
 
 
-def _spread(jobs: Sequence[Job], limit: int) -> list[Job]:
+def _spread(jobs: Sequence[CompileJob], limit: int) -> list[CompileJob]:
     """At most ``limit`` jobs: kernels in turn, each time on another target and configuration."""
-    kernels: dict[str, dict[str, list[Job]]] = {}
+    kernels: dict[str, dict[str, list[CompileJob]]] = {}
     for job in jobs:
         kernels.setdefault(job.kernel, {}).setdefault(job.arch, []).append(job)
-    chosen: dict[Job, None] = {}
+    chosen: dict[CompileJob, None] = {}
     for turn in range(len(jobs) * len(TARGETS)):
         for number, by_arch in enumerate(kernels.values()):
             archs = list(by_arch)
@@ -165,7 +165,7 @@ def _spread(jobs: Sequence[Job], limit: int) -> list[Job]:
     return list(chosen)
 
 
-def _measure(job: Job) -> Row | str:
+def _measure(job: CompileJob) -> VariantRow | str:
     # The default that kernels get is what is to be measured, whichever it is.
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     on = target(job.arch)
@@ -193,7 +193,7 @@ def _run_elsewhere(plan: CodegenPlan) -> CodegenReport:
     if not done.stdout.startswith("{"):
         raise ConfigError(f"compiling failed with exit code {done.returncode}; see above")
     read = json.loads(done.stdout)
-    return CodegenReport(tuple(Row(**row) for row in read["rows"]), tuple(read["errors"]))
+    return CodegenReport(tuple(VariantRow(**row) for row in read["rows"]), tuple(read["errors"]))
 
 
 _HEADS = (
@@ -202,7 +202,7 @@ _HEADS = (
 )
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[VariantRow]) -> str:
     """One line a variant, as markdown."""
     cells = [_HEADS, tuple("---" for _ in _HEADS)]
     for r in rows:

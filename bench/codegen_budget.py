@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..kernels.codegen.report import Row, over_budget
+from ..kernels.codegen.report import VariantRow, over_budget
 
 FOLDER = Path(__file__).parent / "codegen"
 UPDATE = "write the budget with: python -m halfbyte.bench.codegen --update --kernel "
@@ -24,17 +24,17 @@ def minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def has_budget(row: Row) -> bool:
+def has_budget(row: VariantRow) -> bool:
     """Whether any budget is committed for a row's version of Triton, family and target."""
     return any(arch == row.arch for _, _, arch in _load(_path(_family(row), row.triton)))
 
 
-def granted_spills(row: Row) -> int:
+def granted_spills(row: VariantRow) -> int:
     """Bytes of spills that the budget knows of; the newest version's budget grants none."""
     return _entry(row).get("spill_bytes", 0)
 
 
-def check(row: Row) -> list[str]:
+def check(row: VariantRow) -> list[str]:
     """How a row fails its budget; nothing when it meets it.
 
     A version of Triton, family and target for which nothing at all is committed has no budget to
@@ -48,7 +48,7 @@ def check(row: Row) -> list[str]:
     return over_budget(row, budget)
 
 
-def save(rows: Sequence[Row], kernels: Sequence[str], archs: Sequence[str]) -> list[Path]:
+def save(rows: Sequence[VariantRow], kernels: Sequence[str], archs: Sequence[str]) -> list[Path]:
     """Write the budget of ``rows``, which are all variants of ``kernels`` on ``archs``.
 
     Older entries of those kernels and targets go (empty = of all); others stay. The files written.
@@ -71,11 +71,11 @@ def save(rows: Sequence[Row], kernels: Sequence[str], archs: Sequence[str]) -> l
     return paths
 
 
-def _family(row: Row) -> str:
+def _family(row: VariantRow) -> str:
     return row.kernel.split(".")[0]
 
 
-def _entry(row: Row) -> dict[str, Any]:
+def _entry(row: VariantRow) -> dict[str, Any]:
     budgets = _load(_path(_family(row), row.triton))
     return budgets.get((row.kernel, row.config, row.arch), {})
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.request import Completion
 
-SCHEMA = 1
+_SCHEMA = 1
 _WARM_UP_TOKENS = 16
 _MOST = 1 << 20
 
@@ -68,12 +68,12 @@ class BenchPlan:
         if not self.depth:
             raise ConfigError("depth is empty", hint="give 0 for no context")
 
-    def tests(self) -> list[Case]:
+    def tests(self) -> list[EngineCase]:
         """All tests in the order they run."""
         tests = []
         for depth in self.depth:
-            tests += [Case("pp", n, 1, depth) for n in self.prompt]
-            tests += [Case("tg", n, b, depth) for n in self.generate for b in self.batch]
+            tests += [EngineCase("pp", n, 1, depth) for n in self.prompt]
+            tests += [EngineCase("tg", n, b, depth) for n in self.generate for b in self.batch]
         return tests
 
     def engine_options(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class BenchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class EngineCase:
     """One line of the table: kind, tokens, batch (sequences), depth (tokens of context before)."""
 
     kind: Literal["pp", "tg"]
@@ -110,17 +110,17 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EngineRow:
     """Result of one test.
 
     Attributes:
-        test: see :class:`Case`.
+        test: see :class:`EngineCase`.
         samples: tokens per second of each repetition, all sequences together.
         bandwidth_share: for decode, bytes that a step must read (weights and KV) per second over
             the measured read bandwidth; None for prefill.
     """
 
-    test: Case
+    test: EngineCase
     samples: tuple[float, ...]
     bandwidth_share: float | None = None
 
@@ -192,12 +192,12 @@ class Report:
     bandwidth: float
     step_bytes: int
     startup: dict[str, float] = field(default_factory=dict)
-    rows: tuple[Row, ...] = ()
+    rows: tuple[EngineRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; bandwidth in 1e9 bytes per second."""
         return {
-            "schema": SCHEMA,
+            "schema": _SCHEMA,
             "kind": "engine",
             "machine": self.machine,
             "model": asdict(self.model),
@@ -268,24 +268,24 @@ class TokenSource:
         return self._random.choices(self._ids, k=count)
 
 
-def measure(engine: Engine, test: Case, repetitions: int, ids: TokenSource) -> Row:
+def measure(engine: Engine, test: EngineCase, repetitions: int, ids: TokenSource) -> EngineRow:
     """Warm up, then take the samples of one test."""
     warm_up(engine, test, ids)
-    return Row(test, tuple(sample(engine, test, ids) for _ in range(repetitions)))
+    return EngineRow(test, tuple(sample(engine, test, ids) for _ in range(repetitions)))
 
 
-def warm_up(engine: Engine, test: Case, ids: TokenSource) -> None:
+def warm_up(engine: Engine, test: EngineCase, ids: TokenSource) -> None:
     """Run a test once, a decode test for a few tokens only."""
     short = test if test.kind == "pp" else replace(test, tokens=min(test.tokens, _WARM_UP_TOKENS))
     sample(engine, short, ids)
 
 
-def sample(engine: Engine, test: Case, ids: TokenSource) -> float:
+def sample(engine: Engine, test: EngineCase, ids: TokenSource) -> float:
     """Run a test once on an idle engine -> tokens per second. Raises as ``run_bench`` does."""
     return (_prefill if test.kind == "pp" else _decode)(engine, test, ids)
 
 
-def with_share(row: Row, engine: Engine, bandwidth: float) -> Row:
+def with_share(row: EngineRow, engine: Engine, bandwidth: float) -> EngineRow:
     """A decode row with its share of ``bandwidth`` (bytes per second); a prefill row as it is."""
     test = row.test
     if test.kind == "pp":
@@ -295,7 +295,7 @@ def with_share(row: Row, engine: Engine, bandwidth: float) -> Row:
     return replace(row, bandwidth_share=step_bytes * row.mean / test.batch / bandwidth)
 
 
-def _prefill(engine: Engine, test: Case, ids: TokenSource) -> float:
+def _prefill(engine: Engine, test: EngineCase, ids: TokenSource) -> float:
     """Prompt tokens per second, up to and with the sampling of one token."""
     params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
     before = ids.draw(test.depth)
@@ -311,7 +311,7 @@ def _prefill(engine: Engine, test: Case, ids: TokenSource) -> float:
     return (usage.prompt_tokens - usage.cached_tokens) / elapsed
 
 
-def _decode(engine: Engine, test: Case, ids: TokenSource) -> float:
+def _decode(engine: Engine, test: EngineCase, ids: TokenSource) -> float:
     """Generated tokens per second of all sequences, without prefill and with a full batch."""
     length = max(test.depth, 1)
     budget = engine.config.max_batch_tokens

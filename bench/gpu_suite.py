@@ -41,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.part:
         return _one(args.part, args.out, args.seconds, args.smoke, args.small)
-    from .gpu.suite import PARTS, run_suite, text
+    from .gpu.suite import SUITE_PARTS, run_suite, text
 
     only = tuple(name.strip() for name in args.only.split(",") if name.strip())
-    if unknown := set(only) - set(PARTS):
-        parser.error(f"no part is called {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    if unknown := set(only) - set(SUITE_PARTS):
+        parser.error(
+            f"no part is called {', '.join(sorted(unknown))}; known: {', '.join(SUITE_PARTS)}"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     results = run_suite(args.out, SCRIPT, limit=args.seconds, smoke=args.smoke, only=only)
     print(text(results))

@@ -17,7 +17,7 @@ _REPEATED = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class LlamaSizes:
     """Sizes of a Llama.
 
     Attributes:
@@ -38,15 +38,15 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(2, 256, 512, 2, 1, 512),
-    "small": Shape(8, 1024, 3584, 8, 2, 32000),
-    "1b": Shape(16, 2048, 8192, 16, 4, 128256),
-    "8b": Shape(32, 4096, 14336, 32, 8, 128256),
+    "tiny": LlamaSizes(2, 256, 512, 2, 1, 512),
+    "small": LlamaSizes(8, 1024, 3584, 8, 2, 32000),
+    "1b": LlamaSizes(16, 2048, 8192, 16, 4, 128256),
+    "8b": LlamaSizes(32, 4096, 14336, 32, 8, 128256),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class BlockType:
+class _BlockLayout:
     """A GGUF block type.
 
     Attributes:
@@ -63,13 +63,13 @@ class BlockType:
 
 
 BLOCKS = {
-    "Q4_0": BlockType(2, 32, 18, (0,)),
-    "Q8_0": BlockType(8, 32, 34, (0,)),
-    "Q4_K": BlockType(12, 256, 144, (0, 2)),
-    "Q6_K": BlockType(14, 256, 210, (208,)),
+    "Q4_0": _BlockLayout(2, 32, 18, (0,)),
+    "Q8_0": _BlockLayout(8, 32, 34, (0,)),
+    "Q4_K": _BlockLayout(12, 256, 144, (0, 2)),
+    "Q6_K": _BlockLayout(14, 256, 210, (208,)),
 }
-GPTQ = "GPTQ"
-FORMATS = (*BLOCKS, GPTQ)
+_GPTQ = "GPTQ"
+FORMATS = (*BLOCKS, _GPTQ)
 _GROUP = 128  # of the GPTQ checkpoint
 _NAMES = {
     "attn_q": "self_attn.q_proj",
@@ -84,7 +84,7 @@ _NAMES = {
 }
 
 
-def tensors(shape: Shape) -> Iterator[tuple[str, int, int]]:
+def tensors(shape: LlamaSizes) -> Iterator[tuple[str, int, int]]:
     """Name, rows and columns of every tensor in file order; 0 rows is a vector of float32."""
     kv, width = shape.kv_heads * 128, shape.heads * 128
     yield "token_embd.weight", shape.vocab, shape.hidden
@@ -102,9 +102,9 @@ def tensors(shape: Shape) -> Iterator[tuple[str, int, int]]:
     yield "output.weight", shape.vocab, shape.hidden
 
 
-def write_model(folder: Path, shape: Shape, form: str, seed: int) -> tuple[Path, list[Path]]:
+def write_model(folder: Path, shape: LlamaSizes, form: str, seed: int) -> tuple[Path, list[Path]]:
     """A Llama in one of ``FORMATS``: what to open, and the files that were written."""
-    if form != GPTQ:
+    if form != _GPTQ:
         path = folder / "model.gguf"
         write_gguf(path, shape, seed, form)
         return path, [path]
@@ -115,7 +115,7 @@ def write_model(folder: Path, shape: Shape, form: str, seed: int) -> tuple[Path,
     return folder, [path, config]
 
 
-def write_gguf(path: Path, shape: Shape, seed: int, form: str = "Q4_0") -> None:
+def write_gguf(path: Path, shape: LlamaSizes, seed: int, form: str = "Q4_0") -> None:
     """A Llama whose matrices all are of one block type, with small positive scales."""
     kind = BLOCKS[form]
     infos, at = [], 0
@@ -142,7 +142,7 @@ def write_gguf(path: Path, shape: Shape, seed: int, form: str = "Q4_0") -> None:
         os.fsync(file.fileno())
 
 
-def write_gptq(path: Path, shape: Shape, seed: int) -> None:
+def write_gptq(path: Path, shape: LlamaSizes, seed: int) -> None:
     """A Llama in GPTQ with 4 bits and groups of 128, symmetric, embedding and head in float16."""
     random_bytes = random.Random(seed).randbytes(_REPEATED)
     small = struct.pack("<e", 2.0**-8) * (_REPEATED // 2)
@@ -189,12 +189,12 @@ def _repeat(file: IO[bytes], pattern: bytes, size: int) -> None:
         size -= file.write(pattern[:size])
 
 
-def _size(kind: BlockType, rows: int, columns: int) -> int:
+def _size(kind: _BlockLayout, rows: int, columns: int) -> int:
     """Bytes of a matrix; columns are whole blocks."""
     return rows * (columns // kind.elements) * kind.nbytes
 
 
-def _blocks(kind: BlockType, seed: int) -> bytes:
+def _blocks(kind: _BlockLayout, seed: int) -> bytes:
     """About 4 MB of blocks: small scales in half precision, all else random."""
     count = _REPEATED // kind.nbytes
     raw = bytearray(random.Random(seed).randbytes(count * kind.nbytes))
@@ -204,7 +204,7 @@ def _blocks(kind: BlockType, seed: int) -> bytes:
     return bytes(raw)
 
 
-def _hf_config(shape: Shape) -> dict[str, object]:
+def _hf_config(shape: LlamaSizes) -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -237,7 +237,7 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
-def _metadata(shape: Shape) -> list[bytes]:
+def _metadata(shape: LlamaSizes) -> list[bytes]:
     """Key/value pairs, the vocabulary made up."""
     numbers = {
         "llama.block_count": shape.layers,

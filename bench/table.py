@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .engine import Report, Row
+from .engine import EngineRow, Report
 
 _HEADS = ("model", "size", "params", "backend", "threads", "test", "t/s", "of bandwidth")
 _RIGHT = ("size", "params", "threads", "test", "t/s", "of bandwidth")
@@ -29,7 +29,7 @@ def compact(report: Report) -> str:
     return above + "\n\n" + _table(_HEADS[5:], [_cells(row) for row in report.rows])
 
 
-def _cells(row: Row) -> tuple[str, str, str]:
+def _cells(row: EngineRow) -> tuple[str, str, str]:
     share = row.bandwidth_share
     return (
         row.test.title,

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from ..engine.request import SamplingParams
     from ..engine.text.tokenizer import Tokenizer
 
-Messages = Sequence[Mapping[str, str]]
+_Messages = Sequence[Mapping[str, str]]
 
 _NAMES = {"user": "User", "assistant": "Assistant"}
 _STOP = "\nUser:"
 """Where a base model would begin to speak for the user."""
 
 
-def chat_ids(tokenizer: Tokenizer, messages: Messages) -> list[int]:
+def chat_ids(tokenizer: Tokenizer, messages: _Messages) -> list[int]:
     """Token ids of a conversation up to the beginning of the next answer.
 
     A model without a chat template gets ``User:`` and ``Assistant:`` lines, the system message

@@ -24,7 +24,7 @@ JsonFile = Annotated[
 
 @opt.flat
 def engine(
-    model: opt.Model = "smollm2",
+    model: opt.ModelOption = "smollm2",
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", metavar="N,..", help="Prompt lengths; 0 = none.")
     ] = "512",
@@ -46,7 +46,7 @@ def engine(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the random prompts.")] = 0,
     *,
-    made_with: opt.EngineOptions,
+    made_with: opt.EngineFlags,
 ) -> None:
     """Measure prefill (pp) and decode (tg) in tokens per second, mean ± standard deviation.
 

@@ -15,7 +15,7 @@ from . import options as opt
 from .asking import Asking, warn_plain
 from .console import can_move, is_terminal, note, note_block, print_error
 from .loading import check_room, open_engine
-from .words import Asked
+from .words import WordsAsked
 from .wrap import AnswerWriter
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ NoHistory = Annotated[
 @opt.flat
 def chat(
     *,
-    asked: Asked,
+    asked: WordsAsked,
     max_tokens: opt.MaxTokens = -1,
     no_history: NoHistory = False,
     sampling: opt.SamplingOptions,
-    engine: opt.EngineOptions,
+    engine: opt.EngineFlags,
 ) -> None:
     """Talk to a model. /help lists the commands; ctrl-C stops an answer.
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 _RED, _DIM, _YELLOW, _OFF = "\x1b[1;31m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
 _KEPT_CONTROLS = "\n\t"
@@ -206,7 +206,7 @@ def wrapped(label: str, text: str, *, indent: int = 16) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
+def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[OnProgress]:
     """A bar on stderr that vanishes when done; without a terminal, a callback that does nothing.
 
     ``unit`` is ``bytes`` (shows size, speed and time left; appears with the first call) or
@@ -223,7 +223,7 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[Progress]:
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-    from rich.progress import Progress as RichProgress
+    from rich.progress import OnProgress as RichProgress
 
     columns = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
     if unit == "bytes":
@@ -283,7 +283,7 @@ def batch_bar(total: int) -> Iterator[BatchBar]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as RichProgress
+    from rich.progress import OnProgress as RichProgress
 
     bar = RichProgress(
         TextColumn("{task.fields[facts]}"),
@@ -321,7 +321,7 @@ def human_count(count: int) -> str:
 
 
 @contextlib.contextmanager
-def loading_bar(label: str) -> Iterator[Progress]:
+def loading_bar(label: str) -> Iterator[OnProgress]:
     """A bar in steps that vanishes when the last step is done, not only at the block's end."""
     with contextlib.ExitStack() as stack:
         show = stack.enter_context(progress_bar(label, unit="steps"))

@@ -11,7 +11,7 @@ import typer
 from .console import clean, note, wrapped
 
 if TYPE_CHECKING:
-    from ..engine.advise.explain import Row
+    from ..engine.advise.explain import ExplainedRow
     from ..kernels.device.gpus import Device
     from ..loaders.base import Checkpoint
 
@@ -65,7 +65,7 @@ def explain(
         print(render(rows, about))
 
 
-_Explained = tuple[dict[str, Any], str, "list[Row]"]
+_Explained = tuple[dict[str, Any], str, "list[ExplainedRow]"]
 
 
 def _on_cpu(checkpoint: Checkpoint, fp16: bool, exact: bool) -> _Explained:
@@ -125,7 +125,7 @@ def local_device() -> Device | None:
     return Device(found.name, 10 * found.major + found.minor, found.multi_processor_count)
 
 
-def render(rows: Sequence[Row], about: str) -> str:
+def render(rows: Sequence[ExplainedRow], about: str) -> str:
     """The rows as text; neighbouring M that take the same share lines."""
     parts = [wrapped("", about, indent=0)]
     for _, same in groupby(rows, key=lambda row: (row.layers, row.module, row.shape, row.format)):
@@ -140,7 +140,7 @@ def render(rows: Sequence[Row], about: str) -> str:
     return clean("\n\n".join(parts))
 
 
-def _product_lines(rows: Sequence[Row]) -> Iterator[str]:
+def _product_lines(rows: Sequence[ExplainedRow]) -> Iterator[str]:
     """A line for each range of M with one configuration, reasons below those they hold for."""
     low = 1
     for reasons, same in groupby(rows, key=_reasons):
@@ -157,7 +157,7 @@ def _product_lines(rows: Sequence[Row]) -> Iterator[str]:
             yield wrapped("", f"not {names}: {why}")
 
 
-def _reasons(row: Row) -> dict[str, str]:
+def _reasons(row: ExplainedRow) -> dict[str, str]:
     """Why not the others, without the number of rows, which the line's M says."""
     return {name: why.removeprefix(f"{row.m} rows: ") for name, why in row.rejected.items()}
 

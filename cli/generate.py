@@ -11,7 +11,7 @@ from . import options as opt
 from .asking import Asking
 from .loading import check_room, open_engine
 from .prompts import read_prompts
-from .words import Asked
+from .words import WordsAsked
 
 if TYPE_CHECKING:
     from ..engine.request import SamplingParams
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @opt.flat
 def generate(
     *,
-    asked: Asked,
+    asked: WordsAsked,
     file: Annotated[
         Path | None,
         typer.Option("--file", "-f", metavar="FILE", help="Read text from a UTF-8 file."),
@@ -42,7 +42,7 @@ def generate(
     max_tokens: opt.MaxTokens = 256,
     ignore_eos: opt.IgnoreEos = False,
     sampling: opt.SamplingOptions,
-    engine: opt.EngineOptions,
+    engine: opt.EngineFlags,
 ) -> None:
     """Answer a prompt through the model's chat template, or continue a text with --raw.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from halfbyte.choices import Backend, Device, DType
+from halfbyte.choices import BackendName, DeviceName, DType
 from halfbyte.errors import RequestError
 
 from ..loaders.model.schemes import SchemeName
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _engine = functools.partial(typer.Option, rich_help_panel="Engine")
 _sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
 
-Model = Annotated[
+ModelOption = Annotated[
     str,
     typer.Option(
         "--model", "-m", metavar="MODEL", help="Name, local file or folder, or pulled repository."
@@ -113,19 +113,19 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOptions:
+class EngineFlags:
     """What an engine is made with; a parameter of this type stands for all these options.
 
     The names are those of ``EngineConfig``.
     """
 
-    device: Annotated[Device, _engine("--device", help="Where to compute.")] = "auto"
+    device: Annotated[DeviceName, _engine("--device", help="Where to compute.")] = "auto"
     dtype: Annotated[
         DType,
         _engine("--dtype", help="Type of activations and KV cache."),
     ] = "auto"
     backend: Annotated[
-        Backend,
+        BackendName,
         _engine("--backend", help="'cpu_torch' uses no C kernels; 'reference' is slow, exact."),
     ] = "auto"
     max_context: Annotated[

@@ -11,7 +11,7 @@ from halfbyte.errors import ConfigError
 from .console import clean, columns, human_bytes, note, wrapped
 
 if TYPE_CHECKING:
-    from ..engine.advise.capacity import Capacity, KVType, Memory, Target
+    from ..engine.advise.capacity import Capacity, DeviceMemory, KVType, PlanTarget
 
 
 def plan(
@@ -39,7 +39,7 @@ def plan(
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 
-    target: Target = "cpu" if gpu.lower() == "cpu" else "triton"
+    target: PlanTarget = "cpu" if gpu.lower() == "cpu" else "triton"
     kind = kv_type(kv, target)
     memory = device_memory(gpu, measure)
     checkpoint = open_checkpoint(resolve_model(path))
@@ -62,7 +62,7 @@ def plan(
         print(render(facts))
 
 
-def kv_type(name: str, target: Target) -> KVType:
+def kv_type(name: str, target: PlanTarget) -> KVType:
     """The KV type that a name means on a target. Raises ConfigError for one it does not have."""
     types: tuple[KVType, ...] = ("float32",) if target == "cpu" else ("16bit", "int8")
     for known in types:
@@ -75,12 +75,12 @@ def kv_type(name: str, target: Target) -> KVType:
     )
 
 
-def device_memory(name: str, measure: bool = False) -> Memory:
+def device_memory(name: str, measure: bool = False) -> DeviceMemory:
     """A card by name, or ``cpu``: this machine's free memory and its bandwidth, measured once.
 
     Raises ConfigError for a card that is not listed, or with ``measure`` for any.
     """
-    from ..engine.advise.capacity import CPU_RESERVE, GPU_RESERVE, Memory
+    from ..engine.advise.capacity import CPU_RESERVE, GPU_RESERVE, DeviceMemory
 
     if name.lower() != "cpu":
         from ..kernels.device.gpus import gpu
@@ -88,7 +88,7 @@ def device_memory(name: str, measure: bool = False) -> Memory:
         if measure:
             raise ConfigError("--measure is for this machine's CPU; a card's rate is in a table")
         card = gpu(name)
-        return Memory(card.name, card.memory, GPU_RESERVE, card.copy, card.arch)
+        return DeviceMemory(card.name, card.memory, GPU_RESERVE, card.copy, card.arch)
     from ..bench.machine import cpu_model, known_bandwidth
     from ..engine.backends.cpu_cores import physical_cores
     from ..engine.run.memory import free_memory
@@ -96,7 +96,7 @@ def device_memory(name: str, measure: bool = False) -> Memory:
 
     free = free_memory()
     bandwidth = known_bandwidth(cache_root(), physical_cores(), again=measure)
-    return Memory(cpu_model(), free, CPU_RESERVE, bandwidth)
+    return DeviceMemory(cpu_model(), free, CPU_RESERVE, bandwidth)
 
 
 def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:

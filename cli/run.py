@@ -13,20 +13,20 @@ from .chat import NoHistory, talk
 from .console import is_terminal
 from .generate import answer_one
 from .prompts import read_prompts
-from .words import Asked
+from .words import WordsAsked
 
 
 @opt.flat
 def run(
     *,
-    asked: Asked,
+    asked: WordsAsked,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt's text instead of answering it.")
     ] = False,
     max_tokens: opt.MaxTokens = -1,
     no_history: NoHistory = False,
     sampling: opt.SamplingOptions,
-    engine: opt.EngineOptions,
+    engine: opt.EngineFlags,
 ) -> None:
     """Answer PROMPT; without one, chat. Piped text follows the prompt.
 

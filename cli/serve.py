@@ -132,7 +132,7 @@ def serve(
         ),
     ] = 0,
     *,
-    engine: opt.EngineOptions,
+    engine: opt.EngineFlags,
 ) -> None:
     """Serve a model over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1."""
     from ..engine.config import EngineConfig

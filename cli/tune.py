@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Progress, progress_bar
+from .console import OnProgress, progress_bar
 from .explain import local_device
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def tune_all(
     make_bench: Callable[[TunedProblem], Bench],
     *,
     again: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
 ) -> tuple[int, int]:
     """Time problem after problem, each written at once; (timed, there already).
 

@@ -15,7 +15,7 @@ from halfbyte.errors import HalfbyteError, ModelNotFoundError
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WordsAsked:
     """The model and the message of a command; a parameter of this type stands for these options."""
 
     words: Annotated[

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from halfbyte.choices import Backend, Device, DType
+from halfbyte.choices import BackendName, DeviceName, DType
 from halfbyte.errors import ConfigError
 
 from ..loaders.model.schemes import SchemeName
@@ -52,9 +52,9 @@ class EngineConfig:
             than ``max_batch_tokens``.
     """
 
-    device: Device = "auto"
+    device: DeviceName = "auto"
     dtype: DType = "auto"
-    backend: Backend = "auto"
+    backend: BackendName = "auto"
     max_context: int = 0
     max_batch: int = 32
     max_batch_tokens: int = 1024
@@ -70,9 +70,9 @@ class EngineConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _choice("device", self.device, Device)
+        _choice("device", self.device, DeviceName)
         _choice("dtype", self.dtype, DType)
-        _choice("backend", self.backend, Backend)
+        _choice("backend", self.backend, BackendName)
         if self.quantize is not None:
             _choice("quantize", self.quantize, SchemeName)
         if type(self.block_size) is not int or self.block_size not in _BLOCK_SIZES:

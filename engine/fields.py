@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from halfbyte.choices import Backend, Device, DType
+from halfbyte.choices import BackendName, DeviceName, DType
 
 from ..loaders.model.schemes import SchemeName
 
@@ -16,9 +16,9 @@ from ..loaders.model.schemes import SchemeName
 class EngineOptions(TypedDict, total=False):
     """Keywords of ``Engine``: the fields of :class:`~halfbyte.engine.config.EngineConfig`."""
 
-    device: Device
+    device: DeviceName
     dtype: DType
-    backend: Backend
+    backend: BackendName
     max_context: int
     max_batch: int
     max_batch_tokens: int

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-Device = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Backend = Literal["auto", "cuda_triton", "cpu_c", "cpu_torch", "interpreter", "reference"]
+BackendName = Literal["auto", "cuda_triton", "cpu_c", "cpu_torch", "interpreter", "reference"]

@@ -165,11 +165,11 @@ class PackedWeight(Protocol):
         ...
 
 
-P = TypeVar("P", bound=PackedWeight)
+PackedT = TypeVar("P", bound=PackedWeight)
 
 
-class TritonKind(Kind, Protocol[P]):
-    """One way to keep weights for the Triton kernels; ``P`` is its packed form.
+class TritonKind(Kind, Protocol[PackedT]):
+    """One way to keep weights for the Triton kernels; ``PackedT`` is its packed form.
 
     Attributes:
         cases: what benches and GPU checks run, the most usual first.
@@ -192,14 +192,16 @@ class TritonKind(Kind, Protocol[P]):
         """The problem of ``m`` rows as tuned tables know it; None for a kind without tables."""
         return None
 
-    def pack(self, weight: Weight, dtype: torch.dtype, device: torch.device, gated: bool) -> P:
+    def pack(
+        self, weight: Weight, dtype: torch.dtype, device: torch.device, gated: bool
+    ) -> PackedT:
         """An accepted weight [N, K] on ``device``, for activations in ``dtype``."""
         ...
 
     def linear(
         self,
         x_MK: Tensor,
-        weight: P,
+        weight: PackedT,
         bias: Tensor | None,
         residual: Tensor | None,
         out: Tensor | None,
@@ -212,19 +214,19 @@ class TritonKind(Kind, Protocol[P]):
         ...
 
     def prepared(
-        self, x_MK: Tensor, weight: P, out: Tensor, context: ProductContext
-    ) -> Callable[[P], Tensor]:
+        self, x_MK: Tensor, weight: PackedT, out: Tensor, context: ProductContext
+    ) -> Callable[[PackedT], Tensor]:
         """:meth:`linear` of x [M, K] into ``out`` [M, N] with weights like this one, to be timed.
 
         What a layer's products share, such as rounded inputs, is made ready beforehand.
         """
         return lambda w: self.linear(x_MK, w, None, None, out, context)
 
-    def seen(self, x_MK: Tensor, weight: P) -> Tensor:
+    def seen(self, x_MK: Tensor, weight: PackedT) -> Tensor:
         """Inputs [M, K] as products see them, rounded where the kernels round: float64."""
         return x_MK.double()
 
-    def gather(self, ids_T: Tensor, weight: P, dtype: torch.dtype, factor: float) -> Tensor:
+    def gather(self, ids_T: Tensor, weight: PackedT, dtype: torch.dtype, factor: float) -> Tensor:
         """``factor`` times rows of an embedding [V, D] -> [T, D].
 
         Raises KernelInputError in a kind that accepts no embeddings.

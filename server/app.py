@@ -37,7 +37,7 @@ from .tenant import Keyring
 
 logger = logging.getLogger("halfbyte.server")
 
-Asked = TypeVar("Asked", bound=RequestModel)
+ModelAsked = TypeVar("Asked", bound=RequestModel)
 
 # Bytes from which a body is read in a thread: our own checks of it are Python.
 _LARGE_BODY = 1 << 16
@@ -101,7 +101,7 @@ class EventResponse(Response):
     """Sends an `EventStream` and closes it whatever happens."""
 
     def __init__(self, events: EventStream) -> None:
-        super().__init__(headers=dict(sse.HEADERS))
+        super().__init__(headers=dict(sse.SSE_HEADERS))
         del self.headers["content-length"]
         self._events = events
 
@@ -124,7 +124,7 @@ async def _body(request: Request) -> bytes:
     return await request.body()
 
 
-async def _asked(kind: type[Asked], request: Request) -> Asked:
+async def _asked(kind: type[ModelAsked], request: Request) -> ModelAsked:
     """The request's body as a schema object; raises what `parse` raises."""
     body = await _body(request)
     if len(body) < _LARGE_BODY:

@@ -83,7 +83,7 @@ _PROMPT_SCHEMA = {
         {"type": "array", "items": _IDS_SCHEMA, "maxItems": MAX_PROMPTS, "minItems": 1},
     ]
 }
-Prompt = Annotated[Any, BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+PromptField = Annotated[Any, BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
 
 
 class RequestModel(BaseModel):
@@ -164,7 +164,7 @@ class CompletionRequest(_Generation):
     """Body of POST /v1/completions."""
 
     not_honoured = COMPLETION
-    prompt: Prompt
+    prompt: PromptField
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or many, each text or token ids."""
@@ -194,11 +194,11 @@ class ChatMessage(RequestModel):
     tool_calls: list[Any] | None = None
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+ChatMessages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class _Conversation(RequestModel):
-    messages: Messages
+    messages: ChatMessages
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -223,7 +223,7 @@ class TokenizeRequest(RequestModel):
     }
     model: str | None = None
     prompt: str | None = None
-    messages: Messages | None = None
+    messages: ChatMessages | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None

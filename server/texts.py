@@ -17,7 +17,7 @@ from .schema import ChatMessage
 R = TypeVar("R")
 
 
-class Conversation(Protocol):
+class ConversationFields(Protocol):
     """The fields of a request that decide how its messages become tokens."""
 
     @property
@@ -73,7 +73,7 @@ class TextWork:
     async def chat(
         self,
         messages: Sequence[ChatMessage],
-        options: Conversation,
+        options: ConversationFields,
         context: int | None = None,
     ) -> list[int]:
         """Token ids of a rendered conversation.

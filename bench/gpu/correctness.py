@@ -31,8 +31,8 @@ from ...kernels.random_weights import random_weight
 from ...kernels.sampling import argmax
 from .part import Part
 
-LIMITS = {torch.float16: 1e-2, torch.bfloat16: 8e-2}
-ROWS = (1, 3, 8, 16, 17, 32, 64, 100, 128, 300, 1100)
+_LIMITS = {torch.float16: 1e-2, torch.bfloat16: 8e-2}
+_ROWS = (1, 3, 8, 16, 17, 32, 64, 100, 128, 300, 1100)
 
 
 def distance(y: Tensor, truth: Tensor) -> float:
@@ -58,7 +58,7 @@ def poisoned(device: torch.device) -> Workspace:
 def _sizes(part: Part) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
     if part.small:
         return (1, 17), ((128, 256),)
-    return ROWS, ((1024, 4096), (4096, 1024), (200, 1000))
+    return _ROWS, ((1024, 4096), (4096, 1024), (200, 1000))
 
 
 def _linear(
@@ -89,7 +89,7 @@ def _linear(
                 y, again = run(m, False), run(m, False)
                 # A second run with other bits is as wrong as a number can be.
                 error = float("inf") if differing(y, again) else distance(y, true[:m])
-                return error, LIMITS[y.dtype]
+                return error, _LIMITS[y.dtype]
 
             part.check(f"{name} M={m}", far)
         if part.small and dtype == torch.bfloat16:
@@ -164,7 +164,7 @@ def attention(part: Part) -> None:
                 part.check(
                     f"decode {label} exact={exact}",
                     lambda e=exact, f=decode, t=true, y=dtype: (
-                        distance(f(e, slice(None)), t()), LIMITS[y]),
+                        distance(f(e, slice(None)), t()), _LIMITS[y]),
                 )  # fmt: skip
             part.check(
                 f"decode {label} exact alone",
@@ -195,7 +195,7 @@ def attention(part: Part) -> None:
                 at = torch.arange(first, first + new, device=d, dtype=torch.int32)
                 rows = torch.full_like(at, line)
                 wide = q.double(), k.double(), v.double()
-                return distance(y, paged_attention(*wide, tables, at, rows, scale)), LIMITS[dtype]
+                return distance(y, paged_attention(*wide, tables, at, rows, scale)), _LIMITS[dtype]
 
             part.check(f"prefill {label}", prefill)
 
@@ -208,7 +208,7 @@ def fused(part: Part) -> None:
         kind = str(dtype)[6:]
         x, r = (torch.randn(rows, wide, device=d).to(dtype) for _ in range(2))
         w = torch.rand(wide, device=d).to(dtype)
-        limit = LIMITS[dtype]
+        limit = _LIMITS[dtype]
 
         def norm(x=x, r=r, w=w, limit=limit) -> tuple[float, float]:
             residual = r.clone()

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 
 from ...kernels.tables import tunings
-from ..kernels.cases import OURS, AttentionShape, LinearCases, attention_case
-from ..kernels.floors import LAYERS, ROWS, Layer, floor, usual_kinds
-from ..kernels.measure import Call, Timing, reason
+from ..kernels.cases import OURS, AttentionSizes, LinearCases, attention_case
+from ..kernels.floors import LAYERS, SHOWN_ROWS, Layer, floor, usual_kinds
+from ..kernels.measure import Launch, LaunchTime, reason
 from ..kernels.report import measure
 from .correctness import FAMILIES
 from .part import Part, card_facts
-from .step import TINY, Model, Shape
+from .step import TINY, ModelSizes, StepModel
 
-SCRIPT = Path(__file__).resolve().parents[1] / "gpu_suite.py"
-DECODE = tuple(m for m in ROWS if m <= 64)
-LARGE = tuple(m for m in ROWS if m > 64)
+_SCRIPT = Path(__file__).resolve().parents[1] / "gpu_suite.py"
+_DECODE = tuple(m for m in SHOWN_ROWS if m <= 64)
+LARGE = tuple(m for m in SHOWN_ROWS if m > 64)
 
 
 def probe(part: Part) -> None:
@@ -41,7 +41,7 @@ def probe(part: Part) -> None:
     q = torch.randint(-9, 9, (side, side), device=d, dtype=torch.int8)
     dot = torch.empty_like(x)
     few = torch.ones(4, device=d)
-    calls: dict[str, Call] = {
+    calls: dict[str, Launch] = {
         "copy": lambda i: b.copy_(a),
         "half": lambda i: torch.mm(x, x, out=dot),
         "int8": lambda i: torch.ops.aten._int_mm(q, q.T),
@@ -99,7 +99,7 @@ def _layers(part: Part, kinds: tuple[str, ...], rows: tuple[int, ...]) -> None:
 
 def kind_part(kind: str) -> Callable[[Part], None]:
     """A kind at the M of decoding."""
-    return lambda part: _layers(part, (kind,), DECODE)
+    return lambda part: _layers(part, (kind,), _DECODE)
 
 
 def large(part: Part) -> None:
@@ -110,7 +110,7 @@ def large(part: Part) -> None:
 def attention(part: Part) -> None:
     """Decode and prefill attention of the 8B shape at 1k, 8k and 32k tokens."""
     card, timer = part.card(), part.timer()
-    shape = AttentionShape(4, 2, 64, 16) if part.smoke else AttentionShape()
+    shape = AttentionSizes(4, 2, 64, 16) if part.smoke else AttentionSizes()
     sizes = [("decode", b, c) for c in (1024, 8192, 32768) for b in (1, 8, 32)]
     sizes += [("prefill", 1, c) for c in (1024, 8192, 32768)]
     for kind, batch, context in [("decode", 2, 40), ("prefill", 1, 20)] if part.smoke else sizes:
@@ -129,9 +129,9 @@ def attention(part: Part) -> None:
 def step(part: Part) -> None:
     """Decode steps of the 8B shape as one graph each, batch 1 to 128, 1024 tokens of context."""
     card, timer = part.card(), part.timer()
-    shape = TINY if part.smoke else Shape()
+    shape = TINY if part.smoke else ModelSizes()
     context = 20 if part.smoke else 1024
-    model = Model(shape, part.device)
+    model = StepModel(shape, part.device)
     part.facts |= {"weight_bytes": model.nbytes, "context": context}
     for batch in (2,) if part.smoke else (1, 8, 32, 128):
         if part.left < 5:
@@ -141,7 +141,7 @@ def step(part: Part) -> None:
         try:
             run = model.step(batch, context)
             timing = timer.time({OURS: lambda i, r=run: r.run()}, 1)[OURS]
-            if not isinstance(timing, Timing):
+            if not isinstance(timing, LaunchTime):
                 raise RuntimeError(timing)
             least = floor(size, 2 * batch * _weights(shape), card.copy, card.half)
             row |= {"us": timing.us, "low": timing.low, "high": timing.high}
@@ -156,7 +156,7 @@ def step(part: Part) -> None:
         _empty(part)
 
 
-def _weights(s: Shape) -> int:
+def _weights(s: ModelSizes) -> int:
     wide = (2 * s.heads + 2 * s.kv_heads) * s.dim
     return s.layers * s.hidden * (wide + 3 * s.inner) + s.vocabulary * s.hidden
 
@@ -193,8 +193,8 @@ def cold(part: Part) -> None:
 def cold_child(part: Part) -> None:
     """One layer of the 8B shape to its first token; prints its seconds."""
     begin = time.monotonic()
-    shape = TINY if part.smoke else replace(Shape(), layers=1, vocabulary=32768)
-    model = Model(shape, part.device)
+    shape = TINY if part.smoke else replace(ModelSizes(), layers=1, vocabulary=32768)
+    model = StepModel(shape, part.device)
     made = time.monotonic()
     model.step(1, 20 if part.smoke else 1024).run().tolist()
     first = time.monotonic()
@@ -256,7 +256,7 @@ def tune(part: Part) -> None:
 
 def command(name: str, part: Part, seconds: float, small: bool = False) -> list[str]:
     """Command line of a part in a process of its own, without its ``--out``."""
-    words = [sys.executable, str(SCRIPT), "--part", name, "--seconds", str(seconds)]
+    words = [sys.executable, str(_SCRIPT), "--part", name, "--seconds", str(seconds)]
     return words + (["--smoke"] if part.smoke else []) + (["--small"] if small else [])
 
 

@@ -28,7 +28,7 @@ from ..kernels.floors import BODY, HEAD
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelSizes:
     """Sizes of a model; defaults are those of Llama-3-8B.
 
     Attributes:
@@ -56,7 +56,7 @@ class Shape:
         return 4 * batch * context * self.layers * self.kv_heads * self.dim
 
 
-TINY = Shape(128, 256, 2, 1, 64, 1, 256, 16)
+TINY = ModelSizes(128, 256, 2, 1, 64, 1, 256, 16)
 
 
 class Product:
@@ -89,7 +89,7 @@ class Product:
         return self.kind.linear(x_MK, self.weight, None, None, None, context)
 
 
-class Model:
+class StepModel:
     """Random weights in fp16 and 4 bits.
 
     Args:
@@ -97,7 +97,7 @@ class Model:
         device: where they are made.
     """
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
+    def __init__(self, shape: ModelSizes, device: torch.device) -> None:
         self.shape, self.device = shape, device
         s = shape
         wide = (s.heads + 2 * s.kv_heads) * s.dim
@@ -133,7 +133,7 @@ class Step:
         context: tokens of each row, counting the new one.
     """
 
-    def __init__(self, model: Model, batch: int, context: int) -> None:
+    def __init__(self, model: StepModel, batch: int, context: int) -> None:
         s, device = model.shape, model.device
         self.model, self.context = model, context
         blocks = -(-context // s.page)

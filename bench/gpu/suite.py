@@ -46,7 +46,7 @@ STAGES = (
     Stage(("sanitizer",), 90),
     Stage(("tune",), 200),
 )
-PARTS = tuple(name for stage in STAGES for name in stage.parts)
+SUITE_PARTS = tuple(name for stage in STAGES for name in stage.parts)
 
 
 def run_suite(
@@ -135,7 +135,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def collect(folder: Path, notes: dict[str, str]) -> dict[str, Any]:
     """All that the parts have written, with notes about those that failed."""
-    parts = {name: found for name in PARTS if (found := read(folder, name))}
+    parts = {name: found for name in SUITE_PARTS if (found := read(folder, name))}
     for name, note in notes.items():
         parts.setdefault(name, {"part": name, "rows": [], "facts": {}, "seconds": 0})
         parts[name] |= {"state": "failed", "note": note}

@@ -25,14 +25,14 @@ from ...kernels.device.workspace import Workspace
 from ...kernels.kind import Conditions, MatrixSpec, ProductContext
 from ...kernels.random_weights import clone, random_weight
 from .floors import Layer, attention_cost, kind_named, linear_bytes, narrow_inputs
-from .measure import Call, copies_for, reason
+from .measure import Launch, copies_for, reason
 from .peers import DENSE_PEER, PEERS
 
 OURS = "ours"
 
 
 @dataclass(slots=True)
-class Case:
+class KernelCase:
     """One thing to time.
 
     Attributes:
@@ -52,7 +52,7 @@ class Case:
     kind: str
     name: str
     m: int
-    calls: dict[str, Call]
+    calls: dict[str, Launch]
     copies: int
     size: float
     operations: float
@@ -92,7 +92,7 @@ class LinearCases:
         del weight
         self.copies = copies_for(first.nbytes, l2)
         self.weights: list[Any] = [first] + [clone(first) for _ in range(self.copies - 1)]
-        self.peers: dict[str, Callable[[Tensor], Call]] = {}
+        self.peers: dict[str, Callable[[Tensor], Launch]] = {}
         self.absent: dict[str, str] = {}
         for name in (DENSE_PEER, *self.kind.peers) if peers else ():
             make, each = PEERS[name]
@@ -103,11 +103,11 @@ class LinearCases:
             except Exception as error:
                 self.absent[name] = reason(error)
 
-    def case(self, m: int) -> Case:
+    def case(self, m: int) -> KernelCase:
         """The case of ``m`` rows, in fp16."""
         layer, name = self.layer, self.kind.name
         x = torch.randn(m, layer.k, device=self.device).to(torch.float16)
-        calls: dict[str, Call] = {OURS: self._ours(x)}
+        calls: dict[str, Launch] = {OURS: self._ours(x)}
         absent = dict(self.absent)
         for peer, bind in self.peers.items():
             try:
@@ -120,11 +120,11 @@ class LinearCases:
         work = 2.0 * m * layer.n * layer.k
         chosen = self.kind.choose(self.spec, m, self.where)
         note = " ".join([chosen.kernel, *(f"{k}={v}" for k, v in chosen.config.items())])
-        return Case(
+        return KernelCase(
             *(name, layer.name, m, calls, self.copies, size, work, read, absent, note, narrow)
         )
 
-    def tuned(self, m: int, table: Mapping[str, Mapping[str, Any]]) -> Call:
+    def tuned(self, m: int, table: Mapping[str, Mapping[str, Any]]) -> Launch:
         """Ours for ``m`` rows with overrides."""
         x = torch.randn(m, self.layer.k, device=self.device).to(torch.float16)
         return self._ours(x, table)
@@ -133,7 +133,7 @@ class LinearCases:
     def _width(self) -> int:
         return self.layer.n // 2 if self.spec.gated else self.layer.n
 
-    def _ours(self, x: Tensor, table: Mapping[str, Mapping[str, Any]] | None = None) -> Call:
+    def _ours(self, x: Tensor, table: Mapping[str, Mapping[str, Any]] | None = None) -> Launch:
         context = ProductContext(self.space, overrides=table)
         out = x.new_empty(x.shape[0], self._width)
         run, weights = self.kind.prepared(x, self.weights[0], out, context), self.weights
@@ -141,7 +141,7 @@ class LinearCases:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionShape:
+class AttentionSizes:
     """Sizes of attention; defaults are those of Llama-3-8B.
 
     Attributes:
@@ -163,10 +163,10 @@ def attention_case(
     context: int,
     device: torch.device,
     l2: int,
-    shape: AttentionShape | None = None,
-) -> Case:
+    shape: AttentionSizes | None = None,
+) -> KernelCase:
     """``decode``: one token in each of ``batch`` rows; ``prefill``: rows of ``context`` tokens."""
-    s = shape or AttentionShape()
+    s = shape or AttentionSizes()
     blocks = -(-context // s.page)
     row = 4 * context * s.kv_heads * s.dim
     copies = copies_for(batch * row, l2)
@@ -183,7 +183,7 @@ def attention_case(
     scale = s.dim**-0.5
     if kind == "decode":
         positions = torch.full((batch,), context - 1, device=device, dtype=torch.int32)
-        ours: Call = lambda i: decode_attention(  # noqa: E731
+        ours: Launch = lambda i: decode_attention(  # noqa: E731
             q, *caches[i], tables, positions, max_length=context, scale=scale, out=out
         )
         moved, work = attention_cost(1, context - 1, s.heads, s.kv_heads, s.dim)
@@ -196,7 +196,7 @@ def attention_case(
             q, *caches[i], tables, lines, block_q=block_q, scale=scale, out=out
         )
         moved, work = attention_cost(context, 0, s.heads, s.kv_heads, s.dim)
-    calls: dict[str, Call] = {OURS: ours}
+    calls: dict[str, Launch] = {OURS: ours}
     absent: dict[str, str] = {}
     try:
         calls["sdpa"] = _sdpa(kind, batch, context, s, q, caches)
@@ -204,12 +204,12 @@ def attention_case(
         absent["sdpa"] = reason(error)
     name = f"batch {batch}, {context} tokens"
     moved, work = moved * batch, work * batch
-    return Case(kind, name, tokens, calls, copies, moved, work, moved, absent)
+    return KernelCase(kind, name, tokens, calls, copies, moved, work, moved, absent)
 
 
 def _sdpa(
-    kind: str, batch: int, context: int, s: AttentionShape, q: Tensor, caches: list[Any]
-) -> Call:
+    kind: str, batch: int, context: int, s: AttentionSizes, q: Tensor, caches: list[Any]
+) -> Launch:
     """torch's attention over contiguous keys in the memory of the caches."""
     long = 1 if kind == "decode" else context
     q_BHLE = q.view(batch, long, s.heads, s.dim).transpose(1, 2)

@@ -27,7 +27,7 @@ BODY = WeightFormat(4, 128)
 HEAD = WeightFormat(8, -1)
 """Formats of the layers and of the head in the decode step."""
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
+SHOWN_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
 """M that the tables show."""
 
 
@@ -165,7 +165,7 @@ def step_floor(card: Gpu, batch: int, context: int) -> Floor:
 
 
 def floor_table(
-    card: Gpu, kinds: Sequence[str] = (), rows: tuple[int, ...] = ROWS
+    card: Gpu, kinds: Sequence[str] = (), rows: tuple[int, ...] = SHOWN_ROWS
 ) -> list[tuple[str, ...]]:
     """Cells, heads first: one line a kind and layer, one column an M, in microseconds.
 
@@ -181,7 +181,7 @@ def floor_table(
     return table
 
 
-def floor_text(card: Gpu, kinds: Sequence[str] = (), rows: tuple[int, ...] = ROWS) -> str:
+def floor_text(card: Gpu, kinds: Sequence[str] = (), rows: tuple[int, ...] = SHOWN_ROWS) -> str:
     """The floors of a card as markdown: layers, decode steps, and what they assume."""
     steps = [("8B decode step", "ms", "tok/s")]
     for batch in (1, 8, 32, 128):

@@ -18,12 +18,12 @@ from typing import Protocol
 
 import torch
 
-Call = Callable[[int], object]
+Launch = Callable[[int], object]
 """Launches work on the copy with this number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class LaunchTime:
     """Time of one launch.
 
     Attributes:
@@ -42,7 +42,7 @@ class Timing:
 class Timer(Protocol):
     """Times calls against each other."""
 
-    def time(self, calls: Mapping[str, Call], copies: int) -> dict[str, Timing | str]:
+    def time(self, calls: Mapping[str, Launch], copies: int) -> dict[str, LaunchTime | str]:
         """Timing of each call, or the reason why there is none."""
         ...
 
@@ -50,9 +50,9 @@ class Timer(Protocol):
 class WallTimer:
     """One call each by the wall clock: plumbing only, the figures mean nothing."""
 
-    def time(self, calls: Mapping[str, Call], copies: int) -> dict[str, Timing | str]:
+    def time(self, calls: Mapping[str, Launch], copies: int) -> dict[str, LaunchTime | str]:
         """See :class:`Timer`."""
-        found: dict[str, Timing | str] = {}
+        found: dict[str, LaunchTime | str] = {}
         for name, call in calls.items():
             start = time.perf_counter()
             try:
@@ -62,7 +62,7 @@ class WallTimer:
                 found[name] = reason(error)
                 continue
             us = (time.perf_counter() - start) * 1e6
-            found[name] = Timing(us, us, us, False)
+            found[name] = LaunchTime(us, us, us, False)
         return found
 
 
@@ -79,9 +79,9 @@ class GraphTimer:
         self.work_us = work_us
         self.stream = torch.cuda.Stream()
 
-    def time(self, calls: Mapping[str, Call], copies: int) -> dict[str, Timing | str]:
+    def time(self, calls: Mapping[str, Launch], copies: int) -> dict[str, LaunchTime | str]:
         """See :class:`Timer`."""
-        found: dict[str, Timing | str] = {}
+        found: dict[str, LaunchTime | str] = {}
         ready: dict[str, tuple[Callable[[], object], int, bool]] = {}
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -105,10 +105,10 @@ class GraphTimer:
         torch.cuda.current_stream().wait_stream(self.stream)
         for name, values in samples.items():
             middle = statistics.median(values)
-            found[name] = Timing(middle, min(values), max(values), ready[name][2])
+            found[name] = LaunchTime(middle, min(values), max(values), ready[name][2])
         return found
 
-    def _prepare(self, call: Call, copies: int) -> tuple[Callable[[], object], int, bool]:
+    def _prepare(self, call: Launch, copies: int) -> tuple[Callable[[], object], int, bool]:
         """(replay, launches in it, captured)."""
         # On this stream, so that whatever the first call compiles or allocates is there.
         for _ in range(2):
@@ -142,7 +142,7 @@ class GraphTimer:
             return queue, launches, False
         return graph.replay, max(1, turns) * copies, True
 
-    def _capture(self, call: Call, copies: int, launches: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, call: Launch, copies: int, launches: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             for index in range(launches):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .measure import Call
+from .measure import Launch
 
 GROUP = 128
 
@@ -22,11 +22,11 @@ class Absent(Exception):
     """A peer does not take this case."""
 
 
-def cublas(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Call]:
+def cublas(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Launch]:
     """``torch.mm`` in the dtype of x [M, K]; weights are shared by all M."""
     w = [torch.randn(n, k, device=device, dtype=torch.float16) for _ in range(copies)]
 
-    def bind(x_MK: Tensor) -> Call:
+    def bind(x_MK: Tensor) -> Launch:
         weights = w if x_MK.dtype == torch.float16 else [t.to(x_MK.dtype) for t in w]
         out = x_MK.new_empty(x_MK.shape[0], n)
         return lambda index: torch.mm(x_MK, weights[index % len(weights)].T, out=out)
@@ -34,7 +34,7 @@ def cublas(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tenso
     return bind
 
 
-def tinygemm(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Call]:
+def tinygemm(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Launch]:
     """``torch._weight_int4pack_mm``: bf16 activations, groups of 128, for x [M, K]."""
     if k % 128 or n % 8:
         raise Absent(f"needs K in 128s and N in 8s, not {n} x {k}")
@@ -45,7 +45,7 @@ def tinygemm(n: int, k: int, copies: int, device: torch.device) -> Callable[[Ten
     ]
     table = torch.randn(k // GROUP, n, 2, device=device).to(torch.bfloat16)
 
-    def bind(x_MK: Tensor) -> Call:
+    def bind(x_MK: Tensor) -> Launch:
         if x_MK.shape[0] > 256:
             raise Absent("made for few rows; not timed above 256")
         x = x_MK.to(torch.bfloat16)
@@ -55,11 +55,11 @@ def tinygemm(n: int, k: int, copies: int, device: torch.device) -> Callable[[Ten
     return bind
 
 
-def int_mm(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Call]:
+def int_mm(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Launch]:
     """``torch._int_mm``: int8 products without scales, for x [M, K]."""
     w = [torch.randint(-127, 128, (n, k), device=device, dtype=torch.int8) for _ in range(copies)]
 
-    def bind(x_MK: Tensor) -> Call:
+    def bind(x_MK: Tensor) -> Launch:
         if x_MK.shape[0] <= 16:
             raise Absent("takes no fewer than 17 rows")
         x = torch.randint(-127, 128, x_MK.shape, device=device, dtype=torch.int8)
@@ -69,7 +69,7 @@ def int_mm(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tenso
     return bind
 
 
-def gemlite(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Call]:
+def gemlite(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Launch]:
     """gemlite's A16W4 layer, groups of 128, for x [M, K]; it tunes itself at its first call."""
     module: Any = importlib.import_module("gemlite.core")
     half = module.DType.FP16
@@ -81,14 +81,14 @@ def gemlite(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tens
         layer.pack(codes, scales, torch.full_like(scales, 8.0), None)
         layers.append(layer)
 
-    def bind(x_MK: Tensor) -> Call:
+    def bind(x_MK: Tensor) -> Launch:
         x = x_MK.to(torch.float16)
         return lambda index: layers[index % len(layers)](x)
 
     return bind
 
 
-def marlin(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Call]:
+def marlin(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tensor], Launch]:
     """Marlin's product, symmetric groups of 128, for x [M, K]."""
     module: Any = importlib.import_module("marlin")
     limit = 1 << 31
@@ -99,7 +99,7 @@ def marlin(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tenso
     scales = torch.rand(k // GROUP, n, device=device).to(torch.float16) * 0.01
     locks = torch.zeros(n // 128 * 16, device=device, dtype=torch.int32)
 
-    def bind(x_MK: Tensor) -> Call:
+    def bind(x_MK: Tensor) -> Launch:
         x = x_MK.to(torch.float16)
         out = x.new_empty(x.shape[0], n)
         return lambda index: module.mul(x, w[index % len(w)], out, scales, locks)
@@ -107,7 +107,7 @@ def marlin(n: int, k: int, copies: int, device: torch.device) -> Callable[[Tenso
     return bind
 
 
-Maker = Callable[[int, int, int, torch.device], Callable[[Tensor], Call]]
+Maker = Callable[[int, int, int, torch.device], Callable[[Tensor], Launch]]
 
 DENSE_PEER = "cublas"
 """The peer of every kind: a dense product."""

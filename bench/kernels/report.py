@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...kernels.device.gpus import Gpu
-from .cases import OURS, Case
+from .cases import OURS, KernelCase
 from .floors import floor, markdown
-from .measure import Timer, Timing
+from .measure import LaunchTime, Timer
 
-Row = dict[str, Any]
+TimedCase = dict[str, Any]
 """One timed case as JSON types."""
 
 
-def measure(case: Case, timer: Timer, card: Gpu) -> Row:
+def measure(case: KernelCase, timer: Timer, card: Gpu) -> TimedCase:
     """Time a case; ``card.copy`` should be measured on this very card."""
     timings = timer.time(case.calls, case.copies)
     rate = card.int8 if case.narrow else card.half
     least = floor(case.size, case.operations, card.copy, rate)
-    row: Row = {
+    row: TimedCase = {
         "kind": case.kind,
         "name": case.name,
         "m": case.m,
@@ -46,16 +46,16 @@ def measure(case: Case, timer: Timer, card: Gpu) -> Row:
     for name, timing in timings.items():
         if name == OURS:
             continue
-        if not isinstance(timing, Timing):
+        if not isinstance(timing, LaunchTime):
             row["absent"][name] = timing
             continue
         row["peers"][name] = timing.us
-        if isinstance(ours, Timing):
+        if isinstance(ours, LaunchTime):
             row["ratios"][name] = timing.us / ours.us
     return row
 
 
-def rows_table(rows: Iterable[Row]) -> str:
+def rows_table(rows: Iterable[TimedCase]) -> str:
     """Rows as a markdown table; ratios are peer / ours, so above 1 ours is faster."""
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row["peers"]))
@@ -83,12 +83,12 @@ def rows_table(rows: Iterable[Row]) -> str:
     return markdown(cells)
 
 
-def worst(rows: Iterable[Row], count: int = 10) -> list[Row]:
+def worst(rows: Iterable[TimedCase], count: int = 10) -> list[TimedCase]:
     """The rows farthest above their floors, failures first."""
     return sorted(rows, key=lambda row: -row.get("gap", float("inf")))[:count]
 
 
-def worst_text(rows: Iterable[Row], count: int = 10) -> str:
+def worst_text(rows: Iterable[TimedCase], count: int = 10) -> str:
     """Those rows as text."""
     lines = []
     for row in worst(rows, count):

@@ -12,9 +12,9 @@ from halfbyte.errors import ConfigError
 
 from ...kernels.device.gpus import Gpu, gpu
 from .cases import LinearCases
-from .floors import LAYERS, ROWS, usual_kinds
-from .measure import GraphTimer, Timing
-from .report import Row, measure
+from .floors import LAYERS, SHOWN_ROWS, usual_kinds
+from .measure import GraphTimer, LaunchTime
+from .report import TimedCase, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class KernelPlan:
 
     kinds: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
-    rows: tuple[int, ...] = ROWS
+    rows: tuple[int, ...] = SHOWN_ROWS
     card: str = ""
 
 
-def run_kernels(plan: KernelPlan, tell: Callable[[str], Any] = print) -> list[Row]:
+def run_kernels(plan: KernelPlan, tell: Callable[[str], Any] = print) -> list[TimedCase]:
     """Rows of :func:`~.report.measure`. Raises ConfigError without a GPU or for unknown names."""
     if not torch.cuda.is_available():
         raise ConfigError("no NVIDIA GPU to time kernels on", hint="--dry-run shows the floors")
@@ -61,5 +61,5 @@ def measured_card(name: str, timer: GraphTimer) -> Gpu:
     card = gpu(name or properties.name)
     a, b = (torch.ones(1 << 28, device="cuda", dtype=torch.uint8) for _ in range(2))
     timing = timer.time({"copy": lambda i: b.copy_(a)}, 1)["copy"]
-    copy = 2 * a.numel() / timing.us * 1e6 if isinstance(timing, Timing) else card.copy
+    copy = 2 * a.numel() / timing.us * 1e6 if isinstance(timing, LaunchTime) else card.copy
     return replace(card, copy=copy, l2=int(getattr(properties, "L2_cache_size", 0)) or card.l2)

@@ -26,12 +26,12 @@ from halfbyte.errors import ConfigError
 
 from ...engine.engine import Engine
 from ...loaders.store.model_store import resolve_model
-from ..engine import Case, TokenSource, model_facts, sample, warm_up
+from ..engine import EngineCase, TokenSource, model_facts, sample, warm_up
 from ..machine import machine_info, read_bandwidth
 
-SCHEMA = 1
-PREFILL, DECODE = Case("pp", 512, 1, 0), Case("tg", 64, 1, 0)
-BATCH = Case("tg", 64, 8, 0)
+_SCHEMA = 1
+PREFILL, _DECODE = EngineCase("pp", 512, 1, 0), EngineCase("tg", 64, 1, 0)
+BATCH = EngineCase("tg", 64, 8, 0)
 
 
 def peer_process(pipe: Connection, model: str, threads: int, plain: bool) -> None:
@@ -107,7 +107,7 @@ class Peer:
                 print(f"peer stopped with code {self._process.exitcode}", file=sys.stderr)
         raise ConfigError("llama-cpp-python cannot run this model here")
 
-    def sample(self, case: Case) -> float:
+    def sample(self, case: EngineCase) -> float:
         """Tokens per second of one run."""
         self._pipe.send((case.kind, case.tokens))
         return float(self._pipe.recv())
@@ -123,7 +123,7 @@ class Series:
     """``samples`` of one test (``case``) of one contestant (``who``), in tokens per second."""
 
     who: str
-    case: Case
+    case: EngineCase
     samples: list[float] = field(default_factory=list)
 
     @property
@@ -152,8 +152,8 @@ def compare(model: Path, threads: int, rounds: int) -> dict[str, Any]:
     peer = Peer(model, threads)
     bandwidth = read_bandwidth(threads)
     ids = TokenSource(engines["halfbyte"], seed=0)
-    series = [Series("llama.cpp", case) for case in (PREFILL, DECODE)]
-    series += [Series(who, case) for who in engines for case in (PREFILL, DECODE, BATCH)]
+    series = [Series("llama.cpp", case) for case in (PREFILL, _DECODE)]
+    series += [Series(who, case) for who in engines for case in (PREFILL, _DECODE, BATCH)]
     for one in series:
         if one.who in engines:
             warm_up(engines[one.who], one.case, ids)
@@ -166,7 +166,7 @@ def compare(model: Path, threads: int, rounds: int) -> dict[str, Any]:
     peer.close()
     facts = model_facts(engines["halfbyte"], model)
     return {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "kind": "peer",
         "machine": machine_info(),
         "peer": {
@@ -186,7 +186,7 @@ def compare(model: Path, threads: int, rounds: int) -> dict[str, Any]:
 def ratios(median: dict[tuple[str, str], float]) -> dict[str, float]:
     """What the project promises, from the medians by (engine, test)."""
     ours, peer, exact = "halfbyte", "llama.cpp", "halfbyte exact"
-    pp, tg, b8 = PREFILL.title, DECODE.title, BATCH.title
+    pp, tg, b8 = PREFILL.title, _DECODE.title, BATCH.title
     return {
         "decode_vs_peer": median[ours, tg] / median[peer, tg],
         "prefill_vs_peer": median[ours, pp] / median[peer, pp],

@@ -21,11 +21,11 @@ from ..run.memory import KV_SHARE
 from .products import Linear, embedding, groups
 
 KVType = Literal["16bit", "int8", "float32"]
-Target = Literal["triton", "cpu"]
+PlanTarget = Literal["triton", "cpu"]
 
 MAX_BATCH = 4096
 MAX_STEP_TOKENS = 1024
-BLOCK = 64
+BLOCK_TOKENS = 64
 GPU_RESERVE = 1 << 30
 CPU_RESERVE = 1 << 29
 _SCRATCH = 96 << 20
@@ -35,7 +35,7 @@ _LOGIT_BYTES = 2 * _HALF + 3 * _FLOAT
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class DeviceMemory:
     """Memory of a device.
 
     Attributes:
@@ -77,7 +77,7 @@ class Need:
 
     def kv_held(self, context: int) -> int:
         """Bytes of the blocks of one row of ``context`` tokens."""
-        return -(-context // BLOCK) * BLOCK * self.kv_token
+        return -(-context // BLOCK_TOKENS) * BLOCK_TOKENS * self.kv_token
 
     def kv_read(self, context: int) -> int:
         """Bytes of keys and values that one row's decode step reads, windows honoured."""
@@ -105,7 +105,7 @@ class Capacity:
     """
 
     need: Need
-    memory: Memory
+    memory: DeviceMemory
     context: int
     batch: int
     total: int
@@ -124,7 +124,12 @@ class Capacity:
 
 
 def capacity(
-    checkpoint: Checkpoint, memory: Memory, context: int, batch: int, kv: KVType, target: Target
+    checkpoint: Checkpoint,
+    memory: DeviceMemory,
+    context: int,
+    batch: int,
+    kv: KVType,
+    target: PlanTarget,
 ) -> Capacity:
     """Plan ``batch`` rows of ``context`` tokens (0 = the model's own length).
 
@@ -147,7 +152,7 @@ def capacity(
     context = context or longest
     need = measure(checkpoint, kv, target, memory.arch)
     left = memory.total - memory.reserve - need.weights - need.fixed
-    blocks = (left // batch - need.row) // (BLOCK * need.kv_token)
+    blocks = (left // batch - need.row) // (BLOCK_TOKENS * need.kv_token)
     total = need.total(context, batch) + memory.reserve
     rates = tuple(
         (rows, _rate(need, memory, rows, context), _rate(need, memory, rows, 0))
@@ -160,13 +165,13 @@ def capacity(
         batch,
         total,
         total <= memory.total,
-        min(max(blocks, 0) * BLOCK, longest),
+        min(max(blocks, 0) * BLOCK_TOKENS, longest),
         min(max(left // (need.row + need.kv_held(context)), 0), MAX_BATCH),
         rates,
     )
 
 
-def measure(checkpoint: Checkpoint, kv: KVType, target: Target, arch: int = 0) -> Need:
+def measure(checkpoint: Checkpoint, kv: KVType, target: PlanTarget, arch: int = 0) -> Need:
     """The bytes that a model needs on a target, a GPU of ``sm_<arch>`` if it is one.
 
     Raises UnsupportedWeightError for a weight that no kernel runs.
@@ -197,16 +202,16 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: Target, arch: int = 0) -
     )
 
 
-def packed(linear: Linear, target: Target, arch: int = 0) -> tuple[str, int]:
+def packed(linear: Linear, target: PlanTarget, arch: int = 0) -> tuple[str, int]:
     """The kind that carries a matrix [N, K] on a target, and its bytes, the bias apart."""
     if target == "cpu":
-        kind = carrier(tiles.KINDS, linear.spec, 0).kind
+        kind = carrier(tiles.TILE_KINDS, linear.spec, 0).kind
         return kind.held, kind.packed_bytes(linear.spec)
     found = linear.carrier(arch)
     return found.kind.name, found.kind.packed_bytes(found.spec)
 
 
-def _rate(need: Need, memory: Memory, rows: int, context: int) -> float:
+def _rate(need: Need, memory: DeviceMemory, rows: int, context: int) -> float:
     """Tokens per second when a step takes no longer than reading its bytes."""
     return rows * memory.bandwidth / (need.read + rows * need.kv_read(context))
 
@@ -219,7 +224,7 @@ def _kv_bytes(config: ModelConfig, kv: KVType) -> int:
     return values * (_FLOAT if kv == "float32" else _HALF)
 
 
-def _workspace(config: ModelConfig, target: Target) -> int:
+def _workspace(config: ModelConfig, target: PlanTarget) -> int:
     """Kernels' workspace, and the activations of a step of ``MAX_STEP_TOKENS`` tokens."""
     heads = config.num_heads + 2 * config.num_kv_heads + config.num_heads
     widths = 3 * config.hidden_size + heads * config.head_dim + 3 * config.intermediate_size

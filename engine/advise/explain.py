@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...kernels.cpu.kinds import KINDS
+from ...kernels.cpu.kinds import TILE_KINDS
 from ...kernels.kind import carrier, refusal
 from ...loaders.base import Checkpoint
 from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
@@ -23,7 +23,7 @@ _PASS_ROWS = 8  # rows that one reading of the weights serves: MAX_ROWS in linea
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExplainedRow:
     """What runs for one product, or for attention, with up to ``m`` rows of activations.
 
     Attributes:
@@ -57,7 +57,7 @@ class Row:
         return asdict(self)
 
 
-def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Row]:
+def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[ExplainedRow]:
     """A row for each product and range of rows on a CPU backend; layers that are alike share.
 
     Args:
@@ -73,8 +73,8 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Row
     return rows + list(_attention(checkpoint, isinstance(ops, CompiledOps)))
 
 
-def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[Row]:
-    kind = carrier(KINDS, linear.spec, 0).kind
+def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[ExplainedRow]:
+    kind = carrier(TILE_KINDS, linear.spec, 0).kind
     kept, why = kind.name, kind.how(linear.spec)
     last = min(ops.gemm_rows - 1, PREFILL_ROWS)
     panels = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
@@ -91,7 +91,7 @@ def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iter
         yield _row(linear, layers, PREFILL_ROWS, kept, "gemm", config, why, {"linear": panels})
 
 
-def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[Row]:
+def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[ExplainedRow]:
     dtype = str(ops.matmul).removeprefix("torch.")
     found = carrier(ops.kinds, linear.spec, 0)
     why = refusal(found.rejected) or f"torch has a kernel for such weights and {dtype}"
@@ -107,10 +107,10 @@ def _row(
     config: dict[str, Any],
     detail: str,
     rejected: dict[str, str],
-) -> Row:
+) -> ExplainedRow:
     shape = (linear.spec.n, linear.spec.k)
     source = "library" if kernel == "torch" else "formula"
-    return Row(
+    return ExplainedRow(
         layers,
         linear.module,
         shape,
@@ -125,7 +125,7 @@ def _row(
     )
 
 
-def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[Row]:
+def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[ExplainedRow]:
     cfg = checkpoint.config
     windows: dict[int, list[int]] = {}
     for index in range(cfg.num_layers):
@@ -139,7 +139,7 @@ def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[Row]:
                 (PREFILL_ROWS, "run", {"keys": PARTITION, "tokens": RUN}),
             ]
         for m, kernel, config in kinds:
-            yield Row(
+            yield ExplainedRow(
                 tuple(layers),
                 "attention",
                 None,

@@ -18,7 +18,7 @@ from ...kernels.device.gpus import Device
 from ...kernels.kind import BUCKETS, Conditions
 from ...kernels.tables import Tables
 from ...loaders.base import Checkpoint
-from .explain import Row
+from .explain import ExplainedRow
 from .products import Linear, groups
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -36,7 +36,7 @@ def explain(
     exact: bool = False,
     page: int = 64,
     context: int = 4096,
-) -> list[Row]:
+) -> list[ExplainedRow]:
     """A row for each product and M bucket; layers that are alike share theirs.
 
     Args:
@@ -57,10 +57,10 @@ def explain(
     return rows + list(_attention_rows(checkpoint, device, exact, page, context))
 
 
-def _linear_row(linear: Linear, layers: tuple[int, ...], m: int, where: Conditions) -> Row:
+def _linear_row(linear: Linear, layers: tuple[int, ...], m: int, where: Conditions) -> ExplainedRow:
     found = linear.carrier(where.device.arch)
     chosen = found.kind.choose(found.spec, m, where)
-    return Row(
+    return ExplainedRow(
         layers,
         linear.module,
         (linear.spec.n, linear.spec.k),
@@ -78,7 +78,7 @@ def _linear_row(linear: Linear, layers: tuple[int, ...], m: int, where: Conditio
 
 def _attention_rows(
     checkpoint: Checkpoint, device: Device, exact: bool, page: int, context: int
-) -> Iterator[Row]:
+) -> Iterator[ExplainedRow]:
     cfg = checkpoint.config
     group, width = cfg.num_heads // cfg.num_kv_heads, next_power_of_2(cfg.head_dim)
     shape = (device.arch, group, page, width, _SIXTEEN_BIT)
@@ -111,9 +111,9 @@ def _attention(
     what: tuple[tuple[int, ...], str, int, str, dict[str, Any], bool],
     detail: str,
     rejected: dict[str, str],
-) -> Row:
+) -> ExplainedRow:
     layers, module, m, kernel, config, exact = what
     source = "exact" if exact else "formula"
-    return Row(
+    return ExplainedRow(
         layers, module, None, "KV 16 bit", m, "attention", kernel, config, source, detail, rejected
     )

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...kernels.formats.canonical import Weight
+from ...loaders.model.config import Activation
 from ..run.executors import ExecutorFactory
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
-
-Activation = Literal["silu", "gelu_tanh"]
-"""What an MLP applies to its gate; ``gelu_tanh`` is the tanh form that Gemma uses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
 from ...kernels.cpu.kinds import expand_rounded, pack_weight
 from ...kernels.cpu.library import Library
-from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, Gate
+from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, GateFunction
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.canonical import Weight
 from ...kernels.formats.weight_format import ActivationFormat
@@ -31,7 +31,7 @@ from ..run.step import StepInputs
 from .base import Activation, AttentionShape
 from .plain import CpuParts, rope_of
 
-Fields = ParamSpec("Fields")
+OpFields = ParamSpec("Fields")
 
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
@@ -43,7 +43,10 @@ CODE_TYPES = {
     torch.bfloat16: CodeType.BF16,
     torch.int8: CodeType.INT8,
 }
-GATES: dict[Activation, Gate] = {"silu": Gate.SILU, "gelu_tanh": Gate.GELU_TANH}
+GATES: dict[Activation, GateFunction] = {
+    "silu": GateFunction.SILU,
+    "gelu_tanh": GateFunction.GELU_TANH,
+}
 
 
 @dataclass(slots=True)
@@ -296,7 +299,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             )
             x_TK = half
         int8 = x_TK.dtype == torch.int8
-        product = partial(ops.Gemm, int8=int8) if large else ops.Linear
+        product = partial(ops.Gemm, int8=int8) if large else ops.LinearOp
         self._emit(
             product,
             tiled=weight,
@@ -377,7 +380,7 @@ class CompiledOps(CpuParts[TiledLinear]):
         return self._scratch.take(padded, dtype, (tokens, width))
 
     def _emit(
-        self, kind: Callable[Fields, ops.Op], *_: Fields.args, **fields: Fields.kwargs
+        self, kind: Callable[OpFields, ops.Op], *_: OpFields.args, **fields: OpFields.kwargs
     ) -> None:
         record, tensors = RECORDS.pack(kind(*_, **fields))
         self._records.append(record)

@@ -89,7 +89,7 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
     def __init__(self, matmul: torch.dtype) -> None:
         super().__init__(torch.float32)
         self.matmul = matmul
-        dense = DenseKind(matmul)
+        dense = TorchDenseKind(matmul)
         self.kinds = (Int4Kind(), dense) if matmul == torch.bfloat16 else (dense,)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> Int4Linear | DenseLinear:
@@ -177,7 +177,7 @@ class Int4Kind(Kind):
         return Int4Linear(n, k, weight.format.group_size, packed, pairs, bias)
 
 
-class DenseKind(Kind):
+class TorchDenseKind(Kind):
     """Any weight as a dense matrix.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...kernels.sampling import Choice, pack_choices, reset_counts, sample
+from ...kernels.sampling import TokenChoice, pack_choices, reset_counts, sample
 from ..run.sampling import RowSampling
 
 
@@ -46,9 +46,9 @@ class DeviceSampler:
         return held
 
 
-def _choice(row: RowSampling, slot: int) -> Choice:
+def _choice(row: RowSampling, slot: int) -> TokenChoice:
     p = row.params
-    return Choice(
+    return TokenChoice(
         temperature=p.heat,
         top_k=max(p.top_k, 0),
         top_p=p.top_p,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from halfbyte.errors import TokenizerError
 
 # Gemma has 6 400 special tokens; making patterns of 16 000 takes most of a second.
-MAX_TEXTS = 1 << 14
+_MAX_TEXTS = 1 << 14
 MAX_SQUARES = 1 << 25
 # Each round takes out all special tokens found that have a user's character. What is found next
 # overlapped one of them and starts behind it, so rounds are few in any real vocabulary.
@@ -153,10 +153,10 @@ def bounded(texts: Iterable[str]) -> set[str]:
     """
     found = {text for text in texts if text}
     squares = sum(len(text) ** 2 for text in found)
-    if len(found) > MAX_TEXTS or squares > MAX_SQUARES:
+    if len(found) > _MAX_TEXTS or squares > MAX_SQUARES:
         raise TokenizerError(
             f"the tokenizer has {len(found)} special or added tokens, the longest of "
-            f"{max(map(len, found))} characters; expected at most {MAX_TEXTS} with squares of "
+            f"{max(map(len, found))} characters; expected at most {_MAX_TEXTS} with squares of "
             f"lengths of up to {MAX_SQUARES} in all",
             hint="no real vocabulary has so many or so long ones: the file is crafted",
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-TEXT, PART, PARTS = "text", "part", "parts"
+TEXT, PART, _PARTS = "text", "part", "parts"
 Content = str | list[dict[str, Any]]
 
 # A key that no template reads: where it comes out, the list was printed as a whole.
@@ -56,7 +56,7 @@ class ContentForms:
         if isinstance(content, str):
             keep = self._takes(role, TEXT) or not self._takes(role, PART)
             return content if keep else as_part(content)
-        if self._takes(role, PART if len(content) == 1 else PARTS):
+        if self._takes(role, PART if len(content) == 1 else _PARTS):
             return content
         text = "\n".join(part["text"] for part in content)
         keep = self._takes(role, TEXT) or not self._takes(role, PART)
@@ -65,7 +65,7 @@ class ContentForms:
     def _takes(self, role: str, form: str) -> bool:
         """Whether content of a form comes out of a conversation that ends with the role."""
         if (role, form) not in self._known:
-            words = ["qxoneqx", "qxtwoqx"] if form == PARTS else ["qxoneqx"]
+            words = ["qxoneqx", "qxtwoqx"] if form == _PARTS else ["qxoneqx"]
             probe: Content = [{"type": "text", "text": word, _KEY: _KEY} for word in words]
             messages: list[dict[str, Any]] = []
             for other in _PROBES[role]:

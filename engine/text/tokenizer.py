@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # GGUF token types
 
 
-class Backend(Finder, Protocol):
+class VocabularyBackend(Finder, Protocol):
     """What a kind of vocabulary offers; ids are those of the embedding rows.
 
     Attributes:
@@ -64,7 +64,7 @@ class Tokenizer:
         suppressed: ids that the model's files forbid to draw.
     """
 
-    def __init__(self, backend: Backend, source: TokenizerSource, rows: int) -> None:
+    def __init__(self, backend: VocabularyBackend, source: TokenizerSource, rows: int) -> None:
         self._backend = backend
         self._rows = rows
         self._bytes: dict[int, bytes] = {}
@@ -237,7 +237,7 @@ class Tokenizer:
         return self._backend.encode_untrusted(text, users, limit)
 
 
-def _backend(source: TokenizerSource, rows: int) -> Backend:
+def _backend(source: TokenizerSource, rows: int) -> VocabularyBackend:
     if source.kind in ("hf_json", "gguf_bpe"):
         from . import tokenizer_files
 

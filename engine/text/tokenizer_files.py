@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...loaders.base import TokenizerSource
 
 # Several times the largest tokenizer.json of the supported families (about 35 MB).
-MAX_FILE_BYTES = 256 << 20
+_MAX_FILE_BYTES = 256 << 20
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # GGUF token types
 
 
@@ -45,7 +45,7 @@ def from_json_file(source: TokenizerSource, rows: int) -> HfBackend:
     path = source.path
     if path is None:
         raise TokenizerError("the tokenizer source of kind 'hf_json' has no path; expected a file")
-    check_file(path, MAX_FILE_BYTES)
+    check_file(path, _MAX_FILE_BYTES)
     tokenizer = shielded(lambda: Tokenizer.from_file(str(path)), f"{path} cannot be read")
     if any(index >= rows for index in tokenizer.get_added_tokens_decoder()):
         tokenizer = _without_rowless(tokenizer, rows)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ...loaders.base import TokenizerSource
 
 # Several times the largest tokenizer.model of the supported families (about 4 MB).
-MAX_FILE_BYTES = 64 << 20
+_MAX_FILE_BYTES = 64 << 20
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode's; Python counts four control codes, too
@@ -38,7 +38,7 @@ _NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
+class SpacePrefix:
     """The space that goes in front of a text.
 
     Attributes:
@@ -95,7 +95,7 @@ class SpmBackend:
         raw_ids: Iterable[int],
         added: dict[str, int],
         special: frozenset[int],
-        prefix: Prefix,
+        prefix: SpacePrefix,
         bound: TokenBound,
         rstrip: frozenset[int] = frozenset(),
     ) -> None:
@@ -197,18 +197,18 @@ def from_model_file(source: TokenizerSource) -> SpmBackend:
     """
     if source.path is None:
         raise TokenizerError("the tokenizer source of kind 'spm' has no path; expected a file")
-    check_file(source.path, MAX_FILE_BYTES)
+    check_file(source.path, _MAX_FILE_BYTES)
     data = source.path.read_bytes()
     processor = _load(data, str(source.path))
     # The model may say "no dummy prefix" itself; what it does to a text is what counts.
-    prefix = Prefix("never")
+    prefix = SpacePrefix("never")
     if source.add_space_prefix and _begins_with_space(processor, "a"):
-        prefix = Prefix("first" if source.prefix_first_only else "always", joins=True)
+        prefix = SpacePrefix("first" if source.prefix_first_only else "always", joins=True)
     bare = _load(data + _NO_PREFIX, str(source.path))
     if prefix.texts == "never" or _begins_with_space(bare, " a"):
         processor = bare
     else:  # spaces in front are stripped, so that only the library can put one there
-        prefix = Prefix("always", by_library=True)
+        prefix = SpacePrefix("always", by_library=True)
     count = processor.get_piece_size()
     pieces = {i: processor.id_to_piece(i) for i in range(count)}
     added = dict(source.added_tokens)
@@ -261,7 +261,7 @@ def from_gguf_spm(source: TokenizerSource) -> SpmBackend:
         raw_ids=added.values(),
         added=added,
         special=special,
-        prefix=Prefix("always" if source.add_space_prefix else "never", by_library=True),
+        prefix=SpacePrefix("always" if source.add_space_prefix else "never", by_library=True),
         bound=bound_of(
             [spaced_bytes(t) for t in source.tokens], composes=False, loses_signs=not has_bytes
         ),

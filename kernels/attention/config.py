@@ -14,7 +14,7 @@ DIMS = (64, 80, 96, 128, 256)
 EXACT_CHUNK = 256
 """Tokens of a split in exact mode."""
 
-LEAST_CHUNK = 256
+LEAST_KEY_CHUNK = 256
 """Fewest tokens that are worth a split of their own (about 128 KB of keys and values)."""
 
 REDUCE_TOGETHER = 16
@@ -74,7 +74,7 @@ def split_count(multiprocessors: int, pairs: int, max_length: int, exact: bool) 
     if exact:
         return max(1, -(-max_length // EXACT_CHUNK))
     wanted = -(-WAVES * multiprocessors // max(1, pairs))
-    return max(1, min(wanted, -(-max_length // LEAST_CHUNK)))
+    return max(1, min(wanted, -(-max_length // LEAST_KEY_CHUNK)))
 
 
 def shared_memory(arch: int) -> int:

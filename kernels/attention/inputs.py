@@ -12,7 +12,7 @@ from ..device.checks import require
 from .config import DIMS, PAGES, fits
 
 # Tiles are cut for 16-bit types; the interpreter can take wider ones too.
-FLOATS = (torch.float16, torch.bfloat16) + ((torch.float32,) if runtime.INTERPRETED else ())
+_FLOATS = (torch.float16, torch.bfloat16) + ((torch.float32,) if runtime.INTERPRETED else ())
 
 
 def check_inputs(
@@ -44,7 +44,7 @@ def check_inputs(
     """
     require(q_THE.dim() == 3, f"q has shape {tuple(q_THE.shape)}; expected (tokens, heads, dim)")
     _, heads, dim = q_THE.shape
-    require(q_THE.dtype in FLOATS, f"q is {q_THE.dtype}; expected one of {FLOATS}")
+    require(q_THE.dtype in _FLOATS, f"q is {q_THE.dtype}; expected one of {_FLOATS}")
     require(fits(dim), f"head_dim is {dim}; expected a multiple of 16 up to {max(DIMS)}")
     require(
         q_THE.stride(2) == 1 and q_THE.stride(1) == dim and q_THE.stride(0) % 16 == 0,

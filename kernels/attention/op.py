@@ -17,7 +17,7 @@ from ..device import runtime
 from ..device.checks import check_tensor, require
 from .config import (
     EXACT_CHUNK,
-    LEAST_CHUNK,
+    LEAST_KEY_CHUNK,
     REDUCE_TOGETHER,
     decode_tile,
     next_power_of_2,
@@ -136,7 +136,7 @@ def decode_attention(
     quantized = k_scale_BJS is not None
     factor, cap = _factors(scale, soft_cap)
     chunk = max(1, EXACT_CHUNK // page) if exact else 0
-    least = max(1, LEAST_CHUNK // page)
+    least = max(1, LEAST_KEY_CHUNK // page)
     decode_kernel[(tokens * kv_heads, splits)](
         q_THE,
         k_cache_BJSE,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
-from .config import LEAST_CHUNK, REDUCE_TOGETHER, decode_tile, next_power_of_2, prefill_tile
+from .config import LEAST_KEY_CHUNK, REDUCE_TOGETHER, decode_tile, next_power_of_2, prefill_tile
 from .decode_kernel import decode_kernel, reduce_kernel
 from .prefill_kernel import prefill_kernel
 
@@ -51,7 +51,7 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
         | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "splits": "i32"}
         | {"partial_ptr": "*fp32", "stats_ptr": "*fp32"},
         constants=_common(arch, group, page, dim, **flags)
-        | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_CHUNK // page}
+        | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_KEY_CHUNK // page}
         | {"SINGLE": False, "INDEXED": False},
         divisible=(*_POINTERS, "positions_ptr", "row_index_ptr", "partial_ptr", "stats_ptr"),
         num_warps=tile.num_warps,
@@ -118,7 +118,7 @@ def variants(arch: int) -> Iterator[Variant]:
             "DIM": 128,
             "WIDTH": 128,
             "CHUNK": 0,
-            "LEAST": LEAST_CHUNK // 64,
+            "LEAST": LEAST_KEY_CHUNK // 64,
             "TOGETHER": REDUCE_TOGETHER,
             "WINDOW": False,
             "QUANT": False,

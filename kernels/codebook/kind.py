@@ -12,7 +12,7 @@ from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.code_tables import NF4
 from ..formats.weight_format import WeightFormat
 from ..fragments.config import chosen
-from ..fragments.layout import ROW_ALIGN
+from ..fragments.layout import FRAGMENT_ROW_ALIGN
 from ..kind import (
     NO_CODES,
     NO_GATE,
@@ -77,7 +77,7 @@ class CodebookKind(TritonKind[PackedCodebook]):
             form = WeightFormat(form.bits, -1, form.zero, form.table)
         elif spec.k % max(group, 1):
             form = WeightFormat(form.bits, _GROUP, form.zero, form.table)
-        rows, entry = round_up(spec.n, ROW_ALIGN), 2 if spec.half else 4
+        rows, entry = round_up(spec.n, FRAGMENT_ROW_ALIGN), 2 if spec.half else 4
         codes = rows * round_up(spec.k, _SLICE) // 2
         return codes + rows * entries(form, spec.k, _SLICE) * entry + 4 * _VALUES
 

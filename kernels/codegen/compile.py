@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from .targets import Target
+from .targets import CompileTarget
 from .variant import Variant
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
@@ -49,7 +49,7 @@ class Compiled:
     conversions: int
 
 
-def compile_variant(variant: Variant, target: Target) -> Compiled:
+def compile_variant(variant: Variant, target: CompileTarget) -> Compiled:
     """Compile for ``target``. Errors of the compiler pass through."""
     names = variant.fn.arg_names
     constants = dict(variant.constants)
@@ -74,7 +74,7 @@ def compile_variant(variant: Variant, target: Target) -> Compiled:
     return Compiled(assembly, registers, spills, int(kernel.metadata.shared), conversions)
 
 
-def _read_nvidia(kernel: Any, target: Target) -> tuple[str, int, int]:
+def _read_nvidia(kernel: Any, target: CompileTarget) -> tuple[str, int, int]:
     """(SASS, registers, spill bytes) by the tools that come with Triton."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -99,7 +99,7 @@ def _read_nvidia(kernel: Any, target: Target) -> tuple[str, int, int]:
     return sass, registers, spills
 
 
-def _read_amd(kernel: Any, target: Target) -> tuple[str, int, int]:
+def _read_amd(kernel: Any, target: CompileTarget) -> tuple[str, int, int]:
     """(assembly, vector registers, spill bytes) from the comments of the assembler text."""
     text = kernel.asm["amdgcn"]
     found = {name: pattern.search(text) for name, pattern in _AMD_FIELDS.items()}

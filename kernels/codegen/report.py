@@ -9,7 +9,7 @@ from typing import Any
 
 from .compile import compile_variant
 from .sass import main_loop
-from .targets import Target, target
+from .targets import CompileTarget, target
 from .variant import Variant
 
 SLACK = 0.03
@@ -24,11 +24,11 @@ BUDGET_FIELDS = (
     "sts",
     "tensor_core",
 )
-"""What a committed budget records of a :class:`Row`."""
+"""What a committed budget records of a :class:`VariantRow`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VariantRow:
     """What one variant became on one target.
 
     Attributes:
@@ -77,14 +77,14 @@ class Row:
         return figures | ({"spill_bytes": self.spill_bytes} if self.spill_bytes else {})
 
 
-def measure(variant: Variant, on: Target) -> Row:
+def measure(variant: Variant, on: CompileTarget) -> VariantRow:
     """Compile one variant for one target and count."""
     import triton
 
     compiled = compile_variant(variant, on)
     loop = main_loop(compiled.assembly)
     size = loop.instructions if loop else 0
-    return Row(
+    return VariantRow(
         kernel=variant.kernel,
         config=variant.config,
         arch=on.name,
@@ -104,7 +104,7 @@ def measure(variant: Variant, on: Target) -> Row:
     )
 
 
-def over_limits(row: Row, spill_bytes: int = 0) -> list[str]:
+def over_limits(row: VariantRow, spill_bytes: int = 0) -> list[str]:
     """What no configuration may do, budget or not: spill, or exceed its target's memory.
 
     Args:
@@ -120,7 +120,7 @@ def over_limits(row: Row, spill_bytes: int = 0) -> list[str]:
     return problems
 
 
-def over_budget(row: Row, budget: Mapping[str, Any]) -> list[str]:
+def over_budget(row: VariantRow, budget: Mapping[str, Any]) -> list[str]:
     """Figures that are worse than the budget by more than the slack."""
     problems = []
     for name in ("registers", "loop_instructions"):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .targets import Target
+from .targets import CompileTarget
 from .variant import Variant
 
 OTHERS = ("attention", "fused", "sampling")
@@ -33,7 +33,7 @@ def unlisted() -> list[str]:
     return sorted(set(_on_disk()) - set(families()))
 
 
-def family_variants(family: str, target: Target) -> Iterator[Variant]:
+def family_variants(family: str, target: CompileTarget) -> Iterator[Variant]:
     """The configurations of one family that ship for one target."""
     sources = _owned().get(family)
     if sources is None:

@@ -10,7 +10,7 @@ from ..device.gpus import gpu
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CompileTarget:
     """One compilation target.
 
     Attributes:
@@ -29,21 +29,21 @@ class Target:
 
 
 # Opt-in limits per block of the CUDA programming guide; LDS of CDNA3 for gfx942.
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, CompileTarget] = {
     t.name: t
     for t in (
-        Target("sm_80", "cuda", 80, 32, 163 << 10),
-        Target("sm_86", "cuda", 86, 32, 99 << 10),
-        Target("sm_89", "cuda", 89, 32, 99 << 10),
-        Target("sm_90", "cuda", 90, 32, 227 << 10),
-        Target("sm_100", "cuda", 100, 32, 227 << 10),
-        Target("sm_120", "cuda", 120, 32, 99 << 10),
-        Target("gfx942", "hip", 0, 64, 64 << 10),
+        CompileTarget("sm_80", "cuda", 80, 32, 163 << 10),
+        CompileTarget("sm_86", "cuda", 86, 32, 99 << 10),
+        CompileTarget("sm_89", "cuda", 89, 32, 99 << 10),
+        CompileTarget("sm_90", "cuda", 90, 32, 227 << 10),
+        CompileTarget("sm_100", "cuda", 100, 32, 227 << 10),
+        CompileTarget("sm_120", "cuda", 120, 32, 99 << 10),
+        CompileTarget("gfx942", "hip", 0, 64, 64 << 10),
     )
 }
 
 
-def target(name: str) -> Target:
+def target(name: str) -> CompileTarget:
     """The target of that name, or of the GPU of that name. Raises ConfigError, listing all."""
     if name in TARGETS:
         return TARGETS[name]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 HUGE = 2 << 20
 SLAB = 16 * HUGE
-ALIGN = 64
+ARENA_ALIGN = 64
 
 
 class Arena:
@@ -32,7 +32,7 @@ class Arena:
 
     def empty(self, size: int) -> Tensor:
         """Unset memory: uint8 [size], aligned to a cache line."""
-        begin = -(-self._used // ALIGN) * ALIGN
+        begin = -(-self._used // ARENA_ALIGN) * ARENA_ALIGN
         if self._slab is None or begin + size > self._slab.numel():
             self._slab = map_memory(max(SLAB, -(-size // HUGE) * HUGE))
             begin = 0

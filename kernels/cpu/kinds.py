@@ -32,7 +32,7 @@ from .pack import E4M3, Q4, Q8, T4, TiledLinear, pack_blocks, pack_dense, pack_t
 
 _HALF, _FLOAT = 2, 4
 # Rows that are unpacked at a time: temporaries of bit streams are several times the codes.
-BLOCK = 1024
+_BLOCK = 1024
 
 
 class TileKind(Kind, Protocol):
@@ -152,7 +152,7 @@ def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | N
         k, parts = weight.in_features, weight.parts
         packed = pack_blocks(arena, library, weight.encoding, parts, k, bias)
     if packed is None:
-        found = carrier(KINDS, MatrixSpec.of(weight), 0)
+        found = carrier(TILE_KINDS, MatrixSpec.of(weight), 0)
         packed = found.kind.pack(arena, library, weight, bias)
     if isinstance(weight, QuantizedLinear):
         packed.act = weight.format.act
@@ -207,7 +207,7 @@ def _signed(weight: QuantizedLinear) -> dict[str, Any]:
 
 _FOUR, _EIGHT = ("4-bit codes", "8-bit codes")
 _INTEGERS: tuple[ZeroKind, ...] = ("none", "int", "float")
-KINDS: tuple[TileKind, ...] = (
+TILE_KINDS: tuple[TileKind, ...] = (
     CodeTiles("float8", _EIGHT, "floats", ("e4m3",), 8, E4M3, _float8),
     CodeTiles("table", _FOUR, "indices of a table", ("table",), 4, T4, _table),
     CodeTiles("nibbles", _FOUR, "integers", _INTEGERS, 4, Q4, _integers),
@@ -256,8 +256,8 @@ def _nibbles(weight: QuantizedLinear) -> Tensor:
 def _blocks(weight: QuantizedLinear) -> Iterator[tuple[slice, QuantizedLinear]]:
     """The weight [N, K] in blocks of rows, each with its place."""
     n = weight.shape[0]
-    for start in range(0, n, BLOCK):
-        rows = slice(start, min(start + BLOCK, n))
+    for start in range(0, n, _BLOCK):
+        rows = slice(start, min(start + _BLOCK, n))
         yield rows, weight.rows(rows.start, rows.stop)
 
 

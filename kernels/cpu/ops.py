@@ -40,7 +40,7 @@ class TileCodes(IntEnum):
     E4M3 = 6
 
 
-class Gate(IntEnum):
+class GateFunction(IntEnum):
     """What is applied to the gate of a gated product."""
 
     SILU = 0
@@ -66,7 +66,7 @@ class BlockType(IntEnum):
     Q6_K = 5
 
 
-ENUMS = {"W": TileCodes, "GATE": Gate, "CODES": CodeType, "S": BlockType}
+ENUMS = {"W": TileCodes, "GATE": GateFunction, "CODES": CodeType, "S": BlockType}
 
 # Tokens of one text that attention takes together, keys of a partition of it, rows of a block.
 RUN, PARTITION, BLOCK_ROWS = 16, 128, 32
@@ -117,7 +117,7 @@ class Embed(Op):
     factor: Float
 
 
-class Linear(Op):
+class LinearOp(Op):
     """``out`` [T, N] = ``factors`` * (``x`` W^T) + bias, or added to ``out`` with ``add``.
 
     ``factors`` are one for each row of ``x`` [T, K], or None: 1.
@@ -134,7 +134,7 @@ class Linear(Op):
 
 
 class Gemm(Op):
-    """:class:`Linear` for many rows, with ``x`` in blocks of bfloat16.
+    """:class:`LinearOp` for many rows, with ``x`` in blocks of bfloat16.
 
     With ``int8`` they are of int8, for codes of 8 bits with one scale for each row.
     """
@@ -271,7 +271,7 @@ class GatedMul(Op):
     width: Int
     out_stride: Int
     half: Flag
-    gate: Annotated[Gate, "int32_t"]
+    gate: Annotated[GateFunction, "int32_t"]
 
 
 class Add(Op):
@@ -387,7 +387,7 @@ class PackBlocks(Op):
 
 RECORDS = Records(
     (
-        *(Embed, RmsNorm, Linear, RopeKv, AttentionSplit, AttentionMerge, AttentionRun, GatedMul),
+        *(Embed, RmsNorm, LinearOp, RopeKv, AttentionSplit, AttentionMerge, AttentionRun, GatedMul),
         *(ToBf16, Gemm, Argmax, Add, Gather, Quantize, PackRows, PackWords, PackBlocks),
     )
 )

@@ -8,7 +8,7 @@ from typing import Any
 from ..device.choice import crossover, split_count
 from ..device.workspace import COUNTERS, PARTIAL_BYTES
 from ..kind import Chosen, Conditions, MatrixSpec, round_up
-from .layout import ROW_ALIGN
+from .layout import FRAGMENT_ROW_ALIGN
 
 EXACT_TOKENS = 16
 _EXACT_SPLITS = 8
@@ -16,7 +16,7 @@ TOKENS = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class FragmentConfig:
     """Parameters of one launch.
 
     Attributes:
@@ -36,20 +36,20 @@ class Config:
     dense: bool = False
 
 
-def tile(arch: int, bm: int, planes: int) -> Config:
+def tile(arch: int, bm: int, planes: int) -> FragmentConfig:
     """The tile for up to ``bm`` (8 to 64) tokens; ``planes`` as in Fragments."""
     if arch == 0:
         # Matrix instructions elsewhere than on NVIDIA have no side of 8, and little memory.
-        return Config(max(bm, 16), 128, 4 if bm < 64 else 8, 2)
+        return FragmentConfig(max(bm, 16), 128, 4 if bm < 64 else 8, 2)
     if bm <= 16:
         # Table lookups need many registers: 16 tokens then take 4 warps.
-        return Config(bm, 128, 2 if planes == 2 or bm == 8 else 4, 4)
+        return FragmentConfig(bm, 128, 2 if planes == 2 or bm == 8 else 4, 4)
     if bm == 32:
-        return Config(bm, 128, 4, 3)
-    return Config(bm, 128, 8, 3)
+        return FragmentConfig(bm, 128, 4, 3)
+    return FragmentConfig(bm, 128, 8, 3)
 
 
-def launch_options(config: Config, arch: int, planes: int, group: int) -> dict[str, Any]:
+def launch_options(config: FragmentConfig, arch: int, planes: int, group: int) -> dict[str, Any]:
     """Launch options of a fused product."""
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
     small = config.bm == 16
@@ -76,13 +76,13 @@ def choose(
     offset: bool,
     partials: int,
     counters: int,
-) -> Config:
+) -> FragmentConfig:
     """The launch for M tokens; with ``exact`` nothing depends on M.
 
     ``partials`` (elements) and ``counters`` are what the workspace holds.
     """
     if not exact and m > crossover(arch):
-        return Config(0, 0, 0, 0, dense=True)
+        return FragmentConfig(0, 0, 0, 0, dense=True)
     most = most_tokens(offset)
     bm = EXACT_TOKENS if exact else next((b for b in TOKENS if b >= min(m, most)), most)
     config = tile(arch, bm, planes)
@@ -100,7 +100,13 @@ def chosen(
     """What :func:`choose` says of a weight whose workspace is the usual one, and why."""
     device = where.device
     config = choose(
-        *(device.arch, m, planes, round_up(spec.n, ROW_ALIGN), -(-spec.k // (32 * planes))),
+        *(
+            device.arch,
+            m,
+            planes,
+            round_up(spec.n, FRAGMENT_ROW_ALIGN),
+            -(-spec.k // (32 * planes)),
+        ),
         device.sms,
         exact=where.exact,
         offset=offset,

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..device.checks import require
 
-ATOM_ROWS = 64
-ROW_ALIGN = 128
+FRAGMENT_ROWS = 64
+FRAGMENT_ROW_ALIGN = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Fragments:
     @property
     def stored_rows(self) -> int:
         """Rows with padding."""
-        return self.words.shape[0] * ATOM_ROWS
+        return self.words.shape[0] * FRAGMENT_ROWS
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +108,7 @@ def pack(
         if offsets_NG is not None:
             offsets_NG = offsets_NG.repeat_interleave(group // fine, dim=1)
         group = fine
-    rows = -(-n // ROW_ALIGN) * ROW_ALIGN
+    rows = -(-n // FRAGMENT_ROW_ALIGN) * FRAGMENT_ROW_ALIGN
     stored = max(group, 0)
     given = [scales_NG] if offsets_NG is None else [scales_NG, offsets_NG]
     per_row = _tables(given, rows, k, stored, size)
@@ -135,12 +135,12 @@ def pack_words(codes_NK: Tensor, rows: int, planes: int) -> Tensor:
     q = codes_NK.new_zeros((rows, slices * 32 * planes))
     q[:n, :k] = codes_NK
     # Dimensions: atom, a, b, c, slice, plane, i, t, half.
-    q = q.view(rows // ATOM_ROWS, 4, 2, 8, slices, planes, 4, 4, 2)
+    q = q.view(rows // FRAGMENT_ROWS, 4, 2, 8, slices, planes, 4, 4, 2)
     if planes == 2:
         q = q.permute(0, 4, 2, 1, 3, 7, 6, 8, 5)
     else:
         q = (q[..., 0] | q[..., 1] << 4).permute(0, 4, 2, 1, 3, 7, 6, 5)
-    return q.reshape(rows // ATOM_ROWS, slices, 4096).contiguous().view(torch.int32)
+    return q.reshape(rows // FRAGMENT_ROWS, slices, 4096).contiguous().view(torch.int32)
 
 
 def unpack_words(words: Tensor, n: int, k: int, planes: int) -> Tensor:
@@ -152,7 +152,7 @@ def unpack_words(words: Tensor, n: int, k: int, planes: int) -> Tensor:
     else:
         q = q.view(atoms, slices, 2, 4, 8, 4, 4, 4).permute(0, 3, 2, 4, 1, 7, 6, 5)
         q = torch.stack((q & 15, q >> 4), dim=-1)
-    return q.reshape(atoms * ATOM_ROWS, slices * 32 * planes)[:n, :k].contiguous()
+    return q.reshape(atoms * FRAGMENT_ROWS, slices * 32 * planes)[:n, :k].contiguous()
 
 
 def unpack_scales(table: Tensor, n: int, groups: int) -> Tensor:
@@ -173,7 +173,7 @@ def _tables(given: list[Tensor], rows: int, k: int, group: int, size: int) -> li
         table = x.new_zeros((groups + spare, rows))
         used = min(groups, x.shape[1])
         table[:used, : x.shape[0]] = x[:, :used].T
-        table = table.view(-1, rows // ATOM_ROWS, 4, 2, 8).permute(0, 1, 2, 4, 3)
+        table = table.view(-1, rows // FRAGMENT_ROWS, 4, 2, 8).permute(0, 1, 2, 4, 3)
         table = table.reshape(groups + spare, rows).contiguous()
         out.append(table.half() if exact else table)
     return out

@@ -10,11 +10,11 @@ from torch import Tensor
 from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.workspace import Workspace
-from .config import Config, choose, launch_options
+from .config import FragmentConfig, choose, launch_options
 from .kernel import dequantize_kernel, product_kernel
-from .layout import ATOM_ROWS, Fragments
+from .layout import FRAGMENT_ROWS, Fragments
 
-DTYPES = (torch.float16, torch.bfloat16)
+_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def linear(
@@ -32,7 +32,7 @@ def linear(
     ``lut``: registers of the tables (PTX) or the tables in the type of x.
     """
     device = weight.words.device
-    check_tensor("x", x_MK, (None, weight.features), DTYPES, device)
+    check_tensor("x", x_MK, (None, weight.features), _DTYPES, device)
     m, n = x_MK.shape[0], weight.rows
     shapes = (("bias", bias, (n,)), ("residual", residual, (m, n)), ("out", out, (m, n)))
     for name, t, shape in shapes:
@@ -72,7 +72,7 @@ def dequantize(
 ) -> Tensor:
     """Rows of the weight from atom ``first_atom`` on into ``out`` [rows, K], whole atoms."""
     atoms, slices, _ = weight.words.shape
-    require(out.shape[0] % ATOM_ROWS == 0, f"{out.shape[0]} rows; expected a multiple of 64")
+    require(out.shape[0] % FRAGMENT_ROWS == 0, f"{out.shape[0]} rows; expected a multiple of 64")
     unit = _k_unit(weight.features, out)
     launch: dict[str, Any] = {
         **_constants(weight, out),
@@ -80,7 +80,7 @@ def dequantize(
         "num_warps": 4,
         "num_stages": 1,
     }
-    dequantize_kernel[(out.shape[0] // ATOM_ROWS, slices)](
+    dequantize_kernel[(out.shape[0] // FRAGMENT_ROWS, slices)](
         *(weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, out), out),
         *(first_atom, atoms, slices, weight.features // unit),
         **launch,
@@ -89,7 +89,7 @@ def dequantize(
 
 
 def _launch(
-    config: Config,
+    config: FragmentConfig,
     x_MK: Tensor,
     weight: Fragments,
     lut: Tensor | None,
@@ -154,7 +154,7 @@ def _dense(
 ) -> None:
     """Dequantize as many rows as the scratch holds, multiply, go on with the next rows."""
     k = weight.features
-    step = space.scratch_bytes // (k * x_MK.element_size()) // ATOM_ROWS * ATOM_ROWS
+    step = space.scratch_bytes // (k * x_MK.element_size()) // FRAGMENT_ROWS * FRAGMENT_ROWS
     require(
         step > 0, f"scratch of {space.scratch_bytes} bytes is less than 64 rows of {k} features"
     )
@@ -164,7 +164,7 @@ def _dense(
         if end <= start:
             break
         w = space.scratch(stop - start, k, x_MK.dtype)
-        dequantize(weight, lut, x_MK.dtype, start // ATOM_ROWS, w)
+        dequantize(weight, lut, x_MK.dtype, start // FRAGMENT_ROWS, w)
         y = x_MK @ w[: end - start].T
         if bias is not None:
             y = y + bias[start:end]

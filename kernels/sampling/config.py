@@ -1,6 +1,6 @@
 """Tile choices of sampling: constants, because a row's result may not depend on them."""
 
-BLOCK = 4096
+VOCAB_BLOCK = 4096
 """Vocabulary entries of one tile."""
 
 CANDIDATES = 4096

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
-from .config import BINS, BLOCK, CANDIDATES, NUM_WARPS
+from .config import BINS, CANDIDATES, NUM_WARPS, VOCAB_BLOCK
 from .kernel import argmax_kernel, sample_kernel
 from .rows import FLOAT_FIELDS, INT_FIELDS
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 MAX_VOCABULARY = 1 << 22
 
 
 def _check_logits(logits_SV: Tensor, valid: int | None) -> int:
     require(
-        logits_SV.dim() == 2 and logits_SV.dtype in FLOATS and logits_SV.stride(1) == 1,
+        logits_SV.dim() == 2 and logits_SV.dtype in _FLOATS and logits_SV.stride(1) == 1,
         f"logits are {logits_SV.dtype} {tuple(logits_SV.shape)} with strides {logits_SV.stride()}; "
         "expected a float matrix with contiguous rows",
     )
@@ -53,7 +53,7 @@ def argmax(logits_SV: Tensor, *, valid: int | None = None, out: Tensor | None = 
     check_tensor("out", out, (rows,), (torch.int64,), logits_SV.device)
     if rows:
         argmax_kernel[(rows,)](
-            logits_SV, out, vocabulary, logits_SV.stride(0), BLOCK=BLOCK, num_warps=NUM_WARPS
+            logits_SV, out, vocabulary, logits_SV.stride(0), BLOCK=VOCAB_BLOCK, num_warps=NUM_WARPS
         )
     return out
 
@@ -130,7 +130,7 @@ def sample(
         vocabulary,
         logits_SV.stride(0),
         counts_PV.stride(0) if counts_PV is not None else 0,
-        BLOCK=BLOCK,
+        VOCAB_BLOCK=VOCAB_BLOCK,
         CANDIDATES=CANDIDATES,
         BINS=BINS,
         PENALTIES=counts_PV is not None,

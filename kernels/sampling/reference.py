@@ -7,10 +7,10 @@ from torch import Tensor
 
 from .. import reference as ref
 from .config import SEEN
-from .rows import Choice
+from .rows import TokenChoice
 
 
-def sample(logits_V: Tensor, choice: Choice, counts_V: Tensor | None = None) -> int:
+def sample(logits_V: Tensor, choice: TokenChoice, counts_V: Tensor | None = None) -> int:
     """One token of float32 logits [V]; ``counts``: int32 [V], the row's line of penalty counts."""
     if counts_V is not None:
         logits_V = ref.penalize(

@@ -20,7 +20,7 @@ INT_FIELDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TokenChoice:
     """How one row's token is chosen; the defaults are greedy.
 
     Attributes:
@@ -48,7 +48,7 @@ class Choice:
     slot: int = -1
 
 
-def pack_choices(choices: Sequence[Choice]) -> tuple[Tensor, Tensor]:
+def pack_choices(choices: Sequence[TokenChoice]) -> tuple[Tensor, Tensor]:
     """(float32 [R, 6], int64 [R, 4]) on the CPU, to be copied to the device."""
     floats: list[list[float]] = []
     ints: list[list[int]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..codegen.variant import Variant
-from .config import BINS, BLOCK, CANDIDATES, NUM_WARPS
+from .config import BINS, CANDIDATES, NUM_WARPS, VOCAB_BLOCK
 from .kernel import argmax_kernel, sample_kernel
 
 
@@ -22,11 +22,11 @@ def variants(arch: int) -> Iterator[Variant]:
                 "vocabulary": "i32",
                 "logits_stride": "i32",
             },
-            constants={"BLOCK": BLOCK},
+            constants={"BLOCK": VOCAB_BLOCK},
             divisible=("logits_ptr", "out_ptr"),
             num_warps=NUM_WARPS,
             num_stages=3,
-            unit=BLOCK / 32 / NUM_WARPS,
+            unit=VOCAB_BLOCK / 32 / NUM_WARPS,
         )
     for dtype, penalties in (("fp16", True), ("bf16", False), ("fp32", True)):
         yield Variant(
@@ -46,7 +46,7 @@ def variants(arch: int) -> Iterator[Variant]:
                 "counts_stride": "i32",
             },
             constants={
-                "BLOCK": BLOCK,
+                "BLOCK": VOCAB_BLOCK,
                 "CANDIDATES": CANDIDATES,
                 "BINS": BINS,
                 "PENALTIES": penalties,

@@ -34,7 +34,7 @@ def needed_bytes(problem: TunedProblem) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class CandidateTime:
     """One candidate.
 
     Attributes:
@@ -83,7 +83,9 @@ class Bench:
         copies = min(_MOST_COPIES, max(1, -(-COLD_BYTES // first.nbytes)))
         self.weights = [first, *(clone(first) for _ in range(copies - 1))]
 
-    def time(self, problem: TunedProblem, values: Mapping[str, Any], like: Tensor | None) -> Timing:
+    def time(
+        self, problem: TunedProblem, values: Mapping[str, Any], like: Tensor | None
+    ) -> CandidateTime:
         """Microseconds of one product and its result; compiles first.
 
         ``like``: [M, rows], result of the formula's configuration; one that differs is not to be
@@ -99,11 +101,11 @@ class Bench:
         try:
             run(self.weights[0])
         except OutOfResources as error:
-            return Timing(None, None, f"does not fit: {error}")
+            return CandidateTime(None, None, f"does not fit: {error}")
         result = out.clone()
         if like is not None and not _close(result, like):
-            return Timing(None, None, "its result differs from the formula's")
-        return Timing(self._microseconds(run), result)
+            return CandidateTime(None, None, "its result differs from the formula's")
+        return CandidateTime(self._microseconds(run), result)
 
     def _microseconds(self, run: Any) -> float:
         stream = torch.cuda.Stream(self.device)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .tuning import TunedKey, TunedProblem, fault, integer, tunings
 
-SCHEMA = 1
+_SCHEMA = 1
 _HEAD = {"schema", "device", "arch", "sms", "entries"}
 _TIMES = ("us", "formula_us")
 
@@ -56,7 +56,7 @@ class Table:
         kinds: dict[str, dict[str, Any]] = {name: {} for name in tunings()}
         for key, entry in sorted(self.entries.items()):
             kinds[entry.key.kind][key] = {**entry.values, **entry.times}
-        head = {"schema": SCHEMA, "device": self.device, "arch": self.arch, "sms": self.sms}
+        head = {"schema": _SCHEMA, "device": self.device, "arch": self.arch, "sms": self.sms}
         return json.dumps({**head, "entries": kinds}, indent=1) + "\n"
 
 
@@ -68,8 +68,8 @@ def parse_table(text: str, where: str) -> Table:
         raise fault(where, f"not a JSON table: {error}") from None
     if not isinstance(data, dict) or set(data) != _HEAD:
         raise fault(where, f"expected an object with the keys {', '.join(sorted(_HEAD))}")
-    if data["schema"] != SCHEMA:
-        raise fault(where, f"schema is {data['schema']!r:.60}; this version reads {SCHEMA}")
+    if data["schema"] != _SCHEMA:
+        raise fault(where, f"schema is {data['schema']!r:.60}; this version reads {_SCHEMA}")
     device, kinds = data["device"], data["entries"]
     if not isinstance(device, str) or not device or not device.isprintable():
         raise fault(where, f"device is {device!r:.60}; expected a name")

@@ -46,7 +46,7 @@ class Problem(TunedProblem):
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class W4A16Config:
     """Parameters of one launch.
 
     Attributes:
@@ -65,7 +65,7 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TileChoice:
     """What runs and why.
 
     Attributes:
@@ -76,7 +76,7 @@ class Choice:
     """
 
     kernel: KernelName
-    config: Config
+    config: W4A16Config
     source: str
     rejected: Mapping[str, str] = field(default_factory=dict)
 
@@ -92,14 +92,16 @@ def table_key(p: Problem) -> str:
     return f"sm{p.arch} m{bucket(p.m)} {p.rows}x{p.k} g{p.group} {dtype}"
 
 
-def late_tile(bm: int) -> Config:
+def late_tile(bm: int) -> W4A16Config:
     """Tile of the late-scaling kernel for ``bm`` = 8, 16 or 32 tokens."""
     if bm <= 16:
-        return Config(bm, 128, 2, 4)
-    return Config(bm, 128, 4, 3)
+        return W4A16Config(bm, 128, 2, 4)
+    return W4A16Config(bm, 128, 4, 3)
 
 
-def launch_options(kernel: KernelName, config: Config, arch: int, group: int) -> dict[str, Any]:
+def launch_options(
+    kernel: KernelName, config: W4A16Config, arch: int, group: int
+) -> dict[str, Any]:
     """Launch options of a fused product."""
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
     if arch and kernel == "late" and group == 32:
@@ -116,17 +118,17 @@ def late_tokens(group: int, exact: bool, arch: int) -> int:
     return 16 if exact or tensor_memory(arch) else 32
 
 
-def direct_tile(m: int, arch: int) -> Config:
+def direct_tile(m: int, arch: int) -> W4A16Config:
     """Tile of the in-register kernel."""
     if m <= 16:
-        return Config(16, 128, 2, 4)
+        return W4A16Config(16, 128, 2, 4)
     if tensor_memory(arch):
-        return Config(32, 128, 2, 3)
+        return W4A16Config(32, 128, 2, 3)
     if m <= 32:
-        return Config(32, 128, 4, 3)
+        return W4A16Config(32, 128, 4, 3)
     if m <= 64:
-        return Config(64, 128, 4, 3) if arch == 90 else Config(64, 128, 8, 3)
-    return Config(128, 128, 8, 2 if arch in (0, 86, 89, 120) else 3)
+        return W4A16Config(64, 128, 4, 3) if arch == 90 else W4A16Config(64, 128, 8, 3)
+    return W4A16Config(128, 128, 8, 2 if arch in (0, 86, 89, 120) else 3)
 
 
 def choose(
@@ -135,7 +137,7 @@ def choose(
     partial_bytes: int,
     counters: int,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Choice:
+) -> TileChoice:
     """Kernel and launch parameters for a problem.
 
     ``partial_bytes`` and ``counters`` are the workspace's; ``overrides`` maps keys of
@@ -150,7 +152,7 @@ def choose(
         splits = split_count(tiles, -(-p.k // SLICE), 4 * p.sms, cap)
         for name in ("direct", "dequantize"):
             rejected[name] = "exact: one tile, split and order of sums for every number of rows"
-        return Choice("late", replace(config, splits=splits), "exact", rejected)
+        return TileChoice("late", replace(config, splits=splits), "exact", rejected)
 
     found = None if overrides is None else overrides.get(table_key(p))
     if found is not None:
@@ -159,12 +161,14 @@ def choose(
         for name in ("late", "direct", "dequantize"):
             if name != kernel:
                 rejected[name] = f"the override table names {kernel}"
-        return Choice(kernel, Config(**values), table_key(p), rejected)
+        return TileChoice(kernel, W4A16Config(**values), table_key(p), rejected)
 
     limit = crossover(p.arch)
     if p.m > limit:
         why = f"{p.m} rows: above {limit} on sm_{p.arch} a dense product is faster"
-        return Choice("dequantize", Config(0, 64, 4, 1), "formula", {"late": why, "direct": why})
+        return TileChoice(
+            "dequantize", W4A16Config(0, 64, 4, 1), "formula", {"late": why, "direct": why}
+        )
     rejected["dequantize"] = f"{p.m} rows: up to {limit} on sm_{p.arch} reading 4 bits wins"
     most = late_tokens(p.group, False, p.arch)
     if p.m <= most:
@@ -179,15 +183,15 @@ def choose(
     programs = p.sms * max(1, 8 // config.warps)
     cap = _split_cap(config, tiles, partial_bytes, counters)
     splits = split_count(tiles, -(-p.k // SLICE), programs, cap)
-    return Choice(kernel, replace(config, splits=splits), "formula", rejected)
+    return TileChoice(kernel, replace(config, splits=splits), "formula", rejected)
 
 
-def fits(rows: int, config: Config) -> bool:
+def fits(rows: int, config: W4A16Config) -> bool:
     """Whether the rows of a packed weight are whole tiles of this configuration."""
     return config.bn in (64, ROW_ALIGN) and rows % config.bn == 0
 
 
-def _split_cap(config: Config, tiles: int, partial_bytes: int, counters: int) -> int:
+def _split_cap(config: W4A16Config, tiles: int, partial_bytes: int, counters: int) -> int:
     """Most splits that the workspace can hold for this many output tiles."""
     if tiles > counters:
         return 1

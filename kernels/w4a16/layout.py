@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,11 +32,11 @@ from torch import Tensor
 from halfbyte.errors import KernelInputError
 
 from ..device.checks import require
+from ..formats.weight_format import ZeroKind
 
 ATOM_ROWS = 64
 SLICE = 128
 ROW_ALIGN = 128
-ZeroKind = Literal["none", "int", "float"]
 
 
 @dataclass(frozen=True, slots=True)

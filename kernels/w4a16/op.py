@@ -14,12 +14,12 @@ from torch import Tensor
 from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.workspace import Workspace
-from .config import Choice, Config, Problem, choose, fits, launch_options
+from .config import Problem, TileChoice, W4A16Config, choose, fits, launch_options
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel
 from .layout import ATOM_ROWS, SLICE, PackedW4
 
-DTYPES = (torch.float16, torch.bfloat16)
+_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def w4a16_linear(
@@ -53,7 +53,7 @@ def w4a16_linear(
     Raises:
         KernelInputError: shapes, dtypes, strides or devices do not fit; the message has them.
     """
-    check_tensor("x", x_MK, (None, weight.features), DTYPES, weight.units.device)
+    check_tensor("x", x_MK, (None, weight.features), _DTYPES, weight.units.device)
     m, columns = x_MK.shape[0], weight.out_features
     one, device = (x_MK.dtype,), x_MK.device
     if bias is not None:
@@ -93,7 +93,7 @@ def explain(
     exact: bool = False,
     workspace: Workspace,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Choice:
+) -> TileChoice:
     """What :func:`w4a16_linear` would run for these arguments, and why not the others.
 
     Of ``x``, fp16 or bf16 [M, K], only M, dtype and device count.
@@ -130,7 +130,7 @@ def dequantize(
     if out is None:
         size = ((atoms - first_atom) * ATOM_ROWS, k)
         out = torch.empty(size, dtype=dtype, device=weight.units.device)
-    check_tensor("out", out, (None, k), DTYPES, weight.units.device)
+    check_tensor("out", out, (None, k), _DTYPES, weight.units.device)
     count = out.shape[0] // ATOM_ROWS
     require(
         out.shape[0] % ATOM_ROWS == 0 and first_atom + count <= atoms,
@@ -166,7 +166,7 @@ def _k_unit(k: int, *tensors: Tensor) -> int:
     return 8 if k % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in tensors) else 1
 
 
-def _rows_per_launch(weight: PackedW4, config: Config, m: int, workspace: Workspace) -> int:
+def _rows_per_launch(weight: PackedW4, config: W4A16Config, m: int, workspace: Workspace) -> int:
     """Rows of x that one launch can take before its partial sums outgrow the workspace."""
     if config.splits == 1:
         return m
@@ -184,7 +184,7 @@ def _rows_per_launch(weight: PackedW4, config: Config, m: int, workspace: Worksp
 
 
 def _launch(
-    choice: Choice,
+    choice: TileChoice,
     x_MK: Tensor,
     weight: PackedW4,
     bias: Tensor | None,

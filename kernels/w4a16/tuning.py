@@ -16,9 +16,9 @@ from ..formats.weight_format import WeightFormat
 from ..kind import BUCKETS
 from ..tables.tuning import TunedKey, fault, integer
 from .config import (
-    Choice,
-    Config,
     Problem,
+    TileChoice,
+    W4A16Config,
     choose,
     direct_tile,
     late_tile,
@@ -144,7 +144,7 @@ def candidates(problem: Problem) -> list[dict[str, Any]]:
     return [values for i, values in enumerate(found) if values not in found[:i]]
 
 
-def _tiles(problem: Problem) -> Iterator[tuple[str, Config]]:
+def _tiles(problem: Problem) -> Iterator[tuple[str, W4A16Config]]:
     # Only tiles that the codegen gate compiles for this capability: no others are known to be
     # free of spills.
     most = late_tokens(problem.group, False, problem.arch)
@@ -156,7 +156,7 @@ def _tiles(problem: Problem) -> Iterator[tuple[str, Config]]:
             yield "direct", direct_tile(m, problem.arch)
 
 
-def _splits(problem: Problem, tile: Config) -> list[int]:
+def _splits(problem: Problem, tile: W4A16Config) -> list[int]:
     programs = problem.sms * max(1, 8 // tile.warps)
     sizes = problem.rows, problem.m, problem.k, tile.bm, tile.bn
     return sorted({_split(*sizes, int(programs * w)) for w in _WAVES})
@@ -169,7 +169,7 @@ def _split(rows: int, m: int, k: int, bm: int, bn: int, programs: int) -> int:
     return split_count(tiles, -(-k // SLICE), programs, cap)
 
 
-def _values(choice: Choice) -> dict[str, Any]:
+def _values(choice: TileChoice) -> dict[str, Any]:
     if choice.kernel == "dequantize":
         return dict(_DENSE)
     return {"kernel": choice.kernel, **asdict(choice.config)}

@@ -8,8 +8,8 @@ from typing import Any
 from ..codegen.variant import Variant
 from ..device.choice import tensor_memory
 from .config import (
-    Config,
     KernelName,
+    W4A16Config,
     direct_tile,
     late_tile,
     late_tokens,
@@ -88,7 +88,7 @@ def variants(arch: int) -> Iterator[Variant]:
 def _product(
     name: KernelName,
     arch: int,
-    config: Config,
+    config: W4A16Config,
     group: int,
     form: str,
     dtype: str,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.weight_format import WeightFormat
 from ..fragments.config import chosen
-from ..fragments.layout import ROW_ALIGN
+from ..fragments.layout import FRAGMENT_ROW_ALIGN
 from ..kind import (
     NO_GATE,
     Chosen,
@@ -62,7 +62,7 @@ class W8A16Kind(TritonKind[PackedW8A16]):
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """A byte a code; an entry a group, which is a scale, or a scale and an offset."""
         assert spec.format is not None
-        rows, entry = round_up(spec.n, ROW_ALIGN), 2 if spec.half else 4
+        rows, entry = round_up(spec.n, FRAGMENT_ROW_ALIGN), 2 if spec.half else 4
         if _offset(spec.format):
             # A scale and an offset; of codes around 64 that is the scale times 64, which is as
             # exact, of all others a product of two numbers or a sum, for which fp16 is too narrow.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
+from ..formats.weight_format import ZeroKind
 from ..fragments.layout import Fragments, pack, unpack_words
-
-ZeroKind = Literal["none", "int", "float"]
 
 
 class PackedW8A16(Fragments):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..codegen.variant import Variant
 from ..fragments.compiled import dequantize, product, weight_types
 from ..fragments.config import most_tokens
-from .gather import BLOCK, gather_kernel
+from .gather import GATHER_BLOCK, gather_kernel
 
 
 def variants(arch: int) -> Iterator[Variant]:
@@ -38,7 +38,7 @@ def _gather(arch: int, dtype: str) -> Variant:
         fn=gather_kernel,
         signature={"ids_ptr": "*i64", **types, "out_ptr": f"*{dtype}", "factor": "fp32"}
         | dict.fromkeys(integers, "i32"),
-        constants={"BLOCK": BLOCK, "GROUP": 16, "OFFSET": False},
+        constants={"BLOCK": GATHER_BLOCK, "GROUP": 16, "OFFSET": False},
         divisible=("ids_ptr", *types, "out_ptr"),
         num_warps=4,
         num_stages=3,

@@ -26,7 +26,7 @@ from ..kind import (
     unpacked,
 )
 from . import config
-from .layout import ALIGN, MAX_K, MAX_K_ASYMMETRIC, InputRounding, PackedW8A8, pack_w8a8
+from .layout import K_ALIGN, MAX_K, MAX_K_ASYMMETRIC, InputRounding, PackedW8A8, pack_w8a8
 from .op import quantize_rows, w8a8_linear
 from .variants import float8_variants, int8_variants
 
@@ -63,7 +63,7 @@ class _RowScales(TritonKind[PackedW8A8]):
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """A byte a code; a float32 scale and an int32 sum of codes a row."""
-        return spec.n * round_up(spec.k, ALIGN) + 8 * spec.n
+        return spec.n * round_up(spec.k, K_ALIGN) + 8 * spec.n
 
     def choose(self, spec: MatrixSpec, m: int, where: Conditions) -> Chosen:
         """The tile for ``m`` rows."""
@@ -72,7 +72,7 @@ class _RowScales(TritonKind[PackedW8A8]):
         m = 1 if alone else m
         zero = not spec.format.act.symmetric
         tile = config.choose(device.arch, m, spec.n, floating=self.floating, zero=zero)
-        splits = config.choose_split(tile, m, spec.n, round_up(spec.k, ALIGN), device.sms)
+        splits = config.choose_split(tile, m, spec.n, round_up(spec.k, K_ALIGN), device.sms)
         values = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "splits": splits, **tile.launch}
         if alone:
             # Sums of integers are exact in any order; those of float8 go row by row.

@@ -15,7 +15,7 @@ MAX_K = 131072
 MAX_K_ASYMMETRIC = 65794
 """The same with a zero point: |q - zero| <= 255, and 255 * 128 * K < 2**31 below it."""
 
-ALIGN = 16
+K_ALIGN = 16
 """Weight rows are padded to a multiple of this many bytes, so that every load is a full one."""
 
 
@@ -95,7 +95,7 @@ def pack_w8a8(
     if codes_NK.dtype == torch.uint8:
         codes_NK = (codes_NK ^ 128).view(torch.int8)
     # Through uint8, because not every device can fill or copy parts of float8 tensors.
-    padded = torch.zeros(n, -(-k // ALIGN) * ALIGN, dtype=torch.uint8, device=codes_NK.device)
+    padded = torch.zeros(n, -(-k // K_ALIGN) * K_ALIGN, dtype=torch.uint8, device=codes_NK.device)
     padded[:, :k] = codes_NK.view(torch.uint8)
     if codes_NK.dtype == torch.int8:
         colsum = codes_NK.sum(1, dtype=torch.int32)

@@ -12,7 +12,7 @@ from ..device import runtime
 from ..device.checks import check_tensor, require
 from . import config as cfg
 from .kernel import gemm, quantize
-from .layout import ALIGN, MAX_K_ASYMMETRIC, PackedW8A8
+from .layout import K_ALIGN, MAX_K_ASYMMETRIC, PackedW8A8
 
 _HALF = (torch.float16, torch.bfloat16)
 _MAX_TILES = 1 << 16
@@ -49,7 +49,7 @@ def quantize_rows(
     require(top in ((448.0,) if floating else (127.0, 127.5)), f"top is {top} for {dtype}")
     m, k = x_MK.shape
     device = x_MK.device
-    q = torch.empty(m, -(-k // ALIGN) * ALIGN, dtype=dtype, device=device)
+    q = torch.empty(m, -(-k // K_ALIGN) * K_ALIGN, dtype=dtype, device=device)
     for name, x, kind in (("scale", scale, torch.float32), ("zero", zero, torch.int32)):
         if x is not None:
             check_tensor(name, x, (1,), (kind,), device)

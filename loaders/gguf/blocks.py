@@ -24,7 +24,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ...kernels.formats.bit_stream import SERIAL, put
 from ...kernels.formats.canonical import QuantizedLinear, Weight
-from .types import DENSE_TYPES, SUPPORTED_TYPES, BlockType
+from .types import DENSE_TYPES, SUPPORTED_TYPES, TensorType
 
 # Bytes of raw blocks converted at a time: enough that starting an operation costs little beside
 # doing it, and so few that no operation on 64-bit words is spread over threads (``SERIAL``).
@@ -54,7 +54,7 @@ class _Blocks:
     zeros: Tensor | None
 
 
-def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tensor) -> Weight:
+def convert_tensor(name: str, kind: TensorType, shape: tuple[int, ...], raw: Tensor) -> Weight:
     """A tensor's bytes as a canonical weight that owns its memory.
 
     Args:
@@ -87,7 +87,7 @@ def convert_tensor(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tens
     return _convert_matrix(name, kind, shape, raw)
 
 
-def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Tensor) -> Weight:
+def _convert_matrix(name: str, kind: TensorType, shape: tuple[int, ...], raw: Tensor) -> Weight:
     form, (n, k) = kind.format, shape
     assert form is not None
     blocks = k // kind.elements
@@ -110,7 +110,7 @@ def _convert_matrix(name: str, kind: BlockType, shape: tuple[int, ...], raw: Ten
     return QuantizedLinear(name, form, codes.view(n, -1), scales, zeros, k)
 
 
-def _check_finite(name: str, kind: BlockType, label: str, values: Tensor) -> None:
+def _check_finite(name: str, kind: TensorType, label: str, values: Tensor) -> None:
     """Refuse NaN and infinity in values [N, columns]: they would poison all that they touch."""
     # NaN passes through, so the extremes show anything that is not finite.
     if all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):

@@ -17,7 +17,7 @@ from halfbyte.errors import CheckpointError
 
 from ..files.fields import shown
 from ..files.mapped import MappedFile
-from .types import BLOCK_TYPES, REMOVED_TYPES, BlockType
+from .types import BLOCK_TYPES, REMOVED_TYPES, TensorType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ class GGUFTensor:
 
     name: str
     shape: tuple[int, ...]
-    type: BlockType
+    type: TensorType
     offset: int
     nbytes: int
 

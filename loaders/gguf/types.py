@@ -9,7 +9,7 @@ from ...kernels.formats.weight_format import WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
-class BlockType:
+class TensorType:
     """How a tensor's elements are stored.
 
     Attributes:
@@ -39,43 +39,43 @@ class BlockType:
 
 
 _TABLE = (
-    BlockType(0, "F32", 1, 4),
-    BlockType(1, "F16", 1, 2),
-    BlockType(2, "Q4_0", 32, 18, WeightFormat(4, 32), "q4_0"),
-    BlockType(3, "Q4_1", 32, 20, WeightFormat(4, 32, "float"), "q4_1"),
-    BlockType(6, "Q5_0", 32, 22, WeightFormat(5, 32), "q5_0"),
-    BlockType(7, "Q5_1", 32, 24, WeightFormat(5, 32, "float"), "q5_1"),
-    BlockType(8, "Q8_0", 32, 34, WeightFormat(8, 32), "q8_0"),
-    BlockType(9, "Q8_1", 32, 40),
-    BlockType(10, "Q2_K", 256, 84, WeightFormat(2, 16, "float"), "q2_k"),
-    BlockType(11, "Q3_K", 256, 110, WeightFormat(3, 16), "q3_k"),
-    BlockType(12, "Q4_K", 256, 144, WeightFormat(4, 32, "float"), "q4_k"),
-    BlockType(13, "Q5_K", 256, 176, WeightFormat(5, 32, "float"), "q5_k"),
-    BlockType(14, "Q6_K", 256, 210, WeightFormat(6, 16), "q6_k"),
-    BlockType(15, "Q8_K", 256, 292),
-    BlockType(16, "IQ2_XXS", 256, 66),
-    BlockType(17, "IQ2_XS", 256, 74),
-    BlockType(18, "IQ3_XXS", 256, 98),
-    BlockType(19, "IQ1_S", 256, 50),
-    BlockType(20, "IQ4_NL", 32, 18, WeightFormat(4, 32, "table", IQ4_NL), "q4_0"),
-    BlockType(21, "IQ3_S", 256, 110),
-    BlockType(22, "IQ2_S", 256, 82),
-    BlockType(23, "IQ4_XS", 256, 136, WeightFormat(4, 32, "table", IQ4_NL), "iq4_xs"),
-    BlockType(24, "I8", 1, 1),
-    BlockType(25, "I16", 1, 2),
-    BlockType(26, "I32", 1, 4),
-    BlockType(27, "I64", 1, 8),
-    BlockType(28, "F64", 1, 8),
-    BlockType(29, "IQ1_M", 256, 56),
-    BlockType(30, "BF16", 1, 2),
-    BlockType(34, "TQ1_0", 256, 54),
-    BlockType(35, "TQ2_0", 256, 66),
-    BlockType(39, "MXFP4", 32, 17),
-    BlockType(40, "NVFP4", 64, 36),
-    BlockType(41, "Q1_0", 128, 18),
+    TensorType(0, "F32", 1, 4),
+    TensorType(1, "F16", 1, 2),
+    TensorType(2, "Q4_0", 32, 18, WeightFormat(4, 32), "q4_0"),
+    TensorType(3, "Q4_1", 32, 20, WeightFormat(4, 32, "float"), "q4_1"),
+    TensorType(6, "Q5_0", 32, 22, WeightFormat(5, 32), "q5_0"),
+    TensorType(7, "Q5_1", 32, 24, WeightFormat(5, 32, "float"), "q5_1"),
+    TensorType(8, "Q8_0", 32, 34, WeightFormat(8, 32), "q8_0"),
+    TensorType(9, "Q8_1", 32, 40),
+    TensorType(10, "Q2_K", 256, 84, WeightFormat(2, 16, "float"), "q2_k"),
+    TensorType(11, "Q3_K", 256, 110, WeightFormat(3, 16), "q3_k"),
+    TensorType(12, "Q4_K", 256, 144, WeightFormat(4, 32, "float"), "q4_k"),
+    TensorType(13, "Q5_K", 256, 176, WeightFormat(5, 32, "float"), "q5_k"),
+    TensorType(14, "Q6_K", 256, 210, WeightFormat(6, 16), "q6_k"),
+    TensorType(15, "Q8_K", 256, 292),
+    TensorType(16, "IQ2_XXS", 256, 66),
+    TensorType(17, "IQ2_XS", 256, 74),
+    TensorType(18, "IQ3_XXS", 256, 98),
+    TensorType(19, "IQ1_S", 256, 50),
+    TensorType(20, "IQ4_NL", 32, 18, WeightFormat(4, 32, "table", IQ4_NL), "q4_0"),
+    TensorType(21, "IQ3_S", 256, 110),
+    TensorType(22, "IQ2_S", 256, 82),
+    TensorType(23, "IQ4_XS", 256, 136, WeightFormat(4, 32, "table", IQ4_NL), "iq4_xs"),
+    TensorType(24, "I8", 1, 1),
+    TensorType(25, "I16", 1, 2),
+    TensorType(26, "I32", 1, 4),
+    TensorType(27, "I64", 1, 8),
+    TensorType(28, "F64", 1, 8),
+    TensorType(29, "IQ1_M", 256, 56),
+    TensorType(30, "BF16", 1, 2),
+    TensorType(34, "TQ1_0", 256, 54),
+    TensorType(35, "TQ2_0", 256, 66),
+    TensorType(39, "MXFP4", 32, 17),
+    TensorType(40, "NVFP4", 64, 36),
+    TensorType(41, "Q1_0", 128, 18),
 )
 
-BLOCK_TYPES: dict[int, BlockType] = {kind.id: kind for kind in _TABLE}
+BLOCK_TYPES: dict[int, TensorType] = {kind.id: kind for kind in _TABLE}
 
 # Ids that older files used and the format has since withdrawn.
 REMOVED_TYPES: dict[int, str] = {

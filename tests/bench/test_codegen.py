@@ -12,16 +12,16 @@ import pytest
 from halfbyte.bench import codegen, codegen_budget
 from halfbyte.bench.codegen import CodegenPlan, CodegenReport, failures, find_jobs, table
 from halfbyte.errors import ConfigError
-from halfbyte.kernels.codegen.report import Row
+from halfbyte.kernels.codegen.report import VariantRow
 
 FOLDER = codegen_budget.FOLDER
 
 
-def row(kernel="w8a8.gemm", config="small", arch="sm_80", **figures) -> Row:
+def row(kernel="w8a8.gemm", config="small", arch="sm_80", **figures) -> VariantRow:
     known = {"registers": 64, "spill_bytes": 0, "shared_bytes": 2048, "loop_instructions": 100}
     known |= {"instructions_per_weight": 1.25, "i2f": 0, "sts": 0, "ldgsts": 4, "bar": 1}
     values = {**known, "tensor_core": "IMMA:8", "conversions": 0, "warps": 4, **figures}
-    return Row(kernel=kernel, config=config, arch=arch, triton="9.8.7", **values)
+    return VariantRow(kernel=kernel, config=config, arch=arch, triton="9.8.7", **values)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from halfbyte.bench import engine as bench
-from halfbyte.bench.engine import BenchPlan, Case, ModelFacts, Report, Row, TokenSource
+from halfbyte.bench.engine import BenchPlan, EngineCase, EngineRow, ModelFacts, Report, TokenSource
 from halfbyte.bench.machine import known_bandwidth, machine_info, read_bandwidth, usable_cores
 from halfbyte.bench.table import compact, markdown
 from halfbyte.engine.engine import Engine
@@ -97,7 +97,7 @@ def clocked(monkeypatch):
 def test_prefill_counts_the_prompt_and_nothing_else(clocked):
     engine = clocked()
     ids = TokenSource(engine, 0)
-    assert bench._prefill(engine, Case("pp", 90, 1, 0), ids) == 90 / 100.0
+    assert bench._prefill(engine, EngineCase("pp", 90, 1, 0), ids) == 90 / 100.0
     assert not engine.has_work()
 
 
@@ -105,14 +105,14 @@ def test_prefill_after_a_context_counts_what_was_computed(clocked):
     engine = clocked(cache=True)
     ids = TokenSource(engine, 0)
     # Of 100 tokens of context one block of 64 is cached: 36 + 54 tokens in 10 + 90 s.
-    assert bench._prefill(engine, Case("pp", 54, 1, 100), ids) == 90 / 100.0
+    assert bench._prefill(engine, EngineCase("pp", 54, 1, 100), ids) == 90 / 100.0
 
 
 @pytest.mark.parametrize("budget", [1024, 40])
 @pytest.mark.parametrize(("batch", "depth"), [(1, 0), (8, 0), (3, 30)])
 def test_decode_has_a_full_batch_and_no_prefill(clocked, budget, batch, depth):
     engine = clocked(budget=budget)
-    speed = bench._decode(engine, Case("tg", 20, batch, depth), TokenSource(engine, 0))
+    speed = bench._decode(engine, EngineCase("tg", 20, batch, depth), TokenSource(engine, 0))
     # Ten seconds a step, one token of each sequence: any prefill inside would lower it.
     assert speed == batch / 10.0
     assert not engine.has_work()
@@ -120,13 +120,15 @@ def test_decode_has_a_full_batch_and_no_prefill(clocked, budget, batch, depth):
 
 def test_share_of_bandwidth(clocked):
     engine = clocked()
-    row = bench.measure(engine, Case("tg", 20, 4, 10), 3, TokenSource(engine, 0))
+    row = bench.measure(engine, EngineCase("tg", 20, 4, 10), 3, TokenSource(engine, 0))
     row = bench.with_share(row, engine, 500.0)  # type: ignore[arg-type]
     assert row.samples == (0.4, 0.4, 0.4)
     # A step in 10 s reads 1000 bytes of weights and 4 sequences of 10 + 1 + 20 / 2 tokens.
     assert row.bandwidth_share == pytest.approx((1000 + 4 * 21 * 10) / 10 / 500.0)
-    row = bench.measure(engine, Case("pp", 9, 1, 0), 1, TokenSource(engine, 0))
-    assert row == Row(Case("pp", 9, 1, 0), (9 / 19,)) == bench.with_share(row, engine, 1.0)
+    row = bench.measure(engine, EngineCase("pp", 9, 1, 0), 1, TokenSource(engine, 0))
+    assert (
+        row == EngineRow(EngineCase("pp", 9, 1, 0), (9 / 19,)) == bench.with_share(row, engine, 1.0)
+    )
 
 
 def test_a_failing_engine_is_an_error(clocked, monkeypatch):
@@ -137,7 +139,7 @@ def test_a_failing_engine_is_an_error(clocked, monkeypatch):
         lambda: [engine._end(name, FinishReason.ERROR) for name in list(engine._live)],
     )
     with pytest.raises(EngineDeadError, match="failed in a benchmark"):
-        bench._decode(engine, Case("tg", 5, 1, 0), TokenSource(engine, 0))
+        bench._decode(engine, EngineCase("tg", 5, 1, 0), TokenSource(engine, 0))
 
 
 def test_sequences_that_run_one_after_the_other_are_no_batch(clocked, monkeypatch):
@@ -154,7 +156,7 @@ def test_sequences_that_run_one_after_the_other_are_no_batch(clocked, monkeypatc
 
     monkeypatch.setattr(engine, "step", one_at_a_time)
     with pytest.raises(ConfigError, match="did not run 2 sequences at once"):
-        bench._decode(engine, Case("tg", 5, 2, 0), TokenSource(engine, 0))
+        bench._decode(engine, EngineCase("tg", 5, 2, 0), TokenSource(engine, 0))
     assert not engine.has_work()
 
 
@@ -201,8 +203,8 @@ def test_bad_plans(fields, says):
 
 def report() -> Report:
     rows = (
-        Row(Case("pp", 512, 1, 0), (1000.0, 1010.0)),
-        Row(Case("tg", 128, 8, 0), (100.0, 110.0, 120.0), 0.256),
+        EngineRow(EngineCase("pp", 512, 1, 0), (1000.0, 1010.0)),
+        EngineRow(EngineCase("tg", 128, 8, 0), (100.0, 110.0, 120.0), 0.256),
     )
     facts = ModelFacts("Name", "m.gguf", "llama", "Q4_1", 96_573_440, 134_515_008)
     return Report({"cpu": "x"}, facts, "cpu_c", 2, {}, 30e9, 1, {}, rows)

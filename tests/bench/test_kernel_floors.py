@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from halfbyte.bench.kernels import cases, floors, report
 from halfbyte.bench.kernels.floors import LAYERS, Floor, Layer, linear_floor
-from halfbyte.bench.kernels.measure import Call, Timing, WallTimer, copies_for
+from halfbyte.bench.kernels.measure import Launch, LaunchTime, WallTimer, copies_for
 from halfbyte.bench.kernels.run import KernelPlan, run_kernels
 from halfbyte.cli.main import app
 from halfbyte.errors import ConfigError
@@ -125,12 +125,14 @@ class FixedTimer:
 
     def time(self, calls, copies):
         assert set(calls) == set(self.us)
-        return {k: v if isinstance(v, str) else Timing(v, v, v, True) for k, v in self.us.items()}
+        return {
+            k: v if isinstance(v, str) else LaunchTime(v, v, v, True) for k, v in self.us.items()
+        }
 
 
-def case(**names) -> cases.Case:
-    calls: dict[str, Call] = {name: lambda index: None for name in ("ours", *names)}
-    return cases.Case("w4a16", "8B o", 1, calls, 3, 3e6, 1e6, 6e6)
+def case(**names) -> cases.KernelCase:
+    calls: dict[str, Launch] = {name: lambda index: None for name in ("ours", *names)}
+    return cases.KernelCase("w4a16", "8B o", 1, calls, 3, 3e6, 1e6, 6e6)
 
 
 def test_a_row_holds_shares_and_ratios():

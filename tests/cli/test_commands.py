@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cli_support import TINY
 
-from halfbyte.bench.engine import BenchPlan, Case, ModelFacts, Report, Row
+from halfbyte.bench.engine import BenchPlan, EngineCase, EngineRow, ModelFacts, Report
 from halfbyte.cli import bench
 from halfbyte.cli.main import app
 from halfbyte.server.admission import QueueLimits
@@ -56,7 +56,7 @@ def measured(monkeypatch):
     """``bench engine`` with a report that is already there; the plans and engine options."""
     seen = SimpleNamespace(plans=[], options=[])
     facts = ModelFacts("Name", "m.gguf", "llama", "Q4_1", 1 << 20, 10**6)
-    rows = (Row(Case("tg", 16, 8, 0), (10.0, 20.0), 0.5),)
+    rows = (EngineRow(EngineCase("tg", 16, 8, 0), (10.0, 20.0), 0.5),)
     report = Report({"cpu": "x"}, facts, "reference", 2, {}, 2e9, 1, {}, rows)
 
     def fake_run(engine: object, path: object, plan: BenchPlan, say: object) -> Report:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from halfbyte.cli import console
-from halfbyte.cli.options import EngineOptions
+from halfbyte.cli.options import EngineFlags
 from halfbyte.errors import ConfigError
 
 
@@ -107,13 +107,13 @@ def test_no_bar_without_a_terminal(monkeypatch):
 
 
 def test_engine_options_are_fields_of_the_configuration():
-    options = EngineOptions("cpu", "bfloat16", "reference", 128, 3, True).fields()
+    options = EngineFlags("cpu", "bfloat16", "reference", 128, 3, True).fields()
     assert options == {
         **{"device": "cpu", "dtype": "bfloat16", "backend": "reference", "max_context": 128},
         **{"threads": 3, "exact": True, "quantize": None},
     }
     with pytest.raises(ConfigError, match="threads is -1"):
-        EngineOptions("cpu", threads=-1).fields()
+        EngineFlags("cpu", threads=-1).fields()
 
 
 def test_logged_warnings_are_lines_of_ours(monkeypatch):

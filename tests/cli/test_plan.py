@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from halfbyte.cli import plan
 from halfbyte.cli.main import app
-from halfbyte.engine.advise.capacity import Memory
+from halfbyte.engine.advise.capacity import DeviceMemory
 from halfbyte.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ def test_json_adds_up():
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch):
     monkeypatch.setattr(
-        plan, "device_memory", lambda name, measure: Memory("m", 1 << 20, 1 << 20, 1e9)
+        plan, "device_memory", lambda name, measure: DeviceMemory("m", 1 << 20, 1 << 20, 1e9)
     )
     text = run()
     assert "does not fit" in text and "too much" in text

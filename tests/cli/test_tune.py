@@ -11,7 +11,7 @@ from halfbyte.cli.tune import fastest, problems, tune_all
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.device.gpus import gpu
 from halfbyte.kernels.tables import Tables, read_table, table_name
-from halfbyte.kernels.tables.measure import Timing, needed_bytes
+from halfbyte.kernels.tables.measure import CandidateTime, needed_bytes
 from halfbyte.kernels.w4a16.config import Problem, table_key
 from halfbyte.kernels.w4a16.tuning import candidates, formula
 from halfbyte.loaders import open_checkpoint
@@ -34,13 +34,13 @@ class FakeBench:
         self.made.append(problem)
         return self
 
-    def time(self, problem: Any, values: dict[str, Any], like: Any) -> Timing:
+    def time(self, problem: Any, values: dict[str, Any], like: Any) -> CandidateTime:
         if len(self.timed) == self.stop:
             raise KeyboardInterrupt
         self.timed.append(values)
         if values["stages"] == 5:
-            return Timing(None, None, "does not fit")
-        return Timing(10.0 - values["splits"] / 10, torch.zeros(1))
+            return CandidateTime(None, None, "does not fit")
+        return CandidateTime(10.0 - values["splits"] / 10, torch.zeros(1))
 
 
 def test_the_plan_of_a_model(tiny_gguf):
@@ -79,7 +79,7 @@ def test_the_fastest_must_beat_the_formula_by_more_than_noise():
     first, second = candidates(SMALL)[:2]
 
     def bench(*times: float | None) -> Any:
-        left = [Timing(us, None, "no") for us in times]
+        left = [CandidateTime(us, None, "no") for us in times]
         fake = FakeBench()
         fake.time = lambda *args: left.pop(0)  # type: ignore[method-assign]
         return fake

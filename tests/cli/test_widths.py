@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from cli_support import ROOT, TINY, FakeEngine
 
-from halfbyte.bench.engine import Case, ModelFacts, Report, Row
+from halfbyte.bench.engine import EngineCase, EngineRow, ModelFacts, Report
 from halfbyte.bench.table import compact, markdown
 from halfbyte.cli import console, models
 from halfbyte.cli.answers import speed_line
@@ -85,7 +85,7 @@ def test_the_doctor(width, monkeypatch, capsys):
 def test_bench_tables(width, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Screen())
     facts = ModelFacts("Name", "m.gguf", "llama", "Q4_1", 1 << 30, 10**9)
-    rows = tuple(Row(Case("tg", n, 32, 16384), (1e4, 2e4), 0.5) for n in (16, 1024))
+    rows = tuple(EngineRow(EngineCase("tg", n, 32, 16384), (1e4, 2e4), 0.5) for n in (16, 1024))
     report = Report({"cpu": "x"}, facts, "cpu_c", 16, {}, 2e9, 1, {}, rows)
     for table in (markdown(report), compact(report)):
         check(console.fit_markdown(table), width)

@@ -18,7 +18,7 @@ from statistics_support import fresh_seed
 
 import halfbyte.kernels.cpu.library as lib
 from halfbyte.errors import ConfigError, EngineDeadError
-from halfbyte.kernels.cpu.arena import ALIGN, Arena
+from halfbyte.kernels.cpu.arena import ARENA_ALIGN, Arena
 from halfbyte.kernels.cpu.library import Library
 from halfbyte.kernels.cpu.ops import RECORDS, Add, Argmax
 
@@ -81,7 +81,7 @@ def test_arena_pieces_are_aligned_and_apart() -> None:
     arena = Arena()
     pieces = [arena.empty(size) for size in (1, 63, 64, 65, 1 << 20, 40 << 20, 7)]
     spans = sorted((p.data_ptr(), p.data_ptr() + p.numel()) for p in pieces)
-    assert all(begin % ALIGN == 0 for begin, _ in spans)
+    assert all(begin % ARENA_ALIGN == 0 for begin, _ in spans)
     assert all(a[1] <= b[0] for a, b in pairwise(spans))
     for index, piece in enumerate(pieces):
         piece.fill_(index)

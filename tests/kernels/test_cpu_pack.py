@@ -12,7 +12,7 @@ from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, siz
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
-from halfbyte.kernels.cpu.kinds import KINDS, pack_weight
+from halfbyte.kernels.cpu.kinds import TILE_KINDS, pack_weight
 from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_tiles
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
 from halfbyte.kernels.formats.stored import WORDS, StoredLinear
@@ -211,7 +211,7 @@ def told(weight: Weight, made: TiledLinear) -> None:
     numbers = [weight] if isinstance(weight, torch.Tensor) else [weight.scales, weight.zeros]
     half = all(t is None or t.element_size() == 2 for t in numbers)
     spec = replace(MatrixSpec.of(weight), dtype="F16" if half else "F32")
-    found = carrier(KINDS, spec, 0)
+    found = carrier(TILE_KINDS, spec, 0)
     assert NUMBERS.get(found.kind.name) == (made.kind if made.has_scales else None)
     assert found.kind.packed_bytes(spec) == made.nbytes
     assert found.kind.how(spec) and all(found.rejected.values())

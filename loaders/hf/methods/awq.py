@@ -211,10 +211,10 @@ class AWQ(Method):
         (n, k), where, label = shape, self._place, self._config.packing
         qweight, scales = parts["qweight"], parts["scales"]
         checks.check_dtype(where, qweight, ("I32", "I16"))
-        checks.check_dtype(where, scales, checks.FLOATS)
+        checks.check_dtype(where, scales, checks.FLOAT_NAMES)
         if zeros is not None:
             integer = qweight.dtype == "I32"
-            checks.check_dtype(where, zeros, ("I32",) if integer else checks.FLOATS)
+            checks.check_dtype(where, zeros, ("I32",) if integer else checks.FLOAT_NAMES)
         group = k if said_group == -1 else said_group
         if group is None:
             # Only gemm tells the number of groups; 128 is what AutoAWQ assumes otherwise.

@@ -20,7 +20,7 @@ from ...files.safetensors_index import StoredTensor
 from ...model.quantizing import DENSE_FORMATS, is_decoder_linear
 from ...model.report import LoadReport
 from .base import FolderTensors, Method, QuantizedModule, Read
-from .bnb_state import KINDS, STORAGE, State4, load_4bit, read_state
+from .bnb_state import STORAGE, TABLE_NAMES, State4, load_4bit, read_state
 from .checks import expect, finite, missing
 
 if TYPE_CHECKING:
@@ -217,10 +217,10 @@ class BitsAndBytes(Method):
         if not (self._four or self._eight):
             self._report.decide("the bitsandbytes config asks for nothing: weights stay dense")
             return []
-        if self._four and self._kind not in KINDS:
+        if self._four and self._kind not in TABLE_NAMES:
             raise UnsupportedModelError(
                 f"{self._place}: bnb_4bit_quant_type is {shown(self._kind)}; known are "
-                f"{', '.join(KINDS)}",
+                f"{', '.join(TABLE_NAMES)}",
                 hint="remove quantization_config from config.json and use --quantize",
             )
         odd = next((name for name in self._skip if not _PLAIN_NAME.fullmatch(name)), None)

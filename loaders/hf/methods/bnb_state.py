@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ....kernels.formats.canonical import Weight
 
 STATE = "weight.quant_state.bitsandbytes__"
-KINDS = ("nf4", "fp4")
+TABLE_NAMES = ("nf4", "fp4")
 Dtype = Literal["float16", "bfloat16", "float32"]
-DTYPES: dict[str, Dtype] = {
+_DTYPES: dict[str, Dtype] = {
     "float16": "float16",
     "bfloat16": "bfloat16",
     "float32": "float32",
@@ -122,12 +122,12 @@ def read_state(
         UnsupportedModelError: types that current versions of the tool do not write either.
     """
     keys = [suffix for suffix in parts if suffix.startswith(STATE)]
-    if len(keys) != 1 or keys[0].removeprefix(STATE) not in KINDS:
+    if len(keys) != 1 or keys[0].removeprefix(STATE) not in TABLE_NAMES:
         if not keys:
             raise missing(where, module, [f"{STATE}nf4"], "it says how to read the codes")
         raise CheckpointError(
             f"{where}: {module} has the states {', '.join(sorted(keys)[:4])}; expected one, "
-            f"{' or '.join(STATE + kind for kind in KINDS)}"
+            f"{' or '.join(STATE + kind for kind in TABLE_NAMES)}"
         )
     stored = parts[keys[0]]
     name = f"{where}: tensor {stored.name}"
@@ -147,8 +147,8 @@ def _parse(fields: Fields, kind: str, shape: tuple[int, int]) -> State4:
         raise fields.error("quant_type", fields.values["quant_type"], f"'{kind}', as in the name")
     if fields.values.get("shape") != list(shape):
         raise fields.error("shape", fields.values.get("shape"), f"{list(shape)} by the config")
-    if fields.text("dtype") not in DTYPES:
-        raise fields.error("dtype", fields.values["dtype"], f"one of {', '.join(DTYPES)}")
+    if fields.text("dtype") not in _DTYPES:
+        raise fields.error("dtype", fields.values["dtype"], f"one of {', '.join(_DTYPES)}")
     nested_blocksize, nested_offset = 0, 0.0
     if any(fields.present(key) for key in _NESTED):
         nested_blocksize = _power_of_two(fields, "nested_blocksize")
@@ -161,7 +161,7 @@ def _parse(fields: Fields, kind: str, shape: tuple[int, int]) -> State4:
     return State4(
         kind,
         _power_of_two(fields, "blocksize"),
-        DTYPES[fields.text("dtype")],
+        _DTYPES[fields.text("dtype")],
         shape,
         nested_blocksize,
         nested_offset,

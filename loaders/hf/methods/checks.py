@@ -13,7 +13,7 @@ from .base import FolderTensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-FLOATS = ("F16", "BF16", "F32")
+FLOAT_NAMES = ("F16", "BF16", "F32")
 _OTHER_MODEL = "the config and the weights belong to different models, or the file is damaged"
 
 
@@ -57,7 +57,7 @@ def gather(
             )
     for module, parts in found.items():
         bias = stored.get(f"{module}.bias")
-        if bias is None or bias.name in shapes or bias.dtype not in FLOATS:
+        if bias is None or bias.name in shapes or bias.dtype not in FLOAT_NAMES:
             continue
         if not bool(tensors.read(bias).any()):
             parts["bias"] = bias

@@ -15,9 +15,9 @@ from ...files.fields import Fields, shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
 from .base import FolderTensors, Method, QuantizedModule, Read
-from .checks import FLOATS
+from .checks import FLOAT_NAMES
 from .ct_rules import Rules, classes_of, texts
-from .ct_scheme import Scheme, WeightScheme, groups_of, preset, read_scheme
+from .ct_scheme import TensorScheme, WeightScheme, groups_of, preset, read_scheme
 from .packed import find_packed, load_packed
 from .scaled import find_scaled, load_scaled
 from .scales import with_kv_scales
@@ -68,7 +68,7 @@ class CompressedTensors(Method):
         _check_layout(fields, "format", layout)
         if layout == "mixed-precision":
             layout = ""
-        self._schemes: dict[str, Scheme] = {}
+        self._schemes: dict[str, TensorScheme] = {}
         targets: dict[str, str] = {}
         for name, group in groups_of(fields).items():
             part = Fields(place, group if isinstance(group, Mapping) else {}, f"{_at(name)}.")
@@ -89,7 +89,7 @@ class CompressedTensors(Method):
                 "kv_cache_scheme asks for a quantized KV cache; it stays in 16 or 32 bits, which "
                 "is more accurate"
             )
-        self._found: dict[str, tuple[Scheme, WeightScheme]] = {}
+        self._found: dict[str, tuple[TensorScheme, WeightScheme]] = {}
         self._floats: dict[str, list[str]] = {}
 
     def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
@@ -120,7 +120,7 @@ class CompressedTensors(Method):
             raise CheckpointError(
                 f"{self._where}: {weight.name} and {packed.name} are both stored; expected one"
             )
-        if packed is None and (weight is None or weight.dtype in FLOATS):
+        if packed is None and (weight is None or weight.dtype in FLOAT_NAMES):
             if weight is not None:
                 self._check_dense(module, stored)
             return None
@@ -142,7 +142,7 @@ class CompressedTensors(Method):
         self._found[module] = scheme, seen
         return item
 
-    def _scheme(self, module: str, tensor: StoredTensor | None) -> Scheme:
+    def _scheme(self, module: str, tensor: StoredTensor | None) -> TensorScheme:
         """The scheme of a module that is stored quantized."""
         classes = classes_of(module)
         rule = self._ignore.rule_for(module, classes)

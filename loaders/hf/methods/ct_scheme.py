@@ -16,7 +16,7 @@ from halfbyte.errors import UnsupportedModelError
 from ...files.fields import Fields, shown
 from ...model.report import LoadReport
 
-Kind = Literal["int", "float"]
+NumberKind = Literal["int", "float"]
 Strategy = Literal["tensor", "channel", "group", "block"]
 
 INPUTS_KEPT = (
@@ -43,7 +43,7 @@ class WeightScheme:
     """
 
     bits: int
-    kind: Kind
+    kind: NumberKind
     symmetric: bool = True
     strategy: Strategy = "channel"
     group_size: int = 0
@@ -74,7 +74,7 @@ class InputScheme:
         top: a dynamic symmetric scale is the largest magnitude over this.
     """
 
-    kind: Kind
+    kind: NumberKind
     symmetric: bool = True
     dynamic: bool = True
     top: float = 127.5
@@ -87,7 +87,7 @@ class InputScheme:
 
 
 @dataclass(frozen=True, slots=True)
-class Scheme:
+class TensorScheme:
     """One group of a config.
 
     Attributes:
@@ -103,7 +103,7 @@ class Scheme:
     layout: str = ""
 
 
-def read_scheme(name: str, fields: Fields, layout: str, report: LoadReport) -> Scheme:
+def read_scheme(name: str, fields: Fields, layout: str, report: LoadReport) -> TensorScheme:
     """A group of ``config_groups``.
 
     Args:
@@ -140,7 +140,7 @@ def read_scheme(name: str, fields: Fields, layout: str, report: LoadReport) -> S
         raise UnsupportedModelError(
             f"{fields.name('weights')} is null but inputs are quantized; that is not supported"
         )
-    return Scheme(name, weights, inputs, fields.text("format", layout))
+    return TensorScheme(name, weights, inputs, fields.text("format", layout))
 
 
 def read_weights(fields: Fields) -> WeightScheme:
@@ -214,27 +214,29 @@ def read_inputs(fields: Fields, report: LoadReport) -> InputScheme | None:
     return InputScheme(kind, symmetric, dynamic, 448.0 if kind == "float" else 127.5)
 
 
-def preset(name: str, fields: Fields, layout: str, report: LoadReport) -> Scheme:
+def preset(name: str, fields: Fields, layout: str, report: LoadReport) -> TensorScheme:
     """The scheme that a preset name (``W4A16``) stands for.
 
     Raises UnsupportedModelError for names that are unknown or not implemented.
     """
     upper = name.upper()
     token8, token_fp8 = InputScheme("int"), InputScheme("float", top=448.0)
-    known: dict[str, Scheme] = {
-        "UNQUANTIZED": Scheme(name, None),
-        "W4A16_ASYM": Scheme(name, WeightScheme(4, "int", False, "group", 128)),
-        "W8A8": Scheme(name, WeightScheme(8, "int"), token8, layout),
-        "INT8": Scheme(name, WeightScheme(8, "int"), token8, layout),
-        "W4AFP8": Scheme(name, WeightScheme(4, "int", True, "group", 128), token_fp8, layout),
-        "FP8": Scheme(
+    known: dict[str, TensorScheme] = {
+        "UNQUANTIZED": TensorScheme(name, None),
+        "W4A16_ASYM": TensorScheme(name, WeightScheme(4, "int", False, "group", 128)),
+        "W8A8": TensorScheme(name, WeightScheme(8, "int"), token8, layout),
+        "INT8": TensorScheme(name, WeightScheme(8, "int"), token8, layout),
+        "W4AFP8": TensorScheme(name, WeightScheme(4, "int", True, "group", 128), token_fp8, layout),
+        "FP8": TensorScheme(
             name,
             WeightScheme(8, "float", strategy="tensor"),
             InputScheme("float", dynamic=False, top=448.0),
             layout,
         ),
-        "FP8_DYNAMIC": Scheme(name, WeightScheme(8, "float"), token_fp8, layout),
-        "FP8_BLOCK": Scheme(name, WeightScheme(8, "float", strategy="block", block=(128, 128))),
+        "FP8_DYNAMIC": TensorScheme(name, WeightScheme(8, "float"), token_fp8, layout),
+        "FP8_BLOCK": TensorScheme(
+            name, WeightScheme(8, "float", strategy="block", block=(128, 128))
+        ),
     }
     if upper == "FP8_BLOCK":
         report.decide(INPUTS_KEPT)
@@ -247,7 +249,7 @@ def preset(name: str, fields: Fields, layout: str, report: LoadReport) -> Scheme
             f"{', '.join(known)}, W2A16 to W8A16 and W2A8 to W7A8"
         )
     weights = WeightScheme(int(plain[1]), "int", True, "group", 128)
-    return Scheme(name, weights, token8 if plain[2] == "8" else None, layout)
+    return TensorScheme(name, weights, token8 if plain[2] == "8" else None, layout)
 
 
 def _part(fields: Fields, key: str) -> Fields:
@@ -264,7 +266,7 @@ def _check_keys(fields: Fields) -> None:
             )
 
 
-def _kind(fields: Fields) -> Kind:
+def _kind(fields: Fields) -> NumberKind:
     kind = fields.text("type", "int").lower()
     if kind not in ("int", "float"):
         raise fields.error("type", kind, "int or float")

@@ -14,7 +14,7 @@ from halfbyte.errors import UnsupportedModelError
 from ...files.fields import Fields, shown
 from ...model.report import LoadReport
 from .ct_rules import texts
-from .ct_scheme import INPUTS_KEPT, InputScheme, Scheme, WeightScheme, block_size
+from .ct_scheme import INPUTS_KEPT, InputScheme, TensorScheme, WeightScheme, block_size
 from .uniform import UniformMethod
 
 
@@ -45,9 +45,9 @@ def open_fp8(place: str, config: Mapping[str, Any], report: LoadReport) -> Unifo
             )
         block = block_size(fields, "weight_block_size", config["weight_block_size"])
         report.decide(INPUTS_KEPT)
-        scheme = Scheme("fp8", WeightScheme(8, "float", strategy="block", block=block))
+        scheme = TensorScheme("fp8", WeightScheme(8, "float", strategy="block", block=block))
     else:
-        scheme = Scheme(
+        scheme = TensorScheme(
             "fp8",
             WeightScheme(8, "float", strategy="tensor"),
             InputScheme("float", dynamic=inputs == "dynamic", top=448.0),

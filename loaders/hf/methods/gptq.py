@@ -125,7 +125,7 @@ class GPTQ(Method):
         qweight, qzeros, scales = (parts[name] for name in ("qweight", "qzeros", "scales"))
         checks.check_dtype(where, qweight, ("I32",))
         checks.check_dtype(where, qzeros, ("I32",))
-        checks.check_dtype(where, scales, checks.FLOATS)
+        checks.check_dtype(where, scales, checks.FLOAT_NAMES)
         if said.quantized and said.bits is not None and said.bits not in BITS:
             raise UnsupportedModelError(
                 f"{where}: {module} has {said.bits} bits; supported are 2, 3, 4 and 8"

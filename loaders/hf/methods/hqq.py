@@ -22,7 +22,7 @@ from ...files.fields import shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
 from .base import FolderTensors, Method, QuantizedModule, Read
-from .checks import FLOATS, expect, finite, missing
+from .checks import FLOAT_NAMES, expect, finite, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +125,7 @@ class HQQ(Method):
                 f"({module} is the first)"
             )
         codes = parts["W_q"]
-        if codes.dtype not in ("U8", *FLOATS) or codes.nbytes != total * width // 8:
+        if codes.dtype not in ("U8", *FLOAT_NAMES) or codes.nbytes != total * width // 8:
             raise CheckpointError(
                 f"{self._where}: tensor {codes.name} is {codes.dtype} {list(codes.shape)}, "
                 f"{codes.nbytes} bytes; expected {total * width // 8} bytes for {list(shape)} in "
@@ -133,7 +133,7 @@ class HQQ(Method):
             )
         groups = total // group
         for key in ("scale", "zero"):
-            expect(self._where, parts[key], FLOATS, (groups, 1), (groups,))
+            expect(self._where, parts[key], FLOAT_NAMES, (groups, 1), (groups,))
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The matrix [N, K] as codes with offsets ``-zero * scale``, in float32.

@@ -11,7 +11,7 @@ from halfbyte.errors import UnsupportedModelError
 from ...files.fields import Fields, shown
 from ...model.report import LoadReport
 from .ct_rules import texts
-from .ct_scheme import InputScheme, Scheme, WeightScheme
+from .ct_scheme import InputScheme, TensorScheme, WeightScheme
 from .uniform import UniformMethod
 
 _MAX_GLOBS = 1 << 10
@@ -49,7 +49,7 @@ def open_modelopt(place: str, config: Mapping[str, Any], report: LoadReport) -> 
     return UniformMethod(
         "modelopt",
         place,
-        Scheme(
+        TensorScheme(
             "FP8",
             WeightScheme(8, "float", strategy="tensor"),
             InputScheme("float", dynamic=False, top=448.0),

@@ -18,7 +18,7 @@ from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
 from .base import FolderTensors, QuantizedModule, Read
 from .checks import check_dtype, missing, wrong_shape
-from .ct_scheme import Scheme, WeightScheme
+from .ct_scheme import TensorScheme, WeightScheme
 from .scaled import offset_zeros
 from .scales import (
     activation,
@@ -54,7 +54,7 @@ def find_packed(
     where: str,
     module: str,
     shape: tuple[int, int],
-    scheme: Scheme,
+    scheme: TensorScheme,
     tensors: FolderTensors,
     report: LoadReport,
 ) -> tuple[QuantizedModule, WeightScheme]:
@@ -139,7 +139,7 @@ def _checks(parts: Mapping[str, StoredTensor], k: int, bits: int) -> tuple[str, 
 def load_packed(
     where: str,
     module: QuantizedModule,
-    scheme: Scheme,
+    scheme: TensorScheme,
     seen: WeightScheme,
     read: Read,
     report: LoadReport,

@@ -14,7 +14,7 @@ from halfbyte.errors import UnsupportedModelError
 from ...files.fields import Fields, shown
 from ...model.report import LoadReport
 from .ct_rules import texts
-from .ct_scheme import InputScheme, Scheme, WeightScheme
+from .ct_scheme import InputScheme, TensorScheme, WeightScheme
 from .uniform import UniformMethod
 
 _HINT = "use a compressed-tensors checkpoint of the model (llm-compressor: W8A8, W4A16, FP8)"
@@ -55,7 +55,7 @@ def open_quark(place: str, config: Mapping[str, Any], report: LoadReport) -> Uni
     return UniformMethod(
         "quark",
         place,
-        Scheme(
+        TensorScheme(
             "global_quant_config",
             WeightScheme(8, "float", strategy="tensor" if strategy == "per_tensor" else "channel"),
             inputs,

@@ -16,7 +16,7 @@ from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
 from .base import QuantizedModule, Read
 from .checks import check_dtype, finite, missing, wrong_shape
-from .ct_scheme import Scheme, WeightScheme
+from .ct_scheme import TensorScheme, WeightScheme
 from .scales import activation, checked_module, per_row, read_scales, row_chunks, stored_weights
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from ....kernels.formats.canonical import QuantizedLinear
 
-DTYPES = {"I8": "int", "F8_E4M3": "float"}
+_DTYPES = {"I8": "int", "F8_E4M3": "float"}
 
 
 def find_scaled(
     where: str,
     module: str,
     shape: tuple[int, int],
-    scheme: Scheme,
+    scheme: TensorScheme,
     stored: Mapping[str, StoredTensor],
     report: LoadReport,
     scale_name: str = "weight_scale",
@@ -59,8 +59,8 @@ def find_scaled(
         raise UnsupportedModelError(
             f"{where}: tensor {weight.name} is F8_E5M2; supported are I8 and F8_E4M3"
         )
-    check_dtype(where, weight, DTYPES)
-    if weights is None or weights.kind != DTYPES[weight.dtype]:
+    check_dtype(where, weight, _DTYPES)
+    if weights is None or weights.kind != _DTYPES[weight.dtype]:
         kind = "no" if weights is None else weights.kind
         raise CheckpointError(
             f"{where}: tensor {weight.name} is {weight.dtype}, but group {scheme.name} of the "
@@ -86,7 +86,7 @@ def find_scaled(
 
 
 def load_scaled(
-    where: str, module: QuantizedModule, scheme: Scheme, seen: WeightScheme, read: Read
+    where: str, module: QuantizedModule, scheme: TensorScheme, seen: WeightScheme, read: Read
 ) -> QuantizedLinear:
     """The weight [N, K]: codes, scales, zero points, and the rule of its inputs.
 

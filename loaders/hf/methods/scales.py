@@ -13,8 +13,8 @@ from ....kernels.formats.weight_format import ActivationFormat, WeightFormat, Ze
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
 from .base import QuantizedModule, Read
-from .checks import FLOATS, check_dtype, finite, missing, wrong_shape
-from .ct_scheme import InputScheme, Scheme, WeightScheme
+from .checks import FLOAT_NAMES, check_dtype, finite, missing, wrong_shape
+from .ct_scheme import InputScheme, TensorScheme, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ def stored_weights(
     columns must be those of the config's groups or blocks. Raises CheckpointError otherwise.
     """
     n, k = shape
-    check_dtype(where, scale, FLOATS)
+    check_dtype(where, scale, FLOAT_NAMES)
     if scale.shape in ((), (1,), (1, 1)) and scheme.strategy != "block":
         # A group as wide as the row is no tensor of one row: keep what the config says.
         fits = n == 1 and scheme.strategy in ("channel", "group")
@@ -76,7 +76,7 @@ def checked_module(
     where: str,
     module: str,
     shape: tuple[int, int],
-    scheme: Scheme,
+    scheme: TensorScheme,
     seen: WeightScheme,
     parts: dict[str, StoredTensor],
     stored: Mapping[str, StoredTensor],
@@ -121,7 +121,7 @@ def group_size(scheme: WeightScheme, k: int) -> int:
     return size if size and (size < k or (size == k and scheme.strategy == "group")) else -1
 
 
-def form_of(scheme: Scheme, seen: WeightScheme, k: int, zeros: bool) -> WeightFormat:
+def form_of(scheme: TensorScheme, seen: WeightScheme, k: int, zeros: bool) -> WeightFormat:
     """The canonical format of weights [N, K], but for column order and static input scales.
 
     Args:
@@ -160,7 +160,7 @@ def per_row(scheme: WeightScheme, shape: tuple[int, int], values: Tensor) -> Ten
 def _check_inputs(
     where: str,
     module: str,
-    scheme: Scheme,
+    scheme: TensorScheme,
     parts: dict[str, StoredTensor],
     stored: Mapping[str, StoredTensor],
     report: LoadReport,
@@ -190,7 +190,7 @@ def _check_inputs(
             where, module, ["input_zero_point"], f"inputs of group {scheme.name} are asymmetric"
         )
     for suffix, tensor in found.items():
-        check_dtype(where, tensor, FLOATS if suffix == "input_scale" else (*_INTS, "F8_E4M3"))
+        check_dtype(where, tensor, FLOAT_NAMES if suffix == "input_scale" else (*_INTS, "F8_E4M3"))
         if tensor.shape not in ((), (1,), (1, 1)):
             raise wrong_shape(where, tensor, "one value for the whole tensor")
 

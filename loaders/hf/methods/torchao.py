@@ -22,7 +22,7 @@ from ...files.safetensors_index import StoredTensor
 from ...model.quantizing import is_decoder_linear
 from ...model.report import LoadReport
 from .base import FolderTensors, Method, QuantizedModule, Read
-from .checks import FLOATS, expect, finite, missing
+from .checks import FLOAT_NAMES, expect, finite, missing
 
 if TYPE_CHECKING:
     from ....kernels.formats.canonical import Weight
@@ -104,7 +104,12 @@ class TorchAO(Method):
                 f"{codes.name} is {codes.dtype} {list(codes.shape)} for a weight {list(shape)}"
             )
         groups = scale.shape[1] if len(scale.shape) == 2 else 0
-        if scale.dtype not in FLOATS or groups < 1 or k % groups or scale.shape[0] not in (1, n):
+        if (
+            scale.dtype not in FLOAT_NAMES
+            or groups < 1
+            or k % groups
+            or scale.shape[0] not in (1, n)
+        ):
             raise CheckpointError(
                 f"{self._where}: tensor {scale.name} is {scale.dtype} {list(scale.shape)}; "
                 f"expected [{n}, G] or [1, 1], with G groups in {k} columns"
@@ -112,7 +117,9 @@ class TorchAO(Method):
         if scale.shape[0] != n and groups > 1:
             raise self._unsupported(f"{scale.name} has one row for {n} rows of {groups} groups")
         if "zero_point" in parts:
-            expect(self._where, parts["zero_point"], ("I8", "I32", "I64", *FLOATS), scale.shape)
+            expect(
+                self._where, parts["zero_point"], ("I8", "I32", "I64", *FLOAT_NAMES), scale.shape
+            )
         label = "a scale for each row" if groups == 1 else f"g{k // groups}"
         linear = is_decoder_linear(f"{module}.weight", shape) or module.endswith("lm_head")
         form = WeightFormat(

@@ -9,8 +9,8 @@ from halfbyte.errors import UnsupportedModelError
 
 from ...model.report import LoadReport
 from .base import FolderTensors, Method, QuantizedModule, Read
-from .ct_scheme import Scheme, WeightScheme
-from .scaled import DTYPES, find_scaled, load_scaled
+from .ct_scheme import TensorScheme, WeightScheme
+from .scaled import _DTYPES, find_scaled, load_scaled
 from .scales import with_kv_scales
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class UniformMethod(Method):
         self,
         name: str,
         place: str,
-        scheme: Scheme,
+        scheme: TensorScheme,
         scale_names: tuple[str, ...],
         excluded: Callable[[str], bool],
         report: LoadReport,
@@ -59,9 +59,9 @@ class UniformMethod(Method):
         if weight.dtype == "U8":
             raise UnsupportedModelError(
                 f"{self._where}: tensor {weight.name} is U8, as 4-bit weights are stored; "
-                f"supported for {self.name} are {' and '.join(DTYPES)}"
+                f"supported for {self.name} are {' and '.join(_DTYPES)}"
             )
-        if weight.dtype not in (*DTYPES, "F8_E5M2"):
+        if weight.dtype not in (*_DTYPES, "F8_E5M2"):
             return None
         suffixes = [s for s in self._scale_names if f"{module}.{s}" in stored]
         item, self._found[module] = find_scaled(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ....kernels.formats.canonical import pack_codes, unpack_codes
 
 # Output rows converted at once: keeps the unpacked copies small.
-ROWS = 512
+CONVERTED_ROWS = 512
 
 
 def stream_from_columns(words_RN: Tensor, bits: int, k: int) -> Tensor:
@@ -32,7 +32,7 @@ def clear_tail(codes: Tensor, bits: int, k: int) -> Tensor:
 
 def reorder(codes: Tensor, bits: int, order: Tensor) -> None:
     """Move column ``order[j]`` of the canonical stream uint8 [N, K * bits / 8] to place j."""
-    for rows in codes.split(ROWS):
+    for rows in codes.split(CONVERTED_ROWS):
         block = unpack_codes(rows, bits, order.numel())
         rows.copy_(pack_codes(block.index_select(1, order), bits))
 
@@ -46,8 +46,8 @@ def dense(
     """
     n, k = codes.shape[0], group_of.numel()
     out = torch.empty(n, k, dtype=torch.float32)
-    for start in range(0, n, ROWS):
-        rows = slice(start, start + ROWS)
+    for start in range(0, n, CONVERTED_ROWS):
+        rows = slice(start, start + CONVERTED_ROWS)
         block = unpack_codes(codes[rows], bits, k).float()
         if zeros is None:
             block -= 1 << (bits - 1)
@@ -99,8 +99,8 @@ def interleaved_to_stream(words_KC: Tensor) -> Tensor:
         words_KC = torch.cat((words_KC, words_KC.new_zeros(1, columns)))
     codes = torch.empty(columns, 8, -(-k // 2), dtype=torch.uint8)
     low = 0x0F0F0F0F
-    for start in range(0, columns, ROWS):
-        block = words_KC[:, start : start + ROWS].t()
+    for start in range(0, columns, CONVERTED_ROWS):
+        block = words_KC[:, start : start + CONVERTED_ROWS].t()
         even, odd = turned(block[:, 0::2].t()), turned(block[:, 1::2].t())
         for column, mixed in (
             (0, even & low | (odd & low) << 4),
@@ -108,7 +108,7 @@ def interleaved_to_stream(words_KC: Tensor) -> Tensor:
         ):
             bytes_CM4 = mixed.view(torch.uint8).view(*even.shape, 4)
             for byte, step in enumerate((0, 4, 1, 5)):
-                codes[start : start + ROWS, column + step] = bytes_CM4[:, :, byte]
+                codes[start : start + CONVERTED_ROWS, column + step] = bytes_CM4[:, :, byte]
     return codes.flatten(0, 1)
 
 
@@ -127,7 +127,7 @@ def fast_to_stream(words_RK: Tensor) -> Tensor:
     """
     r, k = words_RK.shape
     codes = torch.empty(r * 4, k // 2, dtype=torch.uint8)
-    step = ROWS // 4
+    step = CONVERTED_ROWS // 4
     for start in range(0, r, step):
         block = words_RK[start : start + step]
         nibbles = torch.stack([((block >> s) & 15).to(torch.uint8) for s in (0, 4, 8, 12)], dim=2)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from halfbyte.engine.advise.capacity import Memory, capacity, packed
+from halfbyte.engine.advise.capacity import DeviceMemory, capacity, packed
 from halfbyte.engine.advise.explain_triton import _linear_row, explain
 from halfbyte.engine.advise.products import Linear
 from halfbyte.engine.backends.triton_ops import TritonOps
@@ -153,7 +153,7 @@ def test_the_engine_gives_the_reason_for_which_plan_refuses(rng: random.Random):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_float8_model_is_planned_as_it_is_explained(arch: int):
     checkpoint = open_checkpoint(FIXTURES / "ct-fp8-dynamic-gemma3")
-    memory = Memory("card", 80 << 30, 1 << 30, 3e12, arch)
+    memory = DeviceMemory("card", 80 << 30, 1 << 30, 3e12, arch)
     planned = capacity(checkpoint, memory, 0, 1, "16bit", "triton").need.by_family
     rows = explain(checkpoint, Device("card", arch, 100))
     kinds = {row.family for row in rows} - {"attention"}

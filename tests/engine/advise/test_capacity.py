@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from halfbyte.engine.advise.capacity import BLOCK, Memory, capacity, measure, packed
+from halfbyte.engine.advise.capacity import BLOCK_TOKENS, DeviceMemory, capacity, measure, packed
 from halfbyte.engine.advise.products import Linear
 from halfbyte.engine.backends import make_backend
 from halfbyte.engine.backends.triton_weights import pack
@@ -47,7 +47,7 @@ FORMS = {
     "NF4": WeightFormat(4, 64, "table", NF4),
     "NF4 blocks of 128, double quantization": WeightFormat(4, 128, "table", NF4),
 }
-CARD = Memory("card", 80 << 30, 1 << 30, 3e12)
+CARD = DeviceMemory("card", 80 << 30, 1 << 30, 3e12)
 HIDDEN, INNER, VOCAB, LAYERS = 4096, 14336, 128256, 32
 LLAMA_8B = ModelConfig("llama", VOCAB, HIDDEN, LAYERS, 32, 8, 128, INNER, 1e-5, 131072)
 
@@ -119,8 +119,8 @@ def test_the_limits_are_the_last_that_fit(gib, kv):
     assert found.fits == (found.max_context >= context) == (found.max_batch >= batch)
     if found.max_context:
         assert fits(found.max_context, batch)
-    if found.max_context + BLOCK <= 131072:
-        assert not fits(found.max_context + BLOCK, batch)
+    if found.max_context + BLOCK_TOKENS <= 131072:
+        assert not fits(found.max_context + BLOCK_TOKENS, batch)
     if found.max_batch:
         assert fits(context, found.max_batch)
     if found.max_batch < 4096:

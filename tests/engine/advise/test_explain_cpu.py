@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from halfbyte import Engine
-from halfbyte.engine.advise.explain import Row, explain_cpu
+from halfbyte.engine.advise.explain import ExplainedRow, explain_cpu
 from halfbyte.engine.backends.cpu import make_cpu_ops
 from halfbyte.engine.backends.cpu_c import NEVER, CompiledOps
 from halfbyte.engine.backends.cpu_torch import TorchOps
@@ -38,7 +38,7 @@ MODELS = [
 ]
 
 
-def rows_of(path: Path, ops: CompiledOps | TorchOps) -> list[Row]:
+def rows_of(path: Path, ops: CompiledOps | TorchOps) -> list[ExplainedRow]:
     checkpoint = open_checkpoint(path)
     try:
         return explain_cpu(checkpoint, ops)

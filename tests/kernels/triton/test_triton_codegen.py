@@ -13,7 +13,7 @@ import triton
 from halfbyte.bench.codegen import CodegenPlan, failures, run_codegen
 from halfbyte.bench.codegen_budget import has_budget
 from halfbyte.errors import ConfigError
-from halfbyte.kernels.codegen.report import Row, over_budget, over_limits
+from halfbyte.kernels.codegen.report import VariantRow, over_budget, over_limits
 from halfbyte.kernels.codegen.sass import is_tensor_core, main_loop
 from halfbyte.kernels.codegen.shipped import families, family_variants, unlisted
 from halfbyte.kernels.codegen.targets import TARGETS, target
@@ -93,7 +93,7 @@ def test_tensor_core_opcodes(opcode):
     assert not is_tensor_core("FFMA") and not is_tensor_core("LDSM")
 
 
-ROW = Row(
+ROW = VariantRow(
     *("w8a8.gemm", "i8", "sm_89", "3.9.0", 100, 0, 4096, 200, 1.5),
     *(0, 2, 8, 2, "IMMA:32", 1, 4),
 )

@@ -12,7 +12,7 @@ import torch
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels import reference as ref
 from halfbyte.kernels.sampling import (
-    Choice,
+    TokenChoice,
     argmax,
     pack_choices,
     reset_counts,
@@ -74,7 +74,7 @@ def test_tokens_equal_the_references(seed, kind, size):
     for slot, prompt in ((0, 10), (1, 25)):
         reset_counts(counts, slot, torch.randint(0, size + 3, (30,), generator=rng), prompt)
     choices = [
-        Choice(
+        TokenChoice(
             temperature=pick.choice([0.0, 0.3, 1.0, 1.7, 1e-40]),
             top_k=pick.choice([0, 0, 1, 5, 50, 4500, size]),
             top_p=pick.choice([1.0, 0.9, 0.5, 0.0, 0.999]),
@@ -111,7 +111,7 @@ def test_kept_set_is_the_references(seed):
     logits = (torch.randn(1, 40, generator=rng) * 2).round() / 2
     for top_k, top_p, min_p in ((7, 1.0, 0.0), (0, 0.8, 0.0), (9, 0.7, 0.0), (0, 1.0, 0.2)):
         keep = ref.keep_mask(logits[0] - logits.max(), top_k, top_p, min_p)
-        choices = [Choice(1.0, top_k, top_p, min_p, seed=seed, position=i) for i in range(10)]
+        choices = [TokenChoice(1.0, top_k, top_p, min_p, seed=seed, position=i) for i in range(10)]
         tokens = sample(logits.expand(10, 40), *pack_choices(choices))
         assert keep[tokens].all()
         wanted = [ref.sample(logits[0], 1.0, top_k, top_p, min_p, seed, i) for i in range(10)]
@@ -121,7 +121,7 @@ def test_kept_set_is_the_references(seed):
 def test_a_row_does_not_see_the_batch(seed):
     rng = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, 5000, generator=rng)
-    choices = [Choice(1.0, 40 * i, 0.95, seed=seed + i, position=i) for i in range(6)]
+    choices = [TokenChoice(1.0, 40 * i, 0.95, seed=seed + i, position=i) for i in range(6)]
     together = sample(logits, *pack_choices(choices))
     for row in (0, 3, 5):
         alone = sample(logits[row : row + 1], *pack_choices(choices[row : row + 1]))
@@ -139,7 +139,7 @@ def test_argmax_takes_the_lowest_of_equals(seed, dtype):
     assert out.tolist() == [
         int((row == top).nonzero()[0]) for row, top in zip(tidy, best, strict=True)
     ]
-    greedy = sample(logits, *pack_choices([Choice()] * 5), valid=4099)
+    greedy = sample(logits, *pack_choices([TokenChoice()] * 5), valid=4099)
     assert torch.equal(out, greedy)
 
 
@@ -153,7 +153,11 @@ def test_broken_rows_have_no_token_and_the_others_theirs(seed):
     broken[3] = math.nan
     broken[5] = -math.inf
     broken[6, pick.randrange(size)] = math.inf
-    for choice in (Choice(), Choice(1.0, 0, 0.9), Choice(1.0, repetition=1.5, slot=0)):
+    for choice in (
+        TokenChoice(),
+        TokenChoice(1.0, 0, 0.9),
+        TokenChoice(1.0, repetition=1.5, slot=0),
+    ):
         counts = torch.zeros(1, size, dtype=torch.int32) if choice.slot == 0 else None
         many = [replace(choice, seed=seed, position=i, slot=-1) for i in range(8)]
         want = sample(logits, *pack_choices(many)).tolist()
@@ -179,7 +183,7 @@ def test_valid_and_strided_rows(seed):
     wide[:, 60:] = 50.0
     view = wide[:, :80]
     assert (argmax(view, valid=60) < 60).all()
-    choices = [Choice(2.0, seed=seed, position=i) for i in range(3)]
+    choices = [TokenChoice(2.0, seed=seed, position=i) for i in range(3)]
     tokens = sample(view, *pack_choices(choices), valid=60)
     wanted = [ref.sample(wide[i, :60], 2.0, 0, 1.0, 0.0, seed, i) for i in range(3)]
     assert tokens.tolist() == wanted
@@ -213,7 +217,7 @@ def test_division_by_corrected_products_is_correctly_rounded(seed):
 
 def test_bad_inputs_are_refused_with_numbers():
     logits = torch.zeros(2, 50)
-    floats, ints = pack_choices([Choice()] * 2)
+    floats, ints = pack_choices([TokenChoice()] * 2)
     with pytest.raises(KernelInputError, match="51 ids are valid, logits have 50 columns"):
         argmax(logits, valid=51)
     with pytest.raises(KernelInputError, match=r"floats has shape \(1, 6\); expected \(2, 6\)"):

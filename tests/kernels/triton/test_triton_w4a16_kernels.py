@@ -12,7 +12,7 @@ from halfbyte.errors import KernelInputError
 from halfbyte.kernels import reference as common_reference
 from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.w4a16 import layout, op
-from halfbyte.kernels.w4a16.config import Config
+from halfbyte.kernels.w4a16.config import W4A16Config
 from halfbyte.kernels.w4a16.reference import dequantize, w4a16_linear_reference
 
 CPU = torch.device("cpu")
@@ -240,4 +240,4 @@ def test_config_is_what_the_rules_say():
     x = torch.zeros(2, 256).half()
     choice = op.explain(x, weight, workspace=poisoned())
     assert choice.kernel == "late"
-    assert choice.config == Config(8, 128, 2, 4, 1)
+    assert choice.config == W4A16Config(8, 128, 2, 4, 1)

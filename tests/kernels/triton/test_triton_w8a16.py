@@ -126,7 +126,7 @@ def test_bias_residual_and_splits(rng, space, monkeypatch):
     residual = torch.randn(11, 130, generator=rng).half()
     expected = ref.linear(x, w, bias, residual)
     for splits in (1, 2, 5):
-        chosen = config.Config(16, 128, 2, 4, splits)
+        chosen = config.FragmentConfig(16, 128, 2, 4, splits)
         monkeypatch.setattr(product, "choose", lambda *a, chosen=chosen, **k: chosen)
         for _ in range(2):
             y = residual.clone()
