@@ -223,7 +223,7 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[OnProgress]:
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-    from rich.progress import OnProgress as RichProgress
+    from rich.progress import Progress as RichProgress
 
     columns = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
     if unit == "bytes":
@@ -283,7 +283,7 @@ def batch_bar(total: int) -> Iterator[BatchBar]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
-    from rich.progress import OnProgress as RichProgress
+    from rich.progress import Progress as RichProgress
 
     bar = RichProgress(
         TextColumn("{task.fields[facts]}"),

@@ -165,7 +165,7 @@ class PackedWeight(Protocol):
         ...
 
 
-PackedT = TypeVar("P", bound=PackedWeight)
+PackedT = TypeVar("PackedT", bound=PackedWeight)
 
 
 class TritonKind(Kind, Protocol[PackedT]):

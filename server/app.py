@@ -37,7 +37,7 @@ from .tenant import Keyring
 
 logger = logging.getLogger("halfbyte.server")
 
-ModelAsked = TypeVar("Asked", bound=RequestModel)
+ModelAsked = TypeVar("ModelAsked", bound=RequestModel)
 
 # Bytes from which a body is read in a thread: our own checks of it are Python.
 _LARGE_BODY = 1 << 16

@@ -31,7 +31,7 @@ from ..run.step import StepInputs
 from .base import Activation, AttentionShape
 from .plain import CpuParts, rope_of
 
-OpFields = ParamSpec("Fields")
+OpFields = ParamSpec("OpFields")
 
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
