@@ -138,6 +138,7 @@ def test_unlisted_families_are_an_error(monkeypatch):
         find_jobs(CodegenPlan())
 
 
+@pytest.mark.slow  # the gate itself runs in tests/kernels/triton/test_triton_codegen.py
 def test_command_line_writes_table_and_json_although_kernels_are_interpreted(tmp_path):
     out = tmp_path / "rows.json"
     command = ["bench", "codegen", "--arch", "sm_90", "--kernel", "w8a16.gather"]

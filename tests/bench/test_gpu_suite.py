@@ -18,7 +18,11 @@ from halfbyte.bench.gpu.part import Part, read
 from halfbyte.bench.gpu.parts import PARTS
 
 
-@pytest.mark.parametrize("name", list(PARTS))
+# "cold" compiles in a fresh process, twice.
+SLOW = {"cold": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in PARTS])
 def test_every_part_runs(name, tmp_path):
     part = Part(name, tmp_path, 60.0, smoke=True)
     PARTS[name](part)

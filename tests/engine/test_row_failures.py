@@ -130,6 +130,7 @@ def test_requests_that_fail_by_themselves_never_end_the_engine(
     assert_clean(engine)
 
 
+@pytest.mark.slow  # the tests above say the same of a tiny model
 def test_min_tokens_and_special_stop_strings_on_the_default_model(smollm2: Path) -> None:
     """The answers of a loop over ``Engine.logits`` in which the end ids are -inf."""
     engine = Engine(smollm2, exact=True, kv_tokens=512)

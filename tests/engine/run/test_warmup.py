@@ -33,7 +33,7 @@ def keys_of(model: Path, mode: str, context: int) -> tuple[int, list[str]]:
     return keys["before"], keys["after"]
 
 
-@pytest.mark.parametrize("mode", ["plain", "exact"])
+@pytest.mark.parametrize("mode", ["plain", pytest.param("exact", marks=pytest.mark.slow)])
 def test_nothing_is_compiled_after_ready(mode: str, tiny_gguf: Path) -> None:
     before, after = keys_of(tiny_gguf, mode, 320)
     assert before > 10
@@ -42,7 +42,11 @@ def test_nothing_is_compiled_after_ready(mode: str, tiny_gguf: Path) -> None:
 
 # Mixed formats of q, k, v: outputs that are strips of a matrix; 8-bit inputs beside 16-bit ones.
 @pytest.mark.parametrize(
-    "name", ["autoround-4b-g64-asym-mixed-mistral", "ct-mixed-w4a16-w8a8-phi3"]
+    "name",
+    [
+        pytest.param("autoround-4b-g64-asym-mixed-mistral", marks=pytest.mark.slow),
+        "ct-mixed-w4a16-w8a8-phi3",
+    ],
 )
 def test_nothing_is_compiled_after_ready_of_mixed_kernels(name: str, tiny_hf: Path) -> None:
     before, after = keys_of(tiny_hf.parent / name, "plain", 256)
