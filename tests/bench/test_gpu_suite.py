@@ -17,7 +17,6 @@ from halfbyte.bench.gpu.correctness import FAMILIES
 from halfbyte.bench.gpu.part import Part, read
 from halfbyte.bench.gpu.parts import PARTS
 
-
 # "cold" compiles in a fresh process, twice.
 SLOW = {"cold": pytest.mark.slow}
 
