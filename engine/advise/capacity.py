@@ -18,7 +18,7 @@ from ...kernels.kind import carrier
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
 from ..run.memory import KV_SHARE
-from .products import Linear, embedding, groups
+from .products import Product, embedding, groups
 
 KVType = Literal["16bit", "int8", "float32"]
 PlanTarget = Literal["triton", "cpu"]
@@ -202,7 +202,7 @@ def measure(checkpoint: Checkpoint, kv: KVType, target: PlanTarget, arch: int = 
     )
 
 
-def packed(linear: Linear, target: PlanTarget, arch: int = 0) -> tuple[str, int]:
+def packed(linear: Product, target: PlanTarget, arch: int = 0) -> tuple[str, int]:
     """The kind that carries a matrix [N, K] on a target, and its bytes, the bias apart."""
     if target == "cpu":
         kind = carrier(tiles.TILE_KINDS, linear.spec, 0).kind

@@ -14,7 +14,7 @@ from ...kernels.kind import carrier, refusal
 from ...loaders.base import Checkpoint
 from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
 from ..backends.cpu_torch import TorchOps
-from .products import Linear, groups
+from .products import Product, groups
 
 PREFILL_ROWS = 1024
 """Most rows of a step, with the engine's default options."""
@@ -73,7 +73,7 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Exp
     return rows + list(_attention(checkpoint, isinstance(ops, CompiledOps)))
 
 
-def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[ExplainedRow]:
+def _compiled(linear: Product, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[ExplainedRow]:
     kind = carrier(TILE_KINDS, linear.spec, 0).kind
     kept, why = kind.name, kind.how(linear.spec)
     last = min(ops.gemm_rows - 1, PREFILL_ROWS)
@@ -91,7 +91,7 @@ def _compiled(linear: Linear, layers: tuple[int, ...], ops: CompiledOps) -> Iter
         yield _row(linear, layers, PREFILL_ROWS, kept, "gemm", config, why, {"linear": panels})
 
 
-def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[ExplainedRow]:
+def _torch(linear: Product, layers: tuple[int, ...], ops: TorchOps) -> Iterator[ExplainedRow]:
     dtype = str(ops.matmul).removeprefix("torch.")
     found = carrier(ops.kinds, linear.spec, 0)
     why = refusal(found.rejected) or f"torch has a kernel for such weights and {dtype}"
@@ -99,7 +99,7 @@ def _torch(linear: Linear, layers: tuple[int, ...], ops: TorchOps) -> Iterator[E
 
 
 def _row(
-    linear: Linear,
+    linear: Product,
     layers: tuple[int, ...],
     m: int,
     family: str,

@@ -19,7 +19,7 @@ from ...kernels.kind import BUCKETS, Conditions
 from ...kernels.tables import Tables
 from ...loaders.base import Checkpoint
 from .explain import ExplainedRow
-from .products import Linear, groups
+from .products import Product, groups
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Rows of the decode steps that are explained."""
@@ -57,7 +57,9 @@ def explain(
     return rows + list(_attention_rows(checkpoint, device, exact, page, context))
 
 
-def _linear_row(linear: Linear, layers: tuple[int, ...], m: int, where: Conditions) -> ExplainedRow:
+def _linear_row(
+    linear: Product, layers: tuple[int, ...], m: int, where: Conditions
+) -> ExplainedRow:
     found = linear.carrier(where.device.arch)
     chosen = found.kind.choose(found.spec, m, where)
     return ExplainedRow(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class Product:
     """One product of a layer, fused as the engine fuses it.
 
     Attributes:
@@ -43,10 +43,10 @@ class Linear:
         return found.kind.problem(found.spec, m, where)
 
 
-def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
+def groups(checkpoint: Checkpoint) -> list[tuple[Product, tuple[int, ...]]]:
     """The products of a model, each with the layers that have it; the head has none."""
     infos = {info.name: info for info in checkpoint.tensors()}
-    found: dict[Linear, list[int]] = {}
+    found: dict[Product, list[int]] = {}
     for index in range(checkpoint.config.num_layers):
         # Experts of one shape and format are one entry.
         for linear in dict.fromkeys(_layer(infos, f"model.layers.{index}")):
@@ -62,13 +62,13 @@ def groups(checkpoint: Checkpoint) -> list[tuple[Linear, tuple[int, ...]]]:
     return out
 
 
-def embedding(checkpoint: Checkpoint) -> Linear:
+def embedding(checkpoint: Checkpoint) -> Product:
     """The embedding, which a tied head shares."""
     infos = {info.name: info for info in checkpoint.tensors()}
     return _linear("embedding", [infos["model.embed_tokens.weight"]], table=True)
 
 
-def _layer(infos: dict[str, TensorInfo], layer: str) -> Iterator[Linear]:
+def _layer(infos: dict[str, TensorInfo], layer: str) -> Iterator[Product]:
     def take(block: str, names: Sequence[str]) -> list[TensorInfo]:
         return [infos[f"{layer}.{block}.{name}.weight"] for name in names]
 
@@ -88,7 +88,7 @@ def _fused(
     names: tuple[str, ...],
     take: Callable[[str, Sequence[str]], list[TensorInfo]],
     block: str,
-) -> Iterator[Linear]:
+) -> Iterator[Product]:
     """One product when ``can_fuse`` would stack the weights, else one for each."""
     parts = take(block, names)
     forms = [p.format for p in parts]
@@ -103,12 +103,12 @@ def _fused(
 
 def _linear(
     module: str, parts: list[TensorInfo], gated: bool = False, table: bool = False
-) -> Linear:
+) -> Product:
     labels = "/".join(dict.fromkeys(p.label for p in parts))
     first, n = parts[0], sum(p.shape[0] for p in parts)
     # Stacked scales have the widest of their types.
     wide = next((p.dtype for p in parts if p.dtype == "F32"), first.dtype)
     half = all(p.half for p in parts)
-    return Linear(
+    return Product(
         module, labels, MatrixSpec(n, first.shape[1], first.format, wide, half, gated, table)
     )

@@ -299,7 +299,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             )
             x_TK = half
         int8 = x_TK.dtype == torch.int8
-        product = partial(ops.Gemm, int8=int8) if large else ops.LinearOp
+        product = partial(ops.Gemm, int8=int8) if large else ops.Linear
         self._emit(
             product,
             tiled=weight,

@@ -117,7 +117,7 @@ class Embed(Op):
     factor: Float
 
 
-class LinearOp(Op):
+class Linear(Op):
     """``out`` [T, N] = ``factors`` * (``x`` W^T) + bias, or added to ``out`` with ``add``.
 
     ``factors`` are one for each row of ``x`` [T, K], or None: 1.
@@ -134,7 +134,7 @@ class LinearOp(Op):
 
 
 class Gemm(Op):
-    """:class:`LinearOp` for many rows, with ``x`` in blocks of bfloat16.
+    """:class:`Linear` for many rows, with ``x`` in blocks of bfloat16.
 
     With ``int8`` they are of int8, for codes of 8 bits with one scale for each row.
     """
@@ -387,7 +387,7 @@ class PackBlocks(Op):
 
 RECORDS = Records(
     (
-        *(Embed, RmsNorm, LinearOp, RopeKv, AttentionSplit, AttentionMerge, AttentionRun, GatedMul),
+        *(Embed, RmsNorm, Linear, RopeKv, AttentionSplit, AttentionMerge, AttentionRun, GatedMul),
         *(ToBf16, Gemm, Argmax, Add, Gather, Quantize, PackRows, PackWords, PackBlocks),
     )
 )

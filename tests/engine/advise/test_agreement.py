@@ -16,7 +16,7 @@ import torch
 
 from halfbyte.engine.advise.capacity import DeviceMemory, capacity, packed
 from halfbyte.engine.advise.explain_triton import _linear_row, explain
-from halfbyte.engine.advise.products import Linear
+from halfbyte.engine.advise.products import Product
 from halfbyte.engine.backends.triton_ops import TritonOps
 from halfbyte.engine.backends.triton_weights import pack
 from halfbyte.errors import UnsupportedWeightError
@@ -114,7 +114,7 @@ def test_plan_explain_and_engine_agree_on_every_format_and_architecture(rng: ran
     seen: set[str] = set()
     for form, use in [(form, use) for form in formats() for use in USES]:
         spec = spec_of(rng, form, use)
-        linear, m = Linear("w", "label", spec), rng.choice((1, 7, 16, 33, 100, 700))
+        linear, m = Product("w", "label", spec), rng.choice((1, 7, 16, 33, 100, 700))
         # The kernels of every format in 16 bits, and of some others.
         often = 0.3 if form is None or form.act is None else 0.02
         own = rng.choice(ARCHS) if rng.random() < often else None
@@ -143,10 +143,10 @@ def test_the_engine_gives_the_reason_for_which_plan_refuses(rng: random.Random):
         spec = spec_of(rng, form)
         reason = ops.supports(weight_of(spec))
         if reason is None:
-            assert packed(Linear("w", "label", spec), "triton", 0)[1] > 0
+            assert packed(Product("w", "label", spec), "triton", 0)[1] > 0
             continue
         with pytest.raises(UnsupportedWeightError) as raised:
-            packed(Linear("w", "label", spec), "triton", 0)
+            packed(Product("w", "label", spec), "triton", 0)
         assert raised.value.message == reason
 
 
@@ -188,5 +188,5 @@ def test_headers_tell_the_size_of_loaded_weights(folder: str):
         size = held.nbytes
         if isinstance(held.packed, PackedW8A8):
             size += held.packed.colsum.nbytes
-        assert packed(Linear("w", info.label, spec), "triton") == (held.kind.name, size), info
+        assert packed(Product("w", info.label, spec), "triton") == (held.kind.name, size), info
     checkpoint.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from halfbyte.engine.advise.capacity import BLOCK_TOKENS, DeviceMemory, capacity, measure, packed
-from halfbyte.engine.advise.products import Linear
+from halfbyte.engine.advise.products import Product
 from halfbyte.engine.backends import make_backend
 from halfbyte.engine.backends.triton_weights import pack
 from halfbyte.engine.config import EngineConfig
@@ -198,7 +198,7 @@ def test_sizes_are_those_of_the_packer(label, gated):
     size = held.nbytes
     if isinstance(held.packed, PackedW8A8):
         size += held.packed.colsum.nbytes  # which few products read
-    linear = Linear("w", label, MatrixSpec(n, k, form, half=not wide, gated=gated))
+    linear = Product("w", label, MatrixSpec(n, k, form, half=not wide, gated=gated))
     assert packed(linear, "triton") == (held.kind.name, size)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halfbyte.engine.advise.explain_triton import _linear_row, explain
-from halfbyte.engine.advise.products import Linear, groups
+from halfbyte.engine.advise.products import Product, groups
 from halfbyte.engine.backends.triton_weights import TritonLinear, pack
 from halfbyte.kernels.codebook import PackedCodebook
 from halfbyte.kernels.device.gpus import gpu
@@ -33,7 +33,7 @@ from halfbyte.loaders.model.config import ModelConfig
 H100 = gpu("sm_90")
 
 
-def kind_of(linear: Linear, arch: int = 90) -> str:
+def kind_of(linear: Product, arch: int = 90) -> str:
     return linear.carrier(arch).kind.name
 
 
@@ -120,7 +120,7 @@ def test_a_tied_head_is_packed_as_the_table_is(label):
 def test_w8a8_names_its_tile(floating):
     act = ActivationFormat("e4m3" if floating else "int8")
     form = WeightFormat(8, -1, "e4m3" if floating else "none", act=act)
-    linear = Linear("w", "W8A8", MatrixSpec(4096, 4096, form))
+    linear = Product("w", "W8A8", MatrixSpec(4096, 4096, form))
     assert kind_of(linear) == ("fp8" if floating else "w8a8")
     assert kind_of(linear, 80) == ("dense" if floating else "w8a8")
     row = _linear_row(linear, (0,), 16, Conditions(H100, exact=True))
@@ -132,7 +132,7 @@ def test_w8a8_names_its_tile(floating):
 def test_formats_are_carried_as_the_packer_does(label):
     form = CANONICAL.get(label)
     assert (form is not None) == (label in QUANTIZED_TYPES)
-    linear = Linear("w", label, MatrixSpec(192, 256, form))
+    linear = Product("w", label, MatrixSpec(192, 256, form))
     if form is None:
         assert kind_of(linear) == "dense"
         return
@@ -156,7 +156,7 @@ def test_formats_are_carried_as_the_packer_does(label):
 
 def test_gated_rows_are_padded_as_the_packer_does():
     form = WeightFormat(4, -1)
-    linear = Linear("gate_proj + up_proj", "int4", MatrixSpec(2 * 96, 256, form, gated=True))
+    linear = Product("gate_proj + up_proj", "int4", MatrixSpec(2 * 96, 256, form, gated=True))
     weight: TritonLinear = pack(
         _quantized(form, 192, 256), None, torch.float16, torch.device("cpu"), gated=True
     )
