@@ -59,7 +59,7 @@ class ModelSizes:
 TINY = ModelSizes(128, 256, 2, 1, 64, 1, 256, 16)
 
 
-class Product:
+class StepProduct:
     """A random weight [N, K] of a format with the kind that carries it here.
 
     Args:
@@ -78,7 +78,7 @@ class Product:
         weight = random_weight(form, n, k, device)
         self.weight = self.kind.pack(weight, torch.float16, device, gated)
 
-    def clone(self) -> Product:
+    def clone(self) -> StepProduct:
         """The same in memory of its own."""
         other = copy(self)
         other.weight = clone(self.weight)
@@ -102,13 +102,13 @@ class StepModel:
         s = shape
         wide = (s.heads + 2 * s.kv_heads) * s.dim
         first = (
-            Product(BODY, wide, s.hidden, device),
-            Product(BODY, s.hidden, s.heads * s.dim, device),
-            Product(BODY, 2 * s.inner, s.hidden, device, gated=True),
-            Product(BODY, s.hidden, s.inner, device),
+            StepProduct(BODY, wide, s.hidden, device),
+            StepProduct(BODY, s.hidden, s.heads * s.dim, device),
+            StepProduct(BODY, 2 * s.inner, s.hidden, device, gated=True),
+            StepProduct(BODY, s.hidden, s.inner, device),
         )
         self.layers = [first, *(tuple(p.clone() for p in first) for _ in range(s.layers - 1))]
-        self.head = Product(HEAD, s.vocabulary, s.hidden, device)
+        self.head = StepProduct(HEAD, s.vocabulary, s.hidden, device)
         self.embedding = torch.randn(s.vocabulary, s.hidden, device=device, dtype=torch.float16)
         self.norm = torch.ones(s.hidden, device=device, dtype=torch.float16)
         self.context = ProductContext(Workspace(device))
