@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _TEMPLATE_ROOM = 64
 
 
-def fetch_default(model: str) -> None:
-    """Pull a registered model that is not there yet; check that any other exists.
+def fetch_model(model: str) -> None:
+    """Pull the model if it is a registered one that is not here yet; any other must exist.
 
     Raises ModelNotFoundError or DownloadError before torch is imported.
     """
@@ -30,7 +30,7 @@ def fetch_default(model: str) -> None:
 @contextlib.contextmanager
 def open_engine(model: str, options: dict[str, Any]) -> Iterator[Engine]:
     """An engine for the block. Raises HalfbyteError subclasses from loading."""
-    fetch_default(model)
+    fetch_model(model)
     with progress_bar(f"loading {model}", unit="steps") as progress:
         from ..engine.engine import Engine
 
@@ -51,7 +51,7 @@ def check_room(model: str, max_context: int, text: str, asking: Asking) -> None:
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 
-    fetch_default(model)
+    fetch_model(model)
     checkpoint = open_checkpoint(resolve_model(model))
     try:
         own = checkpoint.config.max_position

@@ -8,7 +8,7 @@ import typer
 
 from . import options as opt
 from .console import loading_bar
-from .loading import fetch_default
+from .loading import fetch_model
 
 
 @opt.flat
@@ -144,7 +144,7 @@ def serve(
         "kv_tokens": kv_tokens,
     }
     EngineConfig(**options)
-    fetch_default(model)
+    fetch_model(model)
     with loading_bar(f"loading {model}") as progress:
         from ..server import run
         from ..server.admission import QueueLimits

@@ -1,4 +1,4 @@
-"""``Engine``: the public face. It wires the parts together and runs the step loop."""
+"""``Engine``: the public face. It opens the model and takes turns at the step loop."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ class Engine:
     def step(self) -> list[Delta]:
         """Compute one step; returns what became known of requests that :meth:`submit` queued.
 
-        Order: plan, launch, sample, commit; with ``overlap`` the commit is of the step before.
+        Order: plan, launch, sample, commit; with ``overlap``: plan, launch, commit of the step
+        before, sample.
         A request whose own row fails ends alone, with an error delta. If the whole computation
         raises, the requests of this step end so, the others go on, and nothing computed in the
         step is shared.

@@ -148,7 +148,7 @@ class ProductContext:
     Attributes:
         workspace: of the stream that they run on.
         exact: each row gets the same bits whatever other rows there are.
-        overrides: tuned configurations.
+        overrides: tuned configurations, as ``Conditions.tables`` has them.
     """
 
     workspace: Workspace

@@ -22,7 +22,7 @@ _FAILURES = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 @dataclass(slots=True)
 class Call:
-    """What the access line tells about one HTTP request; filled in as it goes.
+    """The record of one HTTP request, of which the access line is made.
 
     Attributes:
         request_id: id in the ``X-Request-Id`` header and the log.

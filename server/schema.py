@@ -2,7 +2,7 @@
 
 Requests are strict: no boolean passes for a number, no string for an integer, no NaN. Every
 optional field may be null, which means its default. Unknown fields are ignored, and the known
-ones that are not honoured are refused by `server.unsupported`.
+ones that are not honoured are refused by `unsupported`.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ class OpenAIService:
         ids: Sequence[int],
         limit: int | None,
         default: int | None,
-        field: str,
+        prompt_field: str,
     ) -> SamplingParams:
         """Sampling parameters with the token limit checked against the context."""
         room = self._client.max_context - len(ids)
@@ -255,7 +255,7 @@ class OpenAIService:
             raise RequestError(
                 f"the context holds {self._client.max_context} tokens, but the prompt has "
                 f"{len(ids)}{asked}",
-                param=field if room < 1 else "max_tokens",
+                param=prompt_field if room < 1 else "max_tokens",
                 code="context_length_exceeded",
                 hint="shorten the prompt or lower max_tokens",
             )
@@ -292,9 +292,9 @@ class OpenAIService:
         name: str,
         call: Call,
     ) -> Head:
-        name_of_id = request.request_id or call.request_id or uuid.uuid4().hex
+        suffix = request.request_id or call.request_id or uuid.uuid4().hex
         return Head(
-            id=f"{kind}-{name_of_id}",
+            id=f"{kind}-{suffix}",
             created=int(time.time()),
             model=name,
             fingerprint=self.fingerprint,

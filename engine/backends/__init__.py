@@ -47,15 +47,17 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     ops = make_cpu_ops(config)
     if not isinstance(ops, CompiledOps):
         return _plain(ops, config.exact)
-    return _whole(ops, partial(RecordingExecutor, recorder=ops))
+    return _one_object(ops, partial(RecordingExecutor, recorder=ops))
 
 
 def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
     """A backend in plain torch, whose results depend on the batch unless each token is alone."""
-    return _whole(ops, OneByOneExecutor if exact else EagerExecutor)
+    return _one_object(ops, OneByOneExecutor if exact else EagerExecutor)
 
 
-def _whole(ops: CompiledOps | PlainOps[Any] | TritonOps, executor: ExecutorFactory) -> Backend[Any]:
+def _one_object(
+    ops: CompiledOps | PlainOps[Any] | TritonOps, executor: ExecutorFactory
+) -> Backend[Any]:
     """A backend of one object that packs, computes and draws, and of what runs its steps."""
     return Backend(
         name=ops.name,
@@ -114,6 +116,6 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     ops = TritonOps(device, dtype, config.exact)
 
     if device.type != "cuda":
-        return _whole(ops, partial(EagerExecutor, prepare=ops.prepare))
+        return _one_object(ops, partial(EagerExecutor, prepare=ops.prepare))
     recorder = CudaGraphs(device)
-    return _whole(ops, partial(CapturingExecutor, recorder=recorder, prepare=ops.prepare))
+    return _one_object(ops, partial(CapturingExecutor, recorder=recorder, prepare=ops.prepare))

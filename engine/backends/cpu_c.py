@@ -2,7 +2,7 @@
 
 Activations and KV cache are float32. Weights stay in their codes; a matrix product over few
 rows reads them directly, one over many rows expands them to bfloat16 panels (see
-``kernels/cpu``). With ``exact`` or float32 the first form serves any number of rows, so results
+``kernels/cpu``). With ``exact`` or float32 every product reads the codes directly, so results
 depend on nothing but the row itself.
 """
 
@@ -333,7 +333,7 @@ class CompiledOps(CpuParts[TiledLinear]):
     def _quantize(
         self, x_TK: Tensor, act: ActivationFormat, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Codes less their zero point [T, K] in ``dtype``, that of the product, and scales [T]."""
+        """Inputs as codes less their zero point, [T, K] in ``dtype``, and their scales [T]."""
         assert x_TK.dtype == torch.float32
         tokens, width = x_TK.shape
         if dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""What the backends in plain torch share: everything but the weights."""
+"""What backends share: ``CpuParts`` on every CPU, ``PlainOps`` in plain torch, helpers for all."""
 
 from __future__ import annotations
 

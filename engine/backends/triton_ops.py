@@ -129,7 +129,7 @@ class TritonOps:
         self._sampler = DeviceSampler(device)
 
     def supports(self, weight: Weight) -> str | None:
-        """What some kind accepts, or the reasons of all."""
+        """None when some kind accepts the weight, else the reasons of all."""
         try:
             carrier(KINDS, MatrixSpec.of(weight), self._arch)
         except UnsupportedWeightError as error:

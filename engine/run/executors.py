@@ -76,7 +76,7 @@ class Executor(ABC):
         """Logits [S, V] in the backend's dtype; the next run may overwrite them."""
 
     def threads(self) -> AbstractContextManager[None]:
-        """Torch's own threads held as they should be while steps run: as they are."""
+        """For the block in which steps run: how many threads torch uses. Here it changes nothing."""
         return nullcontext()
 
     def monitor(self) -> JitMonitor | None:

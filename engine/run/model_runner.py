@@ -1,7 +1,7 @@
 """Runs step plans: gathers inputs from rows, computes the model, samples.
 
-``launch`` and ``sample`` are two calls so that masks (grammars) can be made while the device
-computes, and so that the next plan can be launched before this one's samples are looked at.
+``launch`` and ``sample`` are two calls so that the step before can be committed while the device
+computes this one (``overlap``).
 """
 
 from __future__ import annotations

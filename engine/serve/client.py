@@ -1,7 +1,6 @@
 """What a server needs of an engine, wherever that engine runs.
 
-`AsyncEngine` (a thread) implements `EngineClient` today; a child process can take the seat later,
-because nothing here knows how the deltas come in.
+`AsyncEngine` (a thread) implements `EngineClient`; nothing here knows how the deltas come in.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class CodeTiles:
         zeros: zero kinds of the formats that it takes.
         bits: of a code, 8 or 4; of 4 bits, eight share a word.
         number: of the layout in ``weight.h``.
-        parts: what :func:`~.pack.pack_tiles` wants to know of a weight beside its scales.
+        parts: makes the keyword arguments of :func:`~.pack.pack_tiles` from a weight.
     """
 
     name: str

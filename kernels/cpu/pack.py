@@ -21,7 +21,7 @@ from .ops import BlockType, TileCodes
 Q4, Q8, F32, F16, BF16, T4, E4M3 = TileCodes
 # GGUF types that are packed as stored: kind, group, whether scales are half precision, whether
 # there are offsets, center.
-_FORMS = {
+_AS_STORED = {
     BlockType.Q4_0: (Q4, 32, True, False, 8.0),
     BlockType.Q4_1: (Q4, 32, True, True, 0.0),
     BlockType.Q8_0: (Q8, 32, True, False, 0.0),
@@ -99,7 +99,7 @@ def pack_blocks(
     """
     if form not in BlockType.__members__:
         return None
-    kind, group, half, has_offsets, center = _FORMS[BlockType[form]]
+    kind, group, half, has_offsets, center = _AS_STORED[BlockType[form]]
     stacked, n = _stackable(parts, library.lanes, 0), sum(p.shape[0] for p in parts)
     packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias_N)
     bad = torch.zeros(1, dtype=torch.int32)

@@ -34,7 +34,7 @@ class QuantizedLinear:
     Attributes:
         name: checkpoint name of the tensor, for messages.
         format: see :class:`WeightFormat`.
-        codes: uint8 [N, K * bits / 8]; a little-endian bit stream along K, so element k of a
+        codes: uint8 [N, ceil(K * bits / 8)]; a little-endian bit stream along K, so element k of a
             row occupies stream bits ``[k * bits, (k + 1) * bits)``. The last byte of a row may
             be partly used.
         scales: float tensor [N, G].
@@ -101,7 +101,7 @@ class QuantizedLinear:
         return w_NK.to(dtype)
 
     def rows(self, start: int, stop: int) -> QuantizedLinear:
-        """Rows ``start:stop`` as a view (for fused tensors and tensor parallelism over N)."""
+        """Rows ``start:stop`` as a view (for stacked tensors, and to convert block by block)."""
         zeros = None if self.zeros is None else self.zeros[start:stop]
         return QuantizedLinear(
             self.name,

@@ -74,7 +74,7 @@ def w4a16_linear(
         return out
     if workspace is None:
         workspace = Workspace(device)
-    choice = explain(x_MK, weight, exact=exact, workspace=workspace, overrides=overrides)
+    choice = choice_for(x_MK, weight, exact=exact, workspace=workspace, overrides=overrides)
     if choice.kernel == "dequantize":
         _dense(x_MK, weight, bias, residual, out, workspace)
         return out
@@ -86,7 +86,7 @@ def w4a16_linear(
     return out
 
 
-def explain(
+def choice_for(
     x_MK: Tensor,
     weight: PackedW4,
     *,

@@ -122,8 +122,8 @@ class GGUFCheckpoint:
         for info in self._infos.values():
             _check_type(where, self._source(info.name).name, info)
         self._tie_equal_head()
-        self._permuted = facts.permuted
-        if self._permuted:
+        self._interleaved = facts.interleaved
+        if self._interleaved:
             report.decide("q and k rows put back from interleaved to half-split order")
 
     def _spelling(self, facts: GGUFFacts) -> Callable[[str], str]:
@@ -206,7 +206,7 @@ class GGUFCheckpoint:
 
     def _heads_of(self, name: str) -> int:
         """Heads whose rows are interleaved in this tensor; 0 when none are."""
-        if not self._permuted:
+        if not self._interleaved:
             return 0
         if ".q_proj." in name:
             return self.config.num_heads

@@ -128,7 +128,7 @@ def read_config(
         )
     position = read.integer("context_length", 1, limits.MAX_POSITION)
     rope = read_rope(read, head_dim, position, factors)
-    if family.gguf.permuted and rope.rotary_dim not in (0, head_dim):
+    if family.gguf.interleaved and rope.rotary_dim not in (0, head_dim):
         raise UnsupportedModelError(
             f"{where}: {arch}.rope.dimension_count is {rope.rotary_dim} of {head_dim}; only whole "
             f"heads are supported for {arch}"
@@ -181,7 +181,7 @@ def read_config(
     if config.tie_word_embeddings:
         report.decide("no output.weight: the LM head is the embedding matrix")
     if family.name != arch:
-        order = ", with interleaved q/k rows" if family.gguf.permuted else ""
+        order = ", with interleaved q/k rows" if family.gguf.interleaved else ""
         report.decide(f"architecture {arch} read as {family.name}{order}")
     if experts:
         report.decide(f"mixture of {experts.count} experts, {experts.per_token} for each token")

@@ -251,13 +251,13 @@ class HFFolderCheckpoint:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
         rows = self._rows.get(name)
         if rows is None:
-            return self._load_stored(name)
+            return self._load_whole(name)
         # The parts are asked for one after another: keep the whole until another is wanted.
         if self._stacked is None or self._stacked[0] != rows.source:
-            self._stacked = rows.source, self._load_stored(rows.source)
+            self._stacked = rows.source, self._load_whole(rows.source)
         return take_rows(self._stacked[1], rows)
 
-    def _load_stored(self, name: str) -> Weight:
+    def _load_whole(self, name: str) -> Weight:
         module = self._modules.get(name)
         if module is not None:
             assert self._method is not None

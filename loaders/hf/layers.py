@@ -1,4 +1,4 @@
-"""What a ``config.json`` says layer by layer: windows, rotary embeddings, experts."""
+"""A part of :mod:`.config`: what it says layer by layer: windows, rotary embeddings, experts."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class GGUFFacts:
     Attributes:
         architectures: values of ``general.architecture``. Two families share one where only a
             mixture of experts tells them apart.
-        permuted: q and k rows are stored in interleaved order.
+        interleaved: q and k rows are stored in interleaved order.
         stacked: q, k and v, and gate and up, may be one tensor each.
         window: sliding window in tokens when the file names none; 0 = none.
         window_every: where the file has no pattern, every so many layers the last has full
@@ -81,7 +81,7 @@ class GGUFFacts:
     """
 
     architectures: tuple[str, ...]
-    permuted: bool = False
+    interleaved: bool = False
     stacked: bool = False
     window: int = 0
     window_every: int = 0
@@ -152,7 +152,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         "llama",
         FolderFacts("llama", {"max_position_embeddings": 2048}, attention_bias=True, mlp_bias=True),
-        GGUFFacts(("llama",), permuted=True),
+        GGUFFacts(("llama",), interleaved=True),
     ),
     ModelFamily(
         "mistral",
@@ -161,7 +161,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
             windows="all",
         ),
-        GGUFFacts(("mistral", "mistral3"), permuted=True),
+        GGUFFacts(("mistral", "mistral3"), interleaved=True),
     ),
     ModelFamily(
         "qwen2",
@@ -206,7 +206,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
                 "w3": "up_proj",
             },
         ),
-        GGUFFacts(("llama",), permuted=True),
+        GGUFFacts(("llama",), interleaved=True),
         experts=8,
     ),
     ModelFamily(
@@ -243,7 +243,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             windows="unrotated",
             own_keys=("no_rope_layers",),
         ),
-        GGUFFacts(("smollm3",), permuted=True, unrotated_every=4),
+        GGUFFacts(("smollm3",), interleaved=True, unrotated_every=4),
     ),
     ModelFamily(
         "phi3",

@@ -219,7 +219,7 @@ class GPTQ(Method):
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """See :class:`~.base.Method`: [N, K], dense float32 where groups are irregular.
 
-        Words of 4-bit codes in order are left as stored.
+        4-bit words without act-order become a ``StoredLinear``.
         """
         plan, parts = self._plans[module.module], module.parts
         n, k = module.shape

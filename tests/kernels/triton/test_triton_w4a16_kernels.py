@@ -172,7 +172,7 @@ def test_exact_rows_do_not_depend_on_the_batch():
         part = op.w4a16_linear(x[start:stop].clone(), weight, exact=True, workspace=workspace)
         assert torch.equal(part, whole[start:stop])
     # A workspace with room for one token tile at a time makes the same sums, launch by launch.
-    choice = op.explain(x, weight, exact=True, workspace=workspace)
+    choice = op.choice_for(x, weight, exact=True, workspace=workspace)
     assert choice.config.splits > 1
     room = choice.config.splits * choice.config.bm * 128 * 4
     small = poisoned(partial_bytes=room, counters=1)
@@ -238,6 +238,6 @@ def test_scratch_too_small_is_refused():
 def test_config_is_what_the_rules_say():
     weight = make(70, 256, 64, "none")
     x = torch.zeros(2, 256).half()
-    choice = op.explain(x, weight, workspace=poisoned())
+    choice = op.choice_for(x, weight, workspace=poisoned())
     assert choice.kernel == "late"
     assert choice.config == W4A16Config(8, 128, 2, 4, 1)
