@@ -76,7 +76,7 @@ class Executor(ABC):
         """Logits [S, V] in the backend's dtype; the next run may overwrite them."""
 
     def threads(self) -> AbstractContextManager[None]:
-        """For the block in which steps run: how many threads torch uses. Here it changes nothing."""
+        """For the block in which steps run: how many threads torch uses. Nothing changes here."""
         return nullcontext()
 
     def monitor(self) -> JitMonitor | None:
