@@ -24,6 +24,14 @@ MOST_DRIFT = 4.0
 """A single step says no more than that others take so many times what was predicted."""
 
 
+CALM = 0.95
+"""Weight of the slowest steps so far when a faster one comes: they count for about twenty."""
+
+
+SHARE = 0.9
+"""Part of the time that a step is planned for; the rest is for what no measurement foretells."""
+
+
 class StepCost:
     """Predicts steps; ``observe`` after each one, ``chunk`` before the next."""
 
@@ -32,7 +40,7 @@ class StepCost:
         # Decaying sums of T T, T P, P P, T t and P t, all over t squared.
         self._sums = [0.0] * 5
         self._largest = 0.0
-        # What the last few steps took over what was predicted: others may use the machine now.
+        # What the slowest of the last steps took over what was predicted: others use the machine.
         self._drift = 1.0
 
     def observe(self, work: tuple[RowWork, ...], seconds: float) -> None:
@@ -51,7 +59,9 @@ class StepCost:
             return
         if self._largest:
             ratio = seconds / (self._seconds(tokens, pairs) or seconds)
-            self._drift = 0.5 * self._drift + 0.5 * min(ratio, MOST_DRIFT)
+            # Up at once and down slowly: the bound is for nearly all steps, not for the usual one.
+            ratio = min(ratio, MOST_DRIFT)
+            self._drift = max(ratio, CALM * self._drift + (1.0 - CALM) * ratio)
         # A step before any decode step was seen is all tokens' cost: too much, never too little.
         rest = max(seconds - (self._fixed or 0.0), 0.1 * seconds)
         new = (tokens * tokens, tokens * pairs, pairs * pairs, tokens * rest, pairs * rest)
@@ -68,7 +78,7 @@ class StepCost:
         if self._largest == 0.0:
             return min(most, least)
         tokens, pairs = _size(work)
-        limit /= max(self._drift, 1.0)
+        limit *= SHARE / max(self._drift, 1.0)
         low, high = 0, min(most, int(GROWTH * self._largest))
         while low < high:
             middle = (low + high + 1) // 2

@@ -68,10 +68,19 @@ class Victim:
             time.sleep(0.2)
         return gauges
 
-    def ask(self, prompt: Any = "The sea is", **fields: Any) -> dict[str, Any]:
-        """The answer to a greedy completion."""
+    def ask(self, prompt: Any = "The sea is", within: float = 0, **fields: Any) -> dict[str, Any]:
+        """The answer to a greedy completion.
+
+        For ``within`` seconds the queue may be full: requests whose clients left a moment ago are
+        in it until the server has looked at them.
+        """
         body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, **fields}
-        response = httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
+        deadline = time.monotonic() + within
+        while True:
+            response = httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
+            if response.status_code != 429 or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         assert response.status_code == 200, response.text
         return response.json()
 
