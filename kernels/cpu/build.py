@@ -42,7 +42,7 @@ SOURCES = (
     "inputs.c",
     "pool.c",
 )
-_HEADERS = ("halfbyte.h", "weight.h", "rows.h")  # and ops.h, which is made for each build
+C_HEADERS = ("halfbyte.h", "weight.h", "rows.h")  # and ops.h, which is made for each build
 FLAGS = (
     "-O3",
     # Multiply-adds are fused where the source says so (vf_fma in halfbyte.h), nowhere else.
@@ -203,7 +203,7 @@ def library_key(form: Form) -> str:
     system = (platform.system(), platform.machine(), platform.libc_ver()[0])
     digest = hashlib.sha256(repr((form.name, form.flags, FLAGS, LINK, system)).encode())
     folder = Path(__file__).parent
-    for name in (*SOURCES, *_HEADERS):
+    for name in (*SOURCES, *C_HEADERS):
         digest.update((folder / name).read_bytes())
     digest.update(ops.header().encode())
     return digest.hexdigest()[:16]

@@ -130,7 +130,7 @@ def sample(
         vocabulary,
         logits_SV.stride(0),
         counts_PV.stride(0) if counts_PV is not None else 0,
-        VOCAB_BLOCK=VOCAB_BLOCK,
+        BLOCK=VOCAB_BLOCK,
         CANDIDATES=CANDIDATES,
         BINS=BINS,
         PENALTIES=counts_PV is not None,

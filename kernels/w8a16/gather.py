@@ -33,7 +33,7 @@ def gather_kernel(
     K,
     atoms,
     tiles_k,
-    GATHER_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
@@ -42,14 +42,14 @@ def gather_kernel(
     words, scales and offsets as in :mod:`..fragments.layout`; out [T, K]. Grid (T, slices / BLOCK).
     """
     token = tl.program_id(0)
-    first = tl.program_id(1) * GATHER_BLOCK
+    first = tl.program_id(1) * BLOCK
     row = tl.load(ids_ptr + token)
     there = (row >= 0) & (row < vocabulary)
     row = tl.where(there, row, 0)
     columns = tl.where(there, K, 0)
     atom, inside = row // 64, row % 64
     a, b, c = inside // 16, inside // 8 % 2, inside % 8
-    s = first + tl.arange(0, GATHER_BLOCK)[:, None]
+    s = first + tl.arange(0, BLOCK)[:, None]
     w = tl.arange(0, 16)[None, :]
     at = words_ptr + (atom * tiles_k + s) * 1024 + b * 512 + a * 128 + c * 16 + w
     word = tl.load(at, mask=s < tiles_k, other=0)
@@ -90,7 +90,7 @@ def gather_rows(
     gather_kernel[(count, -(-slices // GATHER_BLOCK))](
         *(ids_T, weight.words, weight.scales, offsets, out, factor),
         *(vocabulary, k, atoms, slices),
-        GATHER_BLOCK=GATHER_BLOCK,
+        BLOCK=GATHER_BLOCK,
         GROUP=weight.group,
         OFFSET=weight.offsets is not None,
         num_warps=4,

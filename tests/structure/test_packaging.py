@@ -39,7 +39,7 @@ import pathlib, sys
 import halfbyte, halfbyte.engine.config, halfbyte.kernels, halfbyte.cli.main
 from halfbyte.kernels.cpu import build
 folder = pathlib.Path(build.__file__).parent
-assert all((folder / name).is_file() for name in (*build.SOURCES, *build.HEADERS))
+assert all((folder / name).is_file() for name in (*build.SOURCES, *build.C_HEADERS))
 ours = {m for name, m in sys.modules.items() if name.split(".")[0] == "halfbyte"}
 print(*sorted({m.__file__ for m in ours if m.__file__}), sep="\\n")
 """

@@ -46,7 +46,7 @@ NEWCOMER = ModelFamily(
         {"max_position_embeddings": 128, "rope_theta": 10000.0},
         renamed={"feed_forward": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"},
     ),
-    GGUFFacts(("new-comer",), permuted=False),
+    GGUFFacts(("new-comer",), interleaved=False),
     qk_norm=True,
 )
 
