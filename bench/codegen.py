@@ -182,7 +182,7 @@ def _measure(job: CompileJob) -> VariantRow | str:
 
 
 def _run_elsewhere(plan: CodegenPlan) -> CodegenReport:
-    """The same in a process of its own, where kernels are compiled."""
+    """The same in a separate process, where kernels are compiled."""
     command = [sys.executable, "-m", "halfbyte.bench.codegen", "--json", "-"]
     for option, values in (("--arch", plan.archs), ("--kernel", plan.kernels)):
         if values:

@@ -4,7 +4,7 @@
     python bench/gpu_suite.py --out DIR                 in a bare checkout
 
 It needs Python, torch, triton and one NVIDIA GPU; nothing is downloaded or installed. In order of
-value, each in a process of its own with a time limit: copy bandwidth; every kernel against
+value, each in a separate process with a time limit: copy bandwidth; every kernel against
 float64, across M and with poisoned workspaces; the usual kinds of weight and attention against
 their peers; a whole decode step of the 8B shape; large M; cold start; compute-sanitizer, where it
 is there; and, if time is left, a tuning pass. After every part ``DIR/results.json`` and

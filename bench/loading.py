@@ -5,7 +5,7 @@
     python -m halfbyte.bench.loading --dir FOLDER --shape 1b --format GPTQ
 
 Every figure is the median of some rounds; in each round reading and loading take turns, every
-one in a process of its own. The files are deleted afterwards.
+one in a separate process. The files are deleted afterwards.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Command(TyperCommand):
         raise USAGE_ERROR(f"no option {name!r:.60}{_instead(name, own)}", ctx=ctx) from error
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The parts of the usage line; words with names of their own need no more brackets."""
+        """The parts of the usage line; words that name themselves need no more brackets."""
         pieces = super().collect_usage_pieces(ctx)
         return [piece.replace("[[", "[").replace("]]...", "]") for piece in pieces]
 

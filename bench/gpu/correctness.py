@@ -266,4 +266,4 @@ FAMILIES: dict[str, Callable[[Part], None]] = {
     "attention": attention,
     "fused": fused,
 }
-"""Checks by kind of weight and by folder of kernels, each run in a process of its own."""
+"""Checks by kind of weight and by folder of kernels, each run in a separate process."""

@@ -255,7 +255,7 @@ def tune(part: Part) -> None:
 
 
 def command(name: str, part: Part, seconds: float, small: bool = False) -> list[str]:
-    """Command line of a part in a process of its own, without its ``--out``."""
+    """Command line of a part in a separate process, without its ``--out``."""
     words = [sys.executable, str(_SCRIPT), "--part", name, "--seconds", str(seconds)]
     return words + (["--smoke"] if part.smoke else []) + (["--small"] if small else [])
 

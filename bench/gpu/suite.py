@@ -57,7 +57,7 @@ def run_suite(
     smoke: bool = False,
     only: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Run the stages in order, each part in a process of its own, and write the results.
+    """Run the stages in order, each part in a separate process, and write the results.
 
     Args:
         out: folder of ``results.json``, ``results.md`` and ``parts/``.

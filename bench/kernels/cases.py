@@ -99,7 +99,7 @@ class LinearCases:
             count = copies_for(each * layer.n * layer.k, l2)
             try:
                 self.peers[name] = make(layer.n, layer.k, min(count, self.copies), device)
-            # Peers are optional, and break in ways of their own.
+            # Peers are optional, and break in different ways.
             except Exception as error:
                 self.absent[name] = reason(error)
 

@@ -2,7 +2,7 @@
 
 Both get the same GGUF file and the same number of threads. The two take turns, sample by sample,
 in one run, so that a slow minute of the machine hits both; medians are compared. The peer runs in
-a process of its own and waits on a pipe while it is not measured.
+a separate process and waits on a pipe while it is not measured.
 
 The peer's ``tg`` evaluates given tokens and samples nothing, as llama-bench does; ours is the
 engine's whole step: schedule, forward, sample, commit.
@@ -77,7 +77,7 @@ def peer_process(pipe: Connection, model: str, threads: int, plain: bool) -> Non
 
 
 class Peer:
-    """llama-cpp-python in a process of its own.
+    """llama-cpp-python in a separate process.
 
     Raises:
         ConfigError: it is not installed, or it fails even without its special instructions.

@@ -101,7 +101,7 @@ def check_triton() -> Check:
         code, done = "import triton", "imports; without a GPU only its interpreter can run kernels"
     else:
         code, done = _TRITON_PROBE, "compiled and ran a kernel on the GPU"
-    # In a process of its own: a crash of the compiler or driver must not end the doctor.
+    # In a separate process: a crash of the compiler or driver must not end the doctor.
     problem = _run_probe(code)
     if problem:
         remedy = "see the compiler, headers and driver lines below, or " + need

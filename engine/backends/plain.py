@@ -41,7 +41,7 @@ class CpuParts(ABC, Generic[P]):
     def pack_gated(
         self, weight: Weight, bias: Tensor | None = None, activation: Activation = "silu"
     ) -> P | None:
-        """None for every weight [N, K]: the activation is an op of its own here."""
+        """None for every weight [N, K]: the activation is a separate op here."""
         return None
 
     def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:

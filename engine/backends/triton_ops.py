@@ -85,7 +85,7 @@ class CudaGraphs:
         self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
 
     def begin_record(self) -> None:
-        """Capture what follows on a stream of its own."""
+        """Capture what follows on a separate stream."""
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         torch.cuda.synchronize(self._device)
@@ -155,7 +155,7 @@ class TritonOps:
     ) -> TritonLinear | None:
         """Gate over up [N, K] for ``silu(gate) * up`` [T, N / 2].
 
-        None where no kind has such a product: the activation is a kernel of its own.
+        None where no kind has such a product: the activation is a separate kernel.
         """
         spec = MatrixSpec.of(weight, gated=True)
         if activation != "silu" or not carrier(KINDS, spec, self._arch).spec.gated:

@@ -1,4 +1,4 @@
-"""AsyncEngine: a single-threaded engine in a thread of its own, behind `EngineClient`.
+"""AsyncEngine: a single-threaded engine in a separate thread, behind `EngineClient`.
 
 One turn of the engine thread: run the queued commands (submit, cancel, stop), step the engine
 once, hand the deltas to the event loop in one call. With nothing to do it blocks on the queue.

@@ -114,7 +114,7 @@ def describe(error: Exception, line: int | None = None) -> str:
 class _Generation(Extension):
     """``{% generation %}`` marks what a model is trained on; here its text is simply kept.
 
-    Its body has a scope of its own, like that of ``{% call %}``.
+    Its body is a scope, like that of ``{% call %}``.
     """
 
     tags = {"generation"}  # noqa: RUF012 - declared by Jinja2

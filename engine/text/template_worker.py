@@ -1,4 +1,4 @@
-"""Renders one chat template in a process of its own; ``template_process`` starts it as a script.
+"""Renders one chat template in a separate process; ``template_process`` starts it as a script.
 
 A chat template is a program by a stranger. Jinja2's immutable sandbox keeps it from the insides
 of Python; this process is what stands if the sandbox has a hole. Everything that rendering needs

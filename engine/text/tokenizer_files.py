@@ -91,7 +91,7 @@ def from_gguf_bpe(source: TokenizerSource) -> HfBackend:
     merges = [_merge(index, text) for index, text in enumerate(source.merges)]
     size = len(source.tokens)
     # A byte that is no token is dropped, but its neighbours must not merge across it. So it
-    # takes part in merging under an id of its own, which is dropped afterwards.
+    # takes part in merging under a separate id, which is dropped afterwards.
     missing = [c for c in byte_alphabet() if c not in vocab]
     vocab |= {c: size + i for i, c in enumerate(missing)}
     model = shielded(

@@ -231,7 +231,7 @@ static size_t work_floats(const attention *a) {
     return queries * (2 + PARTITION) + (size_t)a->dim * LANES;
 }
 
-/* Single tokens, every (token, key/value head, partition) a unit of its own. */
+/* Single tokens, every (token, key/value head, partition) a separate unit. */
 void hb_attention_split(const struct attention_split *op, int tid, int threads) {
     const attention *a = &op->attention;
     int stride = a->dim + 2, unit = 0;

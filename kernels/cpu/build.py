@@ -266,7 +266,7 @@ def _run_all(commands: Sequence[list[str]], work: Path) -> None:
     try:
         for command, output in zip(commands, outputs, strict=True):
             with output.open("wb") as file:
-                # In a group of its own: a compiler is several processes.
+                # In a separate group: a compiler is several processes.
                 running.append(
                     subprocess.Popen(
                         command,

@@ -317,7 +317,7 @@ class Quantize(Op):
         type: of ``out``; bfloat16 and int8 go to blocks.
         e4m3: to float8, else to int8.
         symmetric: a dynamic scale has no zero point.
-        dynamic: each row has a scale of its own.
+        dynamic: each row has a separate scale.
         zero: static zero point.
         factor: top of a dynamic scale, or the static scale.
     """

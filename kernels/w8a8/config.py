@@ -76,7 +76,7 @@ _INTERPRETED = (GemmConfig(16, 32, 32, 4, 1, True), GemmConfig(32, 32, 64, 4, 1)
 
 
 def known_arch(arch: int) -> int:
-    """The largest target with a table of its own that is not above ``arch``; 0 for none."""
+    """The largest target with a separate table that is not above ``arch``; 0 for none."""
     return max((a for a in _LARGE if a <= arch), default=0)
 
 

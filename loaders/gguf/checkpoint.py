@@ -237,7 +237,7 @@ def _canonical_name(name: str, facts: GGUFFacts, stored: Container[str]) -> str:
         index, module, ending = layer.groups()
         known = {**_LAYER_NAMES, **facts.renamed}
         canonical = known.get(module) or expert_module(module) or module
-        # Phi-3's "up" is gate and up in one, unless there is a gate of its own.
+        # Phi-3's "up" is gate and up in one, unless there is a separate gate.
         if facts.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
             canonical = "mlp.gate_up_proj"
         return f"model.layers.{index}.{canonical}.{ending}"

@@ -23,7 +23,7 @@ MAX_POSITION = 1 << 30
 # Rotary rules take logarithms of these two: 1 would divide by zero.
 MIN_THETA, MAX_THETA = 1.001, 1e15
 MIN_ORIGINAL_POSITION = 2
-# Experts in all layers together; each has three matrices with names of their own.
+# Experts in all layers together; each has three matrices with separate names.
 MAX_EXPERTS = 1 << 15
 MAX_TOKEN_ID = (1 << 31) - 1
 

@@ -1,7 +1,7 @@
 """The model store: a folder of pulled models, each complete or absent.
 
 Layout under :func:`cache_root`: ``models/<folder of the source>/`` holds a model's files and a
-marker ``.halfbyte.json`` with size and sha256 of each. A pull fills a folder of its own under
+marker ``.halfbyte.json`` with size and sha256 of each. A pull fills a separate folder under
 ``models/.tmp/`` (same disk) and renames it into place in one step, so an interrupted, failed or
 concurrent pull never leaves a half-written model, and its temporary folder always goes away. Only
 whole pieces of a model that comes in pieces stay there, as ``part-NAME``, for the next pull.

@@ -137,18 +137,24 @@ def test_logits_of_a_text_are_those_it_was_generated_from(
 
 
 @pytest.mark.parametrize(
-    "backend", [{"backend": "cpu_torch"}, {"backend": "reference"}], ids=["cpu_torch", "reference"]
+    ("backend", "way"),
+    [
+        ("cpu_torch", "odd chunks"),
+        ("cpu_torch", "warm prefix cache"),
+        ("cpu_torch", "preempted, overlap"),
+        ("reference", "odd chunks"),
+        # The same scheduler as above, and the same arithmetic as in odd chunks.
+        pytest.param("reference", "warm prefix cache", marks=pytest.mark.slow),
+        pytest.param("reference", "preempted, overlap", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("way", ["odd chunks", "warm prefix cache", "preempted, overlap"])
-def test_other_backends_keep_the_promise(
-    tiny_gguf: Path, backend: dict[str, Any], way: str
-) -> None:
+def test_other_backends_keep_the_promise(tiny_gguf: Path, backend: str, way: str) -> None:
     work = short_work(fresh_seed())
-    want = run(tiny_gguf, work, **ALONE, **backend)
+    want = run(tiny_gguf, work, **ALONE, backend=backend)
     options = dict(WAYS[way])
     if "preempted" in way:
         options.update(FEW)
-    got = run(tiny_gguf, work, **options, **backend)
+    got = run(tiny_gguf, work, **options, backend=backend)
     assert_same_bits(got, want)
     assert bool(got.preemptions) == ("preempted" in way)
 

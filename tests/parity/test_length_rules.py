@@ -14,7 +14,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("name", ["llama-dynamic", "llama-longrope"])
+@pytest.mark.parametrize(
+    "name", ["llama-dynamic", pytest.param("llama-longrope", marks=pytest.mark.slow)]
+)
 def test_a_text_never_gets_keys_made_for_another_length(name: str, tmp_path: Path) -> None:
     """Prompts on both sides of the limit (64) with one beginning, cold and after one another.
 

@@ -125,6 +125,7 @@ def test_default_mode_is_close(smollm2: Path, answers: list[Answer], mode: str) 
         assert assert_greedy(engine, few, whole.largest) >= least
 
 
+@pytest.mark.slow  # tests/parity/test_checkpoints.py holds many small models to float32
 @pytest.mark.parametrize("mode", modes(FLOAT32))
 def test_float32_is_the_same_model(smollm2: Path, answers: list[Answer], mode: str) -> None:
     with Engine(smollm2, **FLOAT32[mode]) as engine:

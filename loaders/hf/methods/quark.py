@@ -67,7 +67,7 @@ def open_quark(place: str, config: Mapping[str, Any], report: LoadReport) -> Uni
 
 
 def _check_exceptions(top: Fields, whole: Fields) -> None:
-    """Refuse layers of their own scheme; those that only quantize the KV cache are accepted."""
+    """Refuse a scheme for single layers; those that only quantize the KV cache are accepted."""
     if top.mapping("layer_type_quant_config"):
         raise _unsupported(top, "layer_type_quant_config", "set", "none")
     for glob, given in top.mapping("layer_quant_config").items():
