@@ -61,7 +61,7 @@ class StepCost:
             ratio = seconds / (self._seconds(tokens, pairs) or seconds)
             # Up at once and down slowly: the bound is for nearly all steps, not for the usual one.
             ratio = min(ratio, MOST_DRIFT)
-            self._drift = max(ratio, CALM * self._drift + (1.0 - CALM) * ratio)
+            self._drift = max(ratio, _mix(self._drift, ratio, CALM))
         # A step before any decode step was seen is all tokens' cost: too much, never too little.
         rest = max(seconds - (self._fixed or 0.0), 0.1 * seconds)
         new = (tokens * tokens, tokens * pairs, pairs * pairs, tokens * rest, pairs * rest)
@@ -108,8 +108,8 @@ class StepCost:
         return ty / tt, 0.0
 
 
-def _mix(old: float, new: float) -> float:
-    return MEMORY * old + (1.0 - MEMORY) * new
+def _mix(old: float, new: float, weight: float = MEMORY) -> float:
+    return weight * old + (1.0 - weight) * new
 
 
 def _size(work: tuple[RowWork, ...]) -> tuple[float, float]:
