@@ -20,6 +20,7 @@ from torch import Tensor
 from halfbyte.errors import KernelInputError, UnsupportedWeightError
 
 from .formats.canonical import QuantizedLinear, Weight
+from .formats.stored import StoredLinear
 from .formats.weight_format import WeightFormat, ZeroKind
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class MatrixSpec:
         half: float16 holds each of these scales and offsets, as far as headers tell.
         gated: gate over up, for a product that ends in ``silu(gate) * up``.
         table: an embedding, of which single rows are read; it may be the LM head, too.
+        encoding: how the file stores the codes, where a backend may pack such bytes as they are: a
+            GGUF block type, or "".
     """
 
     n: int
@@ -60,6 +63,7 @@ class MatrixSpec:
     half: bool = True
     gated: bool = False
     table: bool = False
+    encoding: str = ""
 
     @classmethod
     def of(cls, weight: Weight, gated: bool = False, table: bool = False) -> MatrixSpec:
@@ -68,7 +72,8 @@ class MatrixSpec:
         if isinstance(weight, Tensor):
             return cls(n, k, None, gated=gated, table=table)
         form = replace(weight.format, permuted=weight.perm is not None)
-        return cls(n, k, form, gated=gated, table=table)
+        stored = weight.encoding if isinstance(weight, StoredLinear) else ""
+        return cls(n, k, form, gated=gated, table=table, encoding=stored)
 
 
 class Kind(Protocol):

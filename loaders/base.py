@@ -37,6 +37,7 @@ class TensorInfo:
         dtype: ``F32``, ``F16`` or ``BF16``: of a dense weight as it is loaded, or of the scales
             and offsets of a quantized one.
         half: float16 holds each of these scales and offsets, as far as headers tell.
+        encoding: GGUF type of the blocks of a quantized matrix, else "".
     """
 
     name: str
@@ -48,6 +49,7 @@ class TensorInfo:
     format: WeightFormat | None = None
     dtype: str = "F16"
     half: bool = True
+    encoding: str = ""
 
 
 @dataclass(frozen=True, slots=True)

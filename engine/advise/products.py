@@ -93,6 +93,7 @@ def _fused(
     parts = take(block, names)
     forms = [p.format for p in parts]
     same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
+    same = same and len({p.encoding for p in parts}) == 1
     if not same or (forms[0] is None and len({p.label for p in parts}) > 1):
         for name, part in zip(names, parts, strict=True):
             yield _linear(name, [part])
@@ -109,6 +110,5 @@ def _linear(
     # Stacked scales have the widest of their types.
     wide = next((p.dtype for p in parts if p.dtype == "F32"), first.dtype)
     half = all(p.half for p in parts)
-    return Product(
-        module, labels, MatrixSpec(n, first.shape[1], first.format, wide, half, gated, table)
-    )
+    shape = n, first.shape[1], first.format
+    return Product(module, labels, MatrixSpec(*shape, wide, half, gated, table, first.encoding))

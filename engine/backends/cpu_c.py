@@ -22,7 +22,17 @@ from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
 from ...kernels.cpu.kinds import expand_rounded, pack_weight
 from ...kernels.cpu.library import Library
-from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, GateFunction
+from ...kernels.cpu.ops import (
+    BLOCK_ROWS,
+    CHUNK,
+    CHUNK_VALUES,
+    PARTITION,
+    RECORDS,
+    RUN,
+    SPARE_ROWS,
+    CodeType,
+    GateFunction,
+)
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.canonical import Weight
 from ...kernels.formats.weight_format import ActivationFormat
@@ -81,8 +91,15 @@ class CompiledOps(CpuParts[TiledLinear]):
 
     name = "cpu_c"
 
-    def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
+    def __init__(
+        self,
+        library: Library,
+        exact: bool,
+        rounded: bool = False,
+        activations: str | None = None,
+    ) -> None:
         self.dtype = torch.float32
+        self.activations = activations
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
@@ -97,13 +114,15 @@ class CompiledOps(CpuParts[TiledLinear]):
         self._keep: list[Tensor] = []
         # Set by the first weight whose inputs are quantized.
         self._quantizes = False
+        # The input that was rounded last, with its codes and values.
+        self._rounded_input: tuple[Tensor, Tensor, Tensor] | None = None
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
         """[N, K] in tiles of rows; see ``kernels/cpu/kinds.py``."""
         if self._rounded:
             weight = expand_rounded(weight)
         packed = pack_weight(self._arena, self.library, weight, bias)
-        self._quantizes |= packed.act is not None
+        self._quantizes |= packed.act is not None or self._rounds(packed)
         return packed
 
     def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
@@ -152,6 +171,7 @@ class CompiledOps(CpuParts[TiledLinear]):
     def linear_add(self, x_TK: Tensor, weight: TiledLinear, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place, for residual [T, N]."""
         self._matmul(x_TK, weight, residual_TN, add=True)
+        self._rounded_input = None
 
     def rope_write_kv(
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
@@ -266,11 +286,13 @@ class CompiledOps(CpuParts[TiledLinear]):
     def begin_record(self) -> None:
         """Start a new program."""
         self._records, self._keep = [], []
+        self._rounded_input = None
 
     def end_record(self) -> CompiledProgram:
         """The ops noted since :meth:`begin_record`."""
         records, keep = self._records, self._keep
         self._records, self._keep = [], []
+        self._rounded_input = None
         return CompiledProgram(self.library, b"".join(records), len(records), keep)
 
     def flush(self) -> None:
@@ -283,6 +305,19 @@ class CompiledOps(CpuParts[TiledLinear]):
         scales = None
         if weight.order is not None:
             x_TK = self._gather(x_TK, weight.order)
+        if self._rounds(weight):
+            codes, values = self._round(x_TK)
+            self._emit(
+                ops.LinearRounded,
+                tiled=weight,
+                codes=codes,
+                values=values,
+                out=out,
+                tokens=tokens,
+                out_stride=out.stride(0),
+                add=add,
+            )
+            return
         if weight.act is not None:
             dtype = torch.int8 if weight.takes_int8 else torch.bfloat16
             x_TK, scales = self._quantize(x_TK, weight.act, dtype if large else torch.float32)
@@ -311,6 +346,33 @@ class CompiledOps(CpuParts[TiledLinear]):
             out_stride=out.stride(0),
             add=add,
         )
+
+    def _rounds(self, weight: TiledLinear) -> bool:
+        """Whether inputs of a weight are rounded to int8 by blocks of 32 columns."""
+        return self.activations == "int8-block32" and weight.act is None and weight.has_integers
+
+    def _round(self, x_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [T, K] as codes, int8, and what comes with them; once for products in a row."""
+        if self._rounded_input is not None and self._rounded_input[0] is x_TK:
+            return self._rounded_input[1:]
+        assert x_TK.dtype == torch.float32
+        tokens, width = x_TK.shape
+        chunks = -(-width // CHUNK)
+        # Products read whole groups of rows, whose last ones they throw away.
+        room = tokens + SPARE_ROWS
+        codes = self._scratch.take((room, chunks * CHUNK), torch.int8)
+        values = self._scratch.take((room, chunks * CHUNK_VALUES))
+        self._emit(
+            ops.RoundBlocks,
+            x=x_TK,
+            codes=codes,
+            values=values,
+            tokens=tokens,
+            width=width,
+            x_stride=x_TK.stride(0),
+        )
+        self._rounded_input = x_TK, codes, values
+        return codes, values
 
     def _gather(self, x_TK: Tensor, order_K: Tensor) -> Tensor:
         """Columns of [T, K] in the order that ``order`` [K] gives, in the type of ``x``."""

@@ -57,7 +57,7 @@ class WeightSource:
         """
         activation, packer = gate or "silu", self._backend.packer
         weights = [self._take(f"{m}.weight") for m in modules]
-        if not can_fuse(weights):
+        if not can_fuse(weights) or _stored_apart(weights):
             biases = [self._bias(m, has_bias) for m in modules]
             for module, weight in zip(modules, weights, strict=True):
                 self._check(weight, module)
@@ -96,6 +96,11 @@ class WeightSource:
                 f"{module}: {reason}",
                 hint=f"backend {self._backend.name!r} cannot run it; try 'reference'",
             )
+
+
+def _stored_apart(weights: list[Weight]) -> bool:
+    """Whether their files' encodings differ: stacked, none of them could be packed as stored."""
+    return len({w.encoding if isinstance(w, StoredLinear) else "" for w in weights}) > 1
 
 
 def _stack(weights: list[Weight]) -> Weight:

@@ -1,11 +1,10 @@
 /* GGUF blocks, as they lie in the file, straight to the tiles of weight.h.
  *
- * One pass: a row's block is read once and its codes are written to the record where they stay.
- * The same bits come out as from converting to canonical codes first (tests compare them).
+ * One pass: the blocks of 32 rows are spread to codes of a byte, which stay in the first cache, and
+ * from there to planes. Scales stay the file's own bytes. Source of the block layouts: the GGUF
+ * format; loaders/gguf/blocks.py has their meaning.
  */
-#include "weight.h"
-
-typedef uint8_t v16 __attribute__((vector_size(16)));
+#include "tile.h"
 
 static inline uint16_t load16(const uint8_t *p) {
     uint16_t x;
@@ -13,197 +12,139 @@ static inline uint16_t load16(const uint8_t *p) {
     return x;
 }
 
-static inline uint64_t load64(const uint8_t *p) {
-    uint64_t x;
-    memcpy(&x, p, 8);
-    return x;
+/* A half of one row to the line of halves at `to`. Returns whether it is infinite or NaN. */
+static inline int put_half(const uint8_t *from, char *to, int row) {
+    memcpy(to + 2 * row, from, 2);
+    return (load16(from) & 0x7C00) == 0x7C00;
 }
 
-/* Infinite or NaN. */
-static inline int odd_half(uint16_t h) { return (h & 0x7C00) == 0x7C00; }
-
-static inline float from_half(uint16_t h) {
-    uint16_t same[LANES] = {h};
-    return vf_from_half(same)[0];
+/* Words of one row to lines of words. */
+static inline void put_words(const uint8_t *from, int words, char *to, int row) {
+    for (int i = 0; i < words; i++) memcpy(to + i * LINE + 4 * row, from + 4 * i, 4);
 }
 
-/* Low nibbles of eight bytes in the low half, high ones in the high half. */
-static inline uint64_t split_nibbles(uint64_t x) {
-#if defined(__BMI2__)
-    return _pext_u64(x, 0x0F0F0F0F0F0F0F0F) | _pext_u64(x, 0xF0F0F0F0F0F0F0F0) << 32;
-#else
-    uint64_t t = (x ^ x >> 4) & 0x00F000F000F000F0;
-    x ^= t ^ t << 4;
-    t = (x ^ x >> 8) & 0x0000FF000000FF00;
-    x ^= t ^ t << 8;
-    t = (x ^ x >> 16) & 0x00000000FFFF0000;
-    return x ^ t ^ t << 16;
-#endif
-}
+enum { HALVES = 2 * TILE }; /* bytes of a line of halves */
 
-/* `words` times eight bytes: low nibbles to words 0, 1, ... of a lane, high ones to `high` on. */
-static inline void put_nibbles(const uint8_t *qs, int words, uint32_t *low, uint32_t *high) {
-    for (int i = 0; i < words; i++) {
-        uint64_t x = split_nibbles(load64(qs + 8 * i));
-        low[i * LANES] = (uint32_t)x;
-        high[i * LANES] = (uint32_t)(x >> 32);
+/* `count` bytes: low nibbles to `out`, high ones `count` after. */
+INLINE void split(const uint8_t *from, int count, uint8_t *out) {
+    for (int i = 0; i < count; i++) {
+        out[i] = from[i] & 15;
+        out[count + i] = from[i] >> 4;
     }
 }
 
-/* Bytes [lane][column] to [column][lane]; columns are a multiple of 16. */
-static inline void turn_bytes(const uint8_t *const *rows, int columns, uint8_t *out) {
-#if LANES == 16 && !defined(__clang__)
-    static const v16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    static const v16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    for (int c = 0; c < columns; c += 16) {
-        v16 a[16], b[16];
-        for (int i = 0; i < 16; i++) memcpy(&a[i], rows[i] + c, 16);
-#pragma GCC unroll 4
-        for (int round = 0; round < 4; round++) {
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) {
-                b[2 * i] = __builtin_shuffle(a[i], a[i + 8], low);
-                b[2 * i + 1] = __builtin_shuffle(a[i], a[i + 8], high);
-            }
-            memcpy(a, b, sizeof a);
-        }
-        memcpy(out + (size_t)c * 16, a, sizeof a);
-    }
-#else
-    for (int c = 0; c < columns; c++)
-        for (int lane = 0; lane < LANES; lane++) out[c * LANES + lane] = rows[lane][c];
-#endif
+/* Bit j of four bytes read as one number is bit 4 of code j. */
+INLINE void add_fifth(const uint8_t *from, uint8_t *out) {
+    uint32_t bits;
+    memcpy(&bits, from, 4);
+    for (int i = 0; i < 32; i++) out[i] |= (uint8_t)((bits >> i & 1) << 4);
 }
 
-/* Eight 6-bit scales and minima of Q4_K and Q5_K, times d and -dmin. */
-static inline int six_bits(const uint8_t *head, float *scales, float *offsets) {
-    uint16_t d = load16(head), dmin = load16(head + 2);
-    float scale = from_half(d), minimum = from_half(dmin);
-    const uint8_t *low = head + 4, *mid = head + 8, *high = head + 12;
-    for (int i = 0; i < 4; i++) {
-        scales[i] = scale * (float)(low[i] & 63);
-        offsets[i] = -(minimum * (float)(mid[i] & 63));
-        scales[i + 4] = scale * (float)((high[i] & 15) | (low[i] >> 2 & 48));
-        offsets[i + 4] = -(minimum * (float)(high[i] >> 4 | (mid[i] >> 2 & 48)));
-    }
-    return odd_half(d) | odd_half(dmin);
-}
-
-static inline void put_values(const weight *w, char *record, int lane, float scale, float offset) {
-    float *values = (float *)(record + w->code_bytes);
-    values[lane] = scale;
-    if (w->has_offsets) values[LANES + lane] = offset;
-}
-
-/* Q4_0 and Q4_1: 32 elements; the latter has a minimum after the scale. */
-static int block_q4(const weight *w, const uint8_t *at, char *record, int lane) {
-    uint32_t *to = (uint32_t *)record + lane;
-    uint16_t *values = (uint16_t *)(record + w->code_bytes);
-    int bad = odd_half(values[lane] = load16(at));
-    if (w->has_offsets) {
+INLINE int block_32(int form, const uint8_t *at, int row, char *head, uint8_t *out) {
+    int bad = put_half(at, head, row);
+    at += 2;
+    if (form == S_Q4_1 || form == S_Q5_1) {
+        bad |= put_half(at, head + HALVES, row);
         at += 2;
-        bad |= odd_half(values[LANES + lane] = load16(at));
     }
-    put_nibbles(at + 2, 2, to, to + 2 * LANES);
+    if (form == S_Q8_0) {
+        for (int i = 0; i < 32; i++) out[i] = at[i] ^ 0x80;
+        return bad;
+    }
+    int five = form == S_Q5_0 || form == S_Q5_1;
+    split(at + (five ? 4 : 0), 16, out);
+    if (five) add_fifth(at, out);
     return bad;
 }
 
-static int block_q4_k(const weight *w, const uint8_t *at, char *record, int lane) {
-    float scales[8], offsets[8];
-    int bad = six_bits(at, scales, offsets);
-    for (int g = 0; g < 8; g++)
-        put_values(w, record + g * w->record_bytes, lane, scales[g], offsets[g]);
-    for (int c = 0; c < 4; c++) {
-        char *low = record + 2 * c * w->record_bytes, *high = low + w->record_bytes;
-        put_nibbles(at + 16 + 32 * c, 4, (uint32_t *)low + lane, (uint32_t *)high + lane);
-    }
+/* 64 bytes of 2-bit codes: byte e of each 32 has elements e, e + 32, e + 64 and e + 96. */
+INLINE void split_pairs(const uint8_t *from, uint8_t *out) {
+    for (int half = 0; half < 2; half++, from += 32, out += 128)
+        for (int j = 0; j < 4; j++)
+            for (int e = 0; e < 32; e++) out[32 * j + e] = from[e] >> (2 * j) & 3;
+}
+
+static int block_q2_k(const uint8_t *at, int row, char *head, uint8_t *out) {
+    int bad = put_half(at + 80, head, row) | put_half(at + 82, head + HALVES, row);
+    put_words(at, 4, head + 2 * HALVES, row);
+    split_pairs(at + 16, out);
     return bad;
 }
 
-/* Signed codes to `out` [256], values to the records. */
-static int block_q5_k(const weight *w, const uint8_t *at, char *record, int lane, uint8_t *out) {
-    float scales[8], offsets[8];
-    int bad = six_bits(at, scales, offsets);
-    for (int g = 0; g < 8; g++) {
-        float *s = &scales[g];
-        put_values(w, record + g * w->record_bytes, lane, *s, offsets[g] + *s * 16.0f);
-    }
-    const uint8_t *high = at + 16, *qs = at + 48;
-    for (int c = 0; c < 4; c++, qs += 32, out += 64)
-        for (int e = 0; e < 32; e++) {
-            out[e] = (uint8_t)(((qs[e] & 15) | (high[e] >> (2 * c) & 1) << 4) - 16);
-            out[e + 32] = (uint8_t)((qs[e] >> 4 | (high[e] >> (2 * c + 1) & 1) << 4) - 16);
-        }
+static int block_q3_k(const uint8_t *at, int row, char *head, uint8_t *out) {
+    put_words(at + 96, 3, head + HALVES, row);
+    split_pairs(at + 32, out);
+    for (int j = 0; j < 8; j++)
+        for (int e = 0; e < 32; e++) out[32 * j + e] |= (uint8_t)((at[e] >> j & 1) << 2);
+    return put_half(at + 108, head, row);
+}
+
+/* Q4_K, or Q5_K with its fifth bits. */
+INLINE int block_q45_k(int five, const uint8_t *at, int row, char *head, uint8_t *out) {
+    int bad = put_half(at, head, row) | put_half(at + 2, head + HALVES, row);
+    put_words(at + 4, 3, head + 2 * HALVES, row);
+    const uint8_t *qs = at + (five ? 48 : 16);
+    for (int c = 0; c < 4; c++) split(qs + 32 * c, 32, out + 64 * c);
+    for (int j = 0; five && j < 8; j++)
+        for (int e = 0; e < 32; e++) out[32 * j + e] |= (uint8_t)((at[16 + e] >> j & 1) << 4);
     return bad;
 }
 
-static int block_q6_k(const weight *w, const uint8_t *at, char *record, int lane, uint8_t *out) {
-    uint16_t d = load16(at + 208);
-    float scale = from_half(d);
-    for (int g = 0; g < 16; g++)
-        put_values(w, record + g * w->record_bytes, lane, scale * (float)(int8_t)at[192 + g], 0);
+static int block_q6_k(const uint8_t *at, int row, char *head, uint8_t *out) {
     const uint8_t *low = at, *high = at + 128;
     for (int c = 0; c < 2; c++, low += 64, high += 32, out += 128)
         for (int e = 0; e < 32; e++) {
-            out[e] = (uint8_t)(((low[e] & 15) | (high[e] & 3) << 4) - 32);
-            out[e + 32] = (uint8_t)(((low[e + 32] & 15) | (high[e] >> 2 & 3) << 4) - 32);
-            out[e + 64] = (uint8_t)((low[e] >> 4 | (high[e] >> 4 & 3) << 4) - 32);
-            out[e + 96] = (uint8_t)((low[e + 32] >> 4 | (high[e] >> 6) << 4) - 32);
+            out[e] = (uint8_t)((low[e] & 15) | (high[e] & 3) << 4);
+            out[e + 32] = (uint8_t)((low[e + 32] & 15) | (high[e] >> 2 & 3) << 4);
+            out[e + 64] = (uint8_t)(low[e] >> 4 | (high[e] >> 4 & 3) << 4);
+            out[e + 96] = (uint8_t)(low[e + 32] >> 4 | (high[e] >> 6) << 4);
         }
-    return odd_half(d);
+    put_words(at + 192, 4, head + HALVES, row);
+    return put_half(at + 208, head, row);
 }
 
-/* Blocks whose codes become bytes: all lanes of one block column. */
-static int bytes_column(const weight *w, int form, const uint8_t *at, size_t row_bytes, int rows,
-                        char *record) {
-    static const uint8_t none[256];
-    uint8_t codes[LANES][256];
-    const uint8_t *lanes[LANES];
-    int bad = 0;
-    for (int lane = 0; lane < LANES; lane++, at += row_bytes) {
-        lanes[lane] = lane < rows ? codes[lane] : none;
-        if (lane >= rows) continue;
-        if (form == S_Q8_0) {
-            uint16_t d = load16(at);
-            memcpy(record + w->code_bytes + 2 * lane, &d, 2);
-            bad |= odd_half(d);
-            lanes[lane] = at + 2;
-        } else if (form == S_Q5_K) {
-            bad |= block_q5_k(w, at, record, lane, codes[lane]);
-        } else {
-            bad |= block_q6_k(w, at, record, lane, codes[lane]);
-        }
-    }
-    int groups = form == S_Q8_0 ? 1 : 256 / w->group;
-    for (int g = 0; g < groups; g++) {
-        turn_bytes(lanes, w->group, (uint8_t *)record + g * w->record_bytes);
-        for (int lane = 0; lane < LANES; lane++)
-            if (lane < rows) lanes[lane] += w->group;
-    }
-    return bad;
+static int block_iq4_xs(const uint8_t *at, int row, char *head, uint8_t *out) {
+    memcpy(head + HALVES + 2 * row, at + 2, 2);
+    put_words(at + 4, 1, head + 2 * HALVES, row);
+    for (int c = 0; c < 8; c++) split(at + 8 + 16 * c, 16, out + 32 * c);
+    return put_half(at, head, row);
 }
 
 /* One tile from `rows` rows. Returns whether a scale or minimum is not finite. */
-static int pack_tile(const weight *w, int form, const uint8_t *source, size_t row_bytes, int rows,
-                     char *tile) {
-    static const int sizes[] = {[S_Q4_0] = 18, [S_Q4_1] = 20, [S_Q8_0] = 34,
-                                [S_Q4_K] = 144, [S_Q5_K] = 176, [S_Q6_K] = 210};
-    int elements = form >= S_Q4_K ? 256 : 32, bad = 0;
-    if (rows < LANES) memset(tile, 0, w->tile_bytes);
-    for (int b = 0; b < w->k / elements; b++) {
-        const uint8_t *at = source + (size_t)b * sizes[form];
-        char *record = tile + (size_t)b * (elements / w->group) * w->record_bytes;
-        if (form == S_Q4_0 || form == S_Q4_1)
-            for (int lane = 0; lane < rows; lane++)
-                bad |= block_q4(w, at + lane * row_bytes, record, lane);
-        else if (form == S_Q4_K)
-            for (int lane = 0; lane < rows; lane++)
-                bad |= block_q4_k(w, at + lane * row_bytes, record, lane);
-        else
-            bad |= bytes_column(w, form, at, row_bytes, rows, record);
+INLINE int pack_tile(const weight *w, int form, int elements, int bytes, const uint8_t *source,
+                     size_t row_bytes, int rows, char *tile) {
+    uint8_t codes[256 / CHUNK][TILE][CHUNK];
+    int bad = 0;
+    if (rows < TILE) {
+        memset(tile, 0, w->tile_bytes);
+        memset(codes, 0, sizeof codes);
+    }
+    for (int s = 0; s < w->spans; s++) {
+        char *head = head_at(w, tile, s);
+        for (int row = 0; row < rows; row++) {
+            const uint8_t *at = source + (size_t)row * row_bytes + (size_t)s * (size_t)bytes;
+            uint8_t out[256];
+            switch (form) {
+                case S_Q2_K: bad |= block_q2_k(at, row, head, out); break;
+                case S_Q3_K: bad |= block_q3_k(at, row, head, out); break;
+                case S_Q4_K: bad |= block_q45_k(0, at, row, head, out); break;
+                case S_Q5_K: bad |= block_q45_k(1, at, row, head, out); break;
+                case S_Q6_K: bad |= block_q6_k(at, row, head, out); break;
+                case S_IQ4_XS: bad |= block_iq4_xs(at, row, head, out); break;
+                default: bad |= block_32(form, at, row, head, out);
+            }
+            for (int c = 0; c < elements / CHUNK; c++) memcpy(codes[c][row], out + CHUNK * c, CHUNK);
+        }
+        for (int c = 0; c < elements / CHUNK; c++)
+            put_codes(w->bits, codes[c], head + w->head_bytes + (size_t)c * w->chunk_bytes);
     }
     return bad;
 }
+
+#define FORM(type, elements, bytes)                                                             \
+    case S_##type:                                                                              \
+        bad |= pack_tile(&w, S_##type, elements, bytes, source, row_bytes, rows, to);           \
+        break;
 
 void hb_pack_blocks(const struct pack_blocks *op, int tid, int threads) {
     weight w;
@@ -212,10 +153,23 @@ void hb_pack_blocks(const struct pack_blocks *op, int tid, int threads) {
     size_t row_bytes = (size_t)op->row_bytes;
     hb_share(w.tiles, tid, threads, &begin, &end);
     for (int tile = begin; tile < end; tile++) {
-        int rows = w.n - tile * LANES < LANES ? w.n - tile * LANES : LANES;
-        const uint8_t *source = (const uint8_t *)op->source + (size_t)tile * LANES * row_bytes;
-        char *to = (char *)op->tiled.data + tile * w.tile_bytes;
-        bad |= pack_tile(&w, op->type, source, row_bytes, rows, to);
+        int rows = rows_in(&w, tile);
+        const uint8_t *source = (const uint8_t *)op->source + (size_t)tile * TILE * row_bytes;
+        char *to = (char *)op->tiled.data + (size_t)tile * w.tile_bytes;
+        switch (op->type) {
+            FORM(Q4_0, 32, 18)
+            FORM(Q4_1, 32, 20)
+            FORM(Q5_0, 32, 22)
+            FORM(Q5_1, 32, 24)
+            FORM(Q8_0, 32, 34)
+            FORM(IQ4_NL, 32, 18)
+            FORM(Q2_K, 256, 84)
+            FORM(Q3_K, 256, 110)
+            FORM(Q4_K, 256, 144)
+            FORM(Q5_K, 256, 176)
+            FORM(Q6_K, 256, 210)
+            FORM(IQ4_XS, 256, 136)
+        }
     }
     if (bad) __atomic_store_n(op->bad, 1, __ATOMIC_RELAXED);
 }

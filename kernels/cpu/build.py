@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 # The one that takes longest first: all are compiled side by side.
 SOURCES = (
     "linear.c",
+    "integer.c",
     "attention.c",
+    "unpack.c",
     "gemm.c",
     "pack.c",
     "blocks.c",
@@ -42,12 +44,14 @@ SOURCES = (
     "inputs.c",
     "pool.c",
 )
-C_HEADERS = ("halfbyte.h", "weight.h", "rows.h")  # and ops.h, which is made for each build
+C_HEADERS = ("halfbyte.h", "weight.h", "floats.h", "dot.h", "finish.h", "tile.h", "rows.h")  # and ops.h, which is made for each build
 FLAGS = (
     "-O3",
     # Multiply-adds are fused where the source says so (vf_fma in halfbyte.h), nowhere else.
     "-ffp-contract=off",
     "-fno-math-errno",
+    # gcc would compute all products of a block before it adds the first: more than registers hold.
+    "-fno-tree-ter",
     "-Wno-psabi",
     "-std=gnu11",
     "-fPIC",

@@ -5,14 +5,14 @@
  * Machines without AMX use hb_linear at any T: there the AVX512-BF16 dot product was slower than
  * float32 (docs/performance.md).
  */
-#include "weight.h"
+#include "finish.h"
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define PANEL 32  /* columns of a panel */
-#define DEPTH 256 /* K of a panel: 16 KiB, so that it stays in the first cache */
+#define PANEL TILE /* columns of a panel: the rows of a tile of weights */
+#define DEPTH 256  /* K of a panel: 16 KiB, so that it stays in the first cache */
 #define ROWS BLOCK_ROWS
 
 /* Whether this machine has AMX and the kernel lets us use it. */
@@ -21,57 +21,31 @@ int hb_has_amx(void) {
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
-/* 16 columns of a panel, K from `begin`, as pairs of K: panel [depth / 2][32 columns][2]. The
- * group's scale is read once a group. */
-INLINE void expand(const weight *w, int kind, int tile, int begin, int depth, uint32_t *panel) {
-    const char *base = w->data + (size_t)tile * w->tile_bytes;
-    int end = begin + depth < w->k ? begin + depth : w->k;
-    vu even = {0};
-    vf table = code_table(w);
-    for (int k = begin; k < end;) {
-        int g = k / w->group, start = g * w->group;
-        int stop = start + w->group < end ? start + w->group : end;
-        const char *record = base + (size_t)g * w->record_bytes, *values = record + w->code_bytes;
-        vf scale = vf_set(1), offset = {0};
-        if (w->has_scales) scale = group_scale(kind, w, values);
-        if (w->has_offsets) offset = group_value(w, values + w->value_bytes);
-        for (; k < stop; k++) {
-            int inside = k - start;
-            vf q;
-            if (kind == W_Q4) {
-                vu word;
-                memcpy(&word, record + (size_t)(inside / 8) * sizeof word, sizeof word);
-                q = nibble(kind, w, table, word, inside % 8);
-            } else {
-                q = element(kind, record, inside);
-            }
-            vu bits = vf_to_bf16(w->has_scales ? vf_fma(q, scale, offset) : q);
-            if (k % 2) {
-                even |= bits << 16;
-                memcpy(panel + (size_t)(k - begin) / 2 * PANEL, &even, sizeof even);
-            } else {
-                even = bits;
-            }
+/* The next `depth` columns of K as pairs: panel [depth / 2][32 columns][2], zero beyond K. Scaled
+ * weights, or (`bare`) codes without their scales. */
+static void expand(reader *r, int depth, int bare, uint32_t *panel) {
+    const weight *w = r->w;
+    float codes[CHUNK][TILE] __attribute__((aligned(64)));
+    for (int done = 0; done < depth; done += CHUNK, panel += CHUNK / 2 * PANEL) {
+        if (r->chunk == w->chunks) {
+            memset(panel, 0, CHUNK / 2 * PANEL * sizeof *panel);
+            continue;
         }
-    }
-    int done = (end - begin) / 2;
-    if (end % 2) memcpy(panel + (size_t)done++ * PANEL, &even, sizeof even);
-    for (; done < depth / 2; done++) memset(panel + (size_t)done * PANEL, 0, 64);
-}
-
-static void expand_tile(const weight *w, int tile, int begin, int depth, uint32_t *panel) {
-    if (tile >= w->tiles) {
-        for (int pair = 0; pair < depth / 2; pair++) memset(panel + (size_t)pair * PANEL, 0, 64);
-        return;
-    }
-    switch (w->kind) {
-        case W_T4: /* both look codes up */
-        case W_Q4: expand(w, W_Q4, tile, begin, depth, panel); break;
-        case W_Q8: expand(w, W_Q8, tile, begin, depth, panel); break;
-        case W_F16: expand(w, W_F16, tile, begin, depth, panel); break;
-        case W_BF16: expand(w, W_BF16, tile, begin, depth, panel); break;
-        case W_E4M3: expand(w, W_E4M3, tile, begin, depth, panel); break;
-        default: expand(w, W_F32, tile, begin, depth, panel);
+        hb_unpack_chunk(r, codes);
+        int scaled = w->head_bytes && !bare, offsets = has_offsets(w) || has_zeros(w);
+        for (int v = 0; v < PARTS; v++)
+            for (int k = 0; k < CHUNK; k += 2) {
+                vu bits[2];
+                for (int i = 0; i < 2; i++) {
+                    vf q = vf_load(codes[k + i] + v * LANES), offset = {0};
+                    int at = value_at(r, w->halves ? k / 16 : 0), row = v * LANES;
+                    if (scaled && offsets) offset = vf_load(r->values.offset[at] + row);
+                    if (scaled) q = vf_fma(q, vf_load(r->values.scale[at] + row), offset);
+                    bits[i] = vf_to_bf16(q);
+                }
+                vu pair = bits[0] | bits[1] << 16;
+                memcpy(panel + k / 2 * PANEL + v * LANES, &pair, sizeof pair);
+            }
     }
 }
 
@@ -96,9 +70,9 @@ INLINE void amx_block(int int8, const char *a, size_t width, const uint32_t *pan
     size_t to = ldc * 4;
     if (add) {
         _tile_loadd(0, c, to);
-        _tile_loadd(1, c + LANES, to);
+        _tile_loadd(1, c + 16, to);
         _tile_loadd(2, c + 16 * ldc, to);
-        _tile_loadd(3, c + 16 * ldc + LANES, to);
+        _tile_loadd(3, c + 16 * ldc + 16, to);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -110,7 +84,7 @@ INLINE void amx_block(int int8, const char *a, size_t width, const uint32_t *pan
         _tile_loadd(4, a + step * 64, width);
         _tile_loadd(6, b, PANEL * 4);
         _tile_loadd(5, a + 16 * width + step * 64, width);
-        _tile_loadd(7, b + LANES, PANEL * 4);
+        _tile_loadd(7, b + 16, PANEL * 4);
         if (int8) {
             _tile_dpbssd(0, 4, 6);
             _tile_dpbssd(1, 4, 7);
@@ -124,79 +98,52 @@ INLINE void amx_block(int int8, const char *a, size_t width, const uint32_t *pan
         }
     }
     _tile_stored(0, c, to);
-    _tile_stored(1, c + LANES, to);
+    _tile_stored(1, c + 16, to);
     _tile_stored(2, c + 16 * ldc, to);
-    _tile_stored(3, c + 16 * ldc + LANES, to);
+    _tile_stored(3, c + 16 * ldc + 16, to);
 }
 
-/* Write a block of sums to y, which it sets or adds to. `late`: the weights' scales, one for each
- * of their rows, are still to be applied. */
-static void put(const weight *w, const float *c, int rows, int tile, float *y, size_t ldo, int add,
-                int with_bias, int late) {
-    for (int side = 0; side < 2 && tile + side < w->tiles; side++) {
-        const char *codes = w->data + (size_t)(tile + side) * w->tile_bytes;
-        int lanes = w->n - (tile + side) * LANES;
-        vf bias = {0}, scale = vf_set(1);
-        if (with_bias) bias = vf_load(w->bias + (size_t)(tile + side) * LANES);
-        if (late) scale = group_scale(w->kind, w, codes + w->code_bytes);
-        for (int m = 0; m < rows; m++) {
-            float *to = y + m * ldo + (size_t)(tile + side) * LANES;
-            vf factor = w->row_scales ? scale * w->row_scales[m] : scale;
-            vf v = vf_fma(vf_load(c + m * PANEL + side * LANES), factor, bias);
-            if (lanes >= LANES) {
-                vf_store(to, add ? vf_load(to) + v : v);
-            } else {
-                float part[LANES];
-                vf_store(part, v);
-                for (int i = 0; i < lanes; i++) to[i] = add ? to[i] + part[i] : part[i];
-            }
-        }
-    }
-}
-
-/* Two tiles of columns, `panel` being room for their weights. The first panel of K sets y or adds
- * to it, later ones always add. */
-static void unit_plain(const struct gemm *op, const weight *w, int unit, uint32_t *panel) {
+/* Two tiles of AMX, all columns of a tile of weights, `panel` being room for them. The first panel of
+ * K sets y or adds to it, later ones always add. */
+static void unit_plain(const struct gemm *op, const weight *w, int tile, uint32_t *panel) {
     int total = op->tokens, width = op->x_stride;
     size_t ldo = (size_t)op->out_stride;
-    float c[ROWS * PANEL] __attribute__((aligned(64)));
+    float c[ROWS][TILE] __attribute__((aligned(64)));
+    weight bare = *w;
+    bare.bias = NULL;
+    reader r;
+    read_tile(w, tile, &r);
     for (int k = 0; k < width; k += DEPTH) {
         int depth = width - k < DEPTH ? width - k : DEPTH;
         int add = op->add || k, with_bias = w->bias && !k;
-        int whole = (2 * unit + 2) * LANES <= w->n && !with_bias;
-        expand_tile(w, 2 * unit, k, depth, panel);
-        expand_tile(w, 2 * unit + 1, k, depth, panel + LANES);
+        int whole = (tile + 1) * TILE <= w->n && !with_bias;
+        expand(&r, depth, 0, panel);
         for (int row = 0; row < total; row += ROWS) {
             const char *a = (const char *)op->x + ((size_t)row * width + k) * 2;
             float *y = op->out + row * ldo;
             int rows = total - row < ROWS ? total - row : ROWS;
             if (whole && rows == ROWS) {
-                amx_block(0, a, (size_t)width * 2, panel, depth / 32, y + 2 * unit * LANES, ldo,
-                          add);
+                amx_block(0, a, (size_t)width * 2, panel, depth / 32, y + tile * TILE, ldo, add);
                 continue;
             }
-            amx_block(0, a, (size_t)width * 2, panel, depth / 32, c, PANEL, 0);
-            put(w, c, rows, 2 * unit, y, ldo, add, with_bias, 0);
+            amx_block(0, a, (size_t)width * 2, panel, depth / 32, c[0], PANEL, 0);
+            finish(with_bias ? w : &bare, tile, rows, c, y, ldo, add);
         }
     }
 }
 
-/* 16 columns of a panel from codes of 8 bits, K from `begin` in fours:
- * panel [depth / 4][32 columns][4]. */
-static void expand_int8(const weight *w, int tile, int begin, int depth, uint32_t *panel) {
-    const char *codes = w->data + (size_t)tile * w->tile_bytes;
-    for (int k = begin; k < begin + depth; k += 4, panel += PANEL) {
-        __m128i r[4], *to = (__m128i *)panel;
-        for (int i = 0; i < 4; i++)
-            r[i] = tile < w->tiles && k + i < w->k
-                       ? _mm_loadu_si128((const __m128i *)(codes + (size_t)(k + i) * LANES))
-                       : _mm_setzero_si128();
-        __m128i a = _mm_unpacklo_epi8(r[0], r[1]), b = _mm_unpackhi_epi8(r[0], r[1]);
-        __m128i c = _mm_unpacklo_epi8(r[2], r[3]), d = _mm_unpackhi_epi8(r[2], r[3]);
-        _mm_storeu_si128(to, _mm_unpacklo_epi16(a, c));
-        _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a, c));
-        _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(b, d));
-        _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(b, d));
+/* The next `depth` columns of K from codes of 8 bits, in fours: panel [depth / 4][32 columns][4]. */
+static void expand_int8(reader *r, int depth, uint32_t *panel) {
+    for (int done = 0; done < depth; done += CHUNK, panel += QUADS * PANEL) {
+        if (r->chunk == r->w->chunks) {
+            memset(panel, 0, QUADS * LINE);
+            continue;
+        }
+        const char *chunk = next_chunk(r, 0);
+        for (int i = 0; i < QUADS * PARTS; i++) {
+            vu x = line_of(chunk, i) ^ 0x80808080u; /* less their center */
+            memcpy(panel + i * LANES, &x, sizeof x);
+        }
     }
 }
 
@@ -222,28 +169,28 @@ static void to_float(float *sums) {
 /* The same for quantized inputs: sums over all of K come first, then the factor of each row. With
  * one scale for each row of weights they are sums of whole numbers, and that scale comes last, too:
  * exact from int8, and below 2**24 from bfloat16. `sums` is [T up to whole blocks][PANEL]. */
-static void unit_quantized(const struct gemm *op, weight *w, int unit, uint32_t *panel, float *sums) {
+static void unit_quantized(const struct gemm *op, weight *w, int tile, uint32_t *panel, float *sums) {
     int total = op->tokens, width = op->x_stride, int8 = op->int8, most = int8 ? 2 * DEPTH : DEPTH;
     size_t ldo = (size_t)op->out_stride;
-    int late = w->groups == 1 && w->has_scales && !w->has_offsets;
-    weight bare = *w;
-    if (late) bare.has_scales = 0;
+    reader r;
+    read_tile(w, tile, &r);
     for (int k = 0; k < width; k += most) {
         int depth = width - k < most ? width - k : most;
-        for (int side = 0; side < 2; side++) {
-            if (int8) expand_int8(w, 2 * unit + side, k, depth, panel + side * LANES);
-            else expand_tile(&bare, 2 * unit + side, k, depth, panel + side * LANES);
+        if (int8) {
+            expand_int8(&r, depth, panel);
+            add_panel(op, 1, k, depth, panel, sums);
+        } else {
+            expand(&r, depth, w->late, panel);
+            add_panel(op, 0, k, depth, panel, sums);
         }
-        if (int8) add_panel(op, 1, k, depth, panel, sums);
-        else add_panel(op, 0, k, depth, panel, sums);
     }
     for (int row = 0; row < total; row += ROWS) {
         int rows = total - row < ROWS ? total - row : ROWS;
-        float *sum = sums + (size_t)row * PANEL;
-        if (int8) to_float(sum);
+        float(*sum)[TILE] = (float(*)[TILE])(sums + (size_t)row * PANEL);
+        if (int8) to_float(sum[0]);
+        if (w->late) scale_late(w, tile, sum, rows);
         w->row_scales = op->factors + row;
-        put(w, sum, rows, 2 * unit, op->out + row * ldo, ldo, op->add, w->bias != NULL,
-            late);
+        finish(w, tile, rows, sum, op->out + (size_t)row * ldo, ldo, op->add);
     }
 }
 
@@ -252,14 +199,14 @@ void hb_gemm(const struct gemm *op, int tid, int threads) {
     read_weight(&op->tiled, &w);
     int begin, end;
     size_t blocks = op->factors ? (size_t)(op->tokens + ROWS - 1) / ROWS : 0;
-    hb_share((w.tiles + 1) / 2, tid, threads, &begin, &end);
+    hb_share(w.tiles, tid, threads, &begin, &end);
     if (begin == end) return;
     float *sums = hb_scratch(blocks * ROWS * PANEL + (size_t)DEPTH / 2 * PANEL);
     uint32_t *panel = (uint32_t *)(sums + blocks * ROWS * PANEL);
     amx_begin();
-    for (int unit = begin; unit < end; unit++) {
-        if (op->factors) unit_quantized(op, &w, unit, panel, sums);
-        else unit_plain(op, &w, unit, panel);
+    for (int tile = begin; tile < end; tile++) {
+        if (op->factors) unit_quantized(op, &w, tile, panel, sums);
+        else unit_plain(op, &w, tile, panel);
     }
     _tile_release();
 }

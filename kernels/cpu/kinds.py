@@ -1,38 +1,50 @@
 """Kinds of tiles: how the C kernels keep a canonical weight [N, K], and which kind takes which.
 
-====================================  ==============================================
-codes                                 kind
-====================================  ==============================================
-up to 4 bits, K and group whole 8s    ``nibbles``, or ``table`` for indices of a table
-other integers                        ``bytes``
-float8_e4m3fn                         ``float8``: bytes
-all others                            ``dense``: float32
-====================================  ==============================================
+==========================================  ===============================================
+weight                                      kind
+==========================================  ===============================================
+GGUF blocks, still as stored                ``blocks``: the file's bits
+float8_e4m3fn                               ``float8``: bytes
+indices of a table of up to 16 entries      ``table``: 4 bits
+integers of 2 to 6 and 8 bits, in groups    ``integers``: as many bits (7: 8)
+all others                                  ``dense``
+==========================================  ===============================================
 
-Codes leave out the rounding of weights to 16 bits that some formats have; see ``expand_rounded``.
+Groups are whole 16s, or all of K. Codes leave out the rounding of weights to 16 bits that some
+formats have; see ``expand_rounded``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..formats.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
+from ..formats.canonical import QuantizedLinear, Weight, WeightFormat
 from ..formats.stored import WORDS, StoredLinear
 from ..formats.weight_format import ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
 from .library import Library
-from .ops import TileCodes
-from .pack import E4M3, Q4, Q8, T4, TiledLinear, pack_blocks, pack_dense, pack_tiles
+from .ops import Added, BlockType, NumberType, TileCodes
+from .pack import (
+    INTEGER_CODES,
+    TiledLinear,
+    TileShape,
+    block_shape,
+    dense_shape,
+    group_shape,
+    number_type,
+    pack_blocks,
+    pack_dense,
+    pack_groups,
+)
 
-_HALF, _FLOAT = 2, 4
 # Rows that are unpacked at a time: temporaries of bit streams are several times the codes.
 _BLOCK = 1024
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class TileKind(Kind, Protocol):
@@ -50,70 +62,122 @@ class TileKind(Kind, Protocol):
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
-    ) -> TiledLinear:
-        """An accepted weight [N, K] and its bias [N] in tiles of rows."""
+    ) -> TiledLinear | None:
+        """An accepted weight [N, K] and its bias [N] in tiles of rows.
+
+        None where its data cannot be kept so after all; a later kind takes it then.
+        """
         ...
 
 
-@dataclass(slots=True)
+class BlockTiles:
+    """GGUF blocks, whose codes and scales stay the file's own bits."""
+
+    name: str = "blocks"
+    held: str = "blocks as in the file"
+
+    def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
+        """Whatever is still stored in a type that the packer knows."""
+        if spec.format is None:
+            return NO_CODES
+        if spec.encoding not in BlockType.__members__:
+            return "codes are not stored as GGUF blocks"
+        return None
+
+    def how(self, spec: MatrixSpec) -> str:
+        """The type."""
+        return f"{spec.encoding} blocks, 32 rows side by side"
+
+    def packed_bytes(self, spec: MatrixSpec) -> int:
+        """The file's bytes, but for the padding of N to whole tiles."""
+        return spec.n * block_shape(BlockType[spec.encoding], spec.k).row_bytes
+
+    def pack(
+        self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
+    ) -> TiledLinear | None:
+        """[N, K] from the stored rows; None where a scale is no finite number."""
+        assert isinstance(weight, StoredLinear)
+        form = BlockType[weight.encoding]
+        return pack_blocks(arena, library, form, weight.parts, weight.in_features, bias)
+
+
+@dataclass(frozen=True, slots=True)
 class CodeTiles:
-    """Codes with a scale, and perhaps an offset, for each group.
+    """Codes with a scale, and perhaps an offset or a zero point, for each group.
 
     Attributes:
         name: for tables and messages.
         held: what memory holds, for people.
         codes: what they are, for people.
         zeros: zero kinds of the formats that it takes.
-        bits: of a code, 8 or 4; of 4 bits, eight share a word.
-        number: of the layout in ``weight.h``.
-        parts: makes the keyword arguments of :func:`~.pack.pack_tiles` from a weight.
     """
 
     name: str
     held: str
     codes: str
     zeros: tuple[ZeroKind, ...]
-    bits: int
-    number: TileCodes
-    parts: Callable[[QuantizedLinear], dict[str, Any]]
 
     def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
-        """By the zero kind; nibbles only in whole eights."""
-        if spec.format is None:
+        """By the zero kind, and groups that chunks of columns can follow."""
+        form = spec.format
+        if form is None:
             return NO_CODES
-        if spec.format.zero not in self.zeros:
+        if form.zero not in self.zeros:
             return f"codes are no {self.codes}"
-        return _no_words(spec.format, spec.k) if self.bits == 4 else None
+        if len(form.table) > 16:
+            return f"the table has {len(form.table)} entries, more than 16"
+        if self._shape(spec) is None:
+            return f"groups of {form.group_size} columns are no whole 16s"
+        return None
 
     def how(self, spec: MatrixSpec) -> str:
-        """How many bits become how many, and why."""
+        """How many bits become how many."""
         assert spec.format is not None
-        why = _no_words(spec.format, spec.k)
-        how = f"a byte each: {why}" if why else "eight to a word"
-        return f"{spec.format.bits}-bit {self.codes}, {how}"
+        shape = self._shape(spec)
+        assert shape is not None
+        bits = spec.format.bits
+        kept = {7: 8}.get(bits, bits) if shape.codes <= TileCodes.BITS8 else max(bits, 4)
+        return f"{bits}-bit {self.codes} in {kept} bits"
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
-        """Codes, scales and offsets, but for the padding of N to whole vectors."""
-        form = spec.format
-        assert form is not None
-        values = 2 if form.zero in ("int", "float") else 1
-        # Offsets that are computed are float32, and scales beside them, too.
-        stored = values == 1 or (form.zero == "float" and self.bits == 4)
-        width = _HALF if spec.dtype == "F16" and stored else _FLOAT
-        groups = -(-spec.k // _group(form, spec.k))
-        return spec.n * (spec.k * self.bits // 8 + groups * values * width)
+        """Codes, scales, offsets and zero points, but for the padding of N to whole tiles."""
+        shape = self._shape(spec)
+        assert shape is not None
+        return spec.n * shape.row_bytes
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
-    ) -> TiledLinear:
+    ) -> TiledLinear | None:
         """[N, K]; columns in the order of the codes, which the product follows."""
         assert isinstance(weight, QuantizedLinear)
-        shape = weight.in_features, _group(weight.format, weight.in_features)
-        parts = self.parts(weight)
-        packed = pack_tiles(arena, library, self.number, shape, weight.scales, bias, **parts)
+        form, k = weight.format, weight.in_features
+        scales, added = _numbers(weight)
+        kept = Added.NONE if added is None else Added.OFFSET
+        if added is not None and added.dtype == torch.uint8:
+            kept = Added.ZERO
+        shape = _row_shape(form, k, number_type(scales.dtype), kept)
+        assert shape is not None
+        if shape.halves and form.group_size != 16:
+            again = form.group_size // 16
+            scales = scales.repeat_interleave(again, dim=1)[:, : -(-k // 16)]
+            added = None if added is None else added.repeat_interleave(again, dim=1)[:, : -(-k // 16)]
+        words = isinstance(weight, StoredLinear) and weight.encoding == WORDS
+        codes = weight.parts if words else weight.codes  # type: ignore[attr-defined]
+        table = None
+        if form.table:
+            table = torch.zeros(16)
+            table[: len(form.table)] = torch.tensor(form.table)
+        packed = pack_groups(arena, library, shape, codes, form.bits, scales, added, bias, table)
         if weight.perm is not None and not _in_order(weight.perm):
             packed.order = weight.perm.to(torch.int32).contiguous()
         return packed
+
+    def _shape(self, spec: MatrixSpec) -> TileShape | None:
+        form = spec.format
+        assert form is not None
+        number = number_type(_DTYPES[spec.dtype])
+        added = {"int": Added.ZERO, "float": Added.OFFSET}.get(form.zero, Added.NONE)
+        return _row_shape(form, spec.k, number, added)
 
 
 class DenseTiles:
@@ -130,12 +194,12 @@ class DenseTiles:
         """Why there are no codes."""
         if spec.format is None:
             return NO_CODES
-        return f"indices of a table, {_no_words(spec.format, spec.k)}: no kernel looks those up"
+        return "no kernel reads such groups or tables: numbers in float32"
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
-        """The elements, but for the padding of N to whole vectors."""
-        plain = spec.format is None and spec.dtype != "F32"
-        return spec.n * spec.k * (_HALF if plain else _FLOAT)
+        """The elements, but for the padding of N to whole tiles and of K to whole chunks."""
+        dtype = _DTYPES[spec.dtype] if spec.format is None else torch.float32
+        return spec.n * dense_shape(dtype, spec.k).row_bytes
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
@@ -147,13 +211,14 @@ class DenseTiles:
 
 def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | None) -> TiledLinear:
     """A weight [N, K] and its bias [N] in tiles of rows; the meaning is kept exactly."""
-    packed = None
-    if isinstance(weight, StoredLinear) and weight.encoding != WORDS:
-        k, parts = weight.in_features, weight.parts
-        packed = pack_blocks(arena, library, weight.encoding, parts, k, bias)
+    spec = MatrixSpec.of(weight)
+    packed = carrier(TILE_KINDS, spec, 0).kind.pack(arena, library, weight, bias)
     if packed is None:
-        found = carrier(TILE_KINDS, MatrixSpec.of(weight), 0)
-        packed = found.kind.pack(arena, library, weight, bias)
+        # Not as stored. Converting tells what is wrong with the data, where something is.
+        packed = carrier(TILE_KINDS, replace(spec, encoding=""), 0).kind.pack(
+            arena, library, weight, bias
+        )
+    assert packed is not None
     if isinstance(weight, QuantizedLinear):
         packed.act = weight.format.act
     return packed
@@ -173,84 +238,51 @@ def expand_rounded(weight: Weight) -> Weight:
     return out
 
 
-def _float8(weight: QuantizedLinear) -> dict[str, Any]:
-    return {"codes": weight.codes}
-
-
-def _table(weight: QuantizedLinear) -> dict[str, Any]:
-    table = torch.zeros(16)
-    table[: len(weight.format.table)] = torch.tensor(weight.format.table)
-    return {"codes": _nibbles(weight), "table": table}
-
-
-def _integers(weight: QuantizedLinear) -> dict[str, Any]:
-    center = float(_middle(weight)) if weight.format.zero == "none" else 0.0
-    if isinstance(weight, StoredLinear) and weight.encoding == WORDS:
-        codes = weight.parts
-    else:
-        codes = _nibbles(weight)
-    return {"codes": codes, "offsets": _offsets(weight), "center": center}
-
-
-def _signed(weight: QuantizedLinear) -> dict[str, Any]:
-    """Codes less their middle, which the offset gets back."""
-    n, k = weight.shape
-    codes, offsets, middle = weight.codes, _offsets(weight), _middle(weight)
-    if weight.format.bits != 8:
-        codes = torch.empty(n, k, dtype=torch.uint8)
-        for rows, block in _blocks(weight):
-            codes[rows] = block.unpack()
-    if offsets is not None:
-        offsets = offsets.float() + weight.scales.float() * middle
-    return {"codes": codes, "offsets": offsets, "middle": middle}
-
-
-_FOUR, _EIGHT = ("4-bit codes", "8-bit codes")
 _INTEGERS: tuple[ZeroKind, ...] = ("none", "int", "float")
 TILE_KINDS: tuple[TileKind, ...] = (
-    CodeTiles("float8", _EIGHT, "floats", ("e4m3",), 8, E4M3, _float8),
-    CodeTiles("table", _FOUR, "indices of a table", ("table",), 4, T4, _table),
-    CodeTiles("nibbles", _FOUR, "integers", _INTEGERS, 4, Q4, _integers),
-    CodeTiles("bytes", _EIGHT, "integers", _INTEGERS, 8, Q8, _signed),
+    BlockTiles(),
+    CodeTiles("float8", "float8 codes", "floats", ("e4m3",)),
+    CodeTiles("table", "4-bit codes", "indices of a table", ("table",)),
+    CodeTiles("integers", "integer codes", "integers", _INTEGERS),
     DenseTiles(),
 )
 """All kinds; the first that accepts a weight carries it."""
 
 
-def _group(form: WeightFormat, k: int) -> int:
-    return k if form.group_size == -1 else min(form.group_size, k)
+def _row_shape(form: WeightFormat, k: int, number: NumberType, added: Added) -> TileShape | None:
+    """How rows of a format's codes are kept, or None when they cannot be."""
+    center = 0
+    if form.zero == "e4m3":
+        codes = TileCodes.E4M3
+    elif form.zero == "table":
+        codes = TileCodes.SHORT if _is_short(form.table) else TileCodes.TABLE
+    else:
+        codes = INTEGER_CODES[form.bits]
+        center = 1 << (form.bits - 1) if form.zero == "none" else 0
+    return group_shape(codes, k, form.group_size, number, added, center)
 
 
-def _no_words(form: WeightFormat, k: int) -> str | None:
-    """Why eight codes cannot share a word, or None."""
-    if form.bits > 4:
-        return "more than 4 bits"
-    group = _group(form, k)
-    return f"{k} columns in groups of {group} are no whole eights" if k % 8 or group % 8 else None
+def _is_short(table: tuple[float, ...]) -> bool:
+    """Whether the entries are whole numbers that a byte holds, also when the sign is turned."""
+    return all(value == int(value) and -127 <= value <= 127 for value in table)
 
 
-def _middle(weight: QuantizedLinear) -> int:
-    return 1 << (weight.format.bits - 1)
-
-
-def _offsets(weight: QuantizedLinear) -> Tensor | None:
-    """[N, G] of ``w = scale * code + offset``; None for symmetric codes."""
-    if weight.format.zero != "int":
-        return weight.zeros
-    assert weight.zeros is not None
-    # The product of a half-precision scale and a small integer is exact in float32.
-    return -(weight.scales.float() * weight.zeros.float())
-
-
-def _nibbles(weight: QuantizedLinear) -> Tensor:
-    """Codes of up to 4 bits in 4 each: uint8 [N, K / 2]."""
-    if weight.format.bits == 4:
-        return weight.codes
-    n, k = weight.shape
-    out = torch.empty(n, k // 2, dtype=torch.uint8)
-    for rows, block in _blocks(weight):
-        out[rows] = pack_codes(block.unpack(), 4)
-    return out
+def _numbers(weight: QuantizedLinear) -> tuple[Tensor, Tensor | None]:
+    """Scales, and offsets of the same type or zero points in uint8, [N, G]; None without any."""
+    scales = weight.scales
+    if scales.dtype not in _DTYPES.values():
+        scales = scales.float()
+    zeros = weight.zeros
+    if zeros is None:
+        return scales, None
+    if weight.format.zero == "int":
+        points = zeros.to(torch.uint8)
+        if torch.equal(points.float(), zeros.float()):
+            return scales, points
+        # The product of a half-precision scale and a small integer is exact in float32.
+        return scales.float(), -(scales.float() * zeros.float())
+    wide = torch.promote_types(scales.dtype, zeros.dtype)
+    return scales.to(wide), zeros.to(wide)
 
 
 def _blocks(weight: QuantizedLinear) -> Iterator[tuple[slice, QuantizedLinear]]:

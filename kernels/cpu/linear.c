@@ -1,181 +1,289 @@
-/* y [T, N] = x [T, K] W^T for few rows, straight from packed weights (weight.h).
+/* y [T, N] = x [T, K] W^T with float activations: straight from packed codes for few rows, from an
+ * unpacked panel for many.
  *
- * Late scaling: a group's products with bare integer codes are summed in float32, then scaled
- * once: y += scale * sum(code * x) + offset * sum(x). That is cheaper than scaling each weight
- * and more accurate. Each output is one chain of fused multiply-adds in the order of K; the
- * number of rows only decides how many chains run side by side.
+ * Late scaling: products with bare codes are summed by blocks of 16 or 32 columns, then scaled:
+ *   y = fma(sum of code * x, scale, y), and with offsets y = fma(offset, sum of x, y)
+ * block after block, each sum one chain of fused multiply-adds in the order of K. That is cheaper
+ * than scaling each weight and more accurate, and both ways do just this, so a row has the same
+ * bits in both. Weights without scales, and those with one for each row, which comes last: y = y + sum.
  */
-#include "weight.h"
+#include "finish.h"
+#include "floats.h"
 
-#define MAX_ROWS 8
+#define AHEAD 4096 /* bytes between a use and what is fetched meanwhile */
+#define FEW_ROWS 8 /* that the direct product takes side by side */
 
-/* One group of `depth` columns: acc[t][m] = sum over k of code * x. */
-INLINE void group_nibbles(const weight *w, int kind, const char *const *record, int depth,
-                          const float *x, size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS],
-                          vf table) {
-    for (int k = 0; k < depth; k += 8) {
-        vu word[4];
-        for (int t = 0; t < tiles; t++) {
-            const char *from = record[t] + (size_t)(k / 8) * sizeof(vu);
-            __builtin_prefetch(from + w->ahead);
-            memcpy(&word[t], from, sizeof(vu));
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            for (int t = 0; t < tiles; t++) {
-                vf q = nibble(kind, w, table, word[t], i);
-                for (int m = 0; m < rows; m++)
-                    acc[t][m] = vf_fma(q, vf_set(x[m * ldx + k + i]), acc[t][m]);
-            }
+/* Rows of activations in whole chunks. */
+typedef struct {
+    const float *x;     /* [rows][stride] */
+    const float *sums;  /* [rows][chunks][3]: of the halves and of all of a chunk; or NULL */
+    size_t stride;
+    int chunks;
+} float_rows;
+
+/* y [rows][parts] of a tile += a block. `sum` are its products. */
+INLINE void add_block(const float *scale, const float *offset, int v, int parts, int rows,
+                      const float *const *sums, int h, vf sum[][FEW_ROWS], float *const *y) {
+    for (int p = 0; p < parts; p++) {
+        int at = (v + p) * LANES;
+        for (int m = 0; m < rows; m++) {
+            vf value = vf_load(y[m] + at);
+            value = scale ? vf_fma(sum[p][m], vf_load(scale + at), value) : value + sum[p][m];
+            if (offset) value = vf_fma(vf_load(offset + at), vf_set(sums[m][h]), value);
+            vf_store(y[m] + at, value);
         }
     }
 }
 
-INLINE void group_bytes(const weight *w, int kind, const char *const *record, int depth,
-                        const float *x, size_t ldx, int rows, int tiles, vf acc[][MAX_ROWS]) {
-    for (int k = 0; k < depth; k++)
-        for (int t = 0; t < tiles; t++) {
-            size_t at = (size_t)k * LANES * element_bytes(kind);
-            if (at % 64 == 0) __builtin_prefetch(record[t] + at + w->ahead);
-            vf q = element(kind, record[t], k);
-            for (int m = 0; m < rows; m++)
-                acc[t][m] = vf_fma(q, vf_set(x[m * ldx + k]), acc[t][m]);
-        }
-}
+INLINE int sums_needed(const weight *w) { return has_offsets(w) || has_zeros(w); }
 
-INLINE void finish(const weight *w, int tile, int rows, vf y[MAX_ROWS], float *out, size_t ldo,
-                   int add) {
-    int lanes = w->n - tile * LANES;
-    vf bias = {0};
-    if (w->bias) bias = vf_load(w->bias + (size_t)tile * LANES);
+/* y [rows][TILE] of a tile straight from its codes. */
+INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const float_rows *x,
+                   int row, int last, int rows, float y[][TILE]) {
+    float_table table = table_of(w);
+    float *to[FEW_ROWS];
+    const float *from[FEW_ROWS], *sums[FEW_ROWS] = {0};
+    reader r;
+    read_tile(w, tile, &r);
+    memset(y, 0, (size_t)rows * sizeof *y);
     for (int m = 0; m < rows; m++) {
-        float *to = out + m * ldo + (size_t)tile * LANES;
-        vf scale = vf_set(w->row_scales ? w->row_scales[m] : 1.0f);
-        vf v = vf_fma(y[m], scale, bias);
-        if (lanes >= LANES) {
-            vf_store(to, add ? vf_load(to) + v : v);
-        } else {
-            float part[LANES];
-            vf_store(part, v);
-            for (int i = 0; i < lanes; i++) to[i] = add ? to[i] + part[i] : part[i];
+        int own = row + m < last ? row + m : last - 1; /* those beyond are thrown away */
+        to[m] = y[m];
+        from[m] = x->x + (size_t)own * x->stride;
+        if (x->sums) sums[m] = x->sums + (size_t)own * x->chunks * 3;
+    }
+    for (int c = 0; c < w->chunks; c++) {
+        const char *chunk = next_chunk(&r, 0);
+        for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
+        for (int v = 0; v < PARTS; v++)
+            for (int h = 0; h <= halves; h++) {
+                vf sum[1][FEW_ROWS];
+                int quads = halves ? 4 : 8;
+                for (int m = 0; m < rows; m++) sum[0][m] = (vf){0};
+#pragma GCC unroll 8
+                for (int i = 0; i < quads; i++) {
+                    vf four[4];
+                    four_values(w, codes, bits, &table, chunk, 4 * h + i, v, four);
+                    for (int j = 0; j < 4; j++)
+                        for (int m = 0; m < rows; m++)
+                            sum[0][m] = vf_fma(four[j], vf_set(from[m][16 * h + 4 * i + j]), sum[0][m]);
+                }
+                const float *scale = NULL, *offset = NULL;
+                if (w->head_bytes && !w->late) {
+                    scale = r.values.scale[value_at(&r, h)];
+                    if (x->sums) offset = r.values.offset[value_at(&r, h)];
+                }
+                add_block(scale, offset, v, 1, rows, sums, halves ? h : 2, sum, to);
+            }
+        for (int m = 0; m < rows; m++) {
+            from[m] += CHUNK;
+            if (x->sums) sums[m] += 3;
         }
     }
 }
 
-/* `tiles` tiles from `tile` for `rows` rows; sums[m * groups + g] is the sum of x over a group. */
-INLINE void block(const weight *w, int kind, int tile, int tiles, const float *x, size_t ldx,
-                  int rows, const float *sums, float *out, size_t ldo, int add) {
-    const char *record[4];
-    vf y[4][MAX_ROWS];
-    vf table = code_table(w);
-    for (int t = 0; t < tiles; t++) {
-        record[t] = w->data + (size_t)(tile + t) * w->tile_bytes;
-        for (int m = 0; m < rows; m++) y[t][m] = (vf){0};
+#define FEW_CASE(width)                                                                         \
+    if (rows <= width) {                                                                        \
+        direct(w, codes, bits, halves, tile, x, row, row + rows, width, y);                     \
+        return;                                                                                 \
     }
-    for (int g = 0; g < w->groups; g++) {
-        int begin = g * w->group, depth = w->k - begin < w->group ? w->k - begin : w->group;
-        vf acc[4][MAX_ROWS];
-        for (int t = 0; t < tiles; t++)
-            for (int m = 0; m < rows; m++) acc[t][m] = (vf){0};
-        if (kind == W_Q4 || kind == W_T4)
-            group_nibbles(w, kind, record, depth, x + begin, ldx, rows, tiles, acc, table);
-        else group_bytes(w, kind, record, depth, x + begin, ldx, rows, tiles, acc);
-        for (int t = 0; t < tiles; t++) {
-            const char *values = record[t] + w->code_bytes;
-            record[t] += w->record_bytes;
-            if (!w->has_scales) {
-                for (int m = 0; m < rows; m++) y[t][m] += acc[t][m];
-                continue;
-            }
-            __builtin_prefetch(values + w->ahead);
-            vf scale = group_scale(kind, w, values);
-            for (int m = 0; m < rows; m++) y[t][m] = vf_fma(scale, acc[t][m], y[t][m]);
-            if (w->has_offsets) {
-                vf offset = group_value(w, values + w->value_bytes);
-                for (int m = 0; m < rows; m++)
-                    y[t][m] = vf_fma(offset, vf_set(sums[m * w->groups + g]), y[t][m]);
-            }
-        }
-    }
-    for (int t = 0; t < tiles; t++) finish(w, tile + t, rows, y[t], out, ldo, add);
+
+INLINE void few(const weight *w, int codes, int bits, int halves, int tile, const float_rows *x,
+                int row, int rows, float y[][TILE]) {
+    FEW_CASE(1)
+    FEW_CASE(2)
+    FEW_CASE(4)
+    FEW_CASE(8)
 }
 
-/* Few rows leave registers for more tiles side by side, which hides the latency of the chains. */
-#define CASE(kind, rows, wide)                                                              \
-    case rows:                                                                              \
-        for (; tile + wide <= end; tile += wide)                                            \
-            block(w, kind, tile, wide, x, ldx, rows, sums, out, ldo, add);                  \
-        for (; tile < end; tile++) block(w, kind, tile, 1, x, ldx, rows, sums, out, ldo, add); \
-        break;
-
-#define DISPATCH(name, kind)                                                                \
-    static void name(const weight *w, int tile, int end, const float *x, size_t ldx,        \
-                     int rows, const float *sums, float *out, size_t ldo, int add) {        \
-        switch (rows) {                                                                     \
-            CASE(kind, 1, 4) CASE(kind, 2, 4) CASE(kind, 3, 2) CASE(kind, 4, 2)             \
-            CASE(kind, 5, 1) CASE(kind, 6, 1) CASE(kind, 7, 1) CASE(kind, 8, 1)             \
-        }                                                                                   \
+#define FEW(name, codes, bits)                                                                  \
+    static void name(const weight *w, int tile, const float_rows *x, int row, int rows,         \
+                     float y[][TILE]) {                                                         \
+        if (w->halves) few(w, codes, bits, 1, tile, x, row, rows, y);                           \
+        else few(w, codes, bits, 0, tile, x, row, rows, y);                                     \
     }
+#define FEW_DENSE(name, codes, bits)                                                            \
+    static void name(const weight *w, int tile, const float_rows *x, int row, int rows,         \
+                     float y[][TILE]) {                                                         \
+        few(w, codes, bits, 0, tile, x, row, rows, y);                                          \
+    }
+FEW(few_2, W_BITS2, 2)
+FEW(few_3, W_BITS3, 3)
+FEW(few_4, W_BITS4, 4)
+FEW(few_5, W_BITS5, 5)
+FEW(few_6, W_BITS6, 6)
+FEW(few_8, W_BITS8, 8)
+FEW(few_table, W_TABLE, 4)
+FEW(few_e4m3, W_E4M3, 8)
+FEW_DENSE(few_f32, W_F32, 32)
+FEW_DENSE(few_f16, W_F16, 16)
+FEW_DENSE(few_bf16, W_BF16, 16)
 
-DISPATCH(rows_q4, W_Q4)
-DISPATCH(rows_q8, W_Q8)
-DISPATCH(rows_f32, W_F32)
-DISPATCH(rows_f16, W_F16)
-DISPATCH(rows_bf16, W_BF16)
-DISPATCH(rows_e4m3, W_E4M3)
-#if defined(__AVX512F__)
-#define rows_t4 rows_q4 /* both look codes up */
+typedef void few_rows(const weight *, int, const float_rows *, int, int, float (*)[TILE]);
+static few_rows *const FEW_OF[] = {
+    [W_BITS2] = few_2,     [W_BITS3] = few_3,     [W_BITS4] = few_4, [W_BITS5] = few_5,
+    [W_BITS6] = few_6,     [W_BITS8] = few_8,     [W_E4M3] = few_e4m3,
+    [W_TABLE] = few_table, [W_SHORT] = few_table, /* both look codes up */
+    [W_F32] = few_f32,     [W_F16] = few_f16,     [W_BF16] = few_bf16};
+
+/* Unpacked codes and values of 128 columns of a tile, which stay in the first cache. */
+enum { PANEL = 4 };
+typedef struct {
+    float codes[PANEL * CHUNK][TILE];
+    float scale[PANEL][2][TILE], offset[PANEL][2][TILE];
+} panel;
+
+static void unpack_panel(reader *r, int count, panel *to) {
+    for (int c = 0; c < count; c++) {
+        hb_unpack_chunk(r, to->codes + c * CHUNK);
+        for (int h = 0; h <= r->w->halves && r->w->head_bytes; h++) {
+            memcpy(to->scale[c][h], r->values.scale[value_at(r, h)], LINE);
+            if (sums_needed(r->w)) memcpy(to->offset[c][h], r->values.offset[value_at(r, h)], LINE);
+        }
+    }
+}
+
+/* As many sums as registers hold, with what they are made of. */
+#if LANES == 16
+enum { MICRO_ROWS = 6, MICRO_PARTS = 2 };
+#elif LANES == 8
+enum { MICRO_ROWS = 4, MICRO_PARTS = 2 };
 #else
-DISPATCH(rows_t4, W_T4)
+enum { MICRO_ROWS = 4, MICRO_PARTS = 4 };
 #endif
 
+/* y [MICRO_ROWS][TILE] += a panel of `count` chunks from `first` by rows of x. */
+INLINE void micro(const weight *w, int halves, const panel *from, int first, int count,
+                  const float_rows *x, int row, int last, float y[][TILE]) {
+    float *to[FEW_ROWS];
+    const float *rows[FEW_ROWS], *sums[FEW_ROWS] = {0};
+    for (int m = 0; m < MICRO_ROWS; m++) {
+        int own = row + m < last ? row + m : last - 1; /* those beyond are thrown away */
+        to[m] = y[m];
+        rows[m] = x->x + (size_t)own * x->stride + first * CHUNK;
+        if (x->sums) sums[m] = x->sums + ((size_t)own * x->chunks + first) * 3;
+    }
+    for (int c = 0; c < count; c++) {
+        for (int v = 0; v < PARTS; v += MICRO_PARTS)
+            for (int h = 0; h <= halves; h++) {
+                vf sum[PARTS][FEW_ROWS];
+                int begin = 16 * h, stop = halves ? begin + 16 : CHUNK;
+                for (int p = 0; p < MICRO_PARTS; p++)
+                    for (int m = 0; m < MICRO_ROWS; m++) sum[p][m] = (vf){0};
+#pragma GCC unroll 4
+                for (int k = begin; k < stop; k++) {
+                    vf code[PARTS];
+                    for (int p = 0; p < MICRO_PARTS; p++)
+                        code[p] = vf_load(from->codes[c * CHUNK + k] + (v + p) * LANES);
+                    for (int m = 0; m < MICRO_ROWS; m++) {
+                        vf one = vf_set(rows[m][c * CHUNK + k]);
+                        for (int p = 0; p < MICRO_PARTS; p++)
+                            sum[p][m] = vf_fma(code[p], one, sum[p][m]);
+                    }
+                }
+                add_block(w->head_bytes && !w->late ? from->scale[c][h] : NULL,
+                          x->sums ? from->offset[c][h] : NULL, v, MICRO_PARTS, MICRO_ROWS, sums,
+                          halves ? h : 2, sum, to);
+            }
+        for (int m = 0; m < MICRO_ROWS; m++)
+            if (x->sums) sums[m] += 3;
+    }
+}
+
+/* Tile by tile for a block of rows; y has room for the rows that micro() throws away. */
+static void many(const weight *w, int tile, const float_rows *x, int row, int rows, panel *room,
+                 float y[][TILE]) {
+    reader r;
+    read_tile(w, tile, &r);
+    memset(y, 0, (size_t)(rows + MICRO_ROWS) * sizeof *y);
+    for (int first = 0; first < w->chunks; first += PANEL) {
+        int count = w->chunks - first < PANEL ? w->chunks - first : PANEL;
+        unpack_panel(&r, count, room);
+        for (int m = 0; m < rows; m += MICRO_ROWS) {
+            if (w->halves) micro(w, 1, room, first, count, x, row + m, row + rows, y + m);
+            else micro(w, 0, room, first, count, x, row + m, row + rows, y + m);
+        }
+    }
+}
+
+/* Rows of x with zeros up to a whole chunk, where K is none. */
+static void pad_columns(const struct linear *op, int row, int rows, float *to, size_t stride) {
+    for (int m = 0; m < rows; m++, to += stride) {
+        memcpy(to, op->x + (size_t)(row + m) * op->x_stride, (size_t)op->tiled.k * sizeof(float));
+        memset(to + op->tiled.k, 0, (stride - (size_t)op->tiled.k) * sizeof(float));
+    }
+}
+
+static void sum_blocks(const float_rows *x, int rows, float *sums) {
+    for (int m = 0; m < rows; m++)
+        for (int c = 0; c < x->chunks; c++, sums += 3) {
+            const float *from = x->x + (size_t)m * x->stride + c * CHUNK;
+            for (int h = 0; h < 2; h++) {
+                vf part = vf_load(from + 16 * h);
+                for (int j = LANES; j < 16; j += LANES) part += vf_load(from + 16 * h + j);
+                sums[h] = vf_sum(part);
+            }
+            sums[2] = sums[0] + sums[1];
+        }
+}
+
 void hb_linear(const struct linear *op, int tid, int threads) {
+    enum { BLOCK = 64 };
     weight w;
     read_weight(&op->tiled, &w);
     int total = op->tokens, begin, end;
-    size_t ldx = (size_t)op->x_stride, ldo = (size_t)op->out_stride;
-    hb_share(w.tiles, tid, threads, &begin, &end);
+    int most = total <= FEW_ROWS ? FEW_ROWS : BLOCK, blocks = (total + most - 1) / most;
+    size_t ldo = (size_t)op->out_stride, width = (size_t)w.chunks * CHUNK;
+    int pads = w.k % CHUNK, sums = sums_needed(&w);
+    hb_share(w.tiles * blocks, tid, threads, &begin, &end);
     if (begin == end) return;
-    float *sums = hb_scratch((size_t)MAX_ROWS * w.groups);
-    for (int row = 0; row < total; row += MAX_ROWS) {
-        int rows = total - row < MAX_ROWS ? total - row : MAX_ROWS;
-        const float *x = op->x + row * ldx;
-        float *out = op->out + row * ldo;
-        w.row_scales = op->factors ? op->factors + row : NULL;
-        if (w.has_offsets)
-            for (int m = 0; m < rows; m++)
-                for (int g = 0; g < w.groups; g++) {
-                    int k = g * w.group, stop = k + w.group < w.k ? k + w.group : w.k;
-                    vf part = {0};
-                    float sum = 0;
-                    for (; k + LANES <= stop; k += LANES) part += vf_load(x + m * ldx + k);
-                    for (; k < stop; k++) sum += x[m * ldx + k];
-                    sums[m * w.groups + g] = vf_sum(part) + sum;
-                }
-        switch (w.kind) {
-            case W_Q4: rows_q4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
-            case W_Q8: rows_q8(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
-            case W_F16: rows_f16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
-            case W_BF16: rows_bf16(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
-            case W_T4: rows_t4(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
-            case W_E4M3: rows_e4m3(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add); break;
-            default: rows_f32(&w, begin, end, x, ldx, rows, sums, out, ldo, op->add);
+    size_t results = (BLOCK + FEW_ROWS) * TILE, rows_of = (size_t)most * (width + 3 * (size_t)w.chunks);
+    float *scratch = hb_scratch(results + sizeof(panel) / 4 + rows_of);
+    float(*y)[TILE] = (float(*)[TILE])scratch;
+    panel *room = (panel *)(scratch + results);
+    float *padded = scratch + results + sizeof(panel) / 4, *added = padded + (size_t)most * width;
+    float_rows x = {0};
+    for (int unit = begin; unit < end; unit++) {
+        int tile = unit % w.tiles, row = unit / w.tiles * most;
+        int rows = total - row < most ? total - row : most;
+        if (unit == begin || tile == 0) { /* other rows */
+            x = (float_rows){op->x + (size_t)row * op->x_stride, NULL, (size_t)op->x_stride, w.chunks};
+            if (pads) {
+                pad_columns(op, row, rows, padded, width);
+                x.x = padded, x.stride = width;
+            }
+            if (sums) {
+                sum_blocks(&x, rows, added);
+                x.sums = added;
+            }
+            w.row_scales = op->factors ? op->factors + row : NULL;
         }
+        if (total <= FEW_ROWS) FEW_OF[w.codes](&w, tile, &x, 0, rows, y);
+        else many(&w, tile, &x, 0, rows, room, y);
+        if (w.late) scale_late(&w, tile, y, rows);
+        finish(&w, tile, rows, y, op->out + (size_t)row * ldo, ldo, op->add);
     }
 }
-
-int hb_lanes(void) { return LANES; }
 
 void hb_embed(const struct embed *op, int tid, int threads) {
     weight w;
     read_weight(&op->tiled, &w);
     const int32_t *order = op->order;
+    float(*codes)[TILE] = (float(*)[TILE])hb_scratch(CHUNK * TILE);
     for (int t = tid; t < op->tokens; t += threads) {
-        int tile = (int)(op->ids[t] / LANES), lane = (int)(op->ids[t] % LANES);
+        int lane = (int)(op->ids[t] % TILE);
         float *out = op->out + (size_t)t * op->out_stride;
-        for (int k = 0; k < w.k; k++) {
-            vf v = weight_value(&w, tile, k);
-            out[order ? order[k] : k] = v[lane] * op->factor;
+        reader r;
+        read_tile(&w, (int)(op->ids[t] / TILE), &r);
+        for (int c = 0; c < w.chunks; c++) {
+            hb_unpack_chunk(&r, codes);
+            for (int j = 0; j < CHUNK && c * CHUNK + j < w.k; j++) {
+                int k = c * CHUNK + j, at = value_at(&r, w.halves ? j / 16 : 0);
+                float value = codes[j][lane];
+                if (w.head_bytes) value *= r.values.scale[at][lane];
+                if (sums_needed(&w)) value += r.values.offset[at][lane];
+                out[order ? order[k] : k] = value * op->factor;
+            }
         }
     }
 }

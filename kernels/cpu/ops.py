@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Annotated
 
 from .records import (
+    Bytes,
     Flag,
     Float,
     Floats,
@@ -20,6 +21,7 @@ from .records import (
     Longs,
     Memory,
     Op,
+    ReadBytes,
     ReadFloats,
     ReadInts,
     ReadLongs,
@@ -29,15 +31,51 @@ from .records import (
 
 
 class TileCodes(IntEnum):
-    """Codes of a weight: 4 or 8 bits, dense elements, indices of a table (4 bits), float8."""
+    """Codes of a weight: integers of 2 to 8 bits, indices of a table, float8, dense elements.
 
-    Q4 = 0
-    Q8 = 1
-    F32 = 2
-    F16 = 3
-    BF16 = 4
-    T4 = 5
-    E4M3 = 6
+    The entries of a ``SHORT`` table are whole numbers of a byte.
+    """
+
+    BITS2 = 0
+    BITS3 = 1
+    BITS4 = 2
+    BITS5 = 3
+    BITS6 = 4
+    BITS8 = 5
+    TABLE = 6
+    SHORT = 7
+    E4M3 = 8
+    F32 = 9
+    F16 = 10
+    BF16 = 11
+
+
+class TileValues(IntEnum):
+    """What scales the codes of a span: see the heads in ``weight.h``."""
+
+    NONE = 0
+    GROUP = 1
+    K2 = 2
+    K3 = 3
+    K4 = 4
+    K6 = 5
+    XS = 6
+
+
+class NumberType(IntEnum):
+    """Type of the scales and offsets of groups."""
+
+    F32 = 0
+    F16 = 1
+    BF16 = 2
+
+
+class Added(IntEnum):
+    """What groups have beside a scale: nothing, an offset, or a zero point of a byte."""
+
+    NONE = 0
+    OFFSET = 1
+    ZERO = 2
 
 
 class GateFunction(IntEnum):
@@ -60,16 +98,34 @@ class BlockType(IntEnum):
 
     Q4_0 = 0
     Q4_1 = 1
-    Q8_0 = 2
-    Q4_K = 3
-    Q5_K = 4
-    Q6_K = 5
+    Q5_0 = 2
+    Q5_1 = 3
+    Q8_0 = 4
+    IQ4_NL = 5
+    Q2_K = 6
+    Q3_K = 7
+    Q4_K = 8
+    Q5_K = 9
+    Q6_K = 10
+    IQ4_XS = 11
 
 
-ENUMS = {"W": TileCodes, "GATE": GateFunction, "CODES": CodeType, "S": BlockType}
+ENUMS = {
+    "W": TileCodes,
+    "V": TileValues,
+    "NUM": NumberType,
+    "A": Added,
+    "GATE": GateFunction,
+    "CODES": CodeType,
+    "S": BlockType,
+}
 
 # Tokens of one text that attention takes together, keys of a partition of it, rows of a block.
 RUN, PARTITION, BLOCK_ROWS = 16, 128, 32
+# Rows of a tile of a weight, columns of a chunk of it.
+TILE, CHUNK = 32, 32
+# Numbers that RoundBlocks gives of a chunk, rows beyond the last that LinearRounded may read.
+CHUNK_VALUES, SPARE_ROWS = 8, 8
 
 
 class Tiled(Op):
@@ -78,28 +134,30 @@ class Tiled(Op):
     Attributes:
         data: its tiles.
         bias: float [N] padded to whole tiles, or None.
-        table: float [16] of kind T4, or None.
-        kind: what the codes are.
+        table: float [16], what indices of a table stand for, or None.
+        codes: what the codes are.
+        values: what scales them.
         n: rows.
         k: columns.
-        group: columns that share a scale.
-        half_scales: scales and offsets are half precision, else float.
-        has_scales: there are scales.
-        has_offsets: there are offsets.
-        center: subtracted from every 4-bit integer code.
+        span: columns of a span, whole chunks.
+        halves: scales belong to 16 columns, else to 32 or more.
+        number: type of the scales and offsets of groups.
+        added: what groups have beside a scale.
+        center: subtracted from every integer code.
     """
 
     data: Memory
     bias: ReadFloats | None
     table: ReadFloats | None = None
-    kind: Annotated[TileCodes, "int32_t"]
+    codes: Annotated[TileCodes, "int32_t"]
+    values: Annotated[TileValues, "int32_t"] = TileValues.NONE
     n: Int
     k: Int
-    group: Int
-    half_scales: Flag
-    has_scales: Flag
-    has_offsets: Flag
-    center: Float
+    span: Int
+    halves: Flag = False
+    number: Annotated[NumberType, "int32_t"] = NumberType.F32
+    added: Annotated[Added, "int32_t"] = Added.NONE
+    center: Int = 0
 
 
 class Embed(Op):
@@ -129,6 +187,36 @@ class Linear(Op):
     out: Floats
     tokens: Int
     x_stride: Int
+    out_stride: Int
+    add: Flag
+
+
+class RoundBlocks(Op):
+    """``x`` [T, K] rounded to int8 by chunks of 32 columns.
+
+    Attributes:
+        x: floats.
+        codes: int8 [T + SPARE_ROWS, K in whole chunks], 0 beyond K.
+        values: [T + SPARE_ROWS, chunks, CHUNK_VALUES]: scale, scale times sum of the codes, the same of each
+            half; as integers: sum, sums of each half, nothing.
+    """
+
+    x: ReadFloats
+    codes: Bytes
+    values: Floats
+    tokens: Int
+    width: Int
+    x_stride: Int
+
+
+class LinearRounded(Op):
+    """``out`` [T, N] = ``x`` W^T + bias, or added to ``out``, with ``x`` from RoundBlocks."""
+
+    tiled: Tiled
+    codes: ReadBytes
+    values: ReadFloats
+    out: Floats
+    tokens: Int
     out_stride: Int
     add: Flag
 
@@ -350,25 +438,25 @@ class Argmax(Op):
 class PackRows(Op):
     """Canonical codes, or dense elements, [N, row_bytes] to tiles.
 
-    ``middle`` is subtracted from codes of a byte; 4-bit codes have K and groups of whole words.
-    ``scales`` and ``offsets`` are [N, G].
+    ``bits`` are those of a code in the stream. ``scales`` are [N, G], ``added`` offsets [N, G] of
+    the same type or zero points, uint8 [N, G].
     """
 
     tiled: Tiled
     source: ReadMemory
     scales: ReadMemory | None
-    offsets: ReadMemory | None
+    added: ReadMemory | None
     row_bytes: Int
-    middle: Int
+    bits: Int
 
 
 class PackWords(Op):
-    """Codes in int32 words along K (GPTQ), [K / 8, row_words] with at least N, to tiles."""
+    """4-bit codes in int32 words along K (GPTQ), [K / 8, row_words] with at least N, to tiles."""
 
     tiled: Tiled
     source: ReadMemory
     scales: ReadMemory
-    offsets: ReadMemory | None
+    added: ReadMemory | None
     row_words: Int
 
 
@@ -388,11 +476,12 @@ class PackBlocks(Op):
 RECORDS = Records(
     (
         *(Embed, RmsNorm, Linear, RopeKv, AttentionSplit, AttentionMerge, AttentionRun, GatedMul),
-        *(ToBf16, Gemm, Argmax, Add, Gather, Quantize, PackRows, PackWords, PackBlocks),
+        *(RoundBlocks, LinearRounded, ToBf16, Gemm, Argmax, Add, Gather, Quantize, PackRows, PackWords, PackBlocks),
     )
 )
 
 
 def header() -> str:
     """The text of ``ops.h``, which the kernels are compiled with."""
-    return RECORDS.header(ENUMS, {"PARTITION": PARTITION, "BLOCK_ROWS": BLOCK_ROWS})
+    numbers = {"PARTITION": PARTITION, "BLOCK_ROWS": BLOCK_ROWS, "TILE": TILE, "CHUNK": CHUNK}
+    return RECORDS.header(ENUMS, numbers)

@@ -1,158 +1,133 @@
 /* Canonical codes, and words packed along K, to the tiles of weight.h. */
-#include "weight.h"
+#include "tile.h"
 
-/* LANES vectors of 32-bit words, turned: word j of vector i becomes word i of vector j. */
-static inline void turn_words(vf a[LANES]) {
-    for (int width = 1; width < LANES; width *= 2) {
-        vf b[LANES];
-#pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
-            b[2 * i] = vf_low(a[i], a[i + LANES / 2]);
-            b[2 * i + 1] = vf_high(a[i], a[i + LANES / 2]);
-        }
-        memcpy(a, b, sizeof b);
+/* 32 codes of b bits, a stream with the first code in the lowest bits, to bytes. `left` bytes of the
+ * stream are there. */
+INLINE void split_codes(int bits, const uint8_t *source, size_t left, uint8_t out[CHUNK]) {
+    uint64_t mask = ((1u << bits) - 1) * 0x0101010101010101ull;
+    for (int i = 0; i < CHUNK; i += 8, source += bits, out += 8) {
+        uint64_t x = 0;
+        if (left >= 8) memcpy(&x, source, 8);
+        else memcpy(&x, source, left < (size_t)bits ? left : (size_t)bits);
+        left -= left < (size_t)bits ? left : (size_t)bits;
+#if defined(__BMI2__)
+        x = _pdep_u64(x, mask);
+#else
+        uint64_t y = 0;
+        for (int j = 0; j < 8; j++) y |= (x >> (bits * j) & (mask & 255)) << (8 * j);
+        x = y;
+#endif
+        memcpy(out, &x, 8);
     }
 }
 
-/* The layout of a packed weight; a table of codes plays no part in packing. */
-static void read_codes(const struct tiled *op, weight *w) {
-    struct tiled head = *op;
-    if (head.kind == W_T4) head.kind = W_Q4;
-    read_weight(&head, w);
-}
-
-/* Scales or offsets [N, G] of `size` bytes each to a tile's records. */
-static void put_values(const weight *w, const char *values, int rows, char *tile, size_t at) {
-    size_t size = w->half_scales ? 2 : 4;
-    for (int g = 0; g < w->groups; g++) {
-        char *to = tile + g * w->record_bytes + at;
-        for (int lane = 0; lane < rows; lane++)
-            memcpy(to + lane * size, values + ((size_t)lane * w->groups + g) * size, size);
-    }
-}
-
-/* Where 32-bit vector `i` of a tile lies: eight nibbles, or four bytes of the codes, a lane. */
-static inline char *word_at(const weight *w, char *tile, int i) {
-    int per_group = w->group / 8;
-    return tile + i / per_group * w->record_bytes + (size_t)(i % per_group) * sizeof(vf);
-}
-
-/* A tile of nibbles from rows [rows, row_bytes] of the canonical stream. */
-static void rows_of_words(const weight *w, const uint8_t *source, size_t row_bytes, int rows,
+INLINE void rows_of_codes(const weight *w, int bits, const uint8_t *source, size_t row_bytes, int rows,
                           char *tile) {
-    int words = w->k / 8;
-    for (int i = 0; i < words; i += LANES) {
-        vf part[LANES];
-        size_t size = (size_t)(words - i < LANES ? words - i : LANES) * 4;
-        memset(part, 0, sizeof part);
-        for (int lane = 0; lane < rows; lane++)
-            memcpy(&part[lane], source + lane * row_bytes + (size_t)i * 4, size);
-        turn_words(part);
-        for (int j = 0; j < (int)size / 4; j++) memcpy(word_at(w, tile, i + j), &part[j], sizeof(vf));
+    size_t used = ((size_t)w->k * (size_t)bits + 7) / 8;
+    for (int c = 0; c < w->chunks; c++) {
+        uint8_t codes[TILE][CHUNK];
+        if (rows < TILE) memset(codes, 0, sizeof codes);
+        size_t at = (size_t)c * (size_t)(4 * bits);
+        for (int r = 0; r < rows; r++)
+            split_codes(bits, source + (size_t)r * row_bytes + at, used - at, codes[r]);
+        if (w->k - c * CHUNK < CHUNK) /* bits of the last byte beyond K may be anything */
+            for (int r = 0; r < rows; r++)
+                memset(codes[r] + (w->k - c * CHUNK), 0, (size_t)((c + 1) * CHUNK - w->k));
+        put_codes(w->bits, codes, chunk_at(w, tile, c));
     }
 }
 
-/* A tile of bytes from rows [rows, row_bytes]; `center` is subtracted. */
-static void rows_of_bytes(const weight *w, const uint8_t *source, size_t row_bytes, int rows,
-                          uint8_t center, char *tile) {
-    for (int g = 0; g < w->groups; g++) {
-        uint8_t *to = (uint8_t *)tile + g * w->record_bytes;
-        int begin = g * w->group, depth = w->k - begin < w->group ? w->k - begin : w->group;
-        int k = 0;
-        for (; rows == LANES && k + 4 * LANES <= depth; k += 4 * LANES) {
-            vf part[LANES];
-            for (int lane = 0; lane < LANES; lane++)
-                memcpy(&part[lane], source + lane * row_bytes + begin + k, sizeof(vf));
-            turn_words(part);
-            /* Each vector is [lane][4] now: four bytes of every lane to go apart. */
-            for (int j = 0; j < LANES; j++)
-                for (int c = 0; c < 4; c++) {
-                    vb b = __builtin_convertvector((vu)part[j] >> (8 * c), vb);
-                    b -= (int8_t)center;
-                    memcpy(to + (size_t)(k + 4 * j + c) * LANES, &b, sizeof b);
-                }
-        }
-        for (; k < depth; k++)
-            for (int lane = 0; lane < rows; lane++)
-                to[k * LANES + lane] = (uint8_t)(source[lane * row_bytes + begin + k] - center);
-    }
-}
-
-/* A tile of dense elements of two or four bytes from rows [rows, row_bytes]. */
-static void rows_of_dense(const weight *w, const uint8_t *source, size_t row_bytes, int rows,
-                          char *tile) {
-    size_t size = element_bytes(w->kind);
-    int step = (int)(4 / size), k = 0;
-    for (; rows == LANES && k + step * LANES <= w->k; k += step * LANES) {
-        vf part[LANES];
-        for (int lane = 0; lane < LANES; lane++)
-            memcpy(&part[lane], source + lane * row_bytes + k * size, sizeof(vf));
-        turn_words(part);
-        for (int j = 0; j < LANES; j++) {
-            char *to = tile + (size_t)(k + j * step) * LANES * size;
-            if (size == 4) {
-                memcpy(to, &part[j], sizeof(vf));
-                continue;
-            }
-            vh first = __builtin_convertvector((vu)part[j] & 0xFFFF, vh);
-            vh second = __builtin_convertvector((vu)part[j] >> 16, vh);
-            memcpy(to, &first, sizeof first);
-            memcpy(to + sizeof first, &second, sizeof second);
+/* A tile of elements of one, two or four bytes from rows [rows, row_bytes]: [column][row]. */
+static void rows_of_elements(const weight *w, const uint8_t *source, size_t row_bytes, int rows,
+                             char *tile) {
+    size_t size = (size_t)w->bits / 8;
+    for (int c = 0; c < w->chunks; c++) {
+        char *chunk = chunk_at(w, tile, c);
+        int columns = w->k - c * CHUNK < CHUNK ? w->k - c * CHUNK : CHUNK;
+        for (int r = 0; r < rows; r++) {
+            const uint8_t *from = source + (size_t)r * row_bytes + (size_t)c * CHUNK * size;
+            for (int j = 0; j < columns; j++)
+                memcpy(chunk + ((size_t)j * TILE + (size_t)r) * size, from + (size_t)j * size, size);
         }
     }
-    for (; k < w->k; k++)
-        for (int lane = 0; lane < rows; lane++)
-            memcpy(tile + ((size_t)k * LANES + lane) * size,
-                   source + lane * row_bytes + k * size, size);
 }
 
 void hb_pack_rows(const struct pack_rows *op, int tid, int threads) {
     weight w;
-    read_codes(&op->tiled, &w);
-    int begin, end;
+    read_weight(&op->tiled, &w);
+    int begin, end, groups = group_count(&w);
     size_t row_bytes = (size_t)op->row_bytes;
     hb_share(w.tiles, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
-        int rows = w.n - t * LANES < LANES ? w.n - t * LANES : LANES;
-        char *tile = (char *)op->tiled.data + t * w.tile_bytes;
-        const uint8_t *source = (const uint8_t *)op->source + (size_t)t * LANES * row_bytes;
-        size_t first = (size_t)t * LANES * w.groups * (w.half_scales ? 2 : 4);
-        if (rows < LANES || w.k % w.group) memset(tile, 0, w.tile_bytes);
-        if (w.kind == W_Q4) rows_of_words(&w, source, row_bytes, rows, tile);
-        else if (w.has_scales) rows_of_bytes(&w, source, row_bytes, rows, (uint8_t)op->middle, tile);
-        else rows_of_dense(&w, source, row_bytes, rows, tile);
-        if (!w.has_scales) continue;
-        put_values(&w, (const char *)op->scales + first, rows, tile, w.code_bytes);
-        if (w.has_offsets)
-            put_values(&w, (const char *)op->offsets + first, rows, tile, w.code_bytes + w.value_bytes);
+        int rows = rows_in(&w, t);
+        char *tile = (char *)op->tiled.data + (size_t)t * w.tile_bytes;
+        const uint8_t *source = (const uint8_t *)op->source + (size_t)t * TILE * row_bytes;
+        size_t first = (size_t)t * TILE * (size_t)groups, size = (size_t)number_bytes(w.number);
+        size_t small = w.added == A_ZERO ? 1 : size;
+        if (rows < TILE || w.k % w.span) memset(tile, 0, w.tile_bytes);
+        if (w.values == V_NONE || w.codes == W_E4M3) {
+            rows_of_elements(&w, source, row_bytes, rows, tile);
+        } else {
+            switch (op->bits) {
+                case 2: rows_of_codes(&w, 2, source, row_bytes, rows, tile); break;
+                case 3: rows_of_codes(&w, 3, source, row_bytes, rows, tile); break;
+                case 4: rows_of_codes(&w, 4, source, row_bytes, rows, tile); break;
+                case 5: rows_of_codes(&w, 5, source, row_bytes, rows, tile); break;
+                case 6: rows_of_codes(&w, 6, source, row_bytes, rows, tile); break;
+                case 7: rows_of_codes(&w, 7, source, row_bytes, rows, tile); break;
+                default: rows_of_codes(&w, 8, source, row_bytes, rows, tile);
+            }
+        }
+        if (w.values == V_NONE) continue;
+        const char *added = op->added ? (const char *)op->added + first * small : NULL;
+        put_groups(&w, (const char *)op->scales + first * size, added, rows, tile);
     }
 }
 
+/* The low or high four nibbles of each word as bytes: a quad of eight rows. */
+INLINE v8 spread(v8 words, int high) {
+    v8 x = high ? words >> 16 : words & 0xFFFF;
+    x = (x | x << 8) & 0x00FF00FF;
+    return (x | x << 4) & 0x0F0F0F0F;
+}
+
 void hb_pack_words(const struct pack_words *op, int tid, int threads) {
-    enum { SIDE = 8 }; /* tiles filled together: whole lines and pages of the source are used */
+    enum { SIDE = 4 }; /* tiles filled together: whole lines and pages of the source are used */
     weight w;
-    read_codes(&op->tiled, &w);
+    read_weight(&op->tiled, &w);
     int begin, end;
-    size_t stride = (size_t)op->row_words, size = w.half_scales ? 2 : 4;
-    const uint32_t *words = op->source;
+    size_t stride = (size_t)op->row_words, size = (size_t)number_bytes(w.number);
+    size_t small = w.added == A_ZERO ? 1 : size;
+    size_t groups = (size_t)group_count(&w);
+    const uint32_t *source = op->source;
     hb_share(w.tiles, tid, threads, &begin, &end);
     for (int first = begin; first < end; first += SIDE) {
         int stop = first + SIDE < end ? first + SIDE : end;
         for (int t = first; t < stop; t++) {
-            int rows = w.n - t * LANES < LANES ? w.n - t * LANES : LANES;
-            char *tile = (char *)op->tiled.data + t * w.tile_bytes;
-            size_t values = (size_t)t * LANES * w.groups * size;
-            if (rows < LANES || w.k % w.group) memset(tile, 0, w.tile_bytes);
-            put_values(&w, (const char *)op->scales + values, rows, tile, w.code_bytes);
-            if (w.has_offsets)
-                put_values(&w, (const char *)op->offsets + values, rows, tile,
-                           w.code_bytes + w.value_bytes);
+            char *tile = (char *)op->tiled.data + (size_t)t * w.tile_bytes;
+            size_t at = (size_t)t * TILE * groups;
+            int rows = rows_in(&w, t);
+            if (rows < TILE || w.k % w.span) memset(tile, 0, w.tile_bytes);
+            put_groups(&w, (const char *)op->scales + at * size,
+                       op->added ? (const char *)op->added + at * small : NULL, rows, tile);
         }
-        for (int i = 0; i < w.k / 8; i++)
+        for (int c = 0; c < w.chunks; c++)
             for (int t = first; t < stop; t++) {
-                int rows = w.n - t * LANES < LANES ? w.n - t * LANES : LANES;
-                char *to = word_at(&w, (char *)op->tiled.data + t * w.tile_bytes, i);
-                memcpy(to, words + i * stride + (size_t)t * LANES, (size_t)rows * 4);
+                char *chunk = chunk_at(&w, (char *)op->tiled.data + (size_t)t * w.tile_bytes, c);
+                int rows = rows_in(&w, t);
+                for (int g = 0; g < (rows + 7) / 8; g++) {
+                    v8 quads[8];
+                    for (int i = 0; i < 4; i++) {
+                        v8 words = {0};
+                        size_t left = (size_t)(rows - 8 * g < 8 ? rows - 8 * g : 8) * 4;
+                        if (4 * c + i < w.k / 8)
+                            memcpy(&words, source + (size_t)(4 * c + i) * stride + (size_t)(t * TILE + 8 * g),
+                                   left);
+                        quads[2 * i] = spread(words, 0);
+                        quads[2 * i + 1] = spread(words, 1);
+                    }
+                    put_quads(4, quads, g, chunk);
+                }
             }
     }
 }

@@ -1,35 +1,152 @@
-"""Lay weights out for the C kernels: tiles of L rows, one row per vector lane.
+"""Lay weights out for the C kernels: tiles of 32 rows, see ``weight.h``.
 
-See ``weight.h`` for the layout; the machine decides L. Shape letters: N rows, K columns, G groups,
-P = N / L tiles.
+Shape letters: N rows, K columns, G groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..formats.code_tables import IQ4_NL
 from ..formats.weight_format import ActivationFormat
 from . import ops
 from .arena import Arena
 from .library import Library
-from .ops import BlockType, TileCodes
+from .ops import CHUNK, TILE, Added, BlockType, NumberType, TileCodes, TileValues
 
-Q4, Q8, F32, F16, BF16, T4, E4M3 = TileCodes
-# GGUF types that are packed as stored: kind, group, whether scales are half precision, whether
-# there are offsets, center.
-_AS_STORED = {
-    BlockType.Q4_0: (Q4, 32, True, False, 8.0),
-    BlockType.Q4_1: (Q4, 32, True, True, 0.0),
-    BlockType.Q8_0: (Q8, 32, True, False, 0.0),
-    BlockType.Q4_K: (Q4, 32, False, True, 0.0),
-    BlockType.Q5_K: (Q8, 32, False, True, 0.0),
-    BlockType.Q6_K: (Q8, 16, False, False, 0.0),
+SUPER = 256
+"""Columns of a super-block."""
+
+INTEGER_CODES = {
+    bits: TileCodes[f"BITS{8 if bits == 7 else bits}"] for bits in (2, 3, 4, 5, 6, 7, 8)
 }
-_DENSE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
+"""Width of a code in the stream -> how it is kept."""
+
+_WIDTHS = {
+    TileCodes.BITS2: 2,
+    TileCodes.BITS3: 3,
+    TileCodes.BITS4: 4,
+    TileCodes.BITS5: 5,
+    TileCodes.BITS6: 6,
+    TileCodes.BITS8: 8,
+    TileCodes.TABLE: 4,
+    TileCodes.SHORT: 4,
+    TileCodes.E4M3: 8,
+    TileCodes.F32: 32,
+    TileCodes.F16: 16,
+    TileCodes.BF16: 16,
+}
+_NUMBERS = {
+    torch.float32: NumberType.F32,
+    torch.float16: NumberType.F16,
+    torch.bfloat16: NumberType.BF16,
+}
+_DENSE = {
+    torch.float32: TileCodes.F32,
+    torch.float16: TileCodes.F16,
+    torch.bfloat16: TileCodes.BF16,
+}
+# Bytes of a row in the head of a super-block.
+_HEADS = {
+    TileValues.NONE: 0,
+    TileValues.K2: 20,
+    TileValues.K3: 14,
+    TileValues.K4: 16,
+    TileValues.K6: 18,
+    TileValues.XS: 8,
+}
+_SUPER_HALVES = (TileValues.K2, TileValues.K3, TileValues.K6)
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """How one row of a weight [N, K] is cut and scaled, apart from N and the data.
+
+    Attributes:
+        codes: what the codes are.
+        values: what scales them.
+        k: columns.
+        span: columns of a span, whole chunks.
+        halves: scales belong to 16 columns.
+        number: type of the scales and offsets of groups.
+        added: what groups have beside a scale.
+        center: subtracted from every integer code.
+    """
+
+    codes: TileCodes
+    values: TileValues
+    k: int
+    span: int
+    halves: bool = False
+    number: NumberType = NumberType.F32
+    added: Added = Added.NONE
+    center: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in a tile: heads and whole chunks."""
+        chunks, spans = -(-self.k // CHUNK), -(-self.k // self.span)
+        return chunks * CHUNK * _WIDTHS[self.codes] // 8 + spans * self._head
+
+    def tile_bytes(self, n: int) -> int:
+        """Bytes of ``n`` rows in whole tiles."""
+        return -(-n // TILE) * TILE * self.row_bytes
+
+    @property
+    def _head(self) -> int:
+        if self.values != TileValues.GROUP:
+            return _HEADS[self.values]
+        size = 4 if self.number == NumberType.F32 else 2
+        beside = {Added.NONE: 0, Added.OFFSET: size, Added.ZERO: 1}[self.added]
+        return (size + beside) * (1 + self.halves)
+
+
+def group_shape(
+    codes: TileCodes, k: int, group: int, number: NumberType, added: Added, center: int
+) -> TileShape | None:
+    """A row with a scale for every ``group`` columns (-1: for all); None where tiles cannot.
+
+    Groups of whole chunks are spans. Other groups of whole 16s are cut into such.
+    """
+    if group == -1 or group >= k:
+        span, halves = -(-k // CHUNK) * CHUNK, False
+    elif group % CHUNK == 0:
+        span, halves = group, False
+    elif group % 16 == 0:
+        span, halves = CHUNK, True
+    else:
+        return None
+    return TileShape(codes, TileValues.GROUP, k, span, halves, number, added, center)
+
+
+def block_shape(type: BlockType, k: int) -> TileShape:
+    """A row of GGUF blocks of one type."""
+    name, group, half = type.name, TileValues.GROUP, NumberType.F16
+    if name.endswith(("_0", "_1")):
+        bits = int(name[1])
+        offset = name.endswith("_1")
+        added, center = (Added.OFFSET, 0) if offset else (Added.NONE, 1 << (bits - 1))
+        return TileShape(INTEGER_CODES[bits], group, k, CHUNK, False, half, added, center)
+    if type == BlockType.IQ4_NL:
+        return TileShape(TileCodes.SHORT, group, k, CHUNK, False, half)
+    codes, values, center = {
+        BlockType.Q2_K: (TileCodes.BITS2, TileValues.K2, 0),
+        BlockType.Q3_K: (TileCodes.BITS3, TileValues.K3, 4),
+        BlockType.Q4_K: (TileCodes.BITS4, TileValues.K4, 0),
+        BlockType.Q5_K: (TileCodes.BITS5, TileValues.K4, 0),
+        BlockType.Q6_K: (TileCodes.BITS6, TileValues.K6, 32),
+        BlockType.IQ4_XS: (TileCodes.SHORT, TileValues.XS, 0),
+    }[type]
+    return TileShape(codes, values, k, SUPER, values in _SUPER_HALVES, center=center)
+
+
+def dense_shape(dtype: torch.dtype, k: int) -> TileShape:
+    """A row of plain numbers."""
+    return TileShape(_DENSE[dtype], TileValues.NONE, k, -(-k // CHUNK) * CHUNK)
 
 
 class TiledLinear(ops.Tiled):
@@ -37,7 +154,7 @@ class TiledLinear(ops.Tiled):
 
     Attributes:
         order: int32 [K]: column k multiplies input ``x[order[k]]``; None = in order.
-        act: how inputs are quantized, or None when they are not.
+        act: how the format rounds inputs, or None when it does not.
     """
 
     order: Tensor | None = None
@@ -49,10 +166,16 @@ class TiledLinear(ops.Tiled):
         return self.n, self.k
 
     @property
+    def has_integers(self) -> bool:
+        """Whether codes stand for whole numbers, which products of integers can take."""
+        return self.codes <= TileCodes.BITS8 or self.codes == TileCodes.SHORT
+
+    @property
     def takes_int8(self) -> bool:
         """Whether a product with quantized inputs is one of int8 by int8, scaled at the end."""
         act = self.act
-        bare = self.kind == Q8 and self.group == self.k and not self.has_offsets
+        bare = self.codes == TileCodes.BITS8 and self.span >= self.k and self.center == 128
+        bare = bare and self.added == Added.NONE
         return bare and act is not None and act.kind == "int8" and act.symmetric
 
     @property
@@ -66,106 +189,78 @@ def pack_dense(
 ) -> TiledLinear:
     """A float32, float16 or bfloat16 matrix [N, K] and a bias [N]."""
     n, k = weight_NK.shape
-    kind, lanes = _DENSE[weight_NK.dtype], library.lanes
-    data = arena.empty(-(-n // lanes) * lanes * k * weight_NK.element_size())
-    bias = _pad_bias(bias_N, n, lanes)
-    packed = TiledLinear(
-        data=data,
-        bias=bias,
-        kind=kind,
-        n=n,
-        k=k,
-        group=k,
-        half_scales=False,
-        has_scales=False,
-        has_offsets=False,
-        center=0.0,
-    )
-    _pack_rows(library, packed, weight_NK.contiguous().view(torch.uint8))
+    packed = _empty(arena, dense_shape(weight_NK.dtype, k), n, bias_N)
+    _pack_rows(library, packed, weight_NK.contiguous().view(torch.uint8), 8)
     return packed
 
 
 def pack_blocks(
     arena: Arena,
     library: Library,
-    form: str,
+    type: BlockType,
     parts: Sequence[Tensor],
     k: int,
     bias_N: Tensor | None = None,
 ) -> TiledLinear | None:
     """GGUF rows of one block type, as stored: uint8 [N, bytes of a row] to be stacked along N.
 
-    None for types that have no such kernel, and where a scale or minimum is not finite.
+    None where a scale or minimum is not finite.
     """
-    if form not in BlockType.__members__:
-        return None
-    kind, group, half, has_offsets, center = _AS_STORED[BlockType[form]]
-    stacked, n = _stackable(parts, library.lanes, 0), sum(p.shape[0] for p in parts)
-    packed = _empty(arena, library.lanes, kind, n, k, group, half, has_offsets, center, bias_N)
+    stacked, n = _stackable(parts, 0), sum(p.shape[0] for p in parts)
+    packed = _empty(arena, block_shape(type, k), n, bias_N)
+    if packed.codes == TileCodes.SHORT:
+        packed.table = torch.tensor(IQ4_NL)
     bad = torch.zeros(1, dtype=torch.int32)
     start = 0
     for part in stacked:
         stop = start + part.shape[0]
-        tiled = _rows(library, packed, start, stop)
-        row_bytes, number = part.stride(0), BlockType[form]
-        op = ops.PackBlocks(tiled=tiled, source=part, bad=bad, row_bytes=row_bytes, type=number)
+        tiled, row_bytes = _rows(packed, start, stop), part.stride(0)
+        op = ops.PackBlocks(tiled=tiled, source=part, bad=bad, row_bytes=row_bytes, type=type)
         _run(library, op)
         start = stop
     return None if bad.item() else packed
 
 
-def pack_tiles(
+def pack_groups(
     arena: Arena,
     library: Library,
-    kind: TileCodes,
-    shape: tuple[int, int],
-    scales_NG: Tensor,
-    bias_N: Tensor | None = None,
-    *,
+    shape: TileShape,
     codes: Tensor | Sequence[Tensor],
-    offsets: Tensor | None = None,
-    center: float = 0.0,
-    middle: int = 0,
+    bits: int,
+    scales_NG: Tensor,
+    added_NG: Tensor | None = None,
+    bias_N: Tensor | None = None,
     table: Tensor | None = None,
 ) -> TiledLinear:
-    """Codes, scales and offsets [N, G] into records, group by group, and a bias [N].
-
-    Q4: ``w = scale * (code - center) + offset``; T4: ``w = scale * table[code]``; both for K and
-    groups of whole eights. Q8: ``w = scale * (code - middle) + offset``, the difference being
-    int8; E4M3: ``w = scale * value(code)``.
+    """Codes, scales and what is added to them by groups, and a bias [N].
 
     Args:
         arena: where the tiles go.
         library: what fills them.
-        kind: Q4, T4, Q8 or E4M3.
-        shape: (K, columns of a group).
-        scales_NG: in any float type.
+        shape: from :func:`group_shape`.
+        codes: the stream, uint8 [N, bytes]; or 4-bit codes in words, parts of int32
+            [K / 8, rows] to be stacked along the rows.
+        bits: of a code in the stream.
+        scales_NG: in the type of ``shape.number``.
+        added_NG: offsets of that type, or zero points in uint8, as ``shape.added`` says.
         bias_N: added to the product, or None.
-        codes: uint8 [N, K], or for Q4 and T4 [N, K / 2], low nibble first; for Q4 also int32
-            words [K / 8, N], to be stacked along N.
-        offsets: [N, G] or None.
-        center: of Q4.
-        middle: of Q8.
-        table: float32 [16] of T4.
+        table: float32 [16], what codes stand for, or None.
     """
-    half = all(t is None or t.dtype == torch.float16 for t in (scales_NG, offsets))
-    dtype = torch.float16 if half else torch.float32
-    n, values = scales_NG.shape[0], scales_NG.to(dtype).contiguous()
-    added = None if offsets is None else offsets.to(dtype).contiguous()
-    has_offsets = added is not None
-    packed = _empty(arena, library.lanes, kind, n, *shape, half, has_offsets, center, bias_N)
+    scales = scales_NG.contiguous()
+    added = None if added_NG is None else added_NG.contiguous()
+    packed = _empty(arena, shape, scales.shape[0], bias_N)
     packed.table = table
     if isinstance(codes, Tensor):
-        _pack_rows(library, packed, codes, values, added, middle)
+        _pack_rows(library, packed, codes, bits, scales, added)
         return packed
     start = 0
-    for part in _stackable(codes, library.lanes, 1):
+    for part in _stackable(codes, 1):
         stop = start + part.shape[1]
         op = ops.PackWords(
-            tiled=_rows(library, packed, start, stop),
+            tiled=_rows(packed, start, stop),
             source=part,
-            scales=values[start:],
-            offsets=None if added is None else added[start:],
+            scales=scales[start:],
+            added=None if added is None else added[start:],
             row_words=part.stride(0),
         )
         _run(library, op)
@@ -173,34 +268,25 @@ def pack_tiles(
     return packed
 
 
-def _empty(
-    arena: Arena,
-    lanes: int,
-    kind: TileCodes,
-    n: int,
-    k: int,
-    group: int,
-    half: bool,
-    has_offsets: bool,
-    center: float,
-    bias: Tensor | None,
-) -> TiledLinear:
-    """A weight [N, K] with scales whose tiles are yet to be filled."""
-    code_bytes = group * lanes // 2 if kind in (Q4, T4) else group * lanes
-    value_bytes = lanes * (2 if half else 4)
-    record = code_bytes + value_bytes * (1 + has_offsets)
-    data = arena.empty(-(-n // lanes) * -(-k // group) * record)
+def number_type(dtype: torch.dtype) -> NumberType:
+    """How scales of a float type are kept."""
+    return _NUMBERS[dtype]
+
+
+def _empty(arena: Arena, shape: TileShape, n: int, bias: Tensor | None) -> TiledLinear:
+    """A weight [N, K] whose tiles are yet to be filled."""
     return TiledLinear(
-        data=data,
-        kind=kind,
+        data=arena.empty(shape.tile_bytes(n)),
+        bias=_pad_bias(bias, n),
+        codes=shape.codes,
+        values=shape.values,
         n=n,
-        k=k,
-        group=group,
-        bias=_pad_bias(bias, n, lanes),
-        half_scales=half,
-        has_scales=True,
-        has_offsets=has_offsets,
-        center=center,
+        k=shape.k,
+        span=shape.span,
+        halves=shape.halves,
+        number=shape.number,
+        added=shape.added,
+        center=shape.center,
     )
 
 
@@ -208,28 +294,27 @@ def _pack_rows(
     library: Library,
     packed: TiledLinear,
     codes: Tensor,
+    bits: int,
     scales: Tensor | None = None,
-    offsets: Tensor | None = None,
-    middle: int = 0,
+    added: Tensor | None = None,
 ) -> None:
-    """Fill all tiles from rows [N, bytes]; ``middle`` is subtracted from codes of a byte."""
+    """Fill all tiles from rows [N, bytes]."""
     codes = codes if codes.stride(1) == 1 else codes.contiguous()
     op = ops.PackRows(
         tiled=packed,
         source=codes,
         scales=scales,
-        offsets=offsets,
+        added=added,
         row_bytes=codes.stride(0),
-        middle=middle,
+        bits=bits,
     )
     _run(library, op)
 
 
-def _rows(library: Library, packed: TiledLinear, start: int, stop: int) -> TiledLinear:
+def _rows(packed: TiledLinear, start: int, stop: int) -> TiledLinear:
     """Rows of a weight, from a whole tile on."""
-    lanes = library.lanes
-    tile = packed.data.numel() // -(-packed.n // lanes)
-    return replace(packed, n=stop - start, data=packed.data[start // lanes * tile :])
+    tile = packed.data.numel() // -(-packed.n // TILE)
+    return replace(packed, n=stop - start, data=packed.data[start // TILE * tile :])
 
 
 def _run(library: Library, op: ops.Op) -> None:
@@ -237,16 +322,16 @@ def _run(library: Library, op: ops.Op) -> None:
     library.run(ops.RECORDS.pack(op)[0], 1, spin_us=0)
 
 
-def _stackable(parts: Sequence[Tensor], lanes: int, dim: int) -> Sequence[Tensor]:
+def _stackable(parts: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
     """Parts whose rows lie whole, or one joined along ``dim`` for a seam inside a tile."""
-    if all(part.shape[dim] % lanes == 0 for part in parts[:-1]):
+    if all(part.shape[dim] % TILE == 0 for part in parts[:-1]):
         return [part if part.stride(1) == 1 else part.contiguous() for part in parts]
     return [torch.cat(list(parts), dim=dim)]
 
 
-def _pad_bias(bias: Tensor | None, n: int, lanes: int) -> Tensor | None:
+def _pad_bias(bias: Tensor | None, n: int) -> Tensor | None:
     if bias is None:
         return None
-    padded = torch.zeros(-(-n // lanes) * lanes)
+    padded = torch.zeros(-(-n // TILE) * TILE)
     padded[:n] = bias
     return padded

@@ -37,6 +37,8 @@ ReadInts = Annotated[Tensor, "const int32_t *"]
 Ints = Annotated[Tensor, "int32_t *"]
 ReadLongs = Annotated[Tensor, "const int64_t *"]
 Longs = Annotated[Tensor, "int64_t *"]
+ReadBytes = Annotated[Tensor, "const int8_t *"]
+Bytes = Annotated[Tensor, "int8_t *"]
 ReadMemory = Annotated[Tensor, "const void *"]
 Memory = Annotated[Tensor, "void *"]
 

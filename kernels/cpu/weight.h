@@ -1,13 +1,25 @@
 /* A packed weight matrix [N, K] and how to read it.
  *
- * Layout: N is cut into tiles of LANES rows, one per vector lane, so no horizontal sums are needed.
- * A tile is a sequence of records, one for each group of K, so that a tile is one stream:
- *   codes    4 bits: uint32 [group / 8][lane], eight consecutive K in a word, first in the low bits
- *            8 bits: int8 or float8_e4m3fn [group][lane]
- *            dense:  float, half or bfloat16 [K][lane], the whole of K being one group
- *   scales   half or float [lane], absent when dense
- *   offsets  like scales, or absent
- * The codes of a short last group are padded to the full size.
+ * N is cut into tiles of 32 rows and K into chunks of 32 columns, the same on every machine. A tile
+ * is one stream of spans: columns that share a head of scales, then their chunks.
+ *
+ * Codes of b bits take b lines of a chunk, a line being a 32-bit word of each row. Four columns
+ * that follow each other, a quad, are bytes of one word, as products of bytes want them. b is
+ * split into planes: 8; 4; 4 + 2; 4 + 1; 2; 2 + 1 bits, the lowest bits first. A plane of p bits has p
+ * lines, and line i has quads i, i + p, i + 2 p ... of the chunk's eight in bits 0, p, 2 p ... of
+ * its bytes. So no code takes more bits than in its file, and a quad costs a shift and a mask.
+ * Dense elements and float8 lie as [column][row].
+ *
+ * Heads, all of them [row] side by side (see `enum` V in ops.h; b is a block of 16 or 32 columns):
+ *   GROUP   scale of the span; an offset (of the scales' type) or a zero point (a byte) after it;
+ *           twice each, one after the other, where groups have 16 columns
+ *   K2      d, dmin: halves; 4 words: byte b = scale | minimum << 4 of 16 columns
+ *   K3      d: half; 3 words: the 12 bytes of 6-bit scales of 16 columns, as in the file
+ *   K4      d, dmin: halves; 3 words: the 12 bytes of 6-bit scales and minima of 32 columns
+ *   K6      d: half; 4 words: int8 scales of 16 columns
+ *   XS      d: half, 2 bytes: high parts of the scales of 32 columns; a word: low parts
+ * A span of the last five has 256 columns. A short last span has a whole head and the chunks that
+ * it needs; columns and rows beyond the matrix have codes 0.
  */
 #ifndef HALFBYTE_WEIGHT_H
 #define HALFBYTE_WEIGHT_H
@@ -16,127 +28,221 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#define PARTS (TILE / LANES) /* vectors across the rows of a tile */
+#define LINE (4 * TILE)      /* bytes of a line */
+#define QUADS (CHUNK / 4)
+#define MOST_VALUES 16 /* blocks of a head */
+
 typedef struct {
-    int kind, tiles, n, k, group, groups, half_scales, has_scales, has_offsets;
+    int codes, bits, values, n, k, span, halves;
+    int tiles, chunks, spans;         /* of the matrix, of a row, of a row */
+    int number, added;                /* of GROUP: type of the scales, what follows them */
+    int late;                         /* one scale a row and nothing else: applied at the end */
+    int center;                       /* subtracted from every integer code */
     const char *data;
-    const float *bias;
-    float center; /* subtracted from every 4-bit integer code, else 0 */
-    float table[16]; /* what 4-bit codes stand for */
-    const float *row_scales; /* factors of the rows at hand (quantized inputs), or NULL */
-    size_t code_bytes, value_bytes, record_bytes, tile_bytes;
-    size_t ahead; /* how far ahead of its use a line is fetched */
+    const float *bias, *table;        /* table: what 4-bit codes stand for */
+    const float *row_scales;          /* factors of the rows at hand (quantized inputs), or NULL */
+    size_t chunk_bytes, head_bytes, span_bytes, tile_bytes;
 } weight;
 
-INLINE vf group_value(const weight *w, const char *at) {
-    return w->half_scales ? vf_from_half((const uint16_t *)at) : vf_load((const float *)at);
+/* The values of a head: scale [block][row], offset likewise. */
+typedef struct {
+    float scale[MOST_VALUES][TILE], offset[MOST_VALUES][TILE];
+    int32_t zero[2][TILE];
+} span_values;
+
+INLINE int has_offsets(const weight *w) {
+    return w->values == V_K2 || w->values == V_K4 || (w->values == V_GROUP && w->added == A_OFFSET);
 }
 
-/* Scales of a group, and what element() leaves out. */
-INLINE vf group_scale(int kind, const weight *w, const char *at) {
-    return kind == W_E4M3 ? group_value(w, at) * 256.0f : group_value(w, at);
+INLINE int has_zeros(const weight *w) { return w->values == V_GROUP && w->added == A_ZERO; }
+
+INLINE vu line_of(const char *at, int v) {
+    vu x;
+    memcpy(&x, at + v * sizeof(vu), sizeof x);
+    return x;
 }
 
-INLINE size_t element_bytes(int kind) {
-    return kind == W_Q8 || kind == W_E4M3 ? 1 : kind == W_F32 ? 4 : 2;
+/* Quad q of a plane of p bits, moved to bit `up` of its bytes. */
+INLINE vu plane(const char *lines, int p, int q, int v, int up) {
+    vu x = line_of(lines + q % p * LINE, v);
+    int down = p * (q / p) - up;
+    if (p == 8) return x;
+    uint32_t mask = ((1u << p) - 1) * 0x01010101u << up;
+    return (down > 0 ? x >> down : x << -down) & mask;
 }
 
-/* What nibble() needs to have in a register. */
-INLINE vf code_table(const weight *w) {
-#if defined(__AVX512F__)
-    return vf_load(w->table);
-#else
-    return vf_set(-w->center);
-#endif
+/* Quad q of part v of a chunk: four bytes a row. */
+INLINE vu quad(int bits, const char *chunk, int q, int v) {
+    int low = bits == 8 ? 8 : bits >= 4 ? 4 : 2;
+    vu x = plane(chunk, low, q, v, 0);
+    if (bits > low) x |= plane(chunk + low * LINE, bits - low, q, v, low);
+    return x;
 }
 
-/* The i-th of eight 4-bit codes as a float; kind is W_Q4 or W_T4. */
-INLINE vf nibble(int kind, const weight *w, vf table, vu word, int i) {
-#if defined(__AVX512F__)
-    /* The code is the index of a 16-entry table: no masking, no conversion. */
-    (void)kind, (void)w;
-    return (vf)_mm512_permutexvar_ps((__m512i)(word >> (4 * i)), (__m512)table);
-#else
-    vi code = (vi)((word >> (4 * i)) & 15);
-    if (kind == W_Q4) return __builtin_convertvector(code, vf) + table;
-#if defined(__AVX2__)
-    return (vf)_mm256_i32gather_ps(w->table, (__m256i)code, 4);
-#else
-    vf q;
-    for (int lane = 0; lane < LANES; lane++) q[lane] = w->table[code[lane]];
-    return q;
-#endif
-#endif
+INLINE int number_bytes(int number) { return number == NUM_F32 ? 4 : 2; }
+
+INLINE vf load_number(int number, const char *at, int v) {
+    if (number == NUM_F16) return vf_from_half((const uint16_t *)at + v * LANES);
+    if (number == NUM_BF16) return vf_from_bf16((const uint16_t *)at + v * LANES);
+    return vf_load((const float *)at + v * LANES);
 }
 
-/* LANES float8_e4m3fn numbers, 2**-8 of them: the same bits are a half-precision number whose
- * exponent is biased by 8 more, subnormals included. NaN is not expected. */
-INLINE vf vf_from_e4m3(const char *p) {
-#if defined(__AVX512F__)
-    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
-    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xBFFF));
-    return (vf)_mm512_cvtph_ps(half);
-#else
-    vb b;
-    memcpy(&b, p, sizeof b);
-    vs half = (__builtin_convertvector(b, vs) << 7) & (int16_t)0xBFFF;
-    return vf_from_half((const uint16_t *)&half);
-#endif
-}
+INLINE vf vu_to_float(vu x) { return __builtin_convertvector((vi)x, vf); }
 
-/* One element of a tile's rows, apart from its scale; see group_scale for float8. */
-INLINE vf element(int kind, const char *codes, int k) {
-    if (kind == W_Q8) {
-#if defined(__AVX512F__)
-        __m128i b = _mm_loadu_si128((const __m128i *)(codes + (size_t)k * LANES));
-        return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
-#else
-        vb b;
-        memcpy(&b, codes + (size_t)k * LANES, sizeof b);
-        return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
-#endif
+/* Scales, offsets and zero points of a head. For `integers` zero points stay such, `shift` added,
+ * else they are part of the offsets. */
+static void read_head(const weight *w, const char *head, int integers, int shift,
+                      span_values *to) {
+    const vu six = (vu){0} + 0x3F3F3F3Fu, four = (vu){0} + 0x0F0F0F0Fu;
+    for (int v = 0; v < PARTS; v++) {
+        int row = v * LANES;
+        if (w->values == V_GROUP) {
+            size_t size = (size_t)number_bytes(w->number) * TILE;
+            const char *after = head + size * (1 + w->halves);
+            for (int h = 0; h <= w->halves; h++) {
+                vf scale = load_number(w->number, head + h * size, v);
+                /* What vf_from_e4m3() leaves out. */
+                if (w->codes == W_E4M3) scale *= 256.0f;
+                vf_store(&to->scale[h][row], scale);
+                if (w->added == A_OFFSET) {
+                    vf_store(&to->offset[h][row], load_number(w->number, after + h * size, v));
+                } else if (w->added == A_ZERO) {
+                    typedef uint8_t v1 __attribute__((vector_size(LANES)));
+                    v1 bytes;
+                    memcpy(&bytes, after + h * TILE + row, sizeof bytes);
+                    vi zero = __builtin_convertvector(bytes, vi);
+                    if (integers) {
+                        zero += shift;
+                        memcpy(&to->zero[h][row], &zero, sizeof zero);
+                    } else vf_store(&to->offset[h][row], -(scale * __builtin_convertvector(zero, vf)));
+                }
+            }
+            continue;
+        }
+        vf d = load_number(NUM_F16, head, v);
+        head += 2 * TILE;
+        if (w->values == V_K6) {
+            for (int b = 0; b < 16; b++) {
+                vi word = (vi)line_of(head + b / 4 * LINE, v);
+                vi scale = word << (24 - b % 4 * 8) >> 24;
+                vf_store(&to->scale[b][row], d * __builtin_convertvector(scale, vf));
+            }
+        } else if (w->values == V_K4) {
+            vf less = -load_number(NUM_F16, head, v);
+            const char *words = head + 2 * TILE;
+            vu a = line_of(words, v), b = line_of(words + LINE, v), c = line_of(words + 2 * LINE, v);
+            vu scale[2] = {a & six, (c & four) | (a >> 2 & (vu)(four ^ six))};
+            vu minimum[2] = {b & six, (c >> 4 & four) | (b >> 2 & (vu)(four ^ six))};
+            for (int i = 0; i < 8; i++) {
+                int down = i % 4 * 8;
+                vf_store(&to->scale[i][row], d * vu_to_float(scale[i / 4] >> down & 255));
+                vf_store(&to->offset[i][row], less * vu_to_float(minimum[i / 4] >> down & 255));
+            }
+        } else if (w->values == V_K2) {
+            vf less = -load_number(NUM_F16, head, v);
+            for (int b = 0; b < 16; b++) {
+                vu word = line_of(head + 2 * TILE + b / 4 * LINE, v) >> (b % 4 * 8);
+                vf_store(&to->scale[b][row], d * vu_to_float(word & 15));
+                vf_store(&to->offset[b][row], less * vu_to_float(word >> 4 & 15));
+            }
+        } else if (w->values == V_K3) {
+            /* Bytes 0 to 7 have the low nibbles of scales 0 to 7 and of 8 to 15, bytes 8 to 11
+             * the upper two bits of scales i, i + 4, i + 8 and i + 12. */
+            vu low[2] = {line_of(head, v), line_of(head + LINE, v)};
+            vu high = line_of(head + 2 * LINE, v);
+            for (int b = 0; b < 16; b++) {
+                int down = b % 4 * 8;
+                vu nibble = low[b / 4 % 2] >> (down + b / 8 * 4) & 15;
+                vu code = nibble | (high >> (down + b / 4 * 2) & 3) << 4;
+                vf_store(&to->scale[b][row], d * (vu_to_float(code) - 32.0f));
+            }
+        } else { /* V_XS */
+            vh upper;
+            memcpy(&upper, head + 2 * row, sizeof upper);
+            vu high = __builtin_convertvector(upper, vu), low = line_of(head + 2 * TILE, v);
+            for (int i = 0; i < 8; i++) {
+                vu code = (low >> 4 * i & 15) | (high >> 2 * i & 3) << 4;
+                vf_store(&to->scale[i][row], d * (vu_to_float(code) - 32.0f));
+            }
+        }
+        head -= 2 * TILE;
     }
-    if (kind == W_E4M3) return vf_from_e4m3(codes + (size_t)k * LANES);
-    if (kind == W_F16) return vf_from_half((const uint16_t *)codes + (size_t)k * LANES);
-    if (kind == W_BF16) return vf_from_bf16((const uint16_t *)codes + (size_t)k * LANES);
-    return vf_load((const float *)codes + (size_t)k * LANES);
+}
+
+/* Bytes of the heads of each kind; those of GROUP depend on the weight. */
+INLINE size_t head_size(const struct tiled *op) {
+    switch (op->values) {
+        case V_NONE: return 0;
+        case V_GROUP: {
+            size_t size = (size_t)number_bytes(op->number);
+            size += op->added == A_OFFSET ? size : op->added == A_ZERO ? 1 : 0;
+            return size * TILE * (op->halves ? 2 : 1);
+        }
+        case V_K2: return 20 * TILE;
+        case V_K3: return 14 * TILE;
+        case V_K4: return 16 * TILE;
+        case V_K6: return 18 * TILE;
+        default: return 8 * TILE;
+    }
 }
 
 static inline void read_weight(const struct tiled *op, weight *w) {
-    static const int bits[] = {[W_Q4] = 4, [W_Q8] = 8, [W_F32] = 32, [W_F16] = 16, [W_BF16] = 16,
-                               [W_T4] = 4, [W_E4M3] = 8};
-    *w = (weight){.kind = op->kind, .n = op->n, .k = op->k, .group = op->group,
-                  .half_scales = op->half_scales, .has_scales = op->has_scales,
-                  .has_offsets = op->has_offsets, .center = op->center, .data = op->data,
-                  .bias = op->bias};
-    for (int i = 0; i < 16; i++)
-        w->table[i] = w->kind == W_T4 ? op->table[i] : (float)i - w->center;
-    w->tiles = (w->n + LANES - 1) / LANES;
-    w->groups = (w->k + w->group - 1) / w->group;
-    w->code_bytes = (size_t)w->group * LANES * bits[w->kind] / 8;
-    w->value_bytes = LANES * (w->half_scales ? 2 : 4);
-    w->record_bytes = w->code_bytes + w->value_bytes * (w->has_scales + w->has_offsets);
-    w->tile_bytes = w->record_bytes * w->groups;
-    /* A block of four tiles ahead, unless that would push the present one out of the cache. */
-    w->ahead = 4 * w->tile_bytes <= 65536 ? 4 * w->tile_bytes : 4096;
+    *w = (weight){.codes = op->codes, .values = op->values, .n = op->n, .k = op->k,
+                  .span = op->span, .halves = op->halves, .number = op->number,
+                  .added = op->added, .center = op->center, .data = op->data,
+                  .bias = op->bias, .table = op->table};
+    static const int bits[] = {[W_BITS2] = 2, [W_BITS3] = 3, [W_BITS4] = 4, [W_BITS5] = 5,
+                               [W_BITS6] = 6, [W_BITS8] = 8, [W_TABLE] = 4, [W_SHORT] = 4,
+                               [W_E4M3] = 8, [W_F32] = 32, [W_F16] = 16, [W_BF16] = 16};
+    w->bits = bits[w->codes];
+    w->late = w->values == V_GROUP && w->span >= w->k && !w->halves &&
+              w->added == A_NONE;
+    w->tiles = (w->n + TILE - 1) / TILE;
+    w->chunks = (w->k + CHUNK - 1) / CHUNK;
+    w->spans = (w->k + w->span - 1) / w->span;
+    w->chunk_bytes = (size_t)w->bits * LINE;
+    w->head_bytes = head_size(op);
+    w->span_bytes = w->head_bytes + (size_t)(w->span / CHUNK) * w->chunk_bytes;
+    w->tile_bytes = w->head_bytes * (size_t)w->spans + w->chunk_bytes * (size_t)w->chunks;
 }
 
-/* One element as a vector over the rows of a tile, scaled. */
-INLINE vf weight_value(const weight *w, int tile, int k) {
-    const char *record = w->data + tile * w->tile_bytes + k / w->group * w->record_bytes;
-    const char *values = record + w->code_bytes;
-    int inside = k % w->group;
-    vf q;
-    if (w->kind == W_Q4 || w->kind == W_T4) {
-        vu word;
-        memcpy(&word, record + (size_t)(inside / 8) * sizeof word, sizeof word);
-        q = nibble(w->kind, w, code_table(w), word, inside % 8);
-    } else {
-        q = element(w->kind, record, inside);
-    }
-    if (!w->has_scales) return q;
-    q *= group_scale(w->kind, w, values);
-    if (w->has_offsets) q += group_value(w, values + w->value_bytes);
-    return q;
+/* A walk through a tile, chunk by chunk. */
+typedef struct {
+    const weight *w;
+    const char *at;
+    int chunk, begin, stop; /* the next chunk, and the span of the last one */
+    int zeros, shift;       /* of products of integers (integer.c): whether sums need them */
+    span_values values;
+} reader;
+
+static inline void read_tile(const weight *w, int tile, reader *r) {
+    r->w = w;
+    r->at = w->data + (size_t)tile * w->tile_bytes;
+    r->chunk = r->begin = r->stop = r->zeros = r->shift = 0;
 }
+
+/* The next chunk; the values of its span are read with the first of them. */
+INLINE const char *next_chunk(reader *r, int integers) {
+    const weight *w = r->w;
+    if (r->chunk == r->stop) {
+        r->begin = r->stop;
+        r->stop += w->span / CHUNK;
+        if (w->head_bytes) read_head(w, r->at, integers, r->shift, &r->values);
+        r->at += w->head_bytes;
+    }
+    const char *chunk = r->at;
+    r->at += w->chunk_bytes;
+    r->chunk++;
+    return chunk;
+}
+
+/* Which values belong to block h of the chunk that was read last. */
+INLINE int value_at(const reader *r, int h) {
+    return r->w->values == V_GROUP ? h : (r->chunk - 1 - r->begin) * (1 + r->w->halves) + h;
+}
+
+/* The next chunk's codes as floats [CHUNK][TILE], apart from their scales (unpack.c). */
+void hb_unpack_chunk(reader *r, float out[][TILE]);
 
 #endif

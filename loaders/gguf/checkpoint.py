@@ -266,7 +266,7 @@ def _file_name(name: str, facts: GGUFFacts) -> str:
 def _info(name: str, tensor: GGUFTensor) -> TensorInfo:
     """A tensor by its header; types that are unknown here are refused later."""
     kind, dtype = tensor.type, tensor.type.numbers
-    told = kind.format, dtype, dtype != "F32"
+    told = kind.format, dtype, dtype != "F32", kind.name if kind.format else ""
     return TensorInfo(name, tensor.shape, kind.name, tensor.nbytes, "", (), *told)
 
 

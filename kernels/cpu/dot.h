@@ -1,0 +1,129 @@
+/* Products of bytes: codes of a weight by rounded activations, summed in integers.
+ *
+ * Integer sums are exact, so their order and the instructions that make them never show: every
+ * form of the library, every number of rows and both the direct and the blocked product give the
+ * same bits. How codes are to be handed over is the form's own choice, see `byte_shift`.
+ */
+#ifndef HALFBYTE_DOT_H
+#define HALFBYTE_DOT_H
+
+#include "weight.h"
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define DOT_UNSIGNED 1 /* unsigned codes by signed activations, four products a step */
+#elif defined(__AVX2__)
+#define DOT_PAIRS 1 /* unsigned by signed, two products in 16 bits that must not overflow */
+#endif
+
+/* What is added to codes before they are multiplied: codes of 8 bits must be signed for one
+ * instruction, and signed values of a table unsigned for another. Activations' sums undo it. */
+INLINE int byte_shift(int codes) {
+#if defined(DOT_UNSIGNED)
+    return codes == W_SHORT ? 128 : 0;
+#else
+    return codes == W_BITS8 ? -128 : 0;
+#endif
+}
+
+/* Whether shifted codes may be negative. */
+INLINE int is_signed(int codes) {
+#if defined(DOT_UNSIGNED)
+    return 0;
+#else
+    return codes == W_BITS8 || codes == W_SHORT;
+#endif
+}
+
+/* 16 signed bytes, shifted, for codes of W_SHORT. */
+typedef struct {
+    int8_t byte[16];
+} short_table;
+
+static inline short_table shifted_table(const weight *w) {
+    short_table t = {{0}};
+    for (int i = 0; w->codes == W_SHORT && i < 16; i++)
+        t.byte[i] = (int8_t)((int)w->table[i] + byte_shift(W_SHORT));
+    return t;
+}
+
+INLINE vu look_up_bytes(const short_table *table, vu code) {
+#if defined(__AVX512BW__)
+    __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table->byte));
+    return (vu)_mm512_shuffle_epi8(t, (__m512i)code);
+#elif defined(__AVX2__)
+    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table->byte));
+    return (vu)_mm256_shuffle_epi8(t, (__m256i)code);
+#elif defined(__aarch64__)
+    return (vu)vqtbl1q_s8(vld1q_s8(table->byte), (uint8x16_t)code);
+#else
+    uint8_t c[sizeof code];
+    memcpy(c, &code, sizeof c);
+    for (size_t i = 0; i < sizeof c; i++) c[i] = (uint8_t)table->byte[c[i]];
+    memcpy(&code, c, sizeof c);
+    return code;
+#endif
+}
+
+/* Quad q of part v of a chunk as the products want it. */
+INLINE vu shifted_quad(int codes, int bits, const short_table *table, const char *chunk, int q,
+                       int v) {
+    vu x = quad(bits, chunk, q, v);
+    if (codes == W_SHORT) return look_up_bytes(table, x);
+    return codes == W_BITS8 && byte_shift(codes) ? x ^ 0x80808080u : x;
+}
+
+/* Four bytes of activations in every lane. */
+INLINE vu word_of(const int8_t *x) {
+    uint32_t word;
+    memcpy(&word, x, 4);
+    return (vu){0} + word;
+}
+
+#if defined(DOT_PAIRS)
+typedef int16_t vp __attribute__((vector_size(LANES * 4)));
+
+/* Sums of two products each. Signed codes give up their sign to the activations. */
+INLINE vp dot_pairs(int negative, vu w, vu x) {
+#if LANES == 16
+    __m512i a = (__m512i)w, b = (__m512i)x;
+    if (negative) {
+        b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b);
+        a = _mm512_abs_epi8(a);
+    }
+    return (vp)_mm512_maddubs_epi16(a, b);
+#else
+    __m256i a = (__m256i)w, b = (__m256i)x;
+    if (negative) b = _mm256_sign_epi8(b, a), a = _mm256_abs_epi8(a);
+    return (vp)_mm256_maddubs_epi16(a, b);
+#endif
+}
+
+INLINE vi widen_pairs(vp pairs) {
+#if LANES == 16
+    return (vi)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1));
+#else
+    return (vi)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1));
+#endif
+}
+
+/* How many sums of two products of a code of `bits` fit 16 bits. */
+INLINE int most_pairs(int bits, int negative) {
+    return negative ? 1 : bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+}
+#else
+/* sum + four products. */
+INLINE vi dot_four(vi sum, vu w, vu x) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+#else
+    for (int j = 0; j < 32; j += 8) sum += ((vi)w << (24 - j) >> 24) * ((vi)x << (24 - j) >> 24);
+    return sum;
+#endif
+}
+#endif
+
+#endif

@@ -1,0 +1,41 @@
+/* The end of a product: what is done with the sums of a tile. */
+#ifndef HALFBYTE_FINISH_H
+#define HALFBYTE_FINISH_H
+
+#include "weight.h"
+
+/* The weights' scales, one for each of their rows, on sums that were made without. */
+static inline void scale_late(const weight *w, int tile, float sums[][TILE], int rows) {
+    span_values values;
+    read_head(w, w->data + (size_t)tile * w->tile_bytes, 0, 0, &values);
+    for (int m = 0; m < rows; m++)
+        for (int v = 0; v < PARTS; v++) {
+            float *to = sums[m] + v * LANES;
+            vf_store(to, vf_load(to) * vf_load(values.scale[0] + v * LANES));
+        }
+}
+
+/* Rows of sums to their place in y [T, N]: factors, bias, and what is there already. */
+static inline void finish(const weight *w, int tile, int rows, float sums[][TILE], float *out,
+                          size_t ldo, int add) {
+    for (int m = 0; m < rows; m++) {
+        vf factor = vf_set(w->row_scales ? w->row_scales[m] : 1.0f);
+        for (int v = 0; v < PARTS; v++) {
+            int row = tile * TILE + v * LANES, left = w->n - row;
+            float *to = out + m * ldo + row;
+            vf bias = {0};
+            if (left <= 0) break;
+            if (w->bias) bias = vf_load(w->bias + row);
+            vf y = vf_fma(vf_load(sums[m] + v * LANES), factor, bias);
+            if (left >= LANES) {
+                vf_store(to, add ? vf_load(to) + y : y);
+            } else {
+                float part[LANES];
+                vf_store(part, y);
+                for (int i = 0; i < left; i++) to[i] = add ? to[i] + part[i] : part[i];
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,77 @@
+/* Codes of a weight as floats, apart from their scales. */
+#ifndef HALFBYTE_FLOATS_H
+#define HALFBYTE_FLOATS_H
+
+#include "weight.h"
+
+/* What 4-bit codes stand for, where that is looked up. */
+typedef struct {
+    float value[16];
+} float_table;
+
+static inline float_table table_of(const weight *w) {
+    float_table t;
+    for (int i = 0; i < 16; i++) t.value[i] = w->table ? w->table[i] : (float)(i - w->center);
+    return t;
+}
+
+#if defined(__AVX512F__)
+#define LOOKED_UP(codes) ((codes) == W_TABLE || (codes) == W_SHORT || (codes) == W_BITS4)
+#else
+#define LOOKED_UP(codes) ((codes) == W_TABLE || (codes) == W_SHORT)
+#endif
+
+/* The entry of the lowest four bits of each lane; those above do not count. */
+INLINE vf look_up(const float_table *table, vu code) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(table->value));
+#elif defined(__AVX2__)
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table->value), (__m256i)code);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table->value + 8), (__m256i)code);
+    return (vf)_mm256_blendv_ps(low, high, (__m256)(code << 28));
+#else
+    vf q;
+    for (int i = 0; i < LANES; i++) q[i] = table->value[code[i] & 15];
+    return q;
+#endif
+}
+
+/* LANES float8_e4m3fn numbers, 2**-8 of them: the same bits are a half-precision number whose
+ * exponent is biased by 8 more, subnormals included. NaN is not expected. */
+INLINE vf vf_from_e4m3(const char *p) {
+#if defined(__AVX512F__)
+    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xBFFF));
+    return (vf)_mm512_cvtph_ps(half);
+#else
+    vb b;
+    memcpy(&b, p, sizeof b);
+    vs half = (__builtin_convertvector(b, vs) << 7) & (int16_t)0xBFFF;
+    return vf_from_half((const uint16_t *)&half);
+#endif
+}
+
+/* Columns 4 q to 4 q + 3 of part v of a chunk; for float8 see read_head(), too. */
+INLINE void four_values(const weight *w, int codes, int bits, const float_table *table,
+                        const char *chunk, int q, int v, vf out[4]) {
+    if (bits == 32 || bits == 16 || codes == W_E4M3) {
+        for (int j = 0; j < 4; j++) {
+            size_t at = (size_t)(4 * q + j) * TILE + v * LANES;
+            if (codes == W_E4M3) out[j] = vf_from_e4m3(chunk + at);
+            else if (codes == W_F16) out[j] = vf_from_half((const uint16_t *)chunk + at);
+            else if (codes == W_BF16) out[j] = vf_from_bf16((const uint16_t *)chunk + at);
+            else out[j] = vf_load((const float *)chunk + at);
+        }
+    } else if (LOOKED_UP(codes)) {
+        vu line = line_of(chunk + q % 4 * LINE, v);
+        for (int j = 0; j < 4; j++) out[j] = look_up(table, line >> (8 * j + q / 4 * 4));
+    } else {
+        vu x = quad(bits, chunk, q, v);
+        for (int j = 0; j < 4; j++) {
+            vi code = (vi)(j == 3 ? x >> 24 : (x >> 8 * j) & 255);
+            out[j] = __builtin_convertvector(code, vf) - (float)w->center;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,375 @@
+/* y [T, N] = x [T, K] W^T with x rounded to int8 by blocks of 32 columns, straight from packed
+ * codes for few rows, from an unpacked panel for many.
+ *
+ * For each block b of 16 or 32 columns, in order:
+ *   y = fma(float(sum of (code - zero) * q), scale_b * d, y), and with offsets
+ *   y = fma(offset_b, d * float(sum of q), y)
+ * where x stands for d * q. Both ways do just this, so a row has the same bits in both.
+ */
+#include "dot.h"
+#include "finish.h"
+
+#define AHEAD 4096 /* bytes between a use and what is fetched meanwhile */
+#define FEW_ROWS 8 /* that the direct product takes side by side */
+
+/* What the activations of a chunk add to their codes (Python: ops.py, RoundBlocks). */
+typedef struct {
+    float scale, scaled_sum, scaled_half[2];
+    int32_t sum, half[2], none;
+} block_values;
+
+void hb_round_blocks(const struct round_blocks *op, int tid, int threads) {
+    const vf whole = vf_set(12582912.0f); /* 1.5 * 2**23, whose last bit is worth 1 */
+    int chunks = (op->width + CHUNK - 1) / CHUNK, begin, end;
+    hb_share(op->tokens * chunks, tid, threads, &begin, &end);
+    for (int i = begin; i < end; i++) {
+        int row = i / chunks, c = i % chunks, left = op->width - c * CHUNK;
+        const float *x = op->x + (size_t)row * op->x_stride + c * CHUNK;
+        float padded[CHUNK];
+        if (left < CHUNK) {
+            memset(padded, 0, sizeof padded);
+            memcpy(padded, x, (size_t)left * sizeof(float));
+            x = padded;
+        }
+        vi most = {0};
+        for (int j = 0; j < CHUNK; j += LANES) {
+            vi size = (vi)vf_load(x + j) & 0x7FFFFFFF; /* ordered as the numbers are */
+            most = (vi)vf_pick(size > most, (vf)size, (vf)most);
+        }
+        int32_t bits = 0;
+        for (int j = 0; j < LANES; j++) bits = most[j] > bits ? most[j] : bits;
+        float largest;
+        memcpy(&largest, &bits, sizeof largest);
+        float scale = largest / 127.0f;
+        if (scale == 0) scale = 1;
+        int8_t *q = op->codes + ((size_t)row * chunks + c) * CHUNK;
+        block_values v = {.scale = bits >= 0x7F800000 ? NAN : scale};
+        for (int j = 0; j < CHUNK; j += LANES) {
+            vf y = vf_load(x + j) / scale;
+            y = vf_pick(y < -127.0f, vf_set(-127), y);
+            y = vf_pick(y > 127.0f, vf_set(127), y);
+            vi code = (vi)(y + whole) - (vi)whole;
+            vb b = __builtin_convertvector(code, vb);
+            memcpy(q + j, &b, sizeof b);
+        }
+        if (bits >= 0x7F800000) memset(q, 0, CHUNK);
+        for (int j = 0; j < CHUNK; j++) v.half[j / 16] += q[j];
+        v.sum = v.half[0] + v.half[1];
+        v.scaled_sum = v.scale * (float)v.sum;
+        for (int h = 0; h < 2; h++) v.scaled_half[h] = v.scale * (float)v.half[h];
+        memcpy((block_values *)op->values + (size_t)row * chunks + c, &v, sizeof v);
+    }
+}
+
+/* Rounded rows as a product reads them; those of a call begin at the pointers. There is room for
+ * FEW_ROWS rows beyond the last, whose results are thrown away. */
+typedef struct {
+    const int8_t *codes;
+    const block_values *values;
+    size_t chunks;
+} rounded;
+
+INLINE rounded rows_from(const rounded *x, int row, int chunk) {
+    size_t at = (size_t)row * x->chunks + (size_t)chunk;
+    return (rounded){x->codes + at * CHUNK, x->values + at, x->chunks};
+}
+
+/* Sums of products over a block of `count` quads from `first`, for `parts` parts of a tile from
+ * `v` and `rows` rows. With `codes` < 0 the chunk is a panel's. */
+INLINE void block_sums(int codes, int bits, int negative, const short_table *table,
+                       const char *chunk, int first, int count, int v, int parts,
+                       const rounded *x, int rows, vi sum[][FEW_ROWS]) {
+    const int8_t *from = x->codes + 4 * first;
+    size_t stride = x->chunks * CHUNK;
+#if defined(DOT_PAIRS)
+    int most = most_pairs(bits, negative), runs = count / most ? count / most : 1;
+    if (most > count) most = count;
+    for (int r = 0; r < runs; r++) {
+        vp run[PARTS][FEW_ROWS];
+#pragma GCC unroll 8
+        for (int i = 0; i < most; i++) {
+            int q = r * most + i;
+            vu w[PARTS];
+            for (int p = 0; p < parts; p++)
+                w[p] = codes < 0 ? line_of(chunk + (first + q) * LINE, v + p)
+                                 : shifted_quad(codes, bits, table, chunk, first + q, v + p);
+            for (int m = 0; m < rows; m++) {
+                vu four = word_of(from + (size_t)m * stride + 4 * q);
+                for (int p = 0; p < parts; p++) {
+                    vp pairs = dot_pairs(negative, w[p], four);
+                    run[p][m] = i ? run[p][m] + pairs : pairs;
+                }
+            }
+        }
+        for (int p = 0; p < parts; p++)
+            for (int m = 0; m < rows; m++) {
+                vi wide = widen_pairs(run[p][m]);
+                sum[p][m] = r ? sum[p][m] + wide : wide;
+            }
+    }
+#else
+    for (int p = 0; p < parts; p++)
+        for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
+#pragma GCC unroll 8
+    for (int q = 0; q < count; q++) {
+        vu w[PARTS];
+        for (int p = 0; p < parts; p++)
+            w[p] = codes < 0 ? line_of(chunk + (first + q) * LINE, v + p)
+                             : shifted_quad(codes, bits, table, chunk, first + q, v + p);
+        for (int m = 0; m < rows; m++) {
+            vu four = word_of(from + (size_t)m * stride + 4 * q);
+            for (int p = 0; p < parts; p++) sum[p][m] = dot_four(sum[p][m], w[p], four);
+        }
+    }
+#endif
+}
+
+/* The values of a block for all rows of a tile. `zero` and `offset` may be NULL. */
+typedef struct {
+    const float *scale, *offset;
+    const int32_t *zero;
+} block_factors;
+
+/* y [rows][TILE] += a block's sums, h being the half of the chunk or 2 for all of it. */
+INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows, const rounded *x,
+                      vi sum[][FEW_ROWS], float y[][TILE]) {
+    const block_values *values = x->values;
+    vf value[PARTS][FEW_ROWS];
+    if (f->zero)
+        for (int m = 0; m < rows; m++) {
+            const block_values *own = values + (size_t)m * x->chunks;
+            int32_t total = h == 2 ? own->sum : own->half[h];
+            for (int p = 0; p < parts; p++) {
+                vi zero;
+                memcpy(&zero, f->zero + (v + p) * LANES, sizeof zero);
+                sum[p][m] -= zero * total;
+            }
+        }
+    for (int m = 0; m < rows; m++) {
+        vf scale = vf_set(values[(size_t)m * x->chunks].scale);
+        for (int p = 0; p < parts; p++) {
+            int at = (v + p) * LANES;
+            vf factor = vf_load(f->scale + at) * scale, whole = __builtin_convertvector(sum[p][m], vf);
+            value[p][m] = vf_fma(whole, factor, vf_load(y[m] + at));
+        }
+    }
+    if (f->offset)
+        for (int m = 0; m < rows; m++) {
+            const block_values *own = values + (size_t)m * x->chunks;
+            vf total = vf_set(h == 2 ? own->scaled_sum : own->scaled_half[h]);
+            for (int p = 0; p < parts; p++)
+                value[p][m] = vf_fma(vf_load(f->offset + (v + p) * LANES), total, value[p][m]);
+        }
+    for (int m = 0; m < rows; m++)
+        for (int p = 0; p < parts; p++) vf_store(y[m] + (v + p) * LANES, value[p][m]);
+}
+
+/* Zero points that are the same everywhere, where codes have a center or are shifted. */
+static inline void center_zeros(reader *r) {
+    int center = r->w->center + byte_shift(r->w->codes);
+    r->shift = byte_shift(r->w->codes);
+    r->zeros = has_zeros(r->w) || center;
+    for (int i = 0; i < TILE; i++) r->values.zero[0][i] = center;
+}
+
+/* The values of the chunk that was read last. */
+INLINE block_factors factors_at(const reader *r, int h) {
+    int at = value_at(r, h);
+    return (block_factors){r->values.scale[at], has_offsets(r->w) ? r->values.offset[at] : NULL,
+                           r->zeros ? r->values.zero[has_zeros(r->w) ? at : 0] : NULL};
+}
+
+/* y [rows][TILE] of a tile straight from its codes. */
+INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const rounded *rows_x,
+                   int rows, float y[][TILE]) {
+    short_table table = shifted_table(w);
+    rounded x = *rows_x;
+    reader r;
+    read_tile(w, tile, &r);
+    center_zeros(&r);
+    memset(y, 0, (size_t)rows * sizeof *y);
+    for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
+        const char *chunk = next_chunk(&r, 1);
+        for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
+        for (int h = 0; h <= halves; h++) {
+            block_factors f = factors_at(&r, h);
+            for (int v = 0; v < PARTS; v++) {
+                vi sum[1][FEW_ROWS];
+                block_sums(codes, bits, is_signed(codes), &table, chunk, 4 * h, halves ? 4 : 8, v,
+                           1, &x, rows, sum);
+                add_block(&f, halves ? h : 2, v, 1, rows, &x, sum, y);
+            }
+        }
+    }
+}
+
+#define FEW_CASE(width)                                                                         \
+    if (rows <= width) {                                                                        \
+        direct(w, codes, bits, halves, tile, x, width, y);                                      \
+        return;                                                                                 \
+    }
+
+INLINE void few(const weight *w, int codes, int bits, int halves, int tile, const rounded *x,
+                int rows, float y[][TILE]) {
+    FEW_CASE(1)
+    FEW_CASE(2)
+    FEW_CASE(4)
+    FEW_CASE(8)
+}
+
+#define FEW(name, codes, bits)                                                                  \
+    static void name(const weight *w, int tile, const rounded *x, int rows, float y[][TILE]) {  \
+        if (w->halves) few(w, codes, bits, 1, tile, x, rows, y);                                \
+        else few(w, codes, bits, 0, tile, x, rows, y);                                          \
+    }
+FEW(few_2, W_BITS2, 2)
+FEW(few_3, W_BITS3, 3)
+FEW(few_4, W_BITS4, 4)
+FEW(few_5, W_BITS5, 5)
+FEW(few_6, W_BITS6, 6)
+FEW(few_8, W_BITS8, 8)
+FEW(few_short, W_SHORT, 4)
+
+typedef void few_rows(const weight *, int, const rounded *, int, float (*)[TILE]);
+static few_rows *const FEW_OF[] = {[W_BITS2] = few_2, [W_BITS3] = few_3, [W_BITS4] = few_4,
+                                   [W_BITS5] = few_5, [W_BITS6] = few_6, [W_BITS8] = few_8,
+                                   [W_SHORT] = few_short};
+
+/* Unpacked codes and values of 512 columns of a tile, which stay in the first cache. */
+enum { PANEL = 16 };
+typedef struct {
+    uint8_t codes[PANEL][QUADS * LINE];
+    float scale[PANEL][2][TILE], offset[PANEL][2][TILE];
+    int32_t zero[PANEL][2][TILE];
+} panel;
+
+INLINE void unpack(reader *r, int codes, int bits, const short_table *table, int count, panel *to) {
+    const weight *w = r->w;
+    for (int c = 0; c < count; c++) {
+        const char *chunk = next_chunk(r, 1);
+#pragma GCC unroll 8
+        for (int q = 0; q < QUADS; q++)
+            for (int v = 0; v < PARTS; v++) {
+                vu x = shifted_quad(codes, bits, table, chunk, q, v);
+                memcpy(to->codes[c] + q * LINE + v * sizeof x, &x, sizeof x);
+            }
+        for (int h = 0; h <= w->halves; h++) {
+            int at = value_at(r, h);
+            memcpy(to->scale[c][h], r->values.scale[at], LINE);
+            if (has_offsets(w)) memcpy(to->offset[c][h], r->values.offset[at], LINE);
+            if (r->zeros) memcpy(to->zero[c][h], r->values.zero[has_zeros(w) ? at : 0], LINE);
+        }
+    }
+}
+
+static void unpack_any(reader *r, const short_table *table, int count, panel *to) {
+    switch (r->w->codes) {
+        case W_BITS2: unpack(r, W_BITS2, 2, table, count, to); break;
+        case W_BITS3: unpack(r, W_BITS3, 3, table, count, to); break;
+        case W_BITS4: unpack(r, W_BITS4, 4, table, count, to); break;
+        case W_BITS5: unpack(r, W_BITS5, 5, table, count, to); break;
+        case W_BITS6: unpack(r, W_BITS6, 6, table, count, to); break;
+        case W_BITS8: unpack(r, W_BITS8, 8, table, count, to); break;
+        default: unpack(r, W_SHORT, 4, table, count, to);
+    }
+}
+
+/* As many sums as registers hold, with what they are made of. */
+#if LANES == 16
+enum { MICRO_ROWS = 6, MICRO_PARTS = 2 };
+#elif LANES == 8
+enum { MICRO_ROWS = 4, MICRO_PARTS = 2 };
+#else
+enum { MICRO_ROWS = 4, MICRO_PARTS = 4 };
+#endif
+_Static_assert(MICRO_ROWS <= FEW_ROWS, "block_sums has room for them");
+
+/* y [MICRO_ROWS][TILE] += a panel of `count` chunks by as many of x. */
+INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros, const panel *from,
+                  int count, const rounded *rows_x, float y[][TILE]) {
+    int offsets = has_offsets(w);
+    for (int v = 0; v < PARTS; v += MICRO_PARTS) {
+        rounded x = *rows_x;
+        for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++)
+            for (int h = 0; h <= halves; h++) {
+                vi sum[PARTS][FEW_ROWS];
+                block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
+                                   zeros ? from->zero[c][h] : NULL};
+                block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
+                           halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
+                add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, y);
+            }
+    }
+}
+
+#define MICRO(name, bits, negative, halves)                                                     \
+    static void name(const weight *w, int zeros, const panel *from, int count,                  \
+                     const rounded *x, float y[][TILE]) {                                       \
+        micro(w, bits, negative, halves, zeros, from, count, x, y);                             \
+    }
+MICRO(micro_4, 4, 0, 0)
+MICRO(micro_4_halves, 4, 0, 1)
+MICRO(micro_8, 8, 0, 0)
+MICRO(micro_8_halves, 8, 0, 1)
+#if defined(DOT_PAIRS)
+/* How often sums of 16 bits are widened depends on the codes. */
+MICRO(micro_5, 5, 0, 0)
+MICRO(micro_5_halves, 5, 0, 1)
+MICRO(micro_6, 6, 0, 0)
+MICRO(micro_6_halves, 6, 0, 1)
+MICRO(micro_signed, 8, 1, 0)
+MICRO(micro_signed_halves, 8, 1, 1)
+#endif
+
+typedef void micro_rows(const weight *, int, const panel *, int, const rounded *, float (*)[TILE]);
+
+static micro_rows *micro_of(const weight *w) {
+#if defined(DOT_PAIRS)
+    if (is_signed(w->codes)) return w->halves ? micro_signed_halves : micro_signed;
+    if (w->bits == 5) return w->halves ? micro_5_halves : micro_5;
+    if (w->bits == 6) return w->halves ? micro_6_halves : micro_6;
+#endif
+    if (w->bits == 8) return w->halves ? micro_8_halves : micro_8;
+    return w->halves ? micro_4_halves : micro_4;
+}
+
+/* A tile for many rows; y has room for those that micro() throws away. */
+static void many(const weight *w, int tile, const rounded *x, int rows, panel *room,
+                 float y[][TILE]) {
+    short_table table = shifted_table(w);
+    micro_rows *add = micro_of(w);
+    reader r;
+    read_tile(w, tile, &r);
+    center_zeros(&r);
+    memset(y, 0, (size_t)(rows + MICRO_ROWS) * sizeof *y);
+    for (int first = 0; first < w->chunks; first += PANEL) {
+        int count = w->chunks - first < PANEL ? w->chunks - first : PANEL;
+        unpack_any(&r, &table, count, room);
+        for (int m = 0; m < rows; m += MICRO_ROWS) {
+            rounded part = rows_from(x, m, first);
+            add(w, r.zeros, room, count, &part, y + m);
+        }
+    }
+}
+
+void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
+    enum { BLOCK = 120 }; /* whole times MICRO_ROWS */
+    weight w;
+    read_weight(&op->tiled, &w);
+    rounded all = {op->codes, (const block_values *)op->values, (size_t)w.chunks};
+    int total = op->tokens, begin, end;
+    int most = total <= FEW_ROWS ? FEW_ROWS : BLOCK, blocks = (total + most - 1) / most;
+    size_t ldo = (size_t)op->out_stride;
+    hb_share(w.tiles * blocks, tid, threads, &begin, &end);
+    if (begin == end) return;
+    float(*y)[TILE] = (float(*)[TILE])hb_scratch((BLOCK + FEW_ROWS) * TILE + sizeof(panel) / 4);
+    panel *room = (panel *)(y + BLOCK + FEW_ROWS);
+    for (int unit = begin; unit < end; unit++) {
+        int tile = unit % w.tiles, row = unit / w.tiles * most;
+        int rows = total - row < most ? total - row : most;
+        rounded x = rows_from(&all, row, 0);
+        if (total <= FEW_ROWS) FEW_OF[w.codes](&w, tile, &x, rows, y);
+        else many(&w, tile, &x, rows, room, y);
+        finish(&w, tile, rows, y, op->out + (size_t)row * ldo, ldo, op->add);
+    }
+}
