@@ -170,10 +170,8 @@ def test_other_backends_keep_the_promise(tiny_gguf: Path, backend: str, way: str
 def test_the_default_model(smollm2: Path) -> None:
     work = random_work(fresh_seed(), 3, vocab=49_000, longest=140, tokens=6)
     want = run(smollm2, work, **ALONE)
-    assert_same_bits(run(smollm2, work, **WAYS["overlap, chunks, warm"]), want)
     few: dict[str, Any] = {"kv_tokens": 192, "block_size": 16, "max_context": 170}
-    got = run(smollm2, work, **few)
-    assert_same_bits(got, want)
+    assert_same_bits(run(smollm2, work, **few, max_batch_tokens=33, overlap=True), want)
 
 
 @pytest.mark.slow
