@@ -64,7 +64,7 @@ test-repeat: install
 	$(BIN)/python -m pytest $(PARALLEL)
 	for turn in $$(seq 2 $(N)); do $(BIN)/python -m pytest $(PARALLEL) --drawn || exit 1; done
 
-# Long fuzzing and stress runs.
+# Long fuzzing and stress runs, and cases of which the default run tries the more telling ones.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
