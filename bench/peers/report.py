@@ -70,11 +70,12 @@ def _speeds(reports: Sequence[PeerReport]) -> str:
 
 
 def _files(reports: Sequence[PeerReport]) -> str:
-    """What each file holds by bytes, and what a token must read of it."""
-    heads = ["file", "size", "bits a weight", "holds, by bytes", "a token reads"]
+    """What each file holds by bytes, what a token must read of it, and reads as we pack it."""
+    heads = ["file", "size", "bits a weight", "holds, by bytes", "a token reads", "as packed"]
     lines = []
     for report in reports:
         held = report["file"]
+        packed = report["engines"][OUR_LABEL].get("packed_bytes_read_by_token")
         kinds = [f"{label} {_percent(size / held['nbytes'])}" for label, size in _types(held)]
         lines.append(
             [
@@ -83,9 +84,10 @@ def _files(reports: Sequence[PeerReport]) -> str:
                 f"{held['bits']:.2f}",
                 ", ".join(kinds),
                 f"{held['read'] / 1e6:.0f} MB",
+                f"{packed / 1e6:.0f} MB" if packed else "",
             ]
         )
-    return markdown_table(heads, lines, right=[heads[1], heads[2], heads[4]])
+    return markdown_table(heads, lines, right=[*heads[1:3], *heads[4:]])
 
 
 def _shares(reports: Sequence[PeerReport]) -> str:

@@ -88,7 +88,7 @@ class Ours:
     label = "halfbyte"
 
     def __init__(self, *speeds, error=""):
-        self.facts = {"backend": "none"}
+        self.facts = {"packed_bytes_read_by_token": 7_000_000}
         self.speeds, self.error, self.closed = list(speeds), error, 0
 
     def lacks(self, model, case):
@@ -184,7 +184,8 @@ def test_all_in_turn(binary, model, monkeypatch):
     cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     row = ["model", "pp8", "200 (150 to 250)", "100 (100 to 100)", "2.00 (1.50 to 2.50)"]
     assert ["", *row, ""] in cells
-    assert "Q4_K 99%, F32 1%" in text
+    row = ["model", "1 MB", f"{found['file']['bits']:.2f}", "Q4_K 99%, F32 1%", "1 MB", "7 MB"]
+    assert ["", *row, ""] in cells
 
 
 def test_what_an_engine_lacks_is_said(binary, model, tmp_path, monkeypatch):
