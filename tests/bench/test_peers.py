@@ -142,7 +142,8 @@ def test_contents_of_a_mixture_count_the_experts_that_a_token_takes(monkeypatch)
         tie_word_embeddings=False,
         experts_of=lambda layer: SimpleNamespace(count=4, per_token=2) if layer == 1 else None,
     )
-    infos = [TensorInfo(name, (10, 10), "Q8_0", 100) for name in (*experts, *dense)]
+    sizes = dict.fromkeys([*experts, *dense], 100) | {"model.embed_tokens.weight": 70}
+    infos = [TensorInfo(name, (10, 10), "Q8_0", size) for name, size in sizes.items()]
     checkpoint = SimpleNamespace(config=config, tensors=lambda: infos, close=lambda: None)
     monkeypatch.setattr(looking, "open_checkpoint", lambda path: checkpoint)
     assert contents(Path("mixture")).read == 2 * 100 + 3 * 100
