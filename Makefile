@@ -96,7 +96,7 @@ check-install: install
 # llama.cpp is built from source, which takes some minutes the first time.
 peers: install
 	$(PIP) --no-binary llama-cpp-python --editable '.[peers]'
-	$(BIN)/python -m halfbyte.bench.peers.llama_cpp --out bench/results/cpu
+	$(BIN)/python -m halfbyte.bench.peers smollm2 --llama-cpp-python --out bench/results/cpu/peers
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -295,8 +295,7 @@ print(json.dumps([failed, torch.cuda.is_initialized()]))
 
 
 def test_every_module_imports_without_a_gpu():
-    # Peers need engines that are not in the dev extra.
-    names = [s.module for s in sources() if not s.module.startswith("halfbyte.bench.peers.")]
+    names = [s.module for s in sources()]
     failed, used_cuda = json.loads(_python(IMPORT_ALL, json.dumps(names)))
     assert len(names) > 80
     assert failed == {} and used_cuda is False
