@@ -99,9 +99,9 @@ static inline vf vf_from_int8(const int8_t *p) {
         const type *x = source, *then = next;                                            \
         for (int i = 0; i < BLOCK; i++, x += dim, out += wide) {                         \
             int e = 0;                                                                   \
-            if (then)                                                                    \
+            if (then) /* to the second cache: the first has too few places in its queue */ \
                 for (int j = 0; j < dim; j += 64 / (int)sizeof(type))                    \
-                    __builtin_prefetch(then + (size_t)i * dim + j);                      \
+                    __builtin_prefetch(then + (size_t)i * dim + j, 0, 2);                \
             if (i < from || i >= to) {                                                   \
                 memset(out, 0, (size_t)wide * sizeof(float));                            \
                 continue;                                                                \
@@ -171,6 +171,16 @@ static inline vf sums_of(const vf r[LANES]) {
 #endif
 }
 
+/* The vector in a register: compilers would load it anew for each use. */
+static inline vf kept(vf v) {
+#if defined(__x86_64__)
+    __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#endif
+    return v;
+}
+
 /* Scores of `count` queries against the BLOCK, `keys` of them at a time. */
 #define SCORE(name, count, keys)                                                           \
     static void name(const attention *a, const float *q, const work *w, float *p) {        \
@@ -184,7 +194,7 @@ static inline vf sums_of(const vf r[LANES]) {
                     vf x[keys < LANES ? keys : LANES];                                     \
                     for (int j = 0; j < step; j++) x[j] = vf_load(key + j * wide + e);     \
                     for (int i = 0; i < count; i++) {                                      \
-                        vf y = vf_load(q + (size_t)i * wide + e);                          \
+                        vf y = kept(vf_load(q + (size_t)i * wide + e));                    \
                         for (int j = 0; j < step; j++) s[i][j] = vf_fma(x[j], y, s[i][j]); \
                     }                                                                      \
                 }                                                                          \
@@ -210,10 +220,12 @@ SCORE(score_1, 1, 8)
             for (int x = 0; x < (vectors); x++) s[i][x] = vf_load(acc[i] + e + x * LANES); \
         for (int key = 0; key < BLOCK; key++) {                                        \
             const float *v = w->block + (size_t)key * wide + e;                        \
-            for (int x = 0; x < (vectors); x++) {                                      \
-                vf element = vf_load(v + x * LANES);                                   \
-                for (int i = 0; i < count; i++)                                        \
-                    s[i][x] = vf_fma(element, vf_set(p[i * PARTITION + key]), s[i][x]); \
+            vf element[vectors];                                                       \
+            for (int x = 0; x < (vectors); x++) element[x] = vf_load(v + x * LANES);   \
+            for (int i = 0; i < count; i++) {                                          \
+                vf weight = kept(vf_set(p[i * PARTITION + key]));                      \
+                for (int x = 0; x < (vectors); x++)                                    \
+                    s[i][x] = vf_fma(element[x], weight, s[i][x]);                     \
             }                                                                          \
         }                                                                              \
         for (int i = 0; i < count; i++)                                                \
