@@ -1,9 +1,9 @@
 """``cpu_c``, the C kernels: a step is noted down and runs as one parallel region.
 
-Activations are float32; keys and values are kept in a type of choice. Weights stay in their codes; a matrix product over few
-rows reads them directly, one over many rows expands them to bfloat16 panels (see
-``kernels/cpu``). With ``exact`` or float32 every product reads the codes directly, so results
-depend on nothing but the row itself.
+Activations are float32; keys and values are kept in the type that the cache has. Weights stay in
+their codes; a matrix product over few rows reads them directly, one over many rows expands them to
+bfloat16 panels (see ``kernels/cpu``). With ``exact`` or float32 every product reads the codes
+directly, so results depend on nothing but the row itself.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ class CompiledOps(CpuParts[TiledLinear]):
 
     def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
         self.dtype = torch.float32
+        # What ``kv_dtype="auto"`` means; measured: docs/performance.md.
+        self.kv_dtype = torch.float32 if rounded else torch.float16
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
@@ -108,6 +110,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             f"{8 * 4 * library.lanes}-bit vectors"
             + (", AMX for prefill" if self.gemm_rows < NEVER else "")
         )
+        self.span_tokens = max(SPAN_TOKENS, SPAN_TOKENS_PER_THREAD * library.threads)
         self._rounded = rounded
         self._arena = Arena()
         self._scratch = Scratch(self._arena)
@@ -244,7 +247,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             scale=shape.scale,
             softcap=shape.softcap,
         )
-        if tokens > max(SPAN_TOKENS, SPAN_TOKENS_PER_THREAD * self.library.threads):
+        if tokens > self.span_tokens:
             self._emit(ops.AttentionRun, attention=attention)
             return out
         # A recorded step is replayed over longer texts, too.

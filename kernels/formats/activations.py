@@ -1,7 +1,7 @@
 """How activations are rounded: the input of a product (W8A8), cached keys and values.
 
-Every rule, once: the kernels in C and in Triton round as this does, bit for bit. Source of the formulas: those of
-compressed-tensors, which divides by the scale and clamps before it rounds.
+Every rule, once: the kernels in C and in Triton round as this does, bit for bit. Source of the
+formulas: those of compressed-tensors, which divides by the scale and clamps before it rounds.
 """
 
 from __future__ import annotations

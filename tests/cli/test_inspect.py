@@ -29,8 +29,10 @@ def test_facts_add_up(path):
     assert facts["params"] == sum(entry["params"] for entry in facts["formats"].values())
     assert sum(e["tensors"] for e in facts["formats"].values()) == len(tensors)
     assert facts["bits_per_weight"] == round(8 * facts["size"] / facts["params"], 3)
-    kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    assert facts["kv_bytes_per_token"] == {"float32": 4 * kv, "bfloat16": 2 * kv}
+    vectors = 2 * config.num_layers * config.num_kv_heads
+    kv = vectors * config.head_dim
+    want = {"float32": 4 * kv, "float16": 2 * kv, "int8": kv + 4 * vectors}
+    assert facts["kv_bytes_per_token"] == want
     embedding = next(t for t in tensors if t["name"] == "model.embed_tokens.weight")
     assert embedding["shape"] == [config.vocab_size, config.hidden_size]
     json.dumps(facts)
