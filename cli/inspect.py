@@ -44,11 +44,7 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
 
     ``model`` is the name that the user gave it.
     """
-    import torch
-
     from halfbyte.errors import TokenizerError
-
-    from ..engine.models.decoder import block_states
 
     config, report = checkpoint.config, checkpoint.report()
     tensors = []
@@ -80,6 +76,9 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
         tokenizer = {"kind": None, "problem": error.message, "chat_template": False}
     size = sum(tensor["bytes"] for tensor in tensors)
     params = sum(tensor["params"] for tensor in tensors)
+    # As the engine counts them, which this command must not load; a test compares.
+    vectors = 2 * config.num_layers * config.num_kv_heads
+    kv = vectors * config.head_dim
     return {
         "model": model or checkpoint.path.name,
         "path": str(checkpoint.path),
@@ -93,10 +92,7 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
         "bits_per_weight": _bits(size, params),
         "formats": _tally(tensors, lambda tensor: tensor["format"]),
         "modules": _by_module(tensors),
-        "kv_bytes_per_token": {
-            name: sum(spec.token_bytes(getattr(torch, name)) for spec in block_states(config))
-            for name in ("float32", "float16", "int8")
-        },
+        "kv_bytes_per_token": {"float32": 4 * kv, "float16": 2 * kv, "int8": kv + 4 * vectors},
         "tokenizer": tokenizer,
         "decisions": list(report.decisions),
         "warnings": list(report.warnings),

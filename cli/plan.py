@@ -35,12 +35,12 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show memory need, what fits and the decode-speed ceiling; reads headers, loads no weights."""
-    from ..engine.advise.capacity import KV_TYPES, capacity
+    from ..engine.advise.capacity import PLANNED_KV, capacity
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 
     target: PlanTarget = "cpu" if gpu.lower() == "cpu" else "triton"
-    kind = KV_TYPES[target][0] if kv_dtype == "auto" else kv_dtype
+    kind = PLANNED_KV[target][0] if kv_dtype == "auto" else kv_dtype
     memory = device_memory(gpu, measure)
     checkpoint = open_checkpoint(resolve_model(path))
     try:

@@ -23,10 +23,10 @@ from ..models.decoder import layer_blocks
 from ..run.memory import KV_SHARE
 from .products import Product, embedding, groups
 
-KVType = Literal["float16", "bfloat16", "int8", "float32"]
+PlannedKV = Literal["float16", "bfloat16", "int8", "float32"]
 PlanTarget = Literal["triton", "cpu"]
 # The first is what an engine takes by itself. The Triton kernels do not keep float32.
-KV_TYPES: dict[PlanTarget, tuple[KVType, ...]] = {
+PLANNED_KV: dict[PlanTarget, tuple[PlannedKV, ...]] = {
     "triton": ("bfloat16", "float16", "int8"),
     "cpu": ("float16", "bfloat16", "int8", "float32"),
 }
@@ -136,7 +136,7 @@ def capacity(
     memory: DeviceMemory,
     context: int,
     batch: int,
-    kv: KVType,
+    kv: PlannedKV,
     target: PlanTarget,
 ) -> Capacity:
     """Plan ``batch`` rows of ``context`` tokens (0 = the model's own length).
@@ -152,10 +152,10 @@ def capacity(
         )
     if not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}; expected 1 to {MAX_BATCH}")
-    if kv not in KV_TYPES[target]:
+    if kv not in PLANNED_KV[target]:
         where = "a CPU" if target == "cpu" else "a GPU"
         raise ConfigError(
-            f"kv_dtype is {kv!r:.60}; on {where} it is one of {', '.join(KV_TYPES[target])}",
+            f"kv_dtype is {kv!r:.60}; on {where} it is one of {', '.join(PLANNED_KV[target])}",
             hint="leave it out for the default",
         )
     context = context or longest
@@ -180,7 +180,7 @@ def capacity(
     )
 
 
-def measure(checkpoint: Checkpoint, kv: KVType, target: PlanTarget, arch: int = 0) -> Need:
+def measure(checkpoint: Checkpoint, kv: PlannedKV, target: PlanTarget, arch: int = 0) -> Need:
     """The bytes that a model needs on a target, a GPU of ``sm_<arch>`` if it is one.
 
     Raises UnsupportedWeightError for a weight that no kernel runs.
@@ -224,7 +224,7 @@ def _rate(need: Need, memory: DeviceMemory, rows: int, context: int) -> float:
     return rows * memory.bandwidth / (need.read + rows * need.kv_read(context))
 
 
-def _kv_bytes(config: ModelConfig, layer: int, kv: KVType) -> int:
+def _kv_bytes(config: ModelConfig, layer: int, kv: PlannedKV) -> int:
     """Bytes that one layer keeps of a token, as the engine lays its cache out."""
     dtype: torch.dtype = getattr(torch, kv)
     return sum(kind.state(config).token_bytes(dtype) for kind in layer_blocks(config, layer))

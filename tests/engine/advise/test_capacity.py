@@ -12,7 +12,7 @@ import torch
 
 from halfbyte.engine.advise.capacity import (
     BLOCK_TOKENS,
-    KV_TYPES,
+    PLANNED_KV,
     DeviceMemory,
     capacity,
     measure,
@@ -222,7 +222,7 @@ def test_a_loaded_model_has_that_size(model, backend, request):
     made = make_backend(EngineConfig(backend=backend))
     network = Decoder(checkpoint.config, checkpoint, made)
     target = "triton" if backend == "interpreter" else "cpu"
-    kv = KV_TYPES[target][0]
+    kv = PLANNED_KV[target][0]
     need = measure(checkpoint, kv, target)
     matrices = need.read - need.by_family["norms and biases"]
     # The C kernels pad rows to whole vectors of the machine, which no plan knows: 8 rows of 600.
