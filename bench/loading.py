@@ -81,7 +81,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
     checkpoint = open_checkpoint(path)
     backend = make_backend(EngineConfig(device="cpu"))
-    packed = measure(checkpoint, "float32", "cpu").weights
+    packed = measure(checkpoint, "float16", "cpu").weights
     if kind == "ready":
         map_memory(packed).fill_(1)
     if kind == "cold":

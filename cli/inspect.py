@@ -76,7 +76,9 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
         tokenizer = {"kind": None, "problem": error.message, "chat_template": False}
     size = sum(tensor["bytes"] for tensor in tensors)
     params = sum(tensor["params"] for tensor in tensors)
-    kv_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    # As the engine counts them, which this command must not load; a test compares.
+    vectors = 2 * config.num_layers * config.num_kv_heads
+    kv = vectors * config.head_dim
     return {
         "model": model or checkpoint.path.name,
         "path": str(checkpoint.path),
@@ -90,7 +92,7 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
         "bits_per_weight": _bits(size, params),
         "formats": _tally(tensors, lambda tensor: tensor["format"]),
         "modules": _by_module(tensors),
-        "kv_bytes_per_token": {"float32": 4 * kv_elements, "bfloat16": 2 * kv_elements},
+        "kv_bytes_per_token": {"float32": 4 * kv, "float16": 2 * kv, "int8": kv + 4 * vectors},
         "tokenizer": tokenizer,
         "decisions": list(report.decisions),
         "warnings": list(report.warnings),
@@ -164,10 +166,10 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
         "weights": f"{human_count(facts['params'])}, {human_bytes(facts['size'])}, "
         f"{facts['bits_per_weight']:.2f} bits each",
         "config says": "; ".join(_claims(facts)),
-        "KV per token": f"{human_bytes(kv['float32'])} float32, "
-        f"{human_bytes(kv['bfloat16'])} bfloat16",
-        "KV of context": f"{human_bytes(kv['float32'] * context)} float32, "
-        f"{human_bytes(kv['bfloat16'] * context)} bfloat16",
+        "KV per token": ", ".join(f"{human_bytes(size)} {name}" for name, size in kv.items()),
+        "KV of context": ", ".join(
+            f"{human_bytes(size * context)} {name}" for name, size in kv.items()
+        ),
     }
     parts = ["\n".join(wrapped(label, text) for label, text in rows.items() if text)]
     parts.append(_format_table(facts))

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halfbyte.choices import KVDtype
 from halfbyte.errors import ConfigError
 
 from .console import clean, columns, human_bytes, note, wrapped
 
 if TYPE_CHECKING:
-    from ..engine.advise.capacity import Capacity, DeviceMemory, KVType, PlanTarget
+    from ..engine.advise.capacity import Capacity, DeviceMemory, PlanTarget
 
 
 def plan(
@@ -25,9 +26,8 @@ def plan(
         int, typer.Option("--ctx", metavar="N", help="Tokens a request; 0 = the model's length.")
     ] = 0,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Requests at once.")] = 1,
-    kv: Annotated[
-        str,
-        typer.Option("--kv", metavar="TYPE", help="16bit or int8 on a GPU; float32 on a CPU."),
+    kv_dtype: Annotated[
+        KVDtype, typer.Option("--kv-dtype", help="Type of kept keys and values.")
     ] = "auto",
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure this machine's bandwidth again.")
@@ -35,12 +35,12 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show memory need, what fits and the decode-speed ceiling; reads headers, loads no weights."""
-    from ..engine.advise.capacity import capacity
+    from ..engine.advise.capacity import PLANNED_KV, capacity
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 
     target: PlanTarget = "cpu" if gpu.lower() == "cpu" else "triton"
-    kind = kv_type(kv, target)
+    kind = PLANNED_KV[target][0] if kv_dtype == "auto" else kv_dtype
     memory = device_memory(gpu, measure)
     checkpoint = open_checkpoint(resolve_model(path))
     try:
@@ -52,7 +52,7 @@ def plan(
     finally:
         checkpoint.close()
     facts = describe(path, kind, found)
-    if kind == "int8":
+    if kind == "int8" and target == "triton":
         note("the kernels read int8 KV; the engine does not keep it yet")
     if as_json:
         import json
@@ -60,19 +60,6 @@ def plan(
         print(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         print(render(facts))
-
-
-def kv_type(name: str, target: PlanTarget) -> KVType:
-    """The KV type that a name means on a target. Raises ConfigError for one it does not have."""
-    types: tuple[KVType, ...] = ("float32",) if target == "cpu" else ("16bit", "int8")
-    for known in types:
-        if name in (known, "auto"):
-            return known
-    where = "a CPU" if target == "cpu" else "a GPU"
-    raise ConfigError(
-        f"--kv is {name!r:.60}; on {where} it is {' or '.join(types)}",
-        hint="leave it out for the default",
-    )
 
 
 def device_memory(name: str, measure: bool = False) -> DeviceMemory:
@@ -107,7 +94,7 @@ def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:
         "device": memory.name,
         "context": found.context,
         "batch": found.batch,
-        "kv_type": kv,
+        "kv_dtype": kv,
         "memory": memory.total,
         "bandwidth": memory.bandwidth,
         "weights": dict(need.by_family),
@@ -140,7 +127,7 @@ def render(facts: dict[str, Any]) -> str:
         f"{facts['bandwidth'] / 1e9:.0f} GB/s"
     )
     rows = [(f"weights, {kind}", size) for kind, size in facts["weights"].items() if size]
-    rows.append((f"KV of {batch} x {context} tokens, {facts['kv_type']}", facts["kv"]))
+    rows.append((f"KV of {batch} x {context} tokens, {facts['kv_dtype']}", facts["kv"]))
     rows.append(("workspace, activations, logits", facts["workspace"]))
     rows.append(("reserve: driver, program, fragments", facts["reserve"]))
     total = facts["total"]

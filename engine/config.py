@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from halfbyte.choices import BackendName, DeviceName, DType
+from halfbyte.choices import BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import ConfigError
 
 from ..loaders.model.schemes import SchemeName
@@ -22,8 +22,12 @@ class EngineConfig:
     Attributes:
         device: ``auto`` is ``cpu`` until the Triton kernels are proven on a GPU; ``cuda`` takes
             them on the first CUDA device.
-        dtype: type of activations, KV cache and dense weights. On a CPU ``auto`` is float32
-            arithmetic with dense weights left in their own 16 bits; on a GPU it is bfloat16.
+        dtype: type of activations and dense weights. On a CPU ``auto`` is float32 arithmetic with
+            dense weights left in their own 16 bits; on a GPU it is bfloat16.
+        kv_dtype: type in which keys and values are kept. ``auto`` is float16 on ``cpu_c``, unless
+            ``dtype`` is float32, and that of activations elsewhere. ``int8`` has a float32 scale
+            for each token and key/value head. The Triton kernels' cache has the type of
+            activations; any other is refused.
         backend: ``auto`` picks the fastest for the device: on a CPU ``cpu_c``, the C kernels that
             the system compiler builds at first use, or ``cpu_torch``, torch's own, where they
             cannot be had. ``reference`` computes from the exact codes in plain torch, slowly;
@@ -54,6 +58,7 @@ class EngineConfig:
 
     device: DeviceName = "auto"
     dtype: DType = "auto"
+    kv_dtype: KVDtype = "auto"
     backend: BackendName = "auto"
     max_context: int = 0
     max_batch: int = 32
@@ -72,6 +77,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _choice("device", self.device, DeviceName)
         _choice("dtype", self.dtype, DType)
+        _choice("kv_dtype", self.kv_dtype, KVDtype)
         _choice("backend", self.backend, BackendName)
         if self.quantize is not None:
             _choice("quantize", self.quantize, SchemeName)

@@ -82,6 +82,15 @@ def write_kv(
     v_cache_BJSE[block, :, offset] = v_TJE.to(v_cache_BJSE.dtype)
 
 
+def write_scales(
+    k_scale_TJ: Tensor, v_scale_TJ: Tensor, k_cache_BJS: Tensor, v_cache_BJS: Tensor, slots: Tensor
+) -> None:
+    """Store the scales [T, J] of int8 keys and values as :func:`write_kv` does the codes."""
+    block, offset = slots // k_cache_BJS.shape[2], slots % k_cache_BJS.shape[2]
+    k_cache_BJS[block, :, offset] = k_scale_TJ
+    v_cache_BJS[block, :, offset] = v_scale_TJ
+
+
 def gather_kv(cache_BJSE: Tensor, blocks: Tensor, length: int) -> Tensor:
     """The first ``length`` tokens of one row's cache, contiguous: [J, length, E]."""
     _, j, s, e = cache_BJSE.shape

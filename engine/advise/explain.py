@@ -12,7 +12,7 @@ from typing import Any
 from ...kernels.cpu.kinds import TILE_KINDS
 from ...kernels.kind import carrier, refusal
 from ...loaders.base import Checkpoint
-from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
+from ..backends.cpu_c import NEVER, PARTITION, RUN, SPAN, SPLIT_TOKENS, CompiledOps
 from ..backends.cpu_torch import TorchOps
 from .products import Product, groups
 
@@ -70,7 +70,7 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Exp
         for linear, layers in groups(checkpoint)
         for row in product(linear, layers, ops)  # type: ignore[arg-type]
     ]
-    return rows + list(_attention(checkpoint, isinstance(ops, CompiledOps)))
+    return rows + list(_attention(checkpoint, ops))
 
 
 def _compiled(linear: Product, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[ExplainedRow]:
@@ -125,7 +125,8 @@ def _row(
     )
 
 
-def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[ExplainedRow]:
+def _attention(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> Iterator[ExplainedRow]:
+    compiled = isinstance(ops, CompiledOps)
     cfg = checkpoint.config
     windows: dict[int, list[int]] = {}
     for index in range(cfg.num_layers):
@@ -133,9 +134,10 @@ def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[ExplainedRow]
     for window, layers in windows.items():
         about = f"head {cfg.head_dim}" + (f", window {window}" if window else "")
         kinds = [(PREFILL_ROWS, "torch", {})]
-        if compiled:
+        if isinstance(ops, CompiledOps):
             kinds = [
                 (SPLIT_TOKENS, "split", {"keys": PARTITION}),
+                (ops.span_tokens, "split", {"keys": SPAN * PARTITION, "tokens": RUN}),
                 (PREFILL_ROWS, "run", {"keys": PARTITION, "tokens": RUN}),
             ]
         for m, kernel, config in kinds:
@@ -143,7 +145,7 @@ def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[ExplainedRow]
                 tuple(layers),
                 "attention",
                 None,
-                "KV float32",
+                f"KV {str(ops.kv_dtype).removeprefix('torch.')}",
                 m,
                 "attention",
                 kernel,

@@ -46,7 +46,7 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
     """Implements a backend with :mod:`halfbyte.kernels.reference`.
 
     Args:
-        dtype: activation and KV type.
+        dtype: activation type.
     """
 
     name = "reference"

@@ -1,7 +1,7 @@
-"""How the input of a linear layer is rounded before the product (W8A8): every rule, once.
+"""How activations are rounded: the input of a product (W8A8), cached keys and values.
 
-The kernels in C and in Triton round as this does, bit for bit. Source of the formulas: those of
-compressed-tensors, which divides by the scale and clamps before it rounds.
+Every rule, once: the kernels in C and in Triton round as this does, bit for bit. Source of the
+formulas: those of compressed-tensors, which divides by the scale and clamps before it rounds.
 """
 
 from __future__ import annotations
@@ -38,3 +38,30 @@ def quantize_activations(x_TK: Tensor, rule: ActivationFormat) -> tuple[Tensor, 
     if rule.kind == "e4m3":
         return (x / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn).float(), scale
     return torch.round((x / scale + zero).clamp(-128.0, 127.0)) - zero, scale
+
+
+# Keys and values kept as int8: dynamic and symmetric, the largest element becomes 127.
+KV_RULE = ActivationFormat(top=127.0)
+
+
+def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes of keys or values, one scale for each token and head: ``x ~ codes * scale``.
+
+    Args:
+        x: [..., E] float.
+
+    Returns:
+        int8 [..., E] in -127..127, ``round(x / scale)``, ties to even, and float32 [...],
+        ``max |x| / 127``, or 1 for zeros: :func:`quantize_activations` by ``KV_RULE``. Where an
+        element is no finite number, the scale is none, and the codes mean nothing.
+    """
+    codes, scale = quantize_activations(x.reshape(-1, x.shape[-1]), KV_RULE)
+    bad = ~codes.isfinite().all(-1, keepdim=True)
+    codes = codes.nan_to_num(0.0, 0.0, 0.0).to(torch.int8)
+    scale = scale.masked_fill(bad, torch.nan)
+    return codes.view(x.shape), scale.view(x.shape[:-1])
+
+
+def dequantize_kv(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``codes * scale`` in ``dtype``; shapes [..., E] and [...]."""
+    return codes.to(dtype) * scale.to(dtype).unsqueeze(-1)

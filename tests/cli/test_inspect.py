@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from cli_support import ROOT, TINY, halfbyte
 
 from halfbyte.cli.inspect import describe, render
+from halfbyte.engine.models.decoder import block_states
 from halfbyte.loaders import open_checkpoint
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -29,8 +31,9 @@ def test_facts_add_up(path):
     assert facts["params"] == sum(entry["params"] for entry in facts["formats"].values())
     assert sum(e["tensors"] for e in facts["formats"].values()) == len(tensors)
     assert facts["bits_per_weight"] == round(8 * facts["size"] / facts["params"], 3)
-    kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    assert facts["kv_bytes_per_token"] == {"float32": 4 * kv, "bfloat16": 2 * kv}
+    for name, size in facts["kv_bytes_per_token"].items():
+        dtype = getattr(torch, name)
+        assert size == sum(spec.token_bytes(dtype) for spec in block_states(config))
     embedding = next(t for t in tensors if t["name"] == "model.embed_tokens.weight")
     assert embedding["shape"] == [config.vocab_size, config.hidden_size]
     json.dumps(facts)

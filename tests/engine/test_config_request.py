@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
+import torch
 
 from halfbyte.engine.config import EngineConfig, make_config
 from halfbyte.engine.request import (
@@ -26,6 +27,7 @@ NAN, INF = math.nan, math.inf
 CONFIG_REFUSED: dict[str, list[Any]] = {
     "device": ["tpu", "", None, 3, "CPU"],
     "dtype": ["int8", "fp32", None, "Float32"],
+    "kv_dtype": ["int4", "fp8", "16bit", None, "Int8", torch.float16],
     "backend": ["triton", "cpu", "cpu_native", "torch", None],
     "max_context": [-1, 1.5, "512", True, 1 << 25, None],
     "max_batch": [0, -3, 4097, 2.0, "8", False],
@@ -41,6 +43,7 @@ CONFIG_REFUSED: dict[str, list[Any]] = {
 CONFIG_ACCEPTED: dict[str, list[Any]] = {
     "device": ["auto", "cpu"],
     "dtype": ["auto", "float32", "bfloat16", "float16"],
+    "kv_dtype": ["auto", "float32", "float16", "bfloat16", "int8"],
     "backend": ["auto", "cpu_c", "cpu_torch", "reference"],
     "max_context": [0, 1, 1 << 24],
     "max_batch": [1, 1024],

@@ -143,6 +143,15 @@ def test_logits_of_a_text_are_those_it_was_generated_from(
                 assert torch.equal(logits[len(prompt) - 1 :], rows)
 
 
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+def test_every_type_of_keys_and_values_keeps_the_promise(tiny_gguf: Path, kv_dtype: str) -> None:
+    """float16 is the default, which the tests above have."""
+    work = random_work(fresh_seed(), 8, vocab=600)
+    want = run(tiny_gguf, work, **ALONE, kv_dtype=kv_dtype)
+    for way in ("odd chunks", "preempted, overlap"):
+        assert_same_bits(run(tiny_gguf, work, **WAYS[way], kv_dtype=kv_dtype), want)
+
+
 @pytest.mark.parametrize(
     ("backend", "way"),
     [

@@ -81,7 +81,7 @@ def test_rows_say_when_the_weights_are_read_and_why_not_otherwise() -> None:
         assert rows[0].config["passes"] == 1 and rows[1].config["passes"] == -(-rows[1].m // 8)
         assert all(row.rejected for row in rows)
     attention = [row for row in rows_of(path, ops) if row.module == "attention"]
-    assert [row.kernel for row in attention] == ["split", "run"]
+    assert [row.kernel for row in attention] == ["split", "split", "run"]
 
 
 def test_without_the_c_kernels_torch_is_named() -> None:
