@@ -25,7 +25,7 @@ from ...kernels.cpu.library import Library
 from ...kernels.cpu.ops import BLOCK_ROWS, PARTITION, RECORDS, RUN, CodeType, GateFunction
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.canonical import Weight
-from ...kernels.formats.weight_format import ActivationFormat
+from ...kernels.formats.weight_format import ActivationFormat, InputRule
 from ..run.kv_cache import LayerKV
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
@@ -77,12 +77,21 @@ class CompiledOps(CpuParts[TiledLinear]):
         library: the loaded kernels.
         exact: use one order of sums for any number of rows.
         rounded: weights that their format's tool rounds to 16 bits are expanded to those.
+        activations: how inputs of weight-only quantized matrices are rounded; None leaves it to
+            the kind of each weight.
     """
 
     name = "cpu_c"
 
-    def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
+    def __init__(
+        self,
+        library: Library,
+        exact: bool,
+        rounded: bool = False,
+        activations: InputRule | None = None,
+    ) -> None:
         self.dtype = torch.float32
+        self.activations: InputRule | None = activations
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
