@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...kernels.cpu.kinds import TILE_KINDS
 from ...kernels.formats.weight_format import InputRule, input_rounding
-from ...kernels.kind import carrier, refusal
+from ...kernels.kind import Kind, carrier, refusal
 from ...loaders.base import Checkpoint
 from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
 from ..backends.cpu_torch import TorchOps
@@ -74,6 +74,12 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Exp
         for row in product(linear, layers, ops)  # type: ignore[arg-type]
     ]
     return rows + list(_attention(checkpoint, isinstance(ops, CompiledOps)))
+
+
+def packed_for(linear: Product, ops: CompiledOps | TorchOps) -> int:
+    """Bytes of a weight [N, K] as a CPU backend packs it, its bias apart."""
+    kinds: Sequence[Kind] = TILE_KINDS if isinstance(ops, CompiledOps) else ops.kinds
+    return carrier(kinds, linear.spec, 0).kind.packed_bytes(linear.spec)
 
 
 def _compiled(linear: Product, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[ExplainedRow]:
