@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from halfbyte.choices import BackendName, DeviceName, DType, KVDtype
+from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import RequestError
 
 from ..loaders.model.schemes import SchemeName
@@ -131,6 +131,10 @@ class EngineFlags:
     backend: Annotated[
         BackendName,
         _engine("--backend", help="'cpu_torch' uses no C kernels; 'reference' is slow, exact."),
+    ] = "auto"
+    activations: Annotated[
+        ActivationsName,
+        _engine("--activations", help="How inputs of weight-only quantized matrices are rounded."),
     ] = "auto"
     max_context: Annotated[
         int,

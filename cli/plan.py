@@ -10,6 +10,7 @@ from halfbyte.choices import KVDtype
 from halfbyte.errors import ConfigError
 
 from .console import clean, columns, human_bytes, note, wrapped
+from .density import density_table
 
 if TYPE_CHECKING:
     from ..engine.advise.capacity import Capacity, DeviceMemory, PlanTarget
@@ -35,7 +36,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show memory need, what fits and the decode-speed ceiling; reads headers, loads no weights."""
-    from ..engine.advise.capacity import PLANNED_KV, capacity
+    from ..engine.advise.capacity import PLANNED_KV, capacity, packed
+    from ..engine.advise.density import densities, density_facts
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 
@@ -45,13 +47,14 @@ def plan(
     checkpoint = open_checkpoint(resolve_model(path))
     try:
         found = capacity(checkpoint, memory, ctx, batch, kind, target)
+        bits = densities(checkpoint, lambda one: packed(one, target, memory.arch)[1])
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "triton":
             raise
         raise ConfigError("triton is not installed", hint="pip install triton") from None
     finally:
         checkpoint.close()
-    facts = describe(path, kind, found)
+    facts = describe(path, kind, found) | {"bits_per_weight": density_facts(bits)}
     if kind == "int8" and target == "triton":
         note("the kernels read int8 KV; the engine does not keep it yet")
     if as_json:
@@ -157,5 +160,6 @@ def render(facts: dict[str, Any]) -> str:
         text = f"kv_tokens={facts['kv_tokens']}: without it the KV cache takes half of the memory"
         limits.append(wrapped("engine option", text))
     table += "\n" + wrapped("", why, indent=0)
-    parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), table]
+    bits = density_table(facts["bits_per_weight"])
+    parts = [wrapped("", head, indent=0), sizes, bits, "\n".join(limits), table]
     return clean("\n\n".join(parts))

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from halfbyte.choices import BackendName, DeviceName, DType, KVDtype
+from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import ConfigError
 
 from ..loaders.model.schemes import SchemeName
@@ -33,6 +33,12 @@ class EngineConfig:
             cannot be had. ``reference`` computes from the exact codes in plain torch, slowly;
             ``interpreter`` runs the Triton kernels on the CPU, more slowly still, and needs
             TRITON_INTERPRET=1 in the environment.
+        activations: how the inputs of weight-only quantized matrices are rounded before the
+            product: ``float`` leaves them as they are, ``int8-block32`` rounds them to 8 bits with
+            a scale for each block of 32 columns (``kernels/formats/activations.py``), ``auto`` is
+            the backend's default, with float32 always ``float``. Matrices whose own format rounds
+            inputs (W8A8) keep that whatever stands here; ``int8-token`` asks for a model that has
+            no others. Dense matrices take floats.
         max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
         max_batch: most requests running at once.
         max_batch_tokens: token budget of one step, decode and prefill together.
@@ -60,6 +66,7 @@ class EngineConfig:
     dtype: DType = "auto"
     kv_dtype: KVDtype = "auto"
     backend: BackendName = "auto"
+    activations: ActivationsName = "auto"
     max_context: int = 0
     max_batch: int = 32
     max_batch_tokens: int = 1024
@@ -79,6 +86,7 @@ class EngineConfig:
         _choice("dtype", self.dtype, DType)
         _choice("kv_dtype", self.kv_dtype, KVDtype)
         _choice("backend", self.backend, BackendName)
+        _choice("activations", self.activations, ActivationsName)
         if self.quantize is not None:
             _choice("quantize", self.quantize, SchemeName)
         if type(self.block_size) is not int or self.block_size not in _BLOCK_SIZES:

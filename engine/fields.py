@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from halfbyte.choices import BackendName, DeviceName, DType, KVDtype
+from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 
 from ..loaders.model.schemes import SchemeName
 
@@ -20,6 +20,7 @@ class EngineOptions(TypedDict, total=False):
     dtype: DType
     kv_dtype: KVDtype
     backend: BackendName
+    activations: ActivationsName
     max_context: int
     max_batch: int
     max_batch_tokens: int

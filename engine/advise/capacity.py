@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
 from ..models.decoder import layer_blocks
 from ..run.memory import KV_SHARE
-from .products import Product, embedding, groups
+from .products import Product, embedding, matrices
 
 PlannedKV = Literal["float16", "bfloat16", "int8", "float32"]
 PlanTarget = Literal["triton", "cpu"]
@@ -67,7 +68,8 @@ class Need:
 
     Attributes:
         weights: all weights, packed.
-        read: weights that one decode step reads.
+        read: weights that one decode step of one row reads: of a mixture, those of as many experts
+            as a token goes through.
         by_family: kernel family or kind -> bytes of its weights.
         kv_token: keys and values of one token over all layers.
         kv_windows: for each layer, its bytes a token and the tokens it attends to at most.
@@ -187,17 +189,21 @@ def measure(checkpoint: Checkpoint, kv: PlannedKV, target: PlanTarget, arch: int
     """
     config = checkpoint.config
     families: dict[str, int] = {}
-    for linear, layers in groups(checkpoint):
-        tied = linear.module == "lm_head" and config.tie_word_embeddings
-        kind, size = packed(linear, target, arch)
+    idle = 0.0
+    find = cache(partial(packed, target=target, arch=arch))
+    for matrix in matrices(checkpoint):
+        tied = matrix.product.module == "lm_head" and config.tie_word_embeddings
+        kind, size = find(matrix.product)
         kind = "embedding and head" if tied else kind
-        families[kind] = families.get(kind, 0) + size * max(len(layers), 1)
+        families[kind] = families.get(kind, 0) + size
+        if matrix.expert and config.experts is not None:
+            idle += size * (1 - config.experts.per_token / config.experts.count)
     infos = checkpoint.tensors()
     vectors = sum(_FLOAT * math.prod(i.shape) for i in infos if len(i.shape) == 1)
     families["norms and biases"] = vectors
-    read = sum(families.values())
+    read = sum(families.values()) - round(idle)
     if not config.tie_word_embeddings:
-        _, families["embedding"] = packed(embedding(checkpoint), target, arch)
+        _, families["embedding"] = find(embedding(checkpoint).product)
     windows = tuple((_kv_bytes(config, i, kv), config.window(i)) for i in range(config.num_layers))
     return Need(
         sum(families.values()),

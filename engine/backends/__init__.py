@@ -17,6 +17,7 @@ from ..run.executors import (
     OneByOneExecutor,
     RecordingExecutor,
 )
+from .activations import chosen_rule, require_floats
 from .base import Backend
 from .plain import PlainOps
 
@@ -39,7 +40,8 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     if config.backend == "reference":
         from .reference import ReferenceOps
 
-        return _plain(ReferenceOps(_DTYPES[config.dtype]), config)
+        rule = chosen_rule(config) or "float"
+        return _plain(ReferenceOps(_DTYPES[config.dtype], rule), config)
     if config.backend == "interpreter" or device.type == "cuda":
         return _triton(config, device)
     from .cpu import make_cpu_ops
@@ -100,6 +102,7 @@ def _device(config: EngineConfig) -> torch.device:
 
 
 def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
+    require_floats(config, "cuda_triton" if device.type == "cuda" else "interpreter")
     if config.dtype == "float32":
         raise ConfigError(
             "dtype is 'float32', but the Triton kernels compute in 16-bit types",

@@ -35,7 +35,7 @@ from ...kernels.cpu.ops import (
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.formats.activations import KV_RULE
 from ...kernels.formats.canonical import Weight
-from ...kernels.formats.weight_format import ActivationFormat
+from ...kernels.formats.weight_format import ActivationFormat, InputRule
 from ..run.kv_cache import LayerKV
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
@@ -95,14 +95,23 @@ class CompiledOps(CpuParts[TiledLinear]):
         library: the loaded kernels.
         exact: use one order of sums for any number of rows.
         rounded: weights that their format's tool rounds to 16 bits are expanded to those.
+        activations: how inputs of weight-only quantized matrices are rounded; None leaves it to
+            the kind of each weight.
     """
 
     name = "cpu_c"
 
-    def __init__(self, library: Library, exact: bool, rounded: bool = False) -> None:
+    def __init__(
+        self,
+        library: Library,
+        exact: bool,
+        rounded: bool = False,
+        activations: InputRule | None = None,
+    ) -> None:
         self.dtype = torch.float32
         # What ``kv_dtype="auto"`` means; measured: docs/performance.md.
         self.kv_dtype = torch.float32 if rounded else torch.float16
+        self.activations: InputRule | None = activations
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ..formats.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
 from ..formats.stored import WORDS, StoredLinear
-from ..formats.weight_format import ZeroKind
+from ..formats.weight_format import InputRule, ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
+from .inputs import default_rule
 from .library import Library
 from .ops import TileCodes
 from .pack import E4M3, Q4, Q8, T4, TiledLinear, pack_blocks, pack_dense, pack_tiles
@@ -46,6 +47,13 @@ class TileKind(Kind, Protocol):
 
     def how(self, spec: MatrixSpec) -> str:
         """What becomes of an accepted weight, in words."""
+        ...
+
+    def input_rule(self, spec: MatrixSpec, wanted: InputRule | None) -> InputRule:
+        """How products round inputs where the weight's format leaves them alone.
+
+        ``wanted`` is what the run asks for; None leaves it to the kind.
+        """
         ...
 
     def pack(
@@ -92,6 +100,11 @@ class CodeTiles:
         how = f"a byte each: {why}" if why else "eight to a word"
         return f"{spec.format.bits}-bit {self.codes}, {how}"
 
+    def input_rule(self, spec: MatrixSpec, wanted: InputRule | None) -> InputRule:
+        """What the run asks for, else what its figures say for the format."""
+        assert spec.format is not None
+        return wanted or default_rule(spec.format)
+
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """Codes, scales and offsets, but for the padding of N to whole vectors."""
         form = spec.format
@@ -131,6 +144,10 @@ class DenseTiles:
         if spec.format is None:
             return NO_CODES
         return f"indices of a table, {_no_words(spec.format, spec.k)}: no kernel looks those up"
+
+    def input_rule(self, spec: MatrixSpec, wanted: InputRule | None) -> InputRule:
+        """Floats always."""
+        return "float"
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """The elements, but for the padding of N to whole vectors."""

@@ -13,8 +13,11 @@ from cli_support import ROOT, TINY, halfbyte
 
 from halfbyte.cli.inspect import describe, render
 from halfbyte.engine.models.decoder import block_states
+from halfbyte.kernels.cpu.inputs import default_rule
+from halfbyte.kernels.formats.weight_format import WeightFormat
 from halfbyte.loaders import open_checkpoint
 
+W4 = WeightFormat(4, 32)
 FIXTURES = ROOT / "tests" / "fixtures"
 FOLDER = FIXTURES / "fp16-llama-spm"
 
@@ -59,6 +62,15 @@ def test_the_text_fits_80_columns(name):
         # Formats are never cut.
         assert all(label in text for label in facts["formats"])
     assert all(t["name"] in text for t in facts["tensors"])
+
+
+def test_how_inputs_are_rounded():
+    facts = describe(open_checkpoint(FIXTURES / "ct-mixed-w4a16-w8a8-phi3"))
+    said = {(t["format"], t["activations"]) for t in facts["tensors"]}
+    own = "8-bit channel sym, inputs int8 per token"
+    assert (own, "int8-token") in said and ("4-bit g32 sym", default_rule(W4)) in said
+    assert {how for label, how in said if label == "BF16"} == {"float", None}
+    assert f"int8-token ({own})" in " ".join(render(facts, verbose=False).split())
 
 
 @pytest.mark.parametrize("names", [("default", "tool_use"), ("rag", "tool_use")])

@@ -27,6 +27,7 @@ def test_the_text_has_every_part_within_80_columns():
     for words in ("w4a16", "KV of 16 x 256 tokens, bfloat16", "fits, ", "batch 16 ", "batch 1 "):
         assert words in text
     assert "longest context 512 (batch 16)" in text
+    assert "bits of a weight" in text and "in the file" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -38,6 +39,9 @@ def test_json_adds_up():
     # Two layers of 4 heads: 32 int8 values and a float32 scale each, keys and values.
     assert facts["kv_per_token"] == 2 * 2 * 4 * (32 + 4)
     assert [row["batch"] for row in facts["decode"]] == [1, 3]
+    *rows, every = facts["bits_per_weight"]
+    assert every["packed"] == sum(row["packed"] for row in rows)
+    assert every["packed"] == sum(facts["weights"].values()) - facts["weights"]["norms and biases"]
 
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch):
