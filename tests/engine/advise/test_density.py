@@ -30,7 +30,7 @@ def test_all_matrices_are_there_once(path: Path) -> None:
         *rows, every = densities(checkpoint, lambda one, to=target: packed(one, to)[1])
         assert every.weights == sum(info.shape[0] * info.shape[1] for info in matrices)
         assert every.stored == sum(info.nbytes for info in matrices)
-        need = measure(checkpoint, "float32" if target == "cpu" else "16bit", target)
+        need = measure(checkpoint, "float32" if target == "cpu" else "float16", target)
         assert every.packed == need.weights - need.by_family["norms and biases"]
         labels = {label for row in rows for label in row.label.split("/")}
         assert labels == {info.label for info in matrices}
