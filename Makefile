@@ -64,7 +64,7 @@ test-repeat: install
 	$(BIN)/python -m pytest $(PARALLEL)
 	for turn in $$(seq 2 $(N)); do $(BIN)/python -m pytest $(PARALLEL) --drawn || exit 1; done
 
-# Long fuzzing and stress runs.
+# Long fuzzing and stress runs, and cases of which the default run tries the more telling ones.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
@@ -96,7 +96,7 @@ check-install: install
 # llama.cpp is built from source, which takes some minutes the first time.
 peers: install
 	$(PIP) --no-binary llama-cpp-python --editable '.[peers]'
-	$(BIN)/python -m halfbyte.bench.peers.llama_cpp --out bench/results/cpu
+	$(BIN)/python -m halfbyte.bench.peers smollm2 --llama-cpp-python --out bench/results/cpu/peers
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

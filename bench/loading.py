@@ -11,7 +11,6 @@ one in a separate process. The files are deleted afterwards.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import mmap
 import os
@@ -20,13 +19,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import IO, Any
 
-from .loading_files import FORMATS, SHAPES, write_model
 from .machine import machine_info
+from .process_memory import Peak, anonymous
+from .synthetic.shapes import SHAPES
+from .synthetic.write import FORMATS, write_model
 
 _CHUNK = 16 << 20
 # Kind of loading -> kind of copying that it is compared with.
@@ -81,7 +81,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
     checkpoint = open_checkpoint(path)
     backend = make_backend(EngineConfig(device="cpu"))
-    packed = measure(checkpoint, "float32", "cpu").weights
+    packed = measure(checkpoint, "float16", "cpu").weights
     if kind == "ready":
         map_memory(packed).fill_(1)
     if kind == "cold":
@@ -105,40 +105,6 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         "extra": extra,
         "backend": f"{backend.name}, {backend.detail}",
     }
-
-
-class Peak:
-    """The most anonymous memory of this process during a block, sampled each 5 ms.
-
-    Attributes:
-        value: bytes.
-    """
-
-    def __init__(self) -> None:
-        self.value = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.value = max(self.value, anonymous())
-
-
-def anonymous() -> int:
-    """Bytes of this process that belong to no file (Linux); 0 elsewhere."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 def run(folder: Path, name: str, form: str, seed: int, rounds: int) -> dict[str, Any]:

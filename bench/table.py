@@ -1,4 +1,4 @@
-"""The table of ``bench engine``, in the columns that llama-bench users know."""
+"""Markdown tables, and that of ``bench engine`` in the columns that llama-bench users know."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def markdown(report: Report) -> str:
     size, params = _size(model.size), _params(model.params)
     head = (f"{model.architecture} {model.format}", size, params, report.backend)
     rows = [(*head, str(report.threads), *_cells(row)) for row in report.rows]
-    return _table(_HEADS, rows)
+    return markdown_table(_HEADS, rows, _RIGHT)
 
 
 def compact(report: Report) -> str:
@@ -26,7 +26,7 @@ def compact(report: Report) -> str:
         f"{model.architecture} {model.format}, {_size(model.size)}, {_params(model.params)} "
         f"params, {report.backend}, {report.threads} threads"
     )
-    return above + "\n\n" + _table(_HEADS[5:], [_cells(row) for row in report.rows])
+    return above + "\n\n" + markdown_table(_HEADS[5:], [_cells(row) for row in report.rows], _RIGHT)
 
 
 def _cells(row: EngineRow) -> tuple[str, str, str]:
@@ -38,21 +38,23 @@ def _cells(row: EngineRow) -> tuple[str, str, str]:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table, padded so that it also reads well as it is."""
+def markdown_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]
+) -> str:
+    """A markdown table, padded so that it also reads well as it is; ``right`` are flush right."""
     widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
-    right = [head in _RIGHT for head in heads]
+    ends = [head in right for head in heads]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
             cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(cells, widths, right, strict=True)
+            for cell, width, flush in zip(cells, widths, ends, strict=True)
         )
         return "| " + " | ".join(padded) + " |"
 
     rule = "|".join(
         " " + ("-" * (width - 1) + ":" if flush else "-" * width) + " "
-        for width, flush in zip(widths, right, strict=True)
+        for width, flush in zip(widths, ends, strict=True)
     )
     return "\n".join([line(heads), f"|{rule}|", *(line(row) for row in rows)])
 

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halfbyte.choices import ActivationsName
+
 from .console import clean, note, wrapped
+from .density import density_table
 
 if TYPE_CHECKING:
+    from ..engine.advise.density import Density
     from ..engine.advise.explain import ExplainedRow
+    from ..engine.config import EngineConfig
     from ..kernels.device.gpus import Device
     from ..loaders.base import Checkpoint
 
@@ -32,12 +37,18 @@ def explain(
         bool, typer.Option("--fp16", help="Activations in float16 instead of bfloat16.")
     ] = False,
     exact: Annotated[bool, typer.Option("--exact", help="As the engine's option.")] = False,
+    activations: Annotated[
+        ActivationsName, typer.Option("--activations", help="As the engine's option.")
+    ] = "auto",
     context: Annotated[
         int, typer.Option("--context", min=1, metavar="TOKENS", help="Context of decode steps.")
     ] = 4096,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the kernel, tile and split of each layer and number of rows; loads no weights."""
+    from ..engine.advise.density import density_facts
+    from ..engine.backends.activations import check_activations
+    from ..engine.config import EngineConfig
     from ..kernels.device.gpus import gpu
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
@@ -45,64 +56,74 @@ def explain(
     path = resolve_model(model)
     on_cpu = device.lower() == "cpu"
     place = None if on_cpu else gpu(device) if device else local_device()
+    config = EngineConfig(exact=exact, activations=activations)
     checkpoint = open_checkpoint(path)
     try:
+        check_activations(activations, checkpoint)
         if place is None:
             if not on_cpu:
                 note("no GPU here: the CPU's kernels; for others --device, such as sm_90")
-            facts, about, rows = _on_cpu(checkpoint, fp16, exact)
+            facts, about, rows, bits = _on_cpu(checkpoint, fp16, config)
         else:
-            facts, about, rows = _on_gpu(checkpoint, place, fp16, exact, context)
+            facts, about, rows, bits = _on_gpu(checkpoint, place, fp16, config, context)
     finally:
         checkpoint.close()
     if as_json:
         import json
 
         shown = {"model": str(path), "device": facts, "exact": exact}
-        shown |= {"rows": [row.facts() for row in rows]}
+        shown |= {"rows": [row.facts() for row in rows], "bits_per_weight": density_facts(bits)}
         print(json.dumps(shown, indent=1, ensure_ascii=False))
     else:
-        print(render(rows, about))
+        print(render(rows, about) + "\n\n" + density_table(density_facts(bits)))
 
 
-_Explained = tuple[dict[str, Any], str, "list[ExplainedRow]"]
+_Explained = tuple[dict[str, Any], str, "list[ExplainedRow]", "list[Density]"]
 
 
-def _on_cpu(checkpoint: Checkpoint, fp16: bool, exact: bool) -> _Explained:
-    """The device as JSON, in words, and its rows. Raises ConfigError."""
+def _on_cpu(checkpoint: Checkpoint, fp16: bool, config: EngineConfig) -> _Explained:
+    """The device as JSON, in words, its rows, and bits of weights. Raises ConfigError."""
     from halfbyte.errors import ConfigError
 
     from ..bench.machine import cpu_model
-    from ..engine.advise.explain import explain_cpu
+    from ..engine.advise.density import densities
+    from ..engine.advise.explain import explain_cpu, packed_for
     from ..engine.backends.cpu import make_cpu_ops
-    from ..engine.config import EngineConfig
 
     if fp16:
         raise ConfigError("--fp16 is for GPUs; the CPU's kernels compute in float32")
-    ops = make_cpu_ops(EngineConfig(exact=exact))
+    ops = make_cpu_ops(config)
     about = f"{cpu_model()}: {ops.detail}. M: rows of activations."
-    return {"name": cpu_model(), "kernels": ops.detail}, about, explain_cpu(checkpoint, ops)
+    bits = densities(checkpoint, lambda one: packed_for(one, ops))
+    return {"name": cpu_model(), "kernels": ops.detail}, about, explain_cpu(checkpoint, ops), bits
 
 
 def _on_gpu(
-    checkpoint: Checkpoint, place: Device, fp16: bool, exact: bool, context: int
+    checkpoint: Checkpoint, place: Device, fp16: bool, config: EngineConfig, context: int
 ) -> _Explained:
-    """The device as JSON, in words, and its rows. Raises ConfigError without triton."""
+    """As :func:`_on_cpu`. Raises ConfigError without triton."""
     from halfbyte.errors import ConfigError
 
+    from ..engine.backends.activations import require_floats
     from ..kernels.tables import load_tables
     from ..loaders.store.model_store import cache_root
 
     try:
+        from ..engine.advise.capacity import packed
+        from ..engine.advise.density import densities
         from ..engine.advise.explain_triton import explain as explain_model
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "triton":
             raise
         raise ConfigError("triton is not installed", hint="pip install triton") from None
+    require_floats(config, "cuda_triton")
     tables = load_tables(place, cache_root() / "tables")
-    rows = explain_model(checkpoint, place, tables=tables, fp16=fp16, exact=exact, context=context)
+    rows = explain_model(
+        checkpoint, place, tables=tables, fp16=fp16, exact=config.exact, context=context
+    )
     facts = {"name": place.name, "arch": place.arch, "sms": place.sms}
-    return facts, gpu_text(place), rows
+    bits = densities(checkpoint, lambda one: packed(one, "triton", place.arch)[1])
+    return facts, gpu_text(place), rows, bits
 
 
 def gpu_text(device: Device) -> str:
@@ -132,12 +153,16 @@ def render(rows: Sequence[ExplainedRow], about: str) -> str:
         product = list(same)
         first = product[0]
         size = "" if first.shape is None else f", {first.shape[0]} x {first.shape[1]}"
-        family = "" if first.family == "attention" else f", {first.family}"
+        family = "" if first.family == "attention" else _held(first)
         head = f"{layer_text(first.layers)}: {first.module}{size}, {first.format}{family}"
         if first.family == "attention":
             head += f", {first.detail}"
         parts.append("\n".join([wrapped("", head, indent=4).lstrip(), *_product_lines(product)]))
     return clean("\n\n".join(parts))
+
+
+def _held(row: ExplainedRow) -> str:
+    return f", {row.family}, {row.activations} inputs"
 
 
 def _product_lines(rows: Sequence[ExplainedRow]) -> Iterator[str]:

@@ -31,12 +31,15 @@ _SAME: dict[str, tuple[str, ...]] = {
     "--max-num-seqs": ("--max-batch", "--batch"),
     "--max-num-batched-tokens": ("--max-batch-tokens",),
     "--served-model-name": ("--served-name",),
+    "--kv-cache-dtype": ("--kv-dtype",),
 }
 """Option of another engine -> what it is here, the first that a command has."""
 
 _ONE_DEVICE = "a model is on one device as a whole"
 _ANSWERS = {
     "--gpu-memory-utilization": "use {}: the KV cache is sized in tokens",
+    "--cache-type-k": "use {}: keys and values have one type",
+    "--cache-type-v": "use {}: keys and values have one type",
     "-ngl": f"use {{}}: {_ONE_DEVICE}",
     "--n-gpu-layers": f"use {{}}: {_ONE_DEVICE}",
     "--gpu-layers": f"use {{}}: {_ONE_DEVICE}",
@@ -51,6 +54,8 @@ _ANSWERS = {
 
 _NEAREST: dict[str, tuple[str, ...]] = {
     "--gpu-memory-utilization": ("--kv-tokens", *_CONTEXT),
+    "--cache-type-k": ("--kv-dtype",),
+    "--cache-type-v": ("--kv-dtype",),
     "-ngl": ("--device",),
     "--n-gpu-layers": ("--device",),
     "--gpu-layers": ("--device",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 from .console import clean, columns, human_bytes, human_count, one_line, wrapped
 
 if TYPE_CHECKING:
-    from ..loaders.base import Checkpoint
+    from ..loaders.base import Checkpoint, TensorInfo
 
 
 def inspect(
@@ -57,6 +57,7 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
                 "format": info.label,
                 "claim": info.claim or None,
                 "checks": list(report.tensors[info.name].checks),
+                "activations": _activations(info),
                 "bytes": info.nbytes,
                 "params": params,
                 "bits_per_weight": _bits(info.nbytes, params),
@@ -76,7 +77,9 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
         tokenizer = {"kind": None, "problem": error.message, "chat_template": False}
     size = sum(tensor["bytes"] for tensor in tensors)
     params = sum(tensor["params"] for tensor in tensors)
-    kv_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    # As the engine counts them, which this command must not load; a test compares.
+    vectors = 2 * config.num_layers * config.num_kv_heads
+    kv = vectors * config.head_dim
     return {
         "model": model or checkpoint.path.name,
         "path": str(checkpoint.path),
@@ -90,12 +93,22 @@ def describe(checkpoint: Checkpoint, model: str = "") -> dict[str, Any]:
         "bits_per_weight": _bits(size, params),
         "formats": _tally(tensors, lambda tensor: tensor["format"]),
         "modules": _by_module(tensors),
-        "kv_bytes_per_token": {"float32": 4 * kv_elements, "bfloat16": 2 * kv_elements},
+        "kv_bytes_per_token": {"float32": 4 * kv, "float16": 2 * kv, "int8": kv + 4 * vectors},
         "tokenizer": tokenizer,
         "decisions": list(report.decisions),
         "warnings": list(report.warnings),
         "tensors": tensors,
     }
+
+
+def _activations(info: TensorInfo) -> str | None:
+    """How the C kernels round a matrix's inputs by default; None for what is no matrix."""
+    from ..kernels.cpu.inputs import default_rule
+    from ..kernels.formats.weight_format import input_rounding
+
+    if len(info.shape) != 2:
+        return None
+    return input_rounding(info.format, default_rule(info.format) if info.format else "float")
 
 
 def _by_module(tensors: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -164,10 +177,11 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
         "weights": f"{human_count(facts['params'])}, {human_bytes(facts['size'])}, "
         f"{facts['bits_per_weight']:.2f} bits each",
         "config says": "; ".join(_claims(facts)),
-        "KV per token": f"{human_bytes(kv['float32'])} float32, "
-        f"{human_bytes(kv['bfloat16'])} bfloat16",
-        "KV of context": f"{human_bytes(kv['float32'] * context)} float32, "
-        f"{human_bytes(kv['bfloat16'] * context)} bfloat16",
+        "activations": "; ".join(_roundings(facts)),
+        "KV per token": ", ".join(f"{human_bytes(size)} {name}" for name, size in kv.items()),
+        "KV of context": ", ".join(
+            f"{human_bytes(size * context)} {name}" for name, size in kv.items()
+        ),
     }
     parts = ["\n".join(wrapped(label, text) for label, text in rows.items() if text)]
     parts.append(_format_table(facts))
@@ -183,6 +197,14 @@ def render(facts: dict[str, Any], *, verbose: bool) -> str:
 def _claims(facts: dict[str, Any]) -> list[str]:
     """What the config says of the weights, each once."""
     return list(dict.fromkeys(t["claim"] for t in facts["tensors"] if t["claim"]))
+
+
+def _roundings(facts: dict[str, Any]) -> Iterator[str]:
+    """How inputs are rounded on a CPU by default, with the formats that it holds for."""
+    matrices = [t for t in facts["tensors"] if t["activations"]]
+    for how in dict.fromkeys(t["activations"] for t in matrices):
+        labels = dict.fromkeys(one_line(t["format"]) for t in matrices if t["activations"] == how)
+        yield f"{how} ({', '.join(labels)})"
 
 
 def _format_table(facts: dict[str, Any]) -> str:

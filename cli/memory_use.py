@@ -17,7 +17,8 @@ def memory_facts(engine: Engine) -> dict[str, str]:
     plan = engine.memory
     facts = {
         "weights": f"{human_bytes(engine.weight_bytes)}, read for each token",
-        "KV cache": f"{human_bytes(plan.bytes_per_token)} for each token of the context",
+        "KV cache": f"{human_bytes(plan.bytes_per_token)} for each token of the context, "
+        f"{plan.kv_dtype}",
     }
     if peak := peak_bytes():
         facts["process"] = f"{human_bytes(peak)} of memory at its largest"

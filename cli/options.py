@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from halfbyte.choices import BackendName, DeviceName, DType
+from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import RequestError
 
 from ..loaders.model.schemes import SchemeName
@@ -122,11 +122,19 @@ class EngineFlags:
     device: Annotated[DeviceName, _engine("--device", help="Where to compute.")] = "auto"
     dtype: Annotated[
         DType,
-        _engine("--dtype", help="Type of activations and KV cache."),
+        _engine("--dtype", help="Type of activations."),
+    ] = "auto"
+    kv_dtype: Annotated[
+        KVDtype,
+        _engine("--kv-dtype", help="Type of kept keys and values; int8 has scales."),
     ] = "auto"
     backend: Annotated[
         BackendName,
         _engine("--backend", help="'cpu_torch' uses no C kernels; 'reference' is slow, exact."),
+    ] = "auto"
+    activations: Annotated[
+        ActivationsName,
+        _engine("--activations", help="How inputs of weight-only quantized matrices are rounded."),
     ] = "auto"
     max_context: Annotated[
         int,

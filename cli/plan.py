@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halfbyte.choices import KVDtype
 from halfbyte.errors import ConfigError
 
 from .console import clean, columns, human_bytes, note, wrapped
+from .density import density_table
 
 if TYPE_CHECKING:
-    from ..engine.advise.capacity import Capacity, DeviceMemory, KVType, PlanTarget
+    from ..engine.advise.capacity import Capacity, DeviceMemory, PlanTarget
 
 
 def plan(
@@ -25,9 +27,8 @@ def plan(
         int, typer.Option("--ctx", metavar="N", help="Tokens a request; 0 = the model's length.")
     ] = 0,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Requests at once.")] = 1,
-    kv: Annotated[
-        str,
-        typer.Option("--kv", metavar="TYPE", help="16bit or int8 on a GPU; float32 on a CPU."),
+    kv_dtype: Annotated[
+        KVDtype, typer.Option("--kv-dtype", help="Type of kept keys and values.")
     ] = "auto",
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure this machine's bandwidth again.")
@@ -35,24 +36,26 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show memory need, what fits and the decode-speed ceiling; reads headers, loads no weights."""
-    from ..engine.advise.capacity import capacity
+    from ..engine.advise.capacity import PLANNED_KV, capacity, packed
+    from ..engine.advise.density import densities, density_facts
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 
     target: PlanTarget = "cpu" if gpu.lower() == "cpu" else "triton"
-    kind = kv_type(kv, target)
+    kind = PLANNED_KV[target][0] if kv_dtype == "auto" else kv_dtype
     memory = device_memory(gpu, measure)
     checkpoint = open_checkpoint(resolve_model(path))
     try:
         found = capacity(checkpoint, memory, ctx, batch, kind, target)
+        bits = densities(checkpoint, lambda one: packed(one, target, memory.arch)[1])
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "triton":
             raise
         raise ConfigError("triton is not installed", hint="pip install triton") from None
     finally:
         checkpoint.close()
-    facts = describe(path, kind, found)
-    if kind == "int8":
+    facts = describe(path, kind, found) | {"bits_per_weight": density_facts(bits)}
+    if kind == "int8" and target == "triton":
         note("the kernels read int8 KV; the engine does not keep it yet")
     if as_json:
         import json
@@ -60,19 +63,6 @@ def plan(
         print(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         print(render(facts))
-
-
-def kv_type(name: str, target: PlanTarget) -> KVType:
-    """The KV type that a name means on a target. Raises ConfigError for one it does not have."""
-    types: tuple[KVType, ...] = ("float32",) if target == "cpu" else ("16bit", "int8")
-    for known in types:
-        if name in (known, "auto"):
-            return known
-    where = "a CPU" if target == "cpu" else "a GPU"
-    raise ConfigError(
-        f"--kv is {name!r:.60}; on {where} it is {' or '.join(types)}",
-        hint="leave it out for the default",
-    )
 
 
 def device_memory(name: str, measure: bool = False) -> DeviceMemory:
@@ -107,7 +97,7 @@ def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:
         "device": memory.name,
         "context": found.context,
         "batch": found.batch,
-        "kv_type": kv,
+        "kv_dtype": kv,
         "memory": memory.total,
         "bandwidth": memory.bandwidth,
         "weights": dict(need.by_family),
@@ -140,7 +130,7 @@ def render(facts: dict[str, Any]) -> str:
         f"{facts['bandwidth'] / 1e9:.0f} GB/s"
     )
     rows = [(f"weights, {kind}", size) for kind, size in facts["weights"].items() if size]
-    rows.append((f"KV of {batch} x {context} tokens, {facts['kv_type']}", facts["kv"]))
+    rows.append((f"KV of {batch} x {context} tokens, {facts['kv_dtype']}", facts["kv"]))
     rows.append(("workspace, activations, logits", facts["workspace"]))
     rows.append(("reserve: driver, program, fragments", facts["reserve"]))
     total = facts["total"]
@@ -170,5 +160,6 @@ def render(facts: dict[str, Any]) -> str:
         text = f"kv_tokens={facts['kv_tokens']}: without it the KV cache takes half of the memory"
         limits.append(wrapped("engine option", text))
     table += "\n" + wrapped("", why, indent=0)
-    parts = [wrapped("", head, indent=0), sizes, "\n".join(limits), table]
+    bits = density_table(facts["bits_per_weight"])
+    parts = [wrapped("", head, indent=0), sizes, bits, "\n".join(limits), table]
     return clean("\n\n".join(parts))

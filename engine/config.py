@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from halfbyte.choices import BackendName, DeviceName, DType
+from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import ConfigError
 
 from ..loaders.model.schemes import SchemeName
@@ -22,13 +22,23 @@ class EngineConfig:
     Attributes:
         device: ``auto`` is ``cpu`` until the Triton kernels are proven on a GPU; ``cuda`` takes
             them on the first CUDA device.
-        dtype: type of activations, KV cache and dense weights. On a CPU ``auto`` is float32
-            arithmetic with dense weights left in their own 16 bits; on a GPU it is bfloat16.
+        dtype: type of activations and dense weights. On a CPU ``auto`` is float32 arithmetic with
+            dense weights left in their own 16 bits; on a GPU it is bfloat16.
+        kv_dtype: type in which keys and values are kept. ``auto`` is float16 on ``cpu_c``, unless
+            ``dtype`` is float32, and that of activations elsewhere. ``int8`` has a float32 scale
+            for each token and key/value head. The Triton kernels' cache has the type of
+            activations; any other is refused.
         backend: ``auto`` picks the fastest for the device: on a CPU ``cpu_c``, the C kernels that
             the system compiler builds at first use, or ``cpu_torch``, torch's own, where they
             cannot be had. ``reference`` computes from the exact codes in plain torch, slowly;
             ``interpreter`` runs the Triton kernels on the CPU, more slowly still, and needs
             TRITON_INTERPRET=1 in the environment.
+        activations: how the inputs of weight-only quantized matrices are rounded before the
+            product: ``float`` leaves them as they are, ``int8-block32`` rounds them to 8 bits with
+            a scale for each block of 32 columns (``kernels/formats/activations.py``), ``auto`` is
+            the backend's default, with float32 always ``float``. Matrices whose own format rounds
+            inputs (W8A8) keep that whatever stands here; ``int8-token`` asks for a model that has
+            no others. Dense matrices take floats.
         max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
         max_batch: most requests running at once.
         max_batch_tokens: token budget of one step, decode and prefill together.
@@ -54,7 +64,9 @@ class EngineConfig:
 
     device: DeviceName = "auto"
     dtype: DType = "auto"
+    kv_dtype: KVDtype = "auto"
     backend: BackendName = "auto"
+    activations: ActivationsName = "auto"
     max_context: int = 0
     max_batch: int = 32
     max_batch_tokens: int = 1024
@@ -72,7 +84,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _choice("device", self.device, DeviceName)
         _choice("dtype", self.dtype, DType)
+        _choice("kv_dtype", self.kv_dtype, KVDtype)
         _choice("backend", self.backend, BackendName)
+        _choice("activations", self.activations, ActivationsName)
         if self.quantize is not None:
             _choice("quantize", self.quantize, SchemeName)
         if type(self.block_size) is not int or self.block_size not in _BLOCK_SIZES:

@@ -17,6 +17,7 @@ from ..loaders import open_checkpoint
 from ..loaders.model.quantizing import QuantizingCheckpoint
 from ..loaders.store.model_store import resolve_model
 from .backends import make_backend
+from .backends.activations import check_activations
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .models.decoder import Decoder
@@ -74,6 +75,7 @@ class Engine:
         try:
             if self.config.quantize is not None:
                 checkpoint = QuantizingCheckpoint(checkpoint, self.config.quantize)
+            check_activations(self.config.activations, checkpoint)
             clock("headers")
             self.model_config = checkpoint.config
             self.name = self.model_config.name or path.stem

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from halfbyte.choices import BackendName, DeviceName, DType
+from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 
 from ..loaders.model.schemes import SchemeName
 
@@ -18,7 +18,9 @@ class EngineOptions(TypedDict, total=False):
 
     device: DeviceName
     dtype: DType
+    kv_dtype: KVDtype
     backend: BackendName
+    activations: ActivationsName
     max_context: int
     max_batch: int
     max_batch_tokens: int

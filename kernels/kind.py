@@ -180,12 +180,14 @@ class TritonKind(Kind, Protocol[PackedT]):
         cases: what benches and GPU checks run, the most usual first.
         reorders: inputs are to be handed over in the order of the codes' columns; else packing
             puts the columns back into the order of the inputs.
+        rounds: inputs are rounded as the weight's format says; else they stay in 16 bits.
         peers: names of other people's kernels for such products, beside dense ones.
         tuning: what tuned tables hold for it, or None for a kind without tables.
     """
 
     cases: tuple[KindCase, ...]
     reorders: bool
+    rounds: bool = False
     peers: tuple[str, ...] = ()
     tuning: Tuning | None = None
 

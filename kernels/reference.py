@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .formats.activations import quantize_activations
+from .formats.activations import quantize_activations, rounded_to_blocks
 from .formats.weight_format import ActivationFormat
 
 
@@ -43,6 +43,27 @@ def quantized_linear(
     q_TK, scale_T1 = quantize_activations(x_TK, rule)
     compute = torch.promote_types(x_TK.dtype, torch.float32)
     y = (q_TK.to(compute) @ weight_NK.to(compute).T) * scale_T1.to(compute)
+    if bias_N is not None:
+        y = y + bias_N.to(compute)
+    return y.to(x_TK.dtype)
+
+
+def block_linear(
+    x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, perm_K: Tensor | None = None
+) -> Tensor:
+    """``rounded(x) @ weight.T + bias`` under ``int8-block32`` -> [T, N] in the dtype of ``x``.
+
+    Blocks are cut from the columns as the weight's codes have them: those of ``x[:, perm]`` where
+    columns were reordered (act-order). Products are taken in at least float32.
+    """
+    compute = torch.promote_types(x_TK.dtype, torch.float32)
+    if perm_K is None:
+        rounded_TK = rounded_to_blocks(x_TK)
+    else:
+        order_K = perm_K.long()
+        rounded_TK = torch.empty(x_TK.shape, dtype=torch.float32)
+        rounded_TK[:, order_K] = rounded_to_blocks(x_TK[:, order_K])
+    y = rounded_TK.to(compute) @ weight_NK.to(compute).T
     if bias_N is not None:
         y = y + bias_N.to(compute)
     return y.to(x_TK.dtype)
@@ -80,6 +101,15 @@ def write_kv(
     block, offset = slots_T // block_size, slots_T % block_size
     k_cache_BJSE[block, :, offset] = k_TJE.to(k_cache_BJSE.dtype)
     v_cache_BJSE[block, :, offset] = v_TJE.to(v_cache_BJSE.dtype)
+
+
+def write_scales(
+    k_scale_TJ: Tensor, v_scale_TJ: Tensor, k_cache_BJS: Tensor, v_cache_BJS: Tensor, slots: Tensor
+) -> None:
+    """Store the scales [T, J] of int8 keys and values as :func:`write_kv` does the codes."""
+    block, offset = slots // k_cache_BJS.shape[2], slots % k_cache_BJS.shape[2]
+    k_cache_BJS[block, :, offset] = k_scale_TJ
+    v_cache_BJS[block, :, offset] = v_scale_TJ
 
 
 def gather_kv(cache_BJSE: Tensor, blocks: Tensor, length: int) -> Tensor:

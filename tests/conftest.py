@@ -107,6 +107,8 @@ class Draws:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
+        if fixturedef.func.__module__.startswith("_pytest."):
+            return (yield)  # its own, parameters above all: many, and none of them draws
         outer = self.generators.state()
         self.generators.sow(self.seed, request.node.nodeid, fixturedef.argname)
         before = self.generators.state()

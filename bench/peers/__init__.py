@@ -1,1 +1,1 @@
-"""Side-by-side measurements with other engines; one script for each."""
+"""Other engines beside ours: the same files, sample by sample in turn, in one run."""

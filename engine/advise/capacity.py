@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
+
+import torch
 
 from halfbyte.errors import ConfigError
 
@@ -17,11 +20,17 @@ from ...kernels.device.workspace import PARTIAL_BYTES
 from ...kernels.kind import carrier
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
+from ..models.decoder import layer_blocks
 from ..run.memory import KV_SHARE
-from .products import Product, embedding, groups
+from .products import Product, embedding, matrices
 
-KVType = Literal["16bit", "int8", "float32"]
+PlannedKV = Literal["float16", "bfloat16", "int8", "float32"]
 PlanTarget = Literal["triton", "cpu"]
+# The first is what an engine takes by itself. The Triton kernels do not keep float32.
+PLANNED_KV: dict[PlanTarget, tuple[PlannedKV, ...]] = {
+    "triton": ("bfloat16", "float16", "int8"),
+    "cpu": ("float16", "bfloat16", "int8", "float32"),
+}
 
 MAX_BATCH = 4096
 MAX_STEP_TOKENS = 1024
@@ -59,7 +68,8 @@ class Need:
 
     Attributes:
         weights: all weights, packed.
-        read: weights that one decode step reads.
+        read: weights that one decode step of one row reads: of a mixture, those of as many experts
+            as a token goes through.
         by_family: kernel family or kind -> bytes of its weights.
         kv_token: keys and values of one token over all layers.
         kv_windows: for each layer, its bytes a token and the tokens it attends to at most.
@@ -128,7 +138,7 @@ def capacity(
     memory: DeviceMemory,
     context: int,
     batch: int,
-    kv: KVType,
+    kv: PlannedKV,
     target: PlanTarget,
 ) -> Capacity:
     """Plan ``batch`` rows of ``context`` tokens (0 = the model's own length).
@@ -144,9 +154,10 @@ def capacity(
         )
     if not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}; expected 1 to {MAX_BATCH}")
-    if (target == "cpu") != (kv == "float32"):
+    if kv not in PLANNED_KV[target]:
+        where = "a CPU" if target == "cpu" else "a GPU"
         raise ConfigError(
-            f"KV type is {kv}; on a CPU it is float32, on a GPU 16bit or int8",
+            f"kv_dtype is {kv!r:.60}; on {where} it is one of {', '.join(PLANNED_KV[target])}",
             hint="leave it out for the default",
         )
     context = context or longest
@@ -171,31 +182,34 @@ def capacity(
     )
 
 
-def measure(checkpoint: Checkpoint, kv: KVType, target: PlanTarget, arch: int = 0) -> Need:
+def measure(checkpoint: Checkpoint, kv: PlannedKV, target: PlanTarget, arch: int = 0) -> Need:
     """The bytes that a model needs on a target, a GPU of ``sm_<arch>`` if it is one.
 
     Raises UnsupportedWeightError for a weight that no kernel runs.
     """
     config = checkpoint.config
     families: dict[str, int] = {}
-    for linear, layers in groups(checkpoint):
-        tied = linear.module == "lm_head" and config.tie_word_embeddings
-        kind, size = packed(linear, target, arch)
+    idle = 0.0
+    find = cache(partial(packed, target=target, arch=arch))
+    for matrix in matrices(checkpoint):
+        tied = matrix.product.module == "lm_head" and config.tie_word_embeddings
+        kind, size = find(matrix.product)
         kind = "embedding and head" if tied else kind
-        families[kind] = families.get(kind, 0) + size * max(len(layers), 1)
+        families[kind] = families.get(kind, 0) + size
+        if matrix.expert and config.experts is not None:
+            idle += size * (1 - config.experts.per_token / config.experts.count)
     infos = checkpoint.tensors()
     vectors = sum(_FLOAT * math.prod(i.shape) for i in infos if len(i.shape) == 1)
     families["norms and biases"] = vectors
-    read = sum(families.values())
+    read = sum(families.values()) - round(idle)
     if not config.tie_word_embeddings:
-        _, families["embedding"] = packed(embedding(checkpoint), target, arch)
-    per_layer = _kv_bytes(config, kv)
-    windows = tuple((per_layer, config.window(i)) for i in range(config.num_layers))
+        _, families["embedding"] = find(embedding(checkpoint).product)
+    windows = tuple((_kv_bytes(config, i, kv), config.window(i)) for i in range(config.num_layers))
     return Need(
         sum(families.values()),
         read,
         families,
-        per_layer * config.num_layers,
+        sum(size for size, _ in windows),
         windows,
         _workspace(config, target),
         config.vocab_size * (_LOGIT_BYTES if target == "triton" else 4 * _FLOAT),
@@ -216,12 +230,10 @@ def _rate(need: Need, memory: DeviceMemory, rows: int, context: int) -> float:
     return rows * memory.bandwidth / (need.read + rows * need.kv_read(context))
 
 
-def _kv_bytes(config: ModelConfig, kv: KVType) -> int:
-    """Bytes of a token's keys and values in one layer; int8 has a float32 scale a head."""
-    values = 2 * config.num_kv_heads * config.head_dim
-    if kv == "int8":
-        return values + 2 * config.num_kv_heads * _FLOAT
-    return values * (_FLOAT if kv == "float32" else _HALF)
+def _kv_bytes(config: ModelConfig, layer: int, kv: PlannedKV) -> int:
+    """Bytes that one layer keeps of a token, as the engine lays its cache out."""
+    dtype: torch.dtype = getattr(torch, kv)
+    return sum(kind.state(config).token_bytes(dtype) for kind in layer_blocks(config, layer))
 
 
 def _workspace(config: ModelConfig, target: PlanTarget) -> int:

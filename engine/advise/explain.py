@@ -5,21 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...kernels.cpu.kinds import TILE_KINDS
-from ...kernels.kind import carrier, refusal
+from ...kernels.formats.weight_format import InputRule, input_rounding
+from ...kernels.kind import Kind, carrier, refusal
 from ...loaders.base import Checkpoint
-from ..backends.cpu_c import NEVER, PARTITION, RUN, SPLIT_TOKENS, CompiledOps
+from ..backends.cpu_c import NEVER, PARTITION, RUN, SPAN, SPLIT_TOKENS, CompiledOps
 from ..backends.cpu_torch import TorchOps
 from .products import Product, groups
 
 PREFILL_ROWS = 1024
 """Most rows of a step, with the engine's default options."""
 
-_PASS_ROWS = 8  # rows that one reading of the weights serves: MAX_ROWS in linear.c
+FEW_ROWS = 8
+"""Rows up to which products read packed codes as they lie (FEW_ROWS in kernels/cpu)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class ExplainedRow:
         format: the file's name of the weight's format; KV type for attention.
         m: rows, the largest of their bucket.
         family: how the weights are held (the name of a kind), or ``attention``.
+        activations: how its inputs are rounded, see ``input_rounding``; "" for attention.
         kernel: the kernel of the family.
         config: its launch parameters.
         source: ``table``, ``neighbour``, ``formula``, ``exact`` or ``library``.
@@ -46,6 +49,7 @@ class ExplainedRow:
     format: str
     m: int
     family: str
+    activations: str
     kernel: str
     config: dict[str, Any]
     source: str
@@ -70,32 +74,38 @@ def explain_cpu(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> list[Exp
         for linear, layers in groups(checkpoint)
         for row in product(linear, layers, ops)  # type: ignore[arg-type]
     ]
-    return rows + list(_attention(checkpoint, isinstance(ops, CompiledOps)))
+    return rows + list(_attention(checkpoint, ops))
+
+
+def packed_for(linear: Product, ops: CompiledOps | TorchOps) -> int:
+    """Bytes of a weight [N, K] as a CPU backend packs it, its bias apart."""
+    kinds: Sequence[Kind] = TILE_KINDS if isinstance(ops, CompiledOps) else ops.kinds
+    return carrier(kinds, linear.spec, 0).kind.packed_bytes(linear.spec)
 
 
 def _compiled(linear: Product, layers: tuple[int, ...], ops: CompiledOps) -> Iterator[ExplainedRow]:
     kind = carrier(TILE_KINDS, linear.spec, 0).kind
-    kept, why = kind.name, kind.how(linear.spec)
-    last = min(ops.gemm_rows - 1, PREFILL_ROWS)
-    panels = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
-    if ops.gemm_rows == NEVER:
-        panels = "exact sums" if ops.library.amx else "this processor has no AMX"
-    for most in (_PASS_ROWS, last):
-        again = -(-most // _PASS_ROWS)
-        config: dict[str, Any] = {"lanes": ops.library.lanes, "passes": again}
-        yield _row(linear, layers, most, kept, "linear", config, why, {"gemm": panels})
-    if last < PREFILL_ROWS:
+    kept = kind.name, kind.input_rule(linear.spec, ops.activations)
+    why = kind.how(linear.spec)
+    config: dict[str, Any] = {"lanes": ops.library.lanes}
+    direct = f"from {FEW_ROWS + 1} rows on unpacking a tile once serves all of them"
+    panel = f"up to {FEW_ROWS} rows the codes are read as they lie"
+    amx = ops.gemm_rows < NEVER and kept[1] == "float"
+    yield _row(linear, layers, FEW_ROWS, *kept, "direct", config, why, {"panel": direct})
+    most = ops.gemm_rows - 1 if amx else PREFILL_ROWS
+    yield _row(linear, layers, most, *kept, "panel", config, why, {"direct": panel})
+    if amx:
+        faster = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
         act = linear.spec.format is not None and linear.spec.format.act is not None
-        inputs = "int8 or bfloat16" if act else "bfloat16"
-        config = {"inputs": inputs, "passes": 1}
-        yield _row(linear, layers, PREFILL_ROWS, kept, "gemm", config, why, {"linear": panels})
+        config = {"inputs": "int8 or bfloat16" if act else "bfloat16"}
+        yield _row(linear, layers, PREFILL_ROWS, *kept, "gemm", config, why, {"panel": faster})
 
 
 def _torch(linear: Product, layers: tuple[int, ...], ops: TorchOps) -> Iterator[ExplainedRow]:
     dtype = str(ops.matmul).removeprefix("torch.")
     found = carrier(ops.kinds, linear.spec, 0)
     why = refusal(found.rejected) or f"torch has a kernel for such weights and {dtype}"
-    yield _row(linear, layers, PREFILL_ROWS, found.kind.name, "torch", {}, why, {})
+    yield _row(linear, layers, PREFILL_ROWS, found.kind.name, "float", "torch", {}, why, {})
 
 
 def _row(
@@ -103,6 +113,7 @@ def _row(
     layers: tuple[int, ...],
     m: int,
     family: str,
+    rule: InputRule,
     kernel: str,
     config: dict[str, Any],
     detail: str,
@@ -110,6 +121,7 @@ def _row(
 ) -> ExplainedRow:
     shape = (linear.spec.n, linear.spec.k)
     source = "library" if kernel == "torch" else "formula"
+    activations = input_rounding(linear.spec.format, rule)
     return ExplainedRow(
         layers,
         linear.module,
@@ -117,6 +129,7 @@ def _row(
         linear.label,
         m,
         family,
+        activations,
         kernel,
         config,
         source,
@@ -125,7 +138,8 @@ def _row(
     )
 
 
-def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[ExplainedRow]:
+def _attention(checkpoint: Checkpoint, ops: CompiledOps | TorchOps) -> Iterator[ExplainedRow]:
+    compiled = isinstance(ops, CompiledOps)
     cfg = checkpoint.config
     windows: dict[int, list[int]] = {}
     for index in range(cfg.num_layers):
@@ -133,9 +147,10 @@ def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[ExplainedRow]
     for window, layers in windows.items():
         about = f"head {cfg.head_dim}" + (f", window {window}" if window else "")
         kinds = [(PREFILL_ROWS, "torch", {})]
-        if compiled:
+        if isinstance(ops, CompiledOps):
             kinds = [
                 (SPLIT_TOKENS, "split", {"keys": PARTITION}),
+                (ops.span_tokens, "split", {"keys": SPAN * PARTITION, "tokens": RUN}),
                 (PREFILL_ROWS, "run", {"keys": PARTITION, "tokens": RUN}),
             ]
         for m, kernel, config in kinds:
@@ -143,9 +158,10 @@ def _attention(checkpoint: Checkpoint, compiled: bool) -> Iterator[ExplainedRow]
                 tuple(layers),
                 "attention",
                 None,
-                "KV float32",
+                f"KV {str(ops.kv_dtype).removeprefix('torch.')}",
                 m,
                 "attention",
+                "",
                 kernel,
                 config,
                 "formula" if compiled else "library",

@@ -15,6 +15,7 @@ from ...kernels.attention.config import (
     split_count,
 )
 from ...kernels.device.gpus import Device
+from ...kernels.formats.weight_format import input_rounding
 from ...kernels.kind import BUCKETS, Conditions
 from ...kernels.tables import Tables
 from ...loaders.base import Checkpoint
@@ -69,6 +70,7 @@ def _linear_row(
         linear.label,
         m,
         found.kind.name,
+        input_rounding(found.spec.format if found.kind.rounds else None, "float"),
         chosen.kernel,
         chosen.config,
         chosen.source,
@@ -117,5 +119,16 @@ def _attention(
     layers, module, m, kernel, config, exact = what
     source = "exact" if exact else "formula"
     return ExplainedRow(
-        layers, module, None, "KV 16 bit", m, "attention", kernel, config, source, detail, rejected
+        layers,
+        module,
+        None,
+        "KV 16 bit",
+        m,
+        "attention",
+        "",
+        kernel,
+        config,
+        source,
+        detail,
+        rejected,
     )

@@ -43,72 +43,108 @@ class Product:
         return found.kind.problem(found.spec, m, where)
 
 
-def groups(checkpoint: Checkpoint) -> list[tuple[Product, tuple[int, ...]]]:
-    """The products of a model, each with the layers that have it; the head has none."""
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight of a model, stacked as the engine stacks it.
+
+    Attributes:
+        product: that it is for.
+        layer: its layer; None for the head and the embedding.
+        stored: bytes in the files.
+        expert: it belongs to one expert of a mixture.
+    """
+
+    product: Product
+    layer: int | None
+    stored: int
+    expert: bool = False
+
+
+def matrices(checkpoint: Checkpoint) -> Iterator[Matrix]:
+    """Every weight that a step multiplies by, the head last."""
     infos = {info.name: info for info in checkpoint.tensors()}
-    found: dict[Product, list[int]] = {}
     for index in range(checkpoint.config.num_layers):
-        # Experts of one shape and format are one entry.
-        for linear in dict.fromkeys(_layer(infos, f"model.layers.{index}")):
+        for matrix in _layer(infos, index):
             # Only SiLU is a part of a product's kernel.
-            gated = linear.spec.gated and checkpoint.config.activation == "silu"
-            linear = replace(linear, spec=replace(linear.spec, gated=gated))
-            found.setdefault(linear, []).append(index)
-    out = [(linear, tuple(layers)) for linear, layers in found.items()]
+            spec = matrix.product.spec
+            gated = spec.gated and checkpoint.config.activation == "silu"
+            product = replace(matrix.product, spec=replace(spec, gated=gated))
+            yield replace(matrix, product=product)
     if checkpoint.config.tie_word_embeddings:
-        out.append((_linear("lm_head", [infos["model.embed_tokens.weight"]], table=True), ()))
+        yield _matrix("lm_head", [infos["model.embed_tokens.weight"]], table=True)
     else:
-        out.append((_linear("lm_head", [infos["lm_head.weight"]]), ()))
-    return out
+        yield _matrix("lm_head", [infos["lm_head.weight"]])
 
 
-def embedding(checkpoint: Checkpoint) -> Product:
+def groups(checkpoint: Checkpoint) -> list[tuple[Product, tuple[int, ...]]]:
+    """The products of a model, each with the layers that have it; the head has none.
+
+    Experts of one shape and format are one entry.
+    """
+    found: dict[Product, dict[int, None]] = {}
+    for matrix in matrices(checkpoint):
+        layers = found.setdefault(matrix.product, {})
+        if matrix.layer is not None:
+            layers[matrix.layer] = None
+    return [(product, tuple(layers)) for product, layers in found.items()]
+
+
+def embedding(checkpoint: Checkpoint) -> Matrix:
     """The embedding, which a tied head shares."""
     infos = {info.name: info for info in checkpoint.tensors()}
-    return _linear("embedding", [infos["model.embed_tokens.weight"]], table=True)
+    return _matrix("embedding", [infos["model.embed_tokens.weight"]], table=True)
 
 
-def _layer(infos: dict[str, TensorInfo], layer: str) -> Iterator[Product]:
+def _layer(infos: dict[str, TensorInfo], index: int) -> Iterator[Matrix]:
+    layer = f"model.layers.{index}"
+
     def take(block: str, names: Sequence[str]) -> list[TensorInfo]:
         return [infos[f"{layer}.{block}.{name}.weight"] for name in names]
 
-    yield from _fused(("q_proj", "k_proj", "v_proj"), take, "self_attn")
-    yield _linear("o_proj", take("self_attn", ["o_proj"]))
-    blocks = ["mlp"]
-    if f"{layer}.mlp.gate.weight" in infos:
-        router = infos[f"{layer}.mlp.gate.weight"]
-        yield _linear("gate", [router])
-        blocks = [f"mlp.experts.{index}" for index in range(router.shape[0])]
-    for block in blocks:
+    def mlp(block: str) -> Iterator[Matrix]:
         yield from _fused(("gate_proj", "up_proj"), take, block)
-        yield _linear("down_proj", take(block, ["down_proj"]))
+        yield _matrix("down_proj", take(block, ["down_proj"]))
+
+    def own() -> Iterator[Matrix]:
+        yield from _fused(("q_proj", "k_proj", "v_proj"), take, "self_attn")
+        yield _matrix("o_proj", take("self_attn", ["o_proj"]))
+        if router is None:
+            yield from mlp("mlp")
+            return
+        yield _matrix("gate", [router])
+        for expert in range(router.shape[0]):
+            yield from (replace(m, expert=True) for m in mlp(f"mlp.experts.{expert}"))
+
+    router = infos.get(f"{layer}.mlp.gate.weight")
+    yield from (replace(matrix, layer=index) for matrix in own())
 
 
 def _fused(
     names: tuple[str, ...],
     take: Callable[[str, Sequence[str]], list[TensorInfo]],
     block: str,
-) -> Iterator[Product]:
-    """One product when ``can_fuse`` would stack the weights, else one for each."""
+) -> Iterator[Matrix]:
+    """One matrix when ``can_fuse`` would stack the weights, else one for each."""
     parts = take(block, names)
     forms = [p.format for p in parts]
     same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
     same = same and len({p.encoding for p in parts}) == 1
     if not same or (forms[0] is None and len({p.label for p in parts}) > 1):
         for name, part in zip(names, parts, strict=True):
-            yield _linear(name, [part])
+            yield _matrix(name, [part])
         return
     gated = block != "self_attn" and forms[0] is not None
-    yield _linear(" + ".join(names), parts, gated)
+    yield _matrix(" + ".join(names), parts, gated)
 
 
-def _linear(
+def _matrix(
     module: str, parts: list[TensorInfo], gated: bool = False, table: bool = False
-) -> Product:
+) -> Matrix:
     labels = "/".join(dict.fromkeys(p.label for p in parts))
     first, n = parts[0], sum(p.shape[0] for p in parts)
     # Stacked scales have the widest of their types.
     wide = next((p.dtype for p in parts if p.dtype == "F32"), first.dtype)
     half = all(p.half for p in parts)
     shape = n, first.shape[1], first.format
-    return Product(module, labels, MatrixSpec(*shape, wide, half, gated, table, first.encoding))
+    spec = MatrixSpec(*shape, wide, half, gated, table, first.encoding)
+    return Matrix(Product(module, labels, spec), None, sum(p.nbytes for p in parts))

@@ -17,6 +17,7 @@ from ..run.executors import (
     OneByOneExecutor,
     RecordingExecutor,
 )
+from .activations import chosen_rule, require_floats
 from .base import Backend
 from .plain import PlainOps
 
@@ -29,6 +30,7 @@ _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
 }
 
 
@@ -38,7 +40,8 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     if config.backend == "reference":
         from .reference import ReferenceOps
 
-        return _plain(ReferenceOps(_DTYPES[config.dtype]), config.exact)
+        rule = chosen_rule(config) or "float"
+        return _plain(ReferenceOps(_DTYPES[config.dtype], rule), config)
     if config.backend == "interpreter" or device.type == "cuda":
         return _triton(config, device)
     from .cpu import make_cpu_ops
@@ -46,24 +49,31 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
 
     ops = make_cpu_ops(config)
     if not isinstance(ops, CompiledOps):
-        return _plain(ops, config.exact)
-    return _one_object(ops, partial(RecordingExecutor, recorder=ops))
+        return _plain(ops, config)
+    executor = partial(RecordingExecutor, recorder=ops)
+    return _one_object(ops, _kv_dtype(config, ops.kv_dtype), executor)
 
 
-def _plain(ops: PlainOps[Any], exact: bool) -> Backend[Any]:
+def _plain(ops: PlainOps[Any], config: EngineConfig) -> Backend[Any]:
     """A backend in plain torch, whose results depend on the batch unless each token is alone."""
-    return _one_object(ops, OneByOneExecutor if exact else EagerExecutor)
+    executor = OneByOneExecutor if config.exact else EagerExecutor
+    return _one_object(ops, _kv_dtype(config, ops.kv_dtype), executor)
+
+
+def _kv_dtype(config: EngineConfig, auto: torch.dtype) -> torch.dtype:
+    """Type of kept keys and values, ``auto`` where the configuration leaves it open."""
+    return auto if config.kv_dtype == "auto" else _DTYPES[config.kv_dtype]
 
 
 def _one_object(
-    ops: CompiledOps | PlainOps[Any] | TritonOps, executor: ExecutorFactory
+    ops: CompiledOps | PlainOps[Any] | TritonOps, kv_dtype: torch.dtype, executor: ExecutorFactory
 ) -> Backend[Any]:
     """A backend of one object that packs, computes and draws, and of what runs its steps."""
     return Backend(
         name=ops.name,
         detail=ops.detail,
         device=ops.device,
-        kv_dtype=ops.dtype,
+        kv_dtype=kv_dtype,
         packer=ops,
         ops=ops,
         drawer=ops,
@@ -92,6 +102,7 @@ def _device(config: EngineConfig) -> torch.device:
 
 
 def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
+    require_floats(config, "cuda_triton" if device.type == "cuda" else "interpreter")
     if config.dtype == "float32":
         raise ConfigError(
             "dtype is 'float32', but the Triton kernels compute in 16-bit types",
@@ -113,9 +124,16 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
 
     auto = torch.bfloat16 if device.type == "cuda" else torch.float16
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
+    kv_dtype = _kv_dtype(config, dtype)
+    if kv_dtype != dtype:
+        own = str(dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"kv_dtype is {config.kv_dtype!r}, but the Triton kernels keep keys and values in the "
+            f"type of activations, here {own}",
+            hint=f"use kv_dtype='auto' or {own!r}, or change dtype",
+        )
     ops = TritonOps(device, dtype, config.exact)
-
     if device.type != "cuda":
-        return _one_object(ops, partial(EagerExecutor, prepare=ops.prepare))
-    recorder = CudaGraphs(device)
-    return _one_object(ops, partial(CapturingExecutor, recorder=recorder, prepare=ops.prepare))
+        return _one_object(ops, dtype, partial(EagerExecutor, prepare=ops.prepare))
+    executor = partial(CapturingExecutor, recorder=CudaGraphs(device), prepare=ops.prepare)
+    return _one_object(ops, dtype, executor)

@@ -15,6 +15,7 @@ from ...kernels.cpu.forms import VARIABLE, chosen_forms
 from ...kernels.cpu.library import Library
 from ...loaders.store.model_store import cache_root
 from ..config import EngineConfig
+from .activations import chosen_rule, require_floats
 from .cpu_c import CompiledOps
 from .cpu_cores import physical_cores
 from .cpu_torch import TorchOps
@@ -30,8 +31,8 @@ def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
     """The CPU's kernels for a configuration.
 
     Raises:
-        ConfigError: ``dtype`` is a 16-bit type, which no CPU kernel computes in; or the C kernels
-            are asked for and cannot be had.
+        ConfigError: ``dtype`` is a 16-bit type, which no CPU kernel computes in; the C kernels
+            are asked for and cannot be had; or there are no kernels for the ``activations``.
     """
     if config.dtype not in ("auto", "float32"):
         raise ConfigError(
@@ -49,7 +50,8 @@ def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
     library = None if config.backend == "cpu_torch" else _load_library(config, threads)
     if library is not None:
         full = config.dtype == "float32"
-        return CompiledOps(library, config.exact or full, full)
+        return CompiledOps(library, config.exact or full, full, chosen_rule(config))
+    require_floats(config, "cpu_torch")
     torch.set_num_threads(threads)
     return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16)
 

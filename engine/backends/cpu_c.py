@@ -1,9 +1,9 @@
 """``cpu_c``, the C kernels: a step is noted down and runs as one parallel region.
 
-Activations and KV cache are float32. Weights stay in their codes; a matrix product over few
-rows reads them directly, one over many rows expands them to bfloat16 panels (see
-``kernels/cpu``). With ``exact`` or float32 every product reads the codes directly, so results
-depend on nothing but the row itself.
+Activations are float32; keys and values are kept in the type that the cache has. Weights stay in
+their codes; a matrix product over few rows reads them directly, one over many rows expands them to
+bfloat16 panels (see ``kernels/cpu``). With ``exact`` or float32 every product reads the codes
+directly, so results depend on nothing but the row itself.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from ...kernels.cpu.ops import (
     PARTITION,
     RECORDS,
     RUN,
+    SPAN,
     SPARE_ROWS,
     CodeType,
     GateFunction,
+    KVType,
 )
 from ...kernels.cpu.pack import TiledLinear
+from ...kernels.formats.activations import KV_RULE
 from ...kernels.formats.canonical import Weight
-from ...kernels.formats.weight_format import ActivationFormat
+from ...kernels.formats.weight_format import ActivationFormat, InputRule
 from ..run.kv_cache import LayerKV
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
@@ -46,12 +49,20 @@ OpFields = ParamSpec("OpFields")
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
 NEVER = 1 << 30
-# Few enough (token, head) units that the keys must be split to keep all threads busy.
+# Decoding rows so few that each partition of their keys is a unit of work; with more, a span is.
 SPLIT_TOKENS = 8
+# Tokens of a step, in all or for each thread, whose keys are split at all: beyond, runs suffice.
+SPAN_TOKENS, SPAN_TOKENS_PER_THREAD = 64, 8
 CODE_TYPES = {
     torch.float32: CodeType.FLOAT,
     torch.bfloat16: CodeType.BF16,
     torch.int8: CodeType.INT8,
+}
+KV_TYPES = {
+    torch.float32: KVType.FLOAT32,
+    torch.float16: KVType.FLOAT16,
+    torch.bfloat16: KVType.BFLOAT16,
+    torch.int8: KVType.INT8,
 }
 GATES: dict[Activation, GateFunction] = {
     "silu": GateFunction.SILU,
@@ -87,6 +98,8 @@ class CompiledOps(CpuParts[TiledLinear]):
         library: the loaded kernels.
         exact: use one order of sums for any number of rows.
         rounded: weights that their format's tool rounds to 16 bits are expanded to those.
+        activations: how inputs of weight-only quantized matrices are rounded; None leaves it to
+            the kind of each weight.
     """
 
     name = "cpu_c"
@@ -96,10 +109,12 @@ class CompiledOps(CpuParts[TiledLinear]):
         library: Library,
         exact: bool,
         rounded: bool = False,
-        activations: str | None = None,
+        activations: InputRule | None = None,
     ) -> None:
         self.dtype = torch.float32
-        self.activations = activations
+        # What ``kv_dtype="auto"`` means; measured: docs/performance.md.
+        self.kv_dtype = torch.float32 if rounded else torch.float16
+        self.activations: InputRule | None = activations
         self.library = library
         self.gemm_rows = AMX_ROWS if library.amx and not exact else NEVER
         self.detail = (
@@ -107,6 +122,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             f"{8 * 4 * library.lanes}-bit vectors"
             + (", AMX for prefill" if self.gemm_rows < NEVER else "")
         )
+        self.span_tokens = max(SPAN_TOKENS, SPAN_TOKENS_PER_THREAD * library.threads)
         self._rounded = rounded
         self._arena = Arena()
         self._scratch = Scratch(self._arena)
@@ -121,8 +137,8 @@ class CompiledOps(CpuParts[TiledLinear]):
         """[N, K] in tiles of rows; see ``kernels/cpu/kinds.py``."""
         if self._rounded:
             weight = expand_rounded(weight)
-        packed = pack_weight(self._arena, self.library, weight, bias)
-        self._quantizes |= packed.act is not None or self._rounds(packed)
+        packed = pack_weight(self._arena, self.library, weight, bias, self.activations)
+        self._quantizes |= packed.act is not None or packed.blocks
         return packed
 
     def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
@@ -189,15 +205,20 @@ class CompiledOps(CpuParts[TiledLinear]):
             k_norm=shape.k_norm,
             k=kv.k,
             v=kv.v,
+            k_scales=kv.k_scale,
+            v_scales=kv.v_scale,
             q=q,
             tokens=tokens,
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
             half=angles.shape[1] // 2,
+            kv=KV_TYPES[kv.k.dtype],
             block_size=kv.k.shape[2],
             block_stride=kv.k.stride(0),
+            scale_stride=_scale_stride(kv),
             eps=shape.eps,
+            top=KV_RULE.top,
         )
         return q
 
@@ -208,40 +229,49 @@ class CompiledOps(CpuParts[TiledLinear]):
         tokens, heads, dim = q_THE.shape
         out = self._scratch.take((tokens, heads * dim))
         size, width = kv.k.shape[2], step.block_tables.shape[1]
+        single = step.row_index.shape[0] == len(step.spans)
+        runs = _runs(step)
         attention = ops.Attention(
             q=q_THE,
             k=kv.k,
             v=kv.v,
+            k_scales=kv.k_scale,
+            v_scales=kv.v_scale,
             positions=step.positions,
             rows=step.row_index,
             tables=step.block_tables,
+            runs=None if single else torch.tensor(runs, dtype=torch.int32),
             out=out,
-            units=tokens,
+            tokens=tokens,
+            run_count=len(runs),
             heads=heads,
             kv_heads=shape.kv_heads,
             group=heads // shape.kv_heads,
             dim=dim,
+            kv=KV_TYPES[kv.k.dtype],
             block_size=size,
             block_shift=size.bit_length() - 1,
             block_stride=kv.k.stride(0),
+            scale_stride=_scale_stride(kv),
             window=shape.window,
             table_width=width,
-            partitions=-(-width * size // PARTITION),
-            max_run=1,
+            max_run=max(end - begin for begin, end in runs),
+            split=1 if single and tokens <= SPLIT_TOKENS else SPAN,
+            pieces=0,
+            state_size=-(-dim // 16) * 16 + 16,
             scale=shape.scale,
             softcap=shape.softcap,
         )
-        single = all(s.end - s.begin == 1 for s in step.spans)
-        if single and tokens <= SPLIT_TOKENS:
-            partials = (tokens * heads * attention.partitions, dim + 2)
-            attention.partial = self._scratch.take(partials)
-            self._emit(ops.AttentionSplit, attention=attention)
-            self._emit(ops.AttentionMerge, attention=attention)
+        if tokens > self.span_tokens:
+            self._emit(ops.AttentionRun, attention=attention)
             return out
-        runs = _runs(step)
-        attention.runs = torch.tensor(runs, dtype=torch.int32)
-        attention.units, attention.max_run = len(runs), max(end - begin for begin, end in runs)
-        self._emit(ops.AttentionRun, attention=attention)
+        # A recorded step is replayed over longer texts, too.
+        longest = width * size if step.decodes else max(span.length for span in step.spans)
+        attention.pieces = -(-longest // (attention.split * PARTITION))
+        states = (tokens * heads * attention.pieces, attention.state_size)
+        attention.partial = self._scratch.take(states)
+        self._emit(ops.AttentionSplit, attention=attention)
+        self._emit(ops.AttentionMerge, attention=attention)
         return out
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
@@ -305,7 +335,7 @@ class CompiledOps(CpuParts[TiledLinear]):
         scales = None
         if weight.order is not None:
             x_TK = self._gather(x_TK, weight.order)
-        if self._rounds(weight):
+        if weight.blocks:
             codes, values = self._round(x_TK)
             self._emit(
                 ops.LinearRounded,
@@ -346,10 +376,6 @@ class CompiledOps(CpuParts[TiledLinear]):
             out_stride=out.stride(0),
             add=add,
         )
-
-    def _rounds(self, weight: TiledLinear) -> bool:
-        """Whether inputs of a weight are rounded to int8 by blocks of 32 columns."""
-        return self.activations == "int8-block32" and weight.act is None and weight.has_integers
 
     def _round(self, x_TK: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [T, K] as codes, int8, and what comes with them; once for products in a row."""
@@ -490,6 +516,11 @@ class Scratch:
     def _back(self, identity: int, stock: list[Tensor], buffer: Tensor) -> None:
         self._live.discard(identity)
         stock.append(buffer)
+
+
+def _scale_stride(kv: LayerKV) -> int:
+    """Scales from one cache block to the next, 0 where there are none."""
+    return 0 if kv.k_scale is None else kv.k_scale.stride(0)
 
 
 def _runs(step: StepInputs) -> list[tuple[int, int]]:

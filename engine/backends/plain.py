@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import reference as ref
+from ...kernels.formats.activations import dequantize_kv, quantize_kv
 from ...kernels.formats.canonical import QuantizedLinear, Weight
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
@@ -53,14 +54,14 @@ class PlainOps(CpuParts[P]):
     """A backend by :mod:`halfbyte.kernels.reference`, without packing and matrix products.
 
     Args:
-        dtype: activation and KV type.
+        dtype: activation type.
     """
 
     name = "plain"
     detail = ""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+        self.dtype = self.kv_dtype = dtype
 
     @abstractmethod
     def embed(self, ids_T: Tensor, table: P, scale: float = 1.0) -> Tensor:
@@ -91,6 +92,9 @@ class PlainOps(CpuParts[P]):
             k = ref.rms_norm(k, shape.k_norm, shape.eps)
         cos, sin = rope_of(shape, step).chunk(2, dim=-1)
         q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
+        if kv.k_scale is not None and kv.v_scale is not None:
+            (k, k_scale), (v, v_scale) = quantize_kv(k), quantize_kv(v)
+            ref.write_scales(k_scale, v_scale, kv.k_scale, kv.v_scale, step.slots)
         ref.write_kv(k, v, kv.k, kv.v, step.slots)
         return q
 
@@ -103,8 +107,8 @@ class PlainOps(CpuParts[P]):
             blocks = step.block_tables[row]
             out[span.begin : span.end] = ref.attend_row(
                 q_THE[span.begin : span.end],
-                ref.gather_kv(kv.k, blocks, span.length),
-                ref.gather_kv(kv.v, blocks, span.length),
+                gather(kv.k, kv.k_scale, blocks, span.length),
+                gather(kv.v, kv.v_scale, blocks, span.length),
                 step.positions[span.begin : span.end],
                 shape.scale,
                 shape.window,
@@ -127,6 +131,14 @@ class PlainOps(CpuParts[P]):
 
     def flush(self) -> None:
         """Nothing: every op was computed at once."""
+
+
+def gather(cache: Tensor, scale: Tensor | None, blocks: Tensor, length: int) -> Tensor:
+    """What is kept of the first ``length`` tokens of a row, [J, length, E]; codes times scales."""
+    kept = ref.gather_kv(cache, blocks, length)
+    if scale is None:
+        return kept
+    return dequantize_kv(kept, ref.gather_kv(scale.unsqueeze(-1), blocks, length).squeeze(-1))
 
 
 def unsupported(weight: Weight) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...kernels import reference as ref
 from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight
 from ...kernels.formats.stored import settled
+from ...kernels.formats.weight_format import InputRule
 from .plain import PlainOps
 
 
@@ -46,14 +47,18 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
     """Implements a backend with :mod:`halfbyte.kernels.reference`.
 
     Args:
-        dtype: activation and KV type.
+        dtype: activation type.
+        activations: how inputs of weight-only quantized matrices are rounded.
     """
 
     name = "reference"
     detail = "exact codes, plain torch"
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, activations: InputRule = "float"
+    ) -> None:
         super().__init__(dtype)
+        self.activations: InputRule = activations
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> ReferenceLinear:
         """Keep the canonical weight [N, K] and the bias [N].
@@ -72,9 +77,12 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
 
     def linear(self, x_TK: Tensor, weight: ReferenceLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
-        act = weight.act
-        if act is None:
+        act, held = weight.act, weight.weight
+        if act is not None:
+            y = ref.quantized_linear(x_TK, weight.dense(torch.float32), weight.bias, act)
+        elif self.activations == "float" or isinstance(held, Tensor):
             y = ref.linear(x_TK, weight.dense(self.dtype), weight.bias)
         else:
-            y = ref.quantized_linear(x_TK, weight.dense(torch.float32), weight.bias, act)
+            dense = weight.dense(torch.float32)
+            y = ref.block_linear(x_TK, dense, weight.bias, held.perm)
         return y if out is None else out.copy_(y)

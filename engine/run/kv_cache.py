@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ...kernels.cpu.arena import map_memory
 
+SCALE = torch.float32
+
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
@@ -34,8 +36,9 @@ class StateSpec:
     per_sequence: tuple[tuple[int, ...], ...] = ()
 
     def token_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes that one token takes in a cache of ``dtype``."""
-        return sum(heads * width for heads, width in self.per_token) * dtype.itemsize
+        """Bytes that one token takes in a cache of ``dtype``; int8 has a float32 scale a head."""
+        scale = SCALE.itemsize if dtype == torch.int8 else 0
+        return sum(heads * (width * dtype.itemsize + scale) for heads, width in self.per_token)
 
     @property
     def sequence_bytes(self) -> int:
@@ -48,7 +51,8 @@ class BlockState:
     """The memory of one block of the network.
 
     Attributes:
-        tokens: for each tensor of ``per_token`` [blocks, heads, block_size, elements], views
+        tokens: for each tensor of ``per_token`` [blocks, heads, block_size, elements], and in a
+            cache of int8 their float32 scales [blocks, heads, block_size] after them: views
             whose first stride is that of a whole cache block.
         sequences: for each tensor of ``per_sequence`` [rows, *shape].
     """
@@ -61,11 +65,15 @@ class BlockState:
 class LayerKV:
     """Keys ``k`` and values ``v`` of one layer, each [blocks, kv_heads, block_size, head_dim].
 
-    Both are views whose first stride is that of a whole cache block.
+    With int8 codes, ``k_scale`` and ``v_scale`` are float32 [blocks, kv_heads, block_size]
+    (:func:`~halfbyte.kernels.formats.activations.quantize_kv`), else None. All are views whose
+    first stride is that of a whole cache block.
     """
 
     k: Tensor
     v: Tensor
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
 
 
 class KVCache:
@@ -75,7 +83,7 @@ class KVCache:
         specs: what each block keeps, in the order of the blocks.
         blocks: number of cache blocks.
         block_size: tokens in a cache block.
-        dtype: element type of what is kept of tokens.
+        dtype: element type of what is kept of tokens; int8 are codes with scales.
         device: where the cache lies.
         rows: sequences that may be kept at once.
 
@@ -102,15 +110,21 @@ class KVCache:
             memory = map_memory(size)[:size]
         else:
             memory = torch.empty(size, dtype=torch.uint8, device=device)
-        whole = self._whole = memory.view(dtype).view(blocks, -1)
+        whole = self._whole = memory.view(blocks, -1)
         self.states: list[BlockState] = []
         begin = 0
+
+        def part(kind: torch.dtype, *shape: int) -> Tensor:
+            nonlocal begin
+            end = begin + prod(shape) * kind.itemsize
+            view = whole[:, begin:end].view(kind).view(blocks, *shape)
+            begin = end
+            return view
+
         for spec in specs:
-            tokens: list[Tensor] = []
-            for heads, width in spec.per_token:
-                end = begin + heads * block_size * width
-                tokens.append(whole[:, begin:end].view(blocks, heads, block_size, width))
-                begin = end
+            tokens = [part(dtype, heads, block_size, width) for heads, width in spec.per_token]
+            if dtype == torch.int8:
+                tokens += [part(SCALE, heads, block_size) for heads, _ in spec.per_token]
             sequences = (torch.zeros(rows, *shape, device=device) for shape in spec.per_sequence)
             self.states.append(BlockState(tuple(tokens), tuple(sequences)))
 
@@ -120,6 +134,6 @@ class KVCache:
 
     def last_tokens(self) -> tuple[Tensor, ...]:
         """Tensors of the last block that keeps anything of tokens, as :class:`BlockState` has them:
-        each [blocks, heads, block_size, elements].
+        each [blocks, heads, block_size, elements], scales [blocks, heads, block_size].
         """
         return next(state.tokens for state in reversed(self.states) if state.tokens)

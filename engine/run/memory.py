@@ -29,6 +29,7 @@ class MemoryPlan:
         block_size: tokens in a block.
         kv_bytes: bytes of the whole cache when full.
         bytes_per_token: KV bytes of one token.
+        kv_dtype: type of the cache, such as ``float16``.
         free_bytes: memory the system said was available.
     """
 
@@ -37,6 +38,7 @@ class MemoryPlan:
     block_size: int
     kv_bytes: int
     bytes_per_token: int
+    kv_dtype: str
     free_bytes: int
 
 
@@ -80,7 +82,9 @@ def plan_memory(
             f"max_context is {config.max_context}, but the KV cache holds {blocks * size} tokens",
             hint="lower max_context, raise kv_tokens, or free memory",
         )
-    return MemoryPlan(min(context, blocks * size), blocks, size, needed, per_token, free_bytes)
+    name = str(kv_dtype).removeprefix("torch.")
+    limit = min(context, blocks * size)
+    return MemoryPlan(limit, blocks, size, needed, per_token, name, free_bytes)
 
 
 def prefix_blocks(plan: MemoryPlan, config: EngineConfig, device: torch.device) -> int:

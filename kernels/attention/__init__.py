@@ -2,7 +2,6 @@
 
 from .config import fits
 from .op import decode_attention, decode_splits, decode_workspace, prefill_attention
-from .quantized_kv import quantize_kv
 from .table import build_prefill_table, check_block_tables, prefill_block
 
 __all__ = [
@@ -14,5 +13,4 @@ __all__ = [
     "fits",
     "prefill_attention",
     "prefill_block",
-    "quantize_kv",
 ]

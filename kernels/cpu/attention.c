@@ -1,100 +1,304 @@
 /* Attention over the paged cache, in partitions of fixed size.
  *
- * Partitions hold 128 keys and are anchored at position 0, whatever the length, the number of
- * threads or the batch; partial results are merged from the first to the last. A query's scores,
- * sums and values are chains in the order of the head dimension and of the keys, and a hidden
- * key adds exactly zero. So a query's result depends on nothing but itself and its keys, and
- * decode, prefill and chunked prefill give the same bits. Source of the merge: Milakov and
- * Gimelshein, 2018.
+ * Partitions hold PARTITION keys and are anchored at position 0, whatever the length, the number
+ * of threads or the batch. Partial results are merged from the first to the last of a span of
+ * SPAN partitions, and the spans' results likewise. A score is a fixed tree over LANES chains in
+ * the order of the head dimension, a value a chain in the order of the keys, and a hidden key
+ * adds exactly zero. So a query's result depends on nothing but itself and its keys, and decode,
+ * prefill, chunked prefill and any split over threads give the same bits. Source of the merge:
+ * Milakov and Gimelshein, 2018.
  *
- * A unit is one key/value head and a run of tokens of one text; all its query heads share each
- * tile of LANES keys, which is transposed once so that a lane is a key and no sum is horizontal.
+ * What is computed at a time is one key/value head for a run of tokens of one text: all their
+ * query heads share each block of keys, or of values, which is converted to float once and then
+ * stays in the first cache.
  */
 #include "halfbyte.h"
 
-/* Queries that share a pass over the values, and vectors of it: as many as registers allow. */
+/* Keys, or values, that are converted at once. */
+#define BLOCK 16
+/* Queries that share a pass over them: as many as registers allow. */
 #define MOST 6
-#define WIDE (LANES == 8 ? 2 : 4)
+#if LANES == 16 || defined(__aarch64__) /* 32 registers */
+#define REGISTERS 24
+#else
+#define REGISTERS 12
+#endif
 
 typedef struct attention attention;
+
+/* The memory of a thread.
+ *
+ * A state is (values [wide], peak, sum) of a query over some keys; a sum of 0 says that there
+ * were none. */
+typedef struct {
+    int wide;      /* the head dimension in whole vectors; what is added is zero */
+    float *q;      /* [queries][wide] */
+    float *p;      /* [queries][PARTITION]: scores, then weights */
+    float *block;  /* [BLOCK][wide] */
+    float *next;   /* states of one partition */
+    float **state; /* where they go */
+    float **into;  /* where those of a span go */
+} work;
+
+static size_t work_floats(const attention *a) {
+    size_t queries = (size_t)a->max_run * a->group;
+    return queries * (PARTITION + 2 * (size_t)a->state_size + 4) + (size_t)BLOCK * a->state_size;
+}
+
+/* Lay out memory of work_floats: everything that vectors go over begins with a cache line. */
+static work arrange(const attention *a, float *memory) {
+    size_t queries = (size_t)a->max_run * a->group, size = (size_t)a->state_size;
+    work w = {(a->dim + LANES - 1) / LANES * LANES, 0, 0, 0, 0, 0, 0};
+    w.p = memory;
+    w.q = w.p + queries * PARTITION;
+    w.block = w.q + queries * size;
+    w.next = w.block + BLOCK * size;
+    w.state = (float **)(w.next + queries * size);
+    w.into = w.state + queries;
+    return w;
+}
 
 static inline int first_key(const attention *a, int position) {
     return a->window && position + 1 > a->window ? position + 1 - a->window : 0;
 }
 
-/* Where a head's key or value number `key` starts. Blocks are a power of two, at least 16 keys, so
- * the keys of a tile lie in one block, one after the other. */
+static inline float *sum_of(const work *w, float *state) { return state + w->wide + 1; }
+
+/* Where a head's key or value number `key` starts, in elements. Blocks of the cache are a power of
+ * two, at least 16 keys, so the keys of a BLOCK lie in one of them, one after the other. */
 static inline size_t cache_at(const attention *a, const int32_t *table, int kv, int key) {
     size_t block = (size_t)table[key >> a->block_shift];
     int offset = key & (a->block_size - 1);
     return block * a->block_stride + ((size_t)kv * a->block_size + offset) * a->dim;
 }
 
-/* log2(LANES) rounds of interleaving transpose LANES rows of LANES. */
-static void transpose(vf r[LANES]) {
-#pragma GCC unroll 4
-    for (int width = 1; width < LANES; width *= 2) {
-        vf next[LANES];
-#pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
-            next[2 * i] = vf_low(r[i], r[i + LANES / 2]);
-            next[2 * i + 1] = vf_high(r[i], r[i + LANES / 2]);
+static inline const float *scales_at(const attention *a, const float *scales,
+                                     const int32_t *table, int kv, int key) {
+    size_t block = (size_t)table[key >> a->block_shift];
+    int offset = key & (a->block_size - 1);
+    return scales + block * a->scale_stride + (size_t)kv * a->block_size + offset;
+}
+
+static inline vf vf_from_int8(const int8_t *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    vb b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
+#endif
+}
+
+/* A BLOCK of keys or values to float [BLOCK][wide]; rows outside [from, to) become zero. `next` is
+ * what will be wanted after it, or NULL. */
+#define CONVERT(name, type, load)                                                        \
+    static void name(const void *source, const void *next, int from, int to, int dim,    \
+                     int wide, float *out) {                                             \
+        const type *x = source, *then = next;                                            \
+        for (int i = 0; i < BLOCK; i++, x += dim, out += wide) {                         \
+            int e = 0;                                                                   \
+            if (then) /* to the second cache: the first has too few places in its queue */ \
+                for (int j = 0; j < dim; j += 64 / (int)sizeof(type))                    \
+                    __builtin_prefetch(then + (size_t)i * dim + j, 0, 2);                \
+            if (i < from || i >= to) {                                                   \
+                memset(out, 0, (size_t)wide * sizeof(float));                            \
+                continue;                                                                \
+            }                                                                            \
+            for (; e + LANES <= dim; e += LANES) vf_store(out + e, load(x + e));         \
+            if (e < dim) {                                                               \
+                type part[LANES] = {0};                                                  \
+                memcpy(part, x + e, (size_t)(dim - e) * sizeof(type));                   \
+                vf_store(out + e, load(part));                                           \
+            }                                                                            \
+        }                                                                                \
+    }
+CONVERT(convert_float, float, vf_load)
+CONVERT(convert_half, uint16_t, vf_from_half)
+CONVERT(convert_bf16, uint16_t, vf_from_bf16)
+CONVERT(convert_int8, int8_t, vf_from_int8)
+
+/* The BLOCK of keys or values that begins at `at`, as its type wants it. */
+static void convert(const attention *a, const void *side, size_t at, const void *then,
+                    size_t then_at, int from, int to, const work *w) {
+#define FROM(type) (const type *)side + at, then ? (const type *)then + then_at : NULL
+    switch (a->kv) {
+    case KV_FLOAT32: convert_float(FROM(float), from, to, a->dim, w->wide, w->block); break;
+    case KV_FLOAT16: convert_half(FROM(uint16_t), from, to, a->dim, w->wide, w->block); break;
+    case KV_BFLOAT16: convert_bf16(FROM(uint16_t), from, to, a->dim, w->wide, w->block); break;
+    case KV_INT8: convert_int8(FROM(int8_t), from, to, a->dim, w->wide, w->block); break;
+    }
+#undef FROM
+}
+
+/* Halves of groups of four lanes interleaved: (a0 b0 a1 b1), (a2 b2 a3 b3). */
+#if LANES == 16
+#define FOUR_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define FOUR_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#elif LANES == 8
+#define FOUR_LOW 0, 8, 1, 9, 4, 12, 5, 13
+#define FOUR_HIGH 2, 10, 3, 11, 6, 14, 7, 15
+#else
+#define FOUR_LOW LOW
+#define FOUR_HIGH HIGH
+#endif
+#if defined(__clang__)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+
+static inline vf fold(vf a, vf b) { return PICK(a, b, FOUR_LOW) + PICK(a, b, FOUR_HIGH); }
+
+/* Sums over the lanes of LANES vectors, by one tree. */
+static inline vf sums_of(const vf r[LANES]) {
+    vf s[LANES / 4];
+    for (int i = 0; i < LANES / 4; i++)
+        s[i] = fold(fold(r[4 * i], r[4 * i + 2]), fold(r[4 * i + 1], r[4 * i + 3]));
+#if LANES == 16
+#define HALVES(a, b)                                                              \
+    (PICK(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +         \
+     PICK(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+    vf low = HALVES(s[0], s[1]), high = HALVES(s[2], s[3]);
+    return PICK(low, high, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           PICK(low, high, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+#elif LANES == 8
+    return PICK(s[0], s[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           PICK(s[0], s[1], 4, 5, 6, 7, 12, 13, 14, 15);
+#else
+    return s[0];
+#endif
+}
+
+/* The vector in a register: compilers would load it anew for each use. */
+static inline vf kept(vf v) {
+#if defined(__x86_64__)
+    __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#endif
+    return v;
+}
+
+/* Scores of `count` queries against the BLOCK, `keys` of them at a time. */
+#define SCORE(name, count, keys)                                                           \
+    static void name(const attention *a, const float *q, const work *w, float *p) {        \
+        const int wide = w->wide, step = keys < LANES ? keys : LANES;                      \
+        for (int tile = 0; tile < BLOCK; tile += LANES) {                                  \
+            vf sums[count][LANES];                                                         \
+            for (int k = 0; k < LANES; k += step) {                                        \
+                const float *key = w->block + (size_t)(tile + k) * wide;                   \
+                vf s[count][keys < LANES ? keys : LANES] = {0};                            \
+                for (int e = 0; e < wide; e += LANES) {                                    \
+                    vf x[keys < LANES ? keys : LANES];                                     \
+                    for (int j = 0; j < step; j++) x[j] = vf_load(key + j * wide + e);     \
+                    for (int i = 0; i < count; i++) {                                      \
+                        vf y = kept(vf_load(q + (size_t)i * wide + e));                    \
+                        for (int j = 0; j < step; j++) s[i][j] = vf_fma(x[j], y, s[i][j]); \
+                    }                                                                      \
+                }                                                                          \
+                for (int i = 0; i < count; i++)                                            \
+                    for (int j = 0; j < step; j++) sums[i][k + j] = s[i][j];               \
+            }                                                                              \
+            for (int i = 0; i < count; i++)                                                \
+                vf_store(p + i * PARTITION + tile, sums_of(sums[i]) * a->scale);           \
+        }                                                                                  \
+    }
+SCORE(score_6, 6, REGISTERS / 6)
+SCORE(score_4, 4, REGISTERS / 8 + REGISTERS / 24)
+SCORE(score_3, 3, 4)
+SCORE(score_2, 2, 4)
+SCORE(score_1, 1, 8)
+
+/* acc [wide] of `count` queries += weight * value, key after key of the BLOCK, `vectors` of the
+ * values at a time. */
+#define VALUES(count, vectors)                                                         \
+    for (; e + (vectors) * LANES <= wide; e += (vectors) * LANES) {                    \
+        vf s[count][vectors];                                                          \
+        for (int i = 0; i < count; i++)                                                \
+            for (int x = 0; x < (vectors); x++) s[i][x] = vf_load(acc[i] + e + x * LANES); \
+        for (int key = 0; key < BLOCK; key++) {                                        \
+            const float *v = w->block + (size_t)key * wide + e;                        \
+            vf element[vectors];                                                       \
+            for (int x = 0; x < (vectors); x++) element[x] = vf_load(v + x * LANES);   \
+            for (int i = 0; i < count; i++) {                                          \
+                vf weight = kept(vf_set(p[i * PARTITION + key]));                      \
+                for (int x = 0; x < (vectors); x++)                                    \
+                    s[i][x] = vf_fma(element[x], weight, s[i][x]);                     \
+            }                                                                          \
+        }                                                                              \
+        for (int i = 0; i < count; i++)                                                \
+            for (int x = 0; x < (vectors); x++) vf_store(acc[i] + e + x * LANES, s[i][x]); \
+    }
+#define WEIGH(name, count, vectors)                                                \
+    static void name(const work *w, const float *p, float *const *acc) {           \
+        const int wide = w->wide;                                                  \
+        int e = 0;                                                                 \
+        VALUES(count, vectors)                                                     \
+        VALUES(count, 1)                                                           \
+    }
+WEIGH(weigh_6, 6, REGISTERS / 6)
+WEIGH(weigh_4, 4, REGISTERS / 6)
+WEIGH(weigh_3, 3, 4)
+WEIGH(weigh_2, 2, 4)
+WEIGH(weigh_1, 1, 8)
+
+/* How many of `left` queries to take next, so that no pass is left with one if it can be. */
+static inline int take(int left) {
+    if (left > 8 || left == 6) return 6;
+    return left >= 7 || left == 4 ? 4 : left == 5 ? 3 : left;
+}
+
+static void score(const attention *a, const work *w, const float *q, int queries, float *p) {
+    for (int i = 0, count; i < queries; i += count) {
+        const float *x = q + (size_t)i * w->wide;
+        float *to = p + (size_t)i * PARTITION;
+        switch (count = take(queries - i)) {
+        case 6: score_6(a, x, w, to); break;
+        case 4: score_4(a, x, w, to); break;
+        case 3: score_3(a, x, w, to); break;
+        case 2: score_2(a, x, w, to); break;
+        default: score_1(a, x, w, to);
         }
-        memcpy(r, next, sizeof next);
     }
 }
 
-/* LANES keys from `key` on of one head as [E][LANES]; keys from `end` on are zero. */
-static void load_keys(const attention *a, const int32_t *table, int kv, int key, int end,
-                      float *tile) {
-    const float *first = a->k + cache_at(a, table, kv, key);
-    int count = end - key < LANES ? end - key : LANES, dim = a->dim, e = 0;
-    for (; e + LANES <= dim; e += LANES) {
-        vf r[LANES];
-        /* The next tile of keys; past the end of a block this fetches in vain, no more. */
-        for (int i = 0; i < LANES; i++)
-            __builtin_prefetch(first + (size_t)(LANES + i) * dim + e);
-        for (int i = 0; i < LANES; i++)
-            r[i] = i < count ? vf_load(first + (size_t)i * dim + e) : (vf){0};
-        transpose(r);
-        for (int i = 0; i < LANES; i++) vf_store(tile + (e + i) * LANES, r[i]);
-    }
-    for (; e < dim; e++)
-        for (int i = 0; i < LANES; i++)
-            tile[e * LANES + i] = i < count ? first[(size_t)i * dim + e] : 0.0f;
-}
-
-/* Scores of up to four queries against one tile of keys. */
-#define SCORES(count)                                                              \
-    for (; i + count <= queries; i += count) {                                     \
-        vf s[count] = {0};                                                         \
-        for (int e = 0; e < a->dim; e++) {                                         \
-            vf key = vf_load(tile + e * LANES);                                    \
-            for (int j = 0; j < count; j++)                                        \
-                s[j] = vf_fma(key, vf_set(q[i + j][e]), s[j]);                     \
-        }                                                                          \
-        for (int j = 0; j < count; j++)                                            \
-            vf_store(p + (size_t)(i + j) * PARTITION + at, s[j] * a->scale);       \
-    }
-
-static void score_tile(const attention *a, const float *const *q, int queries, const float *tile,
-                       float *p, int at) {
-    int i = 0;
-    SCORES(8)
-    SCORES(4)
-    SCORES(3)
-    SCORES(2)
-    SCORES(1)
-    if (!a->softcap) return;
-    for (i = 0; i < queries; i++) {
-        float *s = p + (size_t)i * PARTITION + at;
-        vf_store(s, vf_tanh(vf_load(s) / a->softcap) * a->softcap);
+static void weigh(const work *w, int queries, const float *p, float *const *acc) {
+    for (int i = 0, count; i < queries; i += count) {
+        const float *weights = p + (size_t)i * PARTITION;
+        switch (count = take(queries - i)) {
+        case 6: weigh_6(w, weights, acc + i); break;
+        case 4: weigh_4(w, weights, acc + i); break;
+        case 3: weigh_3(w, weights, acc + i); break;
+        case 2: weigh_2(w, weights, acc + i); break;
+        default: weigh_1(w, weights, acc + i);
+        }
     }
 }
 
-/* Scores to weights in place: e**(s - peak) for visible keys, 0 for hidden ones. */
-static void soften(float *p, int hidden_below, int visible, float *peak, float *sum) {
-    for (int i = 0; i < hidden_below; i++) p[i] = -INFINITY;
+/* p [queries][BLOCK] times the scales of int8 keys or values; those outside [from, to) become 0. */
+static void rescale(float *p, int queries, const float *scales, int from, int to) {
+    float known[BLOCK] = {0};
+    memcpy(known + from, scales + from, (size_t)(to - from) * sizeof(float));
+    for (int i = 0; i < queries; i++)
+        for (int k = 0; k < BLOCK; k += LANES) {
+            float *x = p + (size_t)i * PARTITION + k;
+            vf_store(x, vf_load(x) * vf_load(known + k));
+        }
+}
+
+static void cap(const attention *a, float *p, int queries) {
+    for (int i = 0; i < queries; i++)
+        for (int k = 0; k < BLOCK; k += LANES) {
+            float *x = p + (size_t)i * PARTITION + k;
+            vf_store(x, vf_tanh(vf_load(x) / a->softcap) * a->softcap);
+        }
+}
+
+/* Scores to weights in place: e**(s - peak) for keys in [hidden, visible), 0 for others. */
+static void soften(float *p, int hidden, int visible, float *peak, float *sum) {
+    for (int i = 0; i < hidden; i++) p[i] = -INFINITY;
     for (int i = visible; i < PARTITION; i++) p[i] = -INFINITY;
     vf top = vf_set(-INFINITY), total = {0};
     for (int i = 0; i < PARTITION; i += LANES) {
@@ -111,187 +315,189 @@ static void soften(float *p, int hidden_below, int visible, float *peak, float *
     *sum = vf_sum(total);
 }
 
-/* acc [E] of `count` queries: sum over keys of weight * value, some dimensions at a time. */
-#define VALUES(count, vectors)                                                     \
-    for (; e + vectors * LANES <= a->dim; e += vectors * LANES) {                  \
-        vf s[count][vectors] = {0};                                                \
-        for (int key = begin; key < end; key++) {                                  \
-            const float *v = value[key - start] + e;                               \
-            for (int x = 0; x < vectors; x++) {                                    \
-                vf element = vf_load(v + x * LANES);                               \
-                for (int j = 0; j < count; j++) {                                  \
-                    vf weight = vf_set(p[j * PARTITION + key - start]);            \
-                    s[j][x] = vf_fma(element, weight, s[j][x]);                    \
-                }                                                                  \
-            }                                                                      \
-        }                                                                          \
-        for (int j = 0; j < count; j++)                                            \
-            for (int x = 0; x < vectors; x++)                                      \
-                vf_store(acc[j] + e + x * LANES, s[j][x]);                         \
-    }
-
-#define WEIGH(name, count)                                                                    \
-    static void name(const attention *a, const float *const *value, const float *p,           \
-                     int start, int begin, int end, float *const *acc) {                      \
-        int e = 0;                                                                            \
-        VALUES(count, WIDE)                                                                   \
-        VALUES(count, 1)                                                                      \
-        for (; e < a->dim; e++)                                                               \
-            for (int j = 0; j < count; j++) {                                                 \
-                float s = 0;                                                                  \
-                for (int key = begin; key < end; key++)                                       \
-                    s = f_fma(value[key - start][e], p[j * PARTITION + key - start], s);      \
-                acc[j][e] = s;                                                                \
-            }                                                                                 \
-    }
-WEIGH(weigh_1, 1)
-WEIGH(weigh_2, 2)
-WEIGH(weigh_3, 3)
-WEIGH(weigh_6, 6)
-
-/* One partition for all queries of tokens [t0, t1) and key/value head `kv`. `state(i)` is where
- * query i's (peak, sum, values [E]) go; queries that see none of the keys are left alone. */
-static void partition(const attention *a, int t0, int t1, int kv, int part, float *scratch,
-                      float *const *state) {
-    int start = part * PARTITION, queries = 0, lowest = INT32_MAX, last = a->positions[t1 - 1];
-    const int32_t *table = a->tables + (size_t)a->rows[t0] * a->table_width;
-    const float *value[PARTITION];
-    const float **q = (const float **)scratch;
-    float *p = scratch + (size_t)a->max_run * a->group * 2;
-    float *tile = p + (size_t)a->max_run * a->group * PARTITION;
-    for (int t = t0; t < t1; t++) {
-        int first = first_key(a, a->positions[t]);
-        if (first < lowest) lowest = first;
-        for (int g = 0; g < a->group; g++)
-            q[queries++] = a->q + ((size_t)t * a->heads + kv * a->group + g) * a->dim;
-    }
-    int begin = lowest > start ? lowest : start;
-    int end = start + PARTITION < last + 1 ? start + PARTITION : last + 1;
-    for (int key = start + (begin - start) / LANES * LANES; key < end; key += LANES) {
-        const char *values = (const char *)(a->v + cache_at(a, table, kv, key));
-        for (int i = 0; i < LANES * a->dim * 4; i += 64) __builtin_prefetch(values + i);
-        load_keys(a, table, kv, key, end, tile);
-        score_tile(a, q, queries, tile, p, key - start);
-    }
-    for (int key = start + (begin - start) / LANES * LANES; key < end; key += LANES) {
-        const float *first = a->v + cache_at(a, table, kv, key);
-        for (int i = 0; i < LANES; i++) value[key - start + i] = first + (size_t)i * a->dim;
-    }
-    for (int i = 0; i < queries;) {
-        int count = 0;
-        float *acc[MOST];
-        for (; count < MOST && i + count < queries; count++) {
-            int position = a->positions[t0 + (i + count) / a->group];
-            int hidden = first_key(a, position) - start, seen = position + 1 - start;
-            float *s = state[i + count];
-            if (hidden < 0) hidden = 0;
-            if (seen > PARTITION) seen = PARTITION;
-            if (hidden >= seen) break;
-            soften(p + (size_t)(i + count) * PARTITION, hidden, seen, s, s + 1);
-            acc[count] = s + 2;
-        }
-        const float *weights = p + (size_t)i * PARTITION;
-        i += count ? count : 1;
-        if (count == MOST) {
-            weigh_6(a, value, weights, start, begin, end, acc);
-            continue;
-        }
-        int done = 0;
-        for (; count - done >= 3; done += 3)
-            weigh_3(a, value, weights + done * PARTITION, start, begin, end, acc + done);
-        if (count - done == 2)
-            weigh_2(a, value, weights + done * PARTITION, start, begin, end, acc + done);
-        if (count - done == 1)
-            weigh_1(a, value, weights + done * PARTITION, start, begin, end, acc + done);
-    }
-}
-
 static int sees(const attention *a, int position, int part) {
     int start = part * PARTITION;
     return start <= position && first_key(a, position) < start + PARTITION;
 }
 
-/* into := into (+) from, both as (peak, sum, values [E]). */
-static void merge(float *into, const float *from, int dim) {
-    float peak = into[0] > from[0] ? into[0] : from[0];
-    float keep = expf(into[0] - peak), take = expf(from[0] - peak);
-    into[0] = peak;
-    into[1] = into[1] * keep + from[1] * take;
-    for (int i = 0; i < dim; i++) into[2 + i] = into[2 + i] * keep + from[2 + i] * take;
-}
-
-static void finish(const attention *a, int token, int head, const float *state) {
-    float *out = a->out + ((size_t)token * a->heads + head) * a->dim;
-    float inverse = 1.0f / state[1];
-    for (int i = 0; i < a->dim; i++) out[i] = state[2 + i] * inverse;
-}
-
-static size_t work_floats(const attention *a) {
-    size_t queries = (size_t)a->max_run * a->group;
-    return queries * (2 + PARTITION) + (size_t)a->dim * LANES;
-}
-
-/* Single tokens, every (token, key/value head, partition) a separate unit. */
-void hb_attention_split(const struct attention_split *op, int tid, int threads) {
-    const attention *a = &op->attention;
-    int stride = a->dim + 2, unit = 0;
-    float *scratch = hb_scratch(work_floats(a) + (size_t)a->group * 2);
-    float **state = (float **)(scratch + work_floats(a));
-    for (int t = 0; t < a->units; t++)
-        for (int kv = 0; kv < a->kv_heads; kv++)
-            for (int part = 0; part * PARTITION <= a->positions[t]; part++) {
-                if (!sees(a, a->positions[t], part) || unit++ % threads != tid) continue;
-                for (int g = 0; g < a->group; g++) {
-                    size_t query = (size_t)t * a->heads + kv * a->group + g;
-                    state[g] = a->partial + (query * a->partitions + part) * stride;
-                }
-                partition(a, t, t + 1, kv, part, scratch, state);
-            }
-}
-
-/* Merges what hb_attention_split left, first partition first. */
-void hb_attention_merge(const struct attention_merge *op, int tid, int threads) {
-    const attention *a = &op->attention;
-    int stride = a->dim + 2;
-    for (int unit = tid; unit < a->units * a->heads; unit += threads) {
-        int t = unit / a->heads;
-        float *first = NULL;
-        for (int part = 0; part * PARTITION <= a->positions[t]; part++) {
-            if (!sees(a, a->positions[t], part)) continue;
-            float *state = a->partial + ((size_t)unit * a->partitions + part) * stride;
-            if (first) merge(first, state, a->dim);
-            else first = state;
-        }
-        finish(a, t, unit % a->heads, first);
+/* One partition for all queries of tokens [t0, t1), each of which sees some of its keys. `q` are
+ * the queries, `state` where their states go. */
+static void partition(const attention *a, int t0, int t1, int kv, int part, const float *q,
+                      const work *w, float *const *state) {
+    int start = part * PARTITION, queries = (t1 - t0) * a->group;
+    int lowest = first_key(a, a->positions[t0]), last = a->positions[t1 - 1];
+    int begin = lowest > start ? lowest : start;
+    int end = start + PARTITION < last + 1 ? start + PARTITION : last + 1;
+    int first = start + (begin - start) / BLOCK * BLOCK;
+    const int32_t *table = a->tables + (size_t)a->rows[t0] * a->table_width;
+    for (int key = first; key < end; key += BLOCK) {
+        int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
+        int more = key + BLOCK < end;
+        size_t then = cache_at(a, table, kv, more ? key + BLOCK : first);
+        float *p = w->p + (key - start);
+        convert(a, a->k, cache_at(a, table, kv, key), more ? a->k : a->v, then, from, to, w);
+        score(a, w, q, queries, p);
+        if (a->k_scales)
+            rescale(p, queries, scales_at(a, a->k_scales, table, kv, key), from, to);
+        if (a->softcap) cap(a, p, queries);
+    }
+    for (int i = 0; i < queries; i++) {
+        int position = a->positions[t0 + i / a->group];
+        int hidden = first_key(a, position) - start, seen = position + 1 - start;
+        float *sum = sum_of(w, state[i]);
+        soften(w->p + (size_t)i * PARTITION, hidden < 0 ? 0 : hidden,
+               seen > PARTITION ? PARTITION : seen, sum - 1, sum);
+        memset(state[i], 0, (size_t)w->wide * sizeof(float));
+    }
+    for (int key = first; key < end; key += BLOCK) {
+        int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
+        int more = key + BLOCK < end, after = more ? key + BLOCK : start + PARTITION;
+        const void *next = more ? a->v : after <= last ? a->k : NULL;
+        size_t then = next ? cache_at(a, table, kv, after) : 0;
+        float *p = w->p + (key - start);
+        convert(a, a->v, cache_at(a, table, kv, key), next, then, from, to, w);
+        if (a->v_scales)
+            rescale(p, queries, scales_at(a, a->v_scales, table, kv, key), from, to);
+        weigh(w, queries, p, state);
     }
 }
 
-/* Runs of tokens: each (run, key/value head) goes through its partitions in order. */
+/* into := into (+) from, both states. */
+static void merge(float *into, const float *from, int wide) {
+    float peak = into[wide] > from[wide] ? into[wide] : from[wide];
+    float keep = expf(into[wide] - peak), more = expf(from[wide] - peak);
+    for (int i = 0; i < wide; i++) into[i] = into[i] * keep + from[i] * more;
+    into[wide] = peak;
+    into[wide + 1] = into[wide + 1] * keep + from[wide + 1] * more;
+}
+
+static void finish(const attention *a, int token, int head, const float *state, int wide) {
+    float *out = a->out + ((size_t)token * a->heads + head) * a->dim;
+    float inverse = 1.0f / state[wide + 1];
+    for (int i = 0; i < a->dim; i++) out[i] = state[i] * inverse;
+}
+
+/* The queries of tokens [t0, t1) and key/value head `kv` as [queries][wide]. */
+static void gather(const attention *a, int t0, int t1, int kv, const work *w) {
+    float *q = w->q;
+    for (int t = t0; t < t1; t++)
+        for (int g = 0; g < a->group; g++, q += w->wide) {
+            const float *x = a->q + ((size_t)t * a->heads + kv * a->group + g) * a->dim;
+            memcpy(q, x, (size_t)a->dim * sizeof(float));
+            memset(q + a->dim, 0, (size_t)(w->wide - a->dim) * sizeof(float));
+        }
+}
+
+/* Partitions [part, last), all of one span, for the queries that were gathered of [t0, t1): merged
+ * from the first to the last into w->into. */
+static void attend(const attention *a, int t0, int t1, int kv, int part, int last,
+                   const work *w) {
+    for (int i = 0; i < (t1 - t0) * a->group; i++) *sum_of(w, w->into[i]) = 0;
+    for (; part < last; part++) {
+        int from = t0, to = t1;
+        while (from < to && !sees(a, a->positions[from], part)) from++;
+        while (from < to && !sees(a, a->positions[to - 1], part)) to--;
+        if (from == to) continue;
+        int begin = (from - t0) * a->group, end = (to - t0) * a->group;
+        /* A query's first partition goes straight to where the result is wanted. */
+        for (int i = begin; i < end; i++)
+            w->state[i] = *sum_of(w, w->into[i]) == 0 ? w->into[i]
+                                                      : w->next + (size_t)i * a->state_size;
+        partition(a, from, to, kv, part, w->q + (size_t)begin * w->wide, w, w->state + begin);
+        for (int i = begin; i < end; i++)
+            if (w->state[i] != w->into[i]) merge(w->into[i], w->state[i], w->wide);
+    }
+}
+
+/* Tokens [t0, t1) of a run, and the pieces [first, last] of `keys` that they see. */
+typedef struct {
+    int t0, t1, first, last;
+} span;
+
+static span run_of(const attention *a, int run, int keys) {
+    span s = {run, run + 1, 0, 0};
+    if (a->runs) s = (span){a->runs[2 * run], a->runs[2 * run + 1], 0, 0};
+    s.first = first_key(a, a->positions[s.t0]) / keys;
+    s.last = a->positions[s.t1 - 1] / keys;
+    return s;
+}
+
+/* Every (run, key/value head, `split` partitions) is a unit by itself. */
+void hb_attention_split(const struct attention_split *op, int tid, int threads) {
+    const attention *a = &op->attention;
+    int keys = a->split * PARTITION, unit = 0, count = 0, begin, end;
+    work w = arrange(a, hb_scratch(work_floats(a)));
+    for (int run = 0; run < a->run_count; run++) {
+        span s = run_of(a, run, keys);
+        count += (s.last - s.first + 1) * a->kv_heads;
+    }
+    /* Neighbours for each thread: what is fetched ahead is then its own. */
+    hb_share(count, tid, threads, &begin, &end);
+    for (int run = 0; run < a->run_count; run++) {
+        span s = run_of(a, run, keys);
+        int t0 = s.t0, t1 = s.t1;
+        for (int kv = 0; kv < a->kv_heads; kv++)
+            for (int piece = s.first; piece <= s.last; piece++, unit++) {
+                if (unit < begin || unit >= end) continue;
+                int i = 0;
+                for (int t = t0; t < t1; t++)
+                    for (int g = 0; g < a->group; g++) {
+                        size_t query = (size_t)t * a->heads + kv * a->group + g;
+                        w.into[i++] = a->partial + (query * a->pieces + piece) * a->state_size;
+                    }
+                gather(a, t0, t1, kv, &w);
+                attend(a, t0, t1, kv, piece * a->split, (piece + 1) * a->split, &w);
+            }
+    }
+}
+
+/* What hb_attention_split left of each (token, head), merged first within spans. */
+void hb_attention_merge(const struct attention_merge *op, int tid, int threads) {
+    const attention *a = &op->attention;
+    int keys = a->split * PARTITION, wide = (a->dim + LANES - 1) / LANES * LANES;
+    for (int unit = tid; unit < a->tokens * a->heads; unit += threads) {
+        int position = a->positions[unit / a->heads], last = position / keys;
+        float *whole = NULL, *part = NULL;
+        for (int piece = first_key(a, position) / keys; piece <= last; piece++) {
+            float *state = a->partial + ((size_t)unit * a->pieces + piece) * a->state_size;
+            if (part && piece * a->split % SPAN) {
+                merge(part, state, wide);
+                continue;
+            }
+            if (whole) merge(whole, part, wide);
+            else whole = part;
+            part = state;
+        }
+        if (whole) merge(whole, part, wide);
+        else whole = part;
+        finish(a, unit / a->heads, unit % a->heads, whole, wide);
+    }
+}
+
+/* Every (run, key/value head) is a unit, and goes through its spans in order. */
 void hb_attention_run(const struct attention_run *op, int tid, int threads) {
     const attention *a = &op->attention;
-    int stride = a->dim + 2, most = a->max_run * a->group;
-    size_t work = work_floats(a);
-    float *scratch = hb_scratch(work + (size_t)most * (2 + 2 * stride));
-    float **state = (float **)(scratch + work);
-    float *whole = scratch + work + (size_t)most * 2, *next = whole + (size_t)most * stride;
+    size_t most = (size_t)a->max_run * a->group, size = (size_t)a->state_size;
+    float *memory = hb_scratch(work_floats(a) + 2 * most * size);
+    float *whole = memory, *more = memory + most * size;
+    work w = arrange(a, memory + 2 * most * size);
     /* The last runs of a prompt have the most keys, so they go first. */
-    for (int unit = a->units * a->kv_heads - 1 - tid; unit >= 0; unit -= threads) {
-        int run = unit / a->kv_heads, kv = unit % a->kv_heads;
-        int t0 = a->runs[2 * run], t1 = a->runs[2 * run + 1], queries = (t1 - t0) * a->group;
-        for (int i = 0; i < queries; i++) whole[(size_t)i * stride + 1] = 0;
-        for (int part = 0; part * PARTITION <= a->positions[t1 - 1]; part++) {
-            /* A query's first partition goes straight into its result. */
+    for (int unit = a->run_count * a->kv_heads - 1 - tid; unit >= 0; unit -= threads) {
+        span s = run_of(a, unit / a->kv_heads, SPAN * PARTITION);
+        int kv = unit % a->kv_heads, t0 = s.t0, t1 = s.t1, queries = (t1 - t0) * a->group;
+        gather(a, t0, t1, kv, &w);
+        for (int i = 0; i < queries; i++) *sum_of(&w, whole + i * size) = 0;
+        for (int piece = s.first; piece <= s.last; piece++) {
             for (int i = 0; i < queries; i++) {
-                float *sum = whole + (size_t)i * stride + 1;
-                state[i] = *sum == 0 ? sum - 1 : next + (size_t)i * stride;
+                float *state = whole + i * size;
+                w.into[i] = *sum_of(&w, state) == 0 ? state : more + i * size;
             }
-            partition(a, t0, t1, kv, part, scratch, state);
+            attend(a, t0, t1, kv, piece * SPAN, (piece + 1) * SPAN, &w);
             for (int i = 0; i < queries; i++)
-                if (state[i] != whole + (size_t)i * stride &&
-                    sees(a, a->positions[t0 + i / a->group], part))
-                    merge(whole + (size_t)i * stride, state[i], a->dim);
+                if (w.into[i] != whole + i * size && *sum_of(&w, w.into[i]) != 0)
+                    merge(whole + i * size, w.into[i], w.wide);
         }
         for (int i = 0; i < queries; i++)
-            finish(a, t0 + i / a->group, kv * a->group + i % a->group, whole + (size_t)i * stride);
+            finish(a, t0 + i / a->group, kv * a->group + i % a->group, whole + i * size, w.wide);
     }
 }

@@ -38,10 +38,28 @@ static void rotate(const float *x, const float *angles, float *out, int dim, int
     for (int i = 2 * half; i < dim; i++) out[i] = x[i];
 }
 
+/* A head's key or value of a token to the cache, in its type. */
+static void put_kv(const struct rope_kv *op, const float *x, int value, size_t block, size_t row,
+                   float *work) {
+    int dim = op->head_dim;
+    size_t at = block * (size_t)op->block_stride + row * dim;
+    void *side = value ? op->v : op->k;
+    float *scales = value ? op->v_scales : op->k_scales;
+    switch (op->kv) {
+    case KV_FLOAT32: memcpy((float *)side + at, x, (size_t)dim * sizeof(float)); break;
+    case KV_FLOAT16: row_to_half(x, dim, (uint16_t *)side + at); break;
+    case KV_BFLOAT16: row_to_bf16(x, dim, (uint16_t *)side + at, dim); break;
+    case KV_INT8:
+        scales[block * (size_t)op->scale_stride + row] =
+            hb_row_to_int8(x, dim, op->top, work, (int8_t *)side + at);
+        break;
+    }
+}
+
 void hb_rope_kv(const struct rope_kv *op, int tid, int threads) {
     int heads = op->heads, kv_heads = op->kv_heads, dim = op->head_dim, half = op->half;
     int size = op->block_size, all = heads + 2 * kv_heads;
-    float *normed = hb_scratch((size_t)dim);
+    float *normed = hb_scratch((size_t)dim * 3), *rotated = normed + dim, *work = rotated + dim;
     for (int unit = tid; unit < op->tokens * all; unit += threads) {
         int t = unit / all, h = unit % all;
         const float *x = op->qkv + (size_t)unit * dim;
@@ -57,9 +75,12 @@ void hb_rope_kv(const struct rope_kv *op, int tid, int threads) {
         }
         int head = (h - heads) % kv_heads;
         size_t block = (size_t)(op->slots[t] / size), offset = (size_t)(op->slots[t] % size);
-        size_t at = block * (size_t)op->block_stride + ((size_t)head * size + offset) * dim;
-        if (h < heads + kv_heads) rotate(x, angles, op->k + at, dim, half);
-        else memcpy(op->v + at, x, (size_t)dim * sizeof(float));
+        int value = h >= heads + kv_heads;
+        if (!value) {
+            rotate(x, angles, rotated, dim, half);
+            x = rotated;
+        }
+        put_kv(op, x, value, block, (size_t)head * size + offset, work);
     }
 }
 

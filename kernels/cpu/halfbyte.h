@@ -142,6 +142,27 @@ static inline vf vf_from_bf16(const uint16_t *p) {
 #endif
 }
 
+/* Floats to half-precision numbers, rounded to nearest, ties to even. */
+static inline vh vf_to_half(vf v) {
+#if defined(__AVX512F__)
+    return (vh)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+    return (vh)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    return (vh)vcvt_f16_f32((float32x4_t)v);
+#else
+    vu bits = (vu)v, size = bits & 0x7FFFFFFF;
+    /* The last bit of 0.5 is worth a half's smallest step: a sum with it rounds what is below
+     * 2**-14. All else rounds by an integer addition, which may carry into the exponent. */
+    vu small = (vu)((vf)size + 0.5f) - 0x3F000000u;
+    vu normal = (size + 0xFFF + ((size >> 13) & 1) - (112u << 23)) >> 13;
+    vu half = (vu)vf_pick((vi)(size < 0x38800000u), (vf)small, (vf)normal);
+    half = (vu)vf_pick((vi)(size >= 0x477FF000u), (vf)((vu){0} + 0x7C00u), (vf)half);
+    half = (vu)vf_pick((vi)(size > 0x7F800000u), (vf)((vu){0} + 0x7E00u), (vf)half);
+    return __builtin_convertvector(half | (bits >> 16 & 0x8000), vh);
+#endif
+}
+
 /* Floats to the bits of bfloat16, rounded to nearest, ties to even. */
 static inline vu vf_to_bf16(vf v) {
     vu bits = (vu)v;

@@ -104,6 +104,14 @@ static int quantize_row(const float *x, int width, const quantizer *how, float *
     return any != 0;
 }
 
+float hb_row_to_int8(const float *x, int width, float top, float *work, int8_t *out) {
+    quantizer how = {1, 0, -128, 127, 0};
+    fit(x, width, 1, top, &how);
+    int bad = quantize_row(x, width, &how, work);
+    for (int i = 0; i < width; i++) out[i] = (int8_t)(int)work[i];
+    return bad ? NAN : how.scale;
+}
+
 void hb_quantize(const struct quantize *op, int tid, int threads) {
     int rows = op->tokens, width = op->width, stride = op->out_stride, e4m3 = op->e4m3, begin, end;
     quantizer how = {op->dynamic ? 1 : op->factor, (float)op->zero, e4m3 ? -448 : -128,

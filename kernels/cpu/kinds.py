@@ -24,9 +24,10 @@ from torch import Tensor
 
 from ..formats.canonical import QuantizedLinear, Weight, WeightFormat
 from ..formats.stored import WORDS, StoredLinear
-from ..formats.weight_format import ZeroKind
+from ..formats.weight_format import InputRule, ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
+from .inputs import default_rule
 from .library import Library
 from .ops import Added, BlockType, NumberType, TileCodes
 from .pack import (
@@ -60,6 +61,13 @@ class TileKind(Kind, Protocol):
         """What becomes of an accepted weight, in words."""
         ...
 
+    def input_rule(self, spec: MatrixSpec, wanted: InputRule | None) -> InputRule:
+        """How products round inputs where the weight's format leaves them alone.
+
+        ``wanted`` is what the run asks for; None leaves it to the kind.
+        """
+        ...
+
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
     ) -> TiledLinear | None:
@@ -87,6 +95,11 @@ class BlockTiles:
     def how(self, spec: MatrixSpec) -> str:
         """The type."""
         return f"{spec.encoding} blocks, 32 rows side by side"
+
+    def input_rule(self, spec: MatrixSpec, wanted: InputRule | None) -> InputRule:
+        """What the run asks for, else what the figures say for the format."""
+        assert spec.format is not None
+        return wanted or default_rule(spec.format)
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """The file's bytes, but for the padding of N to whole tiles."""
@@ -139,6 +152,13 @@ class CodeTiles:
         kept = {7: 8}.get(bits, bits) if shape.codes <= TileCodes.BITS8 else max(bits, 4)
         return f"{bits}-bit {self.codes} in {kept} bits"
 
+    def input_rule(self, spec: MatrixSpec, wanted: InputRule | None) -> InputRule:
+        """Floats where codes stand for no whole numbers; else as the run or the figures say."""
+        assert spec.format is not None
+        shape = self._shape(spec)
+        assert shape is not None
+        return (wanted or default_rule(spec.format)) if shape.has_integers else "float"
+
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """Codes, scales, offsets and zero points, but for the padding of N to whole tiles."""
         shape = self._shape(spec)
@@ -160,7 +180,9 @@ class CodeTiles:
         if shape.halves and form.group_size != 16:
             again = form.group_size // 16
             scales = scales.repeat_interleave(again, dim=1)[:, : -(-k // 16)]
-            added = None if added is None else added.repeat_interleave(again, dim=1)[:, : -(-k // 16)]
+            added = (
+                None if added is None else added.repeat_interleave(again, dim=1)[:, : -(-k // 16)]
+            )
         words = isinstance(weight, StoredLinear) and weight.encoding == WORDS
         codes = weight.parts if words else weight.codes  # type: ignore[attr-defined]
         table = None
@@ -196,6 +218,10 @@ class DenseTiles:
             return NO_CODES
         return "no kernel reads such groups or tables: numbers in float32"
 
+    def input_rule(self, spec: MatrixSpec, wanted: InputRule | None) -> InputRule:
+        """Floats always."""
+        return "float"
+
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """The elements, but for the padding of N to whole tiles and of K to whole chunks."""
         dtype = _DTYPES[spec.dtype] if spec.format is None else torch.float32
@@ -209,18 +235,29 @@ class DenseTiles:
         return pack_dense(arena, library, dense, bias)
 
 
-def pack_weight(arena: Arena, library: Library, weight: Weight, bias: Tensor | None) -> TiledLinear:
-    """A weight [N, K] and its bias [N] in tiles of rows; the meaning is kept exactly."""
+def pack_weight(
+    arena: Arena,
+    library: Library,
+    weight: Weight,
+    bias: Tensor | None = None,
+    wanted: InputRule | None = None,
+) -> TiledLinear:
+    """A weight [N, K] and its bias [N] in tiles of rows; the meaning is kept exactly.
+
+    ``wanted`` is how the run asks inputs to be rounded; None leaves it to the kind.
+    """
     spec = MatrixSpec.of(weight)
-    packed = carrier(TILE_KINDS, spec, 0).kind.pack(arena, library, weight, bias)
+    kind = carrier(TILE_KINDS, spec, 0).kind
+    packed = kind.pack(arena, library, weight, bias)
     if packed is None:
         # Not as stored. Converting tells what is wrong with the data, where something is.
-        packed = carrier(TILE_KINDS, replace(spec, encoding=""), 0).kind.pack(
-            arena, library, weight, bias
-        )
+        spec = replace(spec, encoding="")
+        kind = carrier(TILE_KINDS, spec, 0).kind
+        packed = kind.pack(arena, library, weight, bias)
     assert packed is not None
     if isinstance(weight, QuantizedLinear):
         packed.act = weight.format.act
+        packed.blocks = packed.act is None and kind.input_rule(spec, wanted) == "int8-block32"
     return packed
 
 

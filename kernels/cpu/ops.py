@@ -93,6 +93,15 @@ class CodeType(IntEnum):
     INT8 = 2
 
 
+class KVType(IntEnum):
+    """Type of cached keys and values."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    INT8 = 3
+
+
 class BlockType(IntEnum):
     """GGUF block types that are packed as a file has them."""
 
@@ -117,11 +126,14 @@ ENUMS = {
     "A": Added,
     "GATE": GateFunction,
     "CODES": CodeType,
+    "KV": KVType,
     "S": BlockType,
 }
 
-# Tokens of one text that attention takes together, keys of a partition of it, rows of a block.
-RUN, PARTITION, BLOCK_ROWS = 16, 128, 32
+# Tokens of one text that attention takes together, keys of a partition of it, partitions of a span.
+RUN, PARTITION, SPAN = 16, 128, 8
+# Rows of a block of bfloat16 or int8.
+BLOCK_ROWS = 32
 # Rows of a tile of a weight, columns of a chunk of it.
 TILE, CHUNK = 32, 32
 # Numbers that RoundBlocks gives of a chunk, rows beyond the last that LinearRounded may read.
@@ -263,9 +275,12 @@ class RopeKv(Op):
         angles: [T, 2 half]: cosines, then sines.
         slots: [T], where each token's key and value go.
         q_norm: [E], or None for no norm; ``k_norm`` likewise.
-        k: cache [blocks, J, block_size, E]; ``v`` likewise.
+        k: cache [blocks, J, block_size, E] of type ``kv``; ``v`` likewise.
+        k_scales: of int8 keys, [blocks, J, block_size], else None; ``v_scales`` likewise.
         q: [T, H, E], written.
         block_stride: elements between blocks.
+        scale_stride: scales between blocks.
+        top: the code that the largest element of an int8 key or value becomes.
     """
 
     qkv: ReadFloats
@@ -273,17 +288,22 @@ class RopeKv(Op):
     slots: ReadLongs
     q_norm: ReadFloats | None
     k_norm: ReadFloats | None
-    k: Floats
-    v: Floats
+    k: Memory
+    v: Memory
+    k_scales: Floats | None
+    v_scales: Floats | None
     q: Floats
     tokens: Int
     heads: Int
     kv_heads: Int
     head_dim: Int
     half: Int
+    kv: Annotated[KVType, "int32_t"]
     block_size: Int
     block_stride: Int
+    scale_stride: Int
     eps: Float
+    top: Float
 
 
 class Attention(Op):
@@ -291,49 +311,60 @@ class Attention(Op):
 
     Attributes:
         q: [T, H, E].
-        k: cache [blocks, J, block_size, E]; ``v`` likewise.
+        k: cache [blocks, J, block_size, E] of type ``kv``; ``v`` likewise.
+        k_scales: of int8 keys, [blocks, J, block_size], else None; ``v_scales`` likewise.
         positions: [T].
         rows: [T], which block table a token has.
         tables: [rows, table_width].
-        runs: [units, 2] first token and last + 1, or None for single tokens.
+        runs: [run_count, 2] first token and last + 1, or None: each token is one.
         out: [T, H, E].
-        partial: [T, H, partitions, 2 + E], or None with runs.
-        units: runs, or tokens.
+        partial: states [T, H, pieces, state_size] of what is split, else None.
         group: query heads of a key/value head.
         block_size: tokens of a block, a power of two, 2 to the power of ``block_shift``.
         block_stride: elements between blocks.
+        scale_stride: scales between blocks.
         window: how many keys a query sees, 0: all.
         max_run: tokens of the longest run.
+        split: partitions of a piece, a divisor of SPAN.
+        pieces: of the longest text, at least.
+        state_size: floats of a query's result over some keys: E in whole lines of 16, and a line.
         softcap: bound of the scores, 0: none.
     """
 
     q: ReadFloats
-    k: ReadFloats
-    v: ReadFloats
+    k: ReadMemory
+    v: ReadMemory
+    k_scales: ReadFloats | None
+    v_scales: ReadFloats | None
     positions: ReadInts
     rows: ReadInts
     tables: ReadInts
     runs: ReadInts | None = None
     out: Floats
     partial: Floats | None = None
-    units: Int
+    tokens: Int
+    run_count: Int
     heads: Int
     kv_heads: Int
     group: Int
     dim: Int
+    kv: Annotated[KVType, "int32_t"]
     block_size: Int
     block_shift: Int
     block_stride: Int
+    scale_stride: Int
     window: Int
     table_width: Int
-    partitions: Int
     max_run: Int
+    split: Int
+    pieces: Int
+    state_size: Int
     scale: Float
     softcap: Float
 
 
 class AttentionSplit(Op):
-    """Partial results of single tokens."""
+    """Results of runs of tokens, piece by piece of their keys."""
 
     attention: Attention
 
@@ -345,7 +376,7 @@ class AttentionMerge(Op):
 
 
 class AttentionRun(Op):
-    """Runs of tokens."""
+    """Runs of tokens, each over all of its keys."""
 
     attention: Attention
 
@@ -476,12 +507,25 @@ class PackBlocks(Op):
 RECORDS = Records(
     (
         *(Embed, RmsNorm, Linear, RopeKv, AttentionSplit, AttentionMerge, AttentionRun, GatedMul),
-        *(RoundBlocks, LinearRounded, ToBf16, Gemm, Argmax, Add, Gather, Quantize, PackRows, PackWords, PackBlocks),
+        *(
+            RoundBlocks,
+            LinearRounded,
+            ToBf16,
+            Gemm,
+            Argmax,
+            Add,
+            Gather,
+            Quantize,
+            PackRows,
+            PackWords,
+            PackBlocks,
+        ),
     )
 )
 
 
 def header() -> str:
     """The text of ``ops.h``, which the kernels are compiled with."""
-    numbers = {"PARTITION": PARTITION, "BLOCK_ROWS": BLOCK_ROWS, "TILE": TILE, "CHUNK": CHUNK}
+    numbers = {"PARTITION": PARTITION, "SPAN": SPAN, "BLOCK_ROWS": BLOCK_ROWS}
+    numbers |= {"TILE": TILE, "CHUNK": CHUNK}
     return RECORDS.header(ENUMS, numbers)

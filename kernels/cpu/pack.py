@@ -87,6 +87,11 @@ class TileShape:
     center: int = 0
 
     @property
+    def has_integers(self) -> bool:
+        """Whether codes stand for whole numbers, which products of integers can take."""
+        return self.codes <= TileCodes.BITS8 or self.codes == TileCodes.SHORT
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row in a tile: heads and whole chunks."""
         chunks, spans = -(-self.k // CHUNK), -(-self.k // self.span)
@@ -155,20 +160,17 @@ class TiledLinear(ops.Tiled):
     Attributes:
         order: int32 [K]: column k multiplies input ``x[order[k]]``; None = in order.
         act: how the format rounds inputs, or None when it does not.
+        blocks: inputs are rounded to int8 by blocks of 32 columns.
     """
 
     order: Tensor | None = None
     act: ActivationFormat | None = None
+    blocks: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         return self.n, self.k
-
-    @property
-    def has_integers(self) -> bool:
-        """Whether codes stand for whole numbers, which products of integers can take."""
-        return self.codes <= TileCodes.BITS8 or self.codes == TileCodes.SHORT
 
     @property
     def takes_int8(self) -> bool:

@@ -27,6 +27,24 @@ static inline void row_to_bf16(const float *x, int width, uint16_t *out, int str
     memset(out + width, 0, (size_t)(stride - width) * 2);
 }
 
+static inline void row_to_half(const float *x, int width, uint16_t *out) {
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        vh h = vf_to_half(vf_load(x + i));
+        memcpy(out + i, &h, sizeof h);
+    }
+    if (i < width) {
+        float part[LANES] = {0};
+        memcpy(part, x + i, (size_t)(width - i) * sizeof(float));
+        vh h = vf_to_half(vf_load(part));
+        memcpy(out + i, &h, (size_t)(width - i) * 2);
+    }
+}
+
+/* Symmetric int8 codes of a row by its own scale, which is returned: its largest element becomes
+ * `top`. No number where any element is none. `work` holds a row of floats (inputs.c). */
+float hb_row_to_int8(const float *x, int width, float top, float *work, int8_t *out);
+
 /* One activation row as float, or as bfloat16 padded with zeros to `stride`. */
 static inline void put_row(const float *x, void *out, size_t row, int width, int stride, int half) {
     if (!half) memcpy((float *)out + row * stride, x, (size_t)width * sizeof(float));

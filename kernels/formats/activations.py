@@ -1,15 +1,23 @@
-"""How the input of a linear layer is rounded before the product (W8A8): every rule, once.
+"""How activations are rounded: the input of a product, cached keys and values; every rule, once.
 
-The kernels in C and in Triton round as this does, bit for bit. Source of the formulas: those of
-compressed-tensors, which divides by the scale and clamps before it rounds.
+:func:`quantize_activations` has the rules that a checkpoint's own format asks for (W8A8), by token
+or by tensor; :func:`quantize_blocks` is ``int8-block32``, which a run may choose for weights whose
+format leaves inputs alone; :func:`quantize_kv` is for the cache. The kernels in C and in Triton
+round as these do, bit for bit. Source of the formulas: those of compressed-tensors, which divides
+by the scale and clamps before it rounds; blocks of 32 are those of llama.cpp's Q8_0 (which
+multiplies by a reciprocal).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .weight_format import ActivationFormat
+
+BLOCK = 32
+"""Columns that share a scale under ``int8-block32``."""
 
 
 def quantize_activations(x_TK: Tensor, rule: ActivationFormat) -> tuple[Tensor, Tensor]:
@@ -38,3 +46,56 @@ def quantize_activations(x_TK: Tensor, rule: ActivationFormat) -> tuple[Tensor, 
     if rule.kind == "e4m3":
         return (x / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn).float(), scale
     return torch.round((x / scale + zero).clamp(-128.0, 127.0)) - zero, scale
+
+
+# Keys and values kept as int8: dynamic and symmetric, the largest element becomes 127.
+KV_RULE = ActivationFormat(top=127.0)
+
+
+def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes of keys or values, one scale for each token and head: ``x ~ codes * scale``.
+
+    Args:
+        x: [..., E] float.
+
+    Returns:
+        int8 [..., E] in -127..127, ``round(x / scale)``, ties to even, and float32 [...],
+        ``max |x| / 127``, or 1 for zeros: :func:`quantize_activations` by ``KV_RULE``. Where an
+        element is no finite number, the scale is none, and the codes mean nothing.
+    """
+    codes, scale = quantize_activations(x.reshape(-1, x.shape[-1]), KV_RULE)
+    bad = ~codes.isfinite().all(-1, keepdim=True)
+    codes = codes.nan_to_num(0.0, 0.0, 0.0).to(torch.int8)
+    scale = scale.masked_fill(bad, torch.nan)
+    return codes.view(x.shape), scale.view(x.shape[:-1])
+
+
+def dequantize_kv(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``codes * scale`` in ``dtype``; shapes [..., E] and [...]."""
+    return codes.to(dtype) * scale.to(dtype).unsqueeze(-1)
+
+
+def quantize_blocks(x_TK: Tensor) -> tuple[Tensor, Tensor]:
+    """``int8-block32``: codes, float32 [T, K], and scales, float32 [T, ceil(K / 32)].
+
+    A row is cut into blocks of 32 columns, the last of which may be shorter. For each block
+    ``scale = max|x| / 127`` and ``q = round(clamp(x / scale, -127, 127))``, ties to even, in
+    float32; its inputs then stand for ``scale * q``. A scale of 0 (a block of zeros, or nearly)
+    becomes 1. A block with a NaN or an infinity has no meaning: its scale is NaN and its codes
+    are 0.
+    """
+    t, k = x_TK.shape
+    blocks_TGB = F.pad(x_TK.float(), (0, -k % BLOCK)).view(t, -1, BLOCK)
+    reach_TG1 = blocks_TGB.abs().amax(-1, keepdim=True)
+    # Divided by a tensor: torch may multiply by the reciprocal of a number.
+    scale = reach_TG1 / reach_TG1.new_tensor(127.0)
+    scale = torch.where(scale == 0, 1.0, scale)
+    scale = torch.where(reach_TG1.isfinite(), scale, torch.nan)
+    codes = torch.round((blocks_TGB / scale).clamp(-127.0, 127.0)).nan_to_num(0.0)
+    return codes.view(t, -1)[:, :k], scale.squeeze(-1)
+
+
+def rounded_to_blocks(x_TK: Tensor) -> Tensor:
+    """What inputs [T, K] stand for under ``int8-block32``: ``scale * q``, float32 [T, K]."""
+    codes_TK, scale_TG = quantize_blocks(x_TK)
+    return codes_TK * scale_TG.repeat_interleave(BLOCK, dim=1)[:, : codes_TK.shape[1]]

@@ -7,6 +7,9 @@ from typing import Literal
 
 ZeroKind = Literal["none", "int", "float", "table", "e4m3"]
 Rounded = Literal["", "float16", "bfloat16"]
+InputRule = Literal["float", "int8-block32"]
+"""How a run may take the inputs of weights whose format leaves them alone: as they are, or rounded
+by :func:`~.activations.quantize_blocks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class ActivationFormat:
         top: a dynamic symmetric scale is the row's largest magnitude over this: 127.5
             (compressed-tensors), 127, or 448 for e4m3. A dynamic asymmetric one is
             ``(max(x, 0) - min(x, 0)) / 255`` with ``zero = round(-128 - min(x, 0) / scale)``.
-        scale: static scale of the whole tensor; None means a scale for each token.
+        scale: static scale of the whole tensor; None means a scale for each token. 0 in formats
+            that were made from headers alone, which do not have it.
         zero: static zero point, a whole number from -128 to 127.
     """
 
@@ -31,6 +35,11 @@ class ActivationFormat:
     top: float = 127.5
     scale: float | None = None
     zero: int = 0
+
+    @property
+    def name(self) -> str:
+        """``int8-token``, ``int8-tensor``, ``e4m3-token`` or ``e4m3-tensor``."""
+        return f"{self.kind}-{'token' if self.scale is None else 'tensor'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +67,14 @@ class WeightFormat:
     act: ActivationFormat | None = None
     permuted: bool = False
     rounds: Rounded = ""
+
+
+def input_rounding(form: WeightFormat | None, rule: InputRule) -> str:
+    """How the inputs of a weight are rounded, by name.
+
+    ``float`` for dense weights; what the format itself asks for, such as ``int8-token``; else the
+    rule that the run chose.
+    """
+    if form is None:
+        return "float"
+    return rule if form.act is None else form.act.name

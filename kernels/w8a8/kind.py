@@ -38,6 +38,7 @@ class _RowScales(TritonKind[PackedW8A8]):
     """What both types share: one scale a row, inputs rounded row by row."""
 
     reorders = True
+    rounds = True
     floating: bool
     detail: str
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from cli_support import ROOT, TINY, halfbyte, run_here
+from cli_support import ROOT, TINY, run_here
 
 from halfbyte.cli.explain import config_text, gpu_text, layer_text, render
 from halfbyte.engine.advise.explain_triton import explain
@@ -48,13 +48,28 @@ def test_configurations_in_words():
     assert config_text({"rows": 1}) == "row by row" and config_text({}) == ""
 
 
-def test_the_program(tmp_path):
-    env = {"HALFBYTE_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = halfbyte("explain", str(TINY), "--device", "RTX 4090", "--json", env=env)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert facts["device"] == {"name": "RTX 4090", "arch": 89, "sms": 128} and done.stderr == ""
-    assert {"layers", "m", "kernel", "config", "source", "rejected"} <= set(facts["rows"][0])
+def test_json(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HALFBYTE_HOME", str(tmp_path))
+    code = run_here("explain", str(TINY), "--device", "RTX 4090", "--json")
+    out, err = capfd.readouterr()
+    assert code == 0 and err == ""
+    facts = json.loads(out)
+    assert facts["device"] == {"name": "RTX 4090", "arch": 89, "sms": 128}
+    assert facts["bits_per_weight"][-1]["format"] == "all"
+    assert {"layers", "m", "kernel", "activations", "config", "source", "rejected"} <= set(
+        facts["rows"][0]
+    )
+
+
+def test_on_a_cpu_with_what_the_engine_would_be_given(capsys):
+    assert run_here("explain", str(TINY), "--device", "cpu", "--activations", "float") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Q4_0, nibbles, float inputs" in out and "bits of a weight weights in the file" in out
+    for asked, words in (("int8-token", "does not round inputs by token"), ("int8", "int8")):
+        assert run_here("explain", str(TINY), "--device", "cpu", "--activations", asked) != 0
+        assert words in capsys.readouterr().err
+    assert run_here("explain", str(TINY), "--device", "H100", "--activations", "int8-block32") == 1
+    assert "'cuda_triton' takes floats" in capsys.readouterr().err
 
 
 def test_wrong_names_and_tables_are_errors(tmp_path, monkeypatch, capsys):

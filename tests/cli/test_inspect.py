@@ -8,11 +8,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from cli_support import ROOT, TINY, halfbyte
 
 from halfbyte.cli.inspect import describe, render
+from halfbyte.engine.models.decoder import block_states
+from halfbyte.kernels.cpu.inputs import default_rule
+from halfbyte.kernels.formats.weight_format import WeightFormat
 from halfbyte.loaders import open_checkpoint
 
+W4 = WeightFormat(4, 32)
 FIXTURES = ROOT / "tests" / "fixtures"
 FOLDER = FIXTURES / "fp16-llama-spm"
 
@@ -29,8 +34,9 @@ def test_facts_add_up(path):
     assert facts["params"] == sum(entry["params"] for entry in facts["formats"].values())
     assert sum(e["tensors"] for e in facts["formats"].values()) == len(tensors)
     assert facts["bits_per_weight"] == round(8 * facts["size"] / facts["params"], 3)
-    kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    assert facts["kv_bytes_per_token"] == {"float32": 4 * kv, "bfloat16": 2 * kv}
+    for name, size in facts["kv_bytes_per_token"].items():
+        dtype = getattr(torch, name)
+        assert size == sum(spec.token_bytes(dtype) for spec in block_states(config))
     embedding = next(t for t in tensors if t["name"] == "model.embed_tokens.weight")
     assert embedding["shape"] == [config.vocab_size, config.hidden_size]
     json.dumps(facts)
@@ -56,6 +62,15 @@ def test_the_text_fits_80_columns(name):
         # Formats are never cut.
         assert all(label in text for label in facts["formats"])
     assert all(t["name"] in text for t in facts["tensors"])
+
+
+def test_how_inputs_are_rounded():
+    facts = describe(open_checkpoint(FIXTURES / "ct-mixed-w4a16-w8a8-phi3"))
+    said = {(t["format"], t["activations"]) for t in facts["tensors"]}
+    own = "8-bit channel sym, inputs int8 per token"
+    assert (own, "int8-token") in said and ("4-bit g32 sym", default_rule(W4)) in said
+    assert {how for label, how in said if label == "BF16"} == {"float", None}
+    assert f"int8-token ({own})" in " ".join(render(facts, verbose=False).split())
 
 
 @pytest.mark.parametrize("names", [("default", "tool_use"), ("rag", "tool_use")])

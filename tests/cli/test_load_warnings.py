@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from cli_support import ROOT, halfbyte
+from cli_support import ROOT, run_here
 
 from halfbyte.engine.engine import Engine
 from halfbyte.server.run import describe
@@ -21,11 +21,12 @@ def odd_folder(place):
     return folder
 
 
-def test_warnings_are_printed_once(tmp_path):
+def test_warnings_are_printed_once(tmp_path, capfd):
     args = ("generate", "-m", str(odd_folder(tmp_path)), "--max-tokens", "1", "--raw", "a")
-    done = halfbyte(*args)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if "auto_map" in line]
+    code = run_here(*args)
+    err = capfd.readouterr().err
+    assert code == 0, err
+    lines = [line for line in err.splitlines() if "auto_map" in line]
     assert len(lines) == 1 and lines[0].startswith("warning: auto_map in config.json is ignored")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from cli_support import ROOT, TINY, FakeEngine, fake_open, halfbyte
+from cli_support import ROOT, TINY, FakeEngine, fake_open, run_here
 
 from halfbyte.cli import bench, chat, generate, serve
 from halfbyte.cli import generate as generate_module
@@ -40,12 +40,12 @@ def test_it_reaches_the_engine(monkeypatch, capsys):
     assert seen == [None, "w8a8"]
 
 
-def test_the_program_quantizes_a_dense_model_and_refuses_a_quantized_one():
+def test_a_dense_model_is_quantized_and_a_quantized_one_refused(capsys):
     common = ("--backend", "reference", "-n", "3", "--temp", "0")
-    done = halfbyte("generate", "once", "-m", DENSE, "--quantize", "w4a16", *common)
-    assert done.returncode == 0 and done.stdout.strip()
-    done = halfbyte("generate", "once", "-m", str(TINY), "--quantize", "w4a16", *common)
-    assert done.returncode == 1
-    assert "is quantized already: Q4_0" in " ".join(done.stderr.split())
-    done = halfbyte("generate", "once", "-m", DENSE, "--quantize", "w3", *common)
-    assert done.returncode == 2 and "nf4" in done.stderr
+    code = run_here("generate", "once", "-m", DENSE, "--quantize", "w4a16", *common)
+    assert code == 0 and capsys.readouterr().out.strip()
+    code = run_here("generate", "once", "-m", str(TINY), "--quantize", "w4a16", *common)
+    assert code == 1
+    assert "is quantized already: Q4_0" in " ".join(capsys.readouterr().err.split())
+    code = run_here("generate", "once", "-m", DENSE, "--quantize", "w3", *common)
+    assert code == 2 and "nf4" in capsys.readouterr().err

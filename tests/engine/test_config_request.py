@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
+import torch
 
 from halfbyte.engine.config import EngineConfig, make_config
 from halfbyte.engine.request import (
@@ -26,7 +27,9 @@ NAN, INF = math.nan, math.inf
 CONFIG_REFUSED: dict[str, list[Any]] = {
     "device": ["tpu", "", None, 3, "CPU"],
     "dtype": ["int8", "fp32", None, "Float32"],
+    "kv_dtype": ["int4", "fp8", "16bit", None, "Int8", torch.float16],
     "backend": ["triton", "cpu", "cpu_native", "torch", None],
+    "activations": ["int8", "int8-block", "float32", "", None, 8],
     "max_context": [-1, 1.5, "512", True, 1 << 25, None],
     "max_batch": [0, -3, 4097, 2.0, "8", False],
     "max_batch_tokens": [0, -1, (1 << 20) + 1, None, 64.0],
@@ -41,7 +44,9 @@ CONFIG_REFUSED: dict[str, list[Any]] = {
 CONFIG_ACCEPTED: dict[str, list[Any]] = {
     "device": ["auto", "cpu"],
     "dtype": ["auto", "float32", "bfloat16", "float16"],
+    "kv_dtype": ["auto", "float32", "float16", "bfloat16", "int8"],
     "backend": ["auto", "cpu_c", "cpu_torch", "reference"],
+    "activations": ["auto", "float", "int8-block32", "int8-token"],
     "max_context": [0, 1, 1 << 24],
     "max_batch": [1, 1024],
     "max_batch_tokens": [32, 1 << 20],

@@ -17,9 +17,11 @@ from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.engine.run.kv_cache import KVCache, LayerKV, StateSpec
 from halfbyte.engine.run.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
+from halfbyte.kernels.formats.activations import dequantize_kv, quantize_kv
 
 pytestmark = needs_compiler
 
+KV_TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
 CONTEXTS = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300]
 # Scores are float32 sums of E products of N(0, 1) numbers, scaled to about N(0, 1): an error of
 # some sqrt(E) * 2**-24 = 7e-7 each. Ten times that is still far below a key left out, 1 / 300.
@@ -47,16 +49,18 @@ def make_text(length: int, shape: AttentionShape, seed: int) -> Text:
 
 
 class Memory:
-    """A KV cache of NaN in which texts take shuffled blocks."""
+    """A KV cache of NaN, or of large codes with NaN scales, in which texts take shuffled blocks."""
 
-    def __init__(self, shape: AttentionShape, blocks: int, size: int, seed: int) -> None:
+    def __init__(
+        self, shape: AttentionShape, blocks: int, size: int, seed: int, dtype: torch.dtype
+    ) -> None:
         side = (shape.kv_heads, shape.head_dim)
-        cache = KVCache([StateSpec((side, side))] * 2, blocks, size, torch.float32)
+        cache = KVCache([StateSpec((side, side))] * 2, blocks, size, dtype)
         self.kv = LayerKV(*cache.states[1].tokens)
         self.size = size
         for state in cache.states:
             for kept in state.tokens:
-                kept.fill_(torch.nan)
+                kept.fill_(-128 if kept.dtype == torch.int8 else torch.nan)
         # Block 0 stays NaN: tables are padded with it.
         self.free = list(range(1, blocks))
         random.Random(seed).shuffle(self.free)
@@ -68,6 +72,9 @@ class Memory:
             [table[p // self.size] * self.size + p % self.size for p in range(length)]
         )
         k, v = (x[:, :length].transpose(0, 1) for x in (text.k, text.v))
+        if self.kv.k_scale is not None and self.kv.v_scale is not None:
+            (k, k_scale), (v, v_scale) = quantize_kv(k), quantize_kv(v)
+            ref.write_scales(k_scale, v_scale, self.kv.k_scale, self.kv.v_scale, slots)
         ref.write_kv(k, v, self.kv.k, self.kv.v, slots)
         return table
 
@@ -101,10 +108,11 @@ def attend(
     pieces: list[tuple[Text, int, int]],
     size: int,
     seed: int,
+    kv: torch.dtype,
 ) -> list[Tensor]:
     """Attention of one step over (text, first position, count); keys beyond are NaN."""
     need = sum(-(-(start + count) // size) for _, start, count in pieces)
-    memory = Memory(shape, need + 3, size, seed)
+    memory = Memory(shape, need + 3, size, seed, kv)
     rows = [(memory.place(text, start + count), start, count) for text, start, count in pieces]
     step = make_step(rows, max(len(table) for table, _, _ in rows) + seed % 3)
     q = torch.cat([text.q[start : start + count] for text, start, count in pieces])
@@ -113,9 +121,16 @@ def attend(
     return list(out.view(q.shape).split([count for _, _, count in pieces]))
 
 
-def truth(shape: AttentionShape, text: Text, start: int, count: int) -> Tensor:
+def kept(x: Tensor, kv: torch.dtype) -> Tensor:
+    """What a cache of a type says of keys or values, float64."""
+    if kv == torch.int8:
+        return dequantize_kv(*quantize_kv(x), torch.float64)
+    return x.to(kv).double()
+
+
+def truth(shape: AttentionShape, text: Text, start: int, count: int, kv: torch.dtype) -> Tensor:
     end = start + count
-    k, v = text.k[:, :end].double(), text.v[:, :end].double()
+    k, v = kept(text.k[:, :end], kv), kept(text.v[:, :end], kv)
     positions = torch.arange(start, end)
     q = text.q[start:end].double()
     return ref.attend_row(q, k, v, positions, shape.scale, shape.window, shape.softcap)
@@ -127,10 +142,13 @@ def check(
     pieces: list[tuple[Text, int, int]],
     size: int,
     seed: int,
+    kv: torch.dtype | None = None,
 ) -> None:
-    got = attend(ops, shape, pieces, size, seed)
+    """Against float64 on what a cache holds, of a type that is drawn when not given."""
+    kv = kv or random.Random(seed + len(pieces) + pieces[0][2]).choice(KV_TYPES)
+    got = attend(ops, shape, pieces, size, seed, kv)
     for out, (text, start, count) in zip(got, pieces, strict=True):
-        torch.testing.assert_close(out.double(), truth(shape, text, start, count), **CLOSE)
+        torch.testing.assert_close(out.double(), truth(shape, text, start, count, kv), **CLOSE)
 
 
 def shape_of(
@@ -148,8 +166,23 @@ def test_decode_and_prefill_at_every_length(group: int, dim: int) -> None:
     size = [16, 32, 64, 128][seed % 4]
     for length in CONTEXTS:
         text = make_text(length, shape, seed + length)
-        check(ops, shape, [(text, length - 1, 1)], size, seed)
-        check(ops, shape, [(text, 0, length)], size, seed)
+        kv = KV_TYPES[(seed + length) % 4]
+        check(ops, shape, [(text, length - 1, 1)], size, seed, kv)
+        check(ops, shape, [(text, 0, length)], size, seed, kv)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 80])
+@pytest.mark.parametrize("kv", KV_TYPES, ids=str)
+def test_many_keys(kv: torch.dtype, tokens: int) -> None:
+    """More than two spans of keys: as pieces of a partition, as spans, and in one go."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    group, dim = rng.choice([1, 3, 6, 7]), rng.choice([16, 40, 64])
+    window = rng.choice([0, 0, rng.randint(1, 2600)])
+    shape, length = shape_of(2 * group, 2, dim, window), rng.randint(2100, 2700)
+    text = make_text(length, shape, seed)
+    size = rng.choice([16, 32, 64, 128])
+    check(make_ops(), shape, [(text, length - tokens, tokens)], size, seed, kv)
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 100, 128, 129, 1000])
@@ -206,17 +239,25 @@ def test_large_scores() -> None:
     text = make_text(200, shape, seed)
     text.k *= 40
     for start in (0, 199):
-        (got,) = attend(ops, shape, [(text, start, 200 - start)], 64, seed)
-        want = truth(shape, text, start, 200 - start)
+        (got,) = attend(ops, shape, [(text, start, 200 - start)], 64, seed, torch.float16)
+        want = truth(shape, text, start, 200 - start, torch.float16)
         # Scores of about 100 carry errors of 100 * 8 * 2**-24, and so do their exponentials.
         torch.testing.assert_close(got.double(), want, rtol=5e-4, atol=5e-4)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (130, 0.0), (130, 5.0)])
+@pytest.mark.parametrize(
+    ("window", "softcap", "kv"),
+    [
+        (0, 0.0, torch.float16),
+        (20, 0.0, torch.bfloat16),
+        (130, 0.0, torch.int8),
+        (130, 5.0, torch.float32),
+    ],
+)
 @pytest.mark.parametrize(("group", "dim"), [(1, 64), (3, 64), (7, 20), (8, 128), (2, 80)])
 def test_decode_prefill_and_chunks_give_the_same_bits(
-    group: int, dim: int, window: int, softcap: float
+    group: int, dim: int, window: int, softcap: float, kv: torch.dtype
 ) -> None:
     seed = fresh_seed()
     rng = random.Random(seed)
@@ -226,21 +267,42 @@ def test_decode_prefill_and_chunks_give_the_same_bits(
     wholes = []
     for threads in (1, 2):
         ops = make_ops(exact=True, threads=threads)
-        (whole,) = attend(ops, shape, [(text, 0, length)], 64, seed)
+        (whole,) = attend(ops, shape, [(text, 0, length)], 64, seed, kv)
         wholes.append(whole)
         for size, chunk in ((16, 16), (64, 50), (128, 129), (32, 37)):
             for start in range(0, length, chunk):
                 count = min(chunk, length - start)
-                (got,) = attend(ops, shape, [(text, start, count)], size, seed + start)
+                (got,) = attend(ops, shape, [(text, start, count)], size, seed + start, kv)
                 assert torch.equal(got, whole[start : start + count]), (size, start)
         for position in [0, 1, 15, 16, 127, 128, 299, *rng.sample(range(length), 4)]:
-            (got,) = attend(ops, shape, [(text, position, 1)], 32, seed + position)
+            (got,) = attend(ops, shape, [(text, position, 1)], 32, seed + position, kv)
             assert torch.equal(got[0], whole[position]), position
             # Among others: few rows split their keys over threads, many rows do not.
             for count in (3, 12):
                 crowd = [(other, rng.randrange(170), 1) for _ in range(count)]
-                got, *_ = attend(ops, shape, [(text, position, 1), *crowd], 16, seed)
+                got, *_ = attend(ops, shape, [(text, position, 1), *crowd], 16, seed, kv)
                 assert torch.equal(got[0], whole[position]), (position, count)
             crowd = [(other, 3, 140), (text, position, 1), (other, 100, 9)]
-            assert torch.equal(attend(ops, shape, crowd, 64, seed)[1][0], whole[position])
+            assert torch.equal(attend(ops, shape, crowd, 64, seed, kv)[1][0], whole[position])
     assert torch.equal(*wholes)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("kv", KV_TYPES, ids=str)
+def test_bits_do_not_depend_on_how_many_keys_are_split(kv: torch.dtype) -> None:
+    """Over several spans: single tokens, few and many in a step, one thread and three."""
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    group, dim = rng.choice([1, 3, 7]), rng.choice([16, 20, 64])
+    shape = shape_of(group, 1, dim, rng.choice([0, rng.randint(1000, 2400)]))
+    length = rng.randint(2060, 2500)
+    text, other = make_text(length, shape, seed), make_text(60, shape, seed + 1)
+    (whole,) = attend(make_ops(exact=True), shape, [(text, length - 80, 80)], 64, seed, kv)
+    for threads in (1, 3):
+        ops = make_ops(exact=True, threads=threads)
+        for count in (1, 9, 40):
+            position = rng.randint(length - 80, length - count)
+            want = whole[position - length + 80 :][:count]
+            for crowd in ([], [(other, 40, 1)] * 20, [(other, 0, 60)] * 2):
+                got, *_ = attend(ops, shape, [(text, position, count), *crowd], 32, seed, kv)
+                assert torch.equal(got, want), (threads, count, len(crowd))

@@ -15,6 +15,7 @@ from halfbyte.engine.backends.base import Activation, AttentionShape
 from halfbyte.engine.run.kv_cache import KVCache, LayerKV, StateSpec
 from halfbyte.engine.run.step import RowSpan, StepInputs
 from halfbyte.kernels import reference as ref
+from halfbyte.kernels.formats.activations import quantize_kv
 
 pytestmark = needs_compiler
 
@@ -202,15 +203,14 @@ def test_argmax_of_a_broken_row_is_none_and_the_others_have_theirs() -> None:
         assert torch.equal(ops.argmax(x), want), width
 
 
-def cache(kv_heads: int, dim: int, size: int) -> list[LayerKV]:
-    """Two layers of five blocks, all NaN."""
+def cache(kv_heads: int, dim: int, size: int, dtype: torch.dtype = torch.float32) -> list[LayerKV]:
+    """Two layers of five blocks, all NaN; codes are -128, which nothing becomes."""
     side = (kv_heads, dim)
-    kv = KVCache([StateSpec((side, side))] * 2, 5, size, torch.float32)
-    layers = [LayerKV(*state.tokens) for state in kv.states]
-    for layer in layers:
-        layer.k.fill_(torch.nan)
-        layer.v.fill_(torch.nan)
-    return layers
+    kv = KVCache([StateSpec((side, side))] * 2, 5, size, dtype)
+    for state in kv.states:
+        for kept in state.tokens:
+            kept.fill_(-128 if kept.dtype == torch.int8 else torch.nan)
+    return [LayerKV(*state.tokens) for state in kv.states]
 
 
 @pytest.mark.parametrize("norms", [False, True])
@@ -259,6 +259,52 @@ def test_rope_and_kv_write(
         torch.testing.assert_close(kv[1].k.double(), k_want, equal_nan=True, **close)
         assert torch.equal(kv[1].v.nan_to_num(9e9), v_want.float().nan_to_num(9e9))
         assert kv[0].k.isnan().all() and kv[0].v.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8], ids=str)
+def test_keys_and_values_are_rounded_bit_for_bit(dtype: torch.dtype) -> None:
+    """What a float32 cache gets, rounded by torch: zeros, the smallest, what overflows, no numbers.
+
+    Each number of a row has a size of its own; some rows have one size.
+    """
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    ops = make_ops()
+    for dim, size in ((16, 16), (20, 32), (64, 64), (rng.choice([80, 128]), 16)):
+        kv_heads, t = rng.choice([1, 2, 3]), 24
+        shape = AttentionShape(kv_heads, kv_heads, dim, 1.0)
+        qkv = tokens(seed + dim, t, 3 * kv_heads * dim)
+        powers = torch.randint(-30, 18, qkv.shape, generator=torch.Generator().manual_seed(seed))
+        powers[: t // 2] = powers[: t // 2, :1]
+        qkv *= 2.0**powers
+        heads = qkv.view(t, -1, dim)
+        heads[3] = 0.0
+        heads[4, :, rng.randrange(dim)] = torch.nan
+        heads[5, :, rng.randrange(dim)] = -torch.inf
+        slots = torch.tensor(rng.sample(range(5 * size), t))
+        rope = torch.cat((torch.ones(t, dim // 2), torch.zeros(t, dim // 2)), -1)
+        index = torch.arange(t, dtype=torch.int32)
+        table = torch.zeros(1, 1, dtype=torch.int32)
+        step = StepInputs(index.long(), index, rope, slots, index, table, [RowSpan(0, t, 0)], None)
+        plain, kept = cache(kv_heads, dim, size)[1], cache(kv_heads, dim, size, dtype)[1]
+        run(ops, ops.rope_write_kv, qkv, shape, plain, step)
+        run(ops, ops.rope_write_kv, qkv, shape, kept, step)
+        written = torch.zeros(5 * size, dtype=torch.bool)
+        written[slots] = True
+        written = written.view(5, size)
+        for whole, got, scale in ((plain.k, kept.k, kept.k_scale), (plain.v, kept.v, kept.v_scale)):
+            rows, got = whole.transpose(1, 2)[written], got.transpose(1, 2)
+            if scale is None:
+                assert torch.equal(got[written].nan_to_num(7.0), rows.to(dtype).nan_to_num(7.0))
+                assert torch.equal(got[written].isnan(), rows.isnan())
+                assert got[~written].isnan().all()
+                continue
+            codes, scales = quantize_kv(rows)
+            scale, finite = scale.transpose(1, 2), scales.isfinite()
+            assert (~finite).sum() == 2 * kv_heads and (scales == 1).any()
+            assert torch.equal(got[written][finite], codes[finite])
+            assert torch.equal(scale[written].nan_to_num(-1.0), scales.nan_to_num(-1.0))
+            assert (got[~written] == -128).all() and scale[~written].isnan().all()
 
 
 @pytest.mark.exact

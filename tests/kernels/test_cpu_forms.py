@@ -14,6 +14,7 @@ import test_cpu_elementwise as elementwise
 import test_cpu_linear as linear
 import test_cpu_pack as packing
 import test_cpu_quantized_inputs as inputs
+import torch
 from cpu_support import ARM, Kind, all_kinds, library, needs_compiler, using
 from statistics_support import fresh_seed
 
@@ -76,7 +77,10 @@ def test_attention(form: Form) -> None:
         attention.test_decode_and_prefill_at_every_length(3, 20)
         attention.test_soft_caps(5.0, 17)
         attention.test_large_scores()
-        attention.test_decode_prefill_and_chunks_give_the_same_bits(7, 20, 130, 5.0)
+        attention.test_decode_prefill_and_chunks_give_the_same_bits(7, 20, 130, 5.0, torch.float16)
+        for kv in attention.KV_TYPES:
+            attention.test_many_keys(kv, 16)
+            attention.test_bits_do_not_depend_on_how_many_keys_are_split(kv)
 
 
 @each_form
@@ -90,6 +94,8 @@ def test_elementwise(form: Form) -> None:
         elementwise.test_add(17)
         elementwise.test_argmax_takes_the_first_of_the_largest()
         elementwise.test_rope_and_kv_write(6, 2, 20, 20, 16, True)
+        for dtype in attention.KV_TYPES[1:]:
+            elementwise.test_keys_and_values_are_rounded_bit_for_bit(dtype)
         elementwise.test_gated_mul_at_the_ends(40, False, "gelu_tanh")
         elementwise.test_exact_bits_of_norm_rope_and_gate_do_not_depend_on_the_batch()
 

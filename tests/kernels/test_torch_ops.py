@@ -9,6 +9,7 @@ import pytest
 import torch
 from cpu_support import BF16, F32, Kind, all_kinds, make_case, sizes, tokens
 from statistics_support import fresh_seed
+from torch import Tensor
 
 from halfbyte.engine.backends.cpu_torch import Int4Linear, TorchOps
 from halfbyte.engine.backends.plain import PlainOps
@@ -33,6 +34,27 @@ def test_products_and_look_ups(kind: Kind) -> None:
         assert ((got - want).abs() <= (k + 16) * F32 * size).all(), ops.name
         rows = ops.embed(ids, packed, 4.0).double()
         assert ((rows - 4 * case.values[ids]).abs() <= 16 * F32 * case.size[ids]).all(), ops.name
+
+
+@pytest.mark.parametrize("kind", all_kinds(), ids=str)
+def test_the_reference_rounds_inputs_to_blocks_of_the_codes_columns(kind: Kind) -> None:
+    """Rounded anew by the definition, in the order of the codes; dense weights get what came."""
+    seed = fresh_seed()
+    n, k = sizes(random.Random(seed))
+    case = make_case(kind, n, k, seed)
+    x, bias = tokens(seed + 1, 5, k), tokens(seed + 2, 1, n)[0]
+    perm = None if isinstance(case.weight, Tensor) else case.weight.perm
+    order = torch.arange(k) if perm is None else perm.long()
+    seen = x.double()
+    if kind.dtype is None:
+        for start in range(0, k, 32):
+            columns = order[start : start + 32]
+            scale = x[:, columns].abs().amax(1, keepdim=True) / torch.tensor(127.0)
+            seen[:, columns] = (x[:, columns] / scale).round().double() * scale.double()
+    ops = ReferenceOps(torch.float32, "int8-block32")
+    got = ops.linear(x, ops.pack(case.weight, bias)).double()
+    size = seen.abs() @ case.size.T + bias.double().abs()
+    assert ((got - seen @ case.values.T - bias.double()).abs() <= (k + 16) * F32 * size).all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from halfbyte.bench.loading_files import SHAPES, write_gguf
+from halfbyte.bench.synthetic.gguf import write_gguf
+from halfbyte.bench.synthetic.shapes import SHAPES
 from halfbyte.errors import CheckpointError
 from halfbyte.kernels.formats.canonical import QuantizedLinear, can_fuse
 from halfbyte.kernels.formats.stored import StoredLinear

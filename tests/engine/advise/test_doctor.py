@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from halfbyte.cli.main import app
 from halfbyte.engine.advise import doctor
 from halfbyte.kernels.cpu.forms import available_forms
 
@@ -147,9 +148,9 @@ def test_the_program(home):
     heads = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert len(heads) == len(doctor.CHECKS) and set(heads) <= {"OK", "WARN"}
     assert any("halfbyte pull smollm2" in line for line in lines)
-    home.parent.joinpath("file").write_text("")
-    env["HALFBYTE_HOME"] = str(home.parent / "file")
-    done = subprocess.run(
-        [program, "doctor", "--json"], capture_output=True, text=True, env=env, check=False
-    )
-    assert done.returncode == 1 and '"ok": false' in done.stdout
+
+
+def test_a_hard_fault_is_the_exit_code(home, capsys):
+    home.write_text("")
+    assert app(["doctor", "--json"], standalone_mode=False) == 1
+    assert '"ok": false' in capsys.readouterr().out

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from halfbyte import Engine
+from halfbyte.choices import BackendName
 from halfbyte.engine.advise.explain import ExplainedRow, explain_cpu
 from halfbyte.engine.backends.cpu import make_cpu_ops
 from halfbyte.engine.backends.cpu_c import NEVER, CompiledOps
@@ -81,7 +82,39 @@ def test_rows_say_when_the_weights_are_read_and_why_not_otherwise() -> None:
         assert rows[0].config["passes"] == 1 and rows[1].config["passes"] == -(-rows[1].m // 8)
         assert all(row.rejected for row in rows)
     attention = [row for row in rows_of(path, ops) if row.module == "attention"]
-    assert [row.kernel for row in attention] == ["split", "run"]
+    assert [row.kernel for row in attention] == ["split", "split", "run"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "activations"),
+    [
+        ("ct-mixed-w4a16-w8a8-phi3", "down_proj", "float"),
+        ("ct-mixed-w4a16-w8a8-phi3", "o_proj", "int8-token"),
+        ("ct-w8a8-static-llama", "o_proj", "int8-tensor"),
+        ("ct-fp8-dynamic-gemma3", "o_proj", "e4m3-token"),
+        ("ct-fp8-dynamic-gemma3", "lm_head", "float"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["cpu_c", "cpu_torch"])
+def test_rows_say_how_inputs_are_rounded(
+    name: str, module: str, activations: str, backend: BackendName
+) -> None:
+    """Floats are asked for; what a format itself rounds stays rounded."""
+    if backend == "cpu_c" and not isinstance(make_cpu_ops(EngineConfig()), CompiledOps):
+        pytest.skip("no C compiler")
+    ops = make_cpu_ops(EngineConfig(backend=backend, activations="float"))
+    found = {row.activations for row in rows_of(FIXTURES / name, ops) if row.module == module}
+    assert found == {activations}
+
+
+def test_a_dense_matrix_takes_floats_whatever_is_asked_for() -> None:
+    ops = make_cpu_ops(EngineConfig())
+    if not isinstance(ops, CompiledOps):
+        pytest.skip("no C compiler")
+    ops.activations = "int8-block32"
+    rows = rows_of(FIXTURES / "gguf-q5-bf16-ropefreqs-llama" / "model.gguf", ops)
+    said = {(row.family == "dense", row.activations) for row in rows if row.shape is not None}
+    assert said == {(True, "float"), (False, "int8-block32")}
 
 
 def test_without_the_c_kernels_torch_is_named() -> None:

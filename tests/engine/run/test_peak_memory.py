@@ -22,9 +22,9 @@ def peak():
         if line.startswith("VmHWM:"):
             return int(line.split()[1])
 
-engine = Engine(sys.argv[1], max_context=512, max_batch=2, prefix_cache=False)
+engine = Engine(sys.argv[1], max_context=512, max_batch=1, prefix_cache=False)
 loaded = peak()
-engine.generate([[7] * 480, [8] * 480], SamplingParams(max_tokens=16, ignore_eos=True))
+engine.generate([[7] * 504], SamplingParams(max_tokens=8, ignore_eos=True))
 kv = engine.memory.blocks * engine.config.block_size * engine.memory.bytes_per_token
 print(json.dumps({"loaded": loaded, "peak": peak(), "kv": kv}))
 """

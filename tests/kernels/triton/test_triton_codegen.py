@@ -159,7 +159,7 @@ def gate(plan: CodegenPlan) -> None:
 def test_a_sample_of_the_shipped_kernels_keeps_its_budget():
     """Every kernel and every target, not every pair of them."""
     assert os.environ["TRITON_INTERPRET"] == "1"  # so this runs in a process of its own
-    gate(CodegenPlan(limit=20))
+    gate(CodegenPlan(limit=20, jobs=1))  # a second process imports longer than it saves
 
 
 @pytest.mark.slow

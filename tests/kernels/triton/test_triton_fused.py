@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from halfbyte.errors import KernelInputError
-from halfbyte.kernels.attention import quantize_kv
-from halfbyte.kernels.formats.activations import quantize_activations
+from halfbyte.kernels.formats.activations import quantize_activations, quantize_kv
 from halfbyte.kernels.formats.canonical import ActivationFormat
 from halfbyte.kernels.fused import embed_norm, gated_mul, gather_step, rms_norm, rope_write_kv
 from halfbyte.kernels.fused import reference as ref

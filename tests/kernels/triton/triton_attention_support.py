@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfbyte.kernels.attention import quantize_kv
-from halfbyte.kernels.attention.quantized_kv import dequantize_kv
+from halfbyte.kernels.formats.activations import dequantize_kv, quantize_kv
 
 
 @dataclass

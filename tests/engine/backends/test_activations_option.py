@@ -1,0 +1,151 @@
+"""The option ``activations``: who honours which value, and what is refused with what remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halfbyte import Engine
+from halfbyte.choices import ActivationsName, BackendName, DType
+from halfbyte.engine.backends import make_backend
+from halfbyte.engine.backends.activations import check_activations, chosen_rule
+from halfbyte.engine.config import EngineConfig
+from halfbyte.errors import ConfigError
+from halfbyte.kernels import reference as ref
+from halfbyte.loaders import open_checkpoint
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+PERMUTED = FIXTURES / "gptq-v2-4b-g32-asym-actorder-qwen2"
+
+
+def check(activations: ActivationsName, name: str) -> None:
+    checkpoint = open_checkpoint(FIXTURES / name)
+    try:
+        check_activations(activations, checkpoint)
+    finally:
+        checkpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("activations", "dtype", "rule"),
+    [
+        ("auto", "auto", None),
+        ("auto", "float32", "float"),
+        ("float", "auto", "float"),
+        ("int8-block32", "auto", "int8-block32"),
+        ("int8-block32", "float32", "int8-block32"),
+        ("int8-token", "auto", None),
+    ],
+)
+def test_the_rule_that_a_run_asks_for(
+    activations: ActivationsName, dtype: DType, rule: str | None
+) -> None:
+    for exact in (False, True):
+        assert chosen_rule(EngineConfig(activations=activations, dtype=dtype, exact=exact)) == rule
+
+
+def test_the_c_kernels_get_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HALFBYTE_ISA", raising=False)
+    asked: tuple[tuple[ActivationsName, str | None], ...] = (("auto", None), ("float", "float"))
+    for activations, rule in asked:
+        made: Any = make_backend(EngineConfig(device="cpu", activations=activations)).ops
+        if made.name != "cpu_c":
+            pytest.skip("no C compiler")
+        assert made.activations == rule
+
+
+@pytest.mark.parametrize("backend", ["cpu_torch", "interpreter"])
+def test_backends_of_floats_refuse_blocks_by_name(backend: BackendName) -> None:
+    make_backend(EngineConfig(backend=backend, activations="float"))
+    with pytest.raises(ConfigError) as caught:
+        make_backend(EngineConfig(backend=backend, activations="int8-block32"))
+    assert caught.value.message == (
+        f"activations is 'int8-block32', but backend '{backend}' takes floats"
+    )
+    assert "backend='reference'" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["ct-w8a8-dyn-asym-llama", "ct-w8a8-dyn-smoothquant-gptq-qwen2"])
+def test_by_token_where_the_format_rounds_so(name: str) -> None:
+    for activations in ("auto", "float", "int8-block32", "int8-token"):
+        check(activations, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "remedy"),
+    [
+        ("fp16-llama-spm", "no matrix of", "use 'auto' or 'float', or quantize='w8a8'"),
+        ("ct-w8a8-static-llama", "14 of 14 quantized matrices", "use 'auto' or 'float'"),
+        ("ct-fp8-dynamic-gemma3", "14 of 14 quantized matrices", "use 'auto' or 'float'"),
+        ("gptq-v1-4b-g128-sym-llama", "14 of 14 quantized matrices", "int8-block32"),
+        ("ct-mixed-w4a16-w8a8-phi3", "of 13 quantized matrices", "int8-block32"),
+    ],
+)
+def test_by_token_where_the_format_does_not(name: str, found: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=r"activations is 'int8-token'") as caught:
+        check("int8-token", name)
+    assert found in caught.value.message and name in caught.value.message
+    assert remedy in caught.value.hint
+    with pytest.raises(ConfigError, match=r"activations is 'int8-token'"):
+        Engine(FIXTURES / name, activations="int8-token")
+
+
+def test_rounding_on_load_makes_a_model_by_token() -> None:
+    with Engine(
+        FIXTURES / "fp16-llama-spm", quantize="w8a8", activations="int8-token", max_context=64
+    ) as engine:
+        assert engine.config.activations == "int8-token"
+
+
+@pytest.mark.parametrize("name", ["fp16-llama-spm", "ct-w8a8-dyn-asym-llama"])
+def test_blocks_that_apply_to_nothing_are_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    check("int8-block32", "gptq-v1-4b-g128-sym-llama")
+    check("float", name)
+    assert caplog.records == []
+    check("int8-block32", name)
+    (record,) = caplog.records
+    assert "no weight-only quantized matrix" in record.getMessage()
+
+
+def test_the_reference_honours_the_option_in_a_whole_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every quantized matrix, and no dense one, is multiplied by rounded inputs."""
+    seen: list[tuple[int, ...]] = []
+    real = ref.block_linear
+
+    def spy(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(tuple(weight.shape))
+        return real(x, weight, *rest)
+
+    monkeypatch.setattr(ref, "block_linear", spy)
+    logits = {}
+    every: tuple[ActivationsName, ...] = ("auto", "float", "int8-block32")
+    for activations in every:
+        seen.clear()
+        with Engine(
+            PERMUTED, backend="reference", activations=activations, max_context=64
+        ) as engine:
+            logits[activations] = engine.logits([1, 5, 9, 30])
+            config = engine.model_config
+        # q, k and v, o, gate and up, down; the head of this model is dense.
+        assert len(seen) == (4 * config.num_layers if activations == "int8-block32" else 0)
+    assert torch.equal(logits["auto"], logits["float"])
+    off = (logits["int8-block32"] - logits["float"]).abs().max() / logits["float"].abs().max()
+    assert 0 < off < 0.1
+
+
+def test_formats_of_their_own_rounding_do_not_change_with_the_option() -> None:
+    found = []
+    for activations in ("float", "int8-block32"):
+        with Engine(
+            FIXTURES / "ct-w8a8-dyn-asym-llama",
+            backend="reference",
+            activations=activations,
+            max_context=64,
+        ) as engine:
+            found.append(engine.logits([1, 5, 9, 30]))
+    assert torch.equal(*found)

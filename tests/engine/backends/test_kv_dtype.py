@@ -1,0 +1,94 @@
+"""Types of kept keys and values: which backend takes which, what they cost in memory, and that
+every backend means the same by them.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halfbyte import Engine
+from halfbyte.engine.advise.capacity import PlannedKV, measure
+from halfbyte.engine.backends import make_backend
+from halfbyte.engine.config import EngineConfig
+from halfbyte.errors import ConfigError
+from halfbyte.kernels.cpu.build import find_compiler
+from halfbyte.kernels.cpu.forms import chosen_forms
+from halfbyte.loaders import open_checkpoint
+
+HAS_C = find_compiler() is not None and bool(chosen_forms())
+needs_c = pytest.mark.skipif(not HAS_C, reason="no C kernels")
+TYPES: tuple[PlannedKV, ...] = ("float32", "float16", "bfloat16", "int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        pytest.param(
+            {"backend": "cpu_c"},
+            torch.float16,
+            marks=pytest.mark.skipif(not HAS_C, reason="no C kernels"),
+        ),
+        pytest.param(
+            {"backend": "cpu_c", "dtype": "float32"},
+            torch.float32,
+            marks=pytest.mark.skipif(not HAS_C, reason="no C kernels"),
+        ),
+        ({"backend": "cpu_torch"}, torch.float32),
+        ({"backend": "reference"}, torch.float32),
+        ({"backend": "reference", "dtype": "bfloat16"}, torch.bfloat16),
+        ({"backend": "interpreter"}, torch.float16),
+        ({"backend": "interpreter", "dtype": "bfloat16"}, torch.bfloat16),
+    ],
+)
+def test_what_each_backend_takes_by_itself(options: dict[str, Any], dtype: torch.dtype) -> None:
+    assert make_backend(EngineConfig(**options)).kv_dtype == dtype
+
+
+def test_the_triton_kernels_refuse_what_they_do_not_keep() -> None:
+    for dtype, wanted in (("float16", "bfloat16"), ("auto", "int8"), ("bfloat16", "float32")):
+        asked: dict[str, Any] = {"backend": "interpreter", "dtype": dtype, "kv_dtype": wanted}
+        with pytest.raises(ConfigError, match=f"kv_dtype is '{wanted}', but the Triton") as caught:
+            make_backend(EngineConfig(**asked))
+        assert "kv_dtype='auto'" in caught.value.hint
+    same = EngineConfig(backend="interpreter", dtype="bfloat16", kv_dtype="bfloat16")
+    assert make_backend(same).kv_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kv_dtype", TYPES)
+def test_every_backend_means_the_same(tiny_gguf: Path, kv_dtype: PlannedKV) -> None:
+    """Logits from keys of another type differ far more than those of two backends do."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    ids = random.Random(seed).choices(range(3, 600), k=150)
+    found = {}
+    for backend in ("reference", "cpu_torch", "cpu_c")[: 2 + HAS_C]:
+        # In float32 weights and sums are the same to a few last places.
+        with Engine(tiny_gguf, backend=backend, dtype="float32", kv_dtype=kv_dtype) as engine:
+            assert engine.memory.kv_dtype == kv_dtype
+            found[backend] = engine.logits(ids)
+    want = found.pop("reference")
+    with Engine(tiny_gguf, backend="reference", dtype="float32") as engine:
+        plain = engine.logits(ids)
+    moved = (want - plain).norm()
+    assert (moved > 0) == (kv_dtype != "float32")
+    for name, got in found.items():
+        # A key that lies between two codes may fall to either side: a few do in a text.
+        near = max(0.2 * float(moved), 2e-5 * float(plain.norm()))
+        assert float((got - want).norm()) < near, name
+
+
+@pytest.mark.parametrize("kv_dtype", TYPES)
+def test_the_plan_counts_what_is_allocated(tiny_gguf: Path, kv_dtype: PlannedKV) -> None:
+    checkpoint = open_checkpoint(tiny_gguf)
+    planned = measure(checkpoint, kv_dtype, "cpu").kv_token
+    checkpoint.close()
+    with Engine(tiny_gguf, kv_dtype=kv_dtype, kv_tokens=1000, max_context=512) as engine:
+        plan, states = engine.memory, engine._loop.runner.kv.states
+        held = sum(kept.nbytes for state in states for kept in state.tokens)
+        assert plan.bytes_per_token == planned
+        assert held == plan.kv_bytes == planned * plan.blocks * plan.block_size
