@@ -219,9 +219,6 @@ def config_text(config: dict[str, Any]) -> str:
         parts.append(f"{config['inputs']} inputs")
     if "lanes" in config:
         parts.append(f"{config['lanes']} rows of the weight side by side")
-    if "passes" in config:
-        count = config["passes"]
-        parts.append(f"weights read {f'up to {count} times' if count > 1 else 'once'}")
     if "keys" in config:
         parts.append(f"{config['keys']} keys at a time")
     if "tokens" in config:

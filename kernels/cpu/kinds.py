@@ -16,6 +16,7 @@ formats have; see ``expand_rounded``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 

@@ -209,8 +209,8 @@ class RoundBlocks(Op):
     Attributes:
         x: floats.
         codes: int8 [T + SPARE_ROWS, K in whole chunks], 0 beyond K.
-        values: [T + SPARE_ROWS, chunks, CHUNK_VALUES]: scale, scale times sum of the codes, the same of each
-            half; as integers: sum, sums of each half, nothing.
+        values: [T + SPARE_ROWS, chunks, CHUNK_VALUES]: scale, scale times sum of the codes, the
+            same of each half; as integers: sum, sums of each half, nothing.
     """
 
     x: ReadFloats
