@@ -191,6 +191,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
         const char *chunk = next_chunk(&r, 1);
         for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
+#pragma GCC unroll 2
         for (int h = 0; h <= halves; h++) {
             block_factors f = factors_at(&r, h);
             for (int v = 0; v < PARTS; v++) {
@@ -291,6 +292,7 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
     for (int v = 0; v < PARTS; v += MICRO_PARTS) {
         rounded x = *rows_x;
         for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++)
+#pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vi sum[PARTS][FEW_ROWS];
                 block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,

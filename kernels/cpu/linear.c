@@ -56,6 +56,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
         const char *chunk = next_chunk(&r, 0);
         for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
         for (int v = 0; v < PARTS; v++)
+#pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vf sum[1][FEW_ROWS];
                 int quads = halves ? 4 : 8;
@@ -165,6 +166,7 @@ INLINE void micro(const weight *w, int halves, const panel *from, int first, int
     }
     for (int c = 0; c < count; c++) {
         for (int v = 0; v < PARTS; v += MICRO_PARTS)
+#pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vf sum[PARTS][FEW_ROWS];
                 int begin = 16 * h, stop = halves ? begin + 16 : CHUNK;
