@@ -9,6 +9,7 @@ import pytest
 import torch
 from activation_support import hard_rows
 from cpu_support import (
+    ARM,
     F32,
     Case,
     Kind,
@@ -276,12 +277,17 @@ def test_bits_do_not_depend_on_the_batch_the_place_or_threads() -> None:
             assert torch.equal(got, want[row : row + t]), (t, row, ops.library.threads)
 
 
+FUSED = [form for form in available_forms() if form.name != "plain"]
+
+
 @pytest.mark.exact
+@pytest.mark.skipif(ARM or len(FUSED) < 2, reason="one form that fuses multiply-adds")
 def test_every_form_gives_the_same_bits() -> None:
+    """But for that of any processor, which rounds products before it adds them."""
     seed = fresh_seed()
     x = tokens(seed + 1, 20, 600)
     results = []
-    for form in available_forms():
+    for form in FUSED:
         with using(form):
             ops = rounding_ops()
             made = [ops.pack(case.weight) for case in bit_cases(70, 600, seed)]
