@@ -1,8 +1,9 @@
 /* Products of bytes: codes of a weight by rounded activations, summed in integers.
  *
  * Integer sums are exact, so their order and the instructions that make them never show: every
- * form of the library, every number of rows and both the direct and the blocked product give the
- * same bits. How codes are to be handed over is the form's own choice, see `byte_shift`.
+ * form of the library that fuses multiply-adds, every number of rows and both the direct and the
+ * blocked product give the same bits. How codes are to be handed over is the form's own choice, see
+ * `byte_shift`.
  */
 #ifndef HALFBYTE_DOT_H
 #define HALFBYTE_DOT_H
