@@ -42,7 +42,12 @@ SOURCES = (
     "inputs.c",
     "pool.c",
 )
-C_HEADERS = ("halfbyte.h", "weight.h", "rows.h")  # and ops.h, which is made for each build
+C_HEADERS = (
+    "halfbyte.h",
+    "weight.h",
+    "rows.h",
+    "attention_type.h",
+)  # and ops.h, which is made for each build
 FLAGS = (
     "-O3",
     # Multiply-adds are fused where the source says so (vf_fma in halfbyte.h), nowhere else.
