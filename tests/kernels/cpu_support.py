@@ -69,8 +69,8 @@ def modes() -> list[bool]:
 
 
 def make_ops(*, exact: bool = False, threads: int = 2) -> CompiledOps:
-    """Ops on the kernels, with scratch memory of their own."""
-    return CompiledOps(library(threads), exact)
+    """Ops on the kernels that take inputs as floats, with scratch memory of their own."""
+    return CompiledOps(library(threads), exact, activations="float")
 
 
 def run(ops: CompiledOps, op: Callable[..., Tensor | None], *arguments: Any) -> Tensor:
