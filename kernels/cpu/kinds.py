@@ -115,7 +115,7 @@ class BlockTiles:
         return pack_blocks(arena, library, form, weight.parts, weight.in_features, bias)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CodeTiles:
     """Codes with a scale, and perhaps an offset or a zero point, for each group.
 
