@@ -6,10 +6,7 @@ from enum import IntEnum
 
 
 class TileCodes(IntEnum):
-    """Codes of a weight: integers of 2 to 8 bits, indices of a table, float8, dense elements.
-
-    The entries of a ``SHORT`` table are whole numbers of a byte.
-    """
+    """Codes of a weight: integers of 2 to 8 bits, indices of a table, float8, dense elements."""
 
     BITS2 = 0
     BITS3 = 1
@@ -18,11 +15,10 @@ class TileCodes(IntEnum):
     BITS6 = 4
     BITS8 = 5
     TABLE = 6
-    SHORT = 7
-    E4M3 = 8
-    F32 = 9
-    F16 = 10
-    BF16 = 11
+    E4M3 = 7
+    F32 = 8
+    F16 = 9
+    BF16 = 10
 
 
 class TileValues(IntEnum):

@@ -124,7 +124,7 @@ typedef void few_rows(const weight *, int, const float_rows *, int, int, float (
 static few_rows *const FEW_OF[] = {
     [W_BITS2] = few_2,     [W_BITS3] = few_3,     [W_BITS4] = few_4, [W_BITS5] = few_5,
     [W_BITS6] = few_6,     [W_BITS8] = few_8,     [W_E4M3] = few_e4m3,
-    [W_TABLE] = few_table, [W_SHORT] = few_table, /* both look codes up */
+    [W_TABLE] = few_table,
     [W_F32] = few_f32,     [W_F16] = few_f16,     [W_BF16] = few_bf16};
 
 /* Unpacked codes and values of 128 columns of a tile, which stay in the first cache. */

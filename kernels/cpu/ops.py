@@ -40,7 +40,7 @@ from .records import (
 )
 
 # Tokens of one text that attention takes together, keys of a partition of it, partitions of a span.
-RUN, PARTITION, SPAN = 16, 128, 8
+RUN, PARTITION, SPAN = 32, 128, 8
 # Rows of a block of bfloat16 or int8.
 BLOCK_ROWS = 32
 # Rows of a tile of a weight, columns of a chunk of it.

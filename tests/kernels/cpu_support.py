@@ -69,7 +69,7 @@ def modes() -> list[bool]:
 
 
 def make_ops(*, exact: bool = False, threads: int = 2) -> CompiledOps:
-    """Ops on the kernels that take inputs as floats, with scratch memory of their own."""
+    """Ops on the kernels that take floats, with scratch memory of their own."""
     return CompiledOps(library(threads), exact, activations="float")
 
 

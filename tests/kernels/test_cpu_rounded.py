@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,14 +33,15 @@ from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.kernels.cpu.forms import available_forms
 from halfbyte.kernels.cpu.ops import CHUNK_VALUES
 from halfbyte.kernels.cpu.pack import TiledLinear
-from halfbyte.kernels.formats.activations import BLOCK, quantize_blocks
+from halfbyte.kernels.formats.activations import BLOCK, byte_table, quantize_blocks
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
     QuantizedLinear,
     WeightFormat,
     pack_codes,
 )
-from halfbyte.kernels.formats.code_tables import IQ4_NL
+from halfbyte.kernels.formats.code_tables import IQ4_NL, NF4
+from halfbyte.kernels.formats.stored import settled
 from halfbyte.loaders.gguf.types import BLOCK_TYPES, QUANTIZED_TYPES
 
 pytestmark = needs_compiler
@@ -54,13 +56,13 @@ def rounding_ops(threads: int = 2, exact: bool = True) -> CompiledOps:
     return CompiledOps(library(threads), exact, activations="int8-block32")
 
 
-def short_case(table: tuple[float, ...], group: int, n: int, k: int, seed: int) -> Case:
-    """Indices of a table of whole numbers under random scales."""
+def table_case(table: tuple[float, ...], group: int, n: int, k: int, seed: int) -> Case:
+    """Indices of a table under random scales, its entries as products of bytes take them."""
     g = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 16, (n, k), generator=g, dtype=torch.uint8)
     scales = torch.rand(n, -(-k // group), generator=g) + 0.5
     wide = scales.double().repeat_interleave(group, 1)[:, :k]
-    values = wide * torch.tensor(table, dtype=torch.float64)[codes.long()]
+    values = wide * torch.tensor(byte_table(table), dtype=torch.float64)[codes.long()]
     form = WeightFormat(4, group, "table", table)
     weight = QuantizedLinear("w", form, pack_codes(codes, 4), scales, None, k)
     return Case(weight, values, values.abs())
@@ -104,6 +106,7 @@ def assert_rounded(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0
     """
     assert not isinstance(case.weight, Tensor)
     x64 = meant(x, case.weight)
+    case = as_bytes(case)
     size = case.values.abs() if case.weight.format.zero != "float" else case.size
     want = x64 @ case.values.T + start
     bound = (2 * -(-x.shape[1] // 16) + 8) * F32 * (x64.abs() @ size.T + abs(start))
@@ -111,9 +114,20 @@ def assert_rounded(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0
     assert not got.isnan().any() and excess.max() <= 0, f"off by {float(excess.max())}"
 
 
+def as_bytes(case: Case) -> Case:
+    """The same with the entries of a table as products of bytes take them."""
+    weight = case.weight
+    assert not isinstance(weight, Tensor)
+    if not weight.format.table:
+        return case
+    form = replace(weight.format, table=byte_table(weight.format.table))
+    values = replace(settled(weight), format=form).dequantize(torch.float32).double()
+    return Case(weight, values, values.abs())
+
+
 def rounds(kind: Kind, k: int) -> bool:
-    """Whether codes stand for whole numbers, in groups that are kept."""
-    if kind.dtype is not None or kind.zero not in ("none", "int", "float"):
+    """Whether products of bytes take them: no floats, groups that are kept, small tables."""
+    if kind.dtype is not None or kind.zero == "e4m3" or (kind.zero == "table" and kind.bits > 4):
         return False
     return kind.group == -1 or kind.group >= k or kind.group % 16 == 0
 
@@ -192,11 +206,11 @@ def test_products_of_every_kind(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("group", [16, 32, 48, 64])
-@pytest.mark.parametrize("table", [IQ4_NL, STEEP], ids=["iq4_nl", "steep"])
-def test_products_of_whole_numbers_from_a_table(table: tuple[float, ...], group: int) -> None:
+@pytest.mark.parametrize("table", [IQ4_NL, STEEP, NF4], ids=["iq4_nl", "steep", "nf4"])
+def test_products_of_bytes_from_a_table(table: tuple[float, ...], group: int) -> None:
     seed = fresh_seed()
     n, k = sizes(random.Random(seed))
-    ops, case = rounding_ops(), short_case(table, group, n, k, seed)
+    ops, case = rounding_ops(), table_case(table, group, n, k, seed)
     packed = ops.pack(case.weight)
     assert packed.blocks
     for t in (1, 3, 8, 9, 33):
@@ -256,7 +270,8 @@ def bit_cases(n: int, k: int, seed: int) -> list[Case]:
     kinds += [Kind(8, -1, "int"), Kind(4, 16, "int"), Kind(3, 32, "float"), Kind(5, 16, "float")]
     kinds += [Kind(4, 32, "int", perm=True)]
     cases = [make_case(kind, n, k, seed) for kind in kinds]
-    return cases + [short_case(IQ4_NL, group, n, k, seed) for group in (16, 32)]
+    tables = [table_case(table, 32, n, k, seed) for table in (IQ4_NL, NF4)]
+    return [*cases, *tables, table_case(IQ4_NL, 16, n, k, seed)]
 
 
 @pytest.mark.exact
