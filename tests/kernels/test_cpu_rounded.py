@@ -106,8 +106,10 @@ def assert_rounded(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0
     """
     assert not isinstance(case.weight, Tensor)
     x64 = meant(x, case.weight)
-    case = as_bytes(case)
-    size = case.values.abs() if case.weight.format.zero != "float" else case.size
+    size = case.size if case.weight.format.zero == "float" else case.values.abs()
+    if case.weight.format.table:
+        case = as_bytes(case)
+        size = case.size
     want = x64 @ case.values.T + start
     bound = (2 * -(-x.shape[1] // 16) + 8) * F32 * (x64.abs() @ size.T + abs(start))
     excess = (got.double() - want).abs() - bound
@@ -115,13 +117,11 @@ def assert_rounded(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0
 
 
 def as_bytes(case: Case) -> Case:
-    """The same with the entries of a table as products of bytes take them."""
-    weight = case.weight
-    assert not isinstance(weight, Tensor)
-    if not weight.format.table:
-        return case
+    """The same with the entries of its table as products of bytes take them."""
+    weight = settled(case.weight)
+    assert isinstance(weight, QuantizedLinear)
     form = replace(weight.format, table=byte_table(weight.format.table))
-    values = replace(settled(weight), format=form).dequantize(torch.float32).double()
+    values = replace(weight, format=form).dequantize(torch.float32).double()
     return Case(weight, values, values.abs())
 
 
