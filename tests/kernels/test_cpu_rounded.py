@@ -106,8 +106,10 @@ def assert_rounded(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0
     """
     assert not isinstance(case.weight, Tensor)
     x64 = meant(x, case.weight)
-    case = as_bytes(case)
-    size = case.values.abs() if case.weight.format.zero != "float" else case.size
+    size = case.size if case.weight.format.zero == "float" else case.values.abs()
+    if case.weight.format.table:
+        case = as_bytes(case)
+        size = case.size
     want = x64 @ case.values.T + start
     bound = (2 * -(-x.shape[1] // 16) + 8) * F32 * (x64.abs() @ size.T + abs(start))
     excess = (got.double() - want).abs() - bound
@@ -115,13 +117,11 @@ def assert_rounded(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0
 
 
 def as_bytes(case: Case) -> Case:
-    """The same with the entries of a table as products of bytes take them."""
-    weight = case.weight
-    assert not isinstance(weight, Tensor)
-    if not weight.format.table:
-        return case
+    """The same with the entries of its table as products of bytes take them."""
+    weight = settled(case.weight)
+    assert isinstance(weight, QuantizedLinear)
     form = replace(weight.format, table=byte_table(weight.format.table))
-    values = replace(settled(weight), format=form).dequantize(torch.float32).double()
+    values = replace(weight, format=form).dequantize(torch.float32).double()
     return Case(weight, values, values.abs())
 
 
@@ -142,7 +142,8 @@ def hard_blocks(seed: int, width: int) -> Tensor:
     more[2] = more[2].clamp(-1, 1) * 5e-45  # subnormal: the scale is 0
     more[3] = more[3].clamp(-1, 1) * 1e-38  # and here it is subnormal
     more[4] = torch.finfo(torch.float32).max * more[4].sign()
-    more[5, width // 2] = torch.nan
+    # One of many: its lowest bits would be a code.
+    more[5, width // 2] = torch.tensor(0x7FC00055, dtype=torch.int32).view(torch.float32)
     more[6, width - 1] = torch.inf
     more[7, 0] = -torch.inf
     more[8] = torch.inf
