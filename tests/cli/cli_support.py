@@ -87,7 +87,7 @@ class FakeEngine:
         self.max_context = max_context
         self.delay = delay
         self.tokenizer = FakeTokenizer()
-        self.memory = SimpleNamespace(bytes_per_token=1024)
+        self.memory = SimpleNamespace(bytes_per_token=1024, kv_dtype="float16")
         self.weight_bytes = 3 << 20
         self.prompts: list[str] = []
         self.params: list[SamplingParams] = []

@@ -107,10 +107,10 @@ def test_no_bar_without_a_terminal(monkeypatch):
 
 
 def test_engine_options_are_fields_of_the_configuration():
-    options = EngineFlags("cpu", "bfloat16", "int8", "reference", 128, 3, True).fields()
+    options = EngineFlags("cpu", "bfloat16", "int8", "reference", "float", 128, 3, True).fields()
     assert options == {
         **{"device": "cpu", "dtype": "bfloat16", "kv_dtype": "int8"},
-        **{"backend": "reference", "max_context": 128},
+        **{"backend": "reference", "activations": "float", "max_context": 128},
         **{"threads": 3, "exact": True, "quantize": None},
     }
     with pytest.raises(ConfigError, match="threads is -1"):

@@ -45,7 +45,7 @@ def check(text: str, width: int) -> None:
         ("inspect", MANY_FORMATS, "-v"),
         ("show", str(TINY)),
         ("plan", str(TINY), "--gpu", "RTX 4090"),
-        ("plan", MANY_FORMATS, "--gpu", "H100", "--ctx", "64", "--batch", "16", "--kv", "int8"),
+        ("plan", MANY_FORMATS, "--gpu", "H100", "--ctx", "64", "--batch", "16", "--kv-dtype", "int8"),
         ("explain", str(FIXTURES / "gptq-v1-4b-g128-sym-llama"), "--device", "sm_90"),
         ("bench", "kernels", "--dry-run", "--gpu", "H100"),
     ],

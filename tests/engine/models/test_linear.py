@@ -19,8 +19,8 @@ from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFo
 
 BACKENDS = {
     "reference": EngineConfig(backend="reference"),
-    "cpu_c": EngineConfig(),
-    "cpu_c-exact": EngineConfig(exact=True),
+    "cpu_c": EngineConfig(activations="float"),
+    "cpu_c-exact": EngineConfig(exact=True, activations="float"),
     "cpu_torch": EngineConfig(backend="cpu_torch"),
     "cpu_torch-float32": EngineConfig(backend="cpu_torch", dtype="float32"),
 }
