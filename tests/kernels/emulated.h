@@ -12,8 +12,12 @@
 #ifndef HALFBYTE_EMULATED_H
 #define HALFBYTE_EMULATED_H
 
-/* The compiler's own headers first, while their macros are what they are. */
+/* What the kernels include comes first, while macros are what headers expect. */
+#include <errno.h>
 #include <immintrin.h>
+#include <limits.h>
+#include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -242,6 +246,10 @@ EMU __m256i emu_dpbusd_256(__m256i sum, __m256i a, __m256i b) {
 #endif
 #if defined(EMULATE_AMX)
 #include "emulated_amx.h"
+#endif
+#if defined(EMULATE_AVX512)
+/* The one of x86-64 asks for a whole vector to be in a register, for speed alone. */
+#define __asm__(...) ((void)0)
 #endif
 
 #endif
