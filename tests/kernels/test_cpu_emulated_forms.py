@@ -1,4 +1,4 @@
-"""Forms of the C kernels that this processor lacks, under the emulation, by the tests of the others."""
+"""Forms of the C kernels that this processor lacks, emulated, by the tests of the others."""
 
 from __future__ import annotations
 
