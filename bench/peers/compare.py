@@ -29,8 +29,8 @@ def compare(
     """Run all engines on one model -> the report as plain JSON types.
 
     Every round takes one sample of each test of each engine; the read bandwidth is measured
-    before the first round and after every one. A peer that fails is left out and the report says
-    why; ours must not fail.
+    before the first round and after every one. A test in which a peer fails is left out and the
+    report says why; ours must not fail.
 
     Args:
         model: file or folder.
@@ -57,7 +57,8 @@ def compare(
             try:
                 running[peer.label] = peer.open(model, setting)
             except ConfigError as error:
-                _drop(peer.label, error, series, absent, say)
+                for case in [case for label, case in series if label == peer.label]:
+                    _drop(peer.label, case, error, series, absent, say)
             else:
                 stack.callback(running[peer.label].close)
         bandwidth = [read_bandwidth(setting.threads)]
@@ -69,7 +70,7 @@ def compare(
                     try:
                         series[label, case].append(contestant.sample(case))
                     except ConfigError as error:
-                        _drop(label, error, series, absent, say)
+                        _drop(label, case, error, series, absent, say)
             bandwidth.append(read_bandwidth(setting.threads))
             say(f"{held.file}: round {turn + 1} of {setting.rounds}")
         facts = {label: contestant.facts for label, contestant in running.items()}
@@ -94,19 +95,18 @@ def compare(
 
 def _drop(
     label: str,
+    case: EngineCase,
     error: ConfigError,
     series: dict[tuple[str, EngineCase], list[Sample]],
     absent: dict[str, dict[str, str]],
     say: Callable[[str], None],
 ) -> None:
-    """Leave an engine out; raises the error when it is ours."""
+    """Leave out a test of an engine; raises the error when it is ours."""
     if label.split()[0] == OUR_LABEL:
         raise error
-    say(f"left out: {error}")
-    for found, case in list(series):
-        if found == label:
-            absent[label][case.title] = str(error)
-            del series[found, case]
+    say(f"left out: {case.title}: {error}")
+    absent[label][case.title] = str(error)
+    del series[label, case]
 
 
 def _memory(label: str, series: dict[tuple[str, EngineCase], list[Sample]]) -> dict[str, int]:

@@ -79,13 +79,14 @@ class _Runs:
             context = case.batch * -(-(case.tokens + 1) // _SLOTS) * _SLOTS
             options = [*common, "-tb", str(self._threads), "-c", str(context), "-npp", "1"]
             options += ["-ntg", str(case.tokens), "-npl", str(case.batch)]
-            text, peak = self._run(self._peer.batched, options)
-            speed = parse_batched(text, case)
+            out, errors, peak = self._run(self._peer.batched, options)
+            # Builds differ in where they print the table.
+            speed = parse_batched(f"{out}\n{errors}", case)
         else:
             tests = {"pp": (case.tokens, 0), "tg": (0, case.tokens)}[case.kind]
             options = [*common, "-p", str(tests[0]), "-n", str(tests[1]), "-r", "1", "-o", "json"]
-            text, peak = self._run(self._peer.binary, [*options, *self._peer.options])
-            entry = parse_bench(text, case, self._threads)
+            out, _, peak = self._run(self._peer.binary, [*options, *self._peer.options])
+            entry = parse_bench(out, case, self._threads)
             self.facts |= {key: entry[key] for key in _FACTS if key in entry}
             speed = float(entry["avg_ts"])
         return Sample(speed, peak.value, peak.resident)
@@ -93,8 +94,8 @@ class _Runs:
     def close(self) -> None:
         """Nothing runs between samples."""
 
-    def _run(self, binary: Path, options: list[str]) -> tuple[str, Peak]:
-        """What it printed, and its memory."""
+    def _run(self, binary: Path, options: list[str]) -> tuple[str, str, Peak]:
+        """What it printed to stdout and to stderr, and its memory."""
         # Some builds leave logs in the folder where they run.
         with (
             tempfile.TemporaryDirectory(prefix="halfbyte-peers-") as folder,
@@ -116,7 +117,7 @@ class _Runs:
                 f"{self._peer.label}: {binary.name} stopped with code {process.returncode} on "
                 f"{self._model.name} and said: {said:.200}"
             )
-        return out, peak
+        return out, errors, peak
 
 
 def parse_bench(text: str, case: EngineCase, threads: int) -> dict[str, Any]:

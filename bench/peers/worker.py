@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -31,6 +32,7 @@ class Worker:
     def __init__(self, label: str, function: Callable[..., None], *args: Any) -> None:
         self.facts: dict[str, Any] = {}
         self._label = label
+        self._failed = ""
         self._pipe, other = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
         self._process = context.Process(target=function, args=(other, *args), daemon=True)
@@ -41,6 +43,8 @@ class Worker:
 
     def sample(self, case: EngineCase) -> Sample:
         """See :class:`~.peer.Contestant`."""
+        if self._failed:
+            raise ConfigError(self._failed)
         with self._peak() as peak:
             self._pipe.send(case)
             speed = self._receive()
@@ -52,7 +56,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        if self._process.is_alive():
+        # After a failure it is gone, or about to be.
+        with contextlib.suppress(OSError):
             self._pipe.send(None)
         self._process.join()
         self._pipe.close()
@@ -65,10 +70,11 @@ class Worker:
             failed, value = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise ConfigError(f"{self._label} stopped with code {self._process.exitcode}") from None
+            self._failed = f"{self._label} stopped with code {self._process.exitcode}"
+            raise ConfigError(self._failed) from None
         if failed:
-            self.close()
-            raise ConfigError(f"{self._label} failed: {value}")
+            self._failed = f"{self._label} failed: {value}"
+            raise ConfigError(self._failed)
         return value
 
 

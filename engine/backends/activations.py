@@ -37,7 +37,7 @@ def require_floats(config: EngineConfig, backend: str) -> None:
     if config.activations == "int8-block32":
         raise ConfigError(
             f"activations is 'int8-block32', but backend {backend!r} takes floats",
-            hint="use activations='auto' or 'float', or backend='reference'",
+            hint="use activations='auto' or 'float', or backend='cpu_c' or 'reference'",
         )
 
 

@@ -287,6 +287,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             y_stride=residual_TD.stride(0),
             half=x_TD.dtype == torch.bfloat16,
         )
+        self._rounded_input = None  # in case that it was written to
 
     def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
         """``act(gate) * up`` -> [T, I]."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...kernels import reference as ref
+from ...kernels.formats.activations import byte_table
 from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight
 from ...kernels.formats.stored import settled
 from ...kernels.formats.weight_format import InputRule
@@ -83,6 +84,10 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
         elif self.activations == "float" or isinstance(held, Tensor):
             y = ref.linear(x_TK, weight.dense(self.dtype), weight.bias)
         else:
-            dense = weight.dense(torch.float32)
+            if held.format.table:
+                held = replace(
+                    held, format=replace(held.format, table=byte_table(held.format.table))
+                )
+            dense = held.dequantize(torch.float32)
             y = ref.block_linear(x_TK, dense, weight.bias, held.perm)
         return y if out is None else out.copy_(y)

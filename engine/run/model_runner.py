@@ -38,6 +38,7 @@ class Forward:
 
 
 BAD_KEYS = "the model's keys or values of this text are not finite numbers"
+TOO_LARGE = "; float16 ends at 65504, kv_dtype='bfloat16' holds larger ones"
 
 
 class ModelRunner:
@@ -72,8 +73,9 @@ class ModelRunner:
         A row fails alone: its logits, or the keys and values of its chunk, are not finite numbers,
         or drawing from it raised.
         """
+        half = self.kv.last_tokens()[0].dtype == torch.float16
         errors = {
-            w.request_id: BAD_KEYS
+            w.request_id: BAD_KEYS + TOO_LARGE * half
             for w in forward.plan.work
             if not (w.count == 1 and w.needs_sample) and not self._finite_keys(w)
         }
@@ -82,7 +84,7 @@ class ModelRunner:
         drawn = self.sampler(forward.logits, self._sampling(picked)) if picked else []
         for item, token in zip(picked, drawn, strict=True):
             if isinstance(token, str):
-                errors[item.request_id] = token
+                errors.setdefault(item.request_id, token)
             elif item.request_id not in errors:
                 tokens[item.request_id] = token
         self.rows.write_samples(forward.plan, tokens)

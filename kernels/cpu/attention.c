@@ -64,14 +64,6 @@ static inline int first_key(const attention *a, int position) {
 
 static inline float *sum_of(const work *w, float *state) { return state + w->wide + 1; }
 
-/* Where a head's key or value number `key` starts, in elements. Blocks of the cache are a power of
- * two, at least 16 keys, so the keys of a BLOCK lie in one of them, one after the other. */
-static inline size_t cache_at(const attention *a, const int32_t *table, int kv, int key) {
-    size_t block = (size_t)table[key >> a->block_shift];
-    int offset = key & (a->block_size - 1);
-    return block * a->block_stride + ((size_t)kv * a->block_size + offset) * a->dim;
-}
-
 static inline const float *scales_at(const attention *a, const float *scales,
                                      const int32_t *table, int kv, int key) {
     size_t block = (size_t)table[key >> a->block_shift];
@@ -89,47 +81,6 @@ static inline vf vf_from_int8(const int8_t *p) {
     memcpy(&b, p, sizeof b);
     return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
 #endif
-}
-
-/* A BLOCK of keys or values to float [BLOCK][wide]; rows outside [from, to) become zero. `next` is
- * what will be wanted after it, or NULL. */
-#define CONVERT(name, type, load)                                                        \
-    static void name(const void *source, const void *next, int from, int to, int dim,    \
-                     int wide, float *out) {                                             \
-        const type *x = source, *then = next;                                            \
-        for (int i = 0; i < BLOCK; i++, x += dim, out += wide) {                         \
-            int e = 0;                                                                   \
-            if (then) /* to the second cache: the first has too few places in its queue */ \
-                for (int j = 0; j < dim; j += 64 / (int)sizeof(type))                    \
-                    __builtin_prefetch(then + (size_t)i * dim + j, 0, 2);                \
-            if (i < from || i >= to) {                                                   \
-                memset(out, 0, (size_t)wide * sizeof(float));                            \
-                continue;                                                                \
-            }                                                                            \
-            for (; e + LANES <= dim; e += LANES) vf_store(out + e, load(x + e));         \
-            if (e < dim) {                                                               \
-                type part[LANES] = {0};                                                  \
-                memcpy(part, x + e, (size_t)(dim - e) * sizeof(type));                   \
-                vf_store(out + e, load(part));                                           \
-            }                                                                            \
-        }                                                                                \
-    }
-CONVERT(convert_float, float, vf_load)
-CONVERT(convert_half, uint16_t, vf_from_half)
-CONVERT(convert_bf16, uint16_t, vf_from_bf16)
-CONVERT(convert_int8, int8_t, vf_from_int8)
-
-/* The BLOCK of keys or values that begins at `at`, as its type wants it. */
-static void convert(const attention *a, const void *side, size_t at, const void *then,
-                    size_t then_at, int from, int to, const work *w) {
-#define FROM(type) (const type *)side + at, then ? (const type *)then + then_at : NULL
-    switch (a->kv) {
-    case KV_FLOAT32: convert_float(FROM(float), from, to, a->dim, w->wide, w->block); break;
-    case KV_FLOAT16: convert_half(FROM(uint16_t), from, to, a->dim, w->wide, w->block); break;
-    case KV_BFLOAT16: convert_bf16(FROM(uint16_t), from, to, a->dim, w->wide, w->block); break;
-    case KV_INT8: convert_int8(FROM(int8_t), from, to, a->dim, w->wide, w->block); break;
-    }
-#undef FROM
 }
 
 /* Halves of groups of four lanes interleaved: (a0 b0 a1 b1), (a2 b2 a3 b3). */
@@ -181,100 +132,75 @@ static inline vf kept(vf v) {
     return v;
 }
 
-/* Scores of `count` queries against the BLOCK, `keys` of them at a time. */
-#define SCORE(name, count, keys)                                                           \
-    static void name(const attention *a, const float *q, const work *w, float *p) {        \
-        const int wide = w->wide, step = keys < LANES ? keys : LANES;                      \
-        for (int tile = 0; tile < BLOCK; tile += LANES) {                                  \
-            vf sums[count][LANES];                                                         \
-            for (int k = 0; k < LANES; k += step) {                                        \
-                const float *key = w->block + (size_t)(tile + k) * wide;                   \
-                vf s[count][keys < LANES ? keys : LANES] = {0};                            \
-                for (int e = 0; e < wide; e += LANES) {                                    \
-                    vf x[keys < LANES ? keys : LANES];                                     \
-                    for (int j = 0; j < step; j++) x[j] = vf_load(key + j * wide + e);     \
-                    for (int i = 0; i < count; i++) {                                      \
-                        vf y = kept(vf_load(q + (size_t)i * wide + e));                    \
-                        for (int j = 0; j < step; j++) s[i][j] = vf_fma(x[j], y, s[i][j]); \
-                    }                                                                      \
-                }                                                                          \
-                for (int i = 0; i < count; i++)                                            \
-                    for (int j = 0; j < step; j++) sums[i][k + j] = s[i][j];               \
-            }                                                                              \
-            for (int i = 0; i < count; i++)                                                \
-                vf_store(p + i * PARTITION + tile, sums_of(sums[i]) * a->scale);           \
-        }                                                                                  \
-    }
-SCORE(score_6, 6, REGISTERS / 6)
-SCORE(score_4, 4, REGISTERS / 8 + REGISTERS / 24)
-SCORE(score_3, 3, 4)
-SCORE(score_2, 2, 4)
-SCORE(score_1, 1, 8)
-
-/* acc [wide] of `count` queries += weight * value, key after key of the BLOCK, `vectors` of the
- * values at a time. */
-#define VALUES(count, vectors)                                                         \
-    for (; e + (vectors) * LANES <= wide; e += (vectors) * LANES) {                    \
-        vf s[count][vectors];                                                          \
-        for (int i = 0; i < count; i++)                                                \
-            for (int x = 0; x < (vectors); x++) s[i][x] = vf_load(acc[i] + e + x * LANES); \
-        for (int key = 0; key < BLOCK; key++) {                                        \
-            const float *v = w->block + (size_t)key * wide + e;                        \
-            vf element[vectors];                                                       \
-            for (int x = 0; x < (vectors); x++) element[x] = vf_load(v + x * LANES);   \
-            for (int i = 0; i < count; i++) {                                          \
-                vf weight = kept(vf_set(p[i * PARTITION + key]));                      \
-                for (int x = 0; x < (vectors); x++)                                    \
-                    s[i][x] = vf_fma(element[x], weight, s[i][x]);                     \
-            }                                                                          \
-        }                                                                              \
-        for (int i = 0; i < count; i++)                                                \
-            for (int x = 0; x < (vectors); x++) vf_store(acc[i] + e + x * LANES, s[i][x]); \
-    }
-#define WEIGH(name, count, vectors)                                                \
-    static void name(const work *w, const float *p, float *const *acc) {           \
-        const int wide = w->wide;                                                  \
-        int e = 0;                                                                 \
-        VALUES(count, vectors)                                                     \
-        VALUES(count, 1)                                                           \
-    }
-WEIGH(weigh_6, 6, REGISTERS / 6)
-WEIGH(weigh_4, 4, REGISTERS / 6)
-WEIGH(weigh_3, 3, 4)
-WEIGH(weigh_2, 2, 4)
-WEIGH(weigh_1, 1, 8)
-
-/* How many of `left` queries to take next, so that no pass is left with one if it can be. */
+/* How many of `left` queries to take next, so that few passes have only one or two. */
 static inline int take(int left) {
     if (left > 8 || left == 6) return 6;
     return left >= 7 || left == 4 ? 4 : left == 5 ? 3 : left;
 }
 
-static void score(const attention *a, const work *w, const float *q, int queries, float *p) {
-    for (int i = 0, count; i < queries; i += count) {
-        const float *x = q + (size_t)i * w->wide;
-        float *to = p + (size_t)i * PARTITION;
-        switch (count = take(queries - i)) {
-        case 6: score_6(a, x, w, to); break;
-        case 4: score_4(a, x, w, to); break;
-        case 3: score_3(a, x, w, to); break;
-        case 2: score_2(a, x, w, to); break;
-        default: score_1(a, x, w, to);
-        }
-    }
+#define ELEMENT float
+#define LOAD vf_load
+#define OF(name) name##_float32
+#include "attention_type.h"
+#define ELEMENT uint16_t
+#define LOAD vf_from_half
+#define OF(name) name##_float16
+#include "attention_type.h"
+#define ELEMENT uint16_t
+#define LOAD vf_from_bf16
+#define OF(name) name##_bfloat16
+#include "attention_type.h"
+#define ELEMENT int8_t
+#define LOAD vf_from_int8
+#define OF(name) name##_int8
+#include "attention_type.h"
+
+/* What there is for a type of keys and values. */
+typedef struct {
+    int size; /* bytes of an element */
+    void (*convert)(const void *, int, int, int, int, float *);
+    void (*score)(const void *, int, const float *, int, float, float *);
+    void (*weigh)(const void *, int, int, const float *, float *const *);
+} kernels;
+
+static const kernels kernels_of[] = {
+    [KV_FLOAT32] = {4, convert_float32, score_float32, weigh_float32},
+    [KV_FLOAT16] = {2, convert_float16, score_float16, weigh_float16},
+    [KV_BFLOAT16] = {2, convert_bfloat16, score_bfloat16, weigh_bfloat16},
+    [KV_INT8] = {1, convert_int8, score_int8, weigh_int8},
+};
+
+/* A BLOCK that one pass or two go over is read as it lies: memory and arithmetic overlap then. One
+ * for more queries, or of which rows are hidden, is converted first. */
+#define DIRECT 8
+
+typedef struct {
+    const void *data;
+    const kernels *with;
+} block;
+
+static block block_of(const attention *a, const char *source, int from, int to, int queries,
+                      const work *w) {
+    const kernels *own = &kernels_of[a->kv];
+    int whole = from == 0 && to == BLOCK && w->wide == a->dim;
+    if (whole && (queries <= DIRECT || a->kv == KV_FLOAT32)) return (block){source, own};
+    own->convert(source, from, to, a->dim, w->wide, w->block);
+    return (block){w->block, &kernels_of[KV_FLOAT32]};
 }
 
-static void weigh(const work *w, int queries, const float *p, float *const *acc) {
-    for (int i = 0, count; i < queries; i += count) {
-        const float *weights = p + (size_t)i * PARTITION;
-        switch (count = take(queries - i)) {
-        case 6: weigh_6(w, weights, acc + i); break;
-        case 4: weigh_4(w, weights, acc + i); break;
-        case 3: weigh_3(w, weights, acc + i); break;
-        case 2: weigh_2(w, weights, acc + i); break;
-        default: weigh_1(w, weights, acc + i);
-        }
-    }
+/* To the second cache: the first has too few places in its queue. */
+static void fetch(const char *next, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
+/* Where a head's key or value number `key` starts. Blocks of the cache are a power of two, at least
+ * 16 keys, so the keys of a BLOCK lie in one of them, one after the other. */
+static inline const char *cache_at(const attention *a, const void *side, const int32_t *table,
+                                   int kv, int key) {
+    size_t block = (size_t)table[key >> a->block_shift];
+    int offset = key & (a->block_size - 1);
+    size_t at = block * a->block_stride + ((size_t)kv * a->block_size + offset) * a->dim;
+    return (const char *)side + at * kernels_of[a->kv].size;
 }
 
 /* p [queries][BLOCK] times the scales of int8 keys or values; those outside [from, to) become 0. */
@@ -330,13 +256,14 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, cons
     int end = start + PARTITION < last + 1 ? start + PARTITION : last + 1;
     int first = start + (begin - start) / BLOCK * BLOCK;
     const int32_t *table = a->tables + (size_t)a->rows[t0] * a->table_width;
+    size_t bytes = (size_t)BLOCK * a->dim * kernels_of[a->kv].size;
     for (int key = first; key < end; key += BLOCK) {
         int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
         int more = key + BLOCK < end;
-        size_t then = cache_at(a, table, kv, more ? key + BLOCK : first);
         float *p = w->p + (key - start);
-        convert(a, a->k, cache_at(a, table, kv, key), more ? a->k : a->v, then, from, to, w);
-        score(a, w, q, queries, p);
+        fetch(cache_at(a, more ? a->k : a->v, table, kv, more ? key + BLOCK : first), bytes);
+        block keys = block_of(a, cache_at(a, a->k, table, kv, key), from, to, queries, w);
+        keys.with->score(keys.data, w->wide, q, queries, a->scale, p);
         if (a->k_scales)
             rescale(p, queries, scales_at(a, a->k_scales, table, kv, key), from, to);
         if (a->softcap) cap(a, p, queries);
@@ -352,13 +279,12 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, cons
     for (int key = first; key < end; key += BLOCK) {
         int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
         int more = key + BLOCK < end, after = more ? key + BLOCK : start + PARTITION;
-        const void *next = more ? a->v : after <= last ? a->k : NULL;
-        size_t then = next ? cache_at(a, table, kv, after) : 0;
         float *p = w->p + (key - start);
-        convert(a, a->v, cache_at(a, table, kv, key), next, then, from, to, w);
+        if (after <= last) fetch(cache_at(a, more ? a->v : a->k, table, kv, after), bytes);
+        block values = block_of(a, cache_at(a, a->v, table, kv, key), from, to, queries, w);
         if (a->v_scales)
             rescale(p, queries, scales_at(a, a->v_scales, table, kv, key), from, to);
-        weigh(w, queries, p, state);
+        values.with->weigh(values.data, w->wide, queries, p, state);
     }
 }
 

@@ -53,6 +53,7 @@ C_HEADERS = (
     "finish.h",
     "tile.h",
     "rows.h",
+    "attention_type.h",
 )  # and ops.h, which is made for each build
 FLAGS = (
     "-O3",

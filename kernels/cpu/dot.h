@@ -1,8 +1,9 @@
 /* Products of bytes: codes of a weight by rounded activations, summed in integers.
  *
  * Integer sums are exact, so their order and the instructions that make them never show: every
- * form of the library, every number of rows and both the direct and the blocked product give the
- * same bits. How codes are to be handed over is the form's own choice, see `byte_shift`.
+ * form of the library that fuses multiply-adds, every number of rows and both the direct and the
+ * blocked product give the same bits. How codes are to be handed over is the form's own choice, see
+ * `byte_shift`.
  */
 #ifndef HALFBYTE_DOT_H
 #define HALFBYTE_DOT_H
@@ -19,7 +20,7 @@
  * instruction, and signed values of a table unsigned for another. Activations' sums undo it. */
 INLINE int byte_shift(int codes) {
 #if defined(DOT_UNSIGNED)
-    return codes == W_SHORT ? 128 : 0;
+    return codes == W_TABLE ? 128 : 0;
 #else
     return codes == W_BITS8 ? -128 : 0;
 #endif
@@ -30,23 +31,25 @@ INLINE int is_signed(int codes) {
 #if defined(DOT_UNSIGNED)
     return 0;
 #else
-    return codes == W_BITS8 || codes == W_SHORT;
+    return codes == W_BITS8 || codes == W_TABLE;
 #endif
 }
 
-/* 16 signed bytes, shifted, for codes of W_SHORT. */
+/* What indices of a table stand for, as shifted bytes. */
 typedef struct {
     int8_t byte[16];
-} short_table;
+} byte_table;
 
-static inline short_table shifted_table(const weight *w) {
-    short_table t = {{0}};
-    for (int i = 0; w->codes == W_SHORT && i < 16; i++)
-        t.byte[i] = (int8_t)((int)w->table[i] + byte_shift(W_SHORT));
+/* Entries in steps of a 127th of the largest, rounded; those of tables of bytes stay as they are.
+ * Scales are multiplied by the step in read_head(). */
+static inline byte_table shifted_table(const weight *w) {
+    byte_table t = {{0}};
+    for (int i = 0; w->codes == W_TABLE && i < 16; i++)
+        t.byte[i] = (int8_t)((int)rintf(w->table[i] / w->step) + byte_shift(W_TABLE));
     return t;
 }
 
-INLINE vu look_up_bytes(const short_table *table, vu code) {
+INLINE vu look_up_bytes(const byte_table *table, vu code) {
 #if defined(__AVX512BW__)
     __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table->byte));
     return (vu)_mm512_shuffle_epi8(t, (__m512i)code);
@@ -65,10 +68,10 @@ INLINE vu look_up_bytes(const short_table *table, vu code) {
 }
 
 /* Quad q of part v of a chunk as the products want it. */
-INLINE vu shifted_quad(int codes, int bits, const short_table *table, const char *chunk, int q,
+INLINE vu shifted_quad(int codes, int bits, const byte_table *table, const char *chunk, int q,
                        int v) {
     vu x = quad(bits, chunk, q, v);
-    if (codes == W_SHORT) return look_up_bytes(table, x);
+    if (codes == W_TABLE) return look_up_bytes(table, x);
     return codes == W_BITS8 && byte_shift(codes) ? x ^ 0x80808080u : x;
 }
 

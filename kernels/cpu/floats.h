@@ -16,9 +16,9 @@ static inline float_table table_of(const weight *w) {
 }
 
 #if defined(__AVX512F__)
-#define LOOKED_UP(codes) ((codes) == W_TABLE || (codes) == W_SHORT || (codes) == W_BITS4)
+#define LOOKED_UP(codes) ((codes) == W_TABLE || (codes) == W_BITS4)
 #else
-#define LOOKED_UP(codes) ((codes) == W_TABLE || (codes) == W_SHORT)
+#define LOOKED_UP(codes) ((codes) == W_TABLE)
 #endif
 
 /* The entry of the lowest four bits of each lane; those above do not count. */

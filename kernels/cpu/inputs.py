@@ -7,4 +7,4 @@ from ..formats.weight_format import InputRule, WeightFormat
 
 def default_rule(form: WeightFormat) -> InputRule:
     """The rule for weights of a format that leaves inputs alone (figures: docs/performance.md)."""
-    return "float"
+    return "int8-block32"

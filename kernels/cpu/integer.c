@@ -4,7 +4,7 @@
  * For each block b of 16 or 32 columns, in order:
  *   y = fma(float(sum of (code - zero) * q), scale_b * d, y), and with offsets
  *   y = fma(offset_b, d * float(sum of q), y)
- * where x stands for d * q. Both ways do just this, so a row has the same bits in both.
+ * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Both ways do just this, so a row has the same bits in both.
  */
 #include "amx.h"
 #include "dot.h"
@@ -77,7 +77,7 @@ INLINE rounded rows_from(const rounded *x, int row, int chunk) {
 
 /* Sums of products over a block of `count` quads from `first`, for `parts` parts of a tile from
  * `v` and `rows` rows. With `codes` < 0 the chunk is a panel's. */
-INLINE void block_sums(int codes, int bits, int negative, const short_table *table,
+INLINE void block_sums(int codes, int bits, int negative, const byte_table *table,
                        const char *chunk, int first, int count, int v, int parts,
                        const rounded *x, int rows, vi sum[][FEW_ROWS]) {
     const int8_t *from = x->codes + 4 * first;
@@ -183,7 +183,7 @@ INLINE block_factors factors_at(const reader *r, int h) {
 /* y [rows][TILE] of a tile straight from its codes. */
 INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const rounded *rows_x,
                    int rows, float y[][TILE]) {
-    short_table table = shifted_table(w);
+    byte_table table = shifted_table(w);
     rounded x = *rows_x;
     reader r;
     read_tile(w, tile, &r);
@@ -192,6 +192,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
         const char *chunk = next_chunk(&r, 1);
         for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
+#pragma GCC unroll 2
         for (int h = 0; h <= halves; h++) {
             block_factors f = factors_at(&r, h);
             for (int v = 0; v < PARTS; v++) {
@@ -229,12 +230,12 @@ FEW(few_4, W_BITS4, 4)
 FEW(few_5, W_BITS5, 5)
 FEW(few_6, W_BITS6, 6)
 FEW(few_8, W_BITS8, 8)
-FEW(few_short, W_SHORT, 4)
+FEW(few_table, W_TABLE, 4)
 
 typedef void few_rows(const weight *, int, const rounded *, int, float (*)[TILE]);
 static few_rows *const FEW_OF[] = {[W_BITS2] = few_2, [W_BITS3] = few_3, [W_BITS4] = few_4,
                                    [W_BITS5] = few_5, [W_BITS6] = few_6, [W_BITS8] = few_8,
-                                   [W_SHORT] = few_short};
+                                   [W_TABLE] = few_table};
 
 /* Unpacked codes and values of 512 columns of a tile, which stay in the first cache. */
 enum { PANEL = 16 };
@@ -244,7 +245,7 @@ typedef struct {
     int32_t zero[PANEL][2][TILE];
 } panel;
 
-INLINE void unpack(reader *r, int codes, int bits, const short_table *table, int count, panel *to) {
+INLINE void unpack(reader *r, int codes, int bits, const byte_table *table, int count, panel *to) {
     const weight *w = r->w;
     for (int c = 0; c < count; c++) {
         const char *chunk = next_chunk(r, 1);
@@ -263,7 +264,7 @@ INLINE void unpack(reader *r, int codes, int bits, const short_table *table, int
     }
 }
 
-static void unpack_any(reader *r, const short_table *table, int count, panel *to) {
+static void unpack_any(reader *r, const byte_table *table, int count, panel *to) {
     switch (r->w->codes) {
         case W_BITS2: unpack(r, W_BITS2, 2, table, count, to); break;
         case W_BITS3: unpack(r, W_BITS3, 3, table, count, to); break;
@@ -271,7 +272,7 @@ static void unpack_any(reader *r, const short_table *table, int count, panel *to
         case W_BITS5: unpack(r, W_BITS5, 5, table, count, to); break;
         case W_BITS6: unpack(r, W_BITS6, 6, table, count, to); break;
         case W_BITS8: unpack(r, W_BITS8, 8, table, count, to); break;
-        default: unpack(r, W_SHORT, 4, table, count, to);
+        default: unpack(r, W_TABLE, 4, table, count, to);
     }
 }
 
@@ -292,6 +293,7 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
     for (int v = 0; v < PARTS; v += MICRO_PARTS) {
         rounded x = *rows_x;
         for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++)
+#pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vi sum[PARTS][FEW_ROWS];
                 block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
@@ -396,7 +398,7 @@ static inline void add_tiles(const weight *w, int zeros, const panel *from, int 
 /* A tile for many rows; y has room for those that micro() throws away. */
 static void many(const weight *w, int tile, const rounded *x, int rows, int tiles, panel *room,
                  float y[][TILE]) {
-    short_table table = shifted_table(w);
+    byte_table table = shifted_table(w);
     micro_rows *add = micro_of(w);
     reader r;
     read_tile(w, tile, &r);

@@ -158,7 +158,7 @@ class CodeTiles:
         assert spec.format is not None
         shape = self._shape(spec)
         assert shape is not None
-        return (wanted or default_rule(spec.format)) if shape.has_integers else "float"
+        return (wanted or default_rule(spec.format)) if shape.takes_blocks else "float"
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """Codes, scales, offsets and zero points, but for the padding of N to whole tiles."""
@@ -293,16 +293,11 @@ def _row_shape(form: WeightFormat, k: int, number: NumberType, added: Added) -> 
     if form.zero == "e4m3":
         codes = TileCodes.E4M3
     elif form.zero == "table":
-        codes = TileCodes.SHORT if _is_short(form.table) else TileCodes.TABLE
+        codes = TileCodes.TABLE
     else:
         codes = INTEGER_CODES[form.bits]
         center = 1 << (form.bits - 1) if form.zero == "none" else 0
     return group_shape(codes, k, form.group_size, number, added, center)
-
-
-def _is_short(table: tuple[float, ...]) -> bool:
-    """Whether the entries are whole numbers that a byte holds, also when the sign is turned."""
-    return all(value == int(value) and -127 <= value <= 127 for value in table)
 
 
 def _numbers(weight: QuantizedLinear) -> tuple[Tensor, Tensor | None]:

@@ -56,6 +56,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
         const char *chunk = next_chunk(&r, 0);
         for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
         for (int v = 0; v < PARTS; v++)
+#pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vf sum[1][FEW_ROWS];
                 int quads = halves ? 4 : 8;
@@ -123,7 +124,7 @@ typedef void few_rows(const weight *, int, const float_rows *, int, int, float (
 static few_rows *const FEW_OF[] = {
     [W_BITS2] = few_2,     [W_BITS3] = few_3,     [W_BITS4] = few_4, [W_BITS5] = few_5,
     [W_BITS6] = few_6,     [W_BITS8] = few_8,     [W_E4M3] = few_e4m3,
-    [W_TABLE] = few_table, [W_SHORT] = few_table, /* both look codes up */
+    [W_TABLE] = few_table,
     [W_F32] = few_f32,     [W_F16] = few_f16,     [W_BF16] = few_bf16};
 
 /* Unpacked codes and values of 128 columns of a tile, which stay in the first cache. */
@@ -165,6 +166,7 @@ INLINE void micro(const weight *w, int halves, const panel *from, int first, int
     }
     for (int c = 0; c < count; c++) {
         for (int v = 0; v < PARTS; v += MICRO_PARTS)
+#pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vf sum[PARTS][FEW_ROWS];
                 int begin = 16 * h, stop = halves ? begin + 16 : CHUNK;

@@ -31,10 +31,7 @@ from .records import (
 
 
 class TileCodes(IntEnum):
-    """Codes of a weight: integers of 2 to 8 bits, indices of a table, float8, dense elements.
-
-    The entries of a ``SHORT`` table are whole numbers of a byte.
-    """
+    """Codes of a weight: integers of 2 to 8 bits, indices of a table, float8, dense elements."""
 
     BITS2 = 0
     BITS3 = 1
@@ -43,11 +40,10 @@ class TileCodes(IntEnum):
     BITS6 = 4
     BITS8 = 5
     TABLE = 6
-    SHORT = 7
-    E4M3 = 8
-    F32 = 9
-    F16 = 10
-    BF16 = 11
+    E4M3 = 7
+    F32 = 8
+    F16 = 9
+    BF16 = 10
 
 
 class TileValues(IntEnum):
@@ -131,7 +127,7 @@ ENUMS = {
 }
 
 # Tokens of one text that attention takes together, keys of a partition of it, partitions of a span.
-RUN, PARTITION, SPAN = 16, 128, 8
+RUN, PARTITION, SPAN = 32, 128, 8
 # Rows of a block of bfloat16 or int8.
 BLOCK_ROWS = 32
 # Rows of a tile of a weight, columns of a chunk of it.

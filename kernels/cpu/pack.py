@@ -34,7 +34,6 @@ _WIDTHS = {
     TileCodes.BITS6: 6,
     TileCodes.BITS8: 8,
     TileCodes.TABLE: 4,
-    TileCodes.SHORT: 4,
     TileCodes.E4M3: 8,
     TileCodes.F32: 32,
     TileCodes.F16: 16,
@@ -87,9 +86,9 @@ class TileShape:
     center: int = 0
 
     @property
-    def has_integers(self) -> bool:
-        """Whether codes stand for whole numbers, which products of integers can take."""
-        return self.codes <= TileCodes.BITS8 or self.codes == TileCodes.SHORT
+    def takes_blocks(self) -> bool:
+        """Whether products of integers can take them: entries of a table rounded to bytes."""
+        return self.codes <= TileCodes.TABLE
 
     @property
     def row_bytes(self) -> int:
@@ -137,14 +136,14 @@ def block_shape(type: BlockType, k: int) -> TileShape:
         added, center = (Added.OFFSET, 0) if offset else (Added.NONE, 1 << (bits - 1))
         return TileShape(INTEGER_CODES[bits], group, k, CHUNK, False, half, added, center)
     if type == BlockType.IQ4_NL:
-        return TileShape(TileCodes.SHORT, group, k, CHUNK, False, half)
+        return TileShape(TileCodes.TABLE, group, k, CHUNK, False, half)
     codes, values, center = {
         BlockType.Q2_K: (TileCodes.BITS2, TileValues.K2, 0),
         BlockType.Q3_K: (TileCodes.BITS3, TileValues.K3, 4),
         BlockType.Q4_K: (TileCodes.BITS4, TileValues.K4, 0),
         BlockType.Q5_K: (TileCodes.BITS5, TileValues.K4, 0),
         BlockType.Q6_K: (TileCodes.BITS6, TileValues.K6, 32),
-        BlockType.IQ4_XS: (TileCodes.SHORT, TileValues.XS, 0),
+        BlockType.IQ4_XS: (TileCodes.TABLE, TileValues.XS, 0),
     }[type]
     return TileShape(codes, values, k, SUPER, values in _SUPER_HALVES, center=center)
 
@@ -210,7 +209,7 @@ def pack_blocks(
     """
     stacked, n = _stackable(parts, 0), sum(p.shape[0] for p in parts)
     packed = _empty(arena, block_shape(type, k), n, bias_N)
-    if packed.codes == TileCodes.SHORT:
+    if packed.codes == TileCodes.TABLE:
         packed.table = torch.tensor(IQ4_NL)
     bad = torch.zeros(1, dtype=torch.int32)
     start = 0

@@ -21,8 +21,7 @@ void hb_unpack_chunk(reader *r, float out[][TILE]) {
         case W_BITS5: unpack(r->w, W_BITS5, 5, chunk, out); break;
         case W_BITS6: unpack(r->w, W_BITS6, 6, chunk, out); break;
         case W_BITS8: unpack(r->w, W_BITS8, 8, chunk, out); break;
-        case W_TABLE: /* both look codes up */
-        case W_SHORT: unpack(r->w, W_TABLE, 4, chunk, out); break;
+        case W_TABLE: unpack(r->w, W_TABLE, 4, chunk, out); break;
         case W_E4M3: unpack(r->w, W_E4M3, 8, chunk, out); break;
         case W_F16: unpack(r->w, W_F16, 16, chunk, out); break;
         case W_BF16: unpack(r->w, W_BF16, 16, chunk, out); break;

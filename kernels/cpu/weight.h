@@ -41,6 +41,7 @@ typedef struct {
     int center;                       /* subtracted from every integer code */
     const char *data;
     const float *bias, *table;        /* table: what 4-bit codes stand for */
+    float step;                       /* a 127th of the table's largest entry */
     const float *row_scales;          /* factors of the rows at hand (quantized inputs), or NULL */
     size_t chunk_bytes, head_bytes, span_bytes, tile_bytes;
 } weight;
@@ -104,6 +105,7 @@ static void read_head(const weight *w, const char *head, int integers, int shift
                 vf scale = load_number(w->number, head + h * size, v);
                 /* What vf_from_e4m3() leaves out. */
                 if (w->codes == W_E4M3) scale *= 256.0f;
+                if (w->codes == W_TABLE && integers) scale *= w->step;
                 vf_store(&to->scale[h][row], scale);
                 if (w->added == A_OFFSET) {
                     vf_store(&to->offset[h][row], load_number(w->number, after + h * size, v));
@@ -193,11 +195,14 @@ static inline void read_weight(const struct tiled *op, weight *w) {
                   .added = op->added, .center = op->center, .data = op->data,
                   .bias = op->bias, .table = op->table};
     static const int bits[] = {[W_BITS2] = 2, [W_BITS3] = 3, [W_BITS4] = 4, [W_BITS5] = 5,
-                               [W_BITS6] = 6, [W_BITS8] = 8, [W_TABLE] = 4, [W_SHORT] = 4,
+                               [W_BITS6] = 6, [W_BITS8] = 8, [W_TABLE] = 4,
                                [W_E4M3] = 8, [W_F32] = 32, [W_F16] = 16, [W_BF16] = 16};
     w->bits = bits[w->codes];
     w->late = w->values == V_GROUP && w->span >= w->k && !w->halves &&
               w->added == A_NONE;
+    for (int i = 0; w->codes == W_TABLE && i < 16; i++)
+        w->step = fabsf(w->table[i]) / 127.0f > w->step ? fabsf(w->table[i]) / 127.0f : w->step;
+    if (w->step == 0) w->step = 1;
     w->tiles = (w->n + TILE - 1) / TILE;
     w->chunks = (w->k + CHUNK - 1) / CHUNK;
     w->spans = (w->k + w->span - 1) / w->span;

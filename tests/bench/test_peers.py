@@ -54,6 +54,8 @@ print(json.dumps([entry | {"n_threads": int(given["-t"]), "avg_ts": 100.0 if pp 
 BATCHED = """\
 import sys
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if "broken" in given["-m"]:
+    sys.exit("cannot read it")
 assert int(given["-c"]) >= int(given["-npl"]) * (1 + int(given["-ntg"])), given
 assert given["-t"] == given["-tb"] and given["-npp"] == "1"
 print("main: n_kv_max = 1024")
@@ -61,7 +63,7 @@ print()
 print("|    PP |     TG |    B |   N_KV | S_PP t/s |   T_TG s | S_TG t/s |    S t/s |")
 print("|-------|--------|------|--------|----------|----------|----------|----------|")
 row = (1, given["-ntg"], given["-npl"], 68, 516.55, 0.1, 60.50, 568.40)
-print("|" + "".join(f" {value:>6} |" for value in row))
+print("|" + "".join(f" {value:>6} |" for value in row), file=sys.stderr)
 """
 
 
@@ -321,10 +323,25 @@ def test_a_worker_that_fails_names_it(tmp_path, monkeypatch):
         Worker("the engine", faults.failing, 0)
     worker = Worker("the engine", faults.failing, 1)
     assert worker.facts == {"quotient": 1.0}
-    with pytest.raises(ConfigError, match=r"^the engine failed: ValueError: pp8"):
-        worker.sample(PP)
+    for case in (PP, TG):
+        with pytest.raises(ConfigError, match=r"^the engine failed: ValueError: pp8"):
+            worker.sample(case)
+    worker.close()
     with pytest.raises(ConfigError, match=r"^the engine stopped with code 3"):
         Worker("the engine", faults.dying)
+
+
+def test_a_test_that_fails_leaves_the_others(binary, model, monkeypatch):
+    batched = binary.with_name("llama-batched-bench")
+    batched.write_text(f"#!{sys.executable}\nprint('no table')\n")
+    reads(monkeypatch, *[1e9] * 3)
+    said = []
+    peers = [Ours(*[1.0] * 6), LlamaBench("other", str(binary))]
+    found = compare(model, peers, SETTING, said.append)
+    assert list(found["absent"]["other"]) == ["tg6 b4"] and "no table" in said[0]
+    kept = {(r["test"], r["batch"], len(r["samples"])) for r in found["rows"]}
+    assert kept == {("pp8", 1, 2), ("tg6", 1, 2), ("tg6", 4, 2)}
+    assert [r["test"] for r in found["rows"] if r["engine"] == "other"] == ["pp8", "tg6"]
 
 
 def test_parsing_refuses_what_is_not_this_test():

@@ -69,8 +69,8 @@ def modes() -> list[bool]:
 
 
 def make_ops(*, exact: bool = False, threads: int = 2) -> CompiledOps:
-    """Ops on the kernels, with scratch memory of their own."""
-    return CompiledOps(library(threads), exact)
+    """Ops on the kernels that take floats, with scratch memory of their own."""
+    return CompiledOps(library(threads), exact, activations="float")
 
 
 def run(ops: CompiledOps, op: Callable[..., Tensor | None], *arguments: Any) -> Tensor:
@@ -103,7 +103,7 @@ class Kind:
     def __str__(self) -> str:
         if self.dtype is not None:
             return str(self.dtype).removeprefix("torch.")
-        scale = "h" if self.scale == torch.float16 else "f"
+        scale = {torch.float16: "h", torch.bfloat16: "b"}.get(self.scale, "f")
         return f"{self.bits}b-g{self.group}-{self.zero}-{scale}" + "-perm" * self.perm
 
 
@@ -190,7 +190,9 @@ def all_kinds() -> list[Kind]:
     kinds += [Kind(4, group, "table") for group in (8, 24, 64, -1)]
     kinds += [Kind(4, 32, "table", half), Kind(2, 16, "table"), Kind(8, 64, "table")]
     kinds += [Kind(8, group, "e4m3") for group in (20, 128, -1)]
-    # Groups that are not whole words, of codes that fit words.
+    kinds += [Kind(4, 16, "table"), Kind(8, 48, "e4m3"), Kind(5, 32, "float", torch.bfloat16)]
+    # Groups of whole 16s that are no whole chunks, and groups that are neither.
+    kinds += [Kind(4, 48, "int"), Kind(6, 80, "none", half), Kind(8, 48, "float")]
     kinds += [Kind(4, 20, "int"), Kind(3, 12, "none"), Kind(4, 36, "table")]
     ordered: list[tuple[int, int, ZeroKind]]
     ordered = [(4, 32, "int"), (8, 64, "none"), (3, 32, "none"), (4, 64, "table"), (8, -1, "e4m3")]

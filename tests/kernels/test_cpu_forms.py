@@ -14,11 +14,13 @@ import test_cpu_elementwise as elementwise
 import test_cpu_linear as linear
 import test_cpu_pack as packing
 import test_cpu_quantized_inputs as inputs
+import test_cpu_rounded as rounded
 import torch
 from cpu_support import ARM, Kind, all_kinds, library, needs_compiler, using
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.forms import FORMS, Form, available_forms, chosen_forms
+from halfbyte.kernels.formats.code_tables import IQ4_NL
 from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 
 OTHERS = [] if ARM or not chosen_forms() else available_forms()[1:]
@@ -35,7 +37,7 @@ def some_kinds() -> list[Kind]:
     random.Random(fresh_seed()).shuffle(kinds)
     own: dict[object, Kind] = {}
     for kind in kinds:
-        own.setdefault((kind.dtype, kind.zero, kind.bits > 4), kind)
+        own.setdefault((kind.dtype, kind.zero, kind.bits), kind)
     return list(own.values())
 
 
@@ -68,8 +70,26 @@ def test_packing(form: Form) -> None:
             else:
                 packing.test_dense_elements_become_the_written_layout(kind.dtype)
         for name in QUANTIZED_TYPES:
-            packing.test_stored_blocks_pack_as_canonical_ones_do(name)
+            packing.test_stored_blocks_become_the_written_layout(name)
         packing.test_words_along_k_pack_as_canonical_codes_do(32)
+
+
+@each_form
+def test_rounded_products(form: Form) -> None:
+    with using(form):
+        rounded.test_inputs_are_rounded_bit_for_bit(577)
+        for kind in some_kinds():
+            rounded.test_products_of_every_kind(kind)
+        for name in QUANTIZED_TYPES:
+            rounded.test_products_of_stored_blocks(name)
+        for bits in range(2, 9):
+            rounded.test_the_largest_codes_and_inputs_do_not_overflow(bits, 32)
+        rounded.test_the_largest_codes_and_inputs_do_not_overflow(8, 16)
+        for table in (IQ4_NL, rounded.STEEP):
+            rounded.test_products_of_whole_numbers_from_a_table(table, 16)
+            rounded.test_the_largest_entries_of_a_table_do_not_overflow(table, 32)
+        rounded.test_bits_do_not_depend_on_the_batch_the_place_or_threads()
+        rounded.test_what_is_no_number_stays_in_its_row(20)
 
 
 @each_form

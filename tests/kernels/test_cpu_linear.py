@@ -28,8 +28,8 @@ from halfbyte.kernels.formats.canonical import QuantizedLinear
 
 pytestmark = needs_compiler
 
+# Up to 8 rows are read directly, 4 or 6 side by side from a panel, which serves 64.
 ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 24, 33, 70]
-FEW = 24  # below this every machine reads the codes directly
 
 
 def assert_float32(got: Tensor, x: Tensor, case: Case, start: Tensor | float = 0.0) -> None:
@@ -146,21 +146,18 @@ def test_embed_scales_what_it_finds() -> None:
 
 
 def test_codes_are_kept() -> None:
-    """What one pass over a matrix reads: a byte for up to 8 bits, half for up to 4, and scales."""
-    n, k, group = 64, 256, 32
+    """What one pass over a matrix reads: as many bits as codes have, and scales."""
+    n, k, group = 64, 320, 32
     for kind in all_kinds():
         if kind.dtype is not None or kind.group not in (group, 20):
             continue
-        case = make_case(kind, n, k, 5)
-        words = kind.bits <= 4 and kind.group % 8 == 0
-        groups = -(-k // kind.group)
-        wide = kind.scale.itemsize * (2 if kind.zero in ("int", "float") else 1)
-        if kind.zero == "int":
-            wide = 8  # the offset is in float32, and so is the scale beside it
-        if kind.zero == "float" and not words:
-            wide = 8
-        most = n * groups * (kind.group // (2 if words else 1) + wide)
-        assert make_ops().pack(case.weight).nbytes == most, kind
+        made = make_ops().pack(make_case(kind, n, k, 5).weight)
+        beside = {"int": 1, "float": kind.scale.itemsize}.get(kind.zero, 0)
+        most = n * (k * {7: 8}.get(kind.bits, kind.bits) // 8)
+        most += n * (k // group) * (kind.scale.itemsize + beside)
+        if kind.group == 20:  # no kernel reads such groups
+            most = n * k * 4
+        assert made.nbytes == most, kind
 
 
 def test_an_order_applies_to_inputs_in_bfloat16() -> None:
@@ -209,20 +206,37 @@ def rows_alone(ops: CompiledOps, x: Tensor, packed: object) -> Tensor:
 def test_exact_bits_do_not_depend_on_the_batch_or_threads(kind: Kind) -> None:
     seed = fresh_seed()
     n, k = sizes(random.Random(seed))
-    n = max(n, 100)  # blocks of one, two and four tiles
+    n = max(n, 100)
     one, two = make_ops(exact=True, threads=1), make_ops(exact=True, threads=2)
     case = make_case(kind, n, k, seed)
     bias = tokens(seed + 1, 1, n)[0]
     packed = {id(ops): ops.pack(case.weight, bias) for ops in (one, two)}
-    x = tokens(seed + 2, 40, k)
+    x = tokens(seed + 2, 70, k)
     alone = rows_alone(two, x, packed[id(two)])
-    for t in (2, 3, 5, 8, 9, 11, 23, 24, 40):
+    for t in (2, 3, 5, 8, 9, 11, 23, 24, 40, 65, 70):
         for ops in (one, two):
             got = run(ops, ops.linear, x[-t:], packed[id(ops)])
             assert torch.equal(got, alone[-t:]), (t, ops.library.threads)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(seed))
     got = run(two, two.linear, x[order].contiguous(), packed[id(two)])
     assert torch.equal(got, alone[order])
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("t", [3, 8, 20])
+def test_what_is_no_number_stays_in_its_row(t: int) -> None:
+    seed = fresh_seed()
+    rng = random.Random(seed)
+    ops = make_ops(exact=True)
+    for kind in (Kind(4, 16, "int"), Kind(8), Kind(8, 32, "e4m3"), Kind(dtype=torch.bfloat16)):
+        packed, x = ops.pack(make_case(kind, 40, 72, seed).weight), tokens(seed + 1, t, 72)
+        want = run(ops, ops.linear, x, packed)
+        row = rng.randrange(t)
+        x[row, rng.randrange(72)] = torch.nan
+        got = run(ops, ops.linear, x, packed)
+        assert got[row].isnan().all()
+        rest = [i for i in range(t) if i != row]
+        assert torch.equal(got[rest], want[rest])
 
 
 @pytest.mark.parametrize("exact", modes())

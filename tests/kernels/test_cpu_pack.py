@@ -9,22 +9,37 @@ import numpy as np
 import pytest
 import torch
 from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, sizes
+from numpy.typing import NDArray
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
 from halfbyte.kernels.cpu.kinds import TILE_KINDS, pack_weight
-from halfbyte.kernels.cpu.pack import E4M3, Q4, Q8, T4, TiledLinear, pack_tiles
-from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, unpack_codes
+from halfbyte.kernels.cpu.ops import BlockType
+from halfbyte.kernels.cpu.pack import TiledLinear
+from halfbyte.kernels.formats.canonical import (
+    QuantizedLinear,
+    Weight,
+    WeightFormat,
+    pack_codes,
+    unpack_codes,
+)
 from halfbyte.kernels.formats.stored import WORDS, StoredLinear
 from halfbyte.kernels.kind import MatrixSpec, carrier
 from halfbyte.loaders.gguf.blocks import convert_tensor
 from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
 
 pytestmark = needs_compiler
+
+Array = NDArray[np.generic]
+Bytes = NDArray[np.uint8]
+
 TYPES = {t.name: t for t in BLOCK_TYPES.values()}
-HALVES = {"Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q5_1": (0, 2), "Q6_K": (208,)}
-HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,)}
-DIRECT = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+# Where the halves of a block lie (0 and 2, or as here), and the words of its scales.
+HALVES = {name: (0, 2) for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")}
+HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}
+HEADS = {"Q2_K": (0, 4), "Q3_K": (96, 3), "Q4_K": (4, 3), "Q5_K": (4, 3), "Q6_K": (192, 4)}
+HEADS |= {"IQ4_XS": (4, 1)}
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def packed(weight: Weight, threads: int = 2) -> TiledLinear:
@@ -36,43 +51,99 @@ def packed(weight: Weight, threads: int = 2) -> TiledLinear:
     return pack_weight(arena, library(threads), weight, None)
 
 
-def tiles(weight: QuantizedLinear, made: TiledLinear) -> np.ndarray:
-    """What ``made.data`` should be: uint8, element after element by the text of weight.h."""
-    lanes, (n, k), group = library().lanes, weight.shape, made.group
-    groups, height = -(-k // group), -(-n // lanes) * lanes
-    codes = np.zeros((height, groups * group), np.uint8)
-    codes[:n, :k] = unpack_codes(weight.codes, weight.format.bits, k).numpy()
-    values = [weight.scales.float().numpy()]
-    middle = 1 << (weight.format.bits - 1)
-    zeros = None if weight.zeros is None else weight.zeros.float().numpy()
-    if weight.format.zero == "int":
-        values.append(-(values[0] * zeros))
-    elif zeros is not None:
-        values.append(zeros)
-    if made.kind == Q8:
-        codes[:n, :k] -= np.uint8(middle)
-        if zeros is not None:
-            values[1] = values[1] + values[0] * np.float32(middle)
-    dtype = np.float16 if made.half_scales else np.float32
-    records = []
-    for tile in range(0, height, lanes):
-        for g in range(groups):
-            block = codes[tile : tile + lanes, g * group : (g + 1) * group].T
-            if made.kind in (Q4, T4):
-                eights = block.reshape(-1, 8, lanes).astype(np.uint32)
-                block = sum(eights[:, i] << np.uint32(4 * i) for i in range(8))
-            records.append(np.ascontiguousarray(block).view(np.uint8).ravel())
-            for value in values:
-                row = np.zeros(lanes, dtype)
-                row[: n - tile] = value[tile : tile + lanes, g]
-                records.append(row.view(np.uint8))
-    return np.concatenate(records)
+def beside(values: Array) -> Bytes:
+    """Values of each row and span [N, spans, any] as lines [row] of a head: [tiles, spans, bytes].
+
+    Rows beyond N are 0.
+    """
+    n, spans, lines = values.shape
+    padded = np.zeros((-(-n // 32) * 32, spans, lines), values.dtype)
+    padded[:n] = values
+    tiles = padded.reshape(-1, 32, spans, lines).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(tiles).view(np.uint8).reshape(len(tiles), spans, -1)
+
+
+def cut(values_NK: Array) -> Array:
+    """A matrix in chunks, zero beyond it: [tiles, chunks, row, column]."""
+    n, k = values_NK.shape
+    padded = np.zeros((-(-n // 32) * 32, -(-k // 32) * 32), values_NK.dtype)
+    padded[:n, :k] = values_NK
+    return padded.reshape(-1, 32, padded.shape[1] // 32, 32).transpose(0, 2, 1, 3)
+
+
+def coded(codes_NK: Bytes, bits: int) -> Bytes:
+    """Codes of ``bits`` bits in planes: [tiles, chunks, bytes]."""
+    chunks = cut(codes_NK).astype(np.uint32)
+    lines, at = [], 0
+    for p in {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}[bits]:
+        for i in range(p):
+            line = np.zeros((*chunks.shape[:3], 4), np.uint32)
+            for place, quad in enumerate(range(i, 8, p)):
+                four = chunks[..., 4 * quad : 4 * quad + 4]
+                line |= (four >> at & ((1 << p) - 1)) << (p * place)
+            lines.append(line.astype(np.uint8))
+        at += p
+    return np.stack(lines, axis=2).reshape(*chunks.shape[:2], -1)
+
+
+def elements(values_NK: Array) -> Bytes:
+    """Elements of one, two or four bytes as [column][row]: [tiles, chunks, bytes]."""
+    turned = np.ascontiguousarray(cut(values_NK).transpose(0, 1, 3, 2))
+    return turned.view(np.uint8).reshape(*turned.shape[:2], -1)
+
+
+def streams(chunks: Bytes, heads: Bytes, span: int) -> Bytes:
+    """Tile after tile: a head, then the chunks of its ``span`` columns, and so on."""
+    per, out = span // 32, []
+    for tile, head in zip(chunks, heads, strict=True):
+        for i, values in enumerate(head):
+            out += [values, tile[i * per : (i + 1) * per].ravel()]
+    return np.concatenate(out)
+
+
+def bits_of(numbers: torch.Tensor) -> Array:
+    """The numbers' own bits, which numpy has no type for if they are bfloat16."""
+    return numbers.view(torch.int16 if numbers.element_size() == 2 else torch.int32).numpy()
+
+
+def grouped(weight: QuantizedLinear) -> Bytes:
+    """What becomes of canonical codes in groups; dense where groups or tables allow no other."""
+    form, (_, k) = weight.format, weight.shape
+    group = k if form.group_size == -1 else min(form.group_size, k)
+    if len(form.table) > 16 or (group < k and group % 16):
+        return elements(weight.dequantize().numpy()).ravel()
+    codes = unpack_codes(weight.codes, form.bits, k).numpy()
+    if form.zero == "e4m3":
+        chunks = elements(codes)
+    else:
+        chunks = coded(codes, 4 if form.zero == "table" else 8 if form.bits == 7 else form.bits)
+    numbers = [bits_of(weight.scales)]
+    if form.zero == "int":
+        assert weight.zeros is not None
+        numbers.append(weight.zeros.to(torch.uint8).numpy())
+    elif form.zero == "float":
+        assert weight.zeros is not None
+        numbers.append(bits_of(weight.zeros))
+    span, lines = -(-k // 32) * 32, 1
+    if group < k:
+        span, lines = (group, 1) if group % 32 == 0 else (32, 2)
+    # A scale for each span or, where a group is no whole chunks, for each 16 columns.
+    starts = range(0, k, span // lines)
+    own = [row[:, [start // group for start in starts]] for row in numbers]
+    spans = -(-k // span)
+    wide = [np.zeros((len(row), spans * lines), row.dtype) for row in own]
+    for to, row in zip(wide, own, strict=True):
+        to[:, : row.shape[1]] = row
+    heads = [beside(row.reshape(len(row), spans, lines)) for row in wide]
+    return streams(chunks, np.concatenate(heads, axis=2), span)
 
 
 def same(a: TiledLinear, b: TiledLinear) -> None:
     """Bit for bit, and read by the kernels in the same way."""
-    for name in ("kind", "n", "k", "group", "half_scales", "has_offsets", "center", "act"):
+    names = ("codes", "values", "n", "k", "span", "halves", "number", "added", "center", "act")
+    for name in names:
         assert getattr(a, name) == getattr(b, name), name
+    assert (a.order is None) == (b.order is None)
     assert torch.equal(a.data, b.data)
 
 
@@ -85,21 +156,45 @@ def test_canonical_codes_become_the_written_layout(kind: Kind) -> None:
         weight = make_case(kind, n, k, rng.getrandbits(30)).weight
         assert isinstance(weight, QuantizedLinear)
         made = packed(weight, rng.choice([1, 2]))
-        if made.kind in (Q4, Q8, T4, E4M3):
-            assert np.array_equal(made.data.numpy(), tiles(weight, made)), (n, k)
+        assert np.array_equal(made.data.numpy(), grouped(weight)), (n, k)
+        if made.order is not None:
+            assert weight.perm is not None and torch.equal(made.order, weight.perm)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_layout_by_hand() -> None:
+    """One row of 3-bit codes, of which columns 0, 9 and 33 are not 0, in groups of 16."""
+    codes = torch.zeros(1, 40, dtype=torch.uint8)
+    codes[0, 0], codes[0, 9], codes[0, 33] = 7, 6, 5
+    scales, zeros = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])
+    form = WeightFormat(3, 16, "int")
+    made = packed(QuantizedLinear("w", form, pack_codes(codes, 3), scales, zeros, 40)).data
+    head, chunk = 2 * 128 + 2 * 32, 3 * 128
+    assert made.numel() == 2 * (head + chunk)
+    want = torch.zeros_like(made)
+    want[:4], want[128:132] = scales[0, :1].view(torch.uint8), scales[0, 1:2].view(torch.uint8)
+    want[256], want[288] = 4, 5
+    want[head] = 0b11  # quad 0, the lower two bits
+    want[head + 1] = 0b10 << 2  # column 9: byte 1 of quad 2, in the first line again
+    want[head + 2 * 128] = 1  # and the upper bits of both
+    want[head + 2 * 128 + 1] = 1 << 2
+    second = head + chunk
+    want[second : second + 4] = scales[0, 2:].view(torch.uint8)
+    want[second + 256] = 6
+    want[second + head + 1], want[second + head + 2 * 128 + 1] = 0b01, 1
+    assert torch.equal(made, want)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_dense_elements_become_the_written_layout(dtype: torch.dtype) -> None:
-    rng, lanes = random.Random(fresh_seed()), library().lanes
+    rng = random.Random(fresh_seed())
     for _ in range(12):
         n, k = sizes(rng)
         dense = torch.randn(n, k, generator=torch.Generator().manual_seed(rng.getrandbits(30)))
         dense = dense.to(dtype)
         made = packed(dense, rng.choice([1, 2]))
-        whole = torch.cat((dense, dense.new_zeros(-n % lanes, k))).view(-1, lanes, k)
-        assert torch.equal(made.data.view(dtype), whole.transpose(1, 2).flatten()), (n, k)
+        assert np.array_equal(made.data.numpy(), elements(bits_of(dense)).ravel()), (n, k)
 
 
 def blocks(name: str, n: int, k: int, rng: random.Random) -> torch.Tensor:
@@ -122,24 +217,57 @@ def stored(name: str, parts: list[torch.Tensor], k: int) -> tuple[StoredLinear, 
     return StoredLinear("w", form, (n, k), name, tuple(parts), lambda: whole), whole
 
 
+def spread(name: str, raw: torch.Tensor, whole: QuantizedLinear) -> Bytes:
+    """What becomes of stored blocks: the codes that they mean under the file's own scales."""
+    kind, (n, k) = TYPES[name], whole.shape
+    cells = raw.numpy().reshape(n, -1, kind.nbytes)
+    lines = []
+    for at in HALVES.get(name, (0,)):
+        lines.append(beside(np.ascontiguousarray(cells[..., at : at + 2]).view(np.uint16)))
+    if name == "IQ4_XS":
+        lines.append(beside(np.ascontiguousarray(cells[..., 2:4]).view(np.uint16)))
+    if name in HEADS:
+        at, words = HEADS[name]
+        own = np.ascontiguousarray(cells[..., at : at + 4 * words])
+        lines.append(beside(own.view(np.uint32)))
+    form = whole.format
+    codes = unpack_codes(whole.codes, form.bits, k).numpy()
+    return streams(coded(codes, form.bits), np.concatenate(lines, axis=2), kind.elements)
+
+
+def test_every_quantized_type_of_a_file_is_packed_as_stored() -> None:
+    assert set(QUANTIZED_TYPES) == set(BlockType.__members__)
+
+
 @pytest.mark.exact
 @pytest.mark.parametrize("name", QUANTIZED_TYPES)
-def test_stored_blocks_pack_as_canonical_ones_do(name: str) -> None:
+def test_stored_blocks_become_the_written_layout(name: str) -> None:
+    """Parts that meet at tiles, and inside of them; the codes are never converted."""
     rng = random.Random(fresh_seed())
-    elements = TYPES[name].elements
-    for heights in ([1], [16], [33], [48, 16, 5], [16, 15, 32], [130, 1]):
-        k = elements * rng.choice([1, 2, 5])
+    size = TYPES[name].elements
+    for heights in ([1], [32], [33], [64, 32, 5], [16, 15, 32], [130, 1]):
+        k = size * rng.choice([1, 2, 5])
         parts = [blocks(name, n, k, rng) for n in heights]
         weight, whole = stored(name, parts, k)
         made = packed(weight, rng.choice([1, 2]))
-        if name in DIRECT:
-            with pytest.raises(AttributeError):
-                object.__getattribute__(weight, "codes")  # never converted
-        same(made, packed(whole))
-        assert np.array_equal(made.data.numpy(), tiles(whole, made))
+        with pytest.raises(AttributeError):
+            object.__getattribute__(weight, "codes")
+        assert np.array_equal(made.data.numpy(), spread(name, torch.cat(parts), whole)), heights
 
 
-@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.exact
+@pytest.mark.parametrize("name", ["Q4_0", "Q3_K"])
+def test_stored_rows_may_be_views_of_wider_ones(name: str) -> None:
+    rng = random.Random(fresh_seed())
+    raw = blocks(name, 70, 512, rng)
+    wide = torch.full((70, raw.shape[1] + 6), 0x7F, dtype=torch.uint8)
+    wide[:, 2:-4] = raw
+    same(packed(stored(name, [wide[:, 2:-4]], 512)[0]), packed(stored(name, [raw], 512)[0]))
+    turned = raw.t().contiguous().t()
+    same(packed(stored(name, [turned], 512)[0]), packed(stored(name, [raw], 512)[0]))
+
+
+@pytest.mark.parametrize("name", QUANTIZED_TYPES)
 def test_scales_that_are_not_finite_are_not_packed(name: str) -> None:
     """Every half that a block has: infinity or NaN anywhere goes the way that tells where."""
     rng = random.Random(fresh_seed())
@@ -162,10 +290,10 @@ def test_scales_that_are_not_finite_are_not_packed(name: str) -> None:
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("group", [8, 32, 128, -1])
+@pytest.mark.parametrize("group", [16, 32, 48, 128, -1])
 def test_words_along_k_pack_as_canonical_codes_do(group: int) -> None:
     rng = random.Random(fresh_seed())
-    for heights in ([1], [16], [300], [48, 16, 5], [16, 15, 32]):
+    for heights in ([1], [16], [300], [64, 32, 5], [16, 15, 32]):
         k = 8 * rng.choice([1, 3, 16, 41])
         case = make_case(Kind(4, group, "int"), sum(heights), k, rng.getrandbits(30))
         whole = case.weight
@@ -174,7 +302,11 @@ def test_words_along_k_pack_as_canonical_codes_do(group: int) -> None:
         parts = words.split(heights, dim=1)  # rows of words lie further apart than a part is wide
         weight = StoredLinear("w", whole.format, whole.shape, WORDS, parts, lambda w=whole: w)
         weight.scales, weight.zeros = whole.scales, whole.zeros
-        same(packed(weight, rng.choice([1, 2])), packed(whole))
+        made = packed(weight, rng.choice([1, 2]))
+        with pytest.raises(AttributeError):
+            object.__getattribute__(weight, "codes")
+        assert np.array_equal(made.data.numpy(), grouped(whole)), heights
+        same(made, packed(whole))
 
 
 def test_rows_may_be_views_with_a_stride() -> None:
@@ -190,45 +322,103 @@ def test_rows_may_be_views_with_a_stride() -> None:
     same(packed(turned), packed(whole))
 
 
-def test_offsets_and_center_are_kept() -> None:
-    codes = torch.zeros(3, 8, dtype=torch.uint8)
-    scales = torch.ones(3, 2, dtype=torch.float16)
-    made = pack_tiles(
-        *(Arena(), library(), Q4, (16, 8), scales, torch.arange(3.0)),
-        codes=codes,
-        offsets=scales,
-        center=8.0,
-    )
-    assert (made.center, made.half_scales, made.has_offsets) == (8.0, True, True)
-    assert made.bias is not None and made.bias[:4].tolist() == [0.0, 1.0, 2.0, 0.0]
+def test_bits_of_the_last_byte_beyond_k_do_not_show() -> None:
+    rng = random.Random(fresh_seed())
+    for bits in (2, 3, 4, 5, 6, 7):
+        weight = make_case(Kind(bits, 32), 5, 37, rng.getrandbits(30)).weight
+        assert isinstance(weight, QuantizedLinear)
+        clean = packed(weight)
+        weight.codes[:, -1] |= 255 << (37 * bits % 8) & 255
+        same(packed(weight), clean)
 
 
-NUMBERS = {"nibbles": Q4, "table": T4, "bytes": Q8, "float8": E4M3}
+def test_the_bias_has_whole_tiles() -> None:
+    weight = make_case(Kind(4, 32), 35, 64, 1).weight
+    made = pack_weight(Arena(), library(), weight, torch.arange(35.0) + 1)
+    assert made.bias is not None
+    assert torch.equal(made.bias, torch.cat((torch.arange(35.0) + 1, torch.zeros(29))))
+
+
+@pytest.mark.parametrize("zero", [-1.0, 256.0, 2.5])
+def test_zero_points_that_no_byte_holds_become_offsets(zero: float) -> None:
+    """In float32, where the product of a half-precision scale and a small number is exact."""
+    weight = make_case(Kind(4, 32, "int", torch.float16), 3, 64, fresh_seed()).weight
+    assert isinstance(weight, QuantizedLinear) and weight.zeros is not None
+    weight.zeros[1, 1] = zero
+    scales, zeros = weight.scales.float(), weight.zeros.float()
+    form = WeightFormat(4, 32, "float")
+    offsets = QuantizedLinear("w", form, weight.codes, scales, -(scales * zeros), 64)
+    assert np.array_equal(packed(weight).data.numpy(), grouped(offsets))
+
+
+def kind_of(weight: Weight) -> str:
+    """The kind that the table of ``kinds.py`` names."""
+    if isinstance(weight, torch.Tensor):
+        return "dense"
+    if isinstance(weight, StoredLinear) and weight.encoding != WORDS:
+        return "blocks"
+    form, k = weight.format, weight.shape[1]
+    if len(form.table) > 16 or (0 < form.group_size < k and form.group_size % 16):
+        return "dense"
+    return {"e4m3": "float8", "table": "table"}.get(form.zero, "integers")
 
 
 def told(weight: Weight, made: TiledLinear) -> None:
-    """What the kind says without packing is what packing did, for whole tiles and groups."""
-    numbers = [weight] if isinstance(weight, torch.Tensor) else [weight.scales, weight.zeros]
-    half = all(t is None or t.element_size() == 2 for t in numbers)
-    spec = replace(MatrixSpec.of(weight), dtype="F16" if half else "F32")
+    """What the kind says without packing is what packing did, for whole tiles and chunks."""
+    numbers = weight.dtype if isinstance(weight, torch.Tensor) else weight.scales.dtype
+    spec = replace(MatrixSpec.of(weight), dtype=DTYPES[numbers])
     found = carrier(TILE_KINDS, spec, 0)
-    assert NUMBERS.get(found.kind.name) == (made.kind if made.has_scales else None)
+    assert found.kind.name == kind_of(weight)
     assert found.kind.packed_bytes(spec) == made.nbytes
     assert found.kind.how(spec) and all(found.rejected.values())
 
 
 @pytest.mark.parametrize("kind", all_kinds(), ids=str)
 def test_kinds_tell_what_is_packed(kind: Kind) -> None:
-    rng, lanes = random.Random(fresh_seed()), library().lanes
+    rng = random.Random(fresh_seed())
     group = kind.group if kind.group > 0 else rng.choice([8, 12, 40])
-    for n, k in ((lanes, 3 * group), (3 * lanes, 8 * group)):
+    for n, k in ((32, 3 * group), (96, 8 * group), (32, group)):
         weight = make_case(kind, n, k, rng.getrandbits(30)).weight
         told(weight, packed(weight))
 
 
 @pytest.mark.parametrize("name", QUANTIZED_TYPES)
-def test_kinds_tell_what_is_packed_of_stored_blocks(name: str) -> None:
+def test_stored_blocks_take_the_bytes_that_the_file_has(name: str) -> None:
     rng = random.Random(fresh_seed())
-    k = 2 * TYPES[name].elements
-    weight, _ = stored(name, [blocks(name, library().lanes, k, rng)], k)
-    told(weight, packed(weight))
+    raw = blocks(name, 64, 768, rng)
+    weight, _ = stored(name, [raw], 768)
+    made = packed(weight)
+    assert made.nbytes == raw.numel() == 64 * 768 // TYPES[name].elements * TYPES[name].nbytes
+    told(weight, made)
+
+
+HALF, BRAIN = torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [
+        # Bits of a weight in a checkpoint: codes, and a share of scales and zero points.
+        (Kind(4, 128, "int", HALF), 4 + (16 + 4) / 128),  # GPTQ, AWQ
+        (Kind(4, 32, "int", HALF), 4 + (16 + 4) / 32),
+        (Kind(3, 128, "int", HALF), 3 + (16 + 3) / 128),
+        (Kind(8, 128, "int", HALF), 8 + (16 + 8) / 128),
+        (Kind(4, 128, "none", BRAIN), 4 + 16 / 128),  # compressed-tensors, symmetric
+        (Kind(4, 64, "float", HALF), 4 + 2 * 16 / 64),  # MLX
+        (Kind(6, 64, "float", BRAIN), 6 + 2 * 16 / 64),
+        (Kind(5, 64, "float", HALF), 5 + 2 * 16 / 64),
+        (Kind(2, 64, "float", HALF), 2 + 2 * 16 / 64),
+        (Kind(4, 64, "table"), 4 + 32 / 64),  # bitsandbytes
+        (Kind(8, -1), 8 + 32 / 1536),  # int8 and float8 with a scale for each row
+        (Kind(8, -1, "e4m3"), 8 + 32 / 1536),
+        (Kind(8, 128, "e4m3", BRAIN), 8 + 16 / 128),
+        (Kind(dtype=torch.float32), 32),
+        (Kind(dtype=HALF), 16),
+        (Kind(dtype=BRAIN), 16),
+    ],
+    ids=str,
+)
+def test_memory_holds_hardly_more_than_the_file(kind: Kind, bits: float) -> None:
+    """Zero points are kept as bytes; nothing else is wider than in a file."""
+    made = packed(make_case(kind, 64, 1536, 1).weight)
+    assert made.nbytes * 8 / (64 * 1536) <= 1.03 * bits

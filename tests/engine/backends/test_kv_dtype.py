@@ -15,6 +15,7 @@ from halfbyte import Engine
 from halfbyte.engine.advise.capacity import PlannedKV, measure
 from halfbyte.engine.backends import make_backend
 from halfbyte.engine.config import EngineConfig
+from halfbyte.engine.models.attention import AttentionBlock
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.cpu.build import find_compiler
 from halfbyte.kernels.cpu.forms import chosen_forms
@@ -92,3 +93,25 @@ def test_the_plan_counts_what_is_allocated(tiny_gguf: Path, kv_dtype: PlannedKV)
         held = sum(kept.nbytes for state in states for kept in state.tokens)
         assert plan.bytes_per_token == planned
         assert held == plan.kv_bytes == planned * plan.blocks * plan.block_size
+
+
+@needs_c
+def test_values_too_large_for_float16_end_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path
+) -> None:
+    """Keys and values of about 1e6: no numbers in float16, and ordinary ones in bfloat16."""
+    load = AttentionBlock.load.__func__  # type: ignore[attr-defined]
+
+    def large(cls: Any, *arguments: Any) -> Any:
+        block = load(cls, *arguments)
+        block.norm *= 1e6
+        return block
+
+    monkeypatch.setattr(AttentionBlock, "load", classmethod(large))
+    errors = {}
+    for kv_dtype in ("float16", "bfloat16"):
+        with Engine(tiny_gguf, backend="cpu_c", kv_dtype=kv_dtype) as engine:
+            (done,) = engine.generate([[7, 8, 9, 10]], max_tokens=2, ignore_eos=True)
+            errors[kv_dtype] = done.error
+    assert "kv_dtype='bfloat16'" in (errors["float16"] or "")
+    assert errors["bfloat16"] is None
