@@ -28,9 +28,9 @@ from ..formats.stored import WORDS, StoredLinear
 from ..formats.weight_format import InputRule, ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
+from .enums import Added, BlockType, NumberType, TileCodes
 from .inputs import default_rule
 from .library import Library
-from .ops import Added, BlockType, NumberType, TileCodes
 from .pack import (
     INTEGER_CODES,
     TiledLinear,
@@ -115,7 +115,7 @@ class BlockTiles:
         return pack_blocks(arena, library, form, weight.parts, weight.in_features, bias)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CodeTiles:
     """Codes with a scale, and perhaps an offset or a zero point, for each group.
 

@@ -15,8 +15,9 @@ from ..formats.code_tables import IQ4_NL
 from ..formats.weight_format import ActivationFormat
 from . import ops
 from .arena import Arena
+from .enums import Added, BlockType, NumberType, TileCodes, TileValues
 from .library import Library
-from .ops import CHUNK, TILE, Added, BlockType, NumberType, TileCodes, TileValues
+from .ops import CHUNK, TILE
 
 SUPER = 256
 """Columns of a super-block."""

@@ -25,7 +25,7 @@ from .sources import UrlSource
 
 Progress = Callable[[int, int], None]
 
-CHUNK = 1 << 20
+PIECE_BYTES = 1 << 20
 GGUF_MAGIC = b"GGUF"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TIMEOUT_S = 30.0
@@ -123,7 +123,7 @@ def copy_stream(
     Raises DownloadError as :func:`write_stream`. The data is on the disk when this returns.
     """
     size = 0
-    while chunk := stream.read(CHUNK):
+    while chunk := stream.read(PIECE_BYTES):
         if size == 0 and not chunk.startswith(magic):
             raise DownloadError(
                 f"{name} is not a GGUF file: it starts with {chunk[:8]!r}",
@@ -144,7 +144,7 @@ def hash_file(path: Path, advance: Callable[[int], None]) -> FileRecord:
     """Digest of a file; ``advance`` gets the bytes read so far."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(PIECE_BYTES):
             digest.update(chunk)
             size += len(chunk)
             advance(size)

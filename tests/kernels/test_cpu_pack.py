@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
+from halfbyte.kernels.cpu.enums import BlockType
 from halfbyte.kernels.cpu.kinds import TILE_KINDS, pack_weight
-from halfbyte.kernels.cpu.ops import BlockType
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.kernels.formats.canonical import (
     QuantizedLinear,

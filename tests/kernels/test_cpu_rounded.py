@@ -142,7 +142,8 @@ def hard_blocks(seed: int, width: int) -> Tensor:
     more[2] = more[2].clamp(-1, 1) * 5e-45  # subnormal: the scale is 0
     more[3] = more[3].clamp(-1, 1) * 1e-38  # and here it is subnormal
     more[4] = torch.finfo(torch.float32).max * more[4].sign()
-    more[5, width // 2] = torch.nan
+    # One of many: its lowest bits would be a code.
+    more[5, width // 2] = torch.tensor(0x7FC00055, dtype=torch.int32).view(torch.float32)
     more[6, width - 1] = torch.inf
     more[7, 0] = -torch.inf
     more[8] = torch.inf

@@ -16,7 +16,7 @@ from halfbyte.engine.backends.cpu_torch import TorchOps
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.models.attention import AttentionBlock
 from halfbyte.engine.models.mlp import MlpBlock
-from halfbyte.kernels.cpu.ops import NumberType, TileCodes, TileValues
+from halfbyte.kernels.cpu.enums import NumberType, TileCodes, TileValues
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.loaders import open_checkpoint
 

@@ -9,7 +9,13 @@ import torch
 from activation_support import hard_rows
 from statistics_support import fresh_seed
 
-from halfbyte.kernels.formats.activations import BLOCK, quantize_blocks, rounded_to_blocks
+from halfbyte.kernels.formats.activations import (
+    BLOCK,
+    byte_table,
+    quantize_blocks,
+    rounded_to_blocks,
+)
+from halfbyte.kernels.formats.code_tables import FP4, IQ4_NL, NF4
 
 TIES = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5])
 
@@ -90,3 +96,15 @@ def test_inputs_lose_at_most_half_a_step() -> None:
     _, scales = quantize_blocks(x)
     step = scales.repeat_interleave(BLOCK, 1)[:, :577]
     assert ((rounded_to_blocks(x) - x).abs() <= step * (0.5 + 1e-4)).all()
+
+
+def test_entries_of_a_table_become_whole_steps_of_the_largest() -> None:
+    """Tables of bytes stay as they are, and none loses more than half a step."""
+    assert byte_table(IQ4_NL) == IQ4_NL
+    assert byte_table((0.0,) * 16) == (0.0,) * 16
+    for table in (NF4, FP4, (-3.0, 0.01, 0.02, 1.0)):
+        step = max(abs(entry) for entry in table) / 127
+        for entry, kept in zip(table, byte_table(table), strict=True):
+            assert abs(kept - entry) <= 0.5001 * step
+            assert abs(kept / step - round(kept / step)) < 1e-4
+    assert byte_table((-3.0, 0.01, 0.02, 1.0))[:3] == pytest.approx((-3.0, 0.0, 3 / 127))
