@@ -15,6 +15,7 @@ pytestmark = [needs_compiler, pytest.mark.slow]
 TESTS = (
     forms.test_products,
     forms.test_packing,
+    forms.test_rounded_products,
     forms.test_attention,
     forms.test_elementwise,
     forms.test_quantized_inputs,

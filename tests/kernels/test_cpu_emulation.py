@@ -10,16 +10,15 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from activation_support import hard_rows
-from cpu_support import ARM, Kind, library, make_case, needs_compiler, run, tokens, using
+from cpu_support import ARM, library, needs_compiler, run, tokens, using
 from emulation_support import EMULATED, EmulatedForm
 from statistics_support import fresh_seed
+from test_cpu_rounded import bit_cases, block_case, steep_inputs
 from torch import Tensor
 
 import halfbyte.kernels.cpu.build as build
@@ -27,19 +26,13 @@ from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.kernels.cpu.build import open_library
 from halfbyte.kernels.cpu.forms import FORMS, Form, available_forms, chosen_forms
 from halfbyte.kernels.cpu.library import Library
-from halfbyte.kernels.cpu.ops import BlockType
-from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, ZeroKind
-from halfbyte.kernels.formats.stored import StoredLinear
-from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL
+from halfbyte.kernels.formats.canonical import Weight
+from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 from halfbyte.loaders.store.model_store import cache_root
 
 pytestmark = needs_compiler
 needs_avx2 = pytest.mark.skipif(not EMULATED, reason="the emulation is compiled for AVX2")
 FOLDER = Path(__file__).parent
-# Where scales of 16 bits lie in a block, if not at its start alone.
-HALVES = {"Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q5_1": (0, 2), "Q6_K": (208,)}
-HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,)}
-TYPES = {t.name: t for t in BLOCK_TYPES.values()}
 
 
 def compiler() -> tuple[str, ...]:
@@ -78,52 +71,6 @@ def test_the_sources_see_the_macros_of_the_form(form: EmulatedForm) -> None:
     assert macros(form) == macros(real) > macros(plain)
 
 
-def kinds(rng: random.Random) -> list[Kind]:
-    """Codes of every width and convention whose inputs are rounded, in groups of 16 and more."""
-    found: list[Kind] = []
-    zeros: list[ZeroKind] = ["none", "int", "float"]
-    for bits in range(2, 9):
-        for zero in zeros:
-            scale = rng.choice([torch.float16, torch.bfloat16, torch.float32])
-            found.append(Kind(bits, rng.choice([16, 32, 128, -1]), zero, scale))
-    return [*found, Kind(4, 32, "int", perm=True)]
-
-
-def whole_table(k: int, n: int, rng: random.Random) -> QuantizedLinear:
-    """4-bit codes that stand for whole numbers between -127 and 127, the ends included."""
-    case = make_case(Kind(4, rng.choice([16, 32, 64]), "table"), n, k, rng.randrange(1 << 30))
-    assert isinstance(case.weight, QuantizedLinear)
-    table = (-127.0, 127.0, *(float(rng.randint(-127, 127)) for _ in range(14)))
-    return replace(case.weight, format=replace(case.weight.format, table=table))
-
-
-def stored_blocks(name: str, n: int, k: int, rng: random.Random) -> StoredLinear:
-    """A matrix [N, K] of GGUF blocks from random bytes, but with scales below 1."""
-    kind, form = TYPES[name], CANONICAL[name]
-    raw = torch.frombuffer(
-        bytearray(rng.randbytes(n * k // kind.elements * kind.nbytes)), dtype=torch.uint8
-    )
-    for at in HALVES.get(name, (0,)):
-        raw.view(-1, kind.nbytes)[:, at + 1] &= 0xBF
-    raw = raw.view(n, -1)
-
-    def convert() -> QuantizedLinear:
-        raise AssertionError("packed as they are")
-
-    return StoredLinear("w", form, (n, k), name, (raw,), convert)
-
-
-def weights(rng: random.Random) -> Iterator[tuple[str, Weight]]:
-    """Each with its name; K goes beyond a panel of 512 columns now and then."""
-    for kind in kinds(rng):
-        n, k = rng.choice([1, 31, 32, 33, 70]), rng.choice([1, 31, 40, 72, 500, 640, 1050])
-        yield f"{kind} {n} x {k}", make_case(kind, n, k, rng.randrange(1 << 30)).weight
-    yield "whole table", whole_table(rng.choice([72, 576]), 40, rng)
-    for name in BlockType.__members__:
-        k = TYPES[name].elements * rng.choice([1, 3, 5])
-        yield f"{name} of {k} columns", stored_blocks(name, rng.choice([16, 33]), k, rng)
-
-
 def libraries() -> list[Library]:
     """All forms that can run here, those with multiply-adds that are not fused left out."""
     if ARM:
@@ -153,6 +100,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.slow
 @pytest.mark.exact
 def test_products_of_rounded_inputs_have_the_same_bits_in_every_form() -> None:
+    """Read directly, from panels of 512 columns and 120 or 144 rows, and in tiles of 16 rows."""
     seed = fresh_seed()
     rng = random.Random(seed)
     first, *others = [
@@ -161,16 +109,14 @@ def test_products_of_rounded_inputs_have_the_same_bits_in_every_form() -> None:
         for exact in ([False, True] if lib.amx else [False])
     ]
     assert others, "there is nothing to compare"
-    for name, weight in weights(rng):
-        n, k = weight.shape
-        bias = tokens(rng.randrange(1 << 30), 1, n)[0]
-        inputs = [tokens(seed + t, t, k) for t in (1, 2, 4, 8, 9, 16, 40, 150)]
-        inputs.append(hard_rows(seed, k))
-        inputs.append(
-            torch.where(tokens(seed, 20, k) > 0, 1.0, -1.0)
-        )  # codes of 127 and -127 alone
-        want = products(first, weight, bias, inputs)
+    n, k = rng.choice([33, 70]), rng.choice([552, 600, 1045])
+    cases = bit_cases(n, k, seed) + [block_case(name, n, 768, seed) for name in QUANTIZED_TYPES]
+    for number, case in enumerate(cases):
+        width, bias = case.values.shape[1], tokens(seed + number, 1, n)[0]
+        inputs = [tokens(seed + t, t, width) for t in (1, 2, 4, 8, 9, 16, 40, 150)]
+        inputs += [steep_inputs(seed, width), hard_rows(seed, width)]
+        want = products(first, case.weight, bias, inputs)
         for ops in others:
-            got = products(ops, weight, bias, inputs)
+            got = products(ops, case.weight, bias, inputs)
             for x, a, b in zip(["packed", *(len(x) for x in inputs)], want, got, strict=True):
-                assert same_bits(a, b), (name, ops.library.form, x)
+                assert same_bits(a, b), (number, ops.library.form, x)
