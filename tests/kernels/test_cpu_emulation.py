@@ -32,7 +32,7 @@ from halfbyte.loaders.store.model_store import cache_root
 
 pytestmark = needs_compiler
 needs_avx2 = pytest.mark.skipif(not EMULATED, reason="the emulation is compiled for AVX2")
-# Forms that fuse multiply-adds. Under `make test-arm` this processor's is compared with the other's.
+# Forms that fuse multiply-adds. `make test-arm` compares the best one here with that of ARM.
 FUSED = [form for form in available_forms() if form.name != "plain"]
 OTHERS = FUSED[:1] if ARM else [*FUSED[1:], *EMULATED]
 FOLDER = Path(__file__).parent
