@@ -109,6 +109,7 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
             }
     }
 #else
+    (void)negative;
     for (int p = 0; p < parts; p++)
         for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
 #pragma GCC unroll 8
