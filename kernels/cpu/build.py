@@ -46,6 +46,7 @@ SOURCES = (
 )
 C_HEADERS = (
     "halfbyte.h",
+    "amx.h",
     "weight.h",
     "floats.h",
     "dot.h",

@@ -29,7 +29,7 @@ INLINE int byte_shift(int codes) {
 /* Whether shifted codes may be negative. */
 INLINE int is_signed(int codes) {
 #if defined(DOT_UNSIGNED)
-    return 0;
+    return (void)codes, 0;
 #else
     return codes == W_BITS8 || codes == W_TABLE;
 #endif

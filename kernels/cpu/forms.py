@@ -21,8 +21,17 @@ _AVX2 = ("avx2", "fma", "f16c", "bmi1", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
 _AMX = (*_VNNI, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+_AVXVNNI = (*_AVX2, "avx_vnni")
+# The dot product, and what the compiler may use besides: all of Armv8.1 that Linux lists and code
+# compiled for it has.
+_DOTPROD = ("atomics", "asimdrdm", "asimddp")
 # Names of the kernel that compilers spell in another way.
-_SPELLING = {"bmi1": "bmi", "avx512_vnni": "avx512vnni", "avx512_bf16": "avx512bf16"}
+_SPELLING = {
+    "bmi1": "bmi",
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+    "avx_vnni": "avxvnni",
+}
 _X86 = frozenset(("x86_64", "AMD64"))
 _ARM = frozenset(("aarch64", "arm64"))
 
@@ -35,25 +44,30 @@ class Form:
         name: as HALFBYTE_ISA says it.
         machines: what ``platform.machine()`` may be; empty = anything.
         needs: features of the processor, as /proc/cpuinfo names them.
+        arch: what -march is given, where features have no flags of their own.
     """
 
     name: str
     machines: frozenset[str]
     needs: tuple[str, ...] = ()
+    arch: str = ""
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Compiler flags that allow the form's instructions."""
+        if self.arch:
+            return (f"-march={self.arch}",)
         return tuple("-m" + _SPELLING.get(need, need).replace("_", "-") for need in self.needs)
 
 
-# Best first. No kernel has VNNI instructions of its own yet: ``vnni`` is ``avx512`` with a compiler
-# that may use them. What every processor of a kind has comes last: ``neon`` or ``plain``.
+# Best first. What every processor of a kind has comes last: ``neon`` or ``plain``.
 FORMS = (
     Form("amx", _X86, _AMX),
     Form("vnni", _X86, _VNNI),
     Form("avx512", _X86, _AVX512),
+    Form("avxvnni", _X86, _AVXVNNI),
     Form("avx2", _X86, _AVX2),
+    Form("dotprod", _ARM, _DOTPROD, "armv8.2-a+dotprod"),
     Form("neon", _ARM),
     Form("plain", frozenset()),
 )

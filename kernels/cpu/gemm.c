@@ -5,9 +5,10 @@
  * Machines without AMX use hb_linear at any T: there the AVX512-BF16 dot product was slower than
  * float32 (docs/performance.md).
  */
+#include "amx.h"
 #include "finish.h"
 
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
+#if defined(HAS_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,7 +16,6 @@
 #define DEPTH 256  /* K of a panel: 16 KiB, so that it stays in the first cache */
 #define ROWS BLOCK_ROWS
 
-/* Whether this machine has AMX and the kernel lets us use it. */
 int hb_has_amx(void) {
     const long request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
@@ -47,19 +47,6 @@ static void expand(reader *r, int depth, int bare, uint32_t *panel) {
                 memcpy(panel + k / 2 * PANEL + v * LANES, &pair, sizeof pair);
             }
     }
-}
-
-static void amx_begin(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.bytes[i] = 64;
-        config.rows[i] = 16;
-    }
-    _tile_loadconfig(&config);
 }
 
 /* 32 rows by 32 columns: c = a b, or c += a b, over `steps` times 64 bytes of K: 32 bfloat16 with
@@ -203,7 +190,8 @@ void hb_gemm(const struct gemm *op, int tid, int threads) {
     if (begin == end) return;
     float *sums = hb_scratch(blocks * ROWS * PANEL + (size_t)DEPTH / 2 * PANEL);
     uint32_t *panel = (uint32_t *)(sums + blocks * ROWS * PANEL);
-    amx_begin();
+    amx_begin((uint8_t[8]){16, 16, 16, 16, 16, 16, 16, 16},
+              (uint16_t[8]){64, 64, 64, 64, 64, 64, 64, 64});
     for (int tile = begin; tile < end; tile++) {
         if (op->factors) unit_quantized(op, &w, tile, panel, sums);
         else unit_plain(op, &w, tile, panel);

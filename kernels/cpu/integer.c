@@ -6,6 +6,7 @@
  *   y = fma(offset_b, d * float(sum of q), y)
  * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Both ways do just this, so a row has the same bits in both.
  */
+#include "amx.h"
 #include "dot.h"
 #include "finish.h"
 
@@ -108,6 +109,7 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
             }
     }
 #else
+    (void)negative;
     for (int p = 0; p < parts; p++)
         for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
 #pragma GCC unroll 8
@@ -335,8 +337,67 @@ static micro_rows *micro_of(const weight *w) {
     return w->halves ? micro_4_halves : micro_4;
 }
 
+#if defined(HAS_AMX) && defined(DOT_UNSIGNED)
+enum { AMX_ROWS = 16, BLOCK = 144 /* whole times both numbers of rows */ };
+
+/* Whether products of `rows` rows are to use tiles, which are set up then: 0 and 1 have sums of the
+ * two parts of AMX_ROWS rows, 2 a block of x, 3 and 4 one of each part. */
+static inline int begin_tiles(const weight *w, int rows) {
+    if (rows < AMX_ROWS || !hb_has_amx()) return 0;
+    uint8_t words = w->halves ? 4 : 8;
+    uint16_t bytes = (uint16_t)(4 * words);
+    amx_begin((uint8_t[8]){AMX_ROWS, AMX_ROWS, AMX_ROWS, words, words},
+              (uint16_t[8]){64, 64, bytes, 64, 64});
+    return 1;
+}
+
+static inline void end_tiles(void) { _tile_release(); }
+
+/* What micro() does, for AMX_ROWS rows with the sums of a block from a product of tiles. */
+static void add_tiles(const weight *w, int zeros, const panel *from, int count,
+                      const rounded *rows_x, float y[][TILE]) {
+    _Static_assert(PARTS == 2 && LINE == 128 && AMX_ROWS % FEW_ROWS == 0, "shapes of tiles");
+    int32_t sums[PARTS][AMX_ROWS][LANES] __attribute__((aligned(64)));
+    rounded x = *rows_x;
+    size_t stride = x.chunks * CHUNK;
+    int offsets = has_offsets(w);
+    for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++)
+        for (int h = 0; h <= w->halves; h++) {
+            const uint8_t *codes = from->codes[c] + 4 * h * LINE;
+            block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
+                               zeros ? from->zero[c][h] : NULL};
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_loadd(2, x.codes + 16 * h, stride);
+            _tile_loadd(3, codes, LINE);
+            _tile_loadd(4, codes + 64, LINE);
+            _tile_dpbsud(0, 2, 3);
+            _tile_dpbsud(1, 2, 4);
+            _tile_stored(0, sums[0], 64);
+            _tile_stored(1, sums[1], 64);
+            for (int m = 0; m < AMX_ROWS; m += FEW_ROWS) {
+                vi sum[PARTS][FEW_ROWS];
+                for (int p = 0; p < PARTS; p++) memcpy(sum[p], sums[p][m], sizeof sum[p]);
+                rounded part = rows_from(&x, m, 0);
+                add_block(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum, y + m);
+            }
+        }
+}
+#else
+enum { AMX_ROWS = 16, BLOCK = 120 /* whole times MICRO_ROWS */ };
+
+static inline int begin_tiles(const weight *w, int rows) { return (void)w, (void)rows, 0; }
+
+static inline void end_tiles(void) {}
+
+static inline void add_tiles(const weight *w, int zeros, const panel *from, int count,
+                             const rounded *rows_x, float y[][TILE]) {
+    (void)w, (void)zeros, (void)from, (void)count, (void)rows_x, (void)y;
+}
+#endif
+
 /* A tile for many rows; y has room for those that micro() throws away. */
-static void many(const weight *w, int tile, const rounded *x, int rows, panel *room,
+static void many(const weight *w, int tile, const rounded *x, int rows, int tiles, panel *room,
                  float y[][TILE]) {
     byte_table table = shifted_table(w);
     micro_rows *add = micro_of(w);
@@ -347,7 +408,12 @@ static void many(const weight *w, int tile, const rounded *x, int rows, panel *r
     for (int first = 0; first < w->chunks; first += PANEL) {
         int count = w->chunks - first < PANEL ? w->chunks - first : PANEL;
         unpack_any(&r, &table, count, room);
-        for (int m = 0; m < rows; m += MICRO_ROWS) {
+        int m = 0;
+        for (; tiles && m + AMX_ROWS <= rows; m += AMX_ROWS) {
+            rounded part = rows_from(x, m, first);
+            add_tiles(w, r.zeros, room, count, &part, y + m);
+        }
+        for (; m < rows; m += MICRO_ROWS) {
             rounded part = rows_from(x, m, first);
             add(w, r.zeros, room, count, &part, y + m);
         }
@@ -355,7 +421,6 @@ static void many(const weight *w, int tile, const rounded *x, int rows, panel *r
 }
 
 void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
-    enum { BLOCK = 120 }; /* whole times MICRO_ROWS */
     weight w;
     read_weight(&op->tiled, &w);
     rounded all = {op->codes, (const block_values *)op->values, (size_t)w.chunks};
@@ -366,12 +431,14 @@ void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     if (begin == end) return;
     float(*y)[TILE] = (float(*)[TILE])hb_scratch((BLOCK + FEW_ROWS) * TILE + sizeof(panel) / 4);
     panel *room = (panel *)(y + BLOCK + FEW_ROWS);
+    int tiles = begin_tiles(&w, total);
     for (int unit = begin; unit < end; unit++) {
         int tile = unit % w.tiles, row = unit / w.tiles * most;
         int rows = total - row < most ? total - row : most;
         rounded x = rows_from(&all, row, 0);
         if (total <= FEW_ROWS) FEW_OF[w.codes](&w, tile, &x, rows, y);
-        else many(&w, tile, &x, rows, room, y);
+        else many(&w, tile, &x, rows, tiles, room, y);
         finish(&w, tile, rows, y, op->out + (size_t)row * ldo, ldo, op->add);
     }
+    if (tiles) end_tiles();
 }

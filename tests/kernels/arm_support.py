@@ -22,7 +22,7 @@ import halfbyte.kernels.cpu.arena as arena
 import halfbyte.kernels.cpu.library as lib
 import halfbyte.kernels.cpu.ops as ops
 from halfbyte.kernels.cpu.build import FLAGS, SOURCES
-from halfbyte.kernels.cpu.forms import available_forms
+from halfbyte.kernels.cpu.forms import FORMS
 from halfbyte.kernels.cpu.library import Library
 from halfbyte.kernels.cpu.ops import RECORDS
 from halfbyte.kernels.cpu.records import Records
@@ -36,7 +36,7 @@ _known: dict[int, torch.UntypedStorage] = {}
 class RemoteLibrary(Library):
     """The kernels in a process under the emulator; see :class:`Library` for its face."""
 
-    def __init__(self, program: Path, threads: int) -> None:
+    def __init__(self, program: Path, threads: int, form: str) -> None:
         self._pool = None
         process = subprocess.Popen(
             [EMULATOR, str(program), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -46,7 +46,7 @@ class RemoteLibrary(Library):
         self._out: IO[bytes] = process.stdout
         atexit.register(process.kill)
         self.threads = threads
-        self.form = "neon"
+        self.form = form
         self.lanes, amx = struct.unpack("=2i", self._out.read(8))
         self.amx = bool(amx)
 
@@ -97,19 +97,19 @@ def forget() -> None:
 
 
 @functools.cache
-def remote_library(threads: int) -> Library:
-    """The kernels for aarch64 with a pool of ``threads``; one process for each count."""
+def remote_library(threads: int, form: str) -> Library:
+    """The kernels in a form of aarch64 with a pool of ``threads``; one process for each."""
     # Whole storages travel: slabs and huge pages would be most of it.
     arena.SLAB = arena.HUGE = 1 << 14
     RECORDS.pack = _pack
-    return RemoteLibrary(_program(), threads)
+    return RemoteLibrary(_program(form), threads, form)
 
 
 @functools.cache
-def _program() -> Path:
-    for name in (COMPILER, EMULATOR):
-        assert shutil.which(name), f"{name} is missing: see the target test-arm of the Makefile"
-    (form,) = available_forms("aarch64", frozenset())
+def _program(name: str) -> Path:
+    for tool in (COMPILER, EMULATOR):
+        assert shutil.which(tool), f"{tool} is missing: see the target test-arm of the Makefile"
+    form = next(form for form in FORMS if form.name == name and "aarch64" in form.machines)
     folder = tempfile.mkdtemp(prefix="halfbyte-arm-")
     atexit.register(shutil.rmtree, folder)
     program = Path(folder) / "driver"

@@ -29,8 +29,8 @@ from halfbyte.kernels.formats.canonical import (
 )
 from halfbyte.loaders.store.model_store import cache_root
 
-# Runs the kernels for aarch64 under an emulator instead: `make test-arm`.
-ARM = bool(os.environ.get("HALFBYTE_TEST_ARM"))
+# Runs the kernels for aarch64, in the form that it names, under an emulator: `make test-arm`.
+ARM = os.environ.get("HALFBYTE_TEST_ARM", "")
 needs_compiler = pytest.mark.skipif(
     find_compiler() is None or not chosen_forms(),
     reason="no C kernels: the engine runs without them, too",
@@ -43,7 +43,7 @@ _using: list[Form] = []
 def library(threads: int = 2) -> Library:
     """The kernels in the form of the enclosing :func:`using`, else in the best one."""
     if ARM:
-        return remote_library(threads)
+        return remote_library(threads, ARM)
     return _open(_using[-1] if _using else chosen_forms()[0], threads)
 
 

@@ -24,7 +24,8 @@ from halfbyte.kernels.formats.code_tables import IQ4_NL
 from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 
 OTHERS = [] if ARM or not chosen_forms() else available_forms()[1:]
-LANES = {"amx": 16, "vnni": 16, "avx512": 16, "avx2": 8, "neon": 4, "plain": 4}
+LANES = {"amx": 16, "vnni": 16, "avx512": 16, "avxvnni": 8, "avx2": 8}
+LANES |= {"dotprod": 4, "neon": 4, "plain": 4}
 
 pytestmark = needs_compiler
 each_form = pytest.mark.parametrize("form", OTHERS, ids=[form.name for form in OTHERS])
@@ -44,7 +45,7 @@ def test_every_form_has_its_width() -> None:
     assert set(LANES) == {form.name for form in FORMS}
     for form in available_forms():
         with using(form):
-            assert library().form == ("neon" if ARM else form.name)
+            assert library().form == (ARM or form.name)
             assert library().lanes == (4 if ARM else LANES[form.name])
 
 

@@ -30,7 +30,15 @@ def test_forms_of_machines() -> None:
     assert names("x86_64", ZEN4 - {"avx512vl"}) == ["avx2", "plain"]
     assert names("x86_64", ZEN4 - {"f16c"}) == ["plain"]
     assert names("x86_64", frozenset()) == ["plain"]
+    # Alder Lake has no AVX-512, later ones of that kind neither.
+    assert names("x86_64", AVX2 | {"avx_vnni"}) == ["avxvnni", "avx2", "plain"]
+    assert names("x86_64", amx | {"avx_vnni"}) == [
+        *("amx", "vnni", "avx512", "avxvnni", "avx2", "plain")
+    ]
     assert names("aarch64", frozenset({"asimd", "fphp"})) == ["neon"]
+    armv8_2 = frozenset({"asimd", "atomics", "asimdrdm", "asimddp"})
+    assert names("aarch64", armv8_2) == ["dotprod", "neon"]
+    assert names("aarch64", armv8_2 - {"asimddp"}) == ["neon"]
     assert names("arm64", frozenset()) == ["neon"]
     assert names("riscv64", ZEN4) == ["plain"]
 
@@ -76,7 +84,7 @@ def test_the_variable_chooses_a_form() -> None:
 
 def test_a_form_allows_what_it_needs_and_no_more() -> None:
     for form in forms.FORMS:
-        assert len(form.flags) == len(form.needs)
+        assert len(form.flags) == (1 if form.arch else len(form.needs))
     flags = {form.name: form.flags for form in forms.FORMS}
     assert flags["avx2"] == ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2")
     assert set(flags["avx512"]) - set(flags["avx2"]) == {
@@ -87,6 +95,8 @@ def test_a_form_allows_what_it_needs_and_no_more() -> None:
         "-mavx512vl",
     }
     assert set(flags["vnni"]) - set(flags["avx512"]) == {"-mavx512vnni"}
+    assert set(flags["avxvnni"]) - set(flags["avx2"]) == {"-mavxvnni"}
+    assert flags["dotprod"] == ("-march=armv8.2-a+dotprod",)
     assert set(flags["amx"]) - set(flags["vnni"]) == {
         "-mavx512bf16",
         "-mamx-tile",
