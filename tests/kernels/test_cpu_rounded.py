@@ -282,11 +282,11 @@ def test_bits_do_not_depend_on_the_batch_the_place_or_threads() -> None:
     n, k = 100, rng.choice([552, 600, 1045])
     x, bias = tokens(seed + 1, max(ROWS), k), tokens(seed + 2, 1, n)[0]
     all_ops = [rounding_ops(threads) for threads in (1, 2, 3, 4, 5)]
-    for case in bit_cases(n, k, seed):
+    for index, case in enumerate(bit_cases(n, k, seed)):
         ops = all_ops[0]
         want = run(ops, ops.linear, x, ops.pack(case.weight, bias))
         assert_rounded(want, x, case, bias.double())
-        for t in ROWS:
+        for t in ROWS[(index + index // 2) % 2 :: 2]:  # each number for half of the widths
             ops = rng.choice(all_ops)
             packed, row = ops.pack(case.weight, bias), rng.randrange(max(ROWS) - t + 1)
             got = run(ops, ops.linear, x[row : row + t], packed)
