@@ -181,9 +181,21 @@ INLINE block_factors factors_at(const reader *r, int h) {
                            r->zeros ? r->values.zero[has_zeros(r->w) ? at : 0] : NULL};
 }
 
+/* As many sums as registers hold, with what they are made of. */
+#if LANES == 16
+enum { MICRO_ROWS = 6, MICRO_PARTS = 2 };
+#elif LANES == 8
+enum { MICRO_ROWS = 4, MICRO_PARTS = 2 };
+#else
+enum { MICRO_ROWS = 4, MICRO_PARTS = 4 };
+#endif
+_Static_assert(MICRO_ROWS <= FEW_ROWS, "block_sums has room for them");
+
 /* y [rows][TILE] of a tile straight from its codes. */
 INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const rounded *rows_x,
                    int rows, float y[][TILE]) {
+    /* As many parts of a tile as leave registers for their sums share each load of x. */
+    const int most = MICRO_ROWS * MICRO_PARTS / rows, parts = most > PARTS ? PARTS : most ? most : 1;
     byte_table table = shifted_table(w);
     rounded x = *rows_x;
     reader r;
@@ -196,11 +208,11 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
 #pragma GCC unroll 2
         for (int h = 0; h <= halves; h++) {
             block_factors f = factors_at(&r, h);
-            for (int v = 0; v < PARTS; v++) {
-                vi sum[1][FEW_ROWS];
+            for (int v = 0; v < PARTS; v += parts) {
+                vi sum[PARTS][FEW_ROWS];
                 block_sums(codes, bits, is_signed(codes), &table, chunk, 4 * h, halves ? 4 : 8, v,
-                           1, &x, rows, sum);
-                add_block(&f, halves ? h : 2, v, 1, rows, &x, sum, y);
+                           parts, &x, rows, sum);
+                add_block(&f, halves ? h : 2, v, parts, rows, &x, sum, y);
             }
         }
     }
@@ -276,16 +288,6 @@ static void unpack_any(reader *r, const byte_table *table, int count, panel *to)
         default: unpack(r, W_TABLE, 4, table, count, to);
     }
 }
-
-/* As many sums as registers hold, with what they are made of. */
-#if LANES == 16
-enum { MICRO_ROWS = 6, MICRO_PARTS = 2 };
-#elif LANES == 8
-enum { MICRO_ROWS = 4, MICRO_PARTS = 2 };
-#else
-enum { MICRO_ROWS = 4, MICRO_PARTS = 4 };
-#endif
-_Static_assert(MICRO_ROWS <= FEW_ROWS, "block_sums has room for them");
 
 /* y [MICRO_ROWS][TILE] += a panel of `count` chunks by as many of x. */
 INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros, const panel *from,
