@@ -217,7 +217,7 @@ def test_stats_tell_speed_and_memory():
     assert rows["context"] == "37 of 400 tokens"
     assert rows["all answers"] == "2, 3 tokens at 20.0 tok/s"
     assert rows["weights"] == "3.00 MiB, read for each token"
-    assert rows["KV cache"] == "1.00 KiB for each token of the context"
+    assert rows["KV cache"] == "1.00 KiB for each token of the context, float16"
     assert re.fullmatch(r"[0-9.]+ [MG]iB of memory at its largest", rows["process"])
 
 

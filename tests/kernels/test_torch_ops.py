@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor
 from halfbyte.engine.backends.cpu_torch import Int4Linear, TorchOps
 from halfbyte.engine.backends.plain import PlainOps
 from halfbyte.engine.backends.reference import ReferenceOps
+from halfbyte.kernels.formats.activations import byte_table
+from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.kernels.kind import MatrixSpec, carrier
 
 
@@ -45,7 +48,11 @@ def test_the_reference_rounds_inputs_to_blocks_of_the_codes_columns(kind: Kind) 
     x, bias = tokens(seed + 1, 5, k), tokens(seed + 2, 1, n)[0]
     perm = None if isinstance(case.weight, Tensor) else case.weight.perm
     order = torch.arange(k) if perm is None else perm.long()
-    seen = x.double()
+    seen, values, size = x.double(), case.values, case.size
+    if isinstance(case.weight, QuantizedLinear) and case.weight.format.table:
+        form = replace(case.weight.format, table=byte_table(case.weight.format.table))
+        values = replace(case.weight, format=form).dequantize(torch.float32).double()
+        size = values.abs()
     if kind.dtype is None:
         for start in range(0, k, 32):
             columns = order[start : start + 32]
@@ -53,8 +60,8 @@ def test_the_reference_rounds_inputs_to_blocks_of_the_codes_columns(kind: Kind) 
             seen[:, columns] = (x[:, columns] / scale).round().double() * scale.double()
     ops = ReferenceOps(torch.float32, "int8-block32")
     got = ops.linear(x, ops.pack(case.weight, bias)).double()
-    size = seen.abs() @ case.size.T + bias.double().abs()
-    assert ((got - seen @ case.values.T - bias.double()).abs() <= (k + 16) * F32 * size).all()
+    size = seen.abs() @ size.T + bias.double().abs()
+    assert ((got - seen @ values.T - bias.double()).abs() <= (k + 16) * F32 * size).all()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def from_headers(loaded: WeightFormat, told: WeightFormat) -> WeightFormat:
     if loaded.zero == "none" and told.zero == "int":
         loaded = replace(loaded, zero="int")
     if loaded.act is not None and loaded.act.scale is not None:
-        loaded = replace(loaded, act=replace(loaded.act, scale=None, zero=0))
+        loaded = replace(loaded, act=replace(loaded.act, scale=0.0, zero=0))
     return loaded
 
 

@@ -12,7 +12,7 @@ from halfbyte import Engine, SamplingParams
 BACKENDS: dict[str, dict[str, Any]] = {
     "reference-float32": {"backend": "reference", "dtype": "float32"},
     "cpu_c-float32": {"dtype": "float32"},
-    "cpu_c": {},
+    "cpu_c": {"activations": "float"},
 }
 
 

@@ -182,11 +182,11 @@ def test_the_default_model_chats(live: Start, smollm2: Path) -> None:
     server = live(Engine(smollm2, kv_tokens=8192))
     client = client_of(server.url)
     name = server.site.service.names[0]
-    messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    messages: Any = [{"role": "user", "content": "What is the capital of Germany?"}]
     asked: Any = {"model": name, "messages": messages, "temperature": 0, "max_tokens": 40}
     whole = client.chat.completions.create(**asked)
     text = whole.choices[0].message.content or ""
-    assert "Paris" in text and whole.choices[0].finish_reason == "stop"
+    assert "Berlin" in text and whole.choices[0].finish_reason == "stop"
     stream = client.chat.completions.create(
         **asked, stream=True, stream_options={"include_usage": True}
     )
@@ -196,7 +196,7 @@ def test_the_default_model_chats(live: Start, smollm2: Path) -> None:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     tokens = httpx.post(f"{server.url}/tokenize", json={"messages": messages}).json()
     assert tokens["count"] == whole.usage.prompt_tokens
-    cut = client.chat.completions.create(**asked, stop=["Paris"])
-    assert (cut.choices[0].message.content or "") == text.partition("Paris")[0]
+    cut = client.chat.completions.create(**asked, stop=["Berlin"])
+    assert (cut.choices[0].message.content or "") == text.partition("Berlin")[0]
     with pytest.raises(openai.BadRequestError, match="content"):
         client.chat.completions.create(model=name, messages=[{"role": "user"}])  # type: ignore
