@@ -23,6 +23,9 @@ PREFILL_ROWS = 1024
 FEW_ROWS = 8
 """Rows up to which products read packed codes as they lie (FEW_ROWS in kernels/cpu)."""
 
+AMX_BLOCK_ROWS = 16
+"""Rows from which products of rounded inputs take AMX (AMX_ROWS in integer.c)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExplainedRow:
@@ -90,13 +93,18 @@ def _compiled(linear: Product, layers: tuple[int, ...], ops: CompiledOps) -> Ite
     config: dict[str, Any] = {"lanes": ops.library.lanes}
     direct = f"from {FEW_ROWS + 1} rows on unpacking a tile once serves all of them"
     panel = f"up to {FEW_ROWS} rows the codes are read as they lie"
-    amx = ops.gemm_rows < NEVER and kept[1] == "float"
+    form = linear.spec.format
+    act = form is not None and form.act is not None
+    floats = act or kept[1] == "float"
+    first = ops.gemm_rows if floats else AMX_BLOCK_ROWS if ops.library.amx else NEVER
     yield _row(linear, layers, FEW_ROWS, *kept, "direct", config, why, {"panel": direct})
-    most = ops.gemm_rows - 1 if amx else PREFILL_ROWS
+    most = min(first - 1, PREFILL_ROWS)
     yield _row(linear, layers, most, *kept, "panel", config, why, {"direct": panel})
-    if amx:
+    if first < NEVER and not floats:
+        faster = f"from {first} rows on AMX sums the products of bytes, to the same bits"
+        yield _row(linear, layers, PREFILL_ROWS, *kept, "tiles", {}, why, {"panel": faster})
+    elif first < NEVER:
         faster = f"from {ops.gemm_rows} rows on AMX multiplies bfloat16 panels faster"
-        act = linear.spec.format is not None and linear.spec.format.act is not None
         config = {"inputs": "int8 or bfloat16" if act else "bfloat16"}
         yield _row(linear, layers, PREFILL_ROWS, *kept, "gemm", config, why, {"panel": faster})
 

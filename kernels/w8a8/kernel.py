@@ -173,8 +173,8 @@ def quantize(
     q_ptr += row * K_OUT
     rk = tl.arange(0, BLOCK)
     FP8: tl.constexpr = q_ptr.dtype.element_ty == tl.float8e4nv
-    # A TOP of 127 keeps the range symmetric; 127.5 uses all 256 codes.
-    LOW: tl.constexpr = -127.0 if TOP == 127.0 and not HAS_Z else -128.0
+    # Also for a TOP of 127: a subnormal scale, rounded far, leaves quotients beyond 127.
+    LOW: tl.constexpr = -128.0
     if ONE_PASS:
         x = tl.load(x_ptr + rk, mask=rk < K, other=0.0).to(tl.float32)
     if STATIC:

@@ -61,7 +61,7 @@ def macros(form: Form) -> set[str]:
     """Names of the compiler's that the kernels' sources ask for and that are set in a form."""
     folder = Path(build.__file__).parent
     sources = "".join((folder / name).read_text() for name in (*build.SOURCES, *build.C_HEADERS))
-    asked = set(re.findall(r"\b__[A-Za-z0-9_]+__\b", sources))
+    asked = set(re.findall(r"\b__[A-Za-z0-9_]+__\b", sources)) - {"__asm__"}  # a keyword
     command = [*compiler(), *form.flags, "-dM", "-E", "-x", "c", "/dev/null"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     return asked & set(re.findall(r"(?m)^#define (\w+)", done.stdout))
