@@ -1,9 +1,9 @@
 """``cpu_c``, the C kernels: a step is noted down and runs as one parallel region.
 
 Activations are float32; keys and values are kept in the type that the cache has. Weights stay in
-their codes; a matrix product over few rows reads them directly, one over many rows expands them to
-bfloat16 panels (see ``kernels/cpu``). With ``exact`` or float32 every product reads the codes
-directly, so results depend on nothing but the row itself.
+their codes, and products take inputs as floats or rounded to int8 by blocks (see ``kernels/cpu``).
+Results depend on nothing but the row itself, except where AMX multiplies many float inputs in
+bfloat16; with ``exact`` or float32 it does not.
 """
 
 from __future__ import annotations

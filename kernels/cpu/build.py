@@ -50,7 +50,7 @@ C_HEADERS = (
     "weight.h",
     "floats.h",
     "dot.h",
-    "finish.h",
+    "product.h",
     "tile.h",
     "rows.h",
     "attention_type.h",

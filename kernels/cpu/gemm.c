@@ -6,7 +6,7 @@
  * float32 (docs/performance.md).
  */
 #include "amx.h"
-#include "finish.h"
+#include "product.h"
 
 #if defined(HAS_AMX)
 #include <sys/syscall.h>

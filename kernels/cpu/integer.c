@@ -8,10 +8,7 @@
  */
 #include "amx.h"
 #include "dot.h"
-#include "finish.h"
-
-#define AHEAD 4096 /* bytes between a use and what is fetched meanwhile */
-#define FEW_ROWS 8 /* that the direct product takes side by side */
+#include "product.h"
 
 /* What the activations of a chunk add to their codes (Python: ops.py, RoundBlocks). */
 typedef struct {
@@ -180,16 +177,6 @@ INLINE block_factors factors_at(const reader *r, int h) {
     return (block_factors){r->values.scale[at], has_offsets(r->w) ? r->values.offset[at] : NULL,
                            r->zeros ? r->values.zero[has_zeros(r->w) ? at : 0] : NULL};
 }
-
-/* As many sums as registers hold, with what they are made of. */
-#if LANES == 16
-enum { MICRO_ROWS = 6, MICRO_PARTS = 2 };
-#elif LANES == 8
-enum { MICRO_ROWS = 4, MICRO_PARTS = 2 };
-#else
-enum { MICRO_ROWS = 4, MICRO_PARTS = 4 };
-#endif
-_Static_assert(MICRO_ROWS <= FEW_ROWS, "block_sums has room for them");
 
 /* y [rows][TILE] of a tile straight from its codes. */
 INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const rounded *rows_x,

@@ -7,11 +7,8 @@
  * than scaling each weight and more accurate, and both ways do just this, so a row has the same
  * bits in both. Weights without scales, and those with one for each row, which comes last: y = y + sum.
  */
-#include "finish.h"
+#include "product.h"
 #include "floats.h"
-
-#define AHEAD 4096 /* bytes between a use and what is fetched meanwhile */
-#define FEW_ROWS 8 /* that the direct product takes side by side */
 
 /* Rows of activations in whole chunks. */
 typedef struct {
@@ -39,7 +36,7 @@ INLINE int sums_needed(const weight *w) { return has_offsets(w) || has_zeros(w);
 
 /* y [rows][TILE] of a tile straight from its codes. */
 INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const float_rows *x,
-                   int row, int last, int rows, float y[][TILE]) {
+                   int count, int rows, float y[][TILE]) {
     float_table table = table_of(w);
     float *to[FEW_ROWS];
     const float *from[FEW_ROWS], *sums[FEW_ROWS] = {0};
@@ -47,7 +44,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     read_tile(w, tile, &r);
     memset(y, 0, (size_t)rows * sizeof *y);
     for (int m = 0; m < rows; m++) {
-        int own = row + m < last ? row + m : last - 1; /* those beyond are thrown away */
+        int own = m < count ? m : count - 1; /* those beyond are thrown away */
         to[m] = y[m];
         from[m] = x->x + (size_t)own * x->stride;
         if (x->sums) sums[m] = x->sums + (size_t)own * x->chunks * 3;
@@ -85,12 +82,12 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
 
 #define FEW_CASE(width)                                                                         \
     if (rows <= width) {                                                                        \
-        direct(w, codes, bits, halves, tile, x, row, row + rows, width, y);                     \
+        direct(w, codes, bits, halves, tile, x, rows, width, y);                                \
         return;                                                                                 \
     }
 
 INLINE void few(const weight *w, int codes, int bits, int halves, int tile, const float_rows *x,
-                int row, int rows, float y[][TILE]) {
+                int rows, float y[][TILE]) {
     FEW_CASE(1)
     FEW_CASE(2)
     FEW_CASE(4)
@@ -98,15 +95,15 @@ INLINE void few(const weight *w, int codes, int bits, int halves, int tile, cons
 }
 
 #define FEW(name, codes, bits)                                                                  \
-    static void name(const weight *w, int tile, const float_rows *x, int row, int rows,         \
+    static void name(const weight *w, int tile, const float_rows *x, int rows,                  \
                      float y[][TILE]) {                                                         \
-        if (w->halves) few(w, codes, bits, 1, tile, x, row, rows, y);                           \
-        else few(w, codes, bits, 0, tile, x, row, rows, y);                                     \
+        if (w->halves) few(w, codes, bits, 1, tile, x, rows, y);                                \
+        else few(w, codes, bits, 0, tile, x, rows, y);                                          \
     }
 #define FEW_DENSE(name, codes, bits)                                                            \
-    static void name(const weight *w, int tile, const float_rows *x, int row, int rows,         \
+    static void name(const weight *w, int tile, const float_rows *x, int rows,                  \
                      float y[][TILE]) {                                                         \
-        few(w, codes, bits, 0, tile, x, row, rows, y);                                          \
+        few(w, codes, bits, 0, tile, x, rows, y);                                               \
     }
 FEW(few_2, W_BITS2, 2)
 FEW(few_3, W_BITS3, 3)
@@ -120,7 +117,7 @@ FEW_DENSE(few_f32, W_F32, 32)
 FEW_DENSE(few_f16, W_F16, 16)
 FEW_DENSE(few_bf16, W_BF16, 16)
 
-typedef void few_rows(const weight *, int, const float_rows *, int, int, float (*)[TILE]);
+typedef void few_rows(const weight *, int, const float_rows *, int, float (*)[TILE]);
 static few_rows *const FEW_OF[] = {
     [W_BITS2] = few_2,     [W_BITS3] = few_3,     [W_BITS4] = few_4, [W_BITS5] = few_5,
     [W_BITS6] = few_6,     [W_BITS8] = few_8,     [W_E4M3] = few_e4m3,
@@ -144,14 +141,6 @@ static void unpack_panel(reader *r, int count, panel *to) {
     }
 }
 
-/* As many sums as registers hold, with what they are made of. */
-#if LANES == 16
-enum { MICRO_ROWS = 6, MICRO_PARTS = 2 };
-#elif LANES == 8
-enum { MICRO_ROWS = 4, MICRO_PARTS = 2 };
-#else
-enum { MICRO_ROWS = 4, MICRO_PARTS = 4 };
-#endif
 
 /* y [MICRO_ROWS][TILE] += a panel of `count` chunks from `first` by rows of x. */
 INLINE void micro(const weight *w, int halves, const panel *from, int first, int count,
@@ -193,7 +182,7 @@ INLINE void micro(const weight *w, int halves, const panel *from, int first, int
 }
 
 /* Tile by tile for a block of rows; y has room for the rows that micro() throws away. */
-static void many(const weight *w, int tile, const float_rows *x, int row, int rows, panel *room,
+static void many(const weight *w, int tile, const float_rows *x, int rows, panel *room,
                  float y[][TILE]) {
     reader r;
     read_tile(w, tile, &r);
@@ -202,8 +191,8 @@ static void many(const weight *w, int tile, const float_rows *x, int row, int ro
         int count = w->chunks - first < PANEL ? w->chunks - first : PANEL;
         unpack_panel(&r, count, room);
         for (int m = 0; m < rows; m += MICRO_ROWS) {
-            if (w->halves) micro(w, 1, room, first, count, x, row + m, row + rows, y + m);
-            else micro(w, 0, room, first, count, x, row + m, row + rows, y + m);
+            if (w->halves) micro(w, 1, room, first, count, x, m, rows, y + m);
+            else micro(w, 0, room, first, count, x, m, rows, y + m);
         }
     }
 }
@@ -260,8 +249,8 @@ void hb_linear(const struct linear *op, int tid, int threads) {
             }
             w.row_scales = op->factors ? op->factors + row : NULL;
         }
-        if (total <= FEW_ROWS) FEW_OF[w.codes](&w, tile, &x, 0, rows, y);
-        else many(&w, tile, &x, 0, rows, room, y);
+        if (total <= FEW_ROWS) FEW_OF[w.codes](&w, tile, &x, rows, y);
+        else many(&w, tile, &x, rows, room, y);
         if (w.late) scale_late(&w, tile, y, rows);
         finish(&w, tile, rows, y, op->out + (size_t)row * ldo, ldo, op->add);
     }

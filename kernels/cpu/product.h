@@ -1,8 +1,22 @@
-/* The end of a product: what is done with the sums of a tile. */
-#ifndef HALFBYTE_FINISH_H
-#define HALFBYTE_FINISH_H
+/* What products with float and with rounded activations share: their sizes, and what is done with
+ * the sums of a tile at the end. */
+#ifndef HALFBYTE_PRODUCT_H
+#define HALFBYTE_PRODUCT_H
 
 #include "weight.h"
+
+#define AHEAD 4096 /* bytes between a use and what is fetched meanwhile */
+#define FEW_ROWS 8 /* that are computed straight from codes, side by side */
+
+/* As many sums as registers hold, with what they are made of. */
+#if LANES == 16
+enum { MICRO_ROWS = 6, MICRO_PARTS = 2 };
+#elif LANES == 8
+enum { MICRO_ROWS = 4, MICRO_PARTS = 2 };
+#else
+enum { MICRO_ROWS = 4, MICRO_PARTS = 4 };
+#endif
+_Static_assert(MICRO_ROWS <= FEW_ROWS, "arrays of sums have room for them");
 
 /* The weights' scales, one for each of their rows, on sums that were made without. */
 static inline void scale_late(const weight *w, int tile, float sums[][TILE], int rows) {
