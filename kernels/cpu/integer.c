@@ -16,8 +16,67 @@ typedef struct {
     int32_t sum, half[2], none;
 } block_values;
 
-void hb_round_blocks(const struct round_blocks *op, int tid, int threads) {
+/* Every lane gets the sum, or the largest, of all lanes. */
+INLINE vi lanes_apart(vi x, int distance) {
+#if LANES == 16
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+    const vi lane = {0, 1, 2, 3};
+#endif
+    return __builtin_shuffle(x, lane ^ distance);
+}
+
+INLINE vi sum_lanes(vi x) {
+#pragma GCC unroll 4
+    for (int d = LANES / 2; d; d /= 2) x += lanes_apart(x, d);
+    return x;
+}
+
+INLINE vi most_lanes(vi x) {
+#pragma GCC unroll 4
+    for (int d = LANES / 2; d; d /= 2) {
+        vi other = lanes_apart(x, d);
+        x = (vi)vf_pick(other > x, (vf)other, (vf)x);
+    }
+    return x;
+}
+
+/* One chunk of activations as codes q and what they add. */
+INLINE void round_chunk(const float *x, int8_t *q, block_values *to) {
+    enum { VECTORS = CHUNK / LANES };
     const vf whole = vf_set(12582912.0f); /* 1.5 * 2**23, whose last bit is worth 1 */
+    vi most = {0}, half[2] = {{0}, {0}};
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; j++) {
+        vi size = (vi)vf_load(x + j * LANES) & 0x7FFFFFFF; /* ordered as the numbers are */
+        most = (vi)vf_pick(size > most, (vf)size, (vf)most);
+    }
+    most = most_lanes(most);
+    int finite = most[0] < 0x7F800000;
+    vf scale = (vf)most / 127.0f;
+    scale = vf_pick(scale == 0.0f, vf_set(1), scale);
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; j++) {
+        vf y = vf_load(x + j * LANES) / scale;
+        y = vf_pick(y < -127.0f, vf_set(-127), y);
+        y = vf_pick(y > 127.0f, vf_set(127), y);
+        vi code = (vi)(y + whole) - (vi)whole;
+        if (!finite) code = (vi){0};
+        vb b = __builtin_convertvector(code, vb);
+        memcpy(q + j * LANES, &b, sizeof b);
+        half[j / (VECTORS / 2)] += code;
+    }
+    block_values v = {.scale = finite ? scale[0] : NAN};
+    for (int h = 0; h < 2; h++) v.half[h] = sum_lanes(half[h])[0];
+    v.sum = v.half[0] + v.half[1];
+    v.scaled_sum = v.scale * (float)v.sum;
+    for (int h = 0; h < 2; h++) v.scaled_half[h] = v.scale * (float)v.half[h];
+    memcpy(to, &v, sizeof v);
+}
+
+void hb_round_blocks(const struct round_blocks *op, int tid, int threads) {
     int chunks = (op->width + CHUNK - 1) / CHUNK, begin, end;
     hb_share(op->tokens * chunks, tid, threads, &begin, &end);
     for (int i = begin; i < end; i++) {
@@ -29,33 +88,8 @@ void hb_round_blocks(const struct round_blocks *op, int tid, int threads) {
             memcpy(padded, x, (size_t)left * sizeof(float));
             x = padded;
         }
-        vi most = {0};
-        for (int j = 0; j < CHUNK; j += LANES) {
-            vi size = (vi)vf_load(x + j) & 0x7FFFFFFF; /* ordered as the numbers are */
-            most = (vi)vf_pick(size > most, (vf)size, (vf)most);
-        }
-        int32_t bits = 0;
-        for (int j = 0; j < LANES; j++) bits = most[j] > bits ? most[j] : bits;
-        float largest;
-        memcpy(&largest, &bits, sizeof largest);
-        float scale = largest / 127.0f;
-        if (scale == 0) scale = 1;
-        int8_t *q = op->codes + ((size_t)row * chunks + c) * CHUNK;
-        block_values v = {.scale = bits >= 0x7F800000 ? NAN : scale};
-        for (int j = 0; j < CHUNK; j += LANES) {
-            vf y = vf_load(x + j) / scale;
-            y = vf_pick(y < -127.0f, vf_set(-127), y);
-            y = vf_pick(y > 127.0f, vf_set(127), y);
-            vi code = (vi)(y + whole) - (vi)whole;
-            vb b = __builtin_convertvector(code, vb);
-            memcpy(q + j, &b, sizeof b);
-        }
-        if (bits >= 0x7F800000) memset(q, 0, CHUNK);
-        for (int j = 0; j < CHUNK; j++) v.half[j / 16] += q[j];
-        v.sum = v.half[0] + v.half[1];
-        v.scaled_sum = v.scale * (float)v.sum;
-        for (int h = 0; h < 2; h++) v.scaled_half[h] = v.scale * (float)v.half[h];
-        memcpy((block_values *)op->values + (size_t)row * chunks + c, &v, sizeof v);
+        size_t at = (size_t)row * chunks + c;
+        round_chunk(x, op->codes + at * CHUNK, (block_values *)op->values + at);
     }
 }
 
@@ -129,11 +163,23 @@ typedef struct {
     const int32_t *zero;
 } block_factors;
 
-/* y [rows][TILE] += a block's sums, h being the half of the chunk or 2 for all of it. */
+/* Running sums of some parts of a tile for some rows, in registers where there are enough. */
+typedef vf running[PARTS][FEW_ROWS];
+
+INLINE void load_running(float y[][TILE], int v, int parts, int rows, running to) {
+    for (int m = 0; m < rows; m++)
+        for (int p = 0; p < parts; p++) to[p][m] = vf_load(y[m] + (v + p) * LANES);
+}
+
+INLINE void store_running(running from, int v, int parts, int rows, float y[][TILE]) {
+    for (int m = 0; m < rows; m++)
+        for (int p = 0; p < parts; p++) vf_store(y[m] + (v + p) * LANES, from[p][m]);
+}
+
+/* y += a block's sums, h being the half of the chunk or 2 for all of it. */
 INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows, const rounded *x,
-                      vi sum[][FEW_ROWS], float y[][TILE]) {
+                      vi sum[][FEW_ROWS], running y) {
     const block_values *values = x->values;
-    vf value[PARTS][FEW_ROWS];
     if (f->zero)
         for (int m = 0; m < rows; m++) {
             const block_values *own = values + (size_t)m * x->chunks;
@@ -147,9 +193,8 @@ INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows,
     for (int m = 0; m < rows; m++) {
         vf scale = vf_set(values[(size_t)m * x->chunks].scale);
         for (int p = 0; p < parts; p++) {
-            int at = (v + p) * LANES;
-            vf factor = vf_load(f->scale + at) * scale, whole = __builtin_convertvector(sum[p][m], vf);
-            value[p][m] = vf_fma(whole, factor, vf_load(y[m] + at));
+            vf factor = vf_load(f->scale + (v + p) * LANES) * scale;
+            y[p][m] = vf_fma(__builtin_convertvector(sum[p][m], vf), factor, y[p][m]);
         }
     }
     if (f->offset)
@@ -157,10 +202,8 @@ INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows,
             const block_values *own = values + (size_t)m * x->chunks;
             vf total = vf_set(h == 2 ? own->scaled_sum : own->scaled_half[h]);
             for (int p = 0; p < parts; p++)
-                value[p][m] = vf_fma(vf_load(f->offset + (v + p) * LANES), total, value[p][m]);
+                y[p][m] = vf_fma(vf_load(f->offset + (v + p) * LANES), total, y[p][m]);
         }
-    for (int m = 0; m < rows; m++)
-        for (int p = 0; p < parts; p++) vf_store(y[m] + (v + p) * LANES, value[p][m]);
 }
 
 /* Zero points that are the same everywhere, where codes have a center or are shifted. */
@@ -197,9 +240,12 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
             block_factors f = factors_at(&r, h);
             for (int v = 0; v < PARTS; v += parts) {
                 vi sum[PARTS][FEW_ROWS];
+                running now;
                 block_sums(codes, bits, is_signed(codes), &table, chunk, 4 * h, halves ? 4 : 8, v,
                            parts, &x, rows, sum);
-                add_block(&f, halves ? h : 2, v, parts, rows, &x, sum, y);
+                load_running(y, v, parts, rows, now);
+                add_block(&f, halves ? h : 2, v, parts, rows, &x, sum, now);
+                store_running(now, v, parts, rows, y);
             }
         }
     }
@@ -249,6 +295,8 @@ INLINE void unpack(reader *r, int codes, int bits, const byte_table *table, int 
     const weight *w = r->w;
     for (int c = 0; c < count; c++) {
         const char *chunk = next_chunk(r, 1);
+        for (int i = 0; i < bits * LINE; i += 64)
+            __builtin_prefetch(chunk + i + PANEL * bits * LINE, 0, 2);
 #pragma GCC unroll 8
         for (int q = 0; q < QUADS; q++)
             for (int v = 0; v < PARTS; v++) {
@@ -282,6 +330,8 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
     int offsets = has_offsets(w);
     for (int v = 0; v < PARTS; v += MICRO_PARTS) {
         rounded x = *rows_x;
+        running now;
+        load_running(y, v, MICRO_PARTS, MICRO_ROWS, now);
         for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++)
 #pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
@@ -290,8 +340,9 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
                                    zeros ? from->zero[c][h] : NULL};
                 block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
                            halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
-                add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, y);
+                add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, now);
             }
+        store_running(now, v, MICRO_PARTS, MICRO_ROWS, y);
     }
 }
 
@@ -327,7 +378,7 @@ static micro_rows *micro_of(const weight *w) {
 }
 
 #if defined(HAS_AMX) && defined(DOT_UNSIGNED)
-enum { AMX_ROWS = 16, BLOCK = 144 /* whole times both numbers of rows */ };
+enum { AMX_ROWS = 16, ROWS_STEP = 48 /* whole times both numbers of rows */, };
 
 /* Whether products of `rows` rows are to use tiles, which are set up then: 0 and 1 have sums of the
  * two parts of AMX_ROWS rows, 2 a block of x, 3 and 4 one of each part. */
@@ -368,12 +419,15 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
                 vi sum[PARTS][FEW_ROWS];
                 for (int p = 0; p < PARTS; p++) memcpy(sum[p], sums[p][m], sizeof sum[p]);
                 rounded part = rows_from(&x, m, 0);
-                add_block(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum, y + m);
+                running now;
+                load_running(y + m, 0, PARTS, FEW_ROWS, now);
+                add_block(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum, now);
+                store_running(now, 0, PARTS, FEW_ROWS, y + m);
             }
         }
 }
 #else
-enum { AMX_ROWS = 16, BLOCK = 120 /* whole times MICRO_ROWS */ };
+enum { AMX_ROWS = 16, ROWS_STEP = MICRO_ROWS };
 
 static inline int begin_tiles(const weight *w, int rows) { return (void)w, (void)rows, 0; }
 
@@ -384,6 +438,13 @@ static inline void add_tiles(const weight *w, int zeros, const panel *from, int 
     (void)w, (void)zeros, (void)from, (void)count, (void)rows_x, (void)y;
 }
 #endif
+
+enum {
+    DIRECT_ROWS = LANES == 16 ? 32 : 16, /* fewer are faster straight from the codes */
+    BLOCK = 480,                         /* rows of a block, whole times each ROWS_STEP */
+    BLOCK_LEAST = 96,                    /* unpacking costs about as much as 5 more */
+    EQUAL_SHARES = 8                     /* tiles and blocks of a thread */
+};
 
 /* A tile for many rows; y has room for those that micro() throws away. */
 static void many(const weight *w, int tile, const rounded *x, int rows, int tiles, panel *room,
@@ -409,24 +470,36 @@ static void many(const weight *w, int tile, const rounded *x, int rows, int tile
     }
 }
 
+/* Rows of a block of many(): about as many in each, since each unpacks the weight once more, and no
+ * more blocks than tiles of rows that fit, or than threads need to get equal shares. */
+static inline int block_rows(const weight *w, int total, int threads) {
+    int blocks = (total + BLOCK - 1) / BLOCK, rows = 0;
+    do rows = ((total + blocks - 1) / blocks + ROWS_STEP - 1) / ROWS_STEP * ROWS_STEP;
+    while (w->tiles * blocks++ < EQUAL_SHARES * threads && rows > BLOCK_LEAST);
+    return rows;
+}
+
 void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     weight w;
     read_weight(&op->tiled, &w);
     rounded all = {op->codes, (const block_values *)op->values, (size_t)w.chunks};
-    int total = op->tokens, begin, end;
-    int most = total <= FEW_ROWS ? FEW_ROWS : BLOCK, blocks = (total + most - 1) / most;
+    int total = op->tokens, begin, end, tiles = begin_tiles(&w, total);
+    int direct = !tiles && total <= DIRECT_ROWS;
+    int most = direct ? total : block_rows(&w, total, threads);
+    int blocks = (total + most - 1) / most;
     size_t ldo = (size_t)op->out_stride;
     hb_share(w.tiles * blocks, tid, threads, &begin, &end);
-    if (begin == end) return;
     float(*y)[TILE] = (float(*)[TILE])hb_scratch((BLOCK + FEW_ROWS) * TILE + sizeof(panel) / 4);
     panel *room = (panel *)(y + BLOCK + FEW_ROWS);
-    int tiles = begin_tiles(&w, total);
     for (int unit = begin; unit < end; unit++) {
         int tile = unit % w.tiles, row = unit / w.tiles * most;
         int rows = total - row < most ? total - row : most;
         rounded x = rows_from(&all, row, 0);
-        if (total <= FEW_ROWS) FEW_OF[w.codes](&w, tile, &x, rows, y);
-        else many(&w, tile, &x, rows, tiles, room, y);
+        if (!direct) many(&w, tile, &x, rows, tiles, room, y);
+        for (int m = 0; direct && m < rows; m += FEW_ROWS) {
+            rounded part = rows_from(&x, m, 0);
+            FEW_OF[w.codes](&w, tile, &part, rows - m < FEW_ROWS ? rows - m : FEW_ROWS, y + m);
+        }
         finish(&w, tile, rows, y, op->out + (size_t)row * ldo, ldo, op->add);
     }
     if (tiles) end_tiles();
