@@ -99,7 +99,7 @@ static void unit_plain(const struct gemm *op, const weight *w, int tile, uint32_
     weight bare = *w;
     bare.bias = NULL;
     reader r;
-    read_tile(w, tile, &r);
+    read_tile(w, tile, DEPTH / CHUNK * (int)w->chunk_bytes, &r);
     for (int k = 0; k < width; k += DEPTH) {
         int depth = width - k < DEPTH ? width - k : DEPTH;
         int add = op->add || k, with_bias = w->bias && !k;
@@ -126,7 +126,7 @@ static void expand_int8(reader *r, int depth, uint32_t *panel) {
             memset(panel, 0, QUADS * LINE);
             continue;
         }
-        const char *chunk = next_chunk(r, 0);
+        const char *chunk = next_chunk(r, 0, 8);
         for (int i = 0; i < QUADS * PARTS; i++) {
             vu x = line_of(chunk, i) ^ 0x80808080u; /* less their center */
             memcpy(panel + i * LANES, &x, sizeof x);
@@ -160,7 +160,7 @@ static void unit_quantized(const struct gemm *op, weight *w, int tile, uint32_t 
     int total = op->tokens, width = op->x_stride, int8 = op->int8, most = int8 ? 2 * DEPTH : DEPTH;
     size_t ldo = (size_t)op->out_stride;
     reader r;
-    read_tile(w, tile, &r);
+    read_tile(w, tile, DEPTH / CHUNK * (int)w->chunk_bytes, &r);
     for (int k = 0; k < width; k += most) {
         int depth = width - k < most ? width - k : most;
         if (int8) {

@@ -229,12 +229,11 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     byte_table table = shifted_table(w);
     rounded x = *rows_x;
     reader r;
-    read_tile(w, tile, &r);
+    read_tile(w, tile, AHEAD, &r);
     center_zeros(&r);
     memset(y, 0, (size_t)rows * sizeof *y);
     for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
-        const char *chunk = next_chunk(&r, 1);
-        for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
+        const char *chunk = next_chunk(&r, 1, bits);
 #pragma GCC unroll 2
         for (int h = 0; h <= halves; h++) {
             block_factors f = factors_at(&r, h);
@@ -294,9 +293,7 @@ typedef struct {
 INLINE void unpack(reader *r, int codes, int bits, const byte_table *table, int count, panel *to) {
     const weight *w = r->w;
     for (int c = 0; c < count; c++) {
-        const char *chunk = next_chunk(r, 1);
-        for (int i = 0; i < bits * LINE; i += 64)
-            __builtin_prefetch(chunk + i + PANEL * bits * LINE, 0, 2);
+        const char *chunk = next_chunk(r, 1, bits);
 #pragma GCC unroll 8
         for (int q = 0; q < QUADS; q++)
             for (int v = 0; v < PARTS; v++) {
@@ -452,7 +449,7 @@ static void many(const weight *w, int tile, const rounded *x, int rows, int tile
     byte_table table = shifted_table(w);
     micro_rows *add = micro_of(w);
     reader r;
-    read_tile(w, tile, &r);
+    read_tile(w, tile, PANEL * (int)w->chunk_bytes, &r);
     center_zeros(&r);
     memset(y, 0, (size_t)(rows + MICRO_ROWS) * sizeof *y);
     for (int first = 0; first < w->chunks; first += PANEL) {

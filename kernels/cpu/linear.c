@@ -41,7 +41,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     float *to[FEW_ROWS];
     const float *from[FEW_ROWS], *sums[FEW_ROWS] = {0};
     reader r;
-    read_tile(w, tile, &r);
+    read_tile(w, tile, AHEAD, &r);
     memset(y, 0, (size_t)rows * sizeof *y);
     for (int m = 0; m < rows; m++) {
         int own = m < count ? m : count - 1; /* those beyond are thrown away */
@@ -50,8 +50,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
         if (x->sums) sums[m] = x->sums + (size_t)own * x->chunks * 3;
     }
     for (int c = 0; c < w->chunks; c++) {
-        const char *chunk = next_chunk(&r, 0);
-        for (int i = 0; i < bits * LINE; i += 64) __builtin_prefetch(chunk + i + AHEAD);
+        const char *chunk = next_chunk(&r, 0, bits);
         for (int v = 0; v < PARTS; v++)
 #pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
@@ -185,7 +184,7 @@ INLINE void micro(const weight *w, int halves, const panel *from, int first, int
 static void many(const weight *w, int tile, const float_rows *x, int rows, panel *room,
                  float y[][TILE]) {
     reader r;
-    read_tile(w, tile, &r);
+    read_tile(w, tile, PANEL * (int)w->chunk_bytes, &r);
     memset(y, 0, (size_t)(rows + MICRO_ROWS) * sizeof *y);
     for (int first = 0; first < w->chunks; first += PANEL) {
         int count = w->chunks - first < PANEL ? w->chunks - first : PANEL;
@@ -265,7 +264,7 @@ void hb_embed(const struct embed *op, int tid, int threads) {
         int lane = (int)(op->ids[t] % TILE);
         float *out = op->out + (size_t)t * op->out_stride;
         reader r;
-        read_tile(&w, (int)(op->ids[t] / TILE), &r);
+        read_tile(&w, (int)(op->ids[t] / TILE), 0, &r);
         for (int c = 0; c < w.chunks; c++) {
             hb_unpack_chunk(&r, codes);
             for (int j = 0; j < CHUNK && c * CHUNK + j < w.k; j++) {

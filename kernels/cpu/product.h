@@ -5,7 +5,7 @@
 
 #include "weight.h"
 
-#define AHEAD 4096
+#define AHEAD 8192
 #define FEW_ROWS 8 /* that are computed straight from codes, side by side */
 
 /* As many sums as registers hold, with what they are made of. */

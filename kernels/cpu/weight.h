@@ -218,25 +218,34 @@ typedef struct {
     const char *at;
     int chunk, begin, stop; /* the next chunk, and the span of the last one */
     int zeros, shift;       /* of products of integers (integer.c): whether sums need them */
+    int ahead;              /* bytes between what is read and what is fetched meanwhile */
     span_values values;
 } reader;
 
-static inline void read_tile(const weight *w, int tile, reader *r) {
+static inline void read_tile(const weight *w, int tile, int ahead, reader *r) {
     r->w = w;
     r->at = w->data + (size_t)tile * w->tile_bytes;
     r->chunk = r->begin = r->stop = r->zeros = r->shift = 0;
+    r->ahead = ahead;
 }
 
-/* The next chunk; the values of its span are read with the first of them. */
-INLINE const char *next_chunk(reader *r, int integers) {
+INLINE void fetch(const char *at, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+}
+
+/* The next chunk of codes of `bits` bits; the values of its span are read with the first of them.
+ * A line that is not fetched ahead, be it one of a head, costs as much as the whole span. */
+INLINE const char *next_chunk(reader *r, int integers, int bits) {
     const weight *w = r->w;
     if (r->chunk == r->stop) {
         r->begin = r->stop;
         r->stop += w->span / CHUNK;
+        fetch(r->at + r->ahead, (int)w->head_bytes);
         if (w->head_bytes) read_head(w, r->at, integers, r->shift, &r->values);
         r->at += w->head_bytes;
     }
     const char *chunk = r->at;
+    fetch(chunk + r->ahead, bits * LINE);
     r->at += w->chunk_bytes;
     r->chunk++;
     return chunk;
