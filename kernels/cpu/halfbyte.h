@@ -45,6 +45,9 @@ typedef int16_t vs __attribute__((vector_size(LANES * 2)));
 /* Memory of the calling thread for the duration of an op; grown, never shrunk. */
 float *hb_scratch(size_t floats);
 
+/* Whether an op is a product that waits for its weight, and what thread `tid` is to read of it. */
+int hb_reads_weight(const hb_op *op, int tid, int threads, const char **data, size_t *bytes);
+
 /* [begin, end) of `count` items for thread `tid`. */
 static inline void hb_share(int count, int tid, int threads, int *begin, int *end) {
     *begin = (int)((int64_t)count * tid / threads);

@@ -255,6 +255,19 @@ void hb_linear(const struct linear *op, int tid, int threads) {
     }
 }
 
+/* See halfbyte.h. Only with few rows memory is what a product waits for. */
+int hb_reads_weight(const hb_op *op, int tid, int threads, const char **data, size_t *bytes) {
+    int rounded = op->kind == OP_LINEAR_ROUNDED, begin, end;
+    if (!rounded && op->kind != OP_LINEAR) return 0;
+    if ((rounded ? op->linear_rounded.tokens : op->linear.tokens) > FEW_ROWS) return 0;
+    weight w;
+    read_weight(rounded ? &op->linear_rounded.tiled : &op->linear.tiled, &w);
+    hb_share(w.tiles, tid, threads, &begin, &end);
+    *data = w.data + (size_t)begin * w.tile_bytes;
+    *bytes = (size_t)(end - begin) * w.tile_bytes;
+    return 1;
+}
+
 void hb_embed(const struct embed *op, int tid, int threads) {
     weight w;
     read_weight(&op->tiled, &w);

@@ -144,12 +144,15 @@ class Records:
         union = "".join(f" struct {name} {name};" for name in names)
         lines += ["", f"typedef struct {{ int64_t kind; union {{{union} }}; }} hb_op;"]
         lines.append(f'_Static_assert(sizeof(hb_op) == {self.size}, "size of hb_op");')
+        kinds = ", ".join(f"OP_{name.upper()} = {i}" for i, name in enumerate(names))
+        lines.append(f"enum {{ {kinds} }};")
         for name in names:
             lines.append(f"void hb_{name}(const struct {name} *op, int tid, int threads);")
         lines += ["", "static inline void hb_call(const hb_op *op, int tid, int threads) {"]
         lines.append("    switch (op->kind) {")
-        for number, name in enumerate(names):
-            lines.append(f"        case {number}: hb_{name}(&op->{name}, tid, threads); break;")
+        for name in names:
+            call = f"hb_{name}(&op->{name}, tid, threads)"
+            lines.append(f"        case OP_{name.upper()}: {call}; break;")
         return "\n".join([*lines, "    }", "}", "", "#endif", ""])
 
 

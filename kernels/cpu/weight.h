@@ -172,6 +172,19 @@ static void read_head(const weight *w, const char *head, int integers, int shift
     }
 }
 
+/* What read_head() does for the scales of most files of groups, without a call: such a head may
+ * come with every chunk. */
+INLINE int read_halves(const weight *w, const char *head, span_values *to) {
+    int plain = w->values == V_GROUP && w->number == NUM_F16 && !w->halves &&
+                w->added != A_ZERO && w->codes <= W_BITS8;
+    for (int v = 0; plain && v < PARTS; v++) {
+        vf_store(to->scale[0] + v * LANES, load_number(NUM_F16, head, v));
+        if (w->added == A_OFFSET)
+            vf_store(to->offset[0] + v * LANES, load_number(NUM_F16, head + 2 * TILE, v));
+    }
+    return plain;
+}
+
 /* Bytes of the heads of each kind; those of GROUP depend on the weight. */
 INLINE size_t head_size(const struct tiled *op) {
     switch (op->values) {
@@ -241,7 +254,8 @@ INLINE const char *next_chunk(reader *r, int integers, int bits) {
         r->begin = r->stop;
         r->stop += w->span / CHUNK;
         fetch(r->at + r->ahead, (int)w->head_bytes);
-        if (w->head_bytes) read_head(w, r->at, integers, r->shift, &r->values);
+        if (w->head_bytes && !read_halves(w, r->at, &r->values))
+            read_head(w, r->at, integers, r->shift, &r->values);
         r->at += w->head_bytes;
     }
     const char *chunk = r->at;
