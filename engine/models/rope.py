@@ -12,6 +12,7 @@ how a prompt was cut into chunks, and recomputing after a preemption gives the s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -71,11 +72,11 @@ class Rotary:
         """
         index = positions_T.long()
         if not self.by_length or int(lengths_T.max()) <= self.limit:
-            self._table = self._grown(self._table, index, self._short_inverse())
+            self._table = self._grown(self._table, index, self._short_inverse)
             return self._table[index]
         if self.rope.kind == "longrope":
-            self._table = self._grown(self._table, index, self._short_inverse())
-            self._long = self._grown(self._long, index, self._factored(self.rope.long_factor))
+            self._table = self._grown(self._table, index, self._short_inverse)
+            self._long = self._grown(self._long, index, self._long_inverse)
             use_long = (lengths_T > self.limit).unsqueeze(-1)
             return torch.where(use_long, self._long[index], self._table[index])
         rows = [
@@ -84,12 +85,12 @@ class Rotary:
         ]
         return torch.cat(rows)
 
-    def _grown(self, table: Tensor, index: Tensor, inverse_F: Tensor) -> Tensor:
+    def _grown(self, table: Tensor, index: Tensor, inverse: Callable[[], Tensor]) -> Tensor:
         need = int(index.max()) + 1
         if need <= table.shape[0]:
             return table
         size = max(256, 1 << (need - 1).bit_length())
-        return self._angles(torch.arange(size), inverse_F)
+        return self._angles(torch.arange(size), inverse())
 
     def _angles(self, positions_T: Tensor, inverse_F: Tensor) -> Tensor:
         angles_TF = positions_T.to(torch.float32).unsqueeze(-1) * inverse_F
@@ -99,6 +100,9 @@ class Rotary:
         if self.rope.kind == "longrope":
             return self._factored(self.rope.short_factor)
         return inverse_frequencies(self.rope, self.dim, self.max_position)
+
+    def _long_inverse(self) -> Tensor:
+        return self._factored(self.rope.long_factor)
 
     def _factored(self, factors: tuple[float, ...]) -> Tensor:
         return _base_frequencies(self.rope.theta, self.dim) / torch.tensor(factors)

@@ -9,89 +9,7 @@
 #include "amx.h"
 #include "dot.h"
 #include "product.h"
-
-/* What the activations of a chunk add to their codes (Python: ops.py, RoundBlocks). */
-typedef struct {
-    float scale, scaled_sum, scaled_half[2];
-    int32_t sum, half[2], none;
-} block_values;
-
-/* Every lane gets the sum, or the largest, of all lanes. */
-INLINE vi lanes_apart(vi x, int distance) {
-#if LANES == 16
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif LANES == 8
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
-#else
-    const vi lane = {0, 1, 2, 3};
-#endif
-    return __builtin_shuffle(x, lane ^ distance);
-}
-
-INLINE vi sum_lanes(vi x) {
-#pragma GCC unroll 4
-    for (int d = LANES / 2; d; d /= 2) x += lanes_apart(x, d);
-    return x;
-}
-
-INLINE vi most_lanes(vi x) {
-#pragma GCC unroll 4
-    for (int d = LANES / 2; d; d /= 2) {
-        vi other = lanes_apart(x, d);
-        x = (vi)vf_pick(other > x, (vf)other, (vf)x);
-    }
-    return x;
-}
-
-/* One chunk of activations as codes q and what they add. */
-INLINE void round_chunk(const float *x, int8_t *q, block_values *to) {
-    enum { VECTORS = CHUNK / LANES };
-    const vf whole = vf_set(12582912.0f); /* 1.5 * 2**23, whose last bit is worth 1 */
-    vi most = {0}, half[2] = {{0}, {0}};
-#pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; j++) {
-        vi size = (vi)vf_load(x + j * LANES) & 0x7FFFFFFF; /* ordered as the numbers are */
-        most = (vi)vf_pick(size > most, (vf)size, (vf)most);
-    }
-    most = most_lanes(most);
-    int finite = most[0] < 0x7F800000;
-    vf scale = (vf)most / 127.0f;
-    scale = vf_pick(scale == 0.0f, vf_set(1), scale);
-#pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; j++) {
-        vf y = vf_load(x + j * LANES) / scale;
-        y = vf_pick(y < -127.0f, vf_set(-127), y);
-        y = vf_pick(y > 127.0f, vf_set(127), y);
-        vi code = (vi)(y + whole) - (vi)whole;
-        if (!finite) code = (vi){0};
-        vb b = __builtin_convertvector(code, vb);
-        memcpy(q + j * LANES, &b, sizeof b);
-        half[j / (VECTORS / 2)] += code;
-    }
-    block_values v = {.scale = finite ? scale[0] : NAN};
-    for (int h = 0; h < 2; h++) v.half[h] = sum_lanes(half[h])[0];
-    v.sum = v.half[0] + v.half[1];
-    v.scaled_sum = v.scale * (float)v.sum;
-    for (int h = 0; h < 2; h++) v.scaled_half[h] = v.scale * (float)v.half[h];
-    memcpy(to, &v, sizeof v);
-}
-
-void hb_round_blocks(const struct round_blocks *op, int tid, int threads) {
-    int chunks = (op->width + CHUNK - 1) / CHUNK, begin, end;
-    hb_share(op->tokens * chunks, tid, threads, &begin, &end);
-    for (int i = begin; i < end; i++) {
-        int row = i / chunks, c = i % chunks, left = op->width - c * CHUNK;
-        const float *x = op->x + (size_t)row * op->x_stride + c * CHUNK;
-        float padded[CHUNK];
-        if (left < CHUNK) {
-            memset(padded, 0, sizeof padded);
-            memcpy(padded, x, (size_t)left * sizeof(float));
-            x = padded;
-        }
-        size_t at = (size_t)row * chunks + c;
-        round_chunk(x, op->codes + at * CHUNK, (block_values *)op->values + at);
-    }
-}
+#include "rounded.h"
 
 /* Rounded rows as a product reads them; those of a call begin at the pointers. There is room for
  * FEW_ROWS rows beyond the last, whose results are thrown away. */
@@ -482,6 +400,7 @@ void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     rounded all = {op->codes, (const block_values *)op->values, (size_t)w.chunks};
     int total = op->tokens, begin, end, tiles = begin_tiles(&w, total);
     int direct = !tiles && total <= DIRECT_ROWS;
+    w.once = total <= FEW_ROWS;
     int most = direct ? total : block_rows(&w, total, threads);
     int blocks = (total + most - 1) / most;
     size_t ldo = (size_t)op->out_stride;

@@ -42,6 +42,8 @@ typedef struct {
     const char *data;
     const float *bias, *table;        /* table: what 4-bit codes stand for */
     float step;                       /* a 127th of the table's largest entry */
+    int once;                         /* fetched past the outer caches, where it would displace
+                                         what the next step needs: nobody reads it again sooner */
     const float *row_scales;          /* factors of the rows at hand (quantized inputs), or NULL */
     size_t chunk_bytes, head_bytes, span_bytes, tile_bytes;
 } weight;
@@ -242,8 +244,12 @@ static inline void read_tile(const weight *w, int tile, int ahead, reader *r) {
     r->ahead = ahead;
 }
 
-INLINE void fetch(const char *at, int bytes) {
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+INLINE void fetch(const reader *r, const char *at, int bytes) {
+    at += r->ahead;
+    if (r->w->once)
+        for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 0);
+    else
+        for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 3);
 }
 
 /* The next chunk of codes of `bits` bits; the values of its span are read with the first of them.
@@ -253,13 +259,13 @@ INLINE const char *next_chunk(reader *r, int integers, int bits) {
     if (r->chunk == r->stop) {
         r->begin = r->stop;
         r->stop += w->span / CHUNK;
-        fetch(r->at + r->ahead, (int)w->head_bytes);
+        fetch(r, r->at, (int)w->head_bytes);
         if (w->head_bytes && !read_halves(w, r->at, &r->values))
             read_head(w, r->at, integers, r->shift, &r->values);
         r->at += w->head_bytes;
     }
     const char *chunk = r->at;
-    fetch(chunk + r->ahead, bits * LINE);
+    fetch(r, chunk, bits * LINE);
     r->at += w->chunk_bytes;
     r->chunk++;
     return chunk;
