@@ -4,7 +4,8 @@
  * For each block b of 16 or 32 columns, in order:
  *   y = fma(float(sum of (code - zero) * q), scale_b * d, y), and with offsets
  *   y = fma(offset_b, d * float(sum of q), y)
- * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Both ways do just this, so a row has the same bits in both.
+ * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Both ways do just this,
+ * so a row has the same bits in both.
  */
 #include "amx.h"
 #include "dot.h"
@@ -15,33 +16,6 @@ typedef struct {
     float scale, scaled_sum, scaled_half[2];
     int32_t sum, half[2], none;
 } block_values;
-
-/* Every lane gets the sum, or the largest, of all lanes. */
-INLINE vi lanes_apart(vi x, int distance) {
-#if LANES == 16
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif LANES == 8
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
-#else
-    const vi lane = {0, 1, 2, 3};
-#endif
-    return __builtin_shuffle(x, lane ^ distance);
-}
-
-INLINE vi sum_lanes(vi x) {
-#pragma GCC unroll 4
-    for (int d = LANES / 2; d; d /= 2) x += lanes_apart(x, d);
-    return x;
-}
-
-INLINE vi most_lanes(vi x) {
-#pragma GCC unroll 4
-    for (int d = LANES / 2; d; d /= 2) {
-        vi other = lanes_apart(x, d);
-        x = (vi)vf_pick(other > x, (vf)other, (vf)x);
-    }
-    return x;
-}
 
 /* One chunk of activations as codes q and what they add. */
 INLINE void round_chunk(const float *x, int8_t *q, block_values *to) {
@@ -483,7 +457,9 @@ void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     weight w;
     read_weight(&op->tiled, &w);
     rounded all = {op->codes, (const block_values *)op->values, (size_t)w.chunks};
-    int total = op->tokens, begin, end, tiles = begin_tiles(&w, total);
+    int total = op->tokens, begin, end;
+    if (!total) return; /* the LM head of a step that draws no token */
+    int tiles = begin_tiles(&w, total);
     int direct = !tiles && total <= DIRECT_ROWS;
     int most = direct ? total : block_rows(&w, total, threads);
     int blocks = (total + most - 1) / most;
