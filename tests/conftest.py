@@ -39,6 +39,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Until all is collected: that makes millions of objects which stay.
+gc.disable()
+
 FIXTURES = Path(__file__).parent / "fixtures"
 REMEMBERED = "halfbyte/drawn"
 
@@ -178,15 +181,22 @@ class Draws:
 def pytest_collection_finish() -> None:
     """Nothing of what collecting made will go: the collector need not walk it again and again."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # or the end of the process counts it as leaked
+    gc.enable()  # where nothing was collected
 
 
 def pytest_runtest_setup() -> None:
     if "triton.runtime.interpreter" in sys.modules:
         patch_language_once_a_launch()
+    # The C kernels' threads, as torch's above: those that wait take the cores from other processes
+    # of the run. Tests of the pool itself spin as users' programs do.
+    library: Any = sys.modules.get("halfbyte.kernels.cpu.library")
+    if library is not None:
+        library.SPIN_US = 0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

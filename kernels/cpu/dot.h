@@ -129,4 +129,38 @@ INLINE vi dot_four(vi sum, vu w, vu x) {
 }
 #endif
 
+/* Each lane gets the value of the lane whose number differs in the bit `distance`. */
+INLINE vi lanes_apart(vi x, int distance) {
+#if defined(__clang__)
+    vi apart;
+    for (int i = 0; i < LANES; i++) apart[i] = x[i ^ distance];
+    return apart;
+#else
+#if LANES == 16
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+    const vi lane = {0, 1, 2, 3};
+#endif
+    return __builtin_shuffle(x, lane ^ distance);
+#endif
+}
+
+/* Every lane gets the sum, or the largest, of all lanes. */
+INLINE vi sum_lanes(vi x) {
+#pragma GCC unroll 4
+    for (int d = LANES / 2; d; d /= 2) x += lanes_apart(x, d);
+    return x;
+}
+
+INLINE vi most_lanes(vi x) {
+#pragma GCC unroll 4
+    for (int d = LANES / 2; d; d /= 2) {
+        vi other = lanes_apart(x, d);
+        x = (vi)vf_pick(other > x, (vf)other, (vf)x);
+    }
+    return x;
+}
+
 #endif

@@ -1,4 +1,5 @@
 /* What a product's input goes through first: bfloat16, the columns' order, quantization. */
+#include "dot.h"
 #include "rounded.h"
 #include "rows.h"
 
@@ -136,33 +137,6 @@ void hb_quantize(const struct quantize *op, int tid, int threads) {
     if (op->type == CODES_INT8 && tid == 0)
         memset((int8_t *)op->out + (size_t)rows * stride, 0,
                (size_t)(-rows & (BLOCK_ROWS - 1)) * (size_t)stride);
-}
-
-/* Every lane gets the sum, or the largest, of all lanes. */
-INLINE vi lanes_apart(vi x, int distance) {
-#if LANES == 16
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif LANES == 8
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
-#else
-    const vi lane = {0, 1, 2, 3};
-#endif
-    return __builtin_shuffle(x, lane ^ distance);
-}
-
-INLINE vi sum_lanes(vi x) {
-#pragma GCC unroll 4
-    for (int d = LANES / 2; d; d /= 2) x += lanes_apart(x, d);
-    return x;
-}
-
-INLINE vi most_lanes(vi x) {
-#pragma GCC unroll 4
-    for (int d = LANES / 2; d; d /= 2) {
-        vi other = lanes_apart(x, d);
-        x = (vi)vf_pick(other > x, (vf)other, (vf)x);
-    }
-    return x;
 }
 
 /* One chunk of activations as codes q and what they add. */

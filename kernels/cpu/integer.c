@@ -4,7 +4,8 @@
  * For each block b of 16 or 32 columns, in order:
  *   y = fma(float(sum of (code - zero) * q), scale_b * d, y), and with offsets
  *   y = fma(offset_b, d * float(sum of q), y)
- * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Both ways do just this, so a row has the same bits in both.
+ * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Both ways do just this,
+ * so a row has the same bits in both.
  */
 #include "amx.h"
 #include "dot.h"
@@ -24,7 +25,31 @@ INLINE rounded rows_from(const rounded *x, int row, int chunk) {
     return (rounded){x->codes + at * CHUNK, x->values + at, x->chunks};
 }
 
-/* Sums of products over a block of `count` quads from `first`, for `parts` parts of a tile from
+/* The values of a block for all rows of a tile. `zero` and `offset` may be NULL. */
+typedef struct {
+    const float *scale, *offset;
+    const int32_t *zero;
+} block_factors;
+
+/* What sums of a block begin with: nothing, or what zero points take away. */
+INLINE void begin_sums(const block_factors *f, int h, int v, int parts, int rows, const rounded *x,
+                       vi sum[][FEW_ROWS]) {
+    if (!f->zero) {
+        for (int m = 0; m < rows; m++)
+            for (int p = 0; p < parts; p++) sum[p][m] = (vi){0};
+        return;
+    }
+    for (int m = 0; m < rows; m++) {
+        const block_values *own = x->values + (size_t)m * x->chunks;
+        int32_t total = h == 2 ? own->sum : own->half[h];
+        for (int p = 0; p < parts; p++) {
+            memcpy(&sum[p][m], f->zero + (v + p) * LANES, sizeof(vi));
+            sum[p][m] *= total;
+        }
+    }
+}
+
+/* sum += products over a block of `count` quads from `first`, for `parts` parts of a tile from
  * `v` and `rows` rows. With `codes` < 0 the chunk is a panel's. */
 INLINE void block_sums(int codes, int bits, int negative, const byte_table *table,
                        const char *chunk, int first, int count, int v, int parts,
@@ -54,13 +79,11 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
         for (int p = 0; p < parts; p++)
             for (int m = 0; m < rows; m++) {
                 vi wide = widen_pairs(run[p][m]);
-                sum[p][m] = r ? sum[p][m] + wide : wide;
+                sum[p][m] += wide;
             }
     }
 #else
     (void)negative;
-    for (int p = 0; p < parts; p++)
-        for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
 #pragma GCC unroll 8
     for (int q = 0; q < count; q++) {
         vu w[PARTS];
@@ -74,12 +97,6 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
     }
 #endif
 }
-
-/* The values of a block for all rows of a tile. `zero` and `offset` may be NULL. */
-typedef struct {
-    const float *scale, *offset;
-    const int32_t *zero;
-} block_factors;
 
 /* Running sums of some parts of a tile for some rows, in registers where there are enough. */
 typedef vf running[PARTS][FEW_ROWS];
@@ -98,16 +115,6 @@ INLINE void store_running(running from, int v, int parts, int rows, float y[][TI
 INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows, const rounded *x,
                       vi sum[][FEW_ROWS], running y) {
     const block_values *values = x->values;
-    if (f->zero)
-        for (int m = 0; m < rows; m++) {
-            const block_values *own = values + (size_t)m * x->chunks;
-            int32_t total = h == 2 ? own->sum : own->half[h];
-            for (int p = 0; p < parts; p++) {
-                vi zero;
-                memcpy(&zero, f->zero + (v + p) * LANES, sizeof zero);
-                sum[p][m] -= zero * total;
-            }
-        }
     for (int m = 0; m < rows; m++) {
         vf scale = vf_set(values[(size_t)m * x->chunks].scale);
         for (int p = 0; p < parts; p++) {
@@ -129,7 +136,7 @@ static inline void center_zeros(reader *r) {
     int center = r->w->center + byte_shift(r->w->codes);
     r->shift = byte_shift(r->w->codes);
     r->zeros = has_zeros(r->w) || center;
-    for (int i = 0; i < TILE; i++) r->values.zero[0][i] = center;
+    for (int i = 0; i < TILE; i++) r->values.zero[0][i] = -center;
 }
 
 /* The values of the chunk that was read last. */
@@ -158,6 +165,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
             for (int v = 0; v < PARTS; v += parts) {
                 vi sum[PARTS][FEW_ROWS];
                 running now;
+                begin_sums(&f, halves ? h : 2, v, parts, rows, &x, sum);
                 block_sums(codes, bits, is_signed(codes), &table, chunk, 4 * h, halves ? 4 : 8, v,
                            parts, &x, rows, sum);
                 load_running(y, v, parts, rows, now);
@@ -253,6 +261,7 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
                 vi sum[PARTS][FEW_ROWS];
                 block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
                                    zeros ? from->zero[c][h] : NULL};
+                begin_sums(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum);
                 block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
                            halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
                 add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, now);
@@ -331,10 +340,16 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
             _tile_stored(0, sums[0], 64);
             _tile_stored(1, sums[1], 64);
             for (int m = 0; m < AMX_ROWS; m += FEW_ROWS) {
-                vi sum[PARTS][FEW_ROWS];
-                for (int p = 0; p < PARTS; p++) memcpy(sum[p], sums[p][m], sizeof sum[p]);
                 rounded part = rows_from(&x, m, 0);
+                vi sum[PARTS][FEW_ROWS];
                 running now;
+                begin_sums(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum);
+                for (int i = 0; i < FEW_ROWS; i++)
+                    for (int p = 0; p < PARTS; p++) {
+                        vi product;
+                        memcpy(&product, sums[p][m + i], sizeof product);
+                        sum[p][i] += product;
+                    }
                 load_running(y + m, 0, PARTS, FEW_ROWS, now);
                 add_block(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum, now);
                 store_running(now, 0, PARTS, FEW_ROWS, y + m);
@@ -370,8 +385,10 @@ static void many(const weight *w, int tile, const rounded *x, int rows, int tile
     read_tile(w, tile, PANEL * (int)w->chunk_bytes, &r);
     center_zeros(&r);
     memset(y, 0, (size_t)(rows + MICRO_ROWS) * sizeof *y);
-    for (int first = 0; first < w->chunks; first += PANEL) {
-        int count = w->chunks - first < PANEL ? w->chunks - first : PANEL;
+    /* Panels of about the same depth: a short one would load and store y for little. */
+    int panels = (w->chunks + PANEL - 1) / PANEL, depth = (w->chunks + panels - 1) / panels;
+    for (int first = 0; first < w->chunks; first += depth) {
+        int count = w->chunks - first < depth ? w->chunks - first : depth;
         unpack_any(&r, &table, count, room);
         int m = 0;
         for (; tiles && m + AMX_ROWS <= rows; m += AMX_ROWS) {
@@ -398,7 +415,9 @@ void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     weight w;
     read_weight(&op->tiled, &w);
     rounded all = {op->codes, (const block_values *)op->values, (size_t)w.chunks};
-    int total = op->tokens, begin, end, tiles = begin_tiles(&w, total);
+    int total = op->tokens, begin, end;
+    if (!total) return; /* the LM head of a step that draws no token */
+    int tiles = begin_tiles(&w, total);
     int direct = !tiles && total <= DIRECT_ROWS;
     w.once = total <= FEW_ROWS;
     int most = direct ? total : block_rows(&w, total, threads);

@@ -48,10 +48,10 @@ class Library:
         self._running = False
         self._start()
 
-    def run(self, records: bytes, count: int, spin_us: int = SPIN_US) -> None:
+    def run(self, records: bytes, count: int, spin_us: int | None = None) -> None:
         """Run ``count`` packed ops in order; returns when all are done.
 
-        Workers stay awake for ``spin_us`` microseconds more.
+        Workers stay awake for ``spin_us`` microseconds more, ``SPIN_US`` of them by default.
 
         Raises:
             EngineDeadError: after :meth:`close`, or in a child that was forked while a program
@@ -69,6 +69,7 @@ class Library:
             raise EngineDeadError("the kernels' threads are closed")
         self._running = True
         try:
+            spin_us = SPIN_US if spin_us is None else spin_us
             self._lib.hb_run(self._pool, records, count, spin_us)
         finally:
             self._running = False

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from operator import attrgetter
 from typing import (
     TYPE_CHECKING,
@@ -161,7 +162,8 @@ def c_name(op: type[Op]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", op.__name__).lower()
 
 
-def members(op: type[Op]) -> list[Member]:
+@cache  # resolving annotations takes milliseconds, and every engine compares its header
+def members(op: type[Op]) -> tuple[Member, ...]:
     """Fields of an op, those of shared structs one by one, in the order and places that C gives.
 
     Raises TypeError where C would leave a gap before one.
@@ -179,10 +181,11 @@ def members(op: type[Op]) -> list[Member]:
             raise TypeError(f"{op.__name__}.{name} lies at byte {at}: wider fields come first")
         found += inner
         at += size
-    return found
+    return tuple(found)
 
 
-def _fields(op: type[Op]) -> dict[str, Any]:
+@cache
+def _fields(op: type[Op]) -> Mapping[str, Any]:
     """Names of fields: type in C, or the class of a shared struct."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(op, include_extras=True).items():

@@ -51,7 +51,7 @@ typedef struct {
 /* The values of a head: scale [block][row], offset likewise. */
 typedef struct {
     float scale[MOST_VALUES][TILE], offset[MOST_VALUES][TILE];
-    int32_t zero[2][TILE];
+    int32_t zero[2][TILE]; /* less than 0: what a sum of codes begins with, by the sum of x */
 } span_values;
 
 INLINE int has_offsets(const weight *w) {
@@ -93,8 +93,8 @@ INLINE vf load_number(int number, const char *at, int v) {
 
 INLINE vf vu_to_float(vu x) { return __builtin_convertvector((vi)x, vf); }
 
-/* Scales, offsets and zero points of a head. For `integers` zero points stay such, `shift` added,
- * else they are part of the offsets. */
+/* Scales, offsets and zero points of a head. For `integers` zero points stay such, `shift` added and
+ * the sign changed, else they are part of the offsets. */
 static void read_head(const weight *w, const char *head, int integers, int shift,
                       span_values *to) {
     const vu six = (vu){0} + 0x3F3F3F3Fu, four = (vu){0} + 0x0F0F0F0Fu;
@@ -117,7 +117,7 @@ static void read_head(const weight *w, const char *head, int integers, int shift
                     memcpy(&bytes, after + h * TILE + row, sizeof bytes);
                     vi zero = __builtin_convertvector(bytes, vi);
                     if (integers) {
-                        zero += shift;
+                        zero = -(zero + shift);
                         memcpy(&to->zero[h][row], &zero, sizeof zero);
                     } else vf_store(&to->offset[h][row], -(scale * __builtin_convertvector(zero, vf)));
                 }

@@ -50,7 +50,7 @@ class RemoteLibrary(Library):
         self.lanes, amx = struct.unpack("=2i", self._out.read(8))
         self.amx = bool(amx)
 
-    def run(self, records: bytes, count: int, spin_us: int = lib.SPIN_US) -> None:
+    def run(self, records: bytes, count: int, spin_us: int | None = None) -> None:
         if not count:
             return
         spans: list[tuple[int, int]] = []

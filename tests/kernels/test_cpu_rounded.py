@@ -205,6 +205,12 @@ def test_products_of_every_kind(kind: Kind) -> None:
                     assert torch.equal(got, run(floats, floats.linear, x, plain))
 
 
+def test_a_product_of_no_rows_does_nothing() -> None:
+    """The LM head has none in a step that draws no token."""
+    ops, case = rounding_ops(), make_case(Kind(4, 32), 30, 72, 1)
+    assert run(ops, ops.linear, tokens(2, 0, 72), ops.pack(case.weight)).shape == (0, 30)
+
+
 @pytest.mark.parametrize("group", [16, 32, 48, 64])
 @pytest.mark.parametrize("table", [IQ4_NL, STEEP, NF4], ids=["iq4_nl", "steep", "nf4"])
 def test_products_of_bytes_from_a_table(table: tuple[float, ...], group: int) -> None:

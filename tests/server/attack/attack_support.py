@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -113,6 +118,54 @@ class Prober:
         """Figures of the round trips, milliseconds."""
         out, _ = self._popen.communicate("stop\n", timeout=60)
         return spread(json.loads(out), "health")
+
+
+async def abort_request(server: Victim, where: str, prompt: str, rng: random.Random) -> str:
+    """Send a completion and drop the connection at a random point of a part of the exchange.
+
+    Args:
+        server: who is asked.
+        where: "in the body", "before a token", "in the stream", or "unread": the stream has begun,
+            its status was read and nothing after it.
+        prompt: text; the answer is bounded by its 200 tokens.
+        rng: draws the point, and whether the connection is ended or reset.
+
+    Returns:
+        ``where``; "refused" for a status other than 200, "answered" if the answer came too early.
+    """
+    stream = where in ("in the stream", "unread") or rng.random() < 0.5
+    fields = {"prompt": prompt, "max_tokens": 200, "ignore_eos": True, "stream": stream}
+    body = json.dumps(fields).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    # What is not read stays in the socket: the reader takes no more than twice this by itself.
+    limit = 512 if where == "unread" else 1 << 16
+    reader, writer = await asyncio.open_connection(server.host, server.port, limit=limit)
+    try:
+        if where == "in the body":
+            writer.write(request[: rng.randrange(len(request) - len(body), len(request))])
+            await asyncio.sleep(rng.random() * 0.05)
+            return where
+        writer.write(request)
+        if where == "before a token":
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.readuntil(b"\r\n"), rng.choice([0.002, 0.02, 0.2]))
+                return "answered"
+            return where
+        status = await asyncio.wait_for(reader.readuntil(b"\r\n"), 60)
+        if b" 200 " not in status:
+            return "refused"
+        if where == "unread":
+            await asyncio.sleep(rng.random())
+            return where
+        for _ in range(rng.randrange(1, 100)):
+            await reader.readuntil(b"\n")
+        return where
+    finally:
+        if rng.random() < 0.5:  # a reset in place of an orderly end
+            option = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+        writer.transport.abort()
 
 
 def spread(seconds: list[float], name: str) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import random
@@ -14,10 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from attack_support import Prober, Victim, spread
+from attack_support import Prober, Victim, abort_request, spread
 
 OVERLOAD_S = float(os.environ.get("HALFBYTE_ATTACK_S", "180"))
-ABORTS = 1000
+ABORTS, ABORTS_A_ROUND = 1000, 200
+# Where a client leaves: "unread" is a stream of which it has read the status alone.
+POINTS = ("in the body", "before a token", "in the stream", "unread")
 MARKERS = 240
 # Of so many the answer is compared with the one that the same prompt gets alone.
 ALONE = 40
@@ -82,55 +83,48 @@ def test_overload(victim: Callable[..., Victim], report: Callable[..., None]) ->
 
 
 def test_aborted_requests(victim: Callable[..., Victim], report: Callable[..., None]) -> None:
-    server = victim()
+    """Clients leave at any point of a request; after each round nothing of them may be held."""
+    server = victim("--max-context", "2048")
     before = server.ask(max_tokens=24)["choices"][0]["text"]
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    files, memory = server.files(), server.rss_mb()
+    files = server.files()
     ended: Counter[str] = Counter()
+    memory = [server.rss_mb()]
+
+    async def leave(gate: asyncio.Semaphore, where: str) -> None:
+        """Ask until one request has been given up there; a full queue refuses some at once."""
+        while True:
+            async with gate:
+                how = await abort_request(server, where, words(rng, rng.choice([2, 30, 300])), rng)
+            ended[how] += 1
+            if how == where:
+                return
+            await asyncio.sleep(0.1)
 
     async def attack() -> None:
         gate = asyncio.Semaphore(48)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
+        await asyncio.gather(*(leave(gate, rng.choice(POINTS)) for _ in range(ABORTS_A_ROUND)))
 
-            async def one() -> None:
-                """Ask until one has been given up; a full queue refuses some at once."""
-                while not await aborted():
-                    await asyncio.sleep(0.1)
-
-            async def aborted() -> bool:
-                body = {
-                    "prompt": words(rng, rng.choice([2, 30, 300])),
-                    "max_tokens": 200,
-                    "ignore_eos": True,
-                    "stream": rng.random() < 0.5,
-                }
-                patience = rng.choice([0.002, 0.02, 0.2, 1.0])
-                async with gate:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(patience * rng.random()):
-                            response = await http.post("/v1/completions", json=body)
-                            ended[str(response.status_code)] += 1
-                            return False
-                ended["aborted"] += 1
-                return True
-
-            await asyncio.gather(*(one() for _ in range(ABORTS)))
-
-    asyncio.run(attack())
-    gauges = server.wait_until_idle()
+    gauges: dict[str, float] = {}
+    for _ in range(ABORTS // ABORTS_A_ROUND):
+        asyncio.run(attack())
+        gauges = server.wait_until_idle()
+        assert not any(gauges.values()), f"seed {seed}"
+        memory.append(server.rss_mb())
     left = server.files() - files
+    growth = max(memory[1:]) / memory[1] - 1
     report(
-        **ended,
+        **dict(sorted(ended.items())),
         **gauges,
         files_left=left,
-        rss_mb_before=round(memory),
-        rss_mb_after=round(server.rss_mb()),
+        rss_mb_of_rounds=[round(mb) for mb in memory],
+        growth_percent=round(growth * 100, 2),
         seed=seed,
     )
-    assert ended["aborted"] == ABORTS and ended.keys() <= {"aborted", "200", "429"}
-    assert not any(gauges.values())
+    assert sum(ended[point] for point in POINTS) == ABORTS
+    assert ended.keys() <= {*POINTS, "answered", "refused"}
+    assert growth <= 0.05
     assert left <= 4
     assert server.ask(max_tokens=24, within=10)["choices"][0]["text"] == before
 
