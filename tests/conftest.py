@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from hypothesis import is_hypothesis_test
-from interpreter_speed import patch_language_once_a_launch
+from interpreter_speed import patch_language_once_a_launch, remember_types
 
 # Kernels of this process run in Triton's interpreter, which is chosen when triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -192,6 +192,7 @@ def pytest_unconfigure() -> None:
 def pytest_runtest_setup() -> None:
     if "triton.runtime.interpreter" in sys.modules:
         patch_language_once_a_launch()
+        remember_types()
     # The C kernels' threads, as torch's above: those that wait take the cores from other processes
     # of the run. Tests of the pool itself spin as users' programs do.
     library: Any = sys.modules.get("halfbyte.kernels.cpu.library")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -40,6 +41,11 @@ class Text:
     def length(self) -> int:
         return self.q.shape[0]
 
+    @cached_property
+    def rounded(self) -> list[tuple[Tensor, Tensor]]:
+        """Codes [L, J, E] and scales [L, J] of the keys and of the values in an int8 cache."""
+        return [quantize_kv(x.transpose(0, 1)) for x in (self.k, self.v)]
+
 
 def make_text(length: int, shape: AttentionShape, seed: int) -> Text:
     g = generator(seed)
@@ -68,12 +74,11 @@ class Memory:
     def place(self, text: Text, length: int) -> list[int]:
         """The first ``length`` keys and values in memory; returns the block table."""
         table = [self.free.pop() for _ in range(-(-length // self.size))]
-        slots = torch.tensor(
-            [table[p // self.size] * self.size + p % self.size for p in range(length)]
-        )
+        slots = torch.tensor(table).repeat_interleave(self.size)[:length] * self.size
+        slots += torch.arange(length) % self.size
         k, v = (x[:, :length].transpose(0, 1) for x in (text.k, text.v))
         if self.kv.k_scale is not None and self.kv.v_scale is not None:
-            (k, k_scale), (v, v_scale) = quantize_kv(k), quantize_kv(v)
+            (k, k_scale), (v, v_scale) = [(c[:length], s[:length]) for c, s in text.rounded]
             ref.write_scales(k_scale, v_scale, self.kv.k_scale, self.kv.v_scale, slots)
         ref.write_kv(k, v, self.kv.k, self.kv.v, slots)
         return table
