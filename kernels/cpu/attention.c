@@ -16,6 +16,7 @@
 
 /* Keys, or values, that are converted at once. */
 #define BLOCK 16
+#define BLOCKS_AHEAD 4 /* between the use of a block and what is fetched: longer than memory takes */
 /* Queries that share a pass over them: as many as registers allow. */
 #define MOST 6
 #if LANES == 16 || defined(__aarch64__) /* 32 registers */
@@ -188,11 +189,6 @@ static block block_of(const attention *a, const char *source, int from, int to, 
     return (block){w->block, &kernels_of[KV_FLOAT32]};
 }
 
-/* To the second cache: the first has too few places in its queue. */
-static void fetch(const char *next, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
-}
-
 /* Where a head's key or value number `key` starts. Blocks of the cache are a power of two, at least
  * 16 keys, so the keys of a BLOCK lie in one of them, one after the other. */
 static inline const char *cache_at(const attention *a, const void *side, const int32_t *table,
@@ -201,6 +197,20 @@ static inline const char *cache_at(const attention *a, const void *side, const i
     int offset = key & (a->block_size - 1);
     size_t at = block * a->block_stride + ((size_t)kv * a->block_size + offset) * a->dim;
     return (const char *)side + at * kernels_of[a->kv].size;
+}
+
+/* Fetch number `i` of what a partition reads: `count` blocks of keys from key `first`, as many of
+ * values, then the keys of the partition behind it. To the second cache: the first has too few
+ * places in its queue. */
+static void fetch_block(const attention *a, const int32_t *table, int kv, int first, int count,
+                        int i, int last) {
+    const void *side = i < count || i >= 2 * count ? a->k : a->v;
+    int key = i < 2 * count ? first + i % count * BLOCK
+                            : (first / PARTITION + 1) * PARTITION + (i - 2 * count) * BLOCK;
+    if (key > last) return;
+    const char *next = cache_at(a, side, table, kv, key);
+    size_t bytes = (size_t)BLOCK * a->dim * kernels_of[a->kv].size;
+    for (size_t j = 0; j < bytes; j += 64) __builtin_prefetch(next + j, 0, 2);
 }
 
 /* p [queries][BLOCK] times the scales of int8 keys or values; those outside [from, to) become 0. */
@@ -256,12 +266,11 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, cons
     int end = start + PARTITION < last + 1 ? start + PARTITION : last + 1;
     int first = start + (begin - start) / BLOCK * BLOCK;
     const int32_t *table = a->tables + (size_t)a->rows[t0] * a->table_width;
-    size_t bytes = (size_t)BLOCK * a->dim * kernels_of[a->kv].size;
+    int count = (end - first + BLOCK - 1) / BLOCK, turn = BLOCKS_AHEAD;
     for (int key = first; key < end; key += BLOCK) {
         int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
-        int more = key + BLOCK < end;
         float *p = w->p + (key - start);
-        fetch(cache_at(a, more ? a->k : a->v, table, kv, more ? key + BLOCK : first), bytes);
+        fetch_block(a, table, kv, first, count, turn++, last);
         block keys = block_of(a, cache_at(a, a->k, table, kv, key), from, to, queries, w);
         keys.with->score(keys.data, w->wide, q, queries, a->scale, p);
         if (a->k_scales)
@@ -278,9 +287,8 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, cons
     }
     for (int key = first; key < end; key += BLOCK) {
         int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
-        int more = key + BLOCK < end, after = more ? key + BLOCK : start + PARTITION;
         float *p = w->p + (key - start);
-        if (after <= last) fetch(cache_at(a, more ? a->v : a->k, table, kv, after), bytes);
+        fetch_block(a, table, kv, first, count, turn++, last);
         block values = block_of(a, cache_at(a, a->v, table, kv, key), from, to, queries, w);
         if (a->v_scales)
             rescale(p, queries, scales_at(a, a->v_scales, table, kv, key), from, to);
