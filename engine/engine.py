@@ -18,6 +18,7 @@ from ..loaders.model.quantizing import QuantizingCheckpoint
 from ..loaders.store.model_store import resolve_model
 from .backends import make_backend
 from .backends.activations import check_activations
+from .backends.packed_cache import open_packed_cache
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .models.decoder import Decoder
@@ -90,12 +91,16 @@ class Engine:
             self.memory: MemoryPlan = plan_memory(
                 self.model_config, self.config, backend.kv_dtype, free_memory(backend.device)
             )
+            cache = open_packed_cache(self.config, checkpoint, backend.packer)
             with TokenizerThread(source, self.model_config.vocab_size) as building:
                 told = building.beside(progress)
-                network = Decoder(self.model_config, checkpoint, backend, told)
+                network = Decoder(self.model_config, checkpoint, backend, told, cache)
                 clock("weights")
                 self.tokenizer: Tokenizer = building.result()
             clock("tokenizer")
+            if cache is not None:
+                cache.save()
+                clock("packed cache")
             self.report = checkpoint.report()
         finally:
             checkpoint.close()
