@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 # Folders whose sources decide about the bytes of a packed weight, or its name.
-SOURCES = ("kernels/cpu", "kernels/formats", "loaders", "engine/models", "engine/backends")
+PACKING_SOURCES = ("kernels/cpu", "kernels/formats", "loaders", "engine/models", "engine/backends")
 _SAMPLES, _SAMPLE, _HEADER = 64, 4096, 1 << 20
 
 
@@ -111,7 +110,7 @@ def open_packed_cache(
 def sources_key(root: Path) -> str:
     """Hash of the sources that decide about packed weights."""
     digest = hashlib.sha256()
-    for folder in SOURCES:
+    for folder in PACKING_SOURCES:
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in (".py", ".c", ".h"):
                 content = path.read_bytes()
@@ -140,5 +139,5 @@ def _files(checkpoint: Checkpoint) -> list[Path]:
     """What a checkpoint was read from: its weights' files, or all plain files of its folder."""
     path = checkpoint.path
     if path.is_dir():
-        return [p for p in sorted(path.iterdir()) if stat.S_ISREG(p.stat().st_mode)]
+        return [p for p in sorted(path.iterdir()) if p.is_file() and os.access(p, os.R_OK)]
     return [path.parent / name for name in sorted(checkpoint.report().files)]

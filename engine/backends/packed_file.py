@@ -9,10 +9,12 @@ to pack them.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +35,8 @@ from ...loaders.files.mapped import MappedFile
 
 MAGIC = b"HBPACKED"
 PAGE = 4096
+# Seconds without a write after which an unfinished file is nobody's any more.
+ABANDONED_S = 3600
 _PREFIX = len(MAGIC) + 8 + 32
 _MOST_HEADER = 64 << 20
 _NUMBERS = ("n", "k", "span", "center")
@@ -85,6 +89,9 @@ def write_packed(path: Path, key: str, weights: Parts) -> int:
     }
     header = json.dumps({"key": key, "bytes": end, "weights": described}).encode()
     begin = -(-(_PREFIX + len(header)) // PAGE) * PAGE
+    for left in path.parent.glob(f"{glob.escape(path.stem)}*.part"):
+        if time.time() - left.stat().st_mtime > ABANDONED_S:  # by a process that was killed
+            left.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
     try:
         with open(handle, "wb") as file:
