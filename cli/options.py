@@ -152,6 +152,13 @@ class EngineFlags:
         bool,
         _engine("--exact", help="Same output whatever runs beside it; slower."),
     ] = False
+    packed_cache: Annotated[
+        bool,
+        _engine(
+            "--packed-cache",
+            help="Keep packed weights in a file, as large again, and start from it.",
+        ),
+    ] = False
     quantize: Annotated[
         SchemeName | None,
         _engine(

@@ -53,6 +53,9 @@ class EngineConfig:
         overlap: plan step N + 1 before the results of step N are committed.
         warmup: on a GPU, compile every kernel and record the usual decode steps before the engine
             is ready, and warn of any compilation after that.
+        packed_cache: keep the packed weights in a file, and map that at the next start
+            (``engine/backends/packed_cache.py``). Only ``cpu_c`` does. The file is as large as the
+            model, and safe to delete.
         quantize: round the linear layers of an unquantized checkpoint to nearest as it is loaded:
             a key of ``SCHEMES`` in ``loaders/model/schemes.py``; None leaves it as it is.
         seed: base of the seeds drawn for requests that give none; None = from the system.
@@ -78,6 +81,7 @@ class EngineConfig:
     threads: int = 0
     overlap: bool = False
     warmup: bool = True
+    packed_cache: bool = False
     quantize: SchemeName | None = None
     seed: int | None = None
 
@@ -102,7 +106,7 @@ class EngineConfig:
         _whole("threads", self.threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, (1 << 63) - 1)
-        for name in ("prefix_cache", "exact", "overlap", "warmup"):
+        for name in ("prefix_cache", "exact", "overlap", "warmup", "packed_cache"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.max_batch > self.max_batch_tokens:

@@ -18,6 +18,7 @@ from ..loaders.model.quantizing import QuantizingCheckpoint
 from ..loaders.store.model_store import resolve_model
 from .backends import make_backend
 from .backends.activations import check_activations
+from .backends.packed_cache import open_packed_cache
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .models.decoder import Decoder
@@ -30,9 +31,11 @@ from .run.warmup import make_ready
 from .serve.interrupts import uninterrupted
 from .serve.process import OwnProcess
 from .serve.turns import Turns
+from .text.collector import collector_paused
 from .text.prompts import Prompt, Prompts, TokenIds, only_ids, prompt_ids, prompt_list
 from .text.token_bound import TokenLimit
 from .text.tokenizer import Tokenizer
+from .text.tokenizer_thread import TokenizerThread
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,8 @@ class Engine:
         clock = Stopwatch(self.startup)
         self._process = OwnProcess()
         path = resolve_model(model)
-        checkpoint = open_checkpoint(path)
+        with collector_paused():
+            checkpoint = open_checkpoint(path)
         try:
             if self.config.quantize is not None:
                 checkpoint = QuantizingCheckpoint(checkpoint, self.config.quantize)
@@ -82,14 +86,21 @@ class Engine:
             backend = make_backend(self.config)
             clock("backend")
             source = checkpoint.tokenizer()
-            self.tokenizer = Tokenizer.from_source(source, self.model_config.vocab_size)
-            clock("tokenizer")
+            clock("vocabulary")
             # Before the weights, so that a wish that cannot be met is refused at once.
             self.memory: MemoryPlan = plan_memory(
                 self.model_config, self.config, backend.kv_dtype, free_memory(backend.device)
             )
-            network = Decoder(self.model_config, checkpoint, backend, progress)
-            clock("weights")
+            cache = open_packed_cache(self.config, checkpoint, backend.packer)
+            with TokenizerThread(source, self.model_config.vocab_size) as building:
+                told = building.beside(progress)
+                network = Decoder(self.model_config, checkpoint, backend, told, cache)
+                clock("weights")
+                self.tokenizer: Tokenizer = building.result()
+            clock("tokenizer")
+            if cache is not None:
+                cache.save()
+                clock("packed cache")
             self.report = checkpoint.report()
         finally:
             checkpoint.close()

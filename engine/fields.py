@@ -32,6 +32,7 @@ class EngineOptions(TypedDict, total=False):
     threads: int
     overlap: bool
     warmup: bool
+    packed_cache: bool
     quantize: SchemeName | None
     seed: int | None
 

@@ -135,8 +135,17 @@ class CompiledOps(CpuParts[TiledLinear]):
         if self._rounded:
             weight = expand_rounded(weight)
         packed = pack_weight(self._arena, self.library, weight, bias, self.activations)
-        self._quantizes |= packed.act is not None or packed.blocks
+        self.adopt(packed)
         return packed
+
+    def adopt(self, packed: TiledLinear) -> None:
+        """Take note of a weight [N, K] that this or an earlier run has packed."""
+        self._quantizes |= packed.act is not None or packed.blocks
+
+    @property
+    def packing(self) -> str:
+        """The options that decide what a weight is packed as."""
+        return f"activations {self.activations}, rounded {self._rounded}"
 
     def embed(self, ids_T: Tensor, table: TiledLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> [T, D]."""

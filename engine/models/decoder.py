@@ -18,6 +18,7 @@ from halfbyte.errors import UnsupportedModelError
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
 from ..backends.base import Backend
+from ..backends.packed_cache import PackedCache
 from ..run.kv_cache import KVCache, StateSpec
 from ..run.step import StepInputs
 from .attention import AttentionBlock
@@ -47,6 +48,7 @@ class Decoder:
         checkpoint: where the weights come from; pulled one layer at a time.
         backend: packs and runs them.
         progress: called with (layers done, layers in all) while loading.
+        cache: packed weights of an earlier run; None packs all.
 
     Raises:
         UnsupportedModelError: the backend cannot attend with heads of this size.
@@ -59,6 +61,7 @@ class Decoder:
         checkpoint: Checkpoint,
         backend: Backend[Any],
         progress: Callable[[int, int], None] | None = None,
+        cache: PackedCache | None = None,
     ) -> None:
         self.config = config
         self.backend = backend
@@ -68,7 +71,7 @@ class Decoder:
                 f"{config.architecture}: {reason}",
                 hint=f"backend {backend.name!r} cannot run it; try device='cpu'",
             )
-        source = WeightSource(checkpoint, backend, config.norm_offset)
+        source = WeightSource(checkpoint, backend, config.norm_offset, cache)
         self.embedding = source.embedding("model.embed_tokens")
         source.release()
         self.blocks: list[Block] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ...kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
 from ...kernels.formats.stored import StoredLinear
 from ...loaders.base import Checkpoint, load_stored
 from ..backends.base import Activation, Backend, PackedLinear
+from ..backends.packed_cache import PackedCache
 from .projections import FusedLinear
 
 
@@ -23,14 +25,20 @@ class WeightSource:
         checkpoint: where the weights come from.
         backend: packs them.
         norm_offset: what is added to the stored weights of norms (Gemma).
+        cache: packed weights of an earlier run, which are not pulled again; None packs all.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, backend: Backend[Any], norm_offset: float = 0.0
+        self,
+        checkpoint: Checkpoint,
+        backend: Backend[Any],
+        norm_offset: float = 0.0,
+        cache: PackedCache | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._backend = backend
         self._norm_offset = norm_offset
+        self._cache = cache
         self._taken: list[str] = []
 
     def norm(self, module: str) -> Tensor:
@@ -39,13 +47,21 @@ class WeightSource:
 
     def embedding(self, module: str) -> PackedLinear:
         """A table [V, D]."""
-        return self._backend.packer.pack_embedding(self._take(f"{module}.weight"))
+
+        def pack() -> PackedLinear:
+            return self._backend.packer.pack_embedding(self._take(f"{module}.weight"))
+
+        return self._kept(module, lambda: [pack()])[0]
 
     def packed(self, module: str, has_bias: bool = False) -> PackedLinear:
         """One projection. Raises UnsupportedWeightError."""
-        weight = self._take(f"{module}.weight")
-        self._check(weight, module)
-        return self._backend.packer.pack(weight, self._bias(module, has_bias))
+
+        def pack() -> PackedLinear:
+            weight = self._take(f"{module}.weight")
+            self._check(weight, module)
+            return self._backend.packer.pack(weight, self._bias(module, has_bias))
+
+        return self._kept(module, lambda: [pack()])[0]
 
     def fused(
         self, modules: list[str], has_bias: bool, gate: Activation | None = None
@@ -55,6 +71,17 @@ class WeightSource:
         ``gate`` is the activation of an MLP's gate and up projections. Raises
         UnsupportedWeightError.
         """
+        activation = gate or "silu"
+        if self._cache is not None:
+            # The backends with a cache have no product that ends in an activation.
+            parts = self._kept("+".join(modules), lambda: self._stacked(modules, has_bias).parts)
+            return FusedLinear(parts, activation=activation)
+        return self._stacked(modules, has_bias, gate)
+
+    def _stacked(
+        self, modules: list[str], has_bias: bool, gate: Activation | None = None
+    ) -> FusedLinear[Any]:
+        """:meth:`fused`, from the checkpoint."""
         activation, packer = gate or "silu", self._backend.packer
         weights = [self._take(f"{m}.weight") for m in modules]
         if not can_fuse(weights) or _stored_apart(weights):
@@ -75,6 +102,10 @@ class WeightSource:
         """Nothing that was taken is needed any more."""
         self._checkpoint.release(self._taken)
         self._taken.clear()
+
+    def _kept(self, name: str, make: Callable[[], list[Any]]) -> list[Any]:
+        """Packed weights of a name, of an earlier run where they were kept."""
+        return make() if self._cache is None else self._cache.parts(name, make)
 
     def _take(self, name: str) -> Weight:
         self._taken.append(name)

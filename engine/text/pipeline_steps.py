@@ -64,11 +64,15 @@ def decoding_of(tokenizer: HfTokenizer) -> Decoding:
     steps = steps or steps_of(tokenizer.pre_tokenizer, "pretokenizers")
     kinds = [step.get("type") for step in steps]
     if "ByteLevel" in kinds:
-        table = byte_alphabet()
+        # Latin-1 that is not of the alphabet goes where Latin-1 has nothing.
+        foreign = dict.fromkeys(range(256), 0xFFFF)
+        table = foreign | {ord(c): b for c, b in byte_alphabet().items()}
 
         def byte_level(text: str) -> bytes:
-            values = [table.get(c, -1) for c in text]
-            return text.encode() if -1 in values else bytes(values)
+            try:
+                return text.translate(table).encode("latin-1")
+            except UnicodeEncodeError:
+                return text.encode()
 
         return Decoding(byte_level, strips_space=False, literal_added=True)
     for step in steps:
@@ -87,8 +91,17 @@ def decoding_of(tokenizer: HfTokenizer) -> Decoding:
     )
 
 
-def pipeline_bound(tokenizer: HfTokenizer, decoding: Decoding, drops: bool) -> TokenBound:
-    """How much text one token can stand for; ``drops``: bytes without a token are left out."""
+def pipeline_bound(
+    tokenizer: HfTokenizer, vocab: Mapping[str, int], decoding: Decoding, drops: bool
+) -> TokenBound:
+    """How much text one token can stand for.
+
+    Args:
+        tokenizer: the pipeline.
+        vocab: all its tokens, added ones among them: text -> id.
+        decoding: how they become bytes.
+        drops: bytes without a token are left out.
+    """
     from tokenizers import models
 
     composes = strips = False
@@ -103,7 +116,6 @@ def pipeline_bound(tokenizer: HfTokenizer, decoding: Decoding, drops: bool) -> T
             strips = True
         elif kind not in ("Prepend", "NFD"):
             return TokenBound()
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
     if not isinstance(tokenizer.model, (models.BPE, models.Unigram)):
         return TokenBound()
     added = tokenizer.get_added_tokens_decoder().values()

@@ -114,8 +114,8 @@ def from_gguf_bpe(source: TokenizerSource) -> HfBackend:
         for text, token_id in sorted(added.items(), key=lambda item: item[1])
         if vocab.get(text) == token_id
     ]
-    tokenizer.add_tokens(tokens)
-    return HfBackend(tokenizer, size=size)
+    tokenizer.add_tokens(tokens)  # all are in the vocabulary already
+    return HfBackend(tokenizer, size=size, vocab=vocab)
 
 
 def added_tokens(source: TokenizerSource) -> tuple[dict[str, int], frozenset[int]]:
@@ -173,9 +173,9 @@ def _unique(tokens: tuple[str, ...]) -> dict[str, int]:
 
 def _merge(index: int, text: str) -> tuple[str, str]:
     """The two parts of a merge; a part may itself begin with a space, so search from 1."""
-    cut = text.find(" ", 1)
-    if cut < 0 or cut == len(text) - 1:
+    left, _, right = text[1:].partition(" ")
+    if not right:
         raise TokenizerError(
             f"tokenizer.ggml.merges[{index}] is {text!r:.60}; expected two parts and a space"
         )
-    return text[:cut], text[cut + 1 :]
+    return text[:1] + left, right

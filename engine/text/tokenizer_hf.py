@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ class HfBackend:
         tokenizer: the ready pipeline; it is not changed afterwards.
         extra_special: ids to treat as special although the file does not call them so.
         size: ids from here on are place-holders, dropped from results; 0 means there are none.
+        vocab: all tokens, added ones among them: text -> id; None asks the pipeline, which takes
+            a while.
 
     Attributes:
         size: one more than the highest known id.
@@ -57,17 +59,23 @@ class HfBackend:
     """
 
     def __init__(
-        self, tokenizer: HfTokenizer, extra_special: Iterable[int] = (), size: int = 0
+        self,
+        tokenizer: HfTokenizer,
+        extra_special: Iterable[int] = (),
+        size: int = 0,
+        vocab: Mapping[str, int] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._twins: dict[str, _Twin] = {}
-        vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        if vocab is None:
+            vocab = tokenizer.get_vocab(with_added_tokens=True)
         added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         if not vocab:
             raise TokenizerError("the vocabulary is empty; expected at least one token")
-        self.size = size or max(vocab.values()) + 1
-        self._holds_places = size > 0 and max(vocab.values()) >= size
+        highest = max(vocab.values())
+        self.size = size or highest + 1
+        self._holds_places = size > 0 and highest >= size
         if min(vocab.values()) < 0 or self.size > 1 << 24:
             raise TokenizerError(f"the vocabulary's highest id is {self.size - 1}; not plausible")
         self._texts = {token_id: text for text, token_id in vocab.items()}
@@ -82,7 +90,7 @@ class HfBackend:
         self.blank = next(c for c in WEDGES if not any(c in text for text in self.special))
         self._decoding = decoding_of(tokenizer)
         self.strips_space = self._decoding.strips_space
-        self.bound = pipeline_bound(tokenizer, self._decoding, self._holds_places)
+        self.bound = pipeline_bound(tokenizer, vocab, self._decoding, self._holds_places)
 
     def encode(self, text: str, limit: TokenLimit | None = None) -> list[int]:
         """Ids of ``text``; every special and user-defined token in it is matched.

@@ -187,7 +187,7 @@ def _load(cache: Path, form: Form, compiler: Compiler | None, threads: int) -> L
     name = f"{PREFIX}{form.name}-{library_key(form)}-{version}-*.so"
     for path in sorted(cache.glob(name)):
         try:
-            if not _trusted(path):
+            if not trusted(path):
                 log.warning("%s is not loaded: other users could have written it", path)
                 continue
             if path.stem.rpartition("-")[2] != _digest(path.read_bytes()):
@@ -200,10 +200,11 @@ def _load(cache: Path, form: Form, compiler: Compiler | None, threads: int) -> L
     return None
 
 
-def _trusted(path: Path) -> bool:
+def trusted(path: Path) -> bool:
     """Whether only this user, the system's or the folder's owner can have written a file.
 
-    A library runs as whoever loads it, and its name is no proof: anybody can compute one.
+    A library runs as whoever loads it, and its name is no proof: anybody can compute one. Packed
+    weights are read without looking at every code.
     """
     file, folder = path.stat(), path.parent.stat()
     owners = {os.getuid(), 0}

@@ -72,18 +72,26 @@ class GGUFTensor:
 
 
 class GGUFArray:
-    """A metadata array, checked when the file was opened and decoded only when asked for.
+    """A metadata array, checked when the file was opened; numbers are decoded only when asked for.
 
     Attributes:
         item_type: GGUF value type id of the items.
         count: number of items.
     """
 
-    __slots__ = ("_file", "_offset", "count", "item_type")
+    __slots__ = ("_file", "_offset", "_strings", "count", "item_type")
 
-    def __init__(self, file: MappedFile, item_type: int, count: int, offset: int) -> None:
+    def __init__(
+        self,
+        file: MappedFile,
+        item_type: int,
+        count: int,
+        offset: int,
+        strings: tuple[str, ...] = (),
+    ) -> None:
         self._file = file
         self._offset = offset
+        self._strings = strings
         self.item_type = item_type
         self.count = count
 
@@ -93,18 +101,11 @@ class GGUFArray:
 
     def values(self) -> tuple[Any, ...]:
         """The items: str, int, float or bool."""
-        buffer, position = self._file.buffer, self._offset
-        if self.item_type != _STRING:
-            code = _SCALARS[self.item_type][1].format[-1]
-            items = struct.unpack_from(f"<{self.count}{code}", buffer, position)
-            return tuple(map(bool, items)) if self.item_type == _BOOL else items
-        strings: list[str] = []
-        length_at = _U64.unpack_from
-        for _ in range(self.count):
-            stop = position + 8 + length_at(buffer, position)[0]
-            strings.append(buffer[position + 8 : stop].decode())
-            position = stop
-        return tuple(strings)
+        if self.item_type == _STRING:
+            return self._strings
+        code = _SCALARS[self.item_type][1].format[-1]
+        items = struct.unpack_from(f"<{self.count}{code}", self._file.buffer, self._offset)
+        return tuple(map(bool, items)) if self.item_type == _BOOL else items
 
 
 class GGUFFile:
@@ -200,8 +201,12 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise self.error(f"{what} is not valid UTF-8 at its byte {error.start}") from error
 
-    def skip_strings(self, count: int, what: str) -> None:
-        """Check ``count`` strings and step over them; one tight loop, as there are many."""
+    def strings(self, count: int, what: str) -> tuple[str, ...]:
+        """The next ``count`` strings; one tight loop, as there are many.
+
+        To check a string is to decode it, so the result is kept: a vocabulary would take as long
+        once more.
+        """
         self.array_strings += count
         if self.array_strings > MAX_ARRAY_STRINGS:
             raise self.error(
@@ -210,27 +215,26 @@ class _Cursor:
             )
         buffer, position, size = self.buffer, self.position, self.size
         length_at = _U64.unpack_from
-        index = 0
+        found: list[str] = []
         try:
-            while index < count:
+            for _ in range(count):
                 start = position + 8
                 if start > size:
                     break
                 position = start + length_at(buffer, position)[0]
                 if position > size or position - start > MAX_STRING_BYTES:
                     break
-                buffer[start:position].decode()
-                index += 1
+                found.append(str(buffer[start:position], "utf-8"))
             else:
                 self.position = position
-                return
+                return tuple(found)
         except UnicodeDecodeError as error:
             raise self.error(
-                f"{what}: item {index} is not valid UTF-8 at its byte {error.start}"
+                f"{what}: item {len(found)} is not valid UTF-8 at its byte {error.start}"
             ) from error
         raise self.error(
-            f"{what}: item {index} of {count} runs past the end of the file, or is longer than "
-            f"{MAX_STRING_BYTES} bytes",
+            f"{what}: item {len(found)} of {count} runs past the end of the file, or is longer "
+            f"than {MAX_STRING_BYTES} bytes",
             "the file is truncated or damaged: download it again",
         )
 
@@ -294,11 +298,11 @@ def _read_array(cursor: _Cursor, what: str) -> GGUFArray:
         raise cursor.error(f"{what} is an array of value type {item_type}; expected 0 to 12")
     item_bytes = 8 if item_type == _STRING else _SCALARS[item_type][1].size
     count = cursor.count(f"the item count of {what}", MAX_ARRAY_ITEMS, item_bytes)
-    array = GGUFArray(cursor.file, item_type, count, cursor.position)
     if item_type == _STRING:
-        cursor.skip_strings(count, what)
-    else:
-        cursor.position += count * item_bytes
+        offset = cursor.position
+        return GGUFArray(cursor.file, item_type, count, offset, cursor.strings(count, what))
+    array = GGUFArray(cursor.file, item_type, count, cursor.position)
+    cursor.position += count * item_bytes
     return array
 
 

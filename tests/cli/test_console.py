@@ -111,7 +111,7 @@ def test_engine_options_are_fields_of_the_configuration():
     assert options == {
         **{"device": "cpu", "dtype": "bfloat16", "kv_dtype": "int8"},
         **{"backend": "reference", "activations": "float", "max_context": 128},
-        **{"threads": 3, "exact": True, "quantize": None},
+        **{"threads": 3, "exact": True, "packed_cache": False, "quantize": None},
     }
     with pytest.raises(ConfigError, match="threads is -1"):
         EngineFlags("cpu", threads=-1).fields()

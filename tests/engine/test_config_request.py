@@ -39,6 +39,7 @@ CONFIG_REFUSED: dict[str, list[Any]] = {
     "exact": [1, "true", None],
     "threads": [-1, 1025, 1.0, "2", None, True],
     "overlap": ["no", 1],
+    "packed_cache": [0, 1, "yes", None],
     "seed": [-1, 1 << 63, 1.0, "7", True],
 }
 CONFIG_ACCEPTED: dict[str, list[Any]] = {

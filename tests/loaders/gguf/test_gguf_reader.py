@@ -66,7 +66,7 @@ def test_every_scalar_type(tmp_path):
     file.close()
 
 
-def test_arrays_decode_on_demand(tmp_path):
+def test_arrays_hold_what_was_written_and_numbers_are_decoded_on_demand(tmp_path):
     arrays = {
         U8: (1, 255),
         I16: (-1, 7),
@@ -86,7 +86,8 @@ def test_arrays_decode_on_demand(tmp_path):
     assert repr(file.metadata[f"k{STRING}"]) == "array of 3 string"
     file.close()
     with pytest.raises(CheckpointError, match="is closed"):
-        file.metadata[f"k{STRING}"].values()
+        file.metadata[f"k{I16}"].values()
+    assert file.metadata[f"k{STRING}"].values() == arrays[STRING]
 
 
 @pytest.mark.parametrize("version", [2, 3])
