@@ -164,12 +164,17 @@ INLINE void round_chunk(const float *x, int8_t *q, block_values *to) {
         memcpy(q + j * LANES, &b, sizeof b);
         half[j / (VECTORS / 2)] += code;
     }
-    block_values v = {.scale = finite ? scale[0] : NAN};
-    for (int h = 0; h < 2; h++) v.half[h] = sum_lanes(half[h])[0];
-    v.sum = v.half[0] + v.half[1];
-    v.scaled_sum = v.scale * (float)v.sum;
-    for (int h = 0; h < 2; h++) v.scaled_half[h] = v.scale * (float)v.half[h];
-    memcpy(to, &v, sizeof v);
+    /* Field by field: a copy of the whole would wait for its parts to leave the store queue. */
+    int32_t low = sum_lanes(half[0])[0], high = sum_lanes(half[1])[0];
+    float size = finite ? scale[0] : NAN;
+    to->scale = size;
+    to->scaled_sum = size * (float)(low + high);
+    to->scaled_half[0] = size * (float)low;
+    to->scaled_half[1] = size * (float)high;
+    to->sum = low + high;
+    to->half[0] = low;
+    to->half[1] = high;
+    to->none = 0;
 }
 
 void hb_round_blocks(const struct round_blocks *op, int tid, int threads) {
