@@ -31,25 +31,7 @@ typedef struct {
     const int32_t *zero;
 } block_factors;
 
-/* What sums of a block begin with: nothing, or what zero points take away. */
-INLINE void begin_sums(const block_factors *f, int h, int v, int parts, int rows, const rounded *x,
-                       vi sum[][FEW_ROWS]) {
-    if (!f->zero) {
-        for (int m = 0; m < rows; m++)
-            for (int p = 0; p < parts; p++) sum[p][m] = (vi){0};
-        return;
-    }
-    for (int m = 0; m < rows; m++) {
-        const block_values *own = x->values + (size_t)m * x->chunks;
-        int32_t total = h == 2 ? own->sum : own->half[h];
-        for (int p = 0; p < parts; p++) {
-            memcpy(&sum[p][m], f->zero + (v + p) * LANES, sizeof(vi));
-            sum[p][m] *= total;
-        }
-    }
-}
-
-/* sum += products over a block of `count` quads from `first`, for `parts` parts of a tile from
+/* Sums of products over a block of `count` quads from `first`, for `parts` parts of a tile from
  * `v` and `rows` rows. With `codes` < 0 the chunk is a panel's. */
 INLINE void block_sums(int codes, int bits, int negative, const byte_table *table,
                        const char *chunk, int first, int count, int v, int parts,
@@ -79,11 +61,13 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
         for (int p = 0; p < parts; p++)
             for (int m = 0; m < rows; m++) {
                 vi wide = widen_pairs(run[p][m]);
-                sum[p][m] += wide;
+                sum[p][m] = r ? sum[p][m] + wide : wide;
             }
     }
 #else
     (void)negative;
+    for (int p = 0; p < parts; p++)
+        for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
 #pragma GCC unroll 8
     for (int q = 0; q < count; q++) {
         vu w[PARTS];
@@ -115,6 +99,17 @@ INLINE void store_running(running from, int v, int parts, int rows, float y[][TI
 INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows, const rounded *x,
                       vi sum[][FEW_ROWS], running y) {
     const block_values *values = x->values;
+    /* Only now: AVX2 has no registers for sums that begin with this. */
+    if (f->zero)
+        for (int m = 0; m < rows; m++) {
+            const block_values *own = values + (size_t)m * x->chunks;
+            int32_t total = h == 2 ? own->sum : own->half[h];
+            for (int p = 0; p < parts; p++) {
+                vi zero;
+                memcpy(&zero, f->zero + (v + p) * LANES, sizeof zero);
+                sum[p][m] += zero * total;
+            }
+        }
     for (int m = 0; m < rows; m++) {
         vf scale = vf_set(values[(size_t)m * x->chunks].scale);
         for (int p = 0; p < parts; p++) {
@@ -165,7 +160,6 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
             for (int v = 0; v < PARTS; v += parts) {
                 vi sum[PARTS][FEW_ROWS];
                 running now;
-                begin_sums(&f, halves ? h : 2, v, parts, rows, &x, sum);
                 block_sums(codes, bits, is_signed(codes), &table, chunk, 4 * h, halves ? 4 : 8, v,
                            parts, &x, rows, sum);
                 load_running(y, v, parts, rows, now);
@@ -261,7 +255,6 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
                 vi sum[PARTS][FEW_ROWS];
                 block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
                                    zeros ? from->zero[c][h] : NULL};
-                begin_sums(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum);
                 block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
                            halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
                 add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, now);
@@ -343,13 +336,7 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
                 rounded part = rows_from(&x, m, 0);
                 vi sum[PARTS][FEW_ROWS];
                 running now;
-                begin_sums(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum);
-                for (int i = 0; i < FEW_ROWS; i++)
-                    for (int p = 0; p < PARTS; p++) {
-                        vi product;
-                        memcpy(&product, sums[p][m + i], sizeof product);
-                        sum[p][i] += product;
-                    }
+                for (int p = 0; p < PARTS; p++) memcpy(sum[p], sums[p][m], sizeof sum[p]);
                 load_running(y + m, 0, PARTS, FEW_ROWS, now);
                 add_block(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum, now);
                 store_running(now, 0, PARTS, FEW_ROWS, y + m);

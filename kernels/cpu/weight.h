@@ -51,7 +51,7 @@ typedef struct {
 /* The values of a head: scale [block][row], offset likewise. */
 typedef struct {
     float scale[MOST_VALUES][TILE], offset[MOST_VALUES][TILE];
-    int32_t zero[2][TILE]; /* less than 0: what a sum of codes begins with, by the sum of x */
+    int32_t zero[2][TILE]; /* less than 0: what is added to a sum of codes, by the sum of x */
 } span_values;
 
 INLINE int has_offsets(const weight *w) {
