@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..kernels.cpu.caches import cache_mib
+
 _MIB = 1 << 20
 
 
@@ -116,16 +118,6 @@ def known_bandwidth(folder: Path, threads: int, *, again: bool = False) -> float
         part.write_text(json.dumps({"read_bandwidth": known}, indent=1), encoding="utf-8")
         part.replace(path)
     return rate
-
-
-def cache_mib() -> int:
-    """Last-level cache of the first processor in MiB; 0 when the system does not say."""
-    largest = 0
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        with contextlib.suppress(OSError, ValueError):
-            text = path.read_text(encoding="ascii").strip()
-            largest = max(largest, int(text.removesuffix("K")) >> 10 if text[-1:] == "K" else 0)
-    return largest
 
 
 def _version(package: str) -> str | None:

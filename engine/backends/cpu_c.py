@@ -9,15 +9,15 @@ bfloat16; with ``exact`` or float32 it does not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
 from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
+from ...kernels.cpu.caches import cache_mib
 from ...kernels.cpu.enums import CodeType, GateFunction, KVType
 from ...kernels.cpu.kinds import expand_rounded, pack_weight
 from ...kernels.cpu.library import Library
@@ -32,6 +32,7 @@ from ...kernels.cpu.ops import (
     SPARE_ROWS,
 )
 from ...kernels.cpu.pack import TiledLinear
+from ...kernels.cpu.program import CompiledProgram
 from ...kernels.formats.activations import KV_RULE
 from ...kernels.formats.canonical import Weight
 from ...kernels.formats.weight_format import ActivationFormat, InputRule
@@ -65,27 +66,6 @@ GATES: dict[Activation, GateFunction] = {
     "silu": GateFunction.SILU,
     "gelu_tanh": GateFunction.GELU_TANH,
 }
-
-
-@dataclass(slots=True)
-class CompiledProgram:
-    """Packed ops and everything they point to.
-
-    Attributes:
-        library: the loaded kernels, which run them.
-        records: ``hb_op`` records, one after another.
-        count: number of records.
-        keep: tensors that the records address and nothing else may hold.
-    """
-
-    library: Library
-    records: bytes
-    count: int
-    keep: list[Tensor]
-
-    def run(self) -> None:
-        """Run the ops on what the input buffers hold now."""
-        self.library.run(self.records, self.count)
 
 
 class CompiledOps(CpuParts[TiledLinear]):
@@ -125,6 +105,8 @@ class CompiledOps(CpuParts[TiledLinear]):
         self._scratch = Scratch(self._arena)
         self._records: list[bytes] = []
         self._keep: list[Tensor] = []
+        # What a step reads; more than the last cache holds is not kept in it.
+        self._weight_bytes, self._cache_bytes = 0, cache_mib() << 20
         # Set by the first weight whose inputs are quantized.
         self._quantizes = False
         # The input that was rounded last, with its codes and values.
@@ -141,6 +123,7 @@ class CompiledOps(CpuParts[TiledLinear]):
     def adopt(self, packed: TiledLinear) -> None:
         """Take note of a weight [N, K] that this or an earlier run has packed."""
         self._quantizes |= packed.act is not None or packed.blocks
+        self._weight_bytes += packed.nbytes
 
     @property
     def packing(self) -> str:
@@ -339,7 +322,7 @@ class CompiledOps(CpuParts[TiledLinear]):
     def _matmul(self, x_TK: Tensor, weight: TiledLinear, out: Tensor, add: bool) -> None:
         tokens = x_TK.shape[0]
         large = tokens >= self.gemm_rows
-        scales = None
+        scales, streamed = None, self._weight_bytes > self._cache_bytes
         if weight.order is not None:
             x_TK = self._gather(x_TK, weight.order)
         if weight.blocks:
@@ -353,6 +336,7 @@ class CompiledOps(CpuParts[TiledLinear]):
                 tokens=tokens,
                 out_stride=out.stride(0),
                 add=add,
+                streamed=streamed,
             )
             return
         if weight.act is not None:
@@ -371,7 +355,8 @@ class CompiledOps(CpuParts[TiledLinear]):
             )
             x_TK = half
         int8 = x_TK.dtype == torch.int8
-        product = partial(ops.Gemm, int8=int8) if large else ops.Linear
+        gemm, linear = partial(ops.Gemm, int8=int8), partial(ops.Linear, streamed=streamed)
+        product: Any = gemm if large else linear  # their fields differ
         self._emit(
             product,
             tiled=weight,

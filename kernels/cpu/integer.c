@@ -406,7 +406,7 @@ void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     if (!total) return; /* the LM head of a step that draws no token */
     int tiles = begin_tiles(&w, total);
     int direct = !tiles && total <= DIRECT_ROWS;
-    w.once = total <= FEW_ROWS;
+    w.once = op->streamed && total <= FEW_ROWS;
     int most = direct ? total : block_rows(&w, total, threads);
     int blocks = (total + most - 1) / most;
     size_t ldo = (size_t)op->out_stride;

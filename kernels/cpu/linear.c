@@ -223,7 +223,7 @@ void hb_linear(const struct linear *op, int tid, int threads) {
     read_weight(&op->tiled, &w);
     int total = op->tokens, begin, end;
     int most = total <= FEW_ROWS ? FEW_ROWS : BLOCK, blocks = (total + most - 1) / most;
-    w.once = total <= FEW_ROWS;
+    w.once = op->streamed && total <= FEW_ROWS;
     size_t ldo = (size_t)op->out_stride, width = (size_t)w.chunks * CHUNK;
     int pads = w.k % CHUNK, sums = sums_needed(&w);
     hb_share(w.tiles * blocks, tid, threads, &begin, &end);

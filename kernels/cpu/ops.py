@@ -99,7 +99,8 @@ class Embed(Op):
 class Linear(Op):
     """``out`` [T, N] = ``factors`` * (``x`` W^T) + bias, or added to ``out`` with ``add``.
 
-    ``factors`` are one for each row of ``x`` [T, K], or None: 1.
+    ``factors`` are one for each row of ``x`` [T, K], or None: 1. With ``streamed``, products of few
+    rows read the weight past the outer caches: it would be gone from there before its next use.
     """
 
     tiled: Tiled
@@ -110,6 +111,7 @@ class Linear(Op):
     x_stride: Int
     out_stride: Int
     add: Flag
+    streamed: Flag = False
 
 
 class RoundBlocks(Op):
@@ -131,7 +133,10 @@ class RoundBlocks(Op):
 
 
 class LinearRounded(Op):
-    """``out`` [T, N] = ``x`` W^T + bias, or added to ``out``, with ``x`` from RoundBlocks."""
+    """``out`` [T, N] = ``x`` W^T + bias, or added to ``out``, with ``x`` from RoundBlocks.
+
+    ``streamed`` is as for :class:`Linear`.
+    """
 
     tiled: Tiled
     codes: ReadBytes
@@ -140,6 +145,7 @@ class LinearRounded(Op):
     tokens: Int
     out_stride: Int
     add: Flag
+    streamed: Flag = False
 
 
 class Gemm(Op):

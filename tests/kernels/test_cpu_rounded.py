@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 from dataclasses import replace
 
 import pytest
@@ -29,10 +30,12 @@ from statistics_support import fresh_seed
 from test_cpu_pack import blocks, stored
 from torch import Tensor
 
+from halfbyte.engine.backends import cpu_c
 from halfbyte.engine.backends.cpu_c import CompiledOps
 from halfbyte.kernels.cpu.forms import available_forms
-from halfbyte.kernels.cpu.ops import CHUNK_VALUES
+from halfbyte.kernels.cpu.ops import CHUNK_VALUES, RECORDS, Linear, LinearRounded
 from halfbyte.kernels.cpu.pack import TiledLinear
+from halfbyte.kernels.cpu.records import members
 from halfbyte.kernels.formats.activations import BLOCK, byte_table, quantize_blocks
 from halfbyte.kernels.formats.canonical import (
     ActivationFormat,
@@ -446,3 +449,22 @@ def test_inputs_that_were_written_to_are_rounded_anew(how: str) -> None:
     ops.end_record().run()
     kept = got.clone()
     assert torch.equal(kept, run(ops, ops.linear, x, second))
+
+
+@pytest.mark.parametrize("rule", ["int8-block32", "float"])
+def test_weights_that_no_cache_holds_are_streamed(monkeypatch, rule):
+    case, got, streamed = block_case("Q4_K", 70, 512, fresh_seed()), [], []
+    kind = LinearRounded if rule == "int8-block32" else Linear
+    x = torch.randn(3, 512)
+    for mib in (0, 1 << 20):
+        monkeypatch.setattr(cpu_c, "cache_mib", lambda mib=mib: mib)
+        ops = CompiledOps(library(), exact=True, activations=rule)
+        weight = ops.pack(case.weight)
+        got.append(run(ops, ops.linear, x, weight))
+        ops.begin_record()
+        ops.linear(x, weight)
+        product = ops.end_record().records[-RECORDS.size :]
+        (flag,) = (m for m in members(kind) if m.path == "streamed")
+        # A record begins with the number of its op, in 8 bytes.
+        streamed.append(struct.unpack_from(f"={flag.code}", product, 8 + flag.offset)[0])
+    assert streamed == [1, 0] and torch.equal(*got)
