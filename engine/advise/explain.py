@@ -21,7 +21,10 @@ PREFILL_ROWS = 1024
 """Most rows of a step, with the engine's default options."""
 
 FEW_ROWS = 8
-"""Rows up to which products read packed codes as they lie (FEW_ROWS in kernels/cpu)."""
+"""Rows up to which products of floats read codes as they lie (FEW_ROWS in product.h)."""
+
+DIRECT_ROWS = {16: 32, 8: 16, 4: 16}
+"""Lanes of a vector -> the same of products of rounded inputs (DIRECT_ROWS in integer.c)."""
 
 AMX_BLOCK_ROWS = 16
 """Rows from which products of rounded inputs take AMX (AMX_ROWS in integer.c)."""
@@ -91,15 +94,17 @@ def _compiled(linear: Product, layers: tuple[int, ...], ops: CompiledOps) -> Ite
     kept = kind.name, kind.input_rule(linear.spec, ops.activations)
     why = kind.how(linear.spec)
     config: dict[str, Any] = {"lanes": ops.library.lanes}
-    direct = f"from {FEW_ROWS + 1} rows on unpacking a tile once serves all of them"
-    panel = f"up to {FEW_ROWS} rows the codes are read as they lie"
     form = linear.spec.format
     act = form is not None and form.act is not None
     floats = act or kept[1] == "float"
     first = ops.gemm_rows if floats else AMX_BLOCK_ROWS if ops.library.amx else NEVER
-    yield _row(linear, layers, FEW_ROWS, *kept, "direct", config, why, {"panel": direct})
-    most = min(first - 1, PREFILL_ROWS)
-    yield _row(linear, layers, most, *kept, "panel", config, why, {"direct": panel})
+    few = FEW_ROWS if floats else DIRECT_ROWS[ops.library.lanes]
+    few, most = min(few, first - 1), min(first - 1, PREFILL_ROWS)
+    direct = f"from {few + 1} rows on unpacking a tile once serves all of them"
+    panel = f"up to {few} rows the codes are read as they lie"
+    yield _row(linear, layers, few, *kept, "direct", config, why, {"panel": direct})
+    if few < most:
+        yield _row(linear, layers, most, *kept, "panel", config, why, {"direct": panel})
     if first < NEVER and not floats:
         faster = f"from {first} rows on AMX sums the products of bytes, to the same bits"
         yield _row(linear, layers, PREFILL_ROWS, *kept, "tiles", {}, why, {"panel": faster})

@@ -51,6 +51,7 @@ C_HEADERS = (
     "floats.h",
     "dot.h",
     "product.h",
+    "rounded.h",
     "tile.h",
     "rows.h",
     "attention_type.h",

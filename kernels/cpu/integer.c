@@ -295,7 +295,7 @@ static micro_rows *micro_of(const weight *w) {
 }
 
 #if defined(HAS_AMX) && defined(DOT_UNSIGNED)
-enum { AMX_ROWS = 16, ROWS_STEP = 48 /* whole times both numbers of rows */, };
+enum { AMX_ROWS = 16, ROWS_STEP = 48 /* whole times both numbers of rows */ };
 
 /* Whether products of `rows` rows are to use tiles, which are set up then: 0 and 1 have sums of the
  * two parts of AMX_ROWS rows, 2 a block of x, 3 and 4 one of each part. */
@@ -359,7 +359,7 @@ static inline void add_tiles(const weight *w, int zeros, const panel *from, int 
 enum {
     DIRECT_ROWS = LANES == 16 ? 32 : 16, /* fewer are faster straight from the codes */
     BLOCK = 480,                         /* rows of a block, whole times each ROWS_STEP */
-    BLOCK_LEAST = 96,                    /* unpacking costs about as much as 5 more */
+    BLOCK_LEAST = 96,                    /* below, unpacking once more would show */
     EQUAL_SHARES = 8                     /* tiles and blocks of a thread */
 };
 
@@ -389,8 +389,8 @@ static void many(const weight *w, int tile, const rounded *x, int rows, int tile
     }
 }
 
-/* Rows of a block of many(): about as many in each, since each unpacks the weight once more, and no
- * more blocks than tiles of rows that fit, or than threads need to get equal shares. */
+/* Rows of a block of many(), about as many in each. Every block unpacks the weight once more, so
+ * there are no more than BLOCK asks for, or than give all threads about equal shares. */
 static inline int block_rows(const weight *w, int total, int threads) {
     int blocks = (total + BLOCK - 1) / BLOCK, rows = 0;
     do rows = ((total + blocks - 1) / blocks + ROWS_STEP - 1) / ROWS_STEP * ROWS_STEP;

@@ -140,7 +140,6 @@ static void unpack_panel(reader *r, int count, panel *to) {
     }
 }
 
-
 /* y [MICRO_ROWS][TILE] += a panel of `count` chunks from `first` by rows of x. */
 INLINE void micro(const weight *w, int halves, const panel *from, int first, int count,
                   const float_rows *x, int row, int last, float y[][TILE]) {

@@ -64,6 +64,13 @@ def works(made: Library) -> bool:
     return out.tolist() == [3, 3, 3]
 
 
+def test_every_c_file_is_named() -> None:
+    """One that is not has no part in the library's name: a change of it would not be compiled."""
+    folder = Path(build.__file__).parent
+    files = {path.name for path in folder.iterdir() if path.suffix in (".c", ".h")}
+    assert files == {*build.SOURCES, *build.C_HEADERS}
+
+
 def test_what_cc_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cc = fake_compiler(tmp_path, "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))

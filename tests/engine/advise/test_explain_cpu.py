@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from halfbyte.engine.backends.cpu_torch import TorchOps
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.models.attention import AttentionBlock
 from halfbyte.engine.models.mlp import MlpBlock
+from halfbyte.kernels import cpu
 from halfbyte.kernels.cpu.enums import NumberType, TileCodes, TileValues
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.loaders import open_checkpoint
@@ -93,6 +95,21 @@ def test_rows_say_when_the_weights_are_read_and_why_not_otherwise() -> None:
         assert all(row.rejected for row in rows)
     attention = [row for row in rows_of(path, ops) if row.module == "attention"]
     assert [row.kernel for row in attention] == ["split", "split", "run"]
+
+
+def test_rounded_products_read_codes_as_they_lie_for_more_rows() -> None:
+    ops = make_cpu_ops(EngineConfig())
+    if not isinstance(ops, CompiledOps):
+        pytest.skip("no C compiler")
+    source = (Path(cpu.__file__).parent / "integer.c").read_text()
+    wide, narrow = re.findall(r"DIRECT_ROWS = LANES == 16 \? (\d+) : (\d+)", source)[0]
+    few = int(wide if ops.library.lanes == 16 else narrow)
+    rows = [
+        r for r in rows_of(FIXTURES / "gguf-q4_0-spm-llama/model.gguf", ops) if r.module == "o_proj"
+    ]
+    assert [(row.kernel, row.m) for row in rows] == (
+        [("direct", 15), ("tiles", 1024)] if ops.library.amx else [("direct", few), ("panel", 1024)]
+    )
 
 
 @pytest.mark.parametrize(
