@@ -160,8 +160,8 @@ static inline int take(int left) {
 typedef struct {
     int size; /* bytes of an element */
     void (*convert)(const void *, int, int, int, int, float *);
-    void (*score)(const void *, int, const float *, int, float, float *);
-    void (*weigh)(const void *, int, int, const float *, float *const *);
+    void (*score)(const void *, const char *, int, const float *, int, float, float *);
+    void (*weigh)(const void *, const char *, int, int, const float *, float *const *);
 } kernels;
 
 static const kernels kernels_of[] = {
@@ -178,15 +178,16 @@ static const kernels kernels_of[] = {
 typedef struct {
     const void *data;
     const kernels *with;
+    const char *ahead; /* what is fetched meanwhile, laid out like the data */
 } block;
 
-static block block_of(const attention *a, const char *source, int from, int to, int queries,
-                      const work *w) {
+static block block_of(const attention *a, const char *source, const char *ahead, int from, int to,
+                      int queries, const work *w) {
     const kernels *own = &kernels_of[a->kv];
     int whole = from == 0 && to == BLOCK && w->wide == a->dim;
-    if (whole && (queries <= DIRECT || a->kv == KV_FLOAT32)) return (block){source, own};
+    if (whole && (queries <= DIRECT || a->kv == KV_FLOAT32)) return (block){source, own, ahead};
     own->convert(source, from, to, a->dim, w->wide, w->block);
-    return (block){w->block, &kernels_of[KV_FLOAT32]};
+    return (block){w->block, &kernels_of[KV_FLOAT32], (const char *)w->block};
 }
 
 /* Where a head's key or value number `key` starts. Blocks of the cache are a power of two, at least
@@ -199,18 +200,14 @@ static inline const char *cache_at(const attention *a, const void *side, const i
     return (const char *)side + at * kernels_of[a->kv].size;
 }
 
-/* Fetch number `i` of what a partition reads: `count` blocks of keys from key `first`, as many of
- * values, then the keys of the partition behind it. To the second cache: the first has too few
- * places in its queue. */
-static void fetch_block(const attention *a, const int32_t *table, int kv, int first, int count,
-                        int i, int last) {
+/* Number `i` of what a partition reads: `count` blocks of keys from key `first`, as many of values,
+ * then the keys of the partition behind it. Behind the last key it is `first` again. */
+static const char *block_at(const attention *a, const int32_t *table, int kv, int first, int count,
+                            int i, int last) {
     const void *side = i < count || i >= 2 * count ? a->k : a->v;
     int key = i < 2 * count ? first + i % count * BLOCK
                             : (first / PARTITION + 1) * PARTITION + (i - 2 * count) * BLOCK;
-    if (key > last) return;
-    const char *next = cache_at(a, side, table, kv, key);
-    size_t bytes = (size_t)BLOCK * a->dim * kernels_of[a->kv].size;
-    for (size_t j = 0; j < bytes; j += 64) __builtin_prefetch(next + j, 0, 2);
+    return cache_at(a, side, table, kv, key > last ? first : key);
 }
 
 /* p [queries][BLOCK] times the scales of int8 keys or values; those outside [from, to) become 0. */
@@ -266,13 +263,14 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, cons
     int end = start + PARTITION < last + 1 ? start + PARTITION : last + 1;
     int first = start + (begin - start) / BLOCK * BLOCK;
     const int32_t *table = a->tables + (size_t)a->rows[t0] * a->table_width;
-    int count = (end - first + BLOCK - 1) / BLOCK, turn = BLOCKS_AHEAD;
+    int count = (end - first + BLOCK - 1) / BLOCK, turn = 0;
     for (int key = first; key < end; key += BLOCK) {
         int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
         float *p = w->p + (key - start);
-        fetch_block(a, table, kv, first, count, turn++, last);
-        block keys = block_of(a, cache_at(a, a->k, table, kv, key), from, to, queries, w);
-        keys.with->score(keys.data, w->wide, q, queries, a->scale, p);
+        const char *now = block_at(a, table, kv, first, count, turn, last);
+        const char *ahead = block_at(a, table, kv, first, count, turn++ + BLOCKS_AHEAD, last);
+        block keys = block_of(a, now, ahead, from, to, queries, w);
+        keys.with->score(keys.data, keys.ahead, w->wide, q, queries, a->scale, p);
         if (a->k_scales)
             rescale(p, queries, scales_at(a, a->k_scales, table, kv, key), from, to);
         if (a->softcap) cap(a, p, queries);
@@ -288,11 +286,12 @@ static void partition(const attention *a, int t0, int t1, int kv, int part, cons
     for (int key = first; key < end; key += BLOCK) {
         int from = begin > key ? begin - key : 0, to = end - key < BLOCK ? end - key : BLOCK;
         float *p = w->p + (key - start);
-        fetch_block(a, table, kv, first, count, turn++, last);
-        block values = block_of(a, cache_at(a, a->v, table, kv, key), from, to, queries, w);
+        const char *now = block_at(a, table, kv, first, count, turn, last);
+        const char *ahead = block_at(a, table, kv, first, count, turn++ + BLOCKS_AHEAD, last);
+        block values = block_of(a, now, ahead, from, to, queries, w);
         if (a->v_scales)
             rescale(p, queries, scales_at(a, a->v_scales, table, kv, key), from, to);
-        values.with->weigh(values.data, w->wide, queries, p, state);
+        values.with->weigh(values.data, values.ahead, w->wide, queries, p, state);
     }
 }
 

@@ -23,17 +23,25 @@ static void OF(convert)(const void *source, int from, int to, int dim, int wide,
     }
 }
 
+/* Fetch `count` elements of what is used some blocks later, a few lines at a time between the products: a
+ * whole block at once fills the queue of misses, and everything waits until there is room. To the
+ * second cache: the queue of the first is the shorter one. */
+#define FETCH(ahead, first, count)                                                         \
+    for (size_t at = 0; at < (size_t)(count) * sizeof(ELEMENT); at += 64)                  \
+        __builtin_prefetch((ahead) + (size_t)(first) * sizeof(ELEMENT) + at, 0, 2);
+
 /* Scores of `count` queries [count][wide] against a BLOCK of keys [BLOCK][wide], `keys` of them at
  * a time. */
 #define SCORE(count, keys)                                                                 \
-    static void OF(score_##count)(const ELEMENT *block, int wide, const float *q,          \
-                                  float scale, float *p) {                                 \
+    static void OF(score_##count)(const ELEMENT *block, const char *ahead, int wide,       \
+                                  const float *q, float scale, float *p) {                 \
         enum { STEP = (keys) < LANES ? (keys) : LANES };                                   \
         for (int tile = 0; tile < BLOCK; tile += LANES) {                                  \
             vf sums[count][LANES];                                                         \
             for (int k = 0; k < LANES; k += STEP) {                                        \
                 const ELEMENT *key = block + (size_t)(tile + k) * wide;                    \
                 vf s[count][STEP] = {0};                                                   \
+                FETCH(ahead, (tile + k) * wide, STEP * wide)                               \
                 for (int e = 0; e < wide; e += LANES) {                                    \
                     vf x[STEP];                                                            \
                     for (int j = 0; j < STEP; j++) x[j] = LOAD(key + j * wide + e);        \
@@ -67,6 +75,7 @@ SCORE(1, 8)
             const ELEMENT *v = block + (size_t)key * wide + e;                             \
             vf element[vectors];                                                           \
             for (int x = 0; x < (vectors); x++) element[x] = LOAD(v + x * LANES);          \
+            FETCH(ahead, key * wide + e, (vectors) * LANES)                                \
             for (int i = 0; i < count; i++) {                                              \
                 vf weight = kept(vf_set(p[i * PARTITION + key]));                          \
                 for (int x = 0; x < (vectors); x++)                                        \
@@ -78,7 +87,7 @@ SCORE(1, 8)
     }
 #define WEIGH(count, vectors)                                                             \
     static void OF(weigh_##count)(const ELEMENT *block, int wide, const float *p,         \
-                                  float *const *acc) {                                    \
+                                  float *const *acc, const char *ahead) {                 \
         int e = 0;                                                                        \
         VALUES(count, vectors)                                                            \
         VALUES(count, 1)                                                                  \
@@ -90,28 +99,29 @@ WEIGH(2, 4)
 WEIGH(1, 8)
 #undef WEIGH
 #undef VALUES
+#undef FETCH
 
-static void OF(score)(const void *block, int wide, const float *q, int queries, float scale,
+static void OF(score)(const void *block, const char *ahead, int wide, const float *q, int queries, float scale,
                       float *p) {
     for (int i = 0, count; i < queries; i += count, q += count * wide, p += count * PARTITION)
         switch (count = take(queries - i)) {
-        case 6: OF(score_6)(block, wide, q, scale, p); break;
-        case 4: OF(score_4)(block, wide, q, scale, p); break;
-        case 3: OF(score_3)(block, wide, q, scale, p); break;
-        case 2: OF(score_2)(block, wide, q, scale, p); break;
-        default: OF(score_1)(block, wide, q, scale, p);
+        case 6: OF(score_6)(block, ahead, wide, q, scale, p); break;
+        case 4: OF(score_4)(block, ahead, wide, q, scale, p); break;
+        case 3: OF(score_3)(block, ahead, wide, q, scale, p); break;
+        case 2: OF(score_2)(block, ahead, wide, q, scale, p); break;
+        default: OF(score_1)(block, ahead, wide, q, scale, p);
         }
 }
 
-static void OF(weigh)(const void *block, int wide, int queries, const float *p,
+static void OF(weigh)(const void *block, const char *ahead, int wide, int queries, const float *p,
                       float *const *acc) {
     for (int i = 0, count; i < queries; i += count, p += count * PARTITION)
         switch (count = take(queries - i)) {
-        case 6: OF(weigh_6)(block, wide, p, acc + i); break;
-        case 4: OF(weigh_4)(block, wide, p, acc + i); break;
-        case 3: OF(weigh_3)(block, wide, p, acc + i); break;
-        case 2: OF(weigh_2)(block, wide, p, acc + i); break;
-        default: OF(weigh_1)(block, wide, p, acc + i);
+        case 6: OF(weigh_6)(block, wide, p, acc + i, ahead); break;
+        case 4: OF(weigh_4)(block, wide, p, acc + i, ahead); break;
+        case 3: OF(weigh_3)(block, wide, p, acc + i, ahead); break;
+        case 2: OF(weigh_2)(block, wide, p, acc + i, ahead); break;
+        default: OF(weigh_1)(block, wide, p, acc + i, ahead);
         }
 }
 

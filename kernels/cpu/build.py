@@ -39,6 +39,7 @@ SOURCES = (
     "unpack.c",
     "gemm.c",
     "pack.c",
+    "words.c",
     "blocks.c",
     "elementwise.c",
     "inputs.c",

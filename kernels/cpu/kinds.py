@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..formats.canonical import QuantizedLinear, Weight, WeightFormat
-from ..formats.stored import WORDS, StoredLinear
+from ..formats.stored import CODES_ALONE, STREAM, StoredLinear
 from ..formats.weight_format import InputRule, ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
@@ -184,15 +184,22 @@ class CodeTiles:
             added = (
                 None if added is None else added.repeat_interleave(again, dim=1)[:, : -(-k // 16)]
             )
-        words = isinstance(weight, StoredLinear) and weight.encoding == WORDS
-        codes = weight.parts if words else weight.codes  # type: ignore[attr-defined]
         table = None
         if form.table:
             table = torch.zeros(16)
             table[: len(form.table)] = torch.tensor(form.table)
-        packed = pack_groups(arena, library, shape, codes, form.bits, scales, added, bias, table)
+        order = None
         if weight.perm is not None and not _in_order(weight.perm):
-            packed.order = weight.perm.to(torch.int32).contiguous()
+            order = weight.perm.to(torch.int32).contiguous()
+        if isinstance(weight, StoredLinear) and weight.encoding in CODES_ALONE:
+            # Codes that are still in the file's order are put into that of the groups.
+            codes, encoding, place = weight.parts, weight.encoding, order
+        else:
+            codes, encoding, place = (weight.codes,), STREAM, None
+        packed = pack_groups(
+            arena, library, shape, codes, encoding, form.bits, scales, added, bias, table, place
+        )
+        packed.order = order
         return packed
 
     def _shape(self, spec: MatrixSpec) -> TileShape | None:

@@ -384,26 +384,36 @@ class Argmax(Op):
 class PackRows(Op):
     """Canonical codes, or dense elements, [N, row_bytes] to tiles.
 
-    ``bits`` are those of a code in the stream. ``scales`` are [N, G], ``added`` offsets [N, G] of
-    the same type or zero points, uint8 [N, G].
+    ``bits`` are those of a code in the stream; with ``high_first``, and 4 bits, the first of two
+    codes is in the high half of a byte. ``scales`` are [N, G], ``added`` offsets [N, G] of the same
+    type or zero points, uint8 [N, G]. Column k of the weight is code ``order[k]`` of a row.
     """
 
     tiled: Tiled
     source: ReadMemory
     scales: ReadMemory | None
     added: ReadMemory | None
+    order: ReadInts | None
     row_bytes: Int
     bits: Int
+    high_first: Flag
 
 
 class PackWords(Op):
-    """4-bit codes in int32 words along K (GPTQ), [K / 8, row_words] with at least N, to tiles."""
+    """Codes in int32 words to tiles; scales, offsets and zero points as for :class:`PackRows`.
+
+    Words of 2-, 3-, 4- or 8-bit codes along K (GPTQ), [ceil(K * bits / 32), row_words] with at
+    least N; there column k of the weight is code ``order[k]``. With ``across``, words of eight rows
+    of 4-bit codes in AWQ's order, [K, row_words] with at least N / 8.
+    """
 
     tiled: Tiled
     source: ReadMemory
     scales: ReadMemory
     added: ReadMemory | None
+    order: ReadInts | None
     row_words: Int
+    across: Flag
 
 
 class PackBlocks(Op):

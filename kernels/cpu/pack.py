@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..formats.code_tables import IQ4_NL
+from ..formats.stored import CODES_ALONE, HIGH_FIRST, INTERLEAVED
 from ..formats.weight_format import ActivationFormat
 from . import ops
 from .arena import Arena
@@ -208,7 +209,7 @@ def pack_blocks(
 
     None where a scale or minimum is not finite.
     """
-    stacked, n = _stackable(parts, 0), sum(p.shape[0] for p in parts)
+    stacked, n = _stackable(parts, 0, 1), sum(p.shape[0] for p in parts)
     packed = _empty(arena, block_shape(type, k), n, bias_N)
     if packed.codes == TileCodes.TABLE:
         packed.table = torch.tensor(IQ4_NL)
@@ -227,12 +228,14 @@ def pack_groups(
     arena: Arena,
     library: Library,
     shape: TileShape,
-    codes: Tensor | Sequence[Tensor],
+    codes: Sequence[Tensor],
+    encoding: str,
     bits: int,
     scales_NG: Tensor,
     added_NG: Tensor | None = None,
     bias_N: Tensor | None = None,
     table: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> TiledLinear:
     """Codes, scales and what is added to them by groups, and a bias [N].
 
@@ -240,32 +243,39 @@ def pack_groups(
         arena: where the tiles go.
         library: what fills them.
         shape: from :func:`group_shape`.
-        codes: the stream, uint8 [N, bytes]; or 4-bit codes in words, parts of int32
-            [K / 8, rows] to be stacked along the rows.
-        bits: of a code in the stream.
+        codes: parts to be stacked along the rows.
+        encoding: what they are, one of ``CODES_ALONE``.
+        bits: of a code.
         scales_NG: in the type of ``shape.number``.
         added_NG: offsets of that type, or zero points in uint8, as ``shape.added`` says.
         bias_N: added to the product, or None.
         table: float32 [16], what codes stand for, or None.
+        order: int32 [K], column k becomes code ``order[k]``; None = in order.
     """
     scales = scales_NG.contiguous()
     added = None if added_NG is None else added_NG.contiguous()
     packed = _empty(arena, shape, scales.shape[0], bias_N)
     packed.table = table
-    if isinstance(codes, Tensor):
-        _pack_rows(library, packed, codes, bits, scales, added)
-        return packed
+    dim, rows = CODES_ALONE[encoding]
     start = 0
-    for part in _stackable(codes, 1):
-        stop = start + part.shape[1]
-        op = ops.PackWords(
-            tiled=_rows(packed, start, stop),
-            source=part,
-            scales=scales[start:],
-            added=None if added is None else added[start:],
-            row_words=part.stride(0),
-        )
-        _run(library, op)
+    for part in _stackable(codes, dim, rows):
+        stop = start + part.shape[dim] * rows
+        tiled, own = _rows(packed, start, stop), scales[start:]
+        beside = None if added is None else added[start:]
+        if dim == 0:
+            first = encoding == HIGH_FIRST
+            _pack_rows(library, tiled, part, bits, own, beside, order, high_first=first)
+        else:
+            op = ops.PackWords(
+                tiled=tiled,
+                source=part,
+                scales=own,
+                added=beside,
+                order=order,
+                row_words=part.stride(0),
+                across=encoding == INTERLEAVED,
+            )
+            _run(library, op)
         start = stop
     return packed
 
@@ -299,6 +309,8 @@ def _pack_rows(
     bits: int,
     scales: Tensor | None = None,
     added: Tensor | None = None,
+    order: Tensor | None = None,
+    high_first: bool = False,
 ) -> None:
     """Fill all tiles from rows [N, bytes]."""
     codes = codes if codes.stride(1) == 1 else codes.contiguous()
@@ -307,8 +319,10 @@ def _pack_rows(
         source=codes,
         scales=scales,
         added=added,
+        order=order,
         row_bytes=codes.stride(0),
         bits=bits,
+        high_first=high_first,
     )
     _run(library, op)
 
@@ -324,9 +338,12 @@ def _run(library: Library, op: ops.Op) -> None:
     library.run(ops.RECORDS.pack(op)[0], 1, spin_us=0)
 
 
-def _stackable(parts: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
-    """Parts whose rows lie whole, or one joined along ``dim`` for a seam inside a tile."""
-    if all(part.shape[dim] % TILE == 0 for part in parts[:-1]):
+def _stackable(parts: Sequence[Tensor], dim: int, rows: int) -> Sequence[Tensor]:
+    """Parts whose rows lie whole, or one joined along ``dim`` for a seam inside a tile.
+
+    An element of that dimension has so many ``rows``.
+    """
+    if all(part.shape[dim] * rows % TILE == 0 for part in parts[:-1]):
         return [part if part.stride(1) == 1 else part.contiguous() for part in parts]
     return [torch.cat(list(parts), dim=dim)]
 

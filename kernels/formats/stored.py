@@ -14,16 +14,28 @@ from torch import Tensor
 
 from .canonical import QuantizedLinear, Weight, WeightFormat
 
-# Encoding of 4-bit codes in int32 words along K, [K / 8, N]: the first code in the lowest bits.
+# Encodings of codes alone, whose scales and zeros are there from the start.
 WORDS = "words"
+"""2-, 3-, 4- or 8-bit codes in int32 words along K, [ceil(K * bits / 32), N], the first code in the
+lowest bits (GPTQ). Columns are in the file's order, whatever ``perm`` says."""
+INTERLEAVED = "interleaved"
+"""4-bit codes in int32 words along N, [K, N / 8]; rows 0, 2, 4, 6, 1, 3, 5, 7 of each eight are in
+the nibbles from the lowest on (AWQ)."""
+STREAM = "stream"
+"""Rows of canonical codes, uint8 [N, ceil(K * bits / 8)], that are views of the file. Columns are
+in the file's order, and bits behind the last code may be anything."""
+HIGH_FIRST = "high first"
+"""The same with 4-bit codes of which the first is in the high half of a byte (bitsandbytes)."""
+CODES_ALONE = {WORDS: (1, 1), INTERLEAVED: (1, 8), STREAM: (0, 1), HIGH_FIRST: (0, 1)}
+"""These encodings: the dimension of a part along which rows lie, and rows of an element of it."""
 
 
 class StoredLinear(QuantizedLinear):
     """A :class:`QuantizedLinear` [N, K] whose missing tensors are computed when first read.
 
     Attributes:
-        encoding: a GGUF block type (``parts`` are uint8 [N, bytes of a row]), or ``WORDS`` (int32
-            [K / 8, N], where scales and zeros are there from the start).
+        encoding: a GGUF block type (``parts`` are uint8 [N, bytes of a row]), or one of
+            ``CODES_ALONE``.
         parts: stored tensors, to be stacked along N; views of the file, or of memory.
     """
 
@@ -52,6 +64,40 @@ class StoredLinear(QuantizedLinear):
         self.codes, self.scales, self.zeros = whole.codes, whole.scales, whole.zeros
         return getattr(self, name)
 
+    @classmethod
+    def of_codes(
+        cls,
+        name: str,
+        format: WeightFormat,
+        shape: tuple[int, int],
+        encoding: str,
+        part: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None,
+        codes: Callable[[], Tensor],
+        perm: Tensor | None = None,
+    ) -> StoredLinear:
+        """A weight [N, K] whose codes alone are as in the file.
+
+        Args:
+            name: of the tensor, for messages.
+            format: what the codes mean.
+            shape: (N, K).
+            encoding: one of ``CODES_ALONE``.
+            part: the stored codes.
+            scales: [N, G], like zeros and perm as in :class:`QuantizedLinear`.
+            zeros: [N, G] or None.
+            codes: makes the canonical codes, in the order of ``perm``.
+            perm: int32 [K] or None.
+        """
+
+        def convert() -> QuantizedLinear:
+            return QuantizedLinear(name, format, codes(), scales, zeros, shape[1], perm)
+
+        weight = cls(name, format, shape, encoding, (part,), convert)
+        weight.scales, weight.zeros, weight.perm = scales, zeros, perm
+        return weight
+
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
@@ -73,7 +119,8 @@ class StoredLinear(QuantizedLinear):
             tuple(t for p in parts for t in p.parts),
             lambda: QuantizedLinear.concat(parts),
         )
-        if first.encoding == WORDS:
+        whole.perm = first.perm
+        if first.encoding in CODES_ALONE:
             zeros = [p.zeros for p in parts if p.zeros is not None]
             whole.scales = torch.cat([p.scales for p in parts])
             whole.zeros = torch.cat(zeros) if zeros else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,14 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
     unpack_codes,
 )
-from halfbyte.kernels.formats.stored import WORDS, StoredLinear
+from halfbyte.kernels.formats.stored import (
+    CODES_ALONE,
+    HIGH_FIRST,
+    INTERLEAVED,
+    STREAM,
+    WORDS,
+    StoredLinear,
+)
 from halfbyte.kernels.kind import MatrixSpec, carrier
 from halfbyte.loaders.gguf.blocks import convert_tensor
 from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
@@ -32,6 +40,7 @@ pytestmark = needs_compiler
 
 Array = NDArray[np.generic]
 Bytes = NDArray[np.uint8]
+Writer = Callable[[Bytes, int, random.Random], torch.Tensor]
 
 TYPES = {t.name: t for t in BLOCK_TYPES.values()}
 # Where the halves of a block lie (0 and 2, or as here), and the words of its scales.
@@ -289,24 +298,91 @@ def test_scales_that_are_not_finite_are_not_packed(name: str) -> None:
             packed(weight)
 
 
+def along_k(codes_NK: Bytes, bits: int, rng: random.Random) -> torch.Tensor:
+    """int32 words [ceil(K * bits / 32), N]; what is behind the last code is anything."""
+    n, k = codes_NK.shape
+    stream = np.array([[rng.getrandbits(8)] * n for _ in range(-(-k * bits // 32) * 4)], np.uint8)
+    for at in range(k * bits):
+        bit = codes_NK[:, at // bits] >> (at % bits) & 1
+        stream[at // 8] = stream[at // 8] & ~np.uint8(1 << at % 8) | bit << (at % 8)
+    words = np.ascontiguousarray(stream.T).view(np.int32)
+    return torch.from_numpy(np.ascontiguousarray(words.T))
+
+
+def along_n(codes_NK: Bytes, bits: int, rng: random.Random) -> torch.Tensor:
+    """AWQ's int32 words [K, N / 8]."""
+    n, k = codes_NK.shape
+    words = np.zeros((k, n // 8), np.uint32)
+    for nibble, row in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+        words |= codes_NK[row::8].T.astype(np.uint32) << np.uint32(4 * nibble)
+    return torch.from_numpy(words.view(np.int32))
+
+
+def in_rows(codes_NK: Bytes, bits: int, rng: random.Random) -> torch.Tensor:
+    """The canonical stream in rows of whole words, with anything behind the last code."""
+    words = along_k(codes_NK, bits, rng).numpy()
+    return torch.from_numpy(np.ascontiguousarray(words.T).view(np.uint8))
+
+
+def high_first(codes_NK: Bytes, bits: int, rng: random.Random) -> torch.Tensor:
+    """uint8 [N, K / 2], the first of two codes in the high half."""
+    return torch.from_numpy(codes_NK[:, 0::2] << 4 | codes_NK[:, 1::2])
+
+
+ENCODINGS: list[tuple[str, Writer, int]] = [
+    *((WORDS, along_k, bits) for bits in (2, 3, 4, 8)),
+    *((STREAM, in_rows, bits) for bits in (2, 3, 4, 5, 6, 7, 8)),
+    (HIGH_FIRST, high_first, 4),
+]
+
+
 @pytest.mark.exact
-@pytest.mark.parametrize("group", [16, 32, 48, 128, -1])
-def test_words_along_k_pack_as_canonical_codes_do(group: int) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "write", "bits", "permuted"),
+    [
+        *((*case, permuted) for case in ENCODINGS for permuted in (False, True)),
+        (INTERLEAVED, along_n, 4, False),
+    ],
+)
+def test_codes_as_stored_pack_as_canonical_codes_do(
+    encoding: str, write: Writer, bits: int, permuted: bool
+) -> None:
+    """Parts that meet at tiles and inside of them, any order of columns; nothing is converted."""
     rng = random.Random(fresh_seed())
-    for heights in ([1], [16], [300], [64, 32, 5], [16, 15, 32]):
-        k = 8 * rng.choice([1, 3, 16, 41])
-        case = make_case(Kind(4, group, "int"), sum(heights), k, rng.getrandbits(30))
+    for heights in ([8], [16], [304], [64, 32, 8], [16, 8, 32]):
+        if encoding != INTERLEAVED:
+            heights = [max(1, h - rng.randrange(3)) for h in heights]
+        k = rng.choice([2, 8, 24, 30, 64, 66, 130, 328])
+        group = rng.choice([16, 32, 48, 128, -1])
+        case = make_case(Kind(bits, group, "int"), sum(heights), k, rng.getrandbits(30))
         whole = case.weight
         assert isinstance(whole, QuantizedLinear)
-        words = whole.codes.view(torch.int32).t().contiguous()
-        parts = words.split(heights, dim=1)  # rows of words lie further apart than a part is wide
-        weight = StoredLinear("w", whole.format, whole.shape, WORDS, parts, lambda w=whole: w)
-        weight.scales, weight.zeros = whole.scales, whole.zeros
-        made = packed(weight, rng.choice([1, 2]))
-        with pytest.raises(AttributeError):
-            object.__getattribute__(weight, "codes")
-        assert np.array_equal(made.data.numpy(), grouped(whole)), heights
+        stored = unpack_codes(whole.codes, bits, k).numpy()
+        if permuted:
+            perm = torch.tensor(rng.sample(range(k), k), dtype=torch.int32)
+            whole.perm, stored = perm, stored[:, np.argsort(perm.numpy())]
+        dim, rows = CODES_ALONE[encoding]
+        sizes = [h // rows for h in heights]
+        parts = write(stored, bits, rng).split(sizes, dim=dim)
+        first = StoredLinear.of_codes(
+            "w",
+            replace(whole.format, permuted=permuted),
+            whole.shape,
+            encoding,
+            parts[0],
+            whole.scales,
+            whole.zeros,
+            refuse,
+            whole.perm,
+        )
+        first.parts = parts
+        made = packed(first, rng.choice([1, 2]))
+        assert np.array_equal(made.data.numpy(), grouped(whole)), (heights, k, group)
         same(made, packed(whole))
+
+
+def refuse() -> torch.Tensor:
+    raise AssertionError("the codes were converted")
 
 
 def test_rows_may_be_views_with_a_stride() -> None:
@@ -355,7 +431,7 @@ def kind_of(weight: Weight) -> str:
     """The kind that the table of ``kinds.py`` names."""
     if isinstance(weight, torch.Tensor):
         return "dense"
-    if isinstance(weight, StoredLinear) and weight.encoding != WORDS:
+    if isinstance(weight, StoredLinear) and weight.encoding not in CODES_ALONE:
         return "blocks"
     form, k = weight.format, weight.shape[1]
     if len(form.table) > 16 or (0 < form.group_size < k and form.group_size % 16):

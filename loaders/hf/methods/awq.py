@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ....kernels.formats.canonical import QuantizedLinear, WeightFormat, ZeroKind
+from ....kernels.formats.canonical import WeightFormat, ZeroKind
+from ....kernels.formats.stored import INTERLEAVED, STREAM, StoredLinear
 from ...files.fields import Fields, shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
@@ -247,26 +249,26 @@ class AWQ(Method):
         )
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
-        """See :class:`~.base.Method`; [N, K]."""
+        """See :class:`~.base.Method`; [N, K], a ``StoredLinear``."""
         packing, group = self._plans[module.module]
-        parts, k = module.parts, module.shape[1]
-        groups = 1 if group == -1 else k // group
+        parts = module.parts
+        groups = 1 if group == -1 else module.shape[1] // group
         qweight = read(parts["qweight"])
         stored = checks.finite(self._place, parts["scales"].name, read(parts["scales"]))
         zeros: Tensor | None = None
         name = "qzeros" if "qzeros" in parts else "scaled_zeros"
         if packing == "gemm":
-            codes = words.interleaved_to_stream(qweight)
+            encoding, codes, convert = INTERLEAVED, qweight, words.interleaved_to_stream
             scales = words.turned(stored)
             if name in parts:
                 zeros = words.turned(words.interleaved_fields(read(parts[name]), _PLACES))
         elif packing == "gemv":
-            codes = qweight.contiguous().view(torch.uint8).clone()
+            encoding, codes, convert = STREAM, qweight.contiguous().view(torch.uint8), torch.clone
             scales = stored[:, :groups].clone()
             if name in parts:
                 zeros = words.fields(read(parts[name]), 4, groups).clone()
         else:
-            codes = words.fast_to_stream(qweight)
+            encoding, codes, convert = STREAM, words.fast_to_stream(qweight), torch.clone
             scales = words.turned(stored[:groups])
             if name in parts:
                 offsets = checks.finite(self._place, parts[name].name, read(parts[name]))
@@ -275,8 +277,16 @@ class AWQ(Method):
             kind, zeros = "none", None
         else:
             kind = "float" if packing == "gemv_fast" else "int"
-        return QuantizedLinear(
-            f"{module.module}.weight", WeightFormat(4, group, kind), codes, scales, zeros, k
+        form = WeightFormat(4, group, kind)
+        return StoredLinear.of_codes(
+            f"{module.module}.weight",
+            form,
+            module.shape,
+            encoding,
+            codes,
+            scales,
+            zeros,
+            partial(convert, codes),
         )
 
 

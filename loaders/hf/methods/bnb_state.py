@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -205,14 +206,14 @@ def _check_parts(where: str, module: str, parts: Mapping[str, StoredTensor], sta
 
 
 def load_4bit(where: str, module: QuantizedModule, state: State4, read: Read) -> Weight:
-    """The matrix [N, K]: canonical codes, or dense in the state's dtype where blocks cross rows.
+    """The matrix [N, K]: codes as stored, or dense in the state's dtype where blocks cross rows.
 
     Raises CheckpointError when a scale or a value of the table is not finite, or weights exceed
     the type that the tool rounds them to.
     """
     import torch
 
-    from ....kernels.formats.canonical import QuantizedLinear
+    from ....kernels.formats.stored import HIGH_FIRST, StoredLinear
 
     n, k = state.shape
     absmax = _absmax(where, module.parts, state, read)
@@ -228,14 +229,22 @@ def load_4bit(where: str, module: QuantizedModule, state: State4, read: Read) ->
     packed = read(module.parts["weight"]).reshape(-1).view(torch.uint8)
     if state.dense:
         return _dense(packed, table, absmax, state)
-    codes = packed >> 4
-    codes |= packed << 4
     scales = absmax
     if state.group != state.blocksize:
         scales = absmax.repeat_interleave(state.blocksize // state.group)[: n * k // state.group]
     form = replace(state.form, table=tuple(table.tolist()))
-    name = f"{module.module}.weight"
-    return QuantizedLinear(name, form, codes.view(n, k // 2), scales.view(n, -1), None, k)
+    name, rows = f"{module.module}.weight", packed.view(n, k // 2)
+    swap = partial(_low_first, rows)
+    return StoredLinear.of_codes(
+        name, form, (n, k), HIGH_FIRST, rows, scales.view(n, -1), None, swap
+    )
+
+
+def _low_first(packed: Tensor) -> Tensor:
+    """Bytes whose first code is in the high half, with it in the low half."""
+    codes = packed >> 4
+    codes |= packed << 4
+    return codes
 
 
 def _absmax(where: str, parts: Mapping[str, StoredTensor], state: State4, read: Read) -> Tensor:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ....kernels.formats.canonical import QuantizedLinear, WeightFormat
+from ....kernels.formats.canonical import WeightFormat
 from ....kernels.formats.stored import WORDS, StoredLinear
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
@@ -219,7 +220,7 @@ class GPTQ(Method):
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """See :class:`~.base.Method`: [N, K], dense float32 where groups are irregular.
 
-        4-bit words without act-order become a ``StoredLinear``.
+        Others become a ``StoredLinear`` of words.
         """
         plan, parts = self._plans[module.module], module.parts
         n, k = module.shape
@@ -232,16 +233,14 @@ class GPTQ(Method):
         permuted = plan.order is not None
         form = WeightFormat(bits, plan.group, "none" if middle else "int", permuted=permuted)
         stored = read(parts["qweight"])
-        if bits == 4 and plan.order is None and plan.g_idx is None:
-            return _as_stored(name, form, stored, scales, zeros, k)
-        codes = words.stream_from_columns(stored, bits, k)
         if plan.g_idx is not None:
+            codes = words.stream_from_columns(stored, bits, k)
             return words.dense(codes, bits, scales, zeros, plan.g_idx)
-        perm = None
-        if plan.order is not None:
-            words.reorder(codes, bits, plan.order)
-            perm = plan.order.to(torch.int32)
-        return QuantizedLinear(name, form, codes, scales, zeros, k, perm)
+        perm = None if plan.order is None else plan.order.to(torch.int32)
+        convert = partial(_codes, stored, bits, k, plan.order)
+        return StoredLinear.of_codes(
+            name, form, (n, k), WORDS, stored, scales, zeros, convert, perm
+        )
 
     def _zeros(self, qzeros: StoredTensor, plan: _Plan, n: int, read: Read) -> Tensor:
         """True zero points, uint8 [G, N]."""
@@ -337,18 +336,12 @@ def _symmetric_version(fields_GN: Tensor, bits: int) -> Version | None:
     return "v2" if first == middle else "v1"
 
 
-def _as_stored(
-    name: str, form: WeightFormat, words_RN: Tensor, scales: Tensor, zeros: Tensor | None, k: int
-) -> StoredLinear:
-    """A 4-bit weight whose words [R, N] are turned into codes when those are read."""
-
-    def convert() -> QuantizedLinear:
-        codes = words.stream_from_columns(words_RN, 4, k)
-        return QuantizedLinear(name, form, codes, scales, zeros, k)
-
-    weight = StoredLinear(name, form, (scales.shape[0], k), WORDS, (words_RN,), convert)
-    weight.scales, weight.zeros = scales, zeros
-    return weight
+def _codes(words_RN: Tensor, bits: int, k: int, order: Tensor | None) -> Tensor:
+    """Canonical codes uint8 [N, K * bits / 8] of words [R, N], columns in ``order``."""
+    codes = words.stream_from_columns(words_RN, bits, k)
+    if order is not None:
+        words.reorder(codes, bits, order)
+    return codes
 
 
 def _some(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -33,7 +34,7 @@ from .scales import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ....kernels.formats.canonical import QuantizedLinear, Weight
+    from ....kernels.formats.canonical import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,8 @@ def load_packed(
     import torch
 
     from ....kernels.formats.canonical import QuantizedLinear
+    from ....kernels.formats.stored import STREAM, StoredLinear
+    from .words import dense as dense_weight
 
     tensor, k = module.parts["weight_packed"], module.shape[1]
     scales = read_scales(where, seen, module.shape, module.parts["weight_scale"], read)
@@ -160,17 +163,13 @@ def load_packed(
     zeros = _zeros(where, module, seen, dense, read)
     form = form_of(scheme, seen, k, zeros is not None)
     form = replace(form, act=activation(where, scheme.inputs, module, read))
-    codes = fields(raw, k, seen.bits, dense)
-    linear = QuantizedLinear(f"{module.module}.weight", form, codes, scales, zeros, k)
-    if "weight_g_idx" not in module.parts:
-        return linear
-    order = _column_order(where, module.parts["weight_g_idx"], linear, read)
-    if order is None:
-        return linear
-    from .words import dense as dense_weight
-    from .words import reorder
-
-    if order.perm is None:
+    name = f"{module.module}.weight"
+    order = None
+    if "weight_g_idx" in module.parts:
+        order = _column_order(where, module, form.group_size, scales.shape[1], read)
+    perm = None if order is None else order.perm
+    codes = partial(_codes, raw, k, seen.bits, dense, perm)
+    if order is not None and order.perm is None:
         if form.act is not None:
             raise CheckpointError(
                 f"{where}: {module.module}: columns are spread unevenly over groups, and inputs "
@@ -179,11 +178,13 @@ def load_packed(
         report.decide(
             f"{module.module}: act-order with groups of unequal size; held as dense float32"
         )
-        return dense_weight(codes, seen.bits, scales, zeros, order.group_of)
-    reorder(codes, seen.bits, order.perm)
-    linear.format = replace(form, permuted=True)
-    linear.perm = order.perm.to(torch.int32)
-    return linear
+        return dense_weight(codes(), seen.bits, scales, zeros, order.group_of)
+    if perm is not None:
+        form, perm = replace(form, permuted=True), perm.to(torch.int32)
+    if not dense:
+        return QuantizedLinear(name, form, codes(), scales, zeros, k, perm)
+    shape, stream = module.shape, _bytes(raw)
+    return StoredLinear.of_codes(name, form, shape, STREAM, stream, scales, zeros, codes, perm)
 
 
 def words(count: int, bits: int, dense: bool) -> int:
@@ -199,8 +200,7 @@ def fields(raw: Tensor, count: int, bits: int, dense: bool) -> Tensor:
 
     nbytes = -(-count * bits // 8)
     if dense:
-        # Flat first: one column has any stride, and bytes of a strided row are no bytes.
-        stream = raw.reshape(-1).view(torch.uint8).view(raw.shape[0], -1)[:, :nbytes].clone()
+        stream = _bytes(raw)[:, :nbytes].clone()
         if count * bits % 8:
             stream[:, -1] &= (1 << count * bits % 8) - 1
         return stream
@@ -216,6 +216,24 @@ def fields(raw: Tensor, count: int, bits: int, dense: bool) -> Tensor:
         for part in row_chunks(raw, count)
     ]
     return torch.cat(parts)
+
+
+def _codes(raw: Tensor, k: int, bits: int, dense: bool, order: Tensor | None) -> Tensor:
+    """Packed int32 [N, W] to the canonical stream [N, ceil(K * bits / 8)], columns in ``order``."""
+    from .words import reorder
+
+    codes = fields(raw, k, bits, dense)
+    if order is not None:
+        reorder(codes, bits, order)
+    return codes
+
+
+def _bytes(raw: Tensor) -> Tensor:
+    """int32 [R, W] as uint8 [R, 4 W]."""
+    import torch
+
+    # Flat first: one column has any stride, and bytes of a strided row are no bytes.
+    return raw.reshape(-1).view(torch.uint8).view(raw.shape[0], -1)
 
 
 def _is_dense(raw: Tensor, k: int, bits: int) -> bool:
@@ -307,16 +325,16 @@ def _zeros(
 
 
 def _column_order(
-    where: str, tensor: StoredTensor, linear: QuantizedLinear, read: Read
+    where: str, module: QuantizedModule, group: int, groups: int, read: Read
 ) -> _ColumnOrder | None:
-    """What ``weight_g_idx`` says of a weight [N, K]; None when columns are in order.
+    """What ``weight_g_idx`` says of a weight [N, K] in groups; None when columns are in order.
 
     -1 everywhere means that nothing was set. Raises CheckpointError for groups that do not exist.
     """
     import torch
 
-    group_of, k = read(tensor).long(), linear.in_features
-    groups = linear.scales.shape[1]
+    tensor, k = module.parts["weight_g_idx"], module.shape[1]
+    group_of = read(tensor).long()
     low, high = int(group_of.min()), int(group_of.max())
     if low == high == -1:
         return None
@@ -325,7 +343,7 @@ def _column_order(
             f"{where}: tensor {tensor.name} holds {low if low < 0 else high}; expected groups "
             f"from 0 to {groups - 1}"
         )
-    regular, permuted = _spread(group_of, linear.format.group_size, k)
+    regular, permuted = _spread(group_of, group, k)
     if not permuted:
         return None
     return _ColumnOrder(group_of, torch.sort(group_of, stable=True)[1] if regular else None)

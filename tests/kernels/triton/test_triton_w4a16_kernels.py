@@ -67,10 +67,10 @@ def allowed(x, weight, bias, want):
     """The largest errors of a product [M, N] that roundings explain.
 
     ``unit`` is that of one rounding: half a unit in the last place, or a whole one for bfloat16,
-    which the interpreter cuts off. Where weights are rounded first, cutting shrinks the sum by up to
-    a unit, and differences from that average out like a random walk: each has a deviation of at most
-    unit / sqrt(3), so 4 units are 7 deviations. Then come roundings of the sum, of what is made of
-    it and of the result.
+    which the interpreter cuts off. Where weights are rounded first, cutting shrinks the sum by up
+    to a unit, and differences from that average out like a random walk: each has a deviation of at
+    most unit / sqrt(3), so 4 units are 7 deviations. Then come roundings of the sum, of what is
+    made of it and of the result.
     """
     unit = 2.0**-11 if x.dtype == torch.float16 else 2.0**-7
     w, x = dequantize(weight), x.double()
