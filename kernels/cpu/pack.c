@@ -60,18 +60,48 @@ INLINE void rows_of_codes(const weight *w, int bits, const stream *s, char *tile
     }
 }
 
-/* A tile of elements of one, two or four bytes from rows [rows, row_bytes]: [column][row]. */
-static void rows_of_elements(const weight *w, const uint8_t *source, size_t row_bytes, int rows,
-                             char *tile) {
-    size_t size = (size_t)w->bits / 8;
+/* The lowest one, two or four bytes of eight words. */
+INLINE void put_low(v8 x, size_t size, char *to) {
+    typedef uint16_t v8_16 __attribute__((vector_size(16)));
+    typedef uint8_t v8_8 __attribute__((vector_size(8)));
+    if (size == 4) {
+        v8_store(to, x);
+    } else if (size == 2) {
+        v8_16 y = __builtin_convertvector(x, v8_16);
+        memcpy(to, &y, sizeof y);
+    } else {
+        v8_8 y = __builtin_convertvector(x, v8_8);
+        memcpy(to, &y, sizeof y);
+    }
+}
+
+/* A tile of elements of one, two or four bytes: [column][row]. */
+INLINE void rows_of_elements(const weight *w, size_t size, const stream *s, char *tile) {
+    const int word = (int)(4 / size); /* elements of a word */
     for (int c = 0; c < w->chunks; c++) {
         char *chunk = chunk_at(w, tile, c);
         int columns = w->k - c * CHUNK < CHUNK ? w->k - c * CHUNK : CHUNK;
-        for (int r = 0; r < rows; r++) {
-            const uint8_t *from = source + (size_t)r * row_bytes + (size_t)c * CHUNK * size;
-            for (int j = 0; j < columns; j++)
-                memcpy(chunk + ((size_t)j * TILE + (size_t)r) * size, from + (size_t)j * size, size);
+        const uint8_t *from = s->source + (size_t)c * CHUNK * size;
+        if (s->rows < TILE || columns < CHUNK) {
+            for (int r = 0; r < s->rows; r++)
+                for (int j = 0; j < columns; j++)
+                    memcpy(chunk + ((size_t)j * TILE + (size_t)r) * size,
+                           from + (size_t)r * s->row_bytes + (size_t)j * size, size);
+            continue;
         }
+        for (int g = 0; g < TILE / 8; g++)
+            for (int at = 0; at < CHUNK; at += 8 * word) {
+                v8 x[8];
+                for (int i = 0; i < 8; i++)
+                    x[i] = v8_load(from + (size_t)(8 * g + i) * s->row_bytes + (size_t)at * size);
+                turn8(x);
+                for (int i = 0; i < 8; i++)
+                    for (int j = 0; j < word; j++) {
+                        size_t column = (size_t)(at + i * word + j);
+                        put_low(x[i] >> (8 * size * (size_t)j), size,
+                                chunk + (column * TILE + (size_t)(8 * g)) * size);
+                    }
+            }
     }
 }
 
@@ -90,7 +120,9 @@ void hb_pack_rows(const struct pack_rows *op, int tid, int threads) {
         size_t small = w.added == A_ZERO ? 1 : size;
         if (rows < TILE || w.k % w.span) memset(tile, 0, w.tile_bytes);
         if (w.values == V_NONE || w.codes == W_E4M3) {
-            rows_of_elements(&w, source, row_bytes, rows, tile);
+            if (w.bits == 32) rows_of_elements(&w, 4, &s, tile);
+            else if (w.bits == 16) rows_of_elements(&w, 2, &s, tile);
+            else rows_of_elements(&w, 1, &s, tile);
         } else {
             switch (op->bits) {
                 case 2: rows_of_codes(&w, 2, &s, tile); break;

@@ -5,6 +5,12 @@
  */
 #include "tile.h"
 
+#if defined(__clang__)
+#define BYTES(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define BYTES(x, ...) __builtin_shuffle(x, (v32){__VA_ARGS__})
+#endif
+
 enum { SIDE = 8 }; /* tiles filled together: whole lines and pages of the source are used */
 
 /* Where words are: those of row n begin at source[n], `stride` apart. */
@@ -68,11 +74,18 @@ INLINE void quads_ordered(int bits, const words *s, int chunk, int columns, int 
 /* The same from words of eight rows each, one for a column: AWQ. Rows 0, 2, 4, 6, 1, 3, 5, 7 are in
  * the nibbles from the lowest on. */
 INLINE void quads_across(const words *s, int chunk, int columns, int row, v8 quads[8]) {
-    const v8 down = {0, 16, 4, 20, 8, 24, 12, 28};
+    typedef uint8_t v32 __attribute__((vector_size(32)));
+    const v8 down = {0, 0, 0, 0, 4, 4, 4, 4};
     const uint32_t *from = s->source + (size_t)(chunk * CHUNK) * s->stride + row / 8;
-    memset(quads, 0, QUADS * sizeof *quads);
-    for (int j = 0; j < columns; j++)
-        quads[j / 4] |= ((v8){0} + from[(size_t)j * s->stride] >> down & 15) << (8 * (j % 4));
+    for (int q = 0; q < QUADS; q++) {
+        uint32_t word[4];
+        for (int j = 0; j < 4; j++)
+            word[j] = 4 * q + j < columns ? from[(size_t)(4 * q + j) * s->stride] : 0;
+        v8 x = {word[0], word[1], word[2], word[3], word[0], word[1], word[2], word[3]};
+        v32 nibbles = (v32)(x >> down & 0x0F0F0F0F);
+        quads[q] = (v8)BYTES(nibbles, 0, 4, 8, 12, 2, 6, 10, 14, 16, 20, 24, 28, 18, 22, 26, 30,
+                             1, 5, 9, 13, 3, 7, 11, 15, 17, 21, 25, 29, 19, 23, 27, 31);
+    }
 }
 
 /* Codes behind the last column are 0, whatever the last word has there. */
