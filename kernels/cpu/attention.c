@@ -103,11 +103,11 @@ static inline vf vf_from_int8(const int8_t *p) {
 
 static inline vf fold(vf a, vf b) { return PICK(a, b, FOUR_LOW) + PICK(a, b, FOUR_HIGH); }
 
-/* Sums over the lanes of LANES vectors, by one tree. */
-static inline vf sums_of(const vf r[LANES]) {
-    vf s[LANES / 4];
-    for (int i = 0; i < LANES / 4; i++)
-        s[i] = fold(fold(r[4 * i], r[4 * i + 2]), fold(r[4 * i + 1], r[4 * i + 3]));
+/* The first half of the tree that sums over lanes: four vectors become one. */
+static inline vf fold_four(const vf r[4]) { return fold(fold(r[0], r[2]), fold(r[1], r[3])); }
+
+/* The second half: sums over the lanes of LANES vectors, every four of them folded. */
+static inline vf sums_of(const vf s[LANES / 4]) {
 #if LANES == 16
 #define HALVES(a, b)                                                              \
     (PICK(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +         \

@@ -37,7 +37,7 @@ static void OF(convert)(const void *source, int from, int to, int dim, int wide,
                                   const float *q, float scale, float *p) {                 \
         enum { STEP = (keys) < LANES ? (keys) : LANES };                                   \
         for (int tile = 0; tile < BLOCK; tile += LANES) {                                  \
-            vf sums[count][LANES];                                                         \
+            vf sums[count][LANES / 4], folded[count][8];                                   \
             for (int k = 0; k < LANES; k += STEP) {                                        \
                 const ELEMENT *key = block + (size_t)(tile + k) * wide;                    \
                 vf s[count][STEP] = {0};                                                   \
@@ -50,8 +50,13 @@ static void OF(convert)(const void *source, int from, int to, int dim, int wide,
                         for (int j = 0; j < STEP; j++) s[i][j] = vf_fma(x[j], y, s[i][j]); \
                     }                                                                      \
                 }                                                                          \
-                for (int i = 0; i < count; i++)                                            \
-                    for (int j = 0; j < STEP; j++) sums[i][k + j] = s[i][j];               \
+                /* Four sums of a query are one vector to store, not four. */              \
+                for (int i = 0; i < count; i++) {                                          \
+                    for (int j = 0; j < STEP; j++) folded[i][k % 4 + j] = s[i][j];         \
+                    for (int j = 0; j < STEP; j += 4)                                      \
+                        if ((k + STEP) % 4 == 0)                                           \
+                            sums[i][(k + j) / 4] = fold_four(folded[i] + j);               \
+                }                                                                          \
             }                                                                              \
             for (int i = 0; i < count; i++)                                                \
                 vf_store(p + i * PARTITION + tile, sums_of(sums[i]) * scale);              \
