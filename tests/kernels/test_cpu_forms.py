@@ -71,7 +71,8 @@ def test_packing(form: Form) -> None:
                 packing.test_dense_elements_become_the_written_layout(kind.dtype)
         for name in QUANTIZED_TYPES:
             packing.test_stored_blocks_become_the_written_layout(name)
-        packing.test_words_along_k_pack_as_canonical_codes_do(32)
+        for case in packing.CASES:
+            packing.test_codes_as_stored_pack_as_canonical_codes_do(*case)
 
 
 @each_form

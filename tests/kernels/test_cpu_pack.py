@@ -336,14 +336,12 @@ ENCODINGS: list[tuple[str, Writer, int]] = [
 ]
 
 
+CASES = [(*case, permuted) for case in ENCODINGS for permuted in (False, True)]
+CASES.append((INTERLEAVED, along_n, 4, False))
+
+
 @pytest.mark.exact
-@pytest.mark.parametrize(
-    ("encoding", "write", "bits", "permuted"),
-    [
-        *((*case, permuted) for case in ENCODINGS for permuted in (False, True)),
-        (INTERLEAVED, along_n, 4, False),
-    ],
-)
+@pytest.mark.parametrize(("encoding", "write", "bits", "permuted"), CASES)
 def test_codes_as_stored_pack_as_canonical_codes_do(
     encoding: str, write: Writer, bits: int, permuted: bool
 ) -> None:
