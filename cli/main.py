@@ -22,6 +22,7 @@ import typer
 from halfbyte.errors import HalfbyteError
 
 from . import (
+    accuracy,
     bench,
     bench_kernels,
     chat,
@@ -97,6 +98,8 @@ for _command in (
     plan.plan,
     explain.explain,
     tune.tune,
+    accuracy.accuracy,
+    accuracy.perplexity,
     doctor.doctor,
 ):
     app.command(_NAMES.get(_command.__name__), cls=Command)(_command)

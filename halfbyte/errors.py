@@ -80,6 +80,10 @@ class RequestError(HalfbyteError):
         self.code = code
 
 
+class QuantizeError(HalfbyteError):
+    """A matrix cannot be quantized: its statistics or its weights do not allow it."""
+
+
 class DownloadError(HalfbyteError):
     """A model could not be fetched or did not match its checksum."""
 

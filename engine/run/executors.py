@@ -21,7 +21,27 @@ from .step import StepInputs
 
 if TYPE_CHECKING:
     from ...kernels.device.monitor import JitMonitor
-    from ..models.decoder import Decoder
+
+
+class Network(Protocol):
+    """What executors run: a whole decoder, or a part of one (``quantize/walk.py``)."""
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step is the same ops whatever its numbers are."""
+        ...
+
+    def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
+        """Logits [S, V] of the step's wanted tokens, or what a part makes, in ``out`` if given."""
+        ...
+
+    def logits_buffer(self, rows: int) -> Tensor:
+        """Unset logits [rows, V] as :meth:`forward` writes them."""
+        ...
+
+    def cap(self, logits_SV: Tensor) -> Tensor:
+        """What is done with computed logits [S, V], in place."""
+        ...
 
 
 class Program(Protocol):
@@ -61,7 +81,7 @@ class Executor(ABC):
 
     def __init__(
         self,
-        network: Decoder,
+        network: Network,
         kv: KVCache,
         limit: int,
         prepare: Callable[[StepInputs], StepInputs] = unchanged,
@@ -84,7 +104,7 @@ class Executor(ABC):
         return None
 
 
-ExecutorFactory = Callable[["Decoder", KVCache, int], Executor]
+ExecutorFactory = Callable[[Network, KVCache, int], Executor]
 """An executor for a network, its cache, and the most rows of a step that is kept for replay."""
 
 
@@ -126,7 +146,7 @@ class RecordingExecutor(Executor):
 
     def __init__(
         self,
-        network: Decoder,
+        network: Network,
         kv: KVCache,
         limit: int,
         recorder: Recorder,

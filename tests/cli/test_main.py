@@ -18,7 +18,7 @@ from halfbyte.errors import CheckpointError
 
 COMMANDS = (
     *("run", "chat", "generate", "serve", "pull", "list", "show", "rm", "inspect", "plan"),
-    *("explain", "tune", "doctor", "bench", "help"),
+    *("explain", "tune", "doctor", "accuracy", "perplexity", "bench", "help"),
 )
 
 

@@ -1,0 +1,155 @@
+"""``halfbyte accuracy`` and ``perplexity``: what quantizing lost, and how well a model predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from halfbyte.choices import ActivationsName
+
+from .bench import JsonFile, writable, write
+from .console import columns, loading_bar
+
+if TYPE_CHECKING:
+    from ..loaders.base import Checkpoint
+    from ..quantize.judge import Accuracy
+
+Text = Annotated[Path, typer.Option("--text", metavar="FILE", help="What both models read.")]
+Length = Annotated[int, typer.Option("--length", metavar="TOKENS", help="Tokens of a window.")]
+Count = Annotated[
+    int | None,
+    typer.Option("--windows", min=1, metavar="N", help="Most windows; default: the whole text."),
+]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="0 = one for each core.")]
+
+
+def accuracy(
+    quantized: Annotated[str, typer.Argument(metavar="QUANT", help="The model to judge.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="The model that it was made from.")
+    ],
+    text: Text,
+    windows: Count = None,
+    length: Length = 512,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Judge every matrix on its real inputs, too.")
+    ] = False,
+    activations: Annotated[
+        ActivationsName,
+        typer.Option(
+            "--activations", help="As the engine's option; float shows what the weights lost."
+        ),
+    ] = "float",
+    threads: Threads = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare a quantized model's next-token distributions with its reference's.
+
+    Windows of the text are independent, without a begin-of-text token. KL is in nats a token.
+    """
+    target = writable(json_file)
+    from ..engine.config import EngineConfig
+    from ..quantize.judge import compare
+    from ..quantize.windows import common_windows, read_text
+
+    words = read_text(text)
+    config = EngineConfig(activations=activations, threads=threads)
+    with ExitStack() as stack:
+        ours, theirs = (_opened(stack, name) for name in (quantized, reference))
+        cut = common_windows(ours, theirs, words, length, windows)
+        progress = stack.enter_context(loading_bar("layers"))
+        found = compare(ours, theirs, cut, config, layers, progress)
+    facts = {"quantized": quantized, "reference": reference, "text": str(text)}
+    facts |= {"length": length, "activations": activations, **asdict(found)}
+    _deliver(json_file, target, facts, lambda: render(found))
+
+
+def perplexity(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Local file or folder, or a pulled model.")
+    ],
+    text: Text,
+    windows: Count = None,
+    length: Length = 512,
+    convention: Annotated[
+        Literal["hf", "llama.cpp"],
+        typer.Option(
+            "--convention",
+            help="hf: every token of a window counts; llama.cpp: the second half, as in its tool.",
+        ),
+    ] = "hf",
+    activations: Annotated[
+        ActivationsName, typer.Option("--activations", help="As the engine's option.")
+    ] = "auto",
+    threads: Threads = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how well a model predicts a text: exp of the mean loss of a token."""
+    target = writable(json_file)
+    from ..engine.config import EngineConfig
+    from ..quantize.judge import perplexity as measured
+    from ..quantize.windows import cut_windows, read_text, tokenizer_of
+
+    words = read_text(text)
+    config = EngineConfig(activations=activations, threads=threads)
+    with ExitStack() as stack:
+        checkpoint = _opened(stack, model)
+        cut = cut_windows(tokenizer_of(checkpoint), words, length, windows, convention)
+        progress = stack.enter_context(loading_bar("layers"))
+        ppl, means = measured(checkpoint, cut, config, progress)
+    facts = {"model": model, "text": str(text), "length": length, "convention": convention}
+    facts |= {"activations": activations, "ppl": ppl, "windows": means}
+    _deliver(
+        json_file,
+        target,
+        facts,
+        lambda: f"perplexity {ppl:.4f} over {len(means)} windows of {length} tokens",
+    )
+
+
+def render(found: Accuracy) -> str:
+    """A table of the model, and one of layers where matrices were judged."""
+    rows = [
+        ("KL divergence, mean", f"{found.kl_mean:.4f} nats"),
+        ("KL divergence, 99 % below", f"{found.kl_p99:.4f} nats"),
+        ("same first choice", f"{100 * found.top1:.1f} %"),
+        ("perplexity", f"{found.ppl:.3f}"),
+        ("perplexity, reference", f"{found.ppl_reference:.3f}"),
+    ]
+    parts = [columns(("over all windows", ""), rows)]
+    matrices = [
+        (linear.module, f"{linear.relative:.4f}", f"{linear.cosine:.5f}")
+        for layer in found.layers
+        for linear in layer.linears
+    ]
+    if matrices:
+        parts.append(columns(("matrix", "error", "cosine"), matrices))
+    return "\n\n".join(parts)
+
+
+def _opened(stack: ExitStack, name: str) -> Checkpoint:
+    from ..loaders import open_checkpoint
+    from ..loaders.store.model_store import resolve_model
+
+    checkpoint = open_checkpoint(resolve_model(name))
+    stack.callback(checkpoint.close)
+    return checkpoint
+
+
+def _deliver(
+    json_file: str | None, target: Path | None, facts: dict[str, Any], shown: Callable[[], str]
+) -> None:
+    """JSON to its file or to stdout, else what people read."""
+    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    if json_file == "-":
+        print(text, end="")
+        return
+    if target is not None:
+        write(target, text)
+    print(shown())

@@ -1,0 +1,82 @@
+"""GPTQ: round column after column, and let the columns that follow make up for each error.
+
+Source: Frantar et al., 2022 (arXiv 2210.17323). Columns are taken by falling second moment of their
+inputs ("act-order"), but groups and their grids are those of the file's order and fixed before
+("static groups"), so no permutation has to be stored.
+
+Shape letters: N rows, K columns, B columns of a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import QuantizeError
+
+from .grid import Grid
+
+# Columns whose corrections are kept apart and applied to the rest at once.
+_BLOCK = 128
+# Dampings to try, as shares of the mean of the Hessian's diagonal, until it can be factored.
+_MORE = 10.0
+_TRIES = 5
+
+
+def solve(
+    name: str, weight_NK: Tensor, hessian_KK: Tensor, grid: Grid, damping: float = 0.01
+) -> Tensor:
+    """Codes, uint8 [N, K], for which the squared error of the outputs is small.
+
+    Args:
+        name: of the matrix, for messages.
+        weight_NK: float [N, K].
+        hessian_KK: mean of ``x x^T`` of the inputs, float32 [K, K].
+        grid: of each group of columns.
+        damping: share of the diagonal's mean that is added to the diagonal.
+
+    Raises:
+        QuantizeError: the Hessian is not finite, or has no factor even with 10 000 times the
+            damping.
+    """
+    order = hessian_KK.diagonal().argsort(descending=True, stable=True)
+    w = weight_NK.float()[:, order].T.contiguous()  # columns lie together: [K, N]
+    factor = _factor(name, hessian_KK[order][:, order], damping)
+    codes = torch.empty(w.shape, dtype=torch.uint8)
+    grids = [grid.column(k) for k in order.tolist()]
+    for begin in range(0, len(w), _BLOCK):
+        end = min(begin + _BLOCK, len(w))
+        errors = torch.empty_like(w[begin:end])
+        for k in range(begin, end):
+            scale, zero = grids[k]
+            q = (w[k] / scale + zero).round_().clamp_(0, grid.top)
+            codes[k] = q
+            errors[k - begin] = (w[k] - (q - zero) * scale) / factor[k, k]
+            w[k + 1 : end].addr_(factor[k, k + 1 : end], errors[k - begin], alpha=-1)
+        w[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
+    out = torch.empty(w.shape[::-1], dtype=torch.uint8)
+    out[:, order] = codes.T
+    return out
+
+
+def _factor(name: str, hessian_KK: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor [K, K] of the damped Hessian's inverse."""
+    if not bool(hessian_KK.isfinite().all()):
+        raise QuantizeError(f"the statistics of {name} are not finite; expected finite numbers")
+    mean = float(hessian_KK.diagonal().mean())
+    if mean == 0:  # nothing ever comes in: any rounding will do
+        return torch.eye(len(hessian_KK))
+    for attempt in range(_TRIES):
+        damped = hessian_KK.clone()
+        damped.diagonal().add_(damping * mean * _MORE**attempt)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
+            continue
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed and bool(upper.isfinite().all()):
+            return upper
+    raise QuantizeError(
+        f"the statistics of {name} are singular even with a damping of "
+        f"{damping * _MORE ** (_TRIES - 1):g}",
+        hint="use a longer or more varied calibration text",
+    )

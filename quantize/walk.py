@@ -1,0 +1,270 @@
+"""A model one layer at a time, with all windows of a text at once.
+
+Only one layer's weights are in memory, and one residual for each token. Quantizing looks at what
+goes into each matrix on the way; judging walks two models side by side.
+
+Shape letters: T tokens of a batch, D hidden size, K inputs of a matrix, L tokens of a window,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.backends import make_backend
+from ..engine.backends.base import Backend, Ops, PackedLinear
+from ..engine.config import EngineConfig
+from ..engine.models.blocks import Block
+from ..engine.models.decoder import layer_blocks
+from ..engine.models.projections import FusedLinear
+from ..engine.models.rope import Rotaries
+from ..engine.models.weights import WeightSource
+from ..engine.run.executors import Executor
+from ..engine.run.kv_cache import KVCache
+from ..engine.run.rows import Rows
+from ..engine.run.step import StepInputs
+from ..loaders.base import Checkpoint
+
+# Tokens that go through a layer together: enough for products of large matrices, little memory.
+BATCH_TOKENS = 4096
+
+Watch = Callable[["StackedLinear", Tensor, Tensor], None]
+"""Called with a matrix, its inputs [T, K] and what the product gave [T, N], after each product."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackedLinear:
+    """A packed matrix of a layer and the modules whose projections are stacked in it.
+
+    Attributes:
+        modules: full names, in the order of the rows.
+        packed: the matrix [N, K].
+    """
+
+    modules: tuple[str, ...]
+    packed: PackedLinear
+
+
+class _NamedSource(WeightSource):
+    """Remembers which modules each packed matrix holds."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.linears: dict[int, StackedLinear] = {}
+
+    def packed(self, module: str, has_bias: bool = False) -> PackedLinear:
+        packed = super().packed(module, has_bias)
+        self.linears[id(packed)] = StackedLinear((module,), packed)
+        return packed
+
+    def fused(self, modules: list[str], has_bias: bool, gate: Any = None) -> FusedLinear[Any]:
+        fused = super().fused(modules, has_bias)
+        whole = len(fused.parts) == 1
+        groups = [tuple(modules)] if whole else [(module,) for module in modules]
+        for names, part in zip(groups, fused.parts, strict=True):
+            self.linears[id(part)] = StackedLinear(names, part)
+        fused.activation = gate or "silu"
+        return fused
+
+
+class _WatchedOps:
+    """A backend's ops that tell what goes into each product, and what comes out."""
+
+    def __init__(self, ops: Ops[Any], linears: dict[int, StackedLinear], watch: Watch) -> None:
+        self._ops, self._linears, self._watch = ops, linears, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def linear(self, x_TK: Tensor, weight: PackedLinear, out: Tensor | None = None) -> Tensor:
+        y_TN = self._ops.linear(x_TK, weight, out)
+        # Ops may only have been noted down so far.
+        self._ops.flush()
+        self._watch(self._linears[id(weight)], x_TK, y_TN)
+        return y_TN
+
+    def linear_add(self, x_TK: Tensor, weight: PackedLinear, residual_TN: Tensor) -> None:
+        self._ops.add(self.linear(x_TK, weight), residual_TN)
+
+
+class _Piece:
+    """A part of a network that an executor runs as if it were all of it."""
+
+    recordable = False
+
+    def __init__(self, forward: Callable[[StepInputs, KVCache], Tensor]) -> None:
+        self._forward = forward
+
+    def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
+        return self._forward(step, kv)
+
+    def cap(self, logits_SV: Tensor) -> Tensor:
+        return logits_SV
+
+    def logits_buffer(self, rows: int) -> Tensor:
+        return torch.empty(rows, 0)  # nothing of a walk is kept for replay
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Some windows: their inputs, and where they are in the network, [T, D]."""
+
+    step: StepInputs
+    x_TD: Tensor
+
+
+class Walk:
+    """One model on its way through a text.
+
+    Args:
+        checkpoint: the model; stays open as long as the walk goes on.
+        config: backend, threads, types and rules of rounding.
+        windows: token ids, equally many in each.
+
+    Attributes:
+        checkpoint: the model.
+        layer: layers that were gone through.
+        linears: matrices of the layer that was loaded last, by their modules.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: EngineConfig, windows: Sequence[Sequence[int]]
+    ) -> None:
+        self.checkpoint, self.layer = checkpoint, 0
+        self._model = checkpoint.config
+        self.backend: Backend[Any] = make_backend(config)
+        self._length, size = len(windows[0]), config.block_size
+        self._width = -(-self._length // size)
+        many = max(1, min(len(windows), BATCH_TOKENS // self._length))
+        rotary = Rotaries(self._model)
+        self._heights = {info.name: info.shape[0] for info in checkpoint.tensors()}
+        self._blocks: list[Block] = []
+        self._kv: KVCache | None = None
+        self._size, self._many = size, many
+        self.linears: dict[str, tuple[StackedLinear, slice]] = {}
+        source = self._source()
+        embedding = source.embedding("model.embed_tokens")
+        self._embedding = embedding if self._model.tie_word_embeddings else None
+        self._batches: list[_Batch] = []
+        for start in range(0, len(windows), many):
+            step = self._inputs(windows[start : start + many], rotary)
+            x_TD = self._run(
+                lambda step, kv: self.backend.ops.embed(
+                    step.token_ids, embedding, self._model.embedding_scale
+                ),
+                step,
+            )
+            self._batches.append(_Batch(step, x_TD.clone()))
+        source.release()
+
+    @property
+    def layers(self) -> int:
+        """Layers in all."""
+        return self._model.num_layers
+
+    def residuals(self) -> Iterator[Tensor]:
+        """Where the windows are, [T, D] of each batch."""
+        return (batch.x_TD for batch in self._batches)
+
+    def load_layer(self) -> None:
+        """Load the next layer's weights."""
+        source = self._source()
+        kinds = layer_blocks(self._model, self.layer)
+        self._blocks = [kind.load(self._model, self.layer, source) for kind in kinds]
+        self._named = source.linears
+        self.linears = {}
+        for linear in source.linears.values():
+            begin, total = 0, linear.packed.shape[0]
+            rows = [self._rows_of(module) for module in linear.modules]
+            assert sum(rows) == total
+            for module, count in zip(linear.modules, rows, strict=True):
+                self.linears[module] = linear, slice(begin, begin + count)
+                begin += count
+        states = [kind.state(self._model) for kind in kinds]
+        if self._kv is None:
+            blocks = self._many * self._width
+            dtype, device = self.backend.kv_dtype, self.backend.device
+            self._kv = KVCache(states, blocks, self._size, dtype, device)
+        source.release()
+
+    def run_layer(self, watch: Watch | None = None) -> None:
+        """Take all windows through the layer that was loaded."""
+        for batch in self._batches:
+            self._add(batch, batch.x_TD, watch)
+        self.layer += 1
+
+    def watch_layer(self, watch: Watch) -> None:
+        """Let all windows look into the layer that was loaded, and stay where they are."""
+        for batch in self._batches:
+            self._add(batch, batch.x_TD.clone(), watch)
+
+    def _add(self, batch: _Batch, x_TD: Tensor, watch: Watch | None) -> None:
+        ops: Any = self.backend.ops
+        if watch is not None:
+            ops = _WatchedOps(ops, self._named, watch)
+
+        def forward(step: StepInputs, kv: KVCache) -> Tensor:
+            for block, state in zip(self._blocks, kv.states, strict=True):
+                block.add(ops, x_TD, step, state)
+            return x_TD
+
+        self._run(forward, batch.step, self._kv)
+
+    def product(self, linear: StackedLinear, x_TK: Tensor) -> Tensor:
+        """A matrix's product with inputs of its own kind, [T, N]; computed at once."""
+        ops = self.backend.ops
+        ops.flush()
+        y = ops.linear(x_TK, linear.packed)
+        ops.flush()
+        return y
+
+    def logits(self) -> Iterator[Tensor]:
+        """Float32 logits [L, V] of window after window, after the last layer."""
+        assert self.layer == self.layers
+        source, config = self._source(), self._model
+        norm = source.norm("model.norm")
+        head = source.packed("lm_head") if self._embedding is None else self._embedding
+        cap = config.logit_softcap
+        self._blocks, self._kv = [], None
+        for batch in self._batches:
+            for begin in range(0, batch.x_TD.shape[0], self._length):
+                x_LD = batch.x_TD[begin : begin + self._length]
+
+                def forward(step: StepInputs, kv: KVCache, x_LD: Tensor = x_LD) -> Tensor:
+                    ops = self.backend.ops
+                    return ops.linear(ops.rms_norm(x_LD, norm, config.rms_norm_eps), head)
+
+                logits = self._run(forward, batch.step).to("cpu", torch.float32)
+                yield logits.div(cap).tanh_().mul_(cap) if cap else logits
+
+    def _source(self) -> _NamedSource:
+        return _NamedSource(self.checkpoint, self.backend, self._model.norm_offset)
+
+    def _rows_of(self, module: str) -> int:
+        return self._heights[f"{module}.weight"]
+
+    def _inputs(self, windows: Sequence[Sequence[int]], rotary: Rotaries) -> StepInputs:
+        rows = Rows(len(windows), self._length, self._size, rotary)
+        rows.tokens[:, : self._length] = torch.tensor([list(ids) for ids in windows])
+        rows.block_tables.copy_(
+            torch.arange(len(windows) * self._width, dtype=torch.int32).view(-1, self._width)
+        )
+        rows.prompt_lengths.fill_(self._length)
+        return rows.step([(row, 0, self._length) for row in range(len(windows))], None)
+
+    def _run(
+        self,
+        forward: Callable[[StepInputs, KVCache], Tensor],
+        step: StepInputs,
+        kv: KVCache | None = None,
+    ) -> Tensor:
+        if kv is None:
+            kv = KVCache((), 1, self._size, self.backend.kv_dtype, self.backend.device)
+        executor: Executor = self.backend.executor(_Piece(forward), kv, 0)
+        with executor.threads():
+            return executor.run(step)
