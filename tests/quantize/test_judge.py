@@ -142,13 +142,13 @@ def test_windows_follow_each_other_by_either_convention() -> None:
     assert tokenizer.add_bos and whole[0] == tokenizer.bos_id
     assert all(window[0] == tokenizer.bos_id for window in llama.ids)
     assert llama.ids[1][1:] == tuple(whole[17:32])
-    for wrong, match in (
-        ((1,), "length is 1"),
-        ((10_000,), "one window"),
-        ((16, 0), "windows is 0"),
+    for length, limit, match in (
+        (1, None, "length is 1"),
+        (10_000, None, "one window"),
+        (16, 0, "windows is 0"),
     ):
         with pytest.raises(RequestError, match=match):
-            cut_windows(tokenizer, text, *wrong)
+            cut_windows(tokenizer, text, length, limit)
 
 
 def test_models_that_do_not_belong_together_are_refused(dense: Checkpoint) -> None:
