@@ -129,6 +129,38 @@ INLINE vi dot_four(vi sum, vu w, vu x) {
 }
 #endif
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+/* Panels hold two quads joined: an instruction multiplies two rows of both by two rows of x. */
+enum { JOINED = 2 };
+
+/* Words [quad][row] of four rows become [pair of rows][row][quad]. */
+INLINE void join_quads(vu w[JOINED]) {
+    uint32x4_t first = (uint32x4_t)w[0], second = (uint32x4_t)w[1];
+    w[0] = (vu)vzip1q_u32(first, second);
+    w[1] = (vu)vzip2q_u32(first, second);
+}
+
+/* Eight bytes of each of two rows of activations. */
+INLINE vu words_of_two(const int8_t *x, size_t stride) {
+    return (vu)vcombine_s8(vld1_s8(x), vld1_s8(x + stride));
+}
+
+/* sum + products of two rows of a weight by two of x, eight columns each: [row of w][row of x]. */
+INLINE vi dot_two(vi sum, vu w, vu x) {
+    return (vi)vmmlaq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+}
+
+/* Sums of two pairs of rows of a weight become those of the four by each row of x. */
+INLINE void part_rows(vi first, vi second, vi *a, vi *b) {
+    *a = (vi)vuzp1q_s32((int32x4_t)first, (int32x4_t)second);
+    *b = (vi)vuzp2q_s32((int32x4_t)first, (int32x4_t)second);
+}
+#else
+enum { JOINED = 1 };
+
+INLINE void join_quads(vu w[JOINED]) { (void)w; }
+#endif
+
 /* Each lane gets the value of the lane whose number differs in the bit `distance`. */
 INLINE vi lanes_apart(vi x, int distance) {
 #if defined(__clang__)

@@ -82,6 +82,40 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
 #endif
 }
 
+/* The same from a panel. */
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+INLINE void panel_sums(int bits, int negative, const char *chunk, int first, int count, int v,
+                       int parts, const rounded *x, int rows, vi sum[][FEW_ROWS]) {
+    (void)bits, (void)negative;
+    const int8_t *from = x->codes + 4 * first;
+    size_t stride = x->chunks * CHUNK;
+    for (int p = 0; p < parts; p++)
+        for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
+    /* Until the end a pair of rows of x has two sums of a pair of the weight's each. */
+#pragma GCC unroll 4
+    for (int q = 0; q < count; q += JOINED) {
+        vu w[PARTS][JOINED];
+        for (int p = 0; p < parts; p++)
+            for (int i = 0; i < JOINED; i++)
+                w[p][i] = line_of(chunk + (first + q + i) * LINE, v + p);
+        for (int m = 0; m < rows; m += 2) {
+            vu two = words_of_two(from + (size_t)m * stride + 4 * q, stride);
+            for (int p = 0; p < parts; p++)
+                for (int i = 0; i < JOINED; i++)
+                    sum[p][m + i] = dot_two(sum[p][m + i], w[p][i], two);
+        }
+    }
+    for (int p = 0; p < parts; p++)
+        for (int m = 0; m < rows; m += 2)
+            part_rows(sum[p][m], sum[p][m + 1], &sum[p][m], &sum[p][m + 1]);
+}
+#else
+INLINE void panel_sums(int bits, int negative, const char *chunk, int first, int count, int v,
+                       int parts, const rounded *x, int rows, vi sum[][FEW_ROWS]) {
+    block_sums(-1, bits, negative, NULL, chunk, first, count, v, parts, x, rows, sum);
+}
+#endif
+
 /* Running sums of some parts of a tile for some rows, in registers where there are enough. */
 typedef vf running[PARTS][FEW_ROWS];
 
@@ -215,10 +249,14 @@ INLINE void unpack(reader *r, int codes, int bits, const byte_table *table, int 
     for (int c = 0; c < count; c++) {
         const char *chunk = next_chunk(r, 1, bits);
 #pragma GCC unroll 8
-        for (int q = 0; q < QUADS; q++)
+        for (int q = 0; q < QUADS; q += JOINED)
             for (int v = 0; v < PARTS; v++) {
-                vu x = shifted_quad(codes, bits, table, chunk, q, v);
-                memcpy(to->codes[c] + q * LINE + v * sizeof x, &x, sizeof x);
+                vu x[JOINED];
+                for (int i = 0; i < JOINED; i++)
+                    x[i] = shifted_quad(codes, bits, table, chunk, q + i, v);
+                join_quads(x);
+                for (int i = 0; i < JOINED; i++)
+                    memcpy(to->codes[c] + (q + i) * LINE + v * sizeof *x, &x[i], sizeof *x);
             }
         for (int h = 0; h <= w->halves; h++) {
             int at = value_at(r, h);
@@ -255,8 +293,8 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
                 vi sum[PARTS][FEW_ROWS];
                 block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
                                    zeros ? from->zero[c][h] : NULL};
-                block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
-                           halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
+                panel_sums(bits, negative, (const char *)from->codes[c], 4 * h, halves ? 4 : 8, v,
+                           MICRO_PARTS, &x, MICRO_ROWS, sum);
                 add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, now);
             }
         store_running(now, v, MICRO_PARTS, MICRO_ROWS, y);
