@@ -66,55 +66,30 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
     }
 #else
     (void)negative;
+    /* Panels hold joined quads. */
+    const int joined = codes < 0 ? JOINED : joined_quads(rows);
     for (int p = 0; p < parts; p++)
         for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
 #pragma GCC unroll 8
-    for (int q = 0; q < count; q++) {
-        vu w[PARTS];
-        for (int p = 0; p < parts; p++)
-            w[p] = codes < 0 ? line_of(chunk + (first + q) * LINE, v + p)
-                             : shifted_quad(codes, bits, table, chunk, first + q, v + p);
-        for (int m = 0; m < rows; m++) {
-            vu four = word_of(from + (size_t)m * stride + 4 * q);
-            for (int p = 0; p < parts; p++) sum[p][m] = dot_four(sum[p][m], w[p], four);
-        }
-    }
-#endif
-}
-
-/* The same from a panel. */
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-INLINE void panel_sums(int bits, int negative, const char *chunk, int first, int count, int v,
-                       int parts, const rounded *x, int rows, vi sum[][FEW_ROWS]) {
-    (void)bits, (void)negative;
-    const int8_t *from = x->codes + 4 * first;
-    size_t stride = x->chunks * CHUNK;
-    for (int p = 0; p < parts; p++)
-        for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
-    /* Until the end a pair of rows of x has two sums of a pair of the weight's each. */
-#pragma GCC unroll 4
-    for (int q = 0; q < count; q += JOINED) {
+    for (int q = 0; q < count; q += joined) {
         vu w[PARTS][JOINED];
-        for (int p = 0; p < parts; p++)
-            for (int i = 0; i < JOINED; i++)
-                w[p][i] = line_of(chunk + (first + q + i) * LINE, v + p);
-        for (int m = 0; m < rows; m += 2) {
-            vu two = words_of_two(from + (size_t)m * stride + 4 * q, stride);
+        for (int p = 0; p < parts; p++) {
+            for (int i = 0; i < joined; i++)
+                w[p][i] = codes < 0 ? line_of(chunk + (first + q + i) * LINE, v + p)
+                                    : shifted_quad(codes, bits, table, chunk, first + q + i, v + p);
+            if (codes >= 0) join_quads(joined, w[p]);
+        }
+        for (int m = 0; m < rows; m += joined) {
+            vu words = words_of(joined, from + (size_t)m * stride + 4 * q, stride);
             for (int p = 0; p < parts; p++)
-                for (int i = 0; i < JOINED; i++)
-                    sum[p][m + i] = dot_two(sum[p][m + i], w[p][i], two);
+                for (int i = 0; i < joined; i++)
+                    sum[p][m + i] = dot_joined(joined, sum[p][m + i], w[p][i], words);
         }
     }
     for (int p = 0; p < parts; p++)
-        for (int m = 0; m < rows; m += 2)
-            part_rows(sum[p][m], sum[p][m + 1], &sum[p][m], &sum[p][m + 1]);
-}
-#else
-INLINE void panel_sums(int bits, int negative, const char *chunk, int first, int count, int v,
-                       int parts, const rounded *x, int rows, vi sum[][FEW_ROWS]) {
-    block_sums(-1, bits, negative, NULL, chunk, first, count, v, parts, x, rows, sum);
-}
+        for (int m = 0; m < rows; m += joined) part_rows(joined, &sum[p][m]);
 #endif
+}
 
 /* Running sums of some parts of a tile for some rows, in registers where there are enough. */
 typedef vf running[PARTS][FEW_ROWS];
@@ -236,7 +211,8 @@ static few_rows *const FEW_OF[] = {[W_BITS2] = few_2, [W_BITS3] = few_3, [W_BITS
                                    [W_BITS5] = few_5, [W_BITS6] = few_6, [W_BITS8] = few_8,
                                    [W_TABLE] = few_table};
 
-/* Unpacked codes and values of 512 columns of a tile, which stay in the first cache. */
+/* Unpacked codes, in joined quads, and values of 512 columns of a tile, which stay in the first
+ * cache. */
 enum { PANEL = 16 };
 typedef struct {
     uint8_t codes[PANEL][QUADS * LINE];
@@ -254,7 +230,7 @@ INLINE void unpack(reader *r, int codes, int bits, const byte_table *table, int 
                 vu x[JOINED];
                 for (int i = 0; i < JOINED; i++)
                     x[i] = shifted_quad(codes, bits, table, chunk, q + i, v);
-                join_quads(x);
+                join_quads(JOINED, x);
                 for (int i = 0; i < JOINED; i++)
                     memcpy(to->codes[c] + (q + i) * LINE + v * sizeof *x, &x[i], sizeof *x);
             }
@@ -293,8 +269,8 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
                 vi sum[PARTS][FEW_ROWS];
                 block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
                                    zeros ? from->zero[c][h] : NULL};
-                panel_sums(bits, negative, (const char *)from->codes[c], 4 * h, halves ? 4 : 8, v,
-                           MICRO_PARTS, &x, MICRO_ROWS, sum);
+                block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
+                           halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
                 add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, now);
             }
         store_running(now, v, MICRO_PARTS, MICRO_ROWS, y);
