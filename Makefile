@@ -77,7 +77,7 @@ test-arm: install
 	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || { \
 		echo "make test-arm needs a cross compiler and an emulator; on Debian:" >&2; \
 		echo "    apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
-	for form in neon dotprod; do export HALFBYTE_TEST_ARM=$$form; \
+	for form in neon dotprod i8mm; do export HALFBYTE_TEST_ARM=$$form; \
 		$(BIN)/python -m pytest $(addprefix tests/kernels/test_cpu_,attention.py elementwise.py linear.py pack.py quantized_inputs.py rounded.py) \
 		&& $(BIN)/python -m pytest -m slow tests/kernels/test_cpu_emulation.py || exit 1; done
 

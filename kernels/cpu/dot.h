@@ -129,6 +129,58 @@ INLINE vi dot_four(vi sum, vu w, vu x) {
 }
 #endif
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+/* An instruction multiplies two rows of two quads by two rows of activations. */
+enum { JOINED = 2 };
+
+/* How many quads are joined for `rows` rows of activations straight from codes. For two of them
+ * joining takes as many instructions as it saves, and a single one would fill half of each. */
+INLINE int joined_quads(int rows) { return rows < 4 ? 1 : JOINED; }
+
+/* Words [quad][row] of four rows become [pair of rows][row][quad]. */
+INLINE void join_quads(int joined, vu w[]) {
+    if (joined == 1) return;
+    uint32x4_t first = (uint32x4_t)w[0], second = (uint32x4_t)w[1];
+    w[0] = (vu)vzip1q_u32(first, second);
+    w[1] = (vu)vzip2q_u32(first, second);
+}
+
+/* The activations by which joined quads are multiplied, of as many rows, `stride` bytes apart. */
+INLINE vu words_of(int joined, const int8_t *x, size_t stride) {
+    if (joined == 1) return word_of(x);
+    return (vu)vcombine_s8(vld1_s8(x), vld1_s8(x + stride));
+}
+
+/* sum + products; of two rows by two they lie as [row of the weight][row of activations]. */
+INLINE vi dot_joined(int joined, vi sum, vu w, vu x) {
+    if (joined == 1) return dot_four(sum, w, x);
+    return (vi)vmmlaq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+}
+
+/* Sums of two pairs of a weight's rows become those of all four, by each row of activations. */
+INLINE void part_rows(int joined, vi sum[]) {
+    if (joined == 1) return;
+    int32x4_t first = (int32x4_t)sum[0], second = (int32x4_t)sum[1];
+    sum[0] = (vi)vuzp1q_s32(first, second);
+    sum[1] = (vi)vuzp2q_s32(first, second);
+}
+#else
+enum { JOINED = 1 };
+
+INLINE void join_quads(int joined, vu w[]) { (void)joined, (void)w; }
+#if !defined(DOT_PAIRS)
+INLINE int joined_quads(int rows) { return (void)rows, 1; }
+
+INLINE vu words_of(int joined, const int8_t *x, size_t stride) {
+    return (void)joined, (void)stride, word_of(x);
+}
+
+INLINE vi dot_joined(int joined, vi sum, vu w, vu x) { return (void)joined, dot_four(sum, w, x); }
+
+INLINE void part_rows(int joined, vi sum[]) { (void)joined, (void)sum; }
+#endif
+#endif
+
 /* Each lane gets the value of the lane whose number differs in the bit `distance`. */
 INLINE vi lanes_apart(vi x, int distance) {
 #if defined(__clang__)

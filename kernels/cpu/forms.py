@@ -25,6 +25,7 @@ _AVXVNNI = (*_AVX2, "avx_vnni")
 # The dot product, and what the compiler may use besides: all of Armv8.1 that Linux lists and code
 # compiled for it has.
 _DOTPROD = ("atomics", "asimdrdm", "asimddp")
+_I8MM = (*_DOTPROD, "i8mm")
 # Names of the kernel that compilers spell in another way.
 _SPELLING = {
     "bmi1": "bmi",
@@ -67,6 +68,7 @@ FORMS = (
     Form("avx512", _X86, _AVX512),
     Form("avxvnni", _X86, _AVXVNNI),
     Form("avx2", _X86, _AVX2),
+    Form("i8mm", _ARM, _I8MM, "armv8.2-a+dotprod+i8mm"),
     Form("dotprod", _ARM, _DOTPROD, "armv8.2-a+dotprod"),
     Form("neon", _ARM),
     Form("plain", frozenset()),

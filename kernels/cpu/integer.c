@@ -66,19 +66,28 @@ INLINE void block_sums(int codes, int bits, int negative, const byte_table *tabl
     }
 #else
     (void)negative;
+    /* Panels hold joined quads. */
+    const int joined = codes < 0 ? JOINED : joined_quads(rows);
     for (int p = 0; p < parts; p++)
         for (int m = 0; m < rows; m++) sum[p][m] = (vi){0};
 #pragma GCC unroll 8
-    for (int q = 0; q < count; q++) {
-        vu w[PARTS];
-        for (int p = 0; p < parts; p++)
-            w[p] = codes < 0 ? line_of(chunk + (first + q) * LINE, v + p)
-                             : shifted_quad(codes, bits, table, chunk, first + q, v + p);
-        for (int m = 0; m < rows; m++) {
-            vu four = word_of(from + (size_t)m * stride + 4 * q);
-            for (int p = 0; p < parts; p++) sum[p][m] = dot_four(sum[p][m], w[p], four);
+    for (int q = 0; q < count; q += joined) {
+        vu w[PARTS][JOINED];
+        for (int p = 0; p < parts; p++) {
+            for (int i = 0; i < joined; i++)
+                w[p][i] = codes < 0 ? line_of(chunk + (first + q + i) * LINE, v + p)
+                                    : shifted_quad(codes, bits, table, chunk, first + q + i, v + p);
+            if (codes >= 0) join_quads(joined, w[p]);
+        }
+        for (int m = 0; m < rows; m += joined) {
+            vu words = words_of(joined, from + (size_t)m * stride + 4 * q, stride);
+            for (int p = 0; p < parts; p++)
+                for (int i = 0; i < joined; i++)
+                    sum[p][m + i] = dot_joined(joined, sum[p][m + i], w[p][i], words);
         }
     }
+    for (int p = 0; p < parts; p++)
+        for (int m = 0; m < rows; m += joined) part_rows(joined, &sum[p][m]);
 #endif
 }
 
@@ -202,7 +211,8 @@ static few_rows *const FEW_OF[] = {[W_BITS2] = few_2, [W_BITS3] = few_3, [W_BITS
                                    [W_BITS5] = few_5, [W_BITS6] = few_6, [W_BITS8] = few_8,
                                    [W_TABLE] = few_table};
 
-/* Unpacked codes and values of 512 columns of a tile, which stay in the first cache. */
+/* Unpacked codes, in joined quads, and values of 512 columns of a tile, which stay in the first
+ * cache. */
 enum { PANEL = 16 };
 typedef struct {
     uint8_t codes[PANEL][QUADS * LINE];
@@ -215,10 +225,14 @@ INLINE void unpack(reader *r, int codes, int bits, const byte_table *table, int 
     for (int c = 0; c < count; c++) {
         const char *chunk = next_chunk(r, 1, bits);
 #pragma GCC unroll 8
-        for (int q = 0; q < QUADS; q++)
+        for (int q = 0; q < QUADS; q += JOINED)
             for (int v = 0; v < PARTS; v++) {
-                vu x = shifted_quad(codes, bits, table, chunk, q, v);
-                memcpy(to->codes[c] + q * LINE + v * sizeof x, &x, sizeof x);
+                vu x[JOINED];
+                for (int i = 0; i < JOINED; i++)
+                    x[i] = shifted_quad(codes, bits, table, chunk, q + i, v);
+                join_quads(JOINED, x);
+                for (int i = 0; i < JOINED; i++)
+                    memcpy(to->codes[c] + (q + i) * LINE + v * sizeof *x, &x[i], sizeof *x);
             }
         for (int h = 0; h <= w->halves; h++) {
             int at = value_at(r, h);

@@ -25,7 +25,7 @@ from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 
 OTHERS = [] if ARM or not chosen_forms() else available_forms()[1:]
 LANES = {"amx": 16, "vnni": 16, "avx512": 16, "avxvnni": 8, "avx2": 8}
-LANES |= {"dotprod": 4, "neon": 4, "plain": 4}
+LANES |= {"i8mm": 4, "dotprod": 4, "neon": 4, "plain": 4}
 
 pytestmark = needs_compiler
 each_form = pytest.mark.parametrize("form", OTHERS, ids=[form.name for form in OTHERS])

@@ -38,7 +38,8 @@ def test_forms_of_machines() -> None:
     assert names("aarch64", frozenset({"asimd", "fphp"})) == ["neon"]
     armv8_2 = frozenset({"asimd", "atomics", "asimdrdm", "asimddp"})
     assert names("aarch64", armv8_2) == ["dotprod", "neon"]
-    assert names("aarch64", armv8_2 - {"asimddp"}) == ["neon"]
+    assert names("aarch64", armv8_2 | {"i8mm"}) == ["i8mm", "dotprod", "neon"]
+    assert names("aarch64", armv8_2 - {"asimddp"} | {"i8mm"}) == ["neon"]
     assert names("arm64", frozenset()) == ["neon"]
     assert names("riscv64", ZEN4) == ["plain"]
 
@@ -96,6 +97,7 @@ def test_a_form_allows_what_it_needs_and_no_more() -> None:
     }
     assert set(flags["vnni"]) - set(flags["avx512"]) == {"-mavx512vnni"}
     assert set(flags["avxvnni"]) - set(flags["avx2"]) == {"-mavxvnni"}
+    assert flags["i8mm"] == ("-march=armv8.2-a+dotprod+i8mm",)
     assert flags["dotprod"] == ("-march=armv8.2-a+dotprod",)
     assert set(flags["amx"]) - set(flags["vnni"]) == {
         "-mavx512bf16",

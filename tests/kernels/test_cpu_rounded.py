@@ -306,7 +306,7 @@ FUSED = [form for form in available_forms() if form.name != "plain"]
 
 
 @pytest.mark.exact
-@pytest.mark.skipif(ARM or len(FUSED) < 2, reason="one form that fuses multiply-adds")
+@pytest.mark.skipif(bool(ARM) or len(FUSED) < 2, reason="one form that fuses multiply-adds")
 def test_every_form_gives_the_same_bits() -> None:
     """But for that of any processor, which rounds products before it adds them."""
     seed = fresh_seed()
