@@ -16,7 +16,7 @@ from ..loaders.model.config import ModelConfig
 from ..loaders.model.quantizing import is_decoder_linear
 from ..loaders.model.report import LoadReport
 from .hessian import Hessian
-from .methods import Quantizer
+from .methods.base import Quantizer
 from .walk import StackedLinear, Walk
 from .windows import Windows
 

@@ -17,7 +17,9 @@ from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import Checkpoint
 from halfbyte.quantize.judge import compare, perplexity
-from halfbyte.quantize.methods import GPTQQuantizer, NearestQuantizer, UniformCodes
+from halfbyte.quantize.methods.base import UniformCodes
+from halfbyte.quantize.methods.gptq import GPTQQuantizer
+from halfbyte.quantize.methods.nearest import NearestQuantizer
 from halfbyte.quantize.pipeline import quantize_model
 from halfbyte.quantize.windows import Windows, common_windows, cut_windows, tokenizer_of
 

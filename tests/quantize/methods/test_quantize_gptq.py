@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import QuantizeError
-from halfbyte.quantize.gptq import solve
 from halfbyte.quantize.grid import Grid, fit_grid
+from halfbyte.quantize.methods.gptq import solve
 
 
 def inputs(rng: random.Random, tokens: int, k: int) -> Tensor:

@@ -9,12 +9,17 @@ Shape letters: N rows, K columns, B columns of a block.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from halfbyte.errors import QuantizeError
 
-from .grid import Grid
+from ...kernels.formats.canonical import QuantizedLinear
+from ..grid import CLIPS, Grid
+from ..hessian import Hessian
+from .base import UniformCodes
 
 # Columns whose corrections are kept apart and applied to the rest at once.
 _BLOCK = 128
@@ -80,3 +85,26 @@ def _factor(name: str, hessian_KK: Tensor, damping: float) -> Tensor:
         f"{damping * _MORE ** (_TRIES - 1):g}",
         hint="use a longer or more varied calibration text",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQQuantizer:
+    """GPTQ on grids that are clipped by the expected error of outputs.
+
+    Attributes:
+        codes: what they are to be.
+        damping: share of the mean of the Hessian's diagonal that is added to it.
+        calibrated: it wants inputs.
+    """
+
+    codes: UniformCodes
+    damping: float = 0.01
+    calibrated: bool = True
+
+    def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
+        """See :class:`.base.Quantizer`; [N, K]."""
+        assert hessian is not None
+        mean_KK = hessian.mean()
+        grid = self.codes.fit(weight_NK, mean_KK.diagonal(), CLIPS)
+        codes = solve(name, weight_NK, mean_KK, grid, self.damping)
+        return self.codes.weight(name, grid, codes)

@@ -1,0 +1,1 @@
+"""Methods of quantizing, a module each over one interface, :class:`~.base.Quantizer`."""

@@ -1,0 +1,1 @@
+"""What quantizing cost, as pages and choices: HTML reports, budgets of bits."""

@@ -1,0 +1,1 @@
+"""Training through fake-quantized weights, and adapters over quantized ones."""
