@@ -73,7 +73,8 @@ def test_byte_level_ids_equal_the_original_pipeline(parse_special: bool) -> None
     theirs = tokenizers.Tokenizer.from_str(json.dumps(state))
     swallowed = 0
     for text in [*random_texts(300), "a<|im_end|> b"]:
-        if not parse_special:
+        while not parse_special and any(special in text for special in SPECIALS):
+            # Once is not enough: what stands around a special text may be two halves of another.
             for special in SPECIALS:
                 text = text.replace(special, "")
         want = theirs.encode(text, add_special_tokens=False).ids
