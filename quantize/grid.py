@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Shares of the range that a grid may cover.
 CLIPS = tuple(1.075 - i / 40 for i in range(24))
+# Weights at once: a few temporaries of that size stay in a core's cache.
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,21 @@ def fit_grid(
         importance_K: float [K]; None = all the same.
         clips: shares of the range to try; (1.0,) does not clip.
     """
+    parts = weight_NK.split(max(1, _CHUNK // weight_NK.shape[1]))
+    found = [_fit(part, bits, group, symmetric, importance_K, clips) for part in parts]
+    scales, zeros = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    return Grid(scales, zeros, (1 << bits) - 1, group)
+
+
+def _fit(
+    weight_NK: Tensor,
+    bits: int,
+    group: int,
+    symmetric: bool,
+    importance_K: Tensor | None,
+    clips: tuple[float, ...],
+) -> tuple[Tensor, Tensor]:
+    """:func:`fit_grid` of some rows: scales and zero points [N, G]."""
     n, k = weight_NK.shape
     groups, top = -(-k // group), (1 << bits) - 1
     pad = groups * group - k
@@ -80,6 +97,7 @@ def fit_grid(
         high = torch.maximum(high, -low)
         low = -high
     best = torch.full((n, groups), torch.inf)
+    ratio, code = torch.empty_like(w), torch.empty_like(w)
     scales, zeros = torch.ones(n, groups), torch.zeros(n, groups)
     middle = float(1 << (bits - 1))
     for clip in clips:
@@ -88,13 +106,15 @@ def fit_grid(
         zero = torch.full_like(scale, middle)
         if not symmetric:
             zero = (-low * clip / scale).round().clamp(0, top)
-        q = _nearest(w, scale.unsqueeze(-1), zero.unsqueeze(-1), top)
-        error = ((q - zero.unsqueeze(-1)) * scale.unsqueeze(-1) - w).square_().mul_(importance)
-        error = error.sum(-1)
+        # In units of the scale, where the error of a code needs no product.
+        torch.mul(w, scale.reciprocal().unsqueeze(-1), out=ratio)
+        torch.add(ratio, zero.unsqueeze(-1), out=code).round_().clamp_(0, top)
+        code.sub_(zero.unsqueeze(-1)).sub_(ratio).square_()
+        error = torch.einsum("ngs,gs->ng", code, importance) * scale.square()
         better = error < best
         best = torch.where(better, error, best)
         scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
-    return Grid(scales, zeros, top, group)
+    return scales, zeros
 
 
 def _nearest(w: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:

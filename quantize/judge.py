@@ -184,7 +184,7 @@ class _Sums:
         for module in linear.modules:
             own, rows = ours.linears[module]
             if id(own) not in known:
-                known[id(own)] = ours.product(own, x).float()
+                known[id(own)] = ours.product(own.packed, x).float()
             a = y[:, theirs.linears[module][1]].float()
             b = known[id(own)][:, rows]
             sums = self.of.setdefault(module, [0.0] * 4)

@@ -1,23 +1,33 @@
-"""Quantize a model layer by layer, each on what the quantized layers before it give."""
+"""Quantize a model layer by layer, each matrix on what the quantized ones before it give.
+
+Every layer is computed once. When the inputs of all tokens stand in front of a matrix, their second
+moments are taken, scales may be moved into the op before, the matrix is quantized, and the codes
+give the product that goes on.
+
+Shape letters: T tokens, N rows, K columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..engine.config import EngineConfig
-from ..engine.text.tokenizer_thread import LayersDone
-from ..kernels.formats.canonical import QuantizedLinear, Weight
+from ..kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
+from ..kernels.formats.stored import StoredLinear
 from ..loaders.base import Checkpoint, TensorInfo, TokenizerSource
 from ..loaders.model.config import ModelConfig
 from ..loaders.model.quantizing import is_decoder_linear
 from ..loaders.model.report import LoadReport
+from .folding import fold, origin_of
 from .hessian import Hessian
 from .methods.base import Quantizer
-from .walk import StackedLinear, Walk
+from .smoothing import Smoother
+from .walk import PendingLinear, Walk
 from .windows import Windows
 
 
@@ -32,7 +42,7 @@ class Overlay:
         self.kind: str = inner.kind
         self.path: Path = inner.path
         self.config: ModelConfig = inner.config
-        self.weights: dict[str, QuantizedLinear] = {}
+        self.weights: dict[str, Weight] = {}
         self._inner = inner
 
     def tensors(self) -> list[TensorInfo]:
@@ -64,63 +74,164 @@ class Overlay:
         self._inner.close()
 
 
+@dataclass(slots=True)
+class LayerReport:
+    """What became of a layer.
+
+    Attributes:
+        layer: number from 0.
+        layers: how many there are.
+        errors: module -> error of its outputs on real inputs: norm of the difference over the
+            norm; of some of its rows.
+        weights: tensors of the layer that are quantized, or changed by scales.
+    """
+
+    layer: int
+    layers: int
+    errors: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Weight] = field(default_factory=dict)
+
+
 def quantize_model(
     checkpoint: Checkpoint,
     method: Quantizer,
-    windows: Windows,
+    windows: Windows | None,
+    smoother: Smoother | None = None,
     config: EngineConfig | None = None,
-    progress: LayersDone | None = None,
+    done: Callable[[LayerReport], None] | None = None,
 ) -> Overlay:
     """All matrices of the decoder's layers, quantized; embedding and head as they are.
 
     Args:
         checkpoint: a dense model.
         method: quantizes each matrix.
-        windows: a text to calibrate on.
-        config: how the text goes through the model.
-        progress: told after each layer.
+        windows: a text to calibrate on; None for methods that want none.
+        smoother: chooses scales to be moved into the op before, or None.
+        config: how the text goes through the model; by default with inputs as rounded by blocks,
+            which is faster than floats and gives the same statistics but for 0.4 % of noise.
+        done: told after each layer.
 
     Raises:
         QuantizeError: a matrix cannot be quantized.
         UnsupportedWeightError: the backend cannot run a weight.
     """
-    config = config or EngineConfig(activations="float")
     overlay = Overlay(checkpoint)
-    names = [i.name for i in checkpoint.tensors() if is_decoder_linear(i.name, i.shape)]
-    if not method.calibrated:
-        for name in names:
-            overlay.weights[name] = method.quantize(name, _dense(checkpoint, name), None)
-        return overlay
-    wanted = frozenset(names)
-    walk = Walk(overlay, config, windows.ids)
-    for _ in range(walk.layers):
-        walk.load_layer()
-        hessians = _hessians(walk)
-        for module, (linear, _) in walk.linears.items():
-            name = f"{module}.weight"
-            if name in wanted and id(linear) in hessians:
-                weight = _dense(checkpoint, name)
-                overlay.weights[name] = method.quantize(name, weight, hessians[id(linear)])
-        walk.load_layer()
-        walk.run_layer()
-        if progress is not None:
-            progress(walk.layer, walk.layers)
+    wanted = frozenset(i.name for i in checkpoint.tensors() if is_decoder_linear(i.name, i.shape))
+    if windows is None:
+        return _without_text(overlay, method, wanted, done)
+    config = config or EngineConfig(activations="int8-block32")
+    walk = Walk(overlay, config, windows.ids, batch=None)
+    for layer in range(walk.layers):
+        report = LayerReport(layer, walk.layers)
+        decider = _Decider(walk, overlay, method, smoother, report)
+        walk.decide_layer(lambda module: f"{module}.weight" in wanted, decider)
+        # Experts that no token went through.
+        for name in sorted(_of_layer(wanted, layer) - report.weights.keys()):
+            matrix = dense_matrix(overlay, name)
+            decider.keep(name, method.quantize(name, matrix, Hessian(name, matrix.shape[1])))
+        if done is not None:
+            done(report)
     return overlay
 
 
-def _hessians(walk: Walk) -> dict[int, Hessian]:
-    """Of each matrix of the layer that was loaded, by the id of its entry."""
-    found: dict[int, Hessian] = {}
+def _without_text(
+    overlay: Overlay,
+    method: Quantizer,
+    wanted: frozenset[str],
+    done: Callable[[LayerReport], None] | None,
+) -> Overlay:
+    layers = overlay.config.num_layers
+    for layer in range(layers):
+        report = LayerReport(layer, layers)
+        for name in sorted(_of_layer(wanted, layer)):
+            weight = method.quantize(name, dense_matrix(overlay, name), None)
+            overlay.weights[name] = report.weights[name] = weight
+        if done is not None:
+            done(report)
+    return overlay
 
-    def watch(linear: StackedLinear, x_TK: Tensor, y_TN: Tensor) -> None:
-        if id(linear) not in found:
-            found[id(linear)] = Hessian(linear.modules[0], linear.packed.shape[1])
-        found[id(linear)].add(x_TK)
 
-    walk.watch_layer(watch)
-    return found
+class _Decider:
+    """Quantizes the matrices of one layer when their inputs are there, and gives the products."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        overlay: Overlay,
+        method: Quantizer,
+        smoother: Smoother | None,
+        report: LayerReport,
+    ) -> None:
+        self._walk, self._overlay = walk, overlay
+        self._method, self._smoother = method, smoother
+        self._report = report
+
+    def __call__(self, pending: PendingLinear, x_TK: Tensor) -> Tensor:
+        hessian = Hessian(pending.modules[0], pending.shape[1])
+        hessian.add(x_TK)
+        names = [f"{module}.weight" for module in pending.modules]
+        matrices = [dense_matrix(self._overlay, name) for name in names]
+        scale = self._scale(pending, torch.cat(matrices), hessian)
+        if scale is not None:
+            matrices = [matrix * scale for matrix in matrices]
+            hessian = hessian.over(scale)
+            x_TK = x_TK / scale.to(x_TK.device, x_TK.dtype)
+        for name, matrix in zip(names, matrices, strict=True):
+            weight = self._method.quantize(name, matrix, hessian)
+            self.keep(name, weight)
+            error = output_error(weight, matrix, hessian)
+            self._report.errors[name.removesuffix(".weight")] = error
+        return self._product(pending, names, x_TK)
+
+    def keep(self, name: str, weight: Weight) -> None:
+        """Remember what a tensor became."""
+        self._overlay.weights[name] = self._report.weights[name] = weight
+
+    def _scale(self, pending: PendingLinear, weight_NK: Tensor, hessian: Hessian) -> Tensor | None:
+        """The scale [K] that was moved into the op before."""
+        layer, model = self._report.layer, self._overlay
+        origin = origin_of(model.config, layer, pending.modules)
+        if self._smoother is None or origin is None:
+            return None
+        scale = self._smoother.scale(weight_NK, hessian, origin.tied)
+        if scale is None:
+            return None
+        changed: dict[str, Weight] = {}
+        scale = fold(origin, scale, model, changed)
+        for name, weight in changed.items():
+            self.keep(name, weight)
+        return scale
+
+    def _product(self, pending: PendingLinear, names: list[str], x_TK: Tensor) -> Tensor:
+        weights, packer = [self._overlay.weights[name] for name in names], self._walk.backend.packer
+        quantized = [w for w in weights if isinstance(w, QuantizedLinear)]
+        biases = [self._bias(module) for module in pending.modules] if pending.has_bias else []
+        if can_fuse(weights) and len(quantized) == len(weights):
+            whole, bias = StoredLinear.stack(quantized), torch.cat(biases) if biases else None
+            return self._walk.product(packer.pack(whole, bias), x_TK)
+        parts = [packer.pack(w, biases[i] if biases else None) for i, w in enumerate(weights)]
+        return torch.cat([self._walk.product(part, x_TK) for part in parts], dim=1)
+
+    def _bias(self, module: str) -> Tensor:
+        bias = self._overlay.load(f"{module}.bias")
+        assert isinstance(bias, Tensor)
+        return bias.to(self._walk.backend.device, torch.float32)
 
 
-def _dense(checkpoint: Checkpoint, name: str) -> Tensor:
+def output_error(weight: QuantizedLinear, matrix_NK: Tensor, hessian: Hessian) -> float:
+    """Norm of the difference of a matrix's outputs over their norm, by some of the rows [K]."""
+    step = max(1, matrix_NK.shape[0] // 128)
+    rows, h_KK = matrix_NK[::step].float(), hessian.mean()
+    difference = weight.dequantize()[::step] - rows
+    lost, whole = (float((d @ h_KK).mul_(d).sum()) for d in (difference, rows))
+    return (max(lost, 0.0) / max(whole, 1e-30)) ** 0.5
+
+
+def dense_matrix(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A matrix [N, K] of floats."""
     weight = checkpoint.load(name)
-    return weight if isinstance(weight, Tensor) else weight.dequantize(torch.float32)
+    return (weight if isinstance(weight, Tensor) else weight.dequantize()).float()
+
+
+def _of_layer(names: frozenset[str], layer: int) -> set[str]:
+    return {name for name in names if name.startswith(f"model.layers.{layer}.")}

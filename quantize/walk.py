@@ -1,7 +1,8 @@
 """A model one layer at a time, with all windows of a text at once.
 
-Only one layer's weights are in memory, and one residual for each token. Quantizing looks at what
-goes into each matrix on the way; judging walks two models side by side.
+Only one layer's weights are in memory, and one residual for each token. Judging walks two models
+side by side. Quantizing decides what a matrix is to be when the inputs of all tokens stand in front
+of it, so each layer is computed once, and every matrix sees what the quantized ones before it give.
 
 Shape letters: T tokens of a batch, D hidden size, K inputs of a matrix, L tokens of a window,
 V vocabulary.
@@ -35,6 +36,10 @@ BATCH_TOKENS = 4096
 
 Watch = Callable[["StackedLinear", Tensor, Tensor], None]
 """Called with a matrix, its inputs [T, K] and what the product gave [T, N], after each product."""
+Wanted = Callable[[str], bool]
+"""Whether a module's matrix is to be decided on."""
+Decide = Callable[["PendingLinear", Tensor], Tensor]
+"""Called with a matrix that is not there yet and its inputs [T, K]; gives the product [T, N]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,45 @@ class StackedLinear:
 
     modules: tuple[str, ...]
     packed: PackedLinear
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLinear:
+    """Projections of one input that nobody packed yet.
+
+    Attributes:
+        modules: full names, in the order in which their outputs follow each other.
+        shape: (N, K) of all together.
+        has_bias: each has a bias.
+        nbytes: nothing is there to be read.
+    """
+
+    modules: tuple[str, ...]
+    shape: tuple[int, int]
+    has_bias: bool
+    nbytes: int = 0
+
+
+class _PendingSource(WeightSource):
+    """Leaves the matrices of a layer alone for which ``wanted`` says so."""
+
+    def __init__(self, *args: Any, shapes: dict[str, tuple[int, ...]], wanted: Wanted) -> None:
+        super().__init__(*args)
+        self._shapes, self._wanted = shapes, wanted
+
+    def packed(self, module: str, has_bias: bool = False) -> PackedLinear:
+        if not self._wanted(module):
+            return super().packed(module, has_bias)
+        return self._pending([module], has_bias)
+
+    def fused(self, modules: list[str], has_bias: bool, gate: Any = None) -> FusedLinear[Any]:
+        if not all(self._wanted(module) for module in modules):
+            return super().fused(modules, has_bias, gate)
+        return FusedLinear([self._pending(modules, has_bias)], activation=gate or "silu")
+
+    def _pending(self, modules: list[str], has_bias: bool) -> PendingLinear:
+        shapes = [self._shapes[f"{module}.weight"] for module in modules]
+        return PendingLinear(tuple(modules), (sum(n for n, _ in shapes), shapes[0][1]), has_bias)
 
 
 class _NamedSource(WeightSource):
@@ -92,6 +136,27 @@ class _WatchedOps:
         self._ops.add(self.linear(x_TK, weight), residual_TN)
 
 
+class _DecidedOps:
+    """A backend's ops that ask what a pending matrix is to be when its inputs are known."""
+
+    def __init__(self, ops: Ops[Any], decide: Decide) -> None:
+        self._ops, self._decide = ops, decide
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def linear(self, x_TK: Tensor, weight: Any, out: Tensor | None = None) -> Tensor:
+        if not isinstance(weight, PendingLinear):
+            return self._ops.linear(x_TK, weight, out)
+        self._ops.flush()
+        return self._decide(weight, x_TK)
+
+    def linear_add(self, x_TK: Tensor, weight: Any, residual_TN: Tensor) -> None:
+        if not isinstance(weight, PendingLinear):
+            return self._ops.linear_add(x_TK, weight, residual_TN)
+        self._ops.add(self.linear(x_TK, weight), residual_TN)
+
+
 class _Piece:
     """A part of a network that an executor runs as if it were all of it."""
 
@@ -125,6 +190,7 @@ class Walk:
         checkpoint: the model; stays open as long as the walk goes on.
         config: backend, threads, types and rules of rounding.
         windows: token ids, equally many in each.
+        batch: tokens that go through a layer together; None = all of them, as deciding wants it.
 
     Attributes:
         checkpoint: the model.
@@ -133,16 +199,22 @@ class Walk:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: EngineConfig, windows: Sequence[Sequence[int]]
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        windows: Sequence[Sequence[int]],
+        batch: int | None = BATCH_TOKENS,
     ) -> None:
         self.checkpoint, self.layer = checkpoint, 0
         self._model = checkpoint.config
         self.backend: Backend[Any] = make_backend(config)
         self._length, size = len(windows[0]), config.block_size
         self._width = -(-self._length // size)
-        many = max(1, min(len(windows), BATCH_TOKENS // self._length))
+        many = len(windows)
+        if batch is not None:
+            many = max(1, min(many, batch // self._length))
         rotary = Rotaries(self._model)
-        self._heights = {info.name: info.shape[0] for info in checkpoint.tensors()}
+        self._shapes = {info.name: info.shape for info in checkpoint.tensors()}
         self._blocks: list[Block] = []
         self._kv: KVCache | None = None
         self._size, self._many = size, many
@@ -174,8 +246,7 @@ class Walk:
     def load_layer(self) -> None:
         """Load the next layer's weights."""
         source = self._source()
-        kinds = layer_blocks(self._model, self.layer)
-        self._blocks = [kind.load(self._model, self.layer, source) for kind in kinds]
+        self._load(source)
         self._named = source.linears
         self.linears = {}
         for linear in source.linears.values():
@@ -185,41 +256,50 @@ class Walk:
             for module, count in zip(linear.modules, rows, strict=True):
                 self.linears[module] = linear, slice(begin, begin + count)
                 begin += count
-        states = [kind.state(self._model) for kind in kinds]
+
+    def run_layer(self, watch: Watch | None = None) -> None:
+        """Take all windows through the layer that was loaded."""
+        ops: Any = self.backend.ops
+        self._add(ops if watch is None else _WatchedOps(ops, self._named, watch))
+
+    def decide_layer(self, wanted: Wanted, decide: Decide) -> None:
+        """Load the next layer but for the matrices that are wanted, and go through it.
+
+        Args:
+            wanted: which matrices ``decide`` gives the products of.
+            decide: see :data:`Decide`; called once for each batch.
+        """
+        more = {"shapes": self._shapes, "wanted": wanted}
+        self._load(_PendingSource(self.checkpoint, self.backend, self._model.norm_offset, **more))
+        self._add(_DecidedOps(self.backend.ops, decide))
+
+    def _load(self, source: WeightSource) -> None:
+        kinds = layer_blocks(self._model, self.layer)
+        self._blocks = [kind.load(self._model, self.layer, source) for kind in kinds]
         if self._kv is None:
+            states = [kind.state(self._model) for kind in kinds]
             blocks = self._many * self._width
             dtype, device = self.backend.kv_dtype, self.backend.device
             self._kv = KVCache(states, blocks, self._size, dtype, device)
         source.release()
 
-    def run_layer(self, watch: Watch | None = None) -> None:
-        """Take all windows through the layer that was loaded."""
+    def _add(self, ops: Any) -> None:
+        """Let the layer's blocks add to the residuals."""
         for batch in self._batches:
-            self._add(batch, batch.x_TD, watch)
+
+            def forward(step: StepInputs, kv: KVCache, x_TD: Tensor = batch.x_TD) -> Tensor:
+                for block, state in zip(self._blocks, kv.states, strict=True):
+                    block.add(ops, x_TD, step, state)
+                return x_TD
+
+            self._run(forward, batch.step, self._kv)
         self.layer += 1
 
-    def watch_layer(self, watch: Watch) -> None:
-        """Let all windows look into the layer that was loaded, and stay where they are."""
-        for batch in self._batches:
-            self._add(batch, batch.x_TD.clone(), watch)
-
-    def _add(self, batch: _Batch, x_TD: Tensor, watch: Watch | None) -> None:
-        ops: Any = self.backend.ops
-        if watch is not None:
-            ops = _WatchedOps(ops, self._named, watch)
-
-        def forward(step: StepInputs, kv: KVCache) -> Tensor:
-            for block, state in zip(self._blocks, kv.states, strict=True):
-                block.add(ops, x_TD, step, state)
-            return x_TD
-
-        self._run(forward, batch.step, self._kv)
-
-    def product(self, linear: StackedLinear, x_TK: Tensor) -> Tensor:
+    def product(self, packed: PackedLinear, x_TK: Tensor) -> Tensor:
         """A matrix's product with inputs of its own kind, [T, N]; computed at once."""
         ops = self.backend.ops
         ops.flush()
-        y = ops.linear(x_TK, linear.packed)
+        y = ops.linear(x_TK, packed)
         ops.flush()
         return y
 
@@ -246,7 +326,7 @@ class Walk:
         return _NamedSource(self.checkpoint, self.backend, self._model.norm_offset)
 
     def _rows_of(self, module: str) -> int:
-        return self._heights[f"{module}.weight"]
+        return self._shapes[f"{module}.weight"][0]
 
     def _inputs(self, windows: Sequence[Sequence[int]], rotary: Rotaries) -> StepInputs:
         rows = Rows(len(windows), self._length, self._size, rotary)

@@ -32,12 +32,12 @@ class Windows:
         return len(self.ids[0])
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, option: str = "--text") -> str:
     """A text file in UTF-8. Raises RequestError when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--text {path}: {error}", hint="name a text file in UTF-8") from None
+        raise RequestError(f"{option} {path}: {error}", hint="name a text file in UTF-8") from None
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:

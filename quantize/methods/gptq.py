@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfbyte.errors import QuantizeError
-
 from ...kernels.formats.canonical import QuantizedLinear
 from ..grid import CLIPS, Grid
 from ..hessian import Hessian
@@ -23,30 +21,22 @@ from .base import UniformCodes
 
 # Columns whose corrections are kept apart and applied to the rest at once.
 _BLOCK = 128
-# Dampings to try, as shares of the mean of the Hessian's diagonal, until it can be factored.
-_MORE = 10.0
-_TRIES = 5
 
 
-def solve(
-    name: str, weight_NK: Tensor, hessian_KK: Tensor, grid: Grid, damping: float = 0.01
-) -> Tensor:
+def solve(weight_NK: Tensor, hessian: Hessian, grid: Grid, damping: float = 0.01) -> Tensor:
     """Codes, uint8 [N, K], for which the squared error of the outputs is small.
 
     Args:
-        name: of the matrix, for messages.
         weight_NK: float [N, K].
-        hessian_KK: mean of ``x x^T`` of the inputs, float32 [K, K].
+        hessian: of the inputs.
         grid: of each group of columns.
         damping: share of the diagonal's mean that is added to the diagonal.
 
     Raises:
-        QuantizeError: the Hessian is not finite, or has no factor even with 10 000 times the
-            damping.
+        QuantizeError: as :meth:`..hessian.Hessian.factor`.
     """
-    order = hessian_KK.diagonal().argsort(descending=True, stable=True)
+    order, factor = hessian.factor(damping)
     w = weight_NK.float()[:, order].T.contiguous()  # columns lie together: [K, N]
-    factor = _factor(name, hessian_KK[order][:, order], damping)
     codes = torch.empty(w.shape, dtype=torch.uint8)
     grids = [grid.column(k) for k in order.tolist()]
     for begin in range(0, len(w), _BLOCK):
@@ -62,29 +52,6 @@ def solve(
     out = torch.empty(w.shape[::-1], dtype=torch.uint8)
     out[:, order] = codes.T
     return out
-
-
-def _factor(name: str, hessian_KK: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor [K, K] of the damped Hessian's inverse."""
-    if not bool(hessian_KK.isfinite().all()):
-        raise QuantizeError(f"the statistics of {name} are not finite; expected finite numbers")
-    mean = float(hessian_KK.diagonal().mean())
-    if mean == 0:  # nothing ever comes in: any rounding will do
-        return torch.eye(len(hessian_KK))
-    for attempt in range(_TRIES):
-        damped = hessian_KK.clone()
-        damped.diagonal().add_(damping * mean * _MORE**attempt)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
-            continue
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed and bool(upper.isfinite().all()):
-            return upper
-    raise QuantizeError(
-        f"the statistics of {name} are singular even with a damping of "
-        f"{damping * _MORE ** (_TRIES - 1):g}",
-        hint="use a longer or more varied calibration text",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +71,6 @@ class GPTQQuantizer:
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
         """See :class:`.base.Quantizer`; [N, K]."""
         assert hessian is not None
-        mean_KK = hessian.mean()
-        grid = self.codes.fit(weight_NK, mean_KK.diagonal(), CLIPS)
-        codes = solve(name, weight_NK, mean_KK, grid, self.damping)
+        grid = self.codes.fit(weight_NK, hessian.importance(), CLIPS)
+        codes = solve(weight_NK, hessian, grid, self.damping)
         return self.codes.weight(name, grid, codes)

@@ -1,4 +1,4 @@
-"""Rounding to nearest, without any text."""
+"""Rounding to nearest: on the full range of each group, or on clipped ranges that inputs choose."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...kernels.formats.canonical import QuantizedLinear
+from ..grid import CLIPS
 from ..hessian import Hessian
 from .base import UniformCodes
 
 
 @dataclass(frozen=True, slots=True)
 class NearestQuantizer:
-    """Each weight to the nearest code of its group's full range.
+    """Each weight to the nearest code.
 
     Attributes:
         codes: what they are to be.
-        calibrated: it wants no inputs.
+        calibrated: ranges are clipped where that lowers the expected error of outputs; otherwise
+            each group keeps its full range.
     """
 
     codes: UniformCodes
@@ -25,5 +27,8 @@ class NearestQuantizer:
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
         """See :class:`.base.Quantizer`; [N, K]."""
-        grid = self.codes.fit(weight_NK, None, (1.0,))
+        if self.calibrated and hessian is not None:
+            grid = self.codes.fit(weight_NK, hessian.importance(), CLIPS)
+        else:
+            grid = self.codes.fit(weight_NK, None, (1.0,))
         return self.codes.weight(name, grid, grid.codes(weight_NK))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfbyte.errors import QuantizeError
 from halfbyte.quantize.grid import Grid, fit_grid
+from halfbyte.quantize.hessian import Hessian
 from halfbyte.quantize.methods.gptq import solve
 
 
@@ -20,6 +21,11 @@ def inputs(rng: random.Random, tokens: int, k: int) -> Tensor:
     mixed = few @ torch.randn(k // 4, k, generator=generator)
     own = torch.randn(tokens, k, generator=generator)
     return (mixed + own) * (torch.rand(k, generator=generator) + 0.1)
+
+
+def mean_of(hessian_KK: Tensor, name: str = "w") -> Hessian:
+    """Statistics with a given mean of ``x x^T``."""
+    return Hessian.of(name, hessian_KK, 1)
 
 
 def by_definition(w_NK: Tensor, hessian_KK: Tensor, grid: Grid, damping: float) -> Tensor:
@@ -57,7 +63,7 @@ def test_codes_are_those_of_the_definition(symmetric: bool) -> None:
         w = torch.randn(8, k, generator=torch.Generator().manual_seed(rng.getrandbits(30)))
         hessian = x.T @ x / len(x)
         grid = fit_grid(w, 4, 32, symmetric, hessian.diagonal())
-        got, want = solve("w", w, hessian, grid), by_definition(w, hessian, grid, 0.01)
+        got, want = solve(w, mean_of(hessian), grid), by_definition(w, hessian, grid, 0.01)
         assert float((got != want).float().mean()) < 0.02
         mine, theirs = (loss(w, codes, grid, hessian) for codes in (got, want))
         assert mine < 1.02 * theirs
@@ -70,7 +76,7 @@ def test_it_beats_rounding_to_nearest_on_the_same_grid() -> None:
     hessian = x.T @ x / len(x)
     grid = fit_grid(w, 4, 64, True, hessian.diagonal())
     nearest = loss(w, grid.codes(w), grid, hessian)
-    assert loss(w, solve("w", w, hessian, grid), grid, hessian) < nearest / 2
+    assert loss(w, solve(w, mean_of(hessian), grid), grid, hessian) < nearest / 2
 
 
 def test_independent_inputs_leave_nothing_to_make_up_for() -> None:
@@ -78,7 +84,7 @@ def test_independent_inputs_leave_nothing_to_make_up_for() -> None:
     w = torch.randn(6, 96, generator=torch.Generator().manual_seed(rng.getrandbits(30)))
     hessian = torch.diag(torch.rand(96) + 0.1)
     grid = fit_grid(w, 3, 32, False)
-    assert torch.equal(solve("w", w, hessian, grid), grid.codes(w))
+    assert torch.equal(solve(w, mean_of(hessian), grid), grid.codes(w))
 
 
 def test_dead_and_equal_inputs_are_no_obstacle() -> None:
@@ -88,19 +94,36 @@ def test_dead_and_equal_inputs_are_no_obstacle() -> None:
     x[:, 9] = x[:, 8]
     hessian = x.T @ x / len(x)
     grid = fit_grid(w, 4, 32, True, hessian.diagonal())
-    codes = solve("w", w, hessian, grid)
+    codes = solve(w, mean_of(hessian), grid)
     assert loss(w, codes, grid, hessian) <= loss(w, grid.codes(w), grid, hessian)
     nothing = torch.zeros(64, 64)
-    assert torch.equal(solve("w", w, nothing, grid), grid.codes(w))
+    assert torch.equal(solve(w, mean_of(nothing), grid), grid.codes(w))
+
+
+def test_the_factor_is_that_of_the_damped_inverse_and_made_once() -> None:
+    x = inputs(random.Random(random.getrandbits(32)), 200, 48)
+    hessian = Hessian("w", 48)
+    hessian.add(x[:90])
+    hessian.factor(0.5)
+    hessian.add(x[90:])  # what was factored before is forgotten
+    order, upper = hessian.factor(0.01)
+    mean = (x.T @ x / len(x)).double()
+    damped = mean + torch.eye(48) * 0.01 * float(mean.diagonal().mean())
+    product = upper.double().T @ upper.double() @ damped[order][:, order]
+    # Float32 and a condition number of at most 100 over the damping, times a few for sums.
+    assert float((product - torch.eye(48)).abs().max()) < 1e-2
+    assert torch.equal(upper, upper.triu())
+    assert hessian.factor(0.01)[1] is upper
 
 
 def test_statistics_that_are_no_numbers_are_refused_by_name() -> None:
-    hessian = torch.eye(32)
-    hessian[3, 4] = torch.nan
     w = torch.randn(2, 32)
-    with pytest.raises(QuantizeError, match=r"layers\.1\.q_proj are not finite"):
-        solve("layers.1.q_proj", w, hessian, fit_grid(w, 4, 32, True))
+    for bad in (torch.nan, torch.inf):
+        x = torch.randn(40, 32)
+        x[7, 3] = bad
+        with pytest.raises(QuantizeError, match=r"layers\.1\.q_proj are not finite"):
+            Hessian("layers.1.q_proj", 32).add(x)
     indefinite = torch.eye(32)
     indefinite[0, 1] = indefinite[1, 0] = 1e6
     with pytest.raises(QuantizeError, match="singular even with a damping of 100"):
-        solve("w", w, indefinite, fit_grid(w, 4, 32, True))
+        solve(w, mean_of(indefinite), fit_grid(w, 4, 32, True))
