@@ -7,6 +7,7 @@ functions because commands that need no tokenizer should start without it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,16 +85,25 @@ def from_gguf_bpe(source: TokenizerSource) -> HfBackend:
         TokenizerError: unknown pre-tokenizer, no tokens, a token listed twice, or a merge whose
             parts or result are not tokens.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    rule = pre_tokenizer(source.pre)
-    vocab = _unique(source.tokens)
-    merges = [_merge(index, text) for index, text in enumerate(source.merges)]
+    vocab = unique_tokens(source.tokens)
     size = len(source.tokens)
     # A byte that is no token is dropped, but its neighbours must not merge across it. So it
     # takes part in merging under a separate id, which is dropped afterwards.
     missing = [c for c in byte_alphabet() if c not in vocab]
     vocab |= {c: size + i for i, c in enumerate(missing)}
+    return HfBackend(gguf_bpe_pipeline(source, vocab), size=size, vocab=vocab)
+
+
+def gguf_bpe_pipeline(source: TokenizerSource, vocab: dict[str, int]) -> HfTokenizer:
+    """The pipeline of a byte-level vocabulary, ``vocab``: the file's, and what is put to it.
+
+    Raises TokenizerError for an unknown pre-tokenizer, and for a merge whose parts or result are
+    not in the vocabulary.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    rule = pre_tokenizer(source.pre)
+    merges = [_merge(index, text) for index, text in enumerate(source.merges)]
     model = shielded(
         lambda: models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.whole_words),
         "tokenizer.ggml.merges does not fit tokenizer.ggml.tokens",
@@ -103,6 +113,16 @@ def from_gguf_bpe(source: TokenizerSource) -> HfBackend:
     bytes_step = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_step])
     tokenizer.decoder = decoders.ByteLevel()
+    match_added_tokens(tokenizer, source, vocab)
+    return tokenizer
+
+
+def match_added_tokens(
+    tokenizer: HfTokenizer, source: TokenizerSource, vocab: Mapping[str, int]
+) -> None:
+    """Have a pipeline match the added tokens of a GGUF file, which all are in ``vocab`` already."""
+    from tokenizers import AddedToken
+
     added, special = added_tokens(source)
     tokens = [
         AddedToken(
@@ -114,8 +134,7 @@ def from_gguf_bpe(source: TokenizerSource) -> HfBackend:
         for text, token_id in sorted(added.items(), key=lambda item: item[1])
         if vocab.get(text) == token_id
     ]
-    tokenizer.add_tokens(tokens)  # all are in the vocabulary already
-    return HfBackend(tokenizer, size=size, vocab=vocab)
+    tokenizer.add_tokens(tokens)
 
 
 def added_tokens(source: TokenizerSource) -> tuple[dict[str, int], frozenset[int]]:
@@ -160,7 +179,7 @@ def check_file(path: Path, limit: int) -> None:
         raise TokenizerError(f"{path} has {size} bytes; expected 1 to {limit}")
 
 
-def _unique(tokens: tuple[str, ...]) -> dict[str, int]:
+def unique_tokens(tokens: tuple[str, ...]) -> dict[str, int]:
     """Token text -> id. Raises TokenizerError when a text is listed twice or there is none."""
     vocab = {text: index for index, text in enumerate(tokens) if text}
     if len(vocab) < sum(map(bool, tokens)):

@@ -25,6 +25,7 @@ class FolderFacts:
 
     Attributes:
         model_type: value of that key of ``config.json``.
+        class_name: of transformers' class, as ``architectures`` has it.
         defaults: values of keys that a file may leave out; a null in the file is not replaced.
         activation_names: accepted names of the family's activation.
         activation_key: key that names it.
@@ -32,6 +33,7 @@ class FolderFacts:
         mlp_bias: ``mlp_bias`` switches the biases of the MLP.
         windows: which layers have the sliding window.
         partial_rotary: ``partial_rotary_factor`` may be less than 1.
+        stacked: q, k and v, and gate and up, are one tensor each in transformers' own files.
         own_keys: keys that other families must not have.
         expert_count: key of the number of experts, as the family's own files spell it.
         expert_width: key of the width of an expert's MLP.
@@ -43,6 +45,7 @@ class FolderFacts:
     """
 
     model_type: str
+    class_name: str
     defaults: Mapping[str, Any]
     activation_names: tuple[str, ...] = ("silu", "swish")
     activation_key: str = "hidden_act"
@@ -50,6 +53,7 @@ class FolderFacts:
     mlp_bias: bool = False
     windows: WindowRule = "none"
     partial_rotary: bool = False
+    stacked: bool = False
     own_keys: tuple[str, ...] = ()
     expert_count: str = "num_experts"
     expert_width: str = "intermediate_size"
@@ -151,13 +155,20 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts")
 MODEL_FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         "llama",
-        FolderFacts("llama", {"max_position_embeddings": 2048}, attention_bias=True, mlp_bias=True),
+        FolderFacts(
+            "llama",
+            "LlamaForCausalLM",
+            {"max_position_embeddings": 2048},
+            attention_bias=True,
+            mlp_bias=True,
+        ),
         GGUFFacts(("llama",), interleaved=True),
     ),
     ModelFamily(
         "mistral",
         FolderFacts(
             "mistral",
+            "MistralForCausalLM",
             {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
             windows="all",
         ),
@@ -167,6 +178,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "qwen2",
         FolderFacts(
             "qwen2",
+            "Qwen2ForCausalLM",
             {"num_key_value_heads": 32, "max_position_embeddings": 32768},
             windows="switched",
         ),
@@ -177,6 +189,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "qwen3",
         FolderFacts(
             "qwen3",
+            "Qwen3ForCausalLM",
             {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128},
             attention_bias=True,
             windows="switched",
@@ -188,6 +201,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "mixtral",
         FolderFacts(
             "mixtral",
+            "MixtralForCausalLM",
             {
                 "num_key_value_heads": 8,
                 "max_position_embeddings": 131072,
@@ -213,6 +227,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "qwen3_moe",
         FolderFacts(
             "qwen3_moe",
+            "Qwen3MoeForCausalLM",
             {
                 "num_key_value_heads": 4,
                 "max_position_embeddings": 32768,
@@ -232,6 +247,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "smollm3",
         FolderFacts(
             "smollm3",
+            "SmolLM3ForCausalLM",
             {
                 "num_key_value_heads": 4,
                 "max_position_embeddings": 32768,
@@ -249,6 +265,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "phi3",
         FolderFacts(
             "phi3",
+            "Phi3ForCausalLM",
             {
                 "max_position_embeddings": 4096,
                 "original_max_position_embeddings": 4096,
@@ -256,6 +273,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             },
             windows="all",
             partial_rotary=True,
+            stacked=True,
         ),
         # llama.cpp, too, goes by the model's name.
         GGUFFacts(
@@ -269,6 +287,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "gemma",
         FolderFacts(
             "gemma",
+            "GemmaForCausalLM",
             {**_GEMMA, "num_attention_heads": 16, "num_key_value_heads": 16},
             # Its files say "gelu" and mean the tanh form; transformers reads them so, too.
             activation_names=("gelu_pytorch_tanh", "gelu"),
@@ -282,6 +301,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "gemma2",
         FolderFacts(
             "gemma2",
+            "Gemma2ForCausalLM",
             _GEMMA2,
             activation_names=("gelu_pytorch_tanh",),
             activation_key="hidden_activation",
@@ -300,6 +320,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         "gemma3",
         FolderFacts(
             "gemma3_text",
+            "Gemma3ForCausalLM",
             {
                 **_GEMMA2,
                 "vocab_size": 262208,

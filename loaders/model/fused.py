@@ -36,7 +36,7 @@ class RowRange:
 def fused_shapes(expected: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """``expected`` and, for every set of parts in it, the stacked tensor's name and shape."""
     shapes = dict(expected)
-    for name, parts in _stacks(expected):
+    for name, parts in stacked_parts(expected):
         rows = sum(expected[part][0] for part in parts)
         shapes[name] = (rows, *expected[parts[0]][1:])
     return shapes
@@ -63,7 +63,7 @@ def split_fused(
         CheckpointError: a stacked tensor has the wrong number of rows, or a part is stored twice.
     """
     infos, rows = dict(stored), {}
-    for name, parts in _stacks(expected):
+    for name, parts in stacked_parts(expected):
         whole = stored.get(name)
         if whole is None:
             continue
@@ -99,7 +99,7 @@ def take_rows(weight: Weight, rows: RowRange) -> Weight:
     return weight[rows.start : rows.stop]
 
 
-def _stacks(expected: Mapping[str, tuple[int, ...]]) -> list[tuple[str, list[str]]]:
+def stacked_parts(expected: Mapping[str, tuple[int, ...]]) -> list[tuple[str, list[str]]]:
     """Stacked name -> parts, for all parts that ``expected`` holds."""
     found = []
     for fused, parts in FUSED.items():

@@ -43,6 +43,7 @@ NEWCOMER = ModelFamily(
     "newcomer",
     FolderFacts(
         "newcomer",
+        "NewcomerForCausalLM",
         {"max_position_embeddings": 128, "rope_theta": 10000.0},
         renamed={"feed_forward": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"},
     ),
