@@ -19,7 +19,7 @@ from torch import Tensor
 from ..engine.config import EngineConfig
 from ..kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
 from ..kernels.formats.stored import StoredLinear
-from ..loaders.base import Checkpoint, TensorInfo, TokenizerSource
+from ..loaders.base import Checkpoint, TensorInfo, TokenizerSource, load_stored
 from ..loaders.model.config import ModelConfig
 from ..loaders.model.quantizing import is_decoder_linear
 from ..loaders.model.report import LoadReport
@@ -52,6 +52,10 @@ class Overlay:
     def load(self, name: str) -> Weight:
         """The replaced weight, or the file's. Raises CheckpointError for an unknown name."""
         return self.weights[name] if name in self.weights else self._inner.load(name)
+
+    def load_stored(self, name: str) -> Weight:
+        """The replaced weight, or the file's as it lies there; see ``loaders.base.load_stored``."""
+        return self.weights[name] if name in self.weights else load_stored(self._inner, name)
 
     def has(self, name: str) -> bool:
         """Whether a tensor of that canonical name is stored."""

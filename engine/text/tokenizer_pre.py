@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from halfbyte.errors import TokenizerError
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The splitting of GPT-2, which a byte-level step of ``tokenizer.json`` does by itself."""
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
@@ -58,15 +59,15 @@ class PreTokenizer:
 _GROUPS: tuple[tuple[str, PreTokenizer], ...] = (
     (
         "default",
-        PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+        PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
     ),
     (
         "gpt-2 gpt2 phi-2 mpt olmo jais trillion granite-docling gigachat a.x-4.0 mellum exaone4",
-        PreTokenizer((_GPT2,)),
+        PreTokenizer((GPT2,)),
     ),
     (
         "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
-        PreTokenizer((r"\p{N}", _GPT2)),
+        PreTokenizer((r"\p{N}", GPT2)),
     ),
     (
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
@@ -90,12 +91,17 @@ _GROUPS: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     (
         "falcon",
-        PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
+        PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]")),
     ),
     ("bloom gpt3-finnish poro-chat", PreTokenizer((_BLOOM,))),
     ("viking", PreTokenizer((_BLOOM, r"\p{N}"))),
     ("seed-coder", PreTokenizer((_SEED,))),
 )
+
+
+def pre_name(rule: PreTokenizer) -> str | None:
+    """The name of a splitting rule in GGUF files; None where none has just these expressions."""
+    return next((names.split()[0] for names, known in _GROUPS if known == rule), None)
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:

@@ -41,6 +41,7 @@ SOURCES = (
     "pack.c",
     "words.c",
     "blocks.c",
+    "fit.c",
     "elementwise.c",
     "inputs.c",
     "pool.c",

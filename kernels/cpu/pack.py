@@ -219,7 +219,7 @@ def pack_blocks(
         stop = start + part.shape[0]
         tiled, row_bytes = _rows(packed, start, stop), part.stride(0)
         op = ops.PackBlocks(tiled=tiled, source=part, bad=bad, row_bytes=row_bytes, type=type)
-        _run(library, op)
+        run_op(library, op)
         start = stop
     return None if bad.item() else packed
 
@@ -275,7 +275,7 @@ def pack_groups(
                 row_words=part.stride(0),
                 across=encoding == INTERLEAVED,
             )
-            _run(library, op)
+            run_op(library, op)
         start = stop
     return packed
 
@@ -324,7 +324,7 @@ def _pack_rows(
         bits=bits,
         high_first=high_first,
     )
-    _run(library, op)
+    run_op(library, op)
 
 
 def _rows(packed: TiledLinear, start: int, stop: int) -> TiledLinear:
@@ -333,7 +333,7 @@ def _rows(packed: TiledLinear, start: int, stop: int) -> TiledLinear:
     return replace(packed, n=stop - start, data=packed.data[start // TILE * tile :])
 
 
-def _run(library: Library, op: ops.Op) -> None:
+def run_op(library: Library, op: ops.Op) -> None:
     """Run one op. Nothing follows at once, so the workers may sleep."""
     library.run(ops.RECORDS.pack(op)[0], 1, spin_us=0)
 

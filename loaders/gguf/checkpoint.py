@@ -54,8 +54,8 @@ _STACKED = {
     **dict.fromkeys(FUSED["mlp.gate_up_proj"], "ffn_up"),
     "mlp.gate_up_proj": "ffn_up",
 }
-# Divisors of the rotary frequencies; they become a part of the config.
-_FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Divisors of the rotary frequencies; they become a part of the config."""
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(.+)\.(weight|bias)")
 _TOP_NAME = re.compile(r"([a-z_]+)\.(weight|bias)")
 
@@ -99,7 +99,7 @@ class GGUFCheckpoint:
             report.count(tensor.type.name, tensor.nbytes)
         factors = {
             name: _read_factors(where, parts, parts.tensors[name])
-            for name in _FACTOR_TENSORS
+            for name in FACTOR_TENSORS
             if name in parts.tensors
         }
         metadata = parts.metadata
@@ -129,7 +129,7 @@ class GGUFCheckpoint:
     def _spelling(self, facts: GGUFFacts) -> Callable[[str], str]:
         """What turns a canonical name into the file's, or into the one that it should have."""
         stored = {name: tensor.name for name, tensor in self._by_name.items()}
-        return lambda name: stored.get(name) or _file_name(name, facts)
+        return lambda name: stored.get(name) or file_name(name, facts)
 
     def _tie_equal_head(self) -> None:
         """Tie the LM head when the file holds the embedding matrix once more as the head."""
@@ -247,8 +247,13 @@ def _canonical_name(name: str, facts: GGUFFacts, stored: Container[str]) -> str:
     return name
 
 
-def _file_name(name: str, facts: GGUFFacts) -> str:
-    """The GGUF name that a tensor would have: the inverse of :func:`_canonical_name`."""
+def file_name(name: str, facts: GGUFFacts) -> str:
+    """The GGUF name that a tensor of a canonical name would have, or that stack has it.
+
+    Args:
+        name: canonical; one that has no GGUF name stays as it is.
+        facts: of the model's family.
+    """
     head, _, ending = name.rpartition(".")
     if head in _TOP_FILE_NAMES:
         return f"{_TOP_FILE_NAMES[head]}.{ending}"

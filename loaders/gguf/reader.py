@@ -115,6 +115,7 @@ class GGUFFile:
         path: the file.
         version: 2 or 3.
         metadata: key -> int, float, bool, str or :class:`GGUFArray`.
+        value_types: key -> GGUF value type id.
         tensors: name -> header, in file order.
         alignment: every tensor's offset in the data section is a multiple of it.
 
@@ -130,7 +131,7 @@ class GGUFFile:
             self.version = _read_version(cursor)
             n_tensors = cursor.count("tensor count", MAX_TENSORS, bytes_each=24)
             n_keys = cursor.count("metadata key count", MAX_KEYS, bytes_each=13)
-            self.metadata = _read_metadata(cursor, n_keys)
+            self.metadata, self.value_types = _read_metadata(cursor, n_keys)
             self.alignment = _alignment(path, self.metadata)
             infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]
             data_start = -(-cursor.position // self.alignment) * self.alignment
@@ -262,20 +263,23 @@ def _read_version(cursor: _Cursor) -> int:
     raise cursor.error(f"GGUF version is {version}; expected 2 or 3")
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """Values by their keys, and their types."""
     metadata: dict[str, Any] = {}
+    types: dict[str, int] = {}
     for index in range(count):
         key = cursor.string(f"metadata key {index}", MAX_KEY_BYTES)
         if not key or "\0" in key:
             raise cursor.error(f"metadata key {index} is {shown(key)}; expected a plain name")
         if key in metadata:
             raise cursor.error(f"metadata key {shown(key)} appears twice")
-        metadata[key] = _read_value(cursor, f"metadata key {shown(key)}")
-    return metadata
+        what = f"metadata key {shown(key)}"
+        types[key] = cursor.take(_U32, f"the type of {what}")
+        metadata[key] = _read_value(cursor, types[key], what)
+    return metadata, types
 
 
-def _read_value(cursor: _Cursor, what: str) -> Any:
-    kind = cursor.take(_U32, f"the type of {what}")
+def _read_value(cursor: _Cursor, kind: int, what: str) -> Any:
     if kind == _STRING:
         return cursor.string(what, MAX_STRING_BYTES)
     if kind == _ARRAY:
