@@ -255,10 +255,26 @@ def _absmax(where: str, parts: Mapping[str, StoredTensor], state: State4, read: 
     nested, table = parts["weight.nested_absmax"], parts["weight.nested_quant_map"]
     outer = finite(where, nested.name, read(nested))
     values = finite(where, table.name, read(table))
-    scales = values[read(stored).int()]
-    scales *= outer.repeat_interleave(state.nested_blocksize)[: state.blocks]
-    scales += state.nested_offset
-    return finite(where, stored.name, scales)
+    block, offset = state.nested_blocksize, state.nested_offset
+    return finite(where, stored.name, nested_values(read(stored), outer, values, block, offset))
+
+
+def nested_values(
+    codes_B: Tensor, absmax: Tensor, table: Tensor, block: int, offset: float
+) -> Tensor:
+    """Scales, float32 [B], from double quantization: ``table[code] * absmax + offset``.
+
+    Args:
+        codes_B: uint8 [B].
+        absmax: float32 [ceil(B / block)].
+        table: float32 [256].
+        block: scales that share an ``absmax``.
+        offset: added to each.
+    """
+    scales = table[codes_B.int()]
+    scales *= absmax.repeat_interleave(block)[: len(codes_B)]
+    scales += offset
+    return scales
 
 
 def _dense(packed: Tensor, table: Tensor, absmax: Tensor, state: State4) -> Tensor:
