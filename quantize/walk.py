@@ -183,6 +183,25 @@ class _Batch:
     x_TD: Tensor
 
 
+def whole_windows(
+    windows: Sequence[Sequence[int]], block_size: int, rotary: Rotaries
+) -> StepInputs:
+    """A step of all tokens of some windows, equally long, whose keys and values lie in order.
+
+    Args:
+        windows: token ids.
+        block_size: tokens in a KV block; a window begins a block.
+        rotary: position embedding tables.
+    """
+    length = len(windows[0])
+    width = -(-length // block_size)
+    rows = Rows(len(windows), length, block_size, rotary)
+    rows.tokens[:, :length] = torch.tensor([list(ids) for ids in windows])
+    rows.block_tables.copy_(torch.arange(len(windows) * width, dtype=torch.int32).view(-1, width))
+    rows.prompt_lengths.fill_(length)
+    return rows.step([(row, 0, length) for row in range(len(windows))], None)
+
+
 class Walk:
     """One model on its way through a text.
 
@@ -224,7 +243,7 @@ class Walk:
         self._embedding = embedding if self._model.tie_word_embeddings else None
         self._batches: list[_Batch] = []
         for start in range(0, len(windows), many):
-            step = self._inputs(windows[start : start + many], rotary)
+            step = whole_windows(windows[start : start + many], size, rotary)
             x_TD = self._run(
                 lambda step, kv: self.backend.ops.embed(
                     step.token_ids, embedding, self._model.embedding_scale
@@ -327,15 +346,6 @@ class Walk:
 
     def _rows_of(self, module: str) -> int:
         return self._shapes[f"{module}.weight"][0]
-
-    def _inputs(self, windows: Sequence[Sequence[int]], rotary: Rotaries) -> StepInputs:
-        rows = Rows(len(windows), self._length, self._size, rotary)
-        rows.tokens[:, : self._length] = torch.tensor([list(ids) for ids in windows])
-        rows.block_tables.copy_(
-            torch.arange(len(windows) * self._width, dtype=torch.int32).view(-1, self._width)
-        )
-        rows.prompt_lengths.fill_(self._length)
-        return rows.step([(row, 0, self._length) for row in range(len(windows))], None)
 
     def _run(
         self,

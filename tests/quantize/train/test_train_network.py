@@ -1,0 +1,38 @@
+"""The network that is trained against the engine's reference backend."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from halfbyte import Engine
+from halfbyte.loaders import open_checkpoint
+from halfbyte.quantize.train.network import Network
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+FOLDERS = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_logits_are_the_reference_backends(name: str) -> None:
+    """All families, formats and rules, over windows longer than the sliding ones. Sums in float32
+    add up in another order; where inputs are rounded, one may fall to the other side, and such a
+    step moves logits by up to some hundredths of their size.
+    """
+    path = next((FIXTURES / name).glob("*.gguf"), FIXTURES / name)
+    checkpoint = open_checkpoint(path)
+    rounds = any(info.format and info.format.act for info in checkpoint.tensors())
+    length = max([16, *checkpoint.config.sliding_window]) + 5
+    windows = [[random.randrange(3, 256) for _ in range(length)] for _ in range(2)]
+    network = Network(checkpoint)
+    with torch.no_grad():
+        got = network.logits(network.residual(windows)).view(2, length, -1)
+    checkpoint.close()
+    with Engine(path, backend="reference", activations="float") as engine:
+        for ours, ids in zip(got, windows, strict=True):
+            want = engine.logits(ids)
+            error = (ours - want).norm() / want.norm()
+            assert error < (0.02 if rounds else 1e-5)
