@@ -61,7 +61,7 @@ def accuracy(
     words = read_text(text)
     config = EngineConfig(activations=activations, threads=threads)
     with ExitStack() as stack:
-        ours, theirs = (_opened(stack, name) for name in (quantized, reference))
+        ours, theirs = (opened(stack, name) for name in (quantized, reference))
         cut = common_windows(ours, theirs, words, length, windows)
         progress = stack.enter_context(loading_bar("layers"))
         found = compare(ours, theirs, cut, config, layers, progress)
@@ -99,7 +99,7 @@ def perplexity(
     words = read_text(text)
     config = EngineConfig(activations=activations, threads=threads)
     with ExitStack() as stack:
-        checkpoint = _opened(stack, model)
+        checkpoint = opened(stack, model)
         cut = cut_windows(tokenizer_of(checkpoint), words, length, windows, convention)
         progress = stack.enter_context(loading_bar("layers"))
         ppl, means = measured(checkpoint, cut, config, progress)
@@ -133,7 +133,8 @@ def render(found: Accuracy) -> str:
     return "\n\n".join(parts)
 
 
-def _opened(stack: ExitStack, name: str) -> Checkpoint:
+def opened(stack: ExitStack, name: str) -> Checkpoint:
+    """A model by name or path, closed with the stack."""
     from ..loaders import open_checkpoint
     from ..loaders.store.model_store import resolve_model
 

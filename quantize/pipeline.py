@@ -9,9 +9,10 @@ Shape letters: T tokens, N rows, K columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -96,6 +97,18 @@ class LayerReport:
     weights: dict[str, Weight] = field(default_factory=dict)
 
 
+class Keeper(Protocol):
+    """Keeps what is done of a run, so that another can go on with it; see :mod:`.staging`."""
+
+    def done(self) -> tuple[int, dict[str, Weight], list[Tensor]] | None:
+        """Layers that an earlier run finished, their weights, and the residuals [T, D] behind."""
+        ...
+
+    def keep(self, layers: int, weights: Mapping[str, Weight], residuals: list[Tensor]) -> None:
+        """Note the weights of the last of so many layers, and the residuals [T, D] behind it."""
+        ...
+
+
 def quantize_model(
     checkpoint: Checkpoint,
     method: Quantizer,
@@ -103,8 +116,10 @@ def quantize_model(
     smoother: Smoother | None = None,
     config: EngineConfig | None = None,
     done: Callable[[LayerReport], None] | None = None,
+    others: Iterable[str] = (),
+    keeper: Keeper | None = None,
 ) -> Overlay:
-    """All matrices of the decoder's layers, quantized; embedding and head as they are.
+    """All matrices of the decoder's layers, quantized.
 
     Args:
         checkpoint: a dense model.
@@ -114,18 +129,27 @@ def quantize_model(
         config: how the text goes through the model; by default with inputs as rounded by blocks,
             which is faster than floats and gives the same statistics but for 0.4 % of noise.
         done: told after each layer.
+        others: matrices outside the layers (embedding, head) to be quantized, without inputs.
+        keeper: keeps what is done; only with windows.
 
     Raises:
         QuantizeError: a matrix cannot be quantized.
         UnsupportedWeightError: the backend cannot run a weight.
     """
     overlay = Overlay(checkpoint)
+    for name in others:
+        overlay.weights[name] = method.quantize(name, dense_matrix(checkpoint, name), None)
+        checkpoint.release([name])
     wanted = frozenset(i.name for i in checkpoint.tensors() if is_decoder_linear(i.name, i.shape))
     if windows is None:
         return _without_text(overlay, method, wanted, done)
     config = config or EngineConfig(activations="int8-block32")
     walk = Walk(overlay, config, windows.ids, batch=None)
-    for layer in range(walk.layers):
+    if keeper is not None and (earlier := keeper.done()) is not None:
+        layers, weights, residuals = earlier
+        overlay.weights |= weights
+        walk.go_on(layers, residuals)
+    for layer in range(walk.layer, walk.layers):
         report = LayerReport(layer, walk.layers)
         decider = _Decider(walk, overlay, method, smoother, report)
         walk.decide_layer(lambda module: f"{module}.weight" in wanted, decider)
@@ -133,6 +157,8 @@ def quantize_model(
         for name in sorted(_of_layer(wanted, layer) - report.weights.keys()):
             matrix = dense_matrix(overlay, name)
             decider.keep(name, method.quantize(name, matrix, Hessian(name, matrix.shape[1])))
+        if keeper is not None:
+            keeper.keep(walk.layer, report.weights, list(walk.residuals()))
         if done is not None:
             done(report)
     return overlay
@@ -147,9 +173,11 @@ def _without_text(
     layers = overlay.config.num_layers
     for layer in range(layers):
         report = LayerReport(layer, layers)
-        for name in sorted(_of_layer(wanted, layer)):
+        names = sorted(_of_layer(wanted, layer))
+        for name in names:
             weight = method.quantize(name, dense_matrix(overlay, name), None)
             overlay.weights[name] = report.weights[name] = weight
+        overlay.release(names)
         if done is not None:
             done(report)
     return overlay
@@ -185,6 +213,7 @@ class _Decider:
             self.keep(name, weight)
             error = output_error(weight, matrix, hessian)
             self._report.errors[name.removesuffix(".weight")] = error
+        self._overlay.release(names)
         return self._product(pending, names, x_TK)
 
     def keep(self, name: str, weight: Weight) -> None:

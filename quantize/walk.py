@@ -262,6 +262,12 @@ class Walk:
         """Where the windows are, [T, D] of each batch."""
         return (batch.x_TD for batch in self._batches)
 
+    def go_on(self, layer: int, residuals: Sequence[Tensor]) -> None:
+        """Stand behind so many layers, with residuals [T, D] of each batch as they were there."""
+        for batch, x_TD in zip(self._batches, residuals, strict=True):
+            batch.x_TD = x_TD.to(batch.x_TD)
+        self.layer = layer
+
     def load_layer(self) -> None:
         """Load the next layer's weights."""
         source = self._source()

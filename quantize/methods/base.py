@@ -9,7 +9,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ...kernels.formats.canonical import QuantizedLinear, WeightFormat, pack_codes
+from ...kernels.formats.canonical import (
+    ActivationFormat,
+    QuantizedLinear,
+    WeightFormat,
+    ZeroKind,
+    pack_codes,
+)
 from ..grid import Grid, fit_grid
 from ..hessian import Hessian
 
@@ -22,16 +28,19 @@ class UniformCodes:
         bits: 2 to 8.
         group: columns that share a scale; -1 = all.
         symmetric: without zero points.
+        act: how inputs are rounded, or None.
     """
 
     bits: int = 4
     group: int = 128
     symmetric: bool = True
+    act: ActivationFormat | None = None
 
     def weight(self, name: str, grid: Grid, codes_NK: Tensor) -> QuantizedLinear:
         """Codes [N, K] on a grid as a canonical weight, its scales in float16."""
         zeros = None if self.symmetric else grid.zeros
-        form = WeightFormat(self.bits, self.group, "none" if self.symmetric else "int")
+        kind: ZeroKind = "none" if self.symmetric else "int"
+        form = WeightFormat(self.bits, self.group, kind, act=self.act)
         packed, k = pack_codes(codes_NK, self.bits), codes_NK.shape[1]
         return QuantizedLinear(name, form, packed, grid.scales.half(), zeros, k)
 

@@ -1,0 +1,103 @@
+"""``halfbyte quantize``: a dense model becomes a checkpoint that other engines load, too."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .accuracy import Threads, opened
+from .console import human_bytes, note, progress_bar
+
+if TYPE_CHECKING:
+    from ..quantize.pipeline import LayerReport
+
+_METHODS = (
+    "rtn, gptq, awq, awq+gptq, smoothquant, smoothquant+gptq, adaround, qat, nf4, fp4, llm-int8"
+)
+_FORMATS = "gptq, gptq-v2, awq, compressed-tensors, bitsandbytes, gguf:q4_0, gguf:q4_k_m, ..."
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A dense model: folder, GGUF file or name.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What to make; must not exist.")],
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help=f"One of {_METHODS}.")
+    ] = "gptq",
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", metavar="NAME", help="w4a16, w3a16, w8a16, w8a8 or fp8."),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help=f"{_FORMATS}; default: what goes with the method."
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option("--bits", metavar="N", help="Of a weight, 2 to 8.")
+    ] = None,
+    group: Annotated[
+        int | None,
+        typer.Option(
+            "--group",
+            metavar="N",
+            help="Columns that share a scale; -1 = a whole row. Default: 128, or what divides it.",
+        ),
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--sym/--asym", help="Without or with zero points; AWQ: with, others without."
+        ),
+    ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="W8A8: one scale for all inputs of a matrix.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Text, or .jsonl with text or messages; default: the model's own samples.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", help="Windows to calibrate on.")
+    ] = 32,
+    length: Annotated[int, typer.Option("--length", metavar="TOKENS", help="Of a window.")] = 512,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the choice of windows.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was cut off.")
+    ] = False,
+    threads: Threads = 0,
+) -> None:
+    """Quantize a dense model and write it as a folder or a GGUF file.
+
+    Nothing appears under OUT before everything is written and was read back and compared.
+    """
+    from ..engine.config import EngineConfig
+    from ..quantize.job import QuantizeJob, run_job
+    from ..quantize.recipe import Request
+
+    request = Request(method, scheme, form, bits, group, symmetric, static)
+    with ExitStack() as stack:
+        checkpoint = opened(stack, model)
+        job = QuantizeJob(checkpoint, out, request, calibration, samples, length, seed, resume)
+        progress = stack.enter_context(progress_bar("layers", unit="steps"))
+        begin = time.monotonic()
+
+        def done(report: LayerReport) -> None:
+            progress(report.layer + 1, report.layers)
+
+        found = run_job(job, EngineConfig(activations="int8-block32", threads=threads), done)
+    seconds = time.monotonic() - begin
+    note(
+        f"{out}: {human_bytes(found.nbytes)}, {found.bits:.2f} bits a weight; mean error of a "
+        f"matrix's outputs {100 * found.error:.2f} %; {seconds:.0f} s"
+    )
