@@ -76,7 +76,7 @@ class GroupFits(Protocol):
         scales_CNG: Tensor,
         offsets_CNG: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The first choice with the least error in each group, int32 [N, G], and its sums [5, N, G].
+        """The first choice with the least error [N, G], int32, and its sums [5, N, G].
 
         The sums are, with q what a code stands for before scaling and h the importance: the error,
         and those of h q q, of h w q, with offsets of h q, and of h w.

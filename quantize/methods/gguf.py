@@ -97,7 +97,12 @@ class GPTQBlocksQuantizer:
     fits: GroupFits = field(default_factory=make_fits)
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> StoredLinear:
-        """See :class:`.base.Quantizer`; [N, K]. Without a Hessian codes are the nearest."""
+        """See :class:`.base.Quantizer`; [N, K]. Without a Hessian codes are the nearest.
+
+        Raises:
+            QuantizeError: the weight or its statistics are not finite or cannot be factored, no
+                type is given for it, or one with a table of values.
+        """
         mean_KK = None if hessian is None else hessian.mean()
         importance = None if mean_KK is None else mean_KK.diagonal()
         kind = _checked(self.types, name, weight_NK, importance)

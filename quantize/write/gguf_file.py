@@ -86,7 +86,8 @@ def write_gguf(model: Checkpoint, out: Path, file_type: int | None = None) -> No
     """Write a model as one GGUF file, the same bytes for the same model.
 
     A model that came from a GGUF file keeps all its metadata; one from a folder gets what its
-    config and its tokenizer files say; see :func:`.gguf_metadata.without_window`, too. Dense vectors of a folder become F32, dense matrices stay.
+    config and its tokenizer files say. Dense vectors of a folder become F32, dense matrices stay.
+    See :func:`.gguf_metadata.without_window`, too.
 
     Args:
         model: with weights dense, in GGUF blocks, or in codes that blocks of 32 can hold as they

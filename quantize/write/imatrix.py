@@ -76,12 +76,10 @@ class Imatrix:
                 continue
             expert = _EXPERT.search(info.name)
             # Old files have one count for all experts of a stack.
-            sums = (
-                entry.sums.reshape(-1, info.shape[1])
-                if expert and not entry.sums.numel() % info.shape[1]
-                else entry.sums
-            )
-            counts = entry.counts.expand(len(sums)) if len(entry.counts) == 1 else entry.counts
+            sums, counts = entry.sums, entry.counts
+            if expert and len(counts) == 1 and not sums.numel() % info.shape[1]:
+                sums = sums.view(-1, info.shape[1])
+                counts = counts.expand(len(sums))
             index = int(expert[1]) if expert and len(sums) > 1 else 0
             if sums.shape[1] != info.shape[1] or index >= len(sums):
                 raise QuantizeError(
