@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..formats.group_grid import GroupGrid, Search
-from . import ops
+from .fit_ops import FitGroups, Groups, TryGroups
 from .library import Library
 from .pack import run_op
 
@@ -32,7 +32,7 @@ class CompiledFits:
         shape = groups.n, groups.k // groups.group
         scales = torch.empty(shape)
         offsets = torch.empty(shape) if grid.offset else None
-        op = ops.FitGroups(
+        op = FitGroups(
             groups=groups,
             scales=scales,
             offsets=offsets,
@@ -57,7 +57,7 @@ class CompiledFits:
         groups = _groups(grid, weight_NK, importance_K)
         shape = groups.n, groups.k // groups.group
         best, sums = torch.empty(shape, dtype=torch.int32), torch.zeros(5, *shape)
-        op = ops.TryGroups(
+        op = TryGroups(
             groups=groups,
             scales=scales_CNG.contiguous(),
             offsets=None if offsets_CNG is None else offsets_CNG.contiguous(),
@@ -69,9 +69,9 @@ class CompiledFits:
         return best, sums
 
 
-def _groups(grid: GroupGrid, weight_NK: Tensor, importance_K: Tensor) -> ops.Groups:
+def _groups(grid: GroupGrid, weight_NK: Tensor, importance_K: Tensor) -> Groups:
     n, k = weight_NK.shape
-    return ops.Groups(
+    return Groups(
         weight=weight_NK.float().contiguous(),
         importance=importance_K.float().contiguous(),
         table=torch.tensor(grid.table) if grid.table else None,

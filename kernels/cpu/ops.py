@@ -21,6 +21,7 @@ from .enums import (
     TileCodes,
     TileValues,
 )
+from .fit_ops import FitGroups, TryGroups
 from .records import (
     Bytes,
     Flag,
@@ -427,76 +428,6 @@ class PackBlocks(Op):
     bad: Ints
     row_bytes: Int
     type: Annotated[BlockType, "int32_t"]
-
-
-class Groups(Op):
-    """Weights [N, K] in groups of columns that get a grid each, for quantizing.
-
-    Codes stand for whole numbers from ``-zero`` to ``top - zero`` times a scale, for the entries of
-    ``table`` [16] times a scale, or, with offsets, for 0 to ``top`` times a scale, and an offset.
-
-    Attributes:
-        weight: [N, K], finite.
-        importance: [K], what a squared error in each column counts.
-        table: of 4-bit codes, or None.
-        n: rows.
-        k: columns, whole groups.
-        group: columns of a group, at most 32.
-        top: the largest code.
-        zero: the code that stands for 0; with a table, the largest magnitude in it.
-    """
-
-    weight: ReadFloats
-    importance: ReadFloats
-    table: ReadFloats | None
-    n: Int
-    k: Int
-    group: Int
-    top: Int
-    zero: Int
-
-
-class FitGroups(Op):
-    """The scale, and the offset, of each group [N, G] with the least weighted squared error.
-
-    Attributes:
-        groups: the weights.
-        scales: written.
-        offsets: written, or None for grids without.
-        tries: first guesses: ranges cut into ``first`` to ``last`` steps.
-        refits: how often codes are rounded anew by the best fit to codes so far.
-        free: offsets may be above 0.
-    """
-
-    groups: Groups
-    scales: Floats
-    offsets: Floats | None
-    tries: Int
-    refits: Int
-    free: Flag
-    first: Float
-    last: Float
-
-
-class TryGroups(Op):
-    """Which of some grids has the least weighted squared error in each group [N, G].
-
-    Attributes:
-        groups: the weights.
-        scales: [choices, N, G].
-        offsets: [choices, N, G], or None.
-        best: [N, G], written.
-        sums: [5, N, G], written, with q what the best grid's codes stand for before scaling and h
-            the importance: the error, sums of h q q, of h w q, with offsets of h q, and of h w.
-        choices: how many.
-    """
-
-    groups: Groups
-    scales: ReadFloats
-    offsets: ReadFloats | None
-    best: Ints
-    sums: Floats
-    choices: Int
 
 
 RECORDS = Records(

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfbyte.errors import QuantizeError
-
 from ...kernels.formats.group_grid import GroupFits
 from ...loaders.gguf.types import BLOCK_TYPES, TensorType
 from ..grid import Grid

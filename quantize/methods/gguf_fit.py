@@ -60,9 +60,7 @@ RULES: dict[str, BlockRule] = {
     "Q5_K": BlockRule(GroupGrid(32, 31, offset="negative"), Search(12, 29.5, 34.0), 8, 0, 63),
     "Q3_K": BlockRule(GroupGrid(16, 7, 4), Search(16, 2.5, 5.5), 16, -32, 31),
     "Q6_K": BlockRule(GroupGrid(16, 63, 32), Search(8, 30.0, 33.0), 16, -128, 127),
-    "IQ4_XS": BlockRule(
-        GroupGrid(32, 15, 127, table=IQ4_NL), Search(20, 90.0, 150.0), 8, -32, 31
-    ),
+    "IQ4_XS": BlockRule(GroupGrid(32, 15, 127, table=IQ4_NL), Search(20, 90.0, 150.0), 8, -32, 31),
 }
 
 
@@ -195,8 +193,7 @@ class _SuperBlocks:
             if kept is not None:
                 better = error < kept[4]
                 scale, start = (
-                    torch.where(better, x, y)
-                    for x, y in zip((scale, start), kept[:2], strict=True)
+                    torch.where(better, x, y) for x, y in zip((scale, start), kept[:2], strict=True)
                 )
                 ints, mins = (
                     torch.where(better.unsqueeze(-1), x, y)

@@ -146,9 +146,7 @@ def _iq4_xs(raw: Tensor, codes: Tensor, scales: BlockScales) -> None:
     s = (_integers(scales) + 32).to(torch.uint8)
     raw[..., :2] = _bytes(scales.scale)
     high, low = (s >> 4).unflatten(-1, (2, 4)), (s & 15).unflatten(-1, (4, 2))
-    raw[..., 2:4] = (
-        high[..., 0] | (high[..., 1] << 2) | (high[..., 2] << 4) | (high[..., 3] << 6)
-    )
+    raw[..., 2:4] = high[..., 0] | (high[..., 1] << 2) | (high[..., 2] << 4) | (high[..., 3] << 6)
     raw[..., 4:8] = low[..., 0] | (low[..., 1] << 4)
     raw[..., 8:] = _nibbles(codes, 16)
 

@@ -41,6 +41,7 @@ from .gguf_metadata import (
     described_metadata,
     family_of,
     rope_tensors,
+    without_window,
 )
 from .gguf_vocabulary import check_vocabulary, vocabulary_metadata
 
@@ -86,6 +87,7 @@ def write_gguf(model: Checkpoint, out: Path, file_type: int | None = None) -> No
 
     A model that came from a GGUF file keeps all its metadata; one from a folder gets what its
     config and its tokenizer files say. Dense vectors of a folder become F32, dense matrices stay.
+    See :func:`.gguf_metadata.without_window`, too.
 
     Args:
         model: with weights dense, in GGUF blocks, or in codes that blocks of 32 can hold as they
@@ -147,7 +149,8 @@ def _described(model: Checkpoint) -> tuple[Metadata, Mapping[str, tuple[float, .
             }
         finally:
             parts.close()
-    metadata = described_metadata(model.config, model.path)
+    config = without_window(model.config)
+    metadata = described_metadata(config, model.path)
     metadata |= vocabulary_metadata(model)
     extra = rope_tensors(model.config)
     _check_readable(model, metadata, extra)
@@ -159,10 +162,10 @@ def _check_readable(
 ) -> None:
     """Read metadata back and compare what it means."""
     infos = {info.name: info for info in model.tensors()}
-    tensors = {
-        name: GGUFTensor(name, infos[parts[0]].shape, BLOCK_TYPES[_IDS[infos[parts[0]].dtype]], 0, 0)
-        for name, parts in _tensor_names(model).items()
-    }
+    tensors: dict[str, GGUFTensor] = {}
+    for name, parts in _tensor_names(model).items():
+        info = infos[parts[0]]
+        tensors[name] = GGUFTensor(name, info.shape, BLOCK_TYPES[_IDS[info.dtype]], 0, 0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "header.gguf"
         writer = _writer(model)
@@ -175,7 +178,7 @@ def _check_readable(
         try:
             report = LoadReport("gguf")
             read = read_config(str(model.path), file.metadata, tensors, dict(extra), report)
-            check_config(model.config, read, model.path)
+            check_config(without_window(model.config), read, model.path)
             check_vocabulary(model, read_tokenizer(str(model.path), file.metadata, report))
         finally:
             file.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ QUANTIZATION_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class MetadataEntry:
     """A metadata value.
 
     Attributes:
@@ -43,7 +43,7 @@ class Entry:
     items: Kind | None = None
 
 
-Metadata = dict[str, Entry]
+Metadata = dict[str, MetadataEntry]
 
 
 def add_entries(writer: GGUFWriter, metadata: Metadata) -> None:
@@ -52,24 +52,24 @@ def add_entries(writer: GGUFWriter, metadata: Metadata) -> None:
         writer.add_key_value(key, entry.value, entry.kind, entry.items)
 
 
-def text(value: str) -> Entry:
+def text(value: str) -> MetadataEntry:
     """A string."""
-    return Entry(value, Kind.STRING)
+    return MetadataEntry(value, Kind.STRING)
 
 
-def count(value: int) -> Entry:
+def count(value: int) -> MetadataEntry:
     """A number from 0 up."""
-    return Entry(value, Kind.UINT32)
+    return MetadataEntry(value, Kind.UINT32)
 
 
-def flag(value: bool) -> Entry:
+def flag(value: bool) -> MetadataEntry:
     """A truth value."""
-    return Entry(value, Kind.BOOL)
+    return MetadataEntry(value, Kind.BOOL)
 
 
-def array(values: Sequence[Any], items: Kind) -> Entry:
+def array(values: Sequence[Any], items: Kind) -> MetadataEntry:
     """An array of some length."""
-    return Entry(list(values), Kind.ARRAY, items)
+    return MetadataEntry(list(values), Kind.ARRAY, items)
 
 
 def copied_metadata(parts: GGUFParts) -> Metadata:
@@ -80,7 +80,7 @@ def copied_metadata(parts: GGUFParts) -> Metadata:
         if key.startswith(_OF_THE_FILE):
             continue
         if not isinstance(value, GGUFArray):
-            found[key] = Entry(value, Kind(types[key]))
+            found[key] = MetadataEntry(value, Kind(types[key]))
         elif value.count:
             found[key] = array(value.values(), Kind(value.item_type))
     return found
@@ -97,11 +97,23 @@ def architecture_of(config: ModelConfig) -> str:
     return _WRITTEN_AS.get(own, own)
 
 
+def without_window(config: ModelConfig) -> ModelConfig:
+    """A config whose sliding window is its context, where llama.cpp has no windows for a family.
+
+    It would look at all of a longer text; up to the window both are the same.
+    """
+    facts, windows = family_of(config).gguf, {*config.sliding_window}
+    if not windows or facts.window or facts.window_every:
+        return config
+    position = min(config.max_position, *(windows - {0}))
+    return replace(config, sliding_window=(), max_position=position)
+
+
 def described_metadata(config: ModelConfig, path: Path) -> Metadata:
     """The architecture of a model by the keys of its family, as llama.cpp reads them.
 
     Args:
-        config: the architecture.
+        config: the architecture, after :func:`without_window`.
         path: of the model, which has to serve as its name where it has none.
 
     Raises:
@@ -117,10 +129,10 @@ def described_metadata(config: ModelConfig, path: Path) -> Metadata:
         "attention.head_count_kv": count(config.num_kv_heads),
         "attention.key_length": count(config.head_dim),
         "attention.value_length": count(config.head_dim),
-        "attention.layer_norm_rms_epsilon": Entry(config.rms_norm_eps, Kind.FLOAT32),
+        "attention.layer_norm_rms_epsilon": MetadataEntry(config.rms_norm_eps, Kind.FLOAT32),
         "vocab_size": count(config.vocab_size),
         "rope.dimension_count": count(config.rope.rotary_dim or config.head_dim),
-        "rope.freq_base": Entry(config.rope.theta, Kind.FLOAT32),
+        "rope.freq_base": MetadataEntry(config.rope.theta, Kind.FLOAT32),
         **_scaling(config, config.rope),
         **_windows(config, family),
     }
@@ -129,9 +141,9 @@ def described_metadata(config: ModelConfig, path: Path) -> Metadata:
         ("final_logit_softcapping", config.logit_softcap),
     ):
         if key in family.softcaps:
-            own[key] = Entry(value, Kind.FLOAT32)
+            own[key] = MetadataEntry(value, Kind.FLOAT32)
     if config.rope_local is not None and config.rope_local.kind == "default":
-        own["rope.freq_base_swa"] = Entry(config.rope_local.theta, Kind.FLOAT32)
+        own["rope.freq_base_swa"] = MetadataEntry(config.rope_local.theta, Kind.FLOAT32)
     if config.experts is not None:
         if not config.experts.normalize:
             raise QuantizeError(
@@ -179,16 +191,16 @@ def _scaling(config: ModelConfig, rope: RopeConfig) -> Metadata:
     found: Metadata = {}
     if rope.kind != "longrope":
         found["rope.scaling.type"] = text(rope.kind)
-        found["rope.scaling.factor"] = Entry(rope.factor, Kind.FLOAT32)
+        found["rope.scaling.factor"] = MetadataEntry(rope.factor, Kind.FLOAT32)
     if rope.kind != "linear":
         original = rope.original_max_position or config.max_position
         found["rope.scaling.original_context_length"] = count(original)
     if rope.kind == "yarn":
-        found["rope.scaling.yarn_beta_fast"] = Entry(rope.beta_fast, Kind.FLOAT32)
-        found["rope.scaling.yarn_beta_slow"] = Entry(rope.beta_slow, Kind.FLOAT32)
+        found["rope.scaling.yarn_beta_fast"] = MetadataEntry(rope.beta_fast, Kind.FLOAT32)
+        found["rope.scaling.yarn_beta_slow"] = MetadataEntry(rope.beta_slow, Kind.FLOAT32)
     if rope.kind == "longrope":
         factor = attention_factor(rope, config.max_position)
-        found["rope.scaling.attn_factor"] = Entry(factor, Kind.FLOAT32)
+        found["rope.scaling.attn_factor"] = MetadataEntry(factor, Kind.FLOAT32)
     return found
 
 

@@ -23,7 +23,7 @@ from ...loaders.base import Checkpoint, TokenizerSource
 from ...loaders.files.json_text import parse_object
 from ...loaders.gguf.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from ...loaders.hf.tokenizer import MAX_TOKENIZER_BYTES, MAX_TOKENIZER_ITEMS
-from .gguf_metadata import Entry, Metadata, array, count, family_of, flag, text
+from .gguf_metadata import Metadata, MetadataEntry, array, count, family_of, flag, text
 
 SAMPLES = (
     "The quick brown fox jumps over the lazy dog; 1234567890 times, isn't it?",
@@ -62,7 +62,7 @@ def vocabulary_metadata(model: Checkpoint) -> Metadata:
     source, rows = model.tokenizer(), model.config.vocab_size
     found = _vocabulary(source, rows)
     _add(found, model, source, rows)
-    own: dict[str, Entry] = {"model": text(found.model)}
+    own: dict[str, MetadataEntry] = {"model": text(found.model)}
     own["pre"] = text(found.pre)
     own["tokens"] = array(found.tokens, Kind.STRING)
     if found.scores:

@@ -1,0 +1,138 @@
+"""GGUF types as methods: nearest codes on fitted blocks, and GPTQ on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import QuantizeError
+
+from ...engine.backends.cpu import make_cpu_ops
+from ...engine.backends.cpu_c import CompiledOps
+from ...engine.config import EngineConfig
+from ...kernels.cpu.fit import CompiledFits
+from ...kernels.formats.canonical import QuantizedLinear
+from ...kernels.formats.group_grid import GroupFits, PlainFits
+from ...kernels.formats.stored import StoredLinear
+from ...loaders.gguf.blocks import convert_tensor
+from ..hessian import Hessian
+from .gguf_blocks import TYPES, fit_blocks, quantize_blocks
+from .gguf_fit import RULES
+from .gptq import solve
+
+
+def make_fits(config: EngineConfig | None = None) -> GroupFits:
+    """What searches grids: the C kernels, or plain torch, six to twelve times slower, without them.
+
+    Raises:
+        ConfigError: as for an engine of this configuration.
+    """
+    ops = make_cpu_ops(config or EngineConfig())
+    return CompiledFits(ops.library) if isinstance(ops, CompiledOps) else PlainFits()
+
+
+def stored_blocks(name: str, kind: str, shape: tuple[int, int], raw: Tensor) -> StoredLinear:
+    """Raw blocks uint8 [N, bytes of a row] of a weight of shape (N, K) as what they mean."""
+    form = TYPES[kind].format
+    assert form is not None
+
+    def convert() -> QuantizedLinear:
+        weight = convert_tensor(name, TYPES[kind], shape, raw)
+        assert isinstance(weight, QuantizedLinear)
+        return weight
+
+    return StoredLinear(name, form, shape, kind, (raw,), convert)
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFQuantizer:
+    """Nearest codes in blocks that are fitted by the mean square of each input.
+
+    Attributes:
+        types: block type by the names of weights.
+        calibrated: inputs are wanted; without them all columns count the same.
+        fits: does the search.
+    """
+
+    types: Mapping[str, str]
+    calibrated: bool = True
+    fits: GroupFits = field(default_factory=make_fits)
+
+    def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> StoredLinear:
+        """See :class:`.base.Quantizer`; [N, K]. Without a Hessian all columns count the same."""
+        importance = None if hessian is None else hessian.mean().diagonal()
+        return self.by_importance(name, weight_NK, importance)
+
+    def by_importance(
+        self, name: str, weight_NK: Tensor, importance_K: Tensor | None
+    ) -> StoredLinear:
+        """The matrix [N, K], given the mean square [K] of its inputs or None.
+
+        Raises:
+            QuantizeError: the weight or the importance is not finite, or no type is given for it.
+        """
+        kind = _checked(self.types, name, weight_NK, importance_K)
+        raw = quantize_blocks(kind, weight_NK, importance_K, self.fits)
+        n, k = weight_NK.shape
+        return stored_blocks(name, kind, (n, k), raw)
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQBlocksQuantizer:
+    """GPTQ on the grids of fitted blocks; see :mod:`.gptq`. For types with uniform grids.
+
+    Attributes:
+        types: block type by the names of weights.
+        damping: share of the mean of the Hessian's diagonal that is added to it.
+        calibrated: it wants inputs.
+        fits: does the search.
+    """
+
+    types: Mapping[str, str]
+    damping: float = 0.01
+    calibrated: bool = True
+    fits: GroupFits = field(default_factory=make_fits)
+
+    def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> StoredLinear:
+        """See :class:`.base.Quantizer`; [N, K]. Without a Hessian codes are the nearest.
+
+        Raises:
+            QuantizeError: the weight or its statistics are not finite or cannot be factored, no
+                type is given for it, or one with a table of values.
+        """
+        mean_KK = None if hessian is None else hessian.mean()
+        importance = None if mean_KK is None else mean_KK.diagonal()
+        kind = _checked(self.types, name, weight_NK, importance)
+        if mean_KK is None:
+            raw = quantize_blocks(kind, weight_NK, None, self.fits)
+        elif RULES[kind].grid.table:
+            raise QuantizeError(
+                f"{name} is to become {kind}, whose values are those of a table; GPTQ rounds to "
+                "uniform grids"
+            )
+        else:
+            blocks = fit_blocks(kind, weight_NK, importance, self.fits)
+            raw = blocks.blocks(solve(name, weight_NK, mean_KK, blocks.grid, self.damping))
+        n, k = weight_NK.shape
+        return stored_blocks(name, kind, (n, k), raw)
+
+
+def _checked(
+    types: Mapping[str, str], name: str, weight_NK: Tensor, importance_K: Tensor | None
+) -> str:
+    """The type of a weight that can have it."""
+    kind = types.get(name)
+    if kind is None:
+        raise QuantizeError(f"{name} has no GGUF type; expected one of {', '.join(TYPES)}")
+    if weight_NK.shape[1] % TYPES[kind].elements:
+        raise QuantizeError(
+            f"{name} has rows of {weight_NK.shape[1]} weights; {kind} needs a multiple of "
+            f"{TYPES[kind].elements}"
+        )
+    for what, values in (("weights", weight_NK), ("importance of columns", importance_K)):
+        if values is not None and not all(bool(x.isfinite()) for x in torch.aminmax(values)):
+            raise QuantizeError(f"{name}: {what} are not finite; expected finite numbers")
+    return kind
