@@ -2,27 +2,32 @@
 
 Both models go through the text layer by layer, so neither lies in memory as a whole.
 
-Shape letters: L tokens of a window, V vocabulary, T tokens of a batch, N outputs of a matrix.
+Shape letters: L tokens of a window, V vocabulary, R rows of logits, T tokens of a batch, S some of
+them, K inputs and N outputs of a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, QuantizeError
 
 from ..engine.config import EngineConfig
 from ..engine.text.tokenizer_thread import LayersDone
 from ..loaders.base import Checkpoint
-from .walk import StackedLinear, Walk
+from .places import Places, compare_rows, losses
+from .unfold import Folded, find_folded
+from .walk import LOGIT_ROWS, StackedLinear, Walk
 from .windows import Windows
 
-# Rows of logits in float64 at once.
-_ROWS = 64
+# Rows of outputs that are compared at once, to stay in a cache.
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +55,13 @@ class LinearScore:
         module: full name.
         relative: norm of the difference of outputs over the norm of the reference's.
         cosine: of both outputs, over all tokens.
+        undone: scales that a tool had folded into what makes the inputs were undone.
     """
 
     module: str
     relative: float
     cosine: float
+    undone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,24 @@ class LayerScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Flips:
+    """Places at which the two models' first choices differ.
+
+    Attributes:
+        places: how many were compared.
+        changed: at how many the choices differ.
+        lost: share of places at which the reference's choice was the text's next token, and the
+            quantized model's is not.
+        gained: the other way round.
+    """
+
+    places: int
+    changed: int
+    lost: float
+    gained: float
+
+
+@dataclass(frozen=True, slots=True)
 class Accuracy:
     """A quantized model against its reference.
 
@@ -83,8 +108,11 @@ class Accuracy:
         top1: share of places where both have the same first choice.
         ppl: perplexity of the quantized model.
         ppl_reference: of the reference.
+        flips: where first choices differ.
         windows: each window.
         layers: each layer.
+        digest: of the windows; equal for equal token ids, lengths and places that count.
+        places: what both models say at each place.
     """
 
     kl_mean: float
@@ -92,8 +120,20 @@ class Accuracy:
     top1: float
     ppl: float
     ppl_reference: float
+    flips: Flips
     windows: tuple[WindowScore, ...]
     layers: tuple[LayerScore, ...]
+    digest: str
+    places: Places = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the places, as plain JSON types."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "places"}
+        for name in ("flips", "windows", "layers"):
+            value = kept[name]
+            several = isinstance(value, tuple)
+            kept[name] = [asdict(x) for x in value] if several else asdict(value)
+        return kept
 
 
 def perplexity(
@@ -114,10 +154,11 @@ def perplexity(
         walk.run_layer()
         if progress is not None:
             progress(walk.layer, walk.layers)
-    means = [
-        float(_nll(logits.log_softmax(-1), ids, windows.first).mean())
-        for ids, logits in zip(windows.ids, walk.logits(), strict=True)
-    ]
+    found: list[Tensor] = []
+    for logits_RV, following in _rows(windows, walk):
+        found.append(losses(logits_RV, following))
+    means = torch.cat(found).view(len(windows.ids), -1).mean(1).tolist()
+    _check_finite(checkpoint, means)
     return _exp_mean(means), means
 
 
@@ -158,45 +199,65 @@ def compare(
     for layer in range(theirs.layers):
         for walk in walks:
             walk.load_layer()
-        sums = _Sums()
-
-        def watch(linear: StackedLinear, x: Tensor, y: Tensor, sums: _Sums = sums) -> None:
-            sums.add(theirs, ours, linear, x, y)
-
-        theirs.run_layer(watch if linears else None)
+        sums = None
+        if linears:
+            sums = _Sums(ours, find_folded(quantized, reference, layer, list(theirs.linears)))
+        theirs.run_layer(sums and sums.add)
         ours.run_layer()
         residual = _relative(ours.residuals(), theirs.residuals())
-        layers.append(LayerScore(layer, residual, sums.scores()))
+        layers.append(LayerScore(layer, residual, sums.scores() if sums else ()))
         if progress is not None:
             progress(theirs.layer, theirs.layers)
-    return _judged(windows, theirs.logits(), ours.logits(), layers)
+    return _judged(windows, ours, theirs, layers)
 
 
-@dataclass(slots=True)
 class _Sums:
-    """Sums over batches of outputs' products: of differences, of both models, across."""
+    """Sums over batches, for each matrix: of the reference's outputs a and their differences d.
 
-    of: dict[str, list[float]] = field(default_factory=dict)
+    Args:
+        ours: the quantized model's walk, with the same layer loaded as the reference's.
+        folded: what its tool scaled, by module.
+    """
 
-    def add(self, theirs: Walk, ours: Walk, linear: StackedLinear, x: Tensor, y: Tensor) -> None:
-        """Outputs ``y`` [T, N] of the reference for ``x`` [T, K], against the other's."""
-        known: dict[int, Tensor] = {}
+    def __init__(self, ours: Walk, folded: dict[str, Folded]) -> None:
+        self._ours, self._folded = ours, folded
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, linear: StackedLinear, x_TK: Tensor, y_TN: Tensor) -> None:
+        """The reference's inputs and outputs of a matrix, or of several that are stacked."""
+        products: dict[int, Tensor] = {}
+        begin = 0
         for module in linear.modules:
-            own, rows = ours.linears[module]
-            if id(own) not in known:
-                known[id(own)] = ours.product(own.packed, x).float()
-            a = y[:, theirs.linears[module][1]].float()
-            b = known[id(own)][:, rows]
-            sums = self.of.setdefault(module, [0.0] * 4)
-            for i, value in enumerate(((a - b).square(), a.square(), b.square(), a * b)):
-                sums[i] += float(value.sum())
+            own, rows = self._ours.linears[module]
+            factors = self._folded[module]
+            if id(own) not in products:
+                x = x_TK if factors.inputs is None else _times(x_TK, factors.inputs)
+                products[id(own)] = self._ours.product(own.packed, x)
+            b = products[id(own)][:, rows]
+            a = y_TN[:, begin : begin + b.shape[1]]
+            begin += b.shape[1]
+            sums = self._sums.setdefault(module, [0.0] * 3)
+            for a_SN, b_SN in zip(a.split(_BLOCK), b.split(_BLOCK), strict=True):
+                a_SN = a_SN.float()
+                b_SN = b_SN.float() if factors.outputs is None else b_SN / factors.outputs
+                d_SN = b_SN - a_SN
+                for i, (one, two) in enumerate(((a_SN, a_SN), (d_SN, d_SN), (a_SN, d_SN))):
+                    sums[i] += float(torch.linalg.vecdot(one, two).sum(dtype=torch.float64))
 
     def scores(self) -> tuple[LinearScore, ...]:
         """Each module's, in the order in which they were computed."""
-        return tuple(
-            LinearScore(name, (d / max(a, 1e-30)) ** 0.5, ab / max((a * b) ** 0.5, 1e-30))
-            for name, (d, a, b, ab) in self.of.items()
-        )
+        found = []
+        for name, (aa, dd, ad) in self._sums.items():
+            # With b = a + d. Differences first: where they are small, bb - aa would be noise.
+            ab, bb = aa + ad, aa + 2 * ad + dd
+            cosine = ab / max((aa * max(bb, 0.0)) ** 0.5, 1e-30)
+            relative = (dd / max(aa, 1e-30)) ** 0.5
+            found.append(LinearScore(name, relative, cosine, self._folded[name].scaled))
+        return tuple(found)
+
+
+def _times(x_TK: Tensor, factor_K: Tensor) -> Tensor:
+    return (x_TK.float() * factor_K).to(x_TK.dtype)
 
 
 def _relative(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
@@ -208,48 +269,65 @@ def _relative(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
     return (difference / total) ** 0.5
 
 
-def _judged(
-    windows: Windows,
-    theirs: Iterable[Tensor],
-    ours: Iterable[Tensor],
-    layers: Sequence[LayerScore],
-) -> Accuracy:
-    """From logits [L, V] of the reference and of the quantized model, window after window."""
-    scores, every, same = [], [], 0
-    for ids, p_LV, q_LV in zip(windows.ids, theirs, ours, strict=True):
-        p_LV, q_LV = p_LV.log_softmax(-1), q_LV.log_softmax(-1)
-        # Of the places whose next token counts; the last of a window has none, but a distribution.
-        places = slice(windows.first, len(ids) - 1)
-        kl = torch.cat(
-            [
-                (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
-                for p, q in zip(p_LV[places].split(_ROWS), q_LV[places].split(_ROWS), strict=True)
-            ]
+def _rows(windows: Windows, *walks: Walk) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of logits [R, V] of each walk, and the tokens that follow, int64 [R].
+
+    The last place of a window has a distribution, but no next token that it could be held to.
+    """
+    first, last = windows.first, windows.length - 1
+    following = (
+        part for ids in windows.ids for part in torch.tensor(ids[first + 1 :]).split(LOGIT_ROWS)
+    )
+    logits = (walk.logits(first, last) for walk in walks)
+    return zip(*logits, following, strict=True)
+
+
+def _judged(windows: Windows, ours: Walk, theirs: Walk, layers: Sequence[LayerScore]) -> Accuracy:
+    """From the logits of both, after the last layer."""
+    parts = [compare_rows(q_RV, p_RV, ids) for q_RV, p_RV, ids in _rows(windows, ours, theirs)]
+    every = Places.join(parts, len(windows.ids))
+    following = torch.tensor([ids[windows.first + 1 :] for ids in windows.ids])
+    same = every.choice == every.choice_reference
+    right, was_right = every.choice == following, every.choice_reference == following
+    scores = tuple(
+        WindowScore(*each)
+        for each in zip(
+            every.kl.mean(1).tolist(),
+            same.double().mean(1).tolist(),
+            every.nll.mean(1).tolist(),
+            every.nll_reference.mean(1).tolist(),
+            strict=True,
         )
-        agree = p_LV[places].argmax(-1) == q_LV[places].argmax(-1)
-        nll = float(_nll(q_LV, ids, windows.first).mean())
-        nll_reference = float(_nll(p_LV, ids, windows.first).mean())
-        top1 = float(agree.float().mean())
-        scores.append(WindowScore(float(kl.mean()), top1, nll, nll_reference))
-        every.append(kl)
-        same += int(agree.sum())
-    kl = torch.cat(every)
+    )
+    _check_finite(theirs.checkpoint, [score.nll_reference for score in scores])
+    _check_finite(ours.checkpoint, [score.nll + score.kl for score in scores])
     return Accuracy(
-        kl_mean=float(kl.mean()),
-        kl_p99=float(kl.quantile(0.99)),
-        top1=same / kl.numel(),
+        kl_mean=float(every.kl.mean()),
+        kl_p99=float(every.kl.flatten().quantile(0.99)),
+        top1=float(same.double().mean()),
         ppl=_exp_mean([score.nll for score in scores]),
         ppl_reference=_exp_mean([score.nll_reference for score in scores]),
-        windows=tuple(scores),
+        flips=Flips(
+            places=same.numel(),
+            changed=int((~same).sum()),
+            lost=float((was_right & ~right).double().mean()),
+            gained=float((right & ~was_right).double().mean()),
+        ),
+        windows=scores,
         layers=tuple(layers),
+        digest=windows.digest(),
+        places=every,
     )
 
 
-def _nll(logprobs_LV: Tensor, ids: Sequence[int], first: int) -> Tensor:
-    """Negative log-probabilities of the tokens behind place ``first``, float64."""
-    following = torch.tensor(ids[first + 1 :])
-    found = logprobs_LV[first : len(ids) - 1].gather(1, following[:, None])
-    return -found.squeeze(1).double()
+def _check_finite(checkpoint: Checkpoint, nats: Sequence[float]) -> None:
+    for window, value in enumerate(nats):
+        if not math.isfinite(value):
+            raise QuantizeError(
+                f"the logits of {checkpoint.path.name} in window {window} are not finite; expected "
+                "finite numbers to judge",
+                hint="the model overflows on this text: is the checkpoint damaged?",
+            )
 
 
 def _exp_mean(nats: Sequence[float]) -> float:

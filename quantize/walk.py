@@ -10,6 +10,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ from ..loaders.base import Checkpoint
 
 # Tokens that go through a layer together: enough for products of large matrices, little memory.
 BATCH_TOKENS = 4096
+# Rows of logits at once: the block of rows for which the C kernels read a weight once.
+LOGIT_ROWS = 64
 
 Watch = Callable[["StackedLinear", Tensor, Tensor], None]
 """Called with a matrix, its inputs [T, K] and what the product gave [T, N], after each product."""
@@ -320,6 +323,18 @@ class Walk:
             self._run(forward, batch.step, self._kv)
         self.layer += 1
 
+    def branch(self) -> Walk:
+        """Another walk from here, with residuals of its own; it may share layers with this one."""
+        other = copy.copy(self)
+        other._batches = [_Batch(batch.step, batch.x_TD.clone()) for batch in self._batches]
+        return other
+
+    def share_layer(self, other: Walk) -> None:
+        """Take the layer that another walk of the same model has loaded."""
+        assert self.layer == other.layer and self.backend is other.backend
+        self._blocks, self._kv = other._blocks, other._kv
+        self._named, self.linears = other._named, other.linears
+
     def product(self, packed: PackedLinear, x_TK: Tensor) -> Tensor:
         """A matrix's product with inputs of its own kind, [T, N]; computed at once."""
         ops = self.backend.ops
@@ -328,24 +343,34 @@ class Walk:
         ops.flush()
         return y
 
-    def logits(self) -> Iterator[Tensor]:
-        """Float32 logits [L, V] of window after window, after the last layer."""
+    def logits(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """Float32 logits of places of window after window, after the last layer.
+
+        In blocks [R, V] of some rows of one window: a block's memory serves the next but one, and
+        whoever takes a block may overwrite it.
+
+        Args:
+            first: the first place of a window.
+            last: the place behind the last one; None = to the end.
+        """
         assert self.layer == self.layers
         source, config = self._source(), self._model
         norm = source.norm("model.norm")
         head = source.packed("lm_head") if self._embedding is None else self._embedding
         cap = config.logit_softcap
         self._blocks, self._kv = [], None
+        last = self._length if last is None else last
         for batch in self._batches:
             for begin in range(0, batch.x_TD.shape[0], self._length):
-                x_LD = batch.x_TD[begin : begin + self._length]
+                for row in range(first, last, LOGIT_ROWS):
+                    x_RD = batch.x_TD[begin + row : begin + min(row + LOGIT_ROWS, last)]
 
-                def forward(step: StepInputs, kv: KVCache, x_LD: Tensor = x_LD) -> Tensor:
-                    ops = self.backend.ops
-                    return ops.linear(ops.rms_norm(x_LD, norm, config.rms_norm_eps), head)
+                    def forward(step: StepInputs, kv: KVCache, x_RD: Tensor = x_RD) -> Tensor:
+                        ops = self.backend.ops
+                        return ops.linear(ops.rms_norm(x_RD, norm, config.rms_norm_eps), head)
 
-                logits = self._run(forward, batch.step).to("cpu", torch.float32)
-                yield logits.div(cap).tanh_().mul_(cap) if cap else logits
+                    logits = self._run(forward, batch.step).to("cpu", torch.float32)
+                    yield logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     def _source(self) -> _NamedSource:
         return _NamedSource(self.checkpoint, self.backend, self._model.norm_offset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +32,11 @@ class Windows:
     def length(self) -> int:
         """Tokens of a window."""
         return len(self.ids[0])
+
+    def digest(self) -> str:
+        """SHA-256 of the ids and of the places that count, 64 hexadecimal digits."""
+        data = json.dumps([self.first, self.ids], separators=(",", ":"))
+        return hashlib.sha256(data.encode()).hexdigest()
 
 
 def read_text(path: Path, option: str = "--text") -> str:
