@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from halfbyte.choices import QuantizeMethod, QuantizeScheme
+
 from .accuracy import Threads, opened
 from .console import human_bytes, note, progress_bar
 
 if TYPE_CHECKING:
     from ..quantize.pipeline import LayerReport
 
-_METHODS = (
-    "rtn, gptq, awq, awq+gptq, smoothquant, smoothquant+gptq, adaround, qat, nf4, fp4, llm-int8"
-)
 _FORMATS = "gptq, gptq-v2, awq, compressed-tensors, bitsandbytes, gguf:q4_0, gguf:q4_k_m, ..."
 
 
@@ -27,11 +26,11 @@ def quantize(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="What to make; must not exist.")],
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help=f"One of {_METHODS}.")
+        QuantizeMethod, typer.Option("--method", help="How codes are found.")
     ] = "gptq",
     scheme: Annotated[
-        str | None,
-        typer.Option("--scheme", metavar="NAME", help="w4a16, w3a16, w8a16, w8a8 or fp8."),
+        QuantizeScheme | None,
+        typer.Option("--scheme", help="What becomes of weights and inputs; default: 4 bits."),
     ] = None,
     form: Annotated[
         str | None,

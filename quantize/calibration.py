@@ -1,4 +1,4 @@
-"""Windows to calibrate on: of a text, of lines of JSON, of chats, or of what the model itself says."""
+"""Windows to calibrate on: of a text, of chats, or of what the model itself says."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _line_ids(tokenizer: Tokenizer, file: Path, number: int, line: dict[str, Any
     if isinstance(line.get("text"), str):
         return tokenizer.encode(line["text"])
     raise RequestError(
-        f"--calibration {file}, line {number} has the keys {', '.join(sorted(line))[:80]}; expected "
-        "text, a text, or messages, a list"
+        f"--calibration {file}, line {number} has the keys {', '.join(sorted(line))[:80]}; "
+        "expected text, a text, or messages, a list"
     )
 
 

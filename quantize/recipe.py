@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+from halfbyte.choices import QuantizeMethod, QuantizeScheme
 from halfbyte.errors import ConfigError
 
 from ..kernels.formats.weight_format import ActivationFormat
 from ..loaders.base import Checkpoint
 from ..loaders.model.quantizing import DENSE_FORMATS, is_decoder_linear
-#ADA
+
+# ADA
 from .methods.base import Quantizer, UniformCodes
 from .methods.codebook import BlockTableQuantizer
 from .methods.fp8 import FP8Quantizer
@@ -35,23 +37,6 @@ from .write.folder_format import FolderFormat
 from .write.gguf_file import write_gguf
 from .write.gptq import GPTQFormat
 
-MethodName = Literal[
-    "rtn",
-    "gptq",
-    "awq",
-    "awq+gptq",
-    "smoothquant",
-    "smoothquant+gptq",
-    "adaround",
-    "lloyd-max",
-    "qat",
-    "nf4",
-    "fp4",
-    "llm-int8",
-]
-"""Methods, as the command line names them."""
-WeightScheme = Literal["w4a16", "w3a16", "w8a16", "w8a8", "fp8"]
-"""Schemes, as the command line names them."""
 Write = Callable[[Checkpoint, Path, CardFacts], None]
 
 _OWN = {"nf4": "bitsandbytes", "fp4": "bitsandbytes", "llm-int8": "bitsandbytes"}
@@ -76,8 +61,8 @@ class Request:
         text: whether there is text to calibrate on.
     """
 
-    method: MethodName = "gptq"
-    scheme: WeightScheme | None = None
+    method: QuantizeMethod = "gptq"
+    scheme: QuantizeScheme | None = None
     format: str | None = None
     bits: int | None = None
     group: int | None = None
@@ -302,6 +287,3 @@ def _folder_writer(form: FolderFormat) -> Write:
         write_folder(made, form, out, card=card)
 
     return write
-
-
-METHODS: tuple[str, ...] = get_args(MethodName)

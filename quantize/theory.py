@@ -102,7 +102,9 @@ def round_uniform(
     """
     n, k = x_NK.shape
     if (granularity == "group") != (group > 0):
-        raise QuantizeError(f"granularity is {granularity} and group {group}; expected both or none")
+        raise QuantizeError(
+            f"granularity is {granularity} and group {group}; expected both or none"
+        )
     if (rule == "output") != (importance_K is not None):
         raise QuantizeError(f"rule is {rule}; expected an importance with output, and only there")
     x, importance = x_NK.float(), importance_K

@@ -63,7 +63,7 @@ class GGUFQuantizer:
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> StoredLinear:
         """See :class:`.base.Quantizer`; [N, K]. Without a Hessian all columns count the same."""
-        importance = None if hessian is None else hessian.mean().diagonal()
+        importance = None if hessian is None else hessian.importance()
         return self.by_importance(name, weight_NK, importance)
 
     def by_importance(
@@ -103,10 +103,9 @@ class GPTQBlocksQuantizer:
             QuantizeError: the weight or its statistics are not finite or cannot be factored, no
                 type is given for it, or one with a table of values.
         """
-        mean_KK = None if hessian is None else hessian.mean()
-        importance = None if mean_KK is None else mean_KK.diagonal()
+        importance = None if hessian is None else hessian.importance()
         kind = _checked(self.types, name, weight_NK, importance)
-        if mean_KK is None:
+        if hessian is None:
             raw = quantize_blocks(kind, weight_NK, None, self.fits)
         elif RULES[kind].grid.table:
             raise QuantizeError(
@@ -115,7 +114,7 @@ class GPTQBlocksQuantizer:
             )
         else:
             blocks = fit_blocks(kind, weight_NK, importance, self.fits)
-            raw = blocks.blocks(solve(name, weight_NK, mean_KK, blocks.grid, self.damping))
+            raw = blocks.blocks(solve(weight_NK, hessian, blocks.grid, self.damping))
         n, k = weight_NK.shape
         return stored_blocks(name, kind, (n, k), raw)
 

@@ -1,4 +1,4 @@
-"""Inputs of a matrix rounded by one scale that calibration chooses, in place of one for each token."""
+"""Inputs of a matrix rounded by one scale that calibration chooses, not one for each token."""
 
 from __future__ import annotations
 
