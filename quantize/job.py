@@ -102,6 +102,7 @@ def run_job(
             recipe.smoother,
             config,
             told,
+            recipe.matrices,
             recipe.others,
             staging,
         )

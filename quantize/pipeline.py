@@ -116,6 +116,7 @@ def quantize_model(
     smoother: Smoother | None = None,
     config: EngineConfig | None = None,
     done: Callable[[LayerReport], None] | None = None,
+    matrices: frozenset[str] | None = None,
     others: Iterable[str] = (),
     keeper: Keeper | None = None,
 ) -> Overlay:
@@ -129,6 +130,7 @@ def quantize_model(
         config: how the text goes through the model; by default with inputs as rounded by blocks,
             which is faster than floats and gives the same statistics but for 0.4 % of noise.
         done: told after each layer.
+        matrices: of the layers, which are quantized; None = all.
         others: matrices outside the layers (embedding, head) to be quantized, without inputs.
         keeper: keeps what is done; only with windows.
 
@@ -140,7 +142,10 @@ def quantize_model(
     for name in others:
         overlay.weights[name] = method.quantize(name, dense_matrix(checkpoint, name), None)
         checkpoint.release([name])
-    wanted = frozenset(i.name for i in checkpoint.tensors() if is_decoder_linear(i.name, i.shape))
+    wanted = matrices
+    if wanted is None:
+        infos = checkpoint.tensors()
+        wanted = frozenset(i.name for i in infos if is_decoder_linear(i.name, i.shape))
     if windows is None:
         return _without_text(overlay, method, wanted, done)
     config = config or EngineConfig(activations="int8-block32")

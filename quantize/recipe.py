@@ -14,7 +14,7 @@ from halfbyte.choices import QuantizeMethod, QuantizeScheme
 from halfbyte.errors import ConfigError
 
 from ..kernels.formats.weight_format import ActivationFormat
-from ..loaders.base import Checkpoint
+from ..loaders.base import Checkpoint, TensorInfo
 from ..loaders.model.quantizing import DENSE_FORMATS, is_decoder_linear
 
 # ADA
@@ -78,20 +78,18 @@ class Recipe:
     Attributes:
         quantizer: finds the codes of a matrix.
         smoother: moves scales into ops before, or None.
+        matrices: of the layers, those that are quantized.
         others: matrices outside the layers that are quantized, too, without inputs.
         write: writes the model to a path that is not there yet.
-        file: the output is one file.
         settings: everything as it was settled, by name.
-        codes: of uniform methods.
     """
 
     quantizer: Quantizer
     smoother: Smoother | None
+    matrices: frozenset[str]
     others: tuple[str, ...]
     write: Write
-    file: bool
     settings: dict[str, object]
-    codes: UniformCodes | None = None
 
 
 def make_recipe(request: Request, model: Checkpoint) -> Recipe:
@@ -101,10 +99,10 @@ def make_recipe(request: Request, model: Checkpoint) -> Recipe:
         ConfigError: names the options that contradict each other, or a model that is quantized
             already.
     """
-    _check_dense(model)
+    linears = _dense_linears(model)
     form = request.format or _OWN.get(request.method) or _default_format(request)
     if form.startswith("gguf:"):
-        return _gguf(request, form.removeprefix("gguf:"), model)
+        return _gguf(request, form.removeprefix("gguf:"), model, linears)
     if form not in _FORMATS:
         raise ConfigError(
             f"--format {form}; expected one of {', '.join(_FORMATS)}, or gguf: and one of "
@@ -112,13 +110,13 @@ def make_recipe(request: Request, model: Checkpoint) -> Recipe:
         )
     own = _OWN.get(request.method)
     if own is not None or form == "bitsandbytes":
-        return _tables(request, form, own)
+        return _tables(request, form, own, linears)
     if request.method == "lloyd-max":
         raise ConfigError(
             "no file format holds the tables that --method lloyd-max makes for each matrix",
             hint="judge it from Python with quantize_model; nf4 is a table that files can name",
         )
-    return _uniform(request, form, model)
+    return _uniform(request, form, linears)
 
 
 def _default_format(request: Request) -> str:
@@ -129,7 +127,7 @@ def _default_format(request: Request) -> str:
     return "gptq"
 
 
-def _check_dense(model: Checkpoint) -> None:
+def _dense_linears(model: Checkpoint) -> list[TensorInfo]:
     linears = [info for info in model.tensors() if is_decoder_linear(info.name, info.shape)]
     already = sorted({info.label for info in linears} - set(DENSE_FORMATS))
     if already:
@@ -137,9 +135,10 @@ def _check_dense(model: Checkpoint) -> None:
             f"{model.path} is quantized already: {', '.join(already[:5])}",
             hint="give the model that it was made from",
         )
+    return linears
 
 
-def _tables(request: Request, form: str, own: str | None) -> Recipe:
+def _tables(request: Request, form: str, own: str | None, linears: list[TensorInfo]) -> Recipe:
     """NF4, FP4 and int8 rows as bitsandbytes has them."""
     if own is None:
         raise ConfigError(
@@ -164,10 +163,10 @@ def _tables(request: Request, form: str, own: str | None) -> Recipe:
         quantizer = BlockTableQuantizer(kind, block)
         folder = BitsAndBytesFormat(double=True)
         settings |= {"block": block, "double quantization": True}
-    return Recipe(quantizer, None, (), _folder_writer(folder), False, settings)
+    return Recipe(quantizer, None, _names(linears), (), _folder_writer(folder), settings)
 
 
-def _uniform(request: Request, form: str, model: Checkpoint) -> Recipe:
+def _uniform(request: Request, form: str, linears: list[TensorInfo]) -> Recipe:
     smooth = request.method.startswith("smoothquant")
     scheme = request.scheme or ("w8a8" if smooth else None)
     if smooth and scheme not in ("w8a8", "fp8"):
@@ -186,7 +185,7 @@ def _uniform(request: Request, form: str, model: Checkpoint) -> Recipe:
         raise ConfigError(f"--scheme {scheme} is written as compressed-tensors, not as {form}")
     if form == "awq" and bits != 4:
         raise ConfigError(f"--format awq holds 4 bits, not {bits}", hint="--format gptq")
-    group = request.group if request.group is not None else _usual_group(inputs, model)
+    group = request.group if request.group is not None else _usual_group(inputs, linears)
     if group != -1 and (inputs or group < 8):
         expected = "-1, a scale for each row" if inputs else "-1, or at least 8"
         raise ConfigError(f"--group is {group}; expected {expected}")
@@ -218,8 +217,13 @@ def _uniform(request: Request, form: str, model: Checkpoint) -> Recipe:
         "awq": AWQFormat(),
         "compressed-tensors": CompressedTensorsFormat(),
     }
+    sample = codes.format()
+    if scheme != "fp8":
+        for info in linears:
+            n, k = info.shape
+            kinds[form].check(info.name.removesuffix(".weight"), sample, (n, k))
     write = _folder_writer(kinds[form])
-    return Recipe(quantizer, smoother, (), write, False, settings, codes)
+    return Recipe(quantizer, smoother, _names(linears), (), write, settings)
 
 
 def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Quantizer:
@@ -243,7 +247,7 @@ def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Qua
     return method(codes.act)
 
 
-def _gguf(request: Request, preset: str, model: Checkpoint) -> Recipe:
+def _gguf(request: Request, preset: str, model: Checkpoint, linears: list[TensorInfo]) -> Recipe:
     """A GGUF type decides bits and groups by itself."""
     if preset not in PRESETS:
         raise ConfigError(f"--format gguf:{preset}; expected gguf: and one of {', '.join(PRESETS)}")
@@ -259,14 +263,19 @@ def _gguf(request: Request, preset: str, model: Checkpoint) -> Recipe:
         GPTQBlocksQuantizer(types) if gptq else GGUFQuantizer(types, request.text)
     )
     smoother = AWQScales(4, 32, True) if request.method.startswith("awq") else None
-    layers = {i.name for i in model.tensors() if is_decoder_linear(i.name, i.shape)}
-    others = tuple(name for name in types if name not in layers)
+    matrices = _names(linears)
+    others = tuple(name for name in types if name not in matrices)
+    if not matrices & types.keys():
+        raise ConfigError(
+            f"--format gguf:{preset}: no matrix has rows that blocks of 32 weights fill",
+            hint="a folder format can hold it: --format gptq-v2 --group 16",
+        )
     settings: dict[str, object] = {"method": request.method, "format": f"gguf:{preset}"}
 
     def write(made: Checkpoint, out: Path, card: CardFacts) -> None:
         write_gguf(made, out, PRESETS[preset].file_type)
 
-    return Recipe(quantizer, smoother, others, write, True, settings)
+    return Recipe(quantizer, smoother, matrices & types.keys(), others, write, settings)
 
 
 def _refuse_static(request: Request) -> None:
@@ -274,11 +283,15 @@ def _refuse_static(request: Request) -> None:
         raise ConfigError("--static rounds inputs by one scale; it goes with --scheme w8a8")
 
 
-def _usual_group(inputs: bool, model: Checkpoint) -> int:
+def _names(linears: list[TensorInfo]) -> frozenset[str]:
+    return frozenset(info.name for info in linears)
+
+
+def _usual_group(inputs: bool, linears: list[TensorInfo]) -> int:
     """The largest of the usual groups that divides the rows of all matrices."""
     if inputs:
         return -1
-    columns = {i.shape[1] for i in model.tensors() if is_decoder_linear(i.name, i.shape)}
+    columns = {info.shape[1] for info in linears}
     return next((g for g in (128, 64, 32) if all(k % g == 0 for k in columns)), 128)
 
 

@@ -36,13 +36,16 @@ class UniformCodes:
     symmetric: bool = True
     act: ActivationFormat | None = None
 
+    def format(self) -> WeightFormat:
+        """What a matrix becomes."""
+        kind: ZeroKind = "none" if self.symmetric else "int"
+        return WeightFormat(self.bits, self.group, kind, act=self.act)
+
     def weight(self, name: str, grid: Grid, codes_NK: Tensor) -> QuantizedLinear:
         """Codes [N, K] on a grid as a canonical weight, its scales in float16."""
         zeros = None if self.symmetric else grid.zeros
-        kind: ZeroKind = "none" if self.symmetric else "int"
-        form = WeightFormat(self.bits, self.group, kind, act=self.act)
         packed, k = pack_codes(codes_NK, self.bits), codes_NK.shape[1]
-        return QuantizedLinear(name, form, packed, grid.scales.half(), zeros, k)
+        return QuantizedLinear(name, self.format(), packed, grid.scales.half(), zeros, k)
 
     def fit(
         self,
