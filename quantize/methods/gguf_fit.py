@@ -111,12 +111,17 @@ def fit_scales(
         offset = offsets.clamp(-_MOST, _MOST).half()
         far = (offset.float().abs() / _FAR).clamp_(min=_LEAST)
         return BlockScales(torch.maximum(scales, far).clamp_(max=_MOST).half(), offset)
-    return BlockScales(_some(scales).half())
+    return BlockScales(_some(scales, rule).half())
 
 
-def _some(scales: Tensor) -> Tensor:
-    """Scales that float16 holds, none of them 0, so that something can be divided by them."""
+def _some(scales: Tensor, rule: BlockRule) -> Tensor:
+    """Scales that float16 holds, none of them 0 where they are divided by: not with a table.
+
+    The codes of a group of zeros are its zero point, which no table has.
+    """
     scales = scales.clamp(-_MOST, _MOST)
+    if rule.grid.table:
+        return scales
     return torch.where(scales.abs() < _LEAST, _LEAST, scales)
 
 
@@ -165,7 +170,7 @@ class _SuperBlocks:
             f = ints.float()
             under = (f * f * sums[1]).sum(-1)
             fitted = (f * sums[2]).sum(-1) / torch.where(under > 0, under, 1)
-            scale = torch.where(under > 0, _some(fitted), scale.float()).half()
+            scale = torch.where(under > 0, _some(fitted, rule), scale.float()).half()
         return BlockScales(scale, None, ints.int())
 
     def affine(self, scales_NG: Tensor, offsets_NG: Tensor) -> BlockScales:
@@ -239,4 +244,4 @@ class _SuperBlocks:
             best = torch.where(better, error, best)
             unit = torch.where(better, d, unit)
             ints = torch.where(better.unsqueeze(-1), q, ints)
-        return _some(unit).half(), ints.int()
+        return _some(unit, rule).half(), ints.int()
