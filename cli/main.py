@@ -28,6 +28,7 @@ from . import (
     chat,
     doctor,
     explain,
+    finetune,
     generate,
     inspect,
     models,
@@ -100,6 +101,7 @@ for _command in (
     tune.tune,
     accuracy.accuracy,
     accuracy.perplexity,
+    finetune.finetune,
     doctor.doctor,
 ):
     app.command(_NAMES.get(_command.__name__), cls=Command)(_command)
