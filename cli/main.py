@@ -28,6 +28,7 @@ from . import (
     chat,
     doctor,
     explain,
+    finetune,
     generate,
     inspect,
     models,
@@ -102,6 +103,7 @@ for _command in (
     quantize.quantize,
     accuracy.accuracy,
     accuracy.perplexity,
+    finetune.finetune,
     doctor.doctor,
 ):
     app.command(_NAMES.get(_command.__name__), cls=Command)(_command)

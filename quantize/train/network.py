@@ -1,8 +1,9 @@
 """A decoder through which gradients flow: the engine's own blocks over differentiable ops.
 
-:class:`TrainOps` satisfies the engine's ``Ops`` in plain torch, so the wiring of every family, norms,
-rotary rules and soft caps are the engine's. A block adds to the residual in place; autograd allows
-that, as norms look at a copy. Keys and values lie in a cache whose blocks are as long as a window.
+:class:`TrainOps` satisfies the engine's ``Ops`` in plain torch, so the wiring of every family,
+norms, rotary rules and soft caps are the engine's. A block adds to the residual in place; autograd
+allows that, as norms look at a copy. Keys and values lie in a cache whose blocks are as long as a
+window.
 
 Shape letters: B windows of a batch, L tokens of a window, T = B L tokens, D hidden size, N outputs
 and K inputs of a matrix, S rows, V vocabulary, H query heads, J key/value heads, E head dimension.
