@@ -75,8 +75,8 @@ there, with its probability.</p>
 {{ token.after }}</p>
 <div class="says">KL <b>{{ token.kl }}</b> &middot; reference \
 <code class="was">{{ token.choice_reference }}</code> {{ token.share_reference }} &middot; \
-quantized <code class="now">{{ token.choice }}</code> {{ token.share }} <span class="soft">&middot; window {{ token.window }}, \
-place {{ token.place }}</span></div></li>
+quantized <code class="now">{{ token.choice }}</code> {{ token.share }} \
+<span class="soft">&middot; window {{ token.window }}, place {{ token.place }}</span></div></li>
 {% endfor %}</ol></section>
 {% endif %}</div>
 </body>
