@@ -55,7 +55,7 @@ class Difference:
         if not self.significant:
             which = "neither less nor more, as far as these windows tell,"
         return (
-            f"this model lost {which} than {self.other} (KL {self.kl_mean:.4f}): difference of "
+            f"This model lost {which} than {self.other} (KL {self.kl_mean:.4f}): difference of "
             f"means {self.difference:+.4f} nats a token, 95 % interval {self.low:+.4f} to "
             f"{self.high:+.4f}"
         )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 480, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 30, 40
 _CELL = 17
 
 
@@ -56,7 +56,8 @@ def line_chart(points: Sequence[Point], x_title: str, y_title: str, joined: bool
 def bar_chart(values: Sequence[float], labels: Sequence[str], x_title: str, y_title: str) -> Markup:
     """A bar for each value, and a line at their mean."""
     points = [Point(i, v, label) for i, (v, label) in enumerate(zip(values, labels, strict=True))]
-    frame = _Frame.around([*points, Point(len(values), 0, "")])
+    # Bars stand between whole numbers; their numbers stand below the middle.
+    frame = replace(_Frame.around([*points, Point(len(values), 0, "")]), shift=0.5)
     body = [frame.axes(x_title, y_title)]
     step = frame.x(1) - frame.x(0)
     for p in points:
@@ -127,11 +128,19 @@ def heat_map(
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Places in a drawing of the numbers that axes show."""
+    """Places in a drawing of the numbers that axes show.
+
+    Attributes:
+        low: number at the left end.
+        high: number at the right end.
+        top: largest number upwards; the lowest is 0.
+        shift: how far right of its place the name of a whole number stands; 0 for a continuum.
+    """
 
     low: float
     high: float
     top: float
+    shift: float = 0.0
 
     @staticmethod
     def around(points: Sequence[Point]) -> _Frame:
@@ -156,18 +165,19 @@ class _Frame:
                 )
             )
             parts.append(_text(_LEFT - 6, y + 4, _short(value), "end"))
-        for value in _ticks(self.low, self.high):
-            parts.append(_text(self.x(value), _HEIGHT - _BOTTOM + 16, _short(value), "middle"))
+        for value in _ticks(self.low, self.high - self.shift, whole=self.shift > 0):
+            x = self.x(value + self.shift)
+            parts.append(_text(x, _HEIGHT - _BOTTOM + 16, _short(value), "middle"))
         parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 6, x_title, "end", "title"))
-        parts.append(_text(_LEFT + 4, _TOP + 6, y_title, "start", "title"))
+        parts.append(_text(0, 14, y_title, "start", "title"))
         return Markup("").join(parts)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
     """Some four round numbers from ``low`` to ``high``."""
     if high <= low:
         return [low]
-    rough = (high - low) / 4
+    rough = max((high - low) / 4, 1.0 if whole else 0.0)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * f for f in (1, 2, 2.5, 5, 10) if unit * f >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)

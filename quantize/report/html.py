@@ -85,7 +85,8 @@ def render_page(
         subtitle=f"{len(found.windows)} windows, {found.flips.places} places with a next token",
         tiles=_tiles(found),
         verdict="" if difference is None else visible(difference.sentence()),
-        charts=_charts(found, tradeoffs, sensitivity or {}),
+        charts=_charts(found, tradeoffs),
+        maps=_maps(found, sensitivity or {}),
         tables=_tables(found, settings, sizes),
         worst=[_shown(token) for token in worst],
     )
@@ -101,9 +102,7 @@ def _tiles(found: Accuracy) -> list[tuple[str, str]]:
     ]
 
 
-def _charts(
-    found: Accuracy, tradeoffs: Sequence[Tradeoff], sensitivity: Mapping[str, float]
-) -> list[_Chart]:
+def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[_Chart]:
     depth = [
         Point(layer.layer, layer.residual, f"behind layer {layer.layer}: {layer.residual:.4f}")
         for layer in found.layers
@@ -135,6 +134,11 @@ def _charts(
                 "What the best choice of bits for each matrix is predicted to lose.",
             )
         )
+    return charts
+
+
+def _maps(found: Accuracy, sensitivity: Mapping[str, float]) -> list[_Chart]:
+    charts = []
     if any(layer.linears for layer in found.layers):
         charts.append(
             _Chart(

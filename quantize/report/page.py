@@ -26,12 +26,13 @@ p { margin: 0 0 10px; }
 .tile, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
 .tile { padding: 10px 12px; } .tile b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .tile span { color: var(--soft); font-size: .85rem; }
-.cards { display: grid; gap: 14px; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
-.card { padding: 14px 16px; min-width: 0; } .wide { grid-column: 1 / -1; }
+.cards { columns: 2 460px; column-gap: 14px; }
+.card { padding: 14px 16px; margin: 0 0 14px; break-inside: avoid; }
+.cards + .card { margin-top: 14px; }
 figure { margin: 0; } svg { display: block; width: 100%; height: auto; margin: 6px 0; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 svg text.title { fill: var(--ink); } svg text.cell { font-size: 10.5px; fill: var(--ink); }
+@media (max-width: 540px) { svg text { font-size: 16px; } svg text.cell { font-size: 14px; } }
 .line { fill: none; stroke: var(--data); stroke-width: 2; } .dot, .bar { fill: var(--data); }
 .mean { stroke: var(--heat); stroke-width: 1.5; stroke-dasharray: 5 4; }
 .grid { stroke: var(--rule); } .heat { fill: var(--heat); }
@@ -67,7 +68,10 @@ li { padding: 10px 0; border-top: 1px solid var(--rule); }
 {% endif %}{% for row in table.rows %}<tr><th>{{ row[0] }}</th>{% for cell in row[1:] %}\
 <td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></section>
-{% endfor %}{% if worst %}<section class="card wide"><h2>Where the models differ most</h2>
+{% endfor %}{% for chart in maps %}<section class="card"><h2>{{ chart.title }}</h2>
+<figure>{{ chart.drawing }}<figcaption>{{ chart.caption }}</figcaption></figure></section>
+{% endfor %}</div>
+{% if worst %}<section class="card"><h2>Where the models differ most</h2>
 <p class="soft">The text's own token is marked; the choices are each model's most probable token
 there, with its probability.</p>
 <ol>
@@ -78,7 +82,6 @@ there, with its probability.</p>
 quantized <code class="now">{{ token.choice }}</code> {{ token.share }} \
 <span class="soft">&middot; window {{ token.window }}, place {{ token.place }}</span></div></li>
 {% endfor %}</ol></section>
-{% endif %}</div>
-</body>
+{% endif %}</body>
 </html>
 """
