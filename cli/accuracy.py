@@ -14,11 +14,12 @@ import typer
 from halfbyte.choices import ActivationsName
 
 from .bench import JsonFile, writable, write
-from .console import columns, loading_bar
+from .console import columns, loading_bar, wrapped
 
 if TYPE_CHECKING:
     from ..loaders.base import Checkpoint
     from ..quantize.judge import Accuracy
+    from ..quantize.report.bootstrap import Difference
 
 Text = Annotated[Path, typer.Option("--text", metavar="FILE", help="What both models read.")]
 Length = Annotated[int, typer.Option("--length", metavar="TOKENS", help="Tokens of a window.")]
@@ -47,16 +48,29 @@ def accuracy(
         ),
     ] = "float",
     threads: Threads = 0,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", metavar="FILE", help="JSON of another run on these windows: who lost less?"
+        ),
+    ] = None,
+    html_file: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a page with charts.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a quantized model's next-token distributions with its reference's.
 
     Windows of the text are independent, without a begin-of-text token. KL is in nats a token.
     """
-    target = writable(json_file)
+    target, page = writable(json_file), writable(html_file, "--html")
     from ..engine.config import EngineConfig
     from ..quantize.judge import compare
-    from ..quantize.windows import common_windows, read_text
+    from ..quantize.report.bootstrap import compare_runs
+    from ..quantize.report.html import render_page
+    from ..quantize.report.sizes import model_size
+    from ..quantize.report.worst import worst_tokens
+    from ..quantize.windows import common_windows, read_text, tokenizer_of
 
     words = read_text(text)
     config = EngineConfig(activations=activations, threads=threads)
@@ -65,9 +79,18 @@ def accuracy(
         cut = common_windows(ours, theirs, words, length, windows)
         progress = stack.enter_context(loading_bar("layers"))
         found = compare(ours, theirs, cut, config, layers, progress)
+        worst = worst_tokens(found.places, cut, tokenizer_of(theirs))
+        sizes = model_size(ours), model_size(theirs)
     facts = {"quantized": quantized, "reference": reference, "text": str(text)}
-    facts |= {"length": length, "activations": activations, **asdict(found)}
-    _deliver(json_file, target, facts, lambda: render(found))
+    facts |= {"length": length, "activations": activations, **found.to_dict()}
+    facts |= {"worst": [asdict(token) for token in worst]}
+    difference = None
+    if against is not None:
+        difference = compare_runs(found, against, {"activations": activations})
+        facts["against"] = {"file": str(against), **asdict(difference)}
+    if page is not None:
+        write(page, render_page(found, worst, facts, sizes, difference), "--html")
+    _deliver(json_file, target, facts, lambda: render(found, difference))
 
 
 def perplexity(
@@ -113,16 +136,20 @@ def perplexity(
     )
 
 
-def render(found: Accuracy) -> str:
-    """A table of the model, and one of layers where matrices were judged."""
+def render(found: Accuracy, difference: Difference | None = None) -> str:
+    """A table of the model, another run beside it, and a table of matrices where judged."""
     rows = [
         ("KL divergence, mean", f"{found.kl_mean:.4f} nats"),
         ("KL divergence, 99 % below", f"{found.kl_p99:.4f} nats"),
         ("same first choice", f"{100 * found.top1:.1f} %"),
+        ("right before, wrong now", f"{100 * found.flips.lost:.1f} %"),
+        ("wrong before, right now", f"{100 * found.flips.gained:.1f} %"),
         ("perplexity", f"{found.ppl:.3f}"),
         ("perplexity, reference", f"{found.ppl_reference:.3f}"),
     ]
     parts = [columns(("over all windows", ""), rows)]
+    if difference is not None:
+        parts.append(wrapped("", difference.sentence(), indent=0))
     matrices = [
         (linear.module, f"{linear.relative:.4f}", f"{linear.cosine:.5f}")
         for layer in found.layers
@@ -130,6 +157,12 @@ def render(found: Accuracy) -> str:
     ]
     if matrices:
         parts.append(columns(("matrix", "error", "cosine"), matrices))
+    undone = sum(linear.undone for layer in found.layers for linear in layer.linears)
+    if undone:
+        parts.append(
+            f"scales that were folded into norms, v_proj or up_proj were undone for {undone} of "
+            f"{len(matrices)} matrices"
+        )
     return "\n\n".join(parts)
 
 
