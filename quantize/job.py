@@ -99,12 +99,12 @@ def run_job(
             job.model,
             recipe.quantizer,
             _windows(job, recipe),
-            recipe.smoother,
-            config,
-            told,
-            recipe.matrices,
-            recipe.others,
-            staging,
+            smoother=recipe.smoother,
+            config=config,
+            done=told,
+            matrices=recipe.matrices,
+            others=recipe.others,
+            keeper=staging,
         )
         staging.discard()
         staging.target.parent.mkdir()

@@ -113,6 +113,7 @@ def quantize_model(
     checkpoint: Checkpoint,
     method: Quantizer,
     windows: Windows | None,
+    *,
     smoother: Smoother | None = None,
     config: EngineConfig | None = None,
     done: Callable[[LayerReport], None] | None = None,

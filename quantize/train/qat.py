@@ -200,7 +200,7 @@ def train_quantized(
     settings, config = settings or QATSettings(), config or EngineConfig(activations="float")
     course = settings.course
     first = Windows(windows.ids[: settings.start], windows.first)
-    overlay = quantize_model(checkpoint, start or GPTQQuantizer(codes), first, config)
+    overlay = quantize_model(checkpoint, start or GPTQQuantizer(codes), first, config=config)
     learned: dict[str, LearnedCodes] = {}
 
     def make(module: str, weight: Weight, bias: Tensor | None) -> Product:

@@ -87,9 +87,7 @@ def test_lines_of_json_with_texts(tmp_path):
         (["--samples", "900"], "at least 900 windows"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_done(
-    options, names, text, tmp_path, capsys
-):
+def test_what_cannot_be_is_refused_before_anything_is_done(options, names, text, tmp_path, capsys):
     out = tmp_path / "made"
     assert run_here("quantize", str(DENSE), str(out), "--calibration", text, *options) == 1
     assert names in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_moved_scales_leave_a_model_as_it_was(name: str, smoother: Smoother) -> 
     checkpoint = open_checkpoint(FIXTURES / name)
     windows = drawn(checkpoint)
     plain = compare(quantize_model(checkpoint, Spy(EIGHT), windows), checkpoint, windows)
-    made = quantize_model(checkpoint, Spy(EIGHT), windows, smoother)
+    made = quantize_model(checkpoint, Spy(EIGHT), windows, smoother=smoother)
     moved = compare(made, checkpoint, windows)
     norms = [name for name in made.weights if name.endswith("layernorm.weight")]
     assert len(norms) == 2 * checkpoint.config.num_layers
@@ -138,7 +138,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_codes(
 ) -> None:
     monkeypatch.setattr(staging, "_KEEP_EVERY_S", 0.0)
     windows, method = drawn(dense), GPTQQuantizer(FOUR)
-    whole = quantize_model(dense, method, windows, smoother)
+    whole = quantize_model(dense, method, windows, smoother=smoother)
     out = tmp_path / "out"
 
     def stop(report: LayerReport) -> None:
@@ -146,11 +146,16 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_codes(
             raise CutOff
 
     with pytest.raises(CutOff), Staging(out, {"a": 1}, False) as keeper:
-        quantize_model(dense, method, windows, smoother, done=stop, keeper=keeper)
+        quantize_model(dense, method, windows, smoother=smoother, done=stop, keeper=keeper)
     later: list[int] = []
     with Staging(out, {"a": 1}, True) as keeper:
         rest = quantize_model(
-            dense, method, windows, smoother, done=lambda r: later.append(r.layer), keeper=keeper
+            dense,
+            method,
+            windows,
+            smoother=smoother,
+            done=lambda r: later.append(r.layer),
+            keeper=keeper,
         )
     assert later == list(range(1, dense.config.num_layers))
     assert rest.weights.keys() == whole.weights.keys()
