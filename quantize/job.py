@@ -12,12 +12,17 @@ from ..loaders import open_checkpoint
 from ..loaders.base import Checkpoint
 from ..loaders.model.quantizing import is_decoder_linear
 from .calibration import calibration_windows
-from .pipeline import LayerReport, quantize_model
-from .recipe import Recipe, Request, make_recipe
+from .pipeline import LayerReport, Overlay, quantize_model
+from .recipe import QAT_STEPS, Recipe, Request, make_recipe
 from .staging import Staging
+from .train.loop import Course
+from .train.qat import QATSettings, train_quantized
 from .windows import Windows
 from .write.card import CardFacts
 from .write.check import check_written
+
+Progress = Callable[[int, int, str], None]
+"""Told how many of how many layers, or steps, are done, and the error or loss of the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +68,14 @@ class Made:
 def run_job(
     job: QuantizeJob,
     config: EngineConfig | None = None,
-    done: Callable[[LayerReport], None] | None = None,
+    progress: Progress | None = None,
 ) -> Made:
     """Quantize, write, read back and compare; only then does the output appear.
 
     Args:
         job: what to do.
         config: how the text goes through the model.
-        done: told after each layer.
+        progress: told after each layer, or step of training.
 
     Raises:
         ConfigError: options contradict each other, or the model is quantized.
@@ -88,24 +93,8 @@ def run_job(
         "seed": job.seed,
     }
     errors: list[float] = []
-
-    def told(report: LayerReport) -> None:
-        errors.extend(report.errors.values())
-        if done is not None:
-            done(report)
-
     with Staging(job.out, facts, job.resume) as staging:
-        made = quantize_model(
-            job.model,
-            recipe.quantizer,
-            _windows(job, recipe),
-            smoother=recipe.smoother,
-            config=config,
-            done=told,
-            matrices=recipe.matrices,
-            others=recipe.others,
-            keeper=staging,
-        )
+        made = _made(job, recipe, config, staging, errors, progress)
         staging.discard()
         staging.target.parent.mkdir()
         recipe.write(made, staging.target, _card(job, recipe))
@@ -114,8 +103,49 @@ def run_job(
     return _measured(job.out, errors)
 
 
+def _made(
+    job: QuantizeJob,
+    recipe: Recipe,
+    config: EngineConfig | None,
+    staging: Staging,
+    errors: list[float],
+    progress: Progress | None,
+) -> Overlay:
+    """The model in memory; errors of its matrices' outputs are added to ``errors``."""
+    windows = _windows(job, recipe)
+    if recipe.trained is not None:
+        assert windows is not None
+        course = Course(job.request.steps or QAT_STEPS, seed=job.seed)
+        settings = QATSettings(course)
+
+        def stepped(step: int, steps: int, loss: float) -> None:
+            if progress is not None:
+                progress(step, steps, f"loss {loss:.4f}")
+
+        return train_quantized(job.model, recipe.trained, windows, settings, progress=stepped)[0]
+
+    def told(report: LayerReport) -> None:
+        errors.extend(report.errors.values())
+        if progress is not None:
+            own = list(report.errors.values())
+            said = f"error {100 * sum(own) / len(own):.2f} %" if own else ""
+            progress(report.layer + 1, report.layers, said)
+
+    return quantize_model(
+        job.model,
+        recipe.quantizer,
+        windows,
+        smoother=recipe.smoother,
+        config=config,
+        done=told,
+        matrices=recipe.matrices,
+        others=recipe.others,
+        keeper=staging,
+    )
+
+
 def _windows(job: QuantizeJob, recipe: Recipe) -> Windows | None:
-    if not recipe.quantizer.calibrated and recipe.smoother is None:
+    if not _calibrated(recipe):
         return None
     return calibration_windows(job.model, job.calibration, job.samples, job.length, job.seed)
 
@@ -123,12 +153,16 @@ def _windows(job: QuantizeJob, recipe: Recipe) -> Windows | None:
 def _card(job: QuantizeJob, recipe: Recipe) -> CardFacts:
     said = "the model's own samples" if job.calibration is None else job.calibration.name
     text = f"{job.samples} windows of {job.length} tokens of {said}, seed {job.seed}"
-    calibrated = recipe.quantizer.calibrated or recipe.smoother is not None
     return CardFacts(
         method=job.request.method,
         settings={k: v for k, v in recipe.settings.items() if k != "method"},
-        calibration=text if calibrated else "",
+        calibration=text if _calibrated(recipe) else "",
     )
+
+
+def _calibrated(recipe: Recipe) -> bool:
+    wanted = recipe.quantizer.calibrated or recipe.trained is not None
+    return wanted or recipe.smoother is not None
 
 
 def _measured(out: Path, errors: list[float]) -> Made:

@@ -37,6 +37,8 @@ from .write.folder_format import FolderFormat
 from .write.gguf_file import write_gguf
 from .write.gptq import GPTQFormat
 
+QAT_STEPS = 200
+"""Updates of QAT when nothing else is said."""
 Write = Callable[[Checkpoint, Path, CardFacts], None]
 
 _OWN = {"nf4": "bitsandbytes", "fp4": "bitsandbytes", "llm-int8": "bitsandbytes"}
@@ -58,6 +60,7 @@ class Request:
         group: columns that share a scale, -1 = all.
         symmetric: without zero points.
         static: inputs of W8A8 are rounded by one scale that calibration chooses.
+        steps: of QAT.
         text: whether there is text to calibrate on.
     """
 
@@ -68,6 +71,7 @@ class Request:
     group: int | None = None
     symmetric: bool | None = None
     static: bool = False
+    steps: int | None = None
     text: bool = True
 
 
@@ -82,6 +86,7 @@ class Recipe:
         others: matrices outside the layers that are quantized, too, without inputs.
         write: writes the model to a path that is not there yet.
         settings: everything as it was settled, by name.
+        trained: what QAT trains codes of; None = ``quantizer`` finds them.
     """
 
     quantizer: Quantizer
@@ -90,6 +95,7 @@ class Recipe:
     others: tuple[str, ...]
     write: Write
     settings: dict[str, object]
+    trained: UniformCodes | None = None
 
 
 def make_recipe(request: Request, model: Checkpoint) -> Recipe:
@@ -99,6 +105,8 @@ def make_recipe(request: Request, model: Checkpoint) -> Recipe:
         ConfigError: names the options that contradict each other, or a model that is quantized
             already.
     """
+    if request.steps is not None and request.method != "qat":
+        raise ConfigError(f"--steps is for --method qat, not {request.method}")
     linears = _dense_linears(model)
     form = request.format or _OWN.get(request.method) or _default_format(request)
     if form.startswith("gguf:"):
@@ -172,7 +180,7 @@ def _uniform(request: Request, form: str, linears: list[TensorInfo]) -> Recipe:
     if smooth and scheme not in ("w8a8", "fp8"):
         raise ConfigError(f"--method {request.method} is for --scheme w8a8 or fp8, not {scheme}")
     inputs = scheme in ("w8a8", "fp8")
-    if inputs and request.method.startswith("awq"):
+    if inputs and (request.method.startswith("awq") or request.method == "qat"):
         raise ConfigError(f"--method {request.method} is for weights alone, not --scheme {scheme}")
     bits = request.bits or _BITS.get(scheme or "", 4)
     if scheme is not None and bits != _BITS[scheme]:
@@ -223,7 +231,10 @@ def _uniform(request: Request, form: str, linears: list[TensorInfo]) -> Recipe:
             n, k = info.shape
             kinds[form].check(info.name.removesuffix(".weight"), sample, (n, k))
     write = _folder_writer(kinds[form])
-    return Recipe(quantizer, smoother, _names(linears), (), write, settings)
+    trained = codes if request.method == "qat" else None
+    if trained is not None:
+        settings["steps"] = request.steps or QAT_STEPS
+    return Recipe(quantizer, smoother, _names(linears), (), write, settings, trained)
 
 
 def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Quantizer:

@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_folder_that_runs_and_can_be_judged(text, tmp_path, capsys):
     out = tmp_path / "made"
     assert run_here("quantize", str(DENSE), str(out), "--calibration", text, *FEW) == 0
-    assert "bits a weight" in capsys.readouterr().err
+    assert "bits a weight" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
     said = json.loads((out / "config.json").read_text())["quantization_config"]
     assert (said["quant_method"], said["bits"], said["sym"]) == ("gptq", 4, True)
