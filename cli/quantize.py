@@ -66,6 +66,12 @@ def quantize(
             help="Text, or .jsonl with text or messages; default: the model's own samples.",
         ),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix", metavar="FILE", help="GGUF: an importance matrix in place of a text."
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", help="Windows to calibrate on.")
     ] = 32,
@@ -88,7 +94,7 @@ def quantize(
     from ..quantize.recipe import QAT_STEPS, Request
 
     text = method != "rtn" or calibration is not None
-    request = Request(method, scheme, form, bits, group, symmetric, static, steps, text)
+    request = Request(method, scheme, form, bits, group, symmetric, static, steps, text, imatrix)
     with ExitStack() as stack:
         checkpoint = opened(stack, model)
         job = QuantizeJob(checkpoint, out, request, calibration, samples, length, seed, resume)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfbyte.errors import ConfigError
+
 from ..engine.config import EngineConfig
 from ..loaders import open_checkpoint
 from ..loaders.base import Checkpoint
@@ -84,6 +86,9 @@ def run_job(
         RequestError: the calibration text does not do.
     """
     recipe = make_recipe(job.request, job.model)
+    if job.calibration is not None and not _calibrated(recipe):
+        what = "--imatrix" if job.request.imatrix is not None else f"--method {job.request.method}"
+        raise ConfigError(f"--calibration is given, but {what} looks at no text")
     facts: dict[str, object] = {
         "model": str(job.model.path.resolve()),
         **recipe.settings,

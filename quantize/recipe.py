@@ -36,6 +36,7 @@ from .write.folder import write_folder
 from .write.folder_format import FolderFormat
 from .write.gguf_file import write_gguf
 from .write.gptq import GPTQFormat
+from .write.imatrix import read_imatrix
 
 QAT_STEPS = 200
 """Updates of QAT when nothing else is said."""
@@ -62,6 +63,7 @@ class Request:
         static: inputs of W8A8 are rounded by one scale that calibration chooses.
         steps: of QAT.
         text: whether there is text to calibrate on.
+        imatrix: an importance matrix of llama.cpp, for GGUF types.
     """
 
     method: QuantizeMethod = "gptq"
@@ -73,6 +75,7 @@ class Request:
     static: bool = False
     steps: int | None = None
     text: bool = True
+    imatrix: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,8 @@ def make_recipe(request: Request, model: Checkpoint) -> Recipe:
         raise ConfigError(f"--steps is for --method qat, not {request.method}")
     linears = _dense_linears(model)
     form = request.format or _OWN.get(request.method) or _default_format(request)
+    if request.imatrix is not None and (not form.startswith("gguf:") or request.method != "rtn"):
+        raise ConfigError("--imatrix goes with --method rtn and --format gguf:...")
     if form.startswith("gguf:"):
         return _gguf(request, form.removeprefix("gguf:"), model, linears)
     if form not in _FORMATS:
@@ -269,10 +274,14 @@ def _gguf(request: Request, preset: str, model: Checkpoint, linears: list[Tensor
     if request.method not in ("rtn", "gptq", "awq", "awq+gptq"):
         raise ConfigError(f"--method {request.method} cannot fill --format gguf:{preset}")
     gptq = request.method.endswith("gptq")
-    types = block_types(preset, model, request.text, uniform=gptq)
-    quantizer: Quantizer = (
-        GPTQBlocksQuantizer(types) if gptq else GGUFQuantizer(types, request.text)
-    )
+    important = request.text or request.imatrix is not None
+    types = block_types(preset, model, important, uniform=gptq)
+    known = {}
+    if request.imatrix is not None:
+        known = read_imatrix(request.imatrix).importance(model)
+    quantizer: Quantizer = GPTQBlocksQuantizer(types)
+    if not gptq:
+        quantizer = GGUFQuantizer(types, request.text and request.imatrix is None, known)
     smoother = AWQScales(4, 32, True) if request.method.startswith("awq") else None
     matrices = _names(linears)
     others = tuple(name for name in types if name not in matrices)
@@ -282,6 +291,8 @@ def _gguf(request: Request, preset: str, model: Checkpoint, linears: list[Tensor
             hint="a folder format can hold it: --format gptq-v2 --group 16",
         )
     settings: dict[str, object] = {"method": request.method, "format": f"gguf:{preset}"}
+    if request.imatrix is not None:
+        settings["imatrix"] = request.imatrix.name
 
     def write(made: Checkpoint, out: Path, card: CardFacts) -> None:
         write_gguf(made, out, PRESETS[preset].file_type)

@@ -54,16 +54,18 @@ class GGUFQuantizer:
     Attributes:
         types: block type by the names of weights.
         calibrated: inputs are wanted; without them all columns count the same.
+        importance: mean square [K] of inputs by the names of weights, where it is known before.
         fits: does the search.
     """
 
     types: Mapping[str, str]
     calibrated: bool = True
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
     fits: GroupFits = field(default_factory=make_fits)
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> StoredLinear:
         """See :class:`.base.Quantizer`; [N, K]. Without a Hessian all columns count the same."""
-        importance = None if hessian is None else hessian.importance()
+        importance = self.importance.get(name) if hessian is None else hessian.importance()
         return self.by_importance(name, weight_NK, importance)
 
     def by_importance(

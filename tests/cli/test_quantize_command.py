@@ -58,6 +58,24 @@ def test_a_gguf_file_and_the_models_own_samples(tmp_path):
     assert out.read_bytes()[:4] == b"GGUF"
 
 
+def test_an_importance_matrix_serves_in_place_of_a_text(text, tmp_path, capsys):
+    measured = tmp_path / "imatrix.gguf"
+    assert run_here("imatrix", str(DENSE), str(measured), "--calibration", text, *FEW) == 0
+    assert run_here("imatrix", str(DENSE), str(measured), "--calibration", text, *FEW) == 1
+    assert "imatrix.gguf exists" in capsys.readouterr().err
+    form = ["--method", "rtn", "--format", "gguf:q4_0"]
+    files = []
+    for options in (["--imatrix", str(measured)], []):
+        files.append(tmp_path / f"made-{len(files)}.gguf")
+        assert run_here("quantize", str(DENSE), str(files[-1]), *form, *options) == 0
+    weighed, plain = (path.read_bytes() for path in files)
+    assert len(weighed) == len(plain)
+    assert weighed != plain
+    both = ["--imatrix", str(measured), "--calibration", text]
+    assert run_here("quantize", str(DENSE), str(tmp_path / "no"), *form, *both) == 1
+    assert "--imatrix looks at no text" in capsys.readouterr().err
+
+
 def test_lines_of_json_with_texts(tmp_path):
     lines = tmp_path / "lines.jsonl"
     lines.write_text("\n".join(json.dumps({"text": "over the lazy dog " * 9}) for _ in range(4)))
@@ -83,6 +101,8 @@ def test_lines_of_json_with_texts(tmp_path):
         (["--group", "3"], "--group is 3"),
         (["--group", "48", "--format", "compressed-tensors"], "in groups of 48"),
         (["--method", "lloyd-max"], "no file format holds"),
+        (["--method", "llm-int8"], "--calibration is given, but --method llm-int8"),
+        (["--imatrix", "x"], "--imatrix goes with --method rtn"),
         (["--samples", "0"], "samples is 0"),
         (["--samples", "900"], "at least 900 windows"),
     ],
