@@ -172,9 +172,10 @@ class LloydMaxQuantizer:
         h = torch.nn.functional.pad(importance, (0, pad)).view(groups, size)
         w = torch.nn.functional.pad(weight_NK.float(), (0, pad)).view(n, groups, size)
         scales = w.abs().amax(-1, keepdim=True).half().float()
+        table = None
         for left in reversed(range(self.rounds)):
             x = w / torch.where(scales == 0, 1.0, scales)
-            table = lloyd_max(x, 1 << self.bits, h * scales.square())
+            table = lloyd_max(x, 1 << self.bits, h * scales.square(), table)
             codes = nearest_entries(x, table)
             if left:
                 values = table[codes.int()]
