@@ -24,6 +24,7 @@ from halfbyte.errors import HalfbyteError
 from . import (
     accuracy,
     bench,
+    bench_formats,
     bench_kernels,
     chat,
     doctor,
@@ -113,6 +114,7 @@ _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed
 _bench.command("engine", cls=Command)(bench.engine)
 _bench.command("codegen", cls=Command)(bench.codegen)
 _bench.command("kernels", cls=Command)(bench_kernels.kernels)
+_bench.command("formats", cls=Command)(bench_formats.formats)
 app.add_typer(_bench, name="bench")
 
 
