@@ -77,6 +77,18 @@ def quantize(
     ] = 32,
     length: Annotated[int, typer.Option("--length", metavar="TOKENS", help="Of a window.")] = 512,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the choice of windows.")] = 0,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", metavar="BITS", help="Bits for each matrix, so many on the average."
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            "--max-kl", metavar="NATS", help="Bits for each matrix, few as this loss allows."
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, metavar="N", help="Updates of QAT.")
     ] = None,
@@ -97,7 +109,18 @@ def quantize(
     request = Request(method, scheme, form, bits, group, symmetric, static, steps, text, imatrix)
     with ExitStack() as stack:
         checkpoint = opened(stack, model)
-        job = QuantizeJob(checkpoint, out, request, calibration, samples, length, seed, resume)
+        job = QuantizeJob(
+            checkpoint,
+            out,
+            request,
+            calibration,
+            samples,
+            length,
+            seed,
+            budget,
+            max_kl,
+            resume,
+        )
         qat = method == "qat"
         total = (steps or QAT_STEPS) if qat else checkpoint.config.num_layers
         bar = stack.enter_context(batch_bar(total, "steps" if qat else "layers"))

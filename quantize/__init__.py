@@ -1,6 +1,6 @@
 """Judging and quantizing, for programs: names are resolved on first use.
 
-    from halfbyte.quantize import AdaRoundQuantizer, UniformCodes, quantize_model
+from halfbyte.quantize import AdaRoundQuantizer, UniformCodes, quantize_model
 """
 
 from __future__ import annotations

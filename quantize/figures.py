@@ -72,7 +72,9 @@ def gaussian_table(count: int = 200_000) -> Iterator[str]:
         table = lloyd_max(x, 1 << bits)
         entries = table[nearest_entries(x, table).int()]
         found = predicted_sqnr(bits, peak), sqnr(x, full), sqnr(x, best), sqnr(x, entries)
-        yield f"{bits:4}" + "".join(f"{db:{w}.2f}" for db, w in zip(found, (10, 10, 15, 12)))
+        yield f"{bits:4}" + "".join(
+            f"{db:{w}.2f}" for db, w in zip(found, (10, 10, 15, 12), strict=True)
+        )
 
 
 class _Sums:
@@ -84,7 +86,8 @@ class _Sums:
         self.bits, self.weights = 0, 0
 
 
-def compare_methods(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...], layers: set[int]
+def compare_methods(
+    checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...], layers: set[int]
 ) -> Iterator[str]:
     """Lines of two tables: relative output errors of methods, and of static ranges of inputs.
 
@@ -113,7 +116,7 @@ def compare_methods(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...], la
                 hessians.setdefault(first, Hessian(first, x_TK.shape[1])).add(x_TK)
                 samples[first] = x_TK.float().clone()
 
-            walk.watch_layer(watch)
+            walk.run_layer(watch)
             for linear, _ in {id(v[0]): v for v in walk.linears.values()}.values():
                 hessian = hessians[linear.modules[0]]
                 for module in linear.modules:
@@ -121,7 +124,8 @@ def compare_methods(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...], la
                     assert isinstance(weight, Tensor)
                     _judge(module, weight.float(), hessian, sums)
                 _judge_ranges(samples[linear.modules[0]], ranges)
-        walk.run_layer()
+        else:
+            walk.run_layer()
     yield "method                               output error     bits   s"
     for name, found in sums.items():
         mean = sum(found.relative) / len(found.relative)

@@ -14,6 +14,7 @@ from ..loaders import open_checkpoint
 from ..loaders.base import Checkpoint
 from ..loaders.model.quantizing import is_decoder_linear
 from .calibration import calibration_windows
+from .mixing import mix
 from .pipeline import LayerReport, Overlay, quantize_model
 from .recipe import QAT_STEPS, Recipe, Request, make_recipe
 from .staging import Staging
@@ -39,6 +40,8 @@ class QuantizeJob:
         samples: windows to calibrate on.
         length: tokens of each.
         seed: of everything that is drawn.
+        budget: most bits of a weight; bits of each matrix are then chosen by what they save.
+        max_kl: most predicted KL, in place of a budget.
         resume: go on with what an earlier run left.
     """
 
@@ -49,6 +52,8 @@ class QuantizeJob:
     samples: int = 32
     length: int = 512
     seed: int = 0
+    budget: float | None = None
+    max_kl: float | None = None
     resume: bool = False
 
 
@@ -85,8 +90,9 @@ def run_job(
             writers.
         RequestError: the calibration text does not do.
     """
-    recipe = make_recipe(job.request, job.model)
-    if job.calibration is not None and not _calibrated(recipe):
+    recipe, windows = make_recipe(job.request, job.model), None
+    mixed = job.budget is not None or job.max_kl is not None
+    if job.calibration is not None and not _calibrated(recipe) and not mixed:
         what = "--imatrix" if job.request.imatrix is not None else f"--method {job.request.method}"
         raise ConfigError(f"--calibration is given, but {what} looks at no text")
     facts: dict[str, object] = {
@@ -97,9 +103,15 @@ def run_job(
         "length": job.length,
         "seed": job.seed,
     }
+    facts |= {"budget": job.budget, "max_kl": job.max_kl}
     errors: list[float] = []
     with Staging(job.out, facts, job.resume) as staging:
-        made = _made(job, recipe, config, staging, errors, progress)
+        if _calibrated(recipe) or mixed:
+            windows = _windows(job)
+        if mixed:
+            assert windows is not None
+            recipe = _mixed(job, windows, config, progress)
+        made = _made(job, recipe, windows, config, staging, errors, progress)
         staging.discard()
         staging.target.parent.mkdir()
         recipe.write(made, staging.target, _card(job, recipe))
@@ -111,13 +123,13 @@ def run_job(
 def _made(
     job: QuantizeJob,
     recipe: Recipe,
+    windows: Windows | None,
     config: EngineConfig | None,
     staging: Staging,
     errors: list[float],
     progress: Progress | None,
 ) -> Overlay:
     """The model in memory; errors of its matrices' outputs are added to ``errors``."""
-    windows = _windows(job, recipe)
     if recipe.trained is not None:
         assert windows is not None
         course = Course(job.request.steps or QAT_STEPS, seed=job.seed)
@@ -149,9 +161,25 @@ def _made(
     )
 
 
-def _windows(job: QuantizeJob, recipe: Recipe) -> Windows | None:
-    if not _calibrated(recipe):
-        return None
+def _mixed(
+    job: QuantizeJob, windows: Windows, config: EngineConfig | None, progress: Progress | None
+) -> Recipe:
+    def measured(done: int, of: int) -> None:
+        if progress is not None:
+            progress(done, of, "measuring")
+
+    return mix(
+        job.request,
+        job.model,
+        windows,
+        budget=job.budget,
+        max_kl=job.max_kl,
+        config=config,
+        progress=measured,
+    )
+
+
+def _windows(job: QuantizeJob) -> Windows:
     return calibration_windows(job.model, job.calibration, job.samples, job.length, job.seed)
 
 

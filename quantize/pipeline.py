@@ -217,7 +217,7 @@ class _Decider:
         for name, matrix in zip(names, matrices, strict=True):
             weight = self._method.quantize(name, matrix, hessian)
             self.keep(name, weight)
-            error = output_error(weight, matrix, hessian)
+            error = relative_error(weight, matrix, hessian)
             self._report.errors[name.removesuffix(".weight")] = error
         self._overlay.release(names)
         return self._product(pending, names, x_TK)
@@ -257,7 +257,7 @@ class _Decider:
         return bias.to(self._walk.backend.device, torch.float32)
 
 
-def output_error(weight: QuantizedLinear, matrix_NK: Tensor, hessian: Hessian) -> float:
+def relative_error(weight: QuantizedLinear, matrix_NK: Tensor, hessian: Hessian) -> float:
     """Norm of the difference of a matrix's outputs over their norm, by some of the rows [K]."""
     step = max(1, matrix_NK.shape[0] // 128)
     rows, h_KK = matrix_NK[::step].float(), hessian.mean()

@@ -16,8 +16,7 @@ from halfbyte.errors import ConfigError
 from ..kernels.formats.weight_format import ActivationFormat
 from ..loaders.base import Checkpoint, TensorInfo
 from ..loaders.model.quantizing import DENSE_FORMATS, is_decoder_linear
-
-# ADA
+from .methods.adaround import AdaRoundQuantizer
 from .methods.base import Quantizer, UniformCodes
 from .methods.codebook import BlockTableQuantizer
 from .methods.fp8 import FP8Quantizer
@@ -250,7 +249,7 @@ def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Qua
         if gptq:
             return GPTQQuantizer(own)
         if request.method == "adaround":
-            raise NotImplementedError
+            return AdaRoundQuantizer(own)
         return NearestQuantizer(own, calibrated=request.method == "awq")
 
     if scheme == "fp8":

@@ -1,8 +1,8 @@
 """What uniform quantization costs, in formulas, and the means to check them.
 
 A step s makes errors that are spread evenly over half a step on both sides, so their mean square
-is ``s^2 / 12``. A range of peak to peak 2 max has ``s = 2 max / 2^b``, and the signal-to-noise ratio
-is ``6.02 b + 4.77 - 20 log10(max / sigma)`` dB (Bennett, "Spectra of quantized signals", 1948).
+is ``s^2 / 12``. A range of peak to peak 2 max has ``s = 2 max / 2^b``, and the ratio of signal to
+noise is ``6.02 b + 4.77 - 20 log10(max / sigma)`` dB (Bennett, "Spectra of quantized signals", 1948).
 
 Shape letters: N rows (tokens, for inputs), K columns, M rows of the other factor of a product.
 """
@@ -36,7 +36,7 @@ def step_mse(step: float) -> float:
 
 
 def predicted_sqnr(bits: int, peak_over_sigma: float) -> float:
-    """Signal-to-noise ratio in dB where nothing is clipped: ``6.02 b + 4.77 - 20 log10(max/sigma)``.
+    """Signal to noise in dB where nothing is clipped: ``6.02 b + 4.77 - 20 log10(max/sigma)``.
 
     With ``sqrt 3`` (uniform numbers over the full range) that is 6.02 b, with ``sqrt 2`` (a sine)
     6.02 b + 1.76.

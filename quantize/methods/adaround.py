@@ -48,7 +48,7 @@ def learn_rounding(
         pull: weight of the term that drives to a code, in units of the mean of
             ``scale^2 H_kk``, the error of a weight that is a whole step off.
     """
-    n, k = weight_NK.shape
+    k = weight_NK.shape[1]
     moments = hessian_KK.diagonal()
     columns = [grid.column(column) for column in range(k)]
     scales, zeros = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))

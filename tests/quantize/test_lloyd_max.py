@@ -46,7 +46,8 @@ def test_few_points_get_the_best_table_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "best", "uniform"), [(2, 0.1175, 0.1188), (3, 0.03454, 0.03744), (4, 0.009497, 0.01154)]
+    ("bits", "best", "uniform"),
+    [(2, 0.1175, 0.1188), (3, 0.03454, 0.03744), (4, 0.009497, 0.01154)],
 )
 def test_gaussian_numbers_have_the_known_error(bits: int, best: float, uniform: float) -> None:
     """Max, 1960, table I and II: mean squared errors of the best table and of the best uniform
