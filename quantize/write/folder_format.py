@@ -18,7 +18,7 @@ from halfbyte.errors import QuantizeError
 from ...kernels.formats.canonical import QuantizedLinear, WeightFormat, pack_codes
 from ...loaders.hf.methods.words import turned
 
-T = TypeVar("T", bound=Hashable)
+Item = TypeVar("Item", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,6 @@ def as_words(codes_RC: Tensor, bits: int) -> Tensor:
     return padded.view(torch.int32)
 
 
-def most_common(items: Iterable[T]) -> T:
+def most_common(items: Iterable[Item]) -> Item:
     """The item that is there most often, the first of several."""
     return Counter(items).most_common(1)[0][0]
