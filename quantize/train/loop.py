@@ -21,7 +21,7 @@ from ...engine.config import EngineConfig
 from ...loaders.base import Checkpoint
 from ..walk import Walk
 from ..windows import Windows
-from .network import Network
+from .network import TrainNetwork
 
 # Logits in float32 at once: 64 MB, and a few temporaries of that size.
 _LOGITS = 1 << 24
@@ -43,7 +43,9 @@ class Course:
         seed: of the order of windows, and of what else is drawn.
         compute: type of the products; None is bfloat16 where the processor multiplies that faster,
             else float32.
-        recompute: save memory at the cost of a third more time; see :class:`.network.Network`.
+        recompute: save memory at the cost of a third more time; see :class:`.network.TrainNetwork`.
+
+    Raises ConfigError for a number out of its range.
     """
 
     steps: int = 200
@@ -87,9 +89,9 @@ class Objective(Protocol):
     """What is minimized."""
 
     def loss(
-        self, windows: Sequence[int], places_S: Tensor, logits_SV: Tensor, network: Network
+        self, windows: Sequence[int], places_S: Tensor, logits_SV: Tensor, network: TrainNetwork
     ) -> Tensor:
-        """Sum over some rows of a batch's logits.
+        """Sum over some rows of a batch's logits [S, V].
 
         Args:
             windows: numbers of the batch's windows.
@@ -111,7 +113,7 @@ class NextToken:
         self._ids_WL = torch.tensor(windows.ids)
 
     def loss(
-        self, windows: Sequence[int], places_S: Tensor, logits_SV: Tensor, network: Network
+        self, windows: Sequence[int], places_S: Tensor, logits_SV: Tensor, network: TrainNetwork
     ) -> Tensor:
         """Sum of nats over rows [S]; see :class:`Objective`."""
         ids_T = self._ids_WL[list(windows)].flatten()
@@ -143,7 +145,7 @@ class Teacher:
         self._of: Mapping[int, Tensor] = dict(zip(used, residuals, strict=True))
 
     def loss(
-        self, windows: Sequence[int], places_S: Tensor, logits_SV: Tensor, network: Network
+        self, windows: Sequence[int], places_S: Tensor, logits_SV: Tensor, network: TrainNetwork
     ) -> Tensor:
         """Sum of nats over rows [S]; see :class:`Objective`."""
         x_TD = torch.cat([self._of[i] for i in windows])
@@ -153,7 +155,7 @@ class Teacher:
 
 
 def train(
-    network: Network,
+    network: TrainNetwork,
     optimizer: torch.optim.Optimizer,
     windows: Windows,
     course: Course,
@@ -196,7 +198,7 @@ def train(
 
 
 @torch.no_grad()
-def mean_loss(network: Network, windows: Windows, objective: Objective) -> float:
+def mean_loss(network: TrainNetwork, windows: Windows, objective: Objective) -> float:
     """The loss of a text in nats a token, window by window."""
     total, count = 0.0, windows.length - 1 - windows.first
     for number, ids in enumerate(windows.ids):
@@ -208,7 +210,7 @@ def mean_loss(network: Network, windows: Windows, objective: Objective) -> float
 
 
 def backward(
-    network: Network, windows: Windows, batch: Sequence[int], objective: Objective
+    network: TrainNetwork, windows: Windows, batch: Sequence[int], objective: Objective
 ) -> float:
     """Add the gradient of the mean loss of a batch to the weights; that mean, in nats a token.
 

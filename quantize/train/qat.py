@@ -29,8 +29,8 @@ from ..methods.gptq import GPTQQuantizer
 from ..pipeline import Overlay, quantize_model
 from ..windows import Windows
 from .loop import Course, NextToken, Objective, OnStep, Teacher, train
-from .network import Network
-from .products import FrozenProduct, Product
+from .network import TrainNetwork
+from .products import FrozenProduct, ModuleProduct
 
 # The smallest scale that a grid may have: float16's smallest normal number.
 _LEAST = 2.0**-14
@@ -57,7 +57,7 @@ class QATSettings:
     start: int = 32
 
 
-class LearnedCodes(torch.nn.Module):
+class LearnedCodes:
     """A matrix in training, and the product with what its codes mean.
 
     Args:
@@ -81,7 +81,6 @@ class LearnedCodes(torch.nn.Module):
         bias: Tensor | None,
         compute: torch.dtype,
     ) -> None:
-        super().__init__()
         self.name, self.codes, self.bias, self._compute = start.name, codes, bias, compute
         self.shape = (n, k) = start.shape
         self._group = k if codes.group == -1 else codes.group
@@ -98,8 +97,8 @@ class LearnedCodes(torch.nn.Module):
         v = self._grouped(weight_NK.float()) / self._scale + self._zero
         low = torch.where(q == 0, -torch.inf, q - _INSIDE)
         high = torch.where(q == self._top, torch.inf, q + _INSIDE)
-        self.steps = torch.nn.Parameter(v.clamp(low, high) - self._zero)
-        self.share = torch.nn.Parameter(torch.ones_like(self._scale))
+        self.steps = (v.clamp(low, high) - self._zero).requires_grad_()
+        self.share = torch.ones_like(self._scale).requires_grad_()
         self.nbytes = self.steps.nbytes + self.share.nbytes
 
     def __call__(self, x_TK: Tensor) -> Tensor:
@@ -110,20 +109,18 @@ class LearnedCodes(torch.nn.Module):
 
     def values(self) -> Tensor:
         """What the codes mean now, float32 [N, K]: that of :meth:`exported`, exactly."""
-        scale = self._scale * self.share
         weight: Tensor = _Rounded.apply(  # type: ignore[assignment]
-            self.steps * self._scale, scale, self._zero, self._top
+            self.steps, self.share, self._scale, self._zero, self._top
         )
         return weight.flatten(1)[:, : self.shape[1]]
 
     @torch.no_grad()
     def exported(self) -> QuantizedLinear:
         """The codes now."""
-        scale = _kept(self._scale * self.share)
-        q = _nearest(self.steps * self._scale, scale, self._zero, self._top)[0]
+        q, _, scale = _coded(self.steps, self.share, self._scale, self._zero, self._top)
         grid = Grid(scale.squeeze(-1), self._zero.squeeze(-1), self._top, self._group)
-        packed = q.flatten(1)[:, : self.shape[1]].to(torch.uint8)
-        return self.codes.weight(self.name, grid, packed)
+        codes = q.flatten(1)[:, : self.shape[1]].to(torch.uint8)
+        return self.codes.weight(self.name, grid, codes)
 
     def _grouped(self, x_NK: Tensor) -> Tensor:
         """[N, K] -> [N, G, S]."""
@@ -132,39 +129,38 @@ class LearnedCodes(torch.nn.Module):
 
 
 class _Rounded(torch.autograd.Function):
-    """``s (q - z)`` of weights [N, G, S] and scales [N, G, 1], with the gradients of LSQ."""
+    """``s (q - z)`` of weights [N, G, S] with the gradients of LSQ; keeps what is trained alone."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
-        ctx.save_for_backward(w, scale, zero)
+    def forward(
+        ctx: Any, steps: Tensor, share: Tensor, begun: Tensor, zero: Tensor, top: int
+    ) -> Tensor:
+        ctx.save_for_backward(steps, share, begun, zero)
         ctx.top = top
-        scale = _kept(scale)
-        return (_nearest(w, scale, zero, top)[0] - zero) * scale
+        q, _, scale = _coded(steps, share, begun, zero, top)
+        return q.sub_(zero).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        w, scale, zero = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        steps, share, begun, zero = ctx.saved_tensors
         (grad,) = grads
-        scale = _kept(scale)
-        q, v = _nearest(w, scale, zero, ctx.top)
+        q, v, _ = _coded(steps, share, begun, zero, ctx.top)
         inside = (v >= 0) & (v <= ctx.top)
         # Of a weight inside the range: how far rounding moved it; outside: its code.
-        slope = q - torch.where(inside, v, zero)
-        grad_scale = (grad * slope).sum(-1, keepdim=True)
+        slope = q.sub_(torch.where(inside, v, zero))
+        grad_share = (slope.mul_(grad).sum(-1, keepdim=True)).mul_(begun)
         # LSQ's own factor, so that one norm for all gradients does not let scales drown weights.
-        grad_scale *= (w.shape[-1] * max(1, ctx.top // 2)) ** -0.5
-        return grad * inside, grad_scale, None, None
+        grad_share *= (steps.shape[-1] * max(1, ctx.top // 2)) ** -0.5
+        return (grad * inside).mul_(begun), grad_share, None, None, None
 
 
-def _nearest(w: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Codes, and where the weights lie between them."""
-    v = w / scale + zero
-    return v.round().clamp_(0, top), v
-
-
-def _kept(scale: Tensor) -> Tensor:
-    """Scales as the format stores them."""
-    return scale.clamp(min=_LEAST).half().float()
+def _coded(
+    steps: Tensor, share: Tensor, begun: Tensor, zero: Tensor, top: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, where the weights lie between them, and the scales as the format stores them."""
+    scale = (begun * share).clamp_(min=_LEAST).half().float()
+    v = torch.addcmul(zero, steps, begun / scale)
+    return v.round().clamp_(0, top), v, scale
 
 
 def train_quantized(
@@ -203,7 +199,7 @@ def train_quantized(
     overlay = quantize_model(checkpoint, start or GPTQQuantizer(codes), first, config=config)
     learned: dict[str, LearnedCodes] = {}
 
-    def make(module: str, weight: Weight, bias: Tensor | None) -> Product:
+    def make(module: str, weight: Weight, bias: Tensor | None) -> ModuleProduct:
         name = f"{module}.weight"
         begin = overlay.weights.get(name)
         if begin is None:
@@ -212,7 +208,7 @@ def train_quantized(
         learned[name] = LearnedCodes(dense, begin, codes, bias, course.dtype)
         return learned[name]
 
-    network = Network(checkpoint, make, course.dtype, course.recompute)
+    network = TrainNetwork(checkpoint, make, course.dtype, course.recompute)
     optimizer = torch.optim.Adam(
         [
             {"params": [m.steps for m in learned.values()], "lr": settings.weight_rate},

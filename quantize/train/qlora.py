@@ -24,8 +24,8 @@ from ...loaders.model.families import MODEL_FAMILIES
 from ...loaders.model.fused import FUSED
 from ..windows import Windows
 from .loop import Course, NextToken, OnStep, mean_loss, train
-from .network import Network
-from .products import FrozenProduct, Product
+from .network import TrainNetwork
+from .products import FrozenProduct, ModuleProduct
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -42,6 +42,8 @@ class AdapterSettings:
         targets: last names of the modules that get one.
         rate: Adam's rate.
         course: how long and how fast.
+
+    Raises ConfigError for a number out of its range, and for targets that no model has.
     """
 
     rank: int = 16
@@ -171,7 +173,7 @@ def train_adapters(
     generator = torch.Generator().manual_seed(course.seed)
     adapters: dict[str, Adapter] = {}
 
-    def make(module: str, weight: Weight, bias: Tensor | None) -> Product:
+    def make(module: str, weight: Weight, bias: Tensor | None) -> ModuleProduct:
         base = FrozenProduct(weight, bias, course.dtype)
         if module.rpartition(".")[2] not in settings.targets:
             return base
@@ -185,7 +187,7 @@ def train_adapters(
         adapters[module] = adapter
         return AdaptedProduct(base, adapter, settings.dropout)
 
-    network = Network(checkpoint, make, course.dtype, course.recompute)
+    network = TrainNetwork(checkpoint, make, course.dtype, course.recompute)
     objective = NextToken(windows)
     done = Finetuned(adapters, [])
     if held_out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -62,8 +63,8 @@ def test_the_forward_weight_is_what_is_exported(codes: UniformCodes) -> None:
     """To the bit, wherever training has gone; float16 scales that got too small, too."""
     learned, _ = begun(codes)
     with torch.no_grad():
-        learned.steps += torch.randn_like(learned.steps)
-        learned.share *= torch.rand_like(learned.share) * 2
+        learned.steps.add_(torch.randn_like(learned.steps))
+        learned.share.mul_(torch.rand_like(learned.share) * 2)
         learned.share[0, 0] = -1e-9
     assert torch.equal(learned.values(), learned.exported().dequantize())
     x = torch.randn(3, 80)
@@ -111,7 +112,9 @@ def test_gradients_are_those_of_the_formula(codes: UniformCodes) -> None:
 
 
 @pytest.mark.parametrize("objective", ["kl", "text"])
-def test_training_makes_a_quantized_model_better(dense: Checkpoint, objective: str) -> None:
+def test_training_makes_a_quantized_model_better(
+    dense: Checkpoint, objective: Literal["kl", "text"]
+) -> None:
     """On the text that it saw. The first step's loss is that of the start."""
     windows, codes = drawn(2, 16), UniformCodes(2, 32)
     settings = QATSettings(
@@ -151,11 +154,12 @@ def test_a_loss_that_is_no_number_ends_it(dense: Checkpoint) -> None:
 def test_a_course_sees_all_windows_before_one_again() -> None:
     course = Course(steps=6, batch=2, seed=4, warmup=0.5)
     batches = course.batches(4)
-    flat = sum(batches, [])
+    flat = [number for batch in batches for number in batch]
     assert [len(batch) for batch in batches] == [2] * 6
     assert all(sorted(flat[i : i + 4]) == [0, 1, 2, 3] for i in (0, 4, 8))
     assert batches == course.batches(4) != Course(steps=6, batch=2, seed=5).batches(4)
     assert [round(course.rate(i), 3) for i in range(6)] == [0.333, 0.667, 1, 1, 0.75, 0.25]
-    for wrong in ({"steps": 0}, {"batch": 0}, {"clip": -1}):
+    bad: list[dict[str, Any]] = [{"steps": 0}, {"batch": 0}, {"clip": -1}]
+    for wrong in bad:
         with pytest.raises(ConfigError, match="expected at least"):
             Course(**wrong)

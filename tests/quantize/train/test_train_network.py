@@ -10,7 +10,7 @@ import torch
 
 from halfbyte import Engine
 from halfbyte.loaders import open_checkpoint
-from halfbyte.quantize.train.network import Network
+from halfbyte.quantize.train.network import TrainNetwork
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 FOLDERS = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
@@ -27,7 +27,7 @@ def test_logits_are_the_reference_backends(name: str) -> None:
     rounds = any(info.format and info.format.act for info in checkpoint.tensors())
     length = max([16, *checkpoint.config.sliding_window]) + 5
     windows = [[random.randrange(3, 256) for _ in range(length)] for _ in range(2)]
-    network = Network(checkpoint)
+    network = TrainNetwork(checkpoint)
     with torch.no_grad():
         got = network.logits(network.residual(windows)).view(2, length, -1)
     checkpoint.close()
