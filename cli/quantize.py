@@ -103,10 +103,10 @@ def quantize(
     """
     from ..engine.config import EngineConfig
     from ..quantize.job import QuantizeJob, run_job
-    from ..quantize.recipe import QAT_STEPS, Request
+    from ..quantize.recipe import QAT_STEPS, Order
 
     text = method != "rtn" or calibration is not None
-    request = Request(method, scheme, form, bits, group, symmetric, static, steps, text, imatrix)
+    request = Order(method, scheme, form, bits, group, symmetric, static, steps, text, imatrix)
     with ExitStack() as stack:
         checkpoint = opened(stack, model)
         job = QuantizeJob(

@@ -39,7 +39,7 @@ from .walk import StackedLinear, Walk
 from .windows import cut_windows, read_text, tokenizer_of
 
 _SYMMETRIC, _ASYMMETRIC = UniformCodes(4, 64, True), UniformCodes(4, 64, False)
-METHODS: dict[str, Quantizer] = {
+_METHODS: dict[str, Quantizer] = {
     "LLM.int8(), rows": LLMInt8Quantizer(),
     "nearest, 4 bits, g64, symmetric": NearestQuantizer(_SYMMETRIC),
     "nearest, 4 bits, g64, asymmetric": NearestQuantizer(_ASYMMETRIC),
@@ -97,7 +97,7 @@ def compare_methods(
         layers: whose matrices are taken.
     """
     walk = Walk(checkpoint, EngineConfig(activations="float"), ids)
-    sums = {name: _Sums() for name in METHODS}
+    sums = {name: _Sums() for name in _METHODS}
     ranges: dict[str, list[float]] = {}
     for layer in range(max(layers) + 1):
         walk.load_layer()
@@ -140,7 +140,7 @@ def _judge(module: str, weight_NK: Tensor, hessian: Hessian, sums: dict[str, _Su
     """Relative error of the outputs of each method, from the inputs' second moments."""
     moments = hessian.mean()
     whole = float(((weight_NK @ moments) * weight_NK).sum())
-    for name, method in METHODS.items():
+    for name, method in _METHODS.items():
         began = time.process_time()
         found = method.quantize(module, weight_NK, hessian)
         sums[name].seconds += time.process_time() - began

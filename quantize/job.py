@@ -16,7 +16,7 @@ from ..loaders.model.quantizing import is_decoder_linear
 from .calibration import calibration_windows
 from .mixing import mix
 from .pipeline import LayerReport, Overlay, quantize_model
-from .recipe import QAT_STEPS, Recipe, Request, make_recipe
+from .recipe import QAT_STEPS, Order, Recipe, make_recipe
 from .staging import Staging
 from .train.loop import Course
 from .train.qat import QATSettings, train_quantized
@@ -24,7 +24,7 @@ from .windows import Windows
 from .write.card import CardFacts
 from .write.check import check_written
 
-Progress = Callable[[int, int, str], None]
+Told = Callable[[int, int, str], None]
 """Told how many of how many layers, or steps, are done, and the error or loss of the last."""
 
 
@@ -47,7 +47,7 @@ class QuantizeJob:
 
     model: Checkpoint
     out: Path
-    request: Request
+    request: Order
     calibration: Path | None = None
     samples: int = 32
     length: int = 512
@@ -75,7 +75,7 @@ class Made:
 def run_job(
     job: QuantizeJob,
     config: EngineConfig | None = None,
-    progress: Progress | None = None,
+    progress: Told | None = None,
 ) -> Made:
     """Quantize, write, read back and compare; only then does the output appear.
 
@@ -127,7 +127,7 @@ def _made(
     config: EngineConfig | None,
     staging: Staging,
     errors: list[float],
-    progress: Progress | None,
+    progress: Told | None,
 ) -> Overlay:
     """The model in memory; errors of its matrices' outputs are added to ``errors``."""
     if recipe.trained is not None:
@@ -162,7 +162,7 @@ def _made(
 
 
 def _mixed(
-    job: QuantizeJob, windows: Windows, config: EngineConfig | None, progress: Progress | None
+    job: QuantizeJob, windows: Windows, config: EngineConfig | None, progress: Told | None
 ) -> Recipe:
     def measured(done: int, of: int) -> None:
         if progress is not None:

@@ -20,7 +20,7 @@ from .methods.base import Quantizer
 from .methods.gguf import GGUFQuantizer
 from .methods.gguf_presets import same_type
 from .methods.mixed import MixedQuantizer
-from .recipe import Recipe, Request, make_recipe
+from .recipe import Order, Recipe, make_recipe
 from .report.budget import Choice, allocate
 from .report.sensitivity import measure
 from .windows import Windows
@@ -32,7 +32,7 @@ _TOGETHER = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
 
 def mix(
-    request: Request,
+    request: Order,
     model: Checkpoint,
     windows: Windows,
     *,
@@ -85,7 +85,7 @@ def mix(
     return replace(plain, quantizer=MixedQuantizer(by_module), settings=settings)
 
 
-def _candidates(request: Request, model: Checkpoint, plain: Recipe) -> dict[str, Quantizer]:
+def _candidates(request: Order, model: Checkpoint, plain: Recipe) -> dict[str, Quantizer]:
     """Quantizers by their names; those that the format cannot hold are left out."""
     if request.format is not None and request.format.startswith("gguf:"):
         if request.method != "rtn":

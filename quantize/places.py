@@ -63,9 +63,9 @@ def compare_rows(q_RV: Tensor, p_RV: Tensor, next_R: Tensor) -> Places:
     logits give exactly 0.
 
     Args:
-        q_RV: logits of the quantized model.
-        p_RV: logits of the reference.
-        next_R: the text's next token, int64.
+        q_RV: logits [R, V] of the quantized model.
+        p_RV: logits [R, V] of the reference.
+        next_R: the text's next token, int64 [R].
     """
     rows = max(1, _VALUES // p_RV.shape[1])
     parts = [

@@ -48,7 +48,7 @@ _FORMATS = ("gptq", "gptq-v2", "awq", "compressed-tensors", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Order:
     """What is asked for; None = what goes with the rest.
 
     Attributes:
@@ -100,7 +100,7 @@ class Recipe:
     trained: UniformCodes | None = None
 
 
-def make_recipe(request: Request, model: Checkpoint) -> Recipe:
+def make_recipe(request: Order, model: Checkpoint) -> Recipe:
     """Settle what was left open, and refuse what cannot be.
 
     Raises:
@@ -131,7 +131,7 @@ def make_recipe(request: Request, model: Checkpoint) -> Recipe:
     return _uniform(request, form, linears)
 
 
-def _default_format(request: Request) -> str:
+def _default_format(request: Order) -> str:
     if request.scheme in ("w8a8", "fp8") or request.method.startswith("smoothquant"):
         return "compressed-tensors"
     if request.method.startswith("awq") and request.bits in (None, 4):
@@ -150,7 +150,7 @@ def _dense_linears(model: Checkpoint) -> list[TensorInfo]:
     return linears
 
 
-def _tables(request: Request, form: str, own: str | None, linears: list[TensorInfo]) -> Recipe:
+def _tables(request: Order, form: str, own: str | None, linears: list[TensorInfo]) -> Recipe:
     """NF4, FP4 and int8 rows as bitsandbytes has them."""
     if own is None:
         raise ConfigError(
@@ -178,7 +178,7 @@ def _tables(request: Request, form: str, own: str | None, linears: list[TensorIn
     return Recipe(quantizer, None, _names(linears), (), _folder_writer(folder), settings)
 
 
-def _uniform(request: Request, form: str, linears: list[TensorInfo]) -> Recipe:
+def _uniform(request: Order, form: str, linears: list[TensorInfo]) -> Recipe:
     smooth = request.method.startswith("smoothquant")
     scheme = request.scheme or ("w8a8" if smooth else None)
     if smooth and scheme not in ("w8a8", "fp8"):
@@ -241,7 +241,7 @@ def _uniform(request: Request, form: str, linears: list[TensorInfo]) -> Recipe:
     return Recipe(quantizer, smoother, _names(linears), (), write, settings, trained)
 
 
-def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Quantizer:
+def _quantizer(request: Order, scheme: str | None, codes: UniformCodes) -> Quantizer:
     gptq = request.method.endswith("gptq")
 
     def method(act: ActivationFormat | None) -> Quantizer:
@@ -262,7 +262,7 @@ def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Qua
     return method(codes.act)
 
 
-def _gguf(request: Request, preset: str, model: Checkpoint, linears: list[TensorInfo]) -> Recipe:
+def _gguf(request: Order, preset: str, model: Checkpoint, linears: list[TensorInfo]) -> Recipe:
     """A GGUF type decides bits and groups by itself."""
     if preset not in PRESETS:
         raise ConfigError(f"--format gguf:{preset}; expected gguf: and one of {', '.join(PRESETS)}")
@@ -299,7 +299,7 @@ def _gguf(request: Request, preset: str, model: Checkpoint, linears: list[Tensor
     return Recipe(quantizer, smoother, matrices & types.keys(), others, write, settings)
 
 
-def _refuse_static(request: Request) -> None:
+def _refuse_static(request: Order) -> None:
     if request.static:
         raise ConfigError("--static rounds inputs by one scale; it goes with --scheme w8a8")
 

@@ -2,7 +2,8 @@
 
 A step s makes errors that are spread evenly over half a step on both sides, so their mean square
 is ``s^2 / 12``. A range of peak to peak 2 max has ``s = 2 max / 2^b``, and the ratio of signal to
-noise is ``6.02 b + 4.77 - 20 log10(max / sigma)`` dB (Bennett, "Spectra of quantized signals", 1948).
+noise is ``6.02 b + 4.77 - 20 log10(max / sigma)`` dB (Bennett, "Spectra of quantized
+signals", 1948).
 
 Shape letters: N rows (tokens, for inputs), K columns, M rows of the other factor of a product.
 """
@@ -59,7 +60,7 @@ def sqnr(exact: Tensor, rounded: Tensor) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Rounded:
+class RoundedValues:
     """Numbers on uniform grids.
 
     Attributes:
@@ -84,7 +85,7 @@ def round_uniform(
     rule: GridRule = "min-max",
     importance_K: Tensor | None = None,
     percentile: float = 99.9,
-) -> Rounded:
+) -> RoundedValues:
     """Round [N, K] to uniform grids, whose steps are numbers that float16 holds.
 
     Args:
@@ -116,7 +117,7 @@ def round_uniform(
     clips = CLIPS if rule in ("mse", "output") else (1.0,)
     grid = fit_grid(fitted, bits, size, symmetric, importance, clips)
     values = grid.values(grid.codes(x)).view(n, k)
-    return Rounded(values, grid.scales if granularity == "group" else grid.scales.squeeze(1))
+    return RoundedValues(values, grid.scales if granularity == "group" else grid.scales.squeeze(1))
 
 
 def _within(x_NK: Tensor, group: int, percentile: float) -> Tensor:

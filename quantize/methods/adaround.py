@@ -99,7 +99,7 @@ class AdaRoundQuantizer:
     calibrated: bool = True
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
-        """See :class:`.base.Quantizer`; [N, K]."""
+        """See :class:`.base.Quantizer`; [N, K]. Raises QuantizeError for what is not finite."""
         assert hessian is not None
         mean_KK = hessian.mean()
         if not bool(mean_KK.isfinite().all() and weight_NK.isfinite().all()):

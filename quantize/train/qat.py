@@ -202,7 +202,7 @@ def train_quantized(
     def make(module: str, weight: Weight, bias: Tensor | None) -> ModuleProduct:
         name = f"{module}.weight"
         begin = overlay.weights.get(name)
-        if begin is None:
+        if not isinstance(begin, QuantizedLinear):
             return FrozenProduct(weight, bias, course.dtype)
         dense = weight if isinstance(weight, Tensor) else weight.dequantize()
         learned[name] = LearnedCodes(dense, begin, codes, bias, course.dtype)

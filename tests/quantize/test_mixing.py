@@ -15,7 +15,7 @@ from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import Checkpoint
 from halfbyte.quantize.mixing import mix
 from halfbyte.quantize.pipeline import quantize_model
-from halfbyte.quantize.recipe import Recipe, Request
+from halfbyte.quantize.recipe import Order, Recipe
 from halfbyte.quantize.report.sensitivity import stored_bits
 from halfbyte.quantize.windows import Windows
 
@@ -42,7 +42,7 @@ def made(recipe: Recipe, dense: Checkpoint, windows: Windows) -> dict[str, Quant
 
 @pytest.mark.parametrize("budget", [3.7, 4.6, 6.0])
 def test_a_budget_is_kept_and_used(dense: Checkpoint, windows: Windows, budget: float) -> None:
-    request = Request(method="rtn", group=32, format="gptq")
+    request = Order(method="rtn", group=32, format="gptq")
     recipe = mix(request, dense, windows, budget=budget)
     weights = made(recipe, dense, windows)
     total = sum(w.shape[0] * w.shape[1] for w in weights.values())
@@ -58,14 +58,14 @@ def test_a_budget_is_kept_and_used(dense: Checkpoint, windows: Windows, budget: 
 def test_more_bits_are_predicted_to_lose_less(dense: Checkpoint, windows: Windows) -> None:
     losses: list[Any] = []
     for budget in (3.0, 4.0, 5.0, 8.0):
-        recipe = mix(Request(method="rtn", group=32, format="gptq"), dense, windows, budget=budget)
+        recipe = mix(Order(method="rtn", group=32, format="gptq"), dense, windows, budget=budget)
         losses.append(recipe.settings["predicted KL"])
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > 2 * losses[-1]
 
 
 def test_a_bound_on_the_loss_is_kept(dense: Checkpoint, windows: Windows) -> None:
-    request = Request(method="rtn", group=32, format="gptq")
+    request = Order(method="rtn", group=32, format="gptq")
     recipe = mix(request, dense, windows, max_kl=0.2)
     predicted: Any = recipe.settings["predicted KL"]
     assert predicted <= 0.2
@@ -74,7 +74,7 @@ def test_a_bound_on_the_loss_is_kept(dense: Checkpoint, windows: Windows) -> Non
 
 
 def test_gguf_types_are_mixed(dense: Checkpoint, windows: Windows) -> None:
-    request = Request(method="rtn", format="gguf:q4_0")
+    request = Order(method="rtn", format="gguf:q4_0")
     recipe = mix(request, dense, windows, budget=5.2)
     kinds = {w.encoding for w in made(recipe, dense, windows).values()}  # type: ignore[attr-defined]
     assert len(kinds) > 1
@@ -83,14 +83,14 @@ def test_gguf_types_are_mixed(dense: Checkpoint, windows: Windows) -> None:
 @pytest.mark.parametrize(
     ("request_", "names"),
     [
-        (Request(bits=4), "leave out --bits and --scheme"),
-        (Request(method="nf4"), "one kind of codes"),
-        (Request(method="awq", format="awq"), "one number of bits"),
-        (Request(format="gguf:q4_0"), "--method rtn"),
+        (Order(bits=4), "leave out --bits and --scheme"),
+        (Order(method="nf4"), "one kind of codes"),
+        (Order(method="awq", format="awq"), "one number of bits"),
+        (Order(format="gguf:q4_0"), "--method rtn"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(
-    dense: Checkpoint, windows: Windows, request_: Request, names: str
+    dense: Checkpoint, windows: Windows, request_: Order, names: str
 ) -> None:
     with pytest.raises(ConfigError, match=names):
         mix(request_, dense, windows, budget=4.5)

@@ -44,8 +44,8 @@ def brute(w_K: Tensor, hessian: Hessian, grid: Grid) -> float:
 
 
 def test_learned_codes_are_near_the_best_of_all_roundings() -> None:
-    """10 columns, 1024 roundings of a row. In the mean over rows the nearest costs several times the
-    best; what is learned and then swept costs at most a quarter more than it.
+    """10 columns, 1024 roundings of a row. In the mean over rows the nearest costs several times
+    the best; what is learned and then swept costs at most a quarter more than it.
     """
     best = learned = nearest = 0.0
     for _ in range(3):
@@ -76,7 +76,7 @@ def test_no_row_is_worse_than_nearest_and_all_together_are_near_gptq(symmetric: 
     nearest = output_error(w, grid.codes(w), hessian.mean(), grid)
     error = output_error(w, found.unpack(), hessian.mean(), grid)
     assert bool((error <= nearest * (1 + 1e-6)).all())
-    gptq = loss(w, solve("w", w, hessian.mean(), grid), hessian, grid)
+    gptq = loss(w, solve(w, hessian, grid), hessian, grid)
     assert float(error.sum()) < 1.3 * gptq
     assert float(error.sum()) < float(nearest.sum()) / 2
     torch.testing.assert_close(found.dequantize(), grid.values(found.unpack()))
