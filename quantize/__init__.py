@@ -1,16 +1,14 @@
 """Judging and quantizing, for programs: names are resolved on first use.
 
-    from halfbyte.quantize import AdaRoundQuantizer, UniformCodes, quantize_model
+from halfbyte.quantize import AdaRoundQuantizer, UniformCodes, quantize_model
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .grid import Grid, fit_grid
     from .hessian import Hessian
     from .lloyd_max import lloyd_max

@@ -39,7 +39,7 @@ from .walk import StackedLinear, Walk
 from .windows import cut_windows, read_text, tokenizer_of
 
 _SYMMETRIC, _ASYMMETRIC = UniformCodes(4, 64, True), UniformCodes(4, 64, False)
-METHODS: dict[str, Quantizer] = {
+_METHODS: dict[str, Quantizer] = {
     "LLM.int8(), rows": LLMInt8Quantizer(),
     "nearest, 4 bits, g64, symmetric": NearestQuantizer(_SYMMETRIC),
     "nearest, 4 bits, g64, asymmetric": NearestQuantizer(_ASYMMETRIC),
@@ -52,8 +52,6 @@ METHODS: dict[str, Quantizer] = {
     "AdaRound, 4 bits, g64, symmetric": AdaRoundQuantizer(_SYMMETRIC),
     "AdaRound without sweeps": AdaRoundQuantizer(_SYMMETRIC, sweeps=0),
 }
-"""What is compared; names are for people."""
-
 _RULES: tuple[RangeRule, ...] = ("min-max", "percentile", "mse", "kl")
 
 
@@ -72,7 +70,9 @@ def gaussian_table(count: int = 200_000) -> Iterator[str]:
         table = lloyd_max(x, 1 << bits)
         entries = table[nearest_entries(x, table).int()]
         found = predicted_sqnr(bits, peak), sqnr(x, full), sqnr(x, best), sqnr(x, entries)
-        yield f"{bits:4}" + "".join(f"{db:{w}.2f}" for db, w in zip(found, (10, 10, 15, 12)))
+        yield f"{bits:4}" + "".join(
+            f"{db:{w}.2f}" for db, w in zip(found, (10, 10, 15, 12), strict=True)
+        )
 
 
 class _Sums:
@@ -84,7 +84,8 @@ class _Sums:
         self.bits, self.weights = 0, 0
 
 
-def compare_methods(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...], layers: set[int]
+def compare_methods(
+    checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...], layers: set[int]
 ) -> Iterator[str]:
     """Lines of two tables: relative output errors of methods, and of static ranges of inputs.
 
@@ -94,7 +95,7 @@ def compare_methods(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...], la
         layers: whose matrices are taken.
     """
     walk = Walk(checkpoint, EngineConfig(activations="float"), ids)
-    sums = {name: _Sums() for name in METHODS}
+    sums = {name: _Sums() for name in _METHODS}
     ranges: dict[str, list[float]] = {}
     for layer in range(max(layers) + 1):
         walk.load_layer()
@@ -136,7 +137,7 @@ def _judge(module: str, weight_NK: Tensor, hessian: Hessian, sums: dict[str, _Su
     """Relative error of the outputs of each method, from the inputs' second moments."""
     moments = hessian.mean()
     whole = float(((weight_NK @ moments) * weight_NK).sum())
-    for name, method in METHODS.items():
+    for name, method in _METHODS.items():
         began = time.process_time()
         found = method.quantize(module, weight_NK, hessian)
         sums[name].seconds += time.process_time() - began

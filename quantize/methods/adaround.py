@@ -48,7 +48,7 @@ def learn_rounding(
         pull: weight of the term that drives to a code, in units of the mean of
             ``scale^2 H_kk``, the error of a weight that is a whole step off.
     """
-    n, k = weight_NK.shape
+    k = weight_NK.shape[1]
     moments = hessian_KK.diagonal()
     columns = [grid.column(column) for column in range(k)]
     scales, zeros = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
@@ -99,7 +99,9 @@ class AdaRoundQuantizer:
     calibrated: bool = True
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
-        """See :class:`.base.Quantizer`; [N, K]."""
+        """See :class:`.base.Quantizer`; [N, K]. Raises QuantizeError for numbers that are not
+        finite.
+        """
         assert hessian is not None
         mean_KK = hessian.mean()
         if not bool(mean_KK.isfinite().all() and weight_NK.isfinite().all()):

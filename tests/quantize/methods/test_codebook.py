@@ -1,4 +1,4 @@
-"""NF4, FP4 and Lloyd-Max tables: what bitsandbytes stores, what its own code gives, what is best."""
+"""NF4, FP4 and Lloyd-Max tables: what bitsandbytes stores, what its code gives, what is best."""
 
 from __future__ import annotations
 
