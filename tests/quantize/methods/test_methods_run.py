@@ -35,7 +35,7 @@ DENSE = Path(__file__).parents[2] / "fixtures" / "fp16-llama-spm"
 )
 def test_a_quantized_model_stays_near_its_reference(method: Quantizer, most: float) -> None:
     """By KL in nats, at twice what was seen. A model of random weights is sure of its next tokens,
-    and small errors change its mind; one that was damaged is 6 nats away.
+    and small errors change its mind.
     """
     rng = random.Random(random.getrandbits(32))
     checkpoint = open_checkpoint(DENSE)
