@@ -52,8 +52,6 @@ _METHODS: dict[str, Quantizer] = {
     "AdaRound, 4 bits, g64, symmetric": AdaRoundQuantizer(_SYMMETRIC),
     "AdaRound without sweeps": AdaRoundQuantizer(_SYMMETRIC, sweeps=0),
 }
-"""What is compared; names are for people."""
-
 _RULES: tuple[RangeRule, ...] = ("min-max", "percentile", "mse", "kl")
 
 

@@ -60,6 +60,25 @@ def lloyd_max(
     return (table if len(x) == len(centers) else _polished(x, w, table)).float()
 
 
+def lloyd_max_rows(
+    x_NK: Tensor, levels: int, importance_K: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A table for each row, float32 [N, L], and the rows [N, K] in their entries.
+
+    No canonical weight holds so many tables, and each takes ``levels`` numbers: this says what one
+    table for a whole matrix gives away.
+
+    Args:
+        x_NK: float [N, K], finite.
+        levels: L.
+        importance_K: weight of each column; None = all the same.
+    """
+    rows = x_NK.float().unbind()
+    tables = [lloyd_max(row, levels, importance_K) for row in rows]
+    values = [t[nearest_entries(row, t).int()] for row, t in zip(rows, tables, strict=True)]
+    return torch.stack(tables), torch.stack(values)
+
+
 def nearest_entries(x: Tensor, table_L: Tensor) -> Tensor:
     """Places, uint8 of any shape, of the entries nearest to numbers in a rising table [L]."""
     borders = (table_L[1:] + table_L[:-1]) / 2

@@ -99,7 +99,9 @@ class AdaRoundQuantizer:
     calibrated: bool = True
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
-        """See :class:`.base.Quantizer`; [N, K]. Raises QuantizeError for what is not finite."""
+        """See :class:`.base.Quantizer`; [N, K]. Raises QuantizeError for numbers that are not
+        finite.
+        """
         assert hessian is not None
         mean_KK = hessian.mean()
         if not bool(mean_KK.isfinite().all() and weight_NK.isfinite().all()):

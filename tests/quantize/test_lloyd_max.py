@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import QuantizeError
-from halfbyte.quantize.lloyd_max import lloyd_max, nearest_entries
+from halfbyte.quantize.lloyd_max import lloyd_max, lloyd_max_rows, nearest_entries
 from halfbyte.quantize.theory import round_uniform
 
 
@@ -70,6 +70,21 @@ def test_more_entries_never_cost_more_and_weights_pull() -> None:
     assert errors == sorted(errors, reverse=True)
     w[x > 1.5] = 100
     assert error(x, w, lloyd_max(x, 4, w)) < error(x, w, lloyd_max(x, 4))
+
+
+def test_a_table_for_each_row_beats_one_for_all() -> None:
+    """Where rows have shapes of their own: even, Gaussian, two heaps."""
+    x = torch.stack((torch.rand(300) - 0.5, torch.randn(300), torch.randn(300) * 0.1 + 3))
+    x[2, ::2] *= -1
+    tables, values = lloyd_max_rows(x, 8)
+    assert tables.shape == (3, 8) and values.shape == x.shape
+    for row, table, rounded in zip(x, tables, values, strict=True):
+        assert set(rounded.tolist()) <= set(table.tolist())
+        assert torch.equal(table, lloyd_max(row, 8))
+    reach = x.abs().amax(1, keepdim=True)
+    table = lloyd_max(x / reach, 8, reach.square().expand_as(x))
+    one = table[nearest_entries(x / reach, table).int()] * reach
+    assert float((values - x).square().sum()) < 0.9 * float((one - x).square().sum())
 
 
 def test_fewer_points_than_entries_and_no_numbers() -> None:

@@ -100,15 +100,16 @@ def test_ranges_do_what_they_are_chosen_for(granularity: Granularity) -> None:
     x = torch.randn(16, 256) * (torch.rand(16, 1) + 0.5)
     x[:, ::37] *= 6
     importance = torch.rand(256).square() * 4 + 0.01
+    importance[::37] = 1e-4  # outliers that nothing comes of
 
     def cost(rule: str, weights: Tensor) -> float:
         given = importance if rule == "output" else None
-        y = round_uniform(x, 4, granularity, group, True, rule, given, 98.0).values  # type: ignore
+        y = round_uniform(x, 6, granularity, group, True, rule, given, 98.0).values  # type: ignore
         return float(((y - x).square() * weights).sum())
 
     same = torch.ones(256)
     assert cost("mse", same) <= min(cost(r, same) for r in ("min-max", "output"))
-    assert cost("output", importance) <= min(cost(r, importance) for r in ("min-max", "mse"))
+    assert cost("output", importance) < 0.9 * min(cost(r, importance) for r in ("min-max", "mse"))
     covered = round_uniform(x, 4, granularity, group, True, "percentile", None, 98.0)
     whole = round_uniform(x, 4, granularity, group, True)
     assert float(covered.steps.mean()) < float(whole.steps.mean())

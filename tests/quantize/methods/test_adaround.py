@@ -44,7 +44,7 @@ def brute(w_K: Tensor, hessian: Hessian, grid: Grid) -> float:
 
 
 def test_learned_codes_are_near_the_best_of_all_roundings() -> None:
-    """10 columns, 1024 roundings of a row. In the mean over rows the nearest costs several times
+    """10 columns, 1024 roundings of a row. In the mean over rows the nearest costs much more than
     the best; what is learned and then swept costs at most a quarter more than it.
     """
     best = learned = nearest = 0.0

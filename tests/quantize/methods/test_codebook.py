@@ -1,4 +1,4 @@
-"""NF4, FP4 and Lloyd-Max tables: what bitsandbytes stores, what its own code gives, what is best."""
+"""NF4, FP4 and Lloyd-Max tables: what bitsandbytes stores, what its code gives, what is best."""
 
 from __future__ import annotations
 
@@ -148,6 +148,23 @@ def test_a_lloyd_max_table_beats_fixed_tables(bits: int) -> None:
     # More rounds never cost more than rounding scales to float16 does.
     once = LloydMaxQuantizer(bits, 64, rounds=1).quantize("w", w, None)
     assert squares(w, blind) <= squares(w, once) * 1.001
+
+
+def test_entries_are_the_means_of_what_they_stand_for() -> None:
+    """Each the mean over its codes of ``w / s``, weighted by what an error there costs: the square
+    of the scale, and the input's. Small rows are even, large ones Gaussian.
+    """
+    w = torch.cat(((torch.rand(40, 128) - 0.5) * 0.2, torch.randn(20, 128) * 2))
+    hessian = Hessian("w", 128)
+    hessian.add(torch.randn(200, 128) * (torch.rand(128) * 2 + 0.1))
+    found = LloydMaxQuantizer(3, -1).quantize("w", w, hessian)
+    scales, codes = found.scales.float(), found.unpack().long()
+    weights = scales.square() * hessian.mean().diagonal()
+    for code, entry in enumerate(found.format.table):
+        mine = codes == code
+        mean = float((w / scales * weights)[mine].sum() / weights[mine].sum())
+        # Iterations end before the last digits; an even weighting is off by ten times as much.
+        assert mean == pytest.approx(entry, abs=0.004)
 
 
 def test_lloyd_max_with_rows_of_zeros_and_dead_inputs() -> None:
