@@ -116,6 +116,7 @@ def test_dropout_is_only_there_while_training(nf4: Checkpoint) -> None:
 def test_files_are_those_of_peft(nf4: Checkpoint, tmp_path: Path) -> None:
     settings = AdapterSettings(2, 6, 0.1, ("q_proj", "down_proj"), course=COURSE)
     done = trained(nf4, drawn(2, 8), settings)
+    assert {adapter.scale for adapter in done.adapters.values()} == {3}
     folder = tmp_path / "out"
     save_adapters(folder, done.adapters, settings, "some/base")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}

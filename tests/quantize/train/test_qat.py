@@ -79,9 +79,12 @@ def test_gradients_are_those_of_the_formula(codes: UniformCodes) -> None:
     """
     learned, _ = begun(codes)
     top = 2**codes.bits - 1
+    with torch.no_grad():
+        learned.steps[2, 0, 5] = top  # beyond the range
+        learned.share[0, 0] = 0.5  # float16 holds that part of each scale, too
     scale, zero = learned._scale.double(), learned._zero.double()
     values = [x.detach().double() for x in (learned.steps, learned.share)]
-    v = (learned.steps * learned._scale / learned._scale + learned._zero).detach()
+    v = (learned.steps / learned.share + learned._zero).detach()
     inside = (v >= 0) & (v <= top)
     assert 0 < int(inside.sum()) < v.numel()
     moved = torch.where(inside, v.round() - v, 0.0).double()

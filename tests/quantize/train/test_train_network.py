@@ -13,7 +13,23 @@ from halfbyte.loaders import open_checkpoint
 from halfbyte.quantize.train.network import TrainNetwork
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-FOLDERS = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
+# Every family; codes of every kind, in the head, too; inputs that are rounded.
+SOME = (
+    "fp16-llama-spm",
+    "awq-gemm-g32-keep-qwen2",
+    "ct-fp8-dynamic-gemma3",
+    "ct-w8a8-static-asym-tensor-qwen2",
+    "gguf-q8_0-split-mistral",
+    "gptq-v1-4b-dynamic-lmhead-llama",
+    "gptq-v1-4b-g64-actorder-phi3",
+    "bnb-nf4-gemma2",
+    "torchao-int8-wo-qwen3",
+)
+FOLDERS = [
+    pytest.param(path.name, marks=() if path.name in SOME else pytest.mark.slow)
+    for path in sorted(FIXTURES.iterdir())
+    if path.is_dir()
+]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
