@@ -80,9 +80,10 @@ def paired_bootstrap(
             f"--against compares {count} windows; expected at least {LEAST_WINDOWS}",
             hint="judge on a longer text",
         )
-    difference_W = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs).double()
+    ours_W, theirs_W = (torch.tensor(values, dtype=torch.float64) for values in (ours, theirs))
+    difference_W = ours_W - theirs_W
     generator = torch.Generator().manual_seed(seed)
-    # As counts of each window, some draws at a time, so that many windows fit into memory.
+    # Some draws at a time, so that many windows fit into memory.
     means = torch.cat(
         [
             difference_W[torch.randint(count, (draws, count), generator=generator)].mean(1)
@@ -130,6 +131,8 @@ def compare_runs(found: Accuracy, path: Path, options: Mapping[str, Any]) -> Dif
         if facts.get(name) != value:
             raise RequestError(f"{where} has {name} {facts.get(name)!r:.40}; this run {value!r}")
     kl, loss = figures
+    if len(kl) != len(found.windows):
+        raise RequestError(f"{where} has {len(kl)} windows, this run has {len(found.windows)}")
     for window, (a, b) in enumerate(zip(loss, found.windows, strict=True)):
         if not math.isclose(a, b.nll_reference, abs_tol=_SAME_LOSS):
             raise RequestError(

@@ -74,7 +74,7 @@ def render_page(
         sizes: of the quantized model and of its reference.
         difference: to another run.
         tradeoffs: points of the curve of size and loss.
-        sensitivity: module -> KL that a bit less would cost there, nats a token.
+        sensitivity: module -> KL that it alone costs, nats a token.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
@@ -124,7 +124,7 @@ def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[_Chart]:
     ]
     if tradeoffs:
         points = [
-            Point(t.bits, t.kl, f"{t.name} {t.bits:.2f} bits: KL {t.kl:.4f}".strip(), t.name)
+            Point(t.bits, t.kl, f"{t.bits:.2f} bits: KL {t.kl:.4f}", visible(t.name))
             for t in sorted(tradeoffs, key=lambda t: t.bits)
         ]
         charts.append(
@@ -151,9 +151,9 @@ def _maps(found: Accuracy, sensitivity: Mapping[str, float]) -> list[_Chart]:
     if sensitivity:
         charts.append(
             _Chart(
-                "Sensitivity",
-                _matrices(dict(sensitivity), "KL that a bit less costs"),
-                "KL in nats a token that one bit less in this matrix would cost.",
+                "Loss of each matrix",
+                _matrices(sensitivity, "KL of each matrix"),
+                "KL in nats a token that this matrix alone costs; all others are the reference's.",
             )
         )
     return charts
@@ -179,7 +179,7 @@ def _matrices(values: Mapping[str, float], title: str) -> Markup:
         place = module.split("layers.", 1)[-1].split(".")
         if not place[0].isdigit():
             continue
-        column = place[-1].removesuffix("_proj")
+        column = visible(place[-1].removesuffix("_proj"))
         columns[column] = None
         cells.setdefault(int(place[0]), {}).setdefault(column, []).append(value)
     lines = [

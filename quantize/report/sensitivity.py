@@ -97,9 +97,7 @@ def measure(
     config = config or EngineConfig(activations="float")
     wanted = {i.name for i in checkpoint.tensors() if is_decoder_linear(i.name, i.shape)}
     walk = Walk(checkpoint, config, windows.ids)
-    length = min(tokens, windows.length)
-    few = [ids[:length] for ids in windows.ids[: max(1, tokens // length)]]
-    clean = Walk(checkpoint, config, few)
+    clean = Walk(checkpoint, config, few_tokens(windows, tokens))
     found: dict[str, _Found] = {}
     branches: dict[str, Walk] = {}
     for _ in range(walk.layers):
@@ -123,7 +121,7 @@ def measure(
         clean.run_layer()
         if progress is not None:
             progress(walk.layer, walk.layers)
-    losses = _losses(clean, branches)
+    losses = disturbed_losses(clean, branches)
     choices = {
         module: tuple(
             Choice(name, one.sizes[name], losses[module] * error / max(one.errors[probe], 1e-30))
@@ -201,8 +199,17 @@ class _Disturbed:
             y_TN[:, self._rows] += error_TN.to(y_TN.dtype)
 
 
-def _losses(clean: Walk, branches: Mapping[str, Walk]) -> dict[str, float]:
-    """Mean KL of each disturbed walk's distributions from the clean one's."""
+def few_tokens(windows: Windows, tokens: int) -> list[tuple[int, ...]]:
+    """The first tokens of a text: whole windows, or the beginning of one."""
+    length = min(tokens, windows.length)
+    return [ids[:length] for ids in windows.ids[: max(1, tokens // length)]]
+
+
+def disturbed_losses(clean: Walk, branches: Mapping[str, Walk]) -> dict[str, float]:
+    """Mean KL of each branch's next-token distributions from those of the walk it left, nats.
+
+    All are behind the last layer. The clean logits of all tokens are in memory meanwhile.
+    """
     logits = [block_RV.clone() for block_RV in clean.logits()]
     found: dict[str, float] = {}
     for module, branch in branches.items():
