@@ -170,6 +170,8 @@ def _allowed(
     top = float(1 << have.format.bits)
     if kind == "float16":
         allowed += _SMALL * top
+    if "float16" in (have.format.rounds, want.format.rounds):
+        allowed += _SMALL
     if double and have.format.zero == "table":
         scales = want.scales.float()
         reach = float((scales - scales.mean()).abs().max())
