@@ -148,5 +148,5 @@ class _Replaced:
 
     def __call__(self, linear: StackedLinear, x_TK: Tensor, y_TN: Tensor) -> None:
         if linear is self._linear:
-            product = self._ours.product(self._own, self._folded.seen(x_TK))
+            product = self._ours.product(self._own.packed, self._folded.seen(x_TK))
             y_TN[:, self._rows] = self._folded.undone(product[:, self._own_rows]).to(y_TN.dtype)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfbyte.engine.config import EngineConfig
 from halfbyte.errors import QuantizeError
-from halfbyte.kernels.formats.group_grid import GroupFits
+from halfbyte.kernels.calibrator import Calibrator
 from halfbyte.loaders.gguf.types import CANONICAL
+from halfbyte.quantize.arithmetic import make_calibrator
 from halfbyte.quantize.hessian import Hessian
-from halfbyte.quantize.methods.gguf import GGUFQuantizer, GPTQBlocksQuantizer, make_fits
+from halfbyte.quantize.methods.gguf import GGUFQuantizer, GPTQBlocksQuantizer
 from halfbyte.quantize.methods.gguf_blocks import TYPES, fit_blocks, quantize_blocks
 from halfbyte.quantize.methods.gguf_fit import RULES
 
@@ -26,8 +26,8 @@ NORMAL |= {"IQ4_NL": 0.006, "IQ4_XS": 0.006}
 
 
 @pytest.fixture(scope="module")
-def fits() -> GroupFits:
-    return make_fits(EngineConfig(threads=1))
+def fits() -> Calibrator:
+    return make_calibrator(1)
 
 
 def peer(kind: str, raw: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def test_every_type_that_is_read_can_be_made():
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_blocks_mean_what_gguf_reads(kind: str, fits: GroupFits):
+def test_blocks_mean_what_gguf_reads(kind: str, fits: Calibrator):
     w = torch.randn(19, 512) * torch.rand(19, 1) * 0.1
     w[3] = 0.0
     w[4, :256] = 0.25
@@ -55,7 +55,7 @@ def test_blocks_mean_what_gguf_reads(kind: str, fits: GroupFits):
     w[7, :32] = 0.0
     w[8] = w[8].abs()
     raw = quantize_blocks(kind, w, torch.rand(512), fits)
-    weight = GGUFQuantizer({"w": kind}, fits=fits).by_importance("w", w, None)
+    weight = GGUFQuantizer({"w": kind}, calibrator=fits).by_importance("w", w, None)
     assert weight.encoding == kind and weight.shape == (19, 512)
     assert torch.equal(weight.dequantize(), peer(kind, weight.parts[0]))
     q = peer(kind, raw)
@@ -66,13 +66,13 @@ def test_blocks_mean_what_gguf_reads(kind: str, fits: GroupFits):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_huge_values_are_clipped_and_stay_finite(kind: str, fits: GroupFits):
+def test_huge_values_are_clipped_and_stay_finite(kind: str, fits: Calibrator):
     w = torch.randn(4, 256) * 1e30
     assert bool(peer(kind, quantize_blocks(kind, w, None, fits)).isfinite().all())
 
 
 @pytest.mark.parametrize("kind", NEAREST)
-def test_error_is_below_rounding_to_nearest(kind: str, fits: GroupFits):
+def test_error_is_below_rounding_to_nearest(kind: str, fits: Calibrator):
     w, h = torch.randn(32, 256), torch.rand(256) ** 3
     nearest = gguf.quants.quantize(w.numpy(), gguf.GGMLQuantizationType[kind])
     theirs = peer(kind, torch.from_numpy(nearest))
@@ -83,7 +83,7 @@ def test_error_is_below_rounding_to_nearest(kind: str, fits: GroupFits):
 
 
 @pytest.mark.parametrize("kind", NORMAL)
-def test_error_of_normal_weights(kind: str, fits: GroupFits):
+def test_error_of_normal_weights(kind: str, fits: Calibrator):
     w, h = torch.randn(64, 512), torch.rand(512) ** 4
     plain = peer(kind, quantize_blocks(kind, w, None, fits))
     assert relative(w, plain) < NORMAL[kind]
@@ -92,7 +92,7 @@ def test_error_of_normal_weights(kind: str, fits: GroupFits):
 
 
 @pytest.mark.parametrize("kind", UNIFORM)
-def test_grids_are_those_of_the_blocks(kind: str, fits: GroupFits):
+def test_grids_are_those_of_the_blocks(kind: str, fits: Calibrator):
     w = torch.randn(7, 256) + 0.2
     blocks = fit_blocks(kind, w, None, fits)
     codes = torch.randint(0, blocks.grid.top + 1, w.shape, dtype=torch.uint8)
@@ -109,18 +109,18 @@ def hessian(x_TK: Tensor) -> Hessian:
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q3_K"])
-def test_gptq_on_blocks_has_less_output_error(kind: str, fits: GroupFits):
+def test_gptq_on_blocks_has_less_output_error(kind: str, fits: Calibrator):
     w = torch.randn(24, 256)
     x = torch.randn(512, 48) @ torch.randn(48, 256) + 0.1 * torch.randn(512, 256)
-    nearest = GGUFQuantizer({"w": kind}, fits=fits).quantize("w", w, hessian(x))
-    solved = GPTQBlocksQuantizer({"w": kind}, fits=fits).quantize("w", w, hessian(x))
+    nearest = GGUFQuantizer({"w": kind}, calibrator=fits).quantize("w", w, hessian(x))
+    solved = GPTQBlocksQuantizer({"w": kind}, calibrator=fits).quantize("w", w, hessian(x))
     assert solved.encoding == kind
     errors = [float((x @ (q.dequantize() - w).T).square().sum()) for q in (solved, nearest)]
     assert errors[0] < 0.6 * errors[1]
 
 
-def test_refusals_name_the_weight(fits: GroupFits):
-    quantizer = GGUFQuantizer({"w": "Q4_K", "t": "IQ4_NL"}, fits=fits)
+def test_refusals_name_the_weight(fits: Calibrator):
+    quantizer = GGUFQuantizer({"w": "Q4_K", "t": "IQ4_NL"}, calibrator=fits)
     for bad in (float("nan"), float("inf")):
         with pytest.raises(QuantizeError, match="w: weights are not finite"):
             quantizer.by_importance("w", torch.full((2, 256), bad), None)
@@ -130,6 +130,6 @@ def test_refusals_name_the_weight(fits: GroupFits):
         quantizer.by_importance("w", torch.ones(2, 288), None)
     with pytest.raises(QuantizeError, match="other has no GGUF type"):
         quantizer.by_importance("other", torch.ones(2, 256), None)
-    gptq = GPTQBlocksQuantizer({"t": "IQ4_NL"}, fits=fits)
+    gptq = GPTQBlocksQuantizer({"t": "IQ4_NL"}, calibrator=fits)
     with pytest.raises(QuantizeError, match="t is to become IQ4_NL"):
         gptq.quantize("t", torch.ones(2, 32), hessian(torch.ones(4, 32)))

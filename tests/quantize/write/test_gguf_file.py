@@ -14,12 +14,12 @@ import torch
 from gguf import GGUFReader
 from torch import Tensor
 
-from halfbyte.engine.config import EngineConfig
 from halfbyte.errors import QuantizeError
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import Checkpoint
-from halfbyte.quantize.methods.gguf import GGUFQuantizer, make_fits
+from halfbyte.quantize.arithmetic import make_calibrator
+from halfbyte.quantize.methods.gguf import GGUFQuantizer
 from halfbyte.quantize.methods.gguf_presets import PRESETS, block_types
 from halfbyte.quantize.pipeline import Overlay
 from halfbyte.quantize.windows import tokenizer_of
@@ -184,7 +184,7 @@ def test_nothing_is_overwritten_and_bytes_are_the_same_again(tmp_path: Path):
 def test_presets_are_written_and_read(preset: str, tmp_path: Path):
     model = open_checkpoint(FIXTURES / "fp16-llama-spm")
     types = block_types(preset, model, False)
-    quantizer = GGUFQuantizer(types, fits=make_fits(EngineConfig(threads=1)))
+    quantizer = GGUFQuantizer(types, calibrator=make_calibrator(1))
     overlay = Overlay(model)
     for name in types:
         overlay.weights[name] = quantizer.quantize(name, dense(model.load(name)), None)
