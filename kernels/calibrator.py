@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .formats.group_grid import GroupFits, PlainFits
 
-
 # Weights at once: a few temporaries of that size stay in a core's cache.
 _CHUNK = 1 << 18
 # Scales that a file's float16 holds with all of its digits.

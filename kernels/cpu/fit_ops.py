@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from .records import Bytes, Flag, Float, Floats, Int, Ints, Op, ReadFloats, ReadInts
 
-
 # The most columns of a GptqBlock.
 GPTQ_COLUMNS = 128
 
