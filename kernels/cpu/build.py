@@ -42,6 +42,7 @@ SOURCES = (
     "words.c",
     "blocks.c",
     "fit.c",
+    "uniform.c",
     "columns.c",
     "elementwise.c",
     "inputs.c",

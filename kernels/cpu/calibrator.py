@@ -8,13 +8,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calibrator import UniformGrid
 from .fit import CompiledFits
-from .fit_ops import GPTQ_COLUMNS, GptqBlock
+from .fit_ops import GPTQ_COLUMNS, FitUniform, GptqBlock
 from .pack import run_op
 
 
 class CompiledCalibrator(CompiledFits):
     """See :class:`..calibrator.Calibrator`."""
+
+    def fit_uniform(
+        self, grid: UniformGrid, weight_NK: Tensor, importance_K: Tensor, clips: tuple[float, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Scales and zero points, float32 [N, G]."""
+        n, k = weight_NK.shape
+        shape = n, -(-k // grid.group)
+        scales, zeros = torch.empty(shape), torch.empty(shape)
+        op = FitUniform(
+            weight=weight_NK.float().contiguous(),
+            importance=importance_K.float().contiguous(),
+            clips=torch.tensor(clips),
+            scales=scales,
+            zeros=zeros,
+            n=n,
+            k=k,
+            group=min(grid.group, k),
+            tries=len(clips),
+            refits=grid.refits,
+            symmetric=grid.symmetric,
+            both_signs=grid.both_signs,
+            top=grid.top,
+        )
+        run_op(self._library, op)
+        return scales, zeros
 
     def round_columns(
         self,

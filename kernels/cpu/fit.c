@@ -20,12 +20,8 @@ typedef struct {
     vf scale, offset, gain; /* gain: what they take from the sum of h x x */
 } fit_found;
 
-/* Turn up to LANES rows of one group; lanes beyond repeat the last row. */
 INLINE void fit_load(fit_tile *t, const float *w, const float *h, int rows, int stride) {
-    for (int lane = 0; lane < LANES; lane++) {
-        const float *row = w + (size_t)(lane < rows ? lane : rows - 1) * stride;
-        for (int i = 0; i < t->columns; i++) ((float *)&t->x[i])[lane] = row[i];
-    }
+    turn_rows(t->x, w, t->columns, rows, stride);
     for (int i = 0; i < t->columns; i++) t->h[i] = vf_set(h[i]);
 }
 

@@ -81,6 +81,40 @@ class TryGroups(Op):
     choices: Int
 
 
+class FitUniform(Op):
+    """Scales and zero points [N, G] of uniform grids, see ``kernels/calibrator.py``.
+
+    Attributes:
+        weight: [N, K], finite.
+        importance: [K], what a squared error in each column counts.
+        clips: [tries], shares of the range.
+        scales: [N, G], written.
+        zeros: [N, G], written.
+        n: rows.
+        k: columns.
+        group: columns of a group; the last one may be short.
+        tries: how many clips.
+        refits: rounds of refinement; 0 = scales are those of clipped ranges.
+        symmetric: zero points are the middle code.
+        both_signs: scales may be below 0.
+        top: the largest code.
+    """
+
+    weight: ReadFloats
+    importance: ReadFloats
+    clips: ReadFloats
+    scales: Floats
+    zeros: Floats
+    n: Int
+    k: Int
+    group: Int
+    tries: Int
+    refits: Int
+    symmetric: Flag
+    both_signs: Flag
+    top: Float
+
+
 class GptqBlock(Op):
     """Columns [B, N] rounded one after another, see ``kernels/calibrator.py``.
 

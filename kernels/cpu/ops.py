@@ -21,7 +21,7 @@ from .enums import (
     TileCodes,
     TileValues,
 )
-from .fit_ops import GPTQ_COLUMNS, FitGroups, GptqBlock, TryGroups
+from .fit_ops import GPTQ_COLUMNS, FitGroups, FitUniform, GptqBlock, TryGroups
 from .records import (
     Bytes,
     Flag,
@@ -447,6 +447,7 @@ RECORDS = Records(
             PackBlocks,
             FitGroups,
             TryGroups,
+            FitUniform,
             GptqBlock,
         ),
     )

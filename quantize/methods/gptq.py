@@ -80,6 +80,6 @@ class GPTQQuantizer:
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
         """See :class:`.base.Quantizer`; [N, K]."""
         assert hessian is not None
-        grid = self.codes.fit(weight_NK, hessian.importance(), CLIPS)
+        grid = self.codes.fit(weight_NK, hessian.importance(), CLIPS, self.calibrator)
         codes = solve(weight_NK, hessian, grid, self.damping, self.calibrator)
         return self.codes.weight(name, grid, codes)

@@ -138,3 +138,8 @@ def test_calibration(form: Form) -> None:
     with using(form):
         for columns in (7, 61):
             calibrator.test_columns_are_rounded_bit_for_bit(columns)
+        for group in (8, 100):
+            for symmetric in (False, True):
+                calibrator.test_uniform_grids_are_the_plain_ones_and_never_worse_than_clips(
+                    group, symmetric
+                )
