@@ -76,7 +76,8 @@ def test_finer_grids_have_smaller_steps(symmetric: bool) -> None:
         bits = rng.choice([3, 4, 8])
         x = torch.randn(24, 96) * (torch.rand(24, 1) * 2 + 0.1)
         steps = {}
-        for granularity in errors:
+        granularities: tuple[Granularity, ...] = ("tensor", "channel", "group")
+        for granularity in granularities:
             group = 32 if granularity == "group" else -1
             rounded = round_uniform(x, bits, granularity, group, symmetric)
             steps[granularity] = rounded.predicted_mse()

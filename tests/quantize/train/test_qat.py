@@ -134,7 +134,10 @@ def test_training_makes_a_quantized_model_better(
         assert found.kl_mean < 0.8 * curve[0]
     again, same = train_quantized(dense, codes, windows, settings, start)
     assert same == curve
-    assert all(torch.equal(w.codes, again.weights[n].codes) for n, w in model.weights.items())
+    for name, want in model.weights.items():
+        got = again.weights[name]
+        assert isinstance(want, QuantizedLinear) and isinstance(got, QuantizedLinear)
+        assert torch.equal(want.codes, got.codes)
 
 
 def test_layers_that_are_computed_again_train_the_same(dense: Checkpoint) -> None:

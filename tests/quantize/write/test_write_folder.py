@@ -292,7 +292,9 @@ def test_nothing_is_left_of_what_failed(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match=r"cannot write .*missing"):
         write_folder(model, CT, tmp_path / "missing" / "out")
     huge = quantized(dense, random_codes(4, 32, scale_dtype=torch.float32))
-    next(iter(huge.weights.values())).scales *= 1e8
+    first = next(iter(huge.weights.values()))
+    assert isinstance(first, QuantizedLinear)
+    first.scales *= 1e8
     with pytest.raises(QuantizeError, match="does not hold"):
         write_folder(huge, GPTQFormat(), tmp_path / "out")
     with pytest.raises(QuantizeError, match="no quantized matrix"):
