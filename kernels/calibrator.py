@@ -46,10 +46,11 @@ class Calibrator(GroupFits, Protocol):
     """What quantizing computes beside products of matrices."""
 
     def add_moments(self, sum_KK: Tensor, x_TK: Tensor) -> None:
-        """``sum += x^T x``, symmetric, within 0.2 % of the diagonals of both indices.
+        """``sum += x^T x``, symmetric, of inputs that may be rounded.
 
-        What is added is, but for float32 sums, a matrix times its transpose. It is not finite on
-        the diagonal of columns in which inputs are not.
+        The noise of rounding has at most 0.4 % of the energy of its column, and far less where
+        that is not all in a few tokens. What is added is, but for float32 sums, a matrix times its
+        transpose. It is not finite on the diagonal of columns in which inputs are not.
 
         Args:
             sum_KK: float32 [K, K], symmetric and contiguous.

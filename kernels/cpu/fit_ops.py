@@ -148,7 +148,9 @@ class GptqBlock(Op):
 
 
 class Moments(Op):
-    """``sums += x^T x`` for ``x`` [T, K], by the two ops that follow; P panels of MOMENT_TOKENS tokens.
+    """``sums += x^T x`` for ``x`` [T, K], by the two ops that follow.
+
+    P panels have MOMENT_TOKENS tokens each.
 
     Attributes:
         x: inputs, rows ``x_stride`` apart.
