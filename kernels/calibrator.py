@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,19 @@ class UniformGrid:
 
 class Calibrator(GroupFits, Protocol):
     """What quantizing computes beside products of matrices."""
+
+    def add_moments(self, sum_KK: Tensor, x_TK: Tensor) -> None:
+        """``sum += x^T x``, symmetric, of inputs that may be rounded.
+
+        The noise of rounding has at most 0.4 % of the energy of its column, and far less where
+        that is not all in a few tokens. What is added is, but for float32 sums, a matrix times its
+        transpose. It is not finite on the diagonal of columns in which inputs are not.
+
+        Args:
+            sum_KK: float32 [K, K], symmetric and contiguous.
+            x_TK: float32 [T, K]; rows may lie apart.
+        """
+        ...
 
     def fit_uniform(
         self, grid: UniformGrid, weight_NK: Tensor, importance_K: Tensor, clips: tuple[float, ...]
@@ -92,6 +106,10 @@ class Calibrator(GroupFits, Protocol):
 class PlainCalibrator(PlainFits):
     """:class:`Calibrator` in plain torch: what the kernels compute, and slow."""
 
+    def add_moments(self, sum_KK: Tensor, x_TK: Tensor) -> None:
+        """See :class:`Calibrator`; [K, K]."""
+        add_exact_moments(sum_KK, x_TK)
+
     def fit_uniform(
         self, grid: UniformGrid, weight_NK: Tensor, importance_K: Tensor, clips: tuple[float, ...]
     ) -> tuple[Tensor, Tensor]:
@@ -121,6 +139,13 @@ class PlainCalibrator(PlainFits):
             # Rounded twice: whether addr_ is fused depends on how torch was built.
             w[b + 1 :].sub_(torch.outer(factor_BB[b, b + 1 :], errors[b]))
         return codes, errors
+
+
+def add_exact_moments(sum_KK: Tensor, x_TK: Tensor) -> None:
+    """``sum += x^T x`` [K, K] from float32 products of x [T, K]."""
+    # numpy's product of an array with itself computes one triangle (BLAS syrk), torch's both.
+    x = x_TK.numpy()
+    sum_KK += torch.from_numpy(np.matmul(x.T, x))
 
 
 def _fit_uniform(

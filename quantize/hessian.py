@@ -5,11 +5,12 @@ Shape letters: T tokens, K inputs of a matrix, S tokens of a sample.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from halfbyte.errors import QuantizeError
+
+from ..kernels.calibrator import Calibrator, PlainCalibrator
 
 # Dampings to try, as multiples of what was asked for, until a Hessian can be factored.
 _MORE = (1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -23,6 +24,7 @@ class Hessian:
     Args:
         name: of the matrix, for messages.
         inputs: K.
+        calibrator: sums moments; None = plain torch.
 
     Attributes:
         sum_KK: float32 [K, K].
@@ -30,11 +32,12 @@ class Hessian:
         sample_SK: some of the inputs, float32 [S, K].
     """
 
-    def __init__(self, name: str, inputs: int) -> None:
+    def __init__(self, name: str, inputs: int, calibrator: Calibrator | None = None) -> None:
         self.name = name
         self.sum_KK = torch.zeros(inputs, inputs)
         self.count = 0
         self.sample_SK = torch.zeros(0, inputs)
+        self._calibrator = calibrator or PlainCalibrator()
         self._factors: dict[float, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -48,16 +51,13 @@ class Hessian:
     def add(self, x_TK: Tensor) -> None:
         """Take in inputs [T, K]. Raises QuantizeError for numbers that are not finite."""
         x_TK = x_TK[:, : self.sum_KK.shape[0]].to("cpu", torch.float32)
-        # numpy's product of an array with itself computes one triangle (BLAS syrk), torch's both.
-        x = x_TK.numpy()
-        product = torch.from_numpy(np.matmul(x.T, x))
-        if not bool(product.diagonal().isfinite().all()):
+        self._calibrator.add_moments(self.sum_KK, x_TK)
+        if not bool(self.sum_KK.diagonal().isfinite().all()):
             raise QuantizeError(
                 f"the inputs of {self.name} are not finite; expected finite numbers to calibrate",
                 hint="the model overflows on this text: is the checkpoint damaged?",
             )
         self._factors.clear()
-        self.sum_KK += product
         self.count += x_TK.shape[0]
         stride = -(-x_TK.shape[0] // _SAMPLE)
         self.sample_SK = torch.cat([self.sample_SK, x_TK[stride // 2 :: stride]])

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from ..engine.config import EngineConfig
+from ..kernels.calibrator import Calibrator
 from ..kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
 from ..kernels.formats.stored import StoredLinear
 from ..loaders.base import Checkpoint, TensorInfo, TokenizerSource, load_stored
 from ..loaders.model.config import ModelConfig
 from ..loaders.model.quantizing import is_decoder_linear
 from ..loaders.model.report import LoadReport
+from .arithmetic import make_calibrator
 from .folding import fold, origin_of
 from .hessian import Hessian
 from .methods.base import Quantizer
@@ -150,6 +152,7 @@ def quantize_model(
     if windows is None:
         return _without_text(overlay, method, wanted, done)
     config = config or EngineConfig(activations="int8-block32")
+    calibrator = make_calibrator(config.threads)
     walk = Walk(overlay, config, windows.ids, batch=None)
     if keeper is not None and (earlier := keeper.done()) is not None:
         layers, weights, residuals = earlier
@@ -157,7 +160,7 @@ def quantize_model(
         walk.go_on(layers, residuals)
     for layer in range(walk.layer, walk.layers):
         report = LayerReport(layer, walk.layers)
-        decider = _Decider(walk, overlay, method, smoother, report)
+        decider = _Decider(walk, overlay, method, smoother, report, calibrator)
         walk.decide_layer(lambda module: f"{module}.weight" in wanted, decider)
         # Experts that no token went through.
         for name in sorted(_of_layer(wanted, layer) - report.weights.keys()):
@@ -199,13 +202,15 @@ class _Decider:
         method: Quantizer,
         smoother: Smoother | None,
         report: LayerReport,
+        calibrator: Calibrator,
     ) -> None:
         self._walk, self._overlay = walk, overlay
         self._method, self._smoother = method, smoother
         self._report = report
+        self._calibrator = calibrator
 
     def __call__(self, pending: PendingLinear, x_TK: Tensor) -> Tensor:
-        hessian = Hessian(pending.modules[0], pending.shape[1])
+        hessian = Hessian(pending.modules[0], pending.shape[1], self._calibrator)
         hessian.add(x_TK)
         names = [f"{module}.weight" for module in pending.modules]
         matrices = [dense_matrix(self._overlay, name) for name in names]

@@ -44,6 +44,7 @@ SOURCES = (
     "fit.c",
     "uniform.c",
     "columns.c",
+    "moments.c",
     "elementwise.c",
     "inputs.c",
     "pool.c",

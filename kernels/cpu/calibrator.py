@@ -8,14 +8,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calibrator import UniformGrid
+from ..calibrator import UniformGrid, add_exact_moments
 from .fit import CompiledFits
-from .fit_ops import GPTQ_COLUMNS, FitUniform, GptqBlock
+from .fit_ops import (
+    GPTQ_COLUMNS,
+    MOMENT_COLUMNS,
+    MOMENT_TOKENS,
+    FitUniform,
+    GptqBlock,
+    Moments,
+    MomentsAdd,
+    MomentsPack,
+)
 from .pack import run_op
+
+# Bytes of codes at once.
+_ROOM = 64 << 20
 
 
 class CompiledCalibrator(CompiledFits):
     """See :class:`..calibrator.Calibrator`."""
+
+    def add_moments(self, sum_KK: Tensor, x_TK: Tensor) -> None:
+        """From inputs rounded to int8, see ``moments.c``; exact where the form has no such ops."""
+        if not self._library.moments:
+            add_exact_moments(sum_KK, x_TK)
+            return
+        k = x_TK.shape[1]
+        width = -(-k // MOMENT_COLUMNS) * MOMENT_COLUMNS
+        x_TK = x_TK.float()
+        if x_TK.stride(1) != 1:
+            x_TK = x_TK.contiguous()
+        most = max(1, _ROOM // (width * MOMENT_TOKENS)) * MOMENT_TOKENS
+        for part in x_TK.split(most):
+            panels = -(-len(part) // MOMENT_TOKENS)
+            moments = Moments(
+                x=part,
+                codes=torch.empty(panels, width, MOMENT_TOKENS, dtype=torch.int8),
+                scales=torch.empty(panels, width),
+                totals=torch.empty(panels, width, dtype=torch.int32),
+                sums=sum_KK,
+                tokens=len(part),
+                k=k,
+                x_stride=part.stride(0),
+            )
+            run_op(self._library, MomentsPack(moments=moments))
+            run_op(self._library, MomentsAdd(moments=moments))
 
     def fit_uniform(
         self, grid: UniformGrid, weight_NK: Tensor, importance_K: Tensor, clips: tuple[float, ...]

@@ -9,6 +9,8 @@ from .records import Bytes, Flag, Float, Floats, Int, Ints, Op, ReadFloats, Read
 
 # The most columns of a GptqBlock.
 GPTQ_COLUMNS = 128
+# Tokens that share a scale, and columns in whose squares second moments are computed.
+MOMENT_TOKENS, MOMENT_COLUMNS = 256, 96
 
 
 class Groups(Op):
@@ -143,3 +145,41 @@ class GptqBlock(Op):
     columns: Int
     factor_stride: Int
     top: Float
+
+
+class Moments(Op):
+    """``sums += x^T x`` for ``x`` [T, K], by the two ops that follow.
+
+    P panels have MOMENT_TOKENS tokens each.
+
+    Attributes:
+        x: inputs, rows ``x_stride`` apart.
+        codes: int8 [P, K in whole MOMENT_COLUMNS, MOMENT_TOKENS] of room.
+        scales: [P, K in whole MOMENT_COLUMNS] of room; what a code of a column stands for.
+        totals: of the same shape; sums of codes.
+        sums: [K, K], symmetric, added to.
+        tokens: T.
+        k: columns.
+        x_stride: elements between rows.
+    """
+
+    x: ReadFloats
+    codes: Bytes
+    scales: Floats
+    totals: Ints
+    sums: Floats
+    tokens: Int
+    k: Int
+    x_stride: Int
+
+
+class MomentsPack(Op):
+    """Inputs to codes. A column of a panel that is not finite gets a scale that is not."""
+
+    moments: Moments
+
+
+class MomentsAdd(Op):
+    """Products of codes to sums."""
+
+    moments: Moments

@@ -28,6 +28,7 @@ class Library:
         form: as given.
         lanes: floats in a vector, and rows in a tile of a packed weight.
         amx: whether large products can be computed in bfloat16 by AMX.
+        moments: whether it has the ops of second moments.
 
     Raises:
         OSError: the file cannot be loaded.
@@ -45,6 +46,7 @@ class Library:
         self.form = form
         self.lanes = int(self._lib.hb_lanes())
         self.amx = bool(self._lib.hb_has_amx())
+        self.moments = bool(self._lib.hb_has_moments())
         self._running = False
         self._start()
 

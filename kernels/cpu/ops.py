@@ -21,7 +21,17 @@ from .enums import (
     TileCodes,
     TileValues,
 )
-from .fit_ops import GPTQ_COLUMNS, FitGroups, FitUniform, GptqBlock, TryGroups
+from .fit_ops import (
+    GPTQ_COLUMNS,
+    MOMENT_COLUMNS,
+    MOMENT_TOKENS,
+    FitGroups,
+    FitUniform,
+    GptqBlock,
+    MomentsAdd,
+    MomentsPack,
+    TryGroups,
+)
 from .records import (
     Bytes,
     Flag,
@@ -449,6 +459,8 @@ RECORDS = Records(
             TryGroups,
             FitUniform,
             GptqBlock,
+            MomentsPack,
+            MomentsAdd,
         ),
     )
 )
@@ -458,4 +470,5 @@ def header() -> str:
     """The text of ``ops.h``, which the kernels are compiled with."""
     numbers = {"PARTITION": PARTITION, "SPAN": SPAN, "BLOCK_ROWS": BLOCK_ROWS}
     numbers |= {"TILE": TILE, "CHUNK": CHUNK, "GPTQ_COLUMNS": GPTQ_COLUMNS}
+    numbers |= {"MOMENT_TOKENS": MOMENT_TOKENS, "MOMENT_COLUMNS": MOMENT_COLUMNS}
     return RECORDS.header(ENUMS, numbers)

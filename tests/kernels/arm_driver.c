@@ -13,6 +13,7 @@ hb_pool *hb_pool_new(int threads);
 void hb_run(hb_pool *pool, const hb_op *ops, int count, int spin_us);
 int hb_lanes(void);
 int hb_has_amx(void);
+int hb_has_moments(void);
 
 static void get(void *to, size_t size) {
     if (fread(to, 1, size, stdin) != size) exit(0);
@@ -26,7 +27,7 @@ static void *room(size_t size) {
 
 int main(int argc, char **argv) {
     hb_pool *pool = hb_pool_new(argc > 1 ? atoi(argv[1]) : 1);
-    int32_t about[2] = {hb_lanes(), hb_has_amx()}, head[3];
+    int32_t about[3] = {hb_lanes(), hb_has_amx(), hb_has_moments()}, head[3];
     fwrite(about, sizeof about, 1, stdout);
     fflush(stdout);
     for (;;) {

@@ -47,8 +47,8 @@ class RemoteLibrary(Library):
         atexit.register(process.kill)
         self.threads = threads
         self.form = form
-        self.lanes, amx = struct.unpack("=2i", self._out.read(8))
-        self.amx = bool(amx)
+        self.lanes, amx, moments = struct.unpack("=3i", self._out.read(12))
+        self.amx, self.moments = bool(amx), bool(moments)
 
     def run(self, records: bytes, count: int, spin_us: int | None = None) -> None:
         if not count:

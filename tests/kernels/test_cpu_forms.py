@@ -143,3 +143,7 @@ def test_calibration(form: Form) -> None:
                 calibrator.test_uniform_grids_are_the_plain_ones_and_never_worse_than_clips(
                     group, symmetric
                 )
+        for tokens in (3, 520):
+            calibrator.test_moments_of_whole_numbers_are_exact(tokens)
+        calibrator.test_moments_are_those_of_rounded_inputs()
+        calibrator.test_moments_of_what_is_no_number_are_none()
