@@ -92,8 +92,8 @@ class AdaRoundQuantizer:
     """
 
     codes: UniformCodes
-    steps: int = 200
-    rate: float = 0.1
+    steps: int = 120
+    rate: float = 0.15
     pull: float = 2.0
     sweeps: int = 4
     calibrated: bool = True

@@ -44,7 +44,8 @@ def test_min_max_covers_everything_that_was_seen(symmetric: bool) -> None:
     assert float((codes * scale - x).abs().max()) <= float(scale[0]) * 2
     wanted = max(-low, high) / 127.5 if symmetric else (high - low) / 255
     assert form.scale == pytest.approx(wanted, rel=0.02)
-    assert form.symmetric == symmetric and form.scale is not None
+    assert form.symmetric == symmetric
+    assert form.scale is not None
     if not symmetric:
         assert abs((-128 - form.zero) * form.scale - float(x.min())) <= form.scale * 0.501
     assert symmetric == (form.zero == 0 and form.symmetric)

