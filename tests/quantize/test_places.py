@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ def test_places_are_those_of_the_formulas(vocab: int) -> None:
     ids = torch.randint(vocab, (13,))
     found = compare_rows(q_RV.clone(), p_RV.clone(), ids)
     p, q = p_RV.double().log_softmax(-1), q_RV.double().log_softmax(-1)
-    close: Any = {"atol": 3e-6, "rtol": 1e-6}
-    torch.testing.assert_close(found.kl, (p.exp() * (p - q)).sum(-1), **close)
-    torch.testing.assert_close(found.nll, -q[range(13), ids], **close)
-    torch.testing.assert_close(found.nll_reference, -p[range(13), ids], **close)
-    torch.testing.assert_close(losses(q_RV.clone(), ids), found.nll, **close)
-    torch.testing.assert_close(found.share, q.exp().amax(-1), **close)
-    torch.testing.assert_close(found.share_reference, p.exp().amax(-1), **close)
+    close = partial(torch.testing.assert_close, atol=3e-6, rtol=1e-6)
+    close(found.kl, (p.exp() * (p - q)).sum(-1))
+    close(found.nll, -q[range(13), ids])
+    close(found.nll_reference, -p[range(13), ids])
+    close(losses(q_RV.clone(), ids), found.nll)
+    close(found.share, q.exp().amax(-1))
+    close(found.share_reference, p.exp().amax(-1))
     assert torch.equal(found.choice, q_RV.argmax(-1))
     assert torch.equal(found.choice_reference, p_RV.argmax(-1))
 
