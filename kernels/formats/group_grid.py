@@ -161,7 +161,7 @@ class PlainFits:
 
 def _in_groups(grid: GroupGrid, weight_NK: Tensor, importance_K: Tensor) -> tuple[Tensor, Tensor]:
     """Both float32, with columns of a group in the last dimension."""
-    shape = (-1, grid.group)
+    shape = -1, grid.group
     return weight_NK.float().unflatten(-1, shape), importance_K.float().unflatten(-1, shape)
 
 

@@ -279,14 +279,15 @@ def _raw(model: Checkpoint, name: str, kind: str) -> Tensor:
 def _blocks(weight: QuantizedLinear, kind: str) -> Tensor:
     """Raw blocks uint8 [N, bytes of a row]."""
     if isinstance(weight, StoredLinear) and weight.encoding == kind:
-        return torch.cat(weight.parts)
-    block, groups = BLOCK_TYPES[_IDS[kind]], weight.in_features // BLOCK_TYPES[_IDS[kind]].elements
-    scale, offset = (
-        None if x is None else x.half().repeat_interleave(groups // x.shape[1], dim=1)
-        for x in (weight.scales, weight.zeros)
-    )
-    assert scale is not None
-    return write_blocks(block, weight.unpack(), BlockScales(scale, offset))
+        return torch.cat(weight.parts) if len(weight.parts) > 1 else weight.parts[0]
+    block = BLOCK_TYPES[_IDS[kind]]
+    groups = weight.in_features // block.elements
+
+    def spread(x_NG: Tensor) -> Tensor:
+        return x_NG.half().repeat_interleave(groups // x_NG.shape[1], dim=1)
+
+    offset = None if weight.zeros is None else spread(weight.zeros)
+    return write_blocks(block, weight.unpack(), BlockScales(spread(weight.scales), offset))
 
 
 def _interleaved(model: Checkpoint, name: str, raw: Tensor) -> Tensor:
