@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,17 +51,15 @@ class FolderModules:
 
 
 class FolderFormat(Protocol):
-    """A way to store quantized matrices in a folder that other engines load."""
+    """A way to store quantized matrices in a folder that other engines load.
 
-    @property
-    def method(self) -> str:
-        """``quant_method`` of the config."""
-        ...
+    Attributes:
+        method: ``quant_method`` of the config.
+        heads: an LM head may be quantized; else it is written dense.
+    """
 
-    @property
-    def heads(self) -> bool:
-        """Whether an LM head may be quantized; else it is written dense."""
-        ...
+    method: ClassVar[str]
+    heads: ClassVar[bool]
 
     def check(self, module: str, form: WeightFormat, shape: tuple[int, int]) -> None:
         """Raise QuantizeError, with the reason, where a matrix (N, K) cannot be stored so."""
