@@ -55,7 +55,7 @@ class FolderFormat(Protocol):
 
     Attributes:
         method: ``quant_method`` of the config.
-        heads: whether an LM head may be quantized; else it is written dense.
+        heads: an LM head may be quantized; else it is written dense.
     """
 
     method: ClassVar[str]

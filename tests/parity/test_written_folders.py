@@ -167,10 +167,10 @@ def test_bitsandbytes(make: Make, double: bool, tmp_path: Path) -> None:
         0 if make(LAST, torch.ones(2, 64)).format.bits == 8 else len(model.weights)
     )
     for name, module in four.items():
-        weight: Any = module.weight
-        state, want = weight.quant_state, read.load(f"{name}.weight")
+        own: Any = module.weight
+        state, want = own.quant_state, read.load(f"{name}.weight")
         assert isinstance(want, QuantizedLinear)
-        have = peer.functional.dequantize_4bit(module.weight.data, state)
+        have = peer.functional.dequantize_4bit(own.data, state)
         assert torch.equal(have.float().view(want.shape), want.dequantize())
     ours, theirs = both(tmp_path / "out")
     most, mean = differences(ours, theirs)
