@@ -134,29 +134,29 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     return values
 
 
-def writable(json_file: str | None) -> Path | None:
+def writable(file: str | None, option: str = "--json") -> Path | None:
     """The file to write, checked before minutes are spent. Raises ConfigError."""
-    if json_file is None or json_file == "-":
+    if file is None or file == "-":
         return None
     from halfbyte.errors import ConfigError
 
-    path = Path(json_file)
+    path = Path(file)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(
-            f"cannot write --json {json_file}: "
+            f"cannot write {option} {file}: "
             + ("it is a folder" if path.is_dir() else "its folder does not exist")
         )
     return path
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, option: str = "--json") -> None:
     """Raises ConfigError when the file cannot be written."""
     from halfbyte.errors import ConfigError
 
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write --json {path}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot write {option} {path}: {error.strerror or error}") from error
 
 
 def _json(report: Report) -> str:

@@ -251,19 +251,19 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[OnProgress]:
 class BatchBar:
     """How far a batch is: a bar, tokens per second and the time left; see :func:`batch_bar`."""
 
-    def __init__(self, bar: Any, total: int) -> None:
-        self._bar, self._total = bar, total
+    def __init__(self, bar: Any, total: int, unit: str) -> None:
+        self._bar, self._total, self._unit = bar, total, unit
         self._start = self._shown = time.monotonic()
         self._task = bar.add_task("", total=total, facts="") if bar is not None else None
 
-    def update(self, done: int, tokens: int) -> None:
-        """Show the number of finished prompts and of tokens so far."""
+    def update(self, done: int, tokens: int, more: str = "") -> None:
+        """Show the number of what is done, of tokens so far, and what else there is to say."""
         now = time.monotonic()
         if self._bar is None or now - self._shown < _BAR_EVERY_S:
             return
         self._shown, seconds = now, now - self._start
         left = f"{seconds / done * (self._total - done):.0f} s left" if done else "..."
-        facts = f"{done}/{self._total} prompts | {tokens / seconds:.0f} tok/s | {left}"
+        facts = f"{done}/{self._total} {self._unit} | {tokens / seconds:.0f} tok/s | {left}{more}"
         self._bar.start()
         self._bar.update(self._task, completed=done, facts=facts, refresh=True)
 
@@ -276,10 +276,10 @@ class BatchBar:
 
 
 @contextlib.contextmanager
-def batch_bar(total: int) -> Iterator[BatchBar]:
-    """A bar for ``total`` prompts on stderr that vanishes when done; nothing but on a terminal."""
+def batch_bar(total: int, unit: str = "prompts") -> Iterator[BatchBar]:
+    """A bar for ``total`` things on stderr that vanishes when done; nothing but on a terminal."""
     if not can_move(sys.stderr):
-        yield BatchBar(None, total)
+        yield BatchBar(None, total, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
@@ -295,7 +295,7 @@ def batch_bar(total: int) -> Iterator[BatchBar]:
         redirect_stderr=False,
     )
     try:
-        yield BatchBar(bar, total)
+        yield BatchBar(bar, total, unit)
     finally:
         bar.stop()
 

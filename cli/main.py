@@ -24,11 +24,14 @@ from halfbyte.errors import HalfbyteError
 from . import (
     accuracy,
     bench,
+    bench_formats,
     bench_kernels,
     chat,
     doctor,
     explain,
+    finetune,
     generate,
+    imatrix,
     inspect,
     models,
     plan,
@@ -100,8 +103,10 @@ for _command in (
     explain.explain,
     tune.tune,
     quantize.quantize,
+    imatrix.imatrix,
     accuracy.accuracy,
     accuracy.perplexity,
+    finetune.finetune,
     doctor.doctor,
 ):
     app.command(_NAMES.get(_command.__name__), cls=Command)(_command)
@@ -109,6 +114,7 @@ _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed
 _bench.command("engine", cls=Command)(bench.engine)
 _bench.command("codegen", cls=Command)(bench.codegen)
 _bench.command("kernels", cls=Command)(bench_kernels.kernels)
+_bench.command("formats", cls=Command)(bench_formats.formats)
 app.add_typer(_bench, name="bench")
 
 

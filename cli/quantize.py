@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from halfbyte.choices import QuantizeMethod, QuantizeScheme
 
 from .accuracy import Threads, opened
-from .console import human_bytes, note, progress_bar
+from .console import batch_bar, can_move, human_bytes, note
 
-if TYPE_CHECKING:
-    from ..quantize.pipeline import LayerReport
-
+# Without a terminal, so many lines tell how far it is.
+_LINES = 10
 _FORMATS = "gptq, gptq-v2, awq, compressed-tensors, bitsandbytes, gguf:q4_0, gguf:q4_k_m, ..."
 
 
@@ -66,11 +66,32 @@ def quantize(
             help="Text, or .jsonl with text or messages; default: the model's own samples.",
         ),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix", metavar="FILE", help="GGUF: an importance matrix in place of a text."
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", help="Windows to calibrate on.")
     ] = 32,
     length: Annotated[int, typer.Option("--length", metavar="TOKENS", help="Of a window.")] = 512,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the choice of windows.")] = 0,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", metavar="BITS", help="Bits for each matrix, so many on the average."
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            "--max-kl", metavar="NATS", help="Bits for each matrix, few as this loss allows."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="Updates of QAT.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was cut off.")
     ] = False,
@@ -82,21 +103,37 @@ def quantize(
     """
     from ..engine.config import EngineConfig
     from ..quantize.job import QuantizeJob, run_job
-    from ..quantize.recipe import Request
+    from ..quantize.recipe import QAT_STEPS, Order
 
-    request = Request(method, scheme, form, bits, group, symmetric, static)
+    text = method != "rtn" or calibration is not None
+    request = Order(method, scheme, form, bits, group, symmetric, static, steps, text, imatrix)
     with ExitStack() as stack:
         checkpoint = opened(stack, model)
-        job = QuantizeJob(checkpoint, out, request, calibration, samples, length, seed, resume)
-        progress = stack.enter_context(progress_bar("layers", unit="steps"))
-        begin = time.monotonic()
+        job = QuantizeJob(
+            checkpoint,
+            out,
+            request,
+            calibration,
+            samples,
+            length,
+            seed,
+            budget,
+            max_kl,
+            resume,
+        )
+        qat = method == "qat"
+        total = (steps or QAT_STEPS) if qat else checkpoint.config.num_layers
+        bar = stack.enter_context(batch_bar(total, "steps" if qat else "layers"))
+        begin, terminal = time.monotonic(), can_move(sys.stderr)
 
-        def done(report: LayerReport) -> None:
-            progress(report.layer + 1, report.layers)
+        def progress(done: int, of: int, said: str) -> None:
+            bar.update(done, samples * length * done // of, f" | {said}" if said else "")
+            if not terminal and done * _LINES // of > (done - 1) * _LINES // of:
+                left = (time.monotonic() - begin) * (of - done) / done
+                note(f"{done}/{of} | {left:.0f} s left{' | ' * bool(said)}{said}")
 
-        found = run_job(job, EngineConfig(activations="int8-block32", threads=threads), done)
+        found = run_job(job, EngineConfig(activations="int8-block32", threads=threads), progress)
+    error = f"; mean error of a matrix's outputs {100 * found.error:.2f} %" if found.error else ""
     seconds = time.monotonic() - begin
-    note(
-        f"{out}: {human_bytes(found.nbytes)}, {found.bits:.2f} bits a weight; mean error of a "
-        f"matrix's outputs {100 * found.error:.2f} %; {seconds:.0f} s"
-    )
+    size = human_bytes(found.nbytes)
+    print(f"{out}: {size}, {found.bits:.2f} bits a weight{error}; {seconds:.0f} s")

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.calibrator import Calibrator, PlainCalibrator, UniformGrid
+
 # Shares of the range that a grid may cover.
 CLIPS = tuple(1.075 - i / 40 for i in range(24))
-# Weights at once: a few temporaries of that size stay in a core's cache.
-_CHUNK = 1 << 18
+# Rounds of refinement; more lower the error by less than a thousandth.
+_REFITS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,10 @@ def fit_grid(
     symmetric: bool,
     importance_K: Tensor | None = None,
     clips: tuple[float, ...] = CLIPS,
+    calibrator: Calibrator | None = None,
+    both_signs: bool = False,
 ) -> Grid:
-    """The grid of each group with the least error, among clipped ranges.
+    """The grid of each group with the least error, from clipped ranges on.
 
     The error is the sum of ``importance * (w - rounded)^2``; with the mean square of each input as
     its importance that is the expected output error, if inputs were independent.
@@ -69,52 +73,16 @@ def fit_grid(
         group: columns that share a grid.
         symmetric: the zero point is the middle code, and the range reaches as far on both sides.
         importance_K: float [K]; None = all the same.
-        clips: shares of the range to try; (1.0,) does not clip.
+        clips: shares of the range to try; the best is refined then. (1.0,) does neither.
+        calibrator: does the search; None = plain torch.
+        both_signs: scales of a symmetric grid may be below 0.
     """
-    parts = weight_NK.split(max(1, _CHUNK // weight_NK.shape[1]))
-    found = [_fit(part, bits, group, symmetric, importance_K, clips) for part in parts]
-    scales, zeros = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-    return Grid(scales, zeros, (1 << bits) - 1, group)
-
-
-def _fit(
-    weight_NK: Tensor,
-    bits: int,
-    group: int,
-    symmetric: bool,
-    importance_K: Tensor | None,
-    clips: tuple[float, ...],
-) -> tuple[Tensor, Tensor]:
-    """:func:`fit_grid` of some rows: scales and zero points [N, G]."""
-    n, k = weight_NK.shape
-    groups, top = -(-k // group), (1 << bits) - 1
-    pad = groups * group - k
-    w = torch.nn.functional.pad(weight_NK.float(), (0, pad)).view(n, groups, group)
-    importance = torch.ones(k) if importance_K is None else importance_K.float()
-    importance = torch.nn.functional.pad(importance, (0, pad)).view(groups, group)
-    low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
-    if symmetric:
-        high = torch.maximum(high, -low)
-        low = -high
-    best = torch.full((n, groups), torch.inf)
-    ratio, code = torch.empty_like(w), torch.empty_like(w)
-    scales, zeros = torch.ones(n, groups), torch.zeros(n, groups)
-    middle = float(1 << (bits - 1))
-    for clip in clips:
-        # The highest code of a symmetric grid ends half a step before the range, the lowest beyond.
-        scale = ((high - low) * clip / top).half().float().clamp(min=2.0**-14)
-        zero = torch.full_like(scale, middle)
-        if not symmetric:
-            zero = (-low * clip / scale).round().clamp(0, top)
-        # In units of the scale, where the error of a code needs no product.
-        torch.mul(w, scale.reciprocal().unsqueeze(-1), out=ratio)
-        torch.add(ratio, zero.unsqueeze(-1), out=code).round_().clamp_(0, top)
-        code.sub_(zero.unsqueeze(-1)).sub_(ratio).square_()
-        error = torch.einsum("ngs,gs->ng", code, importance) * scale.square()
-        better = error < best
-        best = torch.where(better, error, best)
-        scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
-    return scales, zeros
+    k, refits = weight_NK.shape[1], 0 if clips == (1.0,) else _REFITS
+    grid = UniformGrid(group, (1 << bits) - 1, symmetric, refits, both_signs and symmetric)
+    importance = torch.ones(k) if importance_K is None else importance_K
+    search = calibrator or PlainCalibrator()
+    scales, zeros = search.fit_uniform(grid, weight_NK, importance, clips)
+    return Grid(scales, zeros, grid.top, group)
 
 
 def _nearest(w: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:

@@ -7,17 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfbyte.errors import ConfigError
+
 from ..engine.config import EngineConfig
 from ..loaders import open_checkpoint
 from ..loaders.base import Checkpoint
 from ..loaders.model.quantizing import is_decoder_linear
 from .calibration import calibration_windows
-from .pipeline import LayerReport, quantize_model
-from .recipe import Recipe, Request, make_recipe
+from .mixing import mix
+from .pipeline import LayerReport, Overlay, quantize_model
+from .recipe import QAT_STEPS, Order, Recipe, make_recipe
 from .staging import Staging
+from .train.loop import Course
+from .train.qat import QATSettings, train_quantized
 from .windows import Windows
 from .write.card import CardFacts
 from .write.check import check_written
+
+Told = Callable[[int, int, str], None]
+"""Told how many of how many layers, or steps, are done, and the error or loss of the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +40,20 @@ class QuantizeJob:
         samples: windows to calibrate on.
         length: tokens of each.
         seed: of everything that is drawn.
+        budget: most bits of a weight; bits of each matrix are then chosen by what they save.
+        max_kl: most predicted KL, in place of a budget.
         resume: go on with what an earlier run left.
     """
 
     model: Checkpoint
     out: Path
-    request: Request
+    request: Order
     calibration: Path | None = None
     samples: int = 32
     length: int = 512
     seed: int = 0
+    budget: float | None = None
+    max_kl: float | None = None
     resume: bool = False
 
 
@@ -63,14 +75,14 @@ class Made:
 def run_job(
     job: QuantizeJob,
     config: EngineConfig | None = None,
-    done: Callable[[LayerReport], None] | None = None,
+    progress: Told | None = None,
 ) -> Made:
     """Quantize, write, read back and compare; only then does the output appear.
 
     Args:
         job: what to do.
         config: how the text goes through the model.
-        done: told after each layer.
+        progress: told after each layer, or step of training.
 
     Raises:
         ConfigError: options contradict each other, or the model is quantized.
@@ -78,7 +90,11 @@ def run_job(
             writers.
         RequestError: the calibration text does not do.
     """
-    recipe = make_recipe(job.request, job.model)
+    recipe, windows = make_recipe(job.request, job.model), None
+    mixed = job.budget is not None or job.max_kl is not None
+    if job.calibration is not None and not _calibrated(recipe) and not mixed:
+        what = "--imatrix" if job.request.imatrix is not None else f"--method {job.request.method}"
+        raise ConfigError(f"--calibration is given, but {what} looks at no text")
     facts: dict[str, object] = {
         "model": str(job.model.path.resolve()),
         **recipe.settings,
@@ -87,24 +103,15 @@ def run_job(
         "length": job.length,
         "seed": job.seed,
     }
+    facts |= {"budget": job.budget, "max_kl": job.max_kl}
     errors: list[float] = []
-
-    def told(report: LayerReport) -> None:
-        errors.extend(report.errors.values())
-        if done is not None:
-            done(report)
-
     with Staging(job.out, facts, job.resume) as staging:
-        made = quantize_model(
-            job.model,
-            recipe.quantizer,
-            _windows(job, recipe),
-            recipe.smoother,
-            config,
-            told,
-            recipe.others,
-            staging,
-        )
+        if _calibrated(recipe) or mixed:
+            windows = _windows(job)
+        if mixed:
+            assert windows is not None
+            recipe = _mixed(job, windows, config, progress)
+        made = _made(job, recipe, windows, config, staging, errors, progress)
         staging.discard()
         staging.target.parent.mkdir()
         recipe.write(made, staging.target, _card(job, recipe))
@@ -113,21 +120,82 @@ def run_job(
     return _measured(job.out, errors)
 
 
-def _windows(job: QuantizeJob, recipe: Recipe) -> Windows | None:
-    if not recipe.quantizer.calibrated and recipe.smoother is None:
-        return None
+def _made(
+    job: QuantizeJob,
+    recipe: Recipe,
+    windows: Windows | None,
+    config: EngineConfig | None,
+    staging: Staging,
+    errors: list[float],
+    progress: Told | None,
+) -> Overlay:
+    """The model in memory; errors of its matrices' outputs are added to ``errors``."""
+    if recipe.trained is not None:
+        assert windows is not None
+        course = Course(job.request.steps or QAT_STEPS, seed=job.seed)
+        settings = QATSettings(course)
+
+        def stepped(step: int, steps: int, loss: float) -> None:
+            if progress is not None:
+                progress(step, steps, f"loss {loss:.4f}")
+
+        return train_quantized(job.model, recipe.trained, windows, settings, progress=stepped)[0]
+
+    def told(report: LayerReport) -> None:
+        errors.extend(report.errors.values())
+        if progress is not None:
+            own = list(report.errors.values())
+            said = f"error {100 * sum(own) / len(own):.2f} %" if own else ""
+            progress(report.layer + 1, report.layers, said)
+
+    return quantize_model(
+        job.model,
+        recipe.quantizer,
+        windows,
+        smoother=recipe.smoother,
+        config=config,
+        done=told,
+        matrices=recipe.matrices,
+        others=recipe.others,
+        keeper=staging,
+    )
+
+
+def _mixed(
+    job: QuantizeJob, windows: Windows, config: EngineConfig | None, progress: Told | None
+) -> Recipe:
+    def measured(done: int, of: int) -> None:
+        if progress is not None:
+            progress(done, of, "measuring")
+
+    return mix(
+        job.request,
+        job.model,
+        windows,
+        budget=job.budget,
+        max_kl=job.max_kl,
+        config=config,
+        progress=measured,
+    )
+
+
+def _windows(job: QuantizeJob) -> Windows:
     return calibration_windows(job.model, job.calibration, job.samples, job.length, job.seed)
 
 
 def _card(job: QuantizeJob, recipe: Recipe) -> CardFacts:
     said = "the model's own samples" if job.calibration is None else job.calibration.name
     text = f"{job.samples} windows of {job.length} tokens of {said}, seed {job.seed}"
-    calibrated = recipe.quantizer.calibrated or recipe.smoother is not None
     return CardFacts(
         method=job.request.method,
         settings={k: v for k, v in recipe.settings.items() if k != "method"},
-        calibration=text if calibrated else "",
+        calibration=text if _calibrated(recipe) else "",
     )
+
+
+def _calibrated(recipe: Recipe) -> bool:
+    wanted = recipe.quantizer.calibrated or recipe.trained is not None
+    return wanted or recipe.smoother is not None
 
 
 def _measured(out: Path, errors: list[float]) -> Made:

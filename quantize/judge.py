@@ -231,16 +231,14 @@ class _Sums:
             own, rows = self._ours.linears[module]
             factors = self._folded[module]
             if id(own) not in products:
-                x = x_TK if factors.inputs is None else _times(x_TK, factors.inputs)
-                products[id(own)] = self._ours.product(own.packed, x)
+                products[id(own)] = self._ours.product(own.packed, factors.seen(x_TK))
             b = products[id(own)][:, rows]
             a = y_TN[:, begin : begin + b.shape[1]]
             begin += b.shape[1]
             sums = self._sums.setdefault(module, [0.0] * 3)
             for a_SN, b_SN in zip(a.split(_BLOCK), b.split(_BLOCK), strict=True):
                 a_SN = a_SN.float()
-                b_SN = b_SN.float() if factors.outputs is None else b_SN / factors.outputs
-                d_SN = b_SN - a_SN
+                d_SN = factors.undone(b_SN) - a_SN
                 for i, (one, two) in enumerate(((a_SN, a_SN), (d_SN, d_SN), (a_SN, d_SN))):
                     sums[i] += float(torch.linalg.vecdot(one, two).sum(dtype=torch.float64))
 
@@ -254,10 +252,6 @@ class _Sums:
             relative = (dd / max(aa, 1e-30)) ** 0.5
             found.append(LinearScore(name, relative, cosine, self._folded[name].scaled))
         return tuple(found)
-
-
-def _times(x_TK: Tensor, factor_K: Tensor) -> Tensor:
-    return (x_TK.float() * factor_K).to(x_TK.dtype)
 
 
 def _relative(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:

@@ -16,22 +16,28 @@ from torch import Tensor
 from halfbyte.errors import QuantizeError
 
 # Bins of the histogram on which the first table is exact.
-_BINS = 1024
+_BINS = 512
 _ITERATIONS = 100
 # Polishing ends when an iteration gains less than this share of the error.
 _GAIN = 1e-5
 
 
-def lloyd_max(points_P: Tensor, levels: int, weights_P: Tensor | None = None) -> Tensor:
+def lloyd_max(
+    points_P: Tensor,
+    levels: int,
+    weights_P: Tensor | None = None,
+    start_L: Tensor | None = None,
+) -> Tensor:
     """The table, float32 [L], rising, with the least ``sum weight * (point - entry)^2``.
 
-    Exact where there are at most 1024 different points; else a local optimum near that of a
+    Exact where there are at most 512 different points; else a local optimum near that of a
     histogram. With fewer different points than entries, the last entry repeats.
 
     Args:
         points_P: float [P], finite.
         levels: L, entries of the table.
         weights_P: float [P], not negative; None = all the same.
+        start_L: a table [L] for nearly the same points, from which to go on.
 
     Raises:
         QuantizeError: a point or a weight is no finite number.
@@ -45,11 +51,32 @@ def lloyd_max(points_P: Tensor, levels: int, weights_P: Tensor | None = None) ->
     kept = w > 0
     x, order = x[kept].sort()
     w = w[kept][order]
+    if start_L is not None:
+        return _polished(x, w, start_L.double()).float()
     centers, sums = _bins(x, w)
     if len(centers) <= levels:
         return torch.cat((centers, centers[-1:].expand(levels - len(centers)))).float()
     table = _best(centers, sums, levels)
     return (table if len(x) == len(centers) else _polished(x, w, table)).float()
+
+
+def lloyd_max_rows(
+    x_NK: Tensor, levels: int, importance_K: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A table for each row, float32 [N, L], and the rows [N, K] in their entries.
+
+    No canonical weight holds so many tables, and each takes ``levels`` numbers: this says what one
+    table for a whole matrix gives away.
+
+    Args:
+        x_NK: float [N, K], finite.
+        levels: L.
+        importance_K: weight of each column; None = all the same.
+    """
+    rows = x_NK.float().unbind()
+    tables = [lloyd_max(row, levels, importance_K) for row in rows]
+    values = [t[nearest_entries(row, t).int()] for row, t in zip(rows, tables, strict=True)]
+    return torch.stack(tables), torch.stack(values)
 
 
 def nearest_entries(x: Tensor, table_L: Tensor) -> Tensor:
@@ -87,11 +114,12 @@ def _best(x_P: Tensor, w_P: Tensor, levels: int) -> Tensor:
     cost = torch.where(weight > 0, cost.clamp(min=0), torch.inf)
     cost.fill_diagonal_(torch.inf)
     best, begins = cost[0], []
+    by_end = cost.T.contiguous()
     for _ in range(levels - 1):
-        best, begin = (best[:, None] + cost).min(0)
+        best, begin = (by_end + best).min(1)
         begins.append(begin)
     end, table = len(x_P), []
-    for begin in [*(b for b in reversed(begins)), None]:
+    for begin in [*reversed(begins), None]:
         start = 0 if begin is None else int(begin[end])
         table.append(float(center + mass[start, end] / weight[start, end]))
         end = start

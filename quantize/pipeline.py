@@ -113,9 +113,11 @@ def quantize_model(
     checkpoint: Checkpoint,
     method: Quantizer,
     windows: Windows | None,
+    *,
     smoother: Smoother | None = None,
     config: EngineConfig | None = None,
     done: Callable[[LayerReport], None] | None = None,
+    matrices: frozenset[str] | None = None,
     others: Iterable[str] = (),
     keeper: Keeper | None = None,
 ) -> Overlay:
@@ -129,6 +131,7 @@ def quantize_model(
         config: how the text goes through the model; by default with inputs as rounded by blocks,
             which is faster than floats and gives the same statistics but for 0.4 % of noise.
         done: told after each layer.
+        matrices: of the layers, which are quantized; None = all.
         others: matrices outside the layers (embedding, head) to be quantized, without inputs.
         keeper: keeps what is done; only with windows.
 
@@ -140,7 +143,10 @@ def quantize_model(
     for name in others:
         overlay.weights[name] = method.quantize(name, dense_matrix(checkpoint, name), None)
         checkpoint.release([name])
-    wanted = frozenset(i.name for i in checkpoint.tensors() if is_decoder_linear(i.name, i.shape))
+    wanted = matrices
+    if wanted is None:
+        infos = checkpoint.tensors()
+        wanted = frozenset(i.name for i in infos if is_decoder_linear(i.name, i.shape))
     if windows is None:
         return _without_text(overlay, method, wanted, done)
     config = config or EngineConfig(activations="int8-block32")
@@ -211,7 +217,7 @@ class _Decider:
         for name, matrix in zip(names, matrices, strict=True):
             weight = self._method.quantize(name, matrix, hessian)
             self.keep(name, weight)
-            error = output_error(weight, matrix, hessian)
+            error = relative_error(weight, matrix, hessian)
             self._report.errors[name.removesuffix(".weight")] = error
         self._overlay.release(names)
         return self._product(pending, names, x_TK)
@@ -251,7 +257,7 @@ class _Decider:
         return bias.to(self._walk.backend.device, torch.float32)
 
 
-def output_error(weight: QuantizedLinear, matrix_NK: Tensor, hessian: Hessian) -> float:
+def relative_error(weight: QuantizedLinear, matrix_NK: Tensor, hessian: Hessian) -> float:
     """Norm of the difference of a matrix's outputs over their norm, by some of the rows [K]."""
     step = max(1, matrix_NK.shape[0] // 128)
     rows, h_KK = matrix_NK[::step].float(), hessian.mean()

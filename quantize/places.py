@@ -56,16 +56,16 @@ class Places:
 
 
 def compare_rows(q_RV: Tensor, p_RV: Tensor, next_R: Tensor) -> Places:
-    """The quantized model's logits beside the reference's, float32; both are overwritten.
+    """The quantized model's logits [R, V] beside the reference's, float32; both are overwritten.
 
     With e the exponentials of logits minus their largest, ``KL = sum e_p (p - q) / sum e_p +
     log(sum e_q / sum e_p)``: each logit is read a few times while it is in a cache, and equal
     logits give exactly 0.
 
     Args:
-        q_RV: logits of the quantized model.
-        p_RV: logits of the reference.
-        next_R: the text's next token, int64.
+        q_RV: logits [R, V] of the quantized model.
+        p_RV: logits [R, V] of the reference.
+        next_R: the text's next token, int64 [R].
     """
     rows = max(1, _VALUES // p_RV.shape[1])
     parts = [

@@ -70,17 +70,18 @@ class InputRange:
         low, high = (float(v) for v in x.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach(max(-self.low, self.high))
-        place = ((x / self.limit + 1) * _BINS).long().clamp_(0, 2 * _BINS - 1)
+        # Exact: the limit is a power of two.
+        place = (x * (_BINS / self.limit)).floor_().long() + _BINS
         weights = None
         if self._importance is not None:
             weights = self._importance.double().expand(x.shape).reshape(-1)
         self.counts += torch.bincount(place.view(-1), weights, 2 * _BINS)
 
     def _reach(self, magnitude: float) -> None:
-        """Make the histogram reach at least that far."""
+        """Make the histogram reach farther than that."""
         if not self.limit:
-            self.limit = 2.0 ** math.ceil(math.log2(max(magnitude, 2.0**-100)))
-        while self.limit < magnitude:
+            self.limit = 2.0 ** (math.floor(math.log2(max(magnitude, 2.0**-100))) + 1)
+        while self.limit <= magnitude:
             pairs = self.counts.view(-1, 2).sum(1)
             self.counts = torch.nn.functional.pad(pairs, (_BINS // 2, _BINS // 2))
             self.limit *= 2

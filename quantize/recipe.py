@@ -14,10 +14,9 @@ from halfbyte.choices import QuantizeMethod, QuantizeScheme
 from halfbyte.errors import ConfigError
 
 from ..kernels.formats.weight_format import ActivationFormat
-from ..loaders.base import Checkpoint
+from ..loaders.base import Checkpoint, TensorInfo
 from ..loaders.model.quantizing import DENSE_FORMATS, is_decoder_linear
-
-# ADA
+from .methods.adaround import AdaRoundQuantizer
 from .methods.base import Quantizer, UniformCodes
 from .methods.codebook import BlockTableQuantizer
 from .methods.fp8 import FP8Quantizer
@@ -36,7 +35,10 @@ from .write.folder import write_folder
 from .write.folder_format import FolderFormat
 from .write.gguf_file import write_gguf
 from .write.gptq import GPTQFormat
+from .write.imatrix import read_imatrix
 
+QAT_STEPS = 200
+"""Updates of QAT when nothing else is said."""
 Write = Callable[[Checkpoint, Path, CardFacts], None]
 
 _OWN = {"nf4": "bitsandbytes", "fp4": "bitsandbytes", "llm-int8": "bitsandbytes"}
@@ -46,7 +48,7 @@ _FORMATS = ("gptq", "gptq-v2", "awq", "compressed-tensors", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Order:
     """What is asked for; None = what goes with the rest.
 
     Attributes:
@@ -58,7 +60,9 @@ class Request:
         group: columns that share a scale, -1 = all.
         symmetric: without zero points.
         static: inputs of W8A8 are rounded by one scale that calibration chooses.
+        steps: of QAT.
         text: whether there is text to calibrate on.
+        imatrix: an importance matrix of llama.cpp, for GGUF types.
     """
 
     method: QuantizeMethod = "gptq"
@@ -68,7 +72,9 @@ class Request:
     group: int | None = None
     symmetric: bool | None = None
     static: bool = False
+    steps: int | None = None
     text: bool = True
+    imatrix: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,33 +84,37 @@ class Recipe:
     Attributes:
         quantizer: finds the codes of a matrix.
         smoother: moves scales into ops before, or None.
+        matrices: of the layers, those that are quantized.
         others: matrices outside the layers that are quantized, too, without inputs.
         write: writes the model to a path that is not there yet.
-        file: the output is one file.
         settings: everything as it was settled, by name.
-        codes: of uniform methods.
+        trained: what QAT trains codes of; None = ``quantizer`` finds them.
     """
 
     quantizer: Quantizer
     smoother: Smoother | None
+    matrices: frozenset[str]
     others: tuple[str, ...]
     write: Write
-    file: bool
     settings: dict[str, object]
-    codes: UniformCodes | None = None
+    trained: UniformCodes | None = None
 
 
-def make_recipe(request: Request, model: Checkpoint) -> Recipe:
+def make_recipe(request: Order, model: Checkpoint) -> Recipe:
     """Settle what was left open, and refuse what cannot be.
 
     Raises:
         ConfigError: names the options that contradict each other, or a model that is quantized
             already.
     """
-    _check_dense(model)
+    if request.steps is not None and request.method != "qat":
+        raise ConfigError(f"--steps is for --method qat, not {request.method}")
+    linears = _dense_linears(model)
     form = request.format or _OWN.get(request.method) or _default_format(request)
+    if request.imatrix is not None and (not form.startswith("gguf:") or request.method != "rtn"):
+        raise ConfigError("--imatrix goes with --method rtn and --format gguf:...")
     if form.startswith("gguf:"):
-        return _gguf(request, form.removeprefix("gguf:"), model)
+        return _gguf(request, form.removeprefix("gguf:"), model, linears)
     if form not in _FORMATS:
         raise ConfigError(
             f"--format {form}; expected one of {', '.join(_FORMATS)}, or gguf: and one of "
@@ -112,16 +122,16 @@ def make_recipe(request: Request, model: Checkpoint) -> Recipe:
         )
     own = _OWN.get(request.method)
     if own is not None or form == "bitsandbytes":
-        return _tables(request, form, own)
+        return _tables(request, form, own, linears)
     if request.method == "lloyd-max":
         raise ConfigError(
             "no file format holds the tables that --method lloyd-max makes for each matrix",
             hint="judge it from Python with quantize_model; nf4 is a table that files can name",
         )
-    return _uniform(request, form, model)
+    return _uniform(request, form, linears)
 
 
-def _default_format(request: Request) -> str:
+def _default_format(request: Order) -> str:
     if request.scheme in ("w8a8", "fp8") or request.method.startswith("smoothquant"):
         return "compressed-tensors"
     if request.method.startswith("awq") and request.bits in (None, 4):
@@ -129,7 +139,7 @@ def _default_format(request: Request) -> str:
     return "gptq"
 
 
-def _check_dense(model: Checkpoint) -> None:
+def _dense_linears(model: Checkpoint) -> list[TensorInfo]:
     linears = [info for info in model.tensors() if is_decoder_linear(info.name, info.shape)]
     already = sorted({info.label for info in linears} - set(DENSE_FORMATS))
     if already:
@@ -137,9 +147,10 @@ def _check_dense(model: Checkpoint) -> None:
             f"{model.path} is quantized already: {', '.join(already[:5])}",
             hint="give the model that it was made from",
         )
+    return linears
 
 
-def _tables(request: Request, form: str, own: str | None) -> Recipe:
+def _tables(request: Order, form: str, own: str | None, linears: list[TensorInfo]) -> Recipe:
     """NF4, FP4 and int8 rows as bitsandbytes has them."""
     if own is None:
         raise ConfigError(
@@ -164,16 +175,16 @@ def _tables(request: Request, form: str, own: str | None) -> Recipe:
         quantizer = BlockTableQuantizer(kind, block)
         folder = BitsAndBytesFormat(double=True)
         settings |= {"block": block, "double quantization": True}
-    return Recipe(quantizer, None, (), _folder_writer(folder), False, settings)
+    return Recipe(quantizer, None, _names(linears), (), _folder_writer(folder), settings)
 
 
-def _uniform(request: Request, form: str, model: Checkpoint) -> Recipe:
+def _uniform(request: Order, form: str, linears: list[TensorInfo]) -> Recipe:
     smooth = request.method.startswith("smoothquant")
     scheme = request.scheme or ("w8a8" if smooth else None)
     if smooth and scheme not in ("w8a8", "fp8"):
         raise ConfigError(f"--method {request.method} is for --scheme w8a8 or fp8, not {scheme}")
     inputs = scheme in ("w8a8", "fp8")
-    if inputs and request.method.startswith("awq"):
+    if inputs and (request.method.startswith("awq") or request.method == "qat"):
         raise ConfigError(f"--method {request.method} is for weights alone, not --scheme {scheme}")
     bits = request.bits or _BITS.get(scheme or "", 4)
     if scheme is not None and bits != _BITS[scheme]:
@@ -186,7 +197,7 @@ def _uniform(request: Request, form: str, model: Checkpoint) -> Recipe:
         raise ConfigError(f"--scheme {scheme} is written as compressed-tensors, not as {form}")
     if form == "awq" and bits != 4:
         raise ConfigError(f"--format awq holds 4 bits, not {bits}", hint="--format gptq")
-    group = request.group if request.group is not None else _usual_group(inputs, model)
+    group = request.group if request.group is not None else _usual_group(inputs, linears)
     if group != -1 and (inputs or group < 8):
         expected = "-1, a scale for each row" if inputs else "-1, or at least 8"
         raise ConfigError(f"--group is {group}; expected {expected}")
@@ -218,11 +229,19 @@ def _uniform(request: Request, form: str, model: Checkpoint) -> Recipe:
         "awq": AWQFormat(),
         "compressed-tensors": CompressedTensorsFormat(),
     }
+    sample = codes.format()
+    if scheme != "fp8":
+        for info in linears:
+            n, k = info.shape
+            kinds[form].check(info.name.removesuffix(".weight"), sample, (n, k))
     write = _folder_writer(kinds[form])
-    return Recipe(quantizer, smoother, (), write, False, settings, codes)
+    trained = codes if request.method == "qat" else None
+    if trained is not None:
+        settings["steps"] = request.steps or QAT_STEPS
+    return Recipe(quantizer, smoother, _names(linears), (), write, settings, trained)
 
 
-def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Quantizer:
+def _quantizer(request: Order, scheme: str | None, codes: UniformCodes) -> Quantizer:
     gptq = request.method.endswith("gptq")
 
     def method(act: ActivationFormat | None) -> Quantizer:
@@ -230,7 +249,7 @@ def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Qua
         if gptq:
             return GPTQQuantizer(own)
         if request.method == "adaround":
-            raise NotImplementedError
+            return AdaRoundQuantizer(own)
         return NearestQuantizer(own, calibrated=request.method == "awq")
 
     if scheme == "fp8":
@@ -243,7 +262,7 @@ def _quantizer(request: Request, scheme: str | None, codes: UniformCodes) -> Qua
     return method(codes.act)
 
 
-def _gguf(request: Request, preset: str, model: Checkpoint) -> Recipe:
+def _gguf(request: Order, preset: str, model: Checkpoint, linears: list[TensorInfo]) -> Recipe:
     """A GGUF type decides bits and groups by itself."""
     if preset not in PRESETS:
         raise ConfigError(f"--format gguf:{preset}; expected gguf: and one of {', '.join(PRESETS)}")
@@ -254,31 +273,46 @@ def _gguf(request: Request, preset: str, model: Checkpoint) -> Recipe:
     if request.method not in ("rtn", "gptq", "awq", "awq+gptq"):
         raise ConfigError(f"--method {request.method} cannot fill --format gguf:{preset}")
     gptq = request.method.endswith("gptq")
-    types = block_types(preset, model, request.text, uniform=gptq)
-    quantizer: Quantizer = (
-        GPTQBlocksQuantizer(types) if gptq else GGUFQuantizer(types, request.text)
-    )
+    important = request.text or request.imatrix is not None
+    types = block_types(preset, model, important, uniform=gptq)
+    known = {}
+    if request.imatrix is not None:
+        known = read_imatrix(request.imatrix).importance(model)
+    quantizer: Quantizer = GPTQBlocksQuantizer(types)
+    if not gptq:
+        quantizer = GGUFQuantizer(types, request.text and request.imatrix is None, known)
     smoother = AWQScales(4, 32, True) if request.method.startswith("awq") else None
-    layers = {i.name for i in model.tensors() if is_decoder_linear(i.name, i.shape)}
-    others = tuple(name for name in types if name not in layers)
+    matrices = _names(linears)
+    others = tuple(name for name in types if name not in matrices)
+    if not matrices & types.keys():
+        raise ConfigError(
+            f"--format gguf:{preset}: no matrix has rows that blocks of 32 weights fill",
+            hint="a folder format can hold it: --format gptq-v2 --group 16",
+        )
     settings: dict[str, object] = {"method": request.method, "format": f"gguf:{preset}"}
+    if request.imatrix is not None:
+        settings["imatrix"] = request.imatrix.name
 
     def write(made: Checkpoint, out: Path, card: CardFacts) -> None:
         write_gguf(made, out, PRESETS[preset].file_type)
 
-    return Recipe(quantizer, smoother, others, write, True, settings)
+    return Recipe(quantizer, smoother, matrices & types.keys(), others, write, settings)
 
 
-def _refuse_static(request: Request) -> None:
+def _refuse_static(request: Order) -> None:
     if request.static:
         raise ConfigError("--static rounds inputs by one scale; it goes with --scheme w8a8")
 
 
-def _usual_group(inputs: bool, model: Checkpoint) -> int:
+def _names(linears: list[TensorInfo]) -> frozenset[str]:
+    return frozenset(info.name for info in linears)
+
+
+def _usual_group(inputs: bool, linears: list[TensorInfo]) -> int:
     """The largest of the usual groups that divides the rows of all matrices."""
     if inputs:
         return -1
-    columns = {i.shape[1] for i in model.tensors() if is_decoder_linear(i.name, i.shape)}
+    columns = {info.shape[1] for info in linears}
     return next((g for g in (128, 64, 32) if all(k % g == 0 for k in columns)), 128)
 
 

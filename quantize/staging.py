@@ -82,6 +82,9 @@ class Staging:
         return self
 
     def __exit__(self, *failure: object) -> None:
+        if self.folder.exists() and not any(self.folder.glob("*.safetensors")):
+            # Nothing that a further run could go on with.
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def _compare(self, before: dict[str, Any]) -> None:

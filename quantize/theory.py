@@ -1,8 +1,8 @@
 """What uniform quantization costs, in formulas, and the means to check them.
 
 A step s makes errors that are spread evenly over half a step on both sides, so their mean square
-is ``s^2 / 12``. A range of peak to peak 2 max has ``s = 2 max / 2^b``, and the signal-to-noise ratio
-is ``6.02 b + 4.77 - 20 log10(max / sigma)`` dB (Bennett, "Spectra of quantized signals", 1948).
+is ``s^2 / 12``. A range from -max to max has ``s = 2 max / 2^b``, and the signal-to-noise ratio is
+``6.02 b + 4.77 - 20 log10(max / sigma)`` dB (Bennett, "Spectra of quantized signals", 1948).
 
 Shape letters: N rows (tokens, for inputs), K columns, M rows of the other factor of a product.
 """
@@ -36,7 +36,7 @@ def step_mse(step: float) -> float:
 
 
 def predicted_sqnr(bits: int, peak_over_sigma: float) -> float:
-    """Signal-to-noise ratio in dB where nothing is clipped: ``6.02 b + 4.77 - 20 log10(max/sigma)``.
+    """Signal-to-noise ratio without clipping: ``6.02 b + 4.77 - 20 log10(max / sigma)`` dB.
 
     With ``sqrt 3`` (uniform numbers over the full range) that is 6.02 b, with ``sqrt 2`` (a sine)
     6.02 b + 1.76.
@@ -59,7 +59,7 @@ def sqnr(exact: Tensor, rounded: Tensor) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Rounded:
+class UniformRounding:
     """Numbers on uniform grids.
 
     Attributes:
@@ -84,7 +84,7 @@ def round_uniform(
     rule: GridRule = "min-max",
     importance_K: Tensor | None = None,
     percentile: float = 99.9,
-) -> Rounded:
+) -> UniformRounding:
     """Round [N, K] to uniform grids, whose steps are numbers that float16 holds.
 
     Args:
@@ -116,7 +116,9 @@ def round_uniform(
     clips = CLIPS if rule in ("mse", "output") else (1.0,)
     grid = fit_grid(fitted, bits, size, symmetric, importance, clips)
     values = grid.values(grid.codes(x)).view(n, k)
-    return Rounded(values, grid.scales if granularity == "group" else grid.scales.squeeze(1))
+    return UniformRounding(
+        values, grid.scales if granularity == "group" else grid.scales.squeeze(1)
+    )
 
 
 def _within(x_NK: Tensor, group: int, percentile: float) -> Tensor:

@@ -5,7 +5,7 @@ is divided by s: the weight of a norm, or the rows of v_proj and up_proj, whose 
 and down_proj channel by channel. A matrix judged on the reference's inputs needs those inputs
 divided, too.
 
-Shape letters: N rows, K columns, D hidden size.
+Shape letters: T tokens, N rows, K columns, D hidden size.
 """
 
 from __future__ import annotations
@@ -47,6 +47,17 @@ class Folded:
             for factor in (self.inputs, self.outputs)
             if factor is not None
         )
+
+    def seen(self, x_TK: Tensor) -> Tensor:
+        """What the quantized matrix sees where its reference sees ``x`` [T, K]."""
+        if self.inputs is None:
+            return x_TK
+        return (x_TK.float() * self.inputs.to(x_TK.device)).to(x_TK.dtype)
+
+    def undone(self, y_TN: Tensor) -> Tensor:
+        """The quantized matrix's outputs [T, N] in the reference's scale, float32."""
+        y_TN = y_TN.float()
+        return y_TN if self.outputs is None else y_TN / self.outputs.to(y_TN.device)
 
 
 def find_folded(

@@ -243,7 +243,7 @@ class Walk:
         self.linears: dict[str, tuple[StackedLinear, slice]] = {}
         source = self._source()
         embedding = source.embedding("model.embed_tokens")
-        self._embedding = embedding if self._model.tie_word_embeddings else None
+        self._head = embedding if self._model.tie_word_embeddings else None
         self._batches: list[_Batch] = []
         for start in range(0, len(windows), many):
             step = whole_windows(windows[start : start + many], size, rotary)
@@ -330,10 +330,10 @@ class Walk:
         return other
 
     def share_layer(self, other: Walk) -> None:
-        """Take the layer that another walk of the same model has loaded."""
+        """Take the layer, or the head, that another walk of the same model has loaded."""
         assert self.layer == other.layer and self.backend is other.backend
         self._blocks, self._kv = other._blocks, other._kv
-        self._named, self.linears = other._named, other.linears
+        self._named, self.linears, self._head = other._named, other.linears, other._head
 
     def product(self, packed: PackedLinear, x_TK: Tensor) -> Tensor:
         """A matrix's product with inputs of its own kind, [T, N]; computed at once."""
@@ -356,7 +356,7 @@ class Walk:
         assert self.layer == self.layers
         source, config = self._source(), self._model
         norm = source.norm("model.norm")
-        head = source.packed("lm_head") if self._embedding is None else self._embedding
+        head = self._head = source.packed("lm_head") if self._head is None else self._head
         cap = config.logit_softcap
         self._blocks, self._kv = [], None
         last = self._length if last is None else last

@@ -4,6 +4,7 @@
  * group are turned once, and then lie in the first cache for all tries. What the searches look
  * for is kernels/reference.py's; sums are in the order of columns.
  */
+#include "fit.h"
 #include "floats.h"
 
 enum { UNIFORM, AFFINE, TABLE, MOST_COLUMNS = 32 };
@@ -19,23 +20,8 @@ typedef struct {
     vf scale, offset, gain; /* gain: what they take from the sum of h x x */
 } fit_found;
 
-INLINE vf vf_min2(vf a, vf b) { return vf_pick(a < b, a, b); }
-INLINE vf vf_max2(vf a, vf b) { return vf_pick(a > b, a, b); }
-
-/* To the nearest whole number, ties to even, for numbers below 2**22. */
-INLINE vf vf_whole(vf x) {
-    const vf magic = vf_set(12582912.0f);
-    return (x + magic) - magic;
-}
-
-INLINE vf vf_abs(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }
-
-/* Turn up to LANES rows of one group; lanes beyond repeat the last row. */
 INLINE void fit_load(fit_tile *t, const float *w, const float *h, int rows, int stride) {
-    for (int lane = 0; lane < LANES; lane++) {
-        const float *row = w + (size_t)(lane < rows ? lane : rows - 1) * stride;
-        for (int i = 0; i < t->columns; i++) ((float *)&t->x[i])[lane] = row[i];
-    }
+    turn_rows(t->x, w, t->columns, rows, stride);
     for (int i = 0; i < t->columns; i++) t->h[i] = vf_set(h[i]);
 }
 
@@ -58,7 +44,7 @@ INLINE vf fit_value(const fit_tile *t, int mode, vf x) {
         return look_up(&t->values, code);
     }
     float low = mode == AFFINE ? 0 : -t->zero;
-    return vf_whole(vf_min2(vf_max2(x, vf_set(low)), vf_set(low + t->top)));
+    return fit_code(x, vf_set(low), vf_set(low + t->top));
 }
 
 /* Round with 1 / `inverse` and `offset`; keep the best scale and offset for these codes if they

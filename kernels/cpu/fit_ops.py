@@ -1,11 +1,14 @@
-"""The ops that search grids for quantizing; :mod:`.ops` has all others.
+"""The ops of quantizing; :mod:`.ops` has all others.
 
-Shape letters: N rows, K columns, G groups of a row.
+Shape letters: N rows, K columns, B columns of a block, G groups of a row.
 """
 
 from __future__ import annotations
 
-from .records import Flag, Float, Floats, Int, Ints, Op, ReadFloats
+from .records import Bytes, Flag, Float, Floats, Int, Ints, Op, ReadFloats, ReadInts
+
+# The most columns of a GptqBlock.
+GPTQ_COLUMNS = 128
 
 
 class Groups(Op):
@@ -76,3 +79,67 @@ class TryGroups(Op):
     best: Ints
     sums: Floats
     choices: Int
+
+
+class FitUniform(Op):
+    """Scales and zero points [N, G] of uniform grids, see ``kernels/calibrator.py``.
+
+    Attributes:
+        weight: [N, K], finite.
+        importance: [K], what a squared error in each column counts.
+        clips: [tries], shares of the range.
+        scales: [N, G], written.
+        zeros: [N, G], written.
+        n: rows.
+        k: columns.
+        group: columns of a group; the last one may be short.
+        tries: how many clips.
+        refits: rounds of refinement; 0 = scales are those of clipped ranges.
+        symmetric: zero points are the middle code.
+        both_signs: scales may be below 0.
+        top: the largest code.
+    """
+
+    weight: ReadFloats
+    importance: ReadFloats
+    clips: ReadFloats
+    scales: Floats
+    zeros: Floats
+    n: Int
+    k: Int
+    group: Int
+    tries: Int
+    refits: Int
+    symmetric: Flag
+    both_signs: Flag
+    top: Float
+
+
+class GptqBlock(Op):
+    """Columns [B, N] rounded one after another, see ``kernels/calibrator.py``.
+
+    Attributes:
+        weight: [B, N].
+        factor: [B, B], rows ``factor_stride`` apart.
+        scales: [G, N].
+        zeros: [G, N].
+        groups: [B], of each column.
+        codes: uint8 [B, N], written.
+        errors: [B, N], written.
+        n: rows of the weight.
+        columns: B, at most ``GPTQ_COLUMNS``.
+        factor_stride: elements between rows of ``factor``.
+        top: the largest code.
+    """
+
+    weight: ReadFloats
+    factor: ReadFloats
+    scales: ReadFloats
+    zeros: ReadFloats
+    groups: ReadInts
+    codes: Bytes
+    errors: Floats
+    n: Int
+    columns: Int
+    factor_stride: Int
+    top: Float

@@ -21,7 +21,7 @@ from .enums import (
     TileCodes,
     TileValues,
 )
-from .fit_ops import FitGroups, TryGroups
+from .fit_ops import GPTQ_COLUMNS, FitGroups, FitUniform, GptqBlock, TryGroups
 from .records import (
     Bytes,
     Flag,
@@ -447,6 +447,8 @@ RECORDS = Records(
             PackBlocks,
             FitGroups,
             TryGroups,
+            FitUniform,
+            GptqBlock,
         ),
     )
 )
@@ -455,5 +457,5 @@ RECORDS = Records(
 def header() -> str:
     """The text of ``ops.h``, which the kernels are compiled with."""
     numbers = {"PARTITION": PARTITION, "SPAN": SPAN, "BLOCK_ROWS": BLOCK_ROWS}
-    numbers |= {"TILE": TILE, "CHUNK": CHUNK}
+    numbers |= {"TILE": TILE, "CHUNK": CHUNK, "GPTQ_COLUMNS": GPTQ_COLUMNS}
     return RECORDS.header(ENUMS, numbers)

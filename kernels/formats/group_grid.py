@@ -161,7 +161,8 @@ class PlainFits:
 
 def _in_groups(grid: GroupGrid, weight_NK: Tensor, importance_K: Tensor) -> tuple[Tensor, Tensor]:
     """Both float32, with columns of a group in the last dimension."""
-    return tuple(x.float().unflatten(-1, (-1, grid.group)) for x in (weight_NK, importance_K))
+    shape = (-1, grid.group)
+    return weight_NK.float().unflatten(-1, shape), importance_K.float().unflatten(-1, shape)
 
 
 def _sums(

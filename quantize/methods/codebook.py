@@ -172,15 +172,18 @@ class LloydMaxQuantizer:
         h = torch.nn.functional.pad(importance, (0, pad)).view(groups, size)
         w = torch.nn.functional.pad(weight_NK.float(), (0, pad)).view(n, groups, size)
         scales = w.abs().amax(-1, keepdim=True).half().float()
+        table: Tensor | None = None
+        codes = torch.zeros(w.shape, dtype=torch.uint8)
         for left in reversed(range(self.rounds)):
             x = w / torch.where(scales == 0, 1.0, scales)
-            table = lloyd_max(x, 1 << self.bits, h * scales.square())
+            table = lloyd_max(x, 1 << self.bits, h * scales.square(), table)
             codes = nearest_entries(x, table)
             if left:
                 values = table[codes.int()]
                 squares = (h * values.square()).sum(-1, keepdim=True)
                 fitted = ((h * w * values).sum(-1, keepdim=True) / squares.clamp(min=1e-30)).half()
                 scales = torch.where(fitted > 0, fitted.float(), scales)
+        assert table is not None
         packed = pack_codes(codes.view(n, -1)[:, :k].contiguous(), self.bits)
         form = WeightFormat(self.bits, self.group, "table", tuple(table.tolist()))
         return QuantizedLinear(name, form, packed, scales.view(n, groups).half(), None, k)

@@ -28,7 +28,7 @@ class FP8Quantizer:
     calibrated: bool = False
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
-        """See :class:`.base.Quantizer`; [N, K]."""
+        """See :class:`.base.Quantizer`; [N, K]. Raises QuantizeError for what is not finite."""
         w = weight_NK.float()
         if not bool(w.isfinite().all()):
             raise QuantizeError(f"{name} has weights that are not finite; expected finite weights")

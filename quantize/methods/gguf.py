@@ -10,28 +10,15 @@ from torch import Tensor
 
 from halfbyte.errors import QuantizeError
 
-from ...engine.backends.cpu import make_cpu_ops
-from ...engine.backends.cpu_c import CompiledOps
-from ...engine.config import EngineConfig
-from ...kernels.cpu.fit import CompiledFits
+from ...kernels.calibrator import Calibrator
 from ...kernels.formats.canonical import QuantizedLinear
-from ...kernels.formats.group_grid import GroupFits, PlainFits
 from ...kernels.formats.stored import StoredLinear
 from ...loaders.gguf.blocks import convert_tensor
+from ..arithmetic import make_calibrator
 from ..hessian import Hessian
 from .gguf_blocks import TYPES, fit_blocks, quantize_blocks
 from .gguf_fit import RULES
 from .gptq import solve
-
-
-def make_fits(config: EngineConfig | None = None) -> GroupFits:
-    """What searches grids: the C kernels, or plain torch, six to twelve times slower, without them.
-
-    Raises:
-        ConfigError: as for an engine of this configuration.
-    """
-    ops = make_cpu_ops(config or EngineConfig())
-    return CompiledFits(ops.library) if isinstance(ops, CompiledOps) else PlainFits()
 
 
 def stored_blocks(name: str, kind: str, shape: tuple[int, int], raw: Tensor) -> StoredLinear:
@@ -54,16 +41,18 @@ class GGUFQuantizer:
     Attributes:
         types: block type by the names of weights.
         calibrated: inputs are wanted; without them all columns count the same.
-        fits: does the search.
+        importance: mean square [K] of inputs by the names of weights, where it is known before.
+        calibrator: does the arithmetic.
     """
 
     types: Mapping[str, str]
     calibrated: bool = True
-    fits: GroupFits = field(default_factory=make_fits)
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    calibrator: Calibrator = field(default_factory=make_calibrator)
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> StoredLinear:
         """See :class:`.base.Quantizer`; [N, K]. Without a Hessian all columns count the same."""
-        importance = None if hessian is None else hessian.importance()
+        importance = self.importance.get(name) if hessian is None else hessian.importance()
         return self.by_importance(name, weight_NK, importance)
 
     def by_importance(
@@ -75,7 +64,7 @@ class GGUFQuantizer:
             QuantizeError: the weight or the importance is not finite, or no type is given for it.
         """
         kind = _checked(self.types, name, weight_NK, importance_K)
-        raw = quantize_blocks(kind, weight_NK, importance_K, self.fits)
+        raw = quantize_blocks(kind, weight_NK, importance_K, self.calibrator)
         n, k = weight_NK.shape
         return stored_blocks(name, kind, (n, k), raw)
 
@@ -88,13 +77,13 @@ class GPTQBlocksQuantizer:
         types: block type by the names of weights.
         damping: share of the mean of the Hessian's diagonal that is added to it.
         calibrated: it wants inputs.
-        fits: does the search.
+        calibrator: does the arithmetic.
     """
 
     types: Mapping[str, str]
     damping: float = 0.01
     calibrated: bool = True
-    fits: GroupFits = field(default_factory=make_fits)
+    calibrator: Calibrator = field(default_factory=make_calibrator)
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> StoredLinear:
         """See :class:`.base.Quantizer`; [N, K]. Without a Hessian codes are the nearest.
@@ -106,15 +95,16 @@ class GPTQBlocksQuantizer:
         importance = None if hessian is None else hessian.importance()
         kind = _checked(self.types, name, weight_NK, importance)
         if hessian is None:
-            raw = quantize_blocks(kind, weight_NK, None, self.fits)
+            raw = quantize_blocks(kind, weight_NK, None, self.calibrator)
         elif RULES[kind].grid.table:
             raise QuantizeError(
                 f"{name} is to become {kind}, whose values are those of a table; GPTQ rounds to "
                 "uniform grids"
             )
         else:
-            blocks = fit_blocks(kind, weight_NK, importance, self.fits)
-            raw = blocks.blocks(solve(weight_NK, hessian, blocks.grid, self.damping))
+            blocks = fit_blocks(kind, weight_NK, importance, self.calibrator)
+            codes = solve(weight_NK, hessian, blocks.grid, self.damping, self.calibrator)
+            raw = blocks.blocks(codes)
         n, k = weight_NK.shape
         return stored_blocks(name, kind, (n, k), raw)
 

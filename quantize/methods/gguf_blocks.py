@@ -6,6 +6,7 @@ Shape letters: N rows, K columns, G groups of a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .gguf_layout import write_blocks
 TYPES: dict[str, TensorType] = {t.name: t for t in BLOCK_TYPES.values() if t.name in RULES}
 """Block types that can be made."""
 # Elements of a weight that are fitted at a time: what a core's second cache holds.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,26 @@ class BlockGrid:
 
     def codes(self, weight_NK: Tensor) -> Tensor:
         """The nearest codes of a weight [N, K], uint8."""
-        rule = RULES[self.kind.name]
+        rule, grid = RULES[self.kind.name], self.grid
+        groups = weight_NK.float().unflatten(1, (-1, rule.grid.group))
+        steps = grid.scales.unsqueeze(-1)
         if not rule.grid.table:
-            return self.grid.codes(weight_NK)
-        values = torch.tensor(rule.grid.table)
-        borders = (values[1:] + values[:-1]) / 2
-        steps = self.grid.scales.unsqueeze(-1)
-        x = weight_NK.unflatten(1, (-1, rule.grid.group)) / torch.where(steps == 0, 1, steps)
-        return torch.bucketize(x, borders, out_int32=True).to(torch.uint8).flatten(1)
+            x = (groups / steps).add_(grid.zeros.unsqueeze(-1))
+            return x.round_().clamp_(0, grid.top).to(torch.uint8).flatten(1)
+        x = groups / torch.where(steps == 0, 1, steps)
+        halves = x.mul_(2).floor_().clamp_(-256, 255).add_(256).long()
+        return torch.take(_nearest_entries(rule.grid.table), halves).flatten(1)
+
+
+@cache
+def _nearest_entries(table: tuple[float, ...]) -> Tensor:
+    """The nearest entry of every half from -128 to 127.5: no border lies between two, uint8 [512].
+
+    Entries are whole numbers, and so the borders between them are halves.
+    """
+    values = torch.tensor(table)
+    halves = torch.arange(-256, 256) / 2
+    return torch.bucketize(halves, (values[1:] + values[:-1]) / 2, right=True).to(torch.uint8)
 
 
 def fit_blocks(

@@ -26,7 +26,7 @@ _MOST = 65504.0
 # Offsets of at most so many steps: beyond, codes would get lost beside them in float32.
 _FAR = 4096.0
 # Quotients of the largest scale and the largest integer, tried for what scales all of them.
-_SHARES = tuple(1 + i / 64 for i in range(-6, 9))
+_SHARES = tuple(1 + i / 48 for i in range(-3, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,18 @@ class BlockRule:
 
 
 RULES: dict[str, BlockRule] = {
-    "Q4_0": BlockRule(GroupGrid(32, 15, 8), Search(24, 5.5, 10.5)),
-    "Q5_0": BlockRule(GroupGrid(32, 31, 16), Search(16, 13.5, 18.0)),
-    "Q8_0": BlockRule(GroupGrid(32, 255, 128), Search(3, 126.0, 128.0)),
-    "IQ4_NL": BlockRule(GroupGrid(32, 15, 127, table=IQ4_NL), Search(20, 90.0, 150.0)),
-    "Q4_1": BlockRule(GroupGrid(32, 15, offset="free"), Search(16, 13.5, 18.5)),
-    "Q5_1": BlockRule(GroupGrid(32, 31, offset="free"), Search(12, 29.5, 34.0)),
+    "Q4_0": BlockRule(GroupGrid(32, 15, 8), Search(36, 5.0, 11.0)),
+    "Q5_0": BlockRule(GroupGrid(32, 31, 16), Search(32, 12.0, 19.5)),
+    "Q8_0": BlockRule(GroupGrid(32, 255, 128), Search(8, 122.0, 130.0)),
+    "IQ4_NL": BlockRule(GroupGrid(32, 15, 127, table=IQ4_NL), Search(12, 90.0, 150.0)),
+    "Q4_1": BlockRule(GroupGrid(32, 15, offset="free"), Search(24, 13.0, 19.0)),
+    "Q5_1": BlockRule(GroupGrid(32, 31, offset="free"), Search(20, 28.5, 35.0)),
     "Q2_K": BlockRule(GroupGrid(16, 3, offset="negative"), Search(16, 2.2, 4.5), 16, 0, 15),
-    "Q4_K": BlockRule(GroupGrid(32, 15, offset="negative"), Search(16, 13.5, 18.5), 8, 0, 63),
-    "Q5_K": BlockRule(GroupGrid(32, 31, offset="negative"), Search(12, 29.5, 34.0), 8, 0, 63),
+    "Q4_K": BlockRule(GroupGrid(32, 15, offset="negative"), Search(24, 13.0, 19.0), 8, 0, 63),
+    "Q5_K": BlockRule(GroupGrid(32, 31, offset="negative"), Search(20, 28.5, 35.0), 8, 0, 63),
     "Q3_K": BlockRule(GroupGrid(16, 7, 4), Search(16, 2.5, 5.5), 16, -32, 31),
-    "Q6_K": BlockRule(GroupGrid(16, 63, 32), Search(8, 30.0, 33.0), 16, -128, 127),
-    "IQ4_XS": BlockRule(GroupGrid(32, 15, 127, table=IQ4_NL), Search(20, 90.0, 150.0), 8, -32, 31),
+    "Q6_K": BlockRule(GroupGrid(16, 63, 32), Search(16, 29.0, 35.0), 16, -128, 127),
+    "IQ4_XS": BlockRule(GroupGrid(32, 15, 127, table=IQ4_NL), Search(12, 90.0, 150.0), 8, -32, 31),
 }
 
 
@@ -111,12 +111,17 @@ def fit_scales(
         offset = offsets.clamp(-_MOST, _MOST).half()
         far = (offset.float().abs() / _FAR).clamp_(min=_LEAST)
         return BlockScales(torch.maximum(scales, far).clamp_(max=_MOST).half(), offset)
-    return BlockScales(_some(scales).half())
+    return BlockScales(_some(scales, rule).half())
 
 
-def _some(scales: Tensor) -> Tensor:
-    """Scales that float16 holds, none of them 0, so that something can be divided by them."""
+def _some(scales: Tensor, rule: BlockRule) -> Tensor:
+    """Scales that float16 holds, none of them 0 where they are divided by: not with a table.
+
+    The codes of a group of zeros are its zero point, which no table has.
+    """
     scales = scales.clamp(-_MOST, _MOST)
+    if rule.grid.table:
+        return scales
     return torch.where(scales.abs() < _LEAST, _LEAST, scales)
 
 
@@ -165,7 +170,7 @@ class _SuperBlocks:
             f = ints.float()
             under = (f * f * sums[1]).sum(-1)
             fitted = (f * sums[2]).sum(-1) / torch.where(under > 0, under, 1)
-            scale = torch.where(under > 0, _some(fitted), scale.float()).half()
+            scale = torch.where(under > 0, _some(fitted, rule), scale.float()).half()
         return BlockScales(scale, None, ints.int())
 
     def affine(self, scales_NG: Tensor, offsets_NG: Tensor) -> BlockScales:
@@ -225,18 +230,20 @@ class _SuperBlocks:
         """What scales integers [N, B], float16, and those, near ``x`` by a weighted square."""
         rule = self.rule
         low = rule.least if least is None else least
+        # Sums go over the first dimension: whole vectors are added.
+        x, weight = (t.movedim(-1, 0).contiguous() for t in (x_NBS, weight_NBS))
         best = torch.full_like(unit_NB, torch.inf)
-        unit, ints = unit_NB.clone(), torch.zeros_like(x_NBS)
+        unit, ints = unit_NB.clone(), torch.zeros_like(x)
+        weighted = weight * x
         for share in _SHARES:
             d = unit_NB * share
-            inverse = torch.where(d == 0, 0, 1 / d).unsqueeze(-1)
-            q = (x_NBS * inverse).round_().clamp_(low, rule.most)
-            wq = weight_NBS * q
-            under = (wq * q).sum(-1)
-            d = torch.where(under > 0, (wq * x_NBS).sum(-1) / under, d)
-            error = ((q * d.unsqueeze(-1) - x_NBS).square_() * weight_NBS).sum(-1)
+            q = (x * torch.where(d == 0, 0, 1 / d)).round_().clamp_(low, rule.most)
+            under, over = (weight * q).mul_(q).sum(0), (weighted * q).sum(0)
+            some = under > 0
+            d = torch.where(some, over / torch.where(some, under, 1), d)
+            # What is taken from the sum of weight x x.
+            error = -d * over
             better = error < best
-            best = torch.where(better, error, best)
-            unit = torch.where(better, d, unit)
-            ints = torch.where(better.unsqueeze(-1), q, ints)
-        return _some(unit).half(), ints.int()
+            best, unit = torch.where(better, error, best), torch.where(better, d, unit)
+            torch.where(better, q, ints, out=ints)
+        return _some(unit, rule).half(), ints.movedim(0, -1).int()

@@ -9,12 +9,14 @@ Shape letters: N rows, K columns, B columns of a block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ...kernels.calibrator import Calibrator, PlainCalibrator
 from ...kernels.formats.canonical import QuantizedLinear
+from ..arithmetic import make_calibrator
 from ..grid import CLIPS, Grid
 from ..hessian import Hessian
 from .base import UniformCodes
@@ -23,7 +25,13 @@ from .base import UniformCodes
 _BLOCK = 128
 
 
-def solve(weight_NK: Tensor, hessian: Hessian, grid: Grid, damping: float = 0.01) -> Tensor:
+def solve(
+    weight_NK: Tensor,
+    hessian: Hessian,
+    grid: Grid,
+    damping: float = 0.01,
+    calibrator: Calibrator | None = None,
+) -> Tensor:
     """Codes, uint8 [N, K], for which the squared error of the outputs is small.
 
     Args:
@@ -31,27 +39,26 @@ def solve(weight_NK: Tensor, hessian: Hessian, grid: Grid, damping: float = 0.01
         hessian: of the inputs.
         grid: of each group of columns.
         damping: share of the diagonal's mean that is added to the diagonal.
+        calibrator: rounds the columns of a block; None = plain torch.
 
     Raises:
         QuantizeError: as :meth:`..hessian.Hessian.factor`.
     """
+    calibrator = calibrator or PlainCalibrator()
     order, factor = hessian.factor(damping)
-    w = weight_NK.float()[:, order].T.contiguous()  # columns lie together: [K, N]
+    w = weight_NK.float().T[order]  # columns lie together: [K, N]
+    scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.contiguous()
+    groups = (order // grid.group).int()
     codes = torch.empty(w.shape, dtype=torch.uint8)
-    grids = [grid.column(k) for k in order.tolist()]
     for begin in range(0, len(w), _BLOCK):
         end = min(begin + _BLOCK, len(w))
-        errors = torch.empty_like(w[begin:end])
-        for k in range(begin, end):
-            scale, zero = grids[k]
-            q = (w[k] / scale + zero).round_().clamp_(0, grid.top)
-            codes[k] = q
-            errors[k - begin] = (w[k] - (q - zero) * scale) / factor[k, k]
-            w[k + 1 : end].addr_(factor[k, k + 1 : end], errors[k - begin], alpha=-1)
+        own = factor[begin:end, begin:end]
+        found, errors = calibrator.round_columns(
+            w[begin:end], own, scales, zeros, groups[begin:end], grid.top
+        )
+        codes[order[begin:end]] = found
         w[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
-    out = torch.empty(w.shape[::-1], dtype=torch.uint8)
-    out[:, order] = codes.T
-    return out
+    return codes.T.contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +69,17 @@ class GPTQQuantizer:
         codes: what they are to be.
         damping: share of the mean of the Hessian's diagonal that is added to it.
         calibrated: it wants inputs.
+        calibrator: does the arithmetic.
     """
 
     codes: UniformCodes
     damping: float = 0.01
     calibrated: bool = True
+    calibrator: Calibrator = field(default_factory=make_calibrator)
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
         """See :class:`.base.Quantizer`; [N, K]."""
         assert hessian is not None
-        grid = self.codes.fit(weight_NK, hessian.importance(), CLIPS)
-        codes = solve(weight_NK, hessian, grid, self.damping)
+        grid = self.codes.fit(weight_NK, hessian.importance(), CLIPS, self.calibrator)
+        codes = solve(weight_NK, hessian, grid, self.damping, self.calibrator)
         return self.codes.weight(name, grid, codes)

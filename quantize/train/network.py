@@ -1,8 +1,9 @@
 """A decoder through which gradients flow: the engine's own blocks over differentiable ops.
 
-:class:`TrainOps` satisfies the engine's ``Ops`` in plain torch, so the wiring of every family, norms,
-rotary rules and soft caps are the engine's. A block adds to the residual in place; autograd allows
-that, as norms look at a copy. Keys and values lie in a cache whose blocks are as long as a window.
+:class:`TrainOps` satisfies the engine's ``Ops`` in plain torch, so the wiring of every family,
+norms, rotary rules and soft caps are the engine's. A block adds to the residual in place; autograd
+allows that, as norms look at a copy. Keys and values lie in a cache whose blocks are as long as a
+window.
 
 Shape letters: B windows of a batch, L tokens of a window, T = B L tokens, D hidden size, N outputs
 and K inputs of a matrix, S rows, V vocabulary, H query heads, J key/value heads, E head dimension.
@@ -33,9 +34,9 @@ from ...kernels.formats.canonical import Weight
 from ...kernels.formats.stored import settled
 from ...loaders.base import Checkpoint
 from ..walk import whole_windows
-from .products import FrozenProduct, Product
+from .products import FrozenProduct, ModuleProduct
 
-Make = Callable[[str, Weight, Tensor | None], Product]
+Make = Callable[[str, Weight, Tensor | None], ModuleProduct]
 """What computes the product of a module, from its name, its weight [N, K] and its bias [N]."""
 
 
@@ -46,7 +47,7 @@ class Stack:
         parts: in the order of their outputs.
     """
 
-    def __init__(self, parts: Sequence[Product]) -> None:
+    def __init__(self, parts: Sequence[ModuleProduct]) -> None:
         self.parts = parts
         self.shape = sum(part.shape[0] for part in parts), parts[0].shape[1]
         self.nbytes = sum(part.nbytes for part in parts)
@@ -135,12 +136,12 @@ class _ModuleSource(WeightSource):
         whole = Stack([self._product(module, has_bias) for module in modules])
         return FusedLinear([whole], activation=gate or "silu")
 
-    def _product(self, module: str, has_bias: bool) -> Product:
+    def _product(self, module: str, has_bias: bool) -> ModuleProduct:
         weight = settled(self._take(f"{module}.weight"))
         return self._make(module, weight, self._bias(module, has_bias))
 
 
-class Network:
+class TrainNetwork:
     """A model for training.
 
     Args:
@@ -176,18 +177,18 @@ class Network:
             executor=EagerExecutor,
         )
 
-        def frozen(module: str, weight: Weight, bias: Tensor | None) -> Product:
+        def frozen(module: str, weight: Weight, bias: Tensor | None) -> ModuleProduct:
             return FrozenProduct(weight, bias, compute)
 
         source = _ModuleSource(checkpoint, backend, config.norm_offset, make=make or frozen)
-        self._embedding = source.embedding("model.embed_tokens")
+        self._embedding: Any = source.embedding("model.embed_tokens")
         self._layers: list[list[Block]] = []
         for layer in range(config.num_layers):
             kinds = layer_blocks(config, layer)
             self._layers.append([kind.load(config, layer, source) for kind in kinds])
             source.release()
         self._norm = source.norm("model.norm")
-        self._head: Any = self._embedding
+        self._head = self._embedding
         if not config.tie_word_embeddings:
             self._head = ops.pack(checkpoint.load("lm_head.weight"))
         source.release()

@@ -15,7 +15,7 @@ from ...kernels.formats.activations import quantize_activations
 from ...kernels.formats.canonical import QuantizedLinear, Weight
 
 
-class Product(Protocol):
+class ModuleProduct(Protocol):
     """``x @ W.T + bias`` for some W.
 
     Attributes:

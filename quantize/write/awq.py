@@ -26,7 +26,12 @@ _INSTEAD = "write gptq-v2 or compressed-tensors"
 
 @dataclass(frozen=True, slots=True)
 class AWQFormat:
-    """AWQ's format: 4 bits, one size of groups for all modules."""
+    """AWQ's format: 4 bits, one size of groups for all modules.
+
+    Attributes:
+        method: ``quant_method`` of the config.
+        heads: an LM head may not be quantized.
+    """
 
     method: ClassVar[str] = "awq"
     heads: ClassVar[bool] = False
@@ -53,7 +58,10 @@ class AWQFormat:
         }
 
     def config(self, modules: FolderModules) -> dict[str, Any]:
-        """See :class:`.folder_format.FolderFormat`."""
+        """See :class:`.folder_format.FolderFormat`.
+
+        Raises QuantizeError for groups of several sizes.
+        """
         groups: dict[int, str] = {}
         for name, form in modules.in_usual_groups().items():
             groups.setdefault(form.group_size, name)

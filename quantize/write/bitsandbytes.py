@@ -36,6 +36,8 @@ class BitsAndBytesFormat:
     Attributes:
         double: 4-bit scales are quantized to 8 bits (double quantization), which moves them by
             up to 0.7 % of the largest one's distance from the mean.
+        method: ``quant_method`` of the config.
+        heads: an LM head may not be quantized.
     """
 
     double: bool = False
@@ -97,7 +99,10 @@ class BitsAndBytesFormat:
         }
 
     def config(self, modules: FolderModules) -> dict[str, Any]:
-        """See :class:`.folder_format.FolderFormat`; all modules are of one kind."""
+        """See :class:`.folder_format.FolderFormat`.
+
+        Raises QuantizeError where modules are of several kinds.
+        """
         kinds: dict[str, str] = {}
         for module, form in modules.quantized.items():
             kinds.setdefault(table_name(form) or "int8", module)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from halfbyte import __version__
 from halfbyte.errors import CheckpointError
 
 from ...loaders.base import Checkpoint
@@ -66,7 +65,7 @@ def model_card(
     base = facts.base or model.config.name or model.path.name
     front = {"library_name": "transformers", **licence_of(model), "tags": [method, "halfbyte"]}
     lines = ["---", *(_entry(key, value) for key, value in front.items()), "---", ""]
-    lines += [f"# {base}, quantized", "", f"Made from `{base}` with halfbyte {__version__}.", ""]
+    lines += [f"# {base}, quantized", "", f"Made from `{base}` with halfbyte.", ""]
     rows: list[tuple[str, object]] = [("format", method)]
     if facts.method:
         rows.append(("method", facts.method))

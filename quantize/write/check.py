@@ -170,6 +170,8 @@ def _allowed(
     top = float(1 << have.format.bits)
     if kind == "float16":
         allowed += _SMALL * top
+    if "float16" in (have.format.rounds, want.format.rounds):
+        allowed += _SMALL
     if double and have.format.zero == "table":
         scales = want.scales.float()
         reach = float((scales - scales.mean()).abs().max())
@@ -188,14 +190,14 @@ def _same_rule(a: ActivationFormat | None, b: ActivationFormat | None) -> bool:
 
 
 def _check_config(path: Path, have: ModelConfig, want: ModelConfig) -> None:
-    ours, theirs = _comparable(have), _comparable(want)
+    ours, theirs = model_facts(have), model_facts(want)
     for key, value in theirs.items():
         if not _alike(ours[key], value):
             raise _wrong(path, f"{key} of the model", ours[key], value)
 
 
-def _comparable(config: ModelConfig) -> dict[str, Any]:
-    """What a model computes, in one spelling for folders and GGUF files.
+def model_facts(config: ModelConfig) -> dict[str, Any]:
+    """What a model computes, by name and in one spelling for folders and GGUF files.
 
     Left out is the name, the type that it computes with (GGUF files do not say it) and what follows
     from that, the ends of a text, which are compared with the tokenizer, and where norms keep

@@ -33,7 +33,12 @@ _TOPS = {"int8": 127.5, "e4m3": 448.0}
 
 @dataclass(frozen=True, slots=True)
 class CompressedTensorsFormat:
-    """W2A16 to W8A16, W8A8 in int8, and FP8; modules may differ."""
+    """W2A16 to W8A16, W8A8 in int8, and FP8; modules may differ.
+
+    Attributes:
+        method: ``quant_method`` of the config.
+        heads: an LM head may not be quantized.
+    """
 
     method: ClassVar[str] = _TOOL
     heads: ClassVar[bool] = False

@@ -83,7 +83,7 @@ class ShardWriter:
         self._shards: list[list[str]] = []
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take in tensors, of any shapes, that belong into one file.
+        """Take in tensors ([N, K], [N] and others) that belong into one file.
 
         Raises QuantizeError when a file that is full cannot be written.
         """

@@ -26,7 +26,7 @@ from .model_config import config_values
 from .names import FolderTensor, family_of, folder_tensors, load_tensor
 from .tokenizer import as_json, tokenizer_files
 
-Dtype = Literal["float16", "bfloat16", "float32"]
+FolderDtype = Literal["float16", "bfloat16", "float32"]
 SHARD_BYTES = 2 << 30
 
 
@@ -62,7 +62,7 @@ def write_folder(
     out: Path,
     *,
     card: CardFacts | None = None,
-    dtype: Dtype | None = None,
+    dtype: FolderDtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> WrittenFolder:
     """Write a model whose decoder's matrices are quantized.
@@ -130,7 +130,7 @@ def write_folder(
     return written
 
 
-def folder_dtype(model: Checkpoint) -> Dtype:
+def folder_dtype(model: Checkpoint) -> FolderDtype:
     """What the written model computes with: what a folder says, or what suits a GGUF file."""
     for name in ("float16", "bfloat16"):
         if model.config.dtype == name:
@@ -163,7 +163,7 @@ def _fits(tensor: FolderTensor, weight: QuantizedLinear, form: FolderFormat) -> 
 
 
 def _dense(
-    tensor: FolderTensor, weight: Weight, config: ModelConfig, dtype: Dtype, notes: list[str]
+    tensor: FolderTensor, weight: Weight, config: ModelConfig, dtype: FolderDtype, notes: list[str]
 ) -> Tensor:
     """A tensor as it is stored dense: any shape, in its own type or in ``dtype``."""
     if isinstance(weight, QuantizedLinear):

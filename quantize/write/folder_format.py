@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from halfbyte.errors import QuantizeError
 from ...kernels.formats.canonical import QuantizedLinear, WeightFormat, pack_codes
 from ...loaders.hf.methods.words import turned
 
-T = TypeVar("T", bound=Hashable)
+Item = TypeVar("Item", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,15 @@ class FolderModules:
 
 
 class FolderFormat(Protocol):
-    """A way to store quantized matrices in a folder that other engines load."""
+    """A way to store quantized matrices in a folder that other engines load.
 
-    @property
-    def method(self) -> str:
-        """``quant_method`` of the config."""
-        ...
+    Attributes:
+        method: ``quant_method`` of the config.
+        heads: whether an LM head may be quantized; else it is written dense.
+    """
 
-    @property
-    def heads(self) -> bool:
-        """Whether an LM head may be quantized; else it is written dense."""
-        ...
+    method: ClassVar[str]
+    heads: ClassVar[bool]
 
     def check(self, module: str, form: WeightFormat, shape: tuple[int, int]) -> None:
         """Raise QuantizeError, with the reason, where a matrix (N, K) cannot be stored so."""
@@ -185,6 +183,6 @@ def as_words(codes_RC: Tensor, bits: int) -> Tensor:
     return padded.view(torch.int32)
 
 
-def most_common(items: Iterable[T]) -> T:
+def most_common(items: Iterable[Item]) -> Item:
     """The item that is there most often, the first of several."""
     return Counter(items).most_common(1)[0][0]

@@ -279,7 +279,7 @@ def _raw(model: Checkpoint, name: str, kind: str) -> Tensor:
 def _blocks(weight: QuantizedLinear, kind: str) -> Tensor:
     """Raw blocks uint8 [N, bytes of a row]."""
     if isinstance(weight, StoredLinear) and weight.encoding == kind:
-        return torch.cat(weight.parts) if len(weight.parts) > 1 else weight.parts[0]
+        return torch.cat(weight.parts)
     block, groups = BLOCK_TYPES[_IDS[kind]], weight.in_features // BLOCK_TYPES[_IDS[kind]].elements
     scale, offset = (
         None if x is None else x.half().repeat_interleave(groups // x.shape[1], dim=1)

@@ -14,8 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halfbyte import __version__
-
 from ...kernels.formats.canonical import QuantizedLinear, WeightFormat
 from ...loaders.hf.methods.gptq import BITS
 from ...loaders.hf.methods.gptq_config import Version
@@ -41,6 +39,8 @@ class GPTQFormat:
     """GPTQ's format.
 
     Attributes:
+        method: ``quant_method`` of the config.
+        heads: an LM head may be quantized.
         version: v1, which every engine reads, or v2. They differ in zero points: where one is 0,
             v1 borrows from its neighbours, as GPTQModel does and undoes. Engines that add 1 to
             each field alone read such words wrongly; v2 has no such case.
@@ -111,7 +111,7 @@ class GPTQFormat:
             "desc_act": any(form.permuted for form in forms.values()),
             "lm_head": "lm_head" in modules.quantized,
             "pack_dtype": "int32",
-            "meta": {"quantizer": [f"halfbyte:{__version__}"]},
+            "meta": {"quantizer": ["halfbyte"]},
             **({"dynamic": dynamic} if dynamic else {}),
         }
 

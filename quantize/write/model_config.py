@@ -153,6 +153,11 @@ def _experts(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
 def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
     """The rotary embedding in the words of transformers 4, which 5 reads, too."""
     rope = config.rope
+    if rope.kind in ("dynamic", "none"):  # no rule of a GGUF file
+        raise QuantizeError(
+            f"the rotary rule is {rope.kind}; expected one that GGUF files have",
+            hint="start from the model's Hugging Face folder",
+        )
     if rope.freq_factors:
         rope = llama3_of(rope, config.head_dim, config.max_position)
     found: dict[str, Any] = {"rope_theta": rope.theta}

@@ -19,6 +19,7 @@ TESTS = (
     forms.test_attention,
     forms.test_elementwise,
     forms.test_quantized_inputs,
+    forms.test_calibration,
 )
 each_form = pytest.mark.parametrize("form", EMULATED, ids=[form.name for form in EMULATED])
 

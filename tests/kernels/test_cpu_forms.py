@@ -10,6 +10,7 @@ import random
 
 import pytest
 import test_cpu_attention as attention
+import test_cpu_calibrator as calibrator
 import test_cpu_elementwise as elementwise
 import test_cpu_linear as linear
 import test_cpu_pack as packing
@@ -130,3 +131,15 @@ def test_quantized_inputs(form: Form) -> None:
             inputs.test_products_with_a_scale_for_each_row(Kind(8), rule)
         inputs.test_not_a_number_stays_so()
         inputs.test_sums_below_2_to_the_24_are_exact(inputs.INT8)
+
+
+@each_form
+def test_calibration(form: Form) -> None:
+    with using(form):
+        for columns in (7, 61):
+            calibrator.test_columns_are_rounded_bit_for_bit(columns)
+        for group in (8, 100):
+            for symmetric in (False, True):
+                calibrator.test_uniform_grids_are_the_plain_ones_and_never_worse_than_clips(
+                    group, symmetric
+                )

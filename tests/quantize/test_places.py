@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def test_places_are_those_of_the_formulas(vocab: int) -> None:
     ids = torch.randint(vocab, (13,))
     found = compare_rows(q_RV.clone(), p_RV.clone(), ids)
     p, q = p_RV.double().log_softmax(-1), q_RV.double().log_softmax(-1)
-    close = {"atol": 3e-6, "rtol": 1e-6}
+    close: Any = {"atol": 3e-6, "rtol": 1e-6}
     torch.testing.assert_close(found.kl, (p.exp() * (p - q)).sum(-1), **close)
     torch.testing.assert_close(found.nll, -q[range(13), ids], **close)
     torch.testing.assert_close(found.nll_reference, -p[range(13), ids], **close)

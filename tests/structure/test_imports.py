@@ -21,8 +21,8 @@ ALLOWED = {
     "loaders": {"errors", "kernels.formats"},
     "engine": {"choices", "errors", "kernels", "loaders"},
     "server": {"errors", "engine", "loaders", "__version__"},
-    "bench": {"errors", "engine", "kernels", "loaders", "__version__"},
-    "quantize": {"errors", "engine", "kernels", "loaders"},
+    "bench": {"errors", "engine", "kernels", "loaders", "quantize", "__version__"},
+    "quantize": {"choices", "errors", "engine", "kernels", "loaders"},
     "cli": {*FOLDERS, "choices", "errors", "__version__"},
     "halfbyte": {*FOLDERS, "errors", "__version__"},
 }

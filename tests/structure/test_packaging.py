@@ -101,7 +101,8 @@ def test_wheel_holds_the_sources_and_nothing_else(wheel: Path, settings: dict[st
     assert {"halfbyte/py.typed", "halfbyte/kernels/cpu/halfbyte.h"} <= names
     assert any(n.endswith(".c") for n in names)
     assert not [n for n in names if {"tests", "__pycache__"} & set(n.split("/"))]
-    assert wheel.stat().st_size < 1_000_000
+    # Sources alone; a checkpoint or a library that slipped in would be larger than this leaves room.
+    assert wheel.stat().st_size < 1_200_000
 
 
 def test_files_that_are_missing_or_too_many_are_named(wheel: Path, tmp_path: Path) -> None:

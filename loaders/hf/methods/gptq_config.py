@@ -150,7 +150,7 @@ def _careful_writer(config: Fields) -> bool:
     names = [names] if isinstance(names, str) else names if isinstance(names, list) else []
     for name in names:
         tool, _, version = str(name).lower().replace("-", "_").partition(":")
-        if tool in ("auto_round", "autoround", "intel/auto_round"):
+        if tool in ("halfbyte", "auto_round", "autoround", "intel/auto_round"):
             return True
         parts = [
             int(part) if part.isdecimal() and len(part) < 9 else 0

@@ -1,0 +1,87 @@
+"""The page of a report: its style and its skeleton, filled by :mod:`.html`."""
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark;
+  --page: #f6f7f9; --card: #fff; --ink: #1b1f27; --soft: #5b6472; --rule: #dfe3ea;
+  --data: #2563c9; --heat: #e0662b; --good: #d9efdf; --bad: #fbdcd5; --mark: #fff0b3; }
+@media (prefers-color-scheme: dark) { :root {
+  --page: #12151b; --card: #1b2029; --ink: #e6e9ef; --soft: #9aa5b5; --rule: #333b48;
+  --data: #6fa8ff; --heat: #e0662b; --good: #1f4430; --bad: #5a2a23; --mark: #57491a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1240px; padding: 20px 14px 48px; background: var(--page);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.45rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 0 0 6px; }
+p { margin: 0 0 10px; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
+.tiles { display: grid; gap: 10px; margin: 16px 0;
+  grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
+.tile, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
+.tile { padding: 10px 12px; } .tile b { display: block; font-size: 1.35rem; line-height: 1.3; }
+.tile span { color: var(--soft); font-size: .85rem; }
+.cards { columns: 2 460px; column-gap: 14px; }
+.card { padding: 14px 16px; margin: 0 0 14px; break-inside: avoid; }
+.cards + .card { margin-top: 14px; }
+figure { margin: 0; } svg { display: block; width: 100%; height: auto; margin: 6px 0; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+svg text.title { fill: var(--ink); } svg text.cell { font-size: 10.5px; fill: var(--ink); }
+@media (max-width: 540px) { svg text { font-size: 16px; } svg text.cell { font-size: 14px; } }
+.line { fill: none; stroke: var(--data); stroke-width: 2; } .dot, .bar { fill: var(--data); }
+.mean { stroke: var(--heat); stroke-width: 1.5; stroke-dasharray: 5 4; }
+.grid { stroke: var(--rule); } .heat { fill: var(--heat); }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th, td { text-align: left; vertical-align: top; padding: 5px 10px 5px 0;
+  border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
+th { font-weight: 500; color: var(--soft); }
+ol { list-style: none; margin: 0; padding: 0; }
+li { padding: 10px 0; border-top: 1px solid var(--rule); }
+.text { font: .88rem/1.55 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
+  unicode-bidi: isolate; margin: 0 0 4px; }
+.text mark { background: var(--mark); color: inherit; border-radius: 3px; }
+.says { font-size: .9rem; }
+.says code { border-radius: 3px; padding: 1px 4px; white-space: pre-wrap; overflow-wrap: anywhere;
+  unicode-bidi: isolate; }
+.says .was { background: var(--good); } .says .now { background: var(--bad); }
+</style>
+</head>
+<body>
+<header>
+<h1>{{ title }}</h1>
+<p class="soft">{{ subtitle }}</p>
+</header>
+<div class="tiles">
+{% for value, name in tiles %}<div class="tile"><b>{{ value }}</b><span>{{ name }}</span></div>
+{% endfor %}</div>
+{% if verdict %}<p>{{ verdict }}</p>
+{% endif %}<div class="cards">
+{% for chart in charts %}<section class="card"><h2>{{ chart.title }}</h2>
+<figure>{{ chart.drawing }}<figcaption>{{ chart.caption }}</figcaption></figure></section>
+{% endfor %}{% for table in tables %}<section class="card"><h2>{{ table.title }}</h2>
+<table>{% if table.heads %}<tr>{% for head in table.heads %}<th>{{ head }}</th>{% endfor %}</tr>
+{% endif %}{% for row in table.rows %}<tr><th>{{ row[0] }}</th>{% for cell in row[1:] %}\
+<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></section>
+{% endfor %}{% for chart in maps %}<section class="card"><h2>{{ chart.title }}</h2>
+<figure>{{ chart.drawing }}<figcaption>{{ chart.caption }}</figcaption></figure></section>
+{% endfor %}</div>
+{% if worst %}<section class="card"><h2>Where the models differ most</h2>
+<p class="soft">The text's own token is marked; the choices are each model's most probable token
+there, with its probability.</p>
+<ol>
+{% for token in worst %}<li><p class="text">{{ token.before }}<mark>{{ token.token }}</mark>\
+{{ token.after }}</p>
+<div class="says">KL <b>{{ token.kl }}</b> &middot; reference \
+<code class="was">{{ token.choice_reference }}</code> {{ token.share_reference }} &middot; \
+quantized <code class="now">{{ token.choice }}</code> {{ token.share }} \
+<span class="soft">&middot; window {{ token.window }}, place {{ token.place }}</span></div></li>
+{% endfor %}</ol></section>
+{% endif %}</body>
+</html>
+"""
