@@ -25,6 +25,7 @@ from ...loaders.model.checks import expected_tensors
 from ...loaders.model.config import ModelConfig, RopeConfig
 from ..windows import tokenizer_of
 from .folder_format import natural_codes
+from .gguf_metadata import without_window
 
 # Relative error of rounding to nearest. A wrong code of 8 bits is off by at least 1 / 255.
 _ROUNDING = {"float32": 2.0**-22, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -60,7 +61,8 @@ def check_written(path: Path, model: Checkpoint, progress: LayersDone | None = N
     """
     written = open_checkpoint(path)
     try:
-        _check_config(path, written.config, model.config)
+        wanted = without_window(model.config) if written.kind == "gguf" else model.config
+        _check_config(path, written.config, wanted)
         _check_tokenizer(path, written, model)
         _check_names(path, written, model)
         double = _double(path)
@@ -244,7 +246,9 @@ def _check_tokenizer(path: Path, written: Checkpoint, model: Checkpoint) -> None
         if getattr(found, key) != getattr(source, key):
             raise _wrong(path, f"{key} of the tokenizer", getattr(found, key), getattr(source, key))
     ours, theirs = tokenizer_of(written), tokenizer_of(model)
-    for key in ("vocab_size", "eos_ids", "special_ids"):
+    # A GGUF file has a token for every row of the embedding; those beyond the vocabulary are unused.
+    padded = written.kind == "gguf" and ours.vocab_size == model.config.vocab_size
+    for key in ("eos_ids", "special_ids") if padded else ("vocab_size", "eos_ids", "special_ids"):
         if getattr(ours, key) != getattr(theirs, key):
             raise _wrong(path, f"{key} of the tokenizer", getattr(ours, key), getattr(theirs, key))
     for token in range(theirs.vocab_size):

@@ -24,7 +24,7 @@ from torch import Tensor
 from halfbyte import Engine
 from halfbyte.loaders import open_checkpoint
 from halfbyte.quantize.job import QuantizeJob, run_job
-from halfbyte.quantize.recipe import Request
+from halfbyte.quantize.recipe import Order
 
 pytestmark = pytest.mark.slow
 
@@ -182,28 +182,28 @@ def llama_cpp(path: Path, ids: list[int]) -> list[Answer]:
     return [Answer("run", logits, BLOCKS, {"activations": "int8-block32"}, {})]
 
 
-GPTQ = Request("gptq", group=32, format="gptq")
+GPTQ = Order("gptq", group=32, format="gptq")
 CT = "compressed-tensors"
-CASES: dict[str, tuple[Request, Peer]] = {
+CASES: dict[str, tuple[Order, Peer]] = {
     "gptq": (GPTQ, gptqmodel),
-    "gptq-asym": (Request("gptq", group=32, symmetric=False, format="gptq"), gptqmodel),
-    "gptq-v2": (Request("gptq", group=32, symmetric=False, format="gptq-v2"), gptqmodel),
-    "gptq-3-bits": (Request("gptq", "w3a16", group=32, format="gptq"), gptqmodel),
-    "gptq-8-bits": (Request("gptq", "w8a16", group=-1, format="gptq"), gptqmodel),
-    "awq": (Request("awq", group=32), gptqmodel),
-    "w4a16": (Request("gptq", "w4a16", CT, group=32), compressed_tensors),
-    "w4a16-asym": (Request("awq", "w4a16", CT, group=32), compressed_tensors),
-    "w8a16": (Request("gptq", "w8a16", CT, group=-1), compressed_tensors),
-    "w8a8": (Request("smoothquant+gptq", "w8a8"), compressed_tensors),
-    "w8a8-static": (Request("gptq", "w8a8", static=True), compressed_tensors),
-    "fp8": (Request("rtn", "fp8"), compressed_tensors),
-    "nf4": (Request("nf4"), bitsandbytes),
-    "fp4": (Request("fp4"), bitsandbytes),
-    "llm-int8": (Request("llm-int8"), bitsandbytes),
+    "gptq-asym": (Order("gptq", group=32, symmetric=False, format="gptq"), gptqmodel),
+    "gptq-v2": (Order("gptq", group=32, symmetric=False, format="gptq-v2"), gptqmodel),
+    "gptq-3-bits": (Order("gptq", "w3a16", group=32, format="gptq"), gptqmodel),
+    "gptq-8-bits": (Order("gptq", "w8a16", group=-1, format="gptq"), gptqmodel),
+    "awq": (Order("awq", group=32), gptqmodel),
+    "w4a16": (Order("gptq", "w4a16", CT, group=32), compressed_tensors),
+    "w4a16-asym": (Order("awq", "w4a16", CT, group=32), compressed_tensors),
+    "w8a16": (Order("gptq", "w8a16", CT, group=-1), compressed_tensors),
+    "w8a8": (Order("smoothquant+gptq", "w8a8"), compressed_tensors),
+    "w8a8-static": (Order("gptq", "w8a8", static=True), compressed_tensors),
+    "fp8": (Order("rtn", "fp8"), compressed_tensors),
+    "nf4": (Order("nf4"), bitsandbytes),
+    "fp4": (Order("fp4"), bitsandbytes),
+    "llm-int8": (Order("llm-int8"), bitsandbytes),
 }
 TYPES = ("q4_0", "q4_k_m", "iq4_nl")
-CASES |= {f"{name}-gguf": (Request("rtn", format=f"gguf:{name}"), gguf) for name in TYPES}
-CASES |= {f"{name}-llama.cpp": (Request("rtn", format=f"gguf:{name}"), llama_cpp) for name in TYPES}
+CASES |= {f"{name}-gguf": (Order("rtn", format=f"gguf:{name}"), gguf) for name in TYPES}
+CASES |= {f"{name}-llama.cpp": (Order("rtn", format=f"gguf:{name}"), llama_cpp) for name in TYPES}
 
 
 @pytest.mark.parametrize("name", CASES)
