@@ -34,6 +34,7 @@ from .write.compressed_tensors import CompressedTensorsFormat
 from .write.folder import write_folder
 from .write.folder_format import FolderFormat
 from .write.gguf_file import write_gguf
+from .write.gguf_metadata import family_of
 from .write.gptq import GPTQFormat
 from .write.imatrix import read_imatrix
 
@@ -122,7 +123,8 @@ def make_recipe(request: Order, model: Checkpoint) -> Recipe:
         )
     own = _OWN.get(request.method)
     if own is not None or form == "bitsandbytes":
-        return _tables(request, form, own, linears)
+        stacked = family_of(model.config).hf.stacked
+        return _tables(request, form, own, linears, stacked)
     if request.method == "lloyd-max":
         raise ConfigError(
             "no file format holds the tables that --method lloyd-max makes for each matrix",
@@ -150,7 +152,9 @@ def _dense_linears(model: Checkpoint) -> list[TensorInfo]:
     return linears
 
 
-def _tables(request: Order, form: str, own: str | None, linears: list[TensorInfo]) -> Recipe:
+def _tables(
+    request: Order, form: str, own: str | None, linears: list[TensorInfo], stacked: bool
+) -> Recipe:
     """NF4, FP4 and int8 rows as bitsandbytes has them."""
     if own is None:
         raise ConfigError(
@@ -172,7 +176,8 @@ def _tables(request: Order, form: str, own: str | None, linears: list[TensorInfo
     else:
         block = 64 if request.group is None else request.group
         kind: Literal["nf4", "fp4"] = "nf4" if request.method == "nf4" else "fp4"
-        quantizer = BlockTableQuantizer(kind, block)
+        # What a file keeps as one tensor has its scales nested as a whole, when it is written.
+        quantizer = BlockTableQuantizer(kind, block, double=not stacked)
         folder = BitsAndBytesFormat(double=True)
         settings |= {"block": block, "double quantization": True}
     return Recipe(quantizer, None, _names(linears), (), _folder_writer(folder), settings)

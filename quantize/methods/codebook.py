@@ -28,7 +28,8 @@ from ..hessian import Hessian
 from ..lloyd_max import lloyd_max, nearest_entries
 
 _TABLES = {"nf4": NF4, "fp4": FP4}
-_NESTED_BLOCK = 256
+NESTED_BLOCK = 256
+"""Scales that share one, in double quantization."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class NestedScales:
 
     def values(self) -> Tensor:
         """The scales, float32 [B], bit for bit as a reader of the file has them."""
-        return nested_values(self.codes, self.absmax, self.table, _NESTED_BLOCK, self.offset)
+        return nested_values(self.codes, self.absmax, self.table, NESTED_BLOCK, self.offset)
 
 
 class NestedLinear(QuantizedLinear):
@@ -73,10 +74,10 @@ def nest_scales(scales_B: Tensor) -> NestedScales:
     """Double quantization of positive scales, float32 [B]."""
     offset = scales_B.mean()
     table = _dynamic_table()
-    blocks = -(-len(scales_B) // _NESTED_BLOCK)
-    x = torch.zeros(blocks * _NESTED_BLOCK)
+    blocks = -(-len(scales_B) // NESTED_BLOCK)
+    x = torch.zeros(blocks * NESTED_BLOCK)
     x[: len(scales_B)] = scales_B - offset
-    x = x.view(blocks, _NESTED_BLOCK)
+    x = x.view(blocks, NESTED_BLOCK)
     absmax = x.abs().amax(1)
     codes = nearest_entries((x * (1 / absmax.clamp(min=1e-38))[:, None]).clamp(-1, 1), table)
     return NestedScales(codes.view(-1)[: len(scales_B)], absmax, table, float(offset))

@@ -19,12 +19,12 @@ from halfbyte.errors import QuantizeError
 
 from ...kernels.formats.canonical import QuantizedLinear, WeightFormat
 from ...kernels.formats.code_tables import FP4, NF4
+from ..methods.codebook import NESTED_BLOCK, NestedLinear, nest_scales
 from .folder_format import FolderModules, refused, unfit
 
 _TOOL = "bitsandbytes"
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 # Scales that share a scale under double quantization.
-_NESTED = 256
 _TABLES = {"nf4": NF4, "fp4": FP4}
 _UNITS = 127.0  # int8 codes of the largest weight of a row
 
@@ -87,9 +87,16 @@ class BitsAndBytesFormat:
         scales = weight.scales.float().reshape(-1)
         parts = {"absmax": scales}
         if self.double:
-            parts, offset = _nested(scales)
-            state |= {"nested_blocksize": _NESTED, "nested_dtype": "float32"}
-            state["nested_offset"] = offset
+            nested = nest_scales(scales)
+            if isinstance(weight, NestedLinear):  # the very bytes that its scales are made of
+                nested, state["blocksize"] = weight.nested, weight.block
+            parts = {
+                "absmax": nested.codes,
+                "nested_absmax": nested.absmax,
+                "nested_quant_map": nested.table.clone(),
+            }
+            state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
+            state["nested_offset"] = nested.offset
         parts["quant_map"] = torch.tensor(form.table)
         text = json.dumps(state).encode()
         parts[f"quant_state.bitsandbytes__{name}"] = torch.tensor(list(text), dtype=torch.uint8)
@@ -163,32 +170,3 @@ def _row_scales(scales_N: Tensor) -> Tensor:
 def _high_first(codes: Tensor) -> Tensor:
     """Bytes of two codes with the halves exchanged, [N, K / 2]."""
     return (codes << 4) | (codes >> 4)
-
-
-def _nested(scales: Tensor) -> tuple[dict[str, Tensor], float]:
-    """Scales float32 [B] as codes, their scales [ceil(B / 256)] and their table; and the mean."""
-    table = _dynamic_table()
-    offset = scales.mean()
-    rest = scales - offset
-    blocks = torch.nn.functional.pad(rest, (0, -len(rest) % _NESTED)).view(-1, _NESTED)
-    reach = blocks.abs().amax(-1)
-    shares = blocks / torch.where(reach > 0, reach, 1.0).unsqueeze(-1)
-    borders = (table[1:] + table[:-1]) / 2
-    codes = torch.bucketize(shares, borders).to(torch.uint8).reshape(-1)[: len(rest)]
-    return {"absmax": codes, "nested_absmax": reach, "nested_quant_map": table}, float(offset)
-
-
-def _dynamic_table() -> Tensor:
-    """bitsandbytes' signed 8-bit table, float32 [256], rising.
-
-    Seven decades below 1, the i-th from below with 2^i numbers of each sign, which are the middles
-    of equal parts of a decade; 0; and 1. Source: "8-bit Optimizers via Block-wise Quantization"
-    (Dettmers et al., 2021) and ``create_dynamic_map``.
-    """
-    values = [0.0, 1.0]
-    for decade in range(7):
-        bounds = torch.linspace(0.1, 1, 2**decade + 1)
-        middles = (bounds[:-1] + bounds[1:]) / 2.0
-        scaled = (10.0 ** (decade - 6) * middles).tolist()
-        values += [*scaled, *(-value for value in scaled)]
-    return torch.tensor(sorted(values))

@@ -78,11 +78,7 @@ CASES: list[tuple[FolderFormat, Callable[[], Make]]] = [
             CT,
             lambda bits=bits: random_codes(
                 bits,
-<<<<<<< HEAD
                 random.choice((-1, 16, 32, 96)) if bits != 3 else -1,
-=======
-                random.choice((-1, 16, 32, 96, 192)) if bits != 3 else -1,
->>>>>>> x-hf
                 random.choice(("none", "int")),
                 random.choice((torch.float16, torch.bfloat16, torch.float32)),
             ),
