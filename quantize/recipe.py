@@ -176,10 +176,11 @@ def _tables(
     else:
         block = 64 if request.group is None else request.group
         kind: Literal["nf4", "fp4"] = "nf4" if request.method == "nf4" else "fp4"
-        # What a file keeps as one tensor has its scales nested as a whole, when it is written.
-        quantizer = BlockTableQuantizer(kind, block, double=not stacked)
-        folder = BitsAndBytesFormat(double=True)
-        settings |= {"block": block, "double quantization": True}
+        # Scales of what a file keeps as one tensor would be nested as a whole, and so change.
+        double = not stacked
+        quantizer = BlockTableQuantizer(kind, block, double)
+        folder = BitsAndBytesFormat(double)
+        settings |= {"block": block, "double quantization": double}
     return Recipe(quantizer, None, _names(linears), (), _folder_writer(folder), settings)
 
 

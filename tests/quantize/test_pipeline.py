@@ -77,8 +77,8 @@ def test_every_matrix_sees_what_the_quantized_ones_before_it_give(dense: Checkpo
     for module, want in again.items():
         got = spy.seen[module]
         assert got.count == 4 * 24
-        # Sums of 96 products in float32.
-        assert float((got.sum_KK - want).abs().max()) < 1e-5 * float(want.abs().max())
+        # Inputs are rounded to int8 for the moments: at most 0.4 % of a column's energy.
+        assert float((got.sum_KK - want).abs().max()) < 5e-3 * float(want.abs().max())
 
 
 @pytest.mark.parametrize("smoother", [AWQScales(8, 32, False), SmoothQuantScales()])
