@@ -30,8 +30,9 @@ class CompiledCalibrator(CompiledFits):
     """See :class:`..calibrator.Calibrator`."""
 
     def add_moments(self, sum_KK: Tensor, x_TK: Tensor) -> None:
-        """From inputs [T, K] rounded to int8, see ``moments.c``; exact where the form has no such
-        ops.
+        """To [K, K] from inputs rounded to int8, see ``moments.c``; else exactly.
+
+        Forms that do not multiply bytes have no such ops.
         """
         if not self._library.moments:
             add_exact_moments(sum_KK, x_TK)

@@ -14,11 +14,18 @@ from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu import ops
 from halfbyte.kernels.cpu.build import find_compiler
-from halfbyte.kernels.cpu.fit_ops import Groups
+from halfbyte.kernels.cpu.fit_ops import Groups, Moments
 from halfbyte.kernels.cpu.ops import RECORDS, Tiled
 from halfbyte.kernels.cpu.records import Int, Memory, Op, Records, c_name, members
 
 OPS = list(RECORDS._packers)
+# What ops share, by the name of the field.
+SHARED: dict[str, type[Op]] = {
+    "tiled": Tiled,
+    "attention": ops.Attention,
+    "groups": Groups,
+    "moments": Moments,
+}
 PRINT = {"int32_t": '"%d\\n", {}', "float": '"%a\\n", (double){}'}
 
 
@@ -39,7 +46,7 @@ def filled(op: type[Op], rng: random.Random) -> tuple[Op, list[float]]:
     shared = {path.split(".")[0] for path in given if "." in path}
     for name in shared:
         inner = {p.split(".")[1]: given.pop(p) for p in list(given) if p.startswith(f"{name}.")}
-        given[name] = {"tiled": Tiled, "attention": ops.Attention, "groups": Groups}[name](**inner)
+        given[name] = SHARED[name](**inner)
     return op(**given), want
 
 
