@@ -279,7 +279,8 @@ def _raw(model: Checkpoint, name: str, kind: str) -> Tensor:
 def _blocks(weight: QuantizedLinear, kind: str) -> Tensor:
     """Raw blocks uint8 [N, bytes of a row]."""
     if isinstance(weight, StoredLinear) and weight.encoding == kind:
-        return torch.cat(weight.parts)
+        first, *more = weight.parts
+        return torch.cat((first, *more)) if more else first
     block = BLOCK_TYPES[_IDS[kind]]
     groups = weight.in_features // block.elements
 

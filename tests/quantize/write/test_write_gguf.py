@@ -114,6 +114,14 @@ def test_a_folder_becomes_a_file(name: str, tmp_path: Path):
     assert {kinds[n] for n, dims in shapes.items() if dims == 1} == {"F32"}
 
 
+def test_merges_give_scores_where_there_is_no_model_of_sentencepiece(tmp_path: Path):
+    folder = copied(tmp_path, "fp16-llama-spm")
+    (folder / "tokenizer.model").unlink()
+    model = open_checkpoint(folder)
+    write_gguf(model, tmp_path / "out.gguf")
+    same_meaning(model, tmp_path / "out.gguf", lambda _: 0.0)
+
+
 def test_gemma_norms_hold_one_more(tmp_path: Path):
     # The fixtures scale scores by a number of their own, which GGUF files have no key for.
     folder = copied(tmp_path, "ct-w8a16-channel-gemma2", query_pre_attn_scalar=32)
