@@ -21,11 +21,11 @@ from ..quantize.hessian import Hessian
 from ..quantize.methods.gptq import solve
 
 # Fused projections of a layer: rows and columns.
-SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))
-TOKENS = 16384
+_SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))
+_TOKENS = 16384
 _GROUP = 64
 
-Part = Callable[[Calibrator], object]
+Stage = Callable[[Calibrator], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Cost:
     compiled: float
 
 
-def _parts(n: int, k: int, tokens: int) -> Iterator[tuple[str, tuple[int, int], Part]]:
+def _parts(n: int, k: int, tokens: int) -> Iterator[tuple[str, tuple[int, int], Stage]]:
     x, w = torch.randn(tokens, k), torch.randn(n, k)
     hessian = Hessian("bench", k)
     hessian.add(x @ torch.randn(k, k))
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     print(f"{'part':24}{'shape':>14}{'torch':>10}{'C':>10}  ms of processor time")
-    for cost in measure(make_calibrator(args.threads), SHAPES, TOKENS, args.runs):
+    for cost in measure(make_calibrator(args.threads), _SHAPES, _TOKENS, args.runs):
         shape = "{} x {}".format(*cost.shape)
         print(f"{cost.part:24}{shape:>14}{cost.plain:10.1f}{cost.compiled:10.1f}", flush=True)
     return 0

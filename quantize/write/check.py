@@ -246,7 +246,7 @@ def _check_tokenizer(path: Path, written: Checkpoint, model: Checkpoint) -> None
         if getattr(found, key) != getattr(source, key):
             raise _wrong(path, f"{key} of the tokenizer", getattr(found, key), getattr(source, key))
     ours, theirs = tokenizer_of(written), tokenizer_of(model)
-    # A GGUF file has a token for every row of the embedding; those beyond the vocabulary are unused.
+    # A GGUF file has a token for every row of the embedding; some may be unused.
     padded = written.kind == "gguf" and ours.vocab_size == model.config.vocab_size
     for key in ("eos_ids", "special_ids") if padded else ("vocab_size", "eos_ids", "special_ids"):
         if getattr(ours, key) != getattr(theirs, key):
