@@ -11,6 +11,7 @@ A tool that is missing skips its formats:
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 from halfbyte import Engine
 from halfbyte.loaders import open_checkpoint
 from halfbyte.quantize.job import QuantizeJob, run_job
-from halfbyte.quantize.recipe import Request
+from halfbyte.quantize.recipe import Order
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,7 @@ def twin(state: dict[str, Tensor], weights: dict[str, Tensor], ids: list[int]) -
 def gptqmodel(path: Path, ids: list[int]) -> list[Answer]:
     tool: Any = pytest.importorskip("gptqmodel")
     packing: Any = importlib.import_module("gptqmodel.quantization.awq.utils.packing_utils")
+    say_that_zero_points_are_gptqmodels(path / "config.json")
     model = tool.GPTQModel.load(
         str(path), device="cpu", backend=tool.BACKEND.TORCH, dtype=torch.float16
     ).model
@@ -117,6 +119,15 @@ def gptqmodel(path: Path, ids: list[int]) -> list[Answer]:
             weight_KN = packing.dequantize_gemm(*stored, layer.bits, layer.group_size)
         weights[name] = weight_KN.T.float().contiguous()
     return [answer, twin(model.state_dict(), weights, ids)]
+
+
+def say_that_zero_points_are_gptqmodels(config: Path) -> None:
+    """GPTQModel refuses them in version 1 of the format from any tool but itself, since there are
+    two ways to write them. Ours is its way, and it is to read them.
+    """
+    values = json.loads(config.read_text())
+    values["quantization_config"]["meta"] = {"quantizer": ["gptqmodel:7.7.0"]}
+    config.write_text(json.dumps(values))
 
 
 def bitsandbytes(path: Path, ids: list[int]) -> list[Answer]:
@@ -182,28 +193,29 @@ def llama_cpp(path: Path, ids: list[int]) -> list[Answer]:
     return [Answer("run", logits, BLOCKS, {"activations": "int8-block32"}, {})]
 
 
-GPTQ = Request("gptq", group=32, format="gptq")
+TEXTLESS = ("rtn", "nf4", "fp4", "llm-int8")
+GPTQ = Order("gptq", group=32, format="gptq")
 CT = "compressed-tensors"
-CASES: dict[str, tuple[Request, Peer]] = {
+CASES: dict[str, tuple[Order, Peer]] = {
     "gptq": (GPTQ, gptqmodel),
-    "gptq-asym": (Request("gptq", group=32, symmetric=False, format="gptq"), gptqmodel),
-    "gptq-v2": (Request("gptq", group=32, symmetric=False, format="gptq-v2"), gptqmodel),
-    "gptq-3-bits": (Request("gptq", "w3a16", group=32, format="gptq"), gptqmodel),
-    "gptq-8-bits": (Request("gptq", "w8a16", group=-1, format="gptq"), gptqmodel),
-    "awq": (Request("awq", group=32), gptqmodel),
-    "w4a16": (Request("gptq", "w4a16", CT, group=32), compressed_tensors),
-    "w4a16-asym": (Request("awq", "w4a16", CT, group=32), compressed_tensors),
-    "w8a16": (Request("gptq", "w8a16", CT, group=-1), compressed_tensors),
-    "w8a8": (Request("smoothquant+gptq", "w8a8"), compressed_tensors),
-    "w8a8-static": (Request("gptq", "w8a8", static=True), compressed_tensors),
-    "fp8": (Request("rtn", "fp8"), compressed_tensors),
-    "nf4": (Request("nf4"), bitsandbytes),
-    "fp4": (Request("fp4"), bitsandbytes),
-    "llm-int8": (Request("llm-int8"), bitsandbytes),
+    "gptq-asym": (Order("gptq", group=32, symmetric=False, format="gptq"), gptqmodel),
+    "gptq-v2": (Order("gptq", group=32, symmetric=False, format="gptq-v2"), gptqmodel),
+    "gptq-3-bits": (Order("gptq", "w3a16", group=32, format="gptq"), gptqmodel),
+    "gptq-8-bits": (Order("gptq", "w8a16", group=-1, format="gptq"), gptqmodel),
+    "awq": (Order("awq", group=32), gptqmodel),
+    "w4a16": (Order("gptq", "w4a16", CT, group=32), compressed_tensors),
+    "w4a16-asym": (Order("awq", "w4a16", CT, group=32), compressed_tensors),
+    "w8a16": (Order("gptq", "w8a16", CT, group=-1), compressed_tensors),
+    "w8a8": (Order("smoothquant+gptq", "w8a8"), compressed_tensors),
+    "w8a8-static": (Order("gptq", "w8a8", static=True), compressed_tensors),
+    "fp8": (Order("rtn", "fp8"), compressed_tensors),
+    "nf4": (Order("nf4"), bitsandbytes),
+    "fp4": (Order("fp4"), bitsandbytes),
+    "llm-int8": (Order("llm-int8"), bitsandbytes),
 }
 TYPES = ("q4_0", "q4_k_m", "iq4_nl")
-CASES |= {f"{name}-gguf": (Request("rtn", format=f"gguf:{name}"), gguf) for name in TYPES}
-CASES |= {f"{name}-llama.cpp": (Request("rtn", format=f"gguf:{name}"), llama_cpp) for name in TYPES}
+CASES |= {f"{name}-gguf": (Order("rtn", format=f"gguf:{name}"), gguf) for name in TYPES}
+CASES |= {f"{name}-llama.cpp": (Order("rtn", format=f"gguf:{name}"), llama_cpp) for name in TYPES}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -212,7 +224,9 @@ def test_tools_load_what_was_quantized(name: str, tmp_path: Path) -> None:
     out = tmp_path / ("model.gguf" if "gguf" in (request.format or "") else "model")
     checkpoint = open_checkpoint(MODEL)
     try:
-        run_job(QuantizeJob(checkpoint, out, request, TEXT, samples=4, length=64))
+        text = None if request.method in TEXTLESS else TEXT
+        order = replace(request, text=text is not None)
+        run_job(QuantizeJob(checkpoint, out, order, text, samples=4, length=64))
     finally:
         checkpoint.close()
     ids = Engine(out, **REFERENCE).tokenizer.encode(PROMPT)
