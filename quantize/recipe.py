@@ -138,7 +138,8 @@ def _default_format(request: Order) -> str:
         return "compressed-tensors"
     if request.method.startswith("awq") and request.bits in (None, 4):
         return "awq"
-    return "gptq"
+    # Version 1 has no unambiguous zero point of 0, and GPTQModel takes none of other tools.
+    return "gptq-v2" if request.symmetric is False else "gptq"
 
 
 def _dense_linears(model: Checkpoint) -> list[TensorInfo]:

@@ -1,7 +1,8 @@
-"""llm-compressor: ``python -m quantizing.llm_compressor MODEL OUT TEXT --recipe gptq|awq|w8a8``.
+"""llm-compressor: ``python -m quantizing.llm_compressor MODEL OUT TEXT --recipe gptq|awq|int8``.
 
-gptq: W4A16, symmetric. awq: W4A16, with zero points. w8a8: SmoothQuant 0.8, then GPTQ of a scale
-for each row; inputs get a scale for each token. Everything else is the tool's default.
+gptq: weights in 4 bits, symmetric. awq: with zero points. int8: SmoothQuant 0.8, then GPTQ in 8
+bits with a scale for each row; inputs are int8, too, with a scale for each token. Everything else
+is the tool's default.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .measured import arguments, measured, windows
 def main() -> None:
     """Run from the command line."""
     parser = arguments((__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", choices=("gptq", "awq", "w8a8"), default="gptq")
+    parser.add_argument("--recipe", choices=("gptq", "awq", "int8"), default="gptq")
     parser.add_argument("--group", type=int, default=64)
     args = parser.parse_args()
     measured(args, lambda: _quantize(args), ("llmcompressor", "compressed-tensors"))
@@ -47,9 +48,9 @@ def _recipe(args: argparse.Namespace) -> list[Any]:
     gptq = _module(modifiers + "gptq").GPTQModifier
     transform = _module(modifiers + "transform")
     ignore = ["lm_head"]
-    if args.recipe == "w8a8":
+    if args.recipe == "int8":
         smooth = transform.SmoothQuantModifier(smoothing_strength=0.8)
-        return [smooth, gptq(targets="Linear", scheme="W8A8", ignore=ignore)]
+        return [smooth, gptq(targets="Linear", scheme="INT8", ignore=ignore)]
     groups = {"w4": _group(args.group, symmetric=args.recipe == "gptq")}
     if args.recipe == "gptq":
         return [gptq(config_groups=groups, ignore=ignore)]
