@@ -25,7 +25,7 @@ _SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))
 _TOKENS = 16384
 _GROUP = 64
 
-Stage = Callable[[Calibrator], object]
+TimedPart = Callable[[Calibrator], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Cost:
     compiled: float
 
 
-def _parts(n: int, k: int, tokens: int) -> Iterator[tuple[str, tuple[int, int], Stage]]:
+def _parts(n: int, k: int, tokens: int) -> Iterator[tuple[str, tuple[int, int], TimedPart]]:
     x, w = torch.randn(tokens, k), torch.randn(n, k)
     hessian = Hessian("bench", k)
     hessian.add(x @ torch.randn(k, k))
