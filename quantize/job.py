@@ -95,6 +95,9 @@ def run_job(
     if job.calibration is not None and not _calibrated(recipe) and not mixed:
         what = "--imatrix" if job.request.imatrix is not None else f"--method {job.request.method}"
         raise ConfigError(f"--calibration is given, but {what} looks at no text")
+    if recipe.file != (job.out.suffix == ".gguf"):
+        what = "a file, whose name ends in .gguf" if recipe.file else "a folder"
+        raise ConfigError(f"OUT is {job.out}; --format {recipe.settings['format']} makes {what}")
     facts: dict[str, object] = {
         "model": str(job.model.path.resolve()),
         **recipe.settings,

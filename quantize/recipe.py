@@ -89,6 +89,7 @@ class Recipe:
         others: matrices outside the layers that are quantized, too, without inputs.
         write: writes the model to a path that is not there yet.
         settings: everything as it was settled, by name.
+        file: the output is one file.
         trained: what QAT trains codes of; None = ``quantizer`` finds them.
     """
 
@@ -98,6 +99,7 @@ class Recipe:
     others: tuple[str, ...]
     write: Write
     settings: dict[str, object]
+    file: bool = False
     trained: UniformCodes | None = None
 
 
@@ -245,7 +247,7 @@ def _uniform(request: Order, form: str, linears: list[TensorInfo]) -> Recipe:
     trained = codes if request.method == "qat" else None
     if trained is not None:
         settings["steps"] = request.steps or QAT_STEPS
-    return Recipe(quantizer, smoother, _names(linears), (), write, settings, trained)
+    return Recipe(quantizer, smoother, _names(linears), (), write, settings, trained=trained)
 
 
 def _quantizer(request: Order, scheme: str | None, codes: UniformCodes) -> Quantizer:
@@ -303,7 +305,8 @@ def _gguf(request: Order, preset: str, model: Checkpoint, linears: list[TensorIn
     def write(made: Checkpoint, out: Path, card: CardFacts) -> None:
         write_gguf(made, out, PRESETS[preset].file_type)
 
-    return Recipe(quantizer, smoother, matrices & types.keys(), others, write, settings)
+    chosen = matrices & types.keys()
+    return Recipe(quantizer, smoother, chosen, others, write, settings, file=True)
 
 
 def _refuse_static(request: Order) -> None:

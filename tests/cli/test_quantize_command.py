@@ -72,7 +72,7 @@ def test_an_importance_matrix_serves_in_place_of_a_text(text, tmp_path, capsys):
     assert len(weighed) == len(plain)
     assert weighed != plain
     both = ["--imatrix", str(measured), "--calibration", text]
-    assert run_here("quantize", str(DENSE), str(tmp_path / "no"), *form, *both) == 1
+    assert run_here("quantize", str(DENSE), str(tmp_path / "no.gguf"), *form, *both) == 1
     assert "--imatrix looks at no text" in capsys.readouterr().err
 
 
@@ -96,6 +96,7 @@ def test_lines_of_json_with_texts(tmp_path):
         (["--format", "bitsandbytes"], "nf4, fp4 and llm-int8"),
         (["--format", "marlin"], "--format marlin; expected one of gptq"),
         (["--format", "gguf:q9"], "gguf:q9"),
+        (["--format", "gguf:q4_0"], "makes a file, whose name ends in .gguf"),
         (["--format", "gguf:q4_0", "--bits", "4"], "has its own bits"),
         (["--bits", "9"], "--bits is 9"),
         (["--group", "3"], "--group is 3"),
