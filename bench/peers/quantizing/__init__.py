@@ -1,7 +1,7 @@
 """Tools that quantize, and ours, on one model, one text and one machine: quality, time, memory.
 
-``llm_compressor``, ``gptq_model`` and ``bits_and_bytes`` run in a Python that has the tool and
-need nothing of Halfbyte, so that no two tools share an environment:
+``llm_compressor``, ``gptq_model``, ``auto_awq`` and ``bits_and_bytes`` run in a Python that has the
+tool and need nothing of Halfbyte, so that no two tools share an environment:
 
     PYTHONPATH=bench/peers PEER/bin/python -m quantizing.gptq_model MODEL OUT TEXT --desc-act
 

@@ -57,6 +57,7 @@ OUTPUTS: tuple[Output, ...] = (
     Output("gm-desc-act", "gptq_model", ("--desc-act",), 32, "GPTQModel desc_act, sym g64"),
     _ours("gptq", "gm-desc-act", 32, "GPTQ, sym g64", f"--method gptq {_W4} --sym --format gptq"),
     Output("lc-awq", "llm_compressor", ("--recipe", "awq"), 3, "llm-compressor AWQ, asym g64"),
+    Output("aa-awq", "auto_awq", (), 3, "AutoAWQ, asym g64"),
     _ours("awq-3", "lc-awq", 3, "AWQ, asym g64", f"{_AWQ} awq"),
     _ours("awq", "lc-awq", 32, "AWQ, asym g64", f"{_AWQ} awq"),
     _ours("awq-gptq", "lc-awq", 32, "AWQ + GPTQ, asym g64", f"{_AWQ} awq+gptq"),
