@@ -153,7 +153,7 @@ def quantize_model(
         return _without_text(overlay, method, wanted, done)
     config = config or EngineConfig(activations="int8-block32")
     calibrator = make_calibrator(config.threads)
-    walk = Walk(overlay, config, windows.ids, batch=None)
+    walk = Walk(overlay, config, windows.ids, batch=None, to_logits=False)
     if keeper is not None and (earlier := keeper.done()) is not None:
         layers, weights, residuals = earlier
         overlay.weights |= weights

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..loaders.base import Checkpoint
+from .pipeline import dense_matrix
 
 # Rows were scaled when this share, at most, of their difference is left after fitting a factor for
 # each. Rounding that scales nothing leaves nearly all of it.
@@ -105,7 +106,7 @@ def find_folded(
 
 def _norm_factor(ours: Checkpoint, theirs: Checkpoint, name: str) -> Tensor | None:
     """What a norm [D] multiplies by, over the reference's."""
-    a, b = (_dense(x, name) + x.config.norm_offset for x in (ours, theirs))
+    a, b = (dense_matrix(x, name) + x.config.norm_offset for x in (ours, theirs))
     if torch.equal(a, b):
         return None
     return torch.where(b == 0, 1.0, a / torch.where(b == 0, 1.0, b))
@@ -115,7 +116,7 @@ def _row_factor(
     ours: Checkpoint, theirs: Checkpoint, name: str, inputs_K: Tensor | None
 ) -> Tensor | None:
     """Factors [N] between rows of two weights [N, K], or None where they are not scaled."""
-    a_NK, b_NK = _dense(ours, name), _dense(theirs, name)
+    a_NK, b_NK = dense_matrix(ours, name), dense_matrix(theirs, name)
     if inputs_K is not None:
         a_NK = a_NK * inputs_K
     energy_N = b_NK.square().sum(-1)
@@ -133,8 +134,3 @@ def _over_heads(factor_N: Tensor, model: Checkpoint) -> Tensor:
     config = model.config
     heads = factor_N.view(config.num_kv_heads, -1)
     return heads.repeat_interleave(config.num_heads // config.num_kv_heads, dim=0).flatten()
-
-
-def _dense(checkpoint: Checkpoint, name: str) -> Tensor:
-    weight = checkpoint.load(name)
-    return weight.float() if isinstance(weight, Tensor) else weight.dequantize()

@@ -213,6 +213,7 @@ class Walk:
         config: backend, threads, types and rules of rounding.
         windows: token ids, equally many in each.
         batch: tokens that go through a layer together; None = all of them, as deciding wants it.
+        to_logits: the walk ends with logits; else a tied head is not kept.
 
     Attributes:
         checkpoint: the model.
@@ -226,6 +227,7 @@ class Walk:
         config: EngineConfig,
         windows: Sequence[Sequence[int]],
         batch: int | None = BATCH_TOKENS,
+        to_logits: bool = True,
     ) -> None:
         self.checkpoint, self.layer = checkpoint, 0
         self._model = checkpoint.config
@@ -243,7 +245,7 @@ class Walk:
         self.linears: dict[str, tuple[StackedLinear, slice]] = {}
         source = self._source()
         embedding = source.embedding("model.embed_tokens")
-        self._head = embedding if self._model.tie_word_embeddings else None
+        self._head = embedding if to_logits and self._model.tie_word_embeddings else None
         self._batches: list[_Batch] = []
         for start in range(0, len(windows), many):
             step = whole_windows(windows[start : start + many], size, rotary)

@@ -29,6 +29,7 @@ from ...loaders.base import Checkpoint
 from ...loaders.model.quantizing import is_decoder_linear
 from ..hessian import Hessian
 from ..methods.base import Quantizer
+from ..pipeline import dense_matrix
 from ..places import compare_rows
 from ..walk import StackedLinear, Walk
 from ..windows import Windows
@@ -161,7 +162,7 @@ def _tried(
     probe: str,
 ) -> tuple[_Found, Tensor]:
     """A matrix in all candidates, and the probe's difference of weights [N, K]."""
-    weight_NK, h_KK = _dense(checkpoint, name), hessian.mean()
+    weight_NK, h_KK = dense_matrix(checkpoint, name), hessian.mean()
     sizes: dict[str, int] = {}
     errors: dict[str, float] = {}
     probed_NK = weight_NK
@@ -226,8 +227,3 @@ def disturbed_losses(clean: Walk, branches: Mapping[str, Walk]) -> dict[str, flo
 def _square(weight_NK: Tensor, hessian_KK: Tensor) -> float:
     """Mean over tokens of the square of the outputs."""
     return float((weight_NK @ hessian_KK).mul_(weight_NK).sum(dtype=torch.float64))
-
-
-def _dense(checkpoint: Checkpoint, name: str) -> Tensor:
-    weight = checkpoint.load(name)
-    return weight.float() if isinstance(weight, Tensor) else weight.dequantize()
