@@ -13,14 +13,16 @@ Shape letters: N rows, K columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from halfbyte.errors import QuantizeError
 
+from ...kernels.calibrator import Calibrator
 from ...kernels.formats.canonical import QuantizedLinear
+from ..arithmetic import make_calibrator
 from ..grid import CLIPS, Grid
 from ..hessian import Hessian
 from .base import UniformCodes
@@ -89,6 +91,7 @@ class AdaRoundQuantizer:
         pull: weight of the term that drives to a code; see :func:`learn_rounding`.
         sweeps: over all columns afterwards; 0 = what was learned alone.
         calibrated: it wants inputs.
+        calibrator: searches the grids.
     """
 
     codes: UniformCodes
@@ -97,6 +100,7 @@ class AdaRoundQuantizer:
     pull: float = 2.0
     sweeps: int = 4
     calibrated: bool = True
+    calibrator: Calibrator = field(default_factory=make_calibrator)
 
     def quantize(self, name: str, weight_NK: Tensor, hessian: Hessian | None) -> QuantizedLinear:
         """See :class:`.base.Quantizer`; [N, K]. Raises QuantizeError for numbers that are not
@@ -108,7 +112,7 @@ class AdaRoundQuantizer:
             raise QuantizeError(
                 f"{name} or the statistics of its inputs are not finite; expected finite numbers"
             )
-        grid = self.codes.fit(weight_NK, mean_KK.diagonal(), CLIPS)
+        grid = self.codes.fit(weight_NK, mean_KK.diagonal(), CLIPS, self.calibrator)
         nearest = grid.codes(weight_NK)
         learned = learn_rounding(weight_NK, mean_KK, grid, self.steps, self.rate, self.pull)
         codes = descend(weight_NK, learned, mean_KK, grid, self.sweeps)

@@ -90,7 +90,7 @@ class LearnedCodes:
         middle = torch.full_like(start.scales, float(1 << (codes.bits - 1)))
         zeros = middle if start.zeros is None else start.zeros
         self._zero = zeros.float().view(n, groups, 1)
-        self._scale = start.scales.float().clamp(min=_LEAST).view(n, groups, 1)
+        self._scale = _apart(start.scales.float()).view(n, groups, 1)
         # Each weight goes to the nearest place in the cell of its code, which keeps what the start
         # has found out; beyond the ends of the grid it stays where it is.
         q = self._grouped(start.unpack().float())
@@ -158,7 +158,7 @@ def _coded(
     steps: Tensor, share: Tensor, begun: Tensor, zero: Tensor, top: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, where the weights lie between them, and the scales as the format stores them."""
-    scale = (begun * share).clamp_(min=_LEAST).half().float()
+    scale = _apart(begun * share, begun).half().float()
     v = torch.addcmul(zero, steps, begun / scale)
     return v.round().clamp_(0, top), v, scale
 
@@ -224,3 +224,9 @@ def train_quantized(
     for name, matrix in learned.items():
         overlay.weights[name] = matrix.exported()
     return overlay, curve
+
+
+def _apart(scale: Tensor, like: Tensor | None = None) -> Tensor:
+    """Scales that keep the sign of ``like``, or their own, and a distance from 0; any shape."""
+    sign = torch.where((scale if like is None else like) < 0, -1.0, 1.0)
+    return (scale * sign).clamp(min=_LEAST) * sign

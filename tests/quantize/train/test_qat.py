@@ -45,6 +45,8 @@ def begun(codes: UniformCodes, n: int = 6, k: int = 80) -> tuple[LearnedCodes, Q
     # As GPTQ does: some weights go to another code than the nearest.
     moved = (start.unpack().int() + torch.randint(-1, 2, (n, k))).clamp(0, 2**codes.bits - 1)
     grid = codes.fit(weight, None, (1.0,))
+    # As fitted symmetric grids may: a scale below 0 reaches a step further on the other side.
+    grid.scales[::2].mul_(-1.0 if codes.symmetric else 1.0)
     start = codes.weight("w", grid, moved.to(torch.uint8))
     return LearnedCodes(weight, start, codes, None, torch.float32), start
 
