@@ -103,7 +103,7 @@ def _made(output: Output, task: Task, work: Path, again: bool) -> dict[str, Any]
     out, stored = work / output.file, work / f"{output.name}.times.json"
     if stored.exists() and out.exists() and not again:
         return json.loads(stored.read_text(encoding="utf-8"))
-    fresh = work / f"{output.file}.new"
+    fresh = work / f"new-{output.file}"
     _remove(fresh)
     log = work / f"{output.name}.log"
     used = timed(task.command(output, fresh), task.environment(output), log)
