@@ -140,7 +140,15 @@ def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     if args.judge_on is not None:
         facts |= {"judged_on": args.judge_on.name, "judged_windows": args.windows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    kept = [_without_folders(row) for row in rows]
+    args.out.write_text(json.dumps(facts | {"rows": kept}, indent=1) + "\n", encoding="utf-8")
+
+
+def _without_folders(value: Any) -> Any:
+    """The same with paths as names: where a machine keeps its files is nobody's affair."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _remove(path: Path) -> None:
