@@ -34,8 +34,10 @@ from .products import FrozenProduct, ModuleProduct
 
 # The smallest scale that a grid may have: float16's smallest normal number.
 _LEAST = 2.0**-14
-# How far inside its code's cell a weight starts that the start has put there, in steps.
-_INSIDE = 0.49
+# How far from the middle of its code's cell a weight starts at most, in steps. At the very border
+# the first updates would take back what GPTQ has found out: KL of a 135M model at 3 bits went from
+# 0.4 to 4 in three steps.
+_INSIDE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class QATSettings:
     """
 
     course: Course = field(default_factory=Course)
-    weight_rate: float = 0.01
+    weight_rate: float = 0.005
     scale_rate: float = 0.001
     objective: Literal["kl", "text"] = "kl"
     start: int = 32

@@ -123,7 +123,7 @@ def test_training_makes_a_quantized_model_better(
     """On the text that it saw. The first step's loss is that of the start."""
     windows, codes = drawn(2, 16), UniformCodes(2, 32)
     settings = QATSettings(
-        Course(steps=8, batch=2, seed=3, compute=torch.float32), 0.03, 0.005, objective
+        Course(steps=8, batch=2, seed=3, compute=torch.float32), 0.1, 0.005, objective
     )
     start = NearestQuantizer(codes)
     model, curve = train_quantized(dense, codes, windows, settings, start)
