@@ -80,6 +80,10 @@ class RequestError(HalfbyteError):
         self.code = code
 
 
+class GrammarError(HalfbyteError):
+    """A grammar went past its limits while a text was generated; ends that request alone."""
+
+
 class QuantizeError(HalfbyteError):
     """A matrix cannot be quantized: its statistics or its weights do not allow it."""
 
