@@ -26,7 +26,8 @@ from .wrap import AnswerWriter
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
-    from ..engine.request import Completion, SamplingParams
+    from ..engine.params import SamplingParams
+    from ..engine.request import Completion
     from .asking import Asking
 
 # Prompts handed to the engine at once: more than it runs, so that none of its rows waits for one.

@@ -19,7 +19,8 @@ from .words import WordsAsked
 from .wrap import AnswerWriter
 
 if TYPE_CHECKING:
-    from ..engine.request import Completion, SamplingParams
+    from ..engine.params import SamplingParams
+    from ..engine.request import Completion
     from .line_editor import Reader
     from .session import ChatSession
 

@@ -14,7 +14,7 @@ from .prompts import read_prompts
 from .words import WordsAsked
 
 if TYPE_CHECKING:
-    from ..engine.request import SamplingParams
+    from ..engine.params import SamplingParams
 
 
 @opt.flat

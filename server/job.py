@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.request import Completion, Delta, FinishReason, SamplingParams
+from ..engine.params import SamplingParams
+from ..engine.request import Completion, Delta, FinishReason
 from ..engine.serve.client import EngineClient
 from ..engine.serve.stream import RequestStream, ready
 from .errors import ApiError, engine_down, internal_error

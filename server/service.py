@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 import halfbyte
 from halfbyte.errors import RequestError
 
-from ..engine.request import Completion, SamplingParams
+from ..engine.params import SamplingParams
+from ..engine.request import Completion
 from ..engine.serve.client import EngineClient, Health
 from .admission import Admission, QueueLimits
 from .errors import ApiError, as_api_error
@@ -250,8 +251,9 @@ class OpenAIService:
     ) -> SamplingParams:
         """Sampling parameters with the token limit checked against the context."""
         room = self._client.max_context - len(ids)
-        if room < 1 or (limit or 1) > room:
-            asked = f" and max_tokens is {limit}" if limit else ""
+        least = 1 if limit is None else limit
+        if room < 0 or least > room:
+            asked = "" if limit is None else f" and max_tokens is {limit}"
             raise RequestError(
                 f"the context holds {self._client.max_context} tokens, but the prompt has "
                 f"{len(ids)}{asked}",
@@ -259,9 +261,11 @@ class OpenAIService:
                 code="context_length_exceeded",
                 hint="shorten the prompt or lower max_tokens",
             )
-        self._texts.check(request.stop_token_ids or (), "stop_token_ids")
         # The default of 16 gives way to the context; what the client asked for does not.
-        return request.sampling(limit or min(default or room, room))
+        asked = min(default or room, room) if limit is None else limit
+        params = request.sampling(asked)
+        self._texts.check(params.stop_token_ids, "stop_token_ids")
+        return params
 
     def _submit(
         self,

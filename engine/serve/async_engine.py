@@ -27,7 +27,8 @@ from typing import Protocol
 
 from halfbyte.errors import EngineDeadError
 
-from ..request import Completion, Delta, FinishReason, SamplingParams, Usage
+from ..params import SamplingParams
+from ..request import Completion, Delta, FinishReason, Usage
 from ..run.stats import EngineStats
 from .client import EngineFacts, Health, StreamObserver
 from .stream import RequestStream

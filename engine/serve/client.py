@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..config import EngineConfig
-from ..request import Delta, SamplingParams
+from ..params import SamplingParams
+from ..request import Delta
 from ..run.stats import EngineStats
 from ..text.token_bound import TokenLimit
 from .stream import RequestStream
