@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack, get_args, overload
 
@@ -20,6 +21,7 @@ from .answers import AnswerScore, answer_ids, answer_scores
 from .backends import make_backend
 from .backends.activations import check_activations
 from .backends.packed_cache import open_packed_cache
+from .beam import Beam, BeamSearch
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .grammar.base import Grammar
@@ -399,6 +401,36 @@ class Engine:
         readers = [LogprobReader(ids + end, 0, begin=len(ids) - 1) for end in endings]
         self._read([(ids + e, reader) for e, reader in zip(endings, readers, strict=True)])
         return answer_scores(answers, [reader.prompt()[len(ids) :] for reader in readers])
+
+    def beam_search(
+        self, prompt: Prompt, *, width: int = 4, max_tokens: int = 64, length_penalty: float = 1.0
+    ) -> list[Beam]:
+        """The likeliest answers that a beam search finds, best first.
+
+        Args:
+            prompt: text or token ids.
+            width: beams that are kept and returned, at most 10.
+            max_tokens: most tokens of an answer.
+            length_penalty: scores are ``logprob / tokens ** length_penalty``.
+
+        Raises:
+            RequestError: a value is outside its range, or the prompt is unusable.
+        """
+        search = BeamSearch(width, max_tokens, length_penalty)
+        ids = self._tokens(prompt, self._limit())
+        if len(ids) + max_tokens > self.max_context:
+            raise RequestError(
+                f"the context holds {self.max_context} tokens, but the prompt has {len(ids)} and "
+                f"max_tokens is {max_tokens}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        ends = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
+        beams = search.run(ids, ends, self.generate)
+        return [
+            replace(beam, text=self.tokenizer.decode(beam.token_ids, continuation=True))
+            for beam in beams
+        ]
 
     def _read(self, wanted: Sequence[tuple[list[int], PromptReader]]) -> None:
         """Compute prompts and let readers look at them."""
