@@ -41,6 +41,33 @@ MaxTokens = Annotated[
     ),
 ]
 
+MaxBatch = Annotated[
+    int,
+    typer.Option("--max-batch", metavar="N", min=1, help="Most requests running at once."),
+]
+
+MaxBatchTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-batch-tokens", metavar="N", min=1, help="Most tokens of one step, prompts included."
+    ),
+]
+
+KvTokens = Annotated[
+    int,
+    typer.Option(
+        "--kv-tokens",
+        metavar="N",
+        min=0,
+        help="Tokens that the KV cache holds; 0 = chosen from the free memory.",
+    ),
+]
+
+ServedName = Annotated[
+    str | None,
+    typer.Option("--served-name", metavar="NAME", help="Model name that requests may use."),
+]
+
 # What people who come from llama.cpp and Ollama are used to; the library's own default is
 # the untouched distribution (temperature 1, no filter).
 TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.8, 40, 0.95, 0.05
