@@ -30,7 +30,7 @@ class AheadFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._new_path = path.with_name(path.name + ".new")
+        self._new_path = Path(f"{path}.new")
         self._places: dict[int, tuple[int, int]] = {}
         self._size = self._dead = 0
         self._file = open_alone(path) if path.exists() else -1

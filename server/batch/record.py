@@ -53,7 +53,7 @@ class BatchRecord:
         self._fresh = not path.exists()
         self._begun = self._exhausted = False
         self._size = 0
-        self._ahead = AheadFile(path.with_name(path.name + ".ahead"))
+        self._ahead = AheadFile(Path(f"{path}.ahead"))
         # Whoever removed the output wants to begin anew.
         self._unseen = set() if self._fresh else set(self._ahead)
         try:
