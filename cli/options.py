@@ -39,6 +39,33 @@ MaxTokens = Annotated[
     ),
 ]
 
+MaxBatch = Annotated[
+    int,
+    typer.Option("--max-batch", metavar="N", min=1, help="Most requests running at once."),
+]
+
+MaxBatchTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-batch-tokens", metavar="N", min=1, help="Most tokens of one step, prompts included."
+    ),
+]
+
+KvTokens = Annotated[
+    int,
+    typer.Option(
+        "--kv-tokens",
+        metavar="N",
+        min=0,
+        help="Tokens that the KV cache holds; 0 = chosen from the free memory.",
+    ),
+]
+
+ServedName = Annotated[
+    str | None,
+    typer.Option("--served-name", metavar="NAME", help="Model name that requests may use."),
+]
+
 _METAVARS = {"number": "X", "whole": "N", "texts": "TEXT", "biases": "ID=X", "name": "NAME"}
 
 
