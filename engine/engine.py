@@ -29,7 +29,7 @@ from .models.decoder import Decoder
 from .params import SamplingParams, sampling_params
 from .request import Completion, Delta, FinishReason, PromptReader, PromptScore
 from .run.memory import MemoryPlan, free_memory, plan_memory
-from .run.readers import LogitsReader, LogprobReader, Pooling, PoolingReader
+from .run.readers import PROMPT_ONLY, LogitsReader, LogprobReader, Pooling, PoolingReader
 from .run.stats import EngineStats, Stopwatch
 from .run.step_loop import build_loop
 from .run.warmup import make_ready
@@ -44,7 +44,6 @@ from .text.tokenizer_thread import TokenizerThread
 
 log = logging.getLogger(__name__)
 
-_PROMPT_ONLY = SamplingParams(temperature=0.0, max_tokens=0)
 
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 """Messages with ``role`` and ``content``, oldest first."""
@@ -383,8 +382,7 @@ class Engine:
         each = [self._tokens(prompt) for prompt in prompt_list(prompts)]
         readers = [PoolingReader(pooling) for _ in each]
         self._read(list(zip(each, readers, strict=True)))
-        vectors_ND = torch.stack([reader.pooled() for reader in readers])
-        return torch.nn.functional.normalize(vectors_ND, dim=-1) if normalize else vectors_ND
+        return torch.stack([reader.pooled(normalize=normalize) for reader in readers])
 
     def choose(self, prompt: Prompt, answers: Sequence[str]) -> list[AnswerScore]:
         """How likely each of some answers is to follow a prompt, in the order given.
@@ -441,7 +439,7 @@ class Engine:
                     param="token_ids",
                     code="context_length_exceeded",
                 )
-        for done in self._run([(ids, _PROMPT_ONLY, reader) for ids, reader in wanted]):
+        for done in self._run([(ids, PROMPT_ONLY, reader) for ids, reader in wanted]):
             if done.finish_reason is not FinishReason.LENGTH:
                 raise EngineDeadError(f"a prompt could not be computed: {done.error}")
 

@@ -93,6 +93,15 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "include_reasoning": (None, True),
 }
 
+EMBEDDING: Mapping[str, tuple[Any, ...]] = {
+    "dimensions": _NONE,
+    "truncate_prompt_tokens": _NONE,
+    "input_type": _NONE,
+    "embed_dtype": (None, "float32"),
+    "messages": _NONE,
+    "prompt": _NONE,
+}
+
 STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "continuous_usage_stats": _OFF,
     "include_obfuscation": _OFF,
