@@ -24,6 +24,7 @@ from halfbyte.errors import HalfbyteError
 from ..engine.params import table
 from . import (
     accuracy,
+    batch,
     bench,
     bench_formats,
     bench_kernels,
@@ -94,6 +95,7 @@ for _command in (
     chat.chat,
     generate.generate,
     serve.serve,
+    batch.batch,
     pull.pull,
     models.list_models,
     models.show,

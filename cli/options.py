@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -38,6 +39,33 @@ MaxTokens = Annotated[
     ),
 ]
 
+MaxBatch = Annotated[
+    int,
+    typer.Option("--max-batch", metavar="N", min=1, help="Most requests running at once."),
+]
+
+MaxBatchTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-batch-tokens", metavar="N", min=1, help="Most tokens of one step, prompts included."
+    ),
+]
+
+KvTokens = Annotated[
+    int,
+    typer.Option(
+        "--kv-tokens",
+        metavar="N",
+        min=0,
+        help="Tokens that the KV cache holds; 0 = chosen from the free memory.",
+    ),
+]
+
+ServedName = Annotated[
+    str | None,
+    typer.Option("--served-name", metavar="NAME", help="Model name that requests may use."),
+]
+
 _METAVARS = {"number": "X", "whole": "N", "texts": "TEXT", "biases": "ID=X", "name": "NAME"}
 
 
@@ -46,7 +74,13 @@ class SamplingValues:
 
     mirostat: int
 
-    def params(self, max_tokens: int, *, ignore_eos: bool = False) -> SamplingParams:
+    def params(
+        self,
+        max_tokens: int,
+        *,
+        ignore_eos: bool = False,
+        grammar: GrammarSpec | None = None,
+    ) -> SamplingParams:
         """Sampling parameters of a request; ``max_tokens`` -1 is until the end.
 
         Raises RequestError for a value outside its range.
@@ -67,7 +101,7 @@ class SamplingValues:
                 param="max_tokens",
             )
         limit = None if max_tokens == -1 else max_tokens
-        return SamplingParams(max_tokens=limit, ignore_eos=ignore_eos, **values)
+        return SamplingParams(max_tokens=limit, ignore_eos=ignore_eos, grammar=grammar, **values)
 
 
 def _biases(entries: Iterable[str]) -> dict[str, float]:
@@ -104,6 +138,7 @@ def _sampling_option(name: str, param: Param) -> tuple[str, Any, Any]:
 
 
 if TYPE_CHECKING:
+    from ..engine.grammar.base import GrammarSpec
 
     class SamplingOptions(SamplingValues):
         """A parameter of this type stands for an option for each field of the table that has one.
@@ -119,6 +154,75 @@ else:
         bases=(SamplingValues,),
         frozen=True,
     )
+
+
+_grammar = functools.partial(typer.Option, rich_help_panel="Structured output")
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarOptions:
+    """What the answer must match; a parameter of this type stands for these options."""
+
+    json_schema: Annotated[
+        str | None,
+        _grammar("--json-schema", metavar="JSON", help="The answer is JSON under this schema."),
+    ] = None
+    json_schema_file: Annotated[
+        Path | None,
+        _grammar("--json-schema-file", metavar="FILE", help="The same, from a file."),
+    ] = None
+    regex: Annotated[
+        str | None,
+        _grammar("--regex", metavar="REGEX", help="The answer matches it from end to end."),
+    ] = None
+    choice: Annotated[
+        list[str] | None,
+        _grammar("--choice", metavar="TEXT", help="The answer is one of these; repeatable."),
+    ] = None
+    grammar: Annotated[
+        str | None,
+        _grammar("--grammar", metavar="TEXT", help="The answer is of this GBNF or Lark grammar."),
+    ] = None
+    grammar_file: Annotated[
+        Path | None,
+        _grammar("--grammar-file", metavar="FILE", help="The same, from a file."),
+    ] = None
+
+    def spec(self) -> GrammarSpec | None:
+        """The grammar, or None.
+
+        Raises:
+            RequestError: more than one was given, or one is malformed.
+            A usage error: a file cannot be read.
+        """
+        from ..engine.grammar.base import GrammarSpec
+
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) > 1:
+            flags = [f"--{name.replace('_', '-')}" for name in given]
+            raise RequestError(f"{' and '.join(flags)}: give one of them", param=given[1])
+        schema = self.json_schema or _text_of(self.json_schema_file)
+        source = self.grammar or _text_of(self.grammar_file)
+        if schema is not None:
+            return GrammarSpec.json_schema(schema, param=given[0])
+        if self.regex is not None:
+            return GrammarSpec.regex(self.regex, param="regex")
+        if self.choice is not None:
+            return GrammarSpec.choice(self.choice, param="choice")
+        if source is None:
+            return None
+        # GBNF defines its rules with ::=, which Lark does not know.
+        kind = GrammarSpec.gbnf if "::=" in source else GrammarSpec.lark
+        return kind(source, param=given[0])
+
+
+def _text_of(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"cannot read {file}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

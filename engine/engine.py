@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack, get_args, overload
 
@@ -20,6 +21,7 @@ from .answers import AnswerScore, answer_ids, answer_scores
 from .backends import make_backend
 from .backends.activations import check_activations
 from .backends.packed_cache import open_packed_cache
+from .beam import Beam, BeamSearch
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .grammar.base import Grammar
@@ -27,7 +29,7 @@ from .models.decoder import Decoder
 from .params import SamplingParams, sampling_params
 from .request import Completion, Delta, FinishReason, PromptReader, PromptScore
 from .run.memory import MemoryPlan, free_memory, plan_memory
-from .run.readers import LogitsReader, LogprobReader, Pooling, PoolingReader
+from .run.readers import PROMPT_ONLY, LogitsReader, LogprobReader, Pooling, PoolingReader
 from .run.stats import EngineStats, Stopwatch
 from .run.step_loop import build_loop
 from .run.warmup import make_ready
@@ -42,7 +44,6 @@ from .text.tokenizer_thread import TokenizerThread
 
 log = logging.getLogger(__name__)
 
-_PROMPT_ONLY = SamplingParams(temperature=0.0, max_tokens=0)
 
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 """Messages with ``role`` and ``content``, oldest first."""
@@ -381,8 +382,7 @@ class Engine:
         each = [self._tokens(prompt) for prompt in prompt_list(prompts)]
         readers = [PoolingReader(pooling) for _ in each]
         self._read(list(zip(each, readers, strict=True)))
-        vectors_ND = torch.stack([reader.pooled() for reader in readers])
-        return torch.nn.functional.normalize(vectors_ND, dim=-1) if normalize else vectors_ND
+        return torch.stack([reader.pooled(normalize=normalize) for reader in readers])
 
     def choose(self, prompt: Prompt, answers: Sequence[str]) -> list[AnswerScore]:
         """How likely each of some answers is to follow a prompt, in the order given.
@@ -400,6 +400,36 @@ class Engine:
         self._read([(ids + e, reader) for e, reader in zip(endings, readers, strict=True)])
         return answer_scores(answers, [reader.prompt()[len(ids) :] for reader in readers])
 
+    def beam_search(
+        self, prompt: Prompt, *, width: int = 4, max_tokens: int = 64, length_penalty: float = 1.0
+    ) -> list[Beam]:
+        """The likeliest answers that a beam search finds, best first.
+
+        Args:
+            prompt: text or token ids.
+            width: beams that are kept and returned, at most 10.
+            max_tokens: most tokens of an answer.
+            length_penalty: scores are ``logprob / tokens ** length_penalty``.
+
+        Raises:
+            RequestError: a value is outside its range, or the prompt is unusable.
+        """
+        search = BeamSearch(width, max_tokens, length_penalty)
+        ids = self._tokens(prompt, self._limit())
+        if len(ids) + max_tokens > self.max_context:
+            raise RequestError(
+                f"the context holds {self.max_context} tokens, but the prompt has {len(ids)} and "
+                f"max_tokens is {max_tokens}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        ends = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
+        beams = search.run(ids, ends, self.generate)
+        return [
+            replace(beam, text=self.tokenizer.decode(beam.token_ids, continuation=True))
+            for beam in beams
+        ]
+
     def _read(self, wanted: Sequence[tuple[list[int], PromptReader]]) -> None:
         """Compute prompts and let readers look at them."""
         for ids, _ in wanted:
@@ -409,7 +439,7 @@ class Engine:
                     param="token_ids",
                     code="context_length_exceeded",
                 )
-        for done in self._run([(ids, _PROMPT_ONLY, reader) for ids, reader in wanted]):
+        for done in self._run([(ids, PROMPT_ONLY, reader) for ids, reader in wanted]):
             if done.finish_reason is not FinishReason.LENGTH:
                 raise EngineDeadError(f"a prompt could not be computed: {done.error}")
 

@@ -435,6 +435,8 @@ class SamplingParams:
         MAX_TOP_LOGPROBS,
         "the log-probability of each drawn token comes with it, and those of so many likeliest; "
         "None is off",
+        flags=("--logprobs",),
+        short="With --json: log-probabilities, and N likeliest.",
         http=False,
     )
     prompt_logprobs: int | None = _whole(

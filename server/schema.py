@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 from halfbyte.errors import RequestError
 
 from ..engine.params import INT31, MAX_STOP_LENGTH, Param, SamplingParams, table
-from .unsupported import CHAT, COMPLETION, STREAM_OPTIONS, refuse_unsupported
+from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, refuse_unsupported
 
 MAX_PROMPTS = 128
 MAX_MESSAGES = 2048
@@ -179,6 +179,11 @@ class _Generation(_Sampling):
         return SamplingParams(max_tokens=max_tokens, **chosen)
 
 
+def _prompts(given: Any) -> list[str | list[int]]:
+    """One prompt or many -> many."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+
+
 class CompletionRequest(_Generation):
     """Body of POST /v1/completions."""
 
@@ -187,14 +192,32 @@ class CompletionRequest(_Generation):
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or many, each text or token ids."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        return _prompts(self.prompt)
 
     @property
     def token_limit(self) -> int | None:
         """The limit that the client gave; None means OpenAI's default of 16."""
         return self.max_tokens
+
+
+class EmbeddingRequest(RequestModel):
+    """Body of POST /v1/embeddings."""
+
+    not_honoured = EMBEDDING
+    model: str | None = None
+    input: PromptField
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last", "cls"] | None = None
+    normalize: bool | None = None
+    add_special_tokens: bool | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
+    priority: Annotated[int, Field(ge=-INT31, le=INT31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    user: str | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The texts, one or many, each text or token ids."""
+        return _prompts(self.input)
 
 
 class ContentPart(RequestModel):
@@ -303,7 +326,13 @@ def _is_field(part: str | int) -> bool:
 
 def json_schemas() -> dict[str, Any]:
     """JSON schemas of all request bodies by name, for the OpenAPI document."""
-    kinds = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+    kinds = (
+        CompletionRequest,
+        ChatCompletionRequest,
+        EmbeddingRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+    )
     _, top = models_json_schema(
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
     )

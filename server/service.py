@@ -7,6 +7,7 @@ that runs a call, or closing its stream, cancels the work in the engine.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -15,11 +16,14 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from torch import Tensor
+
 import halfbyte
 from halfbyte.errors import RequestError
 
 from ..engine.params import SamplingParams
-from ..engine.request import Completion
+from ..engine.request import Completion, PromptReader
+from ..engine.run.readers import PROMPT_ONLY, PoolingReader
 from ..engine.serve.client import EngineClient, Health
 from .admission import Admission, QueueLimits
 from .errors import ApiError, as_api_error
@@ -31,6 +35,9 @@ from .responses import (
     ChatCompletion,
     CompletionChoice,
     DetokenizeResponse,
+    EmbeddingItem,
+    EmbeddingList,
+    EmbeddingUsage,
     ModelCard,
     ModelList,
     TextCompletion,
@@ -41,6 +48,7 @@ from .schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 from .sse import DONE, KEEP_ALIVE, ChatFrames, ChunkFrames, CompletionFrames, Head, frame
@@ -66,6 +74,13 @@ class ServiceConfig:
     queue: QueueLimits = field(default_factory=QueueLimits)
     keep_alive_s: float = 10.0
     text_threads: int = 2
+
+
+def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
+    """A vector as numbers, or as base64 of its little-endian float32."""
+    if encoding == "base64":
+        return base64.b64encode(vector_D.numpy().astype("<f4").tobytes()).decode()
+    return vector_D.tolist()
 
 
 class EventStream:
@@ -186,6 +201,29 @@ class OpenAIService:
             usage=job.usage(),
         )
 
+    async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
+        """POST /v1/embeddings."""
+        name = self._served(request.model)
+        prompts = request.prompts()
+        with self._admission.places(len(prompts)):
+            ids = await self._texts.prompts(
+                prompts, request.add_special_tokens, self._client.max_context
+            )
+            for prompt in ids:
+                self._texts.check(prompt, "input")
+            readers = [PoolingReader(request.pooling or "mean") for _ in ids]
+            job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
+        await self._finish(job)
+        vectors = [reader.pooled(normalize=request.normalize is not False) for reader in readers]
+        return EmbeddingList(
+            data=[
+                EmbeddingItem(index=index, embedding=_encoded(vector, request.encoding_format))
+                for index, vector in enumerate(vectors)
+            ],
+            model=name,
+            usage=EmbeddingUsage(prompt_tokens=call.prompt_tokens, total_tokens=call.prompt_tokens),
+        )
+
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
         """POST /tokenize."""
         self._served(request.model)
@@ -269,16 +307,18 @@ class OpenAIService:
 
     def _submit(
         self,
-        request: CompletionRequest | ChatCompletionRequest,
+        request: CompletionRequest | ChatCompletionRequest | EmbeddingRequest,
         ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         call: Call,
+        readers: Sequence[PromptReader] = (),
     ) -> Job:
         self._admission.check_tokens(sum(map(len, ids)))
         job = Job(
             self._client,
             ids,
             params,
+            readers,
             request_id=request.request_id or call.request_id,
             priority=call.tenant.priority(request.priority),
             cache_salt=call.tenant.cache_salt(request.cache_salt),

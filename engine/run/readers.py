@@ -13,10 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..params import SamplingParams
 from ..request import PromptScore, Sampled
 from .logprobs import likeliest
 
 Pooling = Literal["mean", "last", "cls"]
+
+PROMPT_ONLY = SamplingParams(temperature=0.0, max_tokens=0)
+"""Parameters of a request whose prompt is read, and that has no answer."""
 
 
 class _Reader:
@@ -122,7 +126,8 @@ class PoolingReader(_Reader):
             case "cls" if self._sum is None:
                 self._sum = rows_TC[0].clone()
 
-    def pooled(self) -> Tensor:
-        """The vector [D], float32."""
+    def pooled(self, *, normalize: bool) -> Tensor:
+        """The vector [D], float32; scaled to length 1 with ``normalize``."""
         assert self._sum is not None
-        return (self._sum / self.seen if self._pooling == "mean" else self._sum).float()
+        vector_D = self._sum / self.seen if self._pooling == "mean" else self._sum
+        return (torch.nn.functional.normalize(vector_D, dim=-1) if normalize else vector_D).float()
