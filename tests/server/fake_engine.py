@@ -260,6 +260,8 @@ class FakeEngine:
 
     def _advance(self, request: _Request) -> Delta:
         params = request.params
+        if params.max_tokens == 0:
+            return self._end(request, FinishReason.LENGTH, ())
         token = request.next_token()
         self.count(generation_tokens=self._stats.generation_tokens + 1)
         ends = (token == EOS and not params.ignore_eos) or token in params.stop_token_ids

@@ -40,7 +40,7 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
         ("/v1/completions", {"prompt": ""}, 400, "invalid_value", "prompt"),
         ("/v1/completions", {"prompt": [9999]}, 400, "invalid_value", "prompt"),
         ("/v1/completions", {"prompt": "a", "top_p": 2}, 400, "invalid_value", "top_p"),
-        ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
         ("/v1/completions", {"prompt": "a", "n": 2}, 400, "unsupported_value", "n"),
         ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "model_not_found", "model"),
         ("/v1/completions", {"prompt": "a", "model": ""}, 404, "model_not_found", "model"),
@@ -67,7 +67,7 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
             "invalid_value",
             "min_tokens",
         ),
-        ("/v1/completions", {"prompt": "a", "stop": [""]}, 400, "invalid_value", "stop"),
+        ("/v1/completions", {"prompt": "a", "stop": [""]}, 400, "invalid_value", "stop.0"),
         ("/v1/chat/completions", {}, 400, "missing_required_parameter", "messages"),
         (
             "/v1/chat/completions",

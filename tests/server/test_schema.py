@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.params import SamplingParams, table
 from halfbyte.errors import RequestError
 from halfbyte.server.schema import (
     MAX_PROMPTS,
@@ -80,22 +80,42 @@ def test_every_optional_field_may_be_null() -> None:
 
 
 def test_all_sampling_fields_arrive() -> None:
-    given = {
+    given: dict[str, Any] = {
         "temperature": 0.5,
+        "dynatemp_range": 0.25,
+        "dynatemp_exponent": 2.0,
         "top_p": 0.9,
         "top_k": 40,
+        "top_n_sigma": 1.5,
+        "typical_p": 0.8,
         "min_p": 0.05,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
         "repetition_penalty": 1.1,
         "presence_penalty": -1,
         "frequency_penalty": 2,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 64,
+        "dry_sequence_breakers": ["."],
+        "logit_bias": {"5": 1.5, "7": -100},
+        "allowed_token_ids": [5, 6, 7],
+        "bad_words": ["a b"],
         "seed": 7,
         "min_tokens": 2,
         "ignore_eos": True,
         "stop": ["x", "y"],
         "stop_token_ids": [5, 6],
     }
-    expected: Any = {**given, "stop": ("x", "y"), "stop_token_ids": (5, 6)}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    expected: Any = {**given, **lists, "logit_bias": {5: 1.5, 7: -100.0}}
     assert chat(**given).sampling(9) == SamplingParams(max_tokens=9, **expected)
+    # They replace some of those above.
+    other: Any = {"mirostat": 2, "mirostat_tau": 3.0, "mirostat_eta": 0.2}
+    assert chat(**other).sampling(9) == SamplingParams(max_tokens=9, **other)
+    every = {name for name, param in table().items() if param.http}
+    assert {*given, *other, "max_tokens"} == every
     assert completion(stop="x").sampling(9).stop == ("x",)
 
 
@@ -129,7 +149,7 @@ NUMBERS = {
     "repetition_penalty": (["0", "-1", "101", "1e-300", "1e300"], "1.5"),
     "presence_penalty": (["2.1", "-2.1"], "-0.0"),
     "frequency_penalty": (["2.1", "-2.1"], "2"),
-    "max_tokens": (["0", "-1", "16.5", "9" * 40], "16"),
+    "max_tokens": (["-1", "16.5", "9" * 40], "0"),
     "min_tokens": (["-1", "1e3"], "3"),
     "seed": (["9" * 40, "1.5"], "-9223372036854775808"),
     "priority": (["9" * 40, "0.5"], "-5"),
@@ -194,14 +214,12 @@ NOT_HONOURED: list[tuple[str, Any]] = [
     ("best_of", 3),
     ("logprobs", True),
     ("top_logprobs", 3),
-    ("logit_bias", {"5": 1}),
     ("prompt_logprobs", 0),
     ("response_format", {"type": "json_object"}),
     ("response_format", {"type": "json_schema", "json_schema": {}}),
     ("structured_outputs", {"regex": "a"}),
     ("guided_json", {}),
     ("guided_choice", ["a"]),
-    ("bad_words", ["a"]),
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
     ("tool_choice", {"type": "function", "function": {"name": "f"}}),
