@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.request import Completion, Delta, FinishReason, SamplingParams
+from ..engine.params import SamplingParams
+from ..engine.request import Completion, Delta, FinishReason, PromptReader
 from ..engine.serve.client import EngineClient
 from ..engine.serve.stream import RequestStream, ready
 from .errors import ApiError, engine_down, internal_error
@@ -52,6 +53,7 @@ class Job:
         client: the engine.
         prompts: token ids, each non-empty.
         params: one for each prompt.
+        readers: what looks at each prompt, or none at all.
         request_id: base of the engine's request ids.
         priority: smaller runs earlier.
         cache_salt: prefix-cache namespace.
@@ -65,6 +67,7 @@ class Job:
         client: EngineClient,
         prompts: Sequence[list[int]],
         params: Sequence[SamplingParams],
+        readers: Sequence[PromptReader] = (),
         *,
         request_id: str,
         priority: int,
@@ -91,6 +94,7 @@ class Job:
                         request_id=f"{request_id}-{index}",
                         priority=priority,
                         cache_salt=cache_salt,
+                        reader=readers[index] if readers else None,
                     )
                 )
         except BaseException:

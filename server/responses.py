@@ -83,6 +83,30 @@ class ChatCompletion(ResponseModel):
     usage: UsageInfo
 
 
+class EmbeddingUsage(ResponseModel):
+    """Token counts, summed over the texts of a request."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingItem(ResponseModel):
+    """The vector of one text: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: SkipValidation[list[float]] | str
+
+
+class EmbeddingList(ResponseModel):
+    """Response of POST /v1/embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelCard(ResponseModel):
     """One entry of GET /v1/models."""
 

@@ -8,8 +8,7 @@ ones that are not honoured are refused by `unsupported`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 from pydantic.json_schema import models_json_schema
@@ -25,8 +25,8 @@ from pydantic_core import PydanticCustomError
 
 from halfbyte.errors import RequestError
 
-from ..engine.request import INT31, LIMITS, MAX_STOP_STRINGS, SamplingParams
-from .unsupported import CHAT, COMPLETION, STREAM_OPTIONS, refuse_unsupported
+from ..engine.params import INT31, MAX_STOP_LENGTH, Param, SamplingParams, table
+from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, refuse_unsupported
 
 MAX_PROMPTS = 128
 MAX_MESSAGES = 2048
@@ -39,10 +39,32 @@ MAX_VALUES = 1 << 18
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
 
-def _within(name: str) -> Any:
-    """The range of a sampling parameter."""
-    low, high = LIMITS[name]
-    return Field(ge=low, le=high)
+def _field_type(param: Param) -> Any:
+    """How a sampling field is written in a body; the ranges are those of the table."""
+    within = Field(ge=param.low, le=param.high)
+    match param.kind:
+        case "number":
+            return Annotated[float, within]
+        case "whole":
+            return Annotated[int, within]
+        case "switch":
+            return bool
+        case "name":
+            return Literal[param.names]
+        case "texts":
+            text = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+            return str | Annotated[list[text], Field(max_length=param.most)]
+        case "ids":
+            return Annotated[list[TokenId], Field(max_length=param.most)]
+        case "biases":
+            # JSON has no keys but texts; they are looked at with the other parameters.
+            return Annotated[dict[str, float], Field(max_length=param.most)]
+        case "object":
+            raise AssertionError("objects of the library do not come in a body")
+
+
+_MAX_TOKENS = Field(ge=table()["max_tokens"].low, le=table()["max_tokens"].high)
+_SAMPLING = {name: param for name, param in table().items() if param.http}
 
 
 def _check_prompt(value: Any) -> Any:
@@ -107,23 +129,21 @@ class StreamOptions(RequestModel):
     include_usage: bool | None = None
 
 
-class _Generation(RequestModel):
-    """Fields that completions and chat share."""
+if TYPE_CHECKING:
+    _Sampling = RequestModel
+else:
+    _Sampling = create_model(
+        "_Sampling",
+        __base__=RequestModel,
+        **{name: (_field_type(param) | None, None) for name, param in _SAMPLING.items()},
+    )
+
+
+class _Generation(_Sampling):
+    """Fields that completions and chat share: those of the table of sampling fields, and these."""
 
     model: str | None = None
-    max_tokens: Annotated[int, _within("max_tokens")] | None = None
-    temperature: Annotated[float, _within("temperature")] | None = None
-    top_p: Annotated[float, _within("top_p")] | None = None
-    top_k: Annotated[int, _within("top_k")] | None = None
-    min_p: Annotated[float, _within("min_p")] | None = None
-    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
-    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
-    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
-    seed: Annotated[int, _within("seed")] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
-    min_tokens: Annotated[int, _within("min_tokens")] | None = None
-    ignore_eos: bool | None = None
+    max_tokens: Annotated[int, _MAX_TOKENS] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -154,10 +174,14 @@ class _Generation(RequestModel):
         Raises:
             RequestError: values that do not go together.
         """
-        names = [field.name for field in fields(SamplingParams) if field.name != "max_tokens"]
-        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in _SAMPLING if name != "max_tokens"}
         chosen = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(max_tokens=max_tokens, **chosen)
+
+
+def _prompts(given: Any) -> list[str | list[int]]:
+    """One prompt or many -> many."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
 class CompletionRequest(_Generation):
@@ -168,14 +192,32 @@ class CompletionRequest(_Generation):
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or many, each text or token ids."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        return _prompts(self.prompt)
 
     @property
     def token_limit(self) -> int | None:
         """The limit that the client gave; None means OpenAI's default of 16."""
         return self.max_tokens
+
+
+class EmbeddingRequest(RequestModel):
+    """Body of POST /v1/embeddings."""
+
+    not_honoured = EMBEDDING
+    model: str | None = None
+    input: PromptField
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last", "cls"] | None = None
+    normalize: bool | None = None
+    add_special_tokens: bool | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
+    priority: Annotated[int, Field(ge=-INT31, le=INT31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    user: str | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The texts, one or many, each text or token ids."""
+        return _prompts(self.input)
 
 
 class ContentPart(RequestModel):
@@ -207,7 +249,7 @@ class ChatCompletionRequest(_Generation, _Conversation):
     """Body of POST /v1/chat/completions."""
 
     not_honoured = CHAT
-    max_completion_tokens: Annotated[int, _within("max_tokens")] | None = None
+    max_completion_tokens: Annotated[int, _MAX_TOKENS] | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -284,7 +326,13 @@ def _is_field(part: str | int) -> bool:
 
 def json_schemas() -> dict[str, Any]:
     """JSON schemas of all request bodies by name, for the OpenAPI document."""
-    kinds = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+    kinds = (
+        CompletionRequest,
+        ChatCompletionRequest,
+        EmbeddingRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+    )
     _, top = models_json_schema(
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
     )

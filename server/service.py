@@ -7,6 +7,7 @@ that runs a call, or closing its stream, cancels the work in the engine.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -15,10 +16,14 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from torch import Tensor
+
 import halfbyte
 from halfbyte.errors import RequestError
 
-from ..engine.request import Completion, SamplingParams
+from ..engine.params import SamplingParams
+from ..engine.request import Completion, PromptReader
+from ..engine.run.readers import PROMPT_ONLY, PoolingReader
 from ..engine.serve.client import EngineClient, Health
 from .admission import Admission, QueueLimits
 from .errors import ApiError, as_api_error
@@ -30,6 +35,9 @@ from .responses import (
     ChatCompletion,
     CompletionChoice,
     DetokenizeResponse,
+    EmbeddingItem,
+    EmbeddingList,
+    EmbeddingUsage,
     ModelCard,
     ModelList,
     TextCompletion,
@@ -40,6 +48,7 @@ from .schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 from .sse import DONE, KEEP_ALIVE, ChatFrames, ChunkFrames, CompletionFrames, Head, frame
@@ -65,6 +74,13 @@ class ServiceConfig:
     queue: QueueLimits = field(default_factory=QueueLimits)
     keep_alive_s: float = 10.0
     text_threads: int = 2
+
+
+def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
+    """A vector as numbers, or as base64 of its little-endian float32."""
+    if encoding == "base64":
+        return base64.b64encode(vector_D.numpy().astype("<f4").tobytes()).decode()
+    return vector_D.tolist()
 
 
 class EventStream:
@@ -185,6 +201,29 @@ class OpenAIService:
             usage=job.usage(),
         )
 
+    async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
+        """POST /v1/embeddings."""
+        name = self._served(request.model)
+        prompts = request.prompts()
+        with self._admission.places(len(prompts)):
+            ids = await self._texts.prompts(
+                prompts, request.add_special_tokens, self._client.max_context
+            )
+            for prompt in ids:
+                self._texts.check(prompt, "input")
+            readers = [PoolingReader(request.pooling or "mean") for _ in ids]
+            job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
+        await self._finish(job)
+        vectors = [reader.pooled(normalize=request.normalize is not False) for reader in readers]
+        return EmbeddingList(
+            data=[
+                EmbeddingItem(index=index, embedding=_encoded(vector, request.encoding_format))
+                for index, vector in enumerate(vectors)
+            ],
+            model=name,
+            usage=EmbeddingUsage(prompt_tokens=call.prompt_tokens, total_tokens=call.prompt_tokens),
+        )
+
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
         """POST /tokenize."""
         self._served(request.model)
@@ -250,8 +289,9 @@ class OpenAIService:
     ) -> SamplingParams:
         """Sampling parameters with the token limit checked against the context."""
         room = self._client.max_context - len(ids)
-        if room < 1 or (limit or 1) > room:
-            asked = f" and max_tokens is {limit}" if limit else ""
+        least = 1 if limit is None else limit
+        if room < 0 or least > room:
+            asked = "" if limit is None else f" and max_tokens is {limit}"
             raise RequestError(
                 f"the context holds {self._client.max_context} tokens, but the prompt has "
                 f"{len(ids)}{asked}",
@@ -259,22 +299,26 @@ class OpenAIService:
                 code="context_length_exceeded",
                 hint="shorten the prompt or lower max_tokens",
             )
-        self._texts.check(request.stop_token_ids or (), "stop_token_ids")
         # The default of 16 gives way to the context; what the client asked for does not.
-        return request.sampling(limit or min(default or room, room))
+        asked = min(default or room, room) if limit is None else limit
+        params = request.sampling(asked)
+        self._texts.check(params.stop_token_ids, "stop_token_ids")
+        return params
 
     def _submit(
         self,
-        request: CompletionRequest | ChatCompletionRequest,
+        request: CompletionRequest | ChatCompletionRequest | EmbeddingRequest,
         ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         call: Call,
+        readers: Sequence[PromptReader] = (),
     ) -> Job:
         self._admission.check_tokens(sum(map(len, ids)))
         job = Job(
             self._client,
             ids,
             params,
+            readers,
             request_id=request.request_id or call.request_id,
             priority=call.tenant.priority(request.priority),
             cache_salt=call.tenant.cache_salt(request.cache_salt),

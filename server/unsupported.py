@@ -19,7 +19,6 @@ _EMPTY: tuple[Any, ...] = (None, [], {}, "")
 COMMON: Mapping[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
-    "logit_bias": _EMPTY,
     "prompt_logprobs": _NONE,
     "response_format": (None, {"type": "text"}),
     "structured_outputs": _EMPTY,
@@ -34,8 +33,6 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
     "regex": _NONE,
     "ebnf": _NONE,
     "grammar": _EMPTY,
-    "bad_words": _EMPTY,
-    "allowed_token_ids": _NONE,
     "include_stop_str_in_output": _OFF,
     "skip_special_tokens": (None, True),
     "spaces_between_special_tokens": (None, True, False),
@@ -51,12 +48,8 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
     "vllm_xargs": _EMPTY,
     "lora_path": _NONE,
     # Names of other programs for things that would change the text.
-    "typical_p": _NONE,
-    "mirostat": (None, 0),
     "tfs_z": _NONE,
     "top_a": _NONE,
-    "xtc_probability": (None, 0, 0.0),
-    "dry_multiplier": (None, 0, 0.0),
     "repeat_penalty": (None, 1, 1.0),
     "repeat_last_n": _NONE,
     "num_predict": _NONE,
@@ -98,6 +91,15 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "chat_template": _NONE,
     "documents": _EMPTY,
     "include_reasoning": (None, True),
+}
+
+EMBEDDING: Mapping[str, tuple[Any, ...]] = {
+    "dimensions": _NONE,
+    "truncate_prompt_tokens": _NONE,
+    "input_type": _NONE,
+    "embed_dtype": (None, "float32"),
+    "messages": _NONE,
+    "prompt": _NONE,
 }
 
 STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {

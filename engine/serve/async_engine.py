@@ -27,7 +27,8 @@ from typing import Protocol
 
 from halfbyte.errors import EngineDeadError
 
-from ..request import Completion, Delta, FinishReason, SamplingParams, Usage
+from ..params import SamplingParams
+from ..request import Completion, Delta, FinishReason, PromptReader, Usage
 from ..run.stats import EngineStats
 from .client import EngineFacts, Health, StreamObserver
 from .stream import RequestStream
@@ -51,6 +52,7 @@ class StepEngine(EngineFacts, Protocol):
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> str:
         """Queue a request; raises RequestError."""
         ...
@@ -139,6 +141,7 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> RequestStream:
         """Queue a request; see `EngineClient.submit`.
 
@@ -148,6 +151,7 @@ class AsyncEngine:
             request_id: unique among the live requests; None makes one.
             priority: smaller runs earlier.
             cache_salt: separates prefix-cache entries of different tenants.
+            reader: looks at what is computed of the prompt.
 
         Raises:
             EngineDeadError: the engine is dead, closed or not started.
@@ -165,7 +169,8 @@ class AsyncEngine:
         stream = RequestStream(name, length, self.cancel)
         self._live[name] = stream
         self._idle.clear()
-        self._commands.put(partial(self._submit_now, stream, prompt, params, priority, cache_salt))
+        submit = partial(self._submit_now, stream, prompt, params, priority, cache_salt, reader)
+        self._commands.put(submit)
         return stream
 
     def cancel(self, request_id: str) -> None:
@@ -293,10 +298,16 @@ class AsyncEngine:
         params: SamplingParams,
         priority: int,
         cache_salt: str,
+        reader: PromptReader | None,
     ) -> None:
         try:
             self._engine.submit(
-                prompt, params, request_id=stream.id, priority=priority, cache_salt=cache_salt
+                prompt,
+                params,
+                request_id=stream.id,
+                priority=priority,
+                cache_salt=cache_salt,
+                reader=reader,
             )
         except EngineDeadError as error:
             self._outbox.append((stream, error))

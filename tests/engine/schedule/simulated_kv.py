@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from halfbyte.engine.request import FinishReason, Request, SamplingParams, TokenEvent
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import FinishReason, Request, TokenEvent
 from halfbyte.engine.schedule.block_pool import BlockPool
 from halfbyte.engine.schedule.plan import RowWork, StepPlan, StepResult
 from halfbyte.engine.schedule.scheduler import Scheduler
