@@ -25,6 +25,7 @@ from .beam import Beam, BeamSearch
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .grammar.base import Grammar
+from .grammar.compiler import GrammarCompiler
 from .models.decoder import Decoder
 from .params import SamplingParams, sampling_params
 from .request import Completion, Delta, FinishReason, PromptReader, PromptScore
@@ -111,6 +112,11 @@ class Engine:
         self.max_context = self.memory.max_context
         self.weight_bytes: int = network.weight_bytes
         """Bytes of weights that one decode step reads."""
+        self._grammars = GrammarCompiler(
+            self.tokenizer,
+            self.model_config.vocab_size,
+            frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids,
+        )
         self._loop = build_loop(network, self.tokenizer, self.config, self.memory)
         clock("kv cache")
         self._monitor = make_ready(self._loop.runner, self.config, self.max_context)
@@ -447,7 +453,7 @@ class Engine:
         """The compiled grammar of a request; made outside of any turn, as it may take long."""
         if params.grammar is None:
             return None
-        raise RequestError("grammars are not compiled yet", param="grammar")
+        return self._grammars.compile(params.grammar)
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""

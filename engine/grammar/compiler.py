@@ -22,6 +22,8 @@ from .lark import lark_grammar
 from .state import MatcherGrammar, plain
 from .vocabulary import GrammarVocabulary, grammar_vocabulary
 
+# How Rust's regex crate shows where a pattern is wrong.
+_PATTERN = re.compile(r"\n    (.*)\n    ( *)\^+\nerror: (.*)")
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
 CACHED = 32
 """So many compiled grammars are kept, those used last."""
@@ -128,12 +130,14 @@ def _grammar(spec: GrammarSpec, param: str) -> dict[str, Any]:
 
 def _explained(failure: str, spec: GrammarSpec) -> str:
     """A failure in the user's words."""
-    text = plain(failure)
-    if text.startswith("oneOf constraints"):
+    if failure.startswith("oneOf constraints"):
         return (
             "a value may be valid under two branches of a 'oneOf'; expected branches that a type "
             "or a constant tells apart, or 'anyOf'"
         )
+    if found := _PATTERN.search(failure):
+        pattern, before, problem = found.groups()
+        return f"{problem}, at character {len(before) + 1} of the pattern {pattern!r:.80}"
     if spec.kind != "lark":  # lines and columns are those of what it was converted to
-        text = _PLACE.sub("", text).partition("\n   1 | start")[0]
-    return text.partition("\n")[0] if spec.kind in ("gbnf", "choice") else text
+        failure = _PLACE.sub("", failure).partition("\n")[0]
+    return plain(failure)
