@@ -85,5 +85,15 @@ def test_an_unknown_kind_is_refused() -> None:
         GrammarSpec("regex", None)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_spec_made_by_hand_is_checked_too() -> None:
+    assert GrammarSpec("json_schema", '{ "type":\n"null"}') == GrammarSpec.json_schema(
+        '{"type":"null"}'
+    )
+    assert GrammarSpec("choice", '["a" , "b"]') == GrammarSpec.choice(("a", "b"))
+    for kind in ("json_schema", "choice"):
+        with pytest.raises(RequestError, match="grammar"):
+            GrammarSpec(kind, "[[[")
+
+
 def test_a_spec_needs_no_library() -> None:
     assert sys.modules["halfbyte.engine.grammar.base"].__dict__.get("llguidance") is None
