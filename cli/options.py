@@ -14,7 +14,8 @@ import typer
 from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import RequestError
 
-from ..engine.params import REPLACED, Param, SamplingParams, defaults, table
+from ..engine.param_table import Param
+from ..engine.params import REPLACED, SamplingParams, defaults, table
 from ..loaders.model.schemes import SchemeName
 
 _engine = functools.partial(typer.Option, rich_help_panel="Engine")

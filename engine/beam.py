@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from halfbyte.errors import EngineDeadError, RequestError
 
-from .params import MAX_TOP_LOGPROBS, SamplingParams
+from .param_table import MAX_TOP_LOGPROBS
+from .params import SamplingParams
 from .request import Completion, FinishReason
 
 MAX_WIDTH = MAX_TOP_LOGPROBS // 2

@@ -25,7 +25,8 @@ from pydantic_core import PydanticCustomError
 
 from halfbyte.errors import RequestError
 
-from ..engine.params import INT31, MAX_STOP_LENGTH, Param, SamplingParams, table
+from ..engine.param_table import INT31, MAX_STOP_LENGTH, Param
+from ..engine.params import SamplingParams, table
 from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, refuse_unsupported
 
 MAX_PROMPTS = 128

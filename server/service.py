@@ -209,8 +209,10 @@ class OpenAIService:
             ids = await self._texts.prompts(
                 prompts, request.add_special_tokens, self._client.max_context
             )
-            for prompt in ids:
+            for index, prompt in enumerate(ids):
                 self._texts.check(prompt, "input")
+                if not prompt:
+                    raise RequestError(f"input[{index}] is empty: it has no token", param="input")
             readers = [PoolingReader(request.pooling or "mean") for _ in ids]
             job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
         await self._finish(job)
