@@ -24,6 +24,7 @@ from .beam import Beam, BeamSearch
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .grammar.base import Grammar
+from .grammar.compiler import GrammarCompiler
 from .models.decoder import Decoder
 from .params import SamplingParams, sampling_params
 from .progress import Progress, reporting
@@ -113,6 +114,8 @@ class Engine:
         self.weight_bytes: int = network.weight_bytes
         """Bytes of weights that one decode step reads."""
         self._loop = build_loop(network, self.tokenizer, self.config, self.memory)
+        ends = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
+        self._grammars = GrammarCompiler(self.tokenizer, self.model_config.vocab_size, ends)
         self._reading = PromptReading(self._run, self.max_context)
         clock("kv cache")
         self._monitor = make_ready(self._loop.runner, self.config, self.max_context)
@@ -426,11 +429,16 @@ class Engine:
             for beam in beams
         ]
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile what parameters need, from any thread; a later request with them finds it done.
+
+        Raises RequestError for a grammar that cannot be honoured.
+        """
+        self._grammar(params)
+
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         """The compiled grammar of a request; made outside of any turn, as it may take long."""
-        if params.grammar is None:
-            return None
-        raise RequestError("grammars are not compiled yet", param="grammar")
+        return None if params.grammar is None else self._grammars.compile(params.grammar)
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""
