@@ -138,8 +138,9 @@ def checked(name: str, param: Param, value: Any) -> Any:
             return _checked_texts(name, param, value)
         case "ids":
             items = _items(name, param, value)
-            for item in items:
-                _check_number(name, param, item, whole=True)
+            if not all(type(item) is int and param.low <= item <= param.high for item in items):
+                for item in items:
+                    _check_number(name, param, item, whole=True)
             return items
         case "biases":
             return _checked_biases(name, param, value)

@@ -396,6 +396,12 @@ class SamplingParams:
                 f"{self.temperature:g}: it would go below 0",
                 param="dynatemp_range",
             )
+        if self.grammar is not None and self.ignore_eos:
+            raise RequestError(
+                "ignore_eos is True beside a grammar, which says where the answer ends",
+                param="ignore_eos",
+                hint="leave one of them out",
+            )
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError(
                 "allowed_token_ids is empty: nothing could be drawn; None allows all",
