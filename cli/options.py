@@ -212,9 +212,7 @@ class GrammarOptions:
             return GrammarSpec.choice(self.choice, param="choice")
         if source is None:
             return None
-        # GBNF defines its rules with ::=, which Lark does not know.
-        kind = GrammarSpec.gbnf if "::=" in source else GrammarSpec.lark
-        return kind(source, param=given[0])
+        return GrammarSpec.either(source, param=given[0])
 
 
 def _text_of(file: Path | None) -> str | None:

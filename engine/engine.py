@@ -438,7 +438,8 @@ class Engine:
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         """The compiled grammar of a request; made outside of any turn, as it may take long."""
-        return None if params.grammar is None else self._grammars.compile(params.grammar)
+        spec = params.grammar
+        return None if spec is None else self._grammars.compile(spec, param=spec.param)
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -33,6 +33,7 @@ class GrammarSpec:
         kind: the language that ``text`` is in.
         text: a JSON schema as JSON text without blanks, its keys in the order given; ``{}`` for
             ``json_object``; a JSON list of strings for ``choice``; else the source.
+        param: the field that an error of the compiler names.
 
     Raises:
         RequestError: an unknown kind, a text that is none, or one over 256 KiB.
@@ -40,6 +41,7 @@ class GrammarSpec:
 
     kind: GrammarKind
     text: str
+    param: str = field(default="grammar", compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -68,12 +70,12 @@ class GrammarSpec:
             parsed = parse_object(text.encode(), param, max_bytes=MAX_SOURCE_BYTES)
         except CheckpointError as error:
             raise RequestError(error.message, param=param) from error
-        return cls("json_schema", _compact(parsed))
+        return cls("json_schema", _compact(parsed), param)
 
     @classmethod
-    def json_object(cls) -> GrammarSpec:
-        """The texts that are a JSON object, whatever is in it."""
-        return cls("json_object", "{}")
+    def json_object(cls, *, param: str = "grammar") -> GrammarSpec:
+        """The texts that are a JSON object, whatever is in it; ``param`` as for the others."""
+        return cls("json_object", "{}", param)
 
     @classmethod
     def regex(cls, pattern: str, *, param: str = "grammar") -> GrammarSpec:
@@ -87,7 +89,7 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("regex", _source(pattern, param))
+        return cls("regex", _source(pattern, param), param)
 
     @classmethod
     def choice(cls, choices: Sequence[str], *, param: str = "grammar") -> GrammarSpec:
@@ -113,7 +115,7 @@ class GrammarSpec:
             _check_source(text, f"{param}[{index}]", param)
         text = _compact(list(choices))
         _check_source(text, param)
-        return cls("choice", text)
+        return cls("choice", text, param)
 
     @classmethod
     def lark(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
@@ -126,7 +128,16 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("lark", _source(source, param))
+        return cls("lark", _source(source, param), param)
+
+    @classmethod
+    def either(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
+        """The texts of a grammar in GBNF or Lark, whichever it is.
+
+        Only GBNF defines its rules with ``::=``. Arguments and errors as for both.
+        """
+        known = isinstance(source, str) and "::=" in source
+        return cls.gbnf(source, param=param) if known else cls.lark(source, param=param)
 
     @classmethod
     def gbnf(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
@@ -139,7 +150,7 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("gbnf", _source(source, param))
+        return cls("gbnf", _source(source, param), param)
 
 
 class GrammarState(Protocol):
