@@ -71,7 +71,11 @@ _METAVARS = {"number": "X", "whole": "N", "texts": "TEXT", "biases": "ID=X", "na
 
 
 class SamplingValues:
-    """How tokens are drawn; :class:`SamplingOptions` adds a field for each option."""
+    """How tokens are drawn; :class:`SamplingOptions` adds a field for each option.
+
+    Attributes:
+        mirostat: 2 when it replaces the filters.
+    """
 
     mirostat: int
 

@@ -27,7 +27,7 @@ from .grammar.base import Grammar
 from .grammar.compiler import GrammarCompiler
 from .models.decoder import Decoder
 from .params import SamplingParams, sampling_params
-from .progress import Progress, reporting
+from .progress import BatchProgress, reporting
 from .reading import PromptReading
 from .request import Completion, Delta, PromptReader, PromptScore
 from .run.memory import MemoryPlan, free_memory, plan_memory
@@ -201,7 +201,7 @@ class Engine:
         prompts: Prompts,
         params: SamplingParams | Iterable[SamplingParams | None] | None = None,
         *,
-        progress: bool | Progress = False,
+        progress: bool | BatchProgress = False,
         **fields: Unpack[SamplingFields],
     ) -> list[Completion]:
         """Answer all prompts as one batch, in order.
@@ -241,7 +241,7 @@ class Engine:
     def _run(
         self,
         wanted: Sequence[tuple[list[int], SamplingParams, PromptReader | None]],
-        report: Progress = lambda done, total, tokens: None,
+        report: BatchProgress = lambda done, total, tokens: None,
     ) -> list[Completion]:
         """Run prompts as one batch, each with its parameters and its reader; in order."""
         grammars = [self._grammar(params) for _, params, _ in wanted]

@@ -110,6 +110,12 @@ def ids_field(default: tuple[int, ...] | None, most: int, meaning: str, **more: 
     return entry_field(default, param)
 
 
+def biases_field(low: float, high: float, meaning: str, **more: Any) -> Any:
+    """A field with numbers for token ids."""
+    param = Param("biases", meaning, low, high, most=MAX_BIASES, **more)
+    return field(default_factory=lambda: MappingProxyType({}), metadata={"param": param})
+
+
 def object_field(default: Any, meaning: str, check: Callable[[Any], str | None]) -> Any:
     """A field of the library alone; ``check`` gives what was expected of a wrong value."""
     optional = default is None

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import RequestError
@@ -20,13 +19,13 @@ from .param_table import (
     INT31,
     INT63,
     MAX_ALLOWED,
-    MAX_BIASES,
     MAX_CHOICES,
     MAX_IDS,
     MAX_PROCESSORS,
     MAX_STOP_STRINGS,
     MAX_TOP_LOGPROBS,
     Param,
+    biases_field,
     checked,
     entry_field,
     ids_field,
@@ -64,7 +63,7 @@ def _not_processors(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen and when to stop. Checked on construction."""
+    """How the next token is chosen and when to stop; a value outside its range is refused."""
 
     temperature: float = number_field(
         1.0,
@@ -250,19 +249,12 @@ class SamplingParams:
         flags=("--dry-sequence-breaker",),
         short="No repetition goes over TEXT; repeatable.",
     )
-    logit_bias: Mapping[int, float] = field(
-        default_factory=lambda: MappingProxyType({}),
-        metadata={
-            "param": Param(
-                "biases",
-                "added to the logits of these token ids; -100 is as good as never",
-                -100.0,
-                100.0,
-                most=MAX_BIASES,
-                flags=("--logit-bias",),
-                short="Add X to the logit of token ID; repeatable.",
-            )
-        },
+    logit_bias: Mapping[int, float] = biases_field(
+        -100.0,
+        100.0,
+        "added to the logits of these token ids; -100 is as good as never",
+        flags=("--logit-bias",),
+        short="Add X to the logit of token ID; repeatable.",
     )
     allowed_token_ids: Sequence[int] | None = ids_field(
         None, MAX_ALLOWED, "only these tokens are drawn; None is all of them"

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[int, int, int], None]
+BatchProgress = Callable[[int, int, int], None]
 """Called with the prompts answered, those there are, and the tokens drawn so far."""
 
 
 @contextmanager
-def reporting(wanted: bool | Progress) -> Iterator[Progress]:
+def reporting(wanted: bool | BatchProgress) -> Iterator[BatchProgress]:
     """What to call as a batch goes on: nothing, the caller's own, or a bar on the terminal.
 
     The bar needs a terminal at stderr; elsewhere nothing is shown.

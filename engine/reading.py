@@ -33,7 +33,7 @@ class PromptReading:
         self._max_context = max_context
 
     def logits(self, ids: list[int]) -> Tensor:
-        """See ``Engine.logits``."""
+        """Float32 logits [T, V]; see ``Engine.logits``."""
         reader = LogitsReader()
         self._read([(ids, reader)])
         return reader.logits
@@ -45,7 +45,7 @@ class PromptReading:
         return [reader.score() for reader in readers]
 
     def vectors(self, prompts: Sequence[list[int]], pooling: Pooling, normalize: bool) -> Tensor:
-        """See ``Engine.embed``."""
+        """Vectors [N, D]; see ``Engine.embed``. Raises RequestError for an unknown pooling."""
         if pooling not in get_args(Pooling):
             raise RequestError(
                 f"pooling is {pooling!r:.60}; expected one of {', '.join(get_args(Pooling))}",

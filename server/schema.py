@@ -199,14 +199,13 @@ class _Generation(_Sampling):
         return self
 
     @property
-    def rated_tokens(self) -> int | None:
-        """How many likeliest tokens come with each drawn one; None when nothing does."""
-        raise NotImplementedError
-
-    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def _rated(self) -> dict[str, Any]:
+        """Sampling fields that the endpoint has in a form of its own."""
+        return {}
 
     def sampling(self, max_tokens: int | None) -> SamplingParams:
         """Sampling parameters with the API's defaults.
@@ -219,11 +218,7 @@ class _Generation(_Sampling):
         """
         given = {name: getattr(self, name) for name in _SAMPLING if name != "max_tokens"}
         given |= {"n": self.n, "prompt_logprobs": self.prompt_logprobs}
-        given |= {"grammar": wanted_grammar(self), "logprobs": self.rated_tokens}
-        if isinstance(self, CompletionRequest):
-            given["best_of"] = self.best_of
-            if self.echo and self.logprobs is not None:
-                given["prompt_logprobs"] = self.logprobs
+        given |= {"grammar": wanted_grammar(self), **self._rated()}
         chosen = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(max_tokens=max_tokens, **chosen)
 
@@ -263,10 +258,11 @@ class CompletionRequest(_Generation):
                 )
         return self
 
-    @property
-    def rated_tokens(self) -> int | None:
-        """How many likeliest tokens come with each drawn one; None when nothing does."""
-        return self.logprobs
+    def _rated(self) -> dict[str, Any]:
+        echoed = self.prompt_logprobs
+        if self.echo and self.logprobs is not None and echoed is None:
+            echoed = self.logprobs
+        return {"best_of": self.best_of, "logprobs": self.logprobs, "prompt_logprobs": echoed}
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or many, each text or token ids."""
@@ -347,10 +343,8 @@ class ChatCompletionRequest(_Generation, _Conversation):
             )
         return self
 
-    @property
-    def rated_tokens(self) -> int | None:
-        """How many likeliest tokens come with each drawn one; None when nothing does."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+    def _rated(self) -> dict[str, Any]:
+        return {"logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
     @property
     def token_limit(self) -> int | None:

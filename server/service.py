@@ -184,7 +184,7 @@ class OpenAIService:
         return dialect.body(await self._finish(job), job.usage())
 
     async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
-        """POST /v1/embeddings."""
+        """POST /v1/embeddings. Raises RequestError for an empty text."""
         name = self._served(request.model)
         prompts = request.prompts()
         with self._admission.places(len(prompts)):

@@ -25,7 +25,7 @@ LONGEST_REPETITION = 512
 
 
 def bias(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits plus ``logit_bias``."""
+    """Logits [V] plus ``logit_bias``."""
     given = row.params.logit_bias
     if not given:
         return logits_V
@@ -35,7 +35,7 @@ def bias(logits_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def penalties(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits after repetition, presence and frequency penalties; see ``ref.penalize``."""
+    """Logits [V] after repetition, presence and frequency penalties; see ``ref.penalize``."""
     if not row.penalized:
         return logits_V
     p, size = row.params, logits_V.shape[0]
@@ -54,7 +54,7 @@ def penalties(logits_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def dry(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits less what a token costs that would go on with a repetition.
+    """Logits [V] less what a token costs that would go on with a repetition.
 
     When the last n tokens stood earlier in the text, followed by token t, and n is the largest
     such number for t, t loses ``multiplier * base ** (n - allowed_length)`` if n is at least
@@ -100,7 +100,7 @@ def _repetitions(text: list[int], breakers: frozenset[int]) -> dict[int, int]:
 
 
 def custom(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits after the caller's own ``processors``.
+    """Logits [V] after the caller's own ``processors``.
 
     Raises:
         RequestError: one gives anything but float logits [V].
