@@ -28,7 +28,7 @@ class Lexicon:
     """What the law needs to know of a model: its tokens' texts, ends, and words as tokens.
 
     Attributes:
-        texts: text of each token.
+        texts: text of each token; special ones have none.
         ends: tokens that end a text.
         words: a bad word -> its token sequences, with and without a space before it.
     """
@@ -96,7 +96,7 @@ def repetitions(p: SamplingParams, text: Sequence[int], texts: Sequence[str]) ->
     """Each token that would go on with a repetition -> the length of the longest such."""
 
     def breaks(token: int) -> bool:
-        return any(breaker in texts[token] for breaker in p.dry_sequence_breakers)
+        return not texts[token] or any(b in texts[token] for b in p.dry_sequence_breakers)
 
     if p.dry_penalty_last_n >= 0:
         text = text[max(0, len(text) - p.dry_penalty_last_n) :]

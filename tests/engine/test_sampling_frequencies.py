@@ -47,9 +47,8 @@ class World:
         self.raw_V = logits_TV[0].double().numpy()
         self.favourites = [int(i) for i in np.argsort(-self.raw_V)[: len(FAVOURITES) + 1]]
         size = self.engine.model_config.vocab_size
-        texts = [
-            self.engine.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in range(size)
-        ]
+        spell = self.engine.tokenizer.token_bytes
+        texts = ["" if i < 3 else spell(i).decode("utf-8", "replace") for i in range(size)]
         spaced = Tokenizer.from_file(str(folder / "tokenizer.json"))
         bare = Tokenizer.from_file(str(folder / "tokenizer.json"))
         bare.normalizer = Replace(" ", "▁")
