@@ -245,7 +245,8 @@ class SamplingParams:
     dry_sequence_breakers: Sequence[str] = texts_field(
         ("\n", ":", '"', "*"),
         MAX_STOP_STRINGS,
-        "no repetition goes over a token that has one of these in its text",
+        "no repetition goes over a token that has one of these in its text, or over a special "
+        "token; such a token itself never costs anything",
         flags=("--dry-sequence-breaker",),
         short="No repetition goes over TEXT; repeatable.",
     )

@@ -109,11 +109,16 @@ class DrawStates:
         return forbidden
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
-        """The tokens of a word at the beginning of a text and after a space."""
-        spelt = {
-            tuple(self._tokenizer.encode(text, add_bos=False, parse_special=False))
-            for text in (word, " " + word.lstrip())
-        } - {()}
+        """The tokens of a word at the beginning of a text, after a space and inside a text."""
+
+        def spell(text: str) -> tuple[int, ...]:
+            return tuple(self._tokenizer.encode(text, add_bos=False, parse_special=False))
+
+        spelt = {spell(word), spell(" " + word.lstrip())} - {()}
+        # Sentencepiece puts a space in front of a text: without one a word stands only inside it.
+        before, inside = spell("\n"), spell("\n" + word)
+        if inside[: len(before)] == before and len(inside) > len(before):
+            spelt.add(inside[len(before) :])
         if not spelt:
             raise RequestError(
                 f"bad_words holds {word!r:.60}, which has no token", param="bad_words"

@@ -58,17 +58,19 @@ def dry(logits_V: Tensor, row: RowSampling) -> Tensor:
 
     When the last n tokens stood earlier in the text, followed by token t, and n is the largest
     such number for t, t loses ``multiplier * base ** (n - allowed_length)`` if n is at least
-    ``allowed_length``. Source: "Don't Repeat Yourself" sampling (p-e-w, 2024, text-generation-webui
-    pull request 5677).
+    ``allowed_length`` and t is no breaker. Source: "Don't Repeat Yourself" sampling (p-e-w, 2024,
+    text-generation-webui pull request 5677).
     """
     p = row.params
     if not p.dry_multiplier or not p.dry_penalty_last_n:
         return logits_V
     begin = 0 if p.dry_penalty_last_n < 0 else max(0, row.position - p.dry_penalty_last_n)
-    lengths = _repetitions(row.tokens[begin : row.position].tolist(), row.draw.breakers)
+    breakers = row.draw.breakers
+    lengths = _repetitions(row.tokens[begin : row.position].tolist(), breakers)
     out = logits_V.clone()
     for token, length in lengths.items():
-        if length >= p.dry_allowed_length and token < out.shape[0]:
+        costs = length >= p.dry_allowed_length and token not in breakers
+        if costs and token < out.shape[0]:
             growth = p.dry_base ** min(length - p.dry_allowed_length, LONGEST_REPETITION)
             out[token] -= min(p.dry_multiplier * growth, MOST_PENALTY)
     return out
