@@ -2,11 +2,11 @@
 
     python -m halfbyte.bench.batch_lines MODEL --llama-server PATH --lines 1000 --out DIR
 
-Both get the same file: `halfbyte batch` as it is, ``llama-server`` from as many clients at a time as
-it has slots. They run one after the other, in turn, each in a process of its own. Every request is
-for a text of a drawn length after one of four drawn beginnings, with a drawn number of tokens that
-no end-of-text cuts short, so both generate equally many. Seconds are those from the loaded model to
-the last answer; processor seconds are those of the whole process, loading among them.
+Both get the same file: `halfbyte batch` as it is, ``llama-server`` from as many clients at a time
+as it has slots. They run in turn, each in a process of its own. Every request is for a text of a
+drawn length after one of four drawn beginnings, with a drawn number of tokens that no end-of-text
+cuts short, so both generate equally many. Seconds are those from the loaded model to the last
+answer; processor seconds are those of the whole process, loading among them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from .machine import machine_info, usable_cores
 from .table import markdown_table
 
 _WORDS = (
-    "river stone paper light garden number winter engine forest question window answer island "
-    "summer letter mountain shadow bridge morning silver"
-).split()
+    *("river", "stone", "paper", "light", "garden", "number", "winter", "engine", "forest"),
+    *("question", "window", "answer", "island", "summer", "letter", "mountain", "shadow"),
+)
 _BEGINNINGS = 4
 _BEGINNING_WORDS = 80
 _WORDS_OF_A_LINE = (5, 60)
@@ -163,7 +163,9 @@ def _ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ended(process: subprocess.Popen[Any]) -> float:
-    """Wait for a process; its processor seconds."""
+    """Wait for a process; its processor seconds, 0 of one that is known to have ended."""
+    if process.returncode is not None:
+        return 0.0
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return used.ru_utime + used.ru_stime
