@@ -205,7 +205,9 @@ def says_the_law(done: Completion, found: list[tuple[Law, int]]) -> None:
             wanted = [np.log(p_V) for _, p_V in law.branches]
         off = [max(_distance(lp_V[i], lp) for i, lp in said.items()) for lp_V in wanted]
         assert min(off) < NEAR, (said, [{i: lp_V[i] for i in said} for lp_V in wanted])
-        assert len(sampled.top) == 20 or len(sampled.top) in [(p > 0).sum() for _, p in law.branches]
+        assert len(sampled.top) == 20 or len(sampled.top) in [
+            (p > 0).sum() for _, p in law.branches
+        ]
 
 
 def _distance(one: float, other: float) -> float:
