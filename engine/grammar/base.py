@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -33,6 +33,7 @@ class GrammarSpec:
         kind: the language that ``text`` is in.
         text: a JSON schema as JSON text without blanks, its keys in the order given; ``{}`` for
             ``json_object``; a JSON list of strings for ``choice``; else the source.
+        param: the field that an error of the compiler names.
 
     Raises:
         RequestError: an unknown kind, a text that is none or over 256 KiB, or no JSON where it
@@ -41,6 +42,7 @@ class GrammarSpec:
 
     kind: GrammarKind
     text: str
+    param: str = field(default="grammar", compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -68,12 +70,12 @@ class GrammarSpec:
                 64 levels, or over 256 KiB.
         """
         text = schema if isinstance(schema, str) else _dumped(schema, param)
-        return cls("json_schema", _compact(_schema(text, param)))
+        return cls("json_schema", _compact(_schema(text, param)), param)
 
     @classmethod
-    def json_object(cls) -> GrammarSpec:
-        """The texts that are a JSON object, whatever is in it."""
-        return cls("json_object", "{}")
+    def json_object(cls, *, param: str = "grammar") -> GrammarSpec:
+        """The texts that are a JSON object, whatever is in it; ``param`` as for the others."""
+        return cls("json_object", "{}", param)
 
     @classmethod
     def regex(cls, pattern: str, *, param: str = "grammar") -> GrammarSpec:
@@ -87,7 +89,7 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("regex", _source(pattern, param))
+        return cls("regex", _source(pattern, param), param)
 
     @classmethod
     def choice(cls, choices: Sequence[str], *, param: str = "grammar") -> GrammarSpec:
@@ -102,7 +104,7 @@ class GrammarSpec:
         """
         text = _compact(_choices(choices, param))
         _check_source(text, param)
-        return cls("choice", text)
+        return cls("choice", text, param)
 
     @classmethod
     def lark(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
@@ -115,7 +117,16 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("lark", _source(source, param))
+        return cls("lark", _source(source, param), param)
+
+    @classmethod
+    def either(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
+        """The texts of a grammar in GBNF or Lark, whichever it is.
+
+        Only GBNF defines its rules with ``::=``. Arguments and errors as for both.
+        """
+        known = isinstance(source, str) and "::=" in source
+        return cls.gbnf(source, param=param) if known else cls.lark(source, param=param)
 
     @classmethod
     def gbnf(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
@@ -128,7 +139,7 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("gbnf", _source(source, param))
+        return cls("gbnf", _source(source, param), param)
 
 
 class GrammarState(Protocol):

@@ -47,14 +47,14 @@ class GrammarCompiler:
         self._loading = threading.Lock()
         self._cached: OrderedDict[GrammarSpec, Future[MatcherGrammar]] = OrderedDict()
 
-    def compile(self, spec: GrammarSpec, *, param: str = "grammar") -> MatcherGrammar:
+    def compile(self, spec: GrammarSpec, *, param: str | None = None) -> MatcherGrammar:
         """The compiled grammar; an equal one is compiled once, also by several threads at a time.
 
         It is tried in another process first, under limits of time and memory.
 
         Args:
             spec: the grammar.
-            param: the field that an error names.
+            param: the field that an error names; that of ``spec`` when left out.
 
         Raises:
             RequestError: the grammar is malformed, has something that cannot be honoured, or
@@ -71,7 +71,7 @@ class GrammarCompiler:
                 self._cached.popitem(last=False)
         if mine:
             try:
-                future.set_result(self._compiled(spec, param))
+                future.set_result(self._compiled(spec, param or spec.param))
             except BaseException as error:
                 with self._lock:
                     if self._cached.get(spec) is future:

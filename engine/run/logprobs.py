@@ -15,7 +15,7 @@ def logprobs(logits_V: Tensor) -> Tensor:
 
 
 def likeliest(logprobs_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:
-    """The ``count`` likeliest ids and their log-probabilities, best first; ties by id."""
+    """The ``count`` likeliest ids of [V] and their log-probabilities, best first; ties by id."""
     if not count:
         return ()
     count = min(count, logprobs_V.shape[0])
@@ -26,7 +26,7 @@ def likeliest(logprobs_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:
 
 
 def rated(token: int, logprobs_V: Tensor | None, row: RowSampling) -> Sampled:
-    """A drawn token with its log-probability and those of the likeliest, where wanted."""
+    """A drawn token with its log-probability of [V], and the likeliest ones, where wanted."""
     if logprobs_V is None or not row.draw.rated:
         return Sampled(token)
     return Sampled(token, float(logprobs_V[token]), likeliest(logprobs_V, row.params.logprobs or 0))

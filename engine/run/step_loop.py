@@ -15,7 +15,8 @@ from ..config import EngineConfig
 from ..grammar.base import Grammar
 from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
-from ..params import INT63, SamplingParams
+from ..param_table import INT63
+from ..params import SamplingParams
 from ..request import FinishReason, PromptReader, Request, TokenEvent
 from ..schedule.block_pool import BlockPool
 from ..schedule.plan import NO_PLAN, StepPlan, StepResult
