@@ -166,6 +166,11 @@ def _checked_texts(name: str, param: Param, value: Any) -> tuple[str, ...]:
                 f"{name} holds {text!r:.60}; expected strings of 1 to {MAX_STOP_LENGTH} characters",
                 param=name,
             )
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise RequestError(
+                f"{name} holds {text!r:.60}, which is not valid Unicode: a lone surrogate",
+                param=name,
+            )
     return items
 
 
@@ -177,7 +182,9 @@ def _checked_biases(name: str, param: Param, value: Any) -> Mapping[int, float]:
     out: dict[int, float] = {}
     for key, bias in value.items():
         # JSON has no other keys than texts.
-        token = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
+        # Python refuses to read thousands of digits; no id has twenty.
+        digits = isinstance(key, str) and len(key) < 20 and key.isascii() and key.isdecimal()
+        token = int(key) if digits else key
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= INT31:
             raise RequestError(
                 f"{name} has the key {key!r:.60}; expected a token id from 0 to {INT31}", param=name

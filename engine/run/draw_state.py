@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,10 @@ class DrawState:
     surprise: float | None = None
     followed: int = 0
 
+    def again(self, grammar: Grammar | None) -> DrawState:
+        """The state of another text with the same parameters, where neither has begun."""
+        return replace(self, grammar=None if grammar is None else grammar.start())
+
     def follow(self, tokens: Sequence[int], params: SamplingParams) -> None:
         """Take in the next tokens of the answer. Raises GrammarError."""
         for token in tokens:
@@ -83,6 +87,7 @@ class DrawStates:
             RequestError: a token id that the vocabulary lacks, or a word without tokens.
         """
         self._check("logit_bias", params.logit_bias)
+        self._check("stop_token_ids", params.stop_token_ids)
         return DrawState(
             forbidden=self._forbidden(params.allowed_token_ids),
             bad_words=tuple(ids for word in params.bad_words for ids in self._spellings(word)),

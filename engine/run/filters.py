@@ -74,7 +74,7 @@ def xtc(scores_V: Tensor, row: RowSampling) -> Tensor:
     seed, position, none = (torch.tensor(x) for x in (row.seed, row.position, NO_TOKEN))
     if float(ref.counter_uniform(seed, position, none)) >= p.xtc_probability:
         return scores_V
-    above_V = scores_V.double().softmax(-1) >= p.xtc_threshold
+    above_V = (scores_V.double().softmax(-1) >= p.xtc_threshold) & (scores_V > -torch.inf)
     if int(above_V.sum()) < 2:
         return scores_V
     least = scores_V[above_V].min()

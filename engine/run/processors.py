@@ -5,6 +5,7 @@ All take float32 logits [V] and give new ones; a logit of -inf stays so, whateve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -105,8 +106,9 @@ def custom(logits_V: Tensor, row: RowSampling) -> Tensor:
     """Logits [V] after the caller's own ``processors``.
 
     Raises:
-        RequestError: one gives anything but float logits [V].
+        RequestError: one gives anything but float logits [V], or NaN or infinity.
     """
+    sane = bool(logits_V.max().isfinite())
     for number, process in enumerate(row.params.processors):
         out = process(row.tokens.tolist(), logits_V.clone())
         good = isinstance(out, Tensor) and out.shape == logits_V.shape and out.is_floating_point()
@@ -116,7 +118,13 @@ def custom(logits_V: Tensor, row: RowSampling) -> Tensor:
                 f"processors[{number}] gave {found}; expected float logits {tuple(logits_V.shape)}",
                 param="processors",
             )
-        logits_V = out.to(torch.float32)
+        logits_V = out.detach().to(torch.float32)
+        best = float(logits_V.max())
+        if sane and (math.isnan(best) or best == math.inf):
+            raise RequestError(
+                f"processors[{number}] gave a logit of {best}; expected finite ones or -inf",
+                param="processors",
+            )
     return logits_V
 
 
