@@ -251,19 +251,25 @@ def progress_bar(label: str, *, unit: str = "bytes") -> Iterator[OnProgress]:
 class BatchBar:
     """How far a batch is: a bar, tokens per second and the time left; see :func:`batch_bar`."""
 
-    def __init__(self, bar: Any, total: int, unit: str) -> None:
-        self._bar, self._total, self._unit = bar, total, unit
+    def __init__(
+        self, bar: Any, total: int, unit: str, before: int = 0, every_s: float = 0
+    ) -> None:
+        self._bar, self._total, self._unit, self._before = bar, total, unit, before
+        self._every_s = _BAR_EVERY_S if bar is not None else every_s
         self._start = self._shown = time.monotonic()
         self._task = bar.add_task("", total=total, facts="") if bar is not None else None
 
     def update(self, done: int, tokens: int, more: str = "") -> None:
         """Show the number of what is done, of tokens so far, and what else there is to say."""
         now = time.monotonic()
-        if self._bar is None or now - self._shown < _BAR_EVERY_S:
+        if not self._every_s or now - self._shown < self._every_s:
             return
-        self._shown, seconds = now, now - self._start
-        left = f"{seconds / done * (self._total - done):.0f} s left" if done else "..."
+        self._shown, seconds, new = now, now - self._start, done - self._before
+        left = f"{_duration(seconds / new * (self._total - done))} left" if new else "..."
         facts = f"{done}/{self._total} {self._unit} | {tokens / seconds:.0f} tok/s | {left}{more}"
+        if self._bar is None:
+            note(facts)
+            return
         self._bar.start()
         self._bar.update(self._task, completed=done, facts=facts, refresh=True)
 
@@ -275,11 +281,27 @@ class BatchBar:
         yield
 
 
+def _duration(seconds: float) -> str:
+    """A time in its two largest units: ``42 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 @contextlib.contextmanager
-def batch_bar(total: int, unit: str = "prompts") -> Iterator[BatchBar]:
-    """A bar for ``total`` things on stderr that vanishes when done; nothing but on a terminal."""
+def batch_bar(
+    total: int, unit: str = "prompts", *, before: int = 0, every_s: float = 0
+) -> Iterator[BatchBar]:
+    """A bar for ``total`` things on stderr that vanishes when done.
+
+    ``before`` of them were done when it began. Elsewhere than on a terminal there is no bar, but a
+    plain line every ``every_s`` seconds, unless that is 0.
+    """
     if not can_move(sys.stderr):
-        yield BatchBar(None, total, unit)
+        yield BatchBar(None, total, unit, before, every_s)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
@@ -295,7 +317,7 @@ def batch_bar(total: int, unit: str = "prompts") -> Iterator[BatchBar]:
         redirect_stderr=False,
     )
     try:
-        yield BatchBar(bar, total, unit)
+        yield BatchBar(bar, total, unit, before)
     finally:
         bar.stop()
 

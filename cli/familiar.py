@@ -76,6 +76,7 @@ _COMMANDS = {
     "start": "serve",
     "server": "serve",
     "benchmark": "bench",
+    "run-batch": "batch",
     "check": "doctor",
 }
 

@@ -41,10 +41,7 @@ def serve(
             "(HALFBYTE_PRIORITY_KEY). Without any keys everybody may.",
         ),
     ] = None,
-    served_name: Annotated[
-        str | None,
-        typer.Option("--served-name", metavar="NAME", help="Model name that requests may use."),
-    ] = None,
+    served_name: opt.ServedName = None,
     max_waiting: Annotated[
         int,
         typer.Option("--max-waiting", metavar="N", min=0, help="Longest queue; beyond it, 429."),
@@ -100,10 +97,7 @@ def serve(
         float,
         typer.Option("--drain", metavar="S", min=0, help="Seconds to finish in when stopped."),
     ] = 30.0,
-    max_batch: Annotated[
-        int,
-        typer.Option("--max-batch", metavar="N", min=1, help="Most requests running at once."),
-    ] = 32,
+    max_batch: opt.MaxBatch = 32,
     max_step_ms: Annotated[
         int | None,
         typer.Option(
@@ -113,24 +107,8 @@ def serve(
             "Default 100 on a CPU, none on a GPU; 0 = none.",
         ),
     ] = None,
-    max_batch_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-batch-tokens",
-            metavar="N",
-            min=1,
-            help="Most tokens of one step, prompts included.",
-        ),
-    ] = 1024,
-    kv_tokens: Annotated[
-        int,
-        typer.Option(
-            "--kv-tokens",
-            metavar="N",
-            min=0,
-            help="Tokens that the KV cache holds; 0 = chosen from the free memory.",
-        ),
-    ] = 0,
+    max_batch_tokens: opt.MaxBatchTokens = 1024,
+    kv_tokens: opt.KvTokens = 0,
     *,
     engine: opt.EngineFlags,
 ) -> None:

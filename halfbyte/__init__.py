@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from halfbyte.engine.engine import Engine
-    from halfbyte.engine.request import (
-        Completion,
-        Delta,
-        FinishReason,
-        PromptScore,
-        SamplingParams,
-    )
+    from halfbyte.engine.params import SamplingParams
+    from halfbyte.engine.request import Completion, Delta, FinishReason, PromptScore
     from halfbyte.engine.serve.async_engine import AsyncEngine
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -53,7 +48,7 @@ _HOMES = {
     "Delta": ".engine.request",
     "FinishReason": ".engine.request",
     "PromptScore": ".engine.request",
-    "SamplingParams": ".engine.request",
+    "SamplingParams": ".engine.params",
 }
 
 

@@ -80,6 +80,14 @@ class RequestError(HalfbyteError):
         self.code = code
 
 
+class GrammarError(HalfbyteError):
+    """A grammar went past its limits while a text was generated; ends that request alone."""
+
+
+class GrammarProcessError(HalfbyteError):
+    """The process that checks grammars cannot start, or ended; the next use starts it."""
+
+
 class QuantizeError(HalfbyteError):
     """A matrix cannot be quantized: its statistics or its weights do not allow it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -18,20 +18,13 @@ from halfbyte.errors import HalfbyteError
 
 from . import sse
 from .bodies import Bodies, BodyLimits
+from .endpoints import ENDPOINTS, Endpoint
 from .errors import ApiError, as_api_error, engine_down
 from .job import Call
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
 from .responses import ResponseModel
-from .schema import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    RequestModel,
-    TokenizeRequest,
-    json_schemas,
-    parse,
-)
+from .schema import RequestModel, json_schemas, parse
 from .service import EventStream, OpenAIService
 from .tenant import Keyring
 
@@ -77,7 +70,7 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    _add_generation(app, service)
+    _add_endpoints(app, service)
     _add_information(app, service)
     _add_errors(app)
     _document(app)
@@ -142,28 +135,26 @@ def _takes(model: type[RequestModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": ref}}}}
 
 
-def _add_generation(app: FastAPI, service: OpenAIService) -> None:
-    @app.post("/v1/completions", openapi_extra=_takes(CompletionRequest))
-    async def completions(request: Request) -> Response:
-        asked = await _asked(CompletionRequest, request)
-        call: Call = request.state.call
-        answer = await service.complete(asked, call)
+def _add_endpoints(app: FastAPI, service: OpenAIService) -> None:
+    for path, endpoint in ENDPOINTS.items():
+        app.add_api_route(
+            path,
+            _route(service, endpoint),
+            methods=["POST"],
+            name=path.removeprefix("/v1/").replace("/", "_").strip("_"),
+            openapi_extra=_takes(endpoint.asks),
+        )
+
+
+def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """The handler of an endpoint."""
+
+    async def handle(request: Request) -> Response:
+        asked = await _asked(endpoint.asks, request)
+        answer = await endpoint.answer(service, asked, request.state.call)
         return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
 
-    @app.post("/v1/chat/completions", openapi_extra=_takes(ChatCompletionRequest))
-    async def chat_completions(request: Request) -> Response:
-        asked = await _asked(ChatCompletionRequest, request)
-        call: Call = request.state.call
-        answer = await service.chat(asked, call)
-        return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
-
-    @app.post("/tokenize", openapi_extra=_takes(TokenizeRequest))
-    async def tokenize(request: Request) -> Response:
-        return _json(await service.tokenize(await _asked(TokenizeRequest, request)))
-
-    @app.post("/detokenize", openapi_extra=_takes(DetokenizeRequest))
-    async def detokenize(request: Request) -> Response:
-        return _json(await service.detokenize(await _asked(DetokenizeRequest, request)))
+    return handle
 
 
 def _add_information(app: FastAPI, service: OpenAIService) -> None:

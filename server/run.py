@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from halfbyte.errors import ConfigError
@@ -27,6 +26,7 @@ from .listen import (
 )
 from .loading import answering
 from .log import log_to_stderr
+from .names import model_names
 from .service import OpenAIService, ServiceConfig
 from .tenant import Keyring
 
@@ -90,7 +90,7 @@ def serve(
         # would stop all streams for a tenth of a second.
         gc.collect()
         gc.freeze()
-        names = _names(model, engine.name, served_name)
+        names = model_names(model, engine.name, served_name)
         service = OpenAIService(
             AsyncEngine(engine), ServiceConfig(names=names, queue=queue or QueueLimits())
         )
@@ -145,13 +145,6 @@ def describe(engine: Engine, *, keyed: bool) -> list[str]:
     }
     lines = [*rows.items(), *(("WARNING", text) for text in engine.report.warnings)]
     return [f"{name:>10}  {value}" for name, value in lines]
-
-
-def _names(model: str, engine_name: str, served_name: str | None) -> tuple[str, ...]:
-    """The model names that requests may use, the preferred one first."""
-    asked = () if "://" in model or Path(model).exists() else (model,)
-    chosen = (served_name,) if served_name else ()
-    return tuple(dict.fromkeys((*chosen, *asked, engine_name)))
 
 
 def _say(line: str) -> None:

@@ -106,6 +106,30 @@ def test_no_bar_without_a_terminal(monkeypatch):
     assert stream.getvalue() == ""
 
 
+def test_a_batch_has_plain_lines_elsewhere(monkeypatch):
+    """Now and then, with the speed of what is new; none where they were not asked for."""
+    stream, now = io.StringIO(), 100.0
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with (
+        console.batch_bar(100, "lines", before=40, every_s=10) as bar,
+        console.batch_bar(100) as silent,
+    ):
+        for done in (40, 50, 60, 61):
+            now += 5.0
+            bar.update(done, 20 * (done - 40), " | 1 failed")
+            silent.update(done, 1)
+    assert stream.getvalue() == (
+        "50/100 lines | 20 tok/s | 50 s left | 1 failed\n"
+        "61/100 lines | 21 tok/s | 37 s left | 1 failed\n"
+    )
+
+
+def test_times_left():
+    found = [console._duration(s) for s in (0, 59.4, 60, 185, 3600, 90_000)]
+    assert found == ["0 s", "59 s", "1 min 0 s", "3 min 5 s", "1 h 0 min", "25 h 0 min"]
+
+
 def test_engine_options_are_fields_of_the_configuration():
     options = EngineFlags("cpu", "bfloat16", "int8", "reference", "float", 128, 3, True).fields()
     assert options == {

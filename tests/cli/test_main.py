@@ -17,7 +17,7 @@ from halfbyte.cli import main as cli_main
 from halfbyte.errors import CheckpointError
 
 COMMANDS = (
-    *("run", "chat", "generate", "serve", "pull", "list", "show", "rm", "inspect", "plan"),
+    *("run", "chat", "generate", "serve", "batch", "pull", "list", "show", "rm", "inspect", "plan"),
     *("explain", "tune", "doctor", "accuracy", "perplexity", "bench", "help"),
 )
 

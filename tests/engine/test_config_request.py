@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from halfbyte.engine.config import EngineConfig, make_config
+from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
     PromptScore,
-    SamplingParams,
     TokenEvent,
     Usage,
 )

@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 from halfbyte.engine.config import EngineConfig
+from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
-    SamplingParams,
     Timings,
     Usage,
 )

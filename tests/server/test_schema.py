@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from halfbyte.engine.request import SamplingParams
+from halfbyte.engine.params import SamplingParams
 from halfbyte.errors import RequestError
 from halfbyte.server.schema import (
     MAX_PROMPTS,

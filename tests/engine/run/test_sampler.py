@@ -14,7 +14,7 @@ from torch import Tensor
 import halfbyte.engine.run.sampler as sampler_module
 from halfbyte.engine.backends import make_backend
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.request import SamplingParams
+from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.run.sampler import BROKEN, Sampler
 from halfbyte.engine.run.sampling import RowSampling, sample_row
 from halfbyte.kernels import reference as ref

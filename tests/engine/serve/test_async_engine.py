@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.request import Completion, Delta, FinishReason, SamplingParams, Usage
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import Completion, Delta, FinishReason, Usage
 from halfbyte.engine.run.stats import EngineStats
 from halfbyte.engine.serve.async_engine import AsyncEngine
 from halfbyte.engine.serve.client import EngineClient

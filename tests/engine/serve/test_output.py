@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
     Request,
-    SamplingParams,
     TokenEvent,
 )
 from halfbyte.engine.serve.output import OutputProcessor
