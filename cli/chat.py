@@ -70,6 +70,9 @@ def talk(
         params: sampling parameters.
         options: fields of ``EngineConfig``.
         keep: whether what is typed goes into the history file.
+
+    Raises:
+        RequestError: the parameters ask for more answers than one.
     """
     if params.choices > 1:
         raise RequestError(

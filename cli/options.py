@@ -14,7 +14,8 @@ import typer
 from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import RequestError
 
-from ..engine.params import REPLACED, Param, SamplingParams, defaults, table
+from ..engine.param_table import Param
+from ..engine.params import REPLACED, SamplingParams, defaults, table
 from ..loaders.model.schemes import SchemeName
 
 _engine = functools.partial(typer.Option, rich_help_panel="Engine")
@@ -70,7 +71,11 @@ _METAVARS = {"number": "X", "whole": "N", "texts": "TEXT", "biases": "ID=X", "na
 
 
 class SamplingValues:
-    """How tokens are drawn; :class:`SamplingOptions` adds a field for each option."""
+    """How tokens are drawn; :class:`SamplingOptions` adds a field for each option.
+
+    Attributes:
+        mirostat: 2 when it replaces the filters.
+    """
 
     mirostat: int
 
@@ -211,9 +216,7 @@ class GrammarOptions:
             return GrammarSpec.choice(self.choice, param="choice")
         if source is None:
             return None
-        # GBNF defines its rules with ::=, which Lark does not know.
-        kind = GrammarSpec.gbnf if "::=" in source else GrammarSpec.lark
-        return kind(source, param=given[0])
+        return GrammarSpec.either(source, param=given[0])
 
 
 def _text_of(file: Path | None) -> str | None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from halfbyte.errors import EngineDeadError, RequestError
 
-from .params import MAX_TOP_LOGPROBS, SamplingParams
+from .param_table import MAX_TOP_LOGPROBS
+from .params import SamplingParams
 from .request import Completion, FinishReason
 
-MAX_WIDTH = MAX_TOP_LOGPROBS // 2
+MAX_BEAMS = MAX_TOP_LOGPROBS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class BeamSearch:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("width", 1, MAX_WIDTH), ("max_tokens", 1, 1 << 31)):
+        for name, low, high in (("width", 1, MAX_BEAMS), ("max_tokens", 1, 1 << 31)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise RequestError(

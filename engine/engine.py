@@ -7,17 +7,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, Unpack, get_args, overload
+from typing import Any, TypeAlias, Unpack, overload
 
-import torch
 from torch import Tensor
 
-from halfbyte.errors import EngineDeadError, RequestError
+from halfbyte.errors import RequestError
 
 from ..loaders import open_checkpoint
 from ..loaders.model.quantizing import QuantizingCheckpoint
 from ..loaders.store.model_store import resolve_model
-from .answers import AnswerScore, answer_ids, answer_scores
+from .answers import AnswerScore
 from .backends import make_backend
 from .backends.activations import check_activations
 from .backends.packed_cache import open_packed_cache
@@ -25,11 +24,14 @@ from .beam import Beam, BeamSearch
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
 from .grammar.base import Grammar
+from .grammar.compiler import GrammarCompiler
 from .models.decoder import Decoder
 from .params import SamplingParams, sampling_params
-from .request import Completion, Delta, FinishReason, PromptReader, PromptScore
+from .progress import BatchProgress, reporting
+from .reading import PromptReading
+from .request import Completion, Delta, PromptReader, PromptScore
 from .run.memory import MemoryPlan, free_memory, plan_memory
-from .run.readers import PROMPT_ONLY, LogitsReader, LogprobReader, Pooling, PoolingReader
+from .run.readers import Pooling
 from .run.stats import EngineStats, Stopwatch
 from .run.step_loop import build_loop
 from .run.warmup import make_ready
@@ -112,6 +114,9 @@ class Engine:
         self.weight_bytes: int = network.weight_bytes
         """Bytes of weights that one decode step reads."""
         self._loop = build_loop(network, self.tokenizer, self.config, self.memory)
+        ends = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
+        self._grammars = GrammarCompiler(self.tokenizer, self.model_config.vocab_size, ends)
+        self._reading = PromptReading(self._run, self.max_context)
         clock("kv cache")
         self._monitor = make_ready(self._loop.runner, self.config, self.max_context)
         clock("warm-up")
@@ -195,6 +200,8 @@ class Engine:
         self,
         prompts: Prompts,
         params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        *,
+        progress: bool | BatchProgress = False,
         **fields: Unpack[SamplingFields],
     ) -> list[Completion]:
         """Answer all prompts as one batch, in order.
@@ -202,6 +209,8 @@ class Engine:
         Args:
             prompts: one prompt or several, each text or token ids (list, array, generator).
             params: sampling parameters, one for all or one for each.
+            progress: True shows a bar on the terminal (stderr); or what is called with the prompts
+                answered, those there are, and the tokens drawn so far.
             fields: fields of ``SamplingParams`` that replace those of ``params``.
 
         Returns:
@@ -226,16 +235,20 @@ class Engine:
             (self._tokens(prompt, self._limit()), sampling_params(p, fields))
             for prompt, p in zip(items, each, strict=True)
         ]
-        return self._run([(ids, checked, None) for ids, checked in wanted])
+        with reporting(progress) as report:
+            return self._run([(ids, checked, None) for ids, checked in wanted], report)
 
     def _run(
-        self, wanted: Sequence[tuple[list[int], SamplingParams, PromptReader | None]]
+        self,
+        wanted: Sequence[tuple[list[int], SamplingParams, PromptReader | None]],
+        report: BatchProgress = lambda done, total, tokens: None,
     ) -> list[Completion]:
         """Run prompts as one batch, each with its parameters and its reader; in order."""
         grammars = [self._grammar(params) for _, params, _ in wanted]
         names: list[str] = []
         done: dict[str, Completion] = {}
         box: deque[Delta] = deque()
+        tokens = 0
         try:
             for (ids, params, reader), grammar in zip(wanted, grammars, strict=True):
                 with self._turn(), uninterrupted():
@@ -243,8 +256,10 @@ class Engine:
                     self._loop.outbox.open(names[-1], box)
             while len(done) < len(names):
                 for delta in self._receive(box):
+                    tokens += len(delta.token_ids)
                     if delta.completion is not None:
                         done[delta.request_id] = delta.completion
+                report(len(done), len(names), tokens)
         finally:
             self._let_go([n for n in names if n not in done], names)
         return [done[name] for name in names]
@@ -346,9 +361,7 @@ class Engine:
             RequestError: text instead of ids, an unknown id, none, or more than the context holds.
             EngineDeadError: the computation failed.
         """
-        reader = LogitsReader()
-        self._read([(self._tokens(only_ids(token_ids)), reader)])
-        return reader.logits
+        return self._reading.logits(self._tokens(only_ids(token_ids)))
 
     def score(self, prompts: Prompts) -> list[PromptScore]:
         """Log-probabilities (natural) of each prompt's tokens given those before them.
@@ -356,10 +369,7 @@ class Engine:
         ``prompts`` is one prompt or several, each text or token ids; they run as one batch, beside
         what else runs. Raises as :meth:`logits` does.
         """
-        each = [self._tokens(prompt) for prompt in prompt_list(prompts)]
-        readers = [LogprobReader(ids, 1) for ids in each]
-        self._read(list(zip(each, readers, strict=True)))
-        return [reader.score() for reader in readers]
+        return self._reading.scores([self._tokens(p) for p in prompt_list(prompts)])
 
     def embed(
         self, prompts: Prompts, *, pooling: Pooling = "mean", normalize: bool = True
@@ -374,15 +384,8 @@ class Engine:
         Raises:
             RequestError: an unknown pooling, or as for :meth:`logits`.
         """
-        if pooling not in get_args(Pooling):
-            raise RequestError(
-                f"pooling is {pooling!r:.60}; expected one of {', '.join(get_args(Pooling))}",
-                param="pooling",
-            )
         each = [self._tokens(prompt) for prompt in prompt_list(prompts)]
-        readers = [PoolingReader(pooling) for _ in each]
-        self._read(list(zip(each, readers, strict=True)))
-        return torch.stack([reader.pooled(normalize=normalize) for reader in readers])
+        return self._reading.vectors(each, pooling, normalize)
 
     def choose(self, prompt: Prompt, answers: Sequence[str]) -> list[AnswerScore]:
         """How likely each of some answers is to follow a prompt, in the order given.
@@ -394,11 +397,7 @@ class Engine:
         Raises:
             RequestError: no answers, an empty one, or as for :meth:`logits`.
         """
-        ids = self._tokens(prompt)
-        endings = answer_ids(answers, self.tokenizer)
-        readers = [LogprobReader(ids + end, 0, begin=len(ids) - 1) for end in endings]
-        self._read([(ids + e, reader) for e, reader in zip(endings, readers, strict=True)])
-        return answer_scores(answers, [reader.prompt()[len(ids) :] for reader in readers])
+        return self._reading.choices(self._tokens(prompt), answers, self.tokenizer)
 
     def beam_search(
         self, prompt: Prompt, *, width: int = 4, max_tokens: int = 64, length_penalty: float = 1.0
@@ -430,24 +429,17 @@ class Engine:
             for beam in beams
         ]
 
-    def _read(self, wanted: Sequence[tuple[list[int], PromptReader]]) -> None:
-        """Compute prompts and let readers look at them."""
-        for ids, _ in wanted:
-            if len(ids) > self.max_context:
-                raise RequestError(
-                    f"{len(ids)} tokens, but the context holds {self.max_context}",
-                    param="token_ids",
-                    code="context_length_exceeded",
-                )
-        for done in self._run([(ids, PROMPT_ONLY, reader) for ids, reader in wanted]):
-            if done.finish_reason is not FinishReason.LENGTH:
-                raise EngineDeadError(f"a prompt could not be computed: {done.error}")
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile what parameters need, from any thread; a later request with them finds it done.
+
+        Raises RequestError for a grammar that cannot be honoured.
+        """
+        self._grammar(params)
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         """The compiled grammar of a request; made outside of any turn, as it may take long."""
-        if params.grammar is None:
-            return None
-        raise RequestError("grammars are not compiled yet", param="grammar")
+        spec = params.grammar
+        return None if spec is None else self._grammars.compile(spec, param=spec.param)
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""

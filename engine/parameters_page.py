@@ -5,7 +5,8 @@ python -m halfbyte.engine.parameters_page > docs/parameters.md
 
 from __future__ import annotations
 
-from .params import Param, defaults, table
+from .param_table import Param
+from .params import defaults, table
 
 _HEAD = """\
 # Sampling parameters

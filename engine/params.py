@@ -7,14 +7,35 @@ may be given. The command line's options, the chat's ``/set``, the server's sche
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import RequestError
+
+from .param_table import (
+    INT31,
+    INT63,
+    MAX_ALLOWED,
+    MAX_CHOICES,
+    MAX_IDS,
+    MAX_PROCESSORS,
+    MAX_STOP_STRINGS,
+    MAX_TOP_LOGPROBS,
+    Param,
+    biases_field,
+    checked,
+    entry_field,
+    ids_field,
+    number_field,
+    object_field,
+    switch_field,
+    texts_field,
+    whole_field,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,112 +45,8 @@ if TYPE_CHECKING:
     Processor = Callable[[Sequence[int], Tensor], Tensor]
     """Token ids of the text so far and float32 logits [V] of one row -> logits [V]."""
 
-MAX_STOP_STRINGS = 64
-MAX_STOP_LENGTH = 1024
-MAX_IDS = 1024
-MAX_ALLOWED = 1 << 18
-MAX_BIASES = 1024
-MAX_TOP_LOGPROBS = 20
-MAX_CHOICES = 128
-MAX_PROCESSORS = 16
-
-INT31 = (1 << 31) - 1
-INT63 = (1 << 63) - 1
-
 LEAST_TEMPERATURE = 1e-6
 """Below it only exact ties of float32 logits are told apart from the likeliest token: greedy."""
-
-ParamKind = Literal["number", "whole", "switch", "texts", "ids", "biases", "name", "object"]
-
-
-@dataclass(frozen=True, slots=True)
-class Param:
-    """One field of the table.
-
-    Attributes:
-        kind: type of its value.
-        meaning: what it does, for documents.
-        low: least value, or of each entry.
-        high: largest value, or of each entry: what float32 arithmetic on logits bears.
-        most: most entries of a list.
-        optional: None is allowed.
-        names: values of a ``name``.
-        flags: options on the command line; none: it cannot be given there.
-        short: help of the option; ``meaning`` where empty.
-        usual: whether most people know it: the help shows the others apart.
-        cli_default: what the command line takes when the option is not given, if that is not the
-            library's default.
-        http: whether a request body has it under this name and with this type.
-        check: for an ``object``: what is wrong with a value, or None.
-    """
-
-    kind: ParamKind
-    meaning: str
-    low: float = 0
-    high: float = 0
-    most: int = 0
-    optional: bool = False
-    names: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    short: str = ""
-    usual: bool = False
-    cli_default: Any = None
-    http: bool = True
-    check: Callable[[Any], str | None] | None = None
-
-    @property
-    def range(self) -> str:
-        """The values that are allowed, in words."""
-        none = "none, or " if self.optional else ""
-        match self.kind:
-            case "number":
-                return f"{none}a number in [{self.low:g}, {self.high:g}]"
-            case "whole":
-                return f"{none}a whole number from {self.low} to {self.high}"
-            case "switch":
-                return "True or False"
-            case "texts":
-                return f"at most {self.most} strings of 1 to {MAX_STOP_LENGTH} characters"
-            case "ids":
-                return f"{none}at most {self.most} token ids"
-            case "biases":
-                numbers = f"a number in [{self.low:g}, {self.high:g}]"
-                return f"at most {self.most} token ids, each with {numbers}"
-            case "name":
-                return " or ".join(repr(name) for name in self.names)
-            case "object":
-                return f"{none}an object of the library"
-
-
-def _number(default: float, low: float, high: float, meaning: str, **more: Any) -> Any:
-    return _entry(default, Param("number", meaning, low, high, **more))
-
-
-def _whole(default: int | None, low: int, high: int, meaning: str, **more: Any) -> Any:
-    more.setdefault("optional", default is None)
-    return _entry(default, Param("whole", meaning, low, high, **more))
-
-
-def _switch(meaning: str, **more: Any) -> Any:
-    return _entry(False, Param("switch", meaning, **more))
-
-
-def _texts(default: tuple[str, ...], most: int, meaning: str, **more: Any) -> Any:
-    return _entry(default, Param("texts", meaning, most=most, **more))
-
-
-def _ids(default: tuple[int, ...] | None, most: int, meaning: str, **more: Any) -> Any:
-    param = Param("ids", meaning, 0, INT31, most=most, optional=default is None, **more)
-    return _entry(default, param)
-
-
-def _object(default: Any, meaning: str, check: Callable[[Any], str | None]) -> Any:
-    optional = default is None
-    return _entry(default, Param("object", meaning, optional=optional, http=False, check=check))
-
-
-def _entry(default: Any, param: Param) -> Any:
-    return field(default=default, metadata={"param": param})
 
 
 def _not_a_grammar(value: Any) -> str | None:
@@ -147,9 +64,9 @@ def _not_processors(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen and when to stop. Checked on construction."""
+    """How the next token is chosen and when to stop; a value outside its range is refused."""
 
-    temperature: float = _number(
+    temperature: float = number_field(
         1.0,
         0.0,
         100.0,
@@ -159,7 +76,7 @@ class SamplingParams:
         cli_default=0.8,
         short="0 always takes the likeliest token.",
     )
-    dynatemp_range: float = _number(
+    dynatemp_range: float = number_field(
         0.0,
         0.0,
         100.0,
@@ -168,7 +85,7 @@ class SamplingParams:
         flags=("--dynatemp-range",),
         short="Temperature moves so far, by entropy; 0 = off.",
     )
-    dynatemp_exponent: float = _number(
+    dynatemp_exponent: float = number_field(
         1.0,
         0.01,
         100.0,
@@ -176,7 +93,7 @@ class SamplingParams:
         flags=("--dynatemp-exp",),
         short="Shape of that move.",
     )
-    top_k: int = _whole(
+    top_k: int = whole_field(
         0,
         -1,
         INT31,
@@ -185,7 +102,7 @@ class SamplingParams:
         flags=("--top-k",),
         cli_default=40,
     )
-    top_n_sigma: float = _number(
+    top_n_sigma: float = number_field(
         0.0,
         -1.0,
         1000.0,
@@ -194,7 +111,7 @@ class SamplingParams:
         flags=("--top-n-sigma",),
         short="Keep logits within X deviations of the best; 0 = off.",
     )
-    typical_p: float = _number(
+    typical_p: float = number_field(
         1.0,
         0.0,
         1.0,
@@ -203,7 +120,7 @@ class SamplingParams:
         flags=("--typical",),
         short="Keep the most typical tokens up to this mass; 1 = off.",
     )
-    top_p: float = _number(
+    top_p: float = number_field(
         1.0,
         0.0,
         1.0,
@@ -213,7 +130,7 @@ class SamplingParams:
         flags=("--top-p",),
         cli_default=0.95,
     )
-    min_p: float = _number(
+    min_p: float = number_field(
         0.0,
         0.0,
         1.0,
@@ -222,7 +139,7 @@ class SamplingParams:
         flags=("--min-p",),
         cli_default=0.05,
     )
-    xtc_probability: float = _number(
+    xtc_probability: float = number_field(
         0.0,
         0.0,
         1.0,
@@ -231,7 +148,7 @@ class SamplingParams:
         flags=("--xtc-probability",),
         short="Chance to drop all likely tokens but the last; 0 = off.",
     )
-    xtc_threshold: float = _number(
+    xtc_threshold: float = number_field(
         0.1,
         0.0,
         1.0,
@@ -239,7 +156,7 @@ class SamplingParams:
         flags=("--xtc-threshold",),
         short="Probability from which a token is likely.",
     )
-    mirostat: int = _whole(
+    mirostat: int = whole_field(
         0,
         0,
         2,
@@ -249,7 +166,7 @@ class SamplingParams:
         flags=("--mirostat",),
         short="2 keeps the surprise of the text even; 0 = off.",
     )
-    mirostat_tau: float = _number(
+    mirostat_tau: float = number_field(
         5.0,
         0.0,
         100.0,
@@ -257,7 +174,7 @@ class SamplingParams:
         flags=("--mirostat-ent",),
         short="Surprise that mirostat aims at, in bits.",
     )
-    mirostat_eta: float = _number(
+    mirostat_eta: float = number_field(
         0.1,
         0.0,
         1.0,
@@ -265,7 +182,7 @@ class SamplingParams:
         flags=("--mirostat-lr",),
         short="How fast mirostat follows.",
     )
-    repetition_penalty: float = _number(
+    repetition_penalty: float = number_field(
         1.0,
         0.01,
         100.0,
@@ -275,7 +192,7 @@ class SamplingParams:
         flags=("--repetition-penalty",),
         short="1 = off.",
     )
-    presence_penalty: float = _number(
+    presence_penalty: float = number_field(
         0.0,
         -2.0,
         2.0,
@@ -284,7 +201,7 @@ class SamplingParams:
         flags=("--presence-penalty",),
         short="0 = off.",
     )
-    frequency_penalty: float = _number(
+    frequency_penalty: float = number_field(
         0.0,
         -2.0,
         2.0,
@@ -293,7 +210,7 @@ class SamplingParams:
         flags=("--frequency-penalty",),
         short="0 = off.",
     )
-    dry_multiplier: float = _number(
+    dry_multiplier: float = number_field(
         0.0,
         0.0,
         100.0,
@@ -302,7 +219,7 @@ class SamplingParams:
         flags=("--dry-multiplier",),
         short="Weight of the penalty of repetitions; 0 = off.",
     )
-    dry_base: float = _number(
+    dry_base: float = number_field(
         1.75,
         1.0,
         100.0,
@@ -310,7 +227,7 @@ class SamplingParams:
         flags=("--dry-base",),
         short="Growth of that penalty with their length.",
     )
-    dry_allowed_length: int = _whole(
+    dry_allowed_length: int = whole_field(
         2,
         1,
         INT31,
@@ -318,7 +235,7 @@ class SamplingParams:
         flags=("--dry-allowed-length",),
         short="Shortest repetition that costs anything.",
     )
-    dry_penalty_last_n: int = _whole(
+    dry_penalty_last_n: int = whole_field(
         -1,
         -1,
         INT31,
@@ -326,31 +243,25 @@ class SamplingParams:
         flags=("--dry-penalty-last-n",),
         short="Tokens searched for repetitions; -1 = all.",
     )
-    dry_sequence_breakers: Sequence[str] = _texts(
+    dry_sequence_breakers: Sequence[str] = texts_field(
         ("\n", ":", '"', "*"),
         MAX_STOP_STRINGS,
-        "no repetition goes over a token that has one of these in its text",
+        "no repetition goes over a token that has one of these in its text, or over a special "
+        "token; such a token itself never costs anything",
         flags=("--dry-sequence-breaker",),
         short="No repetition goes over TEXT; repeatable.",
     )
-    logit_bias: Mapping[int, float] = field(
-        default_factory=lambda: MappingProxyType({}),
-        metadata={
-            "param": Param(
-                "biases",
-                "added to the logits of these token ids; -100 is as good as never",
-                -100.0,
-                100.0,
-                most=MAX_BIASES,
-                flags=("--logit-bias",),
-                short="Add X to the logit of token ID; repeatable.",
-            )
-        },
+    logit_bias: Mapping[int, float] = biases_field(
+        -100.0,
+        100.0,
+        "added to the logits of these token ids; -100 is as good as never",
+        flags=("--logit-bias",),
+        short="Add X to the logit of token ID; repeatable.",
     )
-    allowed_token_ids: Sequence[int] | None = _ids(
+    allowed_token_ids: Sequence[int] | None = ids_field(
         None, MAX_ALLOWED, "only these tokens are drawn; None is all of them"
     )
-    bad_words: Sequence[str] = _texts(
+    bad_words: Sequence[str] = texts_field(
         (),
         MAX_STOP_STRINGS,
         "words, of one token or several, whose last token is not drawn where it would complete "
@@ -358,18 +269,18 @@ class SamplingParams:
         flags=("--bad-word",),
         short="Never draw TEXT; repeatable.",
     )
-    grammar: GrammarSpec | None = _object(  # noqa: RUF009 (it gives a field of the dataclass)
+    grammar: GrammarSpec | None = object_field(  # noqa: RUF009 (it gives a field of the dataclass)
         None,
         "the answer must match it: a JSON schema, a regular expression or a grammar",
         _not_a_grammar,
     )
-    processors: Sequence[Processor] = _object(
+    processors: Sequence[Processor] = object_field(
         (),
         "callables that get the ids of a row's text and its float32 logits [V] and give "
         "logits [V]; in the library only",
         _not_processors,
     )
-    seed: int | None = _whole(
+    seed: int | None = whole_field(
         None,
         -INT63 - 1,
         INT63,
@@ -378,7 +289,7 @@ class SamplingParams:
         flags=("--seed",),
         short="Repeats a run; drawn when not given.",
     )
-    n: int = _whole(
+    n: int = whole_field(
         1,
         1,
         MAX_CHOICES,
@@ -387,7 +298,7 @@ class SamplingParams:
         short="Answers to one prompt.",
         http=False,
     )
-    best_of: int | None = _whole(
+    best_of: int | None = whole_field(
         None,
         1,
         MAX_CHOICES,
@@ -397,7 +308,7 @@ class SamplingParams:
         short="Make so many, show the --n likeliest.",
         http=False,
     )
-    max_tokens: int | None = _entry(
+    max_tokens: int | None = entry_field(
         256,
         Param(
             "whole",
@@ -407,7 +318,7 @@ class SamplingParams:
             optional=True,
         ),
     )
-    min_tokens: int = _whole(
+    min_tokens: int = whole_field(
         0,
         0,
         INT31,
@@ -417,7 +328,7 @@ class SamplingParams:
         flags=("--min-tokens",),
         short="Least tokens of the answer.",
     )
-    stop: Sequence[str] = _texts(
+    stop: Sequence[str] = texts_field(
         (),
         MAX_STOP_STRINGS,
         "strings that end the text; they are not part of it. One string stands for a list of it",
@@ -425,11 +336,11 @@ class SamplingParams:
         flags=("--stop",),
         short="End the answer before TEXT; repeatable.",
     )
-    stop_token_ids: Sequence[int] = _ids((), MAX_IDS, "further token ids that end the text")
-    ignore_eos: bool = _switch(
+    stop_token_ids: Sequence[int] = ids_field((), MAX_IDS, "further token ids that end the text")
+    ignore_eos: bool = switch_field(
         "an end-of-text token is drawn like any other, and does not end the answer"
     )
-    logprobs: int | None = _whole(
+    logprobs: int | None = whole_field(
         None,
         0,
         MAX_TOP_LOGPROBS,
@@ -439,14 +350,14 @@ class SamplingParams:
         short="With --json: log-probabilities, and N likeliest.",
         http=False,
     )
-    prompt_logprobs: int | None = _whole(
+    prompt_logprobs: int | None = whole_field(
         None,
         0,
         MAX_TOP_LOGPROBS,
         "the same for the tokens of the prompt, but the first; None is off",
         http=False,
     )
-    logprobs_mode: str = _entry(
+    logprobs_mode: str = entry_field(
         "raw",
         Param(
             "name",
@@ -479,6 +390,12 @@ class SamplingParams:
                 f"{self.temperature:g}: it would go below 0",
                 param="dynatemp_range",
             )
+        if self.grammar is not None and self.ignore_eos:
+            raise RequestError(
+                "ignore_eos is True beside a grammar, which says where the answer ends",
+                param="ignore_eos",
+                hint="leave one of them out",
+            )
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError(
                 "allowed_token_ids is empty: nothing could be drawn; None allows all",
@@ -508,6 +425,15 @@ class SamplingParams:
     def heat(self) -> float:
         """The temperature to draw with: 0.0 when greedy."""
         return 0.0 if self.greedy else self.temperature
+
+    def reseeded(self, seed: int | None) -> SamplingParams:
+        """These parameters with another key, which is taken as it is: -1 draws none.
+
+        Nothing is checked again, which takes long where there are long lists.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "seed", seed)
+        return other
 
     @property
     def choices(self) -> int:
@@ -573,97 +499,3 @@ def sampling_params(given: object, changes: Mapping[str, Any]) -> SamplingParams
                 hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
             )
     return replace(params, **changes) if changes else params
-
-
-def checked(name: str, param: Param, value: Any) -> Any:
-    """A value as the field keeps it: lists become tuples. Raises RequestError."""
-    if value is None and param.optional:
-        return None
-    match param.kind:
-        case "number" | "whole":
-            _check_number(name, param, value)
-        case "switch" if not isinstance(value, bool):
-            raise _refusal(name, value, param.range)
-        case "name" if value not in param.names:
-            raise _refusal(name, value, param.range)
-        case "texts":
-            return _checked_texts(name, param, value)
-        case "ids":
-            items = _items(name, param, value)
-            for item in items:
-                _check_number(name, param, item, whole=True)
-            return items
-        case "biases":
-            return _checked_biases(name, param, value)
-        case "object" if param.check is not None:
-            wanted = param.check(value)
-            if wanted is not None:
-                raise _refusal(name, value, wanted)
-            return tuple(value) if isinstance(value, list) else value
-    return value
-
-
-def _checked_texts(name: str, param: Param, value: Any) -> tuple[str, ...]:
-    items = _items(name, param, (value,) if isinstance(value, str) else value)
-    for text in items:
-        if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
-            raise RequestError(
-                f"{name} holds {text!r:.60}; expected strings of 1 to {MAX_STOP_LENGTH} characters",
-                param=name,
-            )
-    return items
-
-
-def _checked_biases(name: str, param: Param, value: Any) -> Mapping[int, float]:
-    if not isinstance(value, Mapping):
-        raise _refusal(name, value, "a mapping of token ids to numbers")
-    if len(value) > param.most:
-        raise _too_many(name, len(value), param)
-    out: dict[int, float] = {}
-    for key, bias in value.items():
-        # JSON has no other keys than texts.
-        token = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= INT31:
-            raise RequestError(
-                f"{name} has the key {key!r:.60}; expected a token id from 0 to {INT31}", param=name
-            )
-        _check_number(name, param, bias, whole=False)
-        out[token] = float(bias)
-    return MappingProxyType(dict(sorted(out.items())))
-
-
-def _items(name: str, param: Param, value: object) -> tuple[Any, ...]:
-    """A list or tuple as a tuple; refuse anything else, and too many."""
-    if not isinstance(value, (list, tuple)):
-        raise _refusal(name, value, "a list")
-    if len(value) > param.most:
-        raise _too_many(name, len(value), param)
-    return tuple(value)
-
-
-def _check_number(name: str, param: Param, value: object, whole: bool | None = None) -> None:
-    """Refuse what is not a number in the range; booleans are not numbers here."""
-    whole = param.kind == "whole" if whole is None else whole
-    kinds = (int,) if whole else (int, float)
-    good = not isinstance(value, bool) and isinstance(value, kinds)
-    if not good or not param.low <= value <= param.high:  # type: ignore[operator]
-        low, high = param.low, param.high
-        wanted = (
-            f"a whole number from {low} to {high}" if whole else f"a number in [{low:g}, {high:g}]"
-        )
-        raise _refusal(name, value, wanted)
-
-
-def _refusal(name: str, value: object, wanted: str) -> RequestError:
-    return RequestError(f"{name} is {_shown(value)}; expected {wanted}", param=name)
-
-
-def _too_many(name: str, found: int, param: Param) -> RequestError:
-    return RequestError(f"{name} has {found} entries; at most {param.most} are allowed", param=name)
-
-
-def _shown(value: object) -> str:
-    """A value for an error; Python refuses to write out integers of more than 4300 digits."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"a whole number of {value.bit_length()} bits"
-    return f"{value!r:.60}"

@@ -12,13 +12,12 @@ from ..engine.params import SamplingParams
 from ..engine.request import Completion, Delta, FinishReason, PromptReader
 from ..engine.serve.client import EngineClient
 from ..engine.serve.stream import RequestStream, ready
+from .dialects.base import failed as failed_answer
 from .errors import ApiError, engine_down, internal_error
 from .responses import PromptTokensDetails, UsageInfo
 from .tenant import Tenant
 
 logger = logging.getLogger("halfbyte.server")
-
-_FAILURES = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 
 @dataclass(slots=True)
@@ -162,8 +161,8 @@ class Job:
                 done = stream.completion
                 if done is not None:
                     del open_streams[index]
-                    if done.finish_reason in _FAILURES:
-                        failed = done
+                    failed = failed_answer(done) or failed
+                    if failed is not None:
                         deltas = [delta for delta in deltas if delta.completion is None]
                 batch += [(index, delta) for delta in deltas]
             if batch:
@@ -219,12 +218,14 @@ class Job:
                 self._client.cancel_waiting(stream.id)
 
     def _check(self, completion: Completion) -> None:
-        """Raise what the client is told about an answer that did not end by itself."""
+        """Raise what the client is told about answers that did not end by themselves."""
+        failed = failed_answer(completion)
+        if failed is None:
+            return
+        completion = failed
         if completion.finish_reason is FinishReason.ERROR:
             logger.error("request %s failed: %s", self._call.request_id, completion.error)
             raise internal_error() if self._client.health().alive else engine_down()
-        if completion.finish_reason is not FinishReason.CANCELLED:
-            return
         if self._expired and not completion.usage.completion_tokens:
             raise ApiError(
                 503,

@@ -25,8 +25,10 @@ from pydantic_core import PydanticCustomError
 
 from halfbyte.errors import RequestError
 
-from ..engine.params import INT31, MAX_STOP_LENGTH, Param, SamplingParams, table
-from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, refuse_unsupported
+from ..engine.param_table import INT31, MAX_CHOICES, MAX_STOP_LENGTH, MAX_TOP_LOGPROBS, Param
+from ..engine.params import SamplingParams, table
+from .grammars import wanted_grammar
+from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, STRUCTURED, refuse_unsupported
 
 MAX_PROMPTS = 128
 MAX_MESSAGES = 2048
@@ -121,6 +123,34 @@ class RequestModel(BaseModel):
         return self
 
 
+class JsonSchemaFormat(RequestModel):
+    """The schema of a ``response_format``."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestModel):
+    """What form an answer has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(RequestModel):
+    """vLLM's field of that name: one of these."""
+
+    not_honoured = STRUCTURED
+    prefix: ClassVar[str] = "structured_outputs."
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
 class StreamOptions(RequestModel):
     """What a stream contains besides the text."""
 
@@ -144,6 +174,14 @@ class _Generation(_Sampling):
 
     model: str | None = None
     max_tokens: Annotated[int, _MAX_TOKENS] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -165,6 +203,10 @@ class _Generation(_Sampling):
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def _rated(self) -> dict[str, Any]:
+        """Sampling fields that the endpoint has in a form of its own."""
+        return {}
+
     def sampling(self, max_tokens: int | None) -> SamplingParams:
         """Sampling parameters with the API's defaults.
 
@@ -175,6 +217,8 @@ class _Generation(_Sampling):
             RequestError: values that do not go together.
         """
         given = {name: getattr(self, name) for name in _SAMPLING if name != "max_tokens"}
+        given |= {"n": self.n, "prompt_logprobs": self.prompt_logprobs}
+        given |= {"grammar": wanted_grammar(self), **self._rated()}
         chosen = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(max_tokens=max_tokens, **chosen)
 
@@ -189,6 +233,36 @@ class CompletionRequest(_Generation):
 
     not_honoured = COMPLETION
     prompt: PromptField
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _known_while_streaming(self) -> Any:
+        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
+            raise RequestError(
+                f"best_of is {self.best_of}: the best answers are known at the end, so they "
+                "cannot be streamed",
+                param="best_of",
+                code="unsupported_value",
+            )
+        for name in ("echo", "prompt_logprobs"):
+            rated = self.logprobs is not None or name == "prompt_logprobs"
+            if self.stream and getattr(self, name) not in (None, False) and rated:
+                raise RequestError(
+                    f"{name} is {str(getattr(self, name)).lower()}: log-probabilities of the "
+                    "prompt are not streamed",
+                    param=name,
+                    code="unsupported_value",
+                    hint="leave out stream, or the log-probabilities",
+                )
+        return self
+
+    def _rated(self) -> dict[str, Any]:
+        echoed = self.prompt_logprobs
+        if self.echo and self.logprobs is not None and echoed is None:
+            echoed = self.logprobs
+        return {"best_of": self.best_of, "logprobs": self.logprobs, "prompt_logprobs": echoed}
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or many, each text or token ids."""
@@ -249,7 +323,28 @@ class ChatCompletionRequest(_Generation, _Conversation):
     """Body of POST /v1/chat/completions."""
 
     not_honoured = CHAT
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: Annotated[int, _MAX_TOKENS] | None = None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Any:
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError(
+                f"top_logprobs is {self.top_logprobs}, which needs logprobs to be true",
+                param="top_logprobs",
+            )
+        if self.prompt_logprobs is not None:
+            raise RequestError(
+                f"prompt_logprobs is {self.prompt_logprobs}, which chats do not have here",
+                param="prompt_logprobs",
+                code="unsupported_value",
+                hint="leave it out, or use /v1/completions",
+            )
+        return self
+
+    def _rated(self) -> dict[str, Any]:
+        return {"logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
     @property
     def token_limit(self) -> int | None:

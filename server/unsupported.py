@@ -17,15 +17,6 @@ _EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
 # Field -> values without effect. Compared with their types, so that true is not 1.
 COMMON: Mapping[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "prompt_logprobs": _NONE,
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": _EMPTY,
-    "guided_json": _NONE,
-    "guided_regex": _NONE,
-    "guided_choice": _NONE,
-    "guided_grammar": _NONE,
     "guided_decoding_backend": _NONE,
     "guided_whitespace_pattern": _NONE,
     "structural_tag": _NONE,
@@ -64,16 +55,13 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
 
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
-    "logprobs": _OFF,
     "max_completion_tokens": _NONE,
-    "echo": _OFF,
     "suffix": (None, ""),
 }
 
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
-    "logprobs": _OFF,
-    "top_logprobs": (None, 0),
+    "best_of": (None, 1),
     "tools": _EMPTY,
     "tool_choice": (None, "none", "auto"),
     "functions": _EMPTY,
@@ -100,6 +88,14 @@ EMBEDDING: Mapping[str, tuple[Any, ...]] = {
     "embed_dtype": (None, "float32"),
     "messages": _NONE,
     "prompt": _NONE,
+}
+
+STRUCTURED: Mapping[str, tuple[Any, ...]] = {
+    "structural_tag": _NONE,
+    "whitespace_pattern": _NONE,
+    "disable_fallback": _OFF,
+    "disable_any_whitespace": _OFF,
+    "disable_additional_properties": _OFF,
 }
 
 STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {

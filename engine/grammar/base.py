@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -33,13 +33,16 @@ class GrammarSpec:
         kind: the language that ``text`` is in.
         text: a JSON schema as JSON text without blanks, its keys in the order given; ``{}`` for
             ``json_object``; a JSON list of strings for ``choice``; else the source.
+        param: the field that an error of the compiler names.
 
     Raises:
-        RequestError: an unknown kind, a text that is none, or one over 256 KiB.
+        RequestError: an unknown kind, a text that is none or over 256 KiB, or no JSON where it
+            must be.
     """
 
     kind: GrammarKind
     text: str
+    param: str = field(default="grammar", compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -49,6 +52,10 @@ class GrammarSpec:
                 param="grammar",
             )
         _check_source(self.text, "grammar")
+        if self.kind == "json_schema":
+            object.__setattr__(self, "text", _compact(_schema(self.text, "grammar")))
+        if self.kind == "choice":
+            object.__setattr__(self, "text", _compact(_choices(_list(self.text), "grammar")))
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str, *, param: str = "grammar") -> GrammarSpec:
@@ -63,17 +70,12 @@ class GrammarSpec:
                 64 levels, or over 256 KiB.
         """
         text = schema if isinstance(schema, str) else _dumped(schema, param)
-        _check_source(text, param)
-        try:
-            parsed = parse_object(text.encode(), param, max_bytes=MAX_SOURCE_BYTES)
-        except CheckpointError as error:
-            raise RequestError(error.message, param=param) from error
-        return cls("json_schema", _compact(parsed))
+        return cls("json_schema", _compact(_schema(text, param)), param)
 
     @classmethod
-    def json_object(cls) -> GrammarSpec:
-        """The texts that are a JSON object, whatever is in it."""
-        return cls("json_object", "{}")
+    def json_object(cls, *, param: str = "grammar") -> GrammarSpec:
+        """The texts that are a JSON object, whatever is in it; ``param`` as for the others."""
+        return cls("json_object", "{}", param)
 
     @classmethod
     def regex(cls, pattern: str, *, param: str = "grammar") -> GrammarSpec:
@@ -87,7 +89,7 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("regex", _source(pattern, param))
+        return cls("regex", _source(pattern, param), param)
 
     @classmethod
     def choice(cls, choices: Sequence[str], *, param: str = "grammar") -> GrammarSpec:
@@ -100,20 +102,9 @@ class GrammarSpec:
         Raises:
             RequestError: anything but a list of such texts, or over 256 KiB of them.
         """
-        if not isinstance(choices, (list, tuple)) or not choices:
-            raise RequestError(
-                f"{param} is {choices!r:.60}; expected a list of at least one text", param=param
-            )
-        for index, text in enumerate(choices):
-            if not isinstance(text, str) or not text:
-                raise RequestError(
-                    f"{param}[{index}] is {text!r:.60}; expected a text that is not empty",
-                    param=param,
-                )
-            _check_source(text, f"{param}[{index}]", param)
-        text = _compact(list(choices))
+        text = _compact(_choices(choices, param))
         _check_source(text, param)
-        return cls("choice", text)
+        return cls("choice", text, param)
 
     @classmethod
     def lark(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
@@ -126,7 +117,16 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("lark", _source(source, param))
+        return cls("lark", _source(source, param), param)
+
+    @classmethod
+    def either(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
+        """The texts of a grammar in GBNF or Lark, whichever it is.
+
+        Only GBNF defines its rules with ``::=``. Arguments and errors as for both.
+        """
+        known = isinstance(source, str) and "::=" in source
+        return cls.gbnf(source, param=param) if known else cls.lark(source, param=param)
 
     @classmethod
     def gbnf(cls, source: str, *, param: str = "grammar") -> GrammarSpec:
@@ -139,7 +139,7 @@ class GrammarSpec:
         Raises:
             RequestError: no text, an empty one, or one over 256 KiB.
         """
-        return cls("gbnf", _source(source, param))
+        return cls("gbnf", _source(source, param), param)
 
 
 class GrammarState(Protocol):
@@ -230,6 +230,36 @@ def _check_source(text: object, where: str, param: str | None = None) -> None:
             f"{where} has {size} bytes or more; at most {MAX_SOURCE_BYTES} are allowed",
             param=param,
         )
+
+
+def _schema(text: str, param: str) -> dict[str, Any]:
+    _check_source(text, param)
+    try:
+        return parse_object(text.encode(), param, max_bytes=MAX_SOURCE_BYTES)
+    except CheckpointError as error:
+        raise RequestError(error.message, param=param) from error
+
+
+def _choices(choices: object, param: str) -> list[str]:
+    if not isinstance(choices, (list, tuple)) or not choices:
+        raise RequestError(
+            f"{param} is {choices!r:.60}; expected a list of at least one text", param=param
+        )
+    for index, text in enumerate(choices):
+        if not isinstance(text, str) or not text:
+            raise RequestError(
+                f"{param}[{index}] is {text!r:.60}; expected a text that is not empty",
+                param=param,
+            )
+        _check_source(text, f"{param}[{index}]", param)
+    return list(choices)
+
+
+def _list(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _dumped(schema: object, param: str) -> str:

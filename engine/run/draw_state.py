@@ -6,10 +6,13 @@ scheduler did in between, it takes in the tokens that it has not seen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +23,9 @@ from ..text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ..grammar.base import Grammar, GrammarState
+
+# Sets of ``dry_sequence_breakers`` whose tokens are remembered.
+_BREAKER_SETS = 8
 
 
 @dataclass(slots=True)
@@ -45,6 +51,10 @@ class DrawState:
     mu: float = 0.0
     surprise: float | None = None
     followed: int = 0
+
+    def again(self, grammar: Grammar | None) -> DrawState:
+        """The state of another text with the same parameters, where neither has begun."""
+        return replace(self, grammar=None if grammar is None else grammar.start())
 
     def follow(self, tokens: Sequence[int], params: SamplingParams) -> None:
         """Take in the next tokens of the answer. Raises GrammarError."""
@@ -77,6 +87,7 @@ class DrawStates:
             RequestError: a token id that the vocabulary lacks, or a word without tokens.
         """
         self._check("logit_bias", params.logit_bias)
+        self._check("stop_token_ids", params.stop_token_ids)
         return DrawState(
             forbidden=self._forbidden(params.allowed_token_ids),
             bad_words=tuple(ids for word in params.bad_words for ids in self._spellings(word)),
@@ -103,11 +114,16 @@ class DrawStates:
         return forbidden
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
-        """The tokens of a word at the beginning of a text and after a space."""
-        spelt = {
-            tuple(self._tokenizer.encode(text, add_bos=False, parse_special=False))
-            for text in (word, " " + word.lstrip())
-        } - {()}
+        """The tokens of a word at the beginning of a text, after a space and inside a text."""
+
+        def spell(text: str) -> tuple[int, ...]:
+            return tuple(self._tokenizer.encode(text, add_bos=False, parse_special=False))
+
+        spelt = {spell(word), spell(" " + word.lstrip())} - {()}
+        # Sentencepiece puts a space in front of a text: without one a word stands only inside it.
+        before, inside = spell("\n"), spell("\n" + word)
+        if inside[: len(before)] == before and len(inside) > len(before):
+            spelt.add(inside[len(before) :])
         if not spelt:
             raise RequestError(
                 f"bad_words holds {word!r:.60}, which has no token", param="bad_words"
@@ -115,17 +131,28 @@ class DrawStates:
         return spelt
 
     def _breaking(self, params: SamplingParams) -> frozenset[int]:
-        """Tokens whose text holds a breaker."""
+        """Special tokens, and those whose text holds a breaker."""
         breakers = tuple(params.dry_sequence_breakers)
+        if not breakers:
+            return frozenset(self._tokenizer.special_ids)
         if breakers not in self._breakers:
-            wanted = [text.encode() for text in breakers]
-            special = self._tokenizer.special_ids
-            self._breakers[breakers] = frozenset(
-                token
-                for token in range(self._valid)
-                if token in special
-                or any(text in self._tokenizer.token_bytes(token) for text in wanted)
+            text, starts = self._vocabulary
+            pattern = re.compile(
+                b"|".join(re.escape(word.encode("utf-8", "surrogatepass")) for word in breakers)
             )
-            while len(self._breakers) > 8:
+            found = [match.start() for match in pattern.finditer(text)]
+            tokens = np.searchsorted(starts, found, side="right") - 1
+            self._breakers[breakers] = frozenset(tokens.tolist()) | self._tokenizer.special_ids
+            while len(self._breakers) > _BREAKER_SETS:
                 del self._breakers[next(iter(self._breakers))]
         return self._breakers[breakers]
+
+    @cached_property
+    def _vocabulary(self) -> tuple[bytes, np.ndarray]:
+        """All tokens' bytes in one text, and where each begins: one search finds them all.
+
+        Between them is a byte that no UTF-8 has, so that nothing is found across two tokens.
+        """
+        pieces = [self._tokenizer.token_bytes(token) for token in range(self._valid)]
+        lengths = np.array([len(piece) + 1 for piece in pieces])
+        return b"\xff".join(pieces), np.cumsum(lengths) - lengths

@@ -24,7 +24,7 @@ NO_TOKEN = -1
 
 
 def top_n_sigma(scores_V: Tensor, row: RowSampling) -> Tensor:
-    """Keep scores within n standard deviations of the best. Source: Tang et al. (2024)."""
+    """Scores [V]: keep those within n standard deviations of the best (Tang et al., 2024)."""
     n = row.params.top_n_sigma
     if n <= 0:
         return scores_V
@@ -33,12 +33,12 @@ def top_n_sigma(scores_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def top_k(scores_V: Tensor, row: RowSampling) -> Tensor:
-    """Keep the k best scores."""
+    """Scores [V]: keep the k best scores."""
     return _keep(scores_V, ref.keep_mask(scores_V, row.params.top_k, 1.0, 0.0))
 
 
 def typical(scores_V: Tensor, row: RowSampling) -> Tensor:
-    """Keep the tokens whose surprise is nearest to the entropy. Source: Meister et al. (2022)."""
+    """Scores [V]: keep tokens whose surprise is nearest to the entropy (Meister et al., 2022)."""
     mass = row.params.typical_p
     if mass >= 1.0:
         return scores_V
@@ -54,17 +54,17 @@ def typical(scores_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def top_p(scores_V: Tensor, row: RowSampling) -> Tensor:
-    """Keep the best scores up to a probability mass. Source: Holtzman et al. (2019)."""
+    """Scores [V]: keep the best scores up to a probability mass. Source: Holtzman et al. (2019)."""
     return _keep(scores_V, ref.keep_mask(scores_V, 0, row.params.top_p, 0.0))
 
 
 def min_p(scores_V: Tensor, row: RowSampling) -> Tensor:
-    """Drop tokens below a share of the best one's probability."""
+    """Scores [V]: drop tokens below a share of the best one's probability."""
     return _keep(scores_V, ref.keep_mask(scores_V, 0, 1.0, row.params.min_p))
 
 
 def xtc(scores_V: Tensor, row: RowSampling) -> Tensor:
-    """By chance, drop the tokens above a probability but the least likely of them.
+    """Scores [V]: by chance, drop the tokens above a probability but the least likely of them.
 
     Source: "Exclude Top Choices" (p-e-w, 2024, text-generation-webui pull request 6335).
     """
@@ -74,7 +74,7 @@ def xtc(scores_V: Tensor, row: RowSampling) -> Tensor:
     seed, position, none = (torch.tensor(x) for x in (row.seed, row.position, NO_TOKEN))
     if float(ref.counter_uniform(seed, position, none)) >= p.xtc_probability:
         return scores_V
-    above_V = scores_V.double().softmax(-1) >= p.xtc_threshold
+    above_V = (scores_V.double().softmax(-1) >= p.xtc_threshold) & (scores_V > -torch.inf)
     if int(above_V.sum()) < 2:
         return scores_V
     least = scores_V[above_V].min()
@@ -102,7 +102,7 @@ def filtered(scores_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def mirostat(scores_V: Tensor, row: RowSampling) -> Tensor:
-    """Keep tokens whose surprise is at most ``mu``, or the likeliest one.
+    """Scores [V]: keep tokens whose surprise is at most ``mu``, or the likeliest one.
 
     Source: mirostat 2.0 (Basu et al., 2020, algorithm 2).
     """
@@ -111,7 +111,7 @@ def mirostat(scores_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def surprise(scores_V: Tensor, token: int) -> float:
-    """Surprise in bits of a token among those that were kept."""
+    """Surprise in bits of a token among those whose scores [V] were kept."""
     return float(-scores_V.double().log_softmax(-1)[token] / math.log(2.0))
 
 

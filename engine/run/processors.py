@@ -5,6 +5,7 @@ All take float32 logits [V] and give new ones; a logit of -inf stays so, whateve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ LONGEST_REPETITION = 512
 
 
 def bias(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits plus ``logit_bias``."""
+    """Logits [V] plus ``logit_bias``."""
     given = row.params.logit_bias
     if not given:
         return logits_V
@@ -35,7 +36,7 @@ def bias(logits_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def penalties(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits after repetition, presence and frequency penalties; see ``ref.penalize``."""
+    """Logits [V] after repetition, presence and frequency penalties; see ``ref.penalize``."""
     if not row.penalized:
         return logits_V
     p, size = row.params, logits_V.shape[0]
@@ -54,21 +55,23 @@ def penalties(logits_V: Tensor, row: RowSampling) -> Tensor:
 
 
 def dry(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits less what a token costs that would go on with a repetition.
+    """Logits [V] less what a token costs that would go on with a repetition.
 
     When the last n tokens stood earlier in the text, followed by token t, and n is the largest
     such number for t, t loses ``multiplier * base ** (n - allowed_length)`` if n is at least
-    ``allowed_length``. Source: "Don't Repeat Yourself" sampling (p-e-w, 2024, text-generation-webui
-    pull request 5677).
+    ``allowed_length`` and t is no breaker. Source: "Don't Repeat Yourself" sampling (p-e-w, 2024,
+    text-generation-webui pull request 5677).
     """
     p = row.params
     if not p.dry_multiplier or not p.dry_penalty_last_n:
         return logits_V
     begin = 0 if p.dry_penalty_last_n < 0 else max(0, row.position - p.dry_penalty_last_n)
-    lengths = _repetitions(row.tokens[begin : row.position].tolist(), row.draw.breakers)
+    breakers = row.draw.breakers
+    lengths = _repetitions(row.tokens[begin : row.position].tolist(), breakers)
     out = logits_V.clone()
     for token, length in lengths.items():
-        if length >= p.dry_allowed_length and token < out.shape[0]:
+        costs = length >= p.dry_allowed_length and token not in breakers
+        if costs and token < out.shape[0]:
             growth = p.dry_base ** min(length - p.dry_allowed_length, LONGEST_REPETITION)
             out[token] -= min(p.dry_multiplier * growth, MOST_PENALTY)
     return out
@@ -100,11 +103,12 @@ def _repetitions(text: list[int], breakers: frozenset[int]) -> dict[int, int]:
 
 
 def custom(logits_V: Tensor, row: RowSampling) -> Tensor:
-    """Logits after the caller's own ``processors``.
+    """Logits [V] after the caller's own ``processors``.
 
     Raises:
-        RequestError: one gives anything but float logits [V].
+        RequestError: one gives anything but float logits [V], or NaN or infinity.
     """
+    sane = bool(logits_V.max().isfinite())
     for number, process in enumerate(row.params.processors):
         out = process(row.tokens.tolist(), logits_V.clone())
         good = isinstance(out, Tensor) and out.shape == logits_V.shape and out.is_floating_point()
@@ -114,7 +118,13 @@ def custom(logits_V: Tensor, row: RowSampling) -> Tensor:
                 f"processors[{number}] gave {found}; expected float logits {tuple(logits_V.shape)}",
                 param="processors",
             )
-        logits_V = out.to(torch.float32)
+        logits_V = out.detach().to(torch.float32)
+        best = float(logits_V.max())
+        if sane and (math.isnan(best) or best == math.inf):
+            raise RequestError(
+                f"processors[{number}] gave a logit of {best}; expected finite ones or -inf",
+                param="processors",
+            )
     return logits_V
 
 

@@ -7,6 +7,7 @@ preemption the chunks come again; what was seen is not read twice.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,7 +24,7 @@ PROMPT_ONLY = SamplingParams(temperature=0.0, max_tokens=0)
 """Parameters of a request whose prompt is read, and that has no answer."""
 
 
-class _Reader:
+class _Reader(ABC):
     """Positions read so far, and what is new of a chunk."""
 
     hidden = False
@@ -40,8 +41,9 @@ class _Reader:
             self._take(new_TC.to("cpu", torch.float32))
             self.seen += len(new_TC)
 
+    @abstractmethod
     def _take(self, rows_TC: Tensor) -> None:
-        raise NotImplementedError
+        """Take in the rows of positions that were not seen before."""
 
 
 class LogitsReader(_Reader):

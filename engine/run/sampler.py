@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from halfbyte.errors import GrammarError
+from halfbyte.errors import GrammarError, described
 
 from ..backends.base import Drawer
 from ..request import Sampled
@@ -30,7 +30,7 @@ BROKEN = "the model's logits are not finite numbers: nothing can be drawn from t
 """Why a row has no token: NaN, or nothing above -inf, or an infinite largest logit."""
 
 NOTHING_LEFT = (
-    "no token may be drawn here: the grammar, allowed_token_ids, bad_words, logit_bias and the "
+    "no token may be drawn here: the grammar, allowed_token_ids, bad_words, processors and the "
     "model's own suppressed tokens leave none"
 )
 """Why a row has no token although its logits are good."""
@@ -100,7 +100,10 @@ class Sampler:
             if i in errors or isinstance(item, str):
                 out.append(errors.get(i) or str(item))
             elif item[0] == -1:
-                out.append(NOTHING_LEFT if i in masks and masks[i].emptied else BROKEN)
+                emptied = i in masks and masks[i].emptied
+                # Of a shaped row: what its processors left.
+                emptied |= item[1] is not None and bool((item[1] == -torch.inf).all())
+                out.append(NOTHING_LEFT if emptied else BROKEN)
             else:
                 out.append(_with_forced(row, rated(item[0], raw.get(i, item[1]), row)))
         return out
@@ -110,13 +113,13 @@ class Sampler:
         try:
             return [*self._draw(logits, rows)]
         except Exception as error:
-            log.warning("a draw failed, rows are drawn one by one: %r", error)
+            log.warning("a draw failed, rows are drawn one by one: %s", described(error))
         drawn: list[_Drawn | str] = []
         for i, row in enumerate(rows):
             try:
                 drawn += self._draw(logits[i : i + 1], [row])
             except Exception as error:
-                drawn.append(f"{type(error).__name__}: {error}")
+                drawn.append(described(error))
         if all(isinstance(token, str) for token in drawn):
             # A row's fault, or the device's? The plainest op of all tells.
             self.drawer.argmax(logits[:1])

@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from halfbyte.errors import EngineDeadError, RequestError
+from halfbyte.errors import EngineDeadError, RequestError, described
 
 from ..config import EngineConfig
 from ..grammar.base import Grammar
 from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
-from ..params import INT63, SamplingParams
+from ..param_table import INT63
+from ..params import SamplingParams
 from ..request import FinishReason, PromptReader, Request, TokenEvent
 from ..schedule.block_pool import BlockPool
 from ..schedule.plan import NO_PLAN, StepPlan, StepResult
@@ -129,12 +130,13 @@ class StepLoop:
             raise RequestError(f"request id {name!r} is in use", param="request_id")
         if not self._unused(name):
             self._settle()  # its last delta is out, but its last step is not committed
-        draws = [self._draws.make(params, grammar) for _ in range(params.choices)]
+        draw = self._draws.make(params, grammar)
+        draws = [draw, *(draw.again(grammar) for _ in range(params.choices - 1))]
         requests = [
             Request(
                 id=f"{name}\0{index}" if index else name,
                 prompt=ids,
-                params=replace(resolved, seed=_moved(seed, index)) if index else resolved,
+                params=resolved.reseeded(_moved(seed, index)) if index else resolved,
                 priority=priority,
                 cache_salt=cache_salt,
                 draw=draw,
@@ -216,7 +218,7 @@ class StepLoop:
                 self._in_flight = None
             result = self.runner.sample(forward) if forward is not None else StepResult()
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = described(error)
             failed = self.scheduler.abort(plan, reason)
             self._put(events + failed)
             if not isinstance(error, Exception):
@@ -254,7 +256,7 @@ class StepLoop:
             except Exception as error:
                 # Its text cannot be made: its own failure, so the other requests go on.
                 log.exception("the text of request %s failed", event.request_id)
-                text = f"{type(error).__name__}: {error}"
+                text = described(error)
                 self.scheduler.end(event.request_id, FinishReason.ERROR, report=False)
                 event = TokenEvent(event.request_id, (), FinishReason.ERROR, text)
                 delta = self._output.process(event)

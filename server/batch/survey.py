@@ -19,7 +19,7 @@ _TOLD_EVERY = 1000
 
 
 class DoubledNames:
-    """Lines whose ``custom_id`` an earlier line has, found with 24 bytes of memory a line.
+    """Lines whose ``custom_id`` an earlier line has, found with 16 bytes of memory a line.
 
     Names are compared by 64 bits of their BLAKE2b hash: that two of ten million different ones are
     taken for one has a probability of 3 in a million.
@@ -27,29 +27,27 @@ class DoubledNames:
 
     def __init__(self) -> None:
         self._hashes = array("Q")
-        self._lines = array("q")
         self._later = self._first = np.empty(0, np.int64)
 
-    def add(self, index: int, name: str) -> None:
-        """Note the name of a line; lines come in order."""
-        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self._hashes.append(int.from_bytes(digest, "little"))
-        self._lines.append(index)
+    def add(self, name: str | None) -> None:
+        """Note the name of the next line, None for one without."""
+        # No name is a number after a byte that is not in UTF-8.
+        own = b"\xff%d" % len(self._hashes)
+        data = own if name is None else name.encode("utf-8", "surrogatepass")
+        self._hashes.append(int.from_bytes(blake2b(data, digest_size=8).digest(), "little"))
 
     def find(self) -> None:
         """Compare all names, once all are there."""
         hashes = np.frombuffer(self._hashes, np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        is_later = np.zeros(len(order), bool)
-        is_later[1:] = hashes[order[1:]] == hashes[order[:-1]]
-        # Place in the order of the first line with the same name.
-        first = np.maximum.accumulate(np.where(is_later, 0, np.arange(len(order))))
-        lines = np.frombuffer(self._lines, np.int64)
-        later = lines[order[is_later]]
-        by_line = np.argsort(later)
-        self._later = later[by_line]
-        self._first = lines[order[first[is_later]]][by_line]
-        self._hashes, self._lines = array("Q"), array("q")
+        in_order = np.sort(hashes)
+        doubled = in_order[1:][in_order[1:] == in_order[:-1]]
+        del in_order
+        if len(doubled):
+            lines = np.flatnonzero(np.isin(hashes, doubled))
+            _, first, which = np.unique(hashes[lines], return_index=True, return_inverse=True)
+            is_later = first[which] != np.arange(len(lines))
+            self._later, self._first = lines[is_later], lines[first[which]][is_later]
+        self._hashes = array("Q")
 
     def first(self, index: int) -> int | None:
         """The number of the first line with the name of this one; None when that is this one."""
@@ -94,8 +92,7 @@ def survey(
         record.check(line)
         if line.index < record.done:
             start = line.end
-        if (name := custom_id_of(line.data)) is not None:
-            doubled.add(line.index, name)
+        doubled.add(custom_id_of(line.data))
         total = line.index + 1
         if total % _TOLD_EVERY == 0:
             progress(line.end, size)

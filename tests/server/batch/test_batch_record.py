@@ -1,4 +1,4 @@
-"""The record of a batch: a kill between any two bytes that reach the disk loses and doubles none."""
+"""The record of a batch: a kill between any two bytes on their way to the disk loses nothing."""
 
 from __future__ import annotations
 

@@ -158,9 +158,12 @@ def test_a_stop_gives_up_what_runs_and_the_next_run_goes_on(files):
     for _ in range(200):
         engine = FakeEngine(max_batch=4)
         stop_at = answered + random.randint(1, 12)
-        run = run_batch(
-            source, out, engine, lambda run: run.stop() if run.record.answered >= stop_at else None
-        )
+
+        def watch(run: BatchRun, stop_at: int = stop_at) -> None:
+            if run.record.answered >= stop_at:
+                run.stop()
+
+        run = run_batch(source, out, engine, watch)
         assert run.record.answered >= answered and engine.closed
         answered, runs = run.record.answered, runs + 1
         if answered == count:
