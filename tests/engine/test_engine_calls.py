@@ -44,7 +44,9 @@ def test_keyword_types_are_those_of_the_dataclass(typed: Any, meant: Any) -> Non
     # What is imported for checkers alone.
     names = {"GrammarSpec": GrammarSpec, "Processor": Callable[..., Any]}
     want = typing.get_type_hints(meant, localns=names)
-    assert typing.get_type_hints(typed, localns=names) == {f.name: want[f.name] for f in fields(meant)}
+    assert typing.get_type_hints(typed, localns=names) == {
+        f.name: want[f.name] for f in fields(meant)
+    }
     assert not typed.__required_keys__
 
 

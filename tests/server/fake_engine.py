@@ -22,6 +22,7 @@ from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
+    PromptReader,
     Timings,
     Usage,
 )
@@ -183,6 +184,9 @@ class FakeEngine:
         self._seen: list[tuple[str, list[int]]] = []
         self.priorities: list[int] = []
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Grammars are not followed here."""
+
     def submit(
         self,
         prompt: str | list[int],
@@ -191,7 +195,9 @@ class FakeEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> str:
+        assert reader is None, "nothing is computed here"
         self.threads.add(threading.get_ident())
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if not ids:
