@@ -302,7 +302,14 @@ class FakeEngine:
             request.seed,
             stopped,
         )
-        return Delta(request.name, text, tokens, completion)
+        return Delta(
+            request.name,
+            text,
+            tokens,
+            completion,
+            finish=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+        )
 
     def count(self, **counts: int) -> None:
         """Set counters."""

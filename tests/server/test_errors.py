@@ -41,7 +41,7 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
         ("/v1/completions", {"prompt": [9999]}, 400, "invalid_value", "prompt"),
         ("/v1/completions", {"prompt": "a", "top_p": 2}, 400, "invalid_value", "top_p"),
         ("/v1/completions", {"prompt": "a", "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
-        ("/v1/completions", {"prompt": "a", "n": 2}, 400, "unsupported_value", "n"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "unsupported_value", "suffix"),
         ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "model_not_found", "model"),
         ("/v1/completions", {"prompt": "a", "model": ""}, 404, "model_not_found", "model"),
         ("/v1/chat/completions", {"messages": SAY, "model": ""}, 404, "model_not_found", "model"),

@@ -208,18 +208,8 @@ def test_random_bytes_never_raise_anything_else() -> None:
 
 
 NOT_HONOURED: list[tuple[str, Any]] = [
-    ("n", 2),
-    ("n", True),
-    ("n", 10**400),
     ("best_of", 3),
-    ("logprobs", True),
-    ("top_logprobs", 3),
     ("prompt_logprobs", 0),
-    ("response_format", {"type": "json_object"}),
-    ("response_format", {"type": "json_schema", "json_schema": {}}),
-    ("structured_outputs", {"regex": "a"}),
-    ("guided_json", {}),
-    ("guided_choice", ["a"]),
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
     ("tool_choice", {"type": "function", "function": {"name": "f"}}),
@@ -243,10 +233,61 @@ def test_known_fields_are_not_ignored(name: str, value: Any) -> None:
     assert len(str(error)) < 300
 
 
-@pytest.mark.parametrize(("name", "value"), [("suffix", "x"), ("echo", True), ("logprobs", 0)])
+@pytest.mark.parametrize(("name", "value"), [("suffix", "x"), ("max_completion_tokens", 3)])
 def test_known_completion_fields_are_not_ignored(name: str, value: Any) -> None:
     body = json.dumps({"prompt": "a", name: value}).encode()
     assert refused(CompletionRequest, body).param == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", True),
+        ("n", 129),
+        ("n", 10**400),
+        ("logprobs", 1),
+        ("top_logprobs", 21),
+        ("top_logprobs", 3),  # without logprobs
+        ("response_format", "json"),
+    ],
+)
+def test_answers_and_their_form_are_bounded(name: str, value: Any) -> None:
+    error = refused(ChatCompletionRequest, json.dumps({"messages": SAY, name: value}).encode())
+    assert error.param == name and name in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"echo": True, "logprobs": 1, "stream": True}, "echo"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"best_of": 0}, "best_of"),
+    ],
+)
+def test_what_a_stream_cannot_know_is_refused(fields: dict[str, Any], param: str) -> None:
+    error = refused(CompletionRequest, json.dumps({"prompt": "a", **fields}).encode())
+    assert error.param == param
+
+
+def test_best_of_must_hold_the_answers_wanted() -> None:
+    request = completion(n=3, best_of=2)
+    with pytest.raises(RequestError, match="best_of is 2, less than n, which is 3"):
+        request.sampling(5)
+
+
+def test_answers_and_log_probabilities_reach_the_parameters() -> None:
+    params = completion(n=2, best_of=4, logprobs=3, echo=True).sampling(5)
+    assert (params.n, params.best_of, params.logprobs, params.prompt_logprobs) == (2, 4, 3, 3)
+    assert completion(echo=True).sampling(5).prompt_logprobs is None
+    assert completion(prompt_logprobs=0).sampling(5).prompt_logprobs == 0
+    assert chat(logprobs=True, top_logprobs=7).sampling(5).logprobs == 7
+    assert chat(logprobs=True).sampling(5).logprobs == 0
+    assert chat(logprobs=False).sampling(5).logprobs is None
+    assert chat(n=5).sampling(5).n == 5
 
 
 def test_harmless_values_and_unknown_fields_pass() -> None:
