@@ -12,7 +12,12 @@ import pytest
 from fake_engine import FakeEngine
 from server_support import Site
 
-from halfbyte.errors import EngineDeadError, GrammarProcessError, TemplateProcessError, TokenizerError
+from halfbyte.errors import (
+    EngineDeadError,
+    GrammarProcessError,
+    TemplateProcessError,
+    TokenizerError,
+)
 from halfbyte.server.admission import QueueLimits
 from halfbyte.server.bodies import BodyLimits
 from halfbyte.server.errors import as_api_error
