@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from simulated_kv import END, Failure, Simulation, alone, next_token, random_request, random_run
+from random_schedules import random_choices, random_run
+from simulated_kv import END, Failure, Simulation, alone, next_token
 
 import halfbyte.engine.schedule.block_pool as block_pool_module
 from halfbyte.engine.params import SamplingParams
@@ -88,7 +89,8 @@ class Schedules(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 1 << 32))
     def add(self, seed: int) -> None:
         name = f"r{len(self.sim.requests)}"
-        self.sim.add(random_request(random.Random(seed), name, self.sim.config.max_context))
+        for one in random_choices(random.Random(seed), name, self.sim.config.max_context):
+            self.sim.add(one)
 
     @rule(fail=st.sampled_from([None, None, None, "early", "late"]))
     def step(self, fail: Failure) -> None:
