@@ -12,7 +12,12 @@ import pytest
 from fake_engine import FakeEngine
 from server_support import Site
 
-from halfbyte.errors import EngineDeadError, TemplateProcessError, TokenizerError
+from halfbyte.errors import (
+    EngineDeadError,
+    GrammarProcessError,
+    TemplateProcessError,
+    TokenizerError,
+)
 from halfbyte.server.admission import QueueLimits
 from halfbyte.server.bodies import BodyLimits
 from halfbyte.server.errors import as_api_error
@@ -324,7 +329,9 @@ async def test_silent_stream_is_kept_alive(
     assert "".join(json.loads(c[6:])["choices"][0]["text"] for c in chunks) == "echo: a"
 
 
-def test_a_template_process_that_ended_is_a_503() -> None:
+def test_a_jailed_process_that_ended_is_a_503() -> None:
     error = as_api_error(TemplateProcessError("the process ended", hint="try again"))
     assert (error.status, error.code) == (503, "template_process_ended")
+    error = as_api_error(GrammarProcessError("the process ended", hint="try again"))
+    assert (error.status, error.code) == (503, "grammar_process_ended")
     assert error.headers()["Retry-After"] == "1" and "try again" in error.message
