@@ -97,7 +97,9 @@ class Scheduler:
         """
         assert request.id not in self._states and request.prompt
         assert len(request.prompt) + (request.params.max_tokens != 0) <= self.config.max_context
-        state = RequestState(request, self._arrivals, list(request.prompt))
+        first = self._states.get(request.first or "")
+        group = self._arrivals if first is None else first.group
+        state = RequestState(request, self._arrivals, group, list(request.prompt))
         self._arrivals += 1
         self._states[request.id] = state
         if request.first is not None and self._computes(request.first):

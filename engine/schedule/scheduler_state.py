@@ -35,6 +35,7 @@ class RequestState:
     Attributes:
         request: what was asked for.
         arrival: its number in the order of submission.
+        group: the number of the request whose prompt it shares, or its own.
         tokens: the text so far, prompt and answer.
         row: the row of the batch that it holds, or -1.
         computed: positions whose computation has been launched.
@@ -51,6 +52,7 @@ class RequestState:
 
     request: Request
     arrival: int
+    group: int
     tokens: list[int]
     row: int = -1
     computed: int = 0
@@ -83,14 +85,11 @@ class RequestState:
     def extra_key(self, shared: bool) -> bytes:
         """What separates its prefix-cache entries from those of other tenants.
 
-        Where requests do not share prefixes (``shared`` False), the choices for one prompt do.
+        Where requests do not share prefixes (``shared`` False), the choices for one prompt do;
+        an id may come again, with another prompt.
         """
         key = self.request.cache_salt.encode("utf-8", "surrogatepass")
-        if shared:
-            return key
-        return (
-            key + b"\0" + (self.request.first or self.request.id).encode("utf-8", "surrogatepass")
-        )
+        return key if shared else b"%b\0%d" % (key, self.group)
 
     @property
     def urgency(self) -> tuple[int, int]:

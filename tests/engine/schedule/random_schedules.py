@@ -3,13 +3,59 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from simulated_kv import Forcing, Shown, Simulation
 
 from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.request import Request
 from halfbyte.engine.schedule.scheduler_state import SchedulerConfig
+
+
+@dataclass(slots=True)
+class Totals:
+    """What random schedules met.
+
+    Attributes:
+        steps: steps in all.
+        preemptions: requests that were put back.
+        forced: tokens that came with a drawn one.
+        nothing_drawn: rows whose step gave no token, because it was known.
+        waited: requests that waited for the prompt of another.
+        read_again: readers that were shown positions twice.
+    """
+
+    steps: int = 0
+    preemptions: int = 0
+    forced: int = 0
+    nothing_drawn: int = 0
+    waited: int = 0
+    read_again: int = 0
+
+    def add(self, sim: Simulation) -> None:
+        self.steps += len(sim.plans)
+        self.preemptions += sim.scheduler.preemptions
+        self.forced += sim.forced
+        self.nothing_drawn += sim.nothing_drawn
+        self.waited += sum(request.first is not None for request in sim.requests.values())
+        for request in sim.requests.values():
+            reader = request.reader
+            if isinstance(reader, Shown):
+                self.read_again += reader.shown > reader.length - reader.begin
+
+
+def random_runs(count: int) -> Totals:
+    """``count`` random schedules; the seed of one that fails is printed."""
+    seed = random.randrange(1 << 40)
+    print("seed", seed)
+    totals = Totals()
+    for index in range(count):
+        try:
+            totals.add(random_run(seed + index))
+        except Exception:
+            print("schedule of seed", seed + index)
+            raise
+    return totals
 
 
 def random_request(rng: random.Random, name: str, max_context: int) -> Request:
@@ -39,7 +85,7 @@ def random_request(rng: random.Random, name: str, max_context: int) -> Request:
         priority=rng.choice([0, 0, 1, -1]),
         cache_salt=rng.choice(["", "", "a"]),
         draw=rng.choice([None, None, Forcing(1), Forcing(3)]),
-        reader=reader,  # type: ignore[arg-type]
+        reader=reader,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import halfbyte.engine.schedule.scheduler as scheduler_module
 from halfbyte.engine.request import FinishReason, Request, Sampled, TokenEvent
@@ -105,8 +105,11 @@ class Shown:
     seen: int = -1
     shown: int = 0
 
-    def read(self, start: int, count: int) -> None:
-        """Positions from ``start`` on; stands for ``PromptReader.read``."""
+    def read(self, start: int, rows_TC: Any) -> None:
+        raise AssertionError("nothing is computed here")
+
+    def show(self, start: int, count: int) -> None:
+        """What ``read`` would be called with: ``count`` positions from ``start``."""
         self.seen = max(self.seen, self.begin)
         assert self.begin <= start <= self.seen, f"position {start} is shown after {self.seen}"
         assert start + count <= self.length, "more than the prompt is shown"
@@ -325,7 +328,7 @@ class Simulation:
                 self.memory[row.blocks[p // size], p % size] = row.chain[p]
             request = self.requests[item.request_id]
             if item.reads and isinstance(request.reader, Shown):
-                request.reader.read(item.start, item.count)
+                request.reader.show(item.start, item.count)
             if not item.needs_sample:
                 continue
             new: list[int] = []
