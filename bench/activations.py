@@ -35,10 +35,10 @@ from ..engine.backends import make_backend
 from ..engine.backends.base import Backend
 from ..engine.backends.reference import ReferenceLinear, ReferenceOps
 from ..engine.config import EngineConfig
-from ..engine.engine import LOGITS_CHUNK
-from ..engine.models.decoder import Decoder
+from ..engine.models.decoder import Decoder, block_states
 from ..engine.models.rope import Rotaries
-from ..engine.run.scoring import prompt_logits
+from ..engine.run.kv_cache import KVCache
+from ..engine.run.rows import Rows
 from ..engine.text.tokenizer import Tokenizer
 from ..kernels.formats.canonical import Weight
 from ..kernels.formats.weight_format import InputRule
@@ -198,6 +198,10 @@ class KeptLinear(ReferenceLinear):
         return self.kept[key]
 
 
+# Tokens whose logits, over the whole vocabulary, are in memory at once.
+_CHUNK = 256
+
+
 class Model:
     """A network that gives logits.
 
@@ -212,8 +216,28 @@ class Model:
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Float32 logits [T, V] at every position."""
-        pieces = prompt_logits(self._network, self._rotary, tokens, _BLOCK, LOGITS_CHUNK)
+        pieces = _prompt_logits(self._network, self._rotary, tokens, _BLOCK, _CHUNK)
         return torch.cat(list(pieces))
+
+
+def _prompt_logits(
+    model: Decoder, rotary: Rotaries, token_ids: Sequence[int], block_size: int, chunk: int
+) -> Iterator[Tensor]:
+    """Float32 logits [T, V] at every position, on a KV cache of its own, in pieces [<= T, V].
+
+    ``chunk`` tokens are computed at a time, as in serving; the last piece may be shorter.
+    """
+    total, backend = len(token_ids), model.backend
+    blocks = -(-total // block_size)
+    kv = KVCache(block_states(model.config), blocks, block_size, backend.kv_dtype, backend.device)
+    executor = backend.executor(model, kv, 0)
+    rows = Rows(1, total, block_size, rotary)
+    rows.tokens[0, :total] = torch.tensor(token_ids)
+    rows.block_tables[0] = torch.arange(blocks)
+    rows.prompt_lengths[0] = total
+    for start in range(0, total, chunk):
+        step = rows.step([(0, start, min(chunk, total - start))], None)
+        yield executor.run(step).to("cpu", torch.float32)
 
 
 def open_models(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from halfbyte.errors import ConfigError, EngineDeadError
 
-from ..engine.request import SamplingParams
+from ..engine.params import SamplingParams
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

@@ -26,7 +26,8 @@ from .wrap import AnswerWriter
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
-    from ..engine.request import Completion, SamplingParams
+    from ..engine.params import SamplingParams
+    from ..engine.request import Completion
     from .asking import Asking
 
 # Prompts handed to the engine at once: more than it runs, so that none of its rows waits for one.
@@ -36,8 +37,10 @@ _AHEAD = 64
 def run_single(
     engine: Engine, prompt: str, params: SamplingParams, asking: Asking, as_json: bool
 ) -> bool:
-    """Stream one answer; True when it failed."""
+    """Stream one answer, or show all choices at the end; True when it failed."""
     completion: Completion | None = None
+    if params.choices > 1 and not as_json:
+        return _run_choices(engine, prompt, params, asking)
     writer = AnswerWriter(sys.stdout)
     ids = asking.prompt(engine.tokenizer, prompt)
     try:
@@ -62,6 +65,23 @@ def run_single(
     return False
 
 
+def _run_choices(engine: Engine, prompt: str, params: SamplingParams, asking: Asking) -> bool:
+    """Show all choices for a prompt, when they are done; True when one failed."""
+    ids = asking.prompt(engine.tokenizer, prompt)
+    *_, last = run_one(engine, ids, asking.params(engine.tokenizer, params))
+    completion = last.completion
+    assert completion is not None
+    failed = False
+    for number, choice in enumerate(completion.choices or (completion,)):
+        result = choice.to_dict()
+        _print_one(f"answer {number}", result, False, number, first=number == 0)
+        if choice.finish_reason.value == "error":
+            print_error(f"answer {number} failed: {one_line(choice.error or 'no details')}")
+            failed = True
+    note_block(speed_line(completion))
+    return failed
+
+
 def run_batch(
     engine: Engine, prompts: list[str], params: SamplingParams, asking: Asking, as_json: bool
 ) -> bool:
@@ -78,7 +98,13 @@ def run_batch(
         def show(index: int, result: dict[str, Any]) -> None:
             nonlocal done
             with bar.aside(sys.stdout):
-                _print_one(index, {"prompt": prompts[index], **result}, as_json, first=done == 0)
+                _print_one(
+                    f"prompt {index}",
+                    {"prompt": prompts[index], **result},
+                    as_json,
+                    index,
+                    first=done == 0,
+                )
             done += 1
 
         while done < len(prompts):
@@ -112,14 +138,17 @@ def _report(bar: BatchBar, index: int, error: HalfbyteError) -> None:
         print_error(f"prompt {index}: {error.message}", error.hint)
 
 
-def _print_one(index: int, result: dict[str, Any], as_json: bool, *, first: bool) -> None:
+def _print_one(
+    title: str, result: dict[str, Any], as_json: bool, index: int, *, first: bool
+) -> None:
     if as_json:
         _print_json({"index": index, **result})
         return
-    body = result.get("text") or ""
+    texts = [choice["text"] for choice in result.get("choices", ())]
+    body = "\n".join(f"--> {i}: {t}" for i, t in enumerate(texts)) or result.get("text") or ""
     if is_terminal(sys.stdout):
         body = clean(body)
-    head = ("" if first else "\n") + f"==> prompt {index} <==\n"
+    head = ("" if first else "\n") + f"==> {title} <==\n"
     sys.stdout.write(head + body + ("" if body.endswith("\n") else "\n"))
     sys.stdout.flush()
 

@@ -12,7 +12,7 @@ from .console import note, warn
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
-    from ..engine.request import SamplingParams
+    from ..engine.params import SamplingParams
     from ..engine.text.tokenizer import Tokenizer
 
 _Messages = Sequence[Mapping[str, str]]

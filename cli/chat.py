@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halfbyte.errors import RequestError
+
 from . import options as opt
 from .asking import Asking, warn_plain
 from .console import can_move, is_terminal, note, note_block, print_error
@@ -19,7 +21,8 @@ from .words import WordsAsked
 from .wrap import AnswerWriter
 
 if TYPE_CHECKING:
-    from ..engine.request import Completion, SamplingParams
+    from ..engine.params import SamplingParams
+    from ..engine.request import Completion
     from .line_editor import Reader
     from .session import ChatSession
 
@@ -67,7 +70,16 @@ def talk(
         params: sampling parameters.
         options: fields of ``EngineConfig``.
         keep: whether what is typed goes into the history file.
+
+    Raises:
+        RequestError: the parameters ask for more answers than one.
     """
+    if params.choices > 1:
+        raise RequestError(
+            f"{'n' if params.n > 1 else 'best_of'} is {params.choices}; a chat has one answer",
+            param="n" if params.n > 1 else "best_of",
+            hint="leave it out, or use halfbyte generate",
+        )
     check_room(model, options["max_context"], first or "", Asking(True, system))
     live = is_terminal(sys.stdin)
     reader = _reader(live, keep)

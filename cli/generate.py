@@ -14,7 +14,7 @@ from .prompts import read_prompts
 from .words import WordsAsked
 
 if TYPE_CHECKING:
-    from ..engine.request import SamplingParams
+    from ..engine.params import SamplingParams
 
 
 @opt.flat
@@ -41,6 +41,7 @@ def generate(
     ] = None,
     max_tokens: opt.MaxTokens = 256,
     ignore_eos: opt.IgnoreEos = False,
+    grammar: opt.GrammarOptions,
     sampling: opt.SamplingOptions,
     engine: opt.EngineFlags,
 ) -> None:
@@ -53,7 +54,9 @@ def generate(
 
     For a repeatable run give --seed, or --temperature 0.
     """
-    params = sampling.params(max_tokens, ignore_eos=ignore_eos)
+    params = sampling.params(max_tokens, ignore_eos=ignore_eos, grammar=grammar.spec())
+    if params.logprobs is not None and not as_json:
+        raise typer.BadParameter("--logprobs needs --json, where they are shown")
     options = engine.fields()
     model, prompt = asked.model_and_prompt()
     prompts = read_prompts(prompt, file, lines)

@@ -11,7 +11,8 @@ from .console import progress_bar, warn
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
-    from ..engine.request import Delta, SamplingParams
+    from ..engine.params import SamplingParams
+    from ..engine.request import Delta
 
 _TEMPLATE_ROOM = 64
 

@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ import typer
 
 from halfbyte.errors import HalfbyteError
 
+from ..engine.params import table
 from . import (
     accuracy,
     batch,
@@ -44,13 +45,12 @@ from . import (
 )
 from .console import WarningLines, is_terminal, print_error
 from .familiar import USAGE_ERROR, Command, CommandGroup
-from .options import SamplingOptions
 
 _ERROR_EXIT, _USAGE_EXIT, _INTERRUPT_EXIT, _TERMINATED_EXIT = 1, 2, 130, 143
 # Fields of the engine's configuration and of sampling parameters that are options, too.
 _OPTIONS = (
     *("max_context", "max_tokens", "max_batch", "max_batch_tokens", "kv_tokens", "threads"),
-    *(field.name for field in fields(SamplingOptions)),
+    *(name for name, param in table().items() if param.flags),
 )
 # A single word is taken for an option only where a message begins with it.
 _FIELDS = re.compile(

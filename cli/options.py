@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -13,11 +14,9 @@ import typer
 from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 from halfbyte.errors import RequestError
 
+from ..engine.param_table import Param
+from ..engine.params import REPLACED, SamplingParams, defaults, table
 from ..loaders.model.schemes import SchemeName
-
-if TYPE_CHECKING:
-    from ..engine.request import SamplingParams
-
 
 _engine = functools.partial(typer.Option, rich_help_panel="Engine")
 _sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
@@ -68,75 +67,165 @@ ServedName = Annotated[
     typer.Option("--served-name", metavar="NAME", help="Model name that requests may use."),
 ]
 
-# What people who come from llama.cpp and Ollama are used to; the library's own default is
-# the untouched distribution (temperature 1, no filter).
-TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.8, 40, 0.95, 0.05
+_METAVARS = {"number": "X", "whole": "N", "texts": "TEXT", "biases": "ID=X", "name": "NAME"}
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingOptions:
-    """How tokens are drawn; a parameter of this type stands for all these options.
+class SamplingValues:
+    """How tokens are drawn; :class:`SamplingOptions` adds a field for each option.
 
-    The names are those of ``SamplingParams``.
+    Attributes:
+        mirostat: 2 when it replaces the filters.
     """
 
-    temperature: Annotated[
-        float,
-        _sampling(
-            "--temperature", "--temp", metavar="T", help="0 always takes the likeliest token."
-        ),
-    ] = TEMPERATURE
-    top_k: Annotated[
-        int,
-        _sampling("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 = off."),
-    ] = TOP_K
-    top_p: Annotated[
-        float,
-        _sampling("--top-p", metavar="P", help="Keep this probability mass; 1 = off."),
-    ] = TOP_P
-    min_p: Annotated[
-        float,
-        _sampling(
-            "--min-p", metavar="P", help="Drop tokens below this share of the likeliest; 0 = off."
-        ),
-    ] = MIN_P
-    repetition_penalty: Annotated[
-        float,
-        _sampling("--repetition-penalty", metavar="X", help="1 = off."),
-    ] = 1.0
-    presence_penalty: Annotated[
-        float,
-        _sampling("--presence-penalty", metavar="X", help="0 = off."),
-    ] = 0.0
-    frequency_penalty: Annotated[
-        float,
-        _sampling("--frequency-penalty", metavar="X", help="0 = off."),
-    ] = 0.0
-    seed: Annotated[
-        int | None,
-        _sampling("--seed", metavar="N", help="Repeats a run; drawn when not given."),
-    ] = None
-    stop: Annotated[
-        list[str] | None,
-        _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable."),
-    ] = None
+    mirostat: int
 
-    def params(self, max_tokens: int, *, ignore_eos: bool = False) -> SamplingParams:
+    def params(
+        self,
+        max_tokens: int,
+        *,
+        ignore_eos: bool = False,
+        grammar: GrammarSpec | None = None,
+    ) -> SamplingParams:
         """Sampling parameters of a request; ``max_tokens`` -1 is until the end.
 
         Raises RequestError for a value outside its range.
         """
-        from ..engine.request import SamplingParams
-
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["stop"] = tuple(self.stop or ())
+        values: dict[str, Any] = {}
+        for item in fields(self):  # type: ignore[arg-type]
+            name = item.name
+            value, param = getattr(self, name), table()[name]
+            if param.kind == "texts" and value is None:
+                continue
+            if self.mirostat and name in REPLACED and value == param.cli_default:
+                # Nobody asked for it: it gives way to what replaces it.
+                value = defaults()[name]
+            values[name] = _biases(value or ()) if param.kind == "biases" else value
         if max_tokens < 1 and max_tokens != -1:
             raise RequestError(
                 f"max_tokens is {max_tokens}; expected 1 or more, or -1 for no limit",
                 param="max_tokens",
             )
         limit = None if max_tokens == -1 else max_tokens
-        return SamplingParams(max_tokens=limit, ignore_eos=ignore_eos, **values)
+        return SamplingParams(max_tokens=limit, ignore_eos=ignore_eos, grammar=grammar, **values)
+
+
+def _biases(entries: Iterable[str]) -> dict[str, float]:
+    """Entries ``ID=X`` as a mapping. Raises RequestError."""
+    out: dict[str, float] = {}
+    for entry in entries:
+        token, equals, bias = entry.partition("=")
+        try:
+            out[token] = float(bias) if equals else float("nan")
+        except ValueError:
+            out[token] = float("nan")
+        if out[token] != out[token]:
+            raise RequestError(
+                f"logit_bias is {entry!r:.60}; expected ID=X, a token id and a number",
+                param="logit_bias",
+            )
+    return out
+
+
+def _sampling_option(name: str, param: Param) -> tuple[str, Any, Any]:
+    """One field of :data:`SamplingOptions`: name, type and default."""
+    kinds: dict[str, Any] = {"number": float, "whole": int, "switch": bool, "name": str}
+    kind = kinds.get(param.kind, list[str])
+    default = None if kind == list[str] else defaults()[name]
+    if param.cli_default is not None:
+        default = param.cli_default
+    short = param.short or param.meaning[0].upper() + param.meaning[1:] + "."
+    panel = "Sampling" if param.usual else "Sampling, seldom used"
+    option = typer.Option(
+        *param.flags, rich_help_panel=panel, metavar=_METAVARS.get(param.kind), help=short
+    )
+    wide = kind | None if default is None else kind
+    return name, Annotated[wide, option], field(default=default)
+
+
+if TYPE_CHECKING:
+    from ..engine.grammar.base import GrammarSpec
+
+    class SamplingOptions(SamplingValues):
+        """A parameter of this type stands for an option for each field of the table that has one.
+
+        The defaults are those of llama.cpp and Ollama; the library's own are the untouched
+        distribution (temperature 1, no filter).
+        """
+
+else:
+    SamplingOptions = make_dataclass(
+        "SamplingOptions",
+        [_sampling_option(name, param) for name, param in table().items() if param.flags],
+        bases=(SamplingValues,),
+        frozen=True,
+    )
+
+
+_grammar = functools.partial(typer.Option, rich_help_panel="Structured output")
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarOptions:
+    """What the answer must match; a parameter of this type stands for these options."""
+
+    json_schema: Annotated[
+        str | None,
+        _grammar("--json-schema", metavar="JSON", help="The answer is JSON under this schema."),
+    ] = None
+    json_schema_file: Annotated[
+        Path | None,
+        _grammar("--json-schema-file", metavar="FILE", help="The same, from a file."),
+    ] = None
+    regex: Annotated[
+        str | None,
+        _grammar("--regex", metavar="REGEX", help="The answer matches it from end to end."),
+    ] = None
+    choice: Annotated[
+        list[str] | None,
+        _grammar("--choice", metavar="TEXT", help="The answer is one of these; repeatable."),
+    ] = None
+    grammar: Annotated[
+        str | None,
+        _grammar("--grammar", metavar="TEXT", help="The answer is of this GBNF or Lark grammar."),
+    ] = None
+    grammar_file: Annotated[
+        Path | None,
+        _grammar("--grammar-file", metavar="FILE", help="The same, from a file."),
+    ] = None
+
+    def spec(self) -> GrammarSpec | None:
+        """The grammar, or None.
+
+        Raises:
+            RequestError: more than one was given, or one is malformed.
+            A usage error: a file cannot be read.
+        """
+        from ..engine.grammar.base import GrammarSpec
+
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) > 1:
+            flags = [f"--{name.replace('_', '-')}" for name in given]
+            raise RequestError(f"{' and '.join(flags)}: give one of them", param=given[1])
+        schema = self.json_schema or _text_of(self.json_schema_file)
+        source = self.grammar or _text_of(self.grammar_file)
+        if schema is not None:
+            return GrammarSpec.json_schema(schema, param=given[0])
+        if self.regex is not None:
+            return GrammarSpec.regex(self.regex, param="regex")
+        if self.choice is not None:
+            return GrammarSpec.choice(self.choice, param="choice")
+        if source is None:
+            return None
+        return GrammarSpec.either(source, param=given[0])
+
+
+def _text_of(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"cannot read {file}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

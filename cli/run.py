@@ -25,6 +25,7 @@ def run(
     ] = False,
     max_tokens: opt.MaxTokens = -1,
     no_history: NoHistory = False,
+    grammar: opt.GrammarOptions,
     sampling: opt.SamplingOptions,
     engine: opt.EngineFlags,
 ) -> None:
@@ -34,7 +35,9 @@ def run(
 
     cat report.txt | halfbyte run smollm2 "Summarize:"
     """
-    params = sampling.params(max_tokens)
+    params = sampling.params(max_tokens, grammar=grammar.spec())
+    if params.logprobs is not None:
+        raise typer.BadParameter("--logprobs is shown by `halfbyte generate --json` alone")
     options = engine.fields()
     model, prompt = asked.model_and_prompt()
     if prompt is None and is_terminal(sys.stdin):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import RequestError
 
-from ..engine.request import LIMITS
+from ..engine.params import table
 from .asking import chat_ids, chat_params
 from .loading import run_one
 from .saved_chat import read_chat, write_chat
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
-    from ..engine.request import Completion, SamplingParams
+    from ..engine.params import SamplingParams
+    from ..engine.request import Completion
 
 COMMANDS = (
     ("/clear", "forget the conversation (also /reset)"),
@@ -42,7 +44,14 @@ KEYS = (
 _NAMES = tuple(name.partition(" ")[0] for name, _ in COMMANDS)
 _LEAVE = ("/bye", "/exit", "/quit")
 _SEEDS = 1 << 63
-_SETTINGS = tuple(name for name in LIMITS if name not in ("min_tokens", "stop_token_ids"))
+# What does not go with a chat: more answers than one, objects, and lists of ids.
+_SETTABLE = ("number", "whole", "texts")
+_SETTINGS = {
+    name: param
+    for name, param in table().items()
+    if param.kind in _SETTABLE
+    and name not in ("n", "best_of", "min_tokens", "logprobs", "prompt_logprobs")
+}
 
 
 @dataclass(slots=True)
@@ -303,17 +312,31 @@ def is_command(line: str) -> bool:
 def _with_setting(params: SamplingParams, name: str, value: str) -> SamplingParams:
     """Sampling parameters with one value changed.
 
-    ``none`` is allowed for seed and max_tokens. Raises RequestError for a bad value.
+    ``none`` is allowed for what may be left out, and empties a list. Raises RequestError.
     """
-    if name in ("seed", "max_tokens") and value.lower() in ("none", "-1"):
+    param = _SETTINGS[name]
+    if param.kind == "texts":
+        # One text, as typed; quoted as in JSON it may hold line ends and blanks at its ends.
+        texts = () if value.lower() == "none" else (_unquoted(value),)
+        return replace(params, **{name: texts})
+    if param.optional and value.lower() in ("none", "-1"):
         return replace(params, **{name: None})
-    whole = name in ("top_k", "seed", "max_tokens")
+    whole = param.kind == "whole"
     try:
         number = int(value) if whole else float(value)
     except ValueError:
         kind = "a whole number" if whole else "a number"
         raise RequestError(f"{name} is {value!r:.60}; expected {kind}", param=name) from None
     return replace(params, **{name: number})
+
+
+def _unquoted(value: str) -> str:
+    if value[:1] == value[-1:] == '"':
+        try:
+            return json.loads(value)
+        except ValueError:
+            pass
+    return value
 
 
 def read_message(first: str, read: Callable[[], str]) -> str:

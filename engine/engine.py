@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from halfbyte.errors import RequestError
@@ -16,15 +16,22 @@ from halfbyte.errors import RequestError
 from ..loaders import open_checkpoint
 from ..loaders.model.quantizing import QuantizingCheckpoint
 from ..loaders.store.model_store import resolve_model
+from .answers import AnswerScore
 from .backends import make_backend
 from .backends.activations import check_activations
 from .backends.packed_cache import open_packed_cache
+from .beam import Beam, BeamSearch
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
+from .grammar.base import Grammar
+from .grammar.compiler import GrammarCompiler
 from .models.decoder import Decoder
-from .request import Completion, Delta, PromptScore, SamplingParams, sampling_params
+from .params import SamplingParams, sampling_params
+from .progress import BatchProgress, reporting
+from .reading import PromptReading
+from .request import Completion, Delta, PromptReader, PromptScore
 from .run.memory import MemoryPlan, free_memory, plan_memory
-from .run.scoring import prompt_logits, score_prompt
+from .run.readers import Pooling
 from .run.stats import EngineStats, Stopwatch
 from .run.step_loop import build_loop
 from .run.warmup import make_ready
@@ -39,8 +46,6 @@ from .text.tokenizer_thread import TokenizerThread
 
 log = logging.getLogger(__name__)
 
-# Tokens whose logits are computed at once: all of them, over the whole vocabulary, stay in memory.
-LOGITS_CHUNK = 256
 
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 """Messages with ``role`` and ``content``, oldest first."""
@@ -109,6 +114,9 @@ class Engine:
         self.weight_bytes: int = network.weight_bytes
         """Bytes of weights that one decode step reads."""
         self._loop = build_loop(network, self.tokenizer, self.config, self.memory)
+        ends = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
+        self._grammars = GrammarCompiler(self.tokenizer, self.model_config.vocab_size, ends)
+        self._reading = PromptReading(self._run, self.max_context)
         clock("kv cache")
         self._monitor = make_ready(self._loop.runner, self.config, self.max_context)
         clock("warm-up")
@@ -132,18 +140,23 @@ class Engine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> str:
         """Queue a prompt (text or token ids); returns the request's id.
 
-        The answer ends when the context is full, even if ``max_tokens`` asks for more.
+        The answer ends when the context is full, even if ``max_tokens`` asks for more. A
+        ``reader`` (``engine/run/readers.py``) looks at what is computed of the prompt.
 
         Raises:
             RequestError: empty or too long prompt, unknown token ids, or an id in use.
         """
         params = sampling_params(params, {})
         ids = self._tokens(prompt, self._limit())
+        grammar = self._grammar(params)
         with self._turn(), uninterrupted():
-            return self._loop.submit(ids, params, request_id, priority, cache_salt)
+            return self._loop.submit(
+                ids, params, request_id, priority, cache_salt, grammar=grammar, reader=reader
+            )
 
     def cancel(self, request_id: str) -> None:
         """End a request; its last delta comes with the next step. Unknown ids are ignored."""
@@ -151,7 +164,7 @@ class Engine:
             self._loop.abandoned.append(request_id)
             return
         with self._turn(), uninterrupted():
-            self._loop.scheduler.cancel(request_id)
+            self._loop.cancel(request_id)
 
     def _turn(self) -> Turns:
         """Whose turn it is, in this process. Raises EngineDeadError in a child forked too soon."""
@@ -187,6 +200,8 @@ class Engine:
         self,
         prompts: Prompts,
         params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        *,
+        progress: bool | BatchProgress = False,
         **fields: Unpack[SamplingFields],
     ) -> list[Completion]:
         """Answer all prompts as one batch, in order.
@@ -194,6 +209,8 @@ class Engine:
         Args:
             prompts: one prompt or several, each text or token ids (list, array, generator).
             params: sampling parameters, one for all or one for each.
+            progress: True shows a bar on the terminal (stderr); or what is called with the prompts
+                answered, those there are, and the tokens drawn so far.
             fields: fields of ``SamplingParams`` that replace those of ``params``.
 
         Returns:
@@ -218,18 +235,31 @@ class Engine:
             (self._tokens(prompt, self._limit()), sampling_params(p, fields))
             for prompt, p in zip(items, each, strict=True)
         ]
+        with reporting(progress) as report:
+            return self._run([(ids, checked, None) for ids, checked in wanted], report)
+
+    def _run(
+        self,
+        wanted: Sequence[tuple[list[int], SamplingParams, PromptReader | None]],
+        report: BatchProgress = lambda done, total, tokens: None,
+    ) -> list[Completion]:
+        """Run prompts as one batch, each with its parameters and its reader; in order."""
+        grammars = [self._grammar(params) for _, params, _ in wanted]
         names: list[str] = []
         done: dict[str, Completion] = {}
         box: deque[Delta] = deque()
+        tokens = 0
         try:
-            for ids, checked in wanted:
+            for (ids, params, reader), grammar in zip(wanted, grammars, strict=True):
                 with self._turn(), uninterrupted():
-                    names.append(self._loop.submit(ids, checked))
+                    names.append(self._loop.submit(ids, params, grammar=grammar, reader=reader))
                     self._loop.outbox.open(names[-1], box)
             while len(done) < len(names):
                 for delta in self._receive(box):
+                    tokens += len(delta.token_ids)
                     if delta.completion is not None:
                         done[delta.request_id] = delta.completion
+                report(len(done), len(names), tokens)
         finally:
             self._let_go([n for n in names if n not in done], names)
         return [done[name] for name in names]
@@ -245,13 +275,20 @@ class Engine:
         Arguments and errors as for :meth:`generate`, raised by the first ``next``.
         """
         checked = sampling_params(params, fields)
+        if checked.choices > checked.n:
+            raise RequestError(
+                f"best_of is {checked.best_of}: the best of them are known at the end only",
+                param="best_of",
+                hint="leave it out, or use generate",
+            )
         ids = self._tokens(prompt, self._limit())
+        grammar = self._grammar(checked)
         box: deque[Delta] = deque()
         names: list[str] = []
         finished = False
         try:
             with self._turn(), uninterrupted():
-                names.append(self._loop.submit(ids, checked))
+                names.append(self._loop.submit(ids, checked, grammar=grammar))
                 self._loop.outbox.open(names[0], box)
             while not finished:
                 for delta in self._receive(box):
@@ -322,37 +359,87 @@ class Engine:
 
         Raises:
             RequestError: text instead of ids, an unknown id, none, or more than the context holds.
+            EngineDeadError: the computation failed.
         """
-        ids = self._tokens(only_ids(token_ids))
-        with self._turn():
-            return torch.cat(list(self._logits(ids)))
+        return self._reading.logits(self._tokens(only_ids(token_ids)))
 
     def score(self, prompts: Prompts) -> list[PromptScore]:
         """Log-probabilities (natural) of each prompt's tokens given those before them.
 
-        ``prompts`` is one prompt or several, each text or token ids. Raises RequestError as
-        :meth:`logits` does.
+        ``prompts`` is one prompt or several, each text or token ids; they run as one batch, beside
+        what else runs. Raises as :meth:`logits` does.
         """
-        scores = []
-        for ids in [self._tokens(prompt) for prompt in prompt_list(prompts)]:
-            with self._turn():
-                scores.append(score_prompt(self._logits(ids), ids))
-        return scores
+        return self._reading.scores([self._tokens(p) for p in prompt_list(prompts)])
 
-    def _logits(self, ids: list[int]) -> Iterator[Tensor]:
-        """Logits of a prompt in pieces of a few positions; only in turn."""
-        self._loop.require_open()
-        if len(ids) > self.max_context:
+    def embed(
+        self, prompts: Prompts, *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> Tensor:
+        """Hidden states after the last norm, pooled over each prompt: float32 [N, D].
+
+        Args:
+            prompts: one prompt or several, each text or token ids; they run as one batch.
+            pooling: ``mean`` over all positions, the ``last`` one, or the first (``cls``).
+            normalize: scale each vector to length 1.
+
+        Raises:
+            RequestError: an unknown pooling, or as for :meth:`logits`.
+        """
+        each = [self._tokens(prompt) for prompt in prompt_list(prompts)]
+        return self._reading.vectors(each, pooling, normalize)
+
+    def choose(self, prompt: Prompt, answers: Sequence[str]) -> list[AnswerScore]:
+        """How likely each of some answers is to follow a prompt, in the order given.
+
+        Args:
+            prompt: text or token ids.
+            answers: texts; at least one, none empty.
+
+        Raises:
+            RequestError: no answers, an empty one, or as for :meth:`logits`.
+        """
+        return self._reading.choices(self._tokens(prompt), answers, self.tokenizer)
+
+    def beam_search(
+        self, prompt: Prompt, *, width: int = 4, max_tokens: int = 64, length_penalty: float = 1.0
+    ) -> list[Beam]:
+        """The likeliest answers that a beam search finds, best first.
+
+        Args:
+            prompt: text or token ids.
+            width: beams that are kept and returned, at most 10.
+            max_tokens: most tokens of an answer.
+            length_penalty: scores are ``logprob / tokens ** length_penalty``.
+
+        Raises:
+            RequestError: a value is outside its range, or the prompt is unusable.
+        """
+        search = BeamSearch(width, max_tokens, length_penalty)
+        ids = self._tokens(prompt, self._limit())
+        if len(ids) + max_tokens > self.max_context:
             raise RequestError(
-                f"{len(ids)} tokens, but the context holds {self.max_context}",
-                param="token_ids",
+                f"the context holds {self.max_context} tokens, but the prompt has {len(ids)} and "
+                f"max_tokens is {max_tokens}",
+                param="max_tokens",
                 code="context_length_exceeded",
             )
-        chunk = min(self.config.max_batch_tokens, LOGITS_CHUNK)
-        runner = self._loop.runner
-        with runner.executor.threads():
-            rotary = runner.rows.rotary
-            yield from prompt_logits(runner.model, rotary, ids, self.config.block_size, chunk)
+        ends = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
+        beams = search.run(ids, ends, self.generate)
+        return [
+            replace(beam, text=self.tokenizer.decode(beam.token_ids, continuation=True))
+            for beam in beams
+        ]
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile what parameters need, from any thread; a later request with them finds it done.
+
+        Raises RequestError for a grammar that cannot be honoured.
+        """
+        self._grammar(params)
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        """The compiled grammar of a request; made outside of any turn, as it may take long."""
+        spec = params.grammar
+        return None if spec is None else self._grammars.compile(spec, param=spec.param)
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""

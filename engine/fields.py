@@ -5,12 +5,16 @@ Each mirrors a dataclass, which has the meaning, defaults and checks; a test com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from halfbyte.choices import ActivationsName, BackendName, DeviceName, DType, KVDtype
 
 from ..loaders.model.schemes import SchemeName
+
+if TYPE_CHECKING:
+    from .grammar.base import GrammarSpec
+    from .params import Processor
 
 
 class EngineOptions(TypedDict, total=False):
@@ -41,15 +45,39 @@ class SamplingFields(TypedDict, total=False):
     """Keywords of ``generate`` and its kin: the fields of ``SamplingParams``."""
 
     temperature: float
+    dynatemp_range: float
+    dynatemp_exponent: float
     top_k: int
+    top_n_sigma: float
+    typical_p: float
     top_p: float
     min_p: float
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: Sequence[str]
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: Sequence[int] | None
+    bad_words: Sequence[str]
+    grammar: GrammarSpec | None
+    processors: Sequence[Processor]
     seed: int | None
+    n: int
+    best_of: int | None
     max_tokens: int | None
     min_tokens: int
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    logprobs_mode: str

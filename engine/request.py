@@ -1,41 +1,15 @@
-"""Requests, sampling parameters and results: the data that crosses the engine's face."""
+"""Requests and results: the data that crosses the engine's face."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from halfbyte.errors import RequestError
+from .params import SamplingParams
 
-MAX_STOP_STRINGS = 64
-MAX_STOP_LENGTH = 1024
-
-INT31 = (1 << 31) - 1
-INT63 = (1 << 63) - 1
-LIMITS: dict[str, tuple[float, float] | tuple[int, int]] = {
-    "temperature": (0.0, 100.0),
-    "top_k": (-1, INT31),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.01, 100.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "seed": (-INT63 - 1, INT63),
-    "max_tokens": (1, INT31),
-    "min_tokens": (0, INT31),
-    "stop_token_ids": (0, INT31),
-}
-"""Least and largest value of each field: what float32 arithmetic on logits bears, host and device.
-
-Fields with whole numbers here take nothing else. A logit is at most 1e34 in size when a penalty of
-100, or of 1 / 100, still leaves it finite.
-"""
-
-LEAST_TEMPERATURE = 1e-6
-"""Below it only exact ties of float32 logits are told apart from the likeliest token: greedy."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class FinishReason(StrEnum):
@@ -47,113 +21,48 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen and when to stop. Checked on construction.
+class Sampled(NamedTuple):
+    """A token that was drawn, from the runner to whoever asked.
 
     Attributes:
-        temperature: 0 is greedy, and so is anything below 1e-6; at most 100.
-        top_k: keep the k likeliest tokens; 0 or -1 is off.
-        top_p: keep the smallest set with at least this probability mass, in [0, 1]; 0 is greedy.
-        min_p: drop tokens below this share of the likeliest one's probability, in [0, 1].
-        repetition_penalty: divides positive and multiplies negative logits of tokens that
-            are in the prompt or the output, in [0.01, 100]; 1 is off (CTRL, Keskar et al. 2019).
-        presence_penalty: subtracted once from logits of tokens in the output, in [-2, 2].
-        frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
-        seed: key of the counter-based random numbers, a signed 64-bit number; None or -1 draws one.
-        max_tokens: most tokens to generate, at least 1; None means up to the context length.
-        min_tokens: so many tokens are part of the answer: no end-of-text or stop token is drawn
-            for them, and stop strings are not looked for in their text. Only where nothing else
-            could be drawn is one drawn all the same, and ends the answer.
-        stop: strings that end the text; they are not part of it. A tuple once checked.
-        stop_token_ids: extra token ids that end the text.
-        ignore_eos: an end-of-text token is drawn like any other, and does not end the answer.
-
-    Raises:
-        RequestError: a value is outside its range; ``param`` names the field.
+        token: its id.
+        logprob: natural log of its probability; None when nobody asked.
+        top: the likeliest tokens and their log-probabilities, best first.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    max_tokens: int | None = 256
-    min_tokens: int = 0
-    stop: Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
-    def __post_init__(self) -> None:
-        for name in LIMITS:
-            value = getattr(self, name)
-            left_out = value is None and name in ("seed", "max_tokens")
-            if name != "stop_token_ids" and not left_out:
-                _check(name, value)
-        if self.seed == -1:
-            object.__setattr__(self, "seed", None)
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise RequestError(
-                f"min_tokens is {self.min_tokens}, more than max_tokens {self.max_tokens}",
-                param="min_tokens",
-            )
-        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
-        object.__setattr__(self, "stop", stop)
-        if len(stop) > MAX_STOP_STRINGS:
-            raise RequestError(
-                f"stop has {len(stop)} strings; at most {MAX_STOP_STRINGS} are allowed",
-                param="stop",
-            )
-        for text in stop:
-            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
-                raise RequestError(
-                    f"stop holds {text!r:.60}; expected strings of 1 to {MAX_STOP_LENGTH} "
-                    "characters",
-                    param="stop",
-                )
-        tokens = _items("stop_token_ids", self.stop_token_ids)
-        object.__setattr__(self, "stop_token_ids", tokens)
-        for token in tokens:
-            _check("stop_token_ids", token)
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(
-                f"ignore_eos is {self.ignore_eos!r:.60}; expected True or False",
-                param="ignore_eos",
-            )
-
-    @property
-    def greedy(self) -> bool:
-        """True when the likeliest token is taken and no random number is drawn."""
-        return self.temperature < LEAST_TEMPERATURE or self.top_p == 0.0
-
-    @property
-    def heat(self) -> float:
-        """The temperature to draw with: 0.0 when greedy."""
-        return 0.0 if self.greedy else self.temperature
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"token": self.token, "logprob": self.logprob, "top": [list(t) for t in self.top]}
 
 
-def sampling_params(given: object, fields: Mapping[str, Any]) -> SamplingParams:
-    """The parameters of a call: ``given`` ones or the defaults, with ``fields`` replaced.
+class PromptReader(Protocol):
+    """Who looks at what the model computes of a prompt (``engine/run/readers.py``).
 
-    Raises:
-        RequestError: ``given`` is something else, or a field is unknown or out of its range.
+    Attributes:
+        hidden: normed hidden states [T, D] are wanted in place of logits [T, V].
+        begin: the first position of interest; what is before it may come from the prefix cache.
     """
-    params = SamplingParams() if given is None else given
-    if not isinstance(params, SamplingParams):
-        raise RequestError(f"params is {params!r:.60}; expected SamplingParams", param="params")
-    known = SamplingParams.__dataclass_fields__
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise RequestError(
-                f"unknown sampling field {name!r:.60}",
-                param=name,
-                hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
-            )
-    return replace(params, **fields) if fields else params
+
+    @property
+    def begin(self) -> int:
+        """The first position of interest."""
+        ...
+
+    @property
+    def hidden(self) -> bool:
+        """Whether hidden states are read in place of logits."""
+        ...
+
+    def read(self, start: int, rows_TC: Tensor) -> None:
+        """Take in logits [T, V] or hidden states [T, D] of the positions from ``start``.
+
+        Positions come in order; after a preemption they come again.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -166,6 +75,10 @@ class Request:
         params: sampling parameters; ``seed`` is already drawn, ``max_tokens`` resolved.
         priority: smaller runs earlier; equal ones first come, first served.
         cache_salt: separates prefix-cache entries of different tenants.
+        draw: what drawing its tokens carries from one to the next.
+        reader: reads what is computed of each position of the prompt, or None.
+        first: the request whose prompt this one shares: it waits until that is computed.
+        index: which of the choices for its prompt.
     """
 
     id: str
@@ -173,6 +86,10 @@ class Request:
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    draw: Any = None
+    reader: PromptReader | None = None
+    first: str | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +98,13 @@ class TokenEvent:
 
     Attributes:
         request_id: which request.
-        tokens: ids sampled in this step (several when speculation accepts).
+        tokens: what was drawn in this step (several where a grammar leaves no choice).
         finish: set on the last event.
         error: text for ``FinishReason.ERROR``.
     """
 
     request_id: str
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[Sampled, ...] = ()
     finish: FinishReason | None = None
     error: str | None = None
 
@@ -244,6 +161,12 @@ class Completion:
         seed: the seed used, so that a run can be repeated; None when greedy.
         stop_reason: the stop string or stop token id that ended it, or None.
         error: text when ``finish_reason`` is ``error``.
+        index: which of the choices for its prompt.
+        logprobs: what was drawn, token by token, where ``logprobs`` was asked for.
+        text_offsets: where in the text each token's characters begin, where ``logprobs`` was.
+        prompt_logprobs: the prompt's tokens, None first, where ``prompt_logprobs`` was asked for.
+        choices: all answers where ``n`` is more than 1, the best first; this one stands for the
+            first, and its ``usage`` counts them all, the prompt once.
     """
 
     text: str
@@ -254,12 +177,28 @@ class Completion:
     seed: int | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    index: int = 0
+    logprobs: tuple[Sampled, ...] | None = None
+    text_offsets: tuple[int, ...] | None = None
+    prompt_logprobs: tuple[Sampled | None, ...] | None = None
+    choices: tuple[Completion, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; ``finish_reason`` is its string value."""
-        out = asdict(self)
+        """Plain JSON types; ``finish_reason`` is its string value.
+
+        What was not asked for is left out: log-probabilities, offsets, further choices.
+        """
+        out = {name: getattr(self, name) for name in self.__dataclass_fields__}
         out["finish_reason"] = self.finish_reason.value
-        out["usage"]["total_tokens"] = self.usage.total_tokens
+        out["usage"] = {**asdict(self.usage), "total_tokens": self.usage.total_tokens}
+        out["timings"] = asdict(self.timings)
+        for name in ("logprobs", "prompt_logprobs"):
+            if out[name] is not None:
+                out[name] = [item and item.to_dict() for item in out[name]]
+        out["choices"] = [choice.to_dict() for choice in self.choices]
+        for name in ("logprobs", "text_offsets", "prompt_logprobs", "choices"):
+            if not out[name]:
+                del out[name]
         return out
 
 
@@ -271,13 +210,23 @@ class Delta:
         request_id: which request.
         text: new characters; may be empty (a character or stop string is still open).
         token_ids: new token ids.
-        completion: the whole answer, on the last delta only.
+        completion: the whole answer, or all choices, on the last delta only.
+        index: which of the choices.
+        logprobs: of the new tokens, where ``logprobs`` was asked for.
+        text_offsets: where in the text the characters of each of them begin.
+        finish: why this choice ended, on its last delta.
+        stop_reason: the stop string or stop token id that ended it, or None.
     """
 
     request_id: str
     text: str
     token_ids: tuple[int, ...] = ()
     completion: Completion | None = None
+    index: int = 0
+    logprobs: tuple[Sampled, ...] = ()
+    text_offsets: tuple[int, ...] = ()
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,29 +249,3 @@ class PromptScore:
     def total(self) -> float:
         """Sum of the log-probabilities, in nats."""
         return sum(p for p in self.logprobs if p is not None)
-
-
-def _items(name: str, value: object) -> tuple[Any, ...]:
-    """A list or tuple as a tuple; refuse anything else."""
-    if isinstance(value, (list, tuple)):
-        return tuple(value)
-    raise RequestError(f"{name} is {value!r:.60}; expected a list", param=name)
-
-
-def _check(name: str, value: object) -> None:
-    """Refuse what is not a number in the range; booleans are not numbers here."""
-    low, high = LIMITS[name]
-    whole = isinstance(low, int)
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        wanted = (
-            f"a whole number from {low} to {high}" if whole else f"a number in [{low:g}, {high:g}]"
-        )
-        raise RequestError(f"{name} is {_shown(value)}; expected {wanted}", param=name)
-
-
-def _shown(value: object) -> str:
-    """A value for an error; Python refuses to write out integers of more than 4300 digits."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"a whole number of {value.bit_length()} bits"
-    return f"{value!r:.60}"

@@ -18,13 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from halfbyte.engine.engine import Engine
-    from halfbyte.engine.request import (
-        Completion,
-        Delta,
-        FinishReason,
-        PromptScore,
-        SamplingParams,
-    )
+    from halfbyte.engine.grammar.base import GrammarSpec
+    from halfbyte.engine.params import SamplingParams
+    from halfbyte.engine.request import Completion, Delta, FinishReason, PromptScore
     from halfbyte.engine.serve.async_engine import AsyncEngine
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -40,6 +36,7 @@ __all__ = [
     "Delta",
     "Engine",
     "FinishReason",
+    "GrammarSpec",
     "HalfbyteError",
     "PromptScore",
     "SamplingParams",
@@ -52,8 +49,9 @@ _HOMES = {
     "Completion": ".engine.request",
     "Delta": ".engine.request",
     "FinishReason": ".engine.request",
+    "GrammarSpec": ".engine.grammar.base",
     "PromptScore": ".engine.request",
-    "SamplingParams": ".engine.request",
+    "SamplingParams": ".engine.params",
 }
 
 

@@ -21,6 +21,14 @@ class HalfbyteError(Exception):
         super().__init__(f"{message} ({hint})" if hint else message)
 
 
+def described(error: BaseException) -> str:
+    """Type and text of an error, even of one whose own text fails."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 class ConfigError(HalfbyteError):
     """An engine option has a value that cannot be honoured."""
 
@@ -78,6 +86,14 @@ class RequestError(HalfbyteError):
         super().__init__(message, hint=hint)
         self.param = param
         self.code = code
+
+
+class GrammarError(HalfbyteError):
+    """A grammar went past its limits while a text was generated; ends that request alone."""
+
+
+class GrammarProcessError(HalfbyteError):
+    """The process that checks grammars cannot start, or ended; the next use starts it."""
 
 
 class QuantizeError(HalfbyteError):

@@ -86,7 +86,7 @@ def _own(
 ) -> Windows:
     """What the model says at temperature 1."""
     from ..engine.engine import Engine
-    from ..engine.request import SamplingParams
+    from ..engine.params import SamplingParams
 
     draw = random.Random(seed)
     vocab = checkpoint.config.vocab_size

@@ -12,6 +12,7 @@ from .schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     RequestModel,
     TokenizeRequest,
 )
@@ -35,6 +36,7 @@ class Endpoint:
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(CompletionRequest, OpenAIService.complete),
     "/v1/chat/completions": Endpoint(ChatCompletionRequest, OpenAIService.chat),
+    "/v1/embeddings": Endpoint(EmbeddingRequest, OpenAIService.embed),
     "/tokenize": Endpoint(TokenizeRequest, lambda service, asked, _: service.tokenize(asked)),
     "/detokenize": Endpoint(DetokenizeRequest, lambda service, asked, _: service.detokenize(asked)),
 }

@@ -8,16 +8,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.request import Completion, Delta, FinishReason, SamplingParams
+from ..engine.params import SamplingParams
+from ..engine.request import Completion, Delta, FinishReason, PromptReader
 from ..engine.serve.client import EngineClient
 from ..engine.serve.stream import RequestStream, ready
+from .dialects.base import failed as failed_answer
 from .errors import ApiError, engine_down, internal_error
 from .responses import PromptTokensDetails, UsageInfo
 from .tenant import Tenant
 
 logger = logging.getLogger("halfbyte.server")
-
-_FAILURES = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 
 @dataclass(slots=True)
@@ -52,6 +52,7 @@ class Job:
         client: the engine.
         prompts: token ids, each non-empty.
         params: one for each prompt.
+        readers: what looks at each prompt, or none at all.
         request_id: base of the engine's request ids.
         priority: smaller runs earlier.
         cache_salt: prefix-cache namespace.
@@ -65,6 +66,7 @@ class Job:
         client: EngineClient,
         prompts: Sequence[list[int]],
         params: Sequence[SamplingParams],
+        readers: Sequence[PromptReader] = (),
         *,
         request_id: str,
         priority: int,
@@ -91,6 +93,7 @@ class Job:
                         request_id=f"{request_id}-{index}",
                         priority=priority,
                         cache_salt=cache_salt,
+                        reader=readers[index] if readers else None,
                     )
                 )
         except BaseException:
@@ -158,8 +161,8 @@ class Job:
                 done = stream.completion
                 if done is not None:
                     del open_streams[index]
-                    if done.finish_reason in _FAILURES:
-                        failed = done
+                    failed = failed_answer(done) or failed
+                    if failed is not None:
                         deltas = [delta for delta in deltas if delta.completion is None]
                 batch += [(index, delta) for delta in deltas]
             if batch:
@@ -215,12 +218,14 @@ class Job:
                 self._client.cancel_waiting(stream.id)
 
     def _check(self, completion: Completion) -> None:
-        """Raise what the client is told about an answer that did not end by itself."""
+        """Raise what the client is told about answers that did not end by themselves."""
+        failed = failed_answer(completion)
+        if failed is None:
+            return
+        completion = failed
         if completion.finish_reason is FinishReason.ERROR:
             logger.error("request %s failed: %s", self._call.request_id, completion.error)
             raise internal_error() if self._client.health().alive else engine_down()
-        if completion.finish_reason is not FinishReason.CANCELLED:
-            return
         if self._expired and not completion.usage.completion_tokens:
             raise ApiError(
                 503,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, SkipValidation
@@ -31,14 +31,24 @@ class UsageInfo(ResponseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class CompletionLogprobs(ResponseModel):
+    """Log-probabilities of a text completion, a place for each token in every list."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float | None] | None]
+    text_offset: list[int]
+
+
 class CompletionChoice(ResponseModel):
     """One answer of a text completion."""
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: str
     stop_reason: str | int | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
 
 
 class TextCompletion(ResponseModel):
@@ -66,7 +76,7 @@ class ChatChoice(ResponseModel):
 
     index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: str
     stop_reason: str | int | None = None
 
@@ -81,6 +91,30 @@ class ChatCompletion(ResponseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: UsageInfo
+
+
+class EmbeddingUsage(ResponseModel):
+    """Token counts, summed over the texts of a request."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingItem(ResponseModel):
+    """The vector of one text: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: SkipValidation[list[float]] | str
+
+
+class EmbeddingList(ResponseModel):
+    """Response of POST /v1/embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
 
 
 class ModelCard(ResponseModel):

@@ -8,8 +8,7 @@ ones that are not honoured are refused by `unsupported`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 from pydantic.json_schema import models_json_schema
@@ -25,8 +25,10 @@ from pydantic_core import PydanticCustomError
 
 from halfbyte.errors import RequestError
 
-from ..engine.request import INT31, LIMITS, MAX_STOP_STRINGS, SamplingParams
-from .unsupported import CHAT, COMPLETION, STREAM_OPTIONS, refuse_unsupported
+from ..engine.param_table import INT31, MAX_CHOICES, MAX_STOP_LENGTH, MAX_TOP_LOGPROBS, Param
+from ..engine.params import SamplingParams, table
+from .grammars import wanted_grammar
+from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, STRUCTURED, refuse_unsupported
 
 MAX_PROMPTS = 128
 MAX_MESSAGES = 2048
@@ -39,10 +41,32 @@ MAX_VALUES = 1 << 18
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
 
-def _within(name: str) -> Any:
-    """The range of a sampling parameter."""
-    low, high = LIMITS[name]
-    return Field(ge=low, le=high)
+def _field_type(param: Param) -> Any:
+    """How a sampling field is written in a body; the ranges are those of the table."""
+    within = Field(ge=param.low, le=param.high)
+    match param.kind:
+        case "number":
+            return Annotated[float, within]
+        case "whole":
+            return Annotated[int, within]
+        case "switch":
+            return bool
+        case "name":
+            return Literal[param.names]
+        case "texts":
+            text = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+            return str | Annotated[list[text], Field(max_length=param.most)]
+        case "ids":
+            return Annotated[list[TokenId], Field(max_length=param.most)]
+        case "biases":
+            # JSON has no keys but texts; they are looked at with the other parameters.
+            return Annotated[dict[str, float], Field(max_length=param.most)]
+        case "object":
+            raise AssertionError("objects of the library do not come in a body")
+
+
+_MAX_TOKENS = Field(ge=table()["max_tokens"].low, le=table()["max_tokens"].high)
+_SAMPLING = {name: param for name, param in table().items() if param.http}
 
 
 def _check_prompt(value: Any) -> Any:
@@ -99,6 +123,34 @@ class RequestModel(BaseModel):
         return self
 
 
+class JsonSchemaFormat(RequestModel):
+    """The schema of a ``response_format``."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestModel):
+    """What form an answer has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(RequestModel):
+    """vLLM's field of that name: one of these."""
+
+    not_honoured = STRUCTURED
+    prefix: ClassVar[str] = "structured_outputs."
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
 class StreamOptions(RequestModel):
     """What a stream contains besides the text."""
 
@@ -107,23 +159,29 @@ class StreamOptions(RequestModel):
     include_usage: bool | None = None
 
 
-class _Generation(RequestModel):
-    """Fields that completions and chat share."""
+if TYPE_CHECKING:
+    _Sampling = RequestModel
+else:
+    _Sampling = create_model(
+        "_Sampling",
+        __base__=RequestModel,
+        **{name: (_field_type(param) | None, None) for name, param in _SAMPLING.items()},
+    )
+
+
+class _Generation(_Sampling):
+    """Fields that completions and chat share: those of the table of sampling fields, and these."""
 
     model: str | None = None
-    max_tokens: Annotated[int, _within("max_tokens")] | None = None
-    temperature: Annotated[float, _within("temperature")] | None = None
-    top_p: Annotated[float, _within("top_p")] | None = None
-    top_k: Annotated[int, _within("top_k")] | None = None
-    min_p: Annotated[float, _within("min_p")] | None = None
-    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
-    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
-    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
-    seed: Annotated[int, _within("seed")] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
-    min_tokens: Annotated[int, _within("min_tokens")] | None = None
-    ignore_eos: bool | None = None
+    max_tokens: Annotated[int, _MAX_TOKENS] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -145,6 +203,10 @@ class _Generation(RequestModel):
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def _rated(self) -> dict[str, Any]:
+        """Sampling fields that the endpoint has in a form of its own."""
+        return {}
+
     def sampling(self, max_tokens: int | None) -> SamplingParams:
         """Sampling parameters with the API's defaults.
 
@@ -154,10 +216,16 @@ class _Generation(RequestModel):
         Raises:
             RequestError: values that do not go together.
         """
-        names = [field.name for field in fields(SamplingParams) if field.name != "max_tokens"]
-        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in _SAMPLING if name != "max_tokens"}
+        given |= {"n": self.n, "prompt_logprobs": self.prompt_logprobs}
+        given |= {"grammar": wanted_grammar(self), **self._rated()}
         chosen = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(max_tokens=max_tokens, **chosen)
+
+
+def _prompts(given: Any) -> list[str | list[int]]:
+    """One prompt or many -> many."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
 class CompletionRequest(_Generation):
@@ -165,17 +233,65 @@ class CompletionRequest(_Generation):
 
     not_honoured = COMPLETION
     prompt: PromptField
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _known_while_streaming(self) -> Any:
+        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
+            raise RequestError(
+                f"best_of is {self.best_of}: the best answers are known at the end, so they "
+                "cannot be streamed",
+                param="best_of",
+                code="unsupported_value",
+            )
+        for name in ("echo", "prompt_logprobs"):
+            rated = self.logprobs is not None or name == "prompt_logprobs"
+            if self.stream and getattr(self, name) not in (None, False) and rated:
+                raise RequestError(
+                    f"{name} is {str(getattr(self, name)).lower()}: log-probabilities of the "
+                    "prompt are not streamed",
+                    param=name,
+                    code="unsupported_value",
+                    hint="leave out stream, or the log-probabilities",
+                )
+        return self
+
+    def _rated(self) -> dict[str, Any]:
+        echoed = self.prompt_logprobs
+        if self.echo and self.logprobs is not None and echoed is None:
+            echoed = self.logprobs
+        return {"best_of": self.best_of, "logprobs": self.logprobs, "prompt_logprobs": echoed}
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or many, each text or token ids."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        return _prompts(self.prompt)
 
     @property
     def token_limit(self) -> int | None:
         """The limit that the client gave; None means OpenAI's default of 16."""
         return self.max_tokens
+
+
+class EmbeddingRequest(RequestModel):
+    """Body of POST /v1/embeddings."""
+
+    not_honoured = EMBEDDING
+    model: str | None = None
+    input: PromptField
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last", "cls"] | None = None
+    normalize: bool | None = None
+    add_special_tokens: bool | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
+    priority: Annotated[int, Field(ge=-INT31, le=INT31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    user: str | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The texts, one or many, each text or token ids."""
+        return _prompts(self.input)
 
 
 class ContentPart(RequestModel):
@@ -207,7 +323,28 @@ class ChatCompletionRequest(_Generation, _Conversation):
     """Body of POST /v1/chat/completions."""
 
     not_honoured = CHAT
-    max_completion_tokens: Annotated[int, _within("max_tokens")] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    max_completion_tokens: Annotated[int, _MAX_TOKENS] | None = None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Any:
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError(
+                f"top_logprobs is {self.top_logprobs}, which needs logprobs to be true",
+                param="top_logprobs",
+            )
+        if self.prompt_logprobs is not None:
+            raise RequestError(
+                f"prompt_logprobs is {self.prompt_logprobs}, which chats do not have here",
+                param="prompt_logprobs",
+                code="unsupported_value",
+                hint="leave it out, or use /v1/completions",
+            )
+        return self
+
+    def _rated(self) -> dict[str, Any]:
+        return {"logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
     @property
     def token_limit(self) -> int | None:
@@ -284,7 +421,13 @@ def _is_field(part: str | int) -> bool:
 
 def json_schemas() -> dict[str, Any]:
     """JSON schemas of all request bodies by name, for the OpenAPI document."""
-    kinds = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+    kinds = (
+        CompletionRequest,
+        ChatCompletionRequest,
+        EmbeddingRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+    )
     _, top = models_json_schema(
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
     )

@@ -7,6 +7,7 @@ that runs a call, or closing its stream, cancels the work in the engine.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -14,22 +15,28 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import halfbyte
 from halfbyte.errors import RequestError
 
-from ..engine.request import Completion, SamplingParams
+from ..engine.params import PROMPT_ONLY, SamplingParams
+from ..engine.request import Completion, PromptReader
 from ..engine.serve.client import EngineClient, Health
 from .admission import Admission, QueueLimits
+from .dialects.base import Dialect, Head
+from .dialects.chat import ChatDialect
+from .dialects.completions import CompletionDialect
+from .dialects.token_text import TokenText
 from .errors import ApiError, as_api_error
 from .job import Call, Job
 from .metrics import Metrics
 from .responses import (
-    AssistantMessage,
-    ChatChoice,
     ChatCompletion,
-    CompletionChoice,
     DetokenizeResponse,
+    EmbeddingItem,
+    EmbeddingList,
+    EmbeddingUsage,
     ModelCard,
     ModelList,
     TextCompletion,
@@ -40,10 +47,14 @@ from .schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
-from .sse import DONE, KEEP_ALIVE, ChatFrames, ChunkFrames, CompletionFrames, Head, frame
+from .sse import DONE, KEEP_ALIVE, frame
 from .texts import TextWork
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("halfbyte.server")
 
@@ -65,6 +76,13 @@ class ServiceConfig:
     queue: QueueLimits = field(default_factory=QueueLimits)
     keep_alive_s: float = 10.0
     text_threads: int = 2
+
+
+def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
+    """A vector [D] as numbers, or as base64 of its little-endian float32."""
+    if encoding == "base64":
+        return base64.b64encode(vector_D.numpy().astype("<f4").tobytes()).decode()
+    return vector_D.tolist()
 
 
 class EventStream:
@@ -99,6 +117,7 @@ class OpenAIService:
         self._created = int(time.time())
         self._admission = Admission(client, self.config.queue, self.metrics)
         self._texts = TextWork(client.tokenizer, self.config.text_threads)
+        self._tokens = TokenText(client.tokenizer)
         facts = [halfbyte.__version__, client.name, client.max_context, asdict(client.config)]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self.fingerprint = f"hb-{digest[:12]}"
@@ -125,64 +144,71 @@ class OpenAIService:
     ) -> TextCompletion | EventStream:
         """POST /v1/completions."""
         name = self._served(request.model)
-        head = self._head("cmpl", request, name, call)
         prompts = request.prompts()
-        limit = request.token_limit
-        with self._admission.places(len(prompts)):
+        limit, n = request.token_limit, request.n or 1
+        with self._admission.places(len(prompts) * max(n, request.best_of or 1)):
             ids = await self._texts.prompts(
                 prompts, request.add_special_tokens, self._client.max_context
             )
+            echo = await self._texts.echoes(prompts) if request.echo else ()
             params = [
                 self._params(request, p, limit, DEFAULT_COMPLETION_TOKENS, "prompt") for p in ids
             ]
             job = self._submit(request, ids, params, call)
-        if request.stream:
-            return await self._stream(job, CompletionFrames(head), head.with_usage)
-        done = await self._finish(job)
-        choices = [
-            CompletionChoice(
-                index=index,
-                text=c.text,
-                finish_reason=c.finish_reason.value,
-                stop_reason=c.stop_reason,
-            )
-            for index, c in enumerate(done)
-        ]
-        return TextCompletion(
-            id=head.id,
-            created=head.created,
-            model=name,
-            system_fingerprint=self.fingerprint,
-            choices=choices,
-            usage=job.usage(),
+        dialect = CompletionDialect(
+            self._head("cmpl", request, name, call),
+            self._tokens,
+            n,
+            rated=request.logprobs is not None,
+            echo=echo,
+            prompts=ids,
+            prompt_logprobs=request.prompt_logprobs is not None,
         )
+        if request.stream:
+            return await self._stream(job, dialect)
+        return dialect.body(await self._finish(job), job.usage())
 
     async def chat(
         self, request: ChatCompletionRequest, call: Call
     ) -> ChatCompletion | EventStream:
         """POST /v1/chat/completions."""
         name = self._served(request.model)
-        head = self._head("chatcmpl", request, name, call)
-        with self._admission.places(1):
+        n = request.n or 1
+        with self._admission.places(n):
             ids = await self._texts.chat(request.messages, request, self._client.max_context)
             params = self._params(request, ids, request.token_limit, None, "messages")
             job = self._submit(request, [ids], [params], call)
+        head = self._head("chatcmpl", request, name, call)
+        dialect = ChatDialect(head, self._tokens, n, rated=bool(request.logprobs))
         if request.stream:
-            return await self._stream(job, ChatFrames(head), head.with_usage)
-        (done,) = await self._finish(job)
-        choice = ChatChoice(
-            index=0,
-            message=AssistantMessage(content=done.text),
-            finish_reason=done.finish_reason.value,
-            stop_reason=done.stop_reason,
-        )
-        return ChatCompletion(
-            id=head.id,
-            created=head.created,
+            return await self._stream(job, dialect)
+        return dialect.body(await self._finish(job), job.usage())
+
+    async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
+        """POST /v1/embeddings. Raises RequestError for an empty text."""
+        from ..engine.run.readers import PoolingReader
+
+        name = self._served(request.model)
+        prompts = request.prompts()
+        with self._admission.places(len(prompts)):
+            ids = await self._texts.prompts(
+                prompts, request.add_special_tokens, self._client.max_context
+            )
+            for index, prompt in enumerate(ids):
+                self._texts.check(prompt, "input")
+                if not prompt:
+                    raise RequestError(f"input[{index}] is empty: it has no token", param="input")
+            readers = [PoolingReader(request.pooling or "mean") for _ in ids]
+            job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
+        await self._finish(job)
+        vectors = [reader.pooled(normalize=request.normalize is not False) for reader in readers]
+        return EmbeddingList(
+            data=[
+                EmbeddingItem(index=index, embedding=_encoded(vector, request.encoding_format))
+                for index, vector in enumerate(vectors)
+            ],
             model=name,
-            system_fingerprint=self.fingerprint,
-            choices=[choice],
-            usage=job.usage(),
+            usage=EmbeddingUsage(prompt_tokens=call.prompt_tokens, total_tokens=call.prompt_tokens),
         )
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
@@ -250,8 +276,9 @@ class OpenAIService:
     ) -> SamplingParams:
         """Sampling parameters with the token limit checked against the context."""
         room = self._client.max_context - len(ids)
-        if room < 1 or (limit or 1) > room:
-            asked = f" and max_tokens is {limit}" if limit else ""
+        least = 1 if limit is None else limit
+        if room < 0 or least > room:
+            asked = "" if limit is None else f" and max_tokens is {limit}"
             raise RequestError(
                 f"the context holds {self._client.max_context} tokens, but the prompt has "
                 f"{len(ids)}{asked}",
@@ -259,22 +286,26 @@ class OpenAIService:
                 code="context_length_exceeded",
                 hint="shorten the prompt or lower max_tokens",
             )
-        self._texts.check(request.stop_token_ids or (), "stop_token_ids")
         # The default of 16 gives way to the context; what the client asked for does not.
-        return request.sampling(limit or min(default or room, room))
+        asked = min(default or room, room) if limit is None else limit
+        params = request.sampling(asked)
+        self._texts.check(params.stop_token_ids, "stop_token_ids")
+        return params
 
     def _submit(
         self,
-        request: CompletionRequest | ChatCompletionRequest,
+        request: CompletionRequest | ChatCompletionRequest | EmbeddingRequest,
         ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         call: Call,
+        readers: Sequence[PromptReader] = (),
     ) -> Job:
         self._admission.check_tokens(sum(map(len, ids)))
         job = Job(
             self._client,
             ids,
             params,
+            readers,
             request_id=request.request_id or call.request_id,
             priority=call.tenant.priority(request.priority),
             cache_salt=call.tenant.cache_salt(request.cache_salt),
@@ -309,7 +340,7 @@ class OpenAIService:
         finally:
             job.close()
 
-    async def _stream(self, job: Job, frames: ChunkFrames, with_usage: bool) -> EventStream:
+    async def _stream(self, job: Job, dialect: Dialect) -> EventStream:
         """Begin a stream once the engine has taken the request and not failed at once."""
         try:
             await job.accepted()
@@ -317,28 +348,20 @@ class OpenAIService:
         except BaseException:
             job.close()
             raise
-        return EventStream(self._events(job, frames, with_usage), job)
+        return EventStream(self._events(job, dialect), job)
 
-    async def _events(
-        self, job: Job, frames: ChunkFrames, with_usage: bool
-    ) -> AsyncGenerator[bytes, None]:
+    async def _events(self, job: Job, dialect: Dialect) -> AsyncGenerator[bytes, None]:
         """All frames of a response; what has come in together goes out together."""
-        out = bytearray()
-        for index in range(len(job)):
-            out += frames.first(index)
+        out = bytearray(dialect.opening(len(job)))
         try:
             async for batch in job.deltas(self.config.keep_alive_s):
-                for index, delta in batch:
-                    if delta.text:
-                        out += frames.text(index, delta.text)
-                    if delta.completion is not None:
-                        done = delta.completion
-                        out += frames.last(index, done.finish_reason.value, done.stop_reason)
+                for prompt, delta in batch:
+                    out += dialect.delta(prompt, delta)
                 if out or not batch:
                     yield bytes(out) or KEEP_ALIVE
                     out.clear()
-            if with_usage:
-                out += frames.usage(job.usage().model_dump())
+            if dialect.head.with_usage:
+                out += dialect.usage(job.usage().model_dump())
             out += DONE
         except Exception as error:
             if not isinstance(error, ApiError):

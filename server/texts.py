@@ -70,6 +70,13 @@ class TextWork:
             ]
         )
 
+    async def echoes(self, prompts: Sequence[str | list[int]]) -> list[str]:
+        """The texts of prompts; those given as ids are decoded, special tokens included."""
+        decode = self._tokenizer.decode
+        return await self._run(
+            lambda: [p if isinstance(p, str) else decode(p, skip_special=False) for p in prompts]
+        )
+
     async def chat(
         self,
         messages: Sequence[ChatMessage],

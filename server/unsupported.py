@@ -17,16 +17,6 @@ _EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
 # Field -> values without effect. Compared with their types, so that true is not 1.
 COMMON: Mapping[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "logit_bias": _EMPTY,
-    "prompt_logprobs": _NONE,
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": _EMPTY,
-    "guided_json": _NONE,
-    "guided_regex": _NONE,
-    "guided_choice": _NONE,
-    "guided_grammar": _NONE,
     "guided_decoding_backend": _NONE,
     "guided_whitespace_pattern": _NONE,
     "structural_tag": _NONE,
@@ -34,8 +24,6 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
     "regex": _NONE,
     "ebnf": _NONE,
     "grammar": _EMPTY,
-    "bad_words": _EMPTY,
-    "allowed_token_ids": _NONE,
     "include_stop_str_in_output": _OFF,
     "skip_special_tokens": (None, True),
     "spaces_between_special_tokens": (None, True, False),
@@ -51,12 +39,8 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
     "vllm_xargs": _EMPTY,
     "lora_path": _NONE,
     # Names of other programs for things that would change the text.
-    "typical_p": _NONE,
-    "mirostat": (None, 0),
     "tfs_z": _NONE,
     "top_a": _NONE,
-    "xtc_probability": (None, 0, 0.0),
-    "dry_multiplier": (None, 0, 0.0),
     "repeat_penalty": (None, 1, 1.0),
     "repeat_last_n": _NONE,
     "num_predict": _NONE,
@@ -71,16 +55,13 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
 
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
-    "logprobs": _OFF,
     "max_completion_tokens": _NONE,
-    "echo": _OFF,
     "suffix": (None, ""),
 }
 
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
-    "logprobs": _OFF,
-    "top_logprobs": (None, 0),
+    "best_of": (None, 1),
     "tools": _EMPTY,
     "tool_choice": (None, "none", "auto"),
     "functions": _EMPTY,
@@ -98,6 +79,23 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "chat_template": _NONE,
     "documents": _EMPTY,
     "include_reasoning": (None, True),
+}
+
+EMBEDDING: Mapping[str, tuple[Any, ...]] = {
+    "dimensions": _NONE,
+    "truncate_prompt_tokens": _NONE,
+    "input_type": _NONE,
+    "embed_dtype": (None, "float32"),
+    "messages": _NONE,
+    "prompt": _NONE,
+}
+
+STRUCTURED: Mapping[str, tuple[Any, ...]] = {
+    "structural_tag": _NONE,
+    "whitespace_pattern": _NONE,
+    "disable_fallback": _OFF,
+    "disable_any_whitespace": _OFF,
+    "disable_additional_properties": _OFF,
 }
 
 STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {

@@ -98,13 +98,17 @@ class Decoder:
     def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
         """Logits [S, V] in the backend's dtype of the step's sampled tokens; fills the KV cache.
 
-        They are written to ``out`` when given.
+        They are written to ``out`` when given. Hidden states go where ``step.hidden`` says.
         """
         ops = self.backend.ops
         x_TD = ops.embed(step.token_ids, self.embedding, self.config.embedding_scale)
         for block, state in zip(self.blocks, kv.states, strict=True):
             block.add(ops, x_TD, step, state)
-        x_SD = ops.rms_norm(x_TD, self.norm, self.config.rms_norm_eps, step.sample_index)
+        eps = self.config.rms_norm_eps
+        if step.hidden is not None:
+            index_H = step.hidden.index.to(x_TD.device)
+            step.hidden.rows = ops.rms_norm(x_TD, self.norm, eps, index_H)
+        x_SD = ops.rms_norm(x_TD, self.norm, eps, step.sample_index)
         return ops.linear(x_SD, self.head, out)
 
     def logits_buffer(self, rows: int) -> Tensor:

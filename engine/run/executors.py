@@ -124,8 +124,13 @@ class OneByOneExecutor(Executor):
 
     def run(self, step: StepInputs) -> Tensor:
         """Logits [S, V] of a step."""
-        out = [self._network.forward(self._prepare(one), self._kv) for one in step.one_by_one()]
-        logits = torch.cat(out)
+        singles = list(step.one_by_one())
+        logits = torch.cat([self._network.forward(self._prepare(s), self._kv) for s in singles])
+        if step.hidden is not None:
+            states = torch.cat(
+                [s.hidden.rows for s in singles if s.hidden and s.hidden.rows is not None]
+            )
+            step.hidden.rows = states[step.hidden.index]
         return self._network.cap(logits if step.sample_index is None else logits[step.sample_index])
 
 

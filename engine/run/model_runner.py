@@ -6,6 +6,7 @@ computes this one (``overlap``).
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from ..models.decoder import Decoder
+from ..request import Sampled
 from ..schedule.plan import RowWork, StepPlan, StepResult
 from .executors import Executor
 from .kv_cache import KVCache
 from .rows import Rows
 from .sampler import Sampler
 from .sampling import RowSampling
+from .step import HiddenRows
 
 
 @dataclass(slots=True)
@@ -29,12 +32,14 @@ class Forward:
     Attributes:
         plan: what was computed.
         logits: float [S, V] of the rows that sample; all rows of a pure decode step.
+        hidden: hidden states that readers wait for, or None.
         began: when, in seconds of ``time.perf_counter``.
     """
 
     plan: StepPlan
     logits: Tensor
     began: float
+    hidden: HiddenRows | None = None
 
 
 BAD_KEYS = "the model's keys or values of this text are not finite numbers"
@@ -65,7 +70,8 @@ class ModelRunner:
         """Compute a plan's tokens and fill their KV."""
         began = time.perf_counter()
         self.rows.apply(plan)
-        return Forward(plan, self.executor.run(self.rows.gather(plan)), began)
+        step = self.rows.gather(plan)
+        return Forward(plan, self.executor.run(step), began, step.hidden)
 
     def sample(self, forward: Forward) -> StepResult:
         """Sampled tokens, also written to the rows for the next step, and rows that failed.
@@ -73,20 +79,24 @@ class ModelRunner:
         A row fails alone: its logits, or the keys and values of its chunk, are not finite numbers,
         or drawing from it raised.
         """
+        self._let_read(forward)
         half = self.kv.last_tokens()[0].dtype == torch.float16
         errors = {
             w.request_id: BAD_KEYS + TOO_LARGE * half
             for w in forward.plan.work
             if not (w.count == 1 and w.needs_sample) and not self._finite_keys(w)
         }
-        tokens: dict[str, int] = {}
-        picked = [w for w in forward.plan.work if w.needs_sample]
-        drawn = self.sampler(forward.logits, self._sampling(picked)) if picked else []
-        for item, token in zip(picked, drawn, strict=True):
-            if isinstance(token, str):
-                errors.setdefault(item.request_id, token)
+        picked = [w for w in forward.plan.work if self.rows.undecided(w)]
+        logits = self._last_logits(forward, picked)
+        drawn = self.sampler(logits, [self._sampling(w) for w in picked]) if picked else []
+        tokens: dict[str, tuple[Sampled, ...]] = {
+            w.request_id: () for w in forward.plan.work if w.needs_sample
+        }
+        for item, sampled in zip(picked, drawn, strict=True):
+            if isinstance(sampled, str):
+                errors.setdefault(item.request_id, sampled)
             elif item.request_id not in errors:
-                tokens[item.request_id] = token
+                tokens[item.request_id] = sampled
         self.rows.write_samples(forward.plan, tokens)
         return StepResult(tokens, errors, time.perf_counter() - forward.began)
 
@@ -105,20 +115,49 @@ class ModelRunner:
         # A sum is finite only if all its terms are; one that overflows float32 is as bad.
         return math.isfinite(float(sum(kept[where].sum(dtype=torch.float32) for kept in last)))
 
-    def _sampling(self, picked: list[RowWork]) -> list[RowSampling]:
-        """What sampling needs of these rows."""
-        rows: list[RowSampling] = []
-        for item in picked:
-            params = self.rows.params[item.row]
-            assert params is not None
-            position = item.start + item.count
-            rows.append(
-                RowSampling(
-                    params,
-                    params.seed or 0,
-                    position,
-                    self.rows.tokens[item.row, :position],
-                    int(self.rows.prompt_lengths[item.row]),
-                )
-            )
-        return rows
+    def _last_logits(self, forward: Forward, picked: list[RowWork]) -> Tensor:
+        """Logits [len(picked), V] of the last tokens of these rows."""
+        if len(picked) == forward.logits.shape[0]:
+            return forward.logits
+        ends = self._ends(forward)
+        return forward.logits[[ends[w.request_id] - 1 for w in picked]]
+
+    def _ends(self, forward: Forward) -> dict[str, int]:
+        """Where the logits of each request's row end."""
+        rows = [self.rows.logit_rows(w) for w in forward.plan.work]
+        names = [w.request_id for w in forward.plan.work]
+        return dict(zip(names, itertools.accumulate(rows), strict=True))
+
+    def _let_read(self, forward: Forward) -> None:
+        """Show the readers what was computed of their prompts."""
+        work = [w for w in forward.plan.work if w.reads]
+        if not work:
+            return
+        ends, seen = self._ends(forward), 0
+        for item in work:
+            reader = self.rows.reader(item)
+            if reader.hidden:
+                assert forward.hidden is not None and forward.hidden.rows is not None
+                rows = forward.hidden.rows[seen : seen + item.count]
+                seen += item.count
+            else:
+                end = ends[item.request_id]
+                rows = forward.logits[end - item.count : end]
+            reader.read(item.start, rows)
+
+    def _sampling(self, item: RowWork) -> RowSampling:
+        """What sampling needs of a row."""
+        request, position = self.rows.request(item), item.start + item.count
+        params, prompt = request.params, len(request.prompt)
+        room = self.rows.max_context - position
+        if params.max_tokens is not None:
+            room = min(room, params.max_tokens - (position - prompt))
+        return RowSampling(
+            params,
+            params.seed or 0,
+            position,
+            self.rows.tokens[item.row, :position],
+            prompt,
+            request.draw,
+            room,
+        )

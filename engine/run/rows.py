@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..models.rope import Rotaries
-from ..request import SamplingParams
-from ..schedule.plan import RowInit, StepPlan
-from .step import RowSpan, StepInputs
+from ..request import PromptReader, Request, Sampled
+from ..schedule.plan import RowInit, RowWork, StepPlan
+from .step import HiddenRows, RowSpan, StepInputs
 
 
 class Rows:
@@ -31,11 +32,13 @@ class Rows:
     def __init__(self, count: int, max_context: int, block_size: int, rotary: Rotaries) -> None:
         width = (max_context + block_size - 1) // block_size
         self.block_size = block_size
+        self.max_context = max_context
         self.rotary = rotary
         self.tokens = torch.zeros(count, max_context + 1, dtype=torch.int64)
         self.block_tables = torch.zeros(count, width, dtype=torch.int32)
         self.prompt_lengths = torch.zeros(count, dtype=torch.int32)
-        self.params: list[SamplingParams | None] = [None] * count
+        self.requests: list[Request | None] = [None] * count
+        self.known = [0] * count
         # The same memory: an operation on a few numbers costs a third of torch's, and all that
         # runs between two decode steps runs with cold caches.
         self._views = [x.numpy() for x in (self.tokens, self.block_tables, self.prompt_lengths)]
@@ -46,7 +49,8 @@ class Rows:
         row = init.row
         self.tokens[row, : len(init.tokens)] = torch.tensor(init.tokens)
         self.prompt_lengths[row] = len(init.request.prompt)
-        self.params[row] = init.request.params
+        self.requests[row] = init.request
+        self.known[row] = len(init.tokens)
         self._blocks_held[row] = 0
         self._extend(row, init.blocks)
 
@@ -61,17 +65,42 @@ class Rows:
     def gather(self, plan: StepPlan) -> StepInputs:
         """Inputs of a plan's step, in its order."""
         runs = [(w.row, w.start, w.count) for w in plan.work]
-        return self.step(runs, None if plan.pure_decode else [w.needs_sample for w in plan.work])
+        if plan.pure_decode:
+            return self.step(runs, None)
+        hidden = [w.count if w.reads and self.reader(w).hidden else 0 for w in plan.work]
+        return self.step(runs, [self.logit_rows(w) for w in plan.work], hidden)
+
+    def request(self, item: RowWork) -> Request:
+        """The request that has a row."""
+        request = self.requests[item.row]
+        assert request is not None
+        return request
+
+    def reader(self, item: RowWork) -> PromptReader:
+        """The reader of a row whose work has one."""
+        reader = self.request(item).reader
+        assert reader is not None
+        return reader
+
+    def logit_rows(self, item: RowWork) -> int:
+        """How many of a row's last tokens in the step have logits."""
+        if item.reads and not self.reader(item).hidden:
+            return item.count
+        return int(item.needs_sample)
 
     def step(
-        self, runs: Sequence[tuple[int, int, int]], wanted: Sequence[bool] | None
+        self,
+        runs: Sequence[tuple[int, int, int]],
+        wanted: Sequence[int] | None,
+        hidden: Sequence[int] = (),
     ) -> StepInputs:
         """Inputs of a step.
 
         Args:
             runs: (row, first position, number of tokens), each row once.
-            wanted: whether the logits of a run's last token are wanted; None for those of every
-                token.
+            wanted: of how many of a run's last tokens the logits are wanted; None for those of
+                every token.
+            hidden: of how many of them the hidden states are wanted.
         """
         tokens, block_tables, prompt_lengths = self._views
         rows = np.array([row for row, _, _ in runs], np.int64)
@@ -91,8 +120,7 @@ class Rows:
             row_index, token_rows = (x.repeat(counts) for x in (row_index, rows))
         sample = None
         if wanted is not None:
-            ends = [span.end - 1 for span, want in zip(spans, wanted, strict=True) if want]
-            sample = torch.tensor(ends, dtype=torch.int64)
+            sample = _last(spans, wanted)
         block = block_tables[token_rows, positions // self.block_size].astype(np.int64)
         lengths = np.maximum(prompt_lengths[token_rows], positions + 1)
         at = torch.from_numpy(positions)
@@ -107,16 +135,37 @@ class Rows:
             block_tables=torch.from_numpy(block_tables[rows]),
             spans=spans,
             sample_index=sample,
+            hidden=HiddenRows(_last(spans, hidden)) if any(hidden) else None,
         )
 
-    def write_samples(self, plan: StepPlan, sampled: Mapping[str, int]) -> None:
+    def undecided(self, item: RowWork) -> bool:
+        """Whether a row's next token is to be drawn.
+
+        It is not when it was known before the step was over: a grammar left no choice.
+        """
+        return item.needs_sample and self.known[item.row] == item.start + item.count
+
+    def write_samples(self, plan: StepPlan, sampled: Mapping[str, Sequence[Sampled]]) -> None:
         """Put sampled tokens where the next step finds them; 0 for a row that has none."""
         for item in plan.work:
-            if item.needs_sample:
-                token = sampled.get(item.request_id, 0)
-                self.tokens[item.row, item.start + item.count] = token
+            if not self.undecided(item):
+                continue
+            tokens = [s.token for s in sampled.get(item.request_id, ())] or [0]
+            end = item.start + item.count
+            self.known[item.row] = end + len(tokens)
+            self._views[0][item.row, end : end + len(tokens)] = tokens
 
     def _extend(self, row: int, blocks: tuple[int, ...]) -> None:
         held = self._blocks_held[row]
         self.block_tables[row, held : held + len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
         self._blocks_held[row] = held + len(blocks)
+
+
+def _last(spans: Sequence[RowSpan], counts: Sequence[int]) -> Tensor:
+    """Indices of the last tokens of each span, as many as ``counts`` says: int64."""
+    ends = [
+        t
+        for span, count in zip(spans, counts, strict=True)
+        for t in range(span.end - count, span.end)
+    ]
+    return torch.tensor(ends, dtype=torch.int64)

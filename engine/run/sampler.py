@@ -1,7 +1,8 @@
-"""Sampling: from logits to one token a row, the same for a row in any batch.
+"""Sampling: from logits to the next token of each row, the same for a row in any batch.
 
-Filters are logit thresholds (top-k, top-p, min-p, in this order), the draw is Gumbel-max with
-noise from a counter keyed by (seed, position, token id). See ``kernels/reference.py``.
+Order: what may not be drawn is masked, then processors, temperature, filters and the draw
+(``sampling.py``), Gumbel-max with noise from a counter keyed by (seed, position, token id). See
+``kernels/reference.py``.
 
 A row that cannot be drawn from is its own affair: its place in the result says why, and the other
 rows get the tokens that they would have got without it.
@@ -10,18 +11,32 @@ rows get the tokens that they would have got without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from halfbyte.errors import GrammarError, described
+
 from ..backends.base import Drawer
-from .sampling import RowSampling, sample_row
+from ..request import Sampled
+from .logprobs import logprobs, rated
+from .masks import Mask, make_mask
+from .sampling import RowSampling, sample_row, shaped_row
 
 log = logging.getLogger(__name__)
 
 BROKEN = "the model's logits are not finite numbers: nothing can be drawn from them"
 """Why a row has no token: NaN, or nothing above -inf, or an infinite largest logit."""
+
+NOTHING_LEFT = (
+    "no token may be drawn here: the grammar, allowed_token_ids, bad_words, processors and the "
+    "model's own suppressed tokens leave none"
+)
+"""Why a row has no token although its logits are good."""
+
+_Drawn = tuple[int, Tensor | None]
+"""A token, and the log-probabilities [V] that it had where somebody wants those."""
 
 
 class Sampler:
@@ -48,54 +63,86 @@ class Sampler:
         self._suppressed = torch.tensor(ids, device=drawer.device) if ids else None
         self._end_tokens = frozenset(end_tokens)
 
-    def __call__(self, logits_SV: Tensor, rows: list[RowSampling]) -> list[int | str]:
-        """One token for each row of logits [S, V], or why it has none.
+    def __call__(
+        self, logits_SV: Tensor, rows: Sequence[RowSampling]
+    ) -> list[tuple[Sampled, ...] | str]:
+        """The next token of each row of logits [S, V], or why it has none.
 
-        The logits are changed. Raises what the backend raises when it fails for every row.
+        Tokens that a grammar forces follow it. The logits are changed. Raises what the backend
+        raises when it fails for every row.
         """
+        raw = {
+            i: logprobs(logits_SV[i])
+            for i, row in enumerate(rows)
+            if row.draw.rated and row.params.logprobs_mode == "raw"
+        }
         logits = logits_SV[:, : self.valid]
         if self._suppressed is not None:
             logits.index_fill_(1, self._suppressed, -torch.inf)  # a view: no copy of the rest
-        held = {i: ids for i, row in enumerate(rows) if (ids := self._held(row)) is not None}
-        saved = {i: logits[i, ids] for i, ids in held.items()}
-        for i, ids in held.items():
-            logits[i, ids] = -torch.inf
+        errors: dict[int, str] = {}
+        masks: dict[int, Mask] = {}
+        for i, row in enumerate(rows):
+            try:
+                mask = make_mask(row, self.valid, self._end_tokens)
+            except GrammarError as error:
+                errors[i] = error.message
+                continue
+            if mask is not None:
+                masks[i] = mask
+                mask.apply(logits[i])
         drawn = self._isolated(logits, rows)
-        for i, token in enumerate(drawn):
-            if token == -1 and i in held:
+        for i, mask in masks.items():
+            if _empty(drawn[i]) and mask.release(logits[i]):
                 # Nothing is left but what would end the text: so it ends.
-                logits[i, held[i]] = saved[i]
                 (drawn[i],) = self._isolated(logits[i : i + 1], rows[i : i + 1])
-        return [BROKEN if token == -1 else token for token in drawn]
+        out: list[tuple[Sampled, ...] | str] = []
+        for i, (row, item) in enumerate(zip(rows, drawn, strict=True)):
+            if i in errors or isinstance(item, str):
+                out.append(errors.get(i) or str(item))
+            elif item[0] == -1:
+                emptied = i in masks and masks[i].emptied
+                # Of a shaped row: what its processors left.
+                emptied |= item[1] is not None and bool((item[1] == -torch.inf).all())
+                out.append(NOTHING_LEFT if emptied else BROKEN)
+            else:
+                out.append(_with_forced(row, rated(item[0], raw.get(i, item[1]), row)))
+        return out
 
-    def _held(self, row: RowSampling) -> Tensor | None:
-        """Ids that would end a row's text before its ``min_tokens``, if it is below them."""
-        params = row.params
-        if row.position - row.prompt_length >= params.min_tokens:
-            return None
-        ids = {*params.stop_token_ids, *(() if params.ignore_eos else self._end_tokens)}
-        known = sorted(i for i in ids if i < self.valid)
-        return torch.tensor(known, device=self.drawer.device) if known else None
-
-    def _isolated(self, logits: Tensor, rows: list[RowSampling]) -> list[int | str]:
+    def _isolated(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[_Drawn | str]:
         """:meth:`_draw`; when it raises, each row alone, so that one cannot fail the others."""
         try:
             return [*self._draw(logits, rows)]
         except Exception as error:
-            log.warning("a draw failed, rows are drawn one by one: %r", error)
-        drawn: list[int | str] = []
+            log.warning("a draw failed, rows are drawn one by one: %s", described(error))
+        drawn: list[_Drawn | str] = []
         for i, row in enumerate(rows):
             try:
                 drawn += self._draw(logits[i : i + 1], [row])
             except Exception as error:
-                drawn.append(f"{type(error).__name__}: {error}")
+                drawn.append(described(error))
         if all(isinstance(token, str) for token in drawn):
             # A row's fault, or the device's? The plainest op of all tells.
             self.drawer.argmax(logits[:1])
         return drawn
 
-    def _draw(self, logits: Tensor, rows: list[RowSampling]) -> list[int]:
+    def _draw(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[_Drawn]:
         """One token for each row, -1 where the logits are not finite numbers."""
+        shaped = {
+            i: shaped_row(logits[i].to("cpu", torch.float32), row)
+            for i, row in enumerate(rows)
+            if row.shaped
+        }
+        if not shaped:
+            return [(token, None) for token in self._plain(logits, rows)]
+        plain = [i for i in range(len(rows)) if i not in shaped]
+        drawn: dict[int, _Drawn] = {**shaped}
+        if plain:
+            tokens = self._plain(logits[plain], [rows[i] for i in plain])
+            drawn |= {i: (token, None) for i, token in zip(plain, tokens, strict=True)}
+        return [drawn[i] for i in range(len(rows))]
+
+    def _plain(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[int]:
+        """:meth:`_draw` of rows that the device may draw."""
         if all(r.params.greedy and not r.penalized for r in rows):
             return self.drawer.argmax(logits).tolist()
         drawn = self.drawer.sample(logits, rows)
@@ -103,3 +150,24 @@ class Sampler:
             return drawn.tolist()
         wide = logits.to(torch.float32)
         return [sample_row(wide[i], row) for i, row in enumerate(rows)]
+
+
+def _empty(drawn: _Drawn | str) -> bool:
+    return not isinstance(drawn, str) and drawn[0] == -1
+
+
+def _with_forced(row: RowSampling, sampled: Sampled) -> tuple[Sampled, ...] | str:
+    """A token, and those that a grammar lets follow alone; or why the grammar failed."""
+    draw, params = row.draw, row.params
+    if draw.grammar is None and not params.mirostat:
+        return (sampled,)
+    try:
+        draw.follow([sampled.token], params)
+        # Where log-probabilities are wanted, each token needs logits of the model.
+        if draw.grammar is None or draw.rated or draw.grammar.ended:
+            return (sampled,)
+        forced = draw.grammar.forced()[: row.room - 1]
+        draw.follow(forced, params)
+    except GrammarError as error:
+        return error.message
+    return sampled, *map(Sampled, forced)

@@ -29,6 +29,19 @@ class RowSpan:
 
 
 @dataclass(slots=True)
+class HiddenRows:
+    """Hidden states that somebody reads; the same object goes along with a step to the network.
+
+    Attributes:
+        index: int64 [H], tokens of the step whose normed hidden states are wanted.
+        rows: those states [H, D], once the step is computed.
+    """
+
+    index: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(slots=True)
 class StepInputs:
     """One argument instead of global state; :meth:`Rows.step` makes it.
 
@@ -42,6 +55,7 @@ class StepInputs:
         spans: R spans in token order.
         sample_index: int64 [S], tokens whose logits are wanted, or None for all T.
         rope_local: like ``rope``, for layers with another rule (Gemma 3), or None.
+        hidden: where the normed hidden states of some tokens go, or None.
     """
 
     token_ids: Tensor
@@ -53,6 +67,7 @@ class StepInputs:
     spans: list[RowSpan]
     sample_index: Tensor | None
     rope_local: Tensor | None = None
+    hidden: HiddenRows | None = None
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -62,7 +77,8 @@ class StepInputs:
     @property
     def decodes(self) -> bool:
         """Whether every row has one token, whose logits are wanted."""
-        return self.sample_index is None and self.token_ids.shape[0] == len(self.spans)
+        one_each = self.token_ids.shape[0] == len(self.spans)
+        return self.sample_index is None and self.hidden is None and one_each
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The step with every tensor changed."""
@@ -108,4 +124,5 @@ class StepInputs:
                     block_tables=self.block_tables[row : row + 1],
                     spans=[RowSpan(0, 1, span.start + t - span.begin)],
                     sample_index=None,
+                    hidden=None if self.hidden is None else HiddenRows(torch.zeros(1).long()),
                 )

@@ -9,12 +9,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from halfbyte.errors import EngineDeadError, RequestError
+from halfbyte.errors import EngineDeadError, RequestError, described
 
 from ..config import EngineConfig
+from ..grammar.base import Grammar
 from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
-from ..request import FinishReason, Request, SamplingParams, TokenEvent
+from ..param_table import INT63
+from ..params import SamplingParams
+from ..request import FinishReason, PromptReader, Request, TokenEvent
 from ..schedule.block_pool import BlockPool
 from ..schedule.plan import NO_PLAN, StepPlan, StepResult
 from ..schedule.scheduler import Scheduler
@@ -22,9 +25,11 @@ from ..schedule.scheduler_state import SchedulerConfig
 from ..serve.outbox import Outbox
 from ..serve.output import OutputProcessor
 from ..text.tokenizer import Tokenizer
+from .draw_state import DrawStates
 from .kv_cache import KVCache
 from .memory import MemoryPlan, prefix_blocks
 from .model_runner import ModelRunner
+from .readers import LogprobReader
 from .rows import Rows
 from .sampler import Sampler
 from .stats import EngineStats
@@ -47,6 +52,7 @@ class StepLoop:
         scheduler: plans steps.
         runner: computes them.
         output: turns tokens into text.
+        draws: makes what a request carries from one drawn token to the next.
 
     Attributes:
         runner: as given, until :meth:`close`.
@@ -63,6 +69,7 @@ class StepLoop:
         scheduler: Scheduler,
         runner: ModelRunner,
         output: OutputProcessor,
+        draws: DrawStates,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
@@ -72,6 +79,7 @@ class StepLoop:
         self._config = config
         self._max_context = max_context
         self._output = output
+        self._draws = draws
         self._in_flight: tuple[StepPlan, StepResult] | None = None
         self._ids = itertools.count()
         self._seeds = itertools.count()
@@ -91,11 +99,18 @@ class StepLoop:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        *,
+        grammar: Grammar | None = None,
+        reader: PromptReader | None = None,
     ) -> str:
-        """Queue a prompt of token ids; returns the request's id. Raises RequestError."""
+        """Queue a prompt of token ids; returns the request's id.
+
+        ``grammar`` is that of the parameters, compiled; ``reader`` looks at what is computed of
+        the prompt. Raises RequestError.
+        """
         self.require_open()
         room = self._max_context - len(ids)
-        if room < 1:
+        if room < (params.max_tokens != 0):
             raise RequestError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self._max_context} "
                 "with the answer",
@@ -103,20 +118,43 @@ class StepLoop:
                 code="context_length_exceeded",
                 hint="shorten the prompt or raise max_context",
             )
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
         seed = None if params.greedy else self._seed(params)
-        limit = min(params.max_tokens or room, room)
         resolved = replace(
             params, seed=seed, max_tokens=limit, min_tokens=min(params.min_tokens, limit)
         )
+        if params.prompt_logprobs is not None and reader is None:
+            reader = LogprobReader(ids, params.prompt_logprobs)
         name = request_id or next(n for n in map("req-{}".format, self._ids) if self._unused(n))
         if name in self._output:
             raise RequestError(f"request id {name!r} is in use", param="request_id")
         if not self._unused(name):
             self._settle()  # its last delta is out, but its last step is not committed
-        request = Request(name, ids, resolved, priority, cache_salt)
-        self._output.add(request, seed)
-        self.scheduler.add(request)
+        draw = self._draws.make(params, grammar)
+        draws = [draw, *(draw.again(grammar) for _ in range(params.choices - 1))]
+        requests = [
+            Request(
+                id=f"{name}\0{index}" if index else name,
+                prompt=ids,
+                params=resolved.reseeded(_moved(seed, index)) if index else resolved,
+                priority=priority,
+                cache_salt=cache_salt,
+                draw=draw,
+                reader=None if index else reader,
+                first=name if index else None,
+                index=index,
+            )
+            for index, draw in enumerate(draws)
+        ]
+        self._output.add(requests)
+        for request in requests:
+            self.scheduler.add(request)
         return name
+
+    def cancel(self, request_id: str) -> None:
+        """End all choices of a request; its last delta comes with the next step."""
+        for name in self._output.members(request_id):
+            self.scheduler.cancel(name)
 
     def has_work(self) -> bool:
         """Whether :meth:`advance` would do anything, or deltas wait that nobody took."""
@@ -134,14 +172,14 @@ class StepLoop:
         """
         self.require_open()
         while self.abandoned:
-            self.scheduler.cancel(self.abandoned.popleft())
+            self.cancel(self.abandoned.popleft())
         with self.runner.executor.threads():
             self._step()
 
     def discard(self, names: Sequence[str]) -> None:
         """Cancel requests that nobody waits for any more, and run their last events off."""
         for name in names:
-            self.scheduler.cancel(name)
+            self.cancel(name)
         if names:
             self._settle()
 
@@ -180,7 +218,7 @@ class StepLoop:
                 self._in_flight = None
             result = self.runner.sample(forward) if forward is not None else StepResult()
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = described(error)
             failed = self.scheduler.abort(plan, reason)
             self._put(events + failed)
             if not isinstance(error, Exception):
@@ -218,18 +256,18 @@ class StepLoop:
             except Exception as error:
                 # Its text cannot be made: its own failure, so the other requests go on.
                 log.exception("the text of request %s failed", event.request_id)
-                text = f"{type(error).__name__}: {error}"
+                text = described(error)
                 self.scheduler.end(event.request_id, FinishReason.ERROR, report=False)
                 event = TokenEvent(event.request_id, (), FinishReason.ERROR, text)
                 delta = self._output.process(event)
             if delta is None:
                 continue
             self.outbox.put(delta)
+            if delta.finish is not None and event.finish is None:
+                # A stop string ended it; the scheduler cannot know.
+                self.scheduler.end(event.request_id, delta.finish, report=False)
             done = delta.completion
             if done is not None:
-                if event.finish is None:
-                    # A stop string ended it; the scheduler cannot know.
-                    self.scheduler.end(event.request_id, done.finish_reason, report=False)
                 self._prompt_tokens += done.usage.prompt_tokens
                 self._cached += done.usage.cached_tokens
                 reason = done.finish_reason.value
@@ -277,4 +315,12 @@ def build_loop(
     executor = backend.executor(network, kv, config.max_batch)
     runner = ModelRunner(network, kv, rows, sampler, executor)
     output = OutputProcessor(tokenizer, end_tokens)
-    return StepLoop(config, longest, scheduler, runner, output)
+    draws = DrawStates(tokenizer, valid)
+    return StepLoop(config, longest, scheduler, runner, output, draws)
+
+
+def _moved(seed: int | None, index: int) -> int | None:
+    """The seed of a choice: choice i of a request draws what a request with seed + i would."""
+    if seed is None:
+        return None
+    return (seed + index + INT63 + 1) % (2 * INT63 + 2) - INT63 - 1

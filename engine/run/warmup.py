@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config import EngineConfig
-from ..request import SamplingParams
+from ..params import SamplingParams
 from .model_runner import ModelRunner
 from .sampling import RowSampling
 from .step import StepInputs

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..request import Request
+from ..request import Request, Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,9 @@ class RowWork:
     """Positions ``start .. start + count`` of one row, which ``request_id`` has, in this step.
 
     ``new_blocks`` extend the row's block table before the step; ``needs_sample`` says that the
-    last position's logits give the next token; ``epoch`` counts the request's preemptions,
-    so that a result from before one is recognised.
+    last position's logits give the next token; ``reads`` that the request's reader takes in what
+    is computed of each position, all of which are of the prompt; ``epoch`` counts the request's
+    preemptions, so that a result from before one is recognised.
     """
 
     row: int
@@ -34,6 +35,7 @@ class RowWork:
     new_blocks: tuple[int, ...]
     needs_sample: bool
     epoch: int = 0
+    reads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class StepPlan:
         work: positions to compute, by row.
         admitted: requests that take a row before the step.
         total_tokens: positions of ``work`` in all.
-        pure_decode: every row of ``work`` computes one token and samples.
+        pure_decode: every row of ``work`` computes one token, samples and has no reader.
     """
 
     step: int
@@ -60,12 +62,13 @@ class StepResult:
     """What a step gave.
 
     Attributes:
-        tokens: request id -> sampled token.
+        tokens: request id -> what was drawn for it: one token, several where a grammar leaves no
+            choice, or none where the next one was known already.
         errors: request id -> what is wrong with its row; the others are not touched by it.
         seconds: how long the step took; 0 when it was not measured.
     """
 
-    tokens: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, Sequence[Sampled]] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 

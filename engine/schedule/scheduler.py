@@ -16,16 +16,20 @@ that plan and leaves all others as they were.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from operator import attrgetter
 
-from ..request import FinishReason, Request, TokenEvent
+from ..request import FinishReason, Request, Sampled, TokenEvent
 from .block_pool import BlockPool, Prefix
 from .plan import NO_PLAN, RowInit, RowWork, StepPlan, StepResult
 from .scheduler_state import RequestState, SchedulerConfig
 from .step_cost import StepCost
 
 _URGENCY = attrgetter("urgency")
+
+# Positions of prompts whose logits are read in one step: so many of 150 000 words are 77 MB.
+READ_ROOM = 128
 
 
 class Scheduler:
@@ -52,9 +56,11 @@ class Scheduler:
         self._running: list[RequestState] = []
         self._waiting: deque[RequestState] = deque()
         self._draining: list[RequestState] = []
+        self._held: dict[str, list[RequestState]] = {}
         self._free_rows = list(range(config.max_batch - 1, -1, -1))
         self._events: list[TokenEvent] = []
         self._arrivals = 0
+        self._read_room = READ_ROOM
         self._step = 0
 
     @property
@@ -65,7 +71,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests that wait for a row or for blocks."""
-        return len(self._waiting)
+        return len(self._waiting) + sum(map(len, self._held.values()))
 
     def has_work(self) -> bool:
         """Whether a step would compute, commit or report anything."""
@@ -85,13 +91,19 @@ class Scheduler:
         return self._states[request_id].cached
 
     def add(self, request: Request) -> None:
-        """Queue a request; its id must be new and its prompt must fit ``max_context``."""
+        """Queue a request; its id must be new and its prompt must fit ``max_context``.
+
+        One that shares the prompt of another waits until that one has computed it.
+        """
         assert request.id not in self._states and request.prompt
-        assert len(request.prompt) < self.config.max_context
+        assert len(request.prompt) + (request.params.max_tokens != 0) <= self.config.max_context
         state = RequestState(request, self._arrivals, list(request.prompt))
         self._arrivals += 1
         self._states[request.id] = state
-        self._enqueue(state)
+        if request.first is not None and self._computes(request.first):
+            self._held.setdefault(request.first, []).append(state)
+        else:
+            self._enqueue(state)
 
     def cancel(self, request_id: str) -> None:
         """End a live request as cancelled; its event comes with the next commit."""
@@ -106,6 +118,11 @@ class Scheduler:
             return
         if state in self._waiting:
             self._waiting.remove(state)
+        held = self._held.get(state.request.first or "", [])
+        if state in held:
+            held.remove(state)
+            if not held:
+                del self._held[state.request.first or ""]
         self._finish(state, reason)
         if report:
             self._events.append(TokenEvent(request_id, (), reason, error))
@@ -113,6 +130,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan a step; empty ``work`` when nothing can be computed now."""
         budget = self.config.max_batch_tokens
+        self._read_room = READ_ROOM
         work: list[RowWork] = []
         admitted: list[RowInit] = []
         planned: set[str] = set()
@@ -123,7 +141,7 @@ class Scheduler:
         for state in sorted(self._running, key=_URGENCY):
             if state.row < 0 or budget == 0:
                 continue
-            count = min(self._pending(state), budget)
+            count = self._chunk(state, min(self._pending(state), budget))
             if decodes and state.request.id not in decodes:
                 # Rows that decode are less urgent, perhaps, but a token of each has its place.
                 room = budget - len(decodes.keys() - planned)
@@ -147,7 +165,7 @@ class Scheduler:
             budget -= item[1].count
         self._step += 1
         total = sum(w.count for w in work)
-        decode = bool(work) and all(w.count == 1 and w.needs_sample for w in work)
+        decode = bool(work) and all(w.count == 1 and w.needs_sample and not w.reads for w in work)
         return StepPlan(self._step, tuple(work), tuple(admitted), total, decode)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
@@ -168,10 +186,12 @@ class Scheduler:
                 self.end(item.request_id, FinishReason.ERROR, result.errors[item.request_id])
                 continue
             state.done = item.start + item.count
-            if item.needs_sample:
-                self._append(state, result.tokens[item.request_id])
+            for sampled in result.tokens[item.request_id] if item.needs_sample else ():
+                if state.finish is None:
+                    self._append(state, sampled)
             if state.finish is None:
                 self._publish(state)
+                self._prompt_done(state)
         self._drain()
         events, self._events = self._events, []
         return events
@@ -195,23 +215,56 @@ class Scheduler:
         for state in [*self._running, *self._draining]:
             for block in state.blocks:
                 held[block] = held.get(block, 0) + 1
-        for state in self._waiting:
+        for first, held_back in self._held.items():
+            assert self._computes(first), "a choice waits for a prompt that is computed"
+            assert held_back, "an empty list is kept"
+        for state in [*self._waiting, *itertools.chain.from_iterable(self._held.values())]:
             assert not state.blocks and state.computed == 0 and state.row == -1
         used = len(self.pool) - self.pool.free_count()
         assert used == len(held), f"{used} blocks in use, {len(held)} held by requests"
         rows = [s.row for s in [*self._running, *self._draining]] + self._free_rows
         assert sorted(rows) == list(range(self.config.max_batch)), "a row leaked"
-        live = len(self._running) + len(self._waiting) + len(self._draining)
+        live = len(self._running) + self.waiting + len(self._draining)
         assert live == len(self._states), "a request leaked"
 
     def _pending(self, state: RequestState) -> int:
         """Tokens known (or in flight, hence known to the device) and not yet computed."""
-        limit = state.request.params.max_tokens
-        if state.in_flight and limit is not None and state.generated + state.in_flight >= limit:
-            return 0
-        if len(state.tokens) + state.in_flight >= self.config.max_context and state.in_flight:
-            return 0
-        return len(state.tokens) + state.in_flight - state.computed
+        limit, known = state.request.params.max_tokens, state.known
+        ends = known >= self.config.max_context
+        if limit is not None:
+            ends |= known - len(state.request.prompt) >= limit
+        return 0 if ends and state.in_flight else known - state.computed
+
+    def _chunk(self, state: RequestState, count: int) -> int:
+        """Of ``count`` tokens those that one chunk may have: a reader's rows need room."""
+        reader = state.request.reader
+        if reader is not None and state.computed < reader.begin:
+            return min(count, reader.begin - state.computed)
+        if not state.reads:
+            return count
+        count = min(count, len(state.request.prompt) - state.computed)
+        return min(count, self._read_room) if _reads_logits(state) else count
+
+    def _computes(self, request_id: str) -> bool:
+        """Whether a request is live and its prompt is not computed."""
+        state = self._states.get(request_id)
+        if state is None or state.finish is not None:
+            return False
+        return state.done < len(state.request.prompt)
+
+    def _prompt_done(self, state: RequestState) -> None:
+        """A prompt may be computed: those that share it go on, and one that only reads it ends."""
+        if state.done < len(state.request.prompt):
+            return
+        self._release(state.request.id)
+        if state.request.params.max_tokens == 0:
+            self._events.append(TokenEvent(state.request.id, (), FinishReason.LENGTH))
+            self._finish(state, FinishReason.LENGTH)
+
+    def _release(self, first: str) -> None:
+        """Queue the requests that wait for the prompt of another."""
+        for state in self._held.pop(first, ()):
+            self._enqueue(state)
 
     def _blocks_for(self, state: RequestState, count: int) -> int:
         size = self.pool.block_size
@@ -249,13 +302,13 @@ class Scheduler:
         state.epoch += 1
         self._running.remove(state)
         self._let_go(state)
-        state.computed = state.done = 0
+        state.computed = state.done = state.promised = 0
         state.prefixes.clear()
         self._enqueue(state)
 
     def _decodes(self, state: RequestState) -> bool:
         """Whether a request is past its prompt, and somebody waits for its next token."""
-        return state.generated + state.in_flight > 0 and self._pending(state) == 1
+        return state.known > len(state.request.prompt) and self._pending(state) == 1
 
     def _fitting(
         self, decodes: dict[str, RowWork], work: list[RowWork], start: int, most: int
@@ -273,13 +326,17 @@ class Scheduler:
         Or when a step with rows that decode has no time left for it.
         """
         hit: list[int] = []
-        if self.config.prefix_cache:
+        shares = self.config.prefix_cache or state.request.first is not None
+        if shares:
             # The last token is never taken from the cache: its logits are needed.
-            hit = self.pool.match(state.tokens[:-1], state.extra_key)
+            last = len(state.tokens) - 1
+            if state.request.reader is not None:
+                last = min(last, state.request.reader.begin)
+            hit = self.pool.match(state.tokens[:last], self._key(state))
         self.pool.share(hit)
         state.blocks = list(hit)
         state.computed = state.done = len(hit) * self.pool.block_size
-        count = min(len(state.tokens) - state.computed, budget)
+        count = self._chunk(state, min(len(state.tokens) - state.computed, budget))
         if decodes:
             count = self._fitting(decodes, work, state.computed, count)
         need = self._blocks_for(state, count)
@@ -302,18 +359,22 @@ class Scheduler:
         parent: Prefix | None = None
         for index in range(len(hit)):
             parent = self.pool.publish(
-                hit[index], parent, self._piece(state, index), state.extra_key
+                hit[index], parent, self._piece(state, index), self._key(state)
             )
             state.prefixes.append(parent)
         init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit))
         return init, self._launch(state, count, blocks)
 
     def _launch(self, state: RequestState, count: int, blocks: list[int]) -> RowWork:
-        start = state.computed
+        start, reads = state.computed, state.reads
         state.blocks += blocks
         state.computed += count
-        needs_sample = state.computed == len(state.tokens) + state.in_flight
-        state.in_flight += needs_sample
+        needs_sample = state.computed == state.known and state.request.params.max_tokens != 0
+        if reads and _reads_logits(state):
+            self._read_room -= count
+        if needs_sample:
+            state.in_flight += 1
+            state.promised = state.known + 1
         return RowWork(
             state.row,
             state.request.id,
@@ -322,11 +383,12 @@ class Scheduler:
             tuple(blocks),
             needs_sample,
             state.epoch,
+            reads,
         )
 
-    def _append(self, state: RequestState, token: int) -> None:
+    def _append(self, state: RequestState, sampled: Sampled) -> None:
         """Append a sampled token and decide whether the text ends with it."""
-        params = state.request.params
+        params, token = state.request.params, sampled.token
         state.tokens.append(token)
         reason: FinishReason | None = None
         # Before ``min_tokens`` the sampler draws none of them, unless nothing else is left.
@@ -336,7 +398,7 @@ class Scheduler:
         full = params.max_tokens is not None and state.generated >= params.max_tokens
         if reason is None and (full or len(state.tokens) >= self.config.max_context):
             reason = FinishReason.LENGTH
-        self._events.append(TokenEvent(state.request.id, (token,), reason))
+        self._events.append(TokenEvent(state.request.id, (sampled,), reason))
         if reason is not None:
             self._publish(state)
             self._finish(state, reason)
@@ -347,19 +409,20 @@ class Scheduler:
 
     def _publish(self, state: RequestState) -> None:
         """Enter blocks whose tokens are all known and computed into the prefix index."""
-        if not self.config.prefix_cache:
+        if not self.config.prefix_cache and state.request.id not in self._held:
             return
         done = min(state.done, len(state.tokens)) // self.pool.block_size
         for index in range(len(state.prefixes), done):
             parent = state.prefixes[-1] if state.prefixes else None
             state.prefixes.append(
                 self.pool.publish(
-                    state.blocks[index], parent, self._piece(state, index), state.extra_key
+                    state.blocks[index], parent, self._piece(state, index), self._key(state)
                 )
             )
 
     def _finish(self, state: RequestState, reason: FinishReason) -> None:
         state.finish = reason
+        self._release(state.request.id)
         if state in self._running:
             self._running.remove(state)
         self._draining.append(state) if state.row >= 0 else self._states.pop(state.request.id)
@@ -378,12 +441,20 @@ class Scheduler:
         self._free_rows.append(state.row)
         state.row = -1
 
+    def _key(self, state: RequestState) -> bytes:
+        return state.extra_key(self.config.prefix_cache)
+
     def _enqueue(self, state: RequestState) -> None:
         """Insert by urgency; a preempted request goes before later arrivals."""
         index = len(self._waiting)
         while index > 0 and self._waiting[index - 1].urgency > state.urgency:
             index -= 1
         self._waiting.insert(index, state)
+
+
+def _reads_logits(state: RequestState) -> bool:
+    reader = state.request.reader
+    return reader is not None and not reader.hidden
 
 
 def _next_token(state: RequestState) -> RowWork:

@@ -40,6 +40,7 @@ class RequestState:
         computed: positions whose computation has been launched.
         done: positions whose results have been committed.
         in_flight: samples that are launched and not committed.
+        promised: length of the text with the last token that is or was in flight.
         epoch: how often it was preempted.
         cached: prompt tokens that the prefix cache supplied at first admission.
         blocks: its KV blocks in order.
@@ -55,6 +56,7 @@ class RequestState:
     computed: int = 0
     done: int = 0
     in_flight: int = 0
+    promised: int = 0
     epoch: int = 0
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -68,9 +70,27 @@ class RequestState:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
-    def extra_key(self) -> bytes:
-        """What separates its prefix-cache entries from those of other tenants."""
-        return self.request.cache_salt.encode("utf-8", "surrogatepass")
+    def known(self) -> int:
+        """Length of the text that the device knows, or will when the step in flight is over."""
+        return max(len(self.tokens), self.promised)
+
+    @property
+    def reads(self) -> bool:
+        """Whether a reader waits for the next position to be computed."""
+        reader = self.request.reader
+        return reader is not None and reader.begin <= self.computed < len(self.request.prompt)
+
+    def extra_key(self, shared: bool) -> bytes:
+        """What separates its prefix-cache entries from those of other tenants.
+
+        Where requests do not share prefixes (``shared`` False), the choices for one prompt do.
+        """
+        key = self.request.cache_salt.encode("utf-8", "surrogatepass")
+        if shared:
+            return key
+        return (
+            key + b"\0" + (self.request.first or self.request.id).encode("utf-8", "surrogatepass")
+        )
 
     @property
     def urgency(self) -> tuple[int, int]:

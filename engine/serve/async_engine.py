@@ -27,7 +27,8 @@ from typing import Protocol
 
 from halfbyte.errors import EngineDeadError
 
-from ..request import Completion, Delta, FinishReason, SamplingParams, Usage
+from ..params import SamplingParams
+from ..request import Completion, Delta, FinishReason, PromptReader, Usage
 from ..run.stats import EngineStats
 from .client import EngineFacts, Health, StreamObserver
 from .stream import RequestStream
@@ -51,8 +52,13 @@ class StepEngine(EngineFacts, Protocol):
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> str:
         """Queue a request; raises RequestError."""
+        ...
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile what parameters need; may take long; called from any thread."""
         ...
 
     def cancel(self, request_id: str) -> None:
@@ -108,6 +114,7 @@ class AsyncEngine:
         self._stop = False
         # Event loop.
         self._live: dict[str, RequestStream] = {}
+        self._preparing: dict[str, RequestStream] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._observers: list[StreamObserver] = []
@@ -139,6 +146,7 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> RequestStream:
         """Queue a request; see `EngineClient.submit`.
 
@@ -148,6 +156,7 @@ class AsyncEngine:
             request_id: unique among the live requests; None makes one.
             priority: smaller runs earlier.
             cache_salt: separates prefix-cache entries of different tenants.
+            reader: looks at what is computed of the prompt.
 
         Raises:
             EngineDeadError: the engine is dead, closed or not started.
@@ -165,18 +174,48 @@ class AsyncEngine:
         stream = RequestStream(name, length, self.cancel)
         self._live[name] = stream
         self._idle.clear()
-        self._commands.put(partial(self._submit_now, stream, prompt, params, priority, cache_salt))
+        submit = partial(self._submit_now, stream, prompt, params, priority, cache_salt, reader)
+        if params.grammar is None:
+            self._commands.put(submit)
+        else:
+            # Neither the event loop nor the engine waits for a grammar to be compiled.
+            self._preparing[name] = stream
+            work = asyncio.get_running_loop().run_in_executor(None, self._engine.prepare, params)
+            work.add_done_callback(partial(self._prepared, stream, submit))
         return stream
+
+    def _prepared(
+        self, stream: RequestStream, submit: Callable[[], None], work: asyncio.Future[None]
+    ) -> None:
+        """A request's grammar is compiled, or is refused."""
+        error = None if work.cancelled() else work.exception()
+        if self._preparing.pop(stream.id, None) is None or stream.finished:
+            return  # it was cancelled, or the engine died, and it was told so
+        if error is None and not work.cancelled():
+            self._commands.put(submit)
+        else:
+            wrapped = error if isinstance(error, Exception) else EngineDeadError(str(error))
+            self._dispatch([(stream, wrapped)], time.perf_counter())
 
     def cancel(self, request_id: str) -> None:
         """Ask for the end of a request; ids that are not live are ignored."""
-        if request_id in self._live:
+        if not self._cancel_preparing(request_id) and request_id in self._live:
             self._commands.put(partial(self._cancel_now, request_id))
 
     def cancel_waiting(self, request_id: str) -> None:
         """Ask for the end of a request unless the engine has begun with it."""
-        if request_id in self._live:
+        if not self._cancel_preparing(request_id) and request_id in self._live:
             self._commands.put(partial(self._cancel_waiting_now, request_id))
+
+    def _cancel_preparing(self, request_id: str) -> bool:
+        """End a request whose grammar is being compiled; False when it is none."""
+        stream = self._preparing.pop(request_id, None)
+        if stream is None:
+            return False
+        usage = Usage(stream.prompt_tokens, 0)
+        delta = Delta(stream.id, "", (), Completion("", [], FinishReason.CANCELLED, usage))
+        self._dispatch([(stream, delta)], time.perf_counter())
+        return True
 
     def observe(self, observer: StreamObserver) -> None:
         """Call ``observer`` on the event loop for each delta from now on."""
@@ -293,10 +332,16 @@ class AsyncEngine:
         params: SamplingParams,
         priority: int,
         cache_salt: str,
+        reader: PromptReader | None,
     ) -> None:
         try:
             self._engine.submit(
-                prompt, params, request_id=stream.id, priority=priority, cache_salt=cache_salt
+                prompt,
+                params,
+                request_id=stream.id,
+                priority=priority,
+                cache_salt=cache_salt,
+                reader=reader,
             )
         except EngineDeadError as error:
             self._outbox.append((stream, error))

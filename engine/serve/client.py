@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..config import EngineConfig
-from ..request import Delta, SamplingParams
+from ..params import SamplingParams
+from ..request import Delta, PromptReader
 from ..run.stats import EngineStats
 from ..text.token_bound import TokenLimit
 from .stream import RequestStream
@@ -131,8 +132,12 @@ class EngineClient(EngineFacts, Protocol):
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> RequestStream:
         """Hand a request to the engine at once; its stream tells what became of it.
+
+        A ``reader`` (``engine/run/readers.py``) looks at what is computed of the prompt, in the
+        engine's thread; it may be read when the stream has ended.
 
         Raises:
             EngineDeadError: the engine is dead, closed or not started.

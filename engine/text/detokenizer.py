@@ -27,6 +27,7 @@ class Detokenizer:
 
     Attributes:
         stopped: the stop string that ended the text, or None.
+        decoded: characters of all tokens so far, also of what is kept back.
     """
 
     def __init__(self, tokenizer: SpecialBytes, matcher: StopMatcher | None = None) -> None:
@@ -36,6 +37,7 @@ class Detokenizer:
         self._matcher = matcher
         self._parts: list[str] = []
         self.stopped: str | None = None
+        self.decoded = 0
 
     def feed(self, token_ids: Iterable[int], *, check_stops: bool = True) -> str:
         """Take new ids and return the text that is now certain; "" once stopped.
@@ -51,7 +53,9 @@ class Detokenizer:
                 out += self.hide(token, check_stops=check_stops)
             else:
                 data = self._tokenizer.token_bytes(token)
-                out += self._take(self._decoder.decode(data), check_stops)
+                text = self._decoder.decode(data)
+                self.decoded += len(text)
+                out += self._take(text, check_stops)
         return out
 
     def hide(self, token_id: int, *, check_stops: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""Renders one chat template in a separate process; ``template_process`` starts it as a script.
+"""Renders one chat template in a jailed process, which ``template_process`` starts.
 
 A chat template is a program by a stranger. Jinja2's immutable sandbox keeps it from the insides
 of Python; this process is what stands if the sandbox has a hole. Everything that rendering needs
@@ -20,7 +20,6 @@ a hook ended. It also ends when its input does.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -36,20 +35,25 @@ _RENDERING = frozenset({"builtins.id"})
 _COMPILING = _RENDERING | {"compile", "exec", "sys.addaudithook"}
 
 
-def main() -> None:
-    """Serve requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+def main(load: Callable[..., ModuleType], limit: Callable[[int], None], folders: list[str]) -> None:
+    """Serve requests until standard input ends.
+
+    Args:
+        load: imports a module by its path.
+        limit: bounds the process.
+        folders: those of MarkupSafe and Jinja2.
+    """
     warnings.simplefilter("ignore")  # showing one would open a file
-    for name, folder in zip(("markupsafe", "jinja2"), sys.argv[1:], strict=True):
-        _load(name, Path(folder, "__init__.py"), [folder])
-    jinja = _load("template_environment", Path(__file__).with_name("template_environment.py"))
+    for name, folder in zip(("markupsafe", "jinja2"), folders, strict=True):
+        load(name, Path(folder, "__init__.py"), [folder])
+    jinja = load("template_environment", Path(__file__).with_name("template_environment.py"))
     environment = jinja.ChatEnvironment()
     environment.warm_up()
     source, output = sys.stdin.buffer, sys.stdout.buffer
     leave, timer = os._exit, getattr(signal, "setitimer", lambda *_: None)
     profiling = getattr(signal, "ITIMER_PROF", 0)
     set_up = json.loads(source.readline())
-    _limit(set_up["memory_bytes"])
+    limit(set_up["memory_bytes"])
     # For the text of a syntax error Python looks for a file of the name that Jinja2 gives its
     # code. There is none, and it could not be opened.
     compiling, rendering = _guard(_COMPILING, "<template>"), _guard(_RENDERING)
@@ -80,38 +84,6 @@ def main() -> None:
     leave(0)
 
 
-def _load(name: str, path: Path, folders: list[str] | None = None) -> ModuleType:
-    """Import one module, or a package and what lies in its folder, and nothing beside it."""
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python module")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _limit(memory_bytes: int) -> None:
-    """Bound memory, and keep the process from new files and processes. Best effort off Linux."""
-    try:
-        import resource
-    except ImportError:
-        return
-    for name, value in (
-        ("RLIMIT_AS", memory_bytes),
-        ("RLIMIT_CORE", 0),
-        ("RLIMIT_FSIZE", 0),
-        ("RLIMIT_NOFILE", 3),  # standard input, output and errors
-        ("RLIMIT_NPROC", 0),
-    ):
-        try:
-            hard = resource.getrlimit(getattr(resource, name))[1]
-            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(getattr(resource, name), (bound, bound))
-        except (AttributeError, OSError, ValueError):
-            continue
-
-
 def _guard(
     allowed: frozenset[str], file: str | None = None
 ) -> Callable[[str, tuple[Any, ...]], None]:
@@ -136,7 +108,3 @@ def _guard(
             leave(81)
 
     return hook
-
-
-if __name__ == "__main__":
-    main()

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from halfbyte.cli.main import main
+from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
-    SamplingParams,
     Timings,
     Usage,
 )

@@ -12,7 +12,7 @@ from halfbyte.cli import chat, generate
 from halfbyte.cli.familiar import USAGE_ERROR
 from halfbyte.cli.main import app
 from halfbyte.cli.serve import serve
-from halfbyte.engine.request import SamplingParams
+from halfbyte.engine.params import SamplingParams
 
 
 @pytest.fixture

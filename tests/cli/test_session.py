@@ -16,7 +16,8 @@ from halfbyte.cli import chat as module
 from halfbyte.cli.chat import Interrupt
 from halfbyte.cli.main import app
 from halfbyte.cli.session import ChatSession, is_command, read_message
-from halfbyte.engine.request import FinishReason, SamplingParams
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import FinishReason
 from halfbyte.errors import RequestError
 
 

@@ -15,7 +15,8 @@ from halfbyte.cli import console, models
 from halfbyte.cli.answers import speed_line
 from halfbyte.cli.main import app
 from halfbyte.cli.session import ChatSession, help_text
-from halfbyte.engine.request import Completion, FinishReason, SamplingParams, Timings, Usage
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import Completion, FinishReason, Timings, Usage
 
 WIDTHS = (40, 60, 80, 120, 200)
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from halfbyte.engine.config import EngineConfig, make_config
+from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
     PromptScore,
-    SamplingParams,
     TokenEvent,
     Usage,
 )
@@ -65,7 +65,7 @@ PARAMS_REFUSED: dict[str, list[Any]] = {
     "presence_penalty": [-2.1, 2.1, 1e38, -1e308, NAN, None],
     "frequency_penalty": [-2.1, 2.1, NAN, "0"],
     "seed": [1 << 63, -(1 << 63) - 1, 1.5, "1", True],
-    "max_tokens": [0, -1, 1.5, "16", True, 1 << 31],
+    "max_tokens": [-1, 1.5, "16", True, 1 << 31],
     "min_tokens": [-1, 0.5, None, True],
     "stop": ["", [""], ["a", ""], [3], 5, None, ["x" * 1025], ["a"] * 65, [b"a"], [None]],
     "stop_token_ids": [[-1], ["a"], [1.5], [True], 7, None, [1 << 32]],
@@ -80,7 +80,7 @@ PARAMS_ACCEPTED: dict[str, list[Any]] = {
     "presence_penalty": [-2, 0, 2],
     "frequency_penalty": [-2, 0, 2],
     "seed": [None, 0, -2, -(1 << 63), (1 << 63) - 1],
-    "max_tokens": [None, 1, (1 << 31) - 1],
+    "max_tokens": [None, 0, 1, (1 << 31) - 1],
     "min_tokens": [0, 5],
     "stop": ["x", (), ("a", "b"), ["x" * 1024], ["a"] * 64],
     "stop_token_ids": [(), [0, 5]],

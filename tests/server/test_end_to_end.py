@@ -19,7 +19,8 @@ import pytest
 from server_support import LiveServer, wait_until
 
 from halfbyte.engine.engine import Engine
-from halfbyte.engine.request import Delta, SamplingParams
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import Delta
 from halfbyte.server.tenant import Keyring
 
 TINY = Path(__file__).parents[1] / "fixtures" / "gguf-q4_0-spm-llama" / "model.gguf"

@@ -96,7 +96,8 @@ def _errors() -> set[str]:
 def without_field(source: Source) -> Iterator[str]:
     """Public fields of public dataclasses that the class does not name.
 
-    The help of a command's option says what it is.
+    The help of a command's option says what it is, and so does the line of a table of fields
+    (``engine/param_table.py``).
     """
     for item in definitions(source):
         node = item.node
@@ -110,7 +111,8 @@ def without_field(source: Source) -> Iterator[str]:
                 name = field.target.id
                 own = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 helped = "help=" in ast.unparse(field.annotation)
-                said = own or helped or re.search(rf"\b{name}\b", _doc(node))
+                tabled = field.value is not None and "_field(" in ast.unparse(field.value)
+                said = own or helped or tabled or re.search(rf"\b{name}\b", _doc(node))
                 if not name.startswith("_") and not said:
                     yield f"{item.where}.{name}"
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from halfbyte.engine.request import FinishReason, Request, SamplingParams, TokenEvent
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import FinishReason, Request, Sampled, TokenEvent
 from halfbyte.engine.schedule.block_pool import BlockPool
 from halfbyte.engine.schedule.plan import RowWork, StepPlan, StepResult
 from halfbyte.engine.schedule.scheduler import Scheduler
@@ -64,6 +65,8 @@ def drawn(tokens: list[int], request: Request) -> int:
 def alone(request: Request, max_context: int) -> tuple[list[int], FinishReason]:
     """Tokens and finish of a request that has the machine to itself, from the definitions."""
     tokens, params = list(request.prompt), request.params
+    if params.max_tokens == 0:
+        return [], FinishReason.LENGTH
     while True:
         token = drawn(tokens, request)
         tokens.append(token)
@@ -219,7 +222,7 @@ class Simulation:
                     assert not written & set(other.blocks), "two texts write to one block"
 
     def _execute(self, plan: StepPlan) -> StepResult:
-        sampled: dict[str, int] = {}
+        sampled: dict[str, tuple[Sampled, ...]] = {}
         errors: dict[str, str] = {}
         size = self.block_size
         for item in plan.work:
@@ -244,7 +247,7 @@ class Simulation:
                 token = drawn(row.tokens, self.requests[item.request_id])
                 row.tokens.append(token)
                 row.chain.append(self.prefixes.extend(row.chain[-1], token))
-                sampled[item.request_id] = token
+                sampled[item.request_id] = (Sampled(token),)
         took = self.clock(plan.work) if self.clock is not None and plan.work else 0.0
         self.seconds.append(took)
         return StepResult(sampled, errors, took)
@@ -262,7 +265,7 @@ class Simulation:
             if name in self.silent:
                 continue
             assert name not in self.finished, f"{name} speaks after its end"
-            self.outputs[name] += event.tokens
+            self.outputs[name] += [sampled.token for sampled in event.tokens]
             if event.finish is not None:
                 self.finished[name] = event.finish
                 assert (event.error is not None) == (event.finish is FinishReason.ERROR)

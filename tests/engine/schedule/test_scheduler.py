@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from simulated_kv import END, Failure, Simulation, alone, next_token, random_request, random_run
 
 import halfbyte.engine.schedule.block_pool as block_pool_module
-from halfbyte.engine.request import FinishReason, Request, SamplingParams
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import FinishReason, Request
 from halfbyte.engine.schedule.block_pool import block_hash
 from halfbyte.engine.schedule.scheduler_state import SchedulerConfig
 

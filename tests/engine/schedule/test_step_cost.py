@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 from simulated_kv import Simulation
 
-from halfbyte.engine.request import Request, SamplingParams
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import Request
 from halfbyte.engine.schedule.plan import RowWork
 from halfbyte.engine.schedule.scheduler_state import SchedulerConfig
 from halfbyte.engine.schedule.step_cost import LEAST_CHUNK, StepCost

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.request import Completion, Delta, FinishReason, SamplingParams, Usage
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import Completion, Delta, FinishReason, Usage
 from halfbyte.engine.run.stats import EngineStats
 from halfbyte.engine.serve.async_engine import AsyncEngine
 from halfbyte.engine.serve.client import EngineClient
@@ -43,9 +44,13 @@ class ScriptedEngine:
         self.steps = 0
         self.closed_by: int | None = None
         self.threads: set[int] = set()
+        self.prepared: list[SamplingParams] = []
 
     def begun(self, request_id: str) -> bool:
         return self.steps > 0 or request_id not in self.live
+
+    def prepare(self, params: SamplingParams) -> None:
+        self.prepared.append(params)
 
     def submit(
         self, prompt: Any, params: SamplingParams, *, request_id: Any = None, **_: Any

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from halfbyte.engine.jail import inside
 from halfbyte.engine.text import template_process, template_worker
 
 # The escape: a filter that is handed Python's own names, as if the sandbox had given them away.
@@ -64,7 +65,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     environment += "jinja2_globals['escape'] = lambda n: ChatEnvironment.ACTIONS[n](KEPT)\n"
     (folder / "template_environment.py").write_text(environment)
     packages = [template_process._folder(name) for name in ("markupsafe", "jinja2")]
-    return [sys.executable, "-I", "-S", str(folder / here.name), *packages]
+    return [sys.executable, "-I", "-S", str(inside.__file__), str(folder / here.name), *packages]
 
 
 def run(command: list[str], number: int) -> tuple[list[dict[str, str]], int]:

@@ -1,0 +1,1 @@
+"""Processes of their own, with limits, for work on what strangers wrote."""

@@ -1,0 +1,125 @@
+"""What the dialects share: the head of a response, and the frames of a stream."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...engine.request import Completion, Delta, FinishReason
+from ..responses import ResponseModel, UsageInfo
+from ..sse import frame
+from .token_text import TokenText
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What all chunks of a response share.
+
+    Attributes:
+        id: response id, ``chatcmpl-…`` or ``cmpl-…``.
+        created: Unix time, seconds.
+        model: name of the model that answers.
+        fingerprint: value of ``system_fingerprint``.
+        with_usage: the stream ends with a usage chunk, so the others say ``usage: null``.
+    """
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+    with_usage: bool
+
+
+class Dialect(ABC):
+    """Writes the answers to one request; a subclass knows the endpoint's format.
+
+    An answer's index is that of its prompt times the answers to a prompt, plus its own.
+
+    Args:
+        head: what all chunks share.
+        tokens: how tokens read.
+        n: answers to a prompt.
+        rated: the log-probabilities of an answer's tokens are shown.
+
+    Attributes:
+        object_name: value of ``object`` in each chunk.
+    """
+
+    object_name = ""
+
+    def __init__(self, head: Head, tokens: TokenText, n: int, *, rated: bool) -> None:
+        self.head = head
+        self._tokens = tokens
+        self._n = n
+        self._rated = rated
+
+    def opening(self, prompts: int) -> bytes:
+        """What a stream begins with, before anything is known."""
+        return b"".join(self.first(index) for index in range(prompts * self._n))
+
+    @abstractmethod
+    def first(self, index: int) -> bytes:
+        """What opens the answer ``index``; may be empty."""
+
+    def delta(self, prompt: int, delta: Delta) -> bytes:
+        """A piece of an answer, or its end, or both; may be empty."""
+        index, out = prompt * self._n + delta.index, b""
+        if delta.text or (self._rated and delta.logprobs):
+            choice = self._choice(index, delta.text, None)
+            if self._rated:
+                choice["logprobs"] = self._logprobs(delta.logprobs, delta.text_offsets)
+            out += self._frame([choice])
+        if delta.finish is not None:
+            choice = self._choice(index, "", delta.finish.value)
+            choice["stop_reason"] = delta.stop_reason
+            out += self._frame([choice])
+        return out
+
+    def usage(self, usage: Mapping[str, Any]) -> bytes:
+        """The usage chunk, which has no choices."""
+        return self._frame([], usage)
+
+    @abstractmethod
+    def body(self, done: Sequence[Completion], usage: UsageInfo) -> ResponseModel:
+        """The whole response, of the completion of each prompt in order."""
+
+    @abstractmethod
+    def _choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        """One entry of ``choices`` in a chunk."""
+
+    @abstractmethod
+    def _logprobs(self, drawn: Sequence[Any], offsets: Sequence[int]) -> Any:
+        """The log-probabilities of drawn tokens."""
+
+    def _answers(self, done: Sequence[Completion]) -> list[tuple[int, int, Completion]]:
+        """Index, prompt and completion of every answer."""
+        return [
+            (prompt * self._n + answer.index, prompt, answer)
+            for prompt, completion in enumerate(done)
+            for answer in completion.choices or (completion,)
+        ]
+
+    def _frame(
+        self, choices: list[dict[str, Any]], usage: Mapping[str, Any] | None = None
+    ) -> bytes:
+        head = self.head
+        chunk: dict[str, Any] = {
+            "id": head.id,
+            "object": self.object_name,
+            "created": head.created,
+            "model": head.model,
+            "system_fingerprint": head.fingerprint,
+            "choices": choices,
+        }
+        if head.with_usage:
+            chunk["usage"] = usage
+        return frame(chunk)
+
+
+def failed(completion: Completion) -> Completion | None:
+    """The answer to a prompt that did not end by itself, or None."""
+    bad = (FinishReason.ERROR, FinishReason.CANCELLED)
+    every = completion.choices or (completion,)
+    return next((answer for answer in every if answer.finish_reason in bad), None)
