@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from halfbyte.errors import RequestError
@@ -110,10 +109,38 @@ def ids_field(default: tuple[int, ...] | None, most: int, meaning: str, **more: 
     return entry_field(default, param)
 
 
+class TokenBiases(Mapping[int, float]):
+    """Numbers for token ids, in the order of the ids. It cannot be changed, and has a hash.
+
+    Args:
+        values: the numbers.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[int, float]) -> None:
+        self._values = dict(sorted(values.items()))
+
+    def __getitem__(self, token: int) -> float:
+        return self._values[token]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
 def biases_field(low: float, high: float, meaning: str, **more: Any) -> Any:
     """A field with numbers for token ids."""
     param = Param("biases", meaning, low, high, most=MAX_BIASES, **more)
-    return field(default_factory=lambda: MappingProxyType({}), metadata={"param": param})
+    return entry_field(TokenBiases({}), param)
 
 
 def object_field(default: Any, meaning: str, check: Callable[[Any], str | None]) -> Any:
@@ -191,7 +218,7 @@ def _checked_biases(name: str, param: Param, value: Any) -> Mapping[int, float]:
             )
         _check_number(name, param, bias, whole=False)
         out[token] = float(bias)
-    return MappingProxyType(dict(sorted(out.items())))
+    return TokenBiases(out)
 
 
 def _items(name: str, param: Param, value: object) -> tuple[Any, ...]:

@@ -499,3 +499,7 @@ def sampling_params(given: object, changes: Mapping[str, Any]) -> SamplingParams
                 hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
             )
     return replace(params, **changes) if changes else params
+
+
+PROMPT_ONLY = SamplingParams(temperature=0.0, max_tokens=0)
+"""Parameters of a request whose prompt is read, and that has no answer."""

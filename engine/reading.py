@@ -11,9 +11,9 @@ from torch import Tensor
 from halfbyte.errors import EngineDeadError, RequestError
 
 from .answers import AnswerScore, answer_ids, answer_scores
-from .params import SamplingParams
+from .params import PROMPT_ONLY, SamplingParams
 from .request import Completion, FinishReason, PromptReader, PromptScore
-from .run.readers import PROMPT_ONLY, LogitsReader, LogprobReader, Pooling, PoolingReader
+from .run.readers import LogitsReader, LogprobReader, Pooling, PoolingReader
 from .text.tokenizer import Tokenizer
 
 Run = Callable[[Sequence[tuple[list[int], SamplingParams, PromptReader | None]]], list[Completion]]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from halfbyte.engine.engine import Engine
+    from halfbyte.engine.grammar.base import GrammarSpec
     from halfbyte.engine.params import SamplingParams
     from halfbyte.engine.request import Completion, Delta, FinishReason, PromptScore
     from halfbyte.engine.serve.async_engine import AsyncEngine
@@ -35,6 +36,7 @@ __all__ = [
     "Delta",
     "Engine",
     "FinishReason",
+    "GrammarSpec",
     "HalfbyteError",
     "PromptScore",
     "SamplingParams",
@@ -47,6 +49,7 @@ _HOMES = {
     "Completion": ".engine.request",
     "Delta": ".engine.request",
     "FinishReason": ".engine.request",
+    "GrammarSpec": ".engine.grammar.base",
     "PromptScore": ".engine.request",
     "SamplingParams": ".engine.params",
 }

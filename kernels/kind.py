@@ -21,7 +21,7 @@ from halfbyte.errors import KernelInputError, UnsupportedWeightError
 
 from .formats.canonical import QuantizedLinear, Weight
 from .formats.stored import StoredLinear
-from .formats.weight_format import WeightFormat, ZeroKind
+from .formats.weight_format import CompactForm, WeightFormat, ZeroKind
 
 if TYPE_CHECKING:
     from .codegen.variant import Variant
@@ -54,6 +54,7 @@ class MatrixSpec:
         table: an embedding, of which single rows are read; it may be the LM head, too.
         encoding: how the file stores the codes, where a backend may pack such bytes as they are: a
             GGUF block type, or "".
+        compact: how the file has scales and offsets, where a backend may keep them so.
     """
 
     n: int
@@ -64,6 +65,7 @@ class MatrixSpec:
     gated: bool = False
     table: bool = False
     encoding: str = ""
+    compact: CompactForm | None = None
 
     @classmethod
     def of(cls, weight: Weight, gated: bool = False, table: bool = False) -> MatrixSpec:
@@ -73,7 +75,8 @@ class MatrixSpec:
             return cls(n, k, None, gated=gated, table=table)
         form = replace(weight.format, permuted=weight.perm is not None)
         stored = weight.encoding if isinstance(weight, StoredLinear) else ""
-        return cls(n, k, form, gated=gated, table=table, encoding=stored)
+        compact = None if weight.compact is None else weight.compact.form
+        return cls(n, k, form, gated=gated, table=table, encoding=stored, compact=compact)
 
 
 class Kind(Protocol):

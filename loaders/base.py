@@ -18,6 +18,7 @@ from .model.report import LoadReport
 
 if TYPE_CHECKING:
     from ..kernels.formats.canonical import Weight, WeightFormat
+    from ..kernels.formats.weight_format import CompactForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class TensorInfo:
             and offsets of a quantized one.
         half: float16 holds each of these scales and offsets, as far as headers tell.
         encoding: GGUF type of the blocks of a quantized matrix, else "".
+        compact: how the file has scales and offsets where that takes fewer bits.
     """
 
     name: str
@@ -50,6 +52,7 @@ class TensorInfo:
     dtype: str = "F16"
     half: bool = True
     encoding: str = ""
+    compact: CompactForm | None = None
 
 
 @dataclass(frozen=True, slots=True)

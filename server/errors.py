@@ -10,7 +10,13 @@ from typing import Any
 
 import orjson
 
-from halfbyte.errors import EngineDeadError, RequestError, TemplateError, TemplateProcessError
+from halfbyte.errors import (
+    EngineDeadError,
+    GrammarProcessError,
+    RequestError,
+    TemplateError,
+    TemplateProcessError,
+)
 
 _MAX_MESSAGE = 600
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -117,6 +123,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), param="messages", code="invalid_chat_template_input")
     if isinstance(error, TemplateProcessError):
         return ApiError(503, str(error), code="template_process_ended", retry_after=1)
+    if isinstance(error, GrammarProcessError):
+        return ApiError(503, str(error), code="grammar_process_ended", retry_after=1)
     if isinstance(error, EngineDeadError):
         return engine_down()
     return internal_error()

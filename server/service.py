@@ -15,15 +15,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import halfbyte
 from halfbyte.errors import RequestError
 
-from ..engine.params import SamplingParams
+from ..engine.params import PROMPT_ONLY, SamplingParams
 from ..engine.request import Completion, PromptReader
-from ..engine.run.readers import PROMPT_ONLY, PoolingReader
 from ..engine.serve.client import EngineClient, Health
 from .admission import Admission, QueueLimits
 from .dialects.base import Dialect, Head
@@ -55,6 +53,9 @@ from .schema import (
 from .sse import DONE, KEEP_ALIVE, frame
 from .texts import TextWork
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 logger = logging.getLogger("halfbyte.server")
 
 
@@ -78,7 +79,7 @@ class ServiceConfig:
 
 
 def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
-    """A vector as numbers, or as base64 of its little-endian float32."""
+    """A vector [D] as numbers, or as base64 of its little-endian float32."""
     if encoding == "base64":
         return base64.b64encode(vector_D.numpy().astype("<f4").tobytes()).decode()
     return vector_D.tolist()
@@ -185,6 +186,8 @@ class OpenAIService:
 
     async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
         """POST /v1/embeddings. Raises RequestError for an empty text."""
+        from ..engine.run.readers import PoolingReader
+
         name = self._served(request.model)
         prompts = request.prompts()
         with self._admission.places(len(prompts)):

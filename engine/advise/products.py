@@ -146,5 +146,6 @@ def _matrix(
     wide = next((p.dtype for p in parts if p.dtype == "F32"), first.dtype)
     half = all(p.half for p in parts)
     shape = n, first.shape[1], first.format
-    spec = MatrixSpec(*shape, wide, half, gated, table, first.encoding)
+    compact = first.compact if all(p.compact == first.compact for p in parts) else None
+    spec = MatrixSpec(*shape, wide, half, gated, table, first.encoding, compact)
     return Matrix(Product(module, labels, spec), None, sum(p.nbytes for p in parts))

@@ -39,13 +39,15 @@ PAGE = 4096
 ABANDONED_S = 3600
 _PREFIX = len(MAGIC) + 8 + 32
 _MOST_HEADER = 64 << 20
-_NUMBERS = ("n", "k", "span", "center")
+_NUMBERS = ("n", "k", "span", "center", "run_shift")
 _FLAGS = ("halves", "blocks")
 _ENUMS = {"codes": TileCodes, "values": TileValues, "number": NumberType, "added": Added}
 _TENSORS = {
     "data": torch.uint8,
     "bias": torch.float32,
     "table": torch.float32,
+    "outer": torch.float32,
+    "firsts": torch.int32,
     "order": torch.int32,
 }
 

@@ -36,7 +36,8 @@ class GrammarSpec:
         param: the field that an error of the compiler names.
 
     Raises:
-        RequestError: an unknown kind, a text that is none, or one over 256 KiB.
+        RequestError: an unknown kind, a text that is none or over 256 KiB, or no JSON where it
+            must be.
     """
 
     kind: GrammarKind
@@ -51,6 +52,10 @@ class GrammarSpec:
                 param="grammar",
             )
         _check_source(self.text, "grammar")
+        if self.kind == "json_schema":
+            object.__setattr__(self, "text", _compact(_schema(self.text, "grammar")))
+        if self.kind == "choice":
+            object.__setattr__(self, "text", _compact(_choices(_list(self.text), "grammar")))
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str, *, param: str = "grammar") -> GrammarSpec:
@@ -65,12 +70,7 @@ class GrammarSpec:
                 64 levels, or over 256 KiB.
         """
         text = schema if isinstance(schema, str) else _dumped(schema, param)
-        _check_source(text, param)
-        try:
-            parsed = parse_object(text.encode(), param, max_bytes=MAX_SOURCE_BYTES)
-        except CheckpointError as error:
-            raise RequestError(error.message, param=param) from error
-        return cls("json_schema", _compact(parsed), param)
+        return cls("json_schema", _compact(_schema(text, param)), param)
 
     @classmethod
     def json_object(cls, *, param: str = "grammar") -> GrammarSpec:
@@ -102,18 +102,7 @@ class GrammarSpec:
         Raises:
             RequestError: anything but a list of such texts, or over 256 KiB of them.
         """
-        if not isinstance(choices, (list, tuple)) or not choices:
-            raise RequestError(
-                f"{param} is {choices!r:.60}; expected a list of at least one text", param=param
-            )
-        for index, text in enumerate(choices):
-            if not isinstance(text, str) or not text:
-                raise RequestError(
-                    f"{param}[{index}] is {text!r:.60}; expected a text that is not empty",
-                    param=param,
-                )
-            _check_source(text, f"{param}[{index}]", param)
-        text = _compact(list(choices))
+        text = _compact(_choices(choices, param))
         _check_source(text, param)
         return cls("choice", text, param)
 
@@ -241,6 +230,36 @@ def _check_source(text: object, where: str, param: str | None = None) -> None:
             f"{where} has {size} bytes or more; at most {MAX_SOURCE_BYTES} are allowed",
             param=param,
         )
+
+
+def _schema(text: str, param: str) -> dict[str, Any]:
+    _check_source(text, param)
+    try:
+        return parse_object(text.encode(), param, max_bytes=MAX_SOURCE_BYTES)
+    except CheckpointError as error:
+        raise RequestError(error.message, param=param) from error
+
+
+def _choices(choices: object, param: str) -> list[str]:
+    if not isinstance(choices, (list, tuple)) or not choices:
+        raise RequestError(
+            f"{param} is {choices!r:.60}; expected a list of at least one text", param=param
+        )
+    for index, text in enumerate(choices):
+        if not isinstance(text, str) or not text:
+            raise RequestError(
+                f"{param}[{index}] is {text!r:.60}; expected a text that is not empty",
+                param=param,
+            )
+        _check_source(text, f"{param}[{index}]", param)
+    return list(choices)
+
+
+def _list(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _dumped(schema: object, param: str) -> str:

@@ -13,10 +13,9 @@ from halfbyte.errors import GrammarProcessError, RequestError
 from ..jail.process import START_SECONDS, WALL_SECONDS, Jail, JailedProcess
 from .vocabulary import GrammarVocabulary
 
-SECONDS = 5.0
+COMPILE_SECONDS = 5.0
 """Computing time that a grammar may take to compile."""
-MEMORY_BYTES = 128 << 20
-"""Memory that a compiled grammar may take."""
+_MEMORY_BYTES = 128 << 20  # of a compiled grammar
 STEP_SECONDS = 0.25
 """Computing time that finding out what may follow may take; meanwhile nobody else is served."""
 LIMITS: dict[str, Any] = {"max_lexer_states": 20_000, "verbose_errors": False}
@@ -28,7 +27,7 @@ _JAIL = Jail(
     works_on="grammar",
     answers=frozenset({"ready", "good", "failed"}),
     max_answer_bytes=1 << 20,
-    memory_bytes=MEMORY_BYTES,
+    memory_bytes=_MEMORY_BYTES,
     failure=GrammarProcessError,
 )
 
@@ -41,7 +40,7 @@ class GrammarChecker:
         seconds: computing time for each.
     """
 
-    def __init__(self, vocabulary: GrammarVocabulary, seconds: float = SECONDS) -> None:
+    def __init__(self, vocabulary: GrammarVocabulary, seconds: float = COMPILE_SECONDS) -> None:
         self._vocabulary = vocabulary
         self._seconds = seconds
         self._lock = threading.Lock()
@@ -73,7 +72,7 @@ class GrammarChecker:
             "limits": LIMITS,
             "seconds": self._seconds,
             "step_seconds": STEP_SECONDS,
-            "memory_bytes": MEMORY_BYTES,
+            "memory_bytes": _MEMORY_BYTES,
         }
         library = importlib.import_module("llguidance._lib")
         running = JailedProcess(_JAIL, [str(library.__file__)])

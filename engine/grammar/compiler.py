@@ -22,6 +22,8 @@ from .lark import lark_grammar
 from .state import MatcherGrammar, plain
 from .vocabulary import GrammarVocabulary, grammar_vocabulary
 
+# How Rust's regex crate shows where a pattern is wrong.
+_PATTERN = re.compile(r"\n    (.*)\n    ( *)\^+\nerror: (.*)")
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
 CACHED = 32
 """So many compiled grammars are kept, those used last."""
@@ -45,14 +47,14 @@ class GrammarCompiler:
         self._loading = threading.Lock()
         self._cached: OrderedDict[GrammarSpec, Future[MatcherGrammar]] = OrderedDict()
 
-    def compile(self, spec: GrammarSpec, *, param: str = "grammar") -> MatcherGrammar:
+    def compile(self, spec: GrammarSpec, *, param: str | None = None) -> MatcherGrammar:
         """The compiled grammar; an equal one is compiled once, also by several threads at a time.
 
         It is tried in another process first, under limits of time and memory.
 
         Args:
             spec: the grammar.
-            param: the field that an error names.
+            param: the field that an error names; that of ``spec`` when left out.
 
         Raises:
             RequestError: the grammar is malformed, has something that cannot be honoured, or
@@ -69,7 +71,7 @@ class GrammarCompiler:
                 self._cached.popitem(last=False)
         if mine:
             try:
-                future.set_result(self._compiled(spec, param))
+                future.set_result(self._compiled(spec, param or spec.param))
             except BaseException as error:
                 with self._lock:
                     if self._cached.get(spec) is future:
@@ -128,12 +130,14 @@ def _grammar(spec: GrammarSpec, param: str) -> dict[str, Any]:
 
 def _explained(failure: str, spec: GrammarSpec) -> str:
     """A failure in the user's words."""
-    text = plain(failure)
-    if text.startswith("oneOf constraints"):
+    if failure.startswith("oneOf constraints"):
         return (
             "a value may be valid under two branches of a 'oneOf'; expected branches that a type "
             "or a constant tells apart, or 'anyOf'"
         )
+    if found := _PATTERN.search(failure):
+        pattern, before, problem = found.groups()
+        return f"{problem}, at character {len(before) + 1} of the pattern {pattern!r:.80}"
     if spec.kind != "lark":  # lines and columns are those of what it was converted to
-        text = _PLACE.sub("", text).partition("\n   1 | start")[0]
-    return text.partition("\n")[0] if spec.kind in ("gbnf", "choice") else text
+        failure = _PLACE.sub("", failure).partition("\n")[0]
+    return plain(failure)

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from halfbyte.errors import RequestError
 
-MAX_DEPTH = 64
-MAX_NODES = 20_000
-MAX_REPEATS = 10_000
+_MAX_DEPTH = 64
+_MAX_NODES = 20_000
+_MAX_REPEATS = 10_000
 
 Ranges = tuple[tuple[int, int], ...]
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -30,28 +30,28 @@ class Chars:
 
 @dataclass(frozen=True, slots=True)
 class RuleRef:
-    """What the rule of this name stands for."""
+    """What the rule of this ``name`` stands for."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One after the other; none is the empty text."""
+    """One of the ``items`` after the other; none is the empty text."""
 
     items: tuple[Expression, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """One out of several."""
+    """One out of several ``items``."""
 
     items: tuple[Expression, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """Something from ``least`` to ``most`` times; None is any number."""
+    """An ``item`` from ``least`` to ``most`` times; None is any number."""
 
     item: Expression
     least: int
@@ -167,8 +167,8 @@ class _Parser:
     def _group(self) -> Expression:
         start = self._at
         self._depth += 1
-        if self._depth > MAX_DEPTH:
-            self._fail(f"groups are nested over {MAX_DEPTH} levels deep")
+        if self._depth > _MAX_DEPTH:
+            self._fail(f"groups are nested over {_MAX_DEPTH} levels deep")
         self._at += 1
         self._skip(_BLANK_LINES)
         inner = self._either(nested=True)
@@ -191,8 +191,8 @@ class _Parser:
             self._fail("expected {m}, {m,} or {m,n}")
         least = int(found[1])
         most = (int(found[3]) if found[3] else None) if found[2] else least
-        if max(least, most or 0) > MAX_REPEATS or (most is not None and most < least):
-            self._fail(f"expected numbers of repeats in order, up to {MAX_REPEATS}")
+        if max(least, most or 0) > _MAX_REPEATS or (most is not None and most < least):
+            self._fail(f"expected numbers of repeats in order, up to {_MAX_REPEATS}")
         self._at = found.end()
         return Repeat(item, least, most)
 
@@ -262,8 +262,8 @@ class _Parser:
 
     def _count(self) -> None:
         self._nodes += 1
-        if self._nodes > MAX_NODES:
-            self._fail(f"the grammar has over {MAX_NODES} parts")
+        if self._nodes > _MAX_NODES:
+            self._fail(f"the grammar has over {_MAX_NODES} parts")
 
     def _fail(self, problem: str, at: int | None = None) -> NoReturn:
         at = self._at if at is None else at

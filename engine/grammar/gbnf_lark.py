@@ -21,7 +21,7 @@ from halfbyte.errors import RequestError
 from .gbnf import Chars, Either, Expression, Ranges, Repeat, Row, RuleRef, parse_gbnf
 
 # Work on one grammar, in steps of a few microseconds, and levels of rules within rules.
-_MAX_STEPS = 500_000
+_MAX_STEPS = 200_000
 _MAX_LEVELS = 100
 
 

@@ -29,6 +29,7 @@ class MatcherGrammar:
     Attributes:
         vocabulary: the model's.
         failure: why it cannot be used; "" when it can.
+        ends: uint32 [ceil(V / 32)], the mask of the end tokens.
     """
 
     def __init__(self, source: str, tokenizer: Any, vocabulary: GrammarVocabulary) -> None:

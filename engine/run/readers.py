@@ -14,14 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..params import SamplingParams
 from ..request import PromptScore, Sampled
 from .logprobs import likeliest
 
 Pooling = Literal["mean", "last", "cls"]
-
-PROMPT_ONLY = SamplingParams(temperature=0.0, max_tokens=0)
-"""Parameters of a request whose prompt is read, and that has no answer."""
 
 
 class _Reader(ABC):

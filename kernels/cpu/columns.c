@@ -58,6 +58,8 @@ void hb_gptq_block(const struct gptq_block *op, int tid, int threads) {
             if (rows == LANES) round_step(op, row, LANES, first, STEP, errors);
             else round_step(op, row, rows, first, STEP, errors);
         }
-        if (whole < op->columns) round_step(op, row, rows, whole, op->columns - whole, errors);
+        /* Singly: of a count that is no constant, compilers cannot tell that it fits the step. */
+        for (int last = whole; last < op->columns; last++)
+            round_step(op, row, rows, last, 1, errors);
     }
 }

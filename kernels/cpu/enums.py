@@ -34,19 +34,25 @@ class TileValues(IntEnum):
 
 
 class NumberType(IntEnum):
-    """Type of the scales and offsets of groups."""
+    """Type of the scales and offsets of groups; nested scales are codes of 8 bits."""
 
     F32 = 0
     F16 = 1
     BF16 = 2
+    NESTED = 3
 
 
 class Added(IntEnum):
-    """What groups have beside a scale: nothing, an offset, or a zero point of a byte."""
+    """What groups have beside a scale: nothing, an offset, or a zero point.
+
+    Zero points are whole numbers of 8 or 4 bits, or of the scales' type.
+    """
 
     NONE = 0
     OFFSET = 1
     ZERO = 2
+    ZERO4 = 3
+    FLOAT_ZERO = 4
 
 
 class GateFunction(IntEnum):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..formats.canonical import QuantizedLinear, Weight, WeightFormat
+from ..formats.compact import CodedScales, CompactNumbers, FloatZeros
 from ..formats.stored import CODES_ALONE, STREAM, StoredLinear
 from ..formats.weight_format import InputRule, ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
@@ -31,6 +32,7 @@ from .arena import Arena
 from .enums import Added, BlockType, NumberType, TileCodes
 from .inputs import default_rule
 from .library import Library
+from .ops import CHUNK
 from .pack import (
     INTEGER_CODES,
     TiledLinear,
@@ -46,6 +48,8 @@ from .pack import (
 
 # Rows that are unpacked at a time: temporaries of bit streams are several times the codes.
 _BLOCK = 1024
+_FLOAT = 4  # bytes
+_NESTED_CODES = 256  # entries of the table of nested scales
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -104,7 +108,7 @@ class BlockTiles:
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """The file's bytes, but for the padding of N to whole tiles."""
-        return spec.n * block_shape(BlockType[spec.encoding], spec.k).row_bytes
+        return spec.n * block_shape(BlockType[spec.encoding], spec.k).row_bits // 8
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
@@ -164,7 +168,12 @@ class CodeTiles:
         """Codes, scales, offsets and zero points, but for the padding of N to whole tiles."""
         shape = self._shape(spec)
         assert shape is not None
-        return spec.n * shape.row_bytes
+        size = spec.n * shape.row_bits // 8
+        if shape.number == NumberType.NESTED:
+            assert spec.compact is not None
+            scales = spec.n * -(-spec.k // shape.span)
+            size += _FLOAT * (spec.n + _NESTED_CODES + 2 * -(-scales // spec.compact.run))
+        return size
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
@@ -172,11 +181,10 @@ class CodeTiles:
         """[N, K]; columns in the order of the codes, which the product follows."""
         assert isinstance(weight, QuantizedLinear)
         form, k = weight.format, weight.in_features
-        scales, added = _numbers(weight)
-        kept = Added.NONE if added is None else Added.OFFSET
-        if added is not None and added.dtype == torch.uint8:
-            kept = Added.ZERO
-        shape = _row_shape(form, k, number_type(scales.dtype), kept)
+        numbers = _numbers(weight)
+        scales, added = numbers.scales, numbers.added
+        number = number_type(scales.dtype) if numbers.nested is None else NumberType.NESTED
+        shape = _row_shape(form, k, number, numbers.kept)
         assert shape is not None
         if shape.halves and form.group_size != 16:
             again = form.group_size // 16
@@ -197,7 +205,8 @@ class CodeTiles:
         else:
             codes, encoding, place = (weight.codes,), STREAM, None
         packed = pack_groups(
-            arena, library, shape, codes, encoding, form.bits, scales, added, bias, table, place
+            *(arena, library, shape, codes, encoding, form.bits),
+            *(scales, added, bias, table, place, numbers.nested),
         )
         packed.order = order
         return packed
@@ -205,8 +214,14 @@ class CodeTiles:
     def _shape(self, spec: MatrixSpec) -> TileShape | None:
         form = spec.format
         assert form is not None
-        number = number_type(_DTYPES[spec.dtype])
+        number, compact = number_type(_DTYPES[spec.dtype]), spec.compact
         added = {"int": Added.ZERO, "float": Added.OFFSET}.get(form.zero, Added.NONE)
+        if added == Added.ZERO and form.bits <= 4:
+            added = Added.ZERO4
+        if compact is not None and form.zero == "float":
+            number, added = number_type(_DTYPES[compact.dtype]), Added.FLOAT_ZERO
+        elif compact is not None and _takes_nested(form, spec.k, compact.run):
+            number = NumberType.NESTED
         return _row_shape(form, spec.k, number, added)
 
 
@@ -233,7 +248,7 @@ class DenseTiles:
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """The elements, but for the padding of N to whole tiles and of K to whole chunks."""
         dtype = _DTYPES[spec.dtype] if spec.format is None else torch.float32
-        return spec.n * dense_shape(dtype, spec.k).row_bytes
+        return spec.n * dense_shape(dtype, spec.k).row_bits // 8
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
@@ -307,22 +322,53 @@ def _row_shape(form: WeightFormat, k: int, number: NumberType, added: Added) -> 
     return group_shape(codes, k, form.group_size, number, added, center)
 
 
-def _numbers(weight: QuantizedLinear) -> tuple[Tensor, Tensor | None]:
-    """Scales, and offsets of the same type or zero points in uint8, [N, G]; None without any."""
-    scales = weight.scales
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What heads hold: scales and what is added to them, [N, G], and what nested scales mean."""
+
+    scales: Tensor
+    added: Tensor | None = None
+    kept: Added = Added.NONE
+    nested: CodedScales | None = None
+
+
+def _numbers(weight: QuantizedLinear) -> _Numbers:
+    """The numbers of a weight [N, K] in the fewest bits that keep them."""
+    scales, zeros, form = weight.scales, weight.zeros, weight.format
     if scales.dtype not in _DTYPES.values():
         scales = scales.float()
-    zeros = weight.zeros
+    compact = weight.compact
+    if compact is not None and _means(compact, weight):
+        if isinstance(compact, FloatZeros):
+            return _Numbers(compact.scales, compact.zeros, Added.FLOAT_ZERO)
+        if _takes_nested(form, weight.in_features, 1 << compact.run_shift):
+            return _Numbers(compact.codes, nested=compact)
     if zeros is None:
-        return scales, None
-    if weight.format.zero == "int":
+        return _Numbers(scales)
+    if form.zero == "int":
         points = zeros.to(torch.uint8)
         if torch.equal(points.float(), zeros.float()):
-            return scales, points
+            small = form.bits <= 4 and int(points.max()) < 16
+            return _Numbers(scales, points, Added.ZERO4 if small else Added.ZERO)
         # The product of a half-precision scale and a small integer is exact in float32.
-        return scales.float(), -(scales.float() * zeros.float())
-    wide = torch.promote_types(scales.dtype, zeros.dtype)
-    return scales.to(wide), zeros.to(wide)
+        wide, offsets = scales.float(), -(scales.float() * zeros.float())
+        return _Numbers(wide, offsets, Added.OFFSET)
+    dtype = torch.promote_types(scales.dtype, zeros.dtype)
+    return _Numbers(scales.to(dtype), zeros.to(dtype), Added.OFFSET)
+
+
+def _takes_nested(form: WeightFormat, k: int, run: int) -> bool:
+    """Whether kernels look up the scales of a weight with K columns themselves."""
+    whole = form.group_size == -1 or form.group_size >= k or form.group_size % CHUNK == 0
+    return run > 0 and form.zero == "table" and whole
+
+
+def _means(compact: CompactNumbers, weight: QuantizedLinear) -> bool:
+    """Whether it tells a weight's scales and offsets [N, G]; whoever changed those may forget."""
+    scales, offsets = compact.numbers()
+    if weight.zeros is None or offsets is None:
+        return weight.zeros is offsets and torch.equal(scales, weight.scales)
+    return torch.equal(scales, weight.scales) and torch.equal(offsets, weight.zeros)
 
 
 def _blocks(weight: QuantizedLinear) -> Iterator[tuple[slice, QuantizedLinear]]:

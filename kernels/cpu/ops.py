@@ -67,6 +67,10 @@ class Tiled(Op):
         data: its tiles.
         bias: float [N] padded to whole tiles, or None.
         table: float [16], what indices of a table stand for, or None.
+        outer: of nested scales, else None: float [256] that their codes stand for, then [M, 2] a
+            factor and an offset of each run of scales.
+        firsts: int32 [N] padded to whole tiles: number of a row's first scale, where runs are
+            counted through; None without nested scales.
         codes: what the codes are.
         values: what scales them.
         n: rows.
@@ -76,11 +80,14 @@ class Tiled(Op):
         number: type of the scales and offsets of groups.
         added: what groups have beside a scale.
         center: subtracted from every integer code.
+        run_shift: a run of nested scales has ``2**run_shift`` of them.
     """
 
     data: Memory
     bias: ReadFloats | None
     table: ReadFloats | None = None
+    outer: ReadFloats | None = None
+    firsts: ReadInts | None = None
     codes: Annotated[TileCodes, "int32_t"]
     values: Annotated[TileValues, "int32_t"] = TileValues.NONE
     n: Int
@@ -90,6 +97,7 @@ class Tiled(Op):
     number: Annotated[NumberType, "int32_t"] = NumberType.F32
     added: Annotated[Added, "int32_t"] = Added.NONE
     center: Int = 0
+    run_shift: Int = 0
 
 
 class Embed(Op):

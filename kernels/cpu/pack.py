@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..formats.code_tables import IQ4_NL
+from ..formats.compact import CodedScales
 from ..formats.stored import CODES_ALONE, HIGH_FIRST, INTERLEAVED
 from ..formats.weight_format import ActivationFormat
 from . import ops
@@ -93,21 +94,21 @@ class TileShape:
         return self.codes <= TileCodes.TABLE
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row in a tile: heads and whole chunks."""
+    def row_bits(self) -> int:
+        """Bits of a row in a tile: heads and whole chunks."""
         chunks, spans = -(-self.k // CHUNK), -(-self.k // self.span)
-        return chunks * CHUNK * _WIDTHS[self.codes] // 8 + spans * self._head
+        return chunks * CHUNK * _WIDTHS[self.codes] + spans * self._head_bits
 
     def tile_bytes(self, n: int) -> int:
         """Bytes of ``n`` rows in whole tiles."""
-        return -(-n // TILE) * TILE * self.row_bytes
+        return -(-n // TILE) * TILE * self.row_bits // 8
 
     @property
-    def _head(self) -> int:
+    def _head_bits(self) -> int:
         if self.values != TileValues.GROUP:
-            return _HEADS[self.values]
-        size = 4 if self.number == NumberType.F32 else 2
-        beside = {Added.NONE: 0, Added.OFFSET: size, Added.ZERO: 1}[self.added]
+            return 8 * _HEADS[self.values]
+        size = {NumberType.F32: 32, NumberType.NESTED: 8}.get(self.number, 16)
+        beside = {Added.NONE: 0, Added.ZERO: 8, Added.ZERO4: 4}.get(self.added, size)
         return (size + beside) * (1 + self.halves)
 
 
@@ -184,7 +185,8 @@ class TiledLinear(ops.Tiled):
     @property
     def nbytes(self) -> int:
         """Bytes that one pass over the weight reads."""
-        return self.data.numel()
+        parts = (self.data, self.outer, self.firsts)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
 def pack_dense(
@@ -236,6 +238,7 @@ def pack_groups(
     bias_N: Tensor | None = None,
     table: Tensor | None = None,
     order: Tensor | None = None,
+    nested: CodedScales | None = None,
 ) -> TiledLinear:
     """Codes, scales and what is added to them by groups, and a bias [N].
 
@@ -246,16 +249,23 @@ def pack_groups(
         codes: parts to be stacked along the rows.
         encoding: what they are, one of ``CODES_ALONE``.
         bits: of a code.
-        scales_NG: in the type of ``shape.number``.
-        added_NG: offsets of that type, or zero points in uint8, as ``shape.added`` says.
+        scales_NG: in the type of ``shape.number``, nested ones in uint8.
+        added_NG: offsets or zero points of that type, or whole zero points in uint8, as
+            ``shape.added`` says.
         bias_N: added to the product, or None.
         table: float32 [16], what codes stand for, or None.
         order: int32 [K], column k becomes code ``order[k]``; None = in order.
+        nested: what nested scales mean.
     """
     scales = scales_NG.contiguous()
     added = None if added_NG is None else added_NG.contiguous()
     packed = _empty(arena, shape, scales.shape[0], bias_N)
     packed.table = table
+    if nested is not None:
+        packed.outer = torch.cat((nested.table, nested.outer.flatten()))
+        packed.firsts = torch.zeros(-(-packed.n // TILE) * TILE, dtype=torch.int32)
+        packed.firsts[: packed.n] = nested.firsts
+        packed.run_shift = nested.run_shift
     dim, rows = CODES_ALONE[encoding]
     start = 0
     for part in _stackable(codes, dim, rows):

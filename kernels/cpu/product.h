@@ -20,12 +20,13 @@ _Static_assert(MICRO_ROWS <= FEW_ROWS, "arrays of sums have room for them");
 
 /* The weights' scales, one for each of their rows, on sums that were made without. */
 static inline void scale_late(const weight *w, int tile, float sums[][TILE], int rows) {
-    span_values values;
-    read_head(w, w->data + (size_t)tile * w->tile_bytes, 0, 0, &values);
+    reader r;
+    read_tile(w, tile, 0, &r);
+    read_values(&r, r.at, 0);
     for (int m = 0; m < rows; m++)
         for (int v = 0; v < PARTS; v++) {
             float *to = sums[m] + v * LANES;
-            vf_store(to, vf_load(to) * vf_load(values.scale[0] + v * LANES));
+            vf_store(to, vf_load(to) * vf_load(r.values.scale[0] + v * LANES));
         }
 }
 

@@ -105,10 +105,10 @@ INLINE int group_count(const weight *w) {
 }
 
 /* Scales and what is added to them of groups [N, G], the tile's rows being at the start, to the heads of a
- * tile. Groups of 16 columns come in pairs. */
+ * tile. Groups of 16 columns come in pairs. Whole zero points are bytes here. */
 static inline void put_groups(const weight *w, const void *scales, const void *added, int rows,
                               char *tile) {
-    size_t size = (size_t)number_bytes(w->number), small = w->added == A_ZERO ? 1 : size;
+    size_t size = (size_t)number_bytes(w->number), small = has_zeros(w) ? 1 : size;
     int per = 1 + w->halves, groups = group_count(w);
     for (int row = 0; row < rows; row++)
         for (int g = 0; g < groups; g++) {
@@ -117,6 +117,12 @@ static inline void put_groups(const weight *w, const void *scales, const void *a
             memcpy(head + size * (size_t)(g % per * TILE + row), (const char *)scales + at * size, size);
             if (w->added == A_NONE) continue;
             head += size * (size_t)(per * TILE);
+            if (w->added == A_ZERO4) {
+                int zero = ((const uint8_t *)added)[at], second = per == 2 ? g % 2 : row / 16;
+                char *to = head + (per == 2 ? row : row % 16);
+                *to = (char)(second ? *to | zero << 4 : zero);
+                continue;
+            }
             memcpy(head + small * (size_t)(g % per * TILE + row), (const char *)added + at * small, small);
         }
 }

@@ -11,13 +11,17 @@
  * Dense elements and float8 lie as [column][row].
  *
  * Heads, all of them [row] side by side (see `enum` V in ops.h; b is a block of 16 or 32 columns):
- *   GROUP   scale of the span; an offset (of the scales' type) or a zero point (a byte) after it;
- *           twice each, one after the other, where groups have 16 columns
+ *   GROUP   scale of the span; after it an offset or a zero point, both of the scales' type, or a
+ *           zero point of a byte or of 4 bits. Twice each, one after the other, where groups have
+ *           16 columns. Zero points of 4 bits: row r in the low (r < 16) or high bits of byte
+ *           r % 16; both of a row in a byte, the first in the low bits, where there are two
  *   K2      d, dmin: halves; 4 words: byte b = scale | minimum << 4 of 16 columns
  *   K3      d: half; 3 words: the 12 bytes of 6-bit scales of 16 columns, as in the file
  *   K4      d, dmin: halves; 3 words: the 12 bytes of 6-bit scales and minima of 32 columns
  *   K6      d: half; 4 words: int8 scales of 16 columns
  *   XS      d: half, 2 bytes: high parts of the scales of 32 columns; a word: low parts
+ * Nested scales are bytes that stand for floats; the factor and offset of each run of scales, which
+ * goes on from row to row, lie outside of the tiles, as they would repeat in most of them.
  * A span of the last five has 256 columns. A short last span has a whole head and the chunks that
  * it needs; columns and rows beyond the matrix have codes 0.
  */
@@ -41,6 +45,9 @@ typedef struct {
     int center;                       /* subtracted from every integer code */
     const char *data;
     const float *bias, *table;        /* table: what 4-bit codes stand for */
+    const float *outer;               /* of nested scales: see ops.py */
+    const int32_t *firsts;
+    int run_shift;
     float step;                       /* a 127th of the table's largest entry */
     int once;                         /* fetched past the outer caches, where it would displace
                                          what the next step needs: nobody reads it again sooner */
@@ -55,10 +62,13 @@ typedef struct {
 } span_values;
 
 INLINE int has_offsets(const weight *w) {
-    return w->values == V_K2 || w->values == V_K4 || (w->values == V_GROUP && w->added == A_OFFSET);
+    int own = w->added == A_OFFSET || w->added == A_FLOAT_ZERO;
+    return w->values == V_K2 || w->values == V_K4 || (w->values == V_GROUP && own);
 }
 
-INLINE int has_zeros(const weight *w) { return w->values == V_GROUP && w->added == A_ZERO; }
+INLINE int has_zeros(const weight *w) {
+    return w->values == V_GROUP && (w->added == A_ZERO || w->added == A_ZERO4);
+}
 
 INLINE vu line_of(const char *at, int v) {
     vu x;
@@ -83,7 +93,9 @@ INLINE vu quad(int bits, const char *chunk, int q, int v) {
     return x;
 }
 
-INLINE int number_bytes(int number) { return number == NUM_F32 ? 4 : 2; }
+INLINE int number_bytes(int number) {
+    return number == NUM_F32 ? 4 : number == NUM_NESTED ? 1 : 2;
+}
 
 INLINE vf load_number(int number, const char *at, int v) {
     if (number == NUM_F16) return vf_from_half((const uint16_t *)at + v * LANES);
@@ -92,6 +104,16 @@ INLINE vf load_number(int number, const char *at, int v) {
 }
 
 INLINE vf vu_to_float(vu x) { return __builtin_convertvector((vi)x, vf); }
+
+/* Whole zero points of part v of a tile, half h of a span. */
+INLINE vi load_zeros(const weight *w, const char *at, int h, int v) {
+    typedef uint8_t v1 __attribute__((vector_size(LANES)));
+    v1 bytes;
+    int row = v * LANES, four = w->added == A_ZERO4, packed = four && !w->halves;
+    memcpy(&bytes, at + (packed ? row % 16 : four ? row : h * TILE + row), sizeof bytes);
+    vi zero = __builtin_convertvector(bytes, vi);
+    return four ? zero >> 4 * (packed ? row / 16 : h) & 15 : zero;
+}
 
 /* Scales, offsets and zero points of a head. For `integers` zero points stay such, `shift` added and
  * the sign changed, else they are part of the offsets. */
@@ -111,11 +133,11 @@ static void read_head(const weight *w, const char *head, int integers, int shift
                 vf_store(&to->scale[h][row], scale);
                 if (w->added == A_OFFSET) {
                     vf_store(&to->offset[h][row], load_number(w->number, after + h * size, v));
-                } else if (w->added == A_ZERO) {
-                    typedef uint8_t v1 __attribute__((vector_size(LANES)));
-                    v1 bytes;
-                    memcpy(&bytes, after + h * TILE + row, sizeof bytes);
-                    vi zero = __builtin_convertvector(bytes, vi);
+                } else if (w->added == A_FLOAT_ZERO) {
+                    vf zero = load_number(w->number, after + h * size, v);
+                    vf_store(&to->offset[h][row], -(scale * zero));
+                } else if (w->added != A_NONE) {
+                    vi zero = load_zeros(w, after, h, v);
                     if (integers) {
                         zero = -(zero + shift);
                         memcpy(&to->zero[h][row], &zero, sizeof zero);
@@ -178,7 +200,7 @@ static void read_head(const weight *w, const char *head, int integers, int shift
  * come with every chunk. */
 INLINE int read_halves(const weight *w, const char *head, span_values *to) {
     int plain = w->values == V_GROUP && w->number == NUM_F16 && !w->halves &&
-                w->added != A_ZERO && w->codes <= W_BITS8;
+                w->added <= A_OFFSET && w->codes <= W_BITS8;
     for (int v = 0; plain && v < PARTS; v++) {
         vf_store(to->scale[0] + v * LANES, load_number(NUM_F16, head, v));
         if (w->added == A_OFFSET)
@@ -192,9 +214,13 @@ INLINE size_t head_size(const struct tiled *op) {
     switch (op->values) {
         case V_NONE: return 0;
         case V_GROUP: {
-            size_t size = (size_t)number_bytes(op->number);
-            size += op->added == A_OFFSET ? size : op->added == A_ZERO ? 1 : 0;
-            return size * TILE * (op->halves ? 2 : 1);
+            size_t size = (size_t)number_bytes(op->number) * TILE, times = op->halves ? 2 : 1;
+            switch (op->added) {
+                case A_NONE: return size * times;
+                case A_ZERO: return (size + TILE) * times;
+                case A_ZERO4: return (size + TILE / 2) * times;
+                default: return 2 * size * times;
+            }
         }
         case V_K2: return 20 * TILE;
         case V_K3: return 14 * TILE;
@@ -208,7 +234,8 @@ static inline void read_weight(const struct tiled *op, weight *w) {
     *w = (weight){.codes = op->codes, .values = op->values, .n = op->n, .k = op->k,
                   .span = op->span, .halves = op->halves, .number = op->number,
                   .added = op->added, .center = op->center, .data = op->data,
-                  .bias = op->bias, .table = op->table};
+                  .bias = op->bias, .table = op->table, .outer = op->outer,
+                  .firsts = op->firsts, .run_shift = op->run_shift};
     static const int bits[] = {[W_BITS2] = 2, [W_BITS3] = 3, [W_BITS4] = 4, [W_BITS5] = 5,
                                [W_BITS6] = 6, [W_BITS8] = 8, [W_TABLE] = 4,
                                [W_E4M3] = 8, [W_F32] = 32, [W_F16] = 16, [W_BF16] = 16};
@@ -235,6 +262,8 @@ typedef struct {
     int zeros, shift;       /* of products of integers (integer.c): whether sums need them */
     int ahead;              /* bytes between what is read and what is fetched meanwhile */
     span_values values;
+    int first_row, span, renew; /* of nested scales: the next span, and the one of another run */
+    float factor[TILE], shift_by[TILE];
 } reader;
 
 static inline void read_tile(const weight *w, int tile, int ahead, reader *r) {
@@ -242,6 +271,46 @@ static inline void read_tile(const weight *w, int tile, int ahead, reader *r) {
     r->at = w->data + (size_t)tile * w->tile_bytes;
     r->chunk = r->begin = r->stop = r->zeros = r->shift = 0;
     r->ahead = ahead;
+    r->first_row = tile * TILE;
+    r->span = r->renew = 0;
+}
+
+/* Factors and offsets of the runs in which the scales of a span lie. A row goes over to another run
+ * wherever it is full, so rows do at different spans. */
+static void renew_runs(reader *r) {
+    const weight *w = r->w;
+    const int32_t *firsts = w->firsts + r->first_row;
+    int size = 1 << w->run_shift, least = size;
+    for (int i = 0; i < TILE; i++) {
+        int at = firsts[i] + r->span, left = size - (at & (size - 1));
+        const float *run = w->outer + 256 + 2 * (at >> w->run_shift);
+        r->factor[i] = run[0];
+        r->shift_by[i] = run[1];
+        least = left < least ? left : least;
+    }
+    r->renew = r->span + least;
+}
+
+/* What read_head() does for nested scales: value of the code * factor + offset, rounded twice, as
+ * the tool does. */
+static void read_nested(reader *r, const char *head, int integers) {
+    const weight *w = r->w;
+    const uint8_t *codes = (const uint8_t *)head;
+    float *scale = r->values.scale[0];
+    if (r->span == r->renew) renew_runs(r);
+    r->span++;
+    for (int i = 0; i < TILE; i++) scale[i] = w->outer[codes[i]];
+    for (int i = 0; i < TILE; i += LANES) {
+        vf x = vf_load(scale + i) * vf_load(r->factor + i) + vf_load(r->shift_by + i);
+        vf_store(scale + i, w->codes == W_TABLE && integers ? x * w->step : x);
+    }
+}
+
+/* The values of the next span, whose head this is. */
+INLINE void read_values(reader *r, const char *head, int integers) {
+    if (r->w->number == NUM_NESTED) read_nested(r, head, integers);
+    else if (!read_halves(r->w, head, &r->values))
+        read_head(r->w, head, integers, r->shift, &r->values);
 }
 
 INLINE void fetch(const reader *r, const char *at, int bytes) {
@@ -260,8 +329,7 @@ INLINE const char *next_chunk(reader *r, int integers, int bits) {
         r->begin = r->stop;
         r->stop += w->span / CHUNK;
         fetch(r, r->at, (int)w->head_bytes);
-        if (w->head_bytes && !read_halves(w, r->at, &r->values))
-            read_head(w, r->at, integers, r->shift, &r->values);
+        if (w->head_bytes) read_values(r, r->at, integers);
         r->at += w->head_bytes;
     }
     const char *chunk = r->at;

@@ -125,7 +125,7 @@ void hb_pack_words(const struct pack_words *op, int tid, int threads) {
     read_weight(&op->tiled, &w);
     words s = {op->source, (size_t)op->row_words, (w.k * w.bits + 31) / 32, op->order};
     int begin, end;
-    size_t size = (size_t)number_bytes(w.number), small = w.added == A_ZERO ? 1 : size;
+    size_t size = (size_t)number_bytes(w.number), small = has_zeros(&w) ? 1 : size;
     size_t groups = (size_t)group_count(&w);
     char *data = (char *)op->tiled.data;
     hb_share(w.tiles, tid, threads, &begin, &end);

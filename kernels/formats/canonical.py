@@ -18,6 +18,7 @@ from halfbyte.errors import CheckpointError
 
 from .bit_stream import pack_codes as pack_codes
 from .bit_stream import unpack_codes
+from .compact import CompactNumbers, stack_numbers
 from .weight_format import ActivationFormat as ActivationFormat
 from .weight_format import WeightFormat as WeightFormat
 from .weight_format import ZeroKind as ZeroKind
@@ -41,6 +42,7 @@ class QuantizedLinear:
         zeros: tensor [N, G] (integer kind: float holding whole numbers, or int), or None.
         perm: int32 [K]: column k of the codes multiplies input ``x[perm[k]]``; None = identity.
         in_features: K.
+        compact: the same scales and offsets as the file has them, where that takes fewer bits.
     """
 
     name: str
@@ -50,6 +52,7 @@ class QuantizedLinear:
     zeros: Tensor | None
     in_features: int
     perm: Tensor | None = None
+    compact: CompactNumbers | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,6 +117,7 @@ class QuantizedLinear:
             zeros,
             self.in_features,
             self.perm,
+            None if self.compact is None else self.compact.rows(start, stop),
         )
 
     @staticmethod
@@ -138,6 +142,7 @@ class QuantizedLinear:
             zeros,
             first.in_features,
             first.perm,
+            stack_numbers([p.compact for p in parts]),
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .canonical import QuantizedLinear, Weight, WeightFormat
+from .compact import CompactNumbers, stack_numbers
 
 # Encodings of codes alone, whose scales and zeros are there from the start.
 WORDS = "words"
@@ -53,7 +54,7 @@ class StoredLinear(QuantizedLinear):
         self.name, self.format = name, format
         self._rows, self.in_features = shape
         self.encoding, self.parts = encoding, parts
-        self.perm = None
+        self.perm = self.compact = None
         self._convert = convert
 
     def __getattr__(self, name: str) -> Tensor | None:
@@ -76,6 +77,7 @@ class StoredLinear(QuantizedLinear):
         zeros: Tensor | None,
         codes: Callable[[], Tensor],
         perm: Tensor | None = None,
+        compact: CompactNumbers | None = None,
     ) -> StoredLinear:
         """A weight [N, K] whose codes alone are as in the file.
 
@@ -89,13 +91,15 @@ class StoredLinear(QuantizedLinear):
             zeros: [N, G] or None.
             codes: makes the canonical codes, in the order of ``perm``.
             perm: int32 [K] or None.
+            compact: as in :class:`QuantizedLinear`.
         """
 
         def convert() -> QuantizedLinear:
-            return QuantizedLinear(name, format, codes(), scales, zeros, shape[1], perm)
+            return QuantizedLinear(name, format, codes(), scales, zeros, shape[1], perm, compact)
 
         weight = cls(name, format, shape, encoding, (part,), convert)
         weight.scales, weight.zeros, weight.perm = scales, zeros, perm
+        weight.compact = compact
         return weight
 
     @property
@@ -124,6 +128,7 @@ class StoredLinear(QuantizedLinear):
             zeros = [p.zeros for p in parts if p.zeros is not None]
             whole.scales = torch.cat([p.scales for p in parts])
             whole.zeros = torch.cat(zeros) if zeros else None
+            whole.compact = stack_numbers([p.compact for p in parts])
         return whole
 
 
@@ -132,4 +137,4 @@ def settled(weight: Weight) -> Weight:
     if not isinstance(weight, StoredLinear):
         return weight
     own = weight.codes, weight.scales, weight.zeros, weight.in_features, weight.perm
-    return QuantizedLinear(weight.name, weight.format, *own)
+    return QuantizedLinear(weight.name, weight.format, *own, weight.compact)

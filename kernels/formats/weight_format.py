@@ -69,6 +69,21 @@ class WeightFormat:
     rounds: Rounded = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CompactForm:
+    """How a file has the scales and offsets of groups, where they take fewer bits than loaded.
+
+    Attributes:
+        dtype: ``F32``, ``F16`` or ``BF16``: of scales and of zero points, whose product with its
+            sign changed is the offset. Without a meaning for nested scales.
+        run: scales are codes of 8 bits, and so many that follow each other share a factor and an
+            offset; 0: they are not.
+    """
+
+    dtype: str
+    run: int = 0
+
+
 def input_rounding(form: WeightFormat | None, rule: InputRule) -> str:
     """How the inputs of a weight are rounded, by name.
 

@@ -209,7 +209,10 @@ class HFFolderCheckpoint:
                 )
             else:
                 told = self._claim, module.checks, module.format, module.dtype, module.half
-                info = TensorInfo(name, module.shape, module.label, module.nbytes, *told)
+                info = TensorInfo(
+                    *(name, module.shape, module.label, module.nbytes, *told),
+                    compact=module.compact,
+                )
             infos[info.name] = info
         return infos
 

@@ -22,7 +22,8 @@ from halfbyte.errors import QuantizeError
 
 from ...kernels.formats.canonical import QuantizedLinear, WeightFormat, pack_codes
 from ...kernels.formats.code_tables import FP4, NF4
-from ...loaders.hf.methods.bnb_state import LEAST_GROUP, nested_values
+from ...kernels.formats.compact import CodedScales
+from ...loaders.hf.methods.bnb_state import LEAST_GROUP
 from ...loaders.model.rtn import rtn_table
 from ..hessian import Hessian
 from ..lloyd_max import lloyd_max, nearest_entries
@@ -50,7 +51,8 @@ class NestedScales:
 
     def values(self) -> Tensor:
         """The scales, float32 [B], bit for bit as a reader of the file has them."""
-        return nested_values(self.codes, self.absmax, self.table, NESTED_BLOCK, self.offset)
+        told = self.codes, self.absmax, self.offset, self.table, NESTED_BLOCK, 1
+        return CodedScales.of_blocks(*told).numbers()[0].flatten()
 
 
 class NestedLinear(QuantizedLinear):

@@ -155,8 +155,9 @@ def test_what_cannot_be_obeyed_is_refused_by_name(
     "name", ["top_k", "top_n_sigma", "typical_p", "top_p", "min_p", "xtc_probability"]
 )
 def test_mirostat_stands_alone(name: str) -> None:
+    given: dict[str, Any] = {name: 1 if name == "top_k" else 0.5}
     with pytest.raises(RequestError, match="beside mirostat") as refused:
-        SamplingParams(mirostat=2, **{name: 1 if name == "top_k" else 0.5})
+        SamplingParams(mirostat=2, **given)
     assert refused.value.param == name
 
 

@@ -10,7 +10,7 @@ from bits import Work, random_work, short_work
 from test_exact import COUNT, FEW, LONG_COUNT, WAYS
 
 from halfbyte.engine.config import EngineConfig
-from halfbyte.engine.request import Request
+from halfbyte.engine.request import Request, Sampled
 from halfbyte.engine.schedule.block_pool import BlockPool
 from halfbyte.engine.schedule.plan import StepPlan, StepResult
 from halfbyte.engine.schedule.scheduler import Scheduler, SchedulerConfig
@@ -29,7 +29,7 @@ def scheduled(work: Work, *, turns: int = 1, **options: Any) -> tuple[int, int]:
 
     def commit(plan: StepPlan | None) -> None:
         if plan is not None:
-            tokens = {item.request_id: 5 for item in plan.work if item.needs_sample}
+            tokens = {item.request_id: (Sampled(5),) for item in plan.work if item.needs_sample}
             scheduler.commit(plan, StepResult(tokens))
 
     for turn in range(turns):

@@ -27,6 +27,7 @@ from halfbyte.kernels.formats.canonical import (
     ZeroKind,
     pack_codes,
 )
+from halfbyte.kernels.formats.compact import CodedScales, FloatZeros
 from halfbyte.loaders.store.model_store import cache_root
 
 # Runs the kernels for aarch64, in the form that it names, under an emulator: `make test-arm`.
@@ -90,7 +91,10 @@ def run(ops: CompiledOps, op: Callable[..., Tensor | None], *arguments: Any) -> 
 
 @dataclass(frozen=True)
 class Kind:
-    """A weight format: dense when ``dtype`` is given."""
+    """A weight format: dense when ``dtype`` is given.
+
+    ``compact``: scales and offsets are also there as files have them in fewer bits.
+    """
 
     bits: int = 0
     group: int = -1
@@ -99,12 +103,14 @@ class Kind:
     perm: bool = False
     dtype: torch.dtype | None = None
     act: ActivationFormat | None = None
+    compact: bool = False
 
     def __str__(self) -> str:
         if self.dtype is not None:
             return str(self.dtype).removeprefix("torch.")
         scale = {torch.float16: "h", torch.bfloat16: "b"}.get(self.scale, "f")
-        return f"{self.bits}b-g{self.group}-{self.zero}-{scale}" + "-perm" * self.perm
+        more = "-perm" * self.perm + "-compact" * self.compact
+        return f"{self.bits}b-g{self.group}-{self.zero}-{scale}{more}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,10 @@ def make_case(kind: Kind, n: int, k: int, seed: int) -> Case:
     elif kind.zero == "e4m3":
         codes[(codes & 127) == 127] = 126  # NaN never gets past the loaders
     scales = ((0.5 + torch.rand(n, groups, generator=g)) * 2.0**-kind.bits).to(kind.scale)
-    zeros, offset = None, None
+    zeros, offset, compact = None, None, None
+    if kind.compact and kind.zero == "table":
+        compact = coded_scales(n, groups, g)
+        scales = naive_scales(compact)
     s = scales.double().repeat_interleave(group, 1)[:, :k]
     if kind.zero == "none":
         values = s * (codes.double() - (1 << (kind.bits - 1)))
@@ -151,6 +160,11 @@ def make_case(kind: Kind, n: int, k: int, seed: int) -> Case:
         values = s * e4m3_values()[codes.long()]
     else:
         zeros = (torch.randn(n, groups, generator=g) * 0.5).to(kind.scale)
+        if kind.compact:
+            # Points between codes, and the offsets that they stand for.
+            points = (torch.rand(n, groups, generator=g) * 2.0**kind.bits).to(kind.scale)
+            compact, scales = FloatZeros(scales, points), scales.float()
+            zeros = -(points.float() * scales)
         offset = zeros.double().repeat_interleave(group, 1)[:, :k]
         values = s * codes.double() + offset
     size = values.abs()
@@ -163,7 +177,28 @@ def make_case(kind: Kind, n: int, k: int, seed: int) -> Case:
         values, size = values[:, inverse], size[:, inverse]
     fmt = WeightFormat(kind.bits, kind.group, kind.zero, tuple(table), kind.act, kind.perm)
     packed = pack_codes(codes, kind.bits)
-    return Case(QuantizedLinear("w", fmt, packed, scales, zeros, k, perm), values, size)
+    weight = QuantizedLinear("w", fmt, packed, scales, zeros, k, perm, compact)
+    return Case(weight, values, size)
+
+
+def coded_scales(n: int, groups: int, g: torch.Generator) -> CodedScales:
+    """Random nested scales [N, groups]; the short runs end inside of rows."""
+    run = 1 << int(torch.randint(4, 9, (), generator=g))
+    factors = 0.5 + torch.rand(-(-n * groups // run), generator=g)
+    codes = torch.randint(0, 256, (n * groups,), generator=g, dtype=torch.uint8)
+    table = torch.rand(256, generator=g) - 0.25
+    offset = float(torch.rand((), generator=g))
+    return CodedScales.of_blocks(codes, factors, offset, table, run, n)
+
+
+def naive_scales(compact: CodedScales) -> Tensor:
+    """What they stand for, one after another: float32 [N, G]."""
+    out = torch.empty(compact.codes.shape)
+    for row, first in enumerate(compact.firsts.tolist()):
+        for at, code in enumerate(compact.codes[row].tolist()):
+            factor, offset = compact.outer[(first + at) // (1 << compact.run_shift)]
+            out[row, at] = compact.table[code] * factor + offset
+    return out
 
 
 def e4m3_values() -> Tensor:
@@ -194,6 +229,9 @@ def all_kinds() -> list[Kind]:
     # Groups of whole 16s that are no whole chunks, and groups that are neither.
     kinds += [Kind(4, 48, "int"), Kind(6, 80, "none", half), Kind(8, 48, "float")]
     kinds += [Kind(4, 20, "int"), Kind(3, 12, "none"), Kind(4, 36, "table")]
+    kinds += [Kind(4, group, "table", compact=True) for group in (64, -1)]
+    kinds += [Kind(4, 64, "float", half, compact=True), Kind(4, 128, "float", compact=True)]
+    kinds += [Kind(8, 16, "float", torch.bfloat16, compact=True)]
     ordered: list[tuple[int, int, ZeroKind]]
     ordered = [(4, 32, "int"), (8, 64, "none"), (3, 32, "none"), (4, 64, "table"), (8, -1, "e4m3")]
     return kinds + [Kind(bits, group, zero, perm=True) for bits, group, zero in ordered]

@@ -16,6 +16,7 @@ TESTS = (
     forms.test_products,
     forms.test_packing,
     forms.test_rounded_products,
+    forms.test_compact_numbers,
     forms.test_attention,
     forms.test_elementwise,
     forms.test_quantized_inputs,

@@ -11,6 +11,7 @@ import random
 import pytest
 import test_cpu_attention as attention
 import test_cpu_calibrator as calibrator
+import test_cpu_compact as compact
 import test_cpu_elementwise as elementwise
 import test_cpu_linear as linear
 import test_cpu_pack as packing
@@ -38,7 +39,7 @@ def some_kinds() -> list[Kind]:
     random.Random(fresh_seed()).shuffle(kinds)
     own: dict[object, Kind] = {}
     for kind in kinds:
-        own.setdefault((kind.dtype, kind.zero, kind.bits > 4), kind)
+        own.setdefault((kind.dtype, kind.zero, kind.bits > 4, kind.compact), kind)
     return list(own.values())
 
 
@@ -92,6 +93,14 @@ def test_rounded_products(form: Form) -> None:
             rounded.test_the_largest_entries_of_a_table_do_not_overflow(table, 32)
         rounded.test_bits_do_not_depend_on_the_batch_the_place_or_threads()
         rounded.test_what_is_no_number_stays_in_its_row(20)
+
+
+@each_form
+def test_compact_numbers(form: Form) -> None:
+    with using(form):
+        for kind in compact.KINDS:
+            compact.test_products_have_the_bits_of_numbers_in_float32(kind)
+        compact.test_stacked_scales_keep_their_runs()
 
 
 @each_form

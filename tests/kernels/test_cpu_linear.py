@@ -152,7 +152,8 @@ def test_codes_are_kept() -> None:
         if kind.dtype is not None or kind.group not in (group, 20):
             continue
         made = make_ops().pack(make_case(kind, n, k, 5).weight)
-        beside = {"int": 1, "float": kind.scale.itemsize}.get(kind.zero, 0)
+        point = 0.5 if kind.bits <= 4 else 1
+        beside = {"int": point, "float": kind.scale.itemsize}.get(kind.zero, 0)
         most = n * (k * {7: 8}.get(kind.bits, kind.bits) // 8)
         most += n * (k // group) * (kind.scale.itemsize + beside)
         if kind.group == 20:  # no kernel reads such groups

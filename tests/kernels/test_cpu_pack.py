@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
-from halfbyte.kernels.cpu.enums import BlockType
+from halfbyte.kernels.cpu.enums import Added, BlockType
 from halfbyte.kernels.cpu.kinds import TILE_KINDS, pack_weight
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.kernels.formats.canonical import (
@@ -24,6 +24,7 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
     unpack_codes,
 )
+from halfbyte.kernels.formats.compact import CodedScales, FloatZeros
 from halfbyte.kernels.formats.stored import (
     CODES_ALONE,
     HIGH_FIRST,
@@ -126,10 +127,15 @@ def grouped(weight: QuantizedLinear) -> Bytes:
         chunks = elements(codes)
     else:
         chunks = coded(codes, 4 if form.zero == "table" else 8 if form.bits == 7 else form.bits)
-    numbers = [bits_of(weight.scales)]
-    if form.zero == "int":
+    numbers, four = [bits_of(weight.scales)], False
+    if isinstance(weight.compact, FloatZeros):
+        numbers = [bits_of(weight.compact.scales), bits_of(weight.compact.zeros)]
+    elif isinstance(weight.compact, CodedScales):
+        numbers = [weight.compact.codes.numpy()]
+    elif form.zero == "int":
         assert weight.zeros is not None
         numbers.append(weight.zeros.to(torch.uint8).numpy())
+        four = form.bits <= 4 and bool(weight.zeros.max() < 16)
     elif form.zero == "float":
         assert weight.zeros is not None
         numbers.append(bits_of(weight.zeros))
@@ -144,13 +150,17 @@ def grouped(weight: QuantizedLinear) -> Bytes:
     for to, row in zip(wide, own, strict=True):
         to[:, : row.shape[1]] = row
     heads = [beside(row.reshape(len(row), spans, lines)) for row in wide]
+    if four:
+        # Two to a byte: rows r and r + 16, or both of a row.
+        low, high = np.split(heads[1], 2, axis=2)
+        heads[1] = low | high << 4
     return streams(chunks, np.concatenate(heads, axis=2), span)
 
 
 def same(a: TiledLinear, b: TiledLinear) -> None:
     """Bit for bit, and read by the kernels in the same way."""
     names = ("codes", "values", "n", "k", "span", "halves", "number", "added", "center", "act")
-    for name in names:
+    for name in (*names, "run_shift"):
         assert getattr(a, name) == getattr(b, name), name
     assert (a.order is None) == (b.order is None)
     assert torch.equal(a.data, b.data)
@@ -178,11 +188,11 @@ def test_a_layout_by_hand() -> None:
     scales, zeros = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])
     form = WeightFormat(3, 16, "int")
     made = packed(QuantizedLinear("w", form, pack_codes(codes, 3), scales, zeros, 40)).data
-    head, chunk = 2 * 128 + 2 * 32, 3 * 128
+    head, chunk = 2 * 128 + 32, 3 * 128
     assert made.numel() == 2 * (head + chunk)
     want = torch.zeros_like(made)
     want[:4], want[128:132] = scales[0, :1].view(torch.uint8), scales[0, 1:2].view(torch.uint8)
-    want[256], want[288] = 4, 5
+    want[256] = 4 | 5 << 4
     want[head] = 0b11  # quad 0, the lower two bits
     want[head + 1] = 0b10 << 2  # column 9: byte 1 of quad 2, in the first line again
     want[head + 2 * 128] = 1  # and the upper bits of both
@@ -413,6 +423,18 @@ def test_the_bias_has_whole_tiles() -> None:
     assert torch.equal(made.bias, torch.cat((torch.arange(35.0) + 1, torch.zeros(29))))
 
 
+@pytest.mark.parametrize(("bits", "zero", "kept"), [(4, 15, 4), (4, 16, 8), (3, 255, 8), (5, 3, 8)])
+def test_zero_points_take_four_bits_where_they_fit(bits: int, zero: int, kept: int) -> None:
+    """The first version of GPTQ goes up to 16, which is a byte; all are 4 bits or none."""
+    weight = make_case(Kind(bits, 64, "int"), 33, 128, fresh_seed()).weight
+    assert isinstance(weight, QuantizedLinear) and weight.zeros is not None
+    weight.zeros[1, 1] = zero
+    made = packed(weight)
+    assert made.added == {4: Added.ZERO4, 8: Added.ZERO}[kept]
+    assert made.nbytes == 64 * (128 * bits + 2 * (32 + kept)) // 8
+    assert np.array_equal(made.data.numpy(), grouped(weight))
+
+
 @pytest.mark.parametrize("zero", [-1.0, 256.0, 2.5])
 def test_zero_points_that_no_byte_holds_become_offsets(zero: float) -> None:
     """In float32, where the product of a half-precision scale and a small number is exact."""
@@ -475,7 +497,11 @@ HALF, BRAIN = torch.float16, torch.bfloat16
         # Bits of a weight in a checkpoint: codes, and a share of scales and zero points.
         (Kind(4, 128, "int", HALF), 4 + (16 + 4) / 128),  # GPTQ, AWQ
         (Kind(4, 32, "int", HALF), 4 + (16 + 4) / 32),
+        (Kind(4, 16, "int", HALF), 4 + (16 + 4) / 16),
         (Kind(3, 128, "int", HALF), 3 + (16 + 3) / 128),
+        (Kind(3, 32, "int", HALF), 3 + (16 + 3) / 32),
+        (Kind(2, 64, "int", HALF), 2 + (16 + 2) / 64),
+        (Kind(2, 32, "int", HALF), 2 + (16 + 2) / 32),
         (Kind(8, 128, "int", HALF), 8 + (16 + 8) / 128),
         (Kind(4, 128, "none", BRAIN), 4 + 16 / 128),  # compressed-tensors, symmetric
         (Kind(4, 64, "float", HALF), 4 + 2 * 16 / 64),  # MLX
@@ -483,6 +509,12 @@ HALF, BRAIN = torch.float16, torch.bfloat16
         (Kind(5, 64, "float", HALF), 5 + 2 * 16 / 64),
         (Kind(2, 64, "float", HALF), 2 + 2 * 16 / 64),
         (Kind(4, 64, "table"), 4 + 32 / 64),  # bitsandbytes
+        # With double quantization: a scale in 8 bits, and a factor for 256 of them. Of such a small
+        # matrix the table of scales is a part, in the file, too.
+        (Kind(4, 64, "table", compact=True), 4 + (8 + 32 / 256) / 64 + 32 * 256 / (64 * 1536)),
+        (Kind(4, 64, "float", HALF, compact=True), 4 + 2 * 16 / 64),  # HQQ
+        (Kind(8, 32, "float", BRAIN, compact=True), 8 + 2 * 16 / 32),
+        (Kind(8, 32, "int", BRAIN), 8 + (16 + 8) / 32),  # torchao
         (Kind(8, -1), 8 + 32 / 1536),  # int8 and float8 with a scale for each row
         (Kind(8, -1, "e4m3"), 8 + 32 / 1536),
         (Kind(8, 128, "e4m3", BRAIN), 8 + 16 / 128),
@@ -493,6 +525,6 @@ HALF, BRAIN = torch.float16, torch.bfloat16
     ids=str,
 )
 def test_memory_holds_hardly_more_than_the_file(kind: Kind, bits: float) -> None:
-    """Zero points are kept as bytes; nothing else is wider than in a file."""
+    """Zero points are kept in 4 bits or as bytes; nothing else is wider than in a file."""
     made = packed(make_case(kind, 64, 1536, 1).weight)
     assert made.nbytes * 8 / (64 * 1536) <= 1.03 * bits

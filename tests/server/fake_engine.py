@@ -22,6 +22,7 @@ from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
+    PromptReader,
     Timings,
     Usage,
 )
@@ -183,6 +184,9 @@ class FakeEngine:
         self._seen: list[tuple[str, list[int]]] = []
         self.priorities: list[int] = []
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Grammars are not followed here."""
+
     def submit(
         self,
         prompt: str | list[int],
@@ -191,7 +195,9 @@ class FakeEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        reader: PromptReader | None = None,
     ) -> str:
+        assert reader is None, "nothing is computed here"
         self.threads.add(threading.get_ident())
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if not ids:
@@ -260,6 +266,8 @@ class FakeEngine:
 
     def _advance(self, request: _Request) -> Delta:
         params = request.params
+        if params.max_tokens == 0:
+            return self._end(request, FinishReason.LENGTH, ())
         token = request.next_token()
         self.count(generation_tokens=self._stats.generation_tokens + 1)
         ends = (token == EOS and not params.ignore_eos) or token in params.stop_token_ids
@@ -294,7 +302,14 @@ class FakeEngine:
             request.seed,
             stopped,
         )
-        return Delta(request.name, text, tokens, completion)
+        return Delta(
+            request.name,
+            text,
+            tokens,
+            completion,
+            finish=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+        )
 
     def count(self, **counts: int) -> None:
         """Set counters."""

@@ -55,6 +55,22 @@ async def test_completion_shape_and_default_length(http: httpx.AsyncClient) -> N
     }
 
 
+async def test_no_tokens_at_all(http: httpx.AsyncClient) -> None:
+    """The prompt alone is computed, which fills the prefix cache."""
+    for stream in (False, True):
+        asked: dict[str, Any] = {"max_tokens": 0, "stream": stream}
+        if stream:
+            asked["stream_options"] = {"include_usage": True}
+            *rest, last = await events(http, "/v1/completions", prompt="abc", **asked)
+            choices = [choice for chunk in rest for choice in chunk["choices"]]
+        else:
+            last = await post(http, "/v1/completions", prompt="abc", **asked)
+            choices = last["choices"]
+        assert "".join(choice["text"] for choice in choices) == ""
+        assert choices[-1]["finish_reason"] == "length"
+        assert last["usage"]["prompt_tokens"] == 4 == last["usage"]["total_tokens"]
+
+
 async def test_prompts_of_all_shapes(http: httpx.AsyncClient) -> None:
     many = await post(http, "/v1/completions", prompt=["ab", "cd"], temperature=0)
     assert [c["text"] for c in many["choices"]] == ["echo: ab", "echo: cd"]

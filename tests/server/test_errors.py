@@ -12,7 +12,12 @@ import pytest
 from fake_engine import FakeEngine
 from server_support import Site
 
-from halfbyte.errors import EngineDeadError, TemplateProcessError, TokenizerError
+from halfbyte.errors import (
+    EngineDeadError,
+    GrammarProcessError,
+    TemplateProcessError,
+    TokenizerError,
+)
 from halfbyte.server.admission import QueueLimits
 from halfbyte.server.bodies import BodyLimits
 from halfbyte.server.errors import as_api_error
@@ -40,8 +45,8 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
         ("/v1/completions", {"prompt": ""}, 400, "invalid_value", "prompt"),
         ("/v1/completions", {"prompt": [9999]}, 400, "invalid_value", "prompt"),
         ("/v1/completions", {"prompt": "a", "top_p": 2}, 400, "invalid_value", "top_p"),
-        ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
-        ("/v1/completions", {"prompt": "a", "n": 2}, 400, "unsupported_value", "n"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "unsupported_value", "suffix"),
         ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "model_not_found", "model"),
         ("/v1/completions", {"prompt": "a", "model": ""}, 404, "model_not_found", "model"),
         ("/v1/chat/completions", {"messages": SAY, "model": ""}, 404, "model_not_found", "model"),
@@ -67,7 +72,7 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
             "invalid_value",
             "min_tokens",
         ),
-        ("/v1/completions", {"prompt": "a", "stop": [""]}, 400, "invalid_value", "stop"),
+        ("/v1/completions", {"prompt": "a", "stop": [""]}, 400, "invalid_value", "stop.0"),
         ("/v1/chat/completions", {}, 400, "missing_required_parameter", "messages"),
         (
             "/v1/chat/completions",
@@ -324,7 +329,9 @@ async def test_silent_stream_is_kept_alive(
     assert "".join(json.loads(c[6:])["choices"][0]["text"] for c in chunks) == "echo: a"
 
 
-def test_a_template_process_that_ended_is_a_503() -> None:
+def test_a_jailed_process_that_ended_is_a_503() -> None:
     error = as_api_error(TemplateProcessError("the process ended", hint="try again"))
     assert (error.status, error.code) == (503, "template_process_ended")
+    error = as_api_error(GrammarProcessError("the process ended", hint="try again"))
+    assert (error.status, error.code) == (503, "grammar_process_ended")
     assert error.headers()["Retry-After"] == "1" and "try again" in error.message

@@ -152,7 +152,7 @@ async def test_one_access_line_each_without_the_prompt(
     caplog.set_level(logging.INFO, "halfbyte.access")
     await http.post("/v1/completions", json=BODY, headers={"X-Request-Id": "r1"})
     await http.post("/v1/completions", json={**BODY, "stream": True})
-    await http.post("/v1/completions", json={**BODY, "n": 5})
+    await http.post("/v1/completions", json={**BODY, "suffix": "x"})
     await http.get("/v1/a%0Ab%1b%5B31m%C3%A9" + "x" * 500)
     lines = [r.getMessage() for r in caplog.records if r.name == "halfbyte.access"]
     assert len(lines) == 4

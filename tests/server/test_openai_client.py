@@ -93,7 +93,7 @@ def test_errors_become_the_clients_classes(live: Start) -> None:
     client = client_of(server)
     cases: list[tuple[type[openai.APIStatusError], dict[str, Any], str | None]] = [
         (openai.BadRequestError, {"temperature": -1}, "temperature"),
-        (openai.BadRequestError, {"n": 2}, "n"),
+        (openai.BadRequestError, {"n": 0}, "n"),
         (openai.BadRequestError, {"max_tokens": 10**9}, "max_tokens"),
         (openai.BadRequestError, {"extra_body": {"top_k": "five"}}, "top_k"),
         (openai.NotFoundError, {"model": "gpt-4"}, "model"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.params import SamplingParams, table
 from halfbyte.errors import RequestError
 from halfbyte.server.schema import (
     MAX_PROMPTS,
@@ -80,22 +80,42 @@ def test_every_optional_field_may_be_null() -> None:
 
 
 def test_all_sampling_fields_arrive() -> None:
-    given = {
+    given: dict[str, Any] = {
         "temperature": 0.5,
+        "dynatemp_range": 0.25,
+        "dynatemp_exponent": 2.0,
         "top_p": 0.9,
         "top_k": 40,
+        "top_n_sigma": 1.5,
+        "typical_p": 0.8,
         "min_p": 0.05,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
         "repetition_penalty": 1.1,
         "presence_penalty": -1,
         "frequency_penalty": 2,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 64,
+        "dry_sequence_breakers": ["."],
+        "logit_bias": {"5": 1.5, "7": -100},
+        "allowed_token_ids": [5, 6, 7],
+        "bad_words": ["a b"],
         "seed": 7,
         "min_tokens": 2,
         "ignore_eos": True,
         "stop": ["x", "y"],
         "stop_token_ids": [5, 6],
     }
-    expected: Any = {**given, "stop": ("x", "y"), "stop_token_ids": (5, 6)}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    expected: Any = {**given, **lists, "logit_bias": {5: 1.5, 7: -100.0}}
     assert chat(**given).sampling(9) == SamplingParams(max_tokens=9, **expected)
+    # They replace some of those above.
+    other: Any = {"mirostat": 2, "mirostat_tau": 3.0, "mirostat_eta": 0.2}
+    assert chat(**other).sampling(9) == SamplingParams(max_tokens=9, **other)
+    every = {name for name, param in table().items() if param.http}
+    assert {*given, *other, "max_tokens"} == every
     assert completion(stop="x").sampling(9).stop == ("x",)
 
 
@@ -129,7 +149,7 @@ NUMBERS = {
     "repetition_penalty": (["0", "-1", "101", "1e-300", "1e300"], "1.5"),
     "presence_penalty": (["2.1", "-2.1"], "-0.0"),
     "frequency_penalty": (["2.1", "-2.1"], "2"),
-    "max_tokens": (["0", "-1", "16.5", "9" * 40], "16"),
+    "max_tokens": (["-1", "16.5", "9" * 40], "0"),
     "min_tokens": (["-1", "1e3"], "3"),
     "seed": (["9" * 40, "1.5"], "-9223372036854775808"),
     "priority": (["9" * 40, "0.5"], "-5"),
@@ -188,20 +208,8 @@ def test_random_bytes_never_raise_anything_else() -> None:
 
 
 NOT_HONOURED: list[tuple[str, Any]] = [
-    ("n", 2),
-    ("n", True),
-    ("n", 10**400),
     ("best_of", 3),
-    ("logprobs", True),
-    ("top_logprobs", 3),
-    ("logit_bias", {"5": 1}),
     ("prompt_logprobs", 0),
-    ("response_format", {"type": "json_object"}),
-    ("response_format", {"type": "json_schema", "json_schema": {}}),
-    ("structured_outputs", {"regex": "a"}),
-    ("guided_json", {}),
-    ("guided_choice", ["a"]),
-    ("bad_words", ["a"]),
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
     ("tool_choice", {"type": "function", "function": {"name": "f"}}),
@@ -225,10 +233,61 @@ def test_known_fields_are_not_ignored(name: str, value: Any) -> None:
     assert len(str(error)) < 300
 
 
-@pytest.mark.parametrize(("name", "value"), [("suffix", "x"), ("echo", True), ("logprobs", 0)])
+@pytest.mark.parametrize(("name", "value"), [("suffix", "x"), ("max_completion_tokens", 3)])
 def test_known_completion_fields_are_not_ignored(name: str, value: Any) -> None:
     body = json.dumps({"prompt": "a", name: value}).encode()
     assert refused(CompletionRequest, body).param == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", True),
+        ("n", 129),
+        ("n", 10**400),
+        ("logprobs", 1),
+        ("top_logprobs", 21),
+        ("top_logprobs", 3),  # without logprobs
+        ("response_format", "json"),
+    ],
+)
+def test_answers_and_their_form_are_bounded(name: str, value: Any) -> None:
+    error = refused(ChatCompletionRequest, json.dumps({"messages": SAY, name: value}).encode())
+    assert error.param == name and name in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"echo": True, "logprobs": 1, "stream": True}, "echo"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"best_of": 0}, "best_of"),
+    ],
+)
+def test_what_a_stream_cannot_know_is_refused(fields: dict[str, Any], param: str) -> None:
+    error = refused(CompletionRequest, json.dumps({"prompt": "a", **fields}).encode())
+    assert error.param == param
+
+
+def test_best_of_must_hold_the_answers_wanted() -> None:
+    request = completion(n=3, best_of=2)
+    with pytest.raises(RequestError, match="best_of is 2, less than n, which is 3"):
+        request.sampling(5)
+
+
+def test_answers_and_log_probabilities_reach_the_parameters() -> None:
+    params = completion(n=2, best_of=4, logprobs=3, echo=True).sampling(5)
+    assert (params.n, params.best_of, params.logprobs, params.prompt_logprobs) == (2, 4, 3, 3)
+    assert completion(echo=True).sampling(5).prompt_logprobs is None
+    assert completion(prompt_logprobs=0).sampling(5).prompt_logprobs == 0
+    assert chat(logprobs=True, top_logprobs=7).sampling(5).logprobs == 7
+    assert chat(logprobs=True).sampling(5).logprobs == 0
+    assert chat(logprobs=False).sampling(5).logprobs is None
+    assert chat(n=5).sampling(5).n == 5
 
 
 def test_harmless_values_and_unknown_fields_pass() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ....kernels.formats.canonical import Weight, WeightFormat
+    from ....kernels.formats.weight_format import CompactForm
 
 Read = Callable[[StoredTensor], "Tensor"]
 """A stored tensor in its dtype and shape; may be a view of the mapped file, so never keep it."""
@@ -42,6 +43,7 @@ class QuantizedModule:
         checks: what was checked or decided from data for this module, for the report.
         dtype: ``F32``, ``F16`` or ``BF16``: of scales and offsets as loaded, or of a dense weight.
         half: float16 holds each of these scales and offsets, as far as headers tell.
+        compact: how the file has scales and offsets where that takes fewer bits.
     """
 
     module: str
@@ -52,6 +54,7 @@ class QuantizedModule:
     checks: tuple[str, ...] = ()
     dtype: str = "F16"
     half: bool = True
+    compact: CompactForm | None = None
 
     @property
     def nbytes(self) -> int:

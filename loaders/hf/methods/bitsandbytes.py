@@ -132,8 +132,8 @@ class BitsAndBytes(Method):
         if not state.dense:
             table = read(parts["weight.quant_map"]).tolist()
             form = replace(state.form, table=tuple(table))
-        dtype = state.held_as
-        return QuantizedModule(module, shape, label, parts, form, dtype=dtype, half=state.half)
+        told = {"dtype": state.held_as, "half": state.half, "compact": state.compact}
+        return QuantizedModule(module, shape, label, parts, form, **told)
 
     def _int8(
         self,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ....kernels.formats.weight_format import Rounded, WeightFormat
+from ....kernels.formats.weight_format import CompactForm, Rounded, WeightFormat
 from ...files.fields import Fields
 from ...files.json_text import parse_object
 from ...files.safetensors_index import StoredTensor
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ....kernels.formats.canonical import Weight
+    from ....kernels.formats.compact import CodedScales
 
 STATE = "weight.quant_state.bitsandbytes__"
 TABLE_NAMES = ("nf4", "fp4")
@@ -92,6 +93,13 @@ class State4:
     def half(self) -> bool:
         """Whether float16 holds the scales: largest weights of 16 bits, not sums of products."""
         return self.dtype != "float32" and not self.nested_blocksize
+
+    @property
+    def compact(self) -> CompactForm | None:
+        """How scales stay codes, where double quantization made them such."""
+        if self.dense or not self.nested_blocksize:
+            return None
+        return CompactForm("F32", self.nested_blocksize * (self.blocksize // self.group))
 
     @property
     def form(self) -> WeightFormat:
@@ -213,10 +221,11 @@ def load_4bit(where: str, module: QuantizedModule, state: State4, read: Read) ->
     """
     import torch
 
+    from ....kernels.formats.compact import CodedScales
     from ....kernels.formats.stored import HIGH_FIRST, StoredLinear
 
     n, k = state.shape
-    absmax = _absmax(where, module.parts, state, read)
+    absmax, nested = _absmax(where, module.parts, state, read)
     stored = module.parts["weight.quant_map"]
     table = finite(where, stored.name, read(stored))
     most = float(table.abs().max() * absmax.abs().max())
@@ -229,14 +238,20 @@ def load_4bit(where: str, module: QuantizedModule, state: State4, read: Read) ->
     packed = read(module.parts["weight"]).reshape(-1).view(torch.uint8)
     if state.dense:
         return _dense(packed, table, absmax, state)
-    scales = absmax
-    if state.group != state.blocksize:
-        scales = absmax.repeat_interleave(state.blocksize // state.group)[: n * k // state.group]
+    scales, again = absmax, state.blocksize // state.group
+    if again > 1:
+        scales = absmax.repeat_interleave(again)[: n * k // state.group]
+    compact = None
+    if nested is not None:
+        codes = nested.codes.flatten().repeat_interleave(again)[: len(scales)]
+        factors, offset = nested.outer[:, 0], state.nested_offset
+        run = state.nested_blocksize * again
+        compact = CodedScales.of_blocks(codes, factors, offset, nested.table, run, n)
     form = replace(state.form, table=tuple(table.tolist()))
     name, rows = f"{module.module}.weight", packed.view(n, k // 2)
     swap = partial(_low_first, rows)
     return StoredLinear.of_codes(
-        name, form, (n, k), HIGH_FIRST, rows, scales.view(n, -1), None, swap
+        name, form, (n, k), HIGH_FIRST, rows, scales.view(n, -1), None, swap, compact=compact
     )
 
 
@@ -247,34 +262,24 @@ def _low_first(packed: Tensor) -> Tensor:
     return codes
 
 
-def _absmax(where: str, parts: Mapping[str, StoredTensor], state: State4, read: Read) -> Tensor:
-    """One scale for each block, float32 [blocks], in memory of its own."""
+def _absmax(
+    where: str, parts: Mapping[str, StoredTensor], state: State4, read: Read
+) -> tuple[Tensor, CodedScales | None]:
+    """One scale for each block, float32 [blocks], and what they are by double quantization.
+
+    All are in memory of their own; of the latter the blocks are one row.
+    """
+    from ....kernels.formats.compact import CodedScales
+
     stored = parts["weight.absmax"]
     if not state.nested_blocksize:
-        return finite(where, stored.name, read(stored)).clone()
+        return finite(where, stored.name, read(stored)).clone(), None
     nested, table = parts["weight.nested_absmax"], parts["weight.nested_quant_map"]
     outer = finite(where, nested.name, read(nested))
-    values = finite(where, table.name, read(table))
-    block, offset = state.nested_blocksize, state.nested_offset
-    return finite(where, stored.name, nested_values(read(stored), outer, values, block, offset))
-
-
-def nested_values(
-    codes_B: Tensor, absmax: Tensor, table: Tensor, block: int, offset: float
-) -> Tensor:
-    """Scales, float32 [B], from double quantization: ``table[code] * absmax + offset``.
-
-    Args:
-        codes_B: uint8 [B].
-        absmax: float32 [ceil(B / block)].
-        table: float32 [256].
-        block: scales that share an ``absmax``.
-        offset: added to each.
-    """
-    scales = table[codes_B.int()]
-    scales *= absmax.repeat_interleave(block)[: len(codes_B)]
-    scales += offset
-    return scales
+    values = finite(where, table.name, read(table)).clone()
+    run, offset, codes = state.nested_blocksize, state.nested_offset, read(stored).clone()
+    found = CodedScales.of_blocks(codes, outer, offset, values, run, 1)
+    return finite(where, stored.name, found.numbers()[0].flatten()), found
 
 
 def _dense(packed: Tensor, table: Tensor, absmax: Tensor, state: State4) -> Tensor:

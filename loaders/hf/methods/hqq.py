@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
-from ....kernels.formats.weight_format import WeightFormat
+from ....kernels.formats.weight_format import CompactForm, WeightFormat
 from ...files.fields import shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
@@ -97,9 +97,13 @@ class HQQ(Method):
         self._check(module, parts, shape, group, 4 if packing == "4bit_u8" else 8)
         self._group[module] = group
         form = WeightFormat(4 if packing == "4bit_u8" else 8, math.gcd(group, shape[1]), "float")
-        # Offsets are products of two numbers, in float32.
         label = f"HQQ {bits}-bit g{group}"
-        return QuantizedModule(module, shape, label, parts, form, dtype="F32", half=False)
+        kinds = {parts[key].dtype for key in ("scale", "zero")}
+        compact = CompactForm(kinds.pop() if len(kinds) == 1 else "F32")
+        # Offsets are products of two numbers, in float32.
+        return QuantizedModule(
+            module, shape, label, parts, form, dtype="F32", half=False, compact=compact
+        )
 
     def _check(
         self,
@@ -143,6 +147,7 @@ class HQQ(Method):
         import torch
 
         from ....kernels.formats.canonical import QuantizedLinear
+        from ....kernels.formats.compact import FloatZeros
 
         (n, k), group = module.shape, self._group[module.module]
         parts = module.parts
@@ -150,15 +155,21 @@ class HQQ(Method):
         form = module.format
         assert form is not None
         codes = _repack(raw) if form.bits == 4 else raw.clone()
+        times = group // form.group_size
         scale, zero = (
-            finite(self._where, parts[key].name, read(parts[key])).float().reshape(-1)
+            finite(self._where, parts[key].name, read(parts[key]))
+            .reshape(-1)
+            .repeat_interleave(times)
+            .view(n, -1)
             for key in ("scale", "zero")
         )
-        offsets = finite(self._where, parts["zero"].name, -zero * scale)
-        times = group // form.group_size
-        scales, offsets = (t.repeat_interleave(times).view(n, -1) for t in (scale, offsets))
+        kind = torch.promote_types(scale.dtype, zero.dtype)
+        compact = FloatZeros(scale.to(kind), zero.to(kind))
+        scales, offsets = compact.numbers()
+        assert offsets is not None
+        offsets = finite(self._where, parts["zero"].name, offsets)
         name = f"{module.module}.weight"
-        return QuantizedLinear(name, form, codes.view(n, -1), scales, offsets, k)
+        return QuantizedLinear(name, form, codes.view(n, -1), scales, offsets, k, compact=compact)
 
     def _number(self, tensor: StoredTensor, read: Read) -> int:
         expect(self._where, tensor, ("I32", "I64", "U8"), (), (1,))

@@ -128,8 +128,8 @@ class TorchAO(Method):
             "int" if "zero_point" in parts else "none",
             act=ActivationFormat() if self._dynamic and linear else None,
         )
-        label, half = f"torchao int8 {label}", scale.dtype != "F32"
-        return QuantizedModule(module, shape, label, parts, form, dtype="F32", half=half)
+        label, dtype = f"torchao int8 {label}", scale.dtype
+        return QuantizedModule(module, shape, label, parts, form, dtype=dtype, half=dtype != "F32")
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The matrix [N, K] as codes.
@@ -142,7 +142,7 @@ class TorchAO(Method):
 
         (n, k), parts = module.shape, module.parts
         codes = read(parts["qdata"]).view(torch.uint8) ^ 128
-        scales = finite(self._where, parts["scale"].name, read(parts["scale"])).float()
+        scales = finite(self._where, parts["scale"].name, read(parts["scale"]))
         scales, zeros = scales.expand(n, -1).clone(), None
         if "zero_point" in parts:
             stored = parts["zero_point"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import halfbyte.engine.run.sampler as sampler_module
 from halfbyte.engine.backends import make_backend
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import Sampled
 from halfbyte.engine.run.sampler import BROKEN, Sampler
 from halfbyte.engine.run.sampling import RowSampling, sample_row
 from halfbyte.kernels import reference as ref
@@ -30,6 +32,13 @@ def fresh_seed() -> int:
 
 def sampler(valid: int = VOCAB, backend: Any = "reference", **more: Any) -> Sampler:
     return Sampler(valid, make_backend(EngineConfig(backend=backend)).drawer, **more)
+
+
+def draw(made: Sampler, logits: Tensor, rows: Sequence[RowSampling]) -> list[int | str]:
+    """The one token of each row, of which nobody asked the log-probability, or its error."""
+    drawn = made(logits, rows)
+    assert all(isinstance(one, str) or one == (Sampled(one[0].token),) for one in drawn), drawn
+    return [one if isinstance(one, str) else one[0].token for one in drawn]
 
 
 def row(text: list[int], prompt: int = 1, seed: int = 3, **params: Any) -> RowSampling:
@@ -68,18 +77,18 @@ def test_a_row_draws_the_same_in_any_batch() -> None:
     for turn in range(60):
         rows = [random_row(rng) for _ in range(rng.randint(2, 9))]
         logits = logits_of(len(rows), seed + turn)
-        together = sampler()(logits, rows)
+        together = draw(sampler(), logits, rows)
         for i, one in enumerate(rows):
-            assert sampler()(logits[i : i + 1], [one]) == [together[i]], one
+            assert draw(sampler(), logits[i : i + 1], [one]) == [together[i]], one
         order = rng.sample(range(len(rows)), len(rows))
-        shuffled = sampler()(logits[order], [rows[i] for i in order])
+        shuffled = draw(sampler(), logits[order], [rows[i] for i in order])
         assert shuffled == [together[i] for i in order]
 
 
 def test_draws_vary_with_seed_and_position() -> None:
     logits = torch.zeros(1, VOCAB)
-    by_seed = {sampler()(logits, [row([1], seed=s)])[0] for s in range(40)}
-    by_position = {sampler()(logits, [row([1] * n)])[0] for n in range(1, 40)}
+    by_seed = {draw(sampler(), logits, [row([1], seed=s)])[0] for s in range(40)}
+    by_position = {draw(sampler(), logits, [row([1] * n)])[0] for n in range(1, 40)}
     assert len(by_seed) > 15 and len(by_position) > 15
 
 
@@ -91,7 +100,7 @@ def test_padding_of_the_vocabulary_is_never_drawn(temperature: float, penalty: f
     logits[:, 50:] = 100.0
     for position in range(1, 100):
         one = row([3] * position, temperature=temperature, repetition_penalty=penalty)
-        assert sampler(valid=50)(logits, [one])[0] in range(50)
+        assert draw(sampler(valid=50), logits, [one])[0] in range(50)
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto", "interpreter"])
@@ -103,11 +112,11 @@ def test_suppressed_tokens_are_never_drawn(backend: Any, temperature: float) -> 
         logits = torch.zeros(4, VOCAB)
         logits[:, [3, 7]] = 100.0
         rows = [row([3] * n, temperature=temperature, top_k=top_k) for n in range(1, 5)]
-        drawn = few(logits.clone(), rows)
+        drawn = draw(few, logits.clone(), rows)
         assert not {3, 7} & set(drawn) and all(token in range(50) for token in drawn)
         allowed = logits.clone()
         allowed[:, [3, 7]] = -1e9
-        assert drawn == sampler(50)(allowed, rows)
+        assert drawn == draw(sampler(50), allowed, rows)
 
 
 def test_prompt_ids_beyond_the_tokenizer_do_not_disturb_penalties() -> None:
@@ -115,16 +124,16 @@ def test_prompt_ids_beyond_the_tokenizer_do_not_disturb_penalties() -> None:
     one = row([3, 60, 61, 2], 3, temperature=0.0, repetition_penalty=2.0, presence_penalty=1.0)
     logits = torch.zeros(1, VOCAB)
     logits[0, 7] = 1.0
-    assert sampler(valid=50)(logits, [one]) == [7]
+    assert draw(sampler(valid=50), logits, [one]) == [7]
 
 
 def test_greedy_takes_the_first_of_equal_tokens() -> None:
     logits = torch.zeros(3, VOCAB)
     logits[:, 20], logits[:, 40] = 5.0, 5.0
     greedy, warm = row([1], temperature=0.0), row([1], temperature=0.0, presence_penalty=0.1)
-    assert sampler()(logits, [greedy] * 3) == [20] * 3
-    assert sampler()(logits[:2], [greedy, row([1])])[0] == 20
-    assert sampler()(logits[:1], [warm]) == [20]
+    assert draw(sampler(), logits, [greedy] * 3) == [20] * 3
+    assert draw(sampler(), logits[:2], [greedy, row([1])])[0] == 20
+    assert draw(sampler(), logits[:1], [warm]) == [20]
 
 
 def test_greedy_with_penalties_is_the_argmax_of_penalized_logits() -> None:
@@ -149,7 +158,7 @@ def test_greedy_with_penalties_is_the_argmax_of_penalized_logits() -> None:
             scores.append(logit - 0.8 * (token in counts) - 0.5 * counts[token])
         ranked = sorted(range(VOCAB), key=lambda i: -scores[i])
         if scores[ranked[0]] - scores[ranked[1]] > 1e-4:
-            assert sampler()(logits, [one]) == [ranked[0]]
+            assert draw(sampler(), logits, [one]) == [ranked[0]]
 
 
 def test_a_strong_penalty_forbids_repetition() -> None:
@@ -158,7 +167,7 @@ def test_a_strong_penalty_forbids_repetition() -> None:
     text: list[Any] = [9]
     for _ in range(10):
         one = row(text, 1, temperature=0.0, frequency_penalty=2.0)
-        text += sampler()(logits, [one])
+        text += draw(sampler(), logits, [one])
     assert len(set(text[1:])) == 10
 
 
@@ -166,12 +175,12 @@ def test_presence_and_frequency_count_the_output_alone() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 5] = 1.0
     in_prompt = row([5, 5, 5], 3, temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0)
-    assert sampler()(logits, [in_prompt]) == [5]
+    assert draw(sampler(), logits, [in_prompt]) == [5]
     in_output = row([5, 5, 5], 2, temperature=0.0, presence_penalty=2.0)
-    assert sampler()(logits, [in_output]) != [5]
+    assert draw(sampler(), logits, [in_output]) != [5]
     repeated = row([5, 5, 5], 3, temperature=0.0, repetition_penalty=2.0)
     logits[0, 6] = 0.8
-    assert sampler()(logits, [repeated]) == [6]
+    assert draw(sampler(), logits, [repeated]) == [6]
 
 
 def test_the_draw_is_that_of_the_reference_op() -> None:
@@ -180,7 +189,7 @@ def test_the_draw_is_that_of_the_reference_op() -> None:
     for position in range(1, 50):
         one = row([1] * position, seed=seed, temperature=0.8, top_k=20, top_p=0.9, min_p=0.01)
         want = ref.sample(logits[0], 0.8, 20, 0.9, 0.01, seed, position)
-        assert sampler()(logits, [one]) == [want]
+        assert draw(sampler(), logits, [one]) == [want]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -188,7 +197,7 @@ def test_logits_of_lower_precision(dtype: torch.dtype) -> None:
     """The reference backend may compute in 16 bits; probabilities are float32 all the same."""
     logits = logits_of(2, fresh_seed()).to(dtype)
     rows = [row([1, 2], temperature=0.7, top_p=0.8), row([4], temperature=0.0)]
-    assert sampler()(logits, rows) == sampler()(logits.float(), rows)
+    assert draw(sampler(), logits, rows) == draw(sampler(), logits.float(), rows)
 
 
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "auto", "interpreter"])
@@ -215,7 +224,7 @@ def test_every_legal_extreme_draws_a_token(backend: Any) -> None:
     for size in (1.0, 1e4, 1e30):
         logits = logits_of(len(drawn), seed) * size
         rows = [row([3] * 40 + [5], 1, **given) for given in drawn]
-        got = made(logits.clone(), rows)
+        got = draw(made, logits.clone(), rows)
         for token, given in zip(got, drawn, strict=True):
             assert isinstance(token, int) and 0 <= token < VOCAB, (size, given)
 
@@ -225,7 +234,7 @@ def test_top_p_zero_is_greedy() -> None:
     logits = torch.zeros(20, VOCAB)
     logits[:, [20, 40]] = 5.0
     rows = [row([1] * n, top_p=0.0, temperature=2.0) for n in range(1, 21)]
-    assert sampler()(logits, rows) == [20] * 20
+    assert draw(sampler(), logits, rows) == [20] * 20
 
 
 @BACKENDS
@@ -237,11 +246,11 @@ def test_broken_logits_are_the_fault_of_their_row_alone(backend: Any, kind: str)
     logits = logits_of(6, seed)
     heat = {"greedy": [0.0], "warm": [0.9], "mixed": [0.0, 0.9]}[kind]
     rows = [row([1, 2], seed=i, temperature=heat[i % len(heat)]) for i in range(6)]
-    want = made(logits.clone(), rows)
+    want = draw(made, logits.clone(), rows)
     logits[1, rng.randrange(VOCAB)] = torch.nan
     logits[3] = torch.nan
     logits[4] = -torch.inf
-    got = made(logits, rows)
+    got = draw(made, logits, rows)
     assert [got[i] for i in (0, 2, 5)] == [want[i] for i in (0, 2, 5)]
     assert [got[i] for i in (1, 3, 4)] == [BROKEN] * 3
 
@@ -250,7 +259,7 @@ def test_a_row_whose_draw_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) ->
     seed = fresh_seed()
     logits = logits_of(4, seed)
     rows = [row([1, 2], seed=i) for i in range(4)]
-    want = sampler()(logits.clone(), rows)
+    want = draw(sampler(), logits.clone(), rows)
 
     def fragile(logits_V: Tensor, one: RowSampling) -> int:
         if one.seed == 2:
@@ -258,9 +267,13 @@ def test_a_row_whose_draw_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) ->
         return sample_row(logits_V, one)
 
     monkeypatch.setattr(sampler_module, "sample_row", fragile)
-    assert sampler()(logits.clone(), rows) == [*want[:2], "ValueError: no such thing", want[3]]
+    assert draw(sampler(), logits.clone(), rows) == [
+        *want[:2],
+        "ValueError: no such thing",
+        want[3],
+    ]
     # Alone it fails, too, and it is no failure of the step.
-    assert sampler()(logits[2:3].clone(), rows[2:3]) == ["ValueError: no such thing"]
+    assert draw(sampler(), logits[2:3].clone(), rows[2:3]) == ["ValueError: no such thing"]
 
 
 def test_a_device_that_fails_for_every_row_is_no_fault_of_theirs(
@@ -273,7 +286,7 @@ def test_a_device_that_fails_for_every_row_is_no_fault_of_theirs(
 
     monkeypatch.setattr(made.drawer, "argmax", lost)
     with pytest.raises(RuntimeError, match="device lost"):
-        made(logits_of(2, 1), [row([1], temperature=0.0)] * 2)
+        draw(made, logits_of(2, 1), [row([1], temperature=0.0)] * 2)
 
 
 @BACKENDS
@@ -296,7 +309,7 @@ def test_min_tokens_forbids_what_would_end_the_text(backend: Any, temperature: f
         if generated < 2:
             masked[0, [4, 9]] = masked[1, 9] = -torch.inf
         free = [row(text, 2, temperature=temperature)] * 3
-        assert made(logits, rows) == sampler(50)(masked, free), generated
+        assert draw(made, logits, rows) == draw(sampler(50), masked, free), generated
 
 
 @BACKENDS
@@ -310,8 +323,8 @@ def test_where_all_tokens_would_end_the_text_one_is_drawn(backend: Any) -> None:
         row([1], temperature=t, top_k=1, min_tokens=5, stop_token_ids=all_of_them)
         for t in (0.0, 1.0)
     ]
-    assert made(logits, rows) == want
-    assert made(torch.full((2, VOCAB), torch.nan), rows) == [BROKEN] * 2
+    assert draw(made, logits, rows) == want
+    assert draw(made, torch.full((2, VOCAB), torch.nan), rows) == [BROKEN] * 2
 
 
 def test_the_sampling_kernel_draws_what_the_host_draws() -> None:
@@ -322,8 +335,10 @@ def test_the_sampling_kernel_draws_what_the_host_draws() -> None:
     for turn in range(12):
         rows = [random_row(rng) for _ in range(rng.randint(1, 6))]
         logits = logits_of(len(rows), seed + turn)
-        drawn = device(logits, rows)
+        drawn = draw(device, logits, rows)
         # Where top_p is within rounding of a token's edge, either side of it is right.
-        right = [sampler()(logits, [nudged(one, x) for one in rows]) for x in (-3e-6, 0.0, 3e-6)]
+        right = [
+            draw(sampler(), logits, [nudged(one, x) for one in rows]) for x in (-3e-6, 0.0, 3e-6)
+        ]
         for i, one in enumerate(rows):
             assert drawn[i] in {tokens[i] for tokens in right}, one

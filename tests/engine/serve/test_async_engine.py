@@ -44,9 +44,13 @@ class ScriptedEngine:
         self.steps = 0
         self.closed_by: int | None = None
         self.threads: set[int] = set()
+        self.prepared: list[SamplingParams] = []
 
     def begun(self, request_id: str) -> bool:
         return self.steps > 0 or request_id not in self.live
+
+    def prepare(self, params: SamplingParams) -> None:
+        self.prepared.append(params)
 
     def submit(
         self, prompt: Any, params: SamplingParams, *, request_id: Any = None, **_: Any

@@ -14,6 +14,7 @@ from halfbyte.engine.request import (
     Delta,
     FinishReason,
     Request,
+    Sampled,
     TokenEvent,
 )
 from halfbyte.engine.serve.output import OutputProcessor
@@ -52,9 +53,13 @@ def written(self: ByteTokens, token_id: int) -> bytes:
 def processor(**params: Any) -> OutputProcessor:
     """Follows one request, ``r``, with a prompt of three tokens."""
     out = OutputProcessor(ByteTokens(), frozenset({END}))  # type: ignore[arg-type]
-    out.add(Request("r", [1, 1, 1], SamplingParams(**params)), 42)
+    out.add([Request("r", [1, 1, 1], SamplingParams(seed=42, **params))])
     out.started("r", 2)
     return out
+
+
+def drawn(*tokens: int) -> tuple[Sampled, ...]:
+    return tuple(map(Sampled, tokens))
 
 
 def feed(
@@ -64,7 +69,7 @@ def feed(
     deltas: list[Delta] = []
     for index, token in enumerate(tokens):
         last = index == len(tokens) - 1
-        delta = out.process(TokenEvent("r", (token,), finish if last else None))
+        delta = out.process(TokenEvent("r", drawn(token), finish if last else None))
         if delta is None:
             break
         deltas.append(delta)
@@ -130,7 +135,7 @@ def test_a_stop_string_ends_the_text_before_it(stop: str) -> None:
         if stop.encode() in b"".join(PIECES[t] for t in tokens[: n + 1])
     )
     assert done.token_ids == tokens[: needed + 1] and done.usage.completion_tokens == needed + 1
-    assert "r" not in out and out.process(TokenEvent("r", (1,))) is None
+    assert "r" not in out and out.process(TokenEvent("r", drawn(1))) is None
 
 
 def test_no_character_of_a_stop_string_is_shown_early() -> None:
@@ -162,7 +167,7 @@ def test_cancelled_and_failed_answers_keep_what_they_have(finish: FinishReason) 
         finish,
         error,
     )
-    assert out.process(TokenEvent("r", (1,))) is None
+    assert out.process(TokenEvent("r", drawn(1))) is None
 
 
 def test_min_tokens_protects_text_from_stop_strings() -> None:
@@ -214,24 +219,24 @@ def test_nothing_is_held_back_before_min_tokens() -> None:
 
 def test_ids_of_ended_and_unknown_requests_give_nothing() -> None:
     out = processor()
-    assert out.process(TokenEvent("other", (1,))) is None
+    assert out.process(TokenEvent("other", drawn(1))) is None
     feed(out, [1], FinishReason.LENGTH)
-    assert "r" not in out and out.process(TokenEvent("r", (1,))) is None
+    assert "r" not in out and out.process(TokenEvent("r", drawn(1))) is None
 
 
 def test_timings_follow_the_clock() -> None:
     out = OutputProcessor(ByteTokens(), frozenset({END}))  # type: ignore[arg-type]
-    out.add(Request("r", [1] * 10, SamplingParams()), None)
+    out.add([Request("r", [1] * 10, SamplingParams(temperature=0.0, seed=42))])
     begin = time.perf_counter()
     time.sleep(0.02)
     out.started("r", 4)
     out.started("r", 9)  # after a preemption: the first start counts
     time.sleep(0.03)
-    out.process(TokenEvent("r", (1,)))
+    out.process(TokenEvent("r", drawn(1)))
     for _ in range(2):
         time.sleep(0.01)
-        out.process(TokenEvent("r", (1,)))
-    delta = out.process(TokenEvent("r", (2,), FinishReason.LENGTH))
+        out.process(TokenEvent("r", drawn(1)))
+    delta = out.process(TokenEvent("r", drawn(2), FinishReason.LENGTH))
     elapsed = time.perf_counter() - begin
     assert delta is not None and delta.completion is not None
     t, usage = delta.completion.timings, delta.completion.usage
@@ -260,7 +265,7 @@ def test_one_token_has_no_decode_speed() -> None:
 def test_several_tokens_in_one_event() -> None:
     """A step may accept more than one; what follows a stop string is not text."""
     out = processor(stop=("b ",))
-    delta = out.process(TokenEvent("r", (1, 2, 4, 1)))
+    delta = out.process(TokenEvent("r", drawn(1, 2, 4, 1)))
     assert delta is not None and delta.completion is not None
     assert delta.text == "a" == delta.completion.text
     assert delta.completion.token_ids == [1, 2, 4] == list(delta.token_ids)
