@@ -24,9 +24,9 @@ from .spill import Spill, Spilled
 
 Wanted = Callable[[str], bool]
 """Whether a module's matrix is to be decided on."""
-Product = Callable[[Tensor], Tensor]
+Multiply = Callable[[Tensor], Tensor]
 """A matrix's product with inputs [T, K] of a batch: [T, N]. The inputs may be overwritten."""
-Decide = Callable[["PendingLinear", "Inputs"], Product]
+Decide = Callable[["PendingLinear", "Inputs"], Multiply]
 """Called with a matrix that is not there yet and its inputs; gives the product."""
 
 
@@ -125,7 +125,7 @@ class Traveller:
     ) -> None:
         self.stop: _Stop | None = None
         self._x_TD, self._spill = x_TD, spill
-        self._product: Product | None = None
+        self._product: Multiply | None = None
         self._failure: BaseException | None = None
         self._turn, self._pause = threading.Semaphore(0), threading.Semaphore(0)
         own_ops = _DecidedOps(ops, self._stand)
@@ -143,7 +143,7 @@ class Traveller:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
 
-    def travel(self, product: Product | None = None) -> None:
+    def travel(self, product: Multiply | None = None) -> None:
         """Go on to the next matrix that is not there yet, or to the end of the layer.
 
         Args:

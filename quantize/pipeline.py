@@ -27,7 +27,7 @@ from ..loaders.model.config import ModelConfig
 from ..loaders.model.quantizing import is_decoder_linear
 from ..loaders.model.report import LoadReport
 from .arithmetic import make_calibrator
-from .deciding import Inputs, PendingLinear, Product
+from .deciding import Inputs, PendingLinear, Multiply
 from .folding import fold, origin_of
 from .hessian import Hessian
 from .host_memory import trim_heap
@@ -218,7 +218,7 @@ class _Decider:
         self._report = report
         self._calibrator = calibrator
 
-    def __call__(self, pending: PendingLinear, inputs: Inputs) -> Product:
+    def __call__(self, pending: PendingLinear, inputs: Inputs) -> Multiply:
         k = pending.shape[1]
         hessian = Hessian(pending.modules[0], k, self._calibrator, inputs.count)
         for x_TK in inputs:
@@ -256,7 +256,7 @@ class _Decider:
             self.keep(name, weight)
         return scale
 
-    def _product(self, pending: PendingLinear, names: list[str], scale: Tensor | None) -> Product:
+    def _product(self, pending: PendingLinear, names: list[str], scale: Tensor | None) -> Multiply:
         """What multiplies inputs, over their scale [K], by the matrices of these names."""
         parts = self._packed(pending, names)
 

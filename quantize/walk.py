@@ -174,6 +174,9 @@ class Walk:
         checkpoint: the model.
         layer: layers that were gone through.
         linears: matrices of the layer that was loaded last, by their modules.
+
+    Raises:
+        ConfigError: something is to be spilled, and the backend's memory is not the host's.
     """
 
     def __init__(

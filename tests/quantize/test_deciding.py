@@ -20,7 +20,7 @@ from halfbyte.errors import ConfigError, QuantizeError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
 from halfbyte.quantize import walk
-from halfbyte.quantize.deciding import Inputs, PendingLinear, Product, Traveller, travel_together
+from halfbyte.quantize.deciding import Inputs, PendingLinear, Multiply, Traveller, travel_together
 from halfbyte.quantize.hessian import Hessian
 from halfbyte.quantize.methods.base import UniformCodes
 from halfbyte.quantize.methods.nearest import NearestQuantizer
@@ -71,7 +71,7 @@ def test_every_matrix_is_decided_once_with_the_inputs_of_all_that_come(
             x += 10.0 * pending.place + 2 * x
     decided: list[int] = []
 
-    def decide(pending: PendingLinear, inputs: Inputs) -> Product:
+    def decide(pending: PendingLinear, inputs: Inputs) -> Multiply:
         coming = [i for i, route in enumerate(routes) if pending in route]
         assert inputs.count == 1300 * len(coming)
         sums = [float(x.sum(dtype=torch.float64)) for x in inputs]
@@ -98,10 +98,10 @@ def test_a_failure_ends_all_batches_and_reaches_the_caller() -> None:
         inputs = [torch.ones(2, 8) for _ in range(3)]
         return [Traveller(journey(x, [matrix]), Products(), x, None) for x in inputs]  # type: ignore
 
-    def refuse(pending: PendingLinear, inputs: Inputs) -> Product:
+    def refuse(pending: PendingLinear, inputs: Inputs) -> Multiply:
         raise QuantizeError("no")
 
-    def damaged(pending: PendingLinear, inputs: Inputs) -> Product:
+    def damaged(pending: PendingLinear, inputs: Inputs) -> Multiply:
         def product(x_TK: Tensor) -> Tensor:
             raise ValueError("in the middle of a batch")
 
