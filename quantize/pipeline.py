@@ -27,7 +27,7 @@ from ..loaders.model.config import ModelConfig
 from ..loaders.model.quantizing import is_decoder_linear
 from ..loaders.model.report import LoadReport
 from .arithmetic import make_calibrator
-from .deciding import Inputs, PendingLinear, Multiply
+from .deciding import Inputs, Multiply, PendingLinear
 from .folding import fold, origin_of
 from .hessian import Hessian
 from .host_memory import trim_heap

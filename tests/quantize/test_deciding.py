@@ -20,7 +20,7 @@ from halfbyte.errors import ConfigError, QuantizeError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.loaders import open_checkpoint
 from halfbyte.quantize import walk
-from halfbyte.quantize.deciding import Inputs, PendingLinear, Multiply, Traveller, travel_together
+from halfbyte.quantize.deciding import Inputs, Multiply, PendingLinear, Traveller, travel_together
 from halfbyte.quantize.hessian import Hessian
 from halfbyte.quantize.methods.base import UniformCodes
 from halfbyte.quantize.methods.nearest import NearestQuantizer
