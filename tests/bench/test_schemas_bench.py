@@ -14,7 +14,6 @@ from halfbyte.bench.schemas import judge, random_schema, render, run
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.request import Completion, FinishReason, Usage
 
-
 KINDS = {"anyOf", "$ref", "enum", "const", "maxItems", "prefixItems", "format", "pattern"}
 KINDS |= {"maxLength", "multipleOf"}
 
@@ -27,7 +26,7 @@ def depth(value: Any) -> int:
 def test_schemas_are_valid_bounded_and_repeatable() -> None:
     seed = random.randrange(1 << 32)
     kinds: set[str] = set()
-    for i in range(100):
+    for i in range(200):
         schema = random_schema(random.Random(seed + i))
         Draft202012Validator.check_schema(schema)
         assert schema == random_schema(random.Random(seed + i))
