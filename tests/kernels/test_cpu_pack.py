@@ -153,7 +153,7 @@ def grouped(weight: QuantizedLinear) -> Bytes:
     if four:
         # Two to a byte: rows r and r + 16, or both of a row.
         low, high = np.split(heads[1], 2, axis=2)
-        heads[1] = low | high << 4
+        heads[1] = (low | high << 4).astype(np.uint8)
     return streams(chunks, np.concatenate(heads, axis=2), span)
 
 
