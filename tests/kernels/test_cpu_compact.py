@@ -39,7 +39,7 @@ def coded(kind: Kind, n: int, k: int, seed: int) -> QuantizedLinear:
 def products(weight: QuantizedLinear, seed: int) -> list[Tensor]:
     """With float inputs and with rounded ones, for few rows and many, and a row of the matrix."""
     found = []
-    for activations in ("float", "int8"):
+    for activations in ("float", "int8-block32"):
         ops = CompiledOps(library(), True, activations=activations)
         packed = ops.pack(weight)
         for t in ROWS:
