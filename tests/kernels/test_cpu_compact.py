@@ -46,8 +46,9 @@ def products(weight: QuantizedLinear, seed: int) -> list[Tensor]:
         packed = ops.pack(weight)
         for t in ROWS:
             found.append(run(ops, ops.linear, tokens(seed + t, t, weight.in_features), packed))
-    ids = torch.tensor([0, weight.shape[0] - 1])
-    return [*found, run(ops, ops.embed, ids, packed)]
+        ids = torch.tensor([0, weight.shape[0] - 1])
+        found.append(run(ops, ops.embed, ids, packed))
+    return found
 
 
 def packed_as(weight: QuantizedLinear) -> TiledLinear:
