@@ -142,7 +142,8 @@ def _print_one(
     title: str, result: dict[str, Any], as_json: bool, index: int, *, first: bool
 ) -> None:
     if as_json:
-        _print_json({"index": index, **result})
+        # An answer's own index says which of the choices it is.
+        _print_json({"index": index, **result} | {"index": index})
         return
     texts = [choice["text"] for choice in result.get("choices", ())]
     body = "\n".join(f"--> {i}: {t}" for i, t in enumerate(texts)) or result.get("text") or ""

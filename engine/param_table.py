@@ -256,3 +256,18 @@ def _shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a whole number of {value.bit_length()} bits"
     return f"{value!r:.60}"
+
+
+def not_a_grammar(value: Any) -> str | None:
+    """What is expected in place of a value that is no grammar."""
+    from .grammar.base import GrammarSpec
+
+    return None if isinstance(value, GrammarSpec) else "a GrammarSpec"
+
+
+def not_processors(value: Any) -> str | None:
+    """What is expected in place of a value that is no list of processors."""
+    good = isinstance(value, (list, tuple)) and all(callable(item) for item in value)
+    if good and len(value) <= MAX_PROCESSORS:
+        return None
+    return f"a list of at most {MAX_PROCESSORS} callables"

@@ -7,7 +7,6 @@ may be given. The command line's options, the chat's ``/set``, the server's sche
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,7 +21,6 @@ from .param_table import (
     MAX_ALLOWED,
     MAX_CHOICES,
     MAX_IDS,
-    MAX_PROCESSORS,
     MAX_STOP_STRINGS,
     MAX_TOP_LOGPROBS,
     Param,
@@ -30,6 +28,8 @@ from .param_table import (
     checked,
     entry_field,
     ids_field,
+    not_a_grammar,
+    not_processors,
     number_field,
     object_field,
     switch_field,
@@ -47,19 +47,6 @@ if TYPE_CHECKING:
 
 LEAST_TEMPERATURE = 1e-6
 """Below it only exact ties of float32 logits are told apart from the likeliest token: greedy."""
-
-
-def _not_a_grammar(value: Any) -> str | None:
-    from .grammar.base import GrammarSpec
-
-    return None if isinstance(value, GrammarSpec) else "a GrammarSpec"
-
-
-def _not_processors(value: Any) -> str | None:
-    good = isinstance(value, (list, tuple)) and all(callable(item) for item in value)
-    if good and len(value) <= MAX_PROCESSORS:
-        return None
-    return f"a list of at most {MAX_PROCESSORS} callables"
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +259,13 @@ class SamplingParams:
     grammar: GrammarSpec | None = object_field(  # noqa: RUF009 (it gives a field of the dataclass)
         None,
         "the answer must match it: a JSON schema, a regular expression or a grammar",
-        _not_a_grammar,
+        not_a_grammar,
     )
     processors: Sequence[Processor] = object_field(
         (),
         "callables that get the ids of a row's text and its float32 logits [V] and give "
         "logits [V]; in the library only",
-        _not_processors,
+        not_processors,
     )
     seed: int | None = whole_field(
         None,
@@ -425,15 +412,6 @@ class SamplingParams:
     def heat(self) -> float:
         """The temperature to draw with: 0.0 when greedy."""
         return 0.0 if self.greedy else self.temperature
-
-    def reseeded(self, seed: int | None) -> SamplingParams:
-        """These parameters with another key, which is taken as it is: -1 draws none.
-
-        Nothing is checked again, which takes long where there are long lists.
-        """
-        other = copy.copy(self)
-        object.__setattr__(other, "seed", seed)
-        return other
 
     @property
     def choices(self) -> int:

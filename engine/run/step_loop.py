@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import secrets
@@ -126,17 +127,15 @@ class StepLoop:
         if params.prompt_logprobs is not None and reader is None:
             reader = LogprobReader(ids, params.prompt_logprobs)
         name = request_id or next(n for n in map("req-{}".format, self._ids) if self._unused(n))
-        if name in self._output:
-            raise RequestError(f"request id {name!r} is in use", param="request_id")
-        if not self._unused(name):
-            self._settle()  # its last delta is out, but its last step is not committed
+        names = [f"{name}\0{index}" if index else name for index in range(params.choices)]
+        self._claim(names)
         draw = self._draws.make(params, grammar)
         draws = [draw, *(draw.again(grammar) for _ in range(params.choices - 1))]
         requests = [
             Request(
-                id=f"{name}\0{index}" if index else name,
+                id=own,
                 prompt=ids,
-                params=resolved.reseeded(_moved(seed, index)) if index else resolved,
+                params=_reseeded(resolved, index) if index else resolved,
                 priority=priority,
                 cache_salt=cache_salt,
                 draw=draw,
@@ -144,7 +143,7 @@ class StepLoop:
                 first=name if index else None,
                 index=index,
             )
-            for index, draw in enumerate(draws)
+            for index, (own, draw) in enumerate(zip(names, draws, strict=True))
         ]
         self._output.add(requests)
         for request in requests:
@@ -232,7 +231,7 @@ class StepLoop:
                 ) from error
             return
         for name, why in result.errors.items():
-            log.warning("request %s failed: %s", name, why)
+            log.warning("request %s failed: %s", _shown(name), why)
         self._failures = 0
         self._steps += bool(plan.work)
         if self._config.overlap and plan.work:
@@ -255,7 +254,7 @@ class StepLoop:
                 delta = self._output.process(event)
             except Exception as error:
                 # Its text cannot be made: its own failure, so the other requests go on.
-                log.exception("the text of request %s failed", event.request_id)
+                log.exception("the text of request %s failed", _shown(event.request_id))
                 text = described(error)
                 self.scheduler.end(event.request_id, FinishReason.ERROR, report=False)
                 event = TokenEvent(event.request_id, (), FinishReason.ERROR, text)
@@ -277,6 +276,14 @@ class StepLoop:
         """Take the memory of the blocks that prefixes may fill; see ``Engine.reserve``."""
         assert self.scheduler.pool.touched == 0
         self.runner.kv.touch(self.scheduler.pool.keep)
+
+    def _claim(self, names: Sequence[str]) -> None:
+        """Make sure that no request has one of the ids of another's choices."""
+        ended = names[0] not in self._output
+        if ended and any(name in self.scheduler for name in names):
+            self._settle()  # its last delta is out, but its last step is not committed
+        if not ended or any(name in self.scheduler for name in names):
+            raise RequestError(f"request id {names[0]!r} is in use", param="request_id")
 
     def _unused(self, name: str) -> bool:
         """Whether no live request has this id, nor one whose last step is not committed."""
@@ -319,8 +326,19 @@ def build_loop(
     return StepLoop(config, longest, scheduler, runner, output, draws)
 
 
-def _moved(seed: int | None, index: int) -> int | None:
-    """The seed of a choice: choice i of a request draws what a request with seed + i would."""
-    if seed is None:
-        return None
-    return (seed + index + INT63 + 1) % (2 * INT63 + 2) - INT63 - 1
+def _shown(name: str) -> str:
+    """The id of a choice, for the log."""
+    first, choice, index = name.partition("\0")
+    return f"{first} (choice {index})" if choice else first
+
+
+def _reseeded(params: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of a choice: choice i draws what a request with seed + i would.
+
+    Not by ``replace``: that would take a seed of -1 for none, and check long lists once a choice.
+    """
+    other = copy.copy(params)
+    if params.seed is not None:
+        seed = (params.seed + index + INT63 + 1) % (2 * INT63 + 2) - INT63 - 1
+        object.__setattr__(other, "seed", seed)
+    return other

@@ -41,6 +41,8 @@ class RequestState:
         done: positions whose results have been committed.
         in_flight: samples that are launched and not committed.
         promised: length of the text with the last token that is or was in flight.
+        lent: blocks with what is computed of its prompt, which another request lent it while it
+            waits; all but the last are full.
         epoch: how often it was preempted.
         cached: prompt tokens that the prefix cache supplied at first admission.
         blocks: its KV blocks in order.
@@ -57,6 +59,7 @@ class RequestState:
     done: int = 0
     in_flight: int = 0
     promised: int = 0
+    lent: list[int] = field(default_factory=list)
     epoch: int = 0
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -80,17 +83,10 @@ class RequestState:
         reader = self.request.reader
         return reader is not None and reader.begin <= self.computed < len(self.request.prompt)
 
-    def extra_key(self, shared: bool) -> bytes:
-        """What separates its prefix-cache entries from those of other tenants.
-
-        Where requests do not share prefixes (``shared`` False), the choices for one prompt do.
-        """
-        key = self.request.cache_salt.encode("utf-8", "surrogatepass")
-        if shared:
-            return key
-        return (
-            key + b"\0" + (self.request.first or self.request.id).encode("utf-8", "surrogatepass")
-        )
+    @property
+    def extra_key(self) -> bytes:
+        """What separates its prefix-cache entries from those of other tenants."""
+        return self.request.cache_salt.encode("utf-8", "surrogatepass")
 
     @property
     def urgency(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -155,8 +156,11 @@ class OutputProcessor:
     def _ended(self, live: _Live, completion: Completion) -> Completion | None:
         """A choice has ended: the completion of the whole request when it was the last one."""
         group, params = live.group, live.request.params
-        total = sum(s.logprob or 0.0 for s in live.sampled)
-        group.done.append((total / max(len(live.tokens), 1), completion))
+        # One that failed, or has no token, is the best of none.
+        mean = -math.inf
+        if live.tokens and completion.error is None:
+            mean = sum(s.logprob or 0.0 for s in live.sampled) / len(live.tokens)
+        group.done.append((mean, completion))
         if len(group.done) < group.size:
             return None
         del self._groups[group.name]

@@ -3,18 +3,18 @@
 Each prefix of tokens (under a cache salt) has one exact identity. Computing a position stores its
 prefix's identity in the KV slot; before that, the slots of all earlier positions must hold theirs.
 The next token is a hash of the prefix, so what a prompt answers alone can be worked out without any
-scheduler.
+scheduler. How many tokens follow it unasked, as a grammar forces them, is a hash as well, and makes
+no difference to the text.
 """
 
 from __future__ import annotations
 
-import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from halfbyte.engine.params import SamplingParams
+import halfbyte.engine.schedule.scheduler as scheduler_module
 from halfbyte.engine.request import FinishReason, Request, Sampled, TokenEvent
 from halfbyte.engine.schedule.block_pool import BlockPool
 from halfbyte.engine.schedule.plan import RowWork, StepPlan, StepResult
@@ -62,6 +62,65 @@ def drawn(tokens: list[int], request: Request) -> int:
     return token
 
 
+@dataclass(frozen=True, slots=True)
+class Forcing:
+    """Stands for a grammar as ``Request.draw``: up to ``most`` tokens follow a drawn one."""
+
+    most: int
+
+    def count(self, tokens: list[int]) -> int:
+        return zlib.crc32(bytes([7, *tokens])) % (self.most + 1)
+
+
+def step_tokens(tokens: list[int], request: Request, max_context: int) -> list[int]:
+    """What a step gives after ``tokens``: the drawn token, and those that are forced.
+
+    As many as still have room in the answer, as with the engine's sampler.
+    """
+    room = max_context - len(tokens)
+    if request.params.max_tokens is not None:
+        room = min(room, request.params.max_tokens - (len(tokens) - len(request.prompt)))
+    text = [*tokens, drawn(tokens, request)]
+    if request.draw is not None:
+        for _ in range(min(request.draw.count(text), room - 1)):
+            text.append(drawn(text, request))
+    return text[len(tokens) :]
+
+
+@dataclass(slots=True)
+class Shown:
+    """A reader that checks what it is shown: each position of the prompt, in order.
+
+    Attributes:
+        length: of the prompt.
+        begin: the first position of interest.
+        hidden: hidden states are read.
+        seen: positions up to this one were shown.
+        shown: positions in all, those that came again after a preemption included.
+    """
+
+    length: int
+    begin: int = 0
+    hidden: bool = False
+    seen: int = -1
+    shown: int = 0
+
+    def read(self, start: int, rows_TC: Any) -> None:
+        raise AssertionError("nothing is computed here")
+
+    def show(self, start: int, count: int) -> None:
+        """What ``read`` would be called with: ``count`` positions from ``start``."""
+        self.seen = max(self.seen, self.begin)
+        assert self.begin <= start <= self.seen, f"position {start} is shown after {self.seen}"
+        assert start + count <= self.length, "more than the prompt is shown"
+        self.seen = max(self.seen, start + count)
+        self.shown += count
+
+    @property
+    def complete(self) -> bool:
+        return self.seen == self.length or self.begin >= self.length
+
+
 def alone(request: Request, max_context: int) -> tuple[list[int], FinishReason]:
     """Tokens and finish of a request that has the machine to itself, from the definitions."""
     tokens, params = list(request.prompt), request.params
@@ -80,6 +139,8 @@ def alone(request: Request, max_context: int) -> tuple[list[int], FinishReason]:
 
 @dataclass(slots=True)
 class _Row:
+    """Tokens that the device knows, the identities of their prefixes, and its blocks."""
+
     owner: str
     tokens: list[int]
     chain: list[int]
@@ -106,7 +167,12 @@ class Simulation:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     finished: dict[str, FinishReason] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
+    computed: dict[str, int] = field(default_factory=dict)
+    prompts_done: set[str] = field(default_factory=set)
+    forced: int = 0
+    nothing_drawn: int = 0
     plans: list[StepPlan] = field(default_factory=list)
     pending: tuple[StepPlan, StepResult] | None = None
     idle: int = 0
@@ -130,6 +196,7 @@ class Simulation:
 
     def cancel(self, name: str) -> None:
         self.scheduler.cancel(name)
+        self.cancelled.add(name)
 
     def end_silently(self, name: str) -> None:
         """As the engine does when a stop string ends a text."""
@@ -182,6 +249,7 @@ class Simulation:
             if whole:
                 assert got == tokens, f"{name}: {got} instead of {tokens}"
                 assert self.finished[name] is reason
+                assert name in self.prompts_done
             else:
                 assert got == tokens[: len(got)], f"{name}: {got} does not begin {tokens}"
 
@@ -199,32 +267,52 @@ class Simulation:
         assert plan.total_tokens <= self.config.max_batch_tokens
         assert len(names) <= self.config.max_batch
         assert all(w.count > 0 for w in plan.work)
-        single = all(w.count == 1 and w.needs_sample for w in plan.work)
+        single = all(w.count == 1 and w.needs_sample and not w.reads for w in plan.work)
         assert plan.pure_decode == (bool(plan.work) and single)
         held = [s.row for s in [*self.scheduler._running, *self.scheduler._draining]]
         assert len(set(held)) == len(held), "a row was given away while in use"
         self.rows = {number: row for number, row in self.rows.items() if number in held}
         for init in plan.admitted:
-            chain = self.prefixes.chain(init.request.cache_salt, list(init.tokens))
+            first = init.request.first
+            ended = self.finished.keys() | self.silent | self.cancelled
+            assert first is None or first in self.prompts_done | ended, "it did not wait"
+            chain = self.prefixes.chain(self._namespace(init.request), list(init.tokens))
             self.rows[init.row] = _Row(init.request.id, list(init.tokens), chain, list(init.blocks))
+        read = 0
         for item in plan.work:
             row = self.rows[item.row]
             assert row.owner == item.request_id
+            request, end = self.requests[item.request_id], item.start + item.count
+            assert not (item.needs_sample and request.params.max_tokens == 0)
+            self._check_reading(item, request)
+            if item.reads and request.reader is not None and not request.reader.hidden:
+                read += item.count
+            self.computed[item.request_id] = self.computed.get(item.request_id, 0) + item.count
             row.blocks += item.new_blocks
             # As many blocks as the positions need, no more.
-            assert len(row.blocks) == -(-(item.start + item.count) // self.block_size)
+            assert len(row.blocks) == -(-end // self.block_size)
             assert len(set(row.blocks)) == len(row.blocks)
-            written = {
-                row.blocks[p // self.block_size] for p in range(item.start, item.start + item.count)
-            }
+            written = {row.blocks[p // self.block_size] for p in range(item.start, end)}
             for number, other in self.rows.items():
                 if number != item.row:
                     assert not written & set(other.blocks), "two texts write to one block"
+        assert read <= scheduler_module.READ_ROOM, "more logits than a step has room for"
 
     def _execute(self, plan: StepPlan) -> StepResult:
+        """Compute a plan, let readers read, draw: rows know the drawn tokens at once.
+
+        A row draws nothing when its next token was known already: it was launched before anybody
+        had looked at the forced tokens of the step before.
+        """
         sampled: dict[str, tuple[Sampled, ...]] = {}
         errors: dict[str, str] = {}
         size = self.block_size
+        for init in plan.admitted:
+            if init.copy is not None:
+                source, target = init.copy
+                for offset in range(size):
+                    held = self.memory.get((source, offset))
+                    self.memory[target, offset] = GARBAGE if held is None else held
         for item in plan.work:
             row = self.rows[item.row]
             if item.request_id in self.broken:
@@ -233,8 +321,10 @@ class Simulation:
                 for p in range(item.start, item.start + item.count):
                     self.memory[row.blocks[p // size], p % size] = GARBAGE
                 if item.needs_sample:
-                    row.tokens.append(0)
-                    row.chain.append(GARBAGE)
+                    sampled[item.request_id] = ()
+                    if len(row.tokens) == item.start + item.count:
+                        row.tokens.append(0)
+                        row.chain.append(GARBAGE)
                 continue
             assert len(row.tokens) >= item.start + item.count, "computes an unknown token"
             for p in range(item.start):
@@ -242,15 +332,42 @@ class Simulation:
                 assert held == row.chain[p], f"{item.request_id}: wrong key at {p} of {item}"
             for p in range(item.start, item.start + item.count):
                 self.memory[row.blocks[p // size], p % size] = row.chain[p]
-            if item.needs_sample:
-                assert len(row.tokens) == item.start + item.count
-                token = drawn(row.tokens, self.requests[item.request_id])
+            request = self.requests[item.request_id]
+            if item.reads and isinstance(request.reader, Shown):
+                request.reader.show(item.start, item.count)
+            if not item.needs_sample:
+                continue
+            new: list[int] = []
+            if len(row.tokens) == item.start + item.count:
+                new = step_tokens(row.tokens, request, self.config.max_context)
+            else:
+                assert self.overlap and request.draw is not None, "it was known already"
+                self.nothing_drawn += 1
+            for token in new:
                 row.tokens.append(token)
                 row.chain.append(self.prefixes.extend(row.chain[-1], token))
-                sampled[item.request_id] = (Sampled(token),)
+            self.forced += len(new[1:])
+            sampled[item.request_id] = tuple(map(Sampled, new))
         took = self.clock(plan.work) if self.clock is not None and plan.work else 0.0
         self.seconds.append(took)
         return StepResult(sampled, errors, took)
+
+    def _namespace(self, request: Request) -> str:
+        """Whose prefixes a request may share: its tenant's, or those of its choices alone."""
+        if self.config.prefix_cache:
+            return request.cache_salt
+        return f"{request.cache_salt}/{request.first or request.id}"
+
+    def _check_reading(self, item: RowWork, request: Request) -> None:
+        """A reader sees what is computed from its first position to the prompt's end."""
+        reader, end = request.reader, item.start + item.count
+        if reader is None:
+            assert not item.reads
+            return
+        assert item.reads == (reader.begin <= item.start < len(request.prompt))
+        # No chunk goes over either end of what is read.
+        assert not item.start < reader.begin < end
+        assert not item.start < len(request.prompt) < end
 
     def _garble(self, plan: StepPlan) -> None:
         """A failing step may leave anything in the slots that it was to write."""
@@ -265,74 +382,14 @@ class Simulation:
             if name in self.silent:
                 continue
             assert name not in self.finished, f"{name} speaks after its end"
+            assert event.tokens or event.finish is not None, "an event of nothing"
             self.outputs[name] += [sampled.token for sampled in event.tokens]
+            request = self.requests[name]
+            if event.tokens or event.finish is FinishReason.LENGTH:
+                # The whole prompt is computed before anything comes out.
+                self.prompts_done.add(name)
+                reader = request.reader
+                assert not isinstance(reader, Shown) or reader.complete, "not all was read"
             if event.finish is not None:
                 self.finished[name] = event.finish
                 assert (event.error is not None) == (event.finish is FinishReason.ERROR)
-
-
-def random_request(rng: random.Random, name: str, max_context: int) -> Request:
-    """Prompts share beginnings often; limits, stops and priorities vary."""
-    length = rng.randint(1, max_context - 1)
-    if rng.random() < 0.6:
-        prompt = ([1, 2, 3] * max_context)[:length]
-        if rng.random() < 0.5:
-            prompt[rng.randrange(length)] = 4
-    else:
-        prompt = [rng.randint(1, 3) for _ in range(length)]
-    most = rng.choice([None, 1, 2, 5, 20])
-    params = SamplingParams(
-        max_tokens=most,
-        min_tokens=rng.randint(0, most or 6) if rng.random() < 0.3 else 0,
-        stop_token_ids=(5,) if rng.random() < 0.2 else (),
-        ignore_eos=rng.random() < 0.3,
-    )
-    salt = rng.choice(["", "", "a"])
-    return Request(name, prompt, params, priority=rng.choice([0, 0, 1, -1]), cache_salt=salt)
-
-
-def random_simulation(rng: random.Random) -> Simulation:
-    """Pools are at most a few blocks larger than one context, so preemption is common."""
-    size, context = rng.choice([1, 2, 4, 8]), rng.randint(3, 48)
-    blocks = -(-context // size) + rng.choice([0, 0, 1, 2, 6])
-    batch = rng.randint(1, 6)
-    config = SchedulerConfig(
-        max_batch=batch,
-        max_batch_tokens=max(batch, rng.randint(1, 24)),
-        max_context=context,
-        prefix_cache=rng.random() < 0.7,
-        max_step_s=rng.choice([0.0, 1e-3, 0.1]),
-    )
-    keep = rng.choice([None, rng.randint(0, blocks)])
-    return Simulation(
-        size,
-        blocks,
-        config,
-        overlap=rng.random() < 0.5,
-        keep=keep,
-        clock=rng.choice([None, lambda work: rng.uniform(1e-6, 1.0)]),
-    )
-
-
-def random_run(seed: int) -> Simulation:
-    """One whole random schedule, verified; returns it for counting."""
-    rng = random.Random(seed)
-    sim = random_simulation(rng)
-    waiting = [
-        random_request(rng, f"r{i}", sim.config.max_context) for i in range(rng.randint(1, 10))
-    ]
-    fail_rate = rng.choice([0.0, 0.0, 0.02, 0.1])
-    stop_rate = rng.choice([0.0, 0.02, 0.1])
-    break_rate = rng.choice([0.0, 0.0, 0.05])
-    while waiting or sim.has_work():
-        while waiting and rng.random() < 0.4:
-            sim.add(waiting.pop())
-        if sim.live and rng.random() < stop_rate:
-            name = rng.choice(sim.live)
-            sim.cancel(name) if rng.random() < 0.5 else sim.end_silently(name)
-        if sim.live and rng.random() < break_rate:
-            sim.broken.add(rng.choice(sim.live))
-        sim.step(rng.choice(["early", "late"]) if rng.random() < fail_rate else None)
-        assert len(sim.plans) < 20_000
-    sim.verify()
-    return sim
