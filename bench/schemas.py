@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,7 @@ def run(
     prompts = [_prompt(engine, schema) for schema in schemas]
     specs = [GrammarSpec.json_schema(schema) for schema in schemas]
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    answers: list[Completion] = []
+    judged: list[dict[str, Any]] = []
     seconds = {"schema": 0.0, "free": 0.0}
     tokens = {"schema": 0, "free": 0}
     for start in range(0, count, batch):
@@ -131,24 +132,30 @@ def run(
             seconds[kind] += time.perf_counter() - began
             tokens[kind] += sum(answer.usage.completion_tokens for answer in found)
             if kind == "schema":
-                answers += found
+                judged += [judge(schemas[i], answer) for i, answer in zip(part, found, strict=True)]
+                print(f"{len(judged)}: {_counted(judged)}", file=sys.stderr, flush=True)
                 lengths = [max(1, answer.usage.completion_tokens) for answer in found]
                 bound = [
                     _params(params, seed + i, max_tokens=length, ignore_eos=True)
                     for i, length in zip(part, lengths, strict=True)
                 ]
-    judged = [judge(*pair) for pair in zip(schemas, answers, strict=True)]
-    ended = [verdict for verdict in judged if verdict["ended"]]
     return {
         "count": count,
         "seed": seed,
         "max_tokens": max_tokens,
         "temperature": temperature,
-        "ended": len(ended),
-        "valid": sum(verdict["valid"] for verdict in ended),
-        "failed": sum(answer.finish_reason == "error" for answer in answers),
+        **_counted(judged),
         "tokens_per_second": {kind: tokens[kind] / seconds[kind] for kind in seconds},
         "answers": [verdict for verdict in judged if not verdict["valid"]],
+    }
+
+
+def _counted(judged: list[dict[str, Any]]) -> dict[str, int]:
+    ended = [verdict for verdict in judged if verdict["ended"]]
+    return {
+        "ended": len(ended),
+        "valid": sum(verdict["valid"] for verdict in ended),
+        "failed": sum(verdict["failed"] for verdict in judged),
     }
 
 
@@ -166,6 +173,7 @@ def judge(schema: dict[str, Any], answer: Completion) -> dict[str, Any]:
         problem = f"no JSON: {error}"
     return {
         "ended": answer.finish_reason == "stop",
+        "failed": answer.finish_reason == "error",
         "valid": not problem,
         "problem": problem or answer.error or "",
         "text": answer.text,

@@ -95,6 +95,9 @@ def quantize(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was cut off.")
     ] = False,
+    spill: Annotated[
+        bool, typer.Option("--spill", help="Keep activations that wait in a file beside OUT.")
+    ] = False,
     threads: Threads = 0,
 ) -> None:
     """Quantize a dense model and write it as a folder or a GGUF file.
@@ -102,9 +105,11 @@ def quantize(
     Nothing appears under OUT before everything is written and was read back and compared.
     """
     from ..engine.config import EngineConfig
+    from ..quantize.host_memory import share_heap
     from ..quantize.job import QuantizeJob, run_job
     from ..quantize.recipe import QAT_STEPS, Order
 
+    share_heap()
     text = method != "rtn" or calibration is not None
     request = Order(method, scheme, form, bits, group, symmetric, static, steps, text, imatrix)
     with ExitStack() as stack:
@@ -120,6 +125,7 @@ def quantize(
             budget,
             max_kl,
             resume,
+            spill,
         )
         qat = method == "qat"
         total = (steps or QAT_STEPS) if qat else checkpoint.config.num_layers

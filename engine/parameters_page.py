@@ -20,10 +20,11 @@ The order in which they apply to the logits of a row:
 1. what may not be drawn at all is masked: the model's suppressed tokens, `allowed_token_ids`,
    `bad_words`, `grammar`, and the ends of a text that `min_tokens` holds off;
 2. processors: `logit_bias`, the repetition, presence and frequency penalties, DRY, and the
-   library's own `processors`;
+   library's own `processors`, none of which brings back what is masked;
 3. `temperature`, moved by `dynatemp_range`;
 4. filters, each on what the one before it left: `top_n_sigma`, `top_k`, `typical_p`, `top_p`,
-   `min_p`, XTC; or `mirostat` in place of all of them;
+   `min_p`, XTC; or `mirostat` in place of all of them. What ties with the last token that a filter
+   keeps is kept with it;
 5. the draw: Gumbel-max with noise from a counter keyed by seed, position and token, so that a text
    can be repeated in any batch.
 

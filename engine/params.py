@@ -7,7 +7,6 @@ may be given. The command line's options, the chat's ``/set``, the server's sche
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -413,15 +412,6 @@ class SamplingParams:
     def heat(self) -> float:
         """The temperature to draw with: 0.0 when greedy."""
         return 0.0 if self.greedy else self.temperature
-
-    def reseeded(self, seed: int | None) -> SamplingParams:
-        """These parameters with another key, which is taken as it is: -1 draws none.
-
-        Nothing is checked again, which takes long where there are long lists.
-        """
-        other = copy.copy(self)
-        object.__setattr__(other, "seed", seed)
-        return other
 
     @property
     def choices(self) -> int:

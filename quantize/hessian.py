@@ -25,6 +25,8 @@ class Hessian:
         name: of the matrix, for messages.
         inputs: K.
         calibrator: sums moments; None = plain torch.
+        expected: inputs to come in all, over which the sample is spread; 0 = it is spread over
+            those of each :meth:`add`.
 
     Attributes:
         sum_KK: float32 [K, K].
@@ -32,12 +34,14 @@ class Hessian:
         sample_SK: some of the inputs, float32 [S, K].
     """
 
-    def __init__(self, name: str, inputs: int, calibrator: Calibrator | None = None) -> None:
+    def __init__(
+        self, name: str, inputs: int, calibrator: Calibrator | None = None, expected: int = 0
+    ) -> None:
         self.name = name
         self.sum_KK = torch.zeros(inputs, inputs)
         self.count = 0
         self.sample_SK = torch.zeros(0, inputs)
-        self._calibrator = calibrator or PlainCalibrator()
+        self._calibrator, self._expected = calibrator or PlainCalibrator(), expected
         self._factors: dict[float, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -58,9 +62,11 @@ class Hessian:
                 hint="the model overflows on this text: is the checkpoint damaged?",
             )
         self._factors.clear()
+        stride = max(1, -(-(self._expected or x_TK.shape[0]) // _SAMPLE))
+        before = self.count if self._expected else 0
+        first = (stride // 2 - before) % stride
+        self.sample_SK = torch.cat([self.sample_SK, x_TK[first::stride]])
         self.count += x_TK.shape[0]
-        stride = -(-x_TK.shape[0] // _SAMPLE)
-        self.sample_SK = torch.cat([self.sample_SK, x_TK[stride // 2 :: stride]])
 
     def mean(self) -> Tensor:
         """Mean of ``x x^T``, float32 [K, K]."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +14,11 @@ from ..loaders import open_checkpoint
 from ..loaders.base import Checkpoint
 from ..loaders.model.quantizing import is_decoder_linear
 from .calibration import calibration_windows
+from .host_memory import trim_heap
 from .mixing import mix
 from .pipeline import LayerReport, Overlay, quantize_model
 from .recipe import QAT_STEPS, Order, Recipe, make_recipe
+from .spill import Spill
 from .staging import Staging
 from .train.loop import Course
 from .train.qat import QATSettings, train_quantized
@@ -45,6 +45,7 @@ class QuantizeJob:
         budget: most bits of a weight; bits of each matrix are then chosen by what they save.
         max_kl: most predicted KL, in place of a budget.
         resume: go on with what an earlier run left.
+        spill: keep activations that wait in a file beside the output.
     """
 
     model: Checkpoint
@@ -57,6 +58,7 @@ class QuantizeJob:
     budget: float | None = None
     max_kl: float | None = None
     resume: bool = False
+    spill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,12 @@ def run_job(
     if job.calibration is not None and not _calibrated(recipe) and not mixed:
         what = "--imatrix" if job.request.imatrix is not None else f"--method {job.request.method}"
         raise ConfigError(f"--calibration is given, but {what} looks at no text")
+    if job.spill and (mixed or recipe.trained is not None or not _calibrated(recipe)):
+        raise ConfigError(
+            f"--spill keeps the activations of methods that go through a text once, layer by "
+            f"layer; --method {job.request.method}{' with chosen bits' if mixed else ''} does not",
+            hint="leave it out",
+        )
     if recipe.file != (job.out.suffix == ".gguf"):
         what = "a file, whose name ends in .gguf" if recipe.file else "a folder"
         raise ConfigError(f"OUT is {job.out}; --format {recipe.settings['format']} makes {what}")
@@ -117,7 +125,7 @@ def run_job(
             assert windows is not None
             recipe = _mixed(job, windows, config, progress)
         made = _made(job, recipe, windows, config, staging, errors, progress)
-        _give_back()
+        trim_heap()  # writing and comparing need as much again
         staging.discard()
         staging.target.parent.mkdir()
         recipe.write(made, staging.target, _card(job, recipe))
@@ -164,16 +172,8 @@ def _made(
         matrices=recipe.matrices,
         others=recipe.others,
         keeper=staging,
+        spill=Spill(staging.folder) if job.spill else None,
     )
-
-
-def _give_back() -> None:
-    """Return what the layers needed to the system: writing and comparing need as much again.
-
-    glibc keeps freed blocks that lie below used ones; other libraries have no such call.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _mixed(

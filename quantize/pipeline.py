@@ -2,14 +2,14 @@
 
 Every layer is computed once. When the inputs of all tokens stand in front of a matrix, their second
 moments are taken, scales may be moved into the op before, the matrix is quantized, and the codes
-give the product that goes on.
+give the product that goes on, for one batch of windows after another.
 
 Shape letters: T tokens, N rows, K columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..engine.backends.base import PackedLinear
 from ..engine.config import EngineConfig
 from ..kernels.calibrator import Calibrator
 from ..kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
@@ -26,11 +27,14 @@ from ..loaders.model.config import ModelConfig
 from ..loaders.model.quantizing import is_decoder_linear
 from ..loaders.model.report import LoadReport
 from .arithmetic import make_calibrator
+from .deciding import Inputs, Multiply, PendingLinear
 from .folding import fold, origin_of
 from .hessian import Hessian
+from .host_memory import trim_heap
 from .methods.base import Quantizer
 from .smoothing import Smoother
-from .walk import PendingLinear, Walk
+from .spill import Spill
+from .walk import Walk
 from .windows import Windows
 
 
@@ -102,11 +106,11 @@ class LayerReport:
 class Keeper(Protocol):
     """Keeps what is done of a run, so that another can go on with it; see :mod:`.staging`."""
 
-    def done(self) -> tuple[int, dict[str, Weight], list[Tensor]] | None:
+    def done(self) -> tuple[int, dict[str, Weight], Iterator[Tensor]] | None:
         """Layers that an earlier run finished, their weights, and the residuals [T, D] behind."""
         ...
 
-    def keep(self, layers: int, weights: Mapping[str, Weight], residuals: list[Tensor]) -> None:
+    def keep(self, layers: int, weights: Mapping[str, Weight], residuals: Iterator[Tensor]) -> None:
         """Note the weights of the last of so many layers, and the residuals [T, D] behind it."""
         ...
 
@@ -122,6 +126,7 @@ def quantize_model(
     matrices: frozenset[str] | None = None,
     others: Iterable[str] = (),
     keeper: Keeper | None = None,
+    spill: Spill | None = None,
 ) -> Overlay:
     """All matrices of the decoder's layers, quantized.
 
@@ -136,9 +141,11 @@ def quantize_model(
         matrices: of the layers, which are quantized; None = all.
         others: matrices outside the layers (embedding, head) to be quantized, without inputs.
         keeper: keeps what is done; only with windows.
+        spill: keeps activations on disk that no batch of windows works on; None = in memory.
 
     Raises:
-        QuantizeError: a matrix cannot be quantized.
+        ConfigError: something is to be spilled, and the backend is on no CPU.
+        QuantizeError: a matrix cannot be quantized, or the disk is full.
         UnsupportedWeightError: the backend cannot run a weight.
     """
     overlay = Overlay(checkpoint)
@@ -153,7 +160,7 @@ def quantize_model(
         return _without_text(overlay, method, wanted, done)
     config = config or EngineConfig(activations="int8-block32")
     calibrator = make_calibrator(config.threads)
-    walk = Walk(overlay, config, windows.ids, batch=None, to_logits=False)
+    walk = Walk(overlay, config, windows.ids, to_logits=False, spill=spill)
     if keeper is not None and (earlier := keeper.done()) is not None:
         layers, weights, residuals = earlier
         overlay.weights |= weights
@@ -167,7 +174,9 @@ def quantize_model(
             matrix = dense_matrix(overlay, name)
             decider.keep(name, method.quantize(name, matrix, Hessian(name, matrix.shape[1])))
         if keeper is not None:
-            keeper.keep(walk.layer, report.weights, list(walk.residuals()))
+            keeper.keep(walk.layer, report.weights, walk.residuals())
+        # Else what is between long-lived codes would stay, and grow with the layers.
+        trim_heap()
         if done is not None:
             done(report)
     return overlay
@@ -209,23 +218,24 @@ class _Decider:
         self._report = report
         self._calibrator = calibrator
 
-    def __call__(self, pending: PendingLinear, x_TK: Tensor) -> Tensor:
-        hessian = Hessian(pending.modules[0], pending.shape[1], self._calibrator)
-        hessian.add(x_TK)
+    def __call__(self, pending: PendingLinear, inputs: Inputs) -> Multiply:
+        k = pending.shape[1]
+        hessian = Hessian(pending.modules[0], k, self._calibrator, inputs.count)
+        for x_TK in inputs:
+            hessian.add(x_TK)
         names = [f"{module}.weight" for module in pending.modules]
         matrices = [dense_matrix(self._overlay, name) for name in names]
         scale = self._scale(pending, torch.cat(matrices), hessian)
         if scale is not None:
             matrices = [matrix * scale for matrix in matrices]
             hessian = hessian.over(scale)
-            x_TK = x_TK / scale.to(x_TK.device, x_TK.dtype)
         for name, matrix in zip(names, matrices, strict=True):
             weight = self._method.quantize(name, matrix, hessian)
             self.keep(name, weight)
             error = relative_error(weight, matrix, hessian)
             self._report.errors[name.removesuffix(".weight")] = error
         self._overlay.release(names)
-        return self._product(pending, names, x_TK)
+        return self._product(pending, names, scale)
 
     def keep(self, name: str, weight: Weight) -> None:
         """Remember what a tensor became."""
@@ -246,15 +256,26 @@ class _Decider:
             self.keep(name, weight)
         return scale
 
-    def _product(self, pending: PendingLinear, names: list[str], x_TK: Tensor) -> Tensor:
+    def _product(self, pending: PendingLinear, names: list[str], scale: Tensor | None) -> Multiply:
+        """What multiplies inputs, over their scale [K], by the matrices of these names."""
+        parts = self._packed(pending, names)
+
+        def product(x_TK: Tensor) -> Tensor:
+            if scale is not None:
+                x_TK = x_TK / scale.to(x_TK.device, x_TK.dtype)
+            y = [self._walk.product(part, x_TK) for part in parts]
+            return y[0] if len(y) == 1 else torch.cat(y, dim=1)
+
+        return product
+
+    def _packed(self, pending: PendingLinear, names: list[str]) -> list[PackedLinear]:
         weights, packer = [self._overlay.weights[name] for name in names], self._walk.backend.packer
         quantized = [w for w in weights if isinstance(w, QuantizedLinear)]
         biases = [self._bias(module) for module in pending.modules] if pending.has_bias else []
         if can_fuse(weights) and len(quantized) == len(weights):
             whole, bias = StoredLinear.stack(quantized), torch.cat(biases) if biases else None
-            return self._walk.product(packer.pack(whole, bias), x_TK)
-        parts = [packer.pack(w, biases[i] if biases else None) for i, w in enumerate(weights)]
-        return torch.cat([self._walk.product(part, x_TK) for part in parts], dim=1)
+            return [packer.pack(whole, bias)]
+        return [packer.pack(w, biases[i] if biases else None) for i, w in enumerate(weights)]
 
     def _bias(self, module: str) -> Tensor:
         bias = self._overlay.load(f"{module}.bias")

@@ -35,6 +35,7 @@ from .methods.gguf import stored_blocks
 
 # Seconds of work that a kill may cost: residuals are large, so not each layer's are kept.
 _KEEP_EVERY_S = 20.0
+_DONE = "done.json"
 
 
 class Staging:
@@ -101,41 +102,64 @@ class Staging:
         """Where writers put the output, under its own name; nothing is there at first."""
         return self.folder / "out" / self.out.name
 
-    def done(self) -> tuple[int, dict[str, Weight], list[Tensor]] | None:
-        """What an earlier run finished: layers, their weights, residuals [T, D]; None = nothing."""
-        file = self.folder / "residuals.safetensors"
+    def done(self) -> tuple[int, dict[str, Weight], Iterator[Tensor]] | None:
+        """What an earlier run finished: layers, their weights, residuals [T, D] of each batch.
+
+        None where nothing is. Raises QuantizeError, in the iterator, too, for damaged files.
+        """
+        file = self.folder / _DONE
         if not file.exists():
             return None
-        try:
-            with safe_open(file, "pt") as reader:
-                layers = int(reader.metadata()["layers"])
-                names = sorted(reader.keys())
-                residuals = [reader.get_tensor(name) for name in names]
+        with self._readable():
+            facts = json.loads(file.read_text())
+            layers, batches = int(facts["layers"]), int(facts["batches"])
             weights: dict[str, Weight] = {}
             for path in sorted(self.folder.glob("weights-*.safetensors")):
                 if int(path.stem.split("-")[1]) <= layers:
                     weights |= _read(path)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        return layers, weights, self._residuals(layers, batches)
+
+    def _residuals(self, layers: int, batches: int) -> Iterator[Tensor]:
+        for batch in range(batches):
+            with self._readable(), safe_open(self._residual(layers, batch), "pt") as reader:
+                x_TD = reader.get_tensor("residual")
+            yield x_TD
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise QuantizeError(
                 f"{self.folder} is damaged: {error}", hint="remove it and begin anew"
             ) from None
-        return layers, weights, residuals
 
-    def keep(self, layers: int, weights: Mapping[str, Weight], residuals: list[Tensor]) -> None:
+    def _residual(self, layers: int, batch: int) -> Path:
+        return self.folder / f"residual-{layers:04d}-{batch:04d}.safetensors"
+
+    def keep(self, layers: int, weights: Mapping[str, Weight], residuals: Iterator[Tensor]) -> None:
         """Note what a layer became; now and then everything so far is written.
 
         Args:
             layers: how many are done.
             weights: of the layer.
-            residuals: behind it, [T, D] of each batch.
+            residuals: behind it, [T, D] of each batch; one is in memory at a time.
         """
         self._kept |= weights
         if time.monotonic() - self._since < _KEEP_EVERY_S:
             return
         _save(self.folder / f"weights-{layers:04d}.safetensors", *_tensors(self._kept))
-        batches = {f"{i:04d}": x.contiguous().cpu() for i, x in enumerate(residuals)}
-        # Last, and by a rename: a folder with these residuals has all that belongs to them.
-        _save(self.folder / "residuals.safetensors", batches, {"layers": str(layers)})
+        batches = 0
+        for x_TD in residuals:
+            _save(self._residual(layers, batches), {"residual": x_TD.contiguous().cpu()}, {})
+            batches += 1
+        # Last, and by a rename: a folder that says so has all that belongs to these layers.
+        half = self.folder / "done.half"
+        self._write(half, json.dumps({"layers": layers, "batches": batches}).encode())
+        os.replace(half, self.folder / _DONE)
+        for path in self.folder.glob("residual-*.safetensors"):
+            if int(path.stem.split("-")[1]) < layers:
+                path.unlink()
         self._kept.clear()
         self._since = time.monotonic()
 

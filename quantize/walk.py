@@ -2,7 +2,8 @@
 
 Only one layer's weights are in memory, and one residual for each token. Judging walks two models
 side by side. Quantizing decides what a matrix is to be when the inputs of all tokens stand in front
-of it, so each layer is computed once, and every matrix sees what the quantized ones before it give.
+of it (:mod:`.deciding`), so each layer is computed once, and every matrix sees what the quantized
+ones before it give.
 
 Shape letters: T tokens of a batch, D hidden size, K inputs of a matrix, L tokens of a window,
 V vocabulary.
@@ -11,12 +12,15 @@ V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from halfbyte.errors import ConfigError
 
 from ..engine.backends import make_backend
 from ..engine.backends.base import Backend, Ops, PackedLinear
@@ -31,6 +35,8 @@ from ..engine.run.kv_cache import KVCache
 from ..engine.run.rows import Rows
 from ..engine.run.step import StepInputs
 from ..loaders.base import Checkpoint
+from .deciding import Decide, PendingSource, Traveller, Wanted, travel_together
+from .spill import Spill, Spilled
 
 # Tokens that go through a layer together: enough for products of large matrices, little memory.
 BATCH_TOKENS = 4096
@@ -39,10 +45,6 @@ LOGIT_ROWS = 64
 
 Watch = Callable[["StackedLinear", Tensor, Tensor], None]
 """Called with a matrix, its inputs [T, K] and what the product gave [T, N], after each product."""
-Wanted = Callable[[str], bool]
-"""Whether a module's matrix is to be decided on."""
-Decide = Callable[["PendingLinear", Tensor], Tensor]
-"""Called with a matrix that is not there yet and its inputs [T, K]; gives the product [T, N]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,45 +58,6 @@ class StackedLinear:
 
     modules: tuple[str, ...]
     packed: PackedLinear
-
-
-@dataclass(frozen=True, slots=True)
-class PendingLinear:
-    """Projections of one input that nobody packed yet.
-
-    Attributes:
-        modules: full names, in the order in which their outputs follow each other.
-        shape: (N, K) of all together.
-        has_bias: each has a bias.
-        nbytes: nothing is there to be read.
-    """
-
-    modules: tuple[str, ...]
-    shape: tuple[int, int]
-    has_bias: bool
-    nbytes: int = 0
-
-
-class _PendingSource(WeightSource):
-    """Leaves the matrices of a layer alone for which ``wanted`` says so."""
-
-    def __init__(self, *args: Any, shapes: dict[str, tuple[int, ...]], wanted: Wanted) -> None:
-        super().__init__(*args)
-        self._shapes, self._wanted = shapes, wanted
-
-    def packed(self, module: str, has_bias: bool = False) -> PackedLinear:
-        if not self._wanted(module):
-            return super().packed(module, has_bias)
-        return self._pending([module], has_bias)
-
-    def fused(self, modules: list[str], has_bias: bool, gate: Any = None) -> FusedLinear[Any]:
-        if not all(self._wanted(module) for module in modules):
-            return super().fused(modules, has_bias, gate)
-        return FusedLinear([self._pending(modules, has_bias)], activation=gate or "silu")
-
-    def _pending(self, modules: list[str], has_bias: bool) -> PendingLinear:
-        shapes = [self._shapes[f"{module}.weight"] for module in modules]
-        return PendingLinear(tuple(modules), (sum(n for n, _ in shapes), shapes[0][1]), has_bias)
 
 
 class _NamedSource(WeightSource):
@@ -139,27 +102,6 @@ class _WatchedOps:
         self._ops.add(self.linear(x_TK, weight), residual_TN)
 
 
-class _DecidedOps:
-    """A backend's ops that ask what a pending matrix is to be when its inputs are known."""
-
-    def __init__(self, ops: Ops[Any], decide: Decide) -> None:
-        self._ops, self._decide = ops, decide
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ops, name)
-
-    def linear(self, x_TK: Tensor, weight: Any, out: Tensor | None = None) -> Tensor:
-        if not isinstance(weight, PendingLinear):
-            return self._ops.linear(x_TK, weight, out)
-        self._ops.flush()
-        return self._decide(weight, x_TK)
-
-    def linear_add(self, x_TK: Tensor, weight: Any, residual_TN: Tensor) -> None:
-        if not isinstance(weight, PendingLinear):
-            return self._ops.linear_add(x_TK, weight, residual_TN)
-        self._ops.add(self.linear(x_TK, weight), residual_TN)
-
-
 class _Piece:
     """A part of a network that an executor runs as if it were all of it."""
 
@@ -180,10 +122,22 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Batch:
-    """Some windows: their inputs, and where they are in the network, [T, D]."""
+    """Some windows: their inputs, and where they are in the network, [T, D], or on the disk."""
 
     step: StepInputs
     x_TD: Tensor
+    spilled: Spilled | None = None
+
+    def rest(self, spill: Spill | None) -> None:
+        """Nobody works on it for now."""
+        if spill is not None:
+            self.spilled = spill.put(self.x_TD)
+
+    def wake(self) -> None:
+        """Somebody does."""
+        if self.spilled is not None:
+            self.spilled.back()
+            self.spilled = None
 
 
 def whole_windows(
@@ -212,13 +166,17 @@ class Walk:
         checkpoint: the model; stays open as long as the walk goes on.
         config: backend, threads, types and rules of rounding.
         windows: token ids, equally many in each.
-        batch: tokens that go through a layer together; None = all of them, as deciding wants it.
+        batch: tokens that go through a layer together.
         to_logits: the walk ends with logits; else a tied head is not kept.
+        spill: keeps on disk what no batch is working on; for :meth:`decide_layer` alone.
 
     Attributes:
         checkpoint: the model.
         layer: layers that were gone through.
         linears: matrices of the layer that was loaded last, by their modules.
+
+    Raises:
+        ConfigError: something is to be spilled, and the backend's memory is not the host's.
     """
 
     def __init__(
@@ -226,17 +184,22 @@ class Walk:
         checkpoint: Checkpoint,
         config: EngineConfig,
         windows: Sequence[Sequence[int]],
-        batch: int | None = BATCH_TOKENS,
+        batch: int = BATCH_TOKENS,
         to_logits: bool = True,
+        spill: Spill | None = None,
     ) -> None:
         self.checkpoint, self.layer = checkpoint, 0
         self._model = checkpoint.config
         self.backend: Backend[Any] = make_backend(config)
         self._length, size = len(windows[0]), config.block_size
         self._width = -(-self._length // size)
-        many = len(windows)
-        if batch is not None:
-            many = max(1, min(many, batch // self._length))
+        self._spill = spill
+        if spill is not None and self.backend.device.type != "cpu":
+            raise ConfigError(
+                f"--spill moves memory of the host, and the backend is {self.backend.name!r}",
+                hint="leave it out, or use the CPU",
+            )
+        many = max(1, min(len(windows), batch // self._length))
         rotary = Rotaries(self._model)
         self._shapes = {info.name: info.shape for info in checkpoint.tensors()}
         self._blocks: list[Block] = []
@@ -256,6 +219,7 @@ class Walk:
                 step,
             )
             self._batches.append(_Batch(step, x_TD.clone()))
+            self._batches[-1].rest(spill)
         source.release()
 
     @property
@@ -264,13 +228,20 @@ class Walk:
         return self._model.num_layers
 
     def residuals(self) -> Iterator[Tensor]:
-        """Where the windows are, [T, D] of each batch."""
-        return (batch.x_TD for batch in self._batches)
+        """Where the windows are, [T, D] of each batch, to be read before the next."""
+        for batch in self._batches:
+            if batch.spilled is None:
+                yield batch.x_TD
+            else:
+                with batch.spilled.looked_at() as x_TD:
+                    yield x_TD
 
-    def go_on(self, layer: int, residuals: Sequence[Tensor]) -> None:
+    def go_on(self, layer: int, residuals: Iterable[Tensor]) -> None:
         """Stand behind so many layers, with residuals [T, D] of each batch as they were there."""
         for batch, x_TD in zip(self._batches, residuals, strict=True):
-            batch.x_TD = x_TD.to(batch.x_TD)
+            batch.wake()
+            batch.x_TD.copy_(x_TD)
+            batch.rest(self._spill)
         self.layer = layer
 
     def load_layer(self) -> None:
@@ -297,11 +268,18 @@ class Walk:
 
         Args:
             wanted: which matrices ``decide`` gives the products of.
-            decide: see :data:`Decide`; called once for each batch.
+            decide: see :data:`.deciding.Decide`; called once for each matrix.
         """
         more = {"shapes": self._shapes, "wanted": wanted}
-        self._load(_PendingSource(self.checkpoint, self.backend, self._model.norm_offset, **more))
-        self._add(_DecidedOps(self.backend.ops, decide))
+        self._load(PendingSource(self.checkpoint, self.backend, self._model.norm_offset, **more))
+        travellers = [
+            Traveller(partial(self._take, batch), self.backend.ops, batch.x_TD, self._spill)
+            for batch in self._batches
+        ]
+        # What decides uses no more threads of torch's than the layer does.
+        with self._executor(lambda step, kv: step.token_ids, None).threads():
+            travel_together(travellers, decide)
+        self.layer += 1
 
     def _load(self, source: WeightSource) -> None:
         kinds = layer_blocks(self._model, self.layer)
@@ -316,14 +294,20 @@ class Walk:
     def _add(self, ops: Any) -> None:
         """Let the layer's blocks add to the residuals."""
         for batch in self._batches:
-
-            def forward(step: StepInputs, kv: KVCache, x_TD: Tensor = batch.x_TD) -> Tensor:
-                for block, state in zip(self._blocks, kv.states, strict=True):
-                    block.add(ops, x_TD, step, state)
-                return x_TD
-
-            self._run(forward, batch.step, self._kv)
+            self._take(batch, ops)
         self.layer += 1
+
+    def _take(self, batch: _Batch, ops: Any) -> None:
+        """Let the layer's blocks add to the residual of a batch."""
+
+        def forward(step: StepInputs, kv: KVCache) -> Tensor:
+            for block, state in zip(self._blocks, kv.states, strict=True):
+                block.add(ops, batch.x_TD, step, state)
+            return batch.x_TD
+
+        batch.wake()
+        self._run(forward, batch.step, self._kv)
+        batch.rest(self._spill)
 
     def branch(self) -> Walk:
         """Another walk from here, with residuals of its own; it may share layers with this one."""
@@ -386,8 +370,13 @@ class Walk:
         step: StepInputs,
         kv: KVCache | None = None,
     ) -> Tensor:
-        if kv is None:
-            kv = KVCache((), 1, self._size, self.backend.kv_dtype, self.backend.device)
-        executor: Executor = self.backend.executor(_Piece(forward), kv, 0)
+        executor = self._executor(forward, kv)
         with executor.threads():
             return executor.run(step)
+
+    def _executor(
+        self, forward: Callable[[StepInputs, KVCache], Tensor], kv: KVCache | None
+    ) -> Executor:
+        if kv is None:
+            kv = KVCache((), 1, self._size, self.backend.kv_dtype, self.backend.device)
+        return self.backend.executor(_Piece(forward), kv, 0)

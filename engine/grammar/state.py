@@ -37,9 +37,10 @@ class MatcherGrammar:
         self.vocabulary = vocabulary
         self._lock = threading.Lock()
         start = time.thread_time()
-        self._root = self._compiled()
+        root = self._compiled()
         self._seconds = time.thread_time() - start
-        self.failure = str(self._root.get_error())
+        self._root: Any = root
+        self.failure = str(root.get_error())
         words = -(-len(vocabulary.tokens) // 32)
         self.ends = np.zeros(words, np.uint32)
         for token in vocabulary.end_tokens:
@@ -47,13 +48,16 @@ class MatcherGrammar:
 
     def start(self) -> MatcherState:
         """The state of an empty text."""
-        return MatcherState(self, self._root.deep_copy(), [])
+        with self._lock:
+            if self._root is None:
+                self._root = self._compiled()
+            return MatcherState(self, self._root.deep_copy(), [])
 
     def renewed(self, spent: Any) -> Any:
-        """A matcher at the start of a text, with a lexer that has not reached its limits.
+        """A matcher at the start of a text, with a lexer of its own.
 
         Matchers of one grammar share a lexer, which keeps every state that any text led to, and
-        refuses them all once it has too many.
+        refuses them all once it has too many. The texts to come share a new one.
 
         Args:
             spent: the matcher that failed.
@@ -64,8 +68,8 @@ class MatcherGrammar:
         if self._seconds > _MAX_RENEWAL_SECONDS:
             raise GrammarError(f"the grammar is too complex: {reason(spent)}")
         with self._lock:
-            self._root = self._compiled()
-            return self._root.deep_copy()
+            self._root = None
+        return self._compiled()
 
     def _compiled(self) -> Any:
         lib = llguidance()

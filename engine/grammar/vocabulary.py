@@ -73,7 +73,7 @@ class GrammarVocabulary:
 
     def _spells(self, ids: list[int], data: bytes) -> bool:
         tokens = self.tokens
-        return b"".join([tokens[i] for i in ids]) == data and self._structure.isdisjoint(ids)
+        return b"".join([tokens[i] for i in ids]) == data
 
     def _longest_first(self, data: bytes) -> list[int]:
         """Ids that take the longest token each time; they end where no token fits."""

@@ -78,7 +78,11 @@ class AttentionBlock:
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add attention's output to the residual [T, D]; write the tokens' keys and values."""
         kv = LayerKV(*state.tokens)
-        qkv_TC = self.qkv(ops, ops.rms_norm(x_TD, self.norm, self.eps))
-        q_THE = ops.rope_write_kv(qkv_TC, self.shape, kv, step)
-        a_TC = ops.attention(q_THE, self.shape, kv, step)
+        # What the last projection reads is all that is held: quantizing stops here with each batch.
+        a_TC = ops.attention(
+            ops.rope_write_kv(
+                self.qkv(ops, ops.rms_norm(x_TD, self.norm, self.eps)), self.shape, kv, step
+            ),
+            *(self.shape, kv, step),
+        )
         project_add(ops, a_TC, self.o, self.post_norm, self.eps, x_TD)

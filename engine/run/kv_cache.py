@@ -128,6 +128,10 @@ class KVCache:
             sequences = (torch.zeros(rows, *shape, device=device) for shape in spec.per_sequence)
             self.states.append(BlockState(tuple(tokens), tuple(sequences)))
 
+    def copy(self, source: int, target: int) -> None:
+        """Copy all that one block holds of its tokens to another."""
+        self._whole[target].copy_(self._whole[source])
+
     def touch(self, blocks: int) -> None:
         """Make the system give the memory of the first ``blocks`` blocks now; clears them."""
         self._whole[:blocks].zero_()

@@ -71,6 +71,9 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> Forward:
         """Compute a plan's tokens and fill their KV."""
         began = time.perf_counter()
+        for init in plan.admitted:
+            if init.copy is not None:
+                self.kv.copy(*init.copy)
         self.rows.apply(plan)
         step = self.rows.gather(plan)
         return Forward(plan, self.executor.run(step), began, step.hidden)

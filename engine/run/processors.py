@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from halfbyte.errors import RequestError
+from halfbyte.errors import RequestError, described
 
 from ...kernels import reference as ref
 
@@ -106,11 +106,18 @@ def custom(logits_V: Tensor, row: RowSampling) -> Tensor:
     """Logits [V] after the caller's own ``processors``.
 
     Raises:
-        RequestError: one gives anything but float logits [V], or NaN or infinity.
+        RequestError: one raises, or gives anything but float logits [V], or NaN or infinity.
     """
     sane = bool(logits_V.max().isfinite())
     for number, process in enumerate(row.params.processors):
-        out = process(row.tokens.tolist(), logits_V.clone())
+        try:
+            out = process(row.tokens.tolist(), logits_V.clone())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # its SystemExit would end the texts of all others
+            raise RequestError(
+                f"processors[{number}] raised {described(error)}", param="processors"
+            ) from error
         good = isinstance(out, Tensor) and out.shape == logits_V.shape and out.is_floating_point()
         if not good:
             found = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else f"{out!r:.60}"

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from halfbyte.errors import GrammarError, described
+from halfbyte.errors import GrammarError, HalfbyteError, described
 
 from ..backends.base import Drawer
 from ..request import Sampled
@@ -119,7 +119,8 @@ class Sampler:
             try:
                 drawn += self._draw(logits[i : i + 1], [row])
             except Exception as error:
-                drawn.append(described(error))
+                told = error.message if isinstance(error, HalfbyteError) else described(error)
+                drawn.append(told)
         if all(isinstance(token, str) for token in drawn):
             # A row's fault, or the device's? The plainest op of all tells.
             self.drawer.argmax(logits[:1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import secrets
@@ -140,7 +141,7 @@ class StepLoop:
             Request(
                 id=own,
                 prompt=ids,
-                params=resolved.reseeded(_moved(seed, index)) if index else resolved,
+                params=_reseeded(resolved, index) if index else resolved,
                 priority=priority,
                 cache_salt=cache_salt,
                 draw=draw,
@@ -337,8 +338,13 @@ def _shown(name: str) -> str:
     return f"{first} (choice {index})" if choice else first
 
 
-def _moved(seed: int | None, index: int) -> int | None:
-    """The seed of a choice: choice i of a request draws what a request with seed + i would."""
-    if seed is None:
-        return None
-    return (seed + index + INT63 + 1) % (2 * INT63 + 2) - INT63 - 1
+def _reseeded(params: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of a choice: choice i draws what a request with seed + i would.
+
+    Not by ``replace``: that would take a seed of -1 for none, and check long lists once a choice.
+    """
+    other = copy.copy(params)
+    if params.seed is not None:
+        seed = (params.seed + index + INT63 + 1) % (2 * INT63 + 2) - INT63 - 1
+        object.__setattr__(other, "seed", seed)
+    return other

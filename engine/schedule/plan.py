@@ -10,12 +10,17 @@ from ..request import Request, Sampled
 
 @dataclass(frozen=True, slots=True)
 class RowInit:
-    """A request takes a row: its known tokens and the blocks that are already filled."""
+    """A request takes a row: its known tokens and the blocks that are already filled.
+
+    Before the step, the contents of block ``copy[0]`` are copied to block ``copy[1]``, one of the
+    row's new blocks.
+    """
 
     row: int
     request: Request
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
+    copy: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

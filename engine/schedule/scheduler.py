@@ -97,9 +97,7 @@ class Scheduler:
         """
         assert request.id not in self._states and request.prompt
         assert len(request.prompt) + (request.params.max_tokens != 0) <= self.config.max_context
-        first = self._states.get(request.first or "")
-        group = self._arrivals if first is None else first.group
-        state = RequestState(request, self._arrivals, group, list(request.prompt))
+        state = RequestState(request, self._arrivals, list(request.prompt))
         self._arrivals += 1
         self._states[request.id] = state
         if request.first is not None and self._computes(request.first):
@@ -125,6 +123,7 @@ class Scheduler:
             held.remove(state)
             if not held:
                 del self._held[state.request.first or ""]
+        self._take_back(state)
         self._finish(state, reason)
         if report:
             self._events.append(TokenEvent(request_id, (), reason, error))
@@ -160,7 +159,10 @@ class Scheduler:
         while self._waiting and budget and self._free_rows and not preempted:
             item = self._admit(self._waiting[0], budget, decodes, work)
             if item is None:
-                break
+                # Nothing runs that would free blocks: those that are lent are all that is left.
+                if self._running or not self._take_all_back():
+                    break
+                continue
             self._waiting.popleft()
             admitted.append(item[0])
             work.append(item[1])
@@ -220,6 +222,9 @@ class Scheduler:
         for first, held_back in self._held.items():
             assert self._computes(first), "a choice waits for a prompt that is computed"
             assert held_back, "an empty list is kept"
+        for state in self._waiting:
+            for block in state.lent:
+                held[block] = held.get(block, 0) + 1
         for state in [*self._waiting, *itertools.chain.from_iterable(self._held.values())]:
             assert not state.blocks and state.computed == 0 and state.row == -1
         used = len(self.pool) - self.pool.free_count()
@@ -258,19 +263,36 @@ class Scheduler:
         """A prompt may be computed: those that share it go on, and one that only reads it ends."""
         if state.done < len(state.request.prompt):
             return
-        self._release(state.request.id)
+        # Its last token is computed by each request, for the logits.
+        shared = state.blocks[: self._blocks_of(len(state.request.prompt) - 1)]
+        for other in self._held.pop(state.request.id, ()):
+            self.pool.share(shared)
+            other.lent = list(shared)
+            self._enqueue(other)
         if state.request.params.max_tokens == 0:
             self._events.append(TokenEvent(state.request.id, (), FinishReason.LENGTH))
             self._finish(state, FinishReason.LENGTH)
 
     def _release(self, first: str) -> None:
-        """Queue the requests that wait for the prompt of another."""
+        """Queue the requests that wait for the prompt of another, which will not be computed."""
         for state in self._held.pop(first, ()):
             self._enqueue(state)
 
+    def _take_back(self, state: RequestState) -> bool:
+        """Free the blocks that a waiting request was lent; False when there are none."""
+        lent, state.lent = state.lent, []
+        self.pool.release(lent)
+        return bool(lent)
+
+    def _take_all_back(self) -> bool:
+        """The same of all requests that wait: they compute their prompts after all."""
+        return any([self._take_back(state) for state in self._waiting])
+
     def _blocks_for(self, state: RequestState, count: int) -> int:
-        size = self.pool.block_size
-        return (state.computed + count + size - 1) // size - len(state.blocks)
+        return self._blocks_of(state.computed + count) - len(state.blocks)
+
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self.pool.block_size)
 
     def _grow(
         self, state: RequestState, count: int, planned: set[str]
@@ -281,6 +303,8 @@ class Scheduler:
             blocks = self.pool.allocate(self._blocks_for(state, count))
             if blocks is not None:
                 return blocks, preempted
+            if self._take_all_back():
+                continue
             victim = self._victim(state, planned)
             if victim is None:
                 return None, preempted
@@ -327,45 +351,58 @@ class Scheduler:
 
         Or when a step with rows that decode has no time left for it.
         """
-        hit: list[int] = []
-        shares = self.config.prefix_cache or state.request.first is not None
-        if shares:
-            # The last token is never taken from the cache: its logits are needed.
-            last = len(state.tokens) - 1
-            if state.request.reader is not None:
-                last = min(last, state.request.reader.begin)
-            hit = self.pool.match(state.tokens[:last], self._key(state))
-        self.pool.share(hit)
+        hit, computed = self._found(state)
         state.blocks = list(hit)
-        state.computed = state.done = len(hit) * self.pool.block_size
-        count = self._chunk(state, min(len(state.tokens) - state.computed, budget))
+        state.computed = state.done = computed
+        count = self._chunk(state, min(len(state.tokens) - computed, budget))
         if decodes:
-            count = self._fitting(decodes, work, state.computed, count)
+            count = self._fitting(decodes, work, computed, count)
         need = self._blocks_for(state, count)
         # A watermark of 1 % keeps the first decode steps from preempting what was just admitted;
         # a request whose longest answer fits will never ask for more.
         longest = len(state.request.prompt) + (state.request.params.max_tokens or 1)
-        rest = -(-longest // self.pool.block_size) - len(hit) - need
+        rest = self._blocks_of(longest) - len(hit) - need
         reserve = min(max(1, len(self.pool) // 100), rest) if self._running else 0
         blocks = None
         if count and need + reserve <= self.pool.free_count():
             blocks = self.pool.allocate(need)
         if blocks is None:
-            self.pool.release(hit)
+            if not state.lent:
+                self.pool.release(hit)
             state.blocks, state.computed, state.done = [], 0, 0
             return None
+        # The last block that was lent is not full: what the step adds must not be seen by others.
+        source, state.lent = state.lent[len(hit) :], []
+        copy = (source[0], blocks[0]) if source else None
+        self.pool.release(source)
         if state.first_step < 0:
             state.first_step, state.cached = self._step, state.computed
         state.row = self._free_rows.pop()
         self._running.append(state)
         parent: Prefix | None = None
-        for index in range(len(hit)):
+        for index in range(len(hit) if self.config.prefix_cache else 0):
             parent = self.pool.publish(
-                hit[index], parent, self._piece(state, index), self._key(state)
+                hit[index], parent, self._piece(state, index), state.extra_key
             )
             state.prefixes.append(parent)
-        init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit))
+        init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit), copy)
         return init, self._launch(state, count, blocks)
+
+    def _found(self, state: RequestState) -> tuple[list[int], int]:
+        """Full blocks that need no computing, with a reference each, and the positions computed.
+
+        The last token is never among them: its logits are needed.
+        """
+        last = len(state.tokens) - 1
+        if state.lent:
+            return state.lent[: last // self.pool.block_size], last
+        hit: list[int] = []
+        if self.config.prefix_cache:
+            if state.request.reader is not None:
+                last = min(last, state.request.reader.begin)
+            hit = self.pool.match(state.tokens[:last], state.extra_key)
+        self.pool.share(hit)
+        return hit, len(hit) * self.pool.block_size
 
     def _launch(self, state: RequestState, count: int, blocks: list[int]) -> RowWork:
         start, reads = state.computed, state.reads
@@ -411,14 +448,14 @@ class Scheduler:
 
     def _publish(self, state: RequestState) -> None:
         """Enter blocks whose tokens are all known and computed into the prefix index."""
-        if not self.config.prefix_cache and state.request.id not in self._held:
+        if not self.config.prefix_cache:
             return
         done = min(state.done, len(state.tokens)) // self.pool.block_size
         for index in range(len(state.prefixes), done):
             parent = state.prefixes[-1] if state.prefixes else None
             state.prefixes.append(
                 self.pool.publish(
-                    state.blocks[index], parent, self._piece(state, index), self._key(state)
+                    state.blocks[index], parent, self._piece(state, index), state.extra_key
                 )
             )
 
@@ -442,9 +479,6 @@ class Scheduler:
         state.blocks = []
         self._free_rows.append(state.row)
         state.row = -1
-
-    def _key(self, state: RequestState) -> bytes:
-        return state.extra_key(self.config.prefix_cache)
 
     def _enqueue(self, state: RequestState) -> None:
         """Insert by urgency; a preempted request goes before later arrivals."""

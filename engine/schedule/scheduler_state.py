@@ -35,13 +35,14 @@ class RequestState:
     Attributes:
         request: what was asked for.
         arrival: its number in the order of submission.
-        group: the number of the request whose prompt it shares, or its own.
         tokens: the text so far, prompt and answer.
         row: the row of the batch that it holds, or -1.
         computed: positions whose computation has been launched.
         done: positions whose results have been committed.
         in_flight: samples that are launched and not committed.
         promised: length of the text with the last token that is or was in flight.
+        lent: blocks with what is computed of its prompt, which another request lent it while it
+            waits; all but the last are full.
         epoch: how often it was preempted.
         cached: prompt tokens that the prefix cache supplied at first admission.
         blocks: its KV blocks in order.
@@ -52,13 +53,13 @@ class RequestState:
 
     request: Request
     arrival: int
-    group: int
     tokens: list[int]
     row: int = -1
     computed: int = 0
     done: int = 0
     in_flight: int = 0
     promised: int = 0
+    lent: list[int] = field(default_factory=list)
     epoch: int = 0
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -82,14 +83,10 @@ class RequestState:
         reader = self.request.reader
         return reader is not None and reader.begin <= self.computed < len(self.request.prompt)
 
-    def extra_key(self, shared: bool) -> bytes:
-        """What separates its prefix-cache entries from those of other tenants.
-
-        Where requests do not share prefixes (``shared`` False), the choices for one prompt do;
-        an id may come again, with another prompt.
-        """
-        key = self.request.cache_salt.encode("utf-8", "surrogatepass")
-        return key if shared else b"%b\0%d" % (key, self.group)
+    @property
+    def extra_key(self) -> bytes:
+        """What separates its prefix-cache entries from those of other tenants."""
+        return self.request.cache_salt.encode("utf-8", "surrogatepass")
 
     @property
     def urgency(self) -> tuple[int, int]:

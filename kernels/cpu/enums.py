@@ -45,14 +45,14 @@ class NumberType(IntEnum):
 class Added(IntEnum):
     """What groups have beside a scale: nothing, an offset, or a zero point.
 
-    Zero points are whole numbers of 8 or 4 bits, or of the scales' type.
+    Zero points are of the scales' type, or whole numbers of 8 or 4 bits.
     """
 
     NONE = 0
     OFFSET = 1
-    ZERO = 2
-    ZERO4 = 3
-    FLOAT_ZERO = 4
+    FLOAT_ZERO = 2
+    ZERO = 3
+    ZERO4 = 4
 
 
 class GateFunction(IntEnum):

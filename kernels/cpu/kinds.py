@@ -108,7 +108,7 @@ class BlockTiles:
 
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """The file's bytes, but for the padding of N to whole tiles."""
-        return spec.n * block_shape(BlockType[spec.encoding], spec.k).row_bits // 8
+        return block_shape(BlockType[spec.encoding], spec.k).packed_bytes(spec.n)
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None
@@ -168,7 +168,7 @@ class CodeTiles:
         """Codes, scales, offsets and zero points, but for the padding of N to whole tiles."""
         shape = self._shape(spec)
         assert shape is not None
-        size = spec.n * shape.row_bits // 8
+        size = shape.packed_bytes(spec.n)
         if shape.number == NumberType.NESTED:
             assert spec.compact is not None
             scales = spec.n * -(-spec.k // shape.span)
@@ -248,7 +248,7 @@ class DenseTiles:
     def packed_bytes(self, spec: MatrixSpec) -> int:
         """The elements, but for the padding of N to whole tiles and of K to whole chunks."""
         dtype = _DTYPES[spec.dtype] if spec.format is None else torch.float32
-        return spec.n * dense_shape(dtype, spec.k).row_bits // 8
+        return dense_shape(dtype, spec.k).packed_bytes(spec.n)
 
     def pack(
         self, arena: Arena, library: Library, weight: Weight, bias: Tensor | None

@@ -37,6 +37,8 @@ INLINE int sums_needed(const weight *w) { return has_offsets(w) || has_zeros(w);
 /* y [rows][TILE] of a tile straight from its codes. */
 INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const float_rows *x,
                    int count, int rows, float y[][TILE]) {
+    /* A sum waits for each of its steps: with few rows, parts of the tile go side by side. */
+    const int most = MICRO_ROWS * MICRO_PARTS / rows, parts = most > PARTS ? PARTS : most ? most : 1;
     float_table table = table_of(w);
     float *to[FEW_ROWS];
     const float *from[FEW_ROWS], *sums[FEW_ROWS] = {0};
@@ -51,26 +53,31 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     }
     for (int c = 0; c < w->chunks; c++) {
         const char *chunk = next_chunk(&r, 0, bits);
-        for (int v = 0; v < PARTS; v++)
+        for (int v = 0; v < PARTS; v += parts)
 #pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
-                vf sum[1][FEW_ROWS];
+                vf sum[PARTS][FEW_ROWS];
                 int quads = halves ? 4 : 8;
-                for (int m = 0; m < rows; m++) sum[0][m] = (vf){0};
+                for (int p = 0; p < parts; p++)
+                    for (int m = 0; m < rows; m++) sum[p][m] = (vf){0};
 #pragma GCC unroll 8
                 for (int i = 0; i < quads; i++) {
-                    vf four[4];
-                    four_values(w, codes, bits, &table, chunk, 4 * h + i, v, four);
+                    vf four[PARTS][4];
+                    for (int p = 0; p < parts; p++)
+                        four_values(w, codes, bits, &table, chunk, 4 * h + i, v + p, four[p]);
                     for (int j = 0; j < 4; j++)
-                        for (int m = 0; m < rows; m++)
-                            sum[0][m] = vf_fma(four[j], vf_set(from[m][16 * h + 4 * i + j]), sum[0][m]);
+                        for (int m = 0; m < rows; m++) {
+                            vf one = vf_set(from[m][16 * h + 4 * i + j]);
+                            for (int p = 0; p < parts; p++)
+                                sum[p][m] = vf_fma(four[p][j], one, sum[p][m]);
+                        }
                 }
                 const float *scale = NULL, *offset = NULL;
                 if (w->head_bytes && !w->late) {
                     scale = r.values.scale[value_at(&r, h)];
                     if (x->sums) offset = r.values.offset[value_at(&r, h)];
                 }
-                add_block(scale, offset, v, 1, rows, sums, halves ? h : 2, sum, to);
+                add_block(scale, offset, v, parts, rows, sums, halves ? h : 2, sum, to);
             }
         for (int m = 0; m < rows; m++) {
             from[m] += CHUNK;

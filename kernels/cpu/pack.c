@@ -118,7 +118,7 @@ void hb_pack_rows(const struct pack_rows *op, int tid, int threads) {
         stream s = {source, row_bytes, rows, op->high_first, op->order};
         size_t first = (size_t)t * TILE * (size_t)groups, size = (size_t)number_bytes(w.number);
         size_t small = has_zeros(&w) ? 1 : size;
-        if (rows < TILE || w.k % w.span) memset(tile, 0, w.tile_bytes);
+        clear_tile(&w, rows, tile);
         if (w.values == V_NONE || w.codes == W_E4M3) {
             if (w.bits == 32) rows_of_elements(&w, 4, &s, tile);
             else if (w.bits == 16) rows_of_elements(&w, 2, &s, tile);

@@ -15,12 +15,15 @@ from ..formats.code_tables import IQ4_NL
 from ..formats.compact import CodedScales
 from ..formats.stored import CODES_ALONE, HIGH_FIRST, INTERLEAVED
 from ..formats.weight_format import ActivationFormat
+from ..kind import round_up
 from . import ops
 from .arena import Arena
 from .enums import Added, BlockType, NumberType, TileCodes, TileValues
 from .library import Library
 from .ops import CHUNK, TILE
 
+CACHE_LINE = 64
+"""Bytes of one."""
 SUPER = 256
 """Columns of a super-block."""
 
@@ -93,23 +96,34 @@ class TileShape:
         """Whether products of integers can take them: entries of a table rounded to bytes."""
         return self.codes <= TileCodes.TABLE
 
-    @property
-    def row_bits(self) -> int:
-        """Bits of a row in a tile: heads and whole chunks."""
-        chunks, spans = -(-self.k // CHUNK), -(-self.k // self.span)
-        return chunks * CHUNK * _WIDTHS[self.codes] + spans * self._head_bits
-
     def tile_bytes(self, n: int) -> int:
-        """Bytes of ``n`` rows in whole tiles."""
-        return -(-n // TILE) * TILE * self.row_bits // 8
+        """Bytes of ``n`` rows in whole tiles: heads and whole chunks."""
+        return -(-n // TILE) * self._tile
+
+    def packed_bytes(self, n: int) -> int:
+        """The same, but for the padding to whole tiles."""
+        return n * self._tile // TILE
 
     @property
-    def _head_bits(self) -> int:
+    def _tile(self) -> int:
+        chunks, spans = -(-self.k // CHUNK), -(-self.k // self.span)
+        whole, left = divmod(spans, self._together)
+        heads = whole * self._together * self._head + round_up(left * self._head, CACHE_LINE)
+        return chunks * CHUNK * TILE * _WIDTHS[self.codes] // 8 + heads
+
+    @property
+    def _together(self) -> int:
+        """Spans whose heads lie side by side."""
+        return next((t for t in (1, 2) if t * self._head % CACHE_LINE == 0), 4)
+
+    @property
+    def _head(self) -> int:
+        """Bytes of a head."""
         if self.values != TileValues.GROUP:
-            return 8 * _HEADS[self.values]
+            return TILE * _HEADS[self.values]
         size = {NumberType.F32: 32, NumberType.NESTED: 8}.get(self.number, 16)
         beside = {Added.NONE: 0, Added.ZERO: 8, Added.ZERO4: 4}.get(self.added, size)
-        return (size + beside) * (1 + self.halves)
+        return TILE * (size + beside) * (1 + self.halves) // 8
 
 
 def group_shape(

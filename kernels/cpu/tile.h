@@ -85,13 +85,23 @@ static inline void put_codes(int bits, const uint8_t codes[TILE][CHUNK], char *c
     }
 }
 
-/* Where chunk c of a tile lies, and the head of its span. */
+/* Where chunk c of a tile lies, and the head of a span. */
 INLINE char *chunk_at(const weight *w, char *tile, int c) {
-    int per = w->span / CHUNK;
-    return tile + (size_t)(c / per) * w->span_bytes + w->head_bytes + (size_t)(c % per) * w->chunk_bytes;
+    int run = c / (w->span / CHUNK) / w->together, first = run * w->together;
+    int heads = w->spans - first < w->together ? w->spans - first : w->together;
+    char *chunks = tile + (size_t)run * w->together_bytes + heads_size(w, heads);
+    return chunks + (size_t)(c - first * (w->span / CHUNK)) * w->chunk_bytes;
 }
 
-INLINE char *head_at(const weight *w, char *tile, int span) { return tile + (size_t)span * w->span_bytes; }
+INLINE char *head_at(const weight *w, char *tile, int span) {
+    char *heads = tile + (size_t)(span / w->together) * w->together_bytes;
+    return heads + (size_t)(span % w->together) * w->head_bytes;
+}
+
+/* Zeros where nothing will be written. */
+INLINE void clear_tile(const weight *w, int rows, char *tile) {
+    if (rows < TILE || w->k % w->span || w->spans % w->together) memset(tile, 0, w->tile_bytes);
+}
 
 INLINE int rows_in(const weight *w, int tile) {
     int left = w->n - tile * TILE;

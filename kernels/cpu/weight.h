@@ -1,7 +1,9 @@
 /* A packed weight matrix [N, K] and how to read it.
  *
  * N is cut into tiles of 32 rows and K into chunks of 32 columns, the same on every machine. A tile
- * is one stream of spans: columns that share a head of scales, then their chunks.
+ * is one stream of spans: columns that share a head of scales, then their chunks. Where a head is
+ * no whole lines of the cache, those of two or four spans come together, and then the chunks of
+ * them all: a load of codes that begins inside of a line would take twice as long.
  *
  * Codes of b bits take b lines of a chunk, a line being a 32-bit word of each row. Four columns
  * that follow each other, a quad, are bytes of one word, as products of bytes want them. b is
@@ -35,6 +37,7 @@
 #define PARTS (TILE / LANES) /* vectors across the rows of a tile */
 #define LINE (4 * TILE)      /* bytes of a line */
 #define QUADS (CHUNK / 4)
+#define CACHE_LINE 64
 #define MOST_VALUES 16 /* blocks of a head */
 
 typedef struct {
@@ -52,7 +55,9 @@ typedef struct {
     int once;                         /* fetched past the outer caches, where it would displace
                                          what the next step needs: nobody reads it again sooner */
     const float *row_scales;          /* factors of the rows at hand (quantized inputs), or NULL */
-    size_t chunk_bytes, head_bytes, span_bytes, tile_bytes;
+    int plain;                        /* for read_plain() */
+    int together;                     /* spans whose heads lie side by side: 1, 2 or 4 */
+    size_t chunk_bytes, head_bytes, together_bytes, tile_bytes;
 } weight;
 
 /* The values of a head: scale [block][row], offset likewise. */
@@ -196,17 +201,18 @@ static void read_head(const weight *w, const char *head, int integers, int shift
     }
 }
 
-/* What read_head() does for the scales of most files of groups, without a call: such a head may
- * come with every chunk. */
-INLINE int read_halves(const weight *w, const char *head, span_values *to) {
-    int plain = w->values == V_GROUP && w->number == NUM_F16 && !w->halves &&
-                w->added <= A_OFFSET && w->codes <= W_BITS8;
-    for (int v = 0; plain && v < PARTS; v++) {
-        vf_store(to->scale[0] + v * LANES, load_number(NUM_F16, head, v));
-        if (w->added == A_OFFSET)
-            vf_store(to->offset[0] + v * LANES, load_number(NUM_F16, head + 2 * TILE, v));
+/* What read_head() does for scales alone, with offsets and with zero points of their type, without a
+ * call: such a head may come with every chunk. */
+INLINE void read_plain(const weight *w, const char *head, int integers, span_values *to) {
+    int size = number_bytes(w->number);
+    for (int v = 0; v < PARTS; v++) {
+        vf scale = load_number(w->number, head, v);
+        vf_store(to->scale[0] + v * LANES, integers ? scale * w->step : scale);
+        if (w->added == A_NONE) continue;
+        vf beside = load_number(w->number, head + size * TILE, v);
+        if (w->added == A_FLOAT_ZERO) beside = -(scale * beside);
+        vf_store(to->offset[0] + v * LANES, beside);
     }
-    return plain;
 }
 
 /* Bytes of the heads of each kind; those of GROUP depend on the weight. */
@@ -230,6 +236,11 @@ INLINE size_t head_size(const struct tiled *op) {
     }
 }
 
+/* Bytes of heads that lie together. */
+INLINE size_t heads_size(const weight *w, int count) {
+    return ((size_t)count * w->head_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+}
+
 static inline void read_weight(const struct tiled *op, weight *w) {
     *w = (weight){.codes = op->codes, .values = op->values, .n = op->n, .k = op->k,
                   .span = op->span, .halves = op->halves, .number = op->number,
@@ -250,25 +261,33 @@ static inline void read_weight(const struct tiled *op, weight *w) {
     w->spans = (w->k + w->span - 1) / w->span;
     w->chunk_bytes = (size_t)w->bits * LINE;
     w->head_bytes = head_size(op);
-    w->span_bytes = w->head_bytes + (size_t)(w->span / CHUNK) * w->chunk_bytes;
-    w->tile_bytes = w->head_bytes * (size_t)w->spans + w->chunk_bytes * (size_t)w->chunks;
+    w->plain = w->values == V_GROUP && !w->halves && w->added <= A_FLOAT_ZERO &&
+               w->codes != W_E4M3 && w->number != NUM_NESTED;
+    w->together = 1;
+    while (w->together < 4 && (size_t)w->together * w->head_bytes % CACHE_LINE) w->together *= 2;
+    int whole = w->spans / w->together;
+    size_t heads = heads_size(w, w->together);
+    w->together_bytes = heads + (size_t)(w->together * (w->span / CHUNK)) * w->chunk_bytes;
+    w->tile_bytes = heads * (size_t)whole + heads_size(w, w->spans % w->together) +
+                    w->chunk_bytes * (size_t)w->chunks;
 }
 
 /* A walk through a tile, chunk by chunk. */
 typedef struct {
     const weight *w;
-    const char *at;
+    const char *at, *head;
     int chunk, begin, stop; /* the next chunk, and the span of the last one */
     int zeros, shift;       /* of products of integers (integer.c): whether sums need them */
     int ahead;              /* bytes between what is read and what is fetched meanwhile */
+    int span;               /* the next one */
     span_values values;
-    int first_row, span, renew; /* of nested scales: the next span, and the one of another run */
+    int first_row, renew; /* of nested scales: the next span in which a row has another run */
     float factor[TILE], shift_by[TILE];
 } reader;
 
 static inline void read_tile(const weight *w, int tile, int ahead, reader *r) {
     r->w = w;
-    r->at = w->data + (size_t)tile * w->tile_bytes;
+    r->at = r->head = w->data + (size_t)tile * w->tile_bytes;
     r->chunk = r->begin = r->stop = r->zeros = r->shift = 0;
     r->ahead = ahead;
     r->first_row = tile * TILE;
@@ -291,26 +310,48 @@ static void renew_runs(reader *r) {
     r->renew = r->span + least;
 }
 
+/* What part v of the codes of scales stands for. */
+INLINE vf look_up_scales(const float *table, const char *codes, int v) {
+#if defined(__AVX512F__)
+    __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(codes + v * LANES)));
+    __m512 x[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        x[i] = _mm512_permutex2var_ps(_mm512_loadu_ps(table + 32 * i), at,
+                                      _mm512_loadu_ps(table + 32 * i + 16));
+#pragma GCC unroll 3
+    for (int bit = 32, count = 4; count; bit *= 2, count /= 2) {
+        __mmask16 set = _mm512_test_epi32_mask(at, _mm512_set1_epi32(bit));
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++) x[i] = _mm512_mask_blend_ps(set, x[2 * i], x[2 * i + 1]);
+    }
+    return (vf)x[0];
+#else
+    /* One by one: gathering loads are slow on many processors. */
+    vf x;
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES; i++) x[i] = table[(uint8_t)codes[v * LANES + i]];
+    return x;
+#endif
+}
+
 /* What read_head() does for nested scales: value of the code * factor + offset, rounded twice, as
  * the tool does. */
-static void read_nested(reader *r, const char *head, int integers) {
+INLINE void read_nested(reader *r, const char *head, int integers) {
     const weight *w = r->w;
-    const uint8_t *codes = (const uint8_t *)head;
-    float *scale = r->values.scale[0];
     if (r->span == r->renew) renew_runs(r);
-    r->span++;
-    for (int i = 0; i < TILE; i++) scale[i] = w->outer[codes[i]];
-    for (int i = 0; i < TILE; i += LANES) {
-        vf x = vf_load(scale + i) * vf_load(r->factor + i) + vf_load(r->shift_by + i);
-        vf_store(scale + i, w->codes == W_TABLE && integers ? x * w->step : x);
+    for (int v = 0; v < PARTS; v++) {
+        vf x = look_up_scales(w->outer, head, v);
+        x = x * vf_load(r->factor + v * LANES) + vf_load(r->shift_by + v * LANES);
+        vf_store(r->values.scale[0] + v * LANES, integers ? x * w->step : x);
     }
 }
 
-/* The values of the next span, whose head this is. */
-INLINE void read_values(reader *r, const char *head, int integers) {
-    if (r->w->number == NUM_NESTED) read_nested(r, head, integers);
-    else if (!read_halves(r->w, head, &r->values))
-        read_head(r->w, head, integers, r->shift, &r->values);
+/* The values of the next span, whose head this is, of codes of `bits` bits. */
+INLINE void read_values(reader *r, const char *head, int integers, int bits) {
+    if (r->w->plain) read_plain(r->w, head, integers, &r->values);
+    else if (bits == 4 && r->w->number == NUM_NESTED) read_nested(r, head, integers);
+    else read_head(r->w, head, integers, r->shift, &r->values);
 }
 
 INLINE void fetch(const reader *r, const char *at, int bytes) {
@@ -328,9 +369,18 @@ INLINE const char *next_chunk(reader *r, int integers, int bits) {
     if (r->chunk == r->stop) {
         r->begin = r->stop;
         r->stop += w->span / CHUNK;
-        fetch(r, r->at, (int)w->head_bytes);
-        if (w->head_bytes) read_values(r, r->at, integers);
-        r->at += w->head_bytes;
+        if (w->head_bytes) {
+            if (!(r->span & (w->together - 1))) {
+                int left = w->spans - r->span;
+                size_t heads = heads_size(w, left < w->together ? left : w->together);
+                fetch(r, r->at, (int)heads);
+                r->head = r->at;
+                r->at += heads;
+            }
+            read_values(r, r->head, integers, bits);
+            r->head += w->head_bytes;
+            r->span++;
+        }
     }
     const char *chunk = r->at;
     fetch(r, chunk, bits * LINE);

@@ -135,7 +135,7 @@ void hb_pack_words(const struct pack_words *op, int tid, int threads) {
             size_t at = (size_t)t * TILE * groups;
             int rows = rows_in(&w, t);
             char *tile = data + (size_t)t * w.tile_bytes;
-            if (rows < TILE || w.k % w.span) memset(tile, 0, w.tile_bytes);
+            clear_tile(&w, rows, tile);
             put_groups(&w, (const char *)op->scales + at * size,
                        op->added ? (const char *)op->added + at * small : NULL, rows, tile);
         }

@@ -52,6 +52,11 @@ class Law:
     margin: float
 
     @cached_property
+    def chances(self) -> Floats:
+        """Of each branch."""
+        return np.array([chance for chance, _ in self.branches])
+
+    @cached_property
     def mixed(self) -> Floats:
         """Probabilities [V] over all branches."""
         return np.sum([chance * p_V for chance, p_V in self.branches], axis=0)
@@ -265,6 +270,8 @@ def chi_square(draws: Iterable[tuple[Floats, int]], least: float) -> tuple[float
         laws_[id(p_V)] = p_V
         tokens.setdefault(id(p_V), []).append(token)
     size = max(len(p_V) for p_V in laws_.values())
+    # Where branches are counted, most draws have one or two.
+    laws_ = {key: np.pad(p_V, (0, size - len(p_V))) for key, p_V in laws_.items()}
     expected, found = np.zeros(size), np.zeros(size)
     for key, p_V in laws_.items():
         order = np.argsort(-p_V, kind="stable")

@@ -136,8 +136,8 @@ def test_choices_share_a_prompt_without_a_prefix_cache(tiny_hf: Path, overlap: b
         counts = count_computed(engine)
         (done,) = engine.generate([ids], params, n=4)
         assert [choice.token_ids for choice in done.choices] == want
-        # The prompt, the eight tokens of it that no whole block holds, and the answers.
-        assert sum(counts) == 40 + 3 * 8 + 4 * 8
+        # The prompt, its last token for each of the others, and the answers.
+        assert sum(counts) == 40 + 3 * 1 + 4 * 8
         assert_clean(engine)
 
 
@@ -210,7 +210,7 @@ def test_a_choice_that_fails_fails_alone_and_is_never_the_best(engine: Engine) -
     for choice, fails, whole in zip(done.choices, bad, want.choices, strict=True):
         if fails:
             assert choice.finish_reason is FinishReason.ERROR
-            assert choice.error == "ValueError: not this one"
+            assert choice.error == "processors[0] raised ValueError: not this one"
             assert choice.token_ids == whole.token_ids[:1]
         else:
             assert same_answer(choice, whole) and choice.error is None

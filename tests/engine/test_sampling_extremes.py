@@ -240,7 +240,7 @@ class MuteError(Exception):
         raise RuntimeError("no text")
 
 
-def raising(error: Exception) -> Callable[[Sequence[int], Tensor], Tensor]:
+def raising(error: BaseException) -> Callable[[Sequence[int], Tensor], Tensor]:
     def process(ids: Sequence[int], logits_V: Tensor) -> Tensor:
         raise error
 
@@ -257,8 +257,12 @@ FAILING: dict[str, tuple[dict[str, Any], str]] = {
         {"processors": [same(-math.inf)], "temperature": 0},
         "no token may be drawn here",
     ),
-    "raises": ({"processors": [raising(ValueError("boom"))]}, "ValueError: boom"),
+    "raises": (
+        {"processors": [raising(ValueError("boom"))]},
+        "processors[0] raised ValueError: boom",
+    ),
     "raises what has no text": ({"processors": [raising(MuteError())]}, "MuteError"),
+    "exits": ({"processors": [raising(SystemExit(3))]}, "processors[0] raised SystemExit: 3"),
     "ends a generator": ({"processors": [raising(StopIteration())]}, "StopIteration"),
     "NaN": ({"processors": [same(0.0), same(math.nan)]}, "processors[1] gave a logit of nan"),
     "infinite": ({"processors": [same(math.inf)]}, "processors[0] gave a logit of inf"),

@@ -16,6 +16,7 @@ from halfbyte.kernels.cpu.enums import Added, NumberType
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.kernels.formats.compact import CodedScales, FloatZeros
+from halfbyte.kernels.formats.weight_format import InputRule
 
 pytestmark = needs_compiler
 
@@ -39,13 +40,15 @@ def coded(kind: Kind, n: int, k: int, seed: int) -> QuantizedLinear:
 def products(weight: QuantizedLinear, seed: int) -> list[Tensor]:
     """With float inputs and with rounded ones, for few rows and many, and a row of the matrix."""
     found = []
-    for activations in ("float", "int8"):
+    rules: tuple[InputRule, InputRule] = ("float", "int8-block32")
+    for activations in rules:
         ops = CompiledOps(library(), True, activations=activations)
         packed = ops.pack(weight)
         for t in ROWS:
             found.append(run(ops, ops.linear, tokens(seed + t, t, weight.in_features), packed))
-    ids = torch.tensor([0, weight.shape[0] - 1])
-    return [*found, run(ops, ops.embed, ids, packed)]
+        ids = torch.tensor([0, weight.shape[0] - 1])
+        found.append(run(ops, ops.embed, ids, packed))
+    return found
 
 
 def packed_as(weight: QuantizedLinear) -> TiledLinear:

@@ -158,7 +158,8 @@ def test_codes_are_kept() -> None:
         most += n * (k // group) * (kind.scale.itemsize + beside)
         if kind.group == 20:  # no kernel reads such groups
             most = n * k * 4
-        assert made.nbytes == most, kind
+        # The heads of a tile's last spans are filled up to a line of the cache.
+        assert 0 <= made.nbytes - most < 64 * n // 32, kind
 
 
 def test_an_order_applies_to_inputs_in_bfloat16() -> None:

@@ -69,7 +69,7 @@ def test_every_matrix_sees_what_the_quantized_ones_before_it_give(dense: Checkpo
         for module in linear.modules:
             again[module] = x_TK.T.double() @ x_TK.double()
 
-    walk = Walk(model, FLOATS, windows.ids, batch=None)
+    walk = Walk(model, FLOATS, windows.ids)
     for _ in range(walk.layers):
         walk.load_layer()
         walk.run_layer(watch)
@@ -194,9 +194,14 @@ def test_what_lies_there_is_never_written_over(tmp_path: Path) -> None:
 def test_a_damaged_staging_is_refused_by_name(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Staging(out, {}, False) as keeper:
-        (keeper.folder / "residuals.safetensors").write_bytes(b"12345")
+        (keeper.folder / "done.json").write_bytes(b"12345")
         with pytest.raises(QuantizeError, match=r"out\.partial is damaged"):
             keeper.done()
+        (keeper.folder / "done.json").write_text('{"layers": 1, "batches": 1}')
+        found = keeper.done()
+        assert found is not None
+        with pytest.raises(QuantizeError, match=r"out\.partial is damaged"):
+            next(found[2])
 
 
 def test_a_full_disk_is_said_and_leaves_the_layers(
@@ -207,16 +212,16 @@ def test_a_full_disk_is_said_and_leaves_the_layers(
 
     monkeypatch.setattr(staging, "_KEEP_EVERY_S", 0.0)
     with Staging(tmp_path / "out", {}, False) as keeper:
-        keeper.keep(1, {"model.norm.weight": torch.ones(4)}, [torch.zeros(2, 4)])
+        keeper.keep(1, {"model.norm.weight": torch.ones(4)}, iter([torch.zeros(2, 4)]))
         monkeypatch.setattr(staging, "save_file", full)
         with pytest.raises(QuantizeError, match=r"No space left on device.*--resume"):
-            keeper.keep(2, {"x": torch.ones(4)}, [torch.ones(2, 4)])
+            keeper.keep(2, {"x": torch.ones(4)}, iter([torch.ones(2, 4)]))
         found = keeper.done()
     assert found is not None
     layers, weights, residuals = found
     assert layers == 1
     assert list(weights) == ["model.norm.weight"]
-    assert torch.equal(residuals[0], torch.zeros(2, 4))
+    assert torch.equal(next(residuals), torch.zeros(2, 4))
 
 
 def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path) -> None:

@@ -110,6 +110,20 @@ def test_a_lexeme_leaves_what_belongs_to_the_next_one() -> None:
         assert not accepts(spec, text)
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ('root ::= x "b" root | "d"\nx ::= "a" [ab]* "c"?', "aabd"),
+        ('root ::= x y* "b" root | "d"\nx ::= "a" [ab]*\ny ::= "e"', "abd"),
+        ('root ::= r "b" | "c"\nr ::= "(" root ")" x\nx ::= [ab]+', "(c)abb"),
+        ('root ::= x z root | "d"\nx ::= "a" | "abc"\nz ::= "bd" | "e"', "abdd"),
+        ('root ::= "a" "bc" root | "ab" "e" root | "ab" "cd" | "d"', "abcd"),
+    ],
+)
+def test_lexemes_that_may_clash_are_taken_apart(source: str, text: str) -> None:
+    assert accepts(GrammarSpec.gbnf(source), text)
+
+
 def test_json_is_cut_into_long_lexemes() -> None:
     lark = gbnf_grammar(JSON, "grammar")["lark_grammar"]
     assert len(re.findall(r"^(start|r\d+):", lark, re.MULTILINE)) == 4  # value, object, array

@@ -82,6 +82,20 @@ def test_bombs_are_refused_in_time(bomb: str, impatient: GrammarChecker) -> None
     assert impatient.failure(lark('start: "a"')) == ""
 
 
+def test_the_process_has_the_limits_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = GrammarSpec.regex("(ab|cd)*[a-z]{3}")
+    fresh().compile(spec)
+    monkeypatch.setitem(checker.LIMITS, "initial_lexer_fuel", 10)
+    with pytest.raises(RequestError, match=r"limit for this grammar: 10|fuel"):
+        fresh().compile(spec)
+
+
+def test_a_grammar_with_slow_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker, "STEP_SECONDS", 0.0)
+    with pytest.raises(RequestError, match=r"takes more than 0\.0 s of computing time"):
+        fresh().compile(GrammarSpec.choice(["a"]))
+
+
 @pytest.mark.parametrize(
     "source",
     [

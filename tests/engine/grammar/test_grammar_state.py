@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from grammar_cases import (
     allowed,
     byte_level,
     compiler,
-    drawn_text,
     end_of,
     start,
 )
@@ -133,12 +133,29 @@ def test_a_forced_text_is_cut_as_the_tokenizer_cuts_it() -> None:
     assert len(ahead) > 1 and ahead == whole[: len(ahead)]
 
 
+def test_a_forced_text_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, calls = start(GrammarSpec.regex('"name": "Ada", [0-9]')), 0
+    timed = MatcherState._timed
+
+    def counted(self: MatcherState, work: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return timed(self, work)
+
+    monkeypatch.setattr(MatcherState, "_timed", counted)
+    ahead = text.forced()
+    for left in range(len(ahead), 0, -1):
+        assert text.forced() == ahead[-left:]
+        assert text.accept(ahead[-left])
+    assert calls == 1 + len(ahead)
+
+
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_forks_are_independent(name: str) -> None:
     text = start(SPECS["schema"], name)
     for _ in range(30):
         other, before = text.fork(), allowed(text)
-        drawn_text(other, name, most=random.randrange(20))
+        walk(other, random.choice, random.randrange(20), name)
         assert allowed(text) == before
         kept = text.fork()
         tokens = sorted(before - {end_of(name)})
@@ -178,9 +195,14 @@ def renewing(spec: GrammarSpec, monkeypatch: pytest.MonkeyPatch, **limits: int) 
     return MatcherGrammar(compiled._source, compiled._tokenizer, compiled.vocabulary)
 
 
-def walk(text: MatcherState, choose: Callable[[list[int]], int], steps: int) -> None:
+def walk(
+    text: MatcherState,
+    choose: Callable[[list[int]], int],
+    steps: int,
+    name: str = "byte-level",
+) -> None:
     for _ in range(steps):
-        tokens = sorted(allowed(text) - {end_of()})
+        tokens = sorted(allowed(text) - {end_of(name)})
         if not tokens:
             return
         assert text.accept(choose(tokens))
@@ -194,6 +216,20 @@ def test_texts_of_one_grammar_do_not_use_up_each_others_limits(
     for _ in range(30):  # together far beyond
         walk(grammar.start(), random.choice, 30)
     assert allowed(grammar.start()) == allowed(start(spec))
+
+
+def test_a_text_goes_on_where_it_was_with_a_new_lexer(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = GrammarSpec.regex("([a-z]{0,300}[0-9]){0,100}x")
+    grammar = renewing(spec, monkeypatch, max_lexer_states=400)
+    one, plain = grammar.start(), start(spec)
+    for _ in range(40):
+        token = random.choice(sorted(allowed(plain) - {end_of()}))
+        other = one.fork()
+        assert one.accept(token) and plain.accept(token)
+        walk(other, random.choice, 2)  # what a fork draws is no part of it
+        walk(grammar.start(), random.choice, 60)  # and the others fill the lexer
+        assert allowed(one) == allowed(plain)
+    assert not one._renewable
 
 
 def test_one_text_that_goes_too_far_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,18 @@ def test_a_text_is_cut_as_the_tokenizer_cuts_it() -> None:
     vocabulary, tokenizer = words("byte-level")
     text = '{"name": "Ada", "age": 36}'
     assert vocabulary(text) == tokenizer.encode(text, parse_special=False)
-    # Without the space that sentencepiece puts in front.
+
+
+def test_a_text_is_cut_without_the_space_that_goes_in_front() -> None:
     vocabulary, tokenizer = words("sentencepiece")
-    with_space = tokenizer.encode("\nname", add_bos=False, parse_special=False)
-    assert vocabulary("name") == with_space[-len(vocabulary("name")) :]
+    (line_break,) = (i for i in range(600) if tokenizer.token_bytes(i) == b"\n")
+    other = 0
+    for _ in range(200):
+        text = "".join(random.choices("aehlnorstw", k=random.randrange(1, 9)))
+        ids = tokenizer.encode("\n" + text, add_bos=False, parse_special=False)
+        assert vocabulary(text) == ids[ids.index(line_break) + 1 :]
+        other += vocabulary(text) != vocabulary._longest_first(text.encode())
+    assert other
 
 
 def test_special_and_forbidden_tokens_stand_for_no_text() -> None:

@@ -307,6 +307,12 @@ class Simulation:
         sampled: dict[str, tuple[Sampled, ...]] = {}
         errors: dict[str, str] = {}
         size = self.block_size
+        for init in plan.admitted:
+            if init.copy is not None:
+                source, target = init.copy
+                for offset in range(size):
+                    held = self.memory.get((source, offset))
+                    self.memory[target, offset] = GARBAGE if held is None else held
         for item in plan.work:
             row = self.rows[item.row]
             if item.request_id in self.broken:

@@ -46,7 +46,7 @@ def computed(sim: Simulation, name: str) -> int:
 @BOTH
 @CACHE
 def test_choices_compute_their_prompt_once(overlap: bool, cache: bool) -> None:
-    """All but what no whole block holds: the others wait for the first one's prompt."""
+    """All but its last token, whose logits each needs: the others wait for the first one."""
     sim = simulation(overlap, cache, max_batch_tokens=6)
     names = add_choices(sim, 3)
     assert sim.scheduler.waiting == 3
@@ -56,7 +56,7 @@ def test_choices_compute_their_prompt_once(overlap: bool, cache: bool) -> None:
     sim.drain()
     sim.verify()
     answer = len(sim.outputs["r"]) - 1
-    assert [computed(sim, name) - answer for name in names] == [10, 2, 2]
+    assert [computed(sim, name) - answer for name in names] == [10, 1, 1]
     assert {sim.finished[name] for name in names} == {FinishReason.LENGTH}
 
 
@@ -69,7 +69,7 @@ def test_choices_share_blocks_where_requests_do_not() -> None:
     sim.add(request("late"))
     sim.drain()
     sim.verify()
-    assert computed(sim, "r1") == 2 + 4
+    assert computed(sim, "r1") == 1 + 4
     assert computed(sim, "other") == computed(sim, "late") == 10 + 4
 
 
@@ -84,6 +84,36 @@ def test_choices_under_an_id_that_came_before_share_their_own_blocks() -> None:
         (init,) = sim.step().admitted
         assert init.request.id == "r1" and init.blocks == first.new_blocks[:2]
         sim.drain()
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_the_last_block_that_is_lent_is_copied(length: int) -> None:
+    """Full blocks are shared; what is not full is copied, as each choice goes on in it."""
+    sim = simulation(cache=False)
+    for index in range(3):
+        name = f"r{index}"
+        first = "r0" if index else None
+        sim.add(request(name, prompt=PROMPT[:length], first=first, index=index))
+    (work,) = sim.step().work
+    inits = sim.step().admitted
+    full, partial = divmod(length - 1, 4)
+    assert [init.blocks for init in inits] == [work.new_blocks[:full] if length > 1 else ()] * 2
+    for init in inits:
+        assert (init.copy is not None) == (partial > 0)
+        assert init.copy is None or init.copy[0] == work.new_blocks[full]
+    assert len({init.copy[1] for init in inits if init.copy}) == (2 if partial else 0)
+    sim.drain()
+    sim.verify()
+
+
+def test_lent_blocks_are_taken_back_when_nothing_else_is_left() -> None:
+    """The choices wait for rows; the blocks that they hold must not keep others from running."""
+    sim = simulation(cache=False, blocks=9, max_batch=1, max_context=32)
+    add_choices(sim, 3, most=2)
+    sim.add(request("large", 18, prompt=[5, *PROMPT], priority=-1))
+    sim.drain()
+    sim.verify()
+    assert len(sim.outputs["large"]) == 18 and len(sim.outputs["r2"]) == 2
 
 
 @BOTH

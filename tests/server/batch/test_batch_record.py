@@ -21,7 +21,8 @@ from halfbyte.server.batch.record import BatchRecord
 COUNT = 12
 LINES = lines_of(text_of(request(f"c{i}", prompt=f"p{i}") for i in range(COUNT)))
 STATUS = [400 if i % 5 == 0 else 200 for i in range(COUNT)]
-ANSWERS = [answer_to(line, STATUS[line.index], padding=30) for line in LINES]
+# Of several lengths, so that not every line covers what a kill has left of another.
+ANSWERS = [answer_to(line, STATUS[line.index], padding=7 * line.index % 40) for line in LINES]
 WHOLE = b"".join(ANSWERS)
 
 
@@ -32,8 +33,11 @@ class Killed(BaseException):
 class Disk:
     """Counts what the record does to files, and kills it at one of these steps.
 
-    Each byte that is written, each cut, each replacement and each removal is a step.
+    Each byte that is written is a step. A cut, a replacement and a removal happen or do not, and
+    count as many steps, so that what lies between two of them is met.
     """
+
+    weight = 60
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = 1 << 60
@@ -61,9 +65,10 @@ class Disk:
         return file
 
     def _step(self) -> None:
-        if self.left <= 0:
+        if self.left < self.weight:
+            self.left = 0
             raise Killed
-        self.left -= 1
+        self.left -= self.weight
 
     def _do(self, name: str, *args: Any) -> Any:
         self._step()
@@ -84,13 +89,15 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def work(out: Path, order: list[int]) -> None:
-    """A run that answers in some order what has no answer yet."""
+def work(out: Path, order: list[int], told: set[int] | None = None) -> None:
+    """A run that answers in some order what has no answer yet; ``told`` gets what is written."""
     record = open_record(out, LINES)
     try:
         for index in order:
             if not record.has(index):
                 record.add(index, ANSWERS[index], failed=STATUS[index] != 200)
+                if told is not None:
+                    told.add(index)
         assert record.failed == sum(status != 200 for status in STATUS)
         record.finish()
     finally:
@@ -123,26 +130,21 @@ def test_a_kill_at_any_step_loses_and_doubles_nothing(tmp_path, disk):
         for path in tmp_path.iterdir():
             path.unlink()
         most = 2 * len(WHOLE) * (1 + kills % 2)  # answers out of turn are written twice, or more
+        told: set[int] = set()
         for disk.left in (random.randrange(most), random.randrange(most)):
             try:
-                work(out, drawn_order())
+                work(out, drawn_order(), told)
             except Killed:
                 kills += 1
             disk.revive()
-            # What has come to the disk as a whole is not asked again.
-            kept = sum(answer in _on_disk(tmp_path) for answer in ANSWERS)
             record = open_record(out, LINES)
-            assert record.answered == kept
+            assert all(record.has(index) for index in told)
             assert record.failed == sum(STATUS[i] != 200 for i in range(COUNT) if record.has(i))
             record.close()
             disk.revive()
         work(out, drawn_order())
         disk.revive()
         check_whole(out)
-
-
-def _on_disk(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.iterdir() if path.suffix != ".new")
 
 
 def test_every_length_of_a_torn_output_is_taken_up(tmp_path):
@@ -178,6 +180,33 @@ def test_the_side_file_stays_small_and_is_read_again(tmp_path, monkeypatch):
     record.finish()
     record.close()
     assert out.read_bytes() == b"".join(answers) and not side.exists()
+
+
+def test_what_a_kill_left_of_a_waiting_answer_is_cut_off(tmp_path):
+    out, side = tmp_path / "out", tmp_path / "out.ahead"
+    out.touch()
+    side.write_bytes(b"3 " + ANSWERS[3] + b"5 " + answer_to(LINES[5], padding=300)[:-9])
+    for _ in range(2):
+        record = open_record(out, LINES)
+        assert [record.has(i) for i in (2, 3, 4, 5)] == [False, True, record.answered == 2, False]
+        if not record.has(4):
+            record.add(4, ANSWERS[4], failed=False)
+        record.close()
+    assert side.read_bytes() == b"3 " + ANSWERS[3] + b"4 " + ANSWERS[4]
+
+
+def test_what_a_kill_left_of_a_new_side_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead_module, "_MOST_DEAD", 100)
+    out, new = tmp_path / "out", tmp_path / "out.ahead.new"
+    new.write_bytes(b"5 " + ANSWERS[5] * 20)
+    record = open_record(out, LINES)
+    for index in (1, 2, 4, 0):
+        record.add(index, ANSWERS[index], failed=False)
+    assert not new.exists()  # it was written anew, and has taken the place of the old one
+    record.close()
+    record = open_record(out, LINES)
+    assert [record.has(i) for i in range(6)] == [True, True, True, False, True, False]
+    record.close()
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_the_batch_is_kept_full_and_what_is_in_flight_is_bounded(files):
     engine.submit = counted  # type: ignore[method-assign]
     run_batch(source, out, engine)
     assert [line["custom_id"] for line in results(out)] == [f"c{i}" for i in range(120)]
-    assert engine.max_running == 8 and most < 16
+    assert engine.max_running == 8 < most < 16
 
 
 def test_common_beginnings_are_found_in_the_prefix_cache(files):
