@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halfbyte.errors import described
+
 from ..models.decoder import Decoder
 from ..request import Sampled
 from ..schedule.plan import RowWork, StepPlan, StepResult
@@ -80,11 +82,11 @@ class ModelRunner:
         """Sampled tokens, also written to the rows for the next step, and rows that failed.
 
         A row fails alone: its logits, or the keys and values of its chunk, are not finite numbers,
-        or drawing from it raised.
+        or drawing from it or reading it raised.
         """
-        self._let_read(forward)
+        errors = self._let_read(forward)
         half = self.kv.last_tokens()[0].dtype == torch.float16
-        errors = {
+        errors |= {
             w.request_id: BAD_KEYS + TOO_LARGE * half
             for w in forward.plan.work
             if not (w.count == 1 and w.needs_sample) and not self._finite_keys(w)
@@ -131,11 +133,12 @@ class ModelRunner:
         names = [w.request_id for w in forward.plan.work]
         return dict(zip(names, itertools.accumulate(rows), strict=True))
 
-    def _let_read(self, forward: Forward) -> None:
-        """Show the readers what was computed of their prompts."""
+    def _let_read(self, forward: Forward) -> dict[str, str]:
+        """Show the readers what was computed of their prompts; why some could not read it."""
+        errors: dict[str, str] = {}
         work = [w for w in forward.plan.work if w.reads]
         if not work:
-            return
+            return errors
         ends, seen = self._ends(forward), 0
         for item in work:
             reader = self.rows.reader(item)
@@ -146,7 +149,11 @@ class ModelRunner:
             else:
                 end = ends[item.request_id]
                 rows = forward.logits[end - item.count : end]
-            reader.read(item.start, rows)
+            try:
+                reader.read(item.start, rows)
+            except Exception as error:
+                errors[item.request_id] = described(error)
+        return errors
 
     def _sampling(self, item: RowWork) -> RowSampling:
         """What sampling needs of a row."""

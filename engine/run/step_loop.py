@@ -124,7 +124,13 @@ class StepLoop:
         resolved = replace(
             params, seed=seed, max_tokens=limit, min_tokens=min(params.min_tokens, limit)
         )
-        if params.prompt_logprobs is not None and reader is None:
+        if params.prompt_logprobs is not None:
+            if reader is not None:
+                raise RequestError(
+                    f"prompt_logprobs is {params.prompt_logprobs} beside a reader of the prompt",
+                    param="prompt_logprobs",
+                    hint="leave one of them out",
+                )
             reader = LogprobReader(ids, params.prompt_logprobs)
         name = request_id or next(n for n in map("req-{}".format, self._ids) if self._unused(n))
         names = [f"{name}\0{index}" if index else name for index in range(params.choices)]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from halfbyte import Completion, Engine, SamplingParams
 from halfbyte.engine.request import Delta, FinishReason, Sampled
+from halfbyte.engine.run.model_runner import Forward
+from halfbyte.engine.schedule.plan import StepPlan
 from halfbyte.errors import RequestError
 
 OVERLAP = pytest.mark.parametrize("overlap", [False, True])
@@ -51,6 +53,19 @@ def warm(**fields: Any) -> SamplingParams:
     }
     print("parameters", given)
     return SamplingParams(**(given | fields))
+
+
+def count_computed(engine: Engine) -> list[int]:
+    """Grows by the positions of each step."""
+    counts: list[int] = []
+    launch = engine._loop.runner.launch
+
+    def counting(plan: StepPlan) -> Forward:
+        counts.append(plan.total_tokens)
+        return launch(plan)
+
+    engine._loop.runner.launch = counting  # type: ignore[method-assign]
+    return counts
 
 
 def collect(engine: Engine) -> list[Delta]:
@@ -118,14 +133,7 @@ def test_choices_share_a_prompt_without_a_prefix_cache(tiny_hf: Path, overlap: b
     with make(tiny_hf, overlap=overlap, prefix_cache=False, max_batch=8) as engine:
         seeded = [replace(params, seed=params.seed + i) for i in range(4)]
         want = [engine.generate([ids], one)[0].token_ids for one in seeded]
-        counts: list[int] = []
-        launch = engine._loop.runner.launch
-
-        def counting(plan: Any) -> Any:
-            counts.append(plan.total_tokens)
-            return launch(plan)
-
-        engine._loop.runner.launch = counting  # type: ignore[method-assign]
+        counts = count_computed(engine)
         (done,) = engine.generate([ids], params, n=4)
         assert [choice.token_ids for choice in done.choices] == want
         # The prompt, its last token for each of the others, and the answers.
@@ -278,10 +286,14 @@ def test_choices_of_no_tokens(engine: Engine) -> None:
     assert len(best.choices) == 2 and best.text == ""
 
 
-def test_the_prompt_is_rated_once_for_all_choices(engine: Engine) -> None:
+def test_the_prompt_is_rated_once_for_all_choices(tiny_hf: Path) -> None:
     ids = random_prompt(50)
-    (alone,) = engine.generate([ids], max_tokens=1, prompt_logprobs=2)
-    (done,) = engine.generate([ids], warm(n=3, best_of=4, prompt_logprobs=2))
+    with make(tiny_hf, max_batch=8) as engine:
+        (alone,) = engine.generate([ids], max_tokens=1, prompt_logprobs=2)
+        counts = count_computed(engine)
+        (done,) = engine.generate([ids], warm(n=3, best_of=4, prompt_logprobs=2, max_tokens=3))
     assert done.prompt_logprobs == alone.prompt_logprobs
+    # The first choice computes what is cached, too; the others the last two tokens alone.
+    assert sum(counts) == 50 + 3 * 2 + 4 * 2
     rated: Callable[[Sampled | None], bool] = lambda one: one is not None  # noqa: E731
     assert [*map(rated, done.prompt_logprobs or ())] == [False, *[True] * 49]
