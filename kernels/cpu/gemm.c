@@ -126,7 +126,7 @@ static void expand_int8(reader *r, int depth, uint32_t *panel) {
             memset(panel, 0, QUADS * LINE);
             continue;
         }
-        const char *chunk = next_chunk(r, 0, 8);
+        const char *chunk = next_chunk(r, 0, W_BITS8, 8);
         for (int i = 0; i < QUADS * PARTS; i++) {
             vu x = line_of(chunk, i) ^ 0x80808080u; /* less their center */
             memcpy(panel + i * LANES, &x, sizeof x);

@@ -162,7 +162,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     center_zeros(&r);
     memset(y, 0, (size_t)rows * sizeof *y);
     for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
-        const char *chunk = next_chunk(&r, 1, bits);
+        const char *chunk = next_chunk(&r, 1, codes, bits);
 #pragma GCC unroll 2
         for (int h = 0; h <= halves; h++) {
             block_factors f = factors_at(&r, h);
@@ -223,7 +223,7 @@ typedef struct {
 INLINE void unpack(reader *r, int codes, int bits, const byte_table *table, int count, panel *to) {
     const weight *w = r->w;
     for (int c = 0; c < count; c++) {
-        const char *chunk = next_chunk(r, 1, bits);
+        const char *chunk = next_chunk(r, 1, codes, bits);
 #pragma GCC unroll 8
         for (int q = 0; q < QUADS; q += JOINED)
             for (int v = 0; v < PARTS; v++) {

@@ -52,7 +52,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
         if (x->sums) sums[m] = x->sums + (size_t)own * x->chunks * 3;
     }
     for (int c = 0; c < w->chunks; c++) {
-        const char *chunk = next_chunk(&r, 0, bits);
+        const char *chunk = next_chunk(&r, 0, codes, bits);
         for (int v = 0; v < PARTS; v += parts)
 #pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {

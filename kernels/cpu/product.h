@@ -22,7 +22,7 @@ _Static_assert(MICRO_ROWS <= FEW_ROWS, "arrays of sums have room for them");
 static inline void scale_late(const weight *w, int tile, float sums[][TILE], int rows) {
     reader r;
     read_tile(w, tile, 0, &r);
-    read_values(&r, r.head, 0, w->bits);
+    next_span(&r, 0, w->codes);
     for (int m = 0; m < rows; m++)
         for (int v = 0; v < PARTS; v++) {
             float *to = sums[m] + v * LANES;

@@ -13,7 +13,7 @@ INLINE void unpack(const weight *w, int codes, int bits, const char *chunk, floa
 }
 
 void hb_unpack_chunk(reader *r, float out[][TILE]) {
-    const char *chunk = next_chunk(r, 0, r->w->bits);
+    const char *chunk = next_chunk(r, 0, r->w->codes, r->w->bits);
     switch (r->w->codes) {
         case W_BITS2: unpack(r->w, W_BITS2, 2, chunk, out); break;
         case W_BITS3: unpack(r->w, W_BITS3, 3, chunk, out); break;

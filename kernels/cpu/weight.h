@@ -274,14 +274,14 @@ static inline void read_weight(const struct tiled *op, weight *w) {
 
 /* A walk through a tile, chunk by chunk. */
 typedef struct {
+    span_values values __attribute__((aligned(CACHE_LINE)));
     const weight *w;
     const char *at, *head;
     int chunk, begin, stop; /* the next chunk, and the span of the last one */
     int zeros, shift;       /* of products of integers (integer.c): whether sums need them */
     int ahead;              /* bytes between what is read and what is fetched meanwhile */
     int span;               /* the next one */
-    span_values values;
-    int first_row, renew; /* of nested scales: the next span in which a row has another run */
+    int first_row, renew;   /* of nested scales: the next span in which a row has another run */
     float factor[TILE], shift_by[TILE];
 } reader;
 
@@ -347,13 +347,6 @@ INLINE void read_nested(reader *r, const char *head, int integers) {
     }
 }
 
-/* The values of the next span, whose head this is, of codes of `bits` bits. */
-INLINE void read_values(reader *r, const char *head, int integers, int bits) {
-    if (r->w->plain) read_plain(r->w, head, integers, &r->values);
-    else if (bits == 4 && r->w->number == NUM_NESTED) read_nested(r, head, integers);
-    else read_head(r->w, head, integers, r->shift, &r->values);
-}
-
 INLINE void fetch(const reader *r, const char *at, int bytes) {
     at += r->ahead;
     if (r->w->once)
@@ -362,25 +355,46 @@ INLINE void fetch(const reader *r, const char *at, int bytes) {
         for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 3);
 }
 
-/* The next chunk of codes of `bits` bits; the values of its span are read with the first of them.
- * A line that is not fetched ahead, be it one of a head, costs as much as the whole span. */
-INLINE const char *next_chunk(reader *r, int integers, int bits) {
+/* The head of the next span, where heads lie together. */
+INLINE const char *next_of_heads(reader *r) {
+    const weight *w = r->w;
+    if (!(r->span & (w->together - 1))) {
+        int left = w->spans - r->span;
+        size_t heads = heads_size(w, left < w->together ? left : w->together);
+        fetch(r, r->at, (int)heads);
+        r->head = r->at;
+        r->at += heads;
+    }
+    const char *head = r->head;
+    r->head += w->head_bytes;
+    return head;
+}
+
+/* Read the values of the next span. A line that is not fetched ahead, be it one of a head, costs as
+ * much as the whole span. */
+INLINE void next_span(reader *r, int integers, int codes) {
+    const weight *w = r->w;
+    const char *head = r->at;
+    if (w->together > 1) {
+        head = next_of_heads(r);
+    } else {
+        fetch(r, head, (int)w->head_bytes);
+        r->at += w->head_bytes;
+    }
+    if (!w->head_bytes) return;
+    if (w->plain) read_plain(w, head, integers, &r->values);
+    else if (codes == W_TABLE && w->number == NUM_NESTED) read_nested(r, head, integers);
+    else read_head(w, head, integers, r->shift, &r->values);
+    r->span++;
+}
+
+/* The next chunk of codes, which have `bits` bits; the values of its span are read with the first. */
+INLINE const char *next_chunk(reader *r, int integers, int codes, int bits) {
     const weight *w = r->w;
     if (r->chunk == r->stop) {
         r->begin = r->stop;
         r->stop += w->span / CHUNK;
-        if (w->head_bytes) {
-            if (!(r->span & (w->together - 1))) {
-                int left = w->spans - r->span;
-                size_t heads = heads_size(w, left < w->together ? left : w->together);
-                fetch(r, r->at, (int)heads);
-                r->head = r->at;
-                r->at += heads;
-            }
-            read_values(r, r->head, integers, bits);
-            r->head += w->head_bytes;
-            r->span++;
-        }
+        next_span(r, integers, codes);
     }
     const char *chunk = r->at;
     fetch(r, chunk, bits * LINE);
