@@ -11,15 +11,15 @@ import pytest
 import torch
 from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, sizes
 from numpy.typing import NDArray
+from pack_support import HALVES, TYPES, blocks, packed, stored
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
 from halfbyte.kernels.cpu.enums import Added, BlockType
-from halfbyte.kernels.cpu.kinds import TILE_KINDS, pack_weight
+from halfbyte.kernels.cpu.kinds import pack_weight
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.kernels.formats.canonical import (
     QuantizedLinear,
-    Weight,
     WeightFormat,
     pack_codes,
     unpack_codes,
@@ -33,9 +33,7 @@ from halfbyte.kernels.formats.stored import (
     WORDS,
     StoredLinear,
 )
-from halfbyte.kernels.kind import MatrixSpec, carrier
-from halfbyte.loaders.gguf.blocks import convert_tensor
-from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL, QUANTIZED_TYPES
+from halfbyte.loaders.gguf.types import CANONICAL, QUANTIZED_TYPES
 
 pytestmark = needs_compiler
 
@@ -43,22 +41,8 @@ Array = NDArray[np.generic]
 Bytes = NDArray[np.uint8]
 Writer = Callable[[Bytes, int, random.Random], torch.Tensor]
 
-TYPES = {t.name: t for t in BLOCK_TYPES.values()}
-# Where the halves of a block lie (0 and 2, or as here), and the words of its scales.
-HALVES = {name: (0, 2) for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")}
-HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}
 HEADS = {"Q2_K": (0, 4), "Q3_K": (96, 3), "Q4_K": (4, 3), "Q5_K": (4, 3), "Q6_K": (192, 4)}
 HEADS |= {"IQ4_XS": (4, 1)}
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-def packed(weight: Weight, threads: int = 2) -> TiledLinear:
-    """In memory that was not zero before."""
-    arena = Arena()
-    arena.empty(1).fill_(1)
-    assert arena._slab is not None
-    arena._slab.fill_(0xA5)
-    return pack_weight(arena, library(threads), weight, None)
 
 
 def beside(values: Array) -> Bytes:
@@ -225,26 +209,6 @@ def test_dense_elements_become_the_written_layout(dtype: torch.dtype) -> None:
         dense = dense.to(dtype)
         made = packed(dense, rng.choice([1, 2]))
         assert np.array_equal(made.data.numpy(), elements(bits_of(dense)).ravel()), (n, k)
-
-
-def blocks(name: str, n: int, k: int, rng: random.Random) -> torch.Tensor:
-    """Stored rows uint8 [n, bytes]: any bits, but finite scales."""
-    kind = TYPES[name]
-    count = k // kind.elements
-    raw = np.frombuffer(rng.randbytes(n * count * kind.nbytes), np.uint8).copy()
-    raw = raw.reshape(n, count, kind.nbytes)
-    for at in HALVES.get(name, (0,)):
-        raw[..., at + 1] &= 0xBB  # neither infinity nor NaN
-    return torch.from_numpy(raw.reshape(n, -1))
-
-
-def stored(name: str, parts: list[torch.Tensor], k: int) -> tuple[StoredLinear, QuantizedLinear]:
-    """As stored in parts, and the canonical weight."""
-    n = sum(len(part) for part in parts)
-    whole = convert_tensor("w", TYPES[name], (n, k), torch.cat(parts))
-    form = CANONICAL.get(name)
-    assert isinstance(whole, QuantizedLinear) and form is not None
-    return StoredLinear("w", form, (n, k), name, tuple(parts), lambda: whole), whole
 
 
 def spread(name: str, raw: torch.Tensor, whole: QuantizedLinear) -> Bytes:
@@ -455,86 +419,3 @@ def test_zero_points_that_no_byte_holds_become_offsets(zero: float) -> None:
     form = WeightFormat(4, 32, "float")
     offsets = QuantizedLinear("w", form, weight.codes, scales, -(scales * zeros), 64)
     assert np.array_equal(packed(weight).data.numpy(), grouped(offsets))
-
-
-def kind_of(weight: Weight) -> str:
-    """The kind that the table of ``kinds.py`` names."""
-    if isinstance(weight, torch.Tensor):
-        return "dense"
-    if isinstance(weight, StoredLinear) and weight.encoding not in CODES_ALONE:
-        return "blocks"
-    form, k = weight.format, weight.shape[1]
-    if len(form.table) > 16 or (0 < form.group_size < k and form.group_size % 16):
-        return "dense"
-    return {"e4m3": "float8", "table": "table"}.get(form.zero, "integers")
-
-
-def told(weight: Weight, made: TiledLinear) -> None:
-    """What the kind says without packing is what packing did, for whole tiles and chunks."""
-    numbers = weight.dtype if isinstance(weight, torch.Tensor) else weight.scales.dtype
-    spec = replace(MatrixSpec.of(weight), dtype=DTYPES[numbers])
-    found = carrier(TILE_KINDS, spec, 0)
-    assert found.kind.name == kind_of(weight)
-    assert found.kind.packed_bytes(spec) == made.nbytes
-    assert found.kind.how(spec) and all(found.rejected.values())
-
-
-@pytest.mark.parametrize("kind", all_kinds(), ids=str)
-def test_kinds_tell_what_is_packed(kind: Kind) -> None:
-    rng = random.Random(fresh_seed())
-    group = kind.group if kind.group > 0 else rng.choice([8, 12, 40])
-    for n, k in ((32, 3 * group), (96, 8 * group), (32, group)):
-        weight = make_case(kind, n, k, rng.getrandbits(30)).weight
-        told(weight, packed(weight))
-
-
-@pytest.mark.parametrize("name", QUANTIZED_TYPES)
-def test_stored_blocks_take_the_bytes_that_the_file_has(name: str) -> None:
-    rng = random.Random(fresh_seed())
-    raw = blocks(name, 64, 768, rng)
-    weight, _ = stored(name, [raw], 768)
-    made = packed(weight)
-    assert made.nbytes == raw.numel() == 64 * 768 // TYPES[name].elements * TYPES[name].nbytes
-    told(weight, made)
-
-
-HALF, BRAIN = torch.float16, torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("kind", "bits"),
-    [
-        # Bits of a weight in a checkpoint: codes, and a share of scales and zero points.
-        (Kind(4, 128, "int", HALF), 4 + (16 + 4) / 128),  # GPTQ, AWQ
-        (Kind(4, 32, "int", HALF), 4 + (16 + 4) / 32),
-        (Kind(4, 16, "int", HALF), 4 + (16 + 4) / 16),
-        (Kind(3, 128, "int", HALF), 3 + (16 + 3) / 128),
-        (Kind(3, 32, "int", HALF), 3 + (16 + 3) / 32),
-        (Kind(2, 64, "int", HALF), 2 + (16 + 2) / 64),
-        (Kind(2, 32, "int", HALF), 2 + (16 + 2) / 32),
-        (Kind(8, 128, "int", HALF), 8 + (16 + 8) / 128),
-        (Kind(4, 128, "none", BRAIN), 4 + 16 / 128),  # compressed-tensors, symmetric
-        (Kind(4, 64, "float", HALF), 4 + 2 * 16 / 64),  # MLX
-        (Kind(6, 64, "float", BRAIN), 6 + 2 * 16 / 64),
-        (Kind(5, 64, "float", HALF), 5 + 2 * 16 / 64),
-        (Kind(2, 64, "float", HALF), 2 + 2 * 16 / 64),
-        (Kind(4, 64, "table"), 4 + 32 / 64),  # bitsandbytes
-        # With double quantization: a scale in 8 bits, and a factor for 256 of them. Of such a small
-        # matrix the table of scales is a part, in the file, too.
-        (Kind(4, 64, "table", compact=True), 4 + (8 + 32 / 256) / 64 + 32 * 256 / (64 * 1536)),
-        (Kind(4, 64, "float", HALF, compact=True), 4 + 2 * 16 / 64),  # HQQ
-        (Kind(8, 32, "float", BRAIN, compact=True), 8 + 2 * 16 / 32),
-        (Kind(8, 32, "int", BRAIN), 8 + (16 + 8) / 32),  # torchao
-        (Kind(8, -1), 8 + 32 / 1536),  # int8 and float8 with a scale for each row
-        (Kind(8, -1, "e4m3"), 8 + 32 / 1536),
-        (Kind(8, 128, "e4m3", BRAIN), 8 + 16 / 128),
-        (Kind(dtype=torch.float32), 32),
-        (Kind(dtype=HALF), 16),
-        (Kind(dtype=BRAIN), 16),
-    ],
-    ids=str,
-)
-def test_memory_holds_hardly_more_than_the_file(kind: Kind, bits: float) -> None:
-    """Zero points are kept in 4 bits or as bytes; nothing else is wider than in a file."""
-    made = packed(make_case(kind, 64, 1536, 1).weight)
-    assert made.nbytes * 8 / (64 * 1536) <= 1.03 * bits
