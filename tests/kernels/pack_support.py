@@ -1,4 +1,4 @@
-"""Weights as files store them, and packing them for the C kernels in memory that was used before."""
+"""Weights as files store them, and packing them in memory that was used before."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ TYPES = {t.name: t for t in BLOCK_TYPES.values()}
 # Where the halves of a block lie (0 and 2, or as here), and the words of its scales.
 HALVES = {name: (0, 2) for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")}
 HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def packed(weight: Weight, threads: int = 2) -> TiledLinear:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cpu_support import Kind, all_kinds, make_case, needs_compiler
-from pack_support import TYPES, blocks, packed, stored
+from pack_support import DTYPES, TYPES, blocks, packed, stored
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.kinds import TILE_KINDS
@@ -19,8 +19,6 @@ from halfbyte.kernels.kind import MatrixSpec, carrier
 from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 
 pytestmark = needs_compiler
-
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def kind_of(weight: Weight) -> str:

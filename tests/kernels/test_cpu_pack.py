@@ -11,7 +11,7 @@ import pytest
 import torch
 from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, sizes
 from numpy.typing import NDArray
-from pack_support import HALVES, TYPES, blocks, packed, stored
+from pack_support import DTYPES, HALVES, TYPES, blocks, packed, stored
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
