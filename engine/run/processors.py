@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # A repetition of some hundred tokens would overflow float32; this is as good as never.
 MOST_PENALTY = 1e30
 # Longest repetition that is counted: a longer one is as good as forbidden with any base above 1.
-LONGEST_REPETITION = 512
+LONGEST_REPETITION = 1024
 
 
 def bias(logits_V: Tensor, row: RowSampling) -> Tensor:
@@ -72,8 +72,9 @@ def dry(logits_V: Tensor, row: RowSampling) -> Tensor:
     for token, length in lengths.items():
         costs = length >= p.dry_allowed_length and token not in breakers
         if costs and token < out.shape[0]:
-            growth = p.dry_base ** min(length - p.dry_allowed_length, LONGEST_REPETITION)
-            out[token] -= min(p.dry_multiplier * growth, MOST_PENALTY)
+            # Logarithms of it do not overflow where it would.
+            growth = (length - p.dry_allowed_length) * math.log(p.dry_base)
+            out[token] -= min(p.dry_multiplier * math.exp(min(growth, 700.0)), MOST_PENALTY)
     return out
 
 
@@ -85,7 +86,7 @@ def _repetitions(text: list[int], breakers: frozenset[int]) -> dict[int, int]:
     """
     back = text[::-1]
     free = next((i for i, token in enumerate(back) if token in breakers), len(back))
-    most = min(free, LONGEST_REPETITION * 2)
+    most = min(free, LONGEST_REPETITION)
     lengths: dict[int, int] = {}
     z = [0] * len(back)
     left = right = 0

@@ -157,6 +157,14 @@ def _empty(drawn: _Drawn | str) -> bool:
     return not isinstance(drawn, str) and drawn[0] == -1
 
 
+def _looked_at(row: RowSampling) -> bool:
+    """Whether every token needs a look: its log-probability is wanted, or more may forbid it."""
+    draw, params = row.draw, row.params
+    held = row.position - row.prompt_length + 1 < params.min_tokens and params.stop_token_ids
+    lists = draw.forbidden is not None or draw.bad_words
+    return bool(draw.rated or lists or held or params.processors)
+
+
 def _with_forced(row: RowSampling, sampled: Sampled) -> tuple[Sampled, ...] | str:
     """A token, and those that a grammar lets follow alone; or why the grammar failed."""
     draw, params = row.draw, row.params
@@ -164,8 +172,7 @@ def _with_forced(row: RowSampling, sampled: Sampled) -> tuple[Sampled, ...] | st
         return (sampled,)
     try:
         draw.follow([sampled.token], params)
-        # Where log-probabilities are wanted, each token needs logits of the model.
-        if draw.grammar is None or draw.rated or draw.grammar.ended:
+        if draw.grammar is None or draw.grammar.ended or _looked_at(row):
             return (sampled,)
         forced = draw.grammar.forced()[: row.room - 1]
         draw.follow(forced, params)

@@ -293,7 +293,7 @@ def test_the_prompt_is_rated_once_for_all_choices(tiny_hf: Path) -> None:
         counts = count_computed(engine)
         (done,) = engine.generate([ids], warm(n=3, best_of=4, prompt_logprobs=2, max_tokens=3))
     assert done.prompt_logprobs == alone.prompt_logprobs
-    # The first choice computes what is cached, too; the others the last two tokens alone.
-    assert sum(counts) == 50 + 3 * 2 + 4 * 2
+    # The first choice computes what is cached, too; the others the last token alone.
+    assert sum(counts) == 50 + 3 * 1 + 4 * 2
     rated: Callable[[Sampled | None], bool] = lambda one: one is not None  # noqa: E731
     assert [*map(rated, done.prompt_logprobs or ())] == [False, *[True] * 49]
