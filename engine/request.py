@@ -21,6 +21,12 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class RequestFault(str):
+    """Why a request ended with an error that lies in what it asked for, not in the engine."""
+
+    __slots__ = ()
+
+
 class Sampled(NamedTuple):
     """A token that was drawn, from the runner to whoever asked.
 
@@ -160,7 +166,8 @@ class Completion:
         timings: seconds and tokens per second.
         seed: the seed used, so that a run can be repeated; None when greedy.
         stop_reason: the stop string or stop token id that ended it, or None.
-        error: text when ``finish_reason`` is ``error``.
+        error: text when ``finish_reason`` is ``error``; a ``RequestFault`` where the request itself
+            is to blame.
         index: which of the choices for its prompt.
         logprobs: what was drawn, token by token, where ``logprobs`` was asked for.
         text_offsets: where in the text each token's characters begin, where ``logprobs`` was.

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..engine.params import SamplingParams
-from ..engine.request import Completion, Delta, FinishReason, PromptReader
+from ..engine.request import Completion, Delta, FinishReason, PromptReader, RequestFault
 from ..engine.serve.client import EngineClient
 from ..engine.serve.stream import RequestStream, ready
 from .dialects.base import failed as failed_answer
@@ -223,6 +223,8 @@ class Job:
         if failed is None:
             return
         completion = failed
+        if isinstance(completion.error, RequestFault):
+            raise ApiError(400, completion.error, code="request_failed")
         if completion.finish_reason is FinishReason.ERROR:
             logger.error("request %s failed: %s", self._call.request_id, completion.error)
             raise internal_error() if self._client.health().alive else engine_down()

@@ -19,7 +19,7 @@ from torch import Tensor
 from halfbyte.errors import GrammarError, HalfbyteError, described
 
 from ..backends.base import Drawer
-from ..request import Sampled
+from ..request import RequestFault, Sampled
 from .logprobs import logprobs, rated
 from .masks import Mask, make_mask
 from .sampling import RowSampling, sample_row, shaped_row
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 BROKEN = "the model's logits are not finite numbers: nothing can be drawn from them"
 """Why a row has no token: NaN, or nothing above -inf, or an infinite largest logit."""
 
-NOTHING_LEFT = (
+NOTHING_LEFT = RequestFault(
     "no token may be drawn here: the grammar, allowed_token_ids, bad_words, processors and the "
     "model's own suppressed tokens leave none"
 )
@@ -85,7 +85,7 @@ class Sampler:
             try:
                 mask = make_mask(row, self.valid, self._end_tokens)
             except GrammarError as error:
-                errors[i] = error.message
+                errors[i] = RequestFault(error.message)
                 continue
             if mask is not None:
                 masks[i] = mask
@@ -97,8 +97,10 @@ class Sampler:
                 (drawn[i],) = self._isolated(logits[i : i + 1], rows[i : i + 1])
         out: list[tuple[Sampled, ...] | str] = []
         for i, (row, item) in enumerate(zip(rows, drawn, strict=True)):
-            if i in errors or isinstance(item, str):
-                out.append(errors.get(i) or str(item))
+            if i in errors:
+                out.append(errors[i])
+            elif isinstance(item, str):
+                out.append(item)
             elif item[0] == -1:
                 emptied = i in masks and masks[i].emptied
                 # Of a shaped row: what its processors left.
@@ -177,5 +179,5 @@ def _with_forced(row: RowSampling, sampled: Sampled) -> tuple[Sampled, ...] | st
         forced = draw.grammar.forced()[: row.room - 1]
         draw.follow(forced, params)
     except GrammarError as error:
-        return error.message
+        return RequestFault(error.message)
     return sampled, *map(Sampled, forced)

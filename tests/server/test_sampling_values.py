@@ -92,5 +92,7 @@ async def test_extreme_values_of_every_sampling_field(http: httpx.AsyncClient) -
 async def test_a_wish_that_leaves_no_token_fails_alone(http: httpx.AsyncClient) -> None:
     body = {"prompt": "The sea", "max_tokens": 2, "allowed_token_ids": [320, 281]}
     got = await http.post("/v1/completions", json={**body, "bad_words": ["in"]})
-    assert got.status_code >= 400 and got.json()["error"]["message"]
+    error = got.json()["error"]
+    assert got.status_code == 400 and error["code"] == "request_failed"
+    assert "no token may be drawn" in error["message"] and "bad_words" in error["message"]
     assert (await http.post("/v1/completions", json=body)).status_code == 200
