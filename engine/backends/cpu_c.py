@@ -8,7 +8,7 @@ bfloat16; with ``exact`` or float32 it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ParamSpec
 
@@ -37,8 +37,10 @@ from ...kernels.formats.activations import KV_RULE
 from ...kernels.formats.canonical import Weight
 from ...kernels.formats.weight_format import ActivationFormat, InputRule
 from ..run.kv_cache import LayerKV
+from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape
+from .cpu_sampling import draw_rows
 from .plain import CpuParts, rope_of
 from .scratch import Scratch
 
@@ -302,6 +304,10 @@ class CompiledOps(CpuParts[TiledLinear]):
         op = ops.Argmax(logits=logits_SV, out=out, tokens=rows, width=width, stride=stride)
         self.library.run(RECORDS.pack(op)[0], 1)
         return out
+
+    def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor:
+        """One token for each row of [S, V], int64 [S], or -1; computed at once."""
+        return draw_rows(self.library, logits_SV, rows)
 
     def begin_record(self) -> None:
         """Start a new program."""

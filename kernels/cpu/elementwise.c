@@ -1,4 +1,4 @@
-/* RMSNorm, RoPE with KV write, the gated activation, addition and the greedy choice. */
+/* RMSNorm, RoPE with KV write, the gated activation and addition. */
 #include "rows.h"
 
 static void norm_row(const float *x, const float *gain, float *out, int d, float eps) {
@@ -142,35 +142,5 @@ void hb_add(const struct add *op, int tid, int threads) {
             for (int i = begin; i < end; i++) y[i] += from_bf16(half[i]);
         else
             for (int i = begin; i < end; i++) y[i] += x[i];
-    }
-}
-
-void hb_argmax(const struct argmax *op, int tid, int threads) {
-    int width = op->width;
-    for (int t = tid; t < op->tokens; t += threads) {
-        const float *x = op->logits + (size_t)t * op->stride;
-        vf top = vf_set(-INFINITY);
-        float best = -INFINITY;
-        vi nan = {0};
-        int i = 0, bad = 0;
-        for (; i + LANES <= width; i += LANES) {
-            vf v = vf_load(x + i);
-            vi more = v > top;
-            nan |= v != v;
-            top = (vf)(((vi)v & more) | ((vi)top & ~more));
-        }
-        for (; i < width; i++) {
-            bad |= x[i] != x[i];
-            best = x[i] > best ? x[i] : best;
-        }
-        for (i = 0; i < LANES; i++) bad |= nan[i];
-        float peak = vf_max(top);
-        best = peak > best ? peak : best;
-        if (bad || best == INFINITY || best == -INFINITY) {
-            op->out[t] = -1;
-            continue;
-        }
-        for (i = 0; i < width - 1 && x[i] != best; i++) {}
-        op->out[t] = i;
     }
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from .draw_ops import Argmax, Draw
 from .enums import (
     ENUMS,
     Added,
@@ -39,7 +40,6 @@ from .records import (
     Floats,
     Int,
     Ints,
-    Longs,
     Memory,
     Op,
     ReadBytes,
@@ -390,16 +390,6 @@ class Quantize(Op):
     factor: Float
 
 
-class Argmax(Op):
-    """First index of the largest of each row of [T, V], -1 where it is no finite number."""
-
-    logits: ReadFloats
-    out: Longs
-    tokens: Int
-    width: Int
-    stride: Int
-
-
 class PackRows(Op):
     """Canonical codes, or dense elements, [N, row_bytes] to tiles.
 
@@ -457,6 +447,7 @@ RECORDS = Records(
             ToBf16,
             Gemm,
             Argmax,
+            Draw,
             Add,
             Gather,
             Quantize,

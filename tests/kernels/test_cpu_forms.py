@@ -12,6 +12,7 @@ import pytest
 import test_cpu_attention as attention
 import test_cpu_calibrator as calibrator
 import test_cpu_compact as compact
+import test_cpu_draw as draw
 import test_cpu_elementwise as elementwise
 import test_cpu_linear as linear
 import test_cpu_pack as packing
@@ -124,12 +125,20 @@ def test_elementwise(form: Form) -> None:
                 elementwise.test_silu_mul(width, exact)
                 elementwise.test_gelu_mul(width, exact)
         elementwise.test_add(17)
-        elementwise.test_argmax_takes_the_first_of_the_largest()
         elementwise.test_rope_and_kv_write(6, 2, 20, 20, 16, True)
         for dtype in attention.KV_TYPES[1:]:
             elementwise.test_keys_and_values_are_rounded_bit_for_bit(dtype)
         elementwise.test_gated_mul_at_the_ends(40, False, "gelu_tanh")
         elementwise.test_exact_bits_of_norm_rope_and_gate_do_not_depend_on_the_batch()
+
+
+@each_form
+def test_draw(form: Form) -> None:
+    with using(form):
+        draw.test_argmax_takes_the_first_of_the_largest()
+        draw.test_argmax_of_a_broken_row_is_none_and_the_others_have_theirs()
+        draw.test_draws_are_those_of_the_reference()
+        draw.test_nothing_is_drawn_from_a_broken_row()
 
 
 @each_form

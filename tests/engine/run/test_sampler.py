@@ -327,11 +327,12 @@ def test_where_all_tokens_would_end_the_text_one_is_drawn(backend: Any) -> None:
     assert draw(made, torch.full((2, VOCAB), torch.nan), rows) == [BROKEN] * 2
 
 
-def test_the_sampling_kernel_draws_what_the_host_draws() -> None:
+@pytest.mark.parametrize("backend", ["interpreter", "auto"])
+def test_the_backend_draws_what_the_host_draws(backend: Any) -> None:
     """All filters and penalties at once, greedy rows among them, in batches of changing size."""
     seed = fresh_seed()
     rng = random.Random(seed)
-    device = Sampler(VOCAB, make_backend(EngineConfig(backend="interpreter")).drawer)
+    device = sampler(backend=backend)
     for turn in range(12):
         rows = [random_row(rng) for _ in range(rng.randint(1, 6))]
         logits = logits_of(len(rows), seed + turn)
