@@ -48,9 +48,10 @@ class Calibrator(GroupFits, Protocol):
     def add_moments(self, sum_KK: Tensor, x_TK: Tensor) -> None:
         """``sum += x^T x``, symmetric, of inputs that may be rounded.
 
-        The noise of rounding has at most 0.4 % of the energy of its column, and far less where
-        that is not all in a few tokens. What is added is, but for float32 sums, a matrix times its
-        transpose. It is not finite on the diagonal of columns in which inputs are not.
+        The squares of rounding errors sum to at most 0.4 % of the squares of their column, and far
+        less where those are not all in a few tokens. What is added is, but for float32 sums, a
+        matrix times its transpose. It is not finite on the diagonal of columns in which inputs
+        are not.
 
         Args:
             sum_KK: float32 [K, K], symmetric and contiguous.

@@ -136,7 +136,7 @@ def quantize_model(
         windows: a text to calibrate on; None for methods that want none.
         smoother: chooses scales to be moved into the op before, or None.
         config: how the text goes through the model; by default with inputs as rounded by blocks,
-            which is faster than floats and gives the same statistics but for 0.4 % of noise.
+            which is faster than floats and gives the same statistics but for little noise.
         done: told after each layer.
         matrices: of the layers, which are quantized; None = all.
         others: matrices outside the layers (embedding, head) to be quantized, without inputs.

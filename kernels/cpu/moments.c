@@ -1,9 +1,9 @@
 /* Second moments, sums += x^T x, from inputs rounded to int8.
  *
  * MOMENT_TOKENS tokens at a time, a panel, share a scale for each column, so sums over a panel are
- * those of whole numbers, exact. In a column of a panel the noise of rounding has at most
- * MOMENT_TOKENS / (4 * 127^2) = 0.4 % of the energy, when one token has nearly all of it, and 0.005 %
- * where inputs are normally distributed; what is summed is still a matrix times its transpose. Float
+ * those of whole numbers, exact. In a column of a panel the squares of rounding errors sum to at
+ * most MOMENT_TOKENS / (4 * 127^2) = 0.4 % of the column's, when one token has nearly all of those, and
+ * to 0.005 % where inputs are normally distributed; what is summed is still a matrix times its transpose. Float
  * products take three times as long on processors that multiply bytes.
  *
  * Codes lie as [panel][block of columns][quad of tokens][column][4]: a vector has four tokens of
