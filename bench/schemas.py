@@ -217,7 +217,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="also write the figures and bad answers here")
     args = parser.parse_args()
-    engine = Engine(args.model, device=args.device, max_batch=args.batch)
+    # A prompt is answered twice: with its keys kept, only the first answer would compute it.
+    engine = Engine(args.model, device=args.device, max_batch=args.batch, prefix_cache=False)
     found = run(engine, args.count, args.seed, args.batch, args.max_tokens, args.temperature)
     found |= {"model": engine.name, "backend": engine.backend, "machine": machine_info()}
     print(render(found))

@@ -83,34 +83,41 @@ class _Converter:
         self._split = set(rules) - self._regular_rules()
         self._broken: set[Expression] = set()
         self._named: dict[Expression, str] = {}
+        self._lexemes: set[str] = set()
+        self._waiting: list[str] = []
 
     def lark(self) -> str:
         """The grammar in Lark's form."""
         if "root" not in self._split:
-            top = [f"start: {self._name('root')}"]
+            top = [f"start: {self._lexeme('root')}"]
         else:
             while clashes := self._clashes():
                 self._split |= {unit.name for unit in clashes if isinstance(unit, RuleRef)}
                 self._broken |= {unit for unit in clashes if not isinstance(unit, RuleRef)}
             top = [
-                f"{self._name(name)}: {self._written(self._rules[name], in_lexeme=False)}"
+                f"{self._rule(name)}: {self._written(self._rules[name], in_lexeme=False)}"
                 for name in self._rules
                 if name in self._split
             ]
-        lexemes = [
-            f"{self._name(name)}: {self._written(rule, in_lexeme=True)}"
-            for name, rule in self._rules.items()
-            if name not in self._split
-        ]
         named = [
             f"{name}: {self._written(unit, in_lexeme=True)}" for unit, name in self._named.items()
         ]
+        lexemes: list[str] = []
+        while self._waiting:
+            name = self._waiting.pop()
+            written = self._written(self._rules[name], in_lexeme=True)
+            lexemes.append(f"{self._lexeme(name)}: {written}")
         return "\n".join([*top, *lexemes, *named, ""])
 
-    def _name(self, rule: str) -> str:
-        if rule not in self._split:
-            return f"T{self._number[rule]}"
-        return "start" if rule == "root" else f"r{self._number[rule]}"
+    def _rule(self, name: str) -> str:
+        return "start" if name == "root" else f"r{self._number[name]}"
+
+    def _lexeme(self, name: str) -> str:
+        """What a rule is called as a lexeme or a part of one, be it a rule as well."""
+        if name not in self._lexemes:
+            self._lexemes.add(name)
+            self._waiting.append(name)
+        return f"T{self._number[name]}"
 
     def _written(self, node: Expression, *, in_lexeme: bool) -> str:
         literal = _literal(node)
@@ -122,7 +129,9 @@ class _Converter:
             case Chars(ranges):
                 return _set(ranges)
             case RuleRef(name):
-                return self._name(name)
+                return (
+                    self._lexeme(name) if in_lexeme or name not in self._split else self._rule(name)
+                )
             case Repeat(item, least, most):
                 written = self._written(item, in_lexeme=in_lexeme)
                 return f"({written}){_repeats(least, most)}" if most != 0 else '""'

@@ -134,6 +134,11 @@ class OneByOneExecutor(Executor):
         return self._network.cap(logits if step.sample_index is None else logits[step.sample_index])
 
 
+# Tokens without logits that a replayed step may have: where a grammar left no choice, and of short
+# prompts. Noting a step down takes longer than these.
+SPARE_TOKENS = 8
+
+
 @dataclass(slots=True)
 class _Recorded:
     step: StepInputs
@@ -143,6 +148,8 @@ class _Recorded:
 
 class RecordingExecutor(Executor):
     """Notes every step down before it is computed, and replays decode steps by their key.
+
+    A step with a few tokens more than logits is replayed as a decode step of all its tokens.
 
     Args:
         network: as for :class:`Executor`, like ``kv``, ``limit`` and ``prepare``.
@@ -159,14 +166,25 @@ class RecordingExecutor(Executor):
     ) -> None:
         super().__init__(network, kv, limit if network.recordable else 0, prepare)
         self._recorder = recorder
+        # Most rows of a step that is replayed.
+        self._rows = self._limit + SPARE_TOKENS if self._limit else 0
         self._logits: Tensor | None = None
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
     def run(self, step: StepInputs) -> Tensor:
         """Logits [S, V] of a step; those of a decode step are overwritten by the next."""
-        replay = step.decodes and len(step.spans) <= self._limit
+        wanted = len(step.token_ids) if step.sample_index is None else len(step.sample_index)
+        if self._nearly_decodes(step, wanted):
+            step = step.as_decode()
+        replay = step.decodes and len(step.spans) <= self._rows
         step = self._prepare(step)
-        return self._network.cap(self._replay(step) if replay else self._once(step))
+        return self._network.cap(self._replay(step)[:wanted] if replay else self._once(step))
+
+    def _nearly_decodes(self, step: StepInputs, wanted: int) -> bool:
+        """Whether a step is none that decodes, but can be replayed as one."""
+        tokens = len(step.token_ids)
+        few = tokens <= self._rows and tokens - wanted <= SPARE_TOKENS
+        return few and step.sample_index is not None and step.hidden is None
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -201,7 +219,7 @@ class RecordingExecutor(Executor):
     def _keep(self, step: StepInputs) -> _Recorded:
         if self._logits is None:
             # One for all: recordings of every batch size would hold gigabytes of them.
-            self._logits = self._network.logits_buffer(self._limit)
+            self._logits = self._network.logits_buffer(self._rows)
         return _Recorded(step, *self._record(step, self._logits[: len(step.spans)]))
 
     def _record(self, step: StepInputs, out: Tensor | None = None) -> tuple[Program, Tensor]:
@@ -216,6 +234,10 @@ class RecordingExecutor(Executor):
 
 class CapturingExecutor(RecordingExecutor):
     """Replays decode steps as CUDA graphs; other steps are computed op by op."""
+
+    def _nearly_decodes(self, step: StepInputs, wanted: int) -> bool:
+        """Never: a graph more costs more than its launches."""
+        return False
 
     def monitor(self) -> JitMonitor | None:
         """Listens for compilations."""

@@ -109,6 +109,28 @@ class StepInputs:
         if self.rope_local is not None and other.rope_local is not None:
             self.rope_local.copy_(other.rope_local)
 
+    def as_decode(self) -> StepInputs:
+        """The same tokens as a decode step: each is a row, those whose logits are wanted first.
+
+        A text's keys are all written before any of its tokens looks at them.
+        """
+        assert self.sample_index is not None and self.hidden is None
+        wanted = torch.zeros(self.token_ids.shape[0], dtype=torch.bool)
+        wanted[self.sample_index] = True
+        order = torch.cat([self.sample_index, (~wanted).nonzero().squeeze(-1)])
+        starts = [span.start + i for span in self.spans for i in range(span.end - span.begin)]
+        return StepInputs(
+            token_ids=self.token_ids[order],
+            positions=self.positions[order],
+            rope=self.rope[order],
+            rope_local=None if self.rope_local is None else self.rope_local[order],
+            slots=self.slots[order],
+            row_index=torch.arange(len(order), dtype=torch.int32),
+            block_tables=self.block_tables[self.row_index[order].long()],
+            spans=[RowSpan(i, i + 1, starts[t]) for i, t in enumerate(order.tolist())],
+            sample_index=None,
+        )
+
     def one_by_one(self) -> Iterator[StepInputs]:
         """Each token as a step by itself that wants its logits, in order."""
         for row, span in enumerate(self.spans):

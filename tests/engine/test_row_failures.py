@@ -11,7 +11,6 @@ import pytest
 import torch
 from test_engine_failures import GREEDY, OVERLAP, TEXTS, assert_clean, drain
 
-import halfbyte.engine.run.sampler as sampler_module
 from halfbyte import Engine, SamplingParams
 from halfbyte.engine.request import FinishReason, TokenEvent
 from halfbyte.engine.run.step import StepInputs
@@ -96,14 +95,15 @@ def test_requests_that_fail_by_themselves_never_end_the_engine(
     warm = SamplingParams(temperature=0.8, seed=1, max_tokens=6, ignore_eos=True)
     bad = replace(warm, seed=666)
     want = [done.token_ids for done in engine.generate(TEXTS, warm)]
-    real = sampler_module.sample_row
+    drawer = engine._loop.runner.sampler.drawer
+    real = drawer.sample
 
-    def fragile(logits: Any, row: Any) -> int:
-        if row.params.seed == 666:
+    def fragile(logits: Any, rows: Any) -> Any:
+        if any(row.params.seed == 666 for row in rows):
             raise ValueError("no such thing")
-        return real(logits, row)
+        return real(logits, rows)
 
-    monkeypatch.setattr(sampler_module, "sample_row", fragile)
+    monkeypatch.setattr(drawer, "sample", fragile)
     for _ in range(4):
         (alone,) = engine.generate(TEXTS[0], bad)
         done = engine.generate(TEXTS, [warm, bad, warm, warm])

@@ -118,6 +118,9 @@ def test_a_lexeme_leaves_what_belongs_to_the_next_one() -> None:
         ('root ::= r "b" | "c"\nr ::= "(" root ")" x\nx ::= [ab]+', "(c)abb"),
         ('root ::= x z root | "d"\nx ::= "a" | "abc"\nz ::= "bd" | "e"', "abdd"),
         ('root ::= "a" "bc" root | "ab" "e" root | "ab" "cd" | "d"', "abcd"),
+        # x is taken apart, and is a part of the lexeme y as well.
+        ('root ::= x "b" root | "(" y ")"\nx ::= [ab]+\ny ::= "c" x "c"', "aab(cabac)"),
+        ('root ::= x "b" root | "d"\nx ::= [ab]+\nunused ::= x', "aabd"),
     ],
 )
 def test_lexemes_that_may_clash_are_taken_apart(source: str, text: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfbyte.engine.models.rope import Rotaries
 from halfbyte.engine.run.executors import (
+    SPARE_TOKENS,
     CapturingExecutor,
     EagerExecutor,
     OneByOneExecutor,
@@ -93,7 +94,7 @@ def a_cache() -> KVCache:
 def some_rows() -> Rows:
     seed = random.randrange(1 << 40)
     print("seed", seed)
-    rows = Rows(4, 32, 16, Rotaries(MODEL))
+    rows = Rows(4 + SPARE_TOKENS, 32, 16, Rotaries(MODEL))
     rows.tokens.random_(0, 50, generator=torch.Generator().manual_seed(seed))
     return rows
 
@@ -111,8 +112,8 @@ def test_decode_steps_are_replayed_by_their_key() -> None:
         (1, 2, ["run"]),
         (2, 3, ["noted", "run"]),
         (5, 2, ["run"]),
-        (6, 4, ["noted", "run"]),  # above the limit: noted for this once
-        (7, 4, ["noted", "run"]),
+        (6, 4 + SPARE_TOKENS, ["noted", "run"]),  # above the limit: noted for this once
+        (7, 4 + SPARE_TOKENS, ["noted", "run"]),
     ):
         tape.calls.clear()
         step, ids = decode(rows, count, start)
@@ -122,7 +123,7 @@ def test_decode_steps_are_replayed_by_their_key() -> None:
 
 def test_chunks_of_prompts_and_networks_that_look_at_numbers_are_not_kept() -> None:
     rows = some_rows()
-    chunk = rows.step([(0, 0, 5), (1, 3, 1)], [True, False])
+    chunk = rows.step([(0, 0, 2 + SPARE_TOKENS), (1, 3, 1)], [True, False])
     for tape in (Tape(), Tape(recordable=False)):
         made = RecordingExecutor(network(tape), a_cache(), 3, tape)
         steps = [chunk] if tape.recordable else [chunk, decode(rows, 2, 4)[0]]
@@ -130,6 +131,47 @@ def test_chunks_of_prompts_and_networks_that_look_at_numbers_are_not_kept() -> N
             tape.calls.clear()
             assert made.run(step).shape[0] == (1 if step is chunk else 2)
             assert tape.calls == ["noted", "run"]
+
+
+def test_a_few_tokens_without_logits_are_replayed_as_rows() -> None:
+    """What a token sees is its own text up to it, in whatever row of the step it stands."""
+    rows, tape = some_rows(), Tape()
+    rows.block_tables[:] = torch.arange(rows.block_tables.numel()).view_as(rows.block_tables)
+    made = RecordingExecutor(network(tape), a_cache(), 3, tape)
+    seen: list[StepInputs] = []
+    for runs, wanted in (
+        ([(0, 4, 1), (1, 3, 3), (2, 14, 4)], [1, 1, 1]),
+        ([(2, 20, 3), (0, 9, 4), (1, 1, 1)], [1, 0, 1]),
+        ([(1, 2, 4), (2, 5, 4)], [3, 0]),
+    ):
+        step = rows.step(runs, wanted)
+        tape.calls.clear()
+        logits = made.run(step)
+        assert tape.calls == (["run"] if seen else ["noted", "run"])
+        assert step.sample_index is not None
+        assert logits.flatten().tolist() == step.token_ids[step.sample_index].tolist()
+        seen.append(step.as_decode())
+        found = {
+            (int(slot), int(position), int(token), int(table[position // 16]) * 16 + position % 16)
+            for slot, position, token, table in zip(
+                seen[-1].slots.tolist(),
+                seen[-1].positions.tolist(),
+                seen[-1].token_ids.tolist(),
+                seen[-1].block_tables.tolist(),
+                strict=True,
+            )
+        }
+        tokens = [(row, at) for row, start, count in runs for at in range(start, start + count)]
+        assert found == {
+            (slot, at, int(rows.tokens[row, at]), slot)
+            for row, at in tokens
+            for slot in [int(rows.block_tables[row, at // 16]) * 16 + at % 16]
+        }
+        assert seen[-1].decodes and [s.start for s in seen[-1].spans] == seen[-1].positions.tolist()
+    tape.calls.clear()
+    hidden = rows.step([(0, 4, 2)], [1], [2])
+    made.run(hidden)
+    assert tape.calls == ["noted", "run"]
 
 
 def test_a_capture_comes_after_one_computation() -> None:
