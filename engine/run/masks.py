@@ -21,13 +21,11 @@ class Mask:
         ids: single ids, as well.
         held: ids that are drawn only where nothing else could be: they would end the text before
             its ``min_tokens``.
-        emptied: nothing was left.
     """
 
     forbidden: Tensor | None
     ids: list[int]
     held: list[int]
-    emptied: bool = False
     _saved: Tensor | None = None
 
     def apply(self, logits_V: Tensor) -> None:
@@ -39,7 +37,6 @@ class Mask:
         if self.held:
             self._saved = logits_V[self.held]
             logits_V[self.held] = -torch.inf
-        self.emptied = bool((logits_V == -torch.inf).all())
 
     def release(self, logits_V: Tensor) -> bool:
         """Put back the logits of what was held; False when none was."""
@@ -47,7 +44,6 @@ class Mask:
             return False
         logits_V[self.held] = self._saved
         self._saved = None
-        self.emptied = bool((logits_V == -torch.inf).all())
         return True
 
 

@@ -102,9 +102,9 @@ class Sampler:
             elif isinstance(item, str):
                 out.append(item)
             elif item[0] == -1:
-                emptied = i in masks and masks[i].emptied
-                # Of a shaped row: what its processors left.
-                emptied |= item[1] is not None and bool((item[1] == -torch.inf).all())
+                # What masks left, or of a shaped row: its processors.
+                left = logits[i] if item[1] is None else item[1]
+                emptied = (i in masks or item[1] is not None) and bool((left == -torch.inf).all())
                 out.append(NOTHING_LEFT if emptied else BROKEN)
             else:
                 out.append(_with_forced(row, rated(item[0], raw.get(i, item[1]), row)))
