@@ -11,10 +11,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
+
 from halfbyte.errors import ConfigError, QuantizeError
 
 from ..engine.config import EngineConfig
 from ..engine.text.tokenizer_thread import LayersDone
+from ..kernels.formats.canonical import QuantizedLinear
+from ..kernels.formats.weight_format import WeightFormat
 from ..loaders.base import Checkpoint
 from .methods.base import Quantizer
 from .methods.gguf import GGUFQuantizer
@@ -22,8 +26,10 @@ from .methods.gguf_presets import same_type
 from .methods.mixed import MixedQuantizer
 from .recipe import Order, Recipe, make_recipe
 from .report.budget import Choice, allocate
-from .report.sensitivity import measure
+from .report.sensitivity import WrittenBits, measure
 from .windows import Windows
+from .write.folder import folder_dtype
+from .write.folder_format import FolderFormat
 
 # Bits that formats of folders may hold, and block types of GGUF files.
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -47,7 +53,8 @@ def mix(
         request: without bits.
         model: a dense model.
         windows: a text to measure on.
-        budget: most bits of a weight, scales included, on the average over all matrices.
+        budget: most bits of a weight on the average over all matrices, as they are written: with
+            scales and whatever else the format has beside codes.
         max_kl: most KL divergence that is predicted, nats a token; give one of the two.
         config: how the text goes through the model.
         progress: told after each layer.
@@ -61,7 +68,15 @@ def mix(
     plain = make_recipe(request, model)
     candidates = _candidates(request, model, plain)
     probe = "4" if "4" in candidates else next(name for name in candidates if "4" in name)
-    found = measure(model, windows, candidates, probe, config=config, progress=progress)
+    found = measure(
+        model,
+        windows,
+        candidates,
+        probe,
+        config=config,
+        progress=progress,
+        size=None if plain.folder is None else _written(plain.folder, model),
+    )
     groups = _groups(found.choices)
     limit = None if budget is None else math.floor(budget * found.weights)
     chosen = allocate({key: some for key, (_, some) in groups.items()}, limit, max_kl)
@@ -83,6 +98,21 @@ def mix(
     for name in plain.others:
         by_module[name.removesuffix(".weight")] = plain.quantizer
     return replace(plain, quantizer=MixedQuantizer(by_module), settings=settings)
+
+
+def _written(folder: FolderFormat, model: Checkpoint) -> WrittenBits:
+    """Bits of a matrix as a folder has it; the same for all of one shape and format."""
+    dtype = getattr(torch, folder_dtype(model))
+    known: dict[tuple[tuple[int, int], WeightFormat], int] = {}
+
+    def bits(name: str, weight: QuantizedLinear) -> int:
+        key = weight.shape, weight.format
+        if key not in known:
+            tensors = folder.encode(name.removesuffix(".weight"), weight, dtype)
+            known[key] = 8 * sum(tensor.nbytes for tensor in tensors.values())
+        return known[key]
+
+    return bits
 
 
 def _candidates(request: Order, model: Checkpoint, plain: Recipe) -> dict[str, Quantizer]:

@@ -91,6 +91,7 @@ class Recipe:
         settings: everything as it was settled, by name.
         file: the output is one file.
         trained: what QAT trains codes of; None = ``quantizer`` finds them.
+        folder: how a folder has each matrix; None for GGUF files.
     """
 
     quantizer: Quantizer
@@ -101,6 +102,7 @@ class Recipe:
     settings: dict[str, object]
     file: bool = False
     trained: UniformCodes | None = None
+    folder: FolderFormat | None = None
 
 
 def make_recipe(request: Order, model: Checkpoint) -> Recipe:
@@ -184,7 +186,8 @@ def _tables(
         quantizer = BlockTableQuantizer(kind, block, double)
         folder = BitsAndBytesFormat(double)
         settings |= {"block": block, "double quantization": double}
-    return Recipe(quantizer, None, _names(linears), (), _folder_writer(folder), settings)
+    write = _folder_writer(folder)
+    return Recipe(quantizer, None, _names(linears), (), write, settings, folder=folder)
 
 
 def _uniform(request: Order, form: str, linears: list[TensorInfo]) -> Recipe:
@@ -247,7 +250,8 @@ def _uniform(request: Order, form: str, linears: list[TensorInfo]) -> Recipe:
     trained = codes if request.method == "qat" else None
     if trained is not None:
         settings["steps"] = request.steps or QAT_STEPS
-    return Recipe(quantizer, smoother, _names(linears), (), write, settings, trained=trained)
+    names, folder = _names(linears), kinds[form]
+    return Recipe(quantizer, smoother, names, (), write, settings, trained=trained, folder=folder)
 
 
 def _quantizer(request: Order, scheme: str | None, codes: UniformCodes) -> Quantizer:

@@ -14,7 +14,7 @@ Shape letters: T tokens, N rows, K columns, R rows of logits, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from halfbyte.errors import RequestError
 from ...engine.config import EngineConfig
 from ...engine.text.tokenizer_thread import LayersDone
 from ...kernels.formats.canonical import QuantizedLinear
+from ...kernels.formats.stored import CODES_ALONE, StoredLinear
 from ...loaders.base import Checkpoint
 from ...loaders.model.quantizing import is_decoder_linear
 from ..hessian import Hessian
@@ -34,6 +35,9 @@ from ..places import compare_rows
 from ..walk import StackedLinear, Walk
 from ..windows import Windows
 from .budget import Choice
+
+WrittenBits = Callable[[str, QuantizedLinear], int]
+"""Bits of a weight, by its name, in the file that is to be written."""
 
 # Bits of a scale in files.
 _SCALE = 16
@@ -73,6 +77,7 @@ def measure(
     tokens: int = 512,
     config: EngineConfig | None = None,
     progress: LayersDone | None = None,
+    size: WrittenBits | None = None,
 ) -> Sensitivity:
     """Sizes and predicted losses of all matrices of the decoder's layers.
 
@@ -88,6 +93,7 @@ def measure(
         tokens: how many the losses are measured on, cut into whole windows or one shorter one.
         config: how the text goes through the model.
         progress: told after each layer.
+        size: bits of a matrix in the file that is to be written; without it :func:`stored_bits`.
 
     Raises:
         QuantizeError: a matrix cannot be quantized.
@@ -111,7 +117,7 @@ def measure(
             hessian = hessians.get(module)
             if hessian is not None:
                 found[module], differences[module] = _tried(
-                    f"{module}.weight", checkpoint, hessian, candidates, probe
+                    f"{module}.weight", checkpoint, hessian, candidates, probe, size
                 )
         for branch in branches.values():
             branch.share_layer(clean)
@@ -160,6 +166,7 @@ def _tried(
     hessian: Hessian,
     candidates: Mapping[str, Quantizer],
     probe: str,
+    size: WrittenBits | None,
 ) -> tuple[_Found, Tensor]:
     """A matrix in all candidates, and the probe's difference of weights [N, K]."""
     weight_NK, h_KK = dense_matrix(checkpoint, name), hessian.mean()
@@ -169,7 +176,7 @@ def _tried(
     for candidate, quantizer in candidates.items():
         quantized = quantizer.quantize(name, weight_NK, hessian)
         difference_NK = quantized.dequantize() - weight_NK
-        sizes[candidate] = stored_bits(quantized)
+        sizes[candidate] = size(name, quantized) if size else stored_bits(quantized)
         errors[candidate] = _square(difference_NK, h_KK)
         if candidate == probe:
             probed_NK = difference_NK
@@ -177,7 +184,12 @@ def _tried(
 
 
 def stored_bits(weight: QuantizedLinear) -> int:
-    """Bits of a matrix in a file: codes, scales of 16 bits, zero points as wide as codes."""
+    """Bits of a matrix in a file: codes, scales of 16 bits, zero points as wide as codes.
+
+    Blocks of a GGUF file are counted as they are.
+    """
+    if isinstance(weight, StoredLinear) and weight.encoding not in CODES_ALONE:
+        return 8 * sum(part.nbytes for part in weight.parts)
     n, k = weight.shape
     zeros = weight.zeros
     added = 0

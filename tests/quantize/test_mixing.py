@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from halfbyte.errors import ConfigError, QuantizeError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
@@ -16,8 +17,8 @@ from halfbyte.loaders.base import Checkpoint
 from halfbyte.quantize.mixing import mix
 from halfbyte.quantize.pipeline import quantize_model
 from halfbyte.quantize.recipe import Order, Recipe
-from halfbyte.quantize.report.sensitivity import stored_bits
 from halfbyte.quantize.windows import Windows
+from halfbyte.quantize.write.gptq import GPTQFormat
 
 DENSE = Path(__file__).parents[1] / "fixtures" / "fp16-llama-spm"
 
@@ -46,7 +47,8 @@ def test_a_budget_is_kept_and_used(dense: Checkpoint, windows: Windows, budget: 
     recipe = mix(request, dense, windows, budget=budget)
     weights = made(recipe, dense, windows)
     total = sum(w.shape[0] * w.shape[1] for w in weights.values())
-    bits = sum(stored_bits(w) for w in weights.values()) / total
+    files = [GPTQFormat().encode(k, w, torch.float16).values() for k, w in weights.items()]
+    bits = 8 * sum(tensor.nbytes for file in files for tensor in file) / total
     # A group of matrices is at most a quarter of a layer, and steps are of one bit or two.
     assert budget - 0.6 < bits <= budget
     for layer in range(dense.config.num_layers):
