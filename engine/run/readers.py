@@ -14,10 +14,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from halfbyte.errors import HalfbyteError
+
 from ..request import PromptScore, Sampled
 from .logprobs import likeliest
 
 Pooling = Literal["mean", "last", "cls"]
+
+UNREADABLE = "what the model computed of the prompt is not finite numbers"
+"""Why nothing can be told of a prompt: NaN, or nothing above -inf, or an infinite largest one."""
 
 
 class _Reader(ABC):
@@ -30,11 +35,17 @@ class _Reader(ABC):
         self.seen = begin
 
     def read(self, start: int, rows_TC: Tensor) -> None:
-        """Take in rows [T, C] of the positions from ``start``."""
+        """Take in rows [T, C] of the positions from ``start``.
+
+        Raises HalfbyteError for rows that are not finite numbers.
+        """
         new_TC = rows_TC[max(self.seen - start, 0) :]
         if len(new_TC):
             assert start <= self.seen, "a chunk of the prompt was left out"
-            self._take(new_TC.to("cpu", torch.float32))
+            new_TC = new_TC.to("cpu", torch.float32)
+            if not bool(new_TC.amax(-1).isfinite().all()):  # NaN when any is
+                raise HalfbyteError(UNREADABLE)
+            self._take(new_TC)
             self.seen += len(new_TC)
 
     @abstractmethod
@@ -80,6 +91,11 @@ class LogprobReader(_Reader):
         for logits_V, token in zip(rows_TC, self._ids[self.seen + 1 :], strict=False):
             row = logits_V.log_softmax(-1)
             self._rated.append(Sampled(token, float(row[token]), likeliest(row, self._count)))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the prompt was read to its end."""
+        return self.seen == len(self._ids)
 
     def prompt(self) -> tuple[Sampled | None, ...]:
         """Every token of the prompt; None for the first, before which nothing stands.

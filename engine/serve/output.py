@@ -197,7 +197,10 @@ class OutputProcessor:
             logprobs=tuple(live.sampled) if rated else None,
             # A stop string is cut off, and its tokens with it.
             text_offsets=tuple(min(o, len(text)) for o in live.offsets) if rated else None,
-            prompt_logprobs=reader.prompt() if isinstance(reader, LogprobReader) else None,
+            # Of a prompt that was not computed to its end nothing is told.
+            prompt_logprobs=reader.prompt()
+            if isinstance(reader, LogprobReader) and reader.whole
+            else None,
         )
 
 

@@ -291,3 +291,12 @@ def test_a_reader_that_fails_ends_its_request_alone(engine: Engine) -> None:
     assert ends[names[0]].token_ids == want.token_ids
     assert ends[names[1]].finish_reason is FinishReason.ERROR
     assert ends[names[1]].error == "ValueError: cannot read"
+
+
+def test_of_a_prompt_that_was_cancelled_nothing_is_told(engine: Engine) -> None:
+    ids = random_ids(140)
+    name = engine.submit(ids, replace(GREEDY, prompt_logprobs=1))
+    engine.step()  # the first 48 tokens
+    engine.cancel(name)
+    done = run_off(engine)[name]
+    assert done.finish_reason is FinishReason.CANCELLED and done.prompt_logprobs is None

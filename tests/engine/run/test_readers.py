@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfbyte.engine.request import PromptReader, Sampled
 from halfbyte.engine.run.readers import LogitsReader, LogprobReader, Pooling, PoolingReader
+from halfbyte.errors import HalfbyteError
 
 VOCAB = 40
 
@@ -125,3 +126,17 @@ def test_a_chunk_that_was_left_out_is_noticed() -> None:
         reader.read(0, torch.randn(3, VOCAB))
         with pytest.raises(AssertionError, match="left out"):
             reader.read(4, torch.randn(2, VOCAB))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_is_not_read(bad: float) -> None:
+    """A row of logits is as good as none with one NaN, or without a finite largest one."""
+    rng = fresh_rng()
+    rows = torch.randn(6, VOCAB)
+    rows[3] = bad
+    ids = [rng.randrange(VOCAB) for _ in range(6)]
+    for reader in (LogitsReader(), LogprobReader(ids, 1), PoolingReader("mean")):
+        reader.read(0, rows[:3])
+        with pytest.raises(HalfbyteError, match="not finite"):
+            reader.read(3, rows[3:])
+        assert reader.seen == 3
