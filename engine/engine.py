@@ -148,8 +148,7 @@ class Engine:
         ``reader`` (``engine/run/readers.py``) looks at what is computed of the prompt.
 
         Raises:
-            RequestError: empty or too long prompt, unknown token ids, an id in use, or a reader
-                beside ``prompt_logprobs``, which is one.
+            RequestError: no or too long prompt, unknown token ids, id in use, or two readers.
         """
         params = sampling_params(params, {})
         ids = self._tokens(prompt, self._limit())
