@@ -73,12 +73,13 @@ test-slow: install
 test-templates: install
 	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/engine/text/test_real_templates.py
 # The C kernels for aarch64, cross-compiled; their arithmetic tests run under qemu-user.
+ARM_TESTS := attention calibrator compact draw elementwise fit linear pack quantized_inputs rounded
 test-arm: install
 	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || { \
 		echo "make test-arm needs a cross compiler and an emulator; on Debian:" >&2; \
 		echo "    apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
 	for form in neon dotprod i8mm; do export HALFBYTE_TEST_ARM=$$form; \
-		$(BIN)/python -m pytest $(addprefix tests/kernels/test_cpu_,attention.py elementwise.py linear.py pack.py quantized_inputs.py rounded.py) \
+		$(BIN)/python -m pytest $(PARALLEL) $(addprefix tests/kernels/test_cpu_,$(addsuffix .py,$(ARM_TESTS))) \
 		&& $(BIN)/python -m pytest -m slow tests/kernels/test_cpu_emulation.py || exit 1; done
 
 lint: install

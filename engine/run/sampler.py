@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from ..backends.base import Drawer
 from ..request import RequestFault, Sampled
 from .logprobs import logprobs, rated
 from .masks import Mask, make_mask
+from .processors import processed
 from .sampling import RowSampling, sample_row, shaped_row
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,10 @@ NOTHING_LEFT = RequestFault(
 """Why a row has no token although its logits are good."""
 
 _Drawn = tuple[int, Tensor | None]
-"""A token, and the log-probabilities [V] that it had where somebody wants those."""
+"""A token, and the log-probabilities [V] that it had where the host knows them.
+
+Without a token, -1, what the processors left of the logits.
+"""
 
 
 class Sampler:
@@ -130,18 +135,21 @@ class Sampler:
 
     def _draw(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[_Drawn]:
         """One token for each row, -1 where the logits are not finite numbers."""
-        shaped = {
-            i: shaped_row(logits[i].to("cpu", torch.float32), row)
-            for i, row in enumerate(rows)
-            if row.shaped
-        }
-        if not shaped:
-            return [(token, None) for token in self._plain(logits, rows)]
-        plain = [i for i in range(len(rows)) if i not in shaped]
-        drawn: dict[int, _Drawn] = {**shaped}
+        drawn: dict[int, _Drawn] = {}
+        ready, own = list(rows), logits
+        for i, row in enumerate(rows):
+            if row.shaped or (row.biased and logits.dtype != torch.float32):
+                drawn[i] = shaped_row(logits[i].to("cpu", torch.float32), row)
+            elif row.biased:
+                own = logits.clone() if own is logits else own
+                own[i] = processed(logits[i].cpu(), row).to(own.device)
+                ready[i] = replace(row, processed=True)
+        plain = [i for i in range(len(rows)) if i not in drawn]
         if plain:
-            tokens = self._plain(logits[plain], [rows[i] for i in plain])
-            drawn |= {i: (token, None) for i, token in zip(plain, tokens, strict=True)}
+            part = own if len(plain) == len(rows) else own[plain]
+            tokens = self._plain(part, [ready[i] for i in plain])
+            for i, token in zip(plain, tokens, strict=True):
+                drawn[i] = token, own[i] if token == -1 and ready[i].processed else None
         return [drawn[i] for i in range(len(rows))]
 
     def _plain(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[int]:

@@ -33,6 +33,7 @@ class RowSampling:
         prompt_length: how many of those are prompt.
         draw: what is carried from one token of the text to the next.
         room: tokens that still go into the answer, at least 1.
+        processed: the processors have changed its logits already.
     """
 
     params: SamplingParams
@@ -42,22 +43,27 @@ class RowSampling:
     prompt_length: int
     draw: DrawState = field(default_factory=DrawState)
     room: int = 1
+    processed: bool = False
 
     @property
     def penalized(self) -> bool:
         """Whether the text so far changes the logits by the three penalties."""
         p = self.params
-        return (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
+        penalties = p.repetition_penalty, p.presence_penalty, p.frequency_penalty
+        return not self.processed and penalties != (1.0, 0.0, 0.0)
+
+    @property
+    def biased(self) -> bool:
+        """Whether processors are to change the logits that only the host has."""
+        p = self.params
+        return not self.processed and bool(p.logit_bias or p.dry_multiplier or p.processors)
 
     @property
     def shaped(self) -> bool:
-        """Whether the draw needs what only the host does."""
+        """Whether the draw itself needs what only the host does."""
         p = self.params
         return bool(
-            p.logit_bias
-            or p.dry_multiplier
-            or p.processors
-            or p.dynatemp_range
+            p.dynatemp_range
             or p.top_n_sigma > 0
             or p.typical_p < 1.0
             or p.xtc_probability

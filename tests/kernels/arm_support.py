@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import functools
+import hashlib
+import os
 import shutil
 import struct
 import subprocess
@@ -21,7 +24,7 @@ import torch
 import halfbyte.kernels.cpu.arena as arena
 import halfbyte.kernels.cpu.library as lib
 import halfbyte.kernels.cpu.ops as ops
-from halfbyte.kernels.cpu.build import FLAGS, SOURCES
+from halfbyte.kernels.cpu.build import C_HEADERS, FLAGS, SOURCES
 from halfbyte.kernels.cpu.forms import FORMS
 from halfbyte.kernels.cpu.library import Library
 from halfbyte.kernels.cpu.ops import RECORDS
@@ -107,25 +110,31 @@ def remote_library(threads: int, form: str) -> Library:
 
 @functools.cache
 def _program(name: str) -> Path:
+    """The program of a form, compiled once for all processes, and kept until its sources change."""
     for tool in (COMPILER, EMULATOR):
         assert shutil.which(tool), f"{tool} is missing: see the target test-arm of the Makefile"
     form = next(form for form in FORMS if form.name == name and "aarch64" in form.machines)
-    folder = tempfile.mkdtemp(prefix="halfbyte-arm-")
-    atexit.register(shutil.rmtree, folder)
-    program = Path(folder) / "driver"
-    sources = [str(_FOLDER / name) for name in SOURCES]
-    (Path(folder) / "ops.h").write_text(ops.header())
-    driver = str(Path(__file__).with_name("arm_driver.c"))
-    flags = [
-        *FLAGS,
-        *form.flags,
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-static",
-        f"-I{_FOLDER}",
-        f"-I{folder}",
-    ]
-    command = [COMPILER, *flags, "-o", str(program), driver, *sources, "-lpthread", "-lm"]
-    subprocess.run(command, check=True, timeout=600)
+    driver = Path(__file__).with_name("arm_driver.c")
+    command = [COMPILER, *FLAGS, *form.flags, "-Wall", "-Wextra", "-Werror", f"-I{_FOLDER}"]
+    digest = hashlib.sha256(repr(command).encode() + ops.header().encode())
+    for path in (driver, *(_FOLDER / name for name in (*SOURCES, *C_HEADERS))):
+        digest.update(path.read_bytes())
+    program = Path(tempfile.gettempdir()) / f"halfbyte-arm-{name}-{digest.hexdigest()[:16]}"
+    with open(f"{program}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            with tempfile.TemporaryDirectory(prefix="halfbyte-arm-") as folder:
+                (Path(folder) / "ops.h").write_text(ops.header())
+                objects = [f"{folder}/{name}.o" for name in (*SOURCES, driver.name)]
+                sources = [*(str(_FOLDER / name) for name in SOURCES), str(driver)]
+                running = [
+                    subprocess.Popen([*command, f"-I{folder}", "-c", "-o", made, source])
+                    for made, source in zip(objects, sources, strict=True)
+                ]
+                assert not any(process.wait(timeout=900) for process in running)
+                linked = f"{folder}/driver"
+                link = [COMPILER, "-static", "-o", linked, *objects, "-lpthread", "-lm"]
+                subprocess.run(link, check=True, timeout=60)
+                shutil.copy2(linked, f"{program}.new")
+                os.replace(f"{program}.new", program)
     return program

@@ -58,6 +58,8 @@ def random_row(rng: random.Random) -> RowSampling:
         repetition_penalty=rng.choice([1.0, 1.3]),
         presence_penalty=rng.choice([0.0, 0.7]),
         frequency_penalty=rng.choice([0.0, -0.4]),
+        logit_bias=rng.choice([{}, {}, {3: 4.0, 7: -100.0}]),
+        dry_multiplier=rng.choice([0.0, 0.0, 0.8]),
     )
 
 
