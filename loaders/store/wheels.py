@@ -168,10 +168,13 @@ def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 waiting()
                 time.sleep(_POLL_S)
             # Whoever had the lock may have moved the file away and be done.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue
-            yield
-            return
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                same = False
+            if same:
+                yield
+                return
 
 
 def _try_lock(file: IO[bytes]) -> bool:

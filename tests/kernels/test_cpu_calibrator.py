@@ -101,10 +101,10 @@ def test_uniform_grids_are_the_plain_ones_and_never_worse_than_clips(
                 assert not symmetric or bool((zeros == (grid.top + 1) / 2).all())
             ours, theirs = lost(grid, w, h, *found), lost(grid, w, h, *plain)
             # Sums in another order may settle on another grid that is as good but for rounding, and
-            # go on from there: in few groups, in both directions.
-            alike = torch.isclose(ours, theirs, rtol=1e-3, atol=1e-9)
-            assert float(alike.float().mean()) > 0.9
-            assert float(ours.sum()) == pytest.approx(float(theirs.sum()), rel=0.01)
+            # go on from there: in few groups, in both directions. Weights have heavy tails, so one
+            # of these may have most of all errors, and their sums tell nothing.
+            unlike = ~torch.isclose(ours, theirs, rtol=1e-3, atol=1e-9)
+            assert int(unlike.sum()) <= 3 + unlike.numel() // 20
             # Errors are compared in float32, as weights and steps are.
             rounding = 1e-7 * energy
             assert bool((ours <= best_of_clips(grid, w, h, clips) * (1 + 1e-4) + rounding).all())

@@ -75,7 +75,7 @@ def test_no_row_is_worse_than_nearest_and_all_together_are_near_gptq(symmetric: 
     hessian = of(x)
     method = AdaRoundQuantizer(UniformCodes(4, 64, symmetric))
     found = method.quantize("w", w, hessian)
-    grid = method.codes.fit(w, hessian.mean().diagonal(), CLIPS)
+    grid = method.codes.fit(w, hessian.mean().diagonal(), CLIPS, method.calibrator)
     nearest = output_error(w, grid.codes(w), hessian.mean(), grid)
     error = output_error(w, found.unpack(), hessian.mean(), grid)
     assert bool((error <= nearest * (1 + 1e-6)).all())
@@ -120,7 +120,7 @@ def test_independent_inputs_leave_nothing_to_learn() -> None:
     hessian = Hessian("w", 64)
     hessian.sum_KK, hessian.count = torch.diag(torch.rand(64) + 0.1), 1
     method = AdaRoundQuantizer(UniformCodes(4, 32, True), steps=50)
-    grid = method.codes.fit(w, hessian.mean().diagonal(), CLIPS)
+    grid = method.codes.fit(w, hessian.mean().diagonal(), CLIPS, method.calibrator)
     assert torch.equal(method.quantize("w", w, hessian).unpack(), grid.codes(w))
 
 
