@@ -117,14 +117,14 @@ def run_job(
         "seed": job.seed,
     }
     facts |= {"budget": job.budget, "max_kl": job.max_kl}
-    errors: list[float] = []
     with Staging(job.out, facts, job.resume) as staging:
         if _calibrated(recipe) or mixed:
             windows = _windows(job)
         if mixed:
             assert windows is not None
             recipe = _mixed(job, windows, config, progress)
-        made = _made(job, recipe, windows, config, staging, errors, progress)
+        made = _made(job, recipe, windows, config, staging, progress)
+        errors = staging.noted()
         trim_heap()  # writing and comparing need as much again
         staging.discard()
         staging.target.parent.mkdir()
@@ -140,10 +140,9 @@ def _made(
     windows: Windows | None,
     config: EngineConfig | None,
     staging: Staging,
-    errors: list[float],
     progress: Told | None,
 ) -> Overlay:
-    """The model in memory; errors of its matrices' outputs are added to ``errors``."""
+    """The model in memory; errors of its matrices' outputs are noted in the folder."""
     if recipe.trained is not None:
         assert windows is not None
         course = Course(job.request.steps or QAT_STEPS, seed=job.seed)
@@ -156,7 +155,7 @@ def _made(
         return train_quantized(job.model, recipe.trained, windows, settings, progress=stepped)[0]
 
     def told(report: LayerReport) -> None:
-        errors.extend(report.errors.values())
+        staging.note(report.layer, list(report.errors.values()))
         if progress is not None:
             own = list(report.errors.values())
             said = f"error {100 * sum(own) / len(own):.2f} %" if own else ""

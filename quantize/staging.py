@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .methods.gguf import stored_blocks
 
 # Seconds of work that a kill may cost: residuals are large, so not each layer's are kept.
 _KEEP_EVERY_S = 20.0
+_ERRORS = "errors.jsonl"
 _DONE = "done.json"
 
 
@@ -162,6 +163,22 @@ class Staging:
                 path.unlink()
         self._kept.clear()
         self._since = time.monotonic()
+
+    def note(self, layer: int, errors: Sequence[float]) -> None:
+        """Note relative errors of the outputs of a layer's matrices, for :meth:`noted`."""
+        # A line that a kill cut off stays apart from this one.
+        with _told(self.folder), (self.folder / _ERRORS).open("a") as file:
+            file.write("\n" + json.dumps([layer, list(errors)]))
+
+    def noted(self) -> list[float]:
+        """The errors of all layers, those of earlier runs, too; the last of a layer counts."""
+        found: dict[int, list[float]] = {}
+        file = self.folder / _ERRORS
+        for line in file.read_text().splitlines() if file.exists() else ():
+            with contextlib.suppress(ValueError):
+                layer, errors = json.loads(line)
+                found[layer] = errors
+        return [error for errors in found.values() for error in errors]
 
     def finish(self) -> None:
         """Make the target appear as the output, and remove everything else."""

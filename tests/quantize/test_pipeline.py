@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.base import Checkpoint
 from halfbyte.quantize import staging
 from halfbyte.quantize.hessian import Hessian
+from halfbyte.quantize.job import QuantizeJob, run_job
 from halfbyte.quantize.judge import compare
 from halfbyte.quantize.methods.base import UniformCodes
 from halfbyte.quantize.methods.gptq import GPTQQuantizer
 from halfbyte.quantize.methods.nearest import NearestQuantizer
 from halfbyte.quantize.pipeline import LayerReport, Overlay, dense_matrix, quantize_model
+from halfbyte.quantize.recipe import Order
 from halfbyte.quantize.smoothing import AWQScales, Smoother, SmoothQuantScales
 from halfbyte.quantize.staging import Staging
 from halfbyte.quantize.walk import StackedLinear, Walk
@@ -239,3 +242,28 @@ def test_a_model_that_overflows_is_refused_by_name(dense: Checkpoint) -> None:
     model.weights[name] = norm
     with pytest.raises(QuantizeError, match=r"layers\.1\.self_attn\.q_proj are not finite"):
         quantize_model(model, Spy(), drawn(dense))
+
+
+def test_the_error_of_a_resumed_run_is_that_of_all_layers(
+    dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_KEEP_EVERY_S", 0.0)
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time there was a teacher who had a door. " * 60)
+    order = Order(method="gptq", bits=4, group=32)
+    job = QuantizeJob(dense, tmp_path / "whole", order, text, samples=2, length=24)
+    whole = run_job(job)
+
+    def stop(done: int, of: int, said: str) -> None:
+        if done == 1:
+            raise CutOff
+
+    part = replace(job, out=tmp_path / "part")
+    with pytest.raises(CutOff):
+        run_job(part, progress=stop)
+    with (tmp_path / "part.partial" / "errors.jsonl").open("a") as file:
+        file.write("\n[1, [0.0, 1")  # what a kill cut off
+    resumed = run_job(replace(part, resume=True))
+    # The model cards name different folders.
+    assert resumed.error == whole.error and resumed.bits == whole.bits
+    assert whole.error > 0
