@@ -25,7 +25,7 @@ def messages_client(server: LiveServer, key: str = "none") -> Any:
 
 def test_messages_whole_and_streamed(live: Start) -> None:
     client = messages_client(live())
-    asked: Any = {**SAY, "max_tokens": 64, "temperature": 0, "system": "Be."}
+    asked: Any = {**SAY, "max_tokens": 64, "system": "Be.", "extra_body": {"temperature": 0}}
     whole = client.messages.create(**asked)
     assert whole.content[0].text == "echo: user\nhéllo 漢🙂" and whole.stop_reason == "end_turn"
     with client.messages.stream(**asked) as stream:

@@ -222,10 +222,10 @@ async def test_an_early_failure_is_a_plain_error(
 async def test_a_late_failure_is_an_error_event(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    first = engine.step
+    first, engine.step_s = engine.step, 0.01
 
     def step() -> list[Delta]:
-        if engine.stats().steps == 4:
+        if engine.stats().steps == 15:
             engine.failures = [RuntimeError("boom")]
         return first()
 
@@ -243,5 +243,5 @@ def test_leaving_ends_the_work(live: Callable[..., LiveServer]) -> None:
     with httpx.stream("POST", f"{server.url}/v1/messages", json=long, timeout=20) as response:
         next(response.iter_bytes())
         wait_until(lambda: engine.stats().running == 1)
-    wait_until(lambda: engine.stats().running == 0)
-    assert engine.stats().finished.get("cancelled") == 1
+    wait_until(lambda: engine.stats().finished.get("cancelled") == 1)
+    assert engine.stats().running == 0
