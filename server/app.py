@@ -20,6 +20,7 @@ from .bodies import Bodies, BodyLimits
 from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, Endpoint, Fact
 from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
+from .families.ollama import REFUSED
 from .job import Call
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
@@ -152,6 +153,13 @@ def _name(path: str) -> str:
     return path.removeprefix("/v1/").replace("/", "_").strip("_")
 
 
+def _refusal(reason: str) -> Callable[[], Awaitable[Response]]:
+    async def handle() -> Response:
+        raise ApiError(403, reason)
+
+    return handle
+
+
 def _fact_route(service: OpenAIService, fact: Fact) -> Callable[[], Awaitable[Response]]:
     async def handle() -> Response:
         return _json(fact(service))
@@ -171,6 +179,10 @@ def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Aw
 
 
 def _add_information(app: FastAPI, service: OpenAIService) -> None:
+    for path, reason in REFUSED.items():
+        app.add_api_route(
+            path, _refusal(reason), methods=["POST", "DELETE"], include_in_schema=False
+        )
     for path, fact in FACTS.items():
         app.add_api_route(path, _fact_route(service, fact), methods=["GET"], name=_name(path))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .facts import server_props, slot_list, tokenizer_info
+from .families import ollama
 from .families.messages import (
     CountTokensRequest,
     MessagesRequest,
@@ -54,6 +55,10 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/messages": Endpoint(MessagesRequest, create_message),
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
+    "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat),
+    "/api/generate": Endpoint(ollama.OllamaGenerateRequest, ollama.ollama_generate),
+    "/api/embed": Endpoint(ollama.OllamaEmbedRequest, ollama.ollama_embed),
+    "/api/show": Endpoint(ollama.OllamaShowRequest, ollama.ollama_show),
 }
 """Path -> endpoint of another API."""
 
@@ -65,5 +70,8 @@ FACTS: Mapping[str, Fact] = {
     "/tokenizer_info": tokenizer_info,
     "/props": server_props,
     "/slots": slot_list,
+    "/api/tags": ollama.ollama_tags,
+    "/api/ps": ollama.ollama_running,
+    "/api/version": ollama.ollama_version,
 }
 """Path -> what is told there."""

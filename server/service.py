@@ -168,6 +168,41 @@ class OpenAIService:
         self, request: CompletionRequest, call: Call
     ) -> TextCompletion | EventStream:
         """POST /v1/completions."""
+
+        def writer(head: Head, ids: list[list[int]], echo: Sequence[str]) -> ResponseWriter:
+            return CompletionDialect(
+                head,
+                self._tokens,
+                request.n or 1,
+                rated=request.logprobs is not None,
+                echo=echo,
+                prompts=ids,
+                prompt_logprobs=request.prompt_logprobs is not None,
+            )
+
+        return await self.prolong(request, call, writer, DEFAULT_COMPLETION_TOKENS)
+
+    async def prolong(
+        self,
+        request: CompletionRequest,
+        call: Call,
+        writer: Callable[[Head, list[list[int]], Sequence[str]], ResponseWriter],
+        default: int | None,
+        kind: str = "cmpl-",
+    ) -> Any:
+        """What follows prompts, in the form of whatever endpoint asked.
+
+        Args:
+            request: the prompts.
+            call: the request's record.
+            writer: makes the writer of the answers, of the prompts' token ids and of their texts
+                where those are wanted.
+            default: most tokens where the request gives no limit; None is up to the context.
+            kind: what the response's id begins with.
+
+        Returns:
+            The writer's response object, or an `EventStream`.
+        """
         name = self.served(request.model)
         prompts = request.prompts()
         limit, n = request.token_limit, request.n or 1
@@ -176,19 +211,9 @@ class OpenAIService:
                 prompts, request.add_special_tokens, self._client.max_context
             )
             echo = await self._texts.echoes(prompts) if request.echo else ()
-            params = [
-                self._params(request, p, limit, DEFAULT_COMPLETION_TOKENS, "prompt") for p in ids
-            ]
+            params = [self._params(request, p, limit, default, "prompt") for p in ids]
             job = self._submit(request, ids, params, call)
-        dialect = CompletionDialect(
-            self._head("cmpl-", request, name, call),
-            self._tokens,
-            n,
-            rated=request.logprobs is not None,
-            echo=echo,
-            prompts=ids,
-            prompt_logprobs=request.prompt_logprobs is not None,
-        )
+        dialect = writer(self._head(kind, request, name, call), ids, echo)
         if request.stream:
             return await self._stream(job, dialect)
         return dialect.body(await self._finish(job), job.usage())

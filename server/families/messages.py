@@ -19,7 +19,7 @@ from ..schema import (
     TokenizeRequest,
 )
 from ..service import EventStream, OpenAIService
-from .renaming import renamed, request_of
+from .renaming import refuse_begun, renamed, request_of
 
 _NONE = (None,)
 _EMPTY: tuple[Any, ...] = (None, [], {})
@@ -80,15 +80,7 @@ class CountTokensRequest(RequestModel):
                 out[-1]["content"] = _parts(out[-1]["content"]) + _parts(content)
             else:
                 out.append({"role": turn.role, "content": content})
-        if self.messages[-1].role == "assistant":
-            where = f"messages.{len(self.messages) - 1}"
-            raise RequestError(
-                f"{where} is the assistant's and the last: this server does not continue a "
-                "message that has begun",
-                param=where,
-                code="unsupported_value",
-                hint="end with a message of the user's",
-            )
+        refuse_begun([turn.role for turn in self.messages])
         return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,26 @@ def request_of(kind: type[AnyRequest], fields: Mapping[str, Any]) -> AnyRequest:
         return kind.model_validate(given)
     except ValidationError as error:
         raise refusal(error) from None
+
+
+def refuse_begun(roles: Sequence[str]) -> None:
+    """Refuse a conversation whose last message is the assistant's, for it would be continued.
+
+    Args:
+        roles: of the messages.
+
+    Raises:
+        RequestError: it is.
+    """
+    if roles and roles[-1] == "assistant":
+        where = f"messages.{len(roles) - 1}"
+        raise RequestError(
+            f"{where} is the assistant's and the last: this server does not continue a message "
+            "that has begun",
+            param=where,
+            code="unsupported_value",
+            hint="end with a message of the user's",
+        )
 
 
 @contextmanager
