@@ -14,6 +14,7 @@ from .families.messages import (
     count_tokens,
     create_message,
 )
+from .families.stateless import ResponsesRequest, create_response
 from .job import Call
 from .responses import ResponseModel
 from .schema import (
@@ -53,6 +54,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 """Path -> endpoint: what batches may ask for as well."""
 
 FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
+    "/v1/responses": Endpoint(ResponsesRequest, create_response),
     "/v1/messages": Endpoint(MessagesRequest, create_message),
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
     "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat),

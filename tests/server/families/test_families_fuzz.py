@@ -20,6 +20,8 @@ VALID: dict[str, Any] = {
     "max_tokens": 5,
     "options": {"num_predict": 5},
     "prompt": "x",
+    "input": "x",
+    "max_output_tokens": 5,
 }
 NASTY: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e308, 2**31, 2**63, -(2**63), 2**64, 10**300),
