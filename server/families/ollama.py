@@ -314,7 +314,10 @@ async def ollama_chat(
 async def ollama_generate(
     service: OpenAIService, asked: OllamaGenerateRequest, call: Call
 ) -> OllamaAnswer | EventStream:
-    """POST /api/generate: a chat of one message, or with ``raw`` the prompt as it is."""
+    """POST /api/generate: a chat of one message, or with ``raw`` the prompt as it is.
+
+    Raises RequestError for what is not honoured.
+    """
     writer = OllamaWriter(asked.model, _response, time.perf_counter())
     fields = asked.fields(service)
     if not asked.prompt:

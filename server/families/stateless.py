@@ -105,7 +105,7 @@ class ResponsesRequest(RequestModel):
 
     def repeated(self) -> dict[str, Any]:
         """What the response says of the request."""
-        form = self.text.format.model_dump(by_alias=True) if self._format() and self.text else None
+        form = self.text.format if self.text else None
         return {
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
@@ -115,7 +115,7 @@ class ResponsesRequest(RequestModel):
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": 1.0 if self.temperature is None else self.temperature,
-            "text": {"format": form or {"type": "text"}},
+            "text": {"format": form.model_dump(by_alias=True) if form else {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
             "top_p": 1.0 if self.top_p is None else self.top_p,
