@@ -14,6 +14,7 @@ from .families.messages import (
     count_tokens,
     create_message,
 )
+from .families.scores import ScoreRequest, score_pairs
 from .families.stateless import ResponsesRequest, create_response
 from .job import Call
 from .responses import ResponseModel
@@ -55,6 +56,8 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 
 FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/responses": Endpoint(ResponsesRequest, create_response),
+    "/score": Endpoint(ScoreRequest, score_pairs),
+    "/v1/score": Endpoint(ScoreRequest, score_pairs),
     "/v1/messages": Endpoint(MessagesRequest, create_message),
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
     "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat),

@@ -274,20 +274,25 @@ class CompletionRequest(_Generation):
         return self.max_tokens
 
 
-class EmbeddingRequest(RequestModel):
-    """Body of POST /v1/embeddings."""
+class ReadingRequest(RequestModel):
+    """Base of bodies that ask for what the model makes of texts, without an answer."""
 
-    not_honoured = EMBEDDING
     model: str | None = None
-    input: PromptField
-    encoding_format: Literal["float", "base64"] | None = None
-    pooling: Literal["mean", "last", "cls"] | None = None
-    normalize: bool | None = None
     add_special_tokens: bool | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     priority: Annotated[int, Field(ge=-INT31, le=INT31)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     user: str | None = None
+
+
+class EmbeddingRequest(ReadingRequest):
+    """Body of POST /v1/embeddings."""
+
+    not_honoured = EMBEDDING
+    input: PromptField
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last", "cls"] | None = None
+    normalize: bool | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """The texts, one or many, each text or token ids."""

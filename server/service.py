@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ from .schema import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    ReadingRequest,
     TemplateRequest,
     TokenizeRequest,
 )
@@ -261,17 +262,17 @@ class OpenAIService:
 
         name = self.served(request.model)
         prompts = request.prompts()
-        with self._admission.places(len(prompts)):
-            ids = await self._texts.prompts(
-                prompts, request.add_special_tokens, self._client.max_context
-            )
+        readers = [PoolingReader(request.pooling or "mean") for _ in prompts]
+
+        async def prepare(texts: TextWork) -> list[tuple[list[int], PromptReader]]:
+            ids = await texts.prompts(prompts, request.add_special_tokens, self._client.max_context)
             for index, prompt in enumerate(ids):
-                self._texts.check(prompt, "input")
+                texts.check(prompt, "input")
                 if not prompt:
                     raise RequestError(f"input[{index}] is empty: it has no token", param="input")
-            readers = [PoolingReader(request.pooling or "mean") for _ in ids]
-            job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
-        await self._finish(job)
+            return list(zip(ids, readers, strict=True))
+
+        await self.read(request, call, len(prompts), prepare)
         vectors = [reader.pooled(normalize=request.normalize is not False) for reader in readers]
         return EmbeddingList(
             data=[
@@ -281,6 +282,27 @@ class OpenAIService:
             model=name,
             usage=EmbeddingUsage(prompt_tokens=call.prompt_tokens, total_tokens=call.prompt_tokens),
         )
+
+    async def read(
+        self,
+        request: ReadingRequest,
+        call: Call,
+        count: int,
+        prepare: Callable[[TextWork], Awaitable[Sequence[tuple[list[int], PromptReader]]]],
+    ) -> None:
+        """Compute prompts, and let readers look at what is computed.
+
+        Args:
+            request: what was asked.
+            call: its record.
+            count: how many prompts there will be.
+            prepare: makes the prompts' token ids, and the reader of each.
+        """
+        with self._admission.places(count):
+            prompts = await prepare(self._texts)
+            ids, readers = [ids for ids, _ in prompts], [reader for _, reader in prompts]
+            job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
+        await self._finish(job)
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
         """POST /tokenize."""
@@ -374,7 +396,7 @@ class OpenAIService:
 
     def _submit(
         self,
-        request: CompletionRequest | ChatCompletionRequest | EmbeddingRequest,
+        request: CompletionRequest | ChatCompletionRequest | ReadingRequest,
         ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         call: Call,

@@ -92,3 +92,46 @@ async def test_vectors_and_facts_are_those_of_the_engine(
     prompt = await post(http, "/apply-template", messages=[{"role": "user", "content": "Hi"}])
     ids = (await post(http, "/tokenize", messages=[{"role": "user", "content": "Hi"}]))["tokens"]
     assert real.tokenizer.encode(prompt["prompt"], add_bos=False) == ids
+
+
+async def test_scores_are_log_probabilities_of_the_engine(
+    http: httpx.AsyncClient, real: Engine
+) -> None:
+    endings = ["there, you", "x", "漢"]
+    got = await post(http, "/score", text_1="Hello", text_2=endings)
+    before = real.tokenizer.encode("Hello")
+    for index, ending in enumerate(endings):
+        ids = before + real.tokenizer.encode(ending, add_bos=False)
+        (scored,) = real.score([ids])
+        expected = sum(p for p in scored.logprobs[len(before) :] if p is not None)
+        assert got["data"][index] == {
+            "index": index,
+            "object": "score",
+            "score": pytest.approx(expected, abs=1e-4),
+        }
+    assert got["object"] == "list" and got["usage"]["prompt_tokens"] > 3 * len(before)
+    pairs = await post(http, "/v1/score", text_1=["Hello"] * 2, text_2=endings[:2])
+    assert [item["score"] for item in pairs["data"]] == [
+        pytest.approx(item["score"], abs=1e-4) for item in got["data"][:2]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"text_1": "a"}, "text_2"),
+        ({"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),
+        ({"text_1": [], "text_2": "c"}, "text_1"),
+        ({"text_1": "a", "text_2": ""}, "text_2"),
+        ({"text_1": "a", "text_2": ["b"] * 129}, "text_2"),
+        ({"text_1": "a b " * 200, "text_2": "a b " * 200}, "text_2"),
+        ({"text_1": "a", "text_2": 5}, "text_2"),
+        ({"text_1": "a", "text_2": "b", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"text_1": "a", "text_2": "b", "use_activation": True}, "use_activation"),
+    ],
+)
+async def test_pairs_without_a_score_are_refused(
+    http: httpx.AsyncClient, body: dict[str, Any], named: str
+) -> None:
+    response = await http.post("/score", json=body)
+    assert response.status_code == 400 and named in response.json()["error"]["message"]
