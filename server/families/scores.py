@@ -17,6 +17,7 @@ from ..responses import EmbeddingUsage, ResponseModel
 from ..schema import MAX_PROMPTS, ReadingRequest
 from ..service import OpenAIService
 from ..texts import TextWork
+from .renaming import renamed
 
 _NONE = (None,)
 
@@ -87,8 +88,10 @@ async def score_pairs(service: OpenAIService, asked: ScoreRequest, call: Call) -
 
     async def prepare(texts: TextWork) -> list[tuple[list[int], LogprobReader]]:
         context = service.engine.max_context
-        before = await texts.prompts([a for a, _ in pairs], asked.add_special_tokens, context)
-        after = await texts.prompts([b for _, b in pairs], False, context)
+        with renamed({"prompt": "text_1"}):
+            before = await texts.prompts([a for a, _ in pairs], asked.add_special_tokens, context)
+        with renamed({"prompt": "text_2"}):
+            after = await texts.prompts([b for _, b in pairs], False, context)
         whole = []
         for index, (first, second) in enumerate(zip(before, after, strict=True)):
             _check(index, first, second, context)
@@ -114,9 +117,9 @@ def _check(index: int, first: Sequence[int], second: Sequence[int], context: int
     for name, ids in (("text_1", first), ("text_2", second)):
         if not ids:
             raise RequestError(f"{name} of pair {index} has no token", param=name)
-    if len(first) + len(second) > context:
+    if (found := len(first) + len(second)) > context:
         raise RequestError(
-            f"the context holds {context} tokens, but pair {index} has {len(first) + len(second)}",
+            f"text_1 and text_2 of pair {index} have {found} tokens, the context holds {context}",
             param="text_2",
             code="context_length_exceeded",
         )

@@ -125,6 +125,8 @@ async def test_scores_are_log_probabilities_of_the_engine(
         ({"text_1": "a", "text_2": ""}, "text_2"),
         ({"text_1": "a", "text_2": ["b"] * 129}, "text_2"),
         ({"text_1": "a b " * 200, "text_2": "a b " * 200}, "text_2"),
+        ({"text_1": "a b " * 900, "text_2": "a"}, "text_1"),
+        ({"text_1": "a", "text_2": "a b " * 900}, "text_2"),
         ({"text_1": "a", "text_2": 5}, "text_2"),
         ({"text_1": "a", "text_2": "b", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ({"text_1": "a", "text_2": "b", "use_activation": True}, "use_activation"),
