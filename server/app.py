@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import halfbyte
 from halfbyte.errors import HalfbyteError
 
-from . import sse
 from .bodies import Bodies, BodyLimits
-from .endpoints import ENDPOINTS, Endpoint
+from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, Endpoint, Fact
+from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
+from .families.ollama import REFUSED
 from .job import Call
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
@@ -34,6 +35,7 @@ ModelAsked = TypeVar("ModelAsked", bound=RequestModel)
 
 # Bytes from which a body is read in a thread: our own checks of it are Python.
 _LARGE_BODY = 1 << 16
+_EVERY = {**ENDPOINTS, **FAMILY_ENDPOINTS}
 
 
 def create_app(
@@ -94,7 +96,7 @@ class EventResponse(Response):
     """Sends an `EventStream` and closes it whatever happens."""
 
     def __init__(self, events: EventStream) -> None:
-        super().__init__(headers=dict(sse.SSE_HEADERS))
+        super().__init__(headers=dict(events.headers))
         del self.headers["content-length"]
         self._events = events
 
@@ -136,14 +138,33 @@ def _takes(model: type[RequestModel]) -> dict[str, Any]:
 
 
 def _add_endpoints(app: FastAPI, service: OpenAIService) -> None:
-    for path, endpoint in ENDPOINTS.items():
+    for path, endpoint in _EVERY.items():
         app.add_api_route(
             path,
             _route(service, endpoint),
             methods=["POST"],
-            name=path.removeprefix("/v1/").replace("/", "_").strip("_"),
+            name=_name(path),
             openapi_extra=_takes(endpoint.asks),
         )
+
+
+def _name(path: str) -> str:
+    """What the OpenAPI document calls the route of a path."""
+    return path.removeprefix("/v1/").replace("/", "_").strip("_")
+
+
+def _refusal(reason: str) -> Callable[[], Awaitable[Response]]:
+    async def handle() -> Response:
+        raise ApiError(403, reason)
+
+    return handle
+
+
+def _fact_route(service: OpenAIService, fact: Fact) -> Callable[[], Awaitable[Response]]:
+    async def handle() -> Response:
+        return _json(fact(service))
+
+    return handle
 
 
 def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
@@ -158,9 +179,12 @@ def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Aw
 
 
 def _add_information(app: FastAPI, service: OpenAIService) -> None:
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return _json(service.models())
+    for path, reason in REFUSED.items():
+        app.add_api_route(
+            path, _refusal(reason), methods=["POST", "DELETE"], include_in_schema=False
+        )
+    for path, fact in FACTS.items():
+        app.add_api_route(path, _fact_route(service, fact), methods=["GET"], name=_name(path))
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
@@ -197,14 +221,14 @@ def _add_errors(app: FastAPI) -> None:
         call.finish = api_error.code
         if isinstance(error, HalfbyteError) and api_error.status == 500:
             logger.error("request %s failed", call.request_id, exc_info=error)
-        return _error_response(api_error)
+        return _error_response(api_error, request)
 
     def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         target = f"{request.method} {request.url.path[:200]}"
         texts = {404: f"There is no {target} here.", 405: f"{target} is not allowed."}
         message = texts.get(error.status_code, str(error.detail))
-        response = _error_response(ApiError(error.status_code, message))
+        response = _error_response(ApiError(error.status_code, message), request)
         response.headers.update(error.headers or {})
         return response
 
@@ -213,13 +237,14 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, refuse)
 
 
-def _error_response(error: ApiError) -> Response:
-    return Response(
-        error.json(), error.status, headers=error.headers(), media_type="application/json"
-    )
+def _error_response(error: ApiError, request: Request) -> Response:
+    body = error_json(error, request.url.path)
+    return Response(body, error.status, headers=error.headers(), media_type="application/json")
 
 
 def _document(app: FastAPI) -> None:
     """Add the request bodies, which the routes parse themselves, to the OpenAPI document."""
     document = app.openapi()
-    document.setdefault("components", {}).setdefault("schemas", {}).update(json_schemas())
+    document.setdefault("components", {}).setdefault("schemas", {}).update(
+        json_schemas([endpoint.asks for endpoint in _EVERY.values()])
+    )

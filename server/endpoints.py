@@ -1,11 +1,21 @@
-"""What a client may POST where: one table, which the HTTP face and batches share."""
+"""What a client may POST where, in a table that the HTTP face and batches share, and may GET."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from .facts import server_props, slot_list, tokenizer_info
+from .families import ollama
+from .families.messages import (
+    CountTokensRequest,
+    MessagesRequest,
+    count_tokens,
+    create_message,
+)
+from .families.scores import ScoreRequest, score_pairs
+from .families.stateless import ResponsesRequest, create_response
 from .job import Call
 from .responses import ResponseModel
 from .schema import (
@@ -14,6 +24,7 @@ from .schema import (
     DetokenizeRequest,
     EmbeddingRequest,
     RequestModel,
+    TemplateRequest,
     TokenizeRequest,
 )
 from .service import EventStream, OpenAIService
@@ -39,5 +50,33 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/embeddings": Endpoint(EmbeddingRequest, OpenAIService.embed),
     "/tokenize": Endpoint(TokenizeRequest, lambda service, asked, _: service.tokenize(asked)),
     "/detokenize": Endpoint(DetokenizeRequest, lambda service, asked, _: service.detokenize(asked)),
+    "/apply-template": Endpoint(TemplateRequest, lambda service, asked, _: service.render(asked)),
 }
-"""Path -> endpoint."""
+"""Path -> endpoint: what batches may ask for as well."""
+
+FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
+    "/v1/responses": Endpoint(ResponsesRequest, create_response),
+    "/score": Endpoint(ScoreRequest, score_pairs),
+    "/v1/score": Endpoint(ScoreRequest, score_pairs),
+    "/v1/messages": Endpoint(MessagesRequest, create_message),
+    "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
+    "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat),
+    "/api/generate": Endpoint(ollama.OllamaGenerateRequest, ollama.ollama_generate),
+    "/api/embed": Endpoint(ollama.OllamaEmbedRequest, ollama.ollama_embed),
+    "/api/show": Endpoint(ollama.OllamaShowRequest, ollama.ollama_show),
+}
+"""Path -> endpoint of another API."""
+
+Fact: TypeAlias = Callable[[OpenAIService], ResponseModel]
+"""Answers a GET that asks for nothing in particular."""
+
+FACTS: Mapping[str, Fact] = {
+    "/v1/models": OpenAIService.models,
+    "/tokenizer_info": tokenizer_info,
+    "/props": server_props,
+    "/slots": slot_list,
+    "/api/tags": ollama.ollama_tags,
+    "/api/ps": ollama.ollama_running,
+    "/api/version": ollama.ollama_version,
+}
+"""Path -> what is told there."""

@@ -18,6 +18,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .bodies import Bodies, ClientGone
+from .error_forms import error_json
 from .errors import ApiError, as_api_error
 from .job import Call
 from .metrics import Metrics
@@ -76,7 +77,7 @@ class RequestLog:
             if not isinstance(error, ApiError):
                 logger.exception("request %s failed", call.request_id)
             if status == 0:
-                await _send_error(tagged, as_api_error(error))
+                await _send_error(tagged, as_api_error(error), scope["path"])
         finally:
             status = status or _CLIENT_CLOSED  # cancelled from outside, by a shutdown
             self._metrics.http(self._label(scope["path"]), status)
@@ -114,7 +115,8 @@ class Gate:
             self._check_host(_header(scope, b"host"))
             if scope["path"] not in _OPEN_PATHS:
                 call: Call = scope["state"]["call"]
-                call.tenant = self._keyring.tenant(_header(scope, b"authorization"))
+                given = _header(scope, b"authorization"), _header(scope, b"x-api-key")
+                call.tenant = self._keyring.tenant(*given)
         await self._app(scope, receive, send)
 
     def _check_host(self, header: str) -> None:
@@ -180,7 +182,7 @@ class Exchange:
                 except ApiError as error:
                     refused = True
                     complete.set()
-                    await _send_error(send, error)
+                    await _send_error(send, error, scope["path"])
                     return
             if len(message.get("body", b"")) > _PIECE_BYTES:
                 message = await _send_all_but_the_last_piece(send, message)
@@ -221,9 +223,9 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send_error(send: Send, error: ApiError) -> None:
-    """Answer with an error's status and body."""
-    body = error.json()
+async def _send_error(send: Send, error: ApiError, path: str) -> None:
+    """Answer a request for ``path`` with an error's status and body."""
+    body = error_json(error, path)
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     headers.update(error.headers())
     raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]

@@ -145,6 +145,12 @@ class TokenizeResponse(ResponseModel):
     token_strs: SkipValidation[list[str]] | None = None
 
 
+class TemplateResponse(ResponseModel):
+    """Response of POST /apply-template."""
+
+    prompt: str
+
+
 class DetokenizeResponse(ResponseModel):
     """Response of POST /detokenize."""
 

@@ -15,6 +15,7 @@ from ..engine.serve.async_engine import AsyncEngine
 from .admission import QueueLimits
 from .app import create_app
 from .connections import Connections, connection_limits, raise_file_limit
+from .facts import ServedModel
 from .listen import (
     DrainingServer,
     check_origins,
@@ -92,7 +93,9 @@ def serve(
         gc.freeze()
         names = model_names(model, engine.name, served_name)
         service = OpenAIService(
-            AsyncEngine(engine), ServiceConfig(names=names, queue=queue or QueueLimits())
+            AsyncEngine(engine),
+            ServiceConfig(names=names, queue=queue or QueueLimits()),
+            model_facts(engine),
         )
         keyring = Keyring(keys, priority_keys)
         app = create_app(service, keyring=keyring, hosts=hosts, origins=origins)
@@ -127,6 +130,14 @@ def given_keys(given: str | None, variable: str) -> tuple[str, ...]:
     if not keys:
         raise ConfigError("the API key is empty", hint=f"unset {variable} to serve without")
     return keys
+
+
+def model_facts(engine: Engine) -> ServedModel:
+    """What the engine's loader found out about the model's files."""
+    report = engine.report
+    most = max(report.formats, key=lambda label: report.formats[label][1], default="")
+    size = sum(report.files.values())
+    return ServedModel(report.kind, engine.model_config.architecture, most, size)
 
 
 def describe(engine: Engine, *, keyed: bool) -> list[str]:

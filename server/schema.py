@@ -7,7 +7,7 @@ ones that are not honoured are refused by `unsupported`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -274,20 +274,25 @@ class CompletionRequest(_Generation):
         return self.max_tokens
 
 
-class EmbeddingRequest(RequestModel):
-    """Body of POST /v1/embeddings."""
+class ReadingRequest(RequestModel):
+    """Base of bodies that ask for what the model makes of texts, without an answer."""
 
-    not_honoured = EMBEDDING
     model: str | None = None
-    input: PromptField
-    encoding_format: Literal["float", "base64"] | None = None
-    pooling: Literal["mean", "last", "cls"] | None = None
-    normalize: bool | None = None
     add_special_tokens: bool | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     priority: Annotated[int, Field(ge=-INT31, le=INT31)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     user: str | None = None
+
+
+class EmbeddingRequest(ReadingRequest):
+    """Body of POST /v1/embeddings."""
+
+    not_honoured = EMBEDDING
+    input: PromptField
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last", "cls"] | None = None
+    normalize: bool | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """The texts, one or many, each text or token ids."""
@@ -373,6 +378,14 @@ class TokenizeRequest(RequestModel):
         return self
 
 
+class TemplateRequest(_Conversation):
+    """Body of POST /apply-template."""
+
+    not_honoured = TokenizeRequest.not_honoured
+    model: str | None = None
+    add_special_tokens: bool | None = None
+
+
 class DetokenizeRequest(RequestModel):
     """Body of POST /detokenize."""
 
@@ -398,7 +411,12 @@ def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise refusal(error) from None
+
+
+def refusal(error: ValidationError) -> RequestError:
+    """What a client is told about values that do not fit a schema."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
     # The members of a union each report; the one that got furthest into the value knows best.
     depth = max(len(p["loc"]) for p in problems)
     problems = [p for p in problems if len(p["loc"]) == depth]
@@ -406,12 +424,12 @@ def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
     where = [str(p) for p in problem["loc"] if _is_field(p)]
     if not where:
         message = problem["msg"] if problem["type"] == "json_invalid" else "expected a JSON object"
-        raise RequestError(f"The body is not usable: {message}", code="invalid_json")
+        return RequestError(f"The body is not usable: {message}", code="invalid_json")
     same = [p for p in problems if [str(x) for x in p["loc"] if _is_field(x)] == where]
     message = " or ".join(dict.fromkeys(p["msg"] for p in same))
     code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"
     param = ".".join(where)
-    raise RequestError(f"{param}: {message}", param=param, code=code)
+    return RequestError(f"{param}: {message}", param=param, code=code)
 
 
 def _is_field(part: str | int) -> bool:
@@ -419,15 +437,8 @@ def _is_field(part: str | int) -> bool:
     return isinstance(part, int) or (part.isidentifier() and part != "str")
 
 
-def json_schemas() -> dict[str, Any]:
-    """JSON schemas of all request bodies by name, for the OpenAPI document."""
-    kinds = (
-        CompletionRequest,
-        ChatCompletionRequest,
-        EmbeddingRequest,
-        TokenizeRequest,
-        DetokenizeRequest,
-    )
+def json_schemas(kinds: Iterable[type[RequestModel]]) -> dict[str, Any]:
+    """JSON schemas of request bodies by name, for the OpenAPI document."""
     _, top = models_json_schema(
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
     )

@@ -13,22 +13,24 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import halfbyte
 from halfbyte.errors import RequestError
 
 from ..engine.params import PROMPT_ONLY, SamplingParams
 from ..engine.request import Completion, PromptReader
-from ..engine.serve.client import EngineClient, Health
+from ..engine.run.stats import EngineStats
+from ..engine.serve.client import EngineClient, EngineFacts, Health
 from .admission import Admission, QueueLimits
-from .dialects.base import Dialect, Head
+from .dialects.base import Head, ResponseWriter
 from .dialects.chat import ChatDialect
 from .dialects.completions import CompletionDialect
 from .dialects.token_text import TokenText
 from .errors import ApiError, as_api_error
+from .facts import ServedModel
 from .job import Call, Job
 from .metrics import Metrics
 from .responses import (
@@ -39,6 +41,7 @@ from .responses import (
     EmbeddingUsage,
     ModelCard,
     ModelList,
+    TemplateResponse,
     TextCompletion,
     TokenizeResponse,
 )
@@ -48,9 +51,10 @@ from .schema import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    ReadingRequest,
+    TemplateRequest,
     TokenizeRequest,
 )
-from .sse import DONE, KEEP_ALIVE, frame
 from .texts import TextWork
 
 if TYPE_CHECKING:
@@ -86,9 +90,16 @@ def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
 
 
 class EventStream:
-    """Framed events of one response; must be closed, which cancels what still runs."""
+    """Framed events of one response; must be closed, which cancels what still runs.
 
-    def __init__(self, events: AsyncGenerator[bytes, None], job: Job) -> None:
+    Attributes:
+        headers: of the response.
+    """
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], job: Job, headers: Mapping[str, str]
+    ) -> None:
+        self.headers = headers
         self._events = events
         self._job = job
 
@@ -107,20 +118,35 @@ class OpenAIService:
     Args:
         client: the engine; `start` starts it and `close` ends it.
         config: policies.
+        facts: what is known of the model's files.
+
+    Attributes:
+        names: model names that requests may use, the first is the one shown.
+        engine: what stays the same of the engine.
+        created: Unix time when the service was made, seconds.
+        digest: hexadecimal digits that stand for model, version and engine options.
+        fingerprint: value of ``system_fingerprint``, made of it.
     """
 
-    def __init__(self, client: EngineClient, config: ServiceConfig | None = None) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        config: ServiceConfig | None = None,
+        facts: ServedModel | None = None,
+    ) -> None:
         self.config = config or ServiceConfig()
         self.names = self.config.names or (client.name,)
         self.metrics = Metrics(self.names[0], client.stats)
+        self.engine: EngineFacts = client
+        self.facts = facts or ServedModel()
+        self.created = int(time.time())
         self._client = client
-        self._created = int(time.time())
         self._admission = Admission(client, self.config.queue, self.metrics)
         self._texts = TextWork(client.tokenizer, self.config.text_threads)
         self._tokens = TokenText(client.tokenizer)
-        facts = [halfbyte.__version__, client.name, client.max_context, asdict(client.config)]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self.fingerprint = f"hb-{digest[:12]}"
+        served = [halfbyte.__version__, client.name, client.max_context, asdict(client.config)]
+        self.digest = hashlib.sha256(json.dumps(served, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = f"hb-{self.digest[:12]}"
 
     async def start(self) -> None:
         """Start the engine on the running event loop."""
@@ -143,7 +169,42 @@ class OpenAIService:
         self, request: CompletionRequest, call: Call
     ) -> TextCompletion | EventStream:
         """POST /v1/completions."""
-        name = self._served(request.model)
+
+        def writer(head: Head, ids: list[list[int]], echo: Sequence[str]) -> ResponseWriter:
+            return CompletionDialect(
+                head,
+                self._tokens,
+                request.n or 1,
+                rated=request.logprobs is not None,
+                echo=echo,
+                prompts=ids,
+                prompt_logprobs=request.prompt_logprobs is not None,
+            )
+
+        return await self.prolong(request, call, writer, DEFAULT_COMPLETION_TOKENS)
+
+    async def prolong(
+        self,
+        request: CompletionRequest,
+        call: Call,
+        writer: Callable[[Head, list[list[int]], Sequence[str]], ResponseWriter],
+        default: int | None,
+        kind: str = "cmpl-",
+    ) -> Any:
+        """What follows prompts, in the form of whatever endpoint asked.
+
+        Args:
+            request: the prompts.
+            call: the request's record.
+            writer: makes the writer of the answers, of the prompts' token ids and of their texts
+                where those are wanted.
+            default: most tokens where the request gives no limit; None is up to the context.
+            kind: what the response's id begins with.
+
+        Returns:
+            The writer's response object, or an `EventStream`.
+        """
+        name = self.served(request.model)
         prompts = request.prompts()
         limit, n = request.token_limit, request.n or 1
         with self._admission.places(len(prompts) * max(n, request.best_of or 1)):
@@ -151,19 +212,9 @@ class OpenAIService:
                 prompts, request.add_special_tokens, self._client.max_context
             )
             echo = await self._texts.echoes(prompts) if request.echo else ()
-            params = [
-                self._params(request, p, limit, DEFAULT_COMPLETION_TOKENS, "prompt") for p in ids
-            ]
+            params = [self._params(request, p, limit, default, "prompt") for p in ids]
             job = self._submit(request, ids, params, call)
-        dialect = CompletionDialect(
-            self._head("cmpl", request, name, call),
-            self._tokens,
-            n,
-            rated=request.logprobs is not None,
-            echo=echo,
-            prompts=ids,
-            prompt_logprobs=request.prompt_logprobs is not None,
-        )
+        dialect = writer(self._head(kind, request, name, call), ids, echo)
         if request.stream:
             return await self._stream(job, dialect)
         return dialect.body(await self._finish(job), job.usage())
@@ -172,14 +223,35 @@ class OpenAIService:
         self, request: ChatCompletionRequest, call: Call
     ) -> ChatCompletion | EventStream:
         """POST /v1/chat/completions."""
-        name = self._served(request.model)
-        n = request.n or 1
-        with self._admission.places(n):
+        n, rated = request.n or 1, bool(request.logprobs)
+        return await self.converse(
+            request, call, lambda head: ChatDialect(head, self._tokens, n, rated=rated)
+        )
+
+    async def converse(
+        self,
+        request: ChatCompletionRequest,
+        call: Call,
+        writer: Callable[[Head], ResponseWriter],
+        kind: str = "chatcmpl-",
+    ) -> Any:
+        """The answers to a conversation, in the form of whatever endpoint asked.
+
+        Args:
+            request: the conversation.
+            call: the request's record.
+            writer: makes the writer of the answers.
+            kind: what the response's id begins with.
+
+        Returns:
+            The writer's response object, or an `EventStream`.
+        """
+        name = self.served(request.model)
+        with self._admission.places(request.n or 1):
             ids = await self._texts.chat(request.messages, request, self._client.max_context)
             params = self._params(request, ids, request.token_limit, None, "messages")
             job = self._submit(request, [ids], [params], call)
-        head = self._head("chatcmpl", request, name, call)
-        dialect = ChatDialect(head, self._tokens, n, rated=bool(request.logprobs))
+        dialect = writer(self._head(kind, request, name, call))
         if request.stream:
             return await self._stream(job, dialect)
         return dialect.body(await self._finish(job), job.usage())
@@ -188,19 +260,19 @@ class OpenAIService:
         """POST /v1/embeddings. Raises RequestError for an empty text."""
         from ..engine.run.readers import PoolingReader
 
-        name = self._served(request.model)
+        name = self.served(request.model)
         prompts = request.prompts()
-        with self._admission.places(len(prompts)):
-            ids = await self._texts.prompts(
-                prompts, request.add_special_tokens, self._client.max_context
-            )
+        readers = [PoolingReader(request.pooling or "mean") for _ in prompts]
+
+        async def prepare(texts: TextWork) -> list[tuple[list[int], PromptReader]]:
+            ids = await texts.prompts(prompts, request.add_special_tokens, self._client.max_context)
             for index, prompt in enumerate(ids):
-                self._texts.check(prompt, "input")
+                texts.check(prompt, "input")
                 if not prompt:
                     raise RequestError(f"input[{index}] is empty: it has no token", param="input")
-            readers = [PoolingReader(request.pooling or "mean") for _ in ids]
-            job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
-        await self._finish(job)
+            return list(zip(ids, readers, strict=True))
+
+        await self.read(request, call, len(prompts), prepare)
         vectors = [reader.pooled(normalize=request.normalize is not False) for reader in readers]
         return EmbeddingList(
             data=[
@@ -211,9 +283,30 @@ class OpenAIService:
             usage=EmbeddingUsage(prompt_tokens=call.prompt_tokens, total_tokens=call.prompt_tokens),
         )
 
+    async def read(
+        self,
+        request: ReadingRequest,
+        call: Call,
+        count: int,
+        prepare: Callable[[TextWork], Awaitable[Sequence[tuple[list[int], PromptReader]]]],
+    ) -> None:
+        """Compute prompts, and let readers look at what is computed.
+
+        Args:
+            request: what was asked.
+            call: its record.
+            count: how many prompts there will be.
+            prepare: makes the prompts' token ids, and the reader of each.
+        """
+        with self._admission.places(count):
+            prompts = await prepare(self._texts)
+            ids, readers = [ids for ids, _ in prompts], [reader for _, reader in prompts]
+            job = self._submit(request, ids, [PROMPT_ONLY] * len(ids), call, readers)
+        await self._finish(job)
+
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
         """POST /tokenize."""
-        self._served(request.model)
+        self.served(request.model)
         if request.messages is not None:
             ids = await self._texts.chat(request.messages, request)
         else:
@@ -227,8 +320,13 @@ class OpenAIService:
 
     async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
         """POST /detokenize; special tokens are part of the text."""
-        self._served(request.model)
+        self.served(request.model)
         return DetokenizeResponse(prompt=await self._texts.decode(request.tokens))
+
+    async def render(self, request: TemplateRequest) -> TemplateResponse:
+        """POST /apply-template."""
+        self.served(request.model)
+        return TemplateResponse(prompt=await self._texts.render(request.messages, request))
 
     def models(self) -> ModelList:
         """GET /v1/models."""
@@ -236,7 +334,11 @@ class OpenAIService:
 
     def model(self, name: str) -> ModelCard:
         """GET /v1/models/{name}; raises a 404 for another model."""
-        return self._card(self._served(name))
+        return self._card(self.served(name))
+
+    def stats(self) -> EngineStats:
+        """Counters of the engine."""
+        return self._client.stats()
 
     def health(self) -> Health:
         """State of the engine; not accepting once `close` has begun."""
@@ -247,13 +349,13 @@ class OpenAIService:
     def _card(self, name: str) -> ModelCard:
         return ModelCard(
             id=name,
-            created=self._created,
+            created=self.created,
             root=self._client.name,
             max_model_len=self._client.max_context,
         )
 
-    def _served(self, name: str | None) -> str:
-        """The model to answer as; null means the one there is."""
+    def served(self, name: str | None) -> str:
+        """The model to answer as; null means the one there is. Raises a 404 for another."""
         if name is None:
             return self.names[0]
         if name not in self.names:
@@ -294,7 +396,7 @@ class OpenAIService:
 
     def _submit(
         self,
-        request: CompletionRequest | ChatCompletionRequest | EmbeddingRequest,
+        request: CompletionRequest | ChatCompletionRequest | ReadingRequest,
         ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         call: Call,
@@ -325,7 +427,7 @@ class OpenAIService:
     ) -> Head:
         suffix = request.request_id or call.request_id or uuid.uuid4().hex
         return Head(
-            id=f"{kind}-{suffix}",
+            id=f"{kind}{suffix}",
             created=int(time.time()),
             model=name,
             fingerprint=self.fingerprint,
@@ -340,7 +442,7 @@ class OpenAIService:
         finally:
             job.close()
 
-    async def _stream(self, job: Job, dialect: Dialect) -> EventStream:
+    async def _stream(self, job: Job, dialect: ResponseWriter) -> EventStream:
         """Begin a stream once the engine has taken the request and not failed at once."""
         try:
             await job.accepted()
@@ -348,9 +450,9 @@ class OpenAIService:
         except BaseException:
             job.close()
             raise
-        return EventStream(self._events(job, dialect), job)
+        return EventStream(self._events(job, dialect), job, dialect.headers)
 
-    async def _events(self, job: Job, dialect: Dialect) -> AsyncGenerator[bytes, None]:
+    async def _events(self, job: Job, dialect: ResponseWriter) -> AsyncGenerator[bytes, None]:
         """All frames of a response; what has come in together goes out together."""
         out = bytearray(dialect.opening(len(job)))
         try:
@@ -358,15 +460,13 @@ class OpenAIService:
                 for prompt, delta in batch:
                     out += dialect.delta(prompt, delta)
                 if out or not batch:
-                    yield bytes(out) or KEEP_ALIVE
+                    yield bytes(out) or dialect.idle()
                     out.clear()
-            if dialect.head.with_usage:
-                out += dialect.usage(job.usage().model_dump())
-            out += DONE
+            out += dialect.closing(job.usage())
         except Exception as error:
             if not isinstance(error, ApiError):
                 logger.exception("a stream failed")
-            out += frame(as_api_error(error).body())
+            out += dialect.failure(as_api_error(error))
         finally:
             job.close()
         yield bytes(out)

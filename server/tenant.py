@@ -65,17 +65,23 @@ class Keyring:
                 digest = hashlib.sha256(key.encode())
                 self._tenants[digest.digest()] = Tenant(digest.hexdigest(), may_prioritize)
 
-    def tenant(self, authorization: str) -> Tenant:
+    def tenant(self, authorization: str, api_key: str = "") -> Tenant:
         """Who sends a request with this Authorization header.
+
+        Args:
+            authorization: value of that header, empty where there is none.
+            api_key: of the header ``x-api-key``, which is read where there is no other.
 
         Raises:
             ApiError: 401, no key or an unknown one.
         """
         if not self._tenants:
             return Tenant()
-        scheme, _, key = authorization.partition(" ")
+        scheme, _, key = (authorization or f"bearer {api_key}").partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise ApiError(401, "No API key given; send the header Authorization: Bearer KEY.")
+            raise ApiError(
+                401, "No API key given; send the header Authorization: Bearer KEY (or x-api-key)."
+            )
         given = hashlib.sha256(key.strip().encode("latin-1")).digest()
         # Hashes have one length and every key is compared: time tells nothing about the keys.
         found = [who for known, who in self._tenants.items() if hmac.compare_digest(given, known)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from halfbyte.errors import RequestError
 
@@ -90,6 +90,19 @@ class TextWork:
                 room left in ``context`` tokens, if that is given.
             TemplateError: the template refused the messages.
         """
+        limit = None if context is None else TokenLimit(context, "messages")
+        plain, arguments = self._conversation(messages, options)
+        return await self._run(lambda: self._tokenizer.encode_chat(plain, limit=limit, **arguments))
+
+    async def render(self, messages: Sequence[ChatMessage], options: ConversationFields) -> str:
+        """The text of a rendered conversation; raises what `chat` raises."""
+        plain, arguments = self._conversation(messages, options)
+        return await self._run(lambda: self._tokenizer.render_chat(plain, **arguments))
+
+    def _conversation(
+        self, messages: Sequence[ChatMessage], options: ConversationFields
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Messages and keywords as the tokenizer takes them. Raises RequestError."""
         if options.add_special_tokens:
             raise RequestError(
                 "add_special_tokens is true, but a chat template brings its own special tokens",
@@ -103,15 +116,9 @@ class TextWork:
                 code="no_chat_template",
                 hint="use /v1/completions",
             )
-        plain = template_messages(messages)
         switches = template_switches(options.chat_template_kwargs)
         opening = options.add_generation_prompt is not False
-        limit = None if context is None else TokenLimit(context, "messages")
-        return await self._run(
-            lambda: self._tokenizer.encode_chat(
-                plain, add_generation_prompt=opening, limit=limit, **switches
-            )
-        )
+        return template_messages(messages), {"add_generation_prompt": opening, **switches}
 
     async def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included; raises RequestError for unknown ids."""

@@ -30,6 +30,16 @@ class TextCodec(Protocol):
         """Whether `encode_chat` can work."""
         ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the chat template, or None."""
+        ...
+
+    @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """Text of the tokens that have a role, by its name (``eos_token`` ...)."""
+        ...
+
     def encode(
         self,
         text: str,
@@ -58,6 +68,16 @@ class TextCodec(Protocol):
         **kwargs: Any,
     ) -> list[int]:
         """Token ids of a rendered conversation; raises TemplateError."""
+        ...
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """The text of a rendered conversation; raises TemplateError."""
         ...
 
 

@@ -45,6 +45,11 @@ class ChatTemplate:
         """Whether there is a template for plain conversations."""
         return "default" in self._templates
 
+    @property
+    def source(self) -> str | None:
+        """Jinja source of the template for plain conversations, or None."""
+        return self._templates.get("default")
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -62,6 +62,7 @@ class Tokenizer:
         special_ids: ids that carry structure; they are hidden from decoded text.
         add_bos: a plain prompt begins with ``bos_id``.
         suppressed: ids that the model's files forbid to draw.
+        named_tokens: text of the tokens that have a role, by its name (``eos_token`` ...).
     """
 
     def __init__(self, backend: VocabularyBackend, source: TokenizerSource, rows: int) -> None:
@@ -79,6 +80,7 @@ class Tokenizer:
         for name, token_id in (("bos_token", source.bos_id), ("eos_token", _first(source))):
             if name not in names and token_id is not None:
                 names[name] = self.token_bytes(token_id).decode("utf-8", "replace")
+        self.named_tokens = names
         self._template = ChatTemplate(source.chat_template, source.chat_templates, names)
         sources = [source.chat_template or "", *source.chat_templates.values()]
         self._marks = UserMarks(backend, sources)
@@ -192,6 +194,25 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether the model brings a chat template."""
         return self._template.available
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the model's chat template, or None."""
+        return self._template.source
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """The text that the model's template makes of a conversation.
+
+        Read again it may give other ids than :meth:`encode_chat`, which takes special tokens in
+        a message for plain text. Arguments and errors are those of that method.
+        """
+        return self._template.render(messages, kwargs, add_generation_prompt)
 
     def encode_chat(
         self,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...engine.request import Completion, Delta, FinishReason
+from ..errors import ApiError
 from ..responses import ResponseModel, UsageInfo
-from ..sse import frame
+from ..sse import DONE, KEEP_ALIVE, SSE_HEADERS, frame
 from .token_text import TokenText
 
 
@@ -32,8 +33,42 @@ class Head:
     with_usage: bool
 
 
-class Dialect(ABC):
+class ResponseWriter(ABC):
     """Writes the answers to one request; a subclass knows the endpoint's format.
+
+    Attributes:
+        headers: of a streamed response.
+    """
+
+    headers: Mapping[str, str] = SSE_HEADERS
+
+    @abstractmethod
+    def opening(self, prompts: int) -> bytes:
+        """What a stream begins with, before anything is known."""
+
+    @abstractmethod
+    def delta(self, prompt: int, delta: Delta) -> bytes:
+        """A piece of an answer, or its end, or both; may be empty."""
+
+    def idle(self) -> bytes:
+        """What a stream says after a long silence."""
+        return KEEP_ALIVE
+
+    @abstractmethod
+    def closing(self, usage: UsageInfo) -> bytes:
+        """What a stream ends with, when all answers have."""
+
+    @abstractmethod
+    def failure(self, error: ApiError) -> bytes:
+        """What a stream ends with when an answer failed."""
+
+    @abstractmethod
+    def body(self, done: Sequence[Completion], usage: UsageInfo) -> ResponseModel:
+        """The whole response, of the completion of each prompt in order."""
+
+
+class Dialect(ResponseWriter):
+    """What OpenAI's two endpoints share: chunks with choices.
 
     An answer's index is that of its prompt times the answers to a prompt, plus its own.
 
@@ -77,13 +112,13 @@ class Dialect(ABC):
             out += self._frame([choice])
         return out
 
-    def usage(self, usage: Mapping[str, Any]) -> bytes:
-        """The usage chunk, which has no choices."""
-        return self._frame([], usage)
+    def closing(self, usage: UsageInfo) -> bytes:
+        """The usage chunk, which has no choices, where it is wanted, and the end mark."""
+        return (self._frame([], usage.model_dump()) if self.head.with_usage else b"") + DONE
 
-    @abstractmethod
-    def body(self, done: Sequence[Completion], usage: UsageInfo) -> ResponseModel:
-        """The whole response, of the completion of each prompt in order."""
+    def failure(self, error: ApiError) -> bytes:
+        """One event with the error, and no end mark."""
+        return frame(error.body())
 
     @abstractmethod
     def _choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class FakeTokenizer:
     eos_ids = frozenset({EOS})
     special_ids = frozenset({BOS, EOS, TURN, END})
     has_chat_template = True
+    chat_template = "{{ messages }}"
+    named_tokens: Mapping[str, str] = {"eos_token": "<end>"}
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -66,6 +68,17 @@ class FakeTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        marks = {TURN: b"<turn>", END: b"<end>"}
+        ids = self.encode_chat(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        return b"".join(marks.get(i) or self.token_bytes(i) for i in ids).decode()
 
     def encode_chat(
         self,

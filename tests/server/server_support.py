@@ -15,6 +15,7 @@ import uvicorn
 from halfbyte.engine.serve.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.connections import ConnectionLimits, Connections
+from halfbyte.server.facts import ServedModel
 from halfbyte.server.listen import listen, uvicorn_config
 from halfbyte.server.service import OpenAIService, ServiceConfig
 
@@ -23,16 +24,18 @@ from halfbyte.server.service import OpenAIService, ServiceConfig
 class Site:
     """A service and the app over it.
 
-    ``engine`` is what runs; ``app_options`` go to `create_app`, ``config`` to the service.
+    ``engine`` is what runs; ``app_options`` go to `create_app`, ``config`` and ``facts`` to the
+    service.
     """
 
     engine: StepEngine
     config: ServiceConfig = field(default_factory=ServiceConfig)
     app_options: dict[str, Any] = field(default_factory=dict)
+    facts: ServedModel | None = None
 
     def __post_init__(self) -> None:
         self.client = AsyncEngine(self.engine)
-        self.service = OpenAIService(self.client, self.config)
+        self.service = OpenAIService(self.client, self.config, self.facts)
         self.app = create_app(self.service, **self.app_options)
 
 

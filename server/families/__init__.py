@@ -1,0 +1,1 @@
+"""Endpoints of other programs' APIs, as functions over what `OpenAIService` offers."""

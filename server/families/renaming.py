@@ -1,0 +1,68 @@
+"""From the fields of another API to a request of OpenAI's, and back for what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from halfbyte.errors import RequestError
+
+from ..schema import AnyRequest, refusal
+
+
+def request_of(kind: type[AnyRequest], fields: Mapping[str, Any]) -> AnyRequest:
+    """A request of OpenAI's API; fields that are None are left out.
+
+    Raises:
+        RequestError: a value that this request may not have; names its field.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise refusal(error) from None
+
+
+def refuse_begun(roles: Sequence[str]) -> None:
+    """Refuse a conversation whose last message is the assistant's, for it would be continued.
+
+    Args:
+        roles: of the messages.
+
+    Raises:
+        RequestError: it is.
+    """
+    if roles and roles[-1] == "assistant":
+        where = f"messages.{len(roles) - 1}"
+        raise RequestError(
+            f"{where} is the assistant's and the last: this server does not continue a message "
+            "that has begun",
+            param=where,
+            code="unsupported_value",
+            hint="end with a message of the user's",
+        )
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, errors that name a field of OpenAI's name the client's own.
+
+    Args:
+        names: OpenAI's name of a field, or of one and what is in it, to the client's.
+
+    Raises:
+        RequestError: what was raised within, with the other name.
+    """
+    try:
+        yield
+    except RequestError as error:
+        param = error.param or ""
+        known = next((n for n in names if param == n or param.startswith(n + ".")), None)
+        if known is None:
+            raise
+        told = str(error).replace(known, names[known], 1)
+        named = names[known] + param.removeprefix(known)
+        raise RequestError(told, param=named, code=error.code) from error
