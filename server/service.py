@@ -175,14 +175,17 @@ class OpenAIService:
         name = self._served(request.model)
         n = request.n or 1
         with self._admission.places(n):
-            ids = await self._texts.chat(request.messages, request, self._client.max_context)
+            ids, plan = await self._texts.planned_chat(request, self._client.max_context)
             params = self._params(request, ids, request.token_limit, None, "messages")
+            if plan.syntax is not None:
+                grammar = plan.grammar or params.grammar
+                params = replace(params, grammar=grammar, shown_special_ids=plan.shown)
             job = self._submit(request, [ids], [params], call)
         head = self._head("chatcmpl", request, name, call)
-        dialect = ChatDialect(head, self._tokens, n, rated=bool(request.logprobs))
+        dialect = ChatDialect(head, self._tokens, n, rated=bool(request.logprobs), plan=plan)
         if request.stream:
             return await self._stream(job, dialect)
-        return dialect.body(await self._finish(job), job.usage())
+        return dialect.body(await self._finish(job), job.usage(dialect.reasoning_tokens))
 
     async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
         """POST /v1/embeddings. Raises RequestError for an empty text."""
@@ -215,7 +218,7 @@ class OpenAIService:
         """POST /tokenize."""
         self._served(request.model)
         if request.messages is not None:
-            ids = await self._texts.chat(request.messages, request)
+            ids = await self._texts.chat(request.messages, request, tools=request.tools or ())
         else:
             (ids,) = await self._texts.prompts([request.prompt or ""], request.add_special_tokens)
         return TokenizeResponse(
@@ -361,7 +364,7 @@ class OpenAIService:
                     yield bytes(out) or KEEP_ALIVE
                     out.clear()
             if dialect.head.with_usage:
-                out += dialect.usage(job.usage().model_dump())
+                out += dialect.usage(job.usage(dialect.reasoning_tokens).model_dump())
             out += DONE
         except Exception as error:
             if not isinstance(error, ApiError):

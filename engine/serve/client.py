@@ -30,6 +30,19 @@ class TextCodec(Protocol):
         """Whether `encode_chat` can work."""
         ...
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template writes tools into the prompt; raises TemplateError."""
+        ...
+
+    def template_source(self, *, tools: bool) -> str:
+        """The chat template for conversations with tools, or without; "" when there is none."""
+        ...
+
+    def special_token(self, text: str) -> int | None:
+        """The special token that is written so, which decoded text hides; None: there is none."""
+        ...
+
     def encode(
         self,
         text: str,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from halfbyte.errors import RequestError, TokenizerError
@@ -192,6 +193,28 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether the model brings a chat template."""
         return self._template.available
+
+    def template_source(self, *, tools: bool) -> str:
+        """The chat template for conversations with tools, or without; "" when there is none."""
+        return self._template.source(tools=tools)
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template writes the tools of a request into the prompt.
+
+        Raises:
+            TemplateError: the template goes past its limits.
+            TemplateProcessError: the process that renders it cannot start, or was ended.
+        """
+        return self._template.takes_tools
+
+    def special_token(self, text: str) -> int | None:
+        """The special token that is written so, which decoded text hides; None: there is none."""
+        return self._special_texts.get(text.encode())
+
+    @cached_property
+    def _special_texts(self) -> Mapping[bytes, int]:
+        return {self.token_bytes(i): i for i in self.special_ids if 0 <= i < self._rows}
 
     def encode_chat(
         self,
