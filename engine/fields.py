@@ -77,6 +77,7 @@ class SamplingFields(TypedDict, total=False):
     min_tokens: int
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
+    shown_special_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int | None
     prompt_logprobs: int | None

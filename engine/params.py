@@ -324,6 +324,9 @@ class SamplingParams:
         short="End the answer before TEXT; repeatable.",
     )
     stop_token_ids: Sequence[int] = ids_field((), MAX_IDS, "further token ids that end the text")
+    shown_special_ids: Sequence[int] = ids_field(
+        (), MAX_IDS, "special tokens that are part of the text, which hides the others", http=False
+    )
     ignore_eos: bool = switch_field(
         "an end-of-text token is drawn like any other, and does not end the answer"
     )

@@ -8,6 +8,7 @@ from typing import Any
 from halfbyte.errors import RequestError
 
 from .schema import ChatMessage
+from .tool_fields import Tool
 
 # Template switches a client may set, with the type each must have. Everything else is refused:
 # free keyword arguments would let a client reach into the rendering itself.
@@ -20,22 +21,73 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     The ``developer`` role becomes ``system``, its older name, which templates know.
 
     Raises:
-        RequestError: a part that is not text, tool traffic, or a message without content.
+        RequestError: a part that is not text, a message without content, calls in a message that
+            is not the assistant's, or the ``function`` role, which ``tool`` replaced.
     """
     out = []
     for index, message in enumerate(messages):
         where = f"messages.{index}"
-        if message.tool_calls or message.role in ("tool", "function"):
+        if message.role == "function":
             raise RequestError(
-                f"{where} is part of a tool call, which this server does not support",
-                param=where,
+                f"{where}.role is 'function', which this server does not support",
+                param=f"{where}.role",
                 code="unsupported_value",
+                hint="use the role 'tool'",
             )
         role = "system" if message.role == "developer" else message.role
-        entry: dict[str, Any] = {"role": role, "content": _content(message, where)}
+        entry: dict[str, Any] = {"role": role}
+        if message.content is not None or not message.tool_calls:
+            entry["content"] = _content(message, where)
         if message.name is not None:
             entry["name"] = message.name
+        _add_calls(entry, message, where)
+        reasoning = message.reasoning_content or message.reasoning
+        if reasoning and role == "assistant":
+            entry["reasoning_content"] = reasoning
         out.append(entry)
+    return out
+
+
+def has_tool_traffic(messages: Sequence[ChatMessage]) -> bool:
+    """Whether messages hold calls or their results."""
+    return any(message.tool_calls or message.role == "tool" for message in messages)
+
+
+def _add_calls(entry: dict[str, Any], message: ChatMessage, where: str) -> None:
+    """Add what a message holds of calls, as transformers hands it to templates."""
+    for name, role in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
+        if getattr(message, name) and message.role != role:
+            raise RequestError(
+                f"{where}.{name} is given for the role {message.role!r}; expected {role!r}",
+                param=f"{where}.{name}",
+            )
+    if message.tool_call_id is not None:
+        entry["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        entry["tool_calls"] = [
+            {
+                **({} if call.id is None else {"id": call.id}),
+                "type": "function",
+                "function": {
+                    "name": call.function.name,
+                    # A call without arguments has an empty object of them.
+                    "arguments": call.function.arguments or "{}",
+                },
+            }
+            for call in message.tool_calls
+        ]
+
+
+def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Tools as templates read them; a function without parameters has a schema without any."""
+    out = []
+    for tool in tools:
+        function = tool.function
+        entry: dict[str, Any] = {"name": function.name}
+        if function.description is not None:
+            entry["description"] = function.description
+        entry["parameters"] = function.parameters or {"type": "object", "properties": {}}
+        out.append({"type": "function", "function": entry})
     return out
 
 

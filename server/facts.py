@@ -77,7 +77,7 @@ def tokenizer_info(service: OpenAIService) -> TokenizerInfo:
     tokenizer = service.engine.tokenizer
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     found = {name: tokenizer.named_tokens.get(name) for name in names}
-    return TokenizerInfo(**found, chat_template=tokenizer.chat_template)
+    return TokenizerInfo(**found, chat_template=tokenizer.template_source(tools=False) or None)
 
 
 def server_props(service: OpenAIService) -> ServerProps:
@@ -88,7 +88,7 @@ def server_props(service: OpenAIService) -> ServerProps:
         default_generation_settings={"n_ctx": engine.max_context, "params": defaults},
         total_slots=engine.config.max_batch,
         model_alias=service.names[0],
-        chat_template=tokenizer.chat_template or "",
+        chat_template=tokenizer.template_source(tools=False),
         bos_token=tokenizer.named_tokens.get("bos_token", ""),
         eos_token=tokenizer.named_tokens.get("eos_token", ""),
         modalities={"vision": False, "audio": False},

@@ -14,7 +14,7 @@ from ..engine.serve.client import EngineClient
 from ..engine.serve.stream import RequestStream, ready
 from .dialects.base import failed as failed_answer
 from .errors import ApiError, engine_down, internal_error
-from .responses import PromptTokensDetails, UsageInfo
+from .responses import CompletionTokensDetails, PromptTokensDetails, UsageInfo
 from .tenant import Tenant
 
 logger = logging.getLogger("halfbyte.server")
@@ -171,15 +171,23 @@ class Job:
                 self._check(failed)
         self.record()
 
-    def usage(self) -> UsageInfo:
-        """Counts over all answers, once they have ended."""
+    def usage(self, reasoning_tokens: Callable[[Completion], int] = lambda _: 0) -> UsageInfo:
+        """Counts over all answers, once they have ended.
+
+        Args:
+            reasoning_tokens: counts those of the answers to a prompt.
+        """
         self.record()
+        done = [s.completion for s in self._streams if s.completion is not None]
         call = self._call
         return UsageInfo(
             prompt_tokens=call.prompt_tokens,
             completion_tokens=call.completion_tokens,
             total_tokens=call.prompt_tokens + call.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=call.cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=sum(map(reasoning_tokens, done))
+            ),
         )
 
     def record(self) -> None:

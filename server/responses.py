@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, SkipValidation
+from pydantic import BaseModel, ConfigDict, SkipValidation
 
 
 class ResponseModel(BaseModel):
@@ -22,6 +22,12 @@ class PromptTokensDetails(ResponseModel):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(ResponseModel):
+    """Part of the completion tokens that were reasoning."""
+
+    reasoning_tokens: int = 0
+
+
 class UsageInfo(ResponseModel):
     """Token counts, summed over the prompts of a request."""
 
@@ -29,6 +35,7 @@ class UsageInfo(ResponseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
 
 
 class CompletionLogprobs(ResponseModel):
@@ -64,10 +71,15 @@ class TextCompletion(ResponseModel):
 
 
 class AssistantMessage(ResponseModel):
-    """The answer of a chat."""
+    """The answer of a chat; ``content`` is null only beside calls.
 
+    ``tool_calls`` is there where there are calls. What the model thought is there where it did:
+    ``reasoning`` is vLLM's name for it, ``reasoning_content`` DeepSeek's.
+    """
+
+    model_config = ConfigDict(extra="allow")
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
 
 

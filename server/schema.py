@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
@@ -28,7 +26,9 @@ from halfbyte.errors import RequestError
 from ..engine.param_table import INT31, MAX_CHOICES, MAX_STOP_LENGTH, MAX_TOP_LOGPROBS, Param
 from ..engine.params import SamplingParams, table
 from .grammars import wanted_grammar
-from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, STRUCTURED, refuse_unsupported
+from .request_model import RequestModel
+from .tool_fields import EarlierCalls, ToolChoice, Tools
+from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, STRUCTURED
 
 MAX_PROMPTS = 128
 MAX_MESSAGES = 2048
@@ -108,19 +108,6 @@ _PROMPT_SCHEMA = {
     ]
 }
 PromptField = Annotated[Any, BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
-
-
-class RequestModel(BaseModel):
-    """Base of request bodies; fields not declared are kept, to be checked."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-    not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    prefix: ClassVar[str] = ""
-
-    @model_validator(mode="after")
-    def _refuse(self) -> Any:
-        refuse_unsupported(self.model_extra or {}, self.not_honoured, self.prefix)
-        return self
 
 
 class JsonSchemaFormat(RequestModel):
@@ -307,12 +294,15 @@ class ContentPart(RequestModel):
 
 
 class ChatMessage(RequestModel):
-    """One message of a conversation."""
+    """One message of a conversation; ``reasoning_content`` is what the model thought, if kept."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None = None
     name: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: EarlierCalls | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 ChatMessages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -320,6 +310,10 @@ ChatMessages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_M
 
 class _Conversation(RequestModel):
     messages: ChatMessages
+    tools: Tools | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -361,11 +355,12 @@ class TokenizeRequest(RequestModel):
     """Body of POST /tokenize: a prompt, or a conversation."""
 
     not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        k: CHAT[k] for k in ("tools", "chat_template", "continue_final_message")
+        k: CHAT[k] for k in ("chat_template", "continue_final_message")
     }
     model: str | None = None
     prompt: str | None = None
     messages: ChatMessages | None = None
+    tools: Tools | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None

@@ -25,6 +25,7 @@ from ..engine.request import Completion, PromptReader
 from ..engine.run.stats import EngineStats
 from ..engine.serve.client import EngineClient, EngineFacts, Health
 from .admission import Admission, QueueLimits
+from .answers.plan import AnswerPlan
 from .dialects.base import Head, ResponseWriter
 from .dialects.chat import ChatDialect
 from .dialects.completions import CompletionDialect
@@ -225,14 +226,16 @@ class OpenAIService:
         """POST /v1/chat/completions."""
         n, rated = request.n or 1, bool(request.logprobs)
         return await self.converse(
-            request, call, lambda head: ChatDialect(head, self._tokens, n, rated=rated)
+            request,
+            call,
+            lambda head, plan: ChatDialect(head, self._tokens, n, rated=rated, plan=plan),
         )
 
     async def converse(
         self,
         request: ChatCompletionRequest,
         call: Call,
-        writer: Callable[[Head], ResponseWriter],
+        writer: Callable[[Head, AnswerPlan], ResponseWriter],
         kind: str = "chatcmpl-",
     ) -> Any:
         """The answers to a conversation, in the form of whatever endpoint asked.
@@ -240,7 +243,8 @@ class OpenAIService:
         Args:
             request: the conversation.
             call: the request's record.
-            writer: makes the writer of the answers.
+            writer: makes the writer of the answers, of the response's head and what is to be
+                looked for in their texts.
             kind: what the response's id begins with.
 
         Returns:
@@ -248,13 +252,16 @@ class OpenAIService:
         """
         name = self.served(request.model)
         with self._admission.places(request.n or 1):
-            ids = await self._texts.chat(request.messages, request, self._client.max_context)
+            ids, plan = await self._texts.planned_chat(request, self._client.max_context)
             params = self._params(request, ids, request.token_limit, None, "messages")
+            if plan.syntax is not None:
+                grammar = plan.grammar or params.grammar
+                params = replace(params, grammar=grammar, shown_special_ids=plan.shown)
             job = self._submit(request, [ids], [params], call)
-        dialect = writer(self._head(kind, request, name, call))
+        dialect = writer(self._head(kind, request, name, call), plan)
         if request.stream:
             return await self._stream(job, dialect)
-        return dialect.body(await self._finish(job), job.usage())
+        return dialect.body(await self._finish(job), job.usage(dialect.reasoning_tokens))
 
     async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
         """POST /v1/embeddings. Raises RequestError for an empty text."""
@@ -308,7 +315,7 @@ class OpenAIService:
         """POST /tokenize."""
         self.served(request.model)
         if request.messages is not None:
-            ids = await self._texts.chat(request.messages, request)
+            ids = await self._texts.chat(request.messages, request, tools=request.tools or ())
         else:
             (ids,) = await self._texts.prompts([request.prompt or ""], request.add_special_tokens)
         return TokenizeResponse(
@@ -462,7 +469,7 @@ class OpenAIService:
                 if out or not batch:
                     yield bytes(out) or dialect.idle()
                     out.clear()
-            out += dialect.closing(job.usage())
+            out += dialect.closing(job.usage(dialect.reasoning_tokens))
         except Exception as error:
             if not isinstance(error, ApiError):
                 logger.exception("a stream failed")

@@ -11,8 +11,11 @@ from halfbyte.errors import RequestError
 
 from ..engine.serve.client import TextCodec
 from ..engine.text.token_bound import TokenLimit
-from .chat import template_messages, template_switches
-from .schema import ChatMessage
+from .answers.plan import AnswerPlan, answer_plan, check_template, check_tools, offered_tools
+from .chat import has_tool_traffic, template_messages, template_switches, template_tools
+from .grammars import wanted_grammar
+from .schema import ChatCompletionRequest, ChatMessage
+from .tool_fields import Tool
 
 R = TypeVar("R")
 
@@ -82,25 +85,65 @@ class TextWork:
         messages: Sequence[ChatMessage],
         options: ConversationFields,
         context: int | None = None,
+        tools: Sequence[Tool] = (),
     ) -> list[int]:
         """Token ids of a rendered conversation.
 
         Raises:
-            RequestError: messages or options that cannot be honoured, no chat template, or no
-                room left in ``context`` tokens, if that is given.
+            RequestError: messages, tools or options that cannot be honoured, no chat template, or
+                no room left in ``context`` tokens, if that is given.
             TemplateError: the template refused the messages.
         """
-        limit = None if context is None else TokenLimit(context, "messages")
-        plain, arguments = self._conversation(messages, options)
-        return await self._run(lambda: self._tokenizer.encode_chat(plain, limit=limit, **arguments))
+
+        def work() -> list[int]:
+            check_template(self._tokenizer, tools, traffic=has_tool_traffic(messages))
+            return self._encoded(messages, options, context, tools)
+
+        return await self._run(work)
 
     async def render(self, messages: Sequence[ChatMessage], options: ConversationFields) -> str:
         """The text of a rendered conversation; raises what `chat` raises."""
         plain, arguments = self._conversation(messages, options)
         return await self._run(lambda: self._tokenizer.render_chat(plain, **arguments))
 
+    async def planned_chat(
+        self, request: ChatCompletionRequest, context: int
+    ) -> tuple[list[int], AnswerPlan]:
+        """Token ids of a request's conversation, and how its answers are read.
+
+        Raises:
+            RequestError: as for `chat`; or fields about tools that contradict each other, or a
+                schema that cannot be honoured.
+            TemplateError: the template refused the messages.
+        """
+
+        def work() -> tuple[list[int], AnswerPlan]:
+            formed = wanted_grammar(request)
+            check_tools(request, formed=None if formed is None else formed.param)
+            tools = offered_tools(request)
+            check_template(self._tokenizer, tools, traffic=has_tool_traffic(request.messages))
+            ids = self._encoded(request.messages, request, context, tools)
+            plan = answer_plan(request, self._tokenizer, ids, formed=formed is not None)
+            return ids, plan
+
+        return await self._run(work)
+
+    def _encoded(
+        self,
+        messages: Sequence[ChatMessage],
+        options: ConversationFields,
+        context: int | None,
+        tools: Sequence[Tool],
+    ) -> list[int]:
+        plain, arguments = self._conversation(messages, options, tools)
+        limit = None if context is None else TokenLimit(context, "messages")
+        return self._tokenizer.encode_chat(plain, limit=limit, **arguments)
+
     def _conversation(
-        self, messages: Sequence[ChatMessage], options: ConversationFields
+        self,
+        messages: Sequence[ChatMessage],
+        options: ConversationFields,
+        tools: Sequence[Tool] = (),
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Messages and keywords as the tokenizer takes them. Raises RequestError."""
         if options.add_special_tokens:
@@ -116,9 +159,11 @@ class TextWork:
                 code="no_chat_template",
                 hint="use /v1/completions",
             )
-        switches = template_switches(options.chat_template_kwargs)
-        opening = options.add_generation_prompt is not False
-        return template_messages(messages), {"add_generation_prompt": opening, **switches}
+        given: dict[str, Any] = template_switches(options.chat_template_kwargs)
+        if tools:
+            given["tools"] = template_tools(tools)
+        given["add_generation_prompt"] = options.add_generation_prompt is not False
+        return template_messages(messages), given
 
     async def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included; raises RequestError for unknown ids."""

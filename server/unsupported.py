@@ -50,11 +50,11 @@ COMMON: Mapping[str, tuple[Any, ...]] = {
     "stop_strings": _EMPTY,
     "do_sample": (None, True),
     "enable_thinking": _NONE,
-    "parallel_tool_calls": (None, True),
 }
 
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
+    "parallel_tool_calls": (None, True),
     "max_completion_tokens": _NONE,
     "suffix": (None, ""),
 }
@@ -62,8 +62,6 @@ COMPLETION: Mapping[str, tuple[Any, ...]] = {
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
     "best_of": (None, 1),
-    "tools": _EMPTY,
-    "tool_choice": (None, "none", "auto"),
     "functions": _EMPTY,
     "function_call": (None, "none", "auto"),
     "audio": _NONE,
@@ -78,7 +76,6 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "continue_final_message": _OFF,
     "chat_template": _NONE,
     "documents": _EMPTY,
-    "include_reasoning": (None, True),
 }
 
 EMBEDDING: Mapping[str, tuple[Any, ...]] = {

@@ -31,13 +31,21 @@ class TextCodec(Protocol):
         ...
 
     @property
-    def chat_template(self) -> str | None:
-        """Source of the chat template, or None."""
+    def named_tokens(self) -> Mapping[str, str]:
+        """Text of the tokens that have a role, by its name (``eos_token`` ...)."""
         ...
 
     @property
-    def named_tokens(self) -> Mapping[str, str]:
-        """Text of the tokens that have a role, by its name (``eos_token`` ...)."""
+    def takes_tools(self) -> bool:
+        """Whether the chat template writes tools into the prompt; raises TemplateError."""
+        ...
+
+    def template_source(self, *, tools: bool) -> str:
+        """The chat template for conversations with tools, or without; "" when there is none."""
+        ...
+
+    def special_token(self, text: str) -> int | None:
+        """The special token that is written so, which decoded text hides; None: there is none."""
         ...
 
     def encode(

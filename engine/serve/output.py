@@ -88,7 +88,8 @@ class OutputProcessor:
         for request in requests:
             stop = request.params.stop
             matcher = self._stop_forms.matcher(stop) if stop else None
-            detokenizer = Detokenizer(self._tokenizer, matcher)
+            shown = request.params.shown_special_ids
+            detokenizer = Detokenizer(self._tokenizer, matcher, shown)
             self._live[request.id] = _Live(request, group, detokenizer)
 
     def started(self, request_id: str, cached: int) -> None:

@@ -8,11 +8,12 @@ chooses the template and turns what goes wrong into errors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from halfbyte.errors import TemplateError, TokenizerError
 
-from .template_forms import ContentForms
+from .template_forms import TOOL_PROBE, ContentForms
 from .template_messages import Protect, checked_messages, checked_variables
 from .template_process import TemplateProcess
 
@@ -45,10 +46,30 @@ class ChatTemplate:
         """Whether there is a template for plain conversations."""
         return "default" in self._templates
 
-    @property
-    def source(self) -> str | None:
-        """Jinja source of the template for plain conversations, or None."""
-        return self._templates.get("default")
+    def source(self, *, tools: bool) -> str:
+        """The template that conversations with tools, or without, are rendered with; or ""."""
+        return self._templates.get(self._name(tools), "")
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether tools come out of the template: a tiny conversation with one is rendered.
+
+        Raises:
+            TemplateError: the template goes past its limits.
+            TemplateProcessError: the process that renders it cannot start, or was ended.
+        """
+        if not self.available:
+            return False
+        context = {"documents": None, **self._names, "add_generation_prompt": True}
+        content = self._forms[self._name(True)].fit("user", "qxotherqx")
+        context |= {"tools": [TOOL_PROBE], "messages": [{"role": "user", "content": content}]}
+        answer = self._processes[self._name(True)].render(context)
+        if "exceeded" in answer:
+            raise _error(answer)
+        return TOOL_PROBE["function"]["name"] in answer.get("text", "")
+
+    def _name(self, tools: bool) -> str:
+        return "tool_use" if tools and "tool_use" in self._templates else "default"
 
     def render(
         self,
@@ -81,7 +102,7 @@ class ChatTemplate:
         context: dict[str, Any] = {"tools": None, "documents": None, **self._names}
         context |= checked_variables(variables, protect)
         context["add_generation_prompt"] = bool(add_generation_prompt)
-        name = "tool_use" if context["tools"] and "tool_use" in self._templates else "default"
+        name = self._name(bool(context["tools"]))
         if len(self._templates[name]) > MAX_TEMPLATE_CHARS:
             raise TemplateError(
                 f"the model's chat template has {len(self._templates[name])} characters; "

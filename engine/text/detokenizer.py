@@ -8,7 +8,7 @@ one is still possible. Work per token is proportional to its text, whatever came
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .stop_strings import SpecialBytes, StopMatcher, Symbol
 
@@ -24,15 +24,22 @@ class Detokenizer:
         tokenizer: gives the bytes of each token.
         matcher: finds the strings that end the text, or None. The one that starts first wins,
             whatever their order and wherever token boundaries fall; it is not part of the text.
+        shown: special tokens that do have text.
 
     Attributes:
         stopped: the stop string that ended the text, or None.
         decoded: characters of all tokens so far, also of what is kept back.
     """
 
-    def __init__(self, tokenizer: SpecialBytes, matcher: StopMatcher | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: SpecialBytes,
+        matcher: StopMatcher | None = None,
+        shown: Collection[int] = (),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._special = tokenizer.special_ids
+        special = tokenizer.special_ids
+        self._special = special.difference(shown) if shown else special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = matcher
         self._parts: list[str] = []

@@ -21,6 +21,19 @@ _CALL = {
     "type": "function",
     "function": {"name": "qxnameqx", "arguments": {"qxcity": "qxplace"}},
 }
+TOOL_PROBE: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "qxnameqx",
+        "description": "qxaboutqx",
+        "parameters": {
+            "type": "object",
+            "properties": {"qxcity": {"type": "string", "description": "qxwhereqx"}},
+            "required": ["qxcity"],
+        },
+    },
+}
+"""A tool whose name comes out of a template that takes tools."""
 # The conversation, as roles, in which the content of a role is tried.
 _PROBES = {
     "user": ("user",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from halfbyte.errors import RequestError, TokenizerError
@@ -195,11 +196,6 @@ class Tokenizer:
         """Whether the model brings a chat template."""
         return self._template.available
 
-    @property
-    def chat_template(self) -> str | None:
-        """Jinja source of the model's chat template, or None."""
-        return self._template.source
-
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -213,6 +209,28 @@ class Tokenizer:
         a message for plain text. Arguments and errors are those of that method.
         """
         return self._template.render(messages, kwargs, add_generation_prompt)
+
+    def template_source(self, *, tools: bool) -> str:
+        """The chat template for conversations with tools, or without; "" when there is none."""
+        return self._template.source(tools=tools)
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template writes the tools of a request into the prompt.
+
+        Raises:
+            TemplateError: the template goes past its limits.
+            TemplateProcessError: the process that renders it cannot start, or was ended.
+        """
+        return self._template.takes_tools
+
+    def special_token(self, text: str) -> int | None:
+        """The special token that is written so, which decoded text hides; None: there is none."""
+        return self._special_texts.get(text.encode())
+
+    @cached_property
+    def _special_texts(self) -> Mapping[bytes, int]:
+        return {self.token_bytes(i): i for i in self.special_ids if 0 <= i < self._rows}
 
     def encode_chat(
         self,

@@ -58,6 +58,10 @@ class ResponseWriter(ABC):
     def closing(self, usage: UsageInfo) -> bytes:
         """What a stream ends with, when all answers have."""
 
+    def reasoning_tokens(self, completion: Completion) -> int:
+        """How many tokens of an answer, or of all answers to a prompt, are reasoning."""
+        return 0
+
     @abstractmethod
     def failure(self, error: ApiError) -> bytes:
         """What a stream ends with when an answer failed."""
@@ -100,17 +104,25 @@ class Dialect(ResponseWriter):
 
     def delta(self, prompt: int, delta: Delta) -> bytes:
         """A piece of an answer, or its end, or both; may be empty."""
-        index, out = prompt * self._n + delta.index, b""
-        if delta.text or (self._rated and delta.logprobs):
-            choice = self._choice(index, delta.text, None)
-            if self._rated:
-                choice["logprobs"] = self._logprobs(delta.logprobs, delta.text_offsets)
-            out += self._frame([choice])
+        index = prompt * self._n + delta.index
+        choices = self._pieces(index, delta)
+        if self._rated and delta.logprobs and not choices:
+            choices.append(self._choice(index, "", None))
+        if self._rated and choices:
+            choices[0]["logprobs"] = self._logprobs(delta.logprobs, delta.text_offsets)
         if delta.finish is not None:
-            choice = self._choice(index, "", delta.finish.value)
+            choice = self._choice(index, "", self._finish(index, delta.finish))
             choice["stop_reason"] = delta.stop_reason
-            out += self._frame([choice])
-        return out
+            choices.append(choice)
+        return b"".join(self._frame([choice]) for choice in choices)
+
+    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        """An entry of ``choices`` for each piece of an answer's new text."""
+        return [self._choice(index, delta.text, None)] if delta.text else []
+
+    def _finish(self, index: int, reason: FinishReason) -> str:
+        """The finish reason of the answer ``index`` in a stream."""
+        return reason.value
 
     def closing(self, usage: UsageInfo) -> bytes:
         """The usage chunk, which has no choices, where it is wanted, and the end mark."""

@@ -5,16 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...engine.request import Completion, Sampled
+from ...engine.request import Completion, Delta, FinishReason, Sampled
+from ..answers.parser import AnswerParser
+from ..answers.pieces import (
+    AnswerPiece,
+    CallArguments,
+    CallBegin,
+    ContentPiece,
+    ReasoningPiece,
+    WholeAnswer,
+    WholeCall,
+)
+from ..answers.plan import PLAIN, AnswerPlan
 from ..responses import AssistantMessage, ChatChoice, ChatCompletion, UsageInfo
-from .base import Dialect
-from .token_text import finite
+from .base import Dialect, Head
+from .token_text import TokenText, finite
 
 
 class ChatDialect(Dialect):
-    """Chat completions."""
+    """Chat completions.
+
+    Args:
+        head: what all chunks share.
+        tokens: how tokens read.
+        n: answers to a prompt.
+        rated: log-probabilities are shown; they are those of all tokens, of calls as well.
+        plan: what is looked for in the answers.
+    """
 
     object_name = "chat.completion.chunk"
+
+    def __init__(
+        self, head: Head, tokens: TokenText, n: int, *, rated: bool, plan: AnswerPlan = PLAIN
+    ) -> None:
+        super().__init__(head, tokens, n, rated=rated)
+        self._plan = plan
+        self._parsers: dict[int, AnswerParser] = {}
 
     def first(self, index: int) -> bytes:
         """The chunk that names the role."""
@@ -25,16 +51,18 @@ class ChatDialect(Dialect):
     def body(self, done: Sequence[Completion], usage: UsageInfo) -> ChatCompletion:
         """The whole response."""
         head = self.head
-        choices = [
-            ChatChoice(
-                index=index,
-                message=AssistantMessage(content=answer.text),
-                logprobs=self._logprobs(answer.logprobs or (), ()) if self._rated else None,
-                finish_reason=answer.finish_reason.value,
-                stop_reason=answer.stop_reason,
+        choices = []
+        for index, _, answer in self._answers(done):
+            message, called = self._message(answer.text)
+            choices.append(
+                ChatChoice(
+                    index=index,
+                    message=message,
+                    logprobs=self._logprobs(answer.logprobs or (), ()) if self._rated else None,
+                    finish_reason=self._reason(answer.finish_reason, called),
+                    stop_reason=answer.stop_reason,
+                )
             )
-            for index, _, answer in self._answers(done)
-        ]
         return ChatCompletion(
             id=head.id,
             created=head.created,
@@ -43,6 +71,54 @@ class ChatDialect(Dialect):
             choices=choices,
             usage=usage,
         )
+
+    def reasoning_tokens(self, completion: Completion) -> int:
+        """How many tokens of the answers to a prompt are reasoning, its markers included."""
+        answers = completion.choices or (completion,)
+        ids = [answer.token_ids for answer in answers]
+        return sum(self._plan.reasoning_tokens(tokens, self._tokens.bytes) for tokens in ids)
+
+    def _message(self, text: str) -> tuple[AssistantMessage, bool]:
+        """An answer as a message, and whether it has calls."""
+        if self._plan.syntax is None:
+            return AssistantMessage(content=text), False
+        parser = self._plan.parser()
+        whole = WholeAnswer.of([*parser.feed(text), *parser.finish()])
+        more: dict[str, Any] = {}
+        if whole.reasoning and self._plan.reasoning_shown:
+            more |= _thought(whole.reasoning)
+        if whole.calls:
+            more["tool_calls"] = [_whole_call(call) for call in whole.calls]
+        content = whole.content or (None if whole.calls else "")
+        return AssistantMessage(content=content, **more), bool(whole.calls)
+
+    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        if self._plan.syntax is None:
+            return super()._pieces(index, delta)
+        parser = self._parsers.get(index)
+        if parser is None:
+            parser = self._parsers[index] = self._plan.parser()
+        pieces = parser.feed(delta.text)
+        if delta.finish is not None:
+            pieces += parser.finish()
+        choices = []
+        for piece in pieces:
+            if isinstance(piece, ReasoningPiece) and not self._plan.reasoning_shown:
+                continue
+            choice = self._choice(index, "", None)
+            choice["delta"] = _wire(piece)
+            choices.append(choice)
+        return choices
+
+    def _finish(self, index: int, reason: FinishReason) -> str:
+        parser = self._parsers.get(index)
+        return self._reason(reason, parser is not None and parser.called > 0)
+
+    def _reason(self, reason: FinishReason, called: bool) -> str:
+        """OpenAI says "stop" where the client chose the function."""
+        if called and reason is FinishReason.STOP and not self._plan.named:
+            return "tool_calls"
+        return reason.value
 
     def _logprobs(self, drawn: Sequence[Sampled], offsets: Sequence[int]) -> dict[str, Any]:
         content = [
@@ -61,3 +137,26 @@ class ChatDialect(Dialect):
     def _choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
         delta = {"content": text} if finish_reason is None else {}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _wire(piece: AnswerPiece) -> dict[str, Any]:
+    """A piece as the ``delta`` of a chunk."""
+    match piece:
+        case ContentPiece(text):
+            return {"content": text}
+        case ReasoningPiece(text):
+            return _thought(text)
+        case CallBegin(index, id, name):
+            return {"tool_calls": [{"index": index, **_whole_call(WholeCall(id, name))}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def _thought(text: str) -> dict[str, Any]:
+    """Reasoning under both names that clients look for."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
+def _whole_call(call: WholeCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}

@@ -201,7 +201,7 @@ class OllamaMessage(RequestModel):
         "thinking": (None, ""),
     }
     prefix = "messages."
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Literal["system", "user", "assistant"]
     content: str | None = None
 
 
@@ -308,7 +308,7 @@ async def ollama_chat(
     fields["chat_template_kwargs"] = asked.switches()
     with renamed(_NAMES):
         request = request_of(ChatCompletionRequest, fields)
-        return await service.converse(request, call, lambda _: writer)
+        return await service.converse(request, call, lambda *_: writer)
 
 
 async def ollama_generate(
@@ -330,7 +330,7 @@ async def ollama_generate(
             fields["messages"] = [*system, {"role": "user", "content": asked.prompt}]
             fields["chat_template_kwargs"] = asked.switches()
             chat = request_of(ChatCompletionRequest, fields)
-            return await service.converse(chat, call, lambda _: writer)
+            return await service.converse(chat, call, lambda *_: writer)
         if asked.system:
             raise RequestError(
                 "system is given beside raw, with which the prompt is all there is",
@@ -366,7 +366,7 @@ async def ollama_show(service: OpenAIService, asked: OllamaShowRequest, _: Call)
     service.served(served_name(service, name))
     family = service.facts.architecture
     return OllamaModelInfo(
-        template=service.engine.tokenizer.chat_template or "",
+        template=service.engine.tokenizer.template_source(tools=False),
         details=_details(service),
         model_info={
             "general.architecture": family,

@@ -1,7 +1,8 @@
 """An engine without a model: the contract of halfbyte.Engine, deterministic answers, faults.
 
 One token is one byte of UTF-8, so every non-ASCII character is split across tokens. Greedy
-answers echo the prompt; sampled ones are a function of prompt, seed and position.
+answers are the engine's ``script``, or echo the prompt; sampled ones are a function of prompt,
+seed and position.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ class FakeTokenizer:
     eos_ids = frozenset({EOS})
     special_ids = frozenset({BOS, EOS, TURN, END})
     has_chat_template = True
-    chat_template = "{{ messages }}"
     named_tokens: Mapping[str, str] = {"eos_token": "<end>"}
+    takes_tools = True
+    template = "{{ messages }}"
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.rendered: list[dict[str, Any]] = []
 
     def encode(
         self,
@@ -80,6 +83,12 @@ class FakeTokenizer:
         ids = self.encode_chat(messages, add_generation_prompt=add_generation_prompt, **kwargs)
         return b"".join(marks.get(i) or self.token_bytes(i) for i in ids).decode()
 
+    def template_source(self, *, tools: bool) -> str:
+        return self.template
+
+    def special_token(self, text: str) -> int | None:
+        return None
+
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -93,9 +102,10 @@ class FakeTokenizer:
                 "the chat template refused the conversation: it begins with assistant"
             )
         self.gate.wait()
+        self.rendered.append({"messages": messages, **kwargs})
         ids = []
         for message in messages:
-            content = message["content"]
+            content = message.get("content", "")
             if not isinstance(content, str):  # its template wants texts
                 content = "\n".join(part["text"] for part in content)
             ids += [TURN, *f"{message['role']}\n{content}".encode(), END]
@@ -134,7 +144,15 @@ class _Text:
 
 
 class _Request:
-    def __init__(self, name: str, prompt: list[int], params: SamplingParams, cached: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        prompt: list[int],
+        params: SamplingParams,
+        cached: int,
+        script: str | None = None,
+    ) -> None:
+        self.script = script
         self.name, self.prompt, self.params, self.cached = name, prompt, params, cached
         self.seed = params.seed
         if not params.greedy and self.seed is None:
@@ -148,6 +166,9 @@ class _Request:
     def _greedy(self) -> Iterator[int]:
         """What follows the last turn mark, then the end; over and over."""
         ids = self.prompt[:-1] if self.prompt[-1] == TURN else self.prompt
+        while self.script is not None:
+            yield from self.script.encode()
+            yield EOS
         marks = [i for i, t in enumerate(ids) if t == TURN]
         plain = [t for t in ids[marks[-1] + 1 if marks else 0 :] if t < 256]
         while True:
@@ -196,6 +217,8 @@ class FakeEngine:
         self._cancelled: list[_Request] = []
         self._seen: list[tuple[str, list[int]]] = []
         self.priorities: list[int] = []
+        self.asked: list[SamplingParams] = []
+        self.script: str | None = None
 
     def prepare(self, params: SamplingParams) -> None:
         """Grammars are not followed here."""
@@ -219,7 +242,9 @@ class FakeEngine:
             if not 0 <= token < self.tokenizer.vocab_size:
                 raise RequestError(f"prompt holds unknown token id {token}", param="prompt")
         name = request_id or f"r{next(self._ids)}"
-        self._waiting.append(_Request(name, ids, params, self._cached(ids, cache_salt)))
+        cached = self._cached(ids, cache_salt)
+        self._waiting.append(_Request(name, ids, params, cached, self.script))
+        self.asked.append(params)
         self._seen.append((cache_salt, ids))
         self.priorities.append(priority)
         return name

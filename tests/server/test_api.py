@@ -52,6 +52,7 @@ async def test_completion_shape_and_default_length(http: httpx.AsyncClient) -> N
         "completion_tokens": 16,
         "total_tokens": 57,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -97,10 +97,10 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
         ),
         (
             "/v1/chat/completions",
-            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+            {"messages": [{"role": "function", "content": "x", "name": "f"}]},
             400,
             "unsupported_value",
-            "messages.0",
+            "messages.0.role",
         ),
         (
             "/v1/chat/completions",

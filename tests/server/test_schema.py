@@ -210,9 +210,6 @@ def test_random_bytes_never_raise_anything_else() -> None:
 NOT_HONOURED: list[tuple[str, Any]] = [
     ("best_of", 3),
     ("prompt_logprobs", 0),
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
-    ("tool_choice", "required"),
-    ("tool_choice", {"type": "function", "function": {"name": "f"}}),
     ("functions", [{}]),
     ("echo", True),
     ("reasoning_effort", "high"),

@@ -1,0 +1,133 @@
+"""The grammar of an answer whose tool calls must be valid under their functions' schemas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...engine.grammar.base import GrammarSpec
+from .formats import ARGS
+from .parser import AnswerSyntax
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+"""The schema of arguments that may be any object."""
+
+
+def call_grammar(
+    syntax: AnswerSyntax,
+    functions: Mapping[str, Mapping[str, Any]],
+    *,
+    must: bool,
+    parallel: bool,
+    thinks: bool,
+    special: Callable[[str], int | None],
+    param: str,
+) -> GrammarSpec:
+    """The grammar of an answer.
+
+    Args:
+        syntax: how calls and reasoning are written; it has a format of calls.
+        functions: name -> schema of the arguments, an object.
+        must: the answer is calls, at least one, and nothing else; else text may stand around
+            them, as the model likes.
+        parallel: there may be several calls.
+        thinks: reasoning may come first, where it has not begun.
+        special: the id of the special token that is written so, which is no text; or None.
+        param: the field that an error of the compiler names.
+
+    Raises:
+        RequestError: the schemas are too large together.
+    """
+    form = syntax.calls
+    assert form is not None
+    rules = _Rules(special)
+    names = list(functions)
+    if form.headed:
+        rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
+        for i, name in enumerate(names):
+            rules.add(f"call_{i}", f"{rules.text(name)} {rules.text(ARGS)} args_{i}")
+    else:
+        kinds = " | ".join(f"call_{i}" for i in range(len(names)))
+        head, tail = _quoted('{"name": '), _quoted("}")
+        rules.add("call", f"{head} ({kinds}) {tail}")
+        for i, name in enumerate(names):
+            head = f"{json.dumps(name)}, {json.dumps(form.arguments)}: "
+            rules.add(f"call_{i}", f"{_quoted(head)} args_{i}")
+    for i, name in enumerate(names):
+        rules.add(f"args_{i}", f"%json {json.dumps(functions[name])}")
+    # What follows the marker of the first call, and of further ones in the same list.
+    opening, closing, end = map(rules.text, (form.opening, form.closing, form.end))
+    several = parallel and form.between is not None
+    more = f"({_quoted(form.between or '')} call)*" if several and not form.again else ""
+    rules.add("calls", f"{opening} call {more} {closing} {end}")
+    begin, between = rules.text(form.begin), rules.text(form.between or "")
+    if must:
+        first = f"{begin}? calls" if form.leading else f"{begin} calls"
+        again = f"({between} {begin} calls)*" if several and form.again else ""
+        rules.add("answer", f"{first} {again}")
+    else:
+        _free(rules, syntax, several)
+    thought = rules.thought(syntax) if thinks or syntax.begun else ""
+    rules.add("start", f"{thought} answer")
+    return GrammarSpec.lark(rules.source(), param=param)
+
+
+def _free(rules: _Rules, syntax: AnswerSyntax, several: bool) -> None:
+    """The answer is text with calls in it, whose marker begins a valid call."""
+    form = syntax.calls
+    assert form is not None
+    if form.leading:
+        # Where an answer begins as calls do, it is calls.
+        rules.add("OTHER", r"/([^{<\s](.|\n)*|<[^|](.|\n)*|<)?/")
+        rules.add("answer", f"{rules.text(form.begin)}? calls | OTHER")
+        return
+    marked = f"{rules.until(form.begin)} calls"
+    rules.add("marked", marked)
+    rules.add("answer", "marked* TEXT" if several else "marked | TEXT")
+
+
+class _Rules:
+    """Rules of a Lark grammar; ``special`` as for :func:`call_grammar`."""
+
+    def __init__(self, special: Callable[[str], int | None]) -> None:
+        self._special = special
+        self._rules: list[str] = [r"TEXT: /(.|\n)*/"]
+        self._lazy: dict[str, str] = {}
+
+    def add(self, name: str, body: str) -> None:
+        self._rules.append(f"{name}: {body}")
+
+    def text(self, text: str) -> str:
+        """What stands for a text or a special token; nothing for the empty text."""
+        token = self._special(text) if text else None
+        if token is not None:
+            return f"<[{token}]>"
+        return _quoted(text)
+
+    def until(self, marker: str) -> str:
+        """Any text up to a marker and the marker; written in letters it counts as well."""
+        if marker not in self._lazy:
+            name = f"until_{len(self._lazy)}"
+            self._rules.append(f"{name}_text[lazy]: TEXT {_quoted(marker)}")
+            token = self._special(marker)
+            either = "" if token is None else f" | TEXT <[{token}]>"
+            self.add(name, f"{name}_text{either}")
+            self._lazy[marker] = name
+        return self._lazy[marker]
+
+    def thought(self, syntax: AnswerSyntax) -> str:
+        """Reasoning, which may be left out where it has not begun."""
+        form = syntax.reasoning
+        if form is None:
+            return ""
+        inner = f"{self.until(form.end)} BLANKS"
+        self.add("BLANKS", r"/\n{0,2}/")
+        return inner if syntax.begun else f"({self.text(form.begin)} {inner})?"
+
+    def source(self) -> str:
+        return "\n".join(self._rules) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text) if text else ""

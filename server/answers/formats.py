@@ -1,0 +1,125 @@
+"""How models write tool calls and reasoning: one row for each format, chosen by the template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CallFormat:
+    """How a family of models writes tool calls.
+
+    Attributes:
+        name: what it is called.
+        signs: what a chat template of it holds, all of them.
+        without: what such a template does not hold.
+        begin: the marker before calls.
+        end: the marker after them; "" where there is none.
+        arguments: the key of the arguments.
+        opening: what a model writes between the marker and the first call.
+        between: what it writes between two calls; None where it writes one only.
+        closing: what it writes between the last call and the marker after it.
+        again: two calls are ``closing end between begin opening`` apart, not only ``between``.
+        leading: calls stand at the beginning of the answer only, with or without the marker.
+        headed: a call is ``name[ARGS]{...}`` in place of a JSON object.
+        short_ids: ids of calls have nine letters and digits, which the template insists on.
+    """
+
+    name: str
+    signs: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    begin: str = ""
+    end: str = ""
+    arguments: str = "arguments"
+    opening: str = ""
+    between: str | None = None
+    closing: str = ""
+    again: bool = False
+    leading: bool = False
+    headed: bool = False
+    short_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """How a model marks what it thinks before it answers.
+
+    Attributes:
+        begin: the marker before it.
+        end: the marker after it.
+    """
+
+    begin: str
+    end: str
+
+
+CALL_FORMATS = (
+    CallFormat(
+        "granite",
+        ("<|tool_call|>",),
+        begin="<|tool_call|>",
+        opening="[",
+        between=", ",
+        closing="]",
+    ),
+    CallFormat(
+        "hermes",
+        ("<tool_call>",),
+        # Others write XML between these markers.
+        without=("<function=", "<arg_key>", "<param"),
+        begin="<tool_call>",
+        end="</tool_call>",
+        opening="\n",
+        between="\n",
+        closing="\n",
+        again=True,
+    ),
+    CallFormat(
+        "mistral-headed",
+        ("[TOOL_CALLS]", "[ARGS]"),
+        begin="[TOOL_CALLS]",
+        between="",
+        again=True,
+        headed=True,
+        short_ids=True,
+    ),
+    CallFormat(
+        "mistral",
+        ("[TOOL_CALLS]",),
+        begin="[TOOL_CALLS]",
+        opening="[",
+        between=", ",
+        closing="]",
+        short_ids=True,
+    ),
+    CallFormat(
+        "llama3",
+        ('{"name": function name, "parameters":',),
+        begin="<|python_tag|>",
+        arguments="parameters",
+        leading=True,
+    ),
+)
+"""Known formats; the first that fits a template is taken."""
+
+REASONING_FORMATS = (
+    ReasoningFormat("<think>", "</think>"),
+    ReasoningFormat("[THINK]", "[/THINK]"),
+)
+"""Known forms of reasoning; the first whose end marker a template holds is taken."""
+
+ARGS, CALL_ID = "[ARGS]", "[CALL_ID]"
+"""Markers within headed calls."""
+
+
+def call_format(template: str) -> CallFormat | None:
+    """The format of the calls that a chat template asks for, or None when it is not known."""
+    for row in CALL_FORMATS:
+        if all(s in template for s in row.signs) and not any(s in template for s in row.without):
+            return row
+    return None
+
+
+def reasoning_format(template: str) -> ReasoningFormat | None:
+    """How reasoning is marked, if a chat template speaks of any."""
+    return next((row for row in REASONING_FORMATS if row.end in template), None)

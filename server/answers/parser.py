@@ -1,0 +1,277 @@
+"""The text of one answer, piece by piece, as typed pieces.
+
+What may still become a marker is held back, and so are blanks that may stand beside one. However
+the text is cut, the pieces joined are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from .call_reader import CallReader, HeadedReader, ObjectReader
+from .formats import ARGS, CALL_ID, CallFormat, ReasoningFormat
+from .pieces import AnswerPiece, CallArguments, CallBegin, ContentPiece, ReasoningPiece
+
+_BLANKS = " \t\r\n"
+# What models write between calls, and around lists of them.
+_BETWEEN_CALLS = _BLANKS + ",;[]"
+MAX_UNCERTAIN = 1 << 13
+"""So many characters are held back until it is clear whether they are a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSyntax:
+    """What is looked for in an answer.
+
+    Attributes:
+        calls: the format of tool calls; None: none are looked for.
+        names: the functions that may be called.
+        reasoning: how reasoning is marked; None: none is looked for.
+        begun: the prompt ends within the reasoning.
+    """
+
+    calls: CallFormat | None = None
+    names: Collection[str] = ()
+    reasoning: ReasoningFormat | None = None
+    begun: bool = False
+
+
+class AnswerParser:
+    """Reads one answer.
+
+    Args:
+        syntax: what is looked for.
+        new_id: makes the id of a call.
+
+    Attributes:
+        called: calls that have begun.
+    """
+
+    def __init__(self, syntax: AnswerSyntax, new_id: Callable[[], str]) -> None:
+        self._syntax = syntax
+        self._new_id = new_id
+        self._buffer = ""
+        self._out: list[AnswerPiece] = []
+        self._state = self._opening
+        if syntax.reasoning is not None and syntax.begun:
+            self._state = self._thought
+        self._reasoning_text = _Trimmed()
+        self._content_text = _Trimmed()
+        self._reasoned = self._state == self._thought
+        self._reader: CallReader | None = None
+        self._began = False  # the reader's call
+        self._held = ""  # text since the last place where it was certain what it is
+        self._plain = 0  # so much of it is text if the rest is no call
+        self._last = False
+        self.called = 0
+
+    def feed(self, text: str) -> list[AnswerPiece]:
+        """Take more text; returns what is certain now."""
+        self._buffer += text
+        while self._buffer and self._state():
+            pass
+        out, self._out = self._out, []
+        return out
+
+    def finish(self) -> list[AnswerPiece]:
+        """The text has ended: returns what was held back."""
+        self._last = True
+        while self._state():
+            pass
+        self._say(self._buffer)
+        self._buffer = ""
+        if not (self.called or self._reasoned):
+            self._put(ContentPiece, self._content_text.rest())
+        out, self._out = self._out, []
+        return out
+
+    # States. Each takes what it can off the buffer, and tells whether another one goes on.
+
+    def _opening(self) -> bool:
+        """Nothing but blanks so far: reasoning may begin."""
+        form = self._syntax.reasoning
+        if form is None:
+            return self._go(self._leading)
+        text = self._buffer.lstrip(_BLANKS)
+        if text.startswith(form.begin):
+            self._buffer = text[len(form.begin) :]
+            self._reasoned = True
+            return self._go(self._thought)
+        if form.begin.startswith(text) and not self._last:
+            return False
+        return self._go(self._leading)
+
+    def _thought(self) -> bool:
+        """Within the reasoning."""
+        form = self._syntax.reasoning
+        assert form is not None
+        before, found, after = self._split(form.end)
+        self._put(ReasoningPiece, self._reasoning_text.take(before, keep_lead=False))
+        self._buffer = after
+        return found and self._go(self._leading)
+
+    def _leading(self) -> bool:
+        """At the beginning of the content, where some models write calls without a marker."""
+        form = self._syntax.calls
+        if form is None or not form.leading:
+            return self._go(self._content)
+        text = self._buffer.lstrip(_BLANKS)
+        for sign in (form.begin, "{"):
+            if text.startswith(sign):
+                blanks = len(self._buffer) - len(text)
+                self._plain = blanks + len(sign)
+                taken = self._plain if sign == form.begin else blanks
+                self._held, self._buffer = self._buffer[:taken], self._buffer[taken:]
+                return self._go(self._calls)
+        if form.begin.startswith(text) and not self._last:
+            return False
+        return self._go(self._content)
+
+    def _content(self) -> bool:
+        """In the answer's own text."""
+        form = self._syntax.calls
+        if form is None or form.leading:
+            self._say(self._buffer)
+            self._buffer = ""
+            return False
+        before, found, after = self._split(form.begin)
+        self._say(before)
+        self._buffer = after
+        if found:
+            self._held, self._plain = form.begin, len(form.begin)
+        return found and self._go(self._calls)
+
+    def _calls(self) -> bool:
+        """Behind a marker: calls, and what stands between them."""
+        form = self._syntax.calls
+        assert form is not None
+        if self._reader is not None:
+            return self._read(self._reader)
+        text = self._buffer.lstrip(_BLANKS if form.headed else _BETWEEN_CALLS)
+        ends = (
+            self._buffer.find("]", 0, len(self._buffer) - len(text)) if form.closing == "]" else -1
+        )
+        if ends >= 0 and self._certain():
+            self._buffer = self._buffer[ends + 1 :]
+            return self._go(self._content)
+        if not self._certain():
+            taken = min(len(self._buffer) - len(text), MAX_UNCERTAIN - len(self._held))
+            self._held += self._buffer[:taken]
+            text = self._buffer[taken:]
+        self._buffer = text
+        if len(self._held) >= MAX_UNCERTAIN:
+            return self._give_up()
+        if form.end and text.startswith(form.end) and self._certain():
+            self._buffer = text[len(form.end) :]
+            return self._go(self._content)
+        if self._last:
+            if self._certain() and form.end.startswith(text):
+                self._buffer = ""  # the beginning of an end marker is no text
+            return self._give_up()
+        if not text or form.end.startswith(text):
+            return False
+        if form.headed and not self._certain():
+            self._reader = HeadedReader(ARGS, CALL_ID)
+        elif text[0] == "{" and not form.headed:
+            self._reader = ObjectReader(self._syntax.names if form.leading else None)
+            self._plain = self._plain or 1
+        else:
+            return self._give_up()
+        self._began = False
+        return True
+
+    def _read(self, reader: CallReader) -> bool:
+        """Give a call's text to its reader."""
+        room = len(self._buffer) if self._began else max(MAX_UNCERTAIN - len(self._held), 0)
+        text = self._buffer[:room]
+        used = reader.feed(text, 0)
+        if reader.name is not None and not self._began:
+            self._began = True
+            self._held, self._plain = "", 0
+            self._out.append(CallBegin(self.called, self._new_id(), reader.name))
+            self.called += 1
+        if arguments := reader.taken():
+            self._out.append(CallArguments(self.called - 1, arguments))
+        if not self._began:
+            self._held += self._buffer[:used]
+        self._buffer = self._buffer[used:]
+        if reader.done:
+            self._reader = None
+            return True
+        too_long = not self._began and len(self._held) >= MAX_UNCERTAIN
+        if reader.failed or too_long or (self._last and not self._began):
+            return self._give_up()
+        return bool(self._buffer)
+
+    def _certain(self) -> bool:
+        """Whether calls came since the marker, and nothing unknown since the last of them."""
+        return self._plain == 0
+
+    def _give_up(self) -> bool:
+        """What was held back is no call: it is text, but for a marker that may be in it."""
+        # What was long uncertain is not looked at again: that takes the square of the time.
+        plain = len(self._held) if len(self._held) >= MAX_UNCERTAIN else self._plain
+        text, self._buffer = self._held[:plain], self._held[plain:] + self._buffer
+        self._reader, self._held, self._plain = None, "", 0
+        self._state = self._content
+        self._say(text)
+        if self._last:
+            self._say(self._buffer)
+            self._buffer = ""
+            return False
+        return True
+
+    def _go(self, state: Callable[[], bool]) -> bool:
+        self._state = state
+        return True
+
+    def _split(self, marker: str) -> tuple[str, bool, str]:
+        """The buffer before a marker, whether it is there, and what comes after.
+
+        Without one, what may become one is in the last part.
+        """
+        text = self._buffer
+        at = text.find(marker)
+        if at >= 0:
+            return text[:at], True, text[at + len(marker) :]
+        held = 0
+        if not self._last:
+            longest = min(len(marker) - 1, len(text))
+            sizes = range(longest, 0, -1)
+            held = next((n for n in sizes if marker.startswith(text[len(text) - n :])), 0)
+        return text[: len(text) - held], False, text[len(text) - held :]
+
+    def _say(self, text: str) -> None:
+        """Text of the answer itself; blanks before it are dropped beside reasoning and calls."""
+        lead = not (self.called or self._reasoned)
+        self._put(ContentPiece, self._content_text.take(text, keep_lead=lead))
+
+    def _put(self, kind: type[ContentPiece] | type[ReasoningPiece], text: str) -> None:
+        if text:
+            self._out.append(kind(text))
+
+
+class _Trimmed:
+    """A text whose blanks at the end are held back."""
+
+    def __init__(self) -> None:
+        self._blanks = ""
+        self._any = False
+
+    def take(self, text: str, *, keep_lead: bool) -> str:
+        """What may be shown of what is held and ``text``."""
+        body = text.rstrip()
+        if not body:
+            self._blanks += text
+            return ""
+        lead = self._blanks if self._any or keep_lead else ""
+        body = body if self._any or keep_lead else body.lstrip()
+        self._blanks = text[len(text.rstrip()) :]
+        self._any = True
+        return lead + body
+
+    def rest(self) -> str:
+        """The blanks that are held."""
+        out, self._blanks = self._blanks, ""
+        return out
