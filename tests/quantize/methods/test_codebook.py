@@ -128,26 +128,33 @@ def test_bitsandbytes_itself_gives_the_same(kind: str, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_lloyd_max_table_beats_fixed_tables(bits: int) -> None:
-    """By output error with inputs of unequal size; by weight error without inputs."""
-    k = 150  # a short last group
-    w = torch.randn(32, k) * (torch.rand(32, 1) + 0.2)
-    hessian = Hessian("w", k)
-    hessian.add(torch.randn(300, k) * (torch.rand(k) * 3 + 0.05))
-    importance = hessian.mean().diagonal()
-    informed = LloydMaxQuantizer(bits, 64).quantize("w", w, hessian)
-    blind = LloydMaxQuantizer(bits, 64).quantize("w", w, None)
-    assert informed.scales.shape == (32, 3)
-    assert len(informed.format.table) == 1 << bits
-    assert informed.scales.dtype == torch.float16
-    assert squares(w, informed, importance) < squares(w, blind, importance)
-    assert squares(w, blind) < squares(w, informed)
-    if bits == 4:
+    """By output error with inputs of unequal size; by weight error without inputs.
+
+    Over six matrices: a search ends at a local optimum, and of one in a hundred the table that was
+    made for something else may be better.
+    """
+    k, sums = 150, [0.0] * 5  # a short last group
+    for _ in range(6):
+        w = torch.randn(32, k) * (torch.rand(32, 1) + 0.2)
+        hessian = Hessian("w", k)
+        hessian.add(torch.randn(300, k) * (torch.rand(k) * 3 + 0.05))
+        importance = hessian.mean().diagonal()
+        informed = LloydMaxQuantizer(bits, 64).quantize("w", w, hessian)
+        blind = LloydMaxQuantizer(bits, 64).quantize("w", w, None)
+        assert informed.scales.shape == (32, 3)
+        assert len(informed.format.table) == 1 << bits
+        assert informed.scales.dtype == torch.float16
         rows = torch.nn.functional.pad(w, (0, 42))
         nf4 = BlockTableQuantizer("nf4", 64, False).quantize("w", rows, None).dequantize()[:, :k]
-        assert squares(w, blind) < 0.9 * float((nf4 - w).square().sum())
-    # More rounds never cost more than rounding scales to float16 does.
-    once = LloydMaxQuantizer(bits, 64, rounds=1).quantize("w", w, None)
-    assert squares(w, blind) <= squares(w, once) * 1.001
+        # More rounds never cost more than rounding scales to float16 does.
+        once = LloydMaxQuantizer(bits, 64, rounds=1).quantize("w", w, None)
+        assert squares(w, blind) <= squares(w, once) * 1.001
+        found = squares(w, informed, importance), squares(w, blind, importance)
+        found += squares(w, blind), squares(w, informed), float((nf4 - w).square().sum())
+        sums = [a + b for a, b in zip(sums, found, strict=True)]
+    assert sums[0] < sums[1]
+    assert sums[2] < sums[3]
+    assert bits < 4 or sums[2] < 0.9 * sums[4]
 
 
 def test_entries_are_the_means_of_what_they_stand_for() -> None:
