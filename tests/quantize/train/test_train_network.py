@@ -36,8 +36,8 @@ FOLDERS = [
 def test_logits_are_the_reference_backends(name: str) -> None:
     """All families, formats and rules, over windows longer than the sliding ones. Sums in float32
     add up in another order; where inputs are rounded, one may fall to the other side, and such a
-    step, up to an eighth of a float8 input, moves logits by some hundredths of their size: 0.027 was
-    seen.
+    step, up to an eighth of a float8 input, moves logits by some hundredths of their size (0.027
+    seen).
     """
     path = next((FIXTURES / name).glob("*.gguf"), FIXTURES / name)
     checkpoint = open_checkpoint(path)
