@@ -16,6 +16,8 @@ from halfbyte.engine.schedule.plan import StepResult
 
 # Around one and two blocks of 64 tokens; 0 stands for any length.
 LENGTHS = (0, 1, 17, 64, 65, 127, 128, 129)
+# Prompts that come before those.
+EARLY = 4
 
 
 @dataclass
@@ -42,12 +44,16 @@ class Work:
 def random_work(seed: int, count: int, *, vocab: int, longest: int = 200, tokens: int = 12) -> Work:
     """Prompts of 1 to ``longest`` tokens, many with common beginnings; greedy and sampled.
 
-    Each length of ``LENGTHS`` is there in every eight prompts, in any order: what a run must meet
-    (memory that does not suffice, blocks that are found again) follows for every seed.
+    Each length of ``LENGTHS`` is there in every eight prompts, in any order, and four of 41 to 48
+    tokens come before them all: what a run must meet (memory that does not suffice, blocks that are
+    found again) follows for every seed. The four run side by side, in three blocks of 16 each, and
+    grow into four, which 224 tokens do not hold.
     """
     rng = random.Random(seed)
     lengths = [n for _ in range(0, count, 8) for n in rng.sample(LENGTHS, 8)]
     lengths = [n or rng.randint(1, longest) for n in lengths]
+    lengths = [*(rng.randint(41, 48) for _ in range(EARLY)), *lengths]
+    count += EARLY
     stems = [[rng.randrange(3, vocab) for _ in range(longest)] for _ in range(2)]
     work = Work()
     for index in range(count):
@@ -78,6 +84,7 @@ def short_work(seed: int) -> Work:
     Two of 40 come first, so that they run side by side.
     """
     work = random_work(seed, 8, vocab=600, longest=150, tokens=16)
+    del work.prompts[:EARLY], work.params[:EARLY]
     prompts = [prompt[-40:] for prompt in work.prompts]
     first = [i for i, prompt in enumerate(prompts) if len(prompt) == 40][:2]
     work.prompts = [prompts[i] for i in sorted(range(8), key=lambda i: i not in first)]

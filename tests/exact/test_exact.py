@@ -86,7 +86,7 @@ SLOW_DENSE = (
 
 @pytest.fixture(scope="module", params=[COUNT, pytest.param(LONG_COUNT, marks=pytest.mark.slow)])
 def truth(request: pytest.FixtureRequest, model: Path) -> tuple[Work, Run]:
-    """16 prompts, each alone; in the long run 30 too."""
+    """16 prompts behind four early ones, each alone; in the long run 30 too."""
     work = random_work(fresh_seed(), request.param, vocab=600)
     return work, run(model, work, **ALONE)
 
