@@ -16,6 +16,20 @@ class ResponseModel(BaseModel):
         return orjson.dumps(dict(self), default=dict)
 
 
+class FreeResponse(ResponseModel):
+    """A body whose fields are known only when it is written.
+
+    Attributes:
+        fields: all of them.
+    """
+
+    fields: dict[str, Any]
+
+    def to_json(self) -> bytes:
+        """The fields alone."""
+        return orjson.dumps(self.fields)
+
+
 class PromptTokensDetails(ResponseModel):
     """Part of the prompt tokens that the prefix cache saved computing."""
 

@@ -28,9 +28,8 @@ def draw_rows(library: Library, logits_SV: Tensor, rows: Sequence[RowSampling]) 
         penalties = [p.repetition_penalty, p.presence_penalty, p.frequency_penalty]
         numbers.append([p.heat, p.top_p, farthest, *penalties])
         text = row.tokens if row.penalized else row.tokens[:0]
-        seed = (row.seed + (1 << 63)) % (1 << 64) - (1 << 63)
         length = text.shape[0]
-        counters.append([p.top_k, seed, row.position, begin, length, row.prompt_length])
+        counters.append([p.top_k, row.seed, row.position, begin, length, row.prompt_length])
         texts.append(text)
         begin += length
     op = ops.Draw(

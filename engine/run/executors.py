@@ -154,7 +154,12 @@ class RecordingExecutor(Executor):
     Args:
         network: as for :class:`Executor`, like ``kv``, ``limit`` and ``prepare``.
         recorder: the backend's.
+
+    Attributes:
+        spare_tokens: tokens without logits that a replayed step may have.
     """
+
+    spare_tokens = SPARE_TOKENS
 
     def __init__(
         self,
@@ -167,7 +172,7 @@ class RecordingExecutor(Executor):
         super().__init__(network, kv, limit if network.recordable else 0, prepare)
         self._recorder = recorder
         # Most rows of a step that is replayed.
-        self._rows = self._limit + SPARE_TOKENS if self._limit else 0
+        self._rows = self._limit + self.spare_tokens if self._limit else 0
         self._logits: Tensor | None = None
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
@@ -182,9 +187,10 @@ class RecordingExecutor(Executor):
 
     def _nearly_decodes(self, step: StepInputs, wanted: int) -> bool:
         """Whether a step is none that decodes, but can be replayed as one."""
+        if not self.spare_tokens or step.sample_index is None or step.hidden is not None:
+            return False
         tokens = len(step.token_ids)
-        few = tokens <= self._rows and tokens - wanted <= SPARE_TOKENS
-        return few and step.sample_index is not None and step.hidden is None
+        return tokens <= self._rows and tokens - wanted <= self.spare_tokens
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -235,9 +241,8 @@ class RecordingExecutor(Executor):
 class CapturingExecutor(RecordingExecutor):
     """Replays decode steps as CUDA graphs; other steps are computed op by op."""
 
-    def _nearly_decodes(self, step: StepInputs, wanted: int) -> bool:
-        """Never: a graph more costs more than its launches."""
-        return False
+    # A graph more costs more than its launches.
+    spare_tokens = 0
 
     def monitor(self) -> JitMonitor | None:
         """Listens for compilations."""

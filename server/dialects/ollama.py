@@ -12,18 +12,12 @@ import orjson
 from ...engine.request import Completion, Delta, FinishReason, Timings
 from ..error_forms import ollama_error
 from ..errors import ApiError
-from ..responses import ResponseModel, UsageInfo
+from ..responses import FreeResponse, UsageInfo
 from .base import ResponseWriter
 
 
-class OllamaAnswer(ResponseModel):
+class OllamaAnswer(FreeResponse):
     """Response of POST /api/chat and /api/generate, and the last line of their streams."""
-
-    fields: dict[str, Any]
-
-    def to_json(self) -> bytes:
-        """The fields alone."""
-        return orjson.dumps(self.fields)
 
 
 class OllamaWriter(ResponseWriter):

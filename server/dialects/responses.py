@@ -9,18 +9,12 @@ import orjson
 
 from ...engine.request import Completion, Delta, FinishReason
 from ..errors import ApiError
-from ..responses import ResponseModel, UsageInfo
+from ..responses import FreeResponse, UsageInfo
 from .base import Head, ResponseWriter
 
 
-class ResponseObject(ResponseModel):
+class ResponseObject(FreeResponse):
     """Response of POST /v1/responses, which is in its last event as well."""
-
-    fields: dict[str, Any]
-
-    def to_json(self) -> bytes:
-        """The fields alone."""
-        return orjson.dumps(self.fields)
 
 
 class ResponsesWriter(ResponseWriter):
