@@ -18,7 +18,7 @@ from .loading import fetch_model, open_engine
 
 if TYPE_CHECKING:
     from ..server.batch.record import BatchRecord
-    from ..server.batch.run import BatchRun
+    from ..server.batch.run import StandaloneBatch
     from ..server.batch.survey import Survey
 
 # Between two lines about the progress where there is no terminal, seconds.
@@ -94,14 +94,14 @@ def _answer(
     try:
         with open_engine(model, options) as engine:
             from ..engine.serve.async_engine import AsyncEngine
-            from ..server.batch.run import BatchRun
+            from ..server.batch.run import StandaloneBatch
             from ..server.names import model_names
 
             names = model_names(model, engine.name, served_name)
             begun = time.monotonic()
             with batch_bar(found.total, "lines", before=before, every_s=_EVERY_S) as bar:
                 lines = _AsideLines(bar)
-                run = BatchRun(
+                run = StandaloneBatch(
                     AsyncEngine(engine),
                     names,
                     key,
@@ -128,7 +128,7 @@ def _answer(
     note(_summary(record, found.total) + speed)
 
 
-def _show(bar: BatchBar, run: BatchRun) -> None:
+def _show(bar: BatchBar, run: StandaloneBatch) -> None:
     failed = run.record.failed
     bar.update(run.record.answered, run.tokens, f" | {failed} failed" if failed else "")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,19 +22,17 @@ from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
 from .families.ollama import REFUSED
 from .job import Call
+from .json_body import asked_model
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
 from .responses import ResponseModel
-from .schema import RequestModel, json_schemas, parse
+from .schema import RequestModel, json_schemas
 from .service import EventStream, OpenAIService
 from .tenant import Keyring
+from .uploads.routes import FILES_PATH, UPLOADS_REFUSED, Uploads, add_upload_routes
 
 logger = logging.getLogger("halfbyte.server")
 
-ModelAsked = TypeVar("ModelAsked", bound=RequestModel)
-
-# Bytes from which a body is read in a thread: our own checks of it are Python.
-_LARGE_BODY = 1 << 16
 _EVERY = {**ENDPOINTS, **FAMILY_ENDPOINTS}
 
 
@@ -45,6 +43,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     origins: Sequence[str] = (),
     body_limits: BodyLimits | None = None,
+    uploads: Uploads | None = None,
 ) -> ASGIApp:
     """The ASGI application of a service; its lifespan starts and closes the service.
 
@@ -54,14 +53,19 @@ def create_app(
         hosts: names allowed in the Host header; None allows all.
         origins: web origins whose pages may read the answers (CORS); ``*`` is all of them.
         body_limits: of request bodies; None takes the usual ones.
+        uploads: files of clients, and batches over them; None refuses both.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        if uploads is not None:
+            uploads.batches.start()
         try:
             yield
         finally:
+            if uploads is not None:
+                await uploads.batches.close()
             await service.close()
 
     app = FastAPI(
@@ -74,10 +78,15 @@ def create_app(
     )
     _add_endpoints(app, service)
     _add_information(app, service)
+    if uploads is not None:
+        add_upload_routes(app, uploads, origins)
+    else:
+        _add_refusals(app, UPLOADS_REFUSED)
     _add_errors(app)
     _document(app)
-    routes = [path for path in app.openapi()["paths"] if "{" not in path]
-    inner = Exchange(app, service.metrics, Bodies(body_limits or BodyLimits(), service.metrics))
+    routes = list(app.openapi()["paths"])
+    bodies = Bodies(body_limits or BodyLimits(), service.metrics)
+    inner = Exchange(app, service.metrics, bodies, FILES_PATH if uploads else None)
     gate = Gate(inner, keyring or Keyring(), hosts)
     outer = RequestLog(gate, service.metrics, [*routes, "/openapi.json"])
     if not origins:
@@ -86,7 +95,7 @@ def create_app(
     return CORSMiddleware(
         outer,
         allow_origins=origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
@@ -109,22 +118,6 @@ class EventResponse(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._events.aclose()
-
-
-async def _body(request: Request) -> bytes:
-    """The body of a request that says it is JSON; a page elsewhere cannot say so unasked."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise ApiError(415, "The request must have the header Content-Type: application/json.")
-    return await request.body()
-
-
-async def _asked(kind: type[ModelAsked], request: Request) -> ModelAsked:
-    """The request's body as a schema object; raises what `parse` raises."""
-    body = await _body(request)
-    if len(body) < _LARGE_BODY:
-        return parse(kind, body)
-    return await asyncio.to_thread(parse, kind, body)
 
 
 def _json(model: ResponseModel) -> Response:
@@ -171,18 +164,23 @@ def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Aw
     """The handler of an endpoint."""
 
     async def handle(request: Request) -> Response:
-        asked = await _asked(endpoint.asks, request)
+        asked = await asked_model(endpoint.asks, request)
         answer = await endpoint.answer(service, asked, request.state.call)
         return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
 
     return handle
 
 
-def _add_information(app: FastAPI, service: OpenAIService) -> None:
-    for path, reason in REFUSED.items():
+def _add_refusals(app: FastAPI, reasons: Mapping[str, str]) -> None:
+    """Answer requests for what is not there with the reason, path by path."""
+    for path, reason in reasons.items():
         app.add_api_route(
-            path, _refusal(reason), methods=["POST", "DELETE"], include_in_schema=False
+            path, _refusal(reason), methods=["GET", "POST", "DELETE"], include_in_schema=False
         )
+
+
+def _add_information(app: FastAPI, service: OpenAIService) -> None:
+    _add_refusals(app, REFUSED)
     for path, fact in FACTS.items():
         app.add_api_route(path, _fact_route(service, fact), methods=["GET"], name=_name(path))
 
@@ -232,8 +230,16 @@ def _add_errors(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    def refuse_query(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:])
+        told = ApiError(400, f"{name}: {first['msg']}", param=name)
+        return _error_response(told, request)
+
     for kind in (ApiError, HalfbyteError, Exception):
         app.add_exception_handler(kind, respond)
+    app.add_exception_handler(RequestValidationError, refuse_query)
     app.add_exception_handler(HTTPException, refuse)
 
 

@@ -42,13 +42,15 @@ class RequestLog:
     Args:
         app: the next layer.
         metrics: counts responses by route and status.
-        routes: paths that may appear as a metric label; others are ``other``.
+        routes: paths that may appear as a metric label; others are ``other``. ``{name}`` is a
+            part of a path, ``{name:path}`` all the rest.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
         self._app = app
         self._metrics = metrics
-        self._routes = frozenset(routes)
+        self._routes = frozenset(route for route in routes if "{" not in route)
+        self._patterns = [(route, _pattern(route)) for route in routes if "{" in route]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one connection; everything but HTTP passes unchanged."""
@@ -87,7 +89,7 @@ class RequestLog:
     def _label(self, path: str) -> str:
         if path in self._routes:
             return path
-        return "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
+        return next((name for name, known in self._patterns if known.fullmatch(path)), "other")
 
 
 class Gate:
@@ -136,12 +138,17 @@ class Exchange:
         app: the next layer; gets the whole body in one message.
         metrics: counts disconnects.
         bodies: bounds of the server's request bodies.
+        on_disk: the path under which bodies and answers are files, never whole in memory: what is
+            posted there reaches the handler as it comes, and has bounds of its own. None: nowhere.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, bodies: Bodies) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, bodies: Bodies, on_disk: str | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._bodies = bodies
+        self._on_disk = on_disk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one exchange.
@@ -153,8 +160,14 @@ class Exchange:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._is_file(scope) and scope["method"] == "POST":
+            await self._app(scope, receive, send)
+            return
         async with self._bodies.read(receive, _header(scope, b"content-length")) as body:
             await self._run(scope, body, receive, send)
+
+    def _is_file(self, scope: Scope) -> bool:
+        return self._on_disk is not None and scope["path"].startswith(self._on_disk)
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Run the handler until it ends or the client leaves."""
@@ -177,7 +190,7 @@ class Exchange:
             if message["type"] == "http.response.start":
                 size = int(dict(message.get("headers", ())).get(b"content-length", b"0"))
                 try:
-                    if size > _PIECE_BYTES:
+                    if size > _PIECE_BYTES and not self._is_file(scope):
                         answer.enter_context(self._bodies.answer(size))
                 except ApiError as error:
                     refused = True
@@ -239,6 +252,14 @@ def _header(scope: MutableMapping[str, Any], name: bytes) -> str:
         if key == name:
             return value.decode("latin-1")
     return ""
+
+
+def _pattern(route: str) -> re.Pattern[str]:
+    """What matches the paths of a route with names in braces."""
+    text = re.escape(route)
+    for found in re.findall(r"\\{[^}]*\\}", text):
+        text = text.replace(found, ".+" if ":path" in found else "[^/]+")
+    return re.compile(text)
 
 
 def _host_name(host: str) -> str:

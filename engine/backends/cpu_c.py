@@ -18,7 +18,7 @@ from torch import Tensor
 from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
 from ...kernels.cpu.caches import cache_mib
-from ...kernels.cpu.enums import CodeType, GateFunction, KVType
+from ...kernels.cpu.enums import CodeType, GateFunction, KVType, WeightFetch
 from ...kernels.cpu.kinds import expand_rounded, pack_weight
 from ...kernels.cpu.library import Library
 from ...kernels.cpu.ops import (
@@ -49,6 +49,9 @@ OpFields = ParamSpec("OpFields")
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
 NEVER = 1 << 30
+# As many times the last cache a step must read for its weights to be fetched from further away.
+# What lies in the caches between two steps, Python's above all, saves a millisecond: nothing then.
+_FAR_CACHES = 4
 # Decoding rows so few that each partition of their keys is a unit of work; with more, a span is.
 SPLIT_TOKENS = 8
 # Tokens of a step, in all or for each thread, whose keys are split at all: beyond, runs suffice.
@@ -325,10 +328,17 @@ class CompiledOps(CpuParts[TiledLinear]):
         """Run what was noted so far, and go on noting."""
         self.end_record().run()
 
+    def _fetch(self) -> WeightFetch:
+        """How weights are fetched, which depends on how many bytes a step reads."""
+        if self._weight_bytes <= self._cache_bytes:
+            return WeightFetch.KEEP
+        far = self._weight_bytes > _FAR_CACHES * self._cache_bytes
+        return WeightFetch.SECOND if far else WeightFetch.ONCE
+
     def _matmul(self, x_TK: Tensor, weight: TiledLinear, out: Tensor, add: bool) -> None:
         tokens = x_TK.shape[0]
         large = tokens >= self.gemm_rows
-        scales, streamed = None, self._weight_bytes > self._cache_bytes
+        scales, fetch = None, self._fetch()
         if weight.order is not None:
             x_TK = self._gather(x_TK, weight.order)
         if weight.blocks:
@@ -342,7 +352,7 @@ class CompiledOps(CpuParts[TiledLinear]):
                 tokens=tokens,
                 out_stride=out.stride(0),
                 add=add,
-                streamed=streamed,
+                fetch=fetch,
             )
             return
         if weight.act is not None:
@@ -361,7 +371,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             )
             x_TK = half
         int8 = x_TK.dtype == torch.int8
-        gemm, linear = partial(ops.Gemm, int8=int8), partial(ops.Linear, streamed=streamed)
+        gemm, linear = partial(ops.Gemm, int8=int8), partial(ops.Linear, fetch=fetch)
         product: Any = gemm if large else linear  # their fields differ
         self._emit(
             product,

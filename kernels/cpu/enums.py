@@ -21,6 +21,19 @@ class TileCodes(IntEnum):
     BF16 = 10
 
 
+class WeightFetch(IntEnum):
+    """How products of few rows fetch a weight ahead of its use.
+
+    KEEP: to the first cache, through all of them: it stays for the next step. ONCE: past the outer
+    caches, where it would displace what the next step needs. SECOND: to the second cache, further
+    ahead: where a step displaces all that is cached anyway, the longer queue of misses counts.
+    """
+
+    KEEP = 0
+    ONCE = 1
+    SECOND = 2
+
+
 class TileValues(IntEnum):
     """What scales the codes of a span: see the heads in ``weight.h``."""
 
@@ -99,6 +112,7 @@ class BlockType(IntEnum):
 ENUMS: dict[str, type[IntEnum]] = {
     "W": TileCodes,
     "V": TileValues,
+    "FETCH": WeightFetch,
     "NUM": NumberType,
     "A": Added,
     "GATE": GateFunction,

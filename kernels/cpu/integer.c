@@ -158,7 +158,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     byte_table table = shifted_table(w);
     rounded x = *rows_x;
     reader r;
-    read_tile(w, tile, AHEAD, &r);
+    read_tile(w, tile, w->fetch == FETCH_SECOND ? 2 * AHEAD : AHEAD, &r);
     center_zeros(&r);
     memset(y, 0, (size_t)rows * sizeof *y);
     for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
@@ -420,7 +420,7 @@ void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     if (!total) return; /* the LM head of a step that draws no token */
     int tiles = begin_tiles(&w, total);
     int direct = !tiles && total <= DIRECT_ROWS;
-    w.once = op->streamed && total <= FEW_ROWS;
+    w.fetch = total <= FEW_ROWS ? op->fetch : FETCH_KEEP;
     int most = direct ? total : block_rows(&w, total, threads);
     int blocks = (total + most - 1) / most;
     size_t ldo = (size_t)op->out_stride;

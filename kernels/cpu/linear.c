@@ -43,7 +43,7 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     float *to[FEW_ROWS];
     const float *from[FEW_ROWS], *sums[FEW_ROWS] = {0};
     reader r;
-    read_tile(w, tile, AHEAD, &r);
+    read_tile(w, tile, w->fetch == FETCH_SECOND ? 2 * AHEAD : AHEAD, &r);
     memset(y, 0, (size_t)rows * sizeof *y);
     for (int m = 0; m < rows; m++) {
         int own = m < count ? m : count - 1; /* those beyond are thrown away */
@@ -229,7 +229,7 @@ void hb_linear(const struct linear *op, int tid, int threads) {
     read_weight(&op->tiled, &w);
     int total = op->tokens, begin, end;
     int most = total <= FEW_ROWS ? FEW_ROWS : BLOCK, blocks = (total + most - 1) / most;
-    w.once = op->streamed && total <= FEW_ROWS;
+    w.fetch = total <= FEW_ROWS ? op->fetch : FETCH_KEEP;
     size_t ldo = (size_t)op->out_stride, width = (size_t)w.chunks * CHUNK;
     int pads = w.k % CHUNK, sums = sums_needed(&w);
     hb_share(w.tiles * blocks, tid, threads, &begin, &end);

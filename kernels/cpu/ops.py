@@ -21,6 +21,7 @@ from .enums import (
     NumberType,
     TileCodes,
     TileValues,
+    WeightFetch,
 )
 from .fit_ops import (
     GPTQ_COLUMNS,
@@ -118,8 +119,7 @@ class Embed(Op):
 class Linear(Op):
     """``out`` [T, N] = ``factors`` * (``x`` W^T) + bias, or added to ``out`` with ``add``.
 
-    ``factors`` are one for each row of ``x`` [T, K], or None: 1. With ``streamed``, products of few
-    rows read the weight past the outer caches: it would be gone from there before its next use.
+    ``factors`` are one for each row of ``x`` [T, K], or None: 1. ``fetch`` is for few rows.
     """
 
     tiled: Tiled
@@ -130,7 +130,7 @@ class Linear(Op):
     x_stride: Int
     out_stride: Int
     add: Flag
-    streamed: Flag = False
+    fetch: Annotated[WeightFetch, "int32_t"] = WeightFetch.KEEP
 
 
 class RoundBlocks(Op):
@@ -154,7 +154,7 @@ class RoundBlocks(Op):
 class LinearRounded(Op):
     """``out`` [T, N] = ``x`` W^T + bias, or added to ``out``, with ``x`` from RoundBlocks.
 
-    ``streamed`` is as for :class:`Linear`.
+    ``fetch`` is as for :class:`Linear`.
     """
 
     tiled: Tiled
@@ -164,7 +164,7 @@ class LinearRounded(Op):
     tokens: Int
     out_stride: Int
     add: Flag
-    streamed: Flag = False
+    fetch: Annotated[WeightFetch, "int32_t"] = WeightFetch.KEEP
 
 
 class Gemm(Op):

@@ -5,7 +5,7 @@
 
 #include "weight.h"
 
-#define AHEAD 8192
+#define AHEAD 8192 /* bytes; FETCH_SECOND takes twice as many */
 #define FEW_ROWS 8 /* that are computed straight from codes, side by side */
 
 /* As many sums as registers hold, with what they are made of. */

@@ -52,8 +52,7 @@ typedef struct {
     const int32_t *firsts;
     int run_shift;
     float step;                       /* a 127th of the table's largest entry */
-    int once;                         /* fetched past the outer caches, where it would displace
-                                         what the next step needs: nobody reads it again sooner */
+    int fetch;                        /* FETCH_: how it is fetched ahead of its use */
     const float *row_scales;          /* factors of the rows at hand (quantized inputs), or NULL */
     int plain;                        /* for read_plain() */
     int together;                     /* spans whose heads lie side by side: 1, 2 or 4 */
@@ -349,7 +348,9 @@ INLINE void read_nested(reader *r, const char *head, int integers) {
 
 INLINE void fetch(const reader *r, const char *at, int bytes) {
     at += r->ahead;
-    if (r->w->once)
+    if (r->w->fetch == FETCH_SECOND)
+        for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+    else if (r->w->fetch == FETCH_ONCE)
         for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 0);
     else
         for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 3);

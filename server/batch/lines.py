@@ -94,8 +94,12 @@ def custom_id_of(data: bytes | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def read_request(line: InputLine) -> tuple[Endpoint, RequestModel]:
+def read_request(line: InputLine, url: str | None = None) -> tuple[Endpoint, RequestModel]:
     """What a line asks for.
+
+    Args:
+        line: the line.
+        url: the only endpoint that it may ask; None allows all of them.
 
     Raises:
         ApiError: a line that is too long, an unknown URL, or one that asks for a stream.
@@ -111,6 +115,13 @@ def read_request(line: InputLine) -> tuple[Endpoint, RequestModel]:
             f"There is no POST {asked.url[:200]} here; url may be {', '.join(ENDPOINTS)}.",
             param="url",
             code="unknown_url",
+        )
+    if url not in (None, asked.url):
+        raise ApiError(
+            400,
+            f"url is {asked.url}, but this batch is for {url}",
+            param="url",
+            code="mismatched_url",
         )
     # Both ways by the reader that the server's schemas use, so that numbers stay what they are.
     request = parse(endpoint.asks, to_json(asked.body))

@@ -28,6 +28,11 @@ from .lines import (
 _BEGINNING = len(OUTPUT_START) + MODEL_KEY_DIGITS + LINE_KEY_DIGITS + 2
 
 
+def ahead_path(path: Path) -> Path:
+    """The side file of an output."""
+    return Path(f"{path}.ahead")
+
+
 class BatchRecord:
     """The output file and its side file, which are this process's alone while it is open.
 
@@ -53,7 +58,7 @@ class BatchRecord:
         self._fresh = not path.exists()
         self._begun = self._exhausted = False
         self._size = 0
-        self._ahead = AheadFile(Path(f"{path}.ahead"))
+        self._ahead = AheadFile(ahead_path(path))
         # Whoever removed the output wants to begin anew.
         self._unseen = set() if self._fresh else set(self._ahead)
         try:

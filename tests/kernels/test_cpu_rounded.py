@@ -32,6 +32,7 @@ from torch import Tensor
 
 from halfbyte.engine.backends import cpu_c
 from halfbyte.engine.backends.cpu_c import CompiledOps
+from halfbyte.kernels.cpu.enums import WeightFetch
 from halfbyte.kernels.cpu.forms import available_forms
 from halfbyte.kernels.cpu.ops import CHUNK_VALUES, RECORDS, Linear, LinearRounded
 from halfbyte.kernels.cpu.pack import TiledLinear
@@ -452,11 +453,12 @@ def test_inputs_that_were_written_to_are_rounded_anew(how: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["int8-block32", "float"])
-def test_weights_that_no_cache_holds_are_streamed(monkeypatch, rule):
-    case, got, streamed = block_case("Q4_K", 70, 512, fresh_seed()), [], []
+def test_how_weights_are_fetched_depends_on_the_cache(monkeypatch, rule):
+    case, got, found = block_case("Q4_K", 4000, 512, fresh_seed()), [], []
     kind = LinearRounded if rule == "int8-block32" else Linear
     x = torch.randn(3, 512)
-    for mib in (0, 1 << 20):
+    # The weight has 1.1 MiB: more than any times nothing, between one and four, less than a TiB.
+    for mib in (0, 1, 1 << 20):
         monkeypatch.setattr(cpu_c, "cache_mib", lambda mib=mib: mib)
         ops = CompiledOps(library(), exact=True, activations=rule)
         weight = ops.pack(case.weight)
@@ -464,7 +466,8 @@ def test_weights_that_no_cache_holds_are_streamed(monkeypatch, rule):
         ops.begin_record()
         ops.linear(x, weight)
         product = ops.end_record().records[-RECORDS.size :]
-        (flag,) = (m for m in members(kind) if m.path == "streamed")
+        (flag,) = (m for m in members(kind) if m.path == "fetch")
         # A record begins with the number of its op, in 8 bytes.
-        streamed.append(struct.unpack_from(f"={flag.code}", product, 8 + flag.offset)[0])
-    assert streamed == [1, 0] and torch.equal(*got)
+        found.append(struct.unpack_from(f"={flag.code}", product, 8 + flag.offset)[0])
+    assert found == [WeightFetch.SECOND, WeightFetch.ONCE, WeightFetch.KEEP]
+    assert torch.equal(got[0], got[1]) and torch.equal(got[0], got[2])

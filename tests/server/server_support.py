@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,8 @@ from halfbyte.server.connections import ConnectionLimits, Connections
 from halfbyte.server.facts import ServedModel
 from halfbyte.server.listen import listen, uvicorn_config
 from halfbyte.server.service import OpenAIService, ServiceConfig
+from halfbyte.server.uploads.file_store import FileLimits
+from halfbyte.server.uploads.routes import Uploads
 
 
 @dataclass
@@ -25,18 +28,24 @@ class Site:
     """A service and the app over it.
 
     ``engine`` is what runs; ``app_options`` go to `create_app`, ``config`` and ``facts`` to the
-    service.
+    service; ``folder`` is where files and batches are kept.
     """
 
     engine: StepEngine
     config: ServiceConfig = field(default_factory=ServiceConfig)
     app_options: dict[str, Any] = field(default_factory=dict)
     facts: ServedModel | None = None
+    folder: Path | None = None
+    file_limits: FileLimits | None = None
 
     def __post_init__(self) -> None:
         self.client = AsyncEngine(self.engine)
         self.service = OpenAIService(self.client, self.config, self.facts)
-        self.app = create_app(self.service, **self.app_options)
+        options = self.app_options
+        if self.folder is not None:
+            uploads = Uploads(self.service, self.folder, self.file_limits)
+            options = options | {"uploads": uploads}
+        self.app = create_app(self.service, **options)
 
 
 async def client_of(site: Site) -> AsyncIterator[httpx.AsyncClient]:

@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from halfbyte.engine.serve.async_engine import AsyncEngine
 from halfbyte.server.batch.lines import InputLine, output_line, read_lines
 from halfbyte.server.batch.record import BatchRecord
-from halfbyte.server.batch.run import BatchRun
+from halfbyte.server.batch.run import StandaloneBatch
 from halfbyte.server.batch.survey import survey
 
 MODEL = "0123abcd"
@@ -59,8 +59,8 @@ def run_batch(
     source: Path,
     out: Path,
     engine: FakeEngine | None = None,
-    watch: Callable[[BatchRun], None] = lambda _: None,
-) -> BatchRun:
+    watch: Callable[[StandaloneBatch], None] = lambda _: None,
+) -> StandaloneBatch:
     """One run over the fake engine."""
     record = BatchRecord(out, MODEL)
     try:
@@ -68,7 +68,7 @@ def run_batch(
             found = survey(file, record)
             record.begin()
             client = AsyncEngine(engine or FakeEngine())
-            run = BatchRun(client, ("fake",), MODEL, file, record, found, watch)
+            run = StandaloneBatch(client, ("fake",), MODEL, file, record, found, watch)
             asyncio.run(run.answer_all())
             return run
     finally:

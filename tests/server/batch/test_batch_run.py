@@ -23,7 +23,7 @@ from halfbyte.errors import EngineDeadError, TemplateProcessError
 from halfbyte.server.batch import lines
 from halfbyte.server.batch import run as module
 from halfbyte.server.batch.record import BatchRecord
-from halfbyte.server.batch.run import BatchRun
+from halfbyte.server.batch.run import StandaloneBatch
 from halfbyte.server.batch.survey import survey
 from halfbyte.server.endpoints import ENDPOINTS, Endpoint
 from halfbyte.server.service import OpenAIService
@@ -159,7 +159,7 @@ def test_a_stop_gives_up_what_runs_and_the_next_run_goes_on(files):
         engine = FakeEngine(max_batch=4)
         stop_at = answered + random.randint(1, 12)
 
-        def watch(run: BatchRun, stop_at: int = stop_at) -> None:
+        def watch(run: StandaloneBatch, stop_at: int = stop_at) -> None:
             if run.record.answered >= stop_at:
                 run.stop()
 
@@ -252,7 +252,7 @@ def test_one_slow_line_holds_up_no_more_than_a_bounded_number(files, monkeypatch
     )
     most = 0
 
-    def watch(run: BatchRun) -> None:
+    def watch(run: StandaloneBatch) -> None:
         nonlocal most
         most = max(most, run.record.ahead)
 
@@ -269,7 +269,7 @@ def test_a_signal_ends_the_run_and_says_which(files, number):
     handler = signal.getsignal(number)
     sent = False
 
-    def send(run: BatchRun) -> None:
+    def send(run: StandaloneBatch) -> None:
         nonlocal sent
         if not sent and run.record.answered >= 5:
             sent = True
@@ -279,7 +279,7 @@ def test_a_signal_ends_the_run_and_says_which(files, number):
     with source.open("rb") as file:
         found = survey(file, record)
         record.begin()
-        run = BatchRun(AsyncEngine(engine), ("fake",), MODEL, file, record, found, send)
+        run = StandaloneBatch(AsyncEngine(engine), ("fake",), MODEL, file, record, found, send)
         assert run.run() == number
     record.close()
     assert signal.getsignal(number) is handler and engine.closed

@@ -1,0 +1,33 @@
+"""A request's body as JSON of a known schema."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from fastapi import Request
+
+from .errors import ApiError
+from .request_model import RequestModel
+from .schema import parse
+
+ModelAsked = TypeVar("ModelAsked", bound=RequestModel)
+
+# Bytes from which a body is read in a thread: our own checks of it are Python.
+_LARGE_BODY = 1 << 16
+
+
+async def json_body(request: Request) -> bytes:
+    """The body of a request that says it is JSON; a page elsewhere cannot say so unasked."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, "The request must have the header Content-Type: application/json.")
+    return await request.body()
+
+
+async def asked_model(kind: type[ModelAsked], request: Request) -> ModelAsked:
+    """The request's body as a schema object; raises what `parse` raises."""
+    body = await json_body(request)
+    if len(body) < _LARGE_BODY:
+        return parse(kind, body)
+    return await asyncio.to_thread(parse, kind, body)
