@@ -78,6 +78,8 @@ class SamplingFields(TypedDict, total=False):
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     shown_special_ids: Sequence[int]
+    skip_special_tokens: bool
+    include_stop_str_in_output: bool
     ignore_eos: bool
     logprobs: int | None
     prompt_logprobs: int | None

@@ -93,9 +93,9 @@ def whole_field(default: int | None, low: int, high: int, meaning: str, **more: 
     return entry_field(default, Param("whole", meaning, low, high, **more))
 
 
-def switch_field(meaning: str, **more: Any) -> Any:
+def switch_field(meaning: str, default: bool = False, **more: Any) -> Any:
     """A field that is on or off."""
-    return entry_field(False, Param("switch", meaning, **more))
+    return entry_field(default, Param("switch", meaning, **more))
 
 
 def texts_field(default: tuple[str, ...], most: int, meaning: str, **more: Any) -> Any:

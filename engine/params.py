@@ -327,6 +327,12 @@ class SamplingParams:
     shown_special_ids: Sequence[int] = ids_field(
         (), MAX_IDS, "special tokens that are part of the text, which hides the others", http=False
     )
+    skip_special_tokens: bool = switch_field(
+        "special tokens have no text; off, they are part of it as they are written", True
+    )
+    include_stop_str_in_output: bool = switch_field(
+        "the string that ends the text, or the text of the token that does, is part of it"
+    )
     ignore_eos: bool = switch_field(
         "an end-of-text token is drawn like any other, and does not end the answer"
     )

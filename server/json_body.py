@@ -17,7 +17,7 @@ ModelAsked = TypeVar("ModelAsked", bound=RequestModel)
 _LARGE_BODY = 1 << 16
 
 
-async def json_body(request: Request) -> bytes:
+async def _json_body(request: Request) -> bytes:
     """The body of a request that says it is JSON; a page elsewhere cannot say so unasked."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
@@ -26,8 +26,13 @@ async def json_body(request: Request) -> bytes:
 
 
 async def asked_model(kind: type[ModelAsked], request: Request) -> ModelAsked:
-    """The request's body as a schema object; raises what `parse` raises."""
-    body = await json_body(request)
+    """The request's body as a schema object.
+
+    Raises:
+        ApiError: 415, it does not say that it is JSON.
+        RequestError: it is no such object; names the field.
+    """
+    body = await _json_body(request)
     if len(body) < _LARGE_BODY:
         return parse(kind, body)
     return await asyncio.to_thread(parse, kind, body)

@@ -70,6 +70,8 @@ class CompletionChoice(ResponseModel):
     finish_reason: str
     stop_reason: str | int | None = None
     prompt_logprobs: list[dict[str, Any] | None] | None = None
+    prompt_token_ids: SkipValidation[list[int]] | None = None
+    token_ids: SkipValidation[list[int]] | None = None
 
 
 class TextCompletion(ResponseModel):
@@ -105,6 +107,7 @@ class ChatChoice(ResponseModel):
     logprobs: dict[str, Any] | None = None
     finish_reason: str
     stop_reason: str | int | None = None
+    token_ids: SkipValidation[list[int]] | None = None
 
 
 class ChatCompletion(ResponseModel):
@@ -117,6 +120,7 @@ class ChatCompletion(ResponseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: UsageInfo
+    prompt_token_ids: SkipValidation[list[int]] | None = None
 
 
 class EmbeddingUsage(ResponseModel):

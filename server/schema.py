@@ -38,6 +38,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 # them would hold up every other request, as no thread can run beside it.
 MAX_VALUES = 1 << 18
 
+PromptCut = Annotated[int, Field(ge=-1, le=INT31)]
+"""So many tokens from the end of a prompt are kept; -1: as many as fit."""
+
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
 
@@ -172,6 +175,9 @@ class _Generation(_Sampling):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: PromptCut | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     priority: Annotated[int, Field(ge=-INT31, le=INT31)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -277,6 +283,7 @@ class EmbeddingRequest(ReadingRequest):
 
     not_honoured = EMBEDDING
     input: PromptField
+    truncate_prompt_tokens: PromptCut | None = None
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last", "cls"] | None = None
     normalize: bool | None = None
@@ -315,6 +322,7 @@ class _Conversation(RequestModel):
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -354,14 +362,13 @@ class ChatCompletionRequest(_Generation, _Conversation):
 class TokenizeRequest(RequestModel):
     """Body of POST /tokenize: a prompt, or a conversation."""
 
-    not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        k: CHAT[k] for k in ("chat_template", "continue_final_message")
-    }
+    not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {"chat_template": CHAT["chat_template"]}
     model: str | None = None
     prompt: str | None = None
     messages: ChatMessages | None = None
     tools: Tools | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None

@@ -144,7 +144,6 @@ class OpenAIService:
         self._client = client
         self._admission = Admission(client, self.config.queue, self.metrics)
         self._texts = TextWork(client.tokenizer, self.config.text_threads)
-        self._tokens = TokenText(client.tokenizer)
         served = [halfbyte.__version__, client.name, client.max_context, asdict(client.config)]
         self.digest = hashlib.sha256(json.dumps(served, sort_keys=True).encode()).hexdigest()
         self.fingerprint = f"hb-{self.digest[:12]}"
@@ -174,8 +173,9 @@ class OpenAIService:
         def writer(head: Head, ids: list[list[int]], echo: Sequence[str]) -> ResponseWriter:
             return CompletionDialect(
                 head,
-                self._tokens,
+                self._token_text(request),
                 request.n or 1,
+                with_ids=bool(request.return_token_ids),
                 rated=request.logprobs is not None,
                 echo=echo,
                 prompts=ids,
@@ -209,10 +209,9 @@ class OpenAIService:
         prompts = request.prompts()
         limit, n = request.token_limit, request.n or 1
         with self._admission.places(len(prompts) * max(n, request.best_of or 1)):
-            ids = await self._texts.prompts(
-                prompts, request.add_special_tokens, self._client.max_context
-            )
-            echo = await self._texts.echoes(prompts) if request.echo else ()
+            ids = await self._prompts(request, limit if limit is not None else default)
+            whole = prompts if request.truncate_prompt_tokens is None else ids
+            echo = await self._texts.echoes(whole) if request.echo else ()
             params = [self._params(request, p, limit, default, "prompt") for p in ids]
             job = self._submit(request, ids, params, call)
         dialect = writer(self._head(kind, request, name, call), ids, echo)
@@ -228,14 +227,21 @@ class OpenAIService:
         return await self.converse(
             request,
             call,
-            lambda head, plan: ChatDialect(head, self._tokens, n, rated=rated, plan=plan),
+            lambda head, plan, ids: ChatDialect(
+                head,
+                self._token_text(request),
+                n,
+                rated=rated,
+                plan=plan,
+                prompt=ids if request.return_token_ids else None,
+            ),
         )
 
     async def converse(
         self,
         request: ChatCompletionRequest,
         call: Call,
-        writer: Callable[[Head, AnswerPlan], ResponseWriter],
+        writer: Callable[[Head, AnswerPlan, list[int]], ResponseWriter],
         kind: str = "chatcmpl-",
     ) -> Any:
         """The answers to a conversation, in the form of whatever endpoint asked.
@@ -243,8 +249,8 @@ class OpenAIService:
         Args:
             request: the conversation.
             call: the request's record.
-            writer: makes the writer of the answers, of the response's head and what is to be
-                looked for in their texts.
+            writer: makes the writer of the answers, of the response's head, what is to be
+                looked for in their texts, and the prompt's token ids.
             kind: what the response's id begins with.
 
         Returns:
@@ -258,7 +264,7 @@ class OpenAIService:
                 grammar = plan.grammar or params.grammar
                 params = replace(params, grammar=grammar, shown_special_ids=plan.shown)
             job = self._submit(request, [ids], [params], call)
-        dialect = writer(self._head(kind, request, name, call), plan)
+        dialect = writer(self._head(kind, request, name, call), plan, ids)
         if request.stream:
             return await self._stream(job, dialect)
         return dialect.body(await self._finish(job), job.usage(dialect.reasoning_tokens))
@@ -272,7 +278,7 @@ class OpenAIService:
         readers = [PoolingReader(request.pooling or "mean") for _ in prompts]
 
         async def prepare(texts: TextWork) -> list[tuple[list[int], PromptReader]]:
-            ids = await texts.prompts(prompts, request.add_special_tokens, self._client.max_context)
+            ids = await self._prompts(request, 0)
             for index, prompt in enumerate(ids):
                 texts.check(prompt, "input")
                 if not prompt:
@@ -353,6 +359,11 @@ class OpenAIService:
 
     # Steps of an endpoint.
 
+    def _token_text(self, request: CompletionRequest | ChatCompletionRequest) -> TokenText:
+        """How a response writes single tokens."""
+        as_ids = bool(request.return_tokens_as_token_ids)
+        return TokenText(self._client.tokenizer, as_ids=as_ids)
+
     def _card(self, name: str) -> ModelCard:
         return ModelCard(
             id=name,
@@ -374,6 +385,21 @@ class OpenAIService:
                 code="model_not_found",
             )
         return name
+
+    async def _prompts(
+        self, request: CompletionRequest | EmbeddingRequest, answer: int | None
+    ) -> list[list[int]]:
+        """Token ids of a request's prompts, of which no more is left than it asks for.
+
+        Raises:
+            RequestError: one that leaves no room for an answer, or a wrong
+                ``truncate_prompt_tokens``.
+        """
+        kept, context = request.truncate_prompt_tokens, self._client.max_context
+        ids = await self._texts.prompts(
+            request.prompts(), request.add_special_tokens, context if kept is None else None
+        )
+        return [self._texts.cut(prompt, kept, context, answer) for prompt in ids]
 
     def _params(
         self,

@@ -29,6 +29,11 @@ class ConversationFields(Protocol):
         ...
 
     @property
+    def continue_final_message(self) -> bool | None:
+        """True leaves the last message open."""
+        ...
+
+    @property
     def chat_template_kwargs(self) -> dict[str, object] | None:
         """Template switches."""
         ...
@@ -72,6 +77,28 @@ class TextWork:
                 for p in prompts
             ]
         )
+
+    def cut(self, ids: list[int], kept: int | None, context: int, answer: int | None) -> list[int]:
+        """The end of a prompt that ``truncate_prompt_tokens`` leaves of it.
+
+        Args:
+            ids: the prompt.
+            kept: so many tokens; -1: as many as fit; None: all.
+            context: tokens that there is room for, the answer's included.
+            answer: tokens of it that were asked for.
+
+        Raises:
+            RequestError: more than the context holds, or none.
+        """
+        if kept is None:
+            return ids
+        if kept > context or kept == 0:
+            raise RequestError(
+                f"truncate_prompt_tokens is {kept}; expected -1, or 1 to {context}, which is "
+                "the context",
+                param="truncate_prompt_tokens",
+            )
+        return ids[-kept:] if kept > 0 else ids[-max(1, context - max(1, answer or 0)) :]
 
     async def echoes(self, prompts: Sequence[str | list[int]]) -> list[str]:
         """The texts of prompts; those given as ids are decoded, special tokens included."""
@@ -122,7 +149,10 @@ class TextWork:
             check_tools(request, formed=None if formed is None else formed.param)
             tools = offered_tools(request)
             check_template(self._tokenizer, tools, traffic=has_tool_traffic(request.messages))
-            ids = self._encoded(request.messages, request, context, tools)
+            kept = request.truncate_prompt_tokens
+            most = context if kept is None else None
+            ids = self._encoded(request.messages, request, most, tools)
+            ids = self.cut(ids, kept, context, request.token_limit)
             plan = answer_plan(request, self._tokenizer, ids, formed=formed is not None)
             return ids, plan
 
@@ -162,7 +192,17 @@ class TextWork:
         given: dict[str, Any] = template_switches(options.chat_template_kwargs)
         if tools:
             given["tools"] = template_tools(tools)
-        given["add_generation_prompt"] = options.add_generation_prompt is not False
+        if options.continue_final_message:
+            if options.add_generation_prompt:
+                raise RequestError(
+                    "continue_final_message and add_generation_prompt are both true: the prompt "
+                    "ends either within the last message or with the head of a new one",
+                    param="continue_final_message",
+                )
+            given["continue_final_message"] = True
+        given["add_generation_prompt"] = not (
+            options.continue_final_message or options.add_generation_prompt is False
+        )
         return template_messages(messages), given
 
     async def decode(self, ids: Sequence[int]) -> str:

@@ -72,6 +72,7 @@ class TextCodec(Protocol):
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
@@ -83,6 +84,7 @@ class TextCodec(Protocol):
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **kwargs: Any,
     ) -> str:
         """The text of a rendered conversation; raises TemplateError."""

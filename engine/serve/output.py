@@ -88,8 +88,12 @@ class OutputProcessor:
         for request in requests:
             stop = request.params.stop
             matcher = self._stop_forms.matcher(stop) if stop else None
-            shown = request.params.shown_special_ids
-            detokenizer = Detokenizer(self._tokenizer, matcher, shown)
+            params = request.params
+            every = self._tokenizer.special_ids
+            shown = params.shown_special_ids if params.skip_special_tokens else every
+            detokenizer = Detokenizer(
+                self._tokenizer, matcher, shown, keep_stop=params.include_stop_str_in_output
+            )
             self._live[request.id] = _Live(request, group, detokenizer)
 
     def started(self, request_id: str, cached: int) -> None:
@@ -126,7 +130,9 @@ class OutputProcessor:
             check = len(live.tokens) > params.min_tokens
             if reason is FinishReason.STOP and ends and sampled is event.tokens[-1]:
                 stop = token if token in params.stop_token_ids else None
-                text += live.detokenizer.hide(token, check_stops=check)
+                shown = params.include_stop_str_in_output
+                take = live.detokenizer.feed_one if shown else live.detokenizer.hide
+                text += take(token, check_stops=check)
             else:
                 text += live.detokenizer.feed([token], check_stops=check)
             if live.detokenizer.stopped is not None:

@@ -25,6 +25,7 @@ class Detokenizer:
         matcher: finds the strings that end the text, or None. The one that starts first wins,
             whatever their order and wherever token boundaries fall; it is not part of the text.
         shown: special tokens that do have text.
+        keep_stop: the string that ends the text is part of it.
 
     Attributes:
         stopped: the stop string that ended the text, or None.
@@ -36,12 +37,15 @@ class Detokenizer:
         tokenizer: SpecialBytes,
         matcher: StopMatcher | None = None,
         shown: Collection[int] = (),
+        *,
+        keep_stop: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         special = tokenizer.special_ids
         self._special = special.difference(shown) if shown else special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = matcher
+        self._keep_stop = keep_stop
         self._parts: list[str] = []
         self.stopped: str | None = None
         self.decoded = 0
@@ -56,14 +60,16 @@ class Detokenizer:
         for token in token_ids:
             if self.stopped is not None:
                 break
-            if token in self._special:
-                out += self.hide(token, check_stops=check_stops)
-            else:
-                data = self._tokenizer.token_bytes(token)
-                text = self._decoder.decode(data)
-                self.decoded += len(text)
-                out += self._take(text, check_stops)
+            out += self.feed_one(token, check_stops=check_stops)
         return out
+
+    def feed_one(self, token_id: int, *, check_stops: bool = True) -> str:
+        """As :meth:`feed` for one id; it must not be stopped."""
+        if token_id in self._special:
+            return self.hide(token_id, check_stops=check_stops)
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        self.decoded += len(text)
+        return self._take(text, check_stops)
 
     def hide(self, token_id: int, *, check_stops: bool = True) -> str:
         """Take an id that has no place in the text; returns what it makes certain, as it may
@@ -81,6 +87,7 @@ class Detokenizer:
         out = self._take(self._decoder.decode(b"", True), True)
         if self._matcher is not None and self.stopped is None:
             rest, self.stopped = self._matcher.flush()
+            rest += self._kept()
             self._parts.append(rest)
             out += rest
         return out
@@ -98,8 +105,13 @@ class Detokenizer:
             text = symbols
         elif check_stops:
             text, self.stopped = self._matcher.feed(symbols)
+            text += self._kept()
         else:
             text = self._matcher.skip(symbols)
         if text:
             self._parts.append(text)
         return text
+
+    def _kept(self) -> str:
+        """The string that ended the text, where it is part of it."""
+        return self.stopped or "" if self._keep_stop else ""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from halfbyte.errors import RequestError, TokenizerError
 
 from .chat_template import ChatTemplate
+from .open_message import cut_open, open_messages
 from .special_text import EVERYTHING, UserText
 from .token_bound import TokenBound, TokenLimit
 from .user_marks import Finder, UserMarks, field_names
@@ -201,6 +202,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **kwargs: Any,
     ) -> str:
         """The text that the model's template makes of a conversation.
@@ -208,7 +210,24 @@ class Tokenizer:
         Read again it may give other ids than :meth:`encode_chat`, which takes special tokens in
         a message for plain text. Arguments and errors are those of that method.
         """
-        return self._template.render(messages, kwargs, add_generation_prompt)
+        render = self._renderer(messages, kwargs, add_generation_prompt, continue_final_message)
+        return render(str)
+
+    def _renderer(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> Callable[[Callable[[str], str]], str]:
+        """What renders a conversation with a function applied to each text of the caller."""
+        template = self._template
+        if not continue_final_message:
+            return lambda change: template.render(
+                messages, variables, add_generation_prompt, change
+            )
+        opened = open_messages(messages, lambda given: template.render(given, variables, False))
+        return lambda change: cut_open(template.render(opened, variables, False, change))
 
     def template_source(self, *, tools: bool) -> str:
         """The chat template for conversations with tools, or without; "" when there is none."""
@@ -237,6 +256,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
@@ -250,6 +270,8 @@ class Tokenizer:
             messages: dicts with ``role`` and ``content`` (text, or a list of text parts), and
                 what the template reads besides (``tool_calls``, ``name`` ...).
             add_generation_prompt: end with the beginning of the assistant's answer.
+            continue_final_message: end with the last message, the assistant's, which the answer
+                goes on with; nothing is added to it then.
             limit: the longest result that is of use; a longer one is a RequestError.
             kwargs: template variables out of a fixed list (``tools``, ``enable_thinking`` ...).
 
@@ -264,9 +286,7 @@ class Tokenizer:
             seen.append(text)
             return text
 
-        def render(change: Callable[[str], str]) -> str:
-            return self._template.render(messages, kwargs, add_generation_prompt, change)
-
+        render = self._renderer(messages, kwargs, add_generation_prompt, continue_final_message)
         plain = render(noted)
         if limit is not None:
             limit.check_text(plain, self._backend.bound)

@@ -81,6 +81,7 @@ class Dialect(ResponseWriter):
         tokens: how tokens read.
         n: answers to a prompt.
         rated: the log-probabilities of an answer's tokens are shown.
+        with_ids: the ids of an answer's tokens are shown.
 
     Attributes:
         object_name: value of ``object`` in each chunk.
@@ -88,11 +89,14 @@ class Dialect(ResponseWriter):
 
     object_name = ""
 
-    def __init__(self, head: Head, tokens: TokenText, n: int, *, rated: bool) -> None:
+    def __init__(
+        self, head: Head, tokens: TokenText, n: int, *, rated: bool, with_ids: bool = False
+    ) -> None:
         self.head = head
         self._tokens = tokens
         self._n = n
         self._rated = rated
+        self._with_ids = with_ids
 
     def opening(self, prompts: int) -> bytes:
         """What a stream begins with, before anything is known."""
@@ -106,8 +110,11 @@ class Dialect(ResponseWriter):
         """A piece of an answer, or its end, or both; may be empty."""
         index = prompt * self._n + delta.index
         choices = self._pieces(index, delta)
-        if self._rated and delta.logprobs and not choices:
+        told = (self._rated and delta.logprobs) or (self._with_ids and delta.token_ids)
+        if told and not choices:
             choices.append(self._choice(index, "", None))
+        if self._with_ids and choices:
+            choices[0]["token_ids"] = list(delta.token_ids)
         if self._rated and choices:
             choices[0]["logprobs"] = self._logprobs(delta.logprobs, delta.text_offsets)
         if delta.finish is not None:
@@ -149,7 +156,10 @@ class Dialect(ResponseWriter):
         ]
 
     def _frame(
-        self, choices: list[dict[str, Any]], usage: Mapping[str, Any] | None = None
+        self,
+        choices: list[dict[str, Any]],
+        usage: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> bytes:
         head = self.head
         chunk: dict[str, Any] = {
@@ -159,6 +169,7 @@ class Dialect(ResponseWriter):
             "model": head.model,
             "system_fingerprint": head.fingerprint,
             "choices": choices,
+            **more,
         }
         if head.with_usage:
             chunk["usage"] = usage

@@ -31,14 +31,24 @@ class ChatDialect(Dialect):
         n: answers to a prompt.
         rated: log-probabilities are shown; they are those of all tokens, of calls as well.
         plan: what is looked for in the answers.
+        prompt: token ids of the conversation, which are shown with those of the answers; None:
+            neither are.
     """
 
     object_name = "chat.completion.chunk"
 
     def __init__(
-        self, head: Head, tokens: TokenText, n: int, *, rated: bool, plan: AnswerPlan = PLAIN
+        self,
+        head: Head,
+        tokens: TokenText,
+        n: int,
+        *,
+        rated: bool,
+        plan: AnswerPlan = PLAIN,
+        prompt: list[int] | None = None,
     ) -> None:
-        super().__init__(head, tokens, n, rated=rated)
+        super().__init__(head, tokens, n, rated=rated, with_ids=prompt is not None)
+        self._prompt = prompt
         self._plan = plan
         self._parsers: dict[int, AnswerParser] = {}
 
@@ -46,7 +56,10 @@ class ChatDialect(Dialect):
         """The chunk that names the role."""
         choice = self._choice(index, "", None)
         choice["delta"] = {"role": "assistant", "content": ""}
-        return self._frame([choice])
+        more: dict[str, Any] = {}
+        if self._prompt is not None:
+            more["prompt_token_ids"] = self._prompt
+        return self._frame([choice], **more)
 
     def body(self, done: Sequence[Completion], usage: UsageInfo) -> ChatCompletion:
         """The whole response."""
@@ -61,6 +74,7 @@ class ChatDialect(Dialect):
                     logprobs=self._logprobs(answer.logprobs or (), ()) if self._rated else None,
                     finish_reason=self._reason(answer.finish_reason, called),
                     stop_reason=answer.stop_reason,
+                    token_ids=list(answer.token_ids) if self._with_ids else None,
                 )
             )
         return ChatCompletion(
@@ -70,6 +84,7 @@ class ChatDialect(Dialect):
             system_fingerprint=head.fingerprint,
             choices=choices,
             usage=usage,
+            prompt_token_ids=self._prompt,
         )
 
     def reasoning_tokens(self, completion: Completion) -> int:

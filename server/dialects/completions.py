@@ -22,6 +22,7 @@ class CompletionDialect(Dialect):
         echo: texts of the prompts, which the answers begin with; none: they do not.
         prompts: token ids of the prompts.
         prompt_logprobs: vLLM's field of that name is shown.
+        with_ids: the ids of the tokens of prompts and answers are shown.
     """
 
     object_name = "text_completion"
@@ -36,12 +37,13 @@ class CompletionDialect(Dialect):
         echo: Sequence[str] = (),
         prompts: Sequence[list[int]] = (),
         prompt_logprobs: bool = False,
+        with_ids: bool = False,
     ) -> None:
-        super().__init__(head, tokens, n, rated=rated)
+        super().__init__(head, tokens, n, rated=rated, with_ids=with_ids)
         self._echo = echo
         self._prompts = prompts
         self._prompt_logprobs = prompt_logprobs
-        self._echoed: set[tuple[int, int]] = set()
+        self._begun: set[tuple[int, int]] = set()
 
     def first(self, index: int) -> bytes:
         """Text completions open with their first text."""
@@ -50,10 +52,14 @@ class CompletionDialect(Dialect):
     def delta(self, prompt: int, delta: Delta) -> bytes:
         """As for every dialect; the prompt's text goes before the first piece."""
         out = b""
-        if self._echo and (prompt, delta.index) not in self._echoed:
-            self._echoed.add((prompt, delta.index))
-            index = prompt * self._n + delta.index
-            out = self._frame([self._choice(index, self._echo[prompt], None)])
+        begins = (prompt, delta.index) not in self._begun
+        if begins and (self._echo or self._with_ids):
+            self._begun.add((prompt, delta.index))
+            text = self._echo[prompt] if self._echo else ""
+            choice = self._choice(prompt * self._n + delta.index, text, None)
+            if self._with_ids:
+                choice |= {"prompt_token_ids": self._prompts[prompt], "token_ids": []}
+            out = self._frame([choice])
         return out + super().delta(prompt, delta)
 
     def body(self, done: Sequence[Completion], usage: UsageInfo) -> TextCompletion:
@@ -67,6 +73,8 @@ class CompletionDialect(Dialect):
                 finish_reason=answer.finish_reason.value,
                 stop_reason=answer.stop_reason,
                 prompt_logprobs=self._of_prompt(done[prompt]),
+                prompt_token_ids=self._prompts[prompt] if self._with_ids else None,
+                token_ids=list(answer.token_ids) if self._with_ids else None,
             )
             for index, prompt, answer in self._answers(done)
         ]

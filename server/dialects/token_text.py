@@ -21,10 +21,12 @@ class TokenText:
 
     Args:
         tokenizer: gives the bytes of each.
+        as_ids: a token is written ``token_id:N``, as vLLM's ``return_tokens_as_token_ids`` asks.
     """
 
-    def __init__(self, tokenizer: TextCodec) -> None:
+    def __init__(self, tokenizer: TextCodec, *, as_ids: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._as_ids = as_ids
 
     def bytes(self, token: int) -> bytes:
         """Exact bytes of a token."""
@@ -32,6 +34,8 @@ class TokenText:
 
     def text(self, token: int) -> str:
         """A token's own text; a part of a character is written ``bytes:\\xNN``, as OpenAI does."""
+        if self._as_ids:
+            return f"token_id:{token}"
         data = self.bytes(token)
         try:
             return data.decode()

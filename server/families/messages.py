@@ -124,7 +124,7 @@ async def create_message(
     """POST /v1/messages."""
     with renamed(_NAMES):
         return await service.converse(
-            asked.chat(), call, lambda head, _: MessagesWriter(head, call.prompt_tokens), "msg_"
+            asked.chat(), call, lambda head, *_: MessagesWriter(head, call.prompt_tokens), "msg_"
         )
 
 

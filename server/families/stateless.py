@@ -156,7 +156,7 @@ async def create_response(
     """POST /v1/responses."""
     with renamed(_NAMES):
         return await service.converse(
-            asked.chat(), call, lambda head, _: ResponsesWriter(head, asked.repeated()), "resp_"
+            asked.chat(), call, lambda head, *_: ResponsesWriter(head, asked.repeated()), "resp_"
         )
 
 

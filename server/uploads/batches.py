@@ -32,7 +32,7 @@ from .file_store import FileStore, KeptRecord, RecordFolder, StoredFile, new_id
 
 logger = logging.getLogger("halfbyte.server")
 
-Status = Literal[
+BatchStatus = Literal[
     "validating",
     "failed",
     "in_progress",
@@ -72,7 +72,7 @@ class StoredBatch(KeptRecord):
     input_file_id: str
     endpoint: str
     metadata: dict[str, str] | None = None
-    status: Status = "validating"
+    status: BatchStatus = "validating"
     error: str | None = None
     error_code: str = "invalid_request"
     output_file_id: str | None = None
@@ -265,7 +265,7 @@ class Batches:
         answers, errors = await asyncio.to_thread(self._split, record, out)
         counts = record.counts.model_copy(update={"total": total})
         done = counts.completed + counts.failed == total
-        ended: Status = "completed" if done else "expired"
+        ended: BatchStatus = "completed" if done else "expired"
         if record.status == "cancelling" and not done:
             ended = "cancelled"
         self._set(
@@ -302,7 +302,7 @@ class Batches:
         record = next(record for record in self._records if record.id == name)
         self._set(record, status="failed", stamp="failed_at", error=message, error_code=code)
 
-    def _status(self, name: str) -> Status:
+    def _status(self, name: str) -> BatchStatus:
         return next(record.status for record in self._records if record.id == name)
 
     def _set(self, record: StoredBatch, stamp: str = "", **changes: Any) -> StoredBatch:

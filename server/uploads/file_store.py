@@ -91,6 +91,8 @@ def new_id(prefix: str) -> str:
 class RecordFolder(Generic[Kept]):
     """Records of one kind, a JSON file each, all of them in memory as well.
 
+    Raises ConfigError where the folder cannot be used, or holds something else.
+
     Args:
         folder: where they lie; made when it is not there.
         kind: their class.

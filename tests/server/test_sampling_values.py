@@ -41,6 +41,8 @@ OTHERS: dict[str, list[str]] = {
     ],
     "stop_token_ids": ["[600]", json.dumps([5] * 1025), "[2147483648]", '["5"]'],
     "ignore_eos": ["1", '"true"', "[]"],
+    "skip_special_tokens": ["0", '"false"', "[]", "false"],
+    "include_stop_str_in_output": ["1", '"true"', "[]", "true"],
     "logprobs_mode": ["1", '"x"', "[]"],
 }
 

@@ -105,6 +105,8 @@ def test_all_sampling_fields_arrive() -> None:
         "seed": 7,
         "min_tokens": 2,
         "ignore_eos": True,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
         "stop": ["x", "y"],
         "stop_token_ids": [5, 6],
     }
@@ -216,10 +218,7 @@ NOT_HONOURED: list[tuple[str, Any]] = [
     ("store", True),
     ("modalities", ["audio"]),
     ("chat_template", "{{ 1 }}"),
-    ("continue_final_message", True),
     ("use_beam_search", True),
-    ("include_stop_str_in_output", True),
-    ("truncate_prompt_tokens", 5),
 ]
 
 
