@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 
@@ -15,14 +16,16 @@ _POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def answering(listener: socket.socket) -> Iterator[None]:
+def answering(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Iterator[None]:
     """Answer whoever connects to a listening socket, in a thread, until the block is left.
+
+    With ``tls``, connections are wrapped in it.
 
     The main thread is free to load, and to be interrupted by a signal.
     """
     stop = threading.Event()
     thread = threading.Thread(
-        target=_answer, args=(listener, stop), name="halfbyte-loading", daemon=True
+        target=_answer, args=(listener, tls, stop), name="halfbyte-loading", daemon=True
     )
     thread.start()
     try:
@@ -32,7 +35,7 @@ def answering(listener: socket.socket) -> Iterator[None]:
         thread.join()
 
 
-def _answer(listener: socket.socket, stop: threading.Event) -> None:
+def _answer(listener: socket.socket, tls: ssl.SSLContext | None, stop: threading.Event) -> None:
     refusal = ApiError(
         503, "The model is being loaded.", code="model_loading", retry_after=1
     ).response()
@@ -45,8 +48,11 @@ def _answer(listener: socket.socket, stop: threading.Event) -> None:
         except OSError:  # no more files, or the client is gone already
             stop.wait(_POLL_S)
             continue
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(_PATIENCE_S)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            stack.enter_context(connection).settimeout(_PATIENCE_S)
+            if tls is not None:
+                connection = stack.enter_context(tls.wrap_socket(connection, server_side=True))
             connection.recv(1 << 16)
             connection.sendall(refusal)
             # Closing with unread bytes would take the answer away from the client.

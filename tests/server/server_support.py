@@ -16,8 +16,9 @@ from halfbyte.engine.serve.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.connections import ConnectionLimits, Connections
 from halfbyte.server.facts import ServedModel
-from halfbyte.server.listen import listen, uvicorn_config
+from halfbyte.server.listen import listen, url_of, uvicorn_config
 from halfbyte.server.service import OpenAIService, ServiceConfig
+from halfbyte.server.tls import TlsFiles
 
 
 @dataclass
@@ -51,13 +52,16 @@ async def client_of(site: Site) -> AsyncIterator[httpx.AsyncClient]:
 class LiveServer:
     """uvicorn on an ephemeral loopback port, in a thread."""
 
-    def __init__(self, site: Site, limits: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self, site: Site, limits: ConnectionLimits | None = None, tls: TlsFiles | None = None
+    ) -> None:
         self.site = site
         self.engine = site.engine
         self._listener = listen("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        port = self._listener.getsockname()[1]
+        self.url = url_of("127.0.0.1", port, secure=tls is not None)
         self.connections = Connections(limits or ConnectionLimits())
-        self._server = uvicorn.Server(uvicorn_config(site.app, self.connections))
+        self._server = uvicorn.Server(uvicorn_config(site.app, self.connections, tls))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         wait_until(lambda: self._server.started)

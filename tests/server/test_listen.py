@@ -22,6 +22,8 @@ from halfbyte.errors import ConfigError
 from halfbyte.server.listen import check_origins, host_names, is_loopback, listen, url_of
 from halfbyte.server.loading import answering
 from halfbyte.server.run import serve
+from halfbyte.server.settings import ListenSettings, ServerSettings
+from halfbyte.server.start import LoggedStart
 
 SCRIPT = """
 import sys
@@ -197,7 +199,12 @@ def test_a_second_server_fails_while_the_first_one_loads() -> None:
         port = first.getsockname()[1]
         # Before it looks for the model.
         with pytest.raises(ConfigError, match="cannot listen"):
-            serve("no such model", host="127.0.0.1", port=port, options={})
+            serve(
+                "no such model",
+                options={},
+                settings=ServerSettings(ListenSettings(port=port)),
+                report=LoggedStart(),
+            )
 
 
 def test_whoever_comes_while_the_model_loads_is_told() -> None:
@@ -249,6 +256,7 @@ def test_loopback_is_recognised() -> None:
 def test_urls() -> None:
     assert url_of("127.0.0.1", 5) == "http://127.0.0.1:5"
     assert url_of("0.0.0.0", 5) == "http://127.0.0.1:5"
+    assert url_of("::", 5, secure=True) == "https://[::1]:5"
     assert url_of("::1", 5) == url_of("::", 5) == "http://[::1]:5"
 
 
