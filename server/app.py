@@ -20,13 +20,14 @@ from .bodies import Bodies, BodyLimits
 from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, Endpoint, Fact
 from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
+from .event_stream import EventStream
 from .families.ollama import REFUSED
 from .job import Call
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
 from .responses import ResponseModel
 from .schema import RequestModel, json_schemas, parse
-from .service import EventStream, OpenAIService
+from .service import OpenAIService
 from .tenant import Keyring
 
 logger = logging.getLogger("halfbyte.server")

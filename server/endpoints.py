@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .event_stream import EventStream
 from .facts import server_props, slot_list, tokenizer_info
 from .families import ollama
 from .families.messages import (
@@ -27,7 +28,7 @@ from .schema import (
     TemplateRequest,
     TokenizeRequest,
 )
-from .service import EventStream, OpenAIService
+from .service import OpenAIService
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from .bodies import Bodies, ClientGone
 from .error_forms import error_json
 from .errors import ApiError, as_api_error
 from .job import Call
+from .log import with_fields
 from .metrics import Metrics
 from .tenant import Keyring
 
@@ -82,7 +83,8 @@ class RequestLog:
             status = status or _CLIENT_CLOSED  # cancelled from outside, by a shutdown
             self._metrics.http(self._label(scope["path"]), status)
             if status >= 400 or scope["path"] not in _PROBES:
-                access.info("%s", _access_line(scope, call, status, time.perf_counter() - began))
+                fields = _access_fields(scope, call, status, time.perf_counter() - began)
+                access.info("%s", _access_line(fields), extra=with_fields(**fields))
 
     def _label(self, path: str) -> str:
         if path in self._routes:
@@ -248,15 +250,34 @@ def _host_name(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
-def _access_line(scope: Scope, call: Call, status: int, seconds: float) -> str:
-    """One line without prompts or keys; what the client typed is escaped and cut."""
-    path = ascii(scope["path"])[1:-1][:120]
-    line = f"{scope['method']} {path} {status} {seconds:.3f}s id={call.request_id}"
+def _access_fields(scope: Scope, call: Call, status: int, seconds: float) -> dict[str, Any]:
+    """What is logged of a request: no prompt and no key; what the client typed is cut."""
+    fields: dict[str, Any] = {
+        "method": scope["method"],
+        "path": ascii(scope["path"])[1:-1][:120],
+        "status": status,
+        "seconds": round(seconds, 6),
+        "request_id": call.request_id,
+    }
     if call.prompt_tokens:
-        line += f" prompt={call.prompt_tokens} cached={call.cached_tokens}"
-        line += f" completion={call.completion_tokens}"
+        fields["prompt_tokens"] = call.prompt_tokens
+        fields["cached_tokens"] = call.cached_tokens
+        fields["completion_tokens"] = call.completion_tokens
     if call.ttft_s is not None:
-        line += f" ttft={call.ttft_s:.3f}s"
+        fields["ttft_s"] = round(call.ttft_s, 6)
     if call.finish:
-        line += f" finish={call.finish}"
+        fields["finish"] = call.finish
+    return fields
+
+
+def _access_line(fields: dict[str, Any]) -> str:
+    """The same as one line of text."""
+    line = "{method} {path} {status} {seconds:.3f}s id={request_id}".format_map(fields)
+    if "prompt_tokens" in fields:
+        counts = "prompt={prompt_tokens} cached={cached_tokens} completion={completion_tokens}"
+        line += " " + counts.format_map(fields)
+    if "ttft_s" in fields:
+        line += f" ttft={fields['ttft_s']:.3f}s"
+    if "finish" in fields:
+        line += f" finish={fields['finish']}"
     return line

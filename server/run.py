@@ -84,8 +84,12 @@ def serve(
         report.loaded(engine.startup, engine.report.warnings)
         service = OpenAIService(
             AsyncEngine(engine),
-            ServiceConfig(names=tuple(prepared.facts.names), queue=settings.queue),
-            model_facts(engine),
+            ServiceConfig(
+                names=tuple(prepared.facts.names),
+                queue=settings.queue,
+                metrics_prefix=settings.watch.metrics_prefix,
+            ),
+            model_facts(engine, prepared.facts.plan.detail),
         )
         access = settings.access
         app = create_app(
@@ -152,9 +156,19 @@ def _prepared(model: str, options: dict[str, Any], settings: ServerSettings) -> 
         listener.close()
 
 
-def model_facts(engine: Engine) -> ServedModel:
-    """What the engine's loader found out about the model's files."""
+def model_facts(engine: Engine, kernels: str = "") -> ServedModel:
+    """What the engine's loader found out about the model's files, and what computes.
+
+    ``kernels`` says how it does, in words.
+    """
     report = engine.report
     most = max(report.formats, key=lambda label: report.formats[label][1], default="")
-    size = sum(report.files.values())
-    return ServedModel(report.kind, engine.model_config.architecture, most, size)
+    return ServedModel(
+        report.kind,
+        engine.model_config.architecture,
+        most,
+        sum(report.files.values()),
+        engine.backend,
+        kernels,
+        engine.memory.kv_dtype,
+    )

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ from halfbyte.server.facts import ServedModel
 from halfbyte.server.listen import listen, url_of, uvicorn_config
 from halfbyte.server.service import OpenAIService, ServiceConfig
 from halfbyte.server.tls import TlsFiles
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+from certificates import make_certificate, openssl, trusting
 from server_support import LiveServer
 
 from halfbyte.errors import ConfigError
@@ -23,28 +23,9 @@ from halfbyte.server.tls import TlsFiles, tls_files
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the files")
 
 
-def openssl(*arguments: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=60)
-
-
-def make_certificate(folder: Path, name: str) -> TlsFiles:
-    """A self-signed certificate for this machine, and its key."""
-    files = TlsFiles(folder / f"{name}.crt", folder / f"{name}.key")
-    openssl(
-        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
-        *("-days", "2", "-keyout", files.keyfile, "-out", files.certfile),
-    )
-    return files
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     return make_certificate(tmp_path_factory.mktemp("tls"), "own")
-
-
-def trusting(tls: TlsFiles) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(tls.certfile))
 
 
 def test_answers_and_streams_over_https(tls: TlsFiles, live: Callable[..., LiveServer]) -> None:
