@@ -29,6 +29,7 @@ from .responses import ResponseModel
 from .schema import RequestModel, json_schemas, parse
 from .service import OpenAIService
 from .tenant import Keyring
+from .tracing import RequestTracer
 
 logger = logging.getLogger("halfbyte.server")
 
@@ -46,6 +47,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     origins: Sequence[str] = (),
     body_limits: BodyLimits | None = None,
+    tracer: RequestTracer | None = None,
 ) -> ASGIApp:
     """The ASGI application of a service; its lifespan starts and closes the service.
 
@@ -55,6 +57,7 @@ def create_app(
         hosts: names allowed in the Host header; None allows all.
         origins: web origins whose pages may read the answers (CORS); ``*`` is all of them.
         body_limits: of request bodies; None takes the usual ones.
+        tracer: makes spans of requests, or None.
     """
 
     @asynccontextmanager
@@ -80,7 +83,7 @@ def create_app(
     routes = [path for path in app.openapi()["paths"] if "{" not in path]
     inner = Exchange(app, service.metrics, Bodies(body_limits or BodyLimits(), service.metrics))
     gate = Gate(inner, keyring or Keyring(), hosts)
-    outer = RequestLog(gate, service.metrics, [*routes, "/openapi.json"])
+    outer = RequestLog(gate, service.metrics, [*routes, "/openapi.json"], tracer)
     if not origins:
         return outer
     # Outermost: a preflight carries no key, and a page must be able to read refusals as well.

@@ -1,4 +1,7 @@
-"""What a server answers while its model is being loaded: 503 to everybody, at once."""
+"""What a server answers while its model is being loaded: 503 to everybody, at once.
+
+The body is in the form of the API whose path is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 
+from .error_forms import error_json
 from .errors import ApiError
 
 # Clients are answered in turn, and each costs at most twice this, seconds.
@@ -36,9 +40,6 @@ def answering(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Ite
 
 
 def _answer(listener: socket.socket, tls: ssl.SSLContext | None, stop: threading.Event) -> None:
-    refusal = ApiError(
-        503, "The model is being loaded.", code="model_loading", retry_after=1
-    ).response()
     listener.settimeout(_POLL_S)
     while not stop.is_set():
         try:
@@ -53,8 +54,15 @@ def _answer(listener: socket.socket, tls: ssl.SSLContext | None, stop: threading
             stack.enter_context(connection).settimeout(_PATIENCE_S)
             if tls is not None:
                 connection = stack.enter_context(tls.wrap_socket(connection, server_side=True))
-            connection.recv(1 << 16)
-            connection.sendall(refusal)
+            connection.sendall(_refusal(connection.recv(1 << 16)))
             # Closing with unread bytes would take the answer away from the client.
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1 << 16)
+
+
+def _refusal(head: bytes) -> bytes:
+    """The whole response to a request that begins so."""
+    error = ApiError(503, "The model is being loaded.", code="model_loading", retry_after=1)
+    words = head.partition(b"\r\n")[0].split(b" ")
+    path = words[1].partition(b"?")[0].decode("latin-1") if len(words) == 3 else ""
+    return error.response(error_json(error, path))

@@ -24,6 +24,7 @@ from .job import Call
 from .log import with_fields
 from .metrics import Metrics
 from .tenant import Keyring
+from .tracing import RequestTracer
 
 logger = logging.getLogger("halfbyte.server")
 access = logging.getLogger("halfbyte.access")
@@ -44,12 +45,20 @@ class RequestLog:
         app: the next layer.
         metrics: counts responses by route and status.
         routes: paths that may appear as a metric label; others are ``other``.
+        tracer: makes spans, or None.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        routes: Collection[str],
+        tracer: RequestTracer | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._routes = frozenset(routes)
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one connection; everything but HTTP passes unchanged."""
@@ -81,9 +90,12 @@ class RequestLog:
                 await _send_error(tagged, as_api_error(error), scope["path"])
         finally:
             status = status or _CLIENT_CLOSED  # cancelled from outside, by a shutdown
+            seconds = time.perf_counter() - began
             self._metrics.http(self._label(scope["path"]), status)
+            if self._tracer is not None:
+                self._tracer.record(scope, call, status, seconds)
             if status >= 400 or scope["path"] not in _PROBES:
-                fields = _access_fields(scope, call, status, time.perf_counter() - began)
+                fields = _access_fields(scope, call, status, seconds)
                 access.info("%s", _access_line(fields), extra=with_fields(**fields))
 
     def _label(self, path: str) -> str:

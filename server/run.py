@@ -6,7 +6,7 @@ import gc
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..engine.engine import Engine
 from ..engine.serve.async_engine import AsyncEngine
 from .app import create_app
 from .connections import Connections, connection_limits, raise_file_limit
+from .endpoints import OPERATIONS
 from .facts import ServedModel
 from .listen import (
     DrainingServer,
@@ -33,6 +34,7 @@ from .service import OpenAIService, ServiceConfig
 from .settings import ServerSettings
 from .start import StartFacts, StartReport
 from .tenant import Keyring
+from .tracing import RequestTracer, otlp_tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class _Prepared:
         connections: bounds of them.
         hosts: names that the Host header may have, or None for any.
         facts: what is about to be served.
+        tracer: makes spans, or None.
     """
 
     listener: socket.socket
@@ -52,6 +55,7 @@ class _Prepared:
     connections: Connections
     hosts: set[str] | None
     facts: StartFacts
+    tracer: RequestTracer | None
 
 
 def serve(
@@ -97,6 +101,7 @@ def serve(
             keyring=Keyring(access.keys, access.priority_keys),
             hosts=prepared.hosts,
             origins=access.cors_origins,
+            tracer=prepared.tracer,
         )
         server = DrainingServer(
             uvicorn_config(app, prepared.connections, settings.listen.tls),
@@ -137,8 +142,12 @@ def _prepared(model: str, options: dict[str, Any], settings: ServerSettings) -> 
     access, where = settings.access, settings.listen
     tls = where.tls.context() if where.tls is not None else None
     connections = Connections(connection_limits(where.max_connections, raise_file_limit()))
-    listener = listen(where.host, where.port)
-    try:
+    with ExitStack() as stack:
+        tracer = None
+        if settings.watch.otlp_endpoint is not None:
+            tracer = otlp_tracer(settings.watch.otlp_endpoint, OPERATIONS)
+            stack.callback(tracer.close)
+        listener = stack.enter_context(listen(where.host, where.port))
         loopback = is_loopback(listener)
         guarded = loopback and not access.keyed
         hosts = host_names(where.host, access.allowed_hosts, guarded=guarded)
@@ -151,9 +160,7 @@ def _prepared(model: str, options: dict[str, Any], settings: ServerSettings) -> 
             keyed=access.keyed,
             exposed=not loopback and not access.keyed,
         )
-        yield _Prepared(listener, tls, connections, hosts, facts)
-    finally:
-        listener.close()
+        yield _Prepared(listener, tls, connections, hosts, facts, tracer)
 
 
 def model_facts(engine: Engine, kernels: str = "") -> ServedModel:

@@ -396,6 +396,7 @@ class OpenAIService:
         readers: Sequence[PromptReader] = (),
     ) -> Job:
         self._admission.check_tokens(sum(map(len, ids)))
+        call.model = self.served(request.model)
         job = Job(
             self._client,
             ids,

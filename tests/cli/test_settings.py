@@ -7,6 +7,7 @@ import os
 import random
 import re
 import socket
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -305,6 +306,19 @@ def test_the_error_that_ends_a_logged_start_is_json(tmp_path):
     (line,) = done.stderr.splitlines()
     entry = json.loads(line)
     assert done.returncode == 1 and entry["level"] == "ERROR" and "none.gguf" in entry["message"]
+
+
+def test_the_file_in_the_documentation_is_taken(asked, tmp_path):
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    block = re.search(r"\n((?:    .*\n)+)", page)
+    assert block is not None and "serve.yaml" in block[1]
+    file = tmp_path / "serve.yaml"
+    file.write_text(textwrap.dedent(block[1]))
+    app(["serve", "--config", str(file), "--log-format", "text"], standalone_mode=False)
+    keys = re.findall(r"^    ([a-z-]+):", block[1], re.MULTILINE)
+    told = [s.name for s in asked[0]["given"]]
+    # Of the model it names the default, and the last one gives way to the flag.
+    assert sorted(told) == sorted(set(keys) - {"model", "log-format"}) and len(told) == 4
 
 
 def test_settings_of_other_commands_stay_flags(monkeypatch, capsys):

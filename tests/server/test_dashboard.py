@@ -101,6 +101,15 @@ async def test_every_metric_of_ours_has_a_panel() -> None:
     assert [name for name in sorted(roots) if name not in shown] == []
 
 
+async def test_the_documentation_lists_every_metric() -> None:
+    names = {n.removeprefix("halfbyte:") for n in await scraped() if n.startswith("halfbyte:")}
+    roots = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    listed = set(re.findall(r"`([a-z0-9_]+)", " ".join(rows)))
+    assert {name for name in listed if not name.startswith("process_")} == roots
+
+
 def test_the_dashboard_hangs_together() -> None:
     identities = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(identities)) == len(identities)

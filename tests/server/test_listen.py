@@ -216,6 +216,16 @@ def test_whoever_comes_while_the_model_loads_is_told() -> None:
                 response = httpx.request(method, url + path, json={"messages": []}, timeout=10)
                 assert response.status_code == 503 and response.headers["retry-after"] == "1"
                 assert response.json()["error"]["code"] == "model_loading"
+            said = "The model is being loaded."
+            for path, body in (
+                ("/api/chat?x=1", {"error": said}),
+                (
+                    "/v1/messages",
+                    {"type": "error", "error": {"type": "overloaded_error", "message": said}},
+                ),
+            ):
+                response = httpx.post(url + path, json={}, timeout=10)
+                assert (response.status_code, response.json()) == (503, body)
             for raw in silent:
                 raw.close()
         # The socket is free for the server itself.
