@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,7 +11,8 @@ import pytest
 from fake_engine import FakeEngine
 from prometheus_client.parser import text_string_to_metric_families
 
-from halfbyte.engine.request import Delta
+from halfbyte.engine.params import SamplingParams
+from halfbyte.engine.request import Completion, Delta, FinishReason, Timings, Usage
 from halfbyte.engine.serve.stream import RequestStream
 from halfbyte.server.metrics import Metrics
 
@@ -153,3 +155,39 @@ def test_preemptions_and_token_times() -> None:
         in text
     )
     assert 'halfbyte:prompt_tokens_total{engine="0",model_name="m"} 7.0' in text
+
+
+def test_the_phases_of_a_request_are_told_apart() -> None:
+    metrics = Metrics("m", FakeEngine().stats, prefix="p", longest=40)
+    stream = RequestStream("r", 7, lambda _: None)
+    first = Completion(
+        "",
+        [1, 2, 3],
+        FinishReason.STOP,
+        Usage(7, 8, 4),
+        Timings(queue_s=0.5, ttft_s=1.75, total_s=6.0),
+    )
+    done = replace(first, choices=(first, replace(first, token_ids=[1] * 5)))
+    metrics(stream, Delta("r", "", (3,), done), stream.submitted_at + 6.25)
+    metrics.asked([SamplingParams(n=2, max_tokens=30), SamplingParams(max_tokens=None)])
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            if sample.name.endswith("_sum"):
+                sums[sample.name.removeprefix("p:").removesuffix("_sum")] = sample.value
+    assert {name: value for name, value in sums.items() if value} == {
+        "time_to_first_token_seconds": 6.25,
+        "e2e_request_latency_seconds": 6.25,
+        "request_queue_time_seconds": 0.5,
+        "request_prefill_time_seconds": 1.25,
+        "request_decode_time_seconds": 4.25,
+        "request_inference_time_seconds": 5.5,
+        "request_time_per_output_token_seconds": 2.125,
+        "request_prompt_tokens": 7,
+        "request_generation_tokens": 8,
+        "request_max_num_generation_tokens": 5,
+        "request_params_n": 3,
+        "request_params_max_tokens": 30,
+    }
+    assert b'request_prompt_tokens_bucket{engine="0",le="20.0"' in metrics.render()
+    assert b'request_prompt_tokens_bucket{engine="0",le="50.0"' not in metrics.render()
