@@ -11,10 +11,11 @@ import typer
 from halfbyte.errors import HalfbyteError
 
 from . import options as opt
+from .console import warn
 from .loading import fetch_model
 from .serve_options import AccessFlags, ListenFlags, QueueFlags, WatchFlags
 from .serve_table import ShownStart
-from .settings import ConfigOption, given_settings, written
+from .settings import ConfigOption, given_settings, misspelt_variables, written
 
 if TYPE_CHECKING:
     from ..server.settings import ServerSettings
@@ -91,6 +92,8 @@ def serve(
     if settings.watch.log_format == "json":
         _run_logged(ctx, model, options, settings, dry_run)
         return
+    for text in misspelt_variables(ctx):
+        warn(text)
     with ShownStart(given_settings(ctx), sys.stdout if dry_run else sys.stderr) as report:
         _run(model, options, settings, report, dry_run)
 
@@ -119,6 +122,8 @@ def _run_logged(
     from ..server.start import LoggedStart, logger
 
     log_to_stderr("json")
+    for text in misspelt_variables(ctx):
+        logger.warning("%s", text)
     try:
         report = LoggedStart([asdict(one) for one in given_settings(ctx)])
         _run(model, options, settings, report, dry_run)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from .console import OnProgress, clean, human_bytes, loading_bar, wrapped
+from .console import OnProgress, clean, human_bytes, is_terminal, loading_bar, wrapped
 from .settings import GivenSetting
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class ShownStart:
 
     def ready(self, facts: StartFacts) -> None:
         """The line that says where."""
-        names = ", ".join(facts.names)
-        self._print(wrapped("", f"ready: {facts.url}/v1 serves {names} (ctrl-C stops)", indent=0))
+        line = f"ready: {facts.url}/v1 serves {', '.join(facts.names)} (ctrl-C stops)"
+        # Programs that start a server look for it: one line, unless somebody sees it on a screen.
+        self._print(wrapped("", line, indent=0) if is_terminal(self._out) else line)
 
     def _row(self, label: str, text: str) -> None:
         self._print(wrapped(label, text, indent=_INDENT))

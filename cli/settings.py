@@ -20,7 +20,7 @@ import typer
 
 from halfbyte.errors import HalfbyteError
 
-from .console import one_line, warn
+from .console import one_line
 from .familiar import USAGE_ERROR, Command
 
 _VARIABLES = "HALFBYTE"
@@ -120,16 +120,24 @@ class SettingsCommand(Command):
             raise
 
     def _check_environment(self, ctx: Any) -> None:
-        """Refuse a variable that is empty, and warn of one that is nearly an option's."""
-        known = {_variable(ctx, param) for param in self.get_params(ctx)}
-        for name, value in os.environ.items():
-            if name in known and not value.strip():
+        """Refuse a variable that is set and empty."""
+        for param in self.get_params(ctx):
+            name = _variable(ctx, param)
+            if not os.environ.get(name, name).strip():
                 raise USAGE_ERROR(f"{name} is empty; give it a value or unset it", ctx=ctx)
-            if not name.startswith(f"{_VARIABLES}_") or name in known | OTHER_VARIABLES:
-                continue
-            near = difflib.get_close_matches(name, sorted(known), 1, _ALIKE)
-            if near:
-                warn(f"{name} is set and is no option's variable; did you mean {near[0]}?")
+
+
+def misspelt_variables(ctx: Any) -> list[str]:
+    """A sentence for each variable of the environment that is nearly that of an option."""
+    known = {_variable(ctx, param) for param in ctx.command.get_params(ctx)}
+    found = []
+    for name in sorted(os.environ):
+        if not name.startswith(f"{_VARIABLES}_") or name in known | OTHER_VARIABLES:
+            continue
+        near = difflib.get_close_matches(name, sorted(known), 1, _ALIKE)
+        if near:
+            found.append(f"{name} is set and is no option's variable; did you mean {near[0]}?")
+    return found
 
 
 def written(ctx: Any, error: HalfbyteError) -> HalfbyteError:

@@ -302,10 +302,11 @@ def test_a_dry_run_fails_where_the_start_would(tmp_path, monkeypatch, capsys):
 def test_the_error_that_ends_a_logged_start_is_json(tmp_path):
     missing = str(tmp_path / "none.gguf")
     variables = {"HALFBYTE_LOG_FORMAT": "json", "HALFBYTE_MODEL": missing}
+    variables["HALFBYTE_MAX_WAITNG"] = "3"
     done = halfbyte("serve", "--dry-run", "--port", "0", env=variables)
-    (line,) = done.stderr.splitlines()
-    entry = json.loads(line)
-    assert done.returncode == 1 and entry["level"] == "ERROR" and "none.gguf" in entry["message"]
+    warning, error = map(json.loads, done.stderr.splitlines())
+    assert warning["level"] == "WARNING" and "mean HALFBYTE_MAX_WAITING?" in warning["message"]
+    assert done.returncode == 1 and error["level"] == "ERROR" and "none.gguf" in error["message"]
 
 
 def test_the_file_in_the_documentation_is_taken(asked, tmp_path):
