@@ -91,13 +91,14 @@ class Command(TyperCommand):
     def make_parser(self, ctx: Any) -> Any:
         """The parser of the command's options, with the foreign names beside its own."""
         parser = super().make_parser(ctx)
-        own = self._options(ctx)
-        for foreign, names in _SAME.items():
-            name = next((name for name in names if name in own), None)
-            if name is not None and foreign not in own:
-                option = own[name]
-                parser.add_option(obj=option, opts=[foreign], dest=option.name, nargs=1)
+        for foreign, option in self._foreign(ctx).items():
+            parser.add_option(obj=option, opts=[foreign], dest=option.name, nargs=1)
         return parser
+
+    def long_options(self, ctx: Any) -> dict[str, Any]:
+        """Name without its dashes -> parameter, the foreign names among them."""
+        options = {**self._foreign(ctx), **self._options(ctx)}
+        return {name[2:]: p for name, p in options.items() if name.startswith("--")}
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Parse, and put the remedy into the message of an option that does not exist."""
@@ -126,6 +127,12 @@ class Command(TyperCommand):
     def _options(self, ctx: Any) -> dict[str, Any]:
         """Option -> parameter."""
         return {name: p for p in self.get_params(ctx) for name in p.opts if name[:1] == "-"}
+
+    def _foreign(self, ctx: Any) -> dict[str, Any]:
+        """Option of another engine -> the parameter here."""
+        own = self._options(ctx)
+        found = {name: next((n for n in names if n in own), None) for name, names in _SAME.items()}
+        return {name: own[n] for name, n in found.items() if n is not None and name not in own}
 
 
 def _flags_without_values(params: list[Any]) -> list[Any]:

@@ -45,6 +45,7 @@ from . import (
 )
 from .console import WarningLines, is_terminal, print_error
 from .familiar import USAGE_ERROR, Command, CommandGroup
+from .settings import SettingsCommand
 
 _ERROR_EXIT, _USAGE_EXIT, _INTERRUPT_EXIT, _TERMINATED_EXIT = 1, 2, 130, 143
 # Fields of the engine's configuration and of sampling parameters that are options, too.
@@ -52,12 +53,14 @@ _OPTIONS = (
     *("max_context", "max_tokens", "max_batch", "max_batch_tokens", "kv_tokens", "threads"),
     *(name for name, param in table().items() if param.flags),
 )
-# A single word is taken for an option only where a message begins with it.
+# A single word is taken for an option only where a message begins with it. What has its origin
+# behind it, `max_batch (serve.yaml line 3)`, is the user's own spelling.
 _FIELDS = re.compile(
-    rf"\b(?:{'|'.join(name for name in _OPTIONS if '_' in name)})\b"
+    rf"\b(?:{'|'.join(name for name in _OPTIONS if '_' in name)})\b(?! \()"
     rf"|^(?:{'|'.join(name for name in _OPTIONS if '_' not in name)})(?= is )"
 )
 _NAMES = {"list_models": "list", "remove": "rm"}
+_CLASSES = {"serve": SettingsCommand}
 
 
 @dataclass(slots=True)
@@ -111,7 +114,9 @@ for _command in (
     finetune.finetune,
     doctor.doctor,
 ):
-    app.command(_NAMES.get(_command.__name__), cls=Command)(_command)
+    app.command(_NAMES.get(_command.__name__), cls=_CLASSES.get(_command.__name__, Command))(
+        _command
+    )
 _bench = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Measure speed.")
 _bench.command("engine", cls=Command)(bench.engine)
 _bench.command("codegen", cls=Command)(bench.codegen)

@@ -2,101 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halfbyte.errors import HalfbyteError
+
 from . import options as opt
-from .console import loading_bar
+from .console import warn
 from .loading import fetch_model
+from .serve_options import AccessFlags, ListenFlags, QueueFlags, WatchFlags
+from .serve_table import ShownStart
+from .settings import ConfigOption, given_settings, misspelt_variables, written
+
+if TYPE_CHECKING:
+    from ..server.settings import ServerSettings
 
 
 @opt.flat
 def serve(
+    ctx: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Name, local file or folder, pulled repository."),
+        typer.Argument(
+            metavar="MODEL",
+            envvar="HALFBYTE_MODEL",
+            help="Name, local file or folder, pulled repository.",
+        ),
     ] = "smollm2",
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0 opens it to the network.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free port.")
-    ] = 8000,
-    api_key: Annotated[
-        str | None,
+    config: ConfigOption = None,
+    dry_run: Annotated[
+        bool,
         typer.Option(
-            "--api-key",
-            metavar="KEY",
-            help="Refuse requests without this key (several: separate by commas). Better set "
-            "HALFBYTE_API_KEY: other users can read the command line.",
+            "--dry-run",
+            help="Take the address, show the plan from the model's headers, and end: with 0 where "
+            "the server would start.",
         ),
-    ] = None,
-    priority_key: Annotated[
-        str | None,
-        typer.Option(
-            "--priority-key",
-            metavar="KEY",
-            help="Keys that may also set a request's priority, as with --api-key "
-            "(HALFBYTE_PRIORITY_KEY). Without any keys everybody may.",
-        ),
-    ] = None,
+    ] = False,
     served_name: opt.ServedName = None,
-    max_waiting: Annotated[
-        int,
-        typer.Option("--max-waiting", metavar="N", min=0, help="Longest queue; beyond it, 429."),
-    ] = 256,
-    max_waiting_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-waiting-tokens",
-            metavar="N",
-            min=0,
-            help="Most prompt tokens that wait for an answer; beyond it, 429. 0 = no bound.",
-        ),
-    ] = 1 << 20,
-    max_wait: Annotated[
-        float,
-        typer.Option(
-            "--max-wait",
-            metavar="S",
-            min=0,
-            help="Seconds that a request may wait for a place in the batch; then 503. "
-            "0 = no bound.",
-        ),
-    ] = 300.0,
-    max_connections: Annotated[
-        int | None,
-        typer.Option(
-            "--max-connections",
-            metavar="N",
-            min=1,
-            help="Most open connections; beyond it, idle ones are closed. 1024 by default, or what "
-            "the limit of open files allows.",
-        ),
-    ] = None,
-    allowed_hosts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allowed-hosts",
-            metavar="NAME",
-            help="Name that the Host header may have besides the server's own; repeatable, "
-            "'*' is any. Checked by default when only this machine can connect and no key is set.",
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cors-origin",
-            metavar="ORIGIN",
-            help="Web origin whose pages may use the server, such as http://localhost:5173; "
-            "repeatable, '*' is any. None by default.",
-        ),
-    ] = None,
     drain: Annotated[
         float,
         typer.Option("--drain", metavar="S", min=0, help="Seconds to finish in when stopped."),
     ] = 30.0,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            "--files",
+            metavar="FOLDER",
+            help="Take files and batches of clients (/v1/files, /v1/batches), and keep them in "
+            "this folder.",
+        ),
+    ] = None,
     max_batch: opt.MaxBatch = 32,
     max_step_ms: Annotated[
         int | None,
@@ -110,9 +69,17 @@ def serve(
     max_batch_tokens: opt.MaxBatchTokens = 1024,
     kv_tokens: opt.KvTokens = 0,
     *,
+    listen: ListenFlags,
+    access: AccessFlags,
+    queue: QueueFlags,
+    watch: WatchFlags,
     engine: opt.EngineFlags,
 ) -> None:
-    """Serve a model over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1."""
+    """Serve a model over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1.
+
+    Every option is also a variable, HALFBYTE_MAX_WAITING for --max-waiting, and a key of the file
+    that --config names. docs/serving.md has all of it.
+    """
     from ..engine.config import EngineConfig
 
     options: dict[str, Any] = engine.fields() | {
@@ -122,27 +89,56 @@ def serve(
         "kv_tokens": kv_tokens,
     }
     EngineConfig(**options)
-    fetch_model(model)
-    with loading_bar(f"loading {model}") as progress:
-        from ..server import run
-        from ..server.admission import QueueLimits
+    from ..server.settings import ServerSettings
 
-        run.serve(
-            model,
-            host=host,
-            port=port,
-            options={**options, "progress": progress},
-            api_key=api_key,
-            priority_key=priority_key,
-            served_name=served_name,
-            queue=QueueLimits(max_waiting, max_waiting_tokens, max_wait),
-            max_connections=max_connections,
-            allowed_hosts=_split(allowed_hosts),
-            cors_origins=_split(cors_origin),
-            drain_s=drain,
-        )
+    settings = ServerSettings(
+        listen.settings(),
+        access.settings(),
+        queue.limits(),
+        watch.settings(),
+        served_name=served_name,
+        drain_s=drain,
+        files=files,
+    )
+    if settings.watch.log_format == "json":
+        _run_logged(ctx, model, options, settings, dry_run)
+        return
+    for text in misspelt_variables(ctx):
+        warn(text)
+    with ShownStart(given_settings(ctx), sys.stdout if dry_run else sys.stderr) as report:
+        _run(model, options, settings, report, dry_run)
 
 
-def _split(values: list[str] | None) -> list[str]:
-    """The entries of a repeatable option that commas may separate as well."""
-    return [part for value in values or () for part in value.split(",")]
+def _run(
+    model: str, options: dict[str, Any], settings: ServerSettings, report: Any, dry_run: bool
+) -> None:
+    """Serve, or see whether that would work. Raises HalfbyteError."""
+    if not dry_run:
+        fetch_model(model)
+    from ..server import run
+
+    start = run.rehearse if dry_run else run.serve
+    start(model, options=options, settings=settings, report=report)
+
+
+def _run_logged(
+    ctx: typer.Context,
+    model: str,
+    options: dict[str, Any],
+    settings: ServerSettings,
+    dry_run: bool,
+) -> None:
+    """The same with nothing but JSON on stderr, the error that ends it included."""
+    from ..server.log import log_to_stderr, with_fields
+    from ..server.start import LoggedStart, logger
+
+    log_to_stderr("json")
+    for text in misspelt_variables(ctx):
+        logger.warning("%s", text)
+    try:
+        report = LoggedStart([asdict(one) for one in given_settings(ctx)])
+        _run(model, options, settings, report, dry_run)
+    except HalfbyteError as error:
+        error = written(ctx, error)
+        logger.error("%s", error.message, extra=with_fields(hint=error.hint))
+        raise typer.Exit(1) from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..engine.serve.client import EngineClient
 from .errors import ApiError, engine_down
 from .job import Job
-from .metrics import Metrics
+from .metrics import Metrics, Refusal
 
 # The longest that a refused client is asked to stay away, seconds.
 _LONGEST_RETRY_S = 60
@@ -71,9 +71,9 @@ class Admission:
         if not self.open:
             raise engine_down()
         if self._waiting(count) > self.limits.requests:
-            raise self._full("queue_full", f"it holds {self.limits.requests} requests")
+            raise self._full(Refusal.QUEUE_FULL, f"it holds {self.limits.requests} requests")
         if self._excess(1):
-            raise self._full("queue_tokens_full", self._tokens_held())
+            raise self._full(Refusal.QUEUE_TOKENS_FULL, self._tokens_held())
         self._preparing += count
         try:
             yield
@@ -88,7 +88,7 @@ class Admission:
         """
         if self._excess(tokens):
             raise self._full(
-                "queue_tokens_full", f"{self._tokens_held()}, and this one has {tokens}"
+                Refusal.QUEUE_TOKENS_FULL, f"{self._tokens_held()}, and this one has {tokens}"
             )
 
     def enter(self, job: Job) -> None:
@@ -118,7 +118,7 @@ class Admission:
     def _tokens_held(self) -> str:
         return f"it holds prompts of {self.limits.tokens} tokens at most"
 
-    def _full(self, reason: str, bound: str) -> ApiError:
+    def _full(self, reason: Refusal, bound: str) -> ApiError:
         """A refusal that asks the client to stay away for as long as others have waited."""
         self._metrics.rejection(reason)
         waited = max((job.waited_s for job in self._jobs), default=0.0)

@@ -20,6 +20,7 @@ from .bodies import Bodies, BodyLimits
 from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, Endpoint, Fact
 from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
+from .event_stream import EventStream
 from .families.ollama import REFUSED
 from .job import Call
 from .json_body import asked_model
@@ -27,8 +28,9 @@ from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
 from .responses import ResponseModel
 from .schema import RequestModel, json_schemas
-from .service import EventStream, OpenAIService
+from .service import OpenAIService
 from .tenant import Keyring
+from .tracing import RequestTracer
 from .uploads.routes import FILES_PATH, UPLOADS_REFUSED, Uploads, add_upload_routes
 
 logger = logging.getLogger("halfbyte.server")
@@ -44,6 +46,7 @@ def create_app(
     origins: Sequence[str] = (),
     body_limits: BodyLimits | None = None,
     uploads: Uploads | None = None,
+    tracer: RequestTracer | None = None,
 ) -> ASGIApp:
     """The ASGI application of a service; its lifespan starts and closes the service.
 
@@ -54,6 +57,7 @@ def create_app(
         origins: web origins whose pages may read the answers (CORS); ``*`` is all of them.
         body_limits: of request bodies; None takes the usual ones.
         uploads: files of clients, and batches over them; None refuses both.
+        tracer: makes spans of requests, or None.
     """
 
     @asynccontextmanager
@@ -88,7 +92,7 @@ def create_app(
     bodies = Bodies(body_limits or BodyLimits(), service.metrics)
     inner = Exchange(app, service.metrics, bodies, FILES_PATH if uploads else None)
     gate = Gate(inner, keyring or Keyring(), hosts)
-    outer = RequestLog(gate, service.metrics, [*routes, "/openapi.json"])
+    outer = RequestLog(gate, service.metrics, [*routes, "/openapi.json"], tracer)
     if not origins:
         return outer
     # Outermost: a preflight carries no key, and a page must be able to read refusals as well.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.types import Message, Receive
 
 from .errors import ApiError
-from .metrics import Metrics
+from .metrics import Metrics, Refusal
 
 
 class ClientGone(Exception):
@@ -95,7 +95,7 @@ class Bodies:
             ApiError: 503, others that nobody reads leave no room for it.
         """
         if self._unread and self._unread + size > self.limits.together:
-            self._metrics.rejection("answers_full")
+            self._metrics.rejection(Refusal.ANSWERS_FULL)
             raise ApiError(503, "Too many large answers wait for their readers.", retry_after=1)
         self._unread += size
         try:
@@ -116,7 +116,7 @@ class Bodies:
                     complete = self._add(upload, body, message)
         except TimeoutError:
             if upload is not None and upload.evicted:
-                self._metrics.rejection("bodies_full")
+                self._metrics.rejection(Refusal.BODIES_FULL)
                 raise ApiError(
                     503, "The server is receiving too many request bodies.", retry_after=1
                 ) from None

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .event_stream import EventStream
 from .facts import server_props, slot_list, tokenizer_info
 from .families import ollama
 from .families.messages import (
@@ -27,7 +28,7 @@ from .schema import (
     TemplateRequest,
     TokenizeRequest,
 )
-from .service import EventStream, OpenAIService
+from .service import OpenAIService
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +39,18 @@ class Endpoint:
         asks: the schema of its request bodies.
         answer: called with the service, a body of that schema and the request's record; raises
             what the service's call raises.
+        operation: what the GenAI conventions call it; empty where the model does nothing.
     """
 
     asks: type[RequestModel]
     answer: Callable[[OpenAIService, Any, Call], Awaitable[ResponseModel | EventStream]]
+    operation: str = ""
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/completions": Endpoint(CompletionRequest, OpenAIService.complete),
-    "/v1/chat/completions": Endpoint(ChatCompletionRequest, OpenAIService.chat),
-    "/v1/embeddings": Endpoint(EmbeddingRequest, OpenAIService.embed),
+    "/v1/completions": Endpoint(CompletionRequest, OpenAIService.complete, "text_completion"),
+    "/v1/chat/completions": Endpoint(ChatCompletionRequest, OpenAIService.chat, "chat"),
+    "/v1/embeddings": Endpoint(EmbeddingRequest, OpenAIService.embed, "embeddings"),
     "/tokenize": Endpoint(TokenizeRequest, lambda service, asked, _: service.tokenize(asked)),
     "/detokenize": Endpoint(DetokenizeRequest, lambda service, asked, _: service.detokenize(asked)),
     "/apply-template": Endpoint(TemplateRequest, lambda service, asked, _: service.render(asked)),
@@ -55,14 +58,16 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 """Path -> endpoint: what batches may ask for as well."""
 
 FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/responses": Endpoint(ResponsesRequest, create_response),
+    "/v1/responses": Endpoint(ResponsesRequest, create_response, "chat"),
     "/score": Endpoint(ScoreRequest, score_pairs),
     "/v1/score": Endpoint(ScoreRequest, score_pairs),
-    "/v1/messages": Endpoint(MessagesRequest, create_message),
+    "/v1/messages": Endpoint(MessagesRequest, create_message, "chat"),
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
-    "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat),
-    "/api/generate": Endpoint(ollama.OllamaGenerateRequest, ollama.ollama_generate),
-    "/api/embed": Endpoint(ollama.OllamaEmbedRequest, ollama.ollama_embed),
+    "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat, "chat"),
+    "/api/generate": Endpoint(
+        ollama.OllamaGenerateRequest, ollama.ollama_generate, "text_completion"
+    ),
+    "/api/embed": Endpoint(ollama.OllamaEmbedRequest, ollama.ollama_embed, "embeddings"),
     "/api/show": Endpoint(ollama.OllamaShowRequest, ollama.ollama_show),
 }
 """Path -> endpoint of another API."""
@@ -80,3 +85,10 @@ FACTS: Mapping[str, Fact] = {
     "/api/version": ollama.ollama_version,
 }
 """Path -> what is told there."""
+
+OPERATIONS: Mapping[str, str] = {
+    path: endpoint.operation
+    for path, endpoint in {**ENDPOINTS, **FAMILY_ENDPOINTS}.items()
+    if endpoint.operation
+}
+"""Path -> what is done there, for traces."""

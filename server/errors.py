@@ -92,9 +92,12 @@ class ApiError(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         return headers
 
-    def response(self) -> bytes:
-        """A whole HTTP/1.1 response that ends its connection, for where no application runs."""
-        body = self.json()
+    def response(self, body: bytes | None = None) -> bytes:
+        """A whole HTTP/1.1 response that ends its connection, for where no application runs.
+
+        ``body`` is JSON text in place of the usual one.
+        """
+        body = self.json() if body is None else body
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers().items()]
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]

@@ -31,12 +31,18 @@ class ServedModel:
         architecture: such as ``llama``.
         quantization: the format that most bytes of the weights have.
         nbytes: of its files.
+        backend: what computes.
+        kernels: how, in words.
+        kv_dtype: type of kept keys and values.
     """
 
     file_format: str = ""
     architecture: str = ""
     quantization: str = ""
     nbytes: int = 0
+    backend: str = ""
+    kernels: str = ""
+    kv_dtype: str = ""
 
 
 class TokenizerInfo(ResponseModel):
@@ -105,3 +111,24 @@ def slot_list(service: OpenAIService) -> SlotList:
             for index in range(engine.config.max_batch)
         ]
     )
+
+
+def info_labels(service: OpenAIService) -> dict[str, dict[str, str]]:
+    """What ``/metrics`` tells of a server that never changes: name of a metric -> its labels."""
+    config, facts = service.engine.config, service.facts
+    return {
+        "build_info": {
+            "version": halfbyte.__version__,
+            "model_name": service.names[0],
+            "backend": facts.backend,
+            "kernels": facts.kernels,
+        },
+        # vLLM's name for the number of KV blocks, wherever they lie.
+        "cache_config_info": {
+            "block_size": str(config.block_size),
+            "cache_dtype": facts.kv_dtype or config.kv_dtype,
+            "enable_prefix_caching": str(config.prefix_cache),
+            "num_gpu_blocks": str(service.stats().kv_blocks_total),
+            "engine": "0",
+        },
+    }

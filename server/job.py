@@ -31,7 +31,10 @@ class Call:
         cached_tokens: prompt tokens that the prefix cache saved.
         ttft_s: seconds from submission to the first token of any answer; None before it.
         finish: finish reasons, joined by ``+``; or the error code.
-        tenant: whose request it is; not in the access line.
+        model: name that the request is answered under; empty before that is known.
+        params: of its first prompt; not in the access line, like what follows.
+        queue_s: seconds from submission to the first computation, where it has ended.
+        tenant: whose request it is.
     """
 
     request_id: str
@@ -40,6 +43,9 @@ class Call:
     cached_tokens: int = 0
     ttft_s: float | None = None
     finish: str = ""
+    model: str = ""
+    params: SamplingParams | None = None
+    queue_s: float | None = None
     tenant: Tenant = field(default_factory=Tenant)
 
 
@@ -84,6 +90,7 @@ class Job:
         self._submitted_at = time.monotonic()
         self._streams: list[RequestStream] = []
         call.prompt_tokens = sum(map(len, prompts))
+        call.params = params[0] if params else None
         try:
             for index, (prompt, param) in enumerate(zip(prompts, params, strict=True)):
                 self._streams.append(
@@ -202,6 +209,7 @@ class Job:
         call.finish = "+".join(sorted({c.finish_reason.value for c in done}))
         first = [s.first_token_at - s.submitted_at for s in self._streams if s.first_token_at]
         call.ttft_s = min(first, default=None)
+        call.queue_s = max((c.timings.queue_s for c in done), default=None)
 
     def close(self) -> None:
         """Cancel what has not ended. May be called twice."""

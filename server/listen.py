@@ -18,6 +18,7 @@ from halfbyte.errors import ConfigError, EngineDeadError
 
 from ..engine.serve.client import Health
 from .connections import ACCEPTS, Connections, quiet_accept
+from .tls import TlsFiles
 
 # Connections that the system holds until they are accepted.
 _BACKLOG = 1024
@@ -111,14 +112,17 @@ def check_origins(origins: Iterable[str]) -> list[str]:
     return out
 
 
-def url_of(host: str, port: int) -> str:
-    """A URL under which this machine reaches the server."""
+def url_of(host: str, port: int, *, secure: bool = False) -> str:
+    """A URL under which this machine reaches the server, by HTTPS where that is ``secure``."""
     shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    return f"http://{f'[{shown}]' if ':' in shown and '[' not in shown else shown}:{port}"
+    name = f"[{shown}]" if ":" in shown and "[" not in shown else shown
+    return f"{'https' if secure else 'http'}://{name}:{port}"
 
 
-def uvicorn_config(app: Any, connections: Connections) -> uvicorn.Config:
-    """uvicorn's settings: limits, no websockets, no log lines for requests."""
+def uvicorn_config(
+    app: Any, connections: Connections, tls: TlsFiles | None = None
+) -> uvicorn.Config:
+    """uvicorn's settings: limits, no websockets, no log lines for requests; HTTPS with ``tls``."""
     protocol: Any = connections.protocol  # uvicorn only calls it, class or not
     return uvicorn.Config(
         app,
@@ -132,6 +136,8 @@ def uvicorn_config(app: Any, connections: Connections) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        ssl_certfile=None if tls is None else tls.certfile,
+        ssl_keyfile=None if tls is None else str(tls.keyfile),
     )
 
 

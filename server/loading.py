@@ -1,12 +1,17 @@
-"""What a server answers while its model is being loaded: 503 to everybody, at once."""
+"""What a server answers while its model is being loaded: 503 to everybody, at once.
+
+The body is in the form of the API whose path is asked for.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 
+from .error_forms import error_json
 from .errors import ApiError
 
 # Clients are answered in turn, and each costs at most twice this, seconds.
@@ -15,14 +20,16 @@ _POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def answering(listener: socket.socket) -> Iterator[None]:
+def answering(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Iterator[None]:
     """Answer whoever connects to a listening socket, in a thread, until the block is left.
+
+    With ``tls``, connections are wrapped in it.
 
     The main thread is free to load, and to be interrupted by a signal.
     """
     stop = threading.Event()
     thread = threading.Thread(
-        target=_answer, args=(listener, stop), name="halfbyte-loading", daemon=True
+        target=_answer, args=(listener, tls, stop), name="halfbyte-loading", daemon=True
     )
     thread.start()
     try:
@@ -32,10 +39,7 @@ def answering(listener: socket.socket) -> Iterator[None]:
         thread.join()
 
 
-def _answer(listener: socket.socket, stop: threading.Event) -> None:
-    refusal = ApiError(
-        503, "The model is being loaded.", code="model_loading", retry_after=1
-    ).response()
+def _answer(listener: socket.socket, tls: ssl.SSLContext | None, stop: threading.Event) -> None:
     listener.settimeout(_POLL_S)
     while not stop.is_set():
         try:
@@ -45,10 +49,20 @@ def _answer(listener: socket.socket, stop: threading.Event) -> None:
         except OSError:  # no more files, or the client is gone already
             stop.wait(_POLL_S)
             continue
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(_PATIENCE_S)
-            connection.recv(1 << 16)
-            connection.sendall(refusal)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            stack.enter_context(connection).settimeout(_PATIENCE_S)
+            if tls is not None:
+                connection = stack.enter_context(tls.wrap_socket(connection, server_side=True))
+            connection.sendall(_refusal(connection.recv(1 << 16)))
             # Closing with unread bytes would take the answer away from the client.
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1 << 16)
+
+
+def _refusal(head: bytes) -> bytes:
+    """The whole response to a request that begins so."""
+    error = ApiError(503, "The model is being loaded.", code="model_loading", retry_after=1)
+    words = head.partition(b"\r\n")[0].split(b" ")
+    path = words[1].partition(b"?")[0].decode("latin-1") if len(words) == 3 else ""
+    return error.response(error_json(error, path))

@@ -1,16 +1,24 @@
-"""Where log lines go, and how many of one kind: an attacker must not fill a disk with them."""
+"""Where log lines go, in which form, and how many of one kind: none may fill a disk."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LogFormat = Literal["text", "json"]
+"""Lines for people, or one JSON object a line."""
 
 # Of each kind of warning or error, this many lines in a window of this many seconds.
 _MOST_LINES = 5
 _WINDOW_S = 10.0
 _MOST_KINDS = 1000
+# Loggers of libraries that have something to say while serving.
+_LIBRARIES = ("uvicorn", "asyncio", "opentelemetry")
 
 
 class RepeatFilter(logging.Filter):
@@ -46,16 +54,51 @@ class RepeatFilter(logging.Filter):
         return count < _MOST_LINES
 
 
-def log_to_stderr() -> None:
-    """Show our log lines and uvicorn's warnings, unless the calling program set up logging."""
-    ours = logging.getLogger("halfbyte")
-    if ours.handlers or logging.getLogger().handlers:
+class JsonLines(logging.Formatter):
+    """One JSON object for a record: ``time``, ``level``, ``logger``, ``message``.
+
+    A record's ``fields`` (:func:`with_fields`) are keys beside them, and the traceback of an
+    exception is ``exception``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def with_fields(**fields: Any) -> dict[str, Any]:
+    """The ``extra`` of a log call whose record has these fields."""
+    return {"fields": fields}
+
+
+def log_to_stderr(form: LogFormat = "text") -> None:
+    """Show our log lines and uvicorn's warnings, unless the calling program set up logging.
+
+    As JSON, everything that any library logs or warns of is shown, so that no other line comes
+    between.
+    """
+    ours, root = logging.getLogger("halfbyte"), logging.getLogger()
+    if ours.handlers or root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(RepeatFilter())
-    ours.addHandler(handler)
     ours.setLevel(logging.INFO)
-    for name in ("uvicorn", "asyncio"):
+    if form == "json":
+        handler.setFormatter(JsonLines())
+        root.addHandler(handler)
+        logging.captureWarnings(True)
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours.addHandler(handler)
+    for name in _LIBRARIES:
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(logging.WARNING)

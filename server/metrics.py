@@ -1,4 +1,4 @@
-"""Prometheus metrics under ``halfbyte:``, with the suffixes that vLLM's dashboards know.
+"""Prometheus metrics with the names and labels that vLLM's dashboards know, under a prefix.
 
 Token counters are fed by the very deltas and usage records that clients get, so that metrics and
 usage agree. Each `Metrics` has its own registry: nothing is global, two servers do not clash.
@@ -6,15 +6,17 @@ usage agree. Each `Metrics` has its own registry: nothing is global, two servers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import Metric
 
-from ..engine.request import Delta, FinishReason
+from ..engine.params import SamplingParams
+from ..engine.request import Completion, Delta, FinishReason
 from ..engine.run.stats import EngineStats
 from ..engine.serve.stream import RequestStream
+from .metric_families import MetricFamilies
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -31,6 +33,7 @@ _REQUEST_BUCKETS = (
     *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0),
     *(50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+_CHOICE_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0)
 _REASONS = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
@@ -39,55 +42,114 @@ _REASONS = {
 }
 
 
+class Refusal(StrEnum):
+    """Why a request was not admitted."""
+
+    QUEUE_FULL = "queue_full"
+    QUEUE_TOKENS_FULL = "queue_tokens_full"
+    BODIES_FULL = "bodies_full"
+    ANSWERS_FULL = "answers_full"
+
+
 class Metrics:
     """All metrics of one server.
 
     Args:
         model_name: value of the ``model_name`` label.
         stats: reads the engine's counters; called at each scrape.
+        prefix: what the names begin with, before the colon.
+        longest: tokens of the context, about where the buckets of token counts end.
+        infos: name -> labels of what never changes.
     """
 
-    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
-        self.registry = CollectorRegistry()
-        self._model = model_name
+    def __init__(
+        self,
+        model_name: str,
+        stats: Callable[[], EngineStats],
+        *,
+        prefix: str = "halfbyte",
+        longest: int = 8192,
+        infos: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self._stats = stats
         self._preempted = 0
-        self._gauge("num_requests_running", "Requests in the batch", lambda: stats().running)
-        self._gauge("num_requests_waiting", "Requests in the queue", lambda: stats().waiting)
-        self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", self._kv_usage)
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed")
-        self._generation_tokens = self._counter("generation_tokens", "Tokens generated")
-        self._prefix_queries = self._counter(
+        self._families = families = MetricFamilies(prefix, model_name)
+        families.gauge("num_requests_running", "Requests in the batch", lambda: stats().running)
+        families.gauge("num_requests_waiting", "Requests in the queue", lambda: stats().waiting)
+        families.gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", self._kv_usage)
+        families.step_sizes("iteration_tokens_total", "Tokens computed in a step", stats)
+        for name, labels in (infos or {}).items():
+            families.info(name, "What is served; always 1", labels)
+        self._count(families)
+        self._tokens(families, longest)
+        self._times(families)
+
+    def _count(self, families: MetricFamilies) -> None:
+        counter = families.counter
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens processed")
+        self._generation_tokens = counter("generation_tokens", "Tokens generated")
+        self._prefix_queries = counter(
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache"
         )
-        self._prefix_hits = self._counter(
-            "prefix_cache_hits", "Prompt tokens found in the prefix cache"
-        )
-        self._preemptions = self._counter("num_preemptions", "Requests set back for KV blocks")
-        self._disconnects = self._counter(
+        self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        self._preemptions = counter("num_preemptions", "Requests set back for KV blocks")
+        self._disconnects = counter(
             "client_disconnects", "Requests whose client left before the end"
         )
-        self._success = self._labelled("request_success", "Requests ended", "finished_reason")
+        self._success = families.counters("request_success", "Requests ended", "finished_reason")
         for reason in _REASONS.values():
-            self._success.labels(model_name, reason)
-        self._rejections = self._labelled("admission_rejections", "Requests refused", "reason")
-        self._http = Counter(
-            "halfbyte:http_requests",
-            "HTTP responses by route and status",
-            ["path", "status"],
-            registry=self.registry,
+            self._success(reason)
+        self._rejections = families.counters("admission_rejections", "Requests refused", "reason")
+        for refusal in Refusal:
+            self._rejections(refusal)
+        self._http = families.http_counter(
+            "http_requests", "HTTP responses by route and status", "path", "status"
         )
-        self._ttft = self._histogram(
+
+    def _tokens(self, families: MetricFamilies, longest: int) -> None:
+        buckets = _one_two_five(longest)
+        self._prompt_length = families.histogram(
+            "request_prompt_tokens", "Tokens of a prompt", buckets
+        )
+        self._answer_length = families.histogram(
+            "request_generation_tokens", "Tokens generated for a request", buckets
+        )
+        self._longest_choice = families.histogram(
+            "request_max_num_generation_tokens", "Tokens of a request's longest choice", buckets
+        )
+        self._max_tokens = families.histogram(
+            "request_params_max_tokens", "Most tokens that a request allows", buckets
+        )
+        self._choices = families.histogram(
+            "request_params_n", "Choices that a request asks for", _CHOICE_BUCKETS
+        )
+
+    def _times(self, families: MetricFamilies) -> None:
+        self._ttft = families.histogram(
             "time_to_first_token_seconds", "Submission to first token", _FIRST_BUCKETS
         )
-        self._itl = self._histogram(
+        self._itl = families.histogram(
             "inter_token_latency_seconds", "Between tokens of a request", _TOKEN_BUCKETS
         )
-        self._e2e = self._histogram(
+        self._tpot = families.histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time of a request's tokens after the first",
+            _TOKEN_BUCKETS,
+        )
+        self._e2e = families.histogram(
             "e2e_request_latency_seconds", "Submission to last token", _REQUEST_BUCKETS
         )
-        self._queue = self._histogram(
+        self._queue = families.histogram(
             "request_queue_time_seconds", "Submission to first computation", _REQUEST_BUCKETS
+        )
+        self._prefill = families.histogram(
+            "request_prefill_time_seconds", "First computation to first token", _REQUEST_BUCKETS
+        )
+        self._decode = families.histogram(
+            "request_decode_time_seconds", "First token to last token", _REQUEST_BUCKETS
+        )
+        self._inference = families.histogram(
+            "request_inference_time_seconds", "First computation to last token", _REQUEST_BUCKETS
         )
 
     def __call__(self, stream: RequestStream, delta: Delta, now: float) -> None:
@@ -105,12 +167,17 @@ class Metrics:
         done = delta.completion
         if done is None:
             return
-        self._success.labels(self._model, _REASONS[done.finish_reason]).inc()
+        self._success(_REASONS[done.finish_reason]).inc()
         if done.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
-            self._prefix_queries.inc(done.usage.prompt_tokens)
-            self._prefix_hits.inc(done.usage.cached_tokens)
             self._e2e.observe(now - stream.submitted_at)
-            self._queue.observe(done.timings.queue_s)
+            self._finished(done)
+
+    def asked(self, params: Sequence[SamplingParams]) -> None:
+        """Count what requests ask for that have just been submitted."""
+        for one in params:
+            self._choices.observe(one.n)
+            if one.max_tokens:
+                self._max_tokens.observe(one.max_tokens)
 
     def http(self, path: str, status: int) -> None:
         """Count a response; ``path`` must be a route, never what the client typed."""
@@ -120,48 +187,40 @@ class Metrics:
         """Count a client that left early."""
         self._disconnects.inc()
 
-    def rejection(self, reason: str) -> None:
+    def rejection(self, reason: Refusal) -> None:
         """Count a request that was not admitted."""
-        self._rejections.labels(self._model, reason).inc()
+        self._rejections(reason).inc()
 
     def render(self) -> bytes:
         """The exposition text, UTF-8."""
         preempted = self._stats().preemptions
         self._preemptions.inc(preempted - self._preempted)
         self._preempted = preempted
-        return generate_latest(_Timeless(self.registry))
+        return self._families.render()
+
+    def _finished(self, done: Completion) -> None:
+        """Count an answer that ended by itself."""
+        usage, times = done.usage, done.timings
+        self._prefix_queries.inc(usage.prompt_tokens)
+        self._prefix_hits.inc(usage.cached_tokens)
+        self._prompt_length.observe(usage.prompt_tokens)
+        self._answer_length.observe(usage.completion_tokens)
+        choices = done.choices or (done,)
+        self._longest_choice.observe(max(len(choice.token_ids) for choice in choices))
+        decode = times.total_s - times.ttft_s
+        self._queue.observe(times.queue_s)
+        self._prefill.observe(times.ttft_s - times.queue_s)
+        self._decode.observe(decode)
+        self._inference.observe(times.total_s - times.queue_s)
+        if len(done.token_ids) > 1:
+            self._tpot.observe(decode / (len(done.token_ids) - 1))
 
     def _kv_usage(self) -> float:
         stats = self._stats()
         return stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
 
-    def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        gauge = Gauge(f"halfbyte:{name}", text, ["model_name"], registry=self.registry)
-        gauge.labels(self._model).set_function(read)
 
-    def _counter(self, name: str, text: str) -> Counter:
-        counter = Counter(f"halfbyte:{name}", text, ["model_name"], registry=self.registry)
-        return counter.labels(self._model)
-
-    def _labelled(self, name: str, text: str, label: str) -> Counter:
-        return Counter(f"halfbyte:{name}", text, ["model_name", label], registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(
-            f"halfbyte:{name}", text, ["model_name"], buckets=buckets, registry=self.registry
-        )
-        return histogram.labels(self._model)
-
-
-class _Timeless(CollectorRegistry):
-    """A registry's metrics without the ``_created`` samples, which double the text for nothing."""
-
-    def __init__(self, inner: CollectorRegistry) -> None:
-        super().__init__()
-        self._inner = inner
-
-    def collect(self) -> Iterator[Metric]:
-        """All families, filtered."""
-        for family in self._inner.collect():
-            family.samples = [s for s in family.samples if not s.name.endswith("_created")]
-            yield family
+def _one_two_five(most: int) -> tuple[float, ...]:
+    """1, 2, 5, 10, 20 ... up to ``most``."""
+    steps = (digit * 10.0**power for power in itertools.count() for digit in (1, 2, 5))
+    return tuple(itertools.takewhile(lambda step: step <= max(most, 1), steps))

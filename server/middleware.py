@@ -21,8 +21,10 @@ from .bodies import Bodies, ClientGone
 from .error_forms import error_json
 from .errors import ApiError, as_api_error
 from .job import Call
+from .log import with_fields
 from .metrics import Metrics
 from .tenant import Keyring
+from .tracing import RequestTracer
 
 logger = logging.getLogger("halfbyte.server")
 access = logging.getLogger("halfbyte.access")
@@ -44,13 +46,21 @@ class RequestLog:
         metrics: counts responses by route and status.
         routes: paths that may appear as a metric label; others are ``other``. ``{name}`` is a
             part of a path, ``{name:path}`` all the rest.
+        tracer: makes spans, or None.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        routes: Collection[str],
+        tracer: RequestTracer | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._routes = frozenset(route for route in routes if "{" not in route)
         self._patterns = [(route, _pattern(route)) for route in routes if "{" in route]
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one connection; everything but HTTP passes unchanged."""
@@ -82,9 +92,13 @@ class RequestLog:
                 await _send_error(tagged, as_api_error(error), scope["path"])
         finally:
             status = status or _CLIENT_CLOSED  # cancelled from outside, by a shutdown
+            seconds = time.perf_counter() - began
             self._metrics.http(self._label(scope["path"]), status)
+            if self._tracer is not None:
+                self._tracer.record(scope, call, status, seconds)
             if status >= 400 or scope["path"] not in _PROBES:
-                access.info("%s", _access_line(scope, call, status, time.perf_counter() - began))
+                fields = _access_fields(scope, call, status, seconds)
+                access.info("%s", _access_line(fields), extra=with_fields(**fields))
 
     def _label(self, path: str) -> str:
         if path in self._routes:
@@ -269,15 +283,34 @@ def _host_name(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
-def _access_line(scope: Scope, call: Call, status: int, seconds: float) -> str:
-    """One line without prompts or keys; what the client typed is escaped and cut."""
-    path = ascii(scope["path"])[1:-1][:120]
-    line = f"{scope['method']} {path} {status} {seconds:.3f}s id={call.request_id}"
+def _access_fields(scope: Scope, call: Call, status: int, seconds: float) -> dict[str, Any]:
+    """What is logged of a request: no prompt and no key; what the client typed is cut."""
+    fields: dict[str, Any] = {
+        "method": scope["method"],
+        "path": ascii(scope["path"])[1:-1][:120],
+        "status": status,
+        "seconds": round(seconds, 6),
+        "request_id": call.request_id,
+    }
     if call.prompt_tokens:
-        line += f" prompt={call.prompt_tokens} cached={call.cached_tokens}"
-        line += f" completion={call.completion_tokens}"
+        fields["prompt_tokens"] = call.prompt_tokens
+        fields["cached_tokens"] = call.cached_tokens
+        fields["completion_tokens"] = call.completion_tokens
     if call.ttft_s is not None:
-        line += f" ttft={call.ttft_s:.3f}s"
+        fields["ttft_s"] = round(call.ttft_s, 6)
     if call.finish:
-        line += f" finish={call.finish}"
+        fields["finish"] = call.finish
+    return fields
+
+
+def _access_line(fields: dict[str, Any]) -> str:
+    """The same as one line of text."""
+    line = "{method} {path} {status} {seconds:.3f}s id={request_id}".format_map(fields)
+    if "prompt_tokens" in fields:
+        counts = "prompt={prompt_tokens} cached={cached_tokens} completion={completion_tokens}"
+        line += " " + counts.format_map(fields)
+    if "ttft_s" in fields:
+        line += f" ttft={fields['ttft_s']:.3f}s"
+    if "finish" in fields:
+        line += f" finish={fields['finish']}"
     return line

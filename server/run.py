@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import gc
-import os
-import sys
-from collections.abc import Mapping, Sequence
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from halfbyte.errors import ConfigError
 
+from ..engine.advise.start_plan import plan_start
 from ..engine.engine import Engine
 from ..engine.serve.async_engine import AsyncEngine
-from .admission import QueueLimits
 from .app import create_app
 from .connections import Connections, connection_limits, raise_file_limit
+from .endpoints import OPERATIONS
 from .facts import ServedModel
 from .listen import (
     DrainingServer,
-    check_origins,
     host_names,
     is_loopback,
     listen,
@@ -29,26 +31,36 @@ from .loading import answering
 from .log import log_to_stderr
 from .names import model_names
 from .service import OpenAIService, ServiceConfig
+from .settings import ServerSettings
+from .start import StartFacts, StartReport
 from .tenant import Keyring
+from .tracing import RequestTracer, otlp_tracer
+from .uploads.routes import Uploads
 
-KEY_VARIABLE = "HALFBYTE_API_KEY"
-PRIORITY_KEY_VARIABLE = "HALFBYTE_PRIORITY_KEY"
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a server has before its model is loaded.
+
+    Attributes:
+        listener: listens already.
+        tls: wraps its connections, or None.
+        connections: bounds of them.
+        hosts: names that the Host header may have, or None for any.
+        facts: what is about to be served.
+        tracer: makes spans, or None.
+    """
+
+    listener: socket.socket
+    tls: ssl.SSLContext | None
+    connections: Connections
+    hosts: set[str] | None
+    facts: StartFacts
+    tracer: RequestTracer | None
 
 
 def serve(
-    model: str,
-    *,
-    host: str,
-    port: int,
-    options: dict[str, Any],
-    api_key: str | None = None,
-    priority_key: str | None = None,
-    served_name: str | None = None,
-    queue: QueueLimits | None = None,
-    max_connections: int | None = None,
-    allowed_hosts: Sequence[str] = (),
-    cors_origins: Sequence[str] = (),
-    drain_s: float = 30.0,
+    model: str, *, options: dict[str, Any], settings: ServerSettings, report: StartReport
 ) -> None:
     """Serve a model over HTTP until SIGTERM or ctrl-C; returns after a clean end.
 
@@ -57,106 +69,123 @@ def serve(
 
     Args:
         model: name, path or repository id.
-        host: address or name to listen on.
-        port: TCP port; 0 lets the system choose.
-        options: keywords of `Engine`: EngineConfig's fields, and ``progress``.
-        api_key: one key or several separated by commas; None reads HALFBYTE_API_KEY.
-        priority_key: the same for keys whose requests may have a priority; None reads
-            HALFBYTE_PRIORITY_KEY.
-        served_name: model name that requests use besides the engine's own.
-        queue: bounds of what waits; None takes the usual ones.
-        max_connections: most open connections; None is as many as files allow, up to 1024.
-        allowed_hosts: names that the Host header may have besides the server's own.
-        cors_origins: web origins whose pages may read the answers.
-        drain_s: seconds that running requests have to end after the first signal.
+        options: EngineConfig's fields.
+        settings: of the server.
+        report: hears of the start.
 
     Raises:
         HalfbyteError: the model cannot be loaded, the address cannot be taken, or the engine
             died while serving.
     """
-    keys = given_keys(api_key, KEY_VARIABLE)
-    priority_keys = given_keys(priority_key, PRIORITY_KEY_VARIABLE)
-    keyed = bool(keys or priority_keys)
-    origins = check_origins(cors_origins)
-    connections = Connections(connection_limits(max_connections, raise_file_limit()))
-    listener = listen(host, port)
-    try:
-        loopback = is_loopback(listener)
-        hosts = host_names(host, allowed_hosts, guarded=loopback and not keyed)
-        log_to_stderr()
-        with answering(listener):
-            engine = Engine(model, **options)
+    with _prepared(model, options, settings) as prepared:
+        report.planned(prepared.facts)
+        with answering(prepared.listener, prepared.tls):
+            engine = Engine(model, progress=report.progress, **options)
             engine.reserve()
         # What lives until the end is not searched for garbage again: a full collection over it
         # would stop all streams for a tenth of a second.
         gc.collect()
         gc.freeze()
-        names = model_names(model, engine.name, served_name)
+        report.loaded(engine.startup, engine.report.warnings)
         service = OpenAIService(
             AsyncEngine(engine),
-            ServiceConfig(names=names, queue=queue or QueueLimits()),
-            model_facts(engine),
+            ServiceConfig(
+                names=tuple(prepared.facts.names),
+                queue=settings.queue,
+                metrics_prefix=settings.watch.metrics_prefix,
+            ),
+            model_facts(engine, prepared.facts.plan.detail),
         )
-        keyring = Keyring(keys, priority_keys)
-        app = create_app(service, keyring=keyring, hosts=hosts, origins=origins)
-        url = url_of(host, listener.getsockname()[1])
-        for line in describe(engine, keyed=keyed):
-            _say(line)
-        if not loopback and not keyed:
-            _say(f"WARNING: {host} is open to the network and no API key is set")
+        access = settings.access
+        uploads = None if settings.files is None else Uploads(service, settings.files)
+
+        async def drain() -> None:
+            # First, so that no line of a batch is refused: it waits for the next start.
+            if uploads is not None:
+                await uploads.batches.close()
+            await service.close(settings.drain_s)
+
+        app = create_app(
+            service,
+            keyring=Keyring(access.keys, access.priority_keys),
+            hosts=prepared.hosts,
+            origins=access.cors_origins,
+            tracer=prepared.tracer,
+            uploads=uploads,
+        )
         server = DrainingServer(
-            uvicorn_config(app, connections),
-            connections,
-            drain=lambda: service.close(drain_s),
+            uvicorn_config(app, prepared.connections, settings.listen.tls),
+            prepared.connections,
+            drain=drain,
             cut_short=service.cut_short,
             health=service.health,
-            on_ready=lambda: _say(f"ready: {url}/v1 serves {', '.join(names)} (ctrl-C stops)"),
+            on_ready=lambda: report.ready(prepared.facts),
         )
-        server.run_on(listener)
-    finally:
-        listener.close()
+        server.run_on(prepared.listener)
 
 
-def given_keys(given: str | None, variable: str) -> tuple[str, ...]:
-    """Keys from an option or, when that is None, from an environment variable; split at commas.
+def rehearse(
+    model: str, *, options: dict[str, Any], settings: ServerSettings, report: StartReport
+) -> None:
+    """All that `serve` does before it reads weights: takes the address, plans, reports.
+
+    Arguments as for `serve`.
 
     Raises:
-        ConfigError: something was given, but no key is in it.
+        HalfbyteError: `serve` would not start, or the memory does not suffice.
     """
-    text = os.environ.get(variable) if given is None else given
-    if text is None:
-        return ()
-    keys = tuple(key.strip() for key in text.split(",") if key.strip())
-    if not keys:
-        raise ConfigError("the API key is empty", hint=f"unset {variable} to serve without")
-    return keys
+    with _prepared(model, options, settings) as prepared:
+        report.planned(prepared.facts)
+    plan = prepared.facts.plan
+    if plan.least > plan.memory.free_bytes:
+        raise ConfigError(
+            f"weights and workspace need {plan.least >> 20} MiB, but "
+            f"{plan.memory.free_bytes >> 20} MiB are free",
+            hint="take a smaller model or format, lower max_batch, or free memory",
+        )
 
 
-def model_facts(engine: Engine) -> ServedModel:
-    """What the engine's loader found out about the model's files."""
+@contextmanager
+def _prepared(model: str, options: dict[str, Any], settings: ServerSettings) -> Iterator[_Prepared]:
+    """Everything but the engine; the address is given back at the end. Raises HalfbyteError."""
+    log_to_stderr(settings.watch.log_format)
+    access, where = settings.access, settings.listen
+    tls = where.tls.context() if where.tls is not None else None
+    connections = Connections(connection_limits(where.max_connections, raise_file_limit()))
+    with ExitStack() as stack:
+        tracer = None
+        if settings.watch.otlp_endpoint is not None:
+            tracer = otlp_tracer(settings.watch.otlp_endpoint, OPERATIONS)
+            stack.callback(tracer.close)
+        listener = stack.enter_context(listen(where.host, where.port))
+        loopback = is_loopback(listener)
+        guarded = loopback and not access.keyed
+        hosts = host_names(where.host, access.allowed_hosts, guarded=guarded)
+        with answering(listener, tls):
+            plan = plan_start(model, options)
+        facts = StartFacts(
+            plan=plan,
+            names=model_names(model, plan.name, settings.served_name),
+            url=url_of(where.host, listener.getsockname()[1], secure=tls is not None),
+            keyed=access.keyed,
+            exposed=not loopback and not access.keyed,
+        )
+        yield _Prepared(listener, tls, connections, hosts, facts, tracer)
+
+
+def model_facts(engine: Engine, kernels: str = "") -> ServedModel:
+    """What the engine's loader found out about the model's files, and what computes.
+
+    ``kernels`` says how it does, in words.
+    """
     report = engine.report
     most = max(report.formats, key=lambda label: report.formats[label][1], default="")
-    size = sum(report.files.values())
-    return ServedModel(report.kind, engine.model_config.architecture, most, size)
-
-
-def describe(engine: Engine, *, keyed: bool) -> list[str]:
-    """The start-up table: what is served, with which limits, and what loading warns of."""
-    config = engine.config
-    stats = engine.stats()
-    seconds = sum(engine.startup.values())
-    rows: Mapping[str, str] = {
-        "model": engine.name,
-        "weights": f"{engine.weight_bytes / 1e6:.3g} MB, backend {engine.backend}",
-        "context": f"{engine.max_context} tokens",
-        "batch": f"{config.max_batch} requests, {config.max_batch_tokens} tokens a step",
-        "KV cache": f"{stats.kv_blocks_total} blocks of {config.block_size} tokens",
-        "API key": "required" if keyed else "none",
-        "loaded in": f"{seconds:.2f} s",
-    }
-    lines = [*rows.items(), *(("WARNING", text) for text in engine.report.warnings)]
-    return [f"{name:>10}  {value}" for name, value in lines]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return ServedModel(
+        report.kind,
+        engine.model_config.architecture,
+        most,
+        sum(report.files.values()),
+        engine.backend,
+        kernels,
+        engine.memory.kv_dtype,
+    )

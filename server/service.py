@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ from .dialects.chat import ChatDialect
 from .dialects.completions import CompletionDialect
 from .dialects.token_text import TokenText
 from .errors import ApiError, as_api_error
-from .facts import ServedModel
+from .event_stream import EventStream
+from .facts import ServedModel, info_labels
 from .job import Call, Job
 from .metrics import Metrics
 from .responses import (
@@ -72,6 +73,7 @@ class ServiceConfig:
         names: model names that requests may use, the first is the one shown; empty takes the
             engine's.
         queue: bounds of what waits for a place in the batch.
+        metrics_prefix: what the names of metrics begin with, before the colon.
         keep_alive_s: seconds of silence after which a stream gets a comment line; also how
             long the status of a stream is held back for an early failure.
         text_threads: threads for templates and tokenizing.
@@ -79,6 +81,7 @@ class ServiceConfig:
 
     names: tuple[str, ...] = ()
     queue: QueueLimits = field(default_factory=QueueLimits)
+    metrics_prefix: str = "halfbyte"
     keep_alive_s: float = 10.0
     text_threads: int = 2
 
@@ -88,29 +91,6 @@ def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
     if encoding == "base64":
         return base64.b64encode(vector_D.numpy().astype("<f4").tobytes()).decode()
     return vector_D.tolist()
-
-
-class EventStream:
-    """Framed events of one response; must be closed, which cancels what still runs.
-
-    Attributes:
-        headers: of the response.
-    """
-
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], job: Job, headers: Mapping[str, str]
-    ) -> None:
-        self.headers = headers
-        self._events = events
-        self._job = job
-
-    def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        return self._events
-
-    async def aclose(self) -> None:
-        """End the stream. A generator never started runs no finally, hence the job here."""
-        self._job.close()
-        await self._events.aclose()
 
 
 class OpenAIService:
@@ -137,11 +117,17 @@ class OpenAIService:
     ) -> None:
         self.config = config or ServiceConfig()
         self.names = self.config.names or (client.name,)
-        self.metrics = Metrics(self.names[0], client.stats)
         self.engine: EngineFacts = client
-        self.facts = facts or ServedModel()
-        self.created = int(time.time())
         self._client = client
+        self.facts = facts or ServedModel()
+        self.metrics = Metrics(
+            self.names[0],
+            client.stats,
+            prefix=self.config.metrics_prefix,
+            longest=client.max_context,
+            infos=info_labels(self),
+        )
+        self.created = int(time.time())
         self._admission = Admission(client, self.config.queue, self.metrics)
         self._texts = TextWork(client.tokenizer, self.config.text_threads)
         served = [halfbyte.__version__, client.name, client.max_context, asdict(client.config)]
@@ -436,6 +422,7 @@ class OpenAIService:
         readers: Sequence[PromptReader] = (),
     ) -> Job:
         self._admission.check_tokens(sum(map(len, ids)))
+        call.model = self.served(request.model)
         job = Job(
             self._client,
             ids,
@@ -449,6 +436,7 @@ class OpenAIService:
             on_close=self._admission.leave,
         )
         self._admission.enter(job)
+        self.metrics.asked(params)
         return job
 
     def _head(

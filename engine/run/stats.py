@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
+
+STEP_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds by which steps are tallied, in tokens; there is one more tally without a bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,9 @@ class EngineStats:
         preemptions: requests put back into the queue.
         steps: steps computed.
         finished: finish reason -> requests.
+        step_tokens: tokens computed in all steps, of prompts and answers alike.
+        step_sizes: steps by the tokens that they computed: a tally for each of ``STEP_BOUNDS``, and
+            one for larger ones.
     """
 
     running: int = 0
@@ -33,6 +40,35 @@ class EngineStats:
     preemptions: int = 0
     steps: int = 0
     finished: dict[str, int] = field(default_factory=dict)
+    step_tokens: int = 0
+    step_sizes: tuple[int, ...] = (0,) * (len(STEP_BOUNDS) + 1)
+
+
+class StepTally:
+    """Counts steps by the tokens that they compute.
+
+    Attributes:
+        tokens: of all steps.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._sizes = [0] * (len(STEP_BOUNDS) + 1)
+
+    def add(self, tokens: int) -> None:
+        """Count a step of so many tokens."""
+        self.tokens += tokens
+        self._sizes[bisect_left(STEP_BOUNDS, tokens)] += 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The tallies, as ``EngineStats.step_sizes`` has them."""
+        return tuple(self._sizes)
+
+    @property
+    def steps(self) -> int:
+        """All steps."""
+        return sum(self._sizes)
 
 
 class Stopwatch:

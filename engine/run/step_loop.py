@@ -33,7 +33,7 @@ from .model_runner import ModelRunner
 from .readers import LogprobReader
 from .rows import Rows
 from .sampler import Sampler
-from .stats import EngineStats
+from .stats import EngineStats, StepTally
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class StepLoop:
         self._ids = itertools.count()
         self._seeds = itertools.count()
         self._failures = 0
-        self._steps = self._prompt_tokens = self._generated = self._cached = 0
+        self._prompt_tokens = self._generated = self._cached = 0
+        self._steps = StepTally()
         self._finished: dict[str, int] = {}
 
     def require_open(self) -> None:
@@ -199,8 +200,10 @@ class StepLoop:
             generation_tokens=self._generated,
             cached_tokens=self._cached,
             preemptions=self.scheduler.preemptions,
-            steps=self._steps,
+            steps=self._steps.steps,
             finished=dict(self._finished),
+            step_tokens=self._steps.tokens,
+            step_sizes=self._steps.sizes,
         )
 
     def close(self) -> None:
@@ -239,7 +242,8 @@ class StepLoop:
         for name, why in result.errors.items():
             log.warning("request %s failed: %s", _shown(name), why)
         self._failures = 0
-        self._steps += bool(plan.work)
+        if plan.work:
+            self._steps.add(plan.total_tokens)
         if self._config.overlap and plan.work:
             self._in_flight = (plan, result)
         else:

@@ -9,6 +9,7 @@ from pydantic import Field
 from halfbyte.errors import RequestError
 
 from ..dialects.messages import MessageResponse, MessagesWriter
+from ..event_stream import EventStream
 from ..job import Call
 from ..responses import ResponseModel
 from ..schema import (
@@ -18,7 +19,7 @@ from ..schema import (
     RequestModel,
     TokenizeRequest,
 )
-from ..service import EventStream, OpenAIService
+from ..service import OpenAIService
 from .renaming import refuse_begun, renamed, request_of
 
 _NONE = (None,)

@@ -12,6 +12,7 @@ import halfbyte
 from halfbyte.errors import RequestError
 
 from ..dialects.ollama import OllamaAnswer, OllamaWriter, nanoseconds, timestamp
+from ..event_stream import EventStream
 from ..job import Call
 from ..responses import ResponseModel
 from ..schema import (
@@ -21,7 +22,7 @@ from ..schema import (
     EmbeddingRequest,
     RequestModel,
 )
-from ..service import EventStream, OpenAIService
+from ..service import OpenAIService
 from ..unsupported import refuse_unsupported
 from .renaming import refuse_begun, renamed, request_of
 

@@ -10,9 +10,10 @@ from pydantic import Field
 from halfbyte.errors import RequestError
 
 from ..dialects.responses import ResponseObject, ResponsesWriter
+from ..event_stream import EventStream
 from ..job import Call
 from ..schema import MAX_MESSAGES, MAX_PARTS, ChatCompletionRequest, RequestModel
-from ..service import EventStream, OpenAIService
+from ..service import OpenAIService
 from .renaming import renamed, request_of
 
 _NONE = (None,)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Literal
@@ -110,7 +110,15 @@ class Batches:
         self._files = files
         self._folder = folder
         self._records = RecordFolder(folder, StoredBatch, "batch")
-        self._model = model_key(service.engine.name, asdict(service.facts))
+        facts = service.facts
+        # Not how it is computed: another machine may go on.
+        self._model = model_key(
+            service.engine.name,
+            facts.file_format,
+            facts.architecture,
+            facts.quantization,
+            facts.nbytes,
+        )
         self._running: _Running | None = None
         self._waiting = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

@@ -15,37 +15,57 @@ from halfbyte.bench.engine import BenchPlan, EngineCase, EngineRow, ModelFacts, 
 from halfbyte.cli import bench
 from halfbyte.cli.main import app
 from halfbyte.server.admission import QueueLimits
+from halfbyte.server.settings import (
+    AccessSettings,
+    ListenSettings,
+    ServerSettings,
+    WatchSettings,
+)
+from halfbyte.server.tls import TlsFiles
 
 
 def run(*args: str) -> int:
     return app(list(args), standalone_mode=False) or 0
 
 
-def test_serve_passes_everything_on(monkeypatch):
-    calls: list[Any] = []
+@pytest.fixture
+def served(monkeypatch) -> list[SimpleNamespace]:
+    """``serve`` without a server: what was asked of it."""
+    calls: list[SimpleNamespace] = []
     server = ModuleType("halfbyte.server.run")
-    server.serve = lambda model, **options: calls.append((model, options))  # type: ignore[attr-defined]
+
+    def record(model: str, **asked: Any) -> None:
+        calls.append(SimpleNamespace(model=model, **asked))
+
+    server.serve = record  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "halfbyte.server.run", server)
     monkeypatch.setattr("halfbyte.server.run", server, raising=False)
+    return calls
+
+
+def test_serve_passes_everything_on(served, tmp_path):
     run("serve", str(TINY))
-    model, options = calls[0]
-    assert model == str(TINY)
-    assert (options["host"], options["port"], options["api_key"]) == ("127.0.0.1", 8000, None)
-    assert options["options"]["device"] == "auto" and callable(options["options"]["progress"])
+    first = served[0]
+    assert first.model == str(TINY) and first.settings == ServerSettings()
+    assert first.options["device"] == "auto" and callable(first.report.progress)
+    cert, key = tmp_path / "c", tmp_path / "k"
     run(
         *("serve", str(TINY), "--host", "::1", "--port", "0", "--api-key", "k", "--drain", "2"),
         *("--served-name", "n", "--max-waiting", "3", "--max-batch", "4", "--threads", "1"),
-        *("--max-step-ms", "70"),
+        *("--max-step-ms", "70", "--priority-key", "p,q", "--max-wait", "7"),
         *("--kv-tokens", "4096", "--max-batch-tokens", "64", "--max-connections", "9"),
-        *("--allowed-hosts", "a,b", "--cors-origin", "http://x"),
+        *("--allowed-hosts", "a,b", "--cors-origin", "http://x", "--metrics-prefix", "vllm"),
+        *("--ssl-certfile", str(cert), "--ssl-keyfile", str(key), "--otlp-endpoint", "http://o"),
     )
-    _, options = calls[1]
-    engine = options.pop("options")
-    assert options == {
-        **{"host": "::1", "port": 0, "api_key": "k", "served_name": "n"},
-        **{"priority_key": None, "queue": QueueLimits(3), "max_connections": 9, "drain_s": 2.0},
-        **{"allowed_hosts": ["a", "b"], "cors_origins": ["http://x"]},
-    }
+    assert served[1].settings == ServerSettings(
+        ListenSettings("::1", 0, 9, TlsFiles(cert, key)),
+        AccessSettings(("k",), ("p", "q"), ("a", "b"), ("http://x",)),
+        QueueLimits(3, wait_s=7.0),
+        WatchSettings("text", "vllm", "http://o"),
+        served_name="n",
+        drain_s=2.0,
+    )
+    engine = served[1].options
     assert engine["max_step_ms"] == 70
     assert (engine["kv_tokens"], engine["max_batch_tokens"]) == (4096, 64)
     assert engine["max_batch"] == 4 and engine["threads"] == 1 and engine["backend"] == "auto"

@@ -7,8 +7,8 @@ import shutil
 
 from cli_support import ROOT, run_here
 
+from halfbyte.cli.serve_table import ShownStart
 from halfbyte.engine.engine import Engine
-from halfbyte.server.run import describe
 
 
 def odd_folder(place):
@@ -30,7 +30,8 @@ def test_warnings_are_printed_once(tmp_path, capfd):
     assert len(lines) == 1 and lines[0].startswith("warning: auto_map in config.json is ignored")
 
 
-def test_a_server_lists_them(tmp_path):
+def test_a_server_lists_them(tmp_path, capsys):
     with Engine(odd_folder(tmp_path), max_context=64, max_batch=1) as engine:
-        lines = [line for line in describe(engine, keyed=False) if "WARNING" in line]
+        ShownStart().loaded(engine.startup, engine.report.warnings)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert len(lines) == 1 and "auto_map in config.json is ignored" in lines[0]

@@ -12,6 +12,7 @@ import torch
 
 from halfbyte import Completion, Engine, SamplingParams
 from halfbyte.engine.request import FinishReason
+from halfbyte.engine.run.stats import STEP_BOUNDS
 from halfbyte.errors import ConfigError, EngineDeadError, HalfbyteError, RequestError
 
 PROMPTS = ["The quick brown fox", "Once upon a time there was", "def f(x):\n    return", "é 東京"]
@@ -245,6 +246,19 @@ def test_stop_string_token_and_end_of_text(engine: Engine) -> None:
     (by_id,) = engine.generate(PROMPTS[2], params)
     first = free.token_ids.index(token)
     assert by_id.token_ids == free.token_ids[: first + 1] and by_id.stop_reason == token
+
+
+def test_steps_are_tallied_by_their_tokens(engine: Engine) -> None:
+    prompt = [random.randrange(10, 500) for _ in range(150)]
+    before = engine.stats()
+    engine.generate(prompt, SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))
+    after = engine.stats()
+    # The prompt in steps of 64, 64 and 22; then one token a step.
+    assert after.step_tokens - before.step_tokens == 150 + 4
+    new = [b - a for a, b in zip(before.step_sizes, after.step_sizes, strict=True)]
+    tallied = dict(zip((*STEP_BOUNDS, None), new, strict=True))
+    assert {bound: count for bound, count in tallied.items() if count} == {1: 4, 32: 1, 64: 2}
+    assert after.steps - before.steps == 7
 
 
 def test_prefix_cache_is_counted(engine: Engine) -> None:

@@ -13,6 +13,7 @@ from server_support import LiveServer, Site, client_of
 from halfbyte.engine.serve.async_engine import StepEngine
 from halfbyte.server.connections import ConnectionLimits
 from halfbyte.server.service import ServiceConfig
+from halfbyte.server.tls import TlsFiles
 
 
 @pytest.fixture
@@ -41,10 +42,11 @@ def live() -> Iterator[Callable[..., LiveServer]]:
         engine: StepEngine | None = None,
         config: ServiceConfig | None = None,
         limits: ConnectionLimits | None = None,
+        tls: TlsFiles | None = None,
         **app_options: Any,
     ) -> LiveServer:
         site = Site(engine or FakeEngine(), config or ServiceConfig(), app_options)
-        servers.append(LiveServer(site, limits))
+        servers.append(LiveServer(site, limits, tls))
         return servers[-1]
 
     yield start

@@ -27,7 +27,7 @@ from halfbyte.engine.request import (
     Timings,
     Usage,
 )
-from halfbyte.engine.run.stats import EngineStats
+from halfbyte.engine.run.stats import EngineStats, StepTally
 from halfbyte.engine.text.token_bound import TokenLimit
 from halfbyte.errors import EngineDeadError, RequestError, TemplateError
 
@@ -161,7 +161,7 @@ class _Request:
         self.text = _Text(params.stop)
         self.tokens: list[int] = []
         self.submitted = time.perf_counter()
-        self.started = 0.0
+        self.started = self.first = 0.0
 
     def _greedy(self) -> Iterator[int]:
         """What follows the last turn mark, then the end; over and over."""
@@ -181,11 +181,17 @@ class _Request:
             key = f"{self.prompt}/{self.seed}/{position}".encode()
             yield from LETTERS[hashlib.sha256(key).digest()[0] % len(LETTERS)].encode()
 
+    @property
+    def share(self) -> int:
+        """What it has of the next step's tokens."""
+        return 1 if self.tokens else len(self.prompt) - self.cached
+
     def next_token(self) -> int:
         token = next(self.source)
         while token == EOS and len(self.tokens) < self.params.min_tokens:
             token = next(self.source)
         self.tokens.append(token)
+        self.first = self.first or time.perf_counter()
         return token
 
 
@@ -210,6 +216,7 @@ class FakeEngine:
         self.closed = False
         self.max_running = 0
         self.threads: set[int] = set()
+        self.tally = StepTally()
         self._stats = EngineStats(kv_blocks_total=100)
         self._ids = itertools.count()
         self._waiting: list[_Request] = []
@@ -276,7 +283,9 @@ class FakeEngine:
         if self.failures:
             return self._fail(self.failures.pop(0))
         time.sleep(self.step_s)
-        self.count(steps=self._stats.steps + 1)
+        self.tally.add(sum(r.share for r in (*self._running, *self._waiting)))
+        tally = self.tally
+        self.count(steps=tally.steps, step_tokens=tally.tokens, step_sizes=tally.sizes)
         out = [self._end(r, FinishReason.CANCELLED, ()) for r in self._cancelled]
         self._cancelled.clear()
         while self._waiting and len(self._running) < self.config.max_batch:
@@ -336,7 +345,11 @@ class FakeEngine:
             list(request.tokens),
             reason,
             usage,
-            Timings(queue_s=started - request.submitted),
+            Timings(
+                queue_s=started - request.submitted,
+                ttft_s=(request.first or started) - request.submitted,
+                total_s=time.perf_counter() - request.submitted,
+            ),
             request.seed,
             stopped,
         )
@@ -349,7 +362,7 @@ class FakeEngine:
             stop_reason=completion.stop_reason,
         )
 
-    def count(self, **counts: int) -> None:
+    def count(self, **counts: Any) -> None:
         """Set counters."""
         self._stats = replace(self._stats, **counts)
 

@@ -17,10 +17,13 @@ from halfbyte.engine.serve.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.connections import ConnectionLimits, Connections
 from halfbyte.server.facts import ServedModel
-from halfbyte.server.listen import listen, uvicorn_config
+from halfbyte.server.listen import listen, url_of, uvicorn_config
 from halfbyte.server.service import OpenAIService, ServiceConfig
+from halfbyte.server.tls import TlsFiles
 from halfbyte.server.uploads.file_store import FileLimits
 from halfbyte.server.uploads.routes import Uploads
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -41,10 +44,9 @@ class Site:
     def __post_init__(self) -> None:
         self.client = AsyncEngine(self.engine)
         self.service = OpenAIService(self.client, self.config, self.facts)
-        options = self.app_options
+        options = dict(self.app_options)
         if self.folder is not None:
-            uploads = Uploads(self.service, self.folder, self.file_limits)
-            options = options | {"uploads": uploads}
+            options["uploads"] = Uploads(self.service, self.folder, self.file_limits)
         self.app = create_app(self.service, **options)
 
 
@@ -60,13 +62,16 @@ async def client_of(site: Site) -> AsyncIterator[httpx.AsyncClient]:
 class LiveServer:
     """uvicorn on an ephemeral loopback port, in a thread."""
 
-    def __init__(self, site: Site, limits: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self, site: Site, limits: ConnectionLimits | None = None, tls: TlsFiles | None = None
+    ) -> None:
         self.site = site
         self.engine = site.engine
         self._listener = listen("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        port = self._listener.getsockname()[1]
+        self.url = url_of("127.0.0.1", port, secure=tls is not None)
         self.connections = Connections(limits or ConnectionLimits())
-        self._server = uvicorn.Server(uvicorn_config(site.app, self.connections))
+        self._server = uvicorn.Server(uvicorn_config(site.app, self.connections, tls))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         wait_until(lambda: self._server.started)

@@ -105,7 +105,7 @@ async def test_the_largest_that_comes_in_makes_room() -> None:
     until.set()
     assert await asyncio.gather(*tasks) == [503, 50, 20]
     assert all_.held == 0
-    assert b'admission_rejections_total{model_name="m",reason="bodies_full"} 2.0' in (
+    assert b'admission_rejections_total{engine="0",model_name="m",reason="bodies_full"} 2.0' in (
         all_._metrics.render()
     )
 

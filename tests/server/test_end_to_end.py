@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from serve_process import ServeProcess
 from server_support import LiveServer, wait_until
 
 from halfbyte.engine.engine import Engine
@@ -134,47 +130,18 @@ def test_two_keys_share_no_cached_prefix(live: Start) -> None:
     assert cached("two") == cached("one") == cached("one", cache_salt="x") > 0
 
 
-@pytest.fixture
-def served() -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """`serve` of the tiny model in a process: the process, its URL, its start-up lines."""
-    code = (
-        "import sys; from halfbyte.server.run import serve; "
-        "serve(sys.argv[1], host='127.0.0.1', port=0, options={'threads': 1}, served_name='tiny')"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "HALFBYTE_API_KEY"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(TINY)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stderr is not None
-    lines = ""
-    for line in process.stderr:
-        lines += line
-        if found := re.match(r"ready: (http://127\.0\.0\.1:\d+)/v1 ", line):
-            yield process, found[1], lines
-            break
-    else:
-        pytest.fail(f"no ready line in:\n{lines}")
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
-
-
-def test_serve(served: tuple[subprocess.Popen[str], str, str]) -> None:
-    process, url, lines = served
-    for word in ("model", "context", "batch", "KV cache", "API key"):
-        assert word in lines
-    client = client_of(url)
-    assert client.models.list().data[0].id == "tiny"
-    answer = client.completions.create(model="tiny", prompt="hi", max_tokens=4, seed=1)
-    assert answer.usage is not None and 1 <= answer.usage.completion_tokens <= 4
-    foreign = httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"})
-    assert foreign.status_code == 403
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0 and "Traceback" not in err
+def test_serve() -> None:
+    with ServeProcess(str(TINY), "--threads", "1", "--served-name", "tiny") as process:
+        for word in ("model", "context", "batch", "memory", "API key", "warm-up", "--threads 1"):
+            assert word in process.start
+        client = client_of(process.url)
+        assert client.models.list().data[0].id == "tiny"
+        answer = client.completions.create(model="tiny", prompt="hi", max_tokens=4, seed=1)
+        assert answer.usage is not None and 1 <= answer.usage.completion_tokens <= 4
+        foreign = httpx.get(f"{process.url}/v1/models", headers={"Host": "evil.example"})
+        assert foreign.status_code == 403
+        status, err = process.end()
+    assert status == 0 and "Traceback" not in err
     assert "POST /v1/completions 200" in err
 
 

@@ -14,7 +14,7 @@ from server_support import Site, client_of
 
 from halfbyte.errors import ConfigError, EngineDeadError
 from halfbyte.server.bodies import BodyLimits
-from halfbyte.server.run import KEY_VARIABLE, given_keys
+from halfbyte.server.settings import split_keys
 from halfbyte.server.tenant import Keyring
 
 pytestmark = pytest.mark.anyio
@@ -63,15 +63,12 @@ def test_keys_are_kept_as_hashes_only() -> None:
     assert "secret" not in repr(vars(keyring))
 
 
-def test_key_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HALFBYTE_API_KEY", raising=False)
-    assert given_keys(None, KEY_VARIABLE) == ()
-    assert given_keys("a, b,", KEY_VARIABLE) == ("a", "b")
-    monkeypatch.setenv("HALFBYTE_API_KEY", "c")
-    assert given_keys(None, KEY_VARIABLE) == ("c",) and given_keys("d", KEY_VARIABLE) == ("d",)
-    monkeypatch.setenv("HALFBYTE_API_KEY", " , ")
-    with pytest.raises(ConfigError, match="empty"):
-        given_keys(None, KEY_VARIABLE)
+def test_keys_are_separated_by_commas() -> None:
+    assert split_keys(None, "--api-key") == ()
+    assert split_keys("a, b,", "--api-key") == ("a", "b")
+    for empty in ("", " , "):
+        with pytest.raises(ConfigError, match="--api-key holds no key"):
+            split_keys(empty, "--api-key")
 
 
 async def test_foreign_host_names_are_refused() -> None:

@@ -22,6 +22,8 @@ from halfbyte.errors import ConfigError
 from halfbyte.server.listen import check_origins, host_names, is_loopback, listen, url_of
 from halfbyte.server.loading import answering
 from halfbyte.server.run import serve
+from halfbyte.server.settings import ListenSettings, ServerSettings
+from halfbyte.server.start import LoggedStart
 
 SCRIPT = """
 import sys
@@ -197,7 +199,12 @@ def test_a_second_server_fails_while_the_first_one_loads() -> None:
         port = first.getsockname()[1]
         # Before it looks for the model.
         with pytest.raises(ConfigError, match="cannot listen"):
-            serve("no such model", host="127.0.0.1", port=port, options={})
+            serve(
+                "no such model",
+                options={},
+                settings=ServerSettings(ListenSettings(port=port)),
+                report=LoggedStart(),
+            )
 
 
 def test_whoever_comes_while_the_model_loads_is_told() -> None:
@@ -209,6 +216,16 @@ def test_whoever_comes_while_the_model_loads_is_told() -> None:
                 response = httpx.request(method, url + path, json={"messages": []}, timeout=10)
                 assert response.status_code == 503 and response.headers["retry-after"] == "1"
                 assert response.json()["error"]["code"] == "model_loading"
+            said = "The model is being loaded."
+            for path, body in (
+                ("/api/chat?x=1", {"error": said}),
+                (
+                    "/v1/messages",
+                    {"type": "error", "error": {"type": "overloaded_error", "message": said}},
+                ),
+            ):
+                response = httpx.post(url + path, json={}, timeout=10)
+                assert (response.status_code, response.json()) == (503, body)
             for raw in silent:
                 raw.close()
         # The socket is free for the server itself.
@@ -249,6 +266,7 @@ def test_loopback_is_recognised() -> None:
 def test_urls() -> None:
     assert url_of("127.0.0.1", 5) == "http://127.0.0.1:5"
     assert url_of("0.0.0.0", 5) == "http://127.0.0.1:5"
+    assert url_of("::", 5, secure=True) == "https://[::1]:5"
     assert url_of("::1", 5) == url_of("::", 5) == "http://[::1]:5"
 
 

@@ -63,7 +63,7 @@ class Victim:
         """What the engine holds: running and waiting requests, share of the KV cache."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
         names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-        pattern = r'^halfbyte:{}\{{model_name="m"\}} (\S+)$'
+        pattern = r'^halfbyte:{}\{{engine="0",model_name="m"\}} (\S+)$'
         return {n: float(re.search(pattern.format(n), text, re.M)[1]) for n in names}  # type: ignore[index]
 
     def wait_until_idle(self, timeout: float = 60) -> dict[str, float]:
