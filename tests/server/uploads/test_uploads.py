@@ -137,12 +137,14 @@ def test_a_server_goes_on_with_what_the_one_before_left(begin: Begin, tmp_path: 
     ]
     engine = FakeEngine(max_batch=4)
     engine.step_s = 0.004
-    client = client_of(begin(engine))
+    server = begin(engine)
+    client = client_of(server)
     batch = send(client, lines)
     second = send(client, [line("later", prompt="p")])
     wait_until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 5)  # type: ignore[union-attr]
+    server.stop()
+    left = (tmp_path / "batches" / f"{batch.id}.jsonl").read_bytes().splitlines()
     client = client_of(begin(FakeEngine(max_batch=4)))
-    left = next((tmp_path / "batches").glob("batch_*.jsonl")).read_bytes().splitlines()
     batch = ended(client, batch.id)
     done = answers(client, batch.output_file_id)
     assert [x["custom_id"] for x in done] == [f"c{i}" for i in range(count)]
