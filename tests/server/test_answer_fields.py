@@ -48,7 +48,8 @@ async def chunks(http: httpx.AsyncClient, path: str, **body: Any) -> list[Any]:
 async def test_ids_of_prompts_and_answers(tiny: httpx.AsyncClient) -> None:
     seed = random.randrange(1 << 30)
     body: dict[str, Any] = {"prompt": ["The sea", "A"], "max_tokens": 12, "seed": seed, "n": 2}
-    whole = await done(tiny, "/v1/completions", **body, return_token_ids=True, ignore_eos=True)
+    body |= {"ignore_eos": True, "skip_special_tokens": False}
+    whole = await done(tiny, "/v1/completions", **body, return_token_ids=True)
     asked = [(await done(tiny, "/tokenize", prompt=p))["tokens"] for p in body["prompt"]]
     assert [c["prompt_token_ids"] for c in whole["choices"]] == [asked[0]] * 2 + [asked[1]] * 2
     for choice in whole["choices"]:
@@ -58,7 +59,7 @@ async def test_ids_of_prompts_and_answers(tiny: httpx.AsyncClient) -> None:
         assert text.endswith(choice["text"]) or "\ufffd" in choice["text"]
     streamed: dict[int, list[int]] = {}
     prompts: dict[int, list[int]] = {}
-    stream = await chunks(tiny, "/v1/completions", **body, return_token_ids=True, ignore_eos=True)
+    stream = await chunks(tiny, "/v1/completions", **body, return_token_ids=True)
     for choice in (c for chunk in stream for c in chunk["choices"]):
         streamed.setdefault(choice["index"], []).extend(choice.get("token_ids", ()))
         if "prompt_token_ids" in choice:
