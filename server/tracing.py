@@ -4,6 +4,9 @@ The attributes are those of the GenAI conventions, the times those that vLLM add
 of a prompt, an answer or a key is in a span.
 """
 
+# The extra's packages need not be there.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import threading
@@ -114,7 +117,6 @@ def otlp_tracer(endpoint: str, operations: Mapping[str, str]) -> RequestTracer:
             "path or without, and no password in it"
         )
     try:
-        # pyright: reportMissingImports=false
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
