@@ -4,7 +4,7 @@ The attributes are those of the GenAI conventions, the times those that vLLM add
 of a prompt, an answer or a key is in a span.
 """
 
-# The packages of the extra need not be there.
+# The extra's packages need not be there.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

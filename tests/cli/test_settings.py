@@ -253,7 +253,7 @@ _FOLDERS = ("halfbyte", "engine", "kernels", "loaders", "server", "bench", "quan
 
 def test_help_shows_variables_and_no_secret(tmp_path, monkeypatch, capsys):
     file = tmp_path / "s.yaml"
-    file.write_text("api-key: marker-secret\nport: 8123\n")
+    file.write_text("api-key: marker-secret\nmax-waiting: 8123\nport: 0\n")
     monkeypatch.setenv("HALFBYTE_PRIORITY_KEY", "marker-other-secret")
     assert run_here("serve", "--config", str(file), "--help") == 0
     assert run_here("serve", str(TINY), "--config", str(file), "--dry-run") == 0
@@ -290,7 +290,9 @@ def test_a_dry_run_fails_where_the_start_would(tmp_path, monkeypatch, capsys):
         assert run_here("serve", str(TINY), "--dry-run", "--port", port) == 1
     assert "cannot listen" in capsys.readouterr().err
     assert run_here("serve", str(tmp_path / "none.gguf"), "--dry-run", "--port", "0") == 1
-    assert run_here("serve", str(TINY), "--dry-run", "--kv-tokens", str(1 << 39)) == 1
+    assert (
+        run_here("serve", str(TINY), "--dry-run", "--port", "0", "--kv-tokens", str(1 << 39)) == 1
+    )
     monkeypatch.setattr("halfbyte.engine.advise.start_plan.free_memory", lambda device: 5 << 20)
     capsys.readouterr()
     tight = ("--kv-tokens", "64", "--max-context", "64", "--port", "0")
