@@ -17,7 +17,7 @@ import halfbyte
 from halfbyte.errors import HalfbyteError
 
 from .bodies import Bodies, BodyLimits
-from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, Endpoint, Fact
+from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, KEPT, Endpoint, Fact, KeptWork
 from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
 from .families.ollama import REFUSED
@@ -86,7 +86,7 @@ def create_app(
     return CORSMiddleware(
         outer,
         allow_origins=origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
@@ -146,6 +146,20 @@ def _add_endpoints(app: FastAPI, service: OpenAIService) -> None:
             name=_name(path),
             openapi_extra=_takes(endpoint.asks),
         )
+
+    for (method, path), work in KEPT.items():
+        app.add_api_route(
+            path, _kept_route(service, work), methods=[method], name=f"{method.lower()}_response"
+        )
+
+
+def _kept_route(
+    service: OpenAIService, work: KeptWork
+) -> Callable[[Request, str], Awaitable[Response]]:
+    async def handle(request: Request, id: str) -> Response:
+        return _json(work(service, id, request.state.call))
+
+    return handle
 
 
 def _name(path: str) -> str:

@@ -14,8 +14,13 @@ from .families.messages import (
     count_tokens,
     create_message,
 )
+from .families.responses_api import (
+    ResponsesRequest,
+    create_response,
+    delete_response,
+    find_response,
+)
 from .families.scores import ScoreRequest, score_pairs
-from .families.stateless import ResponsesRequest, create_response
 from .job import Call
 from .responses import ResponseModel
 from .schema import (
@@ -80,3 +85,12 @@ FACTS: Mapping[str, Fact] = {
     "/api/version": ollama.ollama_version,
 }
 """Path -> what is told there."""
+
+KeptWork: TypeAlias = Callable[[OpenAIService, str, Call], ResponseModel]
+"""Finds or forgets what is kept under an id; raises a 404 where there is nothing."""
+
+KEPT: Mapping[tuple[str, str], KeptWork] = {
+    ("GET", "/v1/responses/{id}"): find_response,
+    ("DELETE", "/v1/responses/{id}"): delete_response,
+}
+"""Method and path -> what is done with what an earlier request left."""

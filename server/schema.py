@@ -38,6 +38,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 # them would hold up every other request, as no thread can run beside it.
 MAX_VALUES = 1 << 18
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
 
@@ -325,6 +326,7 @@ class ChatCompletionRequest(_Generation, _Conversation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: Annotated[int, _MAX_TOKENS] | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Any:

@@ -33,6 +33,7 @@ from .dialects.token_text import TokenText
 from .errors import ApiError, as_api_error
 from .facts import ServedModel
 from .job import Call, Job
+from .kept import KeptResponses
 from .metrics import Metrics
 from .responses import (
     ChatCompletion,
@@ -75,12 +76,14 @@ class ServiceConfig:
         keep_alive_s: seconds of silence after which a stream gets a comment line; also how
             long the status of a stream is held back for an early failure.
         text_threads: threads for templates and tokenizing.
+        kept_bytes: of responses that are kept for those that go on from them.
     """
 
     names: tuple[str, ...] = ()
     queue: QueueLimits = field(default_factory=QueueLimits)
     keep_alive_s: float = 10.0
     text_threads: int = 2
+    kept_bytes: int = 64 << 20
 
 
 def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
@@ -127,6 +130,7 @@ class OpenAIService:
         created: Unix time when the service was made, seconds.
         digest: hexadecimal digits that stand for model, version and engine options.
         fingerprint: value of ``system_fingerprint``, made of it.
+        kept: responses that later ones may go on from.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class OpenAIService:
         self.engine: EngineFacts = client
         self.facts = facts or ServedModel()
         self.created = int(time.time())
+        self.kept = KeptResponses(self.config.kept_bytes)
         self._client = client
         self._admission = Admission(client, self.config.queue, self.metrics)
         self._texts = TextWork(client.tokenizer, self.config.text_threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +11,7 @@ from halfbyte.errors import RequestError
 
 from ..engine.serve.client import TextCodec
 from ..engine.text.token_bound import TokenLimit
+from .answers.effort import effort_switches
 from .answers.plan import AnswerPlan, answer_plan, check_template, check_tools, offered_tools
 from .chat import has_tool_traffic, template_messages, template_switches, template_tools
 from .grammars import wanted_grammar
@@ -122,7 +123,11 @@ class TextWork:
             check_tools(request, formed=None if formed is None else formed.param)
             tools = offered_tools(request)
             check_template(self._tokenizer, tools, traffic=has_tool_traffic(request.messages))
-            ids = self._encoded(request.messages, request, context, tools)
+            template = self._tokenizer.template_source(tools=bool(tools))
+            switches = effort_switches(
+                request.reasoning_effort, request.chat_template_kwargs, template
+            )
+            ids = self._encoded(request.messages, request, context, tools, switches)
             plan = answer_plan(request, self._tokenizer, ids, formed=formed is not None)
             return ids, plan
 
@@ -134,8 +139,10 @@ class TextWork:
         options: ConversationFields,
         context: int | None,
         tools: Sequence[Tool],
+        switches: Mapping[str, Any] | None = None,
     ) -> list[int]:
         plain, arguments = self._conversation(messages, options, tools)
+        arguments |= switches or {}
         limit = None if context is None else TokenLimit(context, "messages")
         return self._tokenizer.encode_chat(plain, limit=limit, **arguments)
 

@@ -68,7 +68,6 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "prediction": _NONE,
     "web_search_options": _NONE,
-    "reasoning_effort": _NONE,
     "verbosity": (None, "medium"),
     "store": _OFF,
     "service_tier": (None, "auto", "default"),

@@ -46,7 +46,7 @@ async def rebuilt(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     message: dict[str, Any] = {}
     inputs: dict[int, str] = {}
-    opened: int | None = None
+    opened = -1
     for line in response.text.splitlines():
         if not line.startswith("data: "):
             continue
@@ -55,7 +55,7 @@ async def rebuilt(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
             case "message_start":
                 message = event["message"]
             case "content_block_start":
-                assert opened is None and event["index"] == len(message["content"])
+                assert opened < 0 and event["index"] == len(message["content"])
                 opened = event["index"]
                 message["content"].append(event["content_block"])
             case "content_block_delta":
@@ -70,11 +70,11 @@ async def rebuilt(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
                     block[name] += text
             case "content_block_stop":
                 assert event["index"] == opened
-                opened = None
+                opened = -1
             case "message_delta":
                 message |= event["delta"]
                 message["usage"] |= event["usage"]
-    assert opened is None
+    assert opened < 0
     for index, text in inputs.items():
         assert message["content"][index]["input"] == {}
         message["content"][index]["input"] = json.loads(text)
@@ -163,6 +163,7 @@ async def test_choices_become_grammars(http: httpx.AsyncClient, engine: FakeEngi
         ({"type": "tool", "name": "f"}, True, "tool_use"),
         ({"type": "none"}, False, "end_turn"),
     ]
+    got: dict[str, Any] = {}
     for choice, held, reason in choices:
         got = await send(http, tools=tools, tool_choice=choice)
         grammar = engine.asked[-1].grammar
