@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .facts import server_props, slot_list, tokenizer_info
-from .families import ollama
+from .families import ollama, ollama_fields
 from .families.messages import (
     CountTokensRequest,
     MessagesRequest,
@@ -65,10 +65,10 @@ FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/score": Endpoint(ScoreRequest, score_pairs),
     "/v1/messages": Endpoint(MessagesRequest, create_message),
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
-    "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat),
-    "/api/generate": Endpoint(ollama.OllamaGenerateRequest, ollama.ollama_generate),
-    "/api/embed": Endpoint(ollama.OllamaEmbedRequest, ollama.ollama_embed),
-    "/api/show": Endpoint(ollama.OllamaShowRequest, ollama.ollama_show),
+    "/api/chat": Endpoint(ollama_fields.OllamaChatRequest, ollama.ollama_chat),
+    "/api/generate": Endpoint(ollama_fields.OllamaGenerateRequest, ollama.ollama_generate),
+    "/api/embed": Endpoint(ollama_fields.OllamaEmbedRequest, ollama.ollama_embed),
+    "/api/show": Endpoint(ollama_fields.OllamaShowRequest, ollama.ollama_show),
 }
 """Path -> endpoint of another API."""
 
