@@ -8,7 +8,7 @@ from typing import Protocol
 from halfbyte.errors import RequestError
 
 
-class Part(Protocol):
+class ContentItem(Protocol):
     """One part of a message's content."""
 
     @property
@@ -22,7 +22,7 @@ class Part(Protocol):
         ...
 
 
-def text_part(part: Part, where: str, kinds: Sequence[str] = ("text",)) -> dict[str, str]:
+def text_part(part: ContentItem, where: str, kinds: Sequence[str] = ("text",)) -> dict[str, str]:
     """A part as chat templates take it.
 
     Args:
@@ -46,7 +46,7 @@ def text_part(part: Part, where: str, kinds: Sequence[str] = ("text",)) -> dict[
 
 
 def text_parts(
-    parts: Sequence[Part], where: str, kinds: Sequence[str] = ("text",)
+    parts: Sequence[ContentItem], where: str, kinds: Sequence[str] = ("text",)
 ) -> list[dict[str, str]]:
     """All parts of a content, which is at ``where``; as `text_part`."""
     return [text_part(part, f"{where}.{n}", kinds) for n, part in enumerate(parts)]

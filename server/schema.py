@@ -327,6 +327,7 @@ class ChatCompletionRequest(_Generation, _Conversation):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: Annotated[int, _MAX_TOKENS] | None = None
     reasoning_effort: ReasoningEffort | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=INT31)] | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Any:

@@ -261,7 +261,12 @@ class OpenAIService:
             params = self._params(request, ids, request.token_limit, None, "messages")
             if plan.syntax is not None:
                 grammar = plan.grammar or params.grammar
-                params = replace(params, grammar=grammar, shown_special_ids=plan.shown)
+                params = replace(
+                    params,
+                    grammar=grammar,
+                    shown_special_ids=plan.shown,
+                    reasoning_limit=plan.limit,
+                )
             job = self._submit(request, [ids], [params], call)
         dialect = writer(self._head(kind, request, name, call), plan)
         if request.stream:

@@ -7,10 +7,10 @@ from typing import Any
 
 from halfbyte.errors import RequestError
 
-Content = str | list[dict[str, str]]
+TurnContent = str | list[dict[str, str]]
 
 
-class Turns:
+class ChatTurns:
     """Puts the messages of a chat completion together.
 
     Other APIs have thoughts, texts and calls as items that follow each other, where a chat
@@ -27,11 +27,11 @@ class Turns:
         self.messages: list[dict[str, Any]] = list(messages or ())
         self._given = len(self.messages)  # so many are somebody else's
 
-    def add(self, role: str, content: Content | None, **more: Any) -> None:
+    def add(self, role: str, content: TurnContent | None, **more: Any) -> None:
         """A message for itself, with whatever other fields it has."""
         self.messages.append({"role": role, "content": content, **more})
 
-    def join(self, role: str, content: Content) -> None:
+    def join(self, role: str, content: TurnContent) -> None:
         """More of the last message, if it has this role; else a message for itself."""
         last = self._last(role)
         if last is None:
@@ -115,5 +115,5 @@ def needed(value: Any, where: str, name: str) -> Any:
     return value
 
 
-def _parts(content: Content) -> list[dict[str, str]]:
+def _parts(content: TurnContent) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from halfbyte.errors import RequestError
 
 from ..content import text_part, text_parts
-from .conversation import Content, Turns, needed
+from .conversation import ChatTurns, TurnContent, needed
 from .message_fields import MessageBlock, MessageTurn
 
 _FAILED = "Error: "
 
 
-def system_content(given: str | Sequence[MessageBlock]) -> Content:
+def system_content(given: str | Sequence[MessageBlock]) -> TurnContent:
     """The content of the system's message. Raises RequestError for a block that is no text."""
     return given if isinstance(given, str) else text_parts(given, "system")
 
 
-def add_turn(turns: Turns, turn: MessageTurn, where: str) -> None:
+def add_turn(turns: ChatTurns, turn: MessageTurn, where: str) -> None:
     """Add one message's blocks to a conversation, in their order.
 
     Args:
@@ -38,7 +38,7 @@ def add_turn(turns: Turns, turn: MessageTurn, where: str) -> None:
         _add_block(turns, turn.role, block, f"{where}.{number}")
 
 
-def _add_block(turns: Turns, role: str, block: MessageBlock, where: str) -> None:
+def _add_block(turns: ChatTurns, role: str, block: MessageBlock, where: str) -> None:
     match role, block.type:
         case "assistant", "thinking":
             # Without text the thought was left out of the answer.
@@ -60,7 +60,7 @@ def _add_block(turns: Turns, role: str, block: MessageBlock, where: str) -> None
             turns.join(role, [text_part(block, where)])
 
 
-def _result(block: MessageBlock, where: str) -> Content:
+def _result(block: MessageBlock, where: str) -> TurnContent:
     """What a call gave; that it failed has no field in a chat template and is written there."""
     given = block.content or ""
     if isinstance(given, str):

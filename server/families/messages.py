@@ -16,7 +16,7 @@ from ..request_model import RequestModel
 from ..responses import ResponseModel
 from ..schema import MAX_MESSAGES, ChatCompletionRequest, TokenizeRequest
 from ..service import EventStream, OpenAIService
-from .conversation import Turns, chosen_function, function_tool, needed
+from .conversation import ChatTurns, chosen_function, function_tool, needed
 from .message_fields import Blocks, MessagesTool, MessageTurn, OutputConfig, Thinking, ToolUse
 from .message_turns import add_turn, system_content
 from .renaming import refuse_begun, renamed, request_of
@@ -65,7 +65,7 @@ class CountTokensRequest(RequestModel):
             RequestError: a block that is not honoured there, or a last message of the
                 assistant's, which would have to be continued.
         """
-        turns = Turns()
+        turns = ChatTurns()
         if self.system is not None:
             turns.add("system", system_content(self.system))
         for index, turn in enumerate(self.messages):

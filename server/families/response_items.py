@@ -13,7 +13,7 @@ from halfbyte.errors import RequestError
 from ..content import text_parts
 from ..request_model import RequestModel
 from ..schema import MAX_PARTS
-from .conversation import Content, Turns, chosen_function, needed
+from .conversation import ChatTurns, TurnContent, chosen_function, needed
 
 _TEXTS = ("input_text", "output_text", "text")
 _THOUGHTS = ("reasoning_text", "text")
@@ -85,7 +85,7 @@ def chat_choice(choice: Any) -> Any:
     return chosen_function(choice["name"]) if isinstance(choice, dict) else choice
 
 
-def add_item(turns: Turns, item: InputItem, where: str) -> None:
+def add_item(turns: ChatTurns, item: InputItem, where: str) -> None:
     """Add one item to a conversation.
 
     Args:
@@ -126,13 +126,13 @@ def add_item(turns: Turns, item: InputItem, where: str) -> None:
             )
 
 
-def add_output(turns: Turns, output: Sequence[Mapping[str, Any]]) -> None:
+def add_output(turns: ChatTurns, output: Sequence[Mapping[str, Any]]) -> None:
     """Add what a response of ours put out."""
     for number, item in enumerate(output):
         add_item(turns, InputItem.model_validate(item), f"output.{number}")
 
 
-def _content(given: str | list[InputPart], where: str) -> Content:
+def _content(given: str | list[InputPart], where: str) -> TurnContent:
     return given if isinstance(given, str) else text_parts(given, where, _TEXTS)
 
 

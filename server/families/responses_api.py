@@ -18,7 +18,7 @@ from ..request_model import RequestModel
 from ..responses import FreeResponse
 from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort
 from ..service import EventStream, OpenAIService
-from .conversation import Turns, function_tool
+from .conversation import ChatTurns, function_tool
 from .renaming import renamed, request_of
 from .response_items import FlatTool, InputItem, add_item, add_output, chat_choice, flat_choice
 
@@ -96,13 +96,13 @@ class ResponsesRequest(RequestModel):
     metadata: dict[str, Any] | None = None
     user: str | None = None
 
-    def conversation(self, before: KeptResponse | None) -> Turns:
+    def conversation(self, before: KeptResponse | None) -> ChatTurns:
         """The conversation without instructions. Raises RequestError.
 
         Args:
             before: the response that this one goes on from.
         """
-        turns = Turns(None if before is None else before.messages)
+        turns = ChatTurns(None if before is None else before.messages)
         if isinstance(self.input, str):
             turns.add("user", self.input)
             return turns
@@ -110,7 +110,7 @@ class ResponsesRequest(RequestModel):
             add_item(turns, item, f"input.{index}")
         return turns
 
-    def chat(self, turns: Turns) -> ChatCompletionRequest:
+    def chat(self, turns: ChatTurns) -> ChatCompletionRequest:
         """The same as a chat completion, of the conversation's turns. Raises RequestError."""
         same = ("model", "temperature", "top_p", "stream", "user", "parallel_tool_calls")
         fields = {name: getattr(self, name) for name in same}

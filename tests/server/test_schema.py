@@ -212,7 +212,6 @@ NOT_HONOURED: list[tuple[str, Any]] = [
     ("prompt_logprobs", 0),
     ("functions", [{}]),
     ("echo", True),
-    ("reasoning_effort", "high"),
     ("store", True),
     ("modalities", ["audio"]),
     ("chat_template", "{{ 1 }}"),
