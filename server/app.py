@@ -17,10 +17,9 @@ import halfbyte
 from halfbyte.errors import HalfbyteError
 
 from .bodies import Bodies, BodyLimits
-from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, KEPT, Endpoint, Fact, KeptWork
+from .endpoints import ABSENT, ENDPOINTS, FACTS, FAMILY_ENDPOINTS, KEPT, Endpoint, Fact, KeptWork
 from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
-from .families.ollama import REFUSED
 from .job import Call
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
@@ -167,9 +166,9 @@ def _name(path: str) -> str:
     return path.removeprefix("/v1/").replace("/", "_").strip("_")
 
 
-def _refusal(reason: str) -> Callable[[], Awaitable[Response]]:
+def _refusal(status: int, reason: str) -> Callable[[], Awaitable[Response]]:
     async def handle() -> Response:
-        raise ApiError(403, reason)
+        raise ApiError(status, reason)
 
     return handle
 
@@ -193,9 +192,9 @@ def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Aw
 
 
 def _add_information(app: FastAPI, service: OpenAIService) -> None:
-    for path, reason in REFUSED.items():
+    for path, (status, reason) in ABSENT.items():
         app.add_api_route(
-            path, _refusal(reason), methods=["POST", "DELETE"], include_in_schema=False
+            path, _refusal(status, reason), methods=["POST", "DELETE"], include_in_schema=False
         )
     for path, fact in FACTS.items():
         app.add_api_route(path, _fact_route(service, fact), methods=["GET"], name=_name(path))
@@ -205,6 +204,7 @@ def _add_information(app: FastAPI, service: OpenAIService) -> None:
         return _json(service.model(name))
 
     @app.head("/health", include_in_schema=False)
+    @app.get("/v1/health")
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Alive: 200 while the engine runs."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .facts import server_props, slot_list, tokenizer_info
-from .families import ollama, ollama_fields
+from .families import llama_cpp, ollama, ollama_fields
 from .families.messages import (
     CountTokensRequest,
     MessagesRequest,
     count_tokens,
     create_message,
 )
+from .families.rerank import REFUSED_RERANK
 from .families.responses_api import (
     ResponsesRequest,
     create_response,
@@ -53,7 +54,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(CompletionRequest, OpenAIService.complete),
     "/v1/chat/completions": Endpoint(ChatCompletionRequest, OpenAIService.chat),
     "/v1/embeddings": Endpoint(EmbeddingRequest, OpenAIService.embed),
-    "/tokenize": Endpoint(TokenizeRequest, lambda service, asked, _: service.tokenize(asked)),
+    "/tokenize": Endpoint(TokenizeRequest, llama_cpp.tokenize),
     "/detokenize": Endpoint(DetokenizeRequest, lambda service, asked, _: service.detokenize(asked)),
     "/apply-template": Endpoint(TemplateRequest, lambda service, asked, _: service.render(asked)),
 }
@@ -65,12 +66,23 @@ FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/score": Endpoint(ScoreRequest, score_pairs),
     "/v1/messages": Endpoint(MessagesRequest, create_message),
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
+    "/completion": Endpoint(llama_cpp.LlamaCppCompletionRequest, llama_cpp.llama_cpp_completion),
+    "/completions": Endpoint(llama_cpp.LlamaCppCompletionRequest, llama_cpp.llama_cpp_completion),
+    "/infill": Endpoint(llama_cpp.InfillRequest, llama_cpp.infill),
+    "/embedding": Endpoint(llama_cpp.LlamaCppEmbeddingRequest, llama_cpp.llama_cpp_embedding),
+    "/embeddings": Endpoint(llama_cpp.LlamaCppEmbeddingRequest, llama_cpp.llama_cpp_embedding),
     "/api/chat": Endpoint(ollama_fields.OllamaChatRequest, ollama.ollama_chat),
     "/api/generate": Endpoint(ollama_fields.OllamaGenerateRequest, ollama.ollama_generate),
     "/api/embed": Endpoint(ollama_fields.OllamaEmbedRequest, ollama.ollama_embed),
     "/api/show": Endpoint(ollama_fields.OllamaShowRequest, ollama.ollama_show),
 }
 """Path -> endpoint of another API."""
+
+ABSENT: Mapping[str, tuple[int, str]] = {
+    **{path: (403, reason) for path, reason in ollama.REFUSED.items()},
+    **{path: (400, reason) for path, reason in REFUSED_RERANK.items()},
+}
+"""Path -> status and why an endpoint of another program is not there."""
 
 Fact: TypeAlias = Callable[[OpenAIService], ResponseModel]
 """Answers a GET that asks for nothing in particular."""

@@ -178,6 +178,7 @@ class TemplateResponse(ResponseModel):
 
 
 class DetokenizeResponse(ResponseModel):
-    """Response of POST /detokenize."""
+    """Response of POST /detokenize: the text under vLLM's name and llama.cpp's."""
 
     prompt: str
+    content: str

@@ -187,7 +187,9 @@ class OpenAIService:
                 prompt_logprobs=request.prompt_logprobs is not None,
             )
 
-        return await self.prolong(request, call, writer, DEFAULT_COMPLETION_TOKENS)
+        # OpenAI's clients send an empty suffix for none.
+        plain = request.model_copy(update={"suffix": request.suffix or None})
+        return await self.prolong(plain, call, writer, DEFAULT_COMPLETION_TOKENS)
 
     async def prolong(
         self,
@@ -214,9 +216,7 @@ class OpenAIService:
         prompts = request.prompts()
         limit, n = request.token_limit, request.n or 1
         with self._admission.places(len(prompts) * max(n, request.best_of or 1)):
-            ids = await self._texts.prompts(
-                prompts, request.add_special_tokens, self._client.max_context
-            )
+            ids = await self._prompt_ids(request, prompts)
             echo = await self._texts.echoes(prompts) if request.echo else ()
             params = [self._params(request, p, limit, default, "prompt") for p in ids]
             job = self._submit(request, ids, params, call)
@@ -224,6 +224,15 @@ class OpenAIService:
         if request.stream:
             return await self._stream(job, dialect)
         return dialect.body(await self._finish(job), job.usage())
+
+    async def _prompt_ids(
+        self, request: CompletionRequest, prompts: Sequence[str | list[int]]
+    ) -> list[list[int]]:
+        context = self._client.max_context
+        if request.suffix is None:
+            return await self._texts.prompts(prompts, request.add_special_tokens, context)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        return await self._texts.filled(texts, request.suffix, context)
 
     async def chat(
         self, request: ChatCompletionRequest, call: Call
@@ -338,7 +347,8 @@ class OpenAIService:
     async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
         """POST /detokenize; special tokens are part of the text."""
         self.served(request.model)
-        return DetokenizeResponse(prompt=await self._texts.decode(request.tokens))
+        text = await self._texts.decode(request.tokens)
+        return DetokenizeResponse(prompt=text, content=text)
 
     async def render(self, request: TemplateRequest) -> TemplateResponse:
         """POST /apply-template."""

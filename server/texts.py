@@ -12,6 +12,7 @@ from halfbyte.errors import RequestError
 from ..engine.serve.client import TextCodec
 from ..engine.text.token_bound import TokenLimit
 from .answers.effort import effort_switches
+from .answers.infill import infill_prompt
 from .answers.plan import AnswerPlan, answer_plan, check_template, check_tools, offered_tools
 from .chat import has_tool_traffic, template_messages, template_switches, template_tools
 from .grammars import wanted_grammar
@@ -73,6 +74,15 @@ class TextWork:
                 for p in prompts
             ]
         )
+
+    async def filled(self, prompts: Sequence[str], suffix: str, context: int) -> list[list[int]]:
+        """Token ids of prompts that ask for what stands between each and ``suffix``.
+
+        Raises:
+            RequestError: the model does not fill in, or no room is left in ``context`` tokens.
+        """
+        codec = self._tokenizer
+        return await self._run(lambda: [infill_prompt(codec, p, suffix, context) for p in prompts])
 
     async def echoes(self, prompts: Sequence[str | list[int]]) -> list[str]:
         """The texts of prompts; those given as ids are decoded, special tokens included."""

@@ -56,7 +56,6 @@ COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
     "parallel_tool_calls": (None, True),
     "max_completion_tokens": _NONE,
-    "suffix": (None, ""),
 }
 
 CHAT: Mapping[str, tuple[Any, ...]] = {

@@ -1,4 +1,4 @@
-"""What a model can do, as far as its chat template tells."""
+"""What a model can do, as far as its chat template and its special tokens tell."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from halfbyte.errors import TemplateError
 
 from ...engine.serve.client import TextCodec
 from .formats import call_format, reasoning_format
+from .infill import infill_tokens
 
 
 def template_abilities(codec: TextCodec) -> list[str]:
-    """``tools`` and ``thinking``, where the model's template has them. May take a while.
+    """Ollama's words for it: ``tools``, ``thinking`` and ``insert``. May take a while.
 
     Args:
         codec: the model's.
@@ -19,6 +20,8 @@ def template_abilities(codec: TextCodec) -> list[str]:
         found.append("tools")
     if reasoning_format(codec.template_source(tools=False)) is not None:
         found.append("thinking")
+    if infill_tokens(codec) is not None:
+        found.append("insert")
     return found
 
 

@@ -118,7 +118,9 @@ async def ollama_chat(
 async def ollama_generate(
     service: OpenAIService, asked: OllamaGenerateRequest, call: Call
 ) -> OllamaAnswer | EventStream:
-    """POST /api/generate: a chat of one message, or with ``raw`` the prompt as it is.
+    """POST /api/generate: a chat of one message, or the prompt as it is.
+
+    It is as it is with ``raw``, and with ``suffix``, before which the answer stands.
 
     Raises RequestError for what is not honoured.
     """
@@ -129,7 +131,7 @@ async def ollama_generate(
         asked.load_only()
         return writer(PLAIN).empty()
     with renamed({**_NAMES, "messages": "prompt"}):
-        if not asked.raw:
+        if not (asked.raw or asked.suffix):
             system = [{"role": "system", "content": asked.system}] if asked.system else []
             fields["messages"] = [*system, {"role": "user", "content": asked.prompt}]
             chat = request_of(ChatCompletionRequest, fields | asked.thought())
@@ -137,11 +139,13 @@ async def ollama_generate(
         for name in ("system", "think"):
             if value := getattr(asked, name):
                 raise RequestError(
-                    f"{name} is {value!r:.60} beside raw, with which the prompt is all there is",
+                    f"{name} is {value!r:.60} beside {'raw' if asked.raw else 'suffix'}, with "
+                    "which there is no chat template",
                     param=name,
                     code="unsupported_value",
                 )
-        request = request_of(CompletionRequest, {**fields, "prompt": asked.prompt})
+        fields |= {"prompt": asked.prompt, "suffix": asked.suffix or None}
+        request = request_of(CompletionRequest, fields)
         return await service.prolong(request, call, lambda *_: writer(PLAIN), None)
 
 

@@ -181,12 +181,12 @@ class OllamaGenerateRequest(_OllamaGeneration):
     not_honoured: ClassVar[Any] = {
         **OllamaChatRequest.not_honoured,
         "tools": _EMPTY,
-        "suffix": (None, ""),
         "images": _EMPTY,
         "template": (None, ""),
         "context": _EMPTY,
     }
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
 

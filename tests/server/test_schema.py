@@ -229,7 +229,9 @@ def test_known_fields_are_not_ignored(name: str, value: Any) -> None:
     assert len(str(error)) < 300
 
 
-@pytest.mark.parametrize(("name", "value"), [("suffix", "x"), ("max_completion_tokens", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("parallel_tool_calls", False), ("max_completion_tokens", 3)]
+)
 def test_known_completion_fields_are_not_ignored(name: str, value: Any) -> None:
     body = json.dumps({"prompt": "a", name: value}).encode()
     assert refused(CompletionRequest, body).param == name
