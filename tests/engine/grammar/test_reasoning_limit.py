@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from halfbyte.engine.engine import Engine
@@ -67,6 +68,38 @@ def test_an_answer_without_reasoning_is_not_touched() -> None:
         for token in [*tokens, 8, 5, 5]:
             assert state.accept(token) and not state.forced()
     assert limited(0, begun=True).forced() == list(CLOSING)
+
+
+class Characters:
+    """A grammar of any text, where the marker may not begin behind ``a``."""
+
+    ended = False
+    mid = False
+
+    def start(self) -> Characters:
+        return self
+
+    def mask(self) -> np.ndarray:
+        return np.array([~(1 << CLOSING[0]) if self.mid else -1], np.int32)
+
+    def accept(self, token: int) -> bool:
+        assert not (self.mid and token == CLOSING[0])
+        self.mid = PIECES[token] == b"a"
+        return True
+
+    def forced(self) -> list[int]:
+        return []
+
+    def fork(self) -> Characters:
+        return self
+
+
+def test_a_character_that_has_begun_is_ended() -> None:
+    limit = ReasoningLimit(1, b"<think>", b"</think>", CLOSING, begun=True)
+    state = LimitedGrammar(limit, PIECES.__getitem__, len(PIECES), Characters()).start()
+    for _ in range(2):
+        assert state.accept(5) and not state.forced()
+    assert state.accept(6) and state.forced() == list(CLOSING)
 
 
 @pytest.fixture(scope="module")

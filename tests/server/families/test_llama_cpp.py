@@ -129,6 +129,13 @@ async def test_a_hole_is_filled_in(http: httpx.AsyncClient, engine: FakeEngine) 
         return submit(prompt, *rest, **more)
 
     engine.submit = noted  # type: ignore[method-assign]
+    encode, parsed = engine.tokenizer.encode, []
+
+    def encoded(text: str, **more: Any) -> list[int]:
+        parsed.append((text, more.get("parse_special", True)))
+        return encode(text, **more)
+
+    engine.tokenizer.encode = encoded  # type: ignore[method-assign]
     whole = {"input_prefix": "ab", "prompt": "c", "input_suffix": "d<|fim_middle|>"}
     expected = [256, 257, *b"abc", 258, *b"d<|fim_middle|>", 259]
     assert (await complete(http, "/infill", **whole))["content"] == "middle"
@@ -140,6 +147,7 @@ async def test_a_hole_is_filled_in(http: httpx.AsyncClient, engine: FakeEngine) 
     body = {"model": "fake-model", "prompt": "abc", "suffix": "d<|fim_middle|>", "stream": False}
     got = await http.post("/api/generate", json={**body, "options": {"temperature": 0}})
     assert got.json()["response"] == "middle"
+    assert {special for text, special in parsed if "fim" in text} == {False}
     assert prompts == [expected, [256, 257, *b"abc", 258, 259], *[expected] * 3]
     await http.post("/v1/completions", json={"prompt": "abc", "suffix": "", "max_tokens": 3})
     assert prompts[-1] == [256, *b"abc"]

@@ -159,6 +159,11 @@ async def test_a_response_goes_on_from_another(http: httpx.AsyncClient, engine: 
     # Two may go on from the same one: what the first added is not there for the other.
     await respond(http, input="x", previous_response_id=first["id"])
     assert len(engine.tokenizer.rendered[-1]["messages"]) == 3
+    more = [{"role": "assistant", "content": "more"}, {"role": "user", "content": "x"}]
+    for _ in range(2):
+        await respond(http, input=more, previous_response_id=first["id"])
+        spoke = engine.tokenizer.rendered[-1]["messages"][1]
+        assert [part["text"] for part in spoke["content"]] == ["Let me see.", "more"]
     gone = await http.delete(f"/v1/responses/{second['id']}")
     assert gone.json() == {"id": second["id"], "object": "response", "deleted": True}
     for again in (
