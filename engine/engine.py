@@ -23,7 +23,6 @@ from .backends.packed_cache import open_packed_cache
 from .beam import Beam, BeamSearch
 from .config import make_config
 from .fields import EngineOptions, SamplingFields
-from .grammar.base import Grammar
 from .grammar.compiler import GrammarCompiler
 from .models.decoder import Decoder
 from .params import SamplingParams, sampling_params
@@ -152,7 +151,7 @@ class Engine:
         """
         params = sampling_params(params, {})
         ids = self._tokens(prompt, self._limit())
-        grammar = self._grammar(params)
+        grammar = self._grammars.of(params)
         with self._turn(), uninterrupted():
             return self._loop.submit(
                 ids, params, request_id, priority, cache_salt, grammar=grammar, reader=reader
@@ -244,7 +243,7 @@ class Engine:
         report: BatchProgress = lambda done, total, tokens: None,
     ) -> list[Completion]:
         """Run prompts as one batch, each with its parameters and its reader; in order."""
-        grammars = [self._grammar(params) for _, params, _ in wanted]
+        grammars = [self._grammars.of(params) for _, params, _ in wanted]
         names: list[str] = []
         done: dict[str, Completion] = {}
         box: deque[Delta] = deque()
@@ -282,7 +281,7 @@ class Engine:
                 hint="leave it out, or use generate",
             )
         ids = self._tokens(prompt, self._limit())
-        grammar = self._grammar(checked)
+        grammar = self._grammars.of(checked)
         box: deque[Delta] = deque()
         names: list[str] = []
         finished = False
@@ -434,12 +433,7 @@ class Engine:
 
         Raises RequestError for a grammar that cannot be honoured.
         """
-        self._grammar(params)
-
-    def _grammar(self, params: SamplingParams) -> Grammar | None:
-        """The compiled grammar of a request; made outside of any turn, as it may take long."""
-        spec = params.grammar
-        return None if spec is None else self._grammars.compile(spec, param=spec.param)
+        self._grammars.of(params)
 
     def _receive(self, box: deque[Delta]) -> list[Delta]:
         """What has come into a box; computes a step when it is empty."""

@@ -14,6 +14,7 @@ from ..loaders.model.schemes import SchemeName
 
 if TYPE_CHECKING:
     from .grammar.base import GrammarSpec
+    from .grammar.limit import ReasoningLimit
     from .params import Processor
 
 
@@ -69,6 +70,7 @@ class SamplingFields(TypedDict, total=False):
     allowed_token_ids: Sequence[int] | None
     bad_words: Sequence[str]
     grammar: GrammarSpec | None
+    reasoning_limit: ReasoningLimit | None
     processors: Sequence[Processor]
     seed: int | None
     n: int

@@ -265,6 +265,13 @@ def not_a_grammar(value: Any) -> str | None:
     return None if isinstance(value, GrammarSpec) else "a GrammarSpec"
 
 
+def not_a_limit(value: Any) -> str | None:
+    """What is expected in place of a value that is no limit of reasoning."""
+    from .grammar.limit import ReasoningLimit
+
+    return None if isinstance(value, ReasoningLimit) else "a ReasoningLimit"
+
+
 def not_processors(value: Any) -> str | None:
     """What is expected in place of a value that is no list of processors."""
     good = isinstance(value, (list, tuple)) and all(callable(item) for item in value)

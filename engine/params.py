@@ -29,6 +29,7 @@ from .param_table import (
     entry_field,
     ids_field,
     not_a_grammar,
+    not_a_limit,
     not_processors,
     number_field,
     object_field,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .grammar.base import GrammarSpec
+    from .grammar.limit import ReasoningLimit
 
     Processor = Callable[[Sequence[int], Tensor], Tensor]
     """Token ids of the text so far and float32 logits [V] of one row -> logits [V]."""
@@ -260,6 +262,12 @@ class SamplingParams:
         None,
         "the answer must match it: a JSON schema, a regular expression or a grammar",
         not_a_grammar,
+    )
+    reasoning_limit: ReasoningLimit | None = object_field(  # noqa: RUF009 (as above)
+        None,
+        "where the model thinks before it answers, so many tokens at most: then the marker of the "
+        "end is all that may follow",
+        not_a_limit,
     )
     processors: Sequence[Processor] = object_field(
         (),

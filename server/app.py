@@ -17,11 +17,10 @@ import halfbyte
 from halfbyte.errors import HalfbyteError
 
 from .bodies import Bodies, BodyLimits
-from .endpoints import ENDPOINTS, FACTS, FAMILY_ENDPOINTS, Endpoint, Fact
+from .endpoints import ABSENT, ENDPOINTS, FACTS, FAMILY_ENDPOINTS, KEPT, Endpoint, Fact, KeptWork
 from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
 from .event_stream import EventStream
-from .families.ollama import REFUSED
 from .job import Call
 from .json_body import asked_model
 from .metrics import CONTENT_TYPE
@@ -144,15 +143,29 @@ def _add_endpoints(app: FastAPI, service: OpenAIService) -> None:
             openapi_extra=_takes(endpoint.asks),
         )
 
+    for (method, path), work in KEPT.items():
+        app.add_api_route(
+            path, _kept_route(service, work), methods=[method], name=f"{method.lower()}_response"
+        )
+
+
+def _kept_route(
+    service: OpenAIService, work: KeptWork
+) -> Callable[[Request, str], Awaitable[Response]]:
+    async def handle(request: Request, id: str) -> Response:
+        return _json(work(service, id, request.state.call))
+
+    return handle
+
 
 def _name(path: str) -> str:
     """What the OpenAPI document calls the route of a path."""
     return path.removeprefix("/v1/").replace("/", "_").strip("_")
 
 
-def _refusal(reason: str) -> Callable[[], Awaitable[Response]]:
+def _refusal(status: int, reason: str) -> Callable[[], Awaitable[Response]]:
     async def handle() -> Response:
-        raise ApiError(403, reason)
+        raise ApiError(status, reason)
 
     return handle
 
@@ -175,16 +188,19 @@ def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Aw
     return handle
 
 
-def _add_refusals(app: FastAPI, reasons: Mapping[str, str]) -> None:
-    """Answer requests for what is not there with the reason, path by path."""
-    for path, reason in reasons.items():
+def _add_refusals(app: FastAPI, reasons: Mapping[str, tuple[int, str]]) -> None:
+    """Answer requests for what is not there with a status and the reason, path by path."""
+    for path, (status, reason) in reasons.items():
         app.add_api_route(
-            path, _refusal(reason), methods=["GET", "POST", "DELETE"], include_in_schema=False
+            path,
+            _refusal(status, reason),
+            methods=["GET", "POST", "DELETE"],
+            include_in_schema=False,
         )
 
 
 def _add_information(app: FastAPI, service: OpenAIService) -> None:
-    _add_refusals(app, REFUSED)
+    _add_refusals(app, ABSENT)
     for path, fact in FACTS.items():
         app.add_api_route(path, _fact_route(service, fact), methods=["GET"], name=_name(path))
 
@@ -193,6 +209,7 @@ def _add_information(app: FastAPI, service: OpenAIService) -> None:
         return _json(service.model(name))
 
     @app.head("/health", include_in_schema=False)
+    @app.get("/v1/health")
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Alive: 200 while the engine runs."""

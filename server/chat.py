@@ -7,6 +7,7 @@ from typing import Any
 
 from halfbyte.errors import RequestError
 
+from .content import text_parts
 from .schema import ChatMessage
 from .tool_fields import Tool
 
@@ -97,20 +98,7 @@ def _content(message: ChatMessage, where: str) -> str | list[dict[str, str]]:
         raise RequestError(f"{where}.content is missing", param=f"{where}.content")
     if isinstance(message.content, str):
         return message.content
-    parts = []
-    for number, part in enumerate(message.content):
-        if part.type != "text":
-            raise RequestError(
-                f"{where}.content.{number} has type {part.type[:40]!r}; only text is supported",
-                param=f"{where}.content.{number}.type",
-                code="unsupported_value",
-            )
-        if part.text is None:
-            raise RequestError(
-                f"{where}.content.{number} has no text", param=f"{where}.content.{number}.text"
-            )
-        parts.append({"type": "text", "text": part.text})
-    return parts
+    return text_parts(message.content, f"{where}.content")
 
 
 def template_switches(given: Mapping[str, Any] | None) -> dict[str, Any]:

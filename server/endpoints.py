@@ -6,17 +6,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .embedding import embed_texts
 from .event_stream import EventStream
 from .facts import server_props, slot_list, tokenizer_info
-from .families import ollama
+from .families import llama_cpp, ollama, ollama_fields
 from .families.messages import (
     CountTokensRequest,
     MessagesRequest,
     count_tokens,
     create_message,
 )
+from .families.rerank import REFUSED_RERANK
+from .families.responses_api import (
+    ResponsesRequest,
+    create_response,
+    delete_response,
+    find_response,
+)
 from .families.scores import ScoreRequest, score_pairs
-from .families.stateless import ResponsesRequest, create_response
 from .job import Call
 from .responses import ResponseModel
 from .schema import (
@@ -50,8 +57,8 @@ class Endpoint:
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(CompletionRequest, OpenAIService.complete, "text_completion"),
     "/v1/chat/completions": Endpoint(ChatCompletionRequest, OpenAIService.chat, "chat"),
-    "/v1/embeddings": Endpoint(EmbeddingRequest, OpenAIService.embed, "embeddings"),
-    "/tokenize": Endpoint(TokenizeRequest, lambda service, asked, _: service.tokenize(asked)),
+    "/v1/embeddings": Endpoint(EmbeddingRequest, embed_texts, "embeddings"),
+    "/tokenize": Endpoint(TokenizeRequest, llama_cpp.tokenize),
     "/detokenize": Endpoint(DetokenizeRequest, lambda service, asked, _: service.detokenize(asked)),
     "/apply-template": Endpoint(TemplateRequest, lambda service, asked, _: service.render(asked)),
 }
@@ -63,14 +70,33 @@ FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/score": Endpoint(ScoreRequest, score_pairs),
     "/v1/messages": Endpoint(MessagesRequest, create_message, "chat"),
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
-    "/api/chat": Endpoint(ollama.OllamaChatRequest, ollama.ollama_chat, "chat"),
-    "/api/generate": Endpoint(
-        ollama.OllamaGenerateRequest, ollama.ollama_generate, "text_completion"
+    "/completion": Endpoint(
+        llama_cpp.LlamaCppCompletionRequest, llama_cpp.llama_cpp_completion, "text_completion"
     ),
-    "/api/embed": Endpoint(ollama.OllamaEmbedRequest, ollama.ollama_embed, "embeddings"),
-    "/api/show": Endpoint(ollama.OllamaShowRequest, ollama.ollama_show),
+    "/completions": Endpoint(
+        llama_cpp.LlamaCppCompletionRequest, llama_cpp.llama_cpp_completion, "text_completion"
+    ),
+    "/infill": Endpoint(llama_cpp.InfillRequest, llama_cpp.infill, "text_completion"),
+    "/embedding": Endpoint(
+        llama_cpp.LlamaCppEmbeddingRequest, llama_cpp.llama_cpp_embedding, "embeddings"
+    ),
+    "/embeddings": Endpoint(
+        llama_cpp.LlamaCppEmbeddingRequest, llama_cpp.llama_cpp_embedding, "embeddings"
+    ),
+    "/api/chat": Endpoint(ollama_fields.OllamaChatRequest, ollama.ollama_chat, "chat"),
+    "/api/generate": Endpoint(
+        ollama_fields.OllamaGenerateRequest, ollama.ollama_generate, "text_completion"
+    ),
+    "/api/embed": Endpoint(ollama_fields.OllamaEmbedRequest, ollama.ollama_embed, "embeddings"),
+    "/api/show": Endpoint(ollama_fields.OllamaShowRequest, ollama.ollama_show),
 }
 """Path -> endpoint of another API."""
+
+ABSENT: Mapping[str, tuple[int, str]] = {
+    **{path: (403, reason) for path, reason in ollama.REFUSED.items()},
+    **{path: (400, reason) for path, reason in REFUSED_RERANK.items()},
+}
+"""Path -> status and why an endpoint of another program is not there."""
 
 Fact: TypeAlias = Callable[[OpenAIService], ResponseModel]
 """Answers a GET that asks for nothing in particular."""
@@ -92,3 +118,12 @@ OPERATIONS: Mapping[str, str] = {
     if endpoint.operation
 }
 """Path -> what is done there, for traces."""
+
+KeptWork: TypeAlias = Callable[[OpenAIService, str, Call], ResponseModel]
+"""Finds or forgets what is kept under an id; raises a 404 where there is nothing."""
+
+KEPT: Mapping[tuple[str, str], KeptWork] = {
+    ("GET", "/v1/responses/{id}"): find_response,
+    ("DELETE", "/v1/responses/{id}"): delete_response,
+}
+"""Method and path -> what is done with what an earlier request left."""

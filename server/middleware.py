@@ -30,9 +30,9 @@ logger = logging.getLogger("halfbyte.server")
 access = logging.getLogger("halfbyte.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
+_OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/version"})
 # Asked every few seconds by whoever watches the server: an access line only when they fail.
-_PROBES = frozenset({"/health", "/ready"})
+_PROBES = frozenset({"/health", "/v1/health", "/ready"})
 _CLIENT_CLOSED = 499
 # Larger answers are sent in such pieces, and count against a budget until their readers have them.
 _PIECE_BYTES = 1 << 16

@@ -182,6 +182,7 @@ class TemplateResponse(ResponseModel):
 
 
 class DetokenizeResponse(ResponseModel):
-    """Response of POST /detokenize."""
+    """Response of POST /detokenize: the text under vLLM's name and llama.cpp's."""
 
     prompt: str
+    content: str

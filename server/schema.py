@@ -41,6 +41,7 @@ MAX_VALUES = 1 << 18
 PromptCut = Annotated[int, Field(ge=-1, le=INT31)]
 """So many tokens from the end of a prompt are kept; -1: as many as fit."""
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
 
@@ -226,6 +227,7 @@ class CompletionRequest(_Generation):
 
     not_honoured = COMPLETION
     prompt: PromptField
+    suffix: str | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
@@ -249,6 +251,20 @@ class CompletionRequest(_Generation):
                     code="unsupported_value",
                     hint="leave out stream, or the log-probabilities",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _filled_in_alone(self) -> Any:
+        if self.suffix is None or self.suffix == "":
+            return self
+        if not all(isinstance(prompt, str) for prompt in self.prompts()):
+            raise RequestError("suffix is given, but the prompt is no text", param="suffix")
+        if self.echo:
+            raise RequestError(
+                "echo is true beside suffix, between which and the prompt the answer stands",
+                param="echo",
+                code="unsupported_value",
+            )
         return self
 
     def _rated(self) -> dict[str, Any]:
@@ -333,6 +349,8 @@ class ChatCompletionRequest(_Generation, _Conversation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: Annotated[int, _MAX_TOKENS] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=INT31)] | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Any:
@@ -360,9 +378,12 @@ class ChatCompletionRequest(_Generation, _Conversation):
 
 
 class TokenizeRequest(RequestModel):
-    """Body of POST /tokenize: a prompt, or a conversation."""
+    """Body of POST /tokenize: a prompt, a conversation, or llama.cpp's ``content``."""
 
-    not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {"chat_template": CHAT["chat_template"]}
+    not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "chat_template": CHAT["chat_template"],
+        "parse_special": (None, True),
+    }
     model: str | None = None
     prompt: str | None = None
     messages: ChatMessages | None = None
@@ -372,11 +393,15 @@ class TokenizeRequest(RequestModel):
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+    content: str | None = None
+    add_special: bool | None = None
+    with_pieces: bool | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Any:
-        if (self.prompt is None) == (self.messages is None):
-            raise RequestError("expected either prompt or messages", param="prompt")
+    def _one_of_three(self) -> Any:
+        given = [value for value in (self.prompt, self.messages, self.content) if value is not None]
+        if len(given) != 1:
+            raise RequestError("expected either prompt, messages or content", param="prompt")
         return self
 
 

@@ -7,7 +7,6 @@ that runs a call, or closing its stream, cancels the work in the engine.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import logging
@@ -34,13 +33,11 @@ from .errors import ApiError, as_api_error
 from .event_stream import EventStream
 from .facts import ServedModel, info_labels
 from .job import Call, Job
+from .kept import KeptResponses
 from .metrics import Metrics
 from .responses import (
     ChatCompletion,
     DetokenizeResponse,
-    EmbeddingItem,
-    EmbeddingList,
-    EmbeddingUsage,
     ModelCard,
     ModelList,
     TemplateResponse,
@@ -60,7 +57,7 @@ from .schema import (
 from .texts import TextWork
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 logger = logging.getLogger("halfbyte.server")
 
@@ -77,6 +74,7 @@ class ServiceConfig:
         keep_alive_s: seconds of silence after which a stream gets a comment line; also how
             long the status of a stream is held back for an early failure.
         text_threads: threads for templates and tokenizing.
+        kept_bytes: of responses that are kept for those that go on from them.
     """
 
     names: tuple[str, ...] = ()
@@ -84,13 +82,7 @@ class ServiceConfig:
     metrics_prefix: str = "halfbyte"
     keep_alive_s: float = 10.0
     text_threads: int = 2
-
-
-def _encoded(vector_D: Tensor, encoding: str | None) -> list[float] | str:
-    """A vector [D] as numbers, or as base64 of its little-endian float32."""
-    if encoding == "base64":
-        return base64.b64encode(vector_D.numpy().astype("<f4").tobytes()).decode()
-    return vector_D.tolist()
+    kept_bytes: int = 64 << 20
 
 
 class OpenAIService:
@@ -107,6 +99,7 @@ class OpenAIService:
         created: Unix time when the service was made, seconds.
         digest: hexadecimal digits that stand for model, version and engine options.
         fingerprint: value of ``system_fingerprint``, made of it.
+        kept: responses that later ones may go on from.
     """
 
     def __init__(
@@ -118,6 +111,7 @@ class OpenAIService:
         self.config = config or ServiceConfig()
         self.names = self.config.names or (client.name,)
         self.engine: EngineFacts = client
+        self.kept = KeptResponses(self.config.kept_bytes)
         self._client = client
         self.facts = facts or ServedModel()
         self.metrics = Metrics(
@@ -168,7 +162,9 @@ class OpenAIService:
                 prompt_logprobs=request.prompt_logprobs is not None,
             )
 
-        return await self.prolong(request, call, writer, DEFAULT_COMPLETION_TOKENS)
+        # OpenAI's clients send an empty suffix for none.
+        plain = request.model_copy(update={"suffix": request.suffix or None})
+        return await self.prolong(plain, call, writer, DEFAULT_COMPLETION_TOKENS)
 
     async def prolong(
         self,
@@ -195,7 +191,7 @@ class OpenAIService:
         prompts = request.prompts()
         limit, n = request.token_limit, request.n or 1
         with self._admission.places(len(prompts) * max(n, request.best_of or 1)):
-            ids = await self._prompts(request, limit if limit is not None else default)
+            ids = await self.prompt_ids(request, limit if limit is not None else default)
             whole = prompts if request.truncate_prompt_tokens is None else ids
             echo = await self._texts.echoes(whole) if request.echo else ()
             params = [self._params(request, p, limit, default, "prompt") for p in ids]
@@ -248,39 +244,17 @@ class OpenAIService:
             params = self._params(request, ids, request.token_limit, None, "messages")
             if plan.syntax is not None:
                 grammar = plan.grammar or params.grammar
-                params = replace(params, grammar=grammar, shown_special_ids=plan.shown)
+                params = replace(
+                    params,
+                    grammar=grammar,
+                    shown_special_ids=plan.shown,
+                    reasoning_limit=plan.limit,
+                )
             job = self._submit(request, [ids], [params], call)
         dialect = writer(self._head(kind, request, name, call), plan, ids)
         if request.stream:
             return await self._stream(job, dialect)
         return dialect.body(await self._finish(job), job.usage(dialect.reasoning_tokens))
-
-    async def embed(self, request: EmbeddingRequest, call: Call) -> EmbeddingList:
-        """POST /v1/embeddings. Raises RequestError for an empty text."""
-        from ..engine.run.readers import PoolingReader
-
-        name = self.served(request.model)
-        prompts = request.prompts()
-        readers = [PoolingReader(request.pooling or "mean") for _ in prompts]
-
-        async def prepare(texts: TextWork) -> list[tuple[list[int], PromptReader]]:
-            ids = await self._prompts(request, 0)
-            for index, prompt in enumerate(ids):
-                texts.check(prompt, "input")
-                if not prompt:
-                    raise RequestError(f"input[{index}] is empty: it has no token", param="input")
-            return list(zip(ids, readers, strict=True))
-
-        await self.read(request, call, len(prompts), prepare)
-        vectors = [reader.pooled(normalize=request.normalize is not False) for reader in readers]
-        return EmbeddingList(
-            data=[
-                EmbeddingItem(index=index, embedding=_encoded(vector, request.encoding_format))
-                for index, vector in enumerate(vectors)
-            ],
-            model=name,
-            usage=EmbeddingUsage(prompt_tokens=call.prompt_tokens, total_tokens=call.prompt_tokens),
-        )
 
     async def read(
         self,
@@ -320,7 +294,8 @@ class OpenAIService:
     async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
         """POST /detokenize; special tokens are part of the text."""
         self.served(request.model)
-        return DetokenizeResponse(prompt=await self._texts.decode(request.tokens))
+        text = await self._texts.decode(request.tokens)
+        return DetokenizeResponse(prompt=text, content=text)
 
     async def render(self, request: TemplateRequest) -> TemplateResponse:
         """POST /apply-template."""
@@ -372,7 +347,7 @@ class OpenAIService:
             )
         return name
 
-    async def _prompts(
+    async def prompt_ids(
         self, request: CompletionRequest | EmbeddingRequest, answer: int | None
     ) -> list[list[int]]:
         """Token ids of a request's prompts, of which no more is left than it asks for.
@@ -382,6 +357,15 @@ class OpenAIService:
                 ``truncate_prompt_tokens``.
         """
         kept, context = request.truncate_prompt_tokens, self._client.max_context
+        suffix = request.suffix if isinstance(request, CompletionRequest) else None
+        if suffix is not None:
+            if kept is not None:
+                raise RequestError(
+                    f"truncate_prompt_tokens is {kept} beside suffix, which needs the whole prompt",
+                    param="truncate_prompt_tokens",
+                )
+            texts = [prompt for prompt in request.prompts() if isinstance(prompt, str)]
+            return await self._texts.filled(texts, suffix, context)
         ids = await self._texts.prompts(
             request.prompts(), request.add_special_tokens, context if kept is None else None
         )

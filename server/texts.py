@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +11,8 @@ from halfbyte.errors import RequestError
 
 from ..engine.serve.client import TextCodec
 from ..engine.text.token_bound import TokenLimit
+from .answers.effort import effort_switches
+from .answers.infill import infill_prompt
 from .answers.plan import AnswerPlan, answer_plan, check_template, check_tools, offered_tools
 from .chat import has_tool_traffic, template_messages, template_switches, template_tools
 from .grammars import wanted_grammar
@@ -100,6 +102,15 @@ class TextWork:
             )
         return ids[-kept:] if kept > 0 else ids[-max(1, context - max(1, answer or 0)) :]
 
+    async def filled(self, prompts: Sequence[str], suffix: str, context: int) -> list[list[int]]:
+        """Token ids of prompts that ask for what stands between each and ``suffix``.
+
+        Raises:
+            RequestError: the model does not fill in, or no room is left in ``context`` tokens.
+        """
+        codec = self._tokenizer
+        return await self._run(lambda: [infill_prompt(codec, p, suffix, context) for p in prompts])
+
     async def echoes(self, prompts: Sequence[str | list[int]]) -> list[str]:
         """The texts of prompts; those given as ids are decoded, special tokens included."""
         decode = self._tokenizer.decode
@@ -149,9 +160,13 @@ class TextWork:
             check_tools(request, formed=None if formed is None else formed.param)
             tools = offered_tools(request)
             check_template(self._tokenizer, tools, traffic=has_tool_traffic(request.messages))
+            template = self._tokenizer.template_source(tools=bool(tools))
+            switches = effort_switches(
+                request.reasoning_effort, request.chat_template_kwargs, template
+            )
             kept = request.truncate_prompt_tokens
             most = context if kept is None else None
-            ids = self._encoded(request.messages, request, most, tools)
+            ids = self._encoded(request.messages, request, most, tools, switches)
             ids = self.cut(ids, kept, context, request.token_limit)
             plan = answer_plan(request, self._tokenizer, ids, formed=formed is not None)
             return ids, plan
@@ -164,8 +179,10 @@ class TextWork:
         options: ConversationFields,
         context: int | None,
         tools: Sequence[Tool],
+        switches: Mapping[str, Any] | None = None,
     ) -> list[int]:
         plain, arguments = self._conversation(messages, options, tools)
+        arguments |= switches or {}
         limit = None if context is None else TokenLimit(context, "messages")
         return self._tokenizer.encode_chat(plain, limit=limit, **arguments)
 

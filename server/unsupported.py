@@ -51,7 +51,6 @@ COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **COMMON,
     "parallel_tool_calls": (None, True),
     "max_completion_tokens": _NONE,
-    "suffix": (None, ""),
 }
 
 CHAT: Mapping[str, tuple[Any, ...]] = {
@@ -63,7 +62,6 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "prediction": _NONE,
     "web_search_options": _NONE,
-    "reasoning_effort": _NONE,
     "verbosity": (None, "medium"),
     "store": _OFF,
     "service_tier": (None, "auto", "default"),

@@ -13,12 +13,14 @@ from typing import Any
 
 from halfbyte.errors import RequestError
 
+from ..params import SamplingParams
 from ..text.tokenizer import Tokenizer
-from .base import GrammarSpec
+from .base import Grammar, GrammarSpec
 from .checker import GrammarChecker, llguidance
 from .gbnf_lark import gbnf_grammar
 from .json_schema import schema_grammar, with_options
 from .lark import lark_grammar
+from .limit import LimitedGrammar
 from .state import MatcherGrammar, plain
 from .vocabulary import GrammarVocabulary, grammar_vocabulary
 
@@ -78,6 +80,14 @@ class GrammarCompiler:
                         del self._cached[spec]
                 future.set_exception(error)
         return future.result()
+
+    def of(self, params: SamplingParams) -> Grammar | None:
+        """What the answers to a request must match; None: anything. Raises what `compile` does."""
+        inner = None if params.grammar is None else self.compile(params.grammar)
+        if params.reasoning_limit is None:
+            return inner
+        bytes_of = self._tokenizer.token_bytes
+        return LimitedGrammar(params.reasoning_limit, bytes_of, self._vocab_size, inner)
 
     def _compiled(self, spec: GrammarSpec, param: str) -> MatcherGrammar:
         source = json.dumps({"grammars": [_grammar(spec, param)]})

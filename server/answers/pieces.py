@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +112,19 @@ class WholeAnswer:
         for call, parts in zip(calls, arguments, strict=True):
             call.arguments = "".join(parts)
         return cls("".join(content), "".join(reasoning), calls)
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """The arguments of a call as an object, for the APIs that have no place for their text.
+
+    An answer that was cut off gives what is complete of them, which is what Anthropic's client
+    makes of a stream. What is no JSON object is under ``INVALID_JSON``, Anthropic's word for it.
+
+    Args:
+        text: JSON text, or a beginning of it.
+    """
+    try:
+        found = from_json(text, allow_inf_nan=False, allow_partial=True) if text else {}
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"INVALID_JSON": text}

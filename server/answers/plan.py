@@ -13,6 +13,7 @@ from halfbyte.errors import RequestError
 
 from ...engine.grammar.base import GrammarSpec
 from ...engine.grammar.json_schema import check_schema
+from ...engine.grammar.limit import ReasoningLimit
 from ...engine.serve.client import TextCodec
 from ..tool_fields import Tool
 from .call_grammar import ANY_OBJECT, call_grammar
@@ -53,6 +54,11 @@ class ToolRequest(Protocol):
         ...
 
     @property
+    def thinking_token_budget(self) -> int | None:
+        """Most tokens of reasoning."""
+        ...
+
+    @property
     def add_generation_prompt(self) -> bool | None:
         """Whether the prompt ends with the head of the answer."""
         ...
@@ -68,6 +74,7 @@ class AnswerPlan:
         shown: special tokens that are markers, so that they belong to the text.
         named: the client chose the function itself.
         reasoning_shown: reasoning is part of the response.
+        limit: how long the model may think, or None.
     """
 
     syntax: AnswerSyntax | None = None
@@ -75,6 +82,7 @@ class AnswerPlan:
     shown: tuple[int, ...] = ()
     named: bool = False
     reasoning_shown: bool = True
+    limit: ReasoningLimit | None = None
     _short_ids: bool = field(default=False, repr=False)
 
     def parser(self) -> AnswerParser:
@@ -233,8 +241,22 @@ def answer_plan(
         tuple(token for token in ids if token is not None),
         isinstance(request.tool_choice, dict),
         request.include_reasoning is not False,
+        _limit(request, syntax, codec, over=over),
         calls is not None and calls.short_ids,
     )
+
+
+def _limit(
+    request: ToolRequest, syntax: AnswerSyntax, codec: TextCodec, *, over: bool
+) -> ReasoningLimit | None:
+    """The limit of the reasoning; None where the client gave none, or there will be none."""
+    most, form = request.thinking_token_budget, syntax.reasoning
+    if most is None or form is None or over:
+        return None
+    token = codec.special_token(form.end)
+    closing = codec.encode(form.end, add_bos=False) if token is None else [token]
+    begin, end = form.begin.encode(), form.end.encode()
+    return ReasoningLimit(most, begin, end, tuple(closing), syntax.begun)
 
 
 def _grammar(

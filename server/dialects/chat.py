@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...engine.request import Completion, Delta, FinishReason, Sampled
-from ..answers.parser import AnswerParser
 from ..answers.pieces import (
     AnswerPiece,
     CallArguments,
@@ -17,6 +16,7 @@ from ..answers.pieces import (
     WholeCall,
 )
 from ..answers.plan import PLAIN, AnswerPlan
+from ..answers.reader import AnswerReader
 from ..responses import AssistantMessage, ChatChoice, ChatCompletion, UsageInfo
 from .base import Dialect, Head
 from .token_text import TokenText, finite
@@ -50,7 +50,7 @@ class ChatDialect(Dialect):
         super().__init__(head, tokens, n, rated=rated, with_ids=prompt is not None)
         self._prompt = prompt
         self._plan = plan
-        self._parsers: dict[int, AnswerParser] = {}
+        self._readers: dict[int, AnswerReader] = {}
 
     def first(self, index: int) -> bytes:
         """The chunk that names the role."""
@@ -97,10 +97,9 @@ class ChatDialect(Dialect):
         """An answer as a message, and whether it has calls."""
         if self._plan.syntax is None:
             return AssistantMessage(content=text), False
-        parser = self._plan.parser()
-        whole = WholeAnswer.of([*parser.feed(text), *parser.finish()])
+        whole = WholeAnswer.of(AnswerReader(self._plan).pieces(text, last=True))
         more: dict[str, Any] = {}
-        if whole.reasoning and self._plan.reasoning_shown:
+        if whole.reasoning:
             more |= _thought(whole.reasoning)
         if whole.calls:
             more["tool_calls"] = [_whole_call(call) for call in whole.calls]
@@ -110,24 +109,19 @@ class ChatDialect(Dialect):
     def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
         if self._plan.syntax is None:
             return super()._pieces(index, delta)
-        parser = self._parsers.get(index)
-        if parser is None:
-            parser = self._parsers[index] = self._plan.parser()
-        pieces = parser.feed(delta.text)
-        if delta.finish is not None:
-            pieces += parser.finish()
+        reader = self._readers.get(index)
+        if reader is None:
+            reader = self._readers[index] = AnswerReader(self._plan)
         choices = []
-        for piece in pieces:
-            if isinstance(piece, ReasoningPiece) and not self._plan.reasoning_shown:
-                continue
+        for piece in reader.pieces(delta.text, last=delta.finish is not None):
             choice = self._choice(index, "", None)
             choice["delta"] = _wire(piece)
             choices.append(choice)
         return choices
 
     def _finish(self, index: int, reason: FinishReason) -> str:
-        parser = self._parsers.get(index)
-        return self._reason(reason, parser is not None and parser.called > 0)
+        reader = self._readers.get(index)
+        return self._reason(reason, reader is not None and reader.called > 0)
 
     def _reason(self, reason: FinishReason, called: bool) -> str:
         """OpenAI says "stop" where the client chose the function."""

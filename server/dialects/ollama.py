@@ -5,11 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
 from ...engine.request import Completion, Delta, FinishReason, Timings
+from ..answers.pieces import (
+    AnswerPiece,
+    CallArguments,
+    CallBegin,
+    ContentPiece,
+    ReasoningPiece,
+    WholeAnswer,
+    WholeCall,
+)
+from ..answers.plan import AnswerPlan
+from ..answers.reader import AnswerReader
 from ..error_forms import ollama_error
 from ..errors import ApiError
 from ..responses import FreeResponse, UsageInfo
@@ -20,13 +31,18 @@ class OllamaAnswer(FreeResponse):
     """Response of POST /api/chat and /api/generate, and the last line of their streams."""
 
 
+ShowAnswer: TypeAlias = Callable[[WholeAnswer], dict[str, Any]]
+"""An answer, or a piece of one -> the fields that show it."""
+
+
 class OllamaWriter(ResponseWriter):
-    """One answer, a JSON object a line.
+    """One answer, a JSON object a line; a call is in one line, when it is whole.
 
     Args:
         model: as the client calls it.
-        shown: a text -> the fields that show it.
+        shown: an answer -> the fields that show it.
         started: `time.perf_counter` when the request came.
+        plan: what is looked for in the answer.
     """
 
     headers: Mapping[str, str] = {
@@ -35,8 +51,11 @@ class OllamaWriter(ResponseWriter):
         "X-Accel-Buffering": "no",
     }
 
-    def __init__(self, model: str, shown: Callable[[str], dict[str, Any]], started: float) -> None:
+    def __init__(self, model: str, shown: ShowAnswer, started: float, plan: AnswerPlan) -> None:
         self._model = model
+        self._reader = AnswerReader(plan)
+        self._call: WholeCall | None = None  # the one that is being read
+        self._arguments: list[str] = []
         self._shown = shown
         self._started = started
         self._reason = ""
@@ -47,20 +66,24 @@ class OllamaWriter(ResponseWriter):
         return b""
 
     def delta(self, prompt: int, delta: Delta) -> bytes:
-        """A piece of the text; how it ended is told at the close."""
+        """Pieces of the answer; how it ended is told at the close."""
         if delta.finish is not None:
             self._reason = delta.finish.value
         if delta.completion is not None:
             self._timings = delta.completion.timings
-        return self._line(self._piece(delta.text)) if delta.text else b""
+        last = delta.finish is not None
+        pieces = self._reader.pieces(delta.text, last=last)
+        answers = [answer for piece in pieces for answer in self._taken(piece)]
+        answers += self._called() if last else []
+        return b"".join(self._line(self._piece(answer)) for answer in answers)
 
     def idle(self) -> bytes:
         """A piece without text: a line of this kind is all that clients read."""
-        return self._line(self._piece(""))
+        return self._line(self._piece(WholeAnswer()))
 
     def closing(self, usage: UsageInfo) -> bytes:
         """The last line: how it ended, counts and times."""
-        return self._line(self._last("", usage))
+        return self._line(self._last(WholeAnswer(), usage))
 
     def failure(self, error: ApiError) -> bytes:
         """A line with the error."""
@@ -70,24 +93,50 @@ class OllamaWriter(ResponseWriter):
         """The last line, with the whole text."""
         (answer,) = done
         self._reason, self._timings = answer.finish_reason.value, answer.timings
-        return OllamaAnswer(fields=self._last(answer.text, usage))
+        whole = WholeAnswer.of(self._reader.pieces(answer.text, last=True))
+        return OllamaAnswer(fields=self._last(whole, usage))
 
     def empty(self) -> OllamaAnswer:
         """The answer to a request that only wants the model to be loaded."""
-        return OllamaAnswer(fields={**self._piece(""), "done": True, "done_reason": "load"})
+        return OllamaAnswer(
+            fields={**self._piece(WholeAnswer()), "done": True, "done_reason": "load"}
+        )
 
-    def _piece(self, text: str) -> dict[str, Any]:
+    def _taken(self, piece: AnswerPiece) -> list[WholeAnswer]:
+        """What can be shown when another piece has come."""
+        match piece:
+            case ContentPiece(text):
+                return [*self._called(), WholeAnswer(content=text)]
+            case ReasoningPiece(text):
+                return [*self._called(), WholeAnswer(reasoning=text)]
+            case CallBegin(_, id, name):
+                before = self._called()
+                self._call, self._arguments = WholeCall(id, name), []
+                return before
+            case CallArguments(_, text):
+                self._arguments.append(text)
+                return []
+
+    def _called(self) -> list[WholeAnswer]:
+        """The call that has been read to its end, if there is one."""
+        call, self._call = self._call, None
+        if call is None:
+            return []
+        call.arguments = "".join(self._arguments)
+        return [WholeAnswer(calls=[call])]
+
+    def _piece(self, answer: WholeAnswer) -> dict[str, Any]:
         return {
             "model": self._model,
             "created_at": timestamp(time.time()),
-            **self._shown(text),
+            **self._shown(answer),
             "done": False,
         }
 
-    def _last(self, text: str, usage: UsageInfo) -> dict[str, Any]:
+    def _last(self, answer: WholeAnswer, usage: UsageInfo) -> dict[str, Any]:
         times = self._timings
         return {
-            **self._piece(text),
+            **self._piece(answer),
             "done": True,
             "done_reason": self._reason or FinishReason.STOP.value,
             "total_duration": nanoseconds(time.perf_counter() - self._started),

@@ -2,87 +2,105 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from halfbyte.errors import RequestError
 
+from ..answers.plan import AnswerPlan
+from ..dialects.base import Head
 from ..dialects.messages import MessageResponse, MessagesWriter
 from ..event_stream import EventStream
 from ..job import Call
+from ..request_model import RequestModel
 from ..responses import ResponseModel
-from ..schema import (
-    MAX_MESSAGES,
-    MAX_PARTS,
-    ChatCompletionRequest,
-    RequestModel,
-    TokenizeRequest,
-)
+from ..schema import MAX_MESSAGES, ChatCompletionRequest, TokenizeRequest
 from ..service import OpenAIService
+from .conversation import ChatTurns, chosen_function, function_tool, needed
+from .message_fields import Blocks, MessagesTool, MessageTurn, OutputConfig, Thinking, ToolUse
+from .message_turns import add_turn, system_content
 from .renaming import refuse_begun, renamed, request_of
 
 _NONE = (None,)
 _EMPTY: tuple[Any, ...] = (None, [], {})
-_OFF = {"type": "disabled"}
 
 # OpenAI's names of fields -> Anthropic's.
-_NAMES = {"stop": "stop_sequences"}
-
-
-class MessageBlock(RequestModel):
-    """One block of a message's content; only text is honoured."""
-
-    type: str
-    text: str | None = None
-    cache_control: dict[str, Any] | None = None
-
-
-Blocks = Annotated[list[MessageBlock], Field(max_length=MAX_PARTS)]
-
-
-class MessageTurn(RequestModel):
-    """One message of a conversation."""
-
-    role: Literal["user", "assistant"]
-    content: str | Blocks
+_NAMES = {
+    "stop": "stop_sequences",
+    "tools.*.function.parameters": "tools.*.input_schema",
+    "tools.*.function": "tools.*",
+    "response_format.json_schema.schema": "output_config.format.schema",
+    "response_format": "output_config.format",
+    "thinking_token_budget": "thinking.budget_tokens",
+}
 
 
 class CountTokensRequest(RequestModel):
     """Body of POST /v1/messages/count_tokens."""
 
     not_honoured: ClassVar[Any] = {
-        "tools": _EMPTY,
-        "tool_choice": (None, {"type": "auto"}, {"type": "none"}),
-        "thinking": (None, _OFF),
         "mcp_servers": _EMPTY,
         "container": _NONE,
-        "context_management": _EMPTY,
-        "output_config": _EMPTY,
+        # Thoughts of earlier turns are the template's to keep or drop.
+        "context_management": (
+            *_EMPTY,
+            {"edits": []},
+            {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        ),
         "output_format": _NONE,
+        "speed": (None, "standard"),
     }
     model: str
     messages: Annotated[list[MessageTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
     system: str | Blocks | None = None
+    tools: list[MessagesTool] | None = None
+    tool_choice: ToolUse | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages of OpenAI's API; turns of one role that follow each other are one.
 
         Raises:
-            RequestError: a block that is no text, or a last message of the assistant's, which
-                would have to be continued.
+            RequestError: a block that is not honoured there, or a last message of the
+                assistant's, which would have to be continued.
         """
-        out: list[dict[str, Any]] = []
+        turns = ChatTurns()
         if self.system is not None:
-            out.append({"role": "system", "content": _content(self.system, "system")})
+            turns.add("system", system_content(self.system))
         for index, turn in enumerate(self.messages):
-            content = _content(turn.content, f"messages.{index}.content")
-            if out and out[-1]["role"] == turn.role:
-                out[-1]["content"] = _parts(out[-1]["content"]) + _parts(content)
-            else:
-                out.append({"role": turn.role, "content": content})
+            add_turn(turns, turn, f"messages.{index}.content")
         refuse_begun([turn.role for turn in self.messages])
-        return out
+        return turns.whole()
+
+    def functions(self) -> list[dict[str, Any]] | None:
+        """The tools of OpenAI's API."""
+        return [
+            function_tool(tool.name, tool.description, tool.input_schema, tool.strict)
+            for tool in self.tools or ()
+        ] or None
+
+    def choice(self) -> Any:
+        """The ``tool_choice`` of OpenAI's API. Raises RequestError where a name is missing."""
+        match self.tool_choice:
+            case None:
+                return None
+            case ToolUse(type="tool", name=name):
+                return chosen_function(needed(name, "tool_choice", "name"))
+            case ToolUse(type="any"):
+                return "required"
+            case chosen:
+                return chosen.type
+
+    @property
+    def thinks(self) -> bool:
+        """Thoughts are wanted; left out, they are not, as with the models that had a switch."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    def switches(self) -> dict[str, Any]:
+        """Template switches."""
+        return {"enable_thinking": self.thinks}
 
 
 class MessagesRequest(CountTokensRequest):
@@ -110,6 +128,14 @@ class MessagesRequest(CountTokensRequest):
         same = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
         fields = {name: getattr(self, name) for name in same}
         fields |= {"messages": self.conversation(), "stop": self.stop_sequences or None}
+        fields |= {"tools": self.functions(), "tool_choice": self.choice()}
+        if self.tool_choice is not None and self.tool_choice.disable_parallel_tool_use:
+            fields["parallel_tool_calls"] = False
+        fields |= {"include_reasoning": self.thinks, "chat_template_kwargs": self.switches()}
+        if self.thinking is not None:
+            fields["thinking_token_budget"] = self.thinking.budget(self.max_tokens)
+        if self.output_config is not None:
+            fields["response_format"] = self.output_config.response_format()
         return request_of(ChatCompletionRequest, fields)
 
 
@@ -123,36 +149,21 @@ async def create_message(
     service: OpenAIService, asked: MessagesRequest, call: Call
 ) -> MessageResponse | EventStream:
     """POST /v1/messages."""
+    omitted = asked.thinking is not None and asked.thinking.display == "omitted"
+
+    def writer(head: Head, plan: AnswerPlan, _: list[int]) -> MessagesWriter:
+        return MessagesWriter(head, call.prompt_tokens, plan, thinking_omitted=omitted)
+
     with renamed(_NAMES):
-        return await service.converse(
-            asked.chat(), call, lambda head, *_: MessagesWriter(head, call.prompt_tokens), "msg_"
-        )
+        return await service.converse(asked.chat(), call, writer, "msg_")
 
 
 async def count_tokens(service: OpenAIService, asked: CountTokensRequest, _: Call) -> TokenCount:
     """POST /v1/messages/count_tokens."""
-    fields = {"model": asked.model, "messages": asked.conversation()}
-    counted = await service.tokenize(request_of(TokenizeRequest, fields))
+    fields: dict[str, Any] = {"model": asked.model, "messages": asked.conversation()}
+    fields["chat_template_kwargs"] = asked.switches()
+    if asked.choice() != "none":
+        fields["tools"] = asked.functions()
+    with renamed(_NAMES):
+        counted = await service.tokenize(request_of(TokenizeRequest, fields))
     return TokenCount(input_tokens=counted.count)
-
-
-def _content(given: str | list[MessageBlock], where: str) -> str | list[dict[str, str]]:
-    """Content as OpenAI's API has it. Raises RequestError for a block that is no text."""
-    if isinstance(given, str):
-        return given
-    out = []
-    for number, block in enumerate(given):
-        if block.type != "text":
-            raise RequestError(
-                f"{where}.{number} has type {block.type[:40]!r}; only text is supported",
-                param=f"{where}.{number}.type",
-                code="unsupported_value",
-            )
-        if block.text is None:
-            raise RequestError(f"{where}.{number} has no text", param=f"{where}.{number}.text")
-        out.append({"type": "text", "text": block.text})
-    return out
-
-
-def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content

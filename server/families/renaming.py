@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,8 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
     """Within the block, errors that name a field of OpenAI's name the client's own.
 
     Args:
-        names: OpenAI's name of a field, or of one and what is in it, to the client's.
+        names: OpenAI's name of a field, or of one and what is in it, to the client's; a ``*`` in
+            both stands for the same place in a list.
 
     Raises:
         RequestError: what was raised within, with the other name.
@@ -59,10 +61,18 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        param = error.param or ""
-        known = next((n for n in names if param == n or param.startswith(n + ".")), None)
+        known = next((k for n in names if (k := _known(n, error.param or ""))), None)
         if known is None:
             raise
-        told = str(error).replace(known, names[known], 1)
-        named = names[known] + param.removeprefix(known)
+        found, name, place = known
+        own = names[name].replace("*", place)
+        told = str(error).replace(found, own, 1)
+        named = own + (error.param or "").removeprefix(found)
         raise RequestError(told, param=named, code=error.code) from error
+
+
+def _known(name: str, param: str) -> tuple[str, str, str] | None:
+    """The beginning of ``param`` that ``name`` stands for, that name, and the place in a list."""
+    pattern = re.escape(name).replace(r"\*", r"(\d+)") + r"(?=\.|$)"
+    match = re.match(pattern, param)
+    return None if match is None else (match[0], name, match[1] if match.lastindex else "")

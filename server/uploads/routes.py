@@ -33,10 +33,12 @@ FILES_PATH = "/v1/files"
 BATCHES_PATH = "/v1/batches"
 
 _WHY = "This server keeps no files; start it with --files FOLDER."
-UPLOADS_REFUSED: Mapping[str, str] = {
-    path: _WHY for base in (FILES_PATH, BATCHES_PATH) for path in (base, base + "/{name:path}")
+UPLOADS_REFUSED: Mapping[str, tuple[int, str]] = {
+    path: (403, _WHY)
+    for base in (FILES_PATH, BATCHES_PATH)
+    for path in (base, base + "/{name:path}")
 }
-"""Path -> why it is not there."""
+"""Path -> status, and why it is not there."""
 
 _MOST_FIELDS, _FIELD_BYTES, _NAME_CHARS = 8, 1024, 255
 _SLACK = 1 << 16  # bytes around a file in its form

@@ -239,13 +239,16 @@ async def test_tokenize_and_back(http: httpx.AsyncClient) -> None:
     assert got["max_model_len"] == 512 and len(got["token_strs"]) == 7
     bare = await post(http, "/tokenize", prompt=text, add_special_tokens=False)
     assert bare["tokens"] == list(text.encode()) and bare["token_strs"] is None
-    assert (await post(http, "/detokenize", tokens=bare["tokens"])) == {"prompt": text}
+    assert (await post(http, "/detokenize", tokens=bare["tokens"])) == {
+        name: text for name in ("prompt", "content")
+    }
     bad = await http.post("/detokenize", json={"tokens": [5, 260]})
     assert bad.status_code == 400 and "260" in bad.json()["error"]["message"]
 
 
 async def test_information(http: httpx.AsyncClient) -> None:
-    assert (await http.get("/health")).status_code == 200
+    for path in ("/health", "/v1/health"):
+        assert (await http.get(path)).status_code == 200
     assert (await http.get("/ready")).status_code == 200
     assert set((await http.get("/version")).json()) == {"version"}
     document = (await http.get("/openapi.json")).json()

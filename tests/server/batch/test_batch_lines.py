@@ -76,7 +76,7 @@ def test_a_line_that_is_too_long_is_not_held(monkeypatch):
         (request("a"), 400, "prompt", "prompt: Field required"),
         (request("a", prompt="x", temperature=True), 400, "temperature", "valid number"),
         (request("a", prompt="x", seed=1 << 70), 400, "seed", "less than"),
-        (request("a", prompt="x", suffix="x"), 400, "suffix", "does not support"),
+        (request("a", prompt="x", lora_path="x"), 400, "lora_path", "does not support"),
         (request("a", prompt="x", stream=True), 400, "stream", "not streamed"),
         (request("a", "/v1/chat/completions", messages=[]), 400, "messages", "at least 1"),
     ],

@@ -74,6 +74,15 @@ async def test_all_apis_give_one_text(http: httpx.AsyncClient, real: Engine) -> 
         http, "/api/generate", prompt="Hello", raw=True, model=name, options=options, stream=False
     )
     assert raw["response"] == plain["choices"][0]["text"]
+    native: dict[str, Any] = {**cold, "min_p": 0.0, "n_predict": 20, "n_probs": 2}
+    completed = await post(http, "/completion", prompt="Hello", **native)
+    assert completed["content"] == raw["response"]
+    rated = completed["completion_probabilities"]
+    assert len(rated) == completed["tokens_predicted"] == 20
+    assert all(len(item["top_logprobs"]) == 2 for item in rated)
+    # Greedy: what was drawn is the likeliest.
+    assert all(item["top_logprobs"][0]["id"] == item["id"] for item in rated)
+    assert completed["timings"]["predicted_ms"] > 0
 
 
 async def test_vectors_and_facts_are_those_of_the_engine(
@@ -82,6 +91,11 @@ async def test_vectors_and_facts_are_those_of_the_engine(
     got = await post(http, "/api/embed", model=real.name, input=["Hello", "there"])
     expected = real.embed(["Hello", "there"])
     assert got["embeddings"] == expected.tolist() and got["prompt_eval_count"] > 2
+    for path, name in (("/embedding", "content"), ("/embeddings", "input")):
+        listed = await post(http, path, **{name: ["Hello", "there"]})
+        assert [item["embedding"] for item in listed] == [[row] for row in expected.tolist()]
+    (bare,) = await post(http, "/embedding", content="Hello", embd_normalize=-1)
+    assert bare["embedding"][0] != expected[0].tolist()
     long = {"model": real.name, "input": "a b " * real.max_context, "truncate": True}
     assert (await http.post("/api/embed", json=long)).status_code == 400
     (card, *_) = (await http.get("/api/tags")).json()["models"]

@@ -22,6 +22,7 @@ VALID: dict[str, Any] = {
     "prompt": "x",
     "input": "x",
     "max_output_tokens": 5,
+    "n_predict": 5,
 }
 NASTY: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e308, 2**31, 2**63, -(2**63), 2**64, 10**300),
@@ -35,7 +36,9 @@ NASTY: list[Any] = [
     [{"role": "user", "content": "a", "images": [[]]}, {"role": "user", "content": []}],
 ]
 # What computes is left out: the fake engine has no readers.
-PATHS = sorted({*FAMILY_ENDPOINTS} - {"/api/embed", "/score", "/v1/score"})
+_COMPUTING = {"/api/embed", "/score", "/v1/score", "/embedding", "/embeddings"}
+# And what needs tokens that its model lacks.
+PATHS = sorted({*FAMILY_ENDPOINTS} - _COMPUTING - {"/infill"})
 
 
 def told_of(path: str, answer: Any) -> str:

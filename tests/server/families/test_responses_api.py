@@ -83,8 +83,6 @@ async def test_items_and_formats(http: httpx.AsyncClient) -> None:
         ({"temperature": -1}, "temperature"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"store": True}, "store"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
@@ -94,7 +92,7 @@ async def test_items_and_formats(http: httpx.AsyncClient) -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
     ],
 )
-async def test_what_would_need_memory_or_tools_is_refused(
+async def test_what_is_not_honoured_is_refused_by_name(
     http: httpx.AsyncClient, more: dict[str, Any], named: str
 ) -> None:
     for stream in (False, True):
