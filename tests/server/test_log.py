@@ -125,4 +125,5 @@ def test_a_whole_server_logs_json_without_prompts_and_keys(tmp_path: Path) -> No
     assert (first["method"], first["path"]) == ("POST", "/v1/completions")
     assert first["completion_tokens"] == 3 and first["finish"] == "length"
     assert 0 < first["ttft_s"] <= first["seconds"] and first["prompt_tokens"] > 0
-    assert lines[-1]["finish"] == "disconnected"
+    (last,) = [e for e in lines if e["request_id"] == asked[-1][0]]
+    assert last["finish"] == "disconnected"
