@@ -20,7 +20,7 @@ from ..service import OpenAIService
 from .conversation import ChatTurns, chosen_function, function_tool, needed
 from .message_fields import Blocks, MessagesTool, MessageTurn, OutputConfig, Thinking, ToolUse
 from .message_turns import add_turn, system_content
-from .renaming import refuse_begun, renamed, request_of
+from .renaming import goes_on, renamed, request_of
 
 _NONE = (None,)
 _EMPTY: tuple[Any, ...] = (None, [], {})
@@ -63,15 +63,13 @@ class CountTokensRequest(RequestModel):
         """The messages of OpenAI's API; turns of one role that follow each other are one.
 
         Raises:
-            RequestError: a block that is not honoured there, or a last message of the
-                assistant's, which would have to be continued.
+            RequestError: a block that is not honoured there.
         """
         turns = ChatTurns()
         if self.system is not None:
             turns.add("system", system_content(self.system))
         for index, turn in enumerate(self.messages):
             add_turn(turns, turn, f"messages.{index}.content")
-        refuse_begun([turn.role for turn in self.messages])
         return turns.whole()
 
     def functions(self) -> list[dict[str, Any]] | None:
@@ -127,7 +125,9 @@ class MessagesRequest(CountTokensRequest):
             )
         same = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
         fields = {name: getattr(self, name) for name in same}
-        fields |= {"messages": self.conversation(), "stop": self.stop_sequences or None}
+        messages = self.conversation()
+        fields |= {"messages": messages, "stop": self.stop_sequences or None}
+        fields["continue_final_message"] = self._goes_on(messages)
         fields |= {"tools": self.functions(), "tool_choice": self.choice()}
         if self.tool_choice is not None and self.tool_choice.disable_parallel_tool_use:
             fields["parallel_tool_calls"] = False
@@ -137,6 +137,27 @@ class MessagesRequest(CountTokensRequest):
         if self.output_config is not None:
             fields["response_format"] = self.output_config.response_format()
         return request_of(ChatCompletionRequest, fields)
+
+    def _goes_on(self, messages: list[dict[str, Any]]) -> bool | None:
+        """Whether the answer goes on with the last message. Raises RequestError."""
+        if not goes_on(messages):
+            return None
+        where = f"messages.{len(self.messages) - 1}"
+        if self.thinks:
+            raise RequestError(
+                f"{where} is the assistant's and the last, beside thinking: the answer cannot go "
+                "on with it and think before",
+                param=where,
+            )
+        text = messages[-1]["content"]
+        text = text if isinstance(text, str) else text[-1].get("text", "")
+        if text != text.rstrip():
+            raise RequestError(
+                f"{where} is the assistant's and the last, and ends with white space; expected "
+                "none, as what follows usually begins with it",
+                param=where,
+            )
+        return True
 
 
 class TokenCount(ResponseModel):
@@ -160,7 +181,9 @@ async def create_message(
 
 async def count_tokens(service: OpenAIService, asked: CountTokensRequest, _: Call) -> TokenCount:
     """POST /v1/messages/count_tokens."""
-    fields: dict[str, Any] = {"model": asked.model, "messages": asked.conversation()}
+    messages = asked.conversation()
+    fields: dict[str, Any] = {"model": asked.model, "messages": messages}
+    fields["continue_final_message"] = goes_on(messages) or None
     fields["chat_template_kwargs"] = asked.switches()
     if asked.choice() != "none":
         fields["tools"] = asked.functions()

@@ -29,7 +29,7 @@ from .ollama_fields import (
     OllamaShowRequest,
 )
 from .ollama_turns import ollama_messages
-from .renaming import refuse_begun, renamed, request_of
+from .renaming import goes_on, renamed, request_of
 
 _LATEST = ":latest"
 
@@ -110,8 +110,9 @@ async def ollama_chat(
         service.served(fields["model"])
         asked.load_only()
         return writer(PLAIN).empty()
-    refuse_begun([message.role for message in asked.messages])
-    fields |= {"messages": ollama_messages(asked.messages), "tools": asked.tools or None}
+    messages = ollama_messages(asked.messages)
+    fields |= {"messages": messages, "tools": asked.tools or None}
+    fields["continue_final_message"] = goes_on(messages) or None
     with renamed(_NAMES):
         request = request_of(ChatCompletionRequest, fields | asked.thought())
         return await service.converse(request, call, lambda _, plan, __: writer(plan))

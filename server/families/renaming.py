@@ -27,24 +27,25 @@ def request_of(kind: type[AnyRequest], fields: Mapping[str, Any]) -> AnyRequest:
         raise refusal(error) from None
 
 
-def refuse_begun(roles: Sequence[str]) -> None:
-    """Refuse a conversation whose last message is the assistant's, for it would be continued.
+def goes_on(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the answer goes on with the last message, which is then the assistant's.
 
     Args:
-        roles: of the messages.
+        messages: of OpenAI's API.
 
     Raises:
-        RequestError: it is.
+        RequestError: it is the assistant's, but no text.
     """
-    if roles and roles[-1] == "assistant":
-        where = f"messages.{len(roles) - 1}"
+    last = messages[-1]
+    if last["role"] != "assistant":
+        return False
+    if not last.get("content") or last.get("tool_calls"):
         raise RequestError(
-            f"{where} is the assistant's and the last: this server does not continue a message "
-            "that has begun",
-            param=where,
-            code="unsupported_value",
-            hint="end with a message of the user's",
+            "the last message is the assistant's, but no text, so the answer cannot go on with it",
+            param="messages",
+            hint="end with a message of the user's, or with the results of the calls",
         )
+    return True
 
 
 @contextmanager

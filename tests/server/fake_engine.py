@@ -94,6 +94,7 @@ class FakeTokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         limit: TokenLimit | None = None,
         **kwargs: Any,
     ) -> list[int]:
@@ -110,6 +111,8 @@ class FakeTokenizer:
                 content = "\n".join(part["text"] for part in content)
             ids += [TURN, *f"{message['role']}\n{content}".encode(), END]
         ids += [TURN] if add_generation_prompt else []
+        if continue_final_message:
+            ids.pop()
         if limit is not None:
             limit.check(len(ids))
         return ids

@@ -136,7 +136,8 @@ async def test_system_and_blocks_reach_the_template(http: httpx.AsyncClient) -> 
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "content.0"),
-        ({"messages": [*SAY["messages"], {"role": "assistant", "content": "I"}]}, "messages.1"),
+        ({"messages": [*SAY["messages"], {"role": "assistant", "content": "I "}]}, "messages.1"),
+        ({"messages": [*SAY["messages"], {"role": "assistant", "content": ""}]}, "last message"),
         ({"system": [{"type": "image"}]}, "system.0"),
         ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
@@ -244,3 +245,23 @@ def test_leaving_ends_the_work(live: Callable[..., LiveServer]) -> None:
         wait_until(lambda: engine.stats().running == 1)
     wait_until(lambda: engine.stats().finished.get("cancelled") == 1)
     assert engine.stats().running == 0
+
+
+async def test_an_answer_goes_on_with_a_last_message(http: httpx.AsyncClient) -> None:
+    """Its tokens are the end of the prompt, for both endpoints; beside thinking it is refused."""
+    turns = [*SAY["messages"], {"role": "assistant", "content": [{"type": "text", "text": "I am"}]}]
+    whole = {**SAY, "messages": [*turns, {"role": "user", "content": ""}]}
+    begun = {**SAY, "messages": turns}
+    counts = []
+    for body in (begun, whole):
+        counted = {name: body[name] for name in ("model", "messages")}
+        got = await http.post("/v1/messages/count_tokens", json=counted)
+        counts.append(got.json()["input_tokens"])
+    # The end of the message, two marks of turns, "user" and a line end follow in the other one.
+    assert counts[1] - counts[0] == 1 + len("user\n") + 3
+    answer = (await http.post("/v1/messages", json=begun)).json()
+    assert answer["usage"]["input_tokens"] == counts[0]
+    assert answer["content"][0]["text"].endswith("assistant\nI am")
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2048}
+    refused = await http.post("/v1/messages", json={**begun, **thinking})
+    assert refused.status_code == 400 and "messages.1" in refused.json()["error"]["message"]

@@ -172,7 +172,7 @@ async def test_what_is_not_honoured_is_refused_by_name(
     [
         ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aa"]}]}, "images"),
         ("/api/chat", {"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
-        ("/api/chat", {"messages": [{"role": "assistant", "content": "x"}]}, "messages.0"),
+        ("/api/chat", {"messages": [{"role": "assistant", "content": ""}]}, "last message"),
         ("/api/chat", {"messages": [{"role": "god", "content": "x"}]}, "messages.0.role"),
         ("/api/chat", {"messages": [], "keep_alive": 0}, "keep_alive"),
         ("/api/generate", {"prompt": "", "keep_alive": "0s"}, "keep_alive"),
