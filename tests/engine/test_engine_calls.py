@@ -21,6 +21,7 @@ from halfbyte import Completion, Engine, SamplingParams
 from halfbyte.engine.config import EngineConfig
 from halfbyte.engine.fields import EngineOptions, SamplingFields
 from halfbyte.engine.grammar.base import GrammarSpec
+from halfbyte.engine.grammar.limit import ReasoningLimit
 from halfbyte.errors import EngineDeadError, RequestError, TokenizerError
 
 TEXT = "Once upon a time there was"
@@ -42,7 +43,11 @@ def engine(tiny_hf: Path) -> Iterator[Engine]:
 )
 def test_keyword_types_are_those_of_the_dataclass(typed: Any, meant: Any) -> None:
     # What is imported for checkers alone.
-    names = {"GrammarSpec": GrammarSpec, "Processor": Callable[..., Any]}
+    names = {
+        "GrammarSpec": GrammarSpec,
+        "Processor": Callable[..., Any],
+        "ReasoningLimit": ReasoningLimit,
+    }
     want = typing.get_type_hints(meant, localns=names)
     assert typing.get_type_hints(typed, localns=names) == {
         f.name: want[f.name] for f in fields(meant)
