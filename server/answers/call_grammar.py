@@ -6,9 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from halfbyte.errors import RequestError
+
 from ...engine.grammar.base import GrammarSpec
 from .formats import ARGS
 from .parser import AnswerSyntax
+from .xml_call import FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END, value_types
+
+# Of a text; those of other values are the grammar's.
+_BOUNDS = ("pattern", "minLength", "maxLength", "format")
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of arguments that may be any object."""
@@ -43,7 +49,11 @@ def call_grammar(
     assert form is not None
     rules = _Rules(special)
     names = list(functions)
-    if form.headed:
+    if form.xml:
+        rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
+        for i, name in enumerate(names):
+            _xml_call(rules, i, name, functions[name], param)
+    elif form.headed:
         rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
         for i, name in enumerate(names):
             rules.add(f"call_{i}", f"{rules.text(name)} {rules.text(ARGS)} args_{i}")
@@ -54,7 +64,7 @@ def call_grammar(
         for i, name in enumerate(names):
             head = f"{json.dumps(name)}, {json.dumps(form.arguments)}: "
             rules.add(f"call_{i}", f"{_quoted(head)} args_{i}")
-    for i, name in enumerate(names):
+    for i, name in enumerate(() if form.xml else names):
         rules.add(f"args_{i}", f"%json {json.dumps(functions[name])}")
     # What follows the marker of the first call, and of further ones in the same list.
     opening, closing, end = map(rules.text, (form.opening, form.closing, form.end))
@@ -71,6 +81,45 @@ def call_grammar(
     thought = rules.thought(syntax) if thinks or syntax.begun else ""
     rules.add("start", f"{thought} answer")
     return GrammarSpec.lark(rules.source(), param=param)
+
+
+def _xml_call(rules: _Rules, index: int, name: str, schema: Mapping[str, Any], param: str) -> None:
+    """The rules of a call with a tag for each argument, in the order of the schema.
+
+    Raises:
+        RequestError: a bound of a text, which is not looked at here.
+    """
+    end = f"\n{PARAMETER_END}\n"
+    parts = [_quoted(f"{FUNCTION}{name}>\n")]
+    if schema is ANY_OBJECT:
+        rules.add("KEY", r"/[^>\n]{1,128}/")
+        parts.append(f"({_quoted(PARAMETER)} KEY {_quoted('>' + chr(10))} {rules.until(end)})*")
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    required = schema.get("required") or ()
+    for place, (key, kind) in enumerate((schema.get("properties") or {}).items()):
+        begin, types = _quoted(f"{PARAMETER}{key}>\n"), value_types(kind)
+        rule = f"arg_{index}_{place}"
+        if types == {"string"}:
+            values = kind.get("enum") or ([kind["const"]] if "const" in kind else None)
+            bound = next((name for name in _BOUNDS if name in kind), None)
+            if bound is not None:
+                raise RequestError(
+                    f"{param}: the parameter {key!r:.140} of {name!r:.140} has {bound}, which "
+                    "cannot be enforced in the form in which this model writes calls",
+                    param=param,
+                    code="unsupported_value",
+                    hint="leave it out, or describe it to the model",
+                )
+            if values is None:
+                rules.add(rule, f"{begin} {rules.until(end)}")
+            else:
+                either = " | ".join(_quoted(value) or '""' for value in values)
+                rules.add(rule, f"{begin} ({either}) {_quoted(end)}")
+        else:
+            inner = {**kind, **shared} if isinstance(kind, Mapping) else kind
+            rules.add(rule, f"{begin} %json {json.dumps(inner)} {_quoted(end)}")
+        parts.append(rule if key in required else f"{rule}?")
+    rules.add(f"call_{index}", " ".join([*parts, _quoted(FUNCTION_END)]))
 
 
 def _free(rules: _Rules, syntax: AnswerSyntax, several: bool) -> None:

@@ -22,6 +22,7 @@ class CallFormat:
         again: two calls are ``closing end between begin opening`` apart, not only ``between``.
         leading: calls stand at the beginning of the answer only, with or without the marker.
         headed: a call is ``name[ARGS]{...}`` in place of a JSON object.
+        xml: a call is ``<function=name>`` with a ``<parameter=key>`` for each argument.
         short_ids: ids of calls have nine letters and digits, which the template insists on.
     """
 
@@ -37,6 +38,7 @@ class CallFormat:
     again: bool = False
     leading: bool = False
     headed: bool = False
+    xml: bool = False
     short_ids: bool = False
 
 
@@ -73,6 +75,17 @@ CALL_FORMATS = (
         between="\n",
         closing="\n",
         again=True,
+    ),
+    CallFormat(
+        "qwen3-coder",
+        ("<tool_call>", "<function=", "<parameter="),
+        begin="<tool_call>",
+        end="</tool_call>",
+        opening="\n",
+        between="\n",
+        closing="\n",
+        again=True,
+        xml=True,
     ),
     CallFormat(
         "mistral-headed",

@@ -6,12 +6,14 @@ the text is cut, the pieces joined are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from .call_reader import CallReader, HeadedReader, ObjectReader
 from .formats import ARGS, CALL_ID, CallFormat, ReasoningFormat
 from .pieces import AnswerPiece, CallArguments, CallBegin, ContentPiece, ReasoningPiece
+from .xml_call import FUNCTION, XmlReader
 
 _BLANKS = " \t\r\n"
 # What models write between calls, and around lists of them.
@@ -29,12 +31,14 @@ class AnswerSyntax:
         names: the functions that may be called.
         reasoning: how reasoning is marked; None: none is looked for.
         begun: the prompt ends within the reasoning.
+        schemas: function -> schema of its arguments, where it has one.
     """
 
     calls: CallFormat | None = None
     names: Collection[str] = ()
     reasoning: ReasoningFormat | None = None
     begun: bool = False
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class AnswerParser:
@@ -171,7 +175,12 @@ class AnswerParser:
             return self._give_up()
         if not text or form.end.startswith(text):
             return False
-        if form.headed and not self._certain():
+        if form.xml:
+            if not text.startswith(FUNCTION):
+                return False if FUNCTION.startswith(text) else self._give_up()
+            self._reader = XmlReader(self._syntax.schemas)
+            self._plain = self._plain or 1
+        elif form.headed and not self._certain():
             self._reader = HeadedReader(ARGS, CALL_ID)
         elif text[0] == "{" and not form.headed:
             self._reader = ObjectReader(self._syntax.names if form.leading else None)

@@ -230,7 +230,8 @@ def answer_plan(
         tail = codec.decode(prompt[-_TAIL:], skip_special=False).rstrip()
         begun, over = tail.endswith(reasoning.begin), tail.endswith(reasoning.end)
     names = frozenset(tool.function.name for tool in tools)
-    syntax = AnswerSyntax(calls, names, reasoning, begun)
+    schemas = {t.function.name: t.function.parameters for t in tools if t.function.parameters}
+    syntax = AnswerSyntax(calls, names, reasoning, begun, schemas)
     markers = [] if reasoning is None else [reasoning.begin, reasoning.end]
     if calls is not None:
         markers += [calls.begin, calls.end, *((ARGS, CALL_ID) if calls.headed else ())]

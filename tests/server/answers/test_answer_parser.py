@@ -17,6 +17,8 @@ from halfbyte.server.answers.pieces import AnswerPiece, CallArguments, ContentPi
 FORMATS = {row.name: row for row in CALL_FORMATS}
 HERMES, LLAMA, MISTRAL = FORMATS["hermes"], FORMATS["llama3"], FORMATS["mistral"]
 HEADED, GRANITE = FORMATS["mistral-headed"], FORMATS["granite"]
+XML = FORMATS["qwen3-coder"]
+KINDS = {"a": {"type": "string"}, "b": {"type": "number"}, "c": {"type": "boolean"}}
 THINK = REASONING_FORMATS[0]
 NAMES = ("f", "g")
 
@@ -34,9 +36,14 @@ def whole(syntax: AnswerSyntax, text: str) -> tuple[str, str, list[tuple[str, st
 
 
 def of(form: Any, **more: Any) -> AnswerSyntax:
-    return AnswerSyntax(form, NAMES, **more)
+    return AnswerSyntax(form, NAMES, **{"schemas": {"f": {"properties": KINDS}}, **more})
 
 
+# An argument of each kind, with blanks as the model writes them.
+TAGS = (
+    "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n"
+    "<parameter=c>\nTrue\n</parameter>\n</function>\n</tool_call>"
+)
 CALL = '{"name": "f", "arguments": {"a": [1, "}"]}}'
 ARGUMENTS = '{"a": [1, "}"]}'
 READ: list[tuple[AnswerSyntax, str, str, str, list[tuple[str, str]]]] = [
@@ -76,6 +83,22 @@ READ: list[tuple[AnswerSyntax, str, str, str, list[tuple[str, str]]]] = [
     # Cut off.
     (of(HERMES), '<tool_call>{"name": "f", "arguments": {"a": "b', "", "", [("f", '{"a": "b')]),
     (of(HERMES), f"<tool_call>{CALL}</tool_c", "", "", [("f", ARGUMENTS)]),
+    # Qwen3-Coder: tags, with bare values of the types that the schema has for them.
+    (of(XML), f"Well.\n{TAGS}", "Well.", "", [("f", '{"a": "1", "b": 2, "c": true}')]),
+    (of(XML, schemas={}), TAGS, "", "", [("f", '{"a": "1", "b": "2", "c": "True"}')]),
+    (of(XML), f"{TAGS}\n{TAGS} so", "so", "", [("f", '{"a": "1", "b": 2, "c": true}')] * 2),
+    (of(XML), "<tool_call><function=g></function></tool_call>", "", "", [("g", "{}")]),
+    (
+        of(XML),
+        "<tool_call>\n<function=f>\n<parameter=a>\n\n x\n\n</parameter>\n</function>",
+        "",
+        "",
+        [("f", '{"a": "\\n x\\n"}')],
+    ),
+    (of(XML), "<tool_call>\n<function=f", "<tool_call>\n<function=f", "", []),
+    (of(XML), "<tool_call> no", "<tool_call> no", "", []),
+    (of(XML), "<tool_call><function=f>\n<parameter=a>\n1", "", "", [("f", "")]),
+    (of(XML), "<tool_call><function=f>\n oops", "oops", "", [("f", "{}")]),
     # Llama 3: calls at the beginning only, with or without a marker, of functions that there are.
     (of(LLAMA), '{"name": "f", "parameters": {"a": 1}}', "", "", [("f", '{"a": 1}')]),
     (of(LLAMA), '\n<|python_tag|>{"name": "g", "parameters": {}}', "", "", [("g", "{}")]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from halfbyte.engine.grammar.base import GrammarState
 from halfbyte.engine.grammar.compiler import GrammarCompiler
 from halfbyte.engine.text.tokenizer import Tokenizer
+from halfbyte.errors import RequestError
 from halfbyte.loaders import open_checkpoint
 from halfbyte.server.answers.call_grammar import ANY_OBJECT, call_grammar
 from halfbyte.server.answers.formats import CALL_FORMATS, REASONING_FORMATS, CallFormat
@@ -59,6 +61,11 @@ def taken(state: GrammarState, text: str) -> bool | None:
 def one(form: CallFormat, arguments: str, name: str = "f") -> str:
     if form.headed:
         return f"{name}[ARGS]{arguments}"
+    if form.xml:
+        given = json.loads(arguments).items()
+        bare = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in given]
+        inner = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in bare)
+        return f"<function={name}>\n{inner}</function>"
     return f'{{"name": "{name}", "{form.arguments}": {arguments}}}'
 
 
@@ -134,3 +141,68 @@ def test_odd_names_stay_within_their_place() -> None:
         )
         state = tiny()[1].compile(spec).start()
         assert taken(state, framed(form, form.begin, one(form, GOOD, odd))) is True
+
+
+XML = next(form for form in CALL_FORMATS if form.xml)
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer", "minimum": 0},
+        "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}},
+        "mode": {"enum": ["a", "b"]},
+        "note": {"type": ["string", "null"]},
+    },
+    "required": ["name", "age"],
+    "$defs": {"tag": {"enum": ["x", "y"]}},
+}
+
+
+def xml_state(schema: dict[str, Any]) -> GrammarState:
+    spec = call_grammar(
+        AnswerSyntax(XML, ("f",)),
+        {"f": schema},
+        must=True,
+        parallel=False,
+        thinks=False,
+        special=lambda _: None,
+        param="tools.0.function.parameters",
+    )
+    return tiny()[1].compile(spec).start()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        ({"name": "Ann", "age": 5}, True),
+        ({"name": "two\nlines <b> </parameter", "age": 5}, True),
+        ({"name": "", "age": 0}, True),
+        ({"name": "Ann", "age": 5, "tags": ["x", "y"], "mode": "b"}, True),
+        ({"name": "Ann", "age": 5, "note": None}, True),
+        ({"name": "Ann"}, False),
+        ({"age": 5, "name": "Ann"}, False),
+        ({"name": "Ann", "age": -1}, False),
+        ({"name": "Ann", "age": "old"}, False),
+        ({"name": "Ann", "age": 5, "tags": ["z"]}, False),
+        ({"name": "Ann", "age": 5, "mode": "c"}, False),
+        ({"name": "Ann", "age": 5, "other": 1}, False),
+    ],
+)
+def test_bare_arguments_are_bound_by_their_schema(arguments: dict[str, Any], right: bool) -> None:
+    text = framed(XML, XML.begin, one(XML, json.dumps(arguments)))
+    assert taken(xml_state(PERSON), text) is right
+    if right:
+        syntax = AnswerSyntax(XML, ("f",), schemas={"f": PERSON})
+        for cut in range(0, len(text), 7):
+            parser = AnswerParser(syntax, lambda: "id")
+            pieces = [*parser.feed(text[:cut]), *parser.feed(text[cut:]), *parser.finish()]
+            (call,) = WholeAnswer.of(pieces).calls
+            assert json.loads(call.arguments) == arguments
+
+
+def test_a_bound_that_cannot_be_kept_is_refused() -> None:
+    for bound in ({"minLength": 1}, {"pattern": "^a"}, {"format": "date"}, {"maxLength": 5}):
+        schema = {"type": "object", "properties": {"name": {"type": "string", **bound}}}
+        with pytest.raises(RequestError, match=next(iter(bound))) as caught:
+            xml_state(schema)
+        assert caught.value.param == "tools.0.function.parameters"
