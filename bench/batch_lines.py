@@ -16,13 +16,11 @@ import json
 import os
 import random
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +32,13 @@ from halfbyte.errors import ConfigError, HalfbyteError
 
 from ..loaders.store.model_store import resolve_model
 from .machine import machine_info, usable_cores
+from .server_process import (
+    PATIENCE_S,
+    ended,
+    free_port,
+    llama_server_command,
+    running_server,
+)
 from .table import markdown_table
 
 _WORDS = (
@@ -44,7 +49,6 @@ _BEGINNINGS = 4
 _BEGINNING_WORDS = 80
 _WORDS_OF_A_LINE = (5, 60)
 _TOKENS_OF_A_LINE = (8, 48)
-_PATIENCE_S = 600.0
 _CONTEXT = 512
 
 
@@ -95,7 +99,7 @@ def run_ours(model: Path, source: Path, slots: int, threads: int) -> BatchSample
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         said = process.stderr.read()
-        processor_s = _ended(process)
+        processor_s = ended(process)
         found = re.search(r"none failed; \d+ tokens in ([\d.]+) s", said)
         if process.returncode or found is None:
             raise ConfigError(f"halfbyte batch failed: {(said.strip() or 'nothing said')[-300:]}")
@@ -114,61 +118,28 @@ def run_llama_server(
     Raises:
         ConfigError: it does not start, or refuses a request.
     """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [binary, "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--parallel", str(slots), "-c", str(_CONTEXT * slots), "-t", str(threads)]
-    command += ["-tb", str(threads), *options]
-    with tempfile.TemporaryFile() as log:
+    port = free_port()
+    command = llama_server_command(
+        binary, model, port, slots=slots, context=_CONTEXT, threads=threads, options=options
+    )
+    bodies = [json.loads(line)["body"] for line in source.read_text("utf-8").splitlines()]
+    with running_server(command, port) as server:
+        begun = time.perf_counter()
         try:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-        except OSError as error:
-            raise ConfigError(f"--llama-server {binary}: {error.strerror or error}") from error
-        try:
-            _wait_for(process, url)
-            bodies = [json.loads(line)["body"] for line in source.read_text("utf-8").splitlines()]
-            begun = time.perf_counter()
             with ThreadPoolExecutor(slots) as pool:
-                usages = list(pool.map(lambda body: _ask(url, body), bodies))
-            seconds = time.perf_counter() - begun
+                usages = list(pool.map(lambda body: _ask(server.url, body), bodies))
         except (OSError, KeyError, ValueError) as error:
-            log.seek(0)
-            tail = log.read()[-300:].decode("utf-8", "replace")
-            raise ConfigError(f"llama-server failed: {error}; it said: {tail}") from error
-        finally:
-            process.terminate()
-            processor_s = _ended(process)
-    return _sample(seconds, processor_s, usages)
-
-
-def _wait_for(process: subprocess.Popen[Any], url: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise OSError("it did not become ready")
+            raise ConfigError(f"llama-server failed: {error}") from error
+        seconds = time.perf_counter() - begun
+    return _sample(seconds, server.processor_s, usages)
 
 
 def _ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=_PATIENCE_S) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         return json.load(response)["usage"]
-
-
-def _ended(process: subprocess.Popen[Any]) -> float:
-    """Wait for a process; its processor seconds, 0 of one that is known to have ended."""
-    if process.returncode is not None:
-        return 0.0
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return used.ru_utime + used.ru_stime
 
 
 def _sample(seconds: float, processor_s: float, usages: Sequence[dict[str, Any]]) -> BatchSample:

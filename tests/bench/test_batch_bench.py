@@ -70,7 +70,7 @@ def test_a_server_is_asked_every_line_and_ended(server, tmp_path):
     assert found.completion_tokens == sum(body["max_tokens"] for body in bodies)
     assert found.prompt_tokens == sum(len(body["prompt"]) for body in bodies)
     assert found.seconds > 0 and found.processor_s > 0 and found.cached_tokens == 0
-    with pytest.raises(ConfigError, match="did not become ready; it said: cannot read it"):
+    with pytest.raises(ConfigError, match="does not start; it said: cannot read it"):
         run_llama_server(server, tmp_path / "broken", source, 4, 1)
     with pytest.raises(ConfigError, match="--llama-server nowhere"):
         run_llama_server("nowhere", tmp_path / "model.gguf", source, 4, 1)

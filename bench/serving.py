@@ -1,0 +1,283 @@
+"""What users of a server see, against llama.cpp's server: throughput, and how long tokens take.
+
+    python -m halfbyte.bench.serving MODEL --llama-server PATH --users 1,8,32 --rounds 5 --out DIR
+
+Every user sends one request after another and reads its answer as a stream. The servers run in
+turn, each in a process of its own, and get the same requests: drawn words, so that no prompt has a
+beginning in a cache, and a fixed number of tokens that no end-of-text cuts short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfbyte.errors import ConfigError, HalfbyteError
+
+from ..loaders.store.model_store import resolve_model
+from .machine import machine_info, usable_cores
+from .server_process import PATIENCE_S, free_port, llama_server_command, running_server
+from .table import markdown_table
+
+# Words of a prompt: tokens are somewhat more.
+PROMPT_WORDS = {"short": 24, "long": 300}
+_SYLLABLES = ("ka", "lo", "mi", "ren", "sto", "va", "tu", "bel", "dor", "fin", "gra", "hu", "pin")
+_LEAST_REQUESTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked of a server at a time.
+
+    Attributes:
+        users: who ask at the same time.
+        prompt: of `PROMPT_WORDS`.
+    """
+
+    users: int
+    prompt: str
+
+    @property
+    def requests(self) -> int:
+        """How many there are: two of each user, and enough to take medians of."""
+        return max(_LEAST_REQUESTS, 2 * self.users)
+
+    def __str__(self) -> str:
+        return f"{self.users} user{'s' * (self.users > 1)}, {self.prompt} prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSample:
+    """One run of a load.
+
+    Attributes:
+        seconds: from the first request to the last token.
+        requests: answered.
+        prompt_tokens: of all requests.
+        completion_tokens: of all answers.
+        first_s: seconds to the first token of each request.
+        gaps_s: seconds between two events of an answer, of all answers.
+    """
+
+    seconds: float
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    first_s: list[float]
+    gaps_s: list[float]
+
+
+def drawn_prompts(load: Load, seed: int) -> list[str]:
+    """A prompt for each request, the same for the same seed; no two begin alike."""
+    draw = random.Random(f"{seed} {load}")
+    words = PROMPT_WORDS[load.prompt]
+    return [
+        " ".join("".join(draw.choices(_SYLLABLES, k=draw.randint(1, 3))) for _ in range(words))
+        for _ in range(load.requests)
+    ]
+
+
+async def run_load(url: str, load: Load, seed: int, tokens: int) -> LoadSample:
+    """Send the requests of a load.
+
+    Args:
+        url: ``http://HOST:PORT``.
+        load: how many, and of what kind.
+        seed: of the drawn prompts.
+        tokens: of each answer.
+
+    Raises:
+        ConfigError: the server refuses a request, or ends an answer early.
+    """
+    host, _, port = url.removeprefix("http://").partition(":")
+    left = iter(drawn_prompts(load, seed))
+    answers: list[tuple[list[float], dict[str, Any]]] = []
+
+    async def user() -> None:
+        for prompt in left:
+            body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            answers.append(await _ask(host, int(port), json.dumps(body).encode()))
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(user() for _ in range(load.users)))
+    seconds = time.perf_counter() - begun
+    usages = [usage for _, usage in answers]
+    if any(usage["completion_tokens"] != tokens for usage in usages):
+        raise ConfigError(f"an answer has not {tokens} tokens: {usages}")
+    return LoadSample(
+        seconds=seconds,
+        requests=len(answers),
+        prompt_tokens=sum(usage["prompt_tokens"] for usage in usages),
+        completion_tokens=tokens * len(answers),
+        first_s=[times[1] - times[0] for times, _ in answers],
+        gaps_s=[b - a for times, _ in answers for a, b in itertools.pairwise(times[1:])],
+    )
+
+
+async def _ask(host: str, port: int, body: bytes) -> tuple[list[float], dict[str, Any]]:
+    """When a request was sent and each event with text came, and the usage.
+
+    Plain sockets: a client library takes a part of the processor that is being measured.
+    """
+    times = [time.perf_counter()]
+    usage: dict[str, Any] | None = None
+    reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
+    try:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        status = await reader.readline()
+        if b" 200 " not in status:
+            raise ConfigError(f"a request was refused: {(await reader.read(2000))[-600:]!r}")
+        # Lines of chunk sizes and of the head have no such beginning.
+        while line := await asyncio.wait_for(reader.readline(), PATIENCE_S):
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            usage = event.get("usage") or usage
+            if any(choice.get("text") for choice in event.get("choices", ())):
+                times.append(time.perf_counter())
+    finally:
+        writer.close()
+    if usage is None or len(times) < 2:
+        raise ConfigError("an answer ended without its usage")
+    return times, usage
+
+
+def _command(label: str, args: argparse.Namespace, model: Path, port: int) -> list[str]:
+    """The command line of a server with a place for each of the most users."""
+    users = max(args.users)
+    context = 2 * max(PROMPT_WORDS.values()) * 2 + args.tokens
+    if label == "halfbyte":
+        command = [sys.executable, "-m", "halfbyte", "serve", str(model), "--port", str(port)]
+        command += ["--max-batch", str(users), "--kv-tokens", str(context * users)]
+        return [*command, "--threads", str(args.threads)]
+    return llama_server_command(
+        args.llama_server,
+        model,
+        port,
+        slots=users,
+        context=context,
+        threads=args.threads,
+        options=args.options,
+    )
+
+
+def measure_servers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A report in plain JSON types. Raises ConfigError as the runs do."""
+    labels = ["halfbyte", *(["llama-server"] if args.llama_server else [])]
+    loads = [Load(users, prompt) for prompt in args.prompts for users in args.users]
+    samples: dict[str, dict[str, list[LoadSample]]] = {str(load): {} for load in loads}
+    for number in range(args.rounds):
+        for label in labels:
+            port = free_port()
+            with running_server(_command(label, args, model, port), port) as server:
+                # The first answer warms up what a server does once.
+                asyncio.run(run_load(server.url, Load(1, "short"), -1, 4))
+                for load in loads:
+                    seed = args.seed + number
+                    sample = asyncio.run(run_load(server.url, load, seed, args.tokens))
+                    samples[str(load)].setdefault(label, []).append(sample)
+                    speed = sample.completion_tokens / sample.seconds
+                    print(
+                        f"round {number + 1}: {label}, {load}: {speed:.1f} tokens/s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    return {
+        "kind": "serving",
+        "machine": machine_info(),
+        "load_average": os.getloadavg(),
+        "file": model.name,
+        "setting": {n: getattr(args, n) for n in ("tokens", "threads", "rounds", "seed")},
+        "options": list(args.options),
+        "samples": {
+            load: {label: [asdict(s) for s in taken] for label, taken in each.items()}
+            for load, each in samples.items()
+        },
+    }
+
+
+def serving_table(report: dict[str, Any]) -> str:
+    """A markdown table: medians over the rounds, of the rounds' own quantiles."""
+    rows = []
+    for load, each in report["samples"].items():
+        for label, taken in each.items():
+            speed = [s["completion_tokens"] / s["seconds"] for s in taken]
+            rate = [s["requests"] / s["seconds"] for s in taken]
+            rows.append(
+                (
+                    load,
+                    label,
+                    f"{statistics.median(rate):.2f}",
+                    f"{statistics.median(speed):.1f} ({min(speed):.1f} to {max(speed):.1f})",
+                    *(_quantile(taken, "first_s", q) for q in (0.5, 0.95)),
+                    *(_quantile(taken, "gaps_s", q) for q in (0.5, 0.95)),
+                )
+            )
+    heads = ("load", "server", "requests/s", "tokens/s (range)")
+    heads += ("first token ms p50", "p95", "between tokens ms p50", "p95 ")
+    return markdown_table(heads, rows, heads[2:])
+
+
+def _quantile(taken: Sequence[dict[str, Any]], name: str, share: float) -> str:
+    each = [float(np.quantile(s[name], share)) for s in taken if s[name]]
+    return f"{1000 * statistics.median(each):.0f}" if each else ""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line; prints the table, progress goes to stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m halfbyte.bench.serving", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("model", metavar="MODEL", help="name or path of a GGUF file")
+    parser.add_argument("--llama-server", metavar="PATH", help="llama.cpp's server; else only ours")
+    parser.add_argument(
+        "--option",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="one more of llama-server's options; repeatable",
+    )
+    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--users", type=numbers, default=[1, 8, 32], metavar="N,..")
+    parser.add_argument(
+        "--prompt", dest="prompts", action="append", choices=list(PROMPT_WORDS), default=None
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn requests")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report there as JSON")
+    args = parser.parse_args(argv)
+    args.prompts = args.prompts or list(PROMPT_WORDS)
+    try:
+        model = resolve_model(args.model)
+        report = measure_servers(model, args)
+        print(serving_table(report))
+        if args.out is not None:
+            args.out.mkdir(parents=True, exist_ok=True)
+            path = args.out / f"serving-{model.stem}.json"
+            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            print(f"wrote {path}", file=sys.stderr)
+    except HalfbyteError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
