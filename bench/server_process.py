@@ -70,7 +70,7 @@ def running_server(command: Sequence[str], port: int) -> Iterator[ServerProcess]
         try:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         except OSError as error:
-            raise ConfigError(f"{command[0]}: {error.strerror or error}") from error
+            raise ConfigError(f"cannot run {command[0]}: {error.strerror or error}") from error
         try:
             deadline = time.monotonic() + PATIENCE_S
             while not _healthy(server.url):

@@ -72,7 +72,7 @@ def test_a_server_is_asked_every_line_and_ended(server, tmp_path):
     assert found.seconds > 0 and found.processor_s > 0 and found.cached_tokens == 0
     with pytest.raises(ConfigError, match="does not start; it said: cannot read it"):
         run_llama_server(server, tmp_path / "broken", source, 4, 1)
-    with pytest.raises(ConfigError, match="--llama-server nowhere"):
+    with pytest.raises(ConfigError, match="cannot run nowhere"):
         run_llama_server("nowhere", tmp_path / "model.gguf", source, 4, 1)
 
 
