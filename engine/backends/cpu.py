@@ -50,7 +50,8 @@ def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
     library = None if config.backend == "cpu_torch" else _load_library(config, threads)
     if library is not None:
         full = config.dtype == "float32"
-        return CompiledOps(library, config.exact or full, full, chosen_rule(config))
+        rule = chosen_rule(config, library.form)
+        return CompiledOps(library, config.exact or full, full, rule)
     require_floats(config, "cpu_torch")
     torch.set_num_threads(threads)
     return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16)
