@@ -102,7 +102,9 @@ def test_choices_are_requests_with_the_next_seeds(engine: Engine) -> None:
             assert choice.index == index and same_answer(choice, one)
         # The completion stands for the first of them.
         assert same_answer(done, want[0]) and done.index == 0
-        assert len({tuple(choice.token_ids) for choice in done.choices}) > 1
+    # Not so that all are one: this model is nearly even at this temperature, over nine tokens.
+    (done,) = engine.generate([random_prompt()], warm(temperature=2.0, top_p=1.0, n=4))
+    assert len({tuple(choice.token_ids) for choice in done.choices}) > 1
 
 
 def test_the_prompt_counts_once(tiny_hf: Path) -> None:
