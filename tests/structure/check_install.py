@@ -30,6 +30,12 @@ PLATFORMS = {
     "aarch64-manylinux_2_28": {},
     "aarch64-apple-darwin": {"MACOSX_DEPLOYMENT_TARGET": "14.0"},
 }
+# What structured output and the development extra need besides: llguidance's wheels are for glibc
+# 2.31, of Debian 11 and Ubuntu 20.04.
+PINNED = {
+    "x86_64-manylinux_2_28": "x86_64-manylinux_2_31",
+    "aarch64-manylinux_2_28": "aarch64-manylinux_2_31",
+}
 SETTINGS = ("PIP_", "UV_", "PYTHON", "VIRTUAL_ENV", "CONDA")
 KEPT = ("PIP_CERT", "PIP_CACHE_DIR", "UV_CACHE_DIR", "UV_NATIVE_TLS")
 SHOWN = ("torch", "triton", "numpy", "transformers")
@@ -99,7 +105,8 @@ def resolve(uv: str, python: str, platform: str, pinned: bool) -> Resolved:
         pinned: with ``constraints.txt`` and all for development, else the ranges alone.
     """
     command = [uv, "pip", "compile", "pyproject.toml", "--quiet", "--no-annotate", "--no-header"]
-    command += ["--python-platform", platform, "--python-version", python]
+    target = PINNED.get(platform, platform) if pinned else platform
+    command += ["--python-platform", target, "--python-version", python]
     command += ["--only-binary", ":all:"]
     if pinned:
         command += ["--constraint", "constraints.txt", "--extra", "dev", "--extra", "release"]
@@ -123,7 +130,8 @@ def check_resolutions(uv: str) -> list[str]:
                 cells = [found.versions.get(name, "-") for name in SHOWN]
                 what = "pins" if pinned else "ranges"
                 count = len(found.versions) or "FAILED"
-                print(f"{python:7}{platform:24}{what:9}{count:>9}  ", end="")
+                shown = PINNED.get(platform, platform) if pinned else platform
+                print(f"{python:7}{shown:24}{what:9}{count:>9}  ", end="")
                 print(" ".join(f"{cell:14}" for cell in cells), flush=True)
                 if found.problem:
                     problems.append(f"{python}, {platform}, {what}: {found.problem}")
