@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+from .json_bytes import json_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class KeptResponses:
             messages: the conversation that it ended, not changed any more.
         """
         self.drop(tenant, id)
-        size = len(orjson.dumps([response, messages]))
+        size = len(json_bytes([response, messages]))
         if size > self._most:
             return
         self._kept[tenant, id] = KeptResponse(response, messages, size)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, SkipValidation
+
+from .json_bytes import json_bytes
 
 
 class ResponseModel(BaseModel):
@@ -13,7 +14,7 @@ class ResponseModel(BaseModel):
 
     def to_json(self) -> bytes:
         """The body's text, UTF-8; ten times as fast as pydantic's for millions of tokens."""
-        return orjson.dumps(dict(self), default=dict)
+        return json_bytes(dict(self), dict)
 
 
 class FreeResponse(ResponseModel):
@@ -27,7 +28,7 @@ class FreeResponse(ResponseModel):
 
     def to_json(self) -> bytes:
         """The fields alone."""
-        return orjson.dumps(self.fields)
+        return json_bytes(self.fields)
 
 
 class PromptTokensDetails(ResponseModel):

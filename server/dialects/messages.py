@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import orjson
-
 from ...engine.request import Completion, Delta, FinishReason
 from ..answers.pieces import (
     AnswerPiece,
@@ -21,6 +19,7 @@ from ..answers.plan import AnswerPlan
 from ..answers.reader import AnswerReader
 from ..error_forms import anthropic_error
 from ..errors import ApiError
+from ..json_bytes import json_bytes
 from ..responses import ResponseModel, UsageInfo
 from .base import Head, ResponseWriter
 
@@ -215,4 +214,4 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 
 def _frame(kind: str, payload: Mapping[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(payload))
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes(payload))

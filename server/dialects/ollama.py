@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-import orjson
-
 from ...engine.request import Completion, Delta, FinishReason, Timings
 from ..answers.pieces import (
     AnswerPiece,
@@ -23,6 +21,7 @@ from ..answers.plan import AnswerPlan
 from ..answers.reader import AnswerReader
 from ..error_forms import ollama_error
 from ..errors import ApiError
+from ..json_bytes import json_bytes
 from ..responses import FreeResponse, UsageInfo
 from .base import ResponseWriter
 
@@ -148,7 +147,7 @@ class OllamaWriter(ResponseWriter):
         }
 
     def _line(self, fields: Mapping[str, Any]) -> bytes:
-        return orjson.dumps(fields) + b"\n"
+        return json_bytes(fields) + b"\n"
 
 
 def nanoseconds(seconds: float) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from ...engine.request import Completion, Delta, FinishReason
 from ..answers.pieces import (
     AnswerPiece,
@@ -18,6 +16,7 @@ from ..answers.pieces import (
 from ..answers.plan import AnswerPlan
 from ..answers.reader import AnswerReader
 from ..errors import ApiError
+from ..json_bytes import json_bytes
 from ..responses import FreeResponse, UsageInfo
 from .base import Head, ResponseWriter
 from .token_text import TokenText
@@ -212,6 +211,6 @@ class ResponsesWriter(ResponseWriter):
         return self._event(kind, item_id=self._output[-1]["id"], output_index=index, **fields)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        data = orjson.dumps({"type": kind, "sequence_number": self._number, **fields})
+        data = json_bytes({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)

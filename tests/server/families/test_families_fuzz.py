@@ -71,3 +71,17 @@ async def test_no_body_of_another_api_makes_a_5xx(
     assert {200, 400} <= seen, f"seed {seed}"
     stats = engine.stats()
     assert stats.running == stats.waiting == 0, f"seed {seed}"
+
+
+@pytest.mark.anyio
+async def test_integers_of_more_than_64_bits_are_repeated(http: httpx.AsyncClient) -> None:
+    """A schema that holds one is part of some answers."""
+    told = await http.post(
+        "/completion", json={"prompt": "x", "n_predict": 5, "json_schema": {"x": 1 << 64}}
+    )
+    assert told.status_code == 200 and str(1 << 64) in told.text
+    asked = {"input": "x", "metadata": {"n": 1 << 64}, "tools": [], "max_output_tokens": 5}
+    for streamed in (False, True):
+        answer = await http.post("/v1/responses", json={**asked, "stream": streamed})
+        assert answer.status_code == 200 and str(1 << 64) in answer.text
+        assert '"error":{' not in answer.text
