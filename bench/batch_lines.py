@@ -28,10 +28,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.errors import ConfigError
 
-from ..loaders.store.model_store import resolve_model
-from .machine import machine_info, usable_cores
+from .comparison import comparison_parser, run_comparison
+from .machine import machine_info
 from .server_process import (
     PATIENCE_S,
     ended,
@@ -206,37 +206,11 @@ def report_table(report: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line; prints the table, progress goes to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m halfbyte.bench.batch_lines", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("model", metavar="MODEL", help="name or path of a GGUF file")
-    parser.add_argument("--llama-server", metavar="PATH", help="llama.cpp's server; else only ours")
-    parser.add_argument(
-        "--option",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="one more of llama-server's options; repeatable",
-    )
+    parser = comparison_parser("batch_lines", __doc__, rounds=3)
     parser.add_argument("--lines", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=32, help="requests at a time")
-    parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn requests")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report there as JSON")
     args = parser.parse_args(argv)
-    try:
-        model = resolve_model(args.model)
-        report = measure(model, args)
-        print(report_table(report))
-        if args.out is not None:
-            args.out.mkdir(parents=True, exist_ok=True)
-            path = args.out / f"batch_lines-{model.stem}.json"
-            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            print(f"wrote {path}", file=sys.stderr)
-    except HalfbyteError as error:
-        parser.exit(1, f"error: {error}\n")
+    run_comparison(parser, args, "batch_lines", measure, report_table)
 
 
 if __name__ == "__main__":

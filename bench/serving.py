@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.errors import ConfigError
 
-from ..loaders.store.model_store import resolve_model
-from .machine import machine_info, usable_cores
+from .comparison import comparison_parser, run_comparison
+from .machine import machine_info
 from .server_process import PATIENCE_S, free_port, llama_server_command, running_server
 from .table import markdown_table
 
@@ -241,42 +241,16 @@ def _quantile(taken: Sequence[dict[str, Any]], name: str, share: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line; prints the table, progress goes to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m halfbyte.bench.serving", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("model", metavar="MODEL", help="name or path of a GGUF file")
-    parser.add_argument("--llama-server", metavar="PATH", help="llama.cpp's server; else only ours")
-    parser.add_argument(
-        "--option",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="one more of llama-server's options; repeatable",
-    )
+    parser = comparison_parser("serving", __doc__, rounds=5)
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--users", type=numbers, default=[1, 8, 32], metavar="N,..")
     parser.add_argument(
         "--prompt", dest="prompts", action="append", choices=list(PROMPT_WORDS), default=None
     )
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
-    parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn requests")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report there as JSON")
     args = parser.parse_args(argv)
     args.prompts = args.prompts or list(PROMPT_WORDS)
-    try:
-        model = resolve_model(args.model)
-        report = measure_servers(model, args)
-        print(serving_table(report))
-        if args.out is not None:
-            args.out.mkdir(parents=True, exist_ok=True)
-            path = args.out / f"serving-{model.stem}.json"
-            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            print(f"wrote {path}", file=sys.stderr)
-    except HalfbyteError as error:
-        parser.exit(1, f"error: {error}\n")
+    run_comparison(parser, args, "serving", measure_servers, serving_table)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
 from .event_stream import EventStream
 from .job import Call
-from .json_body import asked_model
+from .json_body import asked_model, json_answer
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
-from .responses import ResponseModel
 from .schema import RequestModel, json_schemas
 from .service import OpenAIService
 from .tenant import Keyring
@@ -123,10 +122,6 @@ class EventResponse(Response):
             await self._events.aclose()
 
 
-def _json(model: ResponseModel) -> Response:
-    return Response(model.to_json(), media_type="application/json")
-
-
 def _takes(model: type[RequestModel]) -> dict[str, Any]:
     """What the OpenAPI document says about a route's body."""
     ref = {"$ref": f"#/components/schemas/{model.__name__}"}
@@ -153,7 +148,7 @@ def _kept_route(
     service: OpenAIService, work: KeptWork
 ) -> Callable[[Request, str], Awaitable[Response]]:
     async def handle(request: Request, id: str) -> Response:
-        return _json(work(service, id, request.state.call))
+        return json_answer(work(service, id, request.state.call))
 
     return handle
 
@@ -172,7 +167,7 @@ def _refusal(status: int, reason: str) -> Callable[[], Awaitable[Response]]:
 
 def _fact_route(service: OpenAIService, fact: Fact) -> Callable[[], Awaitable[Response]]:
     async def handle() -> Response:
-        return _json(fact(service))
+        return json_answer(fact(service))
 
     return handle
 
@@ -183,7 +178,7 @@ def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Aw
     async def handle(request: Request) -> Response:
         asked = await asked_model(endpoint.asks, request)
         answer = await endpoint.answer(service, asked, request.state.call)
-        return EventResponse(answer) if isinstance(answer, EventStream) else _json(answer)
+        return EventResponse(answer) if isinstance(answer, EventStream) else json_answer(answer)
 
     return handle
 
@@ -206,7 +201,7 @@ def _add_information(app: FastAPI, service: OpenAIService) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        return _json(service.model(name))
+        return json_answer(service.model(name))
 
     @app.head("/health", include_in_schema=False)
     @app.get("/v1/health")

@@ -1,20 +1,26 @@
-"""A request's body as JSON of a known schema."""
+"""A request's body as JSON of a known schema, and an answer's."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from .errors import ApiError
 from .request_model import RequestModel
+from .responses import ResponseModel
 from .schema import parse
 
 ModelAsked = TypeVar("ModelAsked", bound=RequestModel)
 
 # Bytes from which a body is read in a thread: our own checks of it are Python.
 _LARGE_BODY = 1 << 16
+
+
+def json_answer(model: ResponseModel) -> Response:
+    """A response body as an answer."""
+    return Response(model.to_json(), media_type="application/json")
 
 
 async def _json_body(request: Request) -> bytes:

@@ -208,10 +208,10 @@ class Batches:
                 return
             except (ConfigError, OSError, ApiError) as error:
                 logger.error("the batch %s failed: %s", todo.id, error)
-                self._fail(todo.id, str(error), "batch_failed")
+                self._fail(todo, str(error), "batch_failed")
             except Exception:
                 logger.exception("the batch %s failed", todo.id)
-                self._fail(todo.id, "The server failed; its log has the details.", "server_error")
+                self._fail(todo, "The server failed; its log has the details.", "server_error")
 
     async def _answer(self, record: StoredBatch) -> None:
         """Run a batch until it has ended.
@@ -227,12 +227,12 @@ class Batches:
             with source.open("rb") as file:
                 found = await asyncio.to_thread(_begin, file, kept)
                 if not found.total:
-                    self._fail(record.id, "The input file has no line.", "empty_file")
+                    self._fail(record, "The input file has no line.", "empty_file")
                     return
-                if self._status(record.id) == "validating":
+                if self._again(record).status == "validating":
                     self._set(record, status="in_progress", stamp="in_progress_at")
                 await self._run(record, file, kept, found)
-            record = self._records.get(record.id, record.owner)
+            record = self._again(record)
             if record.status == "in_progress":
                 record = self._set(record, status="finalizing", stamp="finalizing_at")
         finally:
@@ -260,7 +260,7 @@ class Batches:
             max(0.0, record.created_at + _WINDOW_S - time.time()), run.stop
         )
         try:
-            if self._status(record.id) == "in_progress":
+            if self._again(record).status == "in_progress":
                 await run.answer_all()
         finally:
             timer.cancel()
@@ -306,16 +306,16 @@ class Batches:
             return None
         return self._files.add(file, name, "batch_output", owner).id
 
-    def _fail(self, name: str, message: str, code: str) -> None:
-        record = next(record for record in self._records if record.id == name)
+    def _fail(self, record: StoredBatch, message: str, code: str) -> None:
         self._set(record, status="failed", stamp="failed_at", error=message, error_code=code)
 
-    def _status(self, name: str) -> BatchStatus:
-        return next(record.status for record in self._records if record.id == name)
+    def _again(self, record: StoredBatch) -> StoredBatch:
+        """A record as it is now: a client may have cancelled its batch meanwhile."""
+        return self._records.get(record.id, record.owner)
 
     def _set(self, record: StoredBatch, stamp: str = "", **changes: Any) -> StoredBatch:
         """Change a batch's record, as it is now, on disk."""
-        now = self._records.get(record.id, record.owner)
+        now = self._again(record)
         if stamp:
             changes["times"] = {**now.times, stamp: int(time.time())}
         changed = now.model_copy(update=changes)

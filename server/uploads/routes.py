@@ -20,7 +20,7 @@ from ..bodies import ClientGone
 from ..endpoints import ENDPOINTS
 from ..errors import ApiError
 from ..job import Call
-from ..json_body import asked_model
+from ..json_body import asked_model, json_answer
 from ..request_model import RequestModel
 from ..responses import FreeResponse, ResponseModel
 from ..service import OpenAIService
@@ -126,7 +126,7 @@ def _add_file_routes(app: FastAPI, uploads: Uploads, origins: Collection[str]) -
             for value in form.values():
                 if isinstance(value, UploadFile):
                     await value.close()
-        return _answer(file_object(kept))
+        return json_answer(file_object(kept))
 
     @app.get(FILES_PATH)
     async def list_files(
@@ -141,12 +141,12 @@ def _add_file_routes(app: FastAPI, uploads: Uploads, origins: Collection[str]) -
         found = [record for record in every if purpose in (None, record.purpose)]
         if order == "asc":
             found.reverse()
-        return _answer(_page(found, after, limit, file_object))
+        return json_answer(_page(found, after, limit, file_object))
 
     @app.get(FILES_PATH + "/{file_id}")
     async def get_file(request: Request, file_id: str) -> Response:
         """What is known of a file."""
-        return _answer(file_object(files.get(file_id, _tenant(request).namespace)))
+        return json_answer(file_object(files.get(file_id, _tenant(request).namespace)))
 
     @app.get(FILES_PATH + "/{file_id}/content")
     async def get_file_content(request: Request, file_id: str) -> Response:
@@ -164,7 +164,7 @@ def _add_file_routes(app: FastAPI, uploads: Uploads, origins: Collection[str]) -
                 409, f"The file {file_id!r} is the input of an unfinished batch.", code="in_use"
             )
         files.remove(file_id, owner)
-        return _answer(FreeResponse(fields={"id": file_id, "object": "file", "deleted": True}))
+        return json_answer(FreeResponse(fields={"id": file_id, "object": "file", "deleted": True}))
 
 
 def _add_batch_routes(app: FastAPI, batches: Batches, files: FileStore) -> None:
@@ -185,7 +185,7 @@ def _add_batch_routes(app: FastAPI, batches: Batches, files: FileStore) -> None:
                 param="endpoint",
             )
         record = batches.add(source, asked.endpoint, asked.metadata, tenant)
-        return _answer(batch_object(record))
+        return json_answer(batch_object(record))
 
     @app.get(BATCHES_PATH)
     async def list_batches(
@@ -195,17 +195,17 @@ def _add_batch_routes(app: FastAPI, batches: Batches, files: FileStore) -> None:
     ) -> Response:
         """A tenant's batches."""
         found = batches.of(_tenant(request).namespace)
-        return _answer(_page(found, after, limit, batch_object))
+        return json_answer(_page(found, after, limit, batch_object))
 
     @app.get(BATCHES_PATH + "/{batch_id}")
     async def get_batch(request: Request, batch_id: str) -> Response:
         """How far a batch is."""
-        return _answer(batch_object(batches.get(batch_id, _tenant(request).namespace)))
+        return json_answer(batch_object(batches.get(batch_id, _tenant(request).namespace)))
 
     @app.post(BATCHES_PATH + "/{batch_id}/cancel")
     async def cancel_batch(request: Request, batch_id: str) -> Response:
         """Stop a batch; what is answered is kept."""
-        return _answer(batch_object(batches.cancel(batch_id, _tenant(request).namespace)))
+        return json_answer(batch_object(batches.cancel(batch_id, _tenant(request).namespace)))
 
 
 def _check_origin(request: Request, origins: Collection[str]) -> None:
@@ -229,10 +229,6 @@ def _check_origin(request: Request, origins: Collection[str]) -> None:
 def _tenant(request: Request) -> Tenant:
     call: Call = request.state.call
     return call.tenant
-
-
-def _answer(model: ResponseModel) -> Response:
-    return Response(model.to_json(), media_type="application/json")
 
 
 def _page(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.bench import batch_lines as module
+from halfbyte.bench import comparison
 from halfbyte.bench.batch_lines import BatchSample, batch_file, main, run_llama_server
 from halfbyte.errors import ConfigError
 
@@ -78,7 +79,7 @@ def test_a_server_is_asked_every_line_and_ended(server, tmp_path):
 
 def test_a_report_has_both_and_refuses_unequal_answers(tmp_path, monkeypatch, capsys):
     tokens = {"ours": 300, "theirs": 300}
-    monkeypatch.setattr(module, "resolve_model", lambda name: tmp_path / f"{name}.gguf")
+    monkeypatch.setattr(comparison, "resolve_model", lambda name: tmp_path / f"{name}.gguf")
     monkeypatch.setattr(
         module, "run_ours", lambda *args: BatchSample(10.0, 5.0, 1000, tokens["ours"], 500)
     )

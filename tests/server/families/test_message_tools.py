@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from calling_support import CALL, calling_engine
 from fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -14,8 +15,6 @@ pytestmark = pytest.mark.anyio
 TEMPLATE = "{{ tools }}<tool_call><think></think>"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"name": "f", "description": "d", "input_schema": SCHEMA}
-ARGUMENTS = '{"city": "Köln"}'
-CALL = '<tool_call>\n{"name": "f", "arguments": {"city": "Köln"}}\n</tool_call>'
 ASKED: dict[str, Any] = {
     "model": "fake-model",
     "max_tokens": 2000,
@@ -28,10 +27,7 @@ THINKS = {"type": "enabled", "budget_tokens": 1024}
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    made = FakeEngine(max_context=4096)
-    made.tokenizer.template = TEMPLATE
-    made.script = f"<think>so ü</think>Let me see.{CALL}\n{CALL}"
-    return made
+    return calling_engine(TEMPLATE)
 
 
 async def send(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:

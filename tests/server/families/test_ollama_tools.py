@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from calling_support import calling_engine
 from fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -14,7 +15,6 @@ pytestmark = pytest.mark.anyio
 TEMPLATE = "{{ tools }}<tool_call><think></think> enable_thinking"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
-CALL = '<tool_call>\n{"name": "f", "arguments": {"city": "Köln"}}\n</tool_call>'
 CHAT: dict[str, Any] = {
     "model": "fake-model",
     "messages": [{"role": "user", "content": "hi"}],
@@ -25,10 +25,7 @@ CHAT: dict[str, Any] = {
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    made = FakeEngine(max_context=4096)
-    made.tokenizer.template = TEMPLATE
-    made.script = f"<think>so ü</think>Let me see.{CALL}\n{CALL}"
-    return made
+    return calling_engine(TEMPLATE)
 
 
 async def lines(http: httpx.AsyncClient, path: str = "/api/chat", **body: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from calling_support import ARGUMENTS, calling_engine
 from fake_engine import FakeEngine
 from openai.types.responses import Response
 from server_support import LiveServer, Site, client_of
@@ -21,18 +22,13 @@ pytestmark = pytest.mark.anyio
 TEMPLATE = "{{ tools }}<tool_call><think></think> enable_thinking"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "name": "f", "description": "d", "parameters": SCHEMA, "strict": False}
-ARGUMENTS = '{"city": "Köln"}'
-CALL = '<tool_call>\n{"name": "f", "arguments": {"city": "Köln"}}\n</tool_call>'
 ASKED: dict[str, Any] = {"input": "hi", "temperature": 0, "tools": [TOOL]}
 Start = Callable[..., LiveServer]
 
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    made = FakeEngine(max_context=4096)
-    made.tokenizer.template = TEMPLATE
-    made.script = f"<think>so ü</think>Let me see.{CALL}\n{CALL}"
-    return made
+    return calling_engine(TEMPLATE)
 
 
 async def respond(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
