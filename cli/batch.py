@@ -95,9 +95,9 @@ def _answer(
         with open_engine(model, options) as engine:
             from ..engine.serve.async_engine import AsyncEngine
             from ..server.batch.run import StandaloneBatch
-            from ..server.names import model_names
+            from ..server.names import AskedModel, model_names
 
-            names = model_names(model, engine.name, served_name)
+            names = model_names(AskedModel(model, served_name), engine.name)
             begun = time.monotonic()
             with batch_bar(found.total, "lines", before=before, every_s=_EVERY_S) as bar:
                 lines = _AsideLines(bar)

@@ -14,11 +14,12 @@ from halfbyte.errors import HalfbyteError
 from . import options as opt
 from .console import warn
 from .loading import fetch_model
-from .serve_options import AccessFlags, ListenFlags, QueueFlags, WatchFlags
+from .serve_options import AccessFlags, ListenFlags, QueueFlags, WatchFlags, split_values
 from .serve_table import ShownStart
 from .settings import ConfigOption, given_settings, misspelt_variables, written
 
 if TYPE_CHECKING:
+    from ..server.names import AskedModel
     from ..server.settings import ServerSettings
 
 
@@ -26,13 +27,35 @@ if TYPE_CHECKING:
 def serve(
     ctx: typer.Context,
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="MODEL",
             envvar="HALFBYTE_MODEL",
-            help="Name, local file or folder, pulled repository.",
+            show_default="smollm2",
+            help="Name, local file or folder, pulled repository: loaded at the start.",
         ),
-    ] = "smollm2",
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "--models",
+            "-m",
+            metavar="NAME=PATH",
+            help="A model that is loaded when a request names it; repeatable. PATH alone is a name "
+            "of its own.",
+        ),
+    ] = None,
+    models_memory: Annotated[
+        float,
+        typer.Option(
+            "--models-memory",
+            metavar="GIB",
+            min=0,
+            help="What several models may take together, KV caches included; for another one, "
+            "those go that were not used for the longest. 0 = what is free.",
+        ),
+    ] = 0.0,
     config: ConfigOption = None,
     dry_run: Annotated[
         bool,
@@ -75,7 +98,7 @@ def serve(
     watch: WatchFlags,
     engine: opt.EngineFlags,
 ) -> None:
-    """Serve a model over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1.
+    """Serve models over HTTP until ctrl-C; OpenAI clients use http://HOST:PORT/v1.
 
     Every option is also a variable, HALFBYTE_MAX_WAITING for --max-waiting, and a key of the file
     that --config names. docs/serving.md has all of it.
@@ -89,41 +112,48 @@ def serve(
         "kv_tokens": kv_tokens,
     }
     EngineConfig(**options)
-    from ..server.settings import ServerSettings
+    from ..server.names import asked_models
+    from ..server.settings import ServerSettings, gibibytes
 
     settings = ServerSettings(
         listen.settings(),
         access.settings(),
         queue.limits(),
         watch.settings(),
-        served_name=served_name,
+        models_bytes=gibibytes(models_memory, "--models-memory"),
         drain_s=drain,
         files=files,
     )
+    asked = asked_models(model, split_values(models), served_name)
     if settings.watch.log_format == "json":
-        _run_logged(ctx, model, options, settings, dry_run)
+        _run_logged(ctx, asked, options, settings, dry_run)
         return
     for text in misspelt_variables(ctx):
         warn(text)
     with ShownStart(given_settings(ctx), sys.stdout if dry_run else sys.stderr) as report:
-        _run(model, options, settings, report, dry_run)
+        _run(asked, options, settings, report, dry_run)
 
 
 def _run(
-    model: str, options: dict[str, Any], settings: ServerSettings, report: Any, dry_run: bool
+    models: list[AskedModel],
+    options: dict[str, Any],
+    settings: ServerSettings,
+    report: Any,
+    dry_run: bool,
 ) -> None:
     """Serve, or see whether that would work. Raises HalfbyteError."""
     if not dry_run:
-        fetch_model(model)
+        for model in models:
+            fetch_model(model.source)
     from ..server import run
 
     start = run.rehearse if dry_run else run.serve
-    start(model, options=options, settings=settings, report=report)
+    start(models, options=options, settings=settings, report=report)
 
 
 def _run_logged(
     ctx: typer.Context,
-    model: str,
+    models: list[AskedModel],
     options: dict[str, Any],
     settings: ServerSettings,
     dry_run: bool,
@@ -137,7 +167,7 @@ def _run_logged(
         logger.warning("%s", text)
     try:
         report = LoggedStart([asdict(one) for one in given_settings(ctx)])
-        _run(model, options, settings, report, dry_run)
+        _run(models, options, settings, report, dry_run)
     except HalfbyteError as error:
         error = written(ctx, error)
         logger.error("%s", error.message, extra=with_fields(hint=error.hint))

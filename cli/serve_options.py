@@ -87,6 +87,16 @@ class AccessFlags:
             "keys everybody may.",
         ),
     ] = None
+    admin_key: Annotated[
+        str | None,
+        _access(
+            "--admin-key",
+            metavar="KEY",
+            show_default=False,
+            help="Keys that may do that and load and unload models (/models/load, /models/unload), "
+            "as with --api-key. Without one nobody may.",
+        ),
+    ] = None
     allowed_hosts: Annotated[
         list[str] | None,
         _access(
@@ -113,8 +123,9 @@ class AccessFlags:
         return AccessSettings(
             split_keys(self.api_key, "--api-key"),
             split_keys(self.priority_key, "--priority-key"),
-            _split(self.allowed_hosts),
-            _split(self.cors_origin),
+            split_keys(self.admin_key, "--admin-key"),
+            split_values(self.allowed_hosts),
+            split_values(self.cors_origin),
         )
 
 
@@ -185,6 +196,6 @@ class WatchFlags:
         return WatchSettings(self.log_format, self.metrics_prefix, self.otlp_endpoint)
 
 
-def _split(values: list[str] | None) -> tuple[str, ...]:
+def split_values(values: list[str] | None) -> tuple[str, ...]:
     """The entries of a repeatable option that commas may separate as well."""
     return tuple(part for value in values or () for part in value.split(","))

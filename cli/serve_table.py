@@ -11,7 +11,8 @@ from .console import OnProgress, clean, human_bytes, is_terminal, loading_bar, w
 from .settings import GivenSetting
 
 if TYPE_CHECKING:
-    from ..server.start import StartFacts
+    from ..engine.advise.start_plan import StartPlan
+    from ..server.start import PlannedModel, StartFacts
 
 _INDENT = 12
 
@@ -77,27 +78,60 @@ class ShownStart:
 
 def start_rows(facts: StartFacts) -> list[tuple[str, str]]:
     """Label and text of each row of the table."""
-    plan = facts.plan
-    memory = plan.memory
-    formats = ", ".join(f"{label} {human_bytes(size)}" for label, size in plan.formats.items())
-    names = [name for name in facts.names if name != plan.name]
+    plan = facts.models[0].plan
+    rows = _one_model(facts.models[0]) if len(facts.models) == 1 else _several_models(facts)
+    return [
+        *rows,
+        ("batch", f"{plan.batch} requests, {plan.step_tokens} tokens a step"),
+        ("URL", f"{facts.url}/v1"),
+        ("API key", "required" if facts.keyed else "none"),
+    ]
+
+
+def _one_model(model: PlannedModel) -> list[tuple[str, str]]:
+    plan, memory = model.plan, model.plan.memory
+    names = [name for name in model.names if name != plan.name]
     called = f", called {', '.join(names)}" if names else ""
     return [
         ("model", f"{plan.name}{called}"),
-        ("format", f"{plan.architecture} in {plan.file_format}: {formats}"),
-        ("backend", f"{plan.backend}, {plan.detail}" if plan.detail else plan.backend),
-        (
-            "memory",
-            f"weights {human_bytes(plan.weights)}, KV cache {human_bytes(memory.kv_bytes)}, "
-            f"workspace {human_bytes(plan.workspace)}; {human_bytes(plan.most)} in all, "
-            f"{human_bytes(memory.free_bytes)} free",
-        ),
+        ("format", _format(plan)),
+        ("backend", _backend(plan)),
+        ("memory", f"{_memory(plan)}, {human_bytes(memory.free_bytes)} free"),
         (
             "KV cache",
             f"{memory.blocks} blocks of {memory.block_size} tokens, {memory.kv_dtype}",
         ),
-        ("batch", f"{plan.batch} requests, {plan.step_tokens} tokens a step"),
         ("context", f"{memory.max_context} tokens"),
-        ("URL", f"{facts.url}/v1"),
-        ("API key", "required" if facts.keyed else "none"),
     ]
+
+
+def _several_models(facts: StartFacts) -> list[tuple[str, str]]:
+    rows = []
+    for model in facts.models:
+        when = "loaded now" if model.at_start else "loaded when asked for"
+        rows += [
+            ("model", f"{', '.join(model.names)} ({when})"),
+            ("", _format(model.plan)),
+            ("", f"{_memory(model.plan)}; context {model.plan.memory.max_context} tokens"),
+        ]
+    return [
+        *rows,
+        ("memory", f"{human_bytes(facts.room)} for all models together"),
+        ("backend", _backend(facts.models[0].plan)),
+    ]
+
+
+def _format(plan: StartPlan) -> str:
+    formats = ", ".join(f"{label} {human_bytes(size)}" for label, size in plan.formats.items())
+    return f"{plan.architecture} in {plan.file_format}: {formats}"
+
+
+def _backend(plan: StartPlan) -> str:
+    return f"{plan.backend}, {plan.detail}" if plan.detail else plan.backend
+
+
+def _memory(plan: StartPlan) -> str:
+    return (
+        f"weights {human_bytes(plan.weights)}, KV cache {human_bytes(plan.memory.kv_bytes)}, "
+        f"workspace {human_bytes(plan.workspace)}; {human_bytes(plan.most)} in all"
+    )

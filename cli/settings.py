@@ -26,7 +26,7 @@ from .familiar import USAGE_ERROR, Command
 _VARIABLES = "HALFBYTE"
 OTHER_VARIABLES = frozenset({"HALFBYTE_HOME", "HALFBYTE_ISA", "HALFBYTE_DEBUG"})
 """No option's variables: the folder of models, the C kernels' form, tracebacks."""
-SECRETS = frozenset({"api_key", "priority_key"})
+SECRETS = frozenset({"api_key", "priority_key", "admin_key"})
 """Options whose values are never shown."""
 
 # What they say is seen without a table.

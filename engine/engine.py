@@ -115,7 +115,6 @@ class Engine:
         self._loop = build_loop(network, self.tokenizer, self.config, self.memory)
         ends = frozenset(self.model_config.eos_token_ids) | self.tokenizer.eos_ids
         self._grammars = GrammarCompiler(self.tokenizer, self.model_config.vocab_size, ends)
-        self._reading = PromptReading(self._run, self.max_context)
         clock("kv cache")
         self._monitor = make_ready(self._loop.runner, self.config, self.max_context)
         clock("warm-up")
@@ -484,6 +483,12 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def _reading(self) -> PromptReading:
+        # Made for each call: kept, it would keep the engine, whose memory then waits for a
+        # collection of garbage when the last reference is gone.
+        return PromptReading(self._run, self.max_context)
 
     def _tokens(self, prompt: Prompt, limit: TokenLimit | None = None) -> list[int]:
         """Token ids of a prompt, checked against the vocabulary."""

@@ -17,16 +17,30 @@ import halfbyte
 from halfbyte.errors import HalfbyteError
 
 from .bodies import Bodies, BodyLimits
-from .endpoints import ABSENT, ENDPOINTS, FACTS, FAMILY_ENDPOINTS, KEPT, Endpoint, Fact, KeptWork
+from .endpoints import (
+    ABSENT,
+    ENDPOINTS,
+    FACTS,
+    FAMILY_ENDPOINTS,
+    HOST_ENDPOINTS,
+    HOST_FACTS,
+    KEPT,
+    Endpoint,
+    Fact,
+    HostEndpoint,
+    HostFact,
+    KeptWork,
+)
 from .error_forms import error_json
 from .errors import ApiError, as_api_error, engine_down
 from .event_stream import EventStream
+from .hosting.host import Lease, ModelHost
+from .hosting.listing import find_model
 from .job import Call
 from .json_body import asked_model, json_answer
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
 from .schema import RequestModel, json_schemas
-from .service import OpenAIService
 from .tenant import Keyring
 from .tracing import RequestTracer
 from .uploads.routes import FILES_PATH, UPLOADS_REFUSED, Uploads, add_upload_routes
@@ -34,10 +48,11 @@ from .uploads.routes import FILES_PATH, UPLOADS_REFUSED, Uploads, add_upload_rou
 logger = logging.getLogger("halfbyte.server")
 
 _EVERY = {**ENDPOINTS, **FAMILY_ENDPOINTS}
+_SCHEMAS = [endpoint.asks for endpoint in (*_EVERY.values(), *HOST_ENDPOINTS.values())]
 
 
 def create_app(
-    service: OpenAIService,
+    host: ModelHost,
     *,
     keyring: Keyring | None = None,
     hosts: Collection[str] | None = None,
@@ -46,10 +61,10 @@ def create_app(
     uploads: Uploads | None = None,
     tracer: RequestTracer | None = None,
 ) -> ASGIApp:
-    """The ASGI application of a service; its lifespan starts and closes the service.
+    """The ASGI application of a server's models; its lifespan starts and closes them.
 
     Args:
-        service: not started yet.
+        host: of the models, not started yet.
         keyring: knows the API keys; None is open to all.
         hosts: names allowed in the Host header; None allows all.
         origins: web origins whose pages may read the answers (CORS); ``*`` is all of them.
@@ -60,7 +75,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        await host.start()
         if uploads is not None:
             uploads.batches.start()
         try:
@@ -68,7 +83,7 @@ def create_app(
         finally:
             if uploads is not None:
                 await uploads.batches.close()
-            await service.close()
+            await host.close()
 
     app = FastAPI(
         title="Halfbyte",
@@ -78,8 +93,8 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    _add_endpoints(app, service)
-    _add_information(app, service)
+    _add_endpoints(app, host)
+    _add_information(app, host)
     if uploads is not None:
         add_upload_routes(app, uploads, origins)
     else:
@@ -87,10 +102,10 @@ def create_app(
     _add_errors(app)
     _document(app)
     routes = list(app.openapi()["paths"])
-    bodies = Bodies(body_limits or BodyLimits(), service.metrics)
-    inner = Exchange(app, service.metrics, bodies, FILES_PATH if uploads else None)
+    bodies = Bodies(body_limits or BodyLimits(), host.http_metrics)
+    inner = Exchange(app, host.http_metrics, bodies, FILES_PATH if uploads else None)
     gate = Gate(inner, keyring or Keyring(), hosts)
-    outer = RequestLog(gate, service.metrics, [*routes, "/openapi.json"], tracer)
+    outer = RequestLog(gate, host.http_metrics, [*routes, "/openapi.json"], tracer)
     if not origins:
         return outer
     # Outermost: a preflight carries no key, and a page must be able to read refusals as well.
@@ -104,12 +119,13 @@ def create_app(
 
 
 class EventResponse(Response):
-    """Sends an `EventStream` and closes it whatever happens."""
+    """Sends an `EventStream`, and closes it and gives its model back whatever happens."""
 
-    def __init__(self, events: EventStream) -> None:
+    def __init__(self, events: EventStream, lease: Lease) -> None:
         super().__init__(headers=dict(events.headers))
         del self.headers["content-length"]
         self._events = events
+        self._lease = lease
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the events as they come."""
@@ -119,7 +135,10 @@ class EventResponse(Response):
                 await send({"type": "http.response.body", "body": frames, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            await self._events.aclose()
+            try:
+                await self._events.aclose()
+            finally:
+                self._lease.release()
 
 
 def _takes(model: type[RequestModel]) -> dict[str, Any]:
@@ -128,27 +147,23 @@ def _takes(model: type[RequestModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": ref}}}}
 
 
-def _add_endpoints(app: FastAPI, service: OpenAIService) -> None:
-    for path, endpoint in _EVERY.items():
+def _add_endpoints(app: FastAPI, host: ModelHost) -> None:
+    routes = {path: (endpoint.asks, _route(host, endpoint)) for path, endpoint in _EVERY.items()}
+    for path, endpoint in HOST_ENDPOINTS.items():
+        routes[path] = endpoint.asks, _host_route(host, endpoint)
+    for path, (asks, handle) in routes.items():
         app.add_api_route(
-            path,
-            _route(service, endpoint),
-            methods=["POST"],
-            name=_name(path),
-            openapi_extra=_takes(endpoint.asks),
+            path, handle, methods=["POST"], name=_name(path), openapi_extra=_takes(asks)
         )
-
     for (method, path), work in KEPT.items():
         app.add_api_route(
-            path, _kept_route(service, work), methods=[method], name=f"{method.lower()}_response"
+            path, _kept_route(host, work), methods=[method], name=f"{method.lower()}_response"
         )
 
 
-def _kept_route(
-    service: OpenAIService, work: KeptWork
-) -> Callable[[Request, str], Awaitable[Response]]:
+def _kept_route(host: ModelHost, work: KeptWork) -> Callable[[Request, str], Awaitable[Response]]:
     async def handle(request: Request, id: str) -> Response:
-        return json_answer(work(service, id, request.state.call))
+        return json_answer(work(host.kept, id, request.state.call))
 
     return handle
 
@@ -165,20 +180,47 @@ def _refusal(status: int, reason: str) -> Callable[[], Awaitable[Response]]:
     return handle
 
 
-def _fact_route(service: OpenAIService, fact: Fact) -> Callable[[], Awaitable[Response]]:
-    async def handle() -> Response:
-        return json_answer(fact(service))
+def _fact_route(host: ModelHost, fact: Fact) -> Callable[[str | None], Awaitable[Response]]:
+    async def handle(model: str | None = None) -> Response:
+        async with host.lent(model) as service:
+            service.served(model)
+            return json_answer(fact(service))
 
     return handle
 
 
-def _route(service: OpenAIService, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """The handler of an endpoint."""
+def _host_fact_route(host: ModelHost, fact: HostFact) -> Callable[[], Awaitable[Response]]:
+    async def handle() -> Response:
+        return json_answer(fact(host))
+
+    return handle
+
+
+def _host_route(
+    host: ModelHost, endpoint: HostEndpoint
+) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        asked = await asked_model(endpoint.asks, request)
+        return json_answer(await endpoint.answer(host, asked, request.state.call))
+
+    return handle
+
+
+def _route(host: ModelHost, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """The handler of an endpoint: it has its model until the answer's last byte is on its way."""
 
     async def handle(request: Request) -> Response:
         asked = await asked_model(endpoint.asks, request)
-        answer = await endpoint.answer(service, asked, request.state.call)
-        return EventResponse(answer) if isinstance(answer, EventStream) else json_answer(answer)
+        lease = await host.take(asked.wanted_model)
+        try:
+            answer = await endpoint.answer(lease.service, asked, request.state.call)
+        except BaseException:
+            lease.release()
+            raise
+        if isinstance(answer, EventStream):
+            return EventResponse(answer, lease)
+        lease.release()
+        return json_answer(answer)
 
     return handle
 
@@ -194,28 +236,30 @@ def _add_refusals(app: FastAPI, reasons: Mapping[str, tuple[int, str]]) -> None:
         )
 
 
-def _add_information(app: FastAPI, service: OpenAIService) -> None:
+def _add_information(app: FastAPI, host: ModelHost) -> None:
     _add_refusals(app, ABSENT)
     for path, fact in FACTS.items():
-        app.add_api_route(path, _fact_route(service, fact), methods=["GET"], name=_name(path))
+        app.add_api_route(path, _fact_route(host, fact), methods=["GET"], name=_name(path))
+    for path, fact in HOST_FACTS.items():
+        app.add_api_route(path, _host_fact_route(host, fact), methods=["GET"], name=_name(path))
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        return json_answer(service.model(name))
+        return json_answer(find_model(host, name))
 
     @app.head("/health", include_in_schema=False)
     @app.get("/v1/health")
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Alive: 200 while the engine runs."""
-        if not service.health().alive:
+        if not host.health().alive:
             raise engine_down()
         return {"status": "ok"}
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         """Taking requests: 503 while shutting down as well."""
-        if not service.health().accepting:
+        if not host.health().accepting:
             raise engine_down()
         return {"status": "ready"}
 
@@ -225,7 +269,7 @@ def _add_information(app: FastAPI, service: OpenAIService) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(host.exposition.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -267,6 +311,4 @@ def _error_response(error: ApiError, request: Request) -> Response:
 def _document(app: FastAPI) -> None:
     """Add the request bodies, which the routes parse themselves, to the OpenAPI document."""
     document = app.openapi()
-    document.setdefault("components", {}).setdefault("schemas", {}).update(
-        json_schemas([endpoint.asks for endpoint in _EVERY.values()])
-    )
+    document.setdefault("components", {}).setdefault("schemas", {}).update(json_schemas(_SCHEMAS))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.types import Message, Receive
 
 from .errors import ApiError
-from .metrics import Metrics, Refusal
+from .metrics import HttpMetrics, Refusal
 
 
 class ClientGone(Exception):
@@ -53,7 +53,7 @@ class Bodies:
         metrics: counts what is refused for want of room.
     """
 
-    def __init__(self, limits: BodyLimits, metrics: Metrics) -> None:
+    def __init__(self, limits: BodyLimits, metrics: HttpMetrics) -> None:
         self.limits = limits
         self._metrics = metrics
         self._uploads: set[_Upload] = set()

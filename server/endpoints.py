@@ -24,7 +24,10 @@ from .families.responses_api import (
     find_response,
 )
 from .families.scores import ScoreRequest, score_pairs
+from .hosting.host import ModelHost
+from .hosting.listing import ModelRequest, list_models, load_model, unload_model
 from .job import Call
+from .kept import KeptResponses
 from .responses import ResponseModel
 from .schema import (
     ChatCompletionRequest,
@@ -98,19 +101,47 @@ ABSENT: Mapping[str, tuple[int, str]] = {
 }
 """Path -> status and why an endpoint of another program is not there."""
 
+
+@dataclass(frozen=True, slots=True)
+class HostEndpoint:
+    """One URL's work on the models as such.
+
+    Attributes:
+        asks: the schema of its request bodies.
+        answer: called with the host, a body of that schema and the request's record.
+    """
+
+    asks: type[RequestModel]
+    answer: Callable[[ModelHost, Any, Call], Awaitable[ResponseModel]]
+
+
+HOST_ENDPOINTS: Mapping[str, HostEndpoint] = {
+    "/models/load": HostEndpoint(ModelRequest, load_model),
+    "/models/unload": HostEndpoint(ModelRequest, unload_model),
+}
+"""Path -> endpoint that is no single model's."""
+
 Fact: TypeAlias = Callable[[OpenAIService], ResponseModel]
-"""Answers a GET that asks for nothing in particular."""
+"""Answers a GET about a model."""
 
 FACTS: Mapping[str, Fact] = {
-    "/v1/models": OpenAIService.models,
     "/tokenizer_info": tokenizer_info,
     "/props": server_props,
     "/slots": slot_list,
+}
+"""Path -> what is told there of a model; which one, the query says."""
+
+HostFact: TypeAlias = Callable[[ModelHost], ResponseModel]
+"""Answers a GET about all models."""
+
+HOST_FACTS: Mapping[str, HostFact] = {
+    "/v1/models": list_models,
+    "/models": list_models,
     "/api/tags": ollama.ollama_tags,
     "/api/ps": ollama.ollama_running,
     "/api/version": ollama.ollama_version,
 }
-"""Path -> what is told there."""
+"""Path -> what is told there of all models."""
 
 OPERATIONS: Mapping[str, str] = {
     path: endpoint.operation
@@ -119,7 +150,7 @@ OPERATIONS: Mapping[str, str] = {
 }
 """Path -> what is done there, for traces."""
 
-KeptWork: TypeAlias = Callable[[OpenAIService, str, Call], ResponseModel]
+KeptWork: TypeAlias = Callable[[KeptResponses, str, Call], ResponseModel]
 """Finds or forgets what is kept under an id; raises a 404 where there is nothing."""
 
 KEPT: Mapping[tuple[str, str], KeptWork] = {

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -108,6 +109,16 @@ def engine_down() -> ApiError:
     """The answer while the engine is dead or shutting down."""
     return ApiError(
         503, "The engine is not serving requests now.", code="engine_unavailable", retry_after=5
+    )
+
+
+def no_such_model(name: str, known: Iterable[str]) -> ApiError:
+    """The answer to a request for a model that is not among the known ones."""
+    return ApiError(
+        404,
+        f"The model {name[:200]!r} does not exist here; this server has {', '.join(known)}.",
+        param="model",
+        code="model_not_found",
     )
 
 

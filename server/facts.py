@@ -129,6 +129,7 @@ def info_labels(service: OpenAIService) -> dict[str, dict[str, str]]:
             "cache_dtype": facts.kv_dtype or config.kv_dtype,
             "enable_prefix_caching": str(config.prefix_cache),
             "num_gpu_blocks": str(service.stats().kv_blocks_total),
+            "model_name": service.names[0],
             "engine": "0",
         },
     }

@@ -1,22 +1,24 @@
 """Prometheus metrics with the names and labels that vLLM's dashboards know, under a prefix.
 
 Token counters are fed by the very deltas and usage records that clients get, so that metrics and
-usage agree. Each `Metrics` has its own registry: nothing is global, two servers do not clash.
+usage agree. Each server has a registry of its own: nothing is global, two servers do not clash.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 
+from prometheus_client import Counter
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from ..engine.params import SamplingParams
 from ..engine.request import Completion, Delta, FinishReason
 from ..engine.run.stats import EngineStats
 from ..engine.serve.stream import RequestStream
-from .metric_families import MetricFamilies
+from .metric_families import Exposition, MetricFamilies
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -51,35 +53,76 @@ class Refusal(StrEnum):
     ANSWERS_FULL = "answers_full"
 
 
+class HttpMetrics:
+    """What a server counts of requests whose model it does not know, or does not care for.
+
+    Args:
+        exposition: the families of the server.
+        model_name: the ``model_name`` label of what vLLM gives one: the only model's, or empty.
+    """
+
+    def __init__(self, exposition: Exposition, model_name: str = "") -> None:
+        families = MetricFamilies(exposition, model_name)
+        self._rejections = _rejections(families)
+        self._disconnects = families.counter(
+            "client_disconnects", "Requests whose client left before the end"
+        )
+        self._http: Counter = exposition.family(
+            Counter, "http_requests", "HTTP responses by route and status", ["path", "status"]
+        )
+
+    def response(self, path: str, status: int) -> None:
+        """Count a response; ``path`` must be a route, never what the client typed."""
+        self._http.labels(path, str(status)).inc()
+
+    def disconnect(self) -> None:
+        """Count a client that left early."""
+        self._disconnects.inc()
+
+    def rejection(self, reason: Refusal) -> None:
+        """Count a request that was not admitted."""
+        self._rejections(reason).inc()
+
+
 class Metrics:
-    """All metrics of one server.
+    """All metrics of one model.
 
     Args:
         model_name: value of the ``model_name`` label.
         stats: reads the engine's counters; called at each scrape.
-        prefix: what the names begin with, before the colon.
+        exposition: the families of the server; None makes some.
         longest: tokens of the context, about where the buckets of token counts end.
         infos: name -> labels of what never changes.
+
+    Attributes:
+        exposition: where the series are.
     """
 
     def __init__(
         self,
         model_name: str,
         stats: Callable[[], EngineStats],
+        exposition: Exposition | None = None,
         *,
-        prefix: str = "halfbyte",
         longest: int = 8192,
         infos: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self._stats = stats
-        self._preempted = 0
-        self._families = families = MetricFamilies(prefix, model_name)
-        families.gauge("num_requests_running", "Requests in the batch", lambda: stats().running)
-        families.gauge("num_requests_waiting", "Requests in the queue", lambda: stats().waiting)
+        self.exposition = exposition or Exposition()
+        families = MetricFamilies(self.exposition, model_name)
+
+        def now() -> EngineStats:
+            return self._stats()
+
+        families.gauge("num_requests_running", "Requests in the batch", lambda: now().running)
+        families.gauge("num_requests_waiting", "Requests in the queue", lambda: now().waiting)
         families.gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", self._kv_usage)
-        families.step_sizes("iteration_tokens_total", "Tokens computed in a step", stats)
-        for name, labels in (infos or {}).items():
+        families.step_sizes("iteration_tokens_total", "Tokens computed in a step", now)
+        families.tally("num_preemptions", "Requests set back for KV blocks", now, "preemptions")
+        self._infos = [
             families.info(name, "What is served; always 1", labels)
+            for name, labels in (infos or {}).items()
+        ]
         self._count(families)
         self._tokens(families, longest)
         self._times(families)
@@ -92,19 +135,10 @@ class Metrics:
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache"
         )
         self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
-        self._preemptions = counter("num_preemptions", "Requests set back for KV blocks")
-        self._disconnects = counter(
-            "client_disconnects", "Requests whose client left before the end"
-        )
         self._success = families.counters("request_success", "Requests ended", "finished_reason")
         for reason in _REASONS.values():
             self._success(reason)
-        self._rejections = families.counters("admission_rejections", "Requests refused", "reason")
-        for refusal in Refusal:
-            self._rejections(refusal)
-        self._http = families.http_counter(
-            "http_requests", "HTTP responses by route and status", "path", "status"
-        )
+        self._rejections = _rejections(families)
 
     def _tokens(self, families: MetricFamilies, longest: int) -> None:
         buckets = _one_two_five(longest)
@@ -179,24 +213,17 @@ class Metrics:
             if one.max_tokens:
                 self._max_tokens.observe(one.max_tokens)
 
-    def http(self, path: str, status: int) -> None:
-        """Count a response; ``path`` must be a route, never what the client typed."""
-        self._http.labels(path, str(status)).inc()
-
-    def disconnect(self) -> None:
-        """Count a client that left early."""
-        self._disconnects.inc()
-
     def rejection(self, reason: Refusal) -> None:
         """Count a request that was not admitted."""
         self._rejections(reason).inc()
 
-    def render(self) -> bytes:
-        """The exposition text, UTF-8."""
-        preempted = self._stats().preemptions
-        self._preemptions.inc(preempted - self._preempted)
-        self._preempted = preempted
-        return self._families.render()
+    def retire(self) -> None:
+        """The model is unloaded: its counters stay, and nothing runs."""
+        last = replace(self._stats(), running=0, waiting=0, kv_blocks_used=0)
+        self._stats = lambda: last
+        for take_away in self._infos:
+            take_away()
+        self._infos.clear()
 
     def _finished(self, done: Completion) -> None:
         """Count an answer that ended by itself."""
@@ -218,6 +245,13 @@ class Metrics:
     def _kv_usage(self) -> float:
         stats = self._stats()
         return stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+
+
+def _rejections(families: MetricFamilies) -> Callable[[Refusal], Counter]:
+    rejections = families.counters("admission_rejections", "Requests refused", "reason")
+    for refusal in Refusal:
+        rejections(refusal)
+    return rejections
 
 
 def _one_two_five(most: int) -> tuple[float, ...]:

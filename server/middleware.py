@@ -22,7 +22,7 @@ from .error_forms import error_json
 from .errors import ApiError, as_api_error
 from .job import Call
 from .log import with_fields
-from .metrics import Metrics
+from .metrics import HttpMetrics
 from .tenant import Keyring
 from .tracing import RequestTracer
 
@@ -52,7 +52,7 @@ class RequestLog:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        metrics: HttpMetrics,
         routes: Collection[str],
         tracer: RequestTracer | None = None,
     ) -> None:
@@ -93,7 +93,7 @@ class RequestLog:
         finally:
             status = status or _CLIENT_CLOSED  # cancelled from outside, by a shutdown
             seconds = time.perf_counter() - began
-            self._metrics.http(self._label(scope["path"]), status)
+            self._metrics.response(self._label(scope["path"]), status)
             if self._tracer is not None:
                 self._tracer.record(scope, call, status, seconds)
             if status >= 400 or scope["path"] not in _PROBES:
@@ -157,7 +157,7 @@ class Exchange:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, bodies: Bodies, on_disk: str | None = None
+        self, app: ASGIApp, metrics: HttpMetrics, bodies: Bodies, on_disk: str | None = None
     ) -> None:
         self._app = app
         self._metrics = metrics

@@ -17,6 +17,11 @@ class RequestModel(BaseModel):
     not_honoured: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     prefix: ClassVar[str] = ""
 
+    @property
+    def wanted_model(self) -> str | None:
+        """The model that is to answer; None is the first one there is."""
+        return getattr(self, "model", None)
+
     @model_validator(mode="after")
     def _refuse(self) -> Any:
         refuse_unsupported(self.model_extra or {}, self.not_honoured, self.prefix)

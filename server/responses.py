@@ -149,7 +149,7 @@ class EmbeddingList(ResponseModel):
 
 
 class ModelCard(ResponseModel):
-    """One entry of GET /v1/models."""
+    """One entry of GET /v1/models; ``status`` is as llama.cpp has it."""
 
     id: str
     object: Literal["model"] = "model"
@@ -157,6 +157,7 @@ class ModelCard(ResponseModel):
     owned_by: str = "halfbyte"
     root: str
     max_model_len: int
+    status: dict[str, str]
 
 
 class ModelList(ResponseModel):

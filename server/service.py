@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import halfbyte
 from halfbyte.errors import RequestError
@@ -29,17 +29,16 @@ from .dialects.base import Head, ResponseWriter
 from .dialects.chat import ChatDialect
 from .dialects.completions import CompletionDialect
 from .dialects.token_text import TokenText
-from .errors import ApiError, as_api_error
+from .errors import ApiError, as_api_error, no_such_model
 from .event_stream import EventStream
 from .facts import ServedModel, info_labels
 from .job import Call, Job
 from .kept import KeptResponses
+from .metric_families import Exposition
 from .metrics import Metrics
 from .responses import (
     ChatCompletion,
     DetokenizeResponse,
-    ModelCard,
-    ModelList,
     TemplateResponse,
     TextCompletion,
     TokenizeResponse,
@@ -55,9 +54,6 @@ from .schema import (
     TokenizeRequest,
 )
 from .texts import TextWork
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("halfbyte.server")
 
@@ -92,6 +88,8 @@ class OpenAIService:
         client: the engine; `start` starts it and `close` ends it.
         config: policies.
         facts: what is known of the model's files.
+        exposition: the metrics of the server; None makes some.
+        kept: responses that later ones may go on from; None keeps this service's alone.
 
     Attributes:
         names: model names that requests may use, the first is the one shown.
@@ -107,17 +105,20 @@ class OpenAIService:
         client: EngineClient,
         config: ServiceConfig | None = None,
         facts: ServedModel | None = None,
+        *,
+        exposition: Exposition | None = None,
+        kept: KeptResponses | None = None,
     ) -> None:
         self.config = config or ServiceConfig()
         self.names = self.config.names or (client.name,)
         self.engine: EngineFacts = client
-        self.kept = KeptResponses(self.config.kept_bytes)
+        self.kept = KeptResponses(self.config.kept_bytes) if kept is None else kept
         self._client = client
         self.facts = facts or ServedModel()
         self.metrics = Metrics(
             self.names[0],
             client.stats,
-            prefix=self.config.metrics_prefix,
+            exposition or Exposition(self.config.metrics_prefix),
             longest=client.max_context,
             infos=info_labels(self),
         )
@@ -302,14 +303,6 @@ class OpenAIService:
         self.served(request.model)
         return TemplateResponse(prompt=await self._texts.render(request.messages, request))
 
-    def models(self) -> ModelList:
-        """GET /v1/models."""
-        return ModelList(data=[self._card(name) for name in self.names])
-
-    def model(self, name: str) -> ModelCard:
-        """GET /v1/models/{name}; raises a 404 for another model."""
-        return self._card(self.served(name))
-
     def stats(self) -> EngineStats:
         """Counters of the engine."""
         return self._client.stats()
@@ -325,26 +318,12 @@ class OpenAIService:
         as_ids = bool(request.return_tokens_as_token_ids)
         return TokenText(self._client.tokenizer, as_ids=as_ids)
 
-    def _card(self, name: str) -> ModelCard:
-        return ModelCard(
-            id=name,
-            created=self.created,
-            root=self._client.name,
-            max_model_len=self._client.max_context,
-        )
-
     def served(self, name: str | None) -> str:
         """The model to answer as; null means the one there is. Raises a 404 for another."""
         if name is None:
             return self.names[0]
         if name not in self.names:
-            raise ApiError(
-                404,
-                f"The model {name[:200]!r} does not exist here; this server has "
-                f"{', '.join(self.names)}.",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(name, self.names)
         return name
 
     async def prompt_ids(

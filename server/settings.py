@@ -42,6 +42,7 @@ class AccessSettings:
     Attributes:
         keys: any of these lets a request in; without any, everybody is let in.
         priority_keys: keys whose requests may also have a priority.
+        admin_keys: keys whose requests may also load and unload models.
         allowed_hosts: names that the Host header may have besides the server's own.
         cors_origins: web origins whose pages may read the answers.
 
@@ -51,6 +52,7 @@ class AccessSettings:
 
     keys: Sequence[str] = ()
     priority_keys: Sequence[str] = ()
+    admin_keys: Sequence[str] = ()
     allowed_hosts: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
 
@@ -60,7 +62,7 @@ class AccessSettings:
     @property
     def keyed(self) -> bool:
         """Whether a request needs a key."""
-        return bool(self.keys or self.priority_keys)
+        return bool(self.keys or self.priority_keys or self.admin_keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ class ServerSettings:
         access: for whom.
         queue: bounds of what waits.
         watch: logs, metrics, spans.
-        served_name: model name that requests use besides the engine's own.
+        models_bytes: that the models of a server of several may take together; 0 is what is free
+            at its start.
         drain_s: seconds that running requests have to end after the first signal.
         files: folder of files that clients send, and of batches over them; None refuses both.
 
@@ -109,7 +112,7 @@ class ServerSettings:
     access: AccessSettings = field(default_factory=AccessSettings)
     queue: QueueLimits = field(default_factory=QueueLimits)
     watch: WatchSettings = field(default_factory=WatchSettings)
-    served_name: str | None = None
+    models_bytes: int = 0
     drain_s: float = 30.0
     files: Path | None = None
 
@@ -135,3 +138,18 @@ def split_keys(text: str | None, flag: str) -> tuple[str, ...]:
     if not keys:
         raise ConfigError(f"{flag} holds no key", hint="leave it out to serve without keys")
     return keys
+
+
+def gibibytes(number: float, flag: str) -> int:
+    """Bytes of a number of GiB.
+
+    Args:
+        number: as given.
+        flag: name of the option, for the error.
+
+    Raises:
+        ConfigError: it is no such number.
+    """
+    if not (math.isfinite(number) and number >= 0):
+        raise ConfigError(f"{flag} is {number}; expected a number of GiB, 0 or more")
+    return int(number * (1 << 30))

@@ -14,29 +14,53 @@ logger = logging.getLogger("halfbyte.server")
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A model that is about to be served.
+
+    Attributes:
+        plan: its engine, by arithmetic.
+        names: that requests may use, the preferred one first.
+        source: name, path or repository id of its files.
+        at_start: loaded before the first request; others when they are asked for.
+    """
+
+    plan: StartPlan
+    names: Sequence[str]
+    source: str
+    at_start: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StartFacts:
     """What is about to be served.
 
     Attributes:
-        plan: the engine, by arithmetic.
-        names: model names that requests may use.
+        models: at least one.
+        room: bytes that all of them may take together.
         url: under which this machine reaches the server.
         keyed: whether a request needs a key.
         exposed: the network can connect, and no key is needed.
     """
 
-    plan: StartPlan
-    names: Sequence[str]
+    models: Sequence[PlannedModel]
+    room: int
     url: str
     keyed: bool
     exposed: bool
+
+    @property
+    def names(self) -> list[str]:
+        """All names that requests may use."""
+        return [name for model in self.models for name in model.names]
 
     def warnings(self) -> list[str]:
         """What may go wrong later."""
         found = []
         if self.exposed:
             found.append("the server is open to the network and no API key is set")
-        plan = self.plan
+        if len(self.models) > 1:
+            return found  # one that does not fit was refused, and they make room for each other
+        plan = self.models[0].plan
         if plan.least > plan.memory.free_bytes:
             found.append(
                 f"weights and workspace need {plan.least >> 20} MiB, but "
@@ -81,11 +105,18 @@ class LoggedStart:
         self._settings = settings
 
     def planned(self, facts: StartFacts) -> None:
-        """A line with the plan, and one for each warning."""
-        plan = facts.plan
-        fields = with_fields(
+        """A line with the plan of each model, and one for each warning."""
+        for model in facts.models:
+            logger.info("starting", extra=self._fields(facts, model))
+        for text in facts.warnings():
+            logger.warning("%s", text)
+
+    def _fields(self, facts: StartFacts, model: PlannedModel) -> dict[str, Any]:
+        plan = model.plan
+        return with_fields(
             model=plan.name,
-            names=list(facts.names),
+            names=list(model.names),
+            at_start=model.at_start,
             architecture=plan.architecture,
             file_format=plan.file_format,
             formats=plan.formats,
@@ -103,9 +134,6 @@ class LoggedStart:
             api_key=facts.keyed,
             settings=list(self._settings),
         )
-        logger.info("starting", extra=fields)
-        for text in facts.warnings():
-            logger.warning("%s", text)
 
     def progress(self, done: int, total: int) -> None:
         """Nothing: a line for each layer would tell nobody anything."""
@@ -119,4 +147,4 @@ class LoggedStart:
 
     def ready(self, facts: StartFacts) -> None:
         """A line with the URL."""
-        logger.info("ready", extra=with_fields(url=facts.url, names=list(facts.names)))
+        logger.info("ready", extra=with_fields(url=facts.url, names=facts.names))

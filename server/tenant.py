@@ -22,10 +22,12 @@ class Tenant:
         namespace: of the prefix cache; what one tenant sent never shortens another's prefill,
             which would tell what the other has sent. Empty on a server without keys.
         may_prioritize: whether requests may have a ``priority``.
+        may_manage: whether requests may load and unload models.
     """
 
     namespace: str = ""
     may_prioritize: bool = True
+    may_manage: bool = False
 
     def priority(self, asked: int | None) -> int:
         """The scheduling priority of a request that asks for ``asked``.
@@ -43,6 +45,20 @@ class Tenant:
             )
         return asked or 0
 
+    def check_manages(self) -> None:
+        """Whether the tenant may load and unload models.
+
+        Raises:
+            ApiError: 403.
+        """
+        if not self.may_manage:
+            raise ApiError(
+                403,
+                "Only keys of --admin-key load and unload models; any request loads the model "
+                "that it names.",
+                code="management_not_allowed",
+            )
+
     def cache_salt(self, asked: str | None) -> str:
         """The engine's cache salt: the tenant's namespace, divided by the request's own salt."""
         # A namespace has no colon, so no two pairs give the same text.
@@ -56,14 +72,23 @@ class Keyring:
         keys: any of these lets a request in; without any, everybody is let in.
         priority_keys: keys that let in as well and give the right to a ``priority``. On a server
             without any keys everybody has that right.
+        admin_keys: keys that let in as well, with that right and the one to load and unload models.
     """
 
-    def __init__(self, keys: Iterable[str] = (), priority_keys: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        keys: Iterable[str] = (),
+        priority_keys: Iterable[str] = (),
+        admin_keys: Iterable[str] = (),
+    ) -> None:
         self._tenants: dict[bytes, Tenant] = {}
-        for group, may_prioritize in ((keys, False), (priority_keys, True)):
+        groups = ((keys, False, False), (priority_keys, True, False), (admin_keys, True, True))
+        for group, may_prioritize, may_manage in groups:
             for key in group:
                 digest = hashlib.sha256(key.encode())
-                self._tenants[digest.digest()] = Tenant(digest.hexdigest(), may_prioritize)
+                self._tenants[digest.digest()] = Tenant(
+                    digest.hexdigest(), may_prioritize, may_manage
+                )
 
     def tenant(self, authorization: str, api_key: str = "") -> Tenant:
         """Who sends a request with this Authorization header.

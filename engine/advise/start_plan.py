@@ -12,7 +12,7 @@ from ...loaders.store.model_store import resolve_model
 from ..backends import make_backend
 from ..backends.activations import check_activations
 from ..config import make_config
-from ..run.memory import MemoryPlan, free_memory, plan_memory
+from ..run.memory import KV_SHARE, MemoryPlan, free_memory, plan_memory
 from .capacity import PLANNED_KV, measure
 
 
@@ -25,6 +25,7 @@ class StartPlan:
         architecture: such as ``llama``.
         file_format: ``gguf`` or ``safetensors``.
         formats: format of tensors -> their bytes in the files, the most first.
+        file_bytes: of all files.
         backend: what computes.
         detail: how, in words.
         weights: bytes, as the C kernels or the Triton kernels pack them.
@@ -38,6 +39,7 @@ class StartPlan:
     architecture: str
     file_format: str
     formats: dict[str, int]
+    file_bytes: int
     backend: str
     detail: str
     weights: int
@@ -57,12 +59,16 @@ class StartPlan:
         return self.least + self.memory.kv_bytes
 
 
-def plan_start(model: str | Path, options: dict[str, Any]) -> StartPlan:
+def plan_start(
+    model: str | Path, options: dict[str, Any], *, models: int = 1, room: int = 0
+) -> StartPlan:
     """The plan for a model, from its headers.
 
     Args:
         model: local path, registered name or pulled repository.
         options: fields of EngineConfig.
+        models: how many share the memory: a KV cache that is sized by it gets its part.
+        room: bytes of it; 0 is what is free.
 
     Raises:
         HalfbyteError: an engine made so would not start.
@@ -75,8 +81,10 @@ def plan_start(model: str | Path, options: dict[str, Any]) -> StartPlan:
             checkpoint = QuantizingCheckpoint(checkpoint, config.quantize)
         check_activations(config.activations, checkpoint)
         backend = make_backend(config)
-        free = free_memory(backend.device)
-        memory = plan_memory(checkpoint.config, config, backend.kv_dtype, free)
+        free = room or free_memory(backend.device)
+        memory = plan_memory(
+            checkpoint.config, config, backend.kv_dtype, free, share=KV_SHARE / models
+        )
         target = "cpu" if backend.name.startswith("cpu") else "triton"
         need = measure(checkpoint, PLANNED_KV[target][0], target)
         report = checkpoint.report()
@@ -86,6 +94,7 @@ def plan_start(model: str | Path, options: dict[str, Any]) -> StartPlan:
             checkpoint.config.architecture,
             report.kind,
             {label: nbytes for label, (_, nbytes) in sizes},
+            sum(report.files.values()),
             backend.name,
             backend.detail,
             need.weights,

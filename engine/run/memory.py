@@ -43,13 +43,18 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: ModelConfig, config: EngineConfig, kv_dtype: torch.dtype, free_bytes: int
+    model: ModelConfig,
+    config: EngineConfig,
+    kv_dtype: torch.dtype,
+    free_bytes: int,
+    *,
+    share: float = KV_SHARE,
 ) -> MemoryPlan:
     """Size the KV cache.
 
-    By default it holds ``max_batch`` full contexts, or what fits into half of the free memory
-    if that is less; the context shrinks to the cache when not even one fits. A ``kv_tokens`` or
-    ``max_context`` that the user asked for is honoured or refused, never changed.
+    By default it holds ``max_batch`` full contexts, or what fits into a ``share`` of the free
+    memory if that is less; the context shrinks to the cache when not even one fits. A
+    ``kv_tokens`` or ``max_context`` that the user asked for is honoured or refused, never changed.
 
     Raises:
         ConfigError: the wish does not fit; the message has both numbers.
@@ -65,7 +70,7 @@ def plan_memory(
         )
     context = config.max_context or model.max_position
     fixed = config.max_batch * sum(spec.sequence_bytes for spec in specs)
-    affordable = (int(free_bytes * KV_SHARE) - fixed) // (per_token * size)
+    affordable = (int(free_bytes * share) - fixed) // (per_token * size)
     if config.kv_tokens:
         blocks = -(-config.kv_tokens // size)
     else:

@@ -24,6 +24,7 @@ from ...engine.serve.stream import RequestStream
 from ..admission import QueueLimits
 from ..endpoints import Endpoint
 from ..errors import ApiError, as_api_error
+from ..hosting.host import ModelHost
 from ..job import Call
 from ..responses import ResponseModel
 from ..schema import RequestModel
@@ -68,7 +69,7 @@ class BatchRun:
     """Answers what the record has no answer to.
 
     Args:
-        service: started, and its engine with it, before `answer_all`.
+        host: of the models that lines may name, started before `answer_all`.
         model: of `model_key`.
         file: the input, open for reading bytes.
         record: begun.
@@ -86,7 +87,7 @@ class BatchRun:
 
     def __init__(
         self,
-        service: OpenAIService,
+        host: ModelHost,
         model: str,
         file: BinaryIO,
         record: BatchRecord,
@@ -100,7 +101,7 @@ class BatchRun:
         self.record = record
         self.total = survey.total
         self.first_failure = ""
-        self._service = service
+        self._host = host
         self._model = model
         self._survey = survey
         self._live = pace.live
@@ -111,7 +112,7 @@ class BatchRun:
         left = (x for x in start if x.index < survey.total and not record.has(x.index))
         self._lines = submission_order(
             left,
-            service.engine.config.block_size,
+            host.models[0].offer.block_size,
             most_lines=pace.lines,
             most_bytes=pace.line_bytes,
         )
@@ -168,7 +169,7 @@ class BatchRun:
             answer = await self._ask(endpoint, asked, line)
             return line, 200, answer.to_json()
         except Exception as error:
-            health = self._service.health()
+            health = self._host.health()
             if health.dead:
                 raise EngineDeadError(health.error or "the engine died") from error
             told = as_api_error(error)
@@ -188,7 +189,7 @@ class BatchRun:
             )
 
     async def _ask(self, endpoint: Endpoint, asked: RequestModel, line: InputLine) -> ResponseModel:
-        """The service's answer; refusals that may pass are asked again.
+        """The model's answer; refusals that may pass are asked again.
 
         A full queue is no fault of the line, so it asks again for as long as that takes.
         """
@@ -196,12 +197,13 @@ class BatchRun:
         while True:
             try:
                 call = Call(line.key, tenant=self._tenant)
-                answer = await endpoint.answer(self._service, asked, call)
+                async with self._host.lent(asked.wanted_model) as service:
+                    answer = await endpoint.answer(service, asked, call)
                 assert isinstance(answer, ResponseModel)  # streams are refused before
                 return answer
             except Exception as error:
                 told = as_api_error(error)
-                if told.status not in (429, 503) or self._service.health().dead:
+                if told.status not in (429, 503) or self._host.health().dead:
                     raise
                 if told.status == 503 and told.code not in _QUEUE_CODES:
                     if attempt == _ATTEMPTS:
@@ -240,8 +242,8 @@ class StandaloneBatch(BatchRun):
         config = ServiceConfig(names=tuple(names), queue=_NO_QUEUE_LIMITS, text_threads=1)
         # Two batches of the engine: none of its rows waits for a line.
         pace = BatchPace(live=2 * client.config.max_batch)
-        service = OpenAIService(client, config)
-        super().__init__(service, model, file, record, survey, pace, watch=watch)
+        host = ModelHost.of(OpenAIService(client, config))
+        super().__init__(host, model, file, record, survey, pace, watch=watch)
         self.tokens = 0
         self._client = client
 
@@ -264,13 +266,13 @@ class StandaloneBatch(BatchRun):
         return caught.number
 
     async def answer_all(self) -> None:
-        """As a `BatchRun` does; starts the service, and closes it."""
-        await self._service.start()
+        """As a `BatchRun` does; starts the engine, and closes it."""
+        await self._host.start()
         self._client.observe(self._count)
         try:
             await super().answer_all()
         finally:
-            await self._service.close()
+            await self._host.close()
 
     def _count(self, stream: RequestStream, delta: Delta, now: float) -> None:
         """See what the engine has made (a `StreamObserver`)."""

@@ -17,6 +17,8 @@ from ..answers.plan import PLAIN, AnswerPlan
 from ..dialects.ollama import OllamaAnswer, OllamaWriter, ShowAnswer, nanoseconds, timestamp
 from ..embedding import embed_texts
 from ..event_stream import EventStream
+from ..facts import ServedModel
+from ..hosting.host import HostedModel, ModelHost
 from ..job import Call
 from ..responses import ResponseModel
 from ..schema import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
@@ -212,7 +214,7 @@ async def ollama_show(service: OpenAIService, asked: OllamaShowRequest, _: Call)
     abilities = await asyncio.to_thread(template_abilities, service.engine.tokenizer)
     return OllamaModelInfo(
         template=service.engine.tokenizer.template_source(tools=False),
-        details=_details(service),
+        details=_details(service.facts),
         model_info={
             "general.architecture": family,
             "general.basename": service.engine.name,
@@ -223,23 +225,23 @@ async def ollama_show(service: OpenAIService, asked: OllamaShowRequest, _: Call)
     )
 
 
-def ollama_tags(service: OpenAIService) -> OllamaModels:
+def ollama_tags(host: ModelHost) -> OllamaModels:
     """GET /api/tags."""
-    modified = {"modified_at": timestamp(service.created)}
-    return OllamaModels(models=[card | modified for card in _cards(service)])
+    return OllamaModels(
+        models=[
+            card | {"modified_at": timestamp(model.created)}
+            for model in host.models
+            for card in _cards(model)
+        ]
+    )
 
 
-def ollama_running(service: OpenAIService) -> OllamaModels:
-    """GET /api/ps: the model is there as long as the server is."""
-    more = {
-        "expires_at": "9999-12-31T23:59:59Z",
-        "size_vram": service.facts.nbytes if service.engine.config.device == "cuda" else 0,
-        "context_length": service.engine.max_context,
-    }
-    return OllamaModels(models=[card | more for card in _cards(service)])
+def ollama_running(host: ModelHost) -> OllamaModels:
+    """GET /api/ps: a model that is loaded stays until another needs its room."""
+    return OllamaModels(models=[card for model in host.models for card in _running(model)])
 
 
-def ollama_version(_: OpenAIService) -> OllamaVersion:
+def ollama_version(_: ModelHost) -> OllamaVersion:
     """GET /api/version."""
     return OllamaVersion()
 
@@ -264,8 +266,20 @@ def _response(answer: WholeAnswer) -> dict[str, Any]:
     return {"response": answer.content, **thought}
 
 
-def _details(service: OpenAIService) -> dict[str, Any]:
-    facts = service.facts
+def _running(model: HostedModel) -> list[dict[str, Any]]:
+    """The cards of a model that is loaded."""
+    if model.service is None:
+        return []
+    on_gpu = model.service.engine.config.device == "cuda"
+    more = {
+        "expires_at": "9999-12-31T23:59:59Z",
+        "size_vram": model.offer.facts.nbytes if on_gpu else 0,
+        "context_length": model.offer.max_context,
+    }
+    return [card | more for card in _cards(model)]
+
+
+def _details(facts: ServedModel) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": facts.file_format,
@@ -276,16 +290,17 @@ def _details(service: OpenAIService) -> dict[str, Any]:
     }
 
 
-def _cards(service: OpenAIService) -> list[dict[str, Any]]:
+def _cards(model: HostedModel) -> list[dict[str, Any]]:
     """A card for each name, with a tag as ollama's lists have it."""
-    names = [n if ":" in n.rpartition("/")[2] else n + _LATEST for n in service.names]
+    offer = model.offer
+    names = [n if ":" in n.rpartition("/")[2] else n + _LATEST for n in offer.names]
     return [
         {
             "name": name,
             "model": name,
-            "size": service.facts.nbytes,
-            "digest": service.digest,
-            "details": _details(service),
+            "size": offer.facts.nbytes,
+            "digest": offer.digest,
+            "details": _details(offer.facts),
         }
         for name in names
     ]

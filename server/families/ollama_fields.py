@@ -210,3 +210,8 @@ class OllamaShowRequest(RequestModel):
     model: str | None = None
     name: str | None = None
     verbose: bool | None = None
+
+    @property
+    def wanted_model(self) -> str | None:
+        """The model, by either field."""
+        return self.model or self.name

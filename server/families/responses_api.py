@@ -14,7 +14,7 @@ from ..dialects.token_text import TokenText
 from ..errors import ApiError
 from ..event_stream import EventStream
 from ..job import Call
-from ..kept import KeptResponse
+from ..kept import KeptResponse, KeptResponses
 from ..request_model import RequestModel
 from ..responses import FreeResponse
 from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort
@@ -167,7 +167,7 @@ async def create_response(
     tenant = call.tenant.namespace
     before: KeptResponse | None = None
     if asked.previous_response_id is not None:
-        before = _kept(service, call, asked.previous_response_id, "previous_response_id")
+        before = _kept(service.kept, call, asked.previous_response_id, "previous_response_id")
     turns = asked.conversation(before)
 
     def keep(response: dict[str, Any]) -> None:
@@ -183,20 +183,20 @@ async def create_response(
         return await service.converse(asked.chat(turns), call, writer, "resp_")
 
 
-def find_response(service: OpenAIService, id: str, call: Call) -> ResponseObject:
+def find_response(kept: KeptResponses, id: str, call: Call) -> ResponseObject:
     """GET /v1/responses/{id}. Raises a 404 for one that is not kept."""
-    return ResponseObject(fields=_kept(service, call, id, "id").response)
+    return ResponseObject(fields=_kept(kept, call, id, "id").response)
 
 
-def delete_response(service: OpenAIService, id: str, call: Call) -> FreeResponse:
+def delete_response(kept: KeptResponses, id: str, call: Call) -> FreeResponse:
     """DELETE /v1/responses/{id}. Raises a 404 for one that is not kept."""
-    _kept(service, call, id, "id")
-    service.kept.drop(call.tenant.namespace, id)
+    _kept(kept, call, id, "id")
+    kept.drop(call.tenant.namespace, id)
     return FreeResponse(fields={"id": id, "object": "response", "deleted": True})
 
 
-def _kept(service: OpenAIService, call: Call, id: str, param: str) -> KeptResponse:
-    found = service.kept.get(call.tenant.namespace, id)
+def _kept(kept: KeptResponses, call: Call, id: str, param: str) -> KeptResponse:
+    found = kept.get(call.tenant.namespace, id)
     if found is None:
         raise ApiError(
             404,

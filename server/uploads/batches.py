@@ -7,6 +7,7 @@ line, so a server that was stopped or killed goes on with it at its next start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,16 +18,16 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, Field
 
-from halfbyte.errors import ConfigError, EngineDeadError
+from halfbyte.errors import ConfigError, EngineDeadError, HalfbyteError
 
 from ..batch.ahead import AheadFile
-from ..batch.lines import answered_status, model_key
+from ..batch.lines import answered_status, model_key, read_lines, read_request
 from ..batch.record import BatchRecord, ahead_path
 from ..batch.run import BatchPace, BatchRun
 from ..batch.survey import Survey, survey
 from ..errors import ApiError
+from ..hosting.host import ModelHost
 from ..responses import FreeResponse
-from ..service import OpenAIService
 from ..tenant import Tenant
 from .file_store import FileStore, KeptRecord, RecordFolder, StoredFile, new_id
 
@@ -97,7 +98,7 @@ class Batches:
     """The batches of a server.
 
     Args:
-        service: answers the lines.
+        host: of the models that answer the lines.
         files: inputs and results.
         folder: where the batches lie; made when it is not there.
 
@@ -105,20 +106,11 @@ class Batches:
         ConfigError: the folder cannot be used, or holds something else.
     """
 
-    def __init__(self, service: OpenAIService, files: FileStore, folder: Path) -> None:
-        self._service = service
+    def __init__(self, host: ModelHost, files: FileStore, folder: Path) -> None:
+        self._host = host
         self._files = files
         self._folder = folder
         self._records = RecordFolder(folder, StoredBatch, "batch")
-        facts = service.facts
-        # Not how it is computed: another machine may go on.
-        self._model = model_key(
-            service.engine.name,
-            facts.file_format,
-            facts.architecture,
-            facts.quantization,
-            facts.nbytes,
-        )
         self._running: _Running | None = None
         self._waiting = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -222,31 +214,47 @@ class Batches:
             OSError: something cannot be written.
         """
         source = self._files.path(record.input_file_id, record.owner)
-        kept = await asyncio.to_thread(BatchRecord, self._out(record.id), self._model)
-        try:
-            with source.open("rb") as file:
+        with source.open("rb") as file:
+            model = await asyncio.to_thread(self._model, file, record.endpoint)
+            kept = await asyncio.to_thread(BatchRecord, self._out(record.id), model)
+            try:
                 found = await asyncio.to_thread(_begin, file, kept)
                 if not found.total:
                     self._fail(record, "The input file has no line.", "empty_file")
                     return
                 if self._again(record).status == "validating":
                     self._set(record, status="in_progress", stamp="in_progress_at")
-                await self._run(record, file, kept, found)
-            record = self._again(record)
-            if record.status == "in_progress":
-                record = self._set(record, status="finalizing", stamp="finalizing_at")
-        finally:
-            kept.close()
+                await self._run(record, file, kept, found, model)
+                record = self._again(record)
+                if record.status == "in_progress":
+                    record = self._set(record, status="finalizing", stamp="finalizing_at")
+            finally:
+                kept.close()
         await self._finish(record, found.total)
 
+    def _model(self, file: BinaryIO, endpoint: str) -> str:
+        """What stands for the model of a batch: that which its first line names."""
+        offer = self._host.models[0].offer
+        line = next(read_lines(file), None)
+        if line is not None:
+            # A line that is wrong, or names another model, is told so in its turn.
+            with contextlib.suppress(HalfbyteError, ApiError):
+                _, asked = read_request(line, endpoint)
+                offer = self._host.find(asked.wanted_model).offer
+        facts = offer.facts
+        # Not how it is computed: another machine may go on.
+        return model_key(
+            offer.root, facts.file_format, facts.architecture, facts.quantization, facts.nbytes
+        )
+
     async def _run(
-        self, record: StoredBatch, file: BinaryIO, kept: BatchRecord, found: Survey
+        self, record: StoredBatch, file: BinaryIO, kept: BatchRecord, found: Survey, model: str
     ) -> None:
         """Answer what is left, until all is or the batch is stopped or its time is over."""
-        places = self._service.engine.config.max_batch
+        places = self._host.models[0].offer.batch
         run = BatchRun(
-            self._service,
-            self._model,
+            self._host,
+            model,
             file,
             kept,
             found,

@@ -19,11 +19,11 @@ from halfbyte.errors import RequestError
 from ..bodies import ClientGone
 from ..endpoints import ENDPOINTS
 from ..errors import ApiError
+from ..hosting.host import ModelHost
 from ..job import Call
 from ..json_body import asked_model, json_answer
 from ..request_model import RequestModel
 from ..responses import FreeResponse, ResponseModel
-from ..service import OpenAIService
 from ..tenant import Tenant
 from .batches import Batches, batch_object
 from .file_store import FileLimits, FileStore, KeptRecord, file_object
@@ -63,7 +63,7 @@ class Uploads:
     """Files and batches of a server, in a folder.
 
     Args:
-        service: answers the lines of batches.
+        host: of the models that answer the lines of batches.
         folder: where everything lies; made when it is not there.
         limits: bounds of files.
 
@@ -75,11 +75,9 @@ class Uploads:
         ConfigError: the folder cannot be used, or holds something else.
     """
 
-    def __init__(
-        self, service: OpenAIService, folder: Path, limits: FileLimits | None = None
-    ) -> None:
+    def __init__(self, host: ModelHost, folder: Path, limits: FileLimits | None = None) -> None:
         self.files = FileStore(folder / "files", limits or FileLimits())
-        self.batches = Batches(service, self.files, folder / "batches")
+        self.batches = Batches(host, self.files, folder / "batches")
 
 
 def add_upload_routes(app: FastAPI, uploads: Uploads, origins: Collection[str] = ()) -> None:

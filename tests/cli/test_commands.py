@@ -15,6 +15,7 @@ from halfbyte.bench.engine import BenchPlan, EngineCase, EngineRow, ModelFacts, 
 from halfbyte.cli import bench
 from halfbyte.cli.main import app
 from halfbyte.server.admission import QueueLimits
+from halfbyte.server.names import AskedModel
 from halfbyte.server.settings import (
     AccessSettings,
     ListenSettings,
@@ -34,8 +35,8 @@ def served(monkeypatch) -> list[SimpleNamespace]:
     calls: list[SimpleNamespace] = []
     server = ModuleType("halfbyte.server.run")
 
-    def record(model: str, **asked: Any) -> None:
-        calls.append(SimpleNamespace(model=model, **asked))
+    def record(models: list[AskedModel], **asked: Any) -> None:
+        calls.append(SimpleNamespace(models=models, **asked))
 
     server.serve = record  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "halfbyte.server.run", server)
@@ -46,7 +47,7 @@ def served(monkeypatch) -> list[SimpleNamespace]:
 def test_serve_passes_everything_on(served, tmp_path):
     run("serve", str(TINY))
     first = served[0]
-    assert first.model == str(TINY) and first.settings == ServerSettings()
+    assert first.models == [AskedModel(str(TINY))] and first.settings == ServerSettings()
     assert first.options["device"] == "auto" and callable(first.report.progress)
     cert, key = tmp_path / "c", tmp_path / "k"
     run(
@@ -56,13 +57,18 @@ def test_serve_passes_everything_on(served, tmp_path):
         *("--kv-tokens", "4096", "--max-batch-tokens", "64", "--max-connections", "9"),
         *("--allowed-hosts", "a,b", "--cors-origin", "http://x", "--metrics-prefix", "vllm"),
         *("--ssl-certfile", str(cert), "--ssl-keyfile", str(key), "--otlp-endpoint", "http://o"),
+        *("--admin-key", "r", "--model", f"other={TINY}", "--models-memory", "0.5"),
     )
+    assert served[1].models == [
+        AskedModel(str(TINY), "n"),
+        AskedModel(str(TINY), "other", at_start=False),
+    ]
     assert served[1].settings == ServerSettings(
         ListenSettings("::1", 0, 9, TlsFiles(cert, key)),
-        AccessSettings(("k",), ("p", "q"), ("a", "b"), ("http://x",)),
+        AccessSettings(("k",), ("p", "q"), ("r",), ("a", "b"), ("http://x",)),
         QueueLimits(3, wait_s=7.0),
         WatchSettings("text", "vllm", "http://o"),
-        served_name="n",
+        models_bytes=1 << 29,
         drain_s=2.0,
     )
     engine = served[1].options

@@ -10,6 +10,7 @@ from cli_support import FakeEngine, fake_open
 
 from halfbyte.cli import chat, generate
 from halfbyte.cli.familiar import USAGE_ERROR
+from halfbyte.cli.inspect import inspect
 from halfbyte.cli.main import app
 from halfbyte.cli.serve import serve
 from halfbyte.engine.params import SamplingParams
@@ -97,12 +98,12 @@ def test_the_server_takes_the_names_of_vllm(monkeypatch):
 @pytest.mark.parametrize("named", [["-m", "other"], ["--model", "other"], ["--model=other"]])
 def test_an_argument_for_the_model_has_the_name_of_the_option(monkeypatch, named):
     seen: list[dict[str, object]] = []
-    command = next(c for c in app.registered_commands if c.callback is serve)
+    command = next(c for c in app.registered_commands if c.callback is inspect)
     monkeypatch.setattr(command, "callback", _recorded(command.callback, seen))
-    app(["serve", *named, "--max-batch", "4"], standalone_mode=False)
-    assert {"model": "other", "max_batch": 4}.items() <= seen[0].items()
+    app(["inspect", *named, "--json"], standalone_mode=False)
+    assert {"path": "other", "as_json": True}.items() <= seen[0].items()
     with pytest.raises(USAGE_ERROR):
-        app(["serve", *named, "another"], standalone_mode=False)
+        app(["inspect", *named, "another"], standalone_mode=False)
 
 
 def _recorded(command, seen):

@@ -25,6 +25,7 @@ FLAGS = {
     "--max-connections": ["1", "77"],
     "--api-key": ["marker-key"],
     "--priority-key": ["marker-other-key"],
+    "--admin-key": ["marker-third-key"],
     "--allowed-hosts": ["a.example", "b,c"],
     "--cors-origin": ["http://localhost:5173"],
     "--max-waiting": ["0", "9"],
@@ -32,6 +33,7 @@ FLAGS = {
     "--max-wait": ["0.5", "60.0"],
     "--drain": ["0.0", "2.25"],
     "--served-name": ["n", "42", "true"],
+    "--models-memory": ["0.5", "16.0"],
     "--max-batch": ["1", "7"],
     "--max-batch-tokens": ["64", "2048"],
     "--max-step-ms": ["0", "250"],
@@ -97,7 +99,7 @@ def test_every_option_is_drawn_below():
     # Each of these needs a file, or says nothing by itself.
     assert left == {
         *("--config", "--files", "--dry-run", "--device", "--dtype", "--backend"),
-        *("--activations", "--ssl-certfile", "--ssl-keyfile"),
+        *("--activations", "--ssl-certfile", "--ssl-keyfile", "--model"),
     }
 
 
@@ -320,8 +322,8 @@ def test_the_file_in_the_documentation_is_taken(asked, tmp_path):
     app(["serve", "--config", str(file), "--log-format", "text"], standalone_mode=False)
     keys = re.findall(r"^    ([a-z-]+):", block[1], re.MULTILINE)
     told = [s.name for s in asked[0]["given"]]
-    # Of the model it names the default, and the last one gives way to the flag.
-    assert sorted(told) == sorted(set(keys) - {"model", "log-format"}) and len(told) == 4
+    # The last one gives way to the flag.
+    assert sorted(told) == sorted(set(keys) - {"log-format"}) and len(told) == 5
 
 
 def test_settings_of_other_commands_stay_flags(monkeypatch, capsys):

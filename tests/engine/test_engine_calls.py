@@ -218,6 +218,23 @@ def test_chat_without_a_template_says_so(engine: Engine) -> None:
         engine.chat([{"role": "user", "content": "hello"}])
 
 
+def test_an_engine_goes_with_its_last_reference(tiny_hf: Path) -> None:
+    """A tokenizer can take 100 MB, and a server may have told the collector to pass it over."""
+    engine = Engine(tiny_hf, max_batch=2)
+    engine.reserve()
+    engine.generate([TEXT], GREEDY)
+    engine.score([TEXT])
+    parts = [weakref.ref(part) for part in (engine, engine.tokenizer)]
+    gc.collect()
+    gc.disable()
+    try:
+        engine.close()
+        del engine
+        assert [part() for part in parts] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_close_frees_weights_and_cache(tiny_hf: Path) -> None:
     engine = Engine(tiny_hf, max_batch=2)
     stream = engine.stream(TEXT, GREEDY)

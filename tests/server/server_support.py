@@ -17,6 +17,7 @@ from halfbyte.engine.serve.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.connections import ConnectionLimits, Connections
 from halfbyte.server.facts import ServedModel
+from halfbyte.server.hosting.host import ModelHost
 from halfbyte.server.listen import listen, url_of, uvicorn_config
 from halfbyte.server.service import OpenAIService, ServiceConfig
 from halfbyte.server.tls import TlsFiles
@@ -45,9 +46,10 @@ class Site:
         self.client = AsyncEngine(self.engine)
         self.service = OpenAIService(self.client, self.config, self.facts)
         options = dict(self.app_options)
+        self.host = ModelHost.of(self.service)
         if self.folder is not None:
-            options["uploads"] = Uploads(self.service, self.folder, self.file_limits)
-        self.app = create_app(self.service, **options)
+            options["uploads"] = Uploads(self.host, self.folder, self.file_limits)
+        self.app = create_app(self.host, **options)
 
 
 async def client_of(site: Site) -> AsyncIterator[httpx.AsyncClient]:

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from halfbyte.engine.run.stats import EngineStats
 from halfbyte.server.bodies import Bodies, BodyLimits, ClientGone
 from halfbyte.server.errors import ApiError
-from halfbyte.server.metrics import Metrics
+from halfbyte.server.metric_families import Exposition
+from halfbyte.server.metrics import HttpMetrics
 
 pytestmark = pytest.mark.anyio
 
 
-def bodies(**limits: Any) -> Bodies:
-    return Bodies(BodyLimits(**limits), Metrics("m", EngineStats))
+def bodies(exposition: Exposition | None = None, **limits: Any) -> Bodies:
+    return Bodies(BodyLimits(**limits), HttpMetrics(exposition or Exposition(), "m"))
 
 
 class Sender:
@@ -84,7 +84,8 @@ async def test_size_of_one() -> None:
 
 
 async def test_the_largest_that_comes_in_makes_room() -> None:
-    all_ = bodies(together=100)
+    exposition = Exposition()
+    all_ = bodies(exposition, together=100)
     until = asyncio.Event()
     large, middle, small = Sender(), Sender(), Sender()
     tasks = [asyncio.ensure_future(hold(all_, s, until)) for s in (large, middle, small)]
@@ -106,7 +107,7 @@ async def test_the_largest_that_comes_in_makes_room() -> None:
     assert await asyncio.gather(*tasks) == [503, 50, 20]
     assert all_.held == 0
     assert b'admission_rejections_total{engine="0",model_name="m",reason="bodies_full"} 2.0' in (
-        all_._metrics.render()
+        exposition.render()
     )
 
 

@@ -198,6 +198,7 @@ from halfbyte.server.app import create_app
 from halfbyte.server.connections import Connections, connection_limits, raise_file_limit
 from halfbyte.server.listen import DrainingServer, listen, uvicorn_config
 from halfbyte.server.log import log_to_stderr
+from halfbyte.server.hosting.host import ModelHost
 from halfbyte.server.service import OpenAIService
 
 service = OpenAIService(AsyncEngine(FakeEngine()))
@@ -205,7 +206,7 @@ connections = Connections(connection_limits(None, raise_file_limit()))
 listener = listen("127.0.0.1", 0)
 log_to_stderr()
 DrainingServer(
-    uvicorn_config(create_app(service), connections),
+    uvicorn_config(create_app(ModelHost.of(service)), connections),
     connections,
     drain=service.close,
     cut_short=service.cut_short,

@@ -21,6 +21,7 @@ from server_support import LiveServer, wait_until
 from halfbyte.errors import ConfigError
 from halfbyte.server.listen import check_origins, host_names, is_loopback, listen, url_of
 from halfbyte.server.loading import answering
+from halfbyte.server.names import AskedModel
 from halfbyte.server.run import serve
 from halfbyte.server.settings import ListenSettings, ServerSettings
 from halfbyte.server.start import LoggedStart
@@ -33,6 +34,7 @@ from halfbyte.errors import EngineDeadError
 from halfbyte.server.app import create_app
 from halfbyte.server.listen import DrainingServer, listen, uvicorn_config
 from halfbyte.server.connections import ConnectionLimits, Connections
+from halfbyte.server.hosting.host import ModelHost
 from halfbyte.server.service import OpenAIService
 
 engine = FakeEngine()
@@ -47,7 +49,7 @@ service = OpenAIService(AsyncEngine(engine))
 listener = listen("127.0.0.1", 0)
 connections = Connections(ConnectionLimits())
 server = DrainingServer(
-    uvicorn_config(create_app(service), connections),
+    uvicorn_config(create_app(ModelHost.of(service)), connections),
     connections,
     drain=lambda: service.close(drain_s),
     cut_short=service.cut_short,
@@ -200,7 +202,7 @@ def test_a_second_server_fails_while_the_first_one_loads() -> None:
         # Before it looks for the model.
         with pytest.raises(ConfigError, match="cannot listen"):
             serve(
-                "no such model",
+                [AskedModel("no such model")],
                 options={},
                 settings=ServerSettings(ListenSettings(port=port)),
                 report=LoggedStart(),

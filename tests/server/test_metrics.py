@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from halfbyte.engine.params import SamplingParams
 from halfbyte.engine.request import Completion, Delta, FinishReason, Timings, Usage
 from halfbyte.engine.serve.stream import RequestStream
-from halfbyte.server.metrics import Metrics
+from halfbyte.server.metric_families import Exposition
+from halfbyte.server.metrics import Metrics, Refusal
 
 pytestmark = pytest.mark.anyio
 _COMMON = ("model_name", "engine")
@@ -124,25 +125,27 @@ async def test_every_series_is_there_from_the_start(http: httpx.AsyncClient) -> 
 def test_two_servers_do_not_share_numbers() -> None:
     engines = [FakeEngine(), FakeEngine()]
     one, two = (Metrics(f"m{i}", e.stats) for i, e in enumerate(engines))
-    one.disconnect()
-    assert b'client_disconnects_total{engine="0",model_name="m0"} 1.0' in one.render()
-    assert b'client_disconnects_total{engine="0",model_name="m1"} 0.0' in two.render()
+    one.rejection(Refusal.QUEUE_FULL)
+    name = 'admission_rejections_total{engine="0",model_name="m%d",reason="queue_full"} %d.0'
+    assert (name % (0, 1)).encode() in one.exposition.render()
+    assert (name % (1, 0)).encode() in two.exposition.render()
+    assert b"m0" not in two.exposition.render()
 
 
 def test_preemptions_and_token_times() -> None:
     engine = FakeEngine()
     metrics = Metrics("m", engine.stats)
     engine.count(preemptions=4)
-    assert b'num_preemptions_total{engine="0",model_name="m"} 4.0' in metrics.render()
+    assert b'num_preemptions_total{engine="0",model_name="m"} 4.0' in metrics.exposition.render()
     engine.count(preemptions=5)
-    assert b'num_preemptions_total{engine="0",model_name="m"} 5.0' in metrics.render()
+    assert b'num_preemptions_total{engine="0",model_name="m"} 5.0' in metrics.exposition.render()
     stream = RequestStream("r", 7, lambda _: None)
     start = stream.submitted_at
     for now, tokens in ((start + 0.5, (1,)), (start + 0.9, (2, 3)), (start + 1.0, ())):
         delta = Delta("r", "", tokens)
         metrics(stream, delta, now)
         stream.deliver(delta, now)
-    text = metrics.render().decode()
+    text = metrics.exposition.render().decode()
     assert 'halfbyte:time_to_first_token_seconds_sum{engine="0",model_name="m"} 0.5' in text
     assert 'halfbyte:inter_token_latency_seconds_count{engine="0",model_name="m"} 2.0' in text
     # Both tokens of the second delta took 0.2 s: above the bound 0.15, below 0.3.
@@ -158,7 +161,7 @@ def test_preemptions_and_token_times() -> None:
 
 
 def test_the_phases_of_a_request_are_told_apart() -> None:
-    metrics = Metrics("m", FakeEngine().stats, prefix="p", longest=40)
+    metrics = Metrics("m", FakeEngine().stats, Exposition("p"), longest=40)
     stream = RequestStream("r", 7, lambda _: None)
     first = Completion(
         "",
@@ -171,7 +174,7 @@ def test_the_phases_of_a_request_are_told_apart() -> None:
     metrics(stream, Delta("r", "", (3,), done), stream.submitted_at + 6.25)
     metrics.asked([SamplingParams(n=2, max_tokens=30), SamplingParams(max_tokens=None)])
     sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    for family in text_string_to_metric_families(metrics.exposition.render().decode()):
         for sample in family.samples:
             if sample.name.endswith("_sum"):
                 sums[sample.name.removeprefix("p:").removesuffix("_sum")] = sample.value
@@ -189,5 +192,5 @@ def test_the_phases_of_a_request_are_told_apart() -> None:
         "request_params_n": 3,
         "request_params_max_tokens": 30,
     }
-    assert b'request_prompt_tokens_bucket{engine="0",le="20.0"' in metrics.render()
-    assert b'request_prompt_tokens_bucket{engine="0",le="50.0"' not in metrics.render()
+    assert b'request_prompt_tokens_bucket{engine="0",le="20.0"' in metrics.exposition.render()
+    assert b'request_prompt_tokens_bucket{engine="0",le="50.0"' not in metrics.exposition.render()

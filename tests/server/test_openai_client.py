@@ -217,7 +217,7 @@ def test_disconnect_frees_the_request(live: Start, stream: bool, phase: str) -> 
 
 
 def disconnects(server: LiveServer) -> float:
-    text = server.site.service.metrics.render().decode()
+    text = server.site.service.metrics.exposition.render().decode()
     found = re.search(r"^halfbyte:client_disconnects_total{.*} (.+)$", text, re.MULTILINE)
     assert found is not None
     return float(found[1])

@@ -71,7 +71,7 @@ async def test_queue_is_bounded_by_prompt_tokens() -> None:
         await until(lambda: site.client.live == 3)
         engine.gate.set()
         assert {r.status_code for r in await asyncio.gather(*small, last)} == {200}
-        text = site.service.metrics.render().decode()
+        text = site.service.metrics.exposition.render().decode()
         assert 'model_name="fake-model",reason="queue_tokens_full"} 3.0' in text
 
 

@@ -12,10 +12,11 @@ import httpx
 import pytest
 from server_support import Site, client_of
 
+from halfbyte.engine.advise.start_plan import plan_start
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.text.tokenizer import Tokenizer
 from halfbyte.loaders import open_checkpoint
-from halfbyte.server.run import model_facts
+from halfbyte.server.hosting.offer import served_model
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +37,7 @@ def real() -> Engine:
 
 @pytest.fixture
 async def http(real: Engine) -> AsyncIterator[httpx.AsyncClient]:
-    async for client in client_of(Site(real, facts=model_facts(real))):  # type: ignore[arg-type]
+    async for client in client_of(Site(real, facts=served_model(plan_start(TINY, {})))):  # type: ignore[arg-type]
         yield client
 
 
