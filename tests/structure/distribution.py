@@ -43,7 +43,7 @@ def sdist_problems(sdist: Path) -> list[str]:
     top = sdist.name.removesuffix(".tar.gz")
     with tarfile.open(sdist) as archive:
         names = {m.name.removeprefix(f"{top}/") for m in archive.getmembers() if not m.isdir()}
-    docs = {p for p in tracked() if p.startswith("docs/") and p.endswith(".md")}
+    docs = {p for p in tracked() if p.startswith("docs/") and p.endswith((".md", ".json"))}
     names = {n for n in names if not n.startswith("halfbyte.egg-info/")}
     # setuptools writes the last two.
     expected = {p for p in tracked() if ships(p)} | docs | {*BESIDES, "PKG-INFO", "setup.cfg"}
