@@ -21,6 +21,9 @@ from typing import Any
 
 import httpx
 
+SOAK_S = float(os.environ.get("HALFBYTE_SOAK_S", "60"))
+"""Seconds of `test_soak`; 3600 is what a release should get."""
+
 
 class Victim:
     """``halfbyte serve`` on a free loopback port.

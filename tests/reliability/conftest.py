@@ -1,6 +1,6 @@
 """Attacks on a served default model; each test prints its figures as one line of JSON.
 
-    pytest -m slow tests/server/attack
+    pytest -m slow tests/reliability
 
 They take some minutes and bounds of time are among their assertions: run them on a quiet machine.
 Only 127.0.0.1 is attacked.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attack_support import Victim
+from attack_support import SOAK_S, Victim
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,8 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.model)
-            item.add_marker(pytest.mark.timeout(900))
+            item.add_marker(pytest.mark.timeout(max(900, 2 * SOAK_S)))
+            if "victim" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.model)
 
 
 @pytest.fixture
