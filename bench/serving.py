@@ -18,7 +18,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ import numpy as np
 
 from halfbyte.errors import ConfigError
 
+from ..engine.engine import Engine
+from ..engine.params import SamplingParams
+from ..engine.serve.async_engine import AsyncEngine
 from .comparison import comparison_parser, run_comparison
 from .machine import machine_info
 from .server_process import PATIENCE_S, free_port, llama_server_command, running_server
@@ -36,6 +39,10 @@ from .table import markdown_table
 PROMPT_WORDS = {"short": 24, "long": 300}
 _SYLLABLES = ("ka", "lo", "mi", "ren", "sto", "va", "tu", "bel", "dor", "fin", "gra", "hu", "pin")
 _LEAST_REQUESTS = 4
+ENGINE = "engine alone"
+"""Label of an engine without a server."""
+BATCH_TOKENS = 1024
+"""Most tokens of a step of ours, the server's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +125,42 @@ async def run_load(url: str, load: Load, seed: int, tokens: int) -> LoadSample:
     usages = [usage for _, usage in answers]
     if any(usage["completion_tokens"] != tokens for usage in usages):
         raise ConfigError(f"an answer has not {tokens} tokens: {usages}")
+    return _sample(seconds, [(times, usage["prompt_tokens"]) for times, usage in answers], tokens)
+
+
+async def run_load_on_engine(engine: AsyncEngine, load: Load, seed: int, tokens: int) -> LoadSample:
+    """The same requests, given to an engine of this process: what a server costs is the rest.
+
+    Args:
+        engine: started.
+        load: how many, and of what kind.
+        seed: of the drawn prompts.
+        tokens: of each answer.
+    """
+    params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+    left = iter(drawn_prompts(load, seed))
+    answers: list[tuple[list[float], int]] = []
+
+    async def user() -> None:
+        for prompt in left:
+            times = [time.perf_counter()]
+            ids = engine.tokenizer.encode(prompt)
+            async for delta in engine.submit(ids, params):
+                if delta.text:
+                    times.append(time.perf_counter())
+            answers.append((times, len(ids)))
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(user() for _ in range(load.users)))
+    return _sample(time.perf_counter() - begun, answers, tokens)
+
+
+def _sample(seconds: float, answers: list[tuple[list[float], int]], tokens: int) -> LoadSample:
+    """What answers of ``tokens`` tokens took: times of each, as of `_ask`, and prompt tokens."""
     return LoadSample(
         seconds=seconds,
         requests=len(answers),
-        prompt_tokens=sum(usage["prompt_tokens"] for usage in usages),
+        prompt_tokens=sum(count for _, count in answers),
         completion_tokens=tokens * len(answers),
         first_s=[times[1] - times[0] for times, _ in answers],
         gaps_s=[b - a for times, _ in answers for a, b in itertools.pairwise(times[1:])],
@@ -160,11 +199,11 @@ async def _ask(host: str, port: int, body: bytes) -> tuple[list[float], dict[str
 
 def _command(label: str, args: argparse.Namespace, model: Path, port: int) -> list[str]:
     """The command line of a server with a place for each of the most users."""
-    users = max(args.users)
-    context = 2 * max(PROMPT_WORDS.values()) * 2 + args.tokens
+    users, context = max(args.users), _context(args)
     if label == "halfbyte":
         command = [sys.executable, "-m", "halfbyte", "serve", str(model), "--port", str(port)]
         command += ["--max-batch", str(users), "--kv-tokens", str(context * users)]
+        command += ["--max-batch-tokens", str(BATCH_TOKENS)]
         return [*command, "--threads", str(args.threads)]
     return llama_server_command(
         args.llama_server,
@@ -177,27 +216,64 @@ def _command(label: str, args: argparse.Namespace, model: Path, port: int) -> li
     )
 
 
+def _context(args: argparse.Namespace) -> int:
+    """Tokens that a request may take."""
+    return 2 * max(PROMPT_WORDS.values()) * 2 + args.tokens
+
+
+def _serve_loads(
+    label: str, args: argparse.Namespace, model: Path, loads: Sequence[Load], seed: int
+) -> Iterator[LoadSample]:
+    """A sample of each load, by a server of its own."""
+    port = free_port()
+    with running_server(_command(label, args, model, port), port) as server:
+        # The first answer warms up what a server does once.
+        asyncio.run(run_load(server.url, Load(1, "short"), -1, 4))
+        for load in loads:
+            yield asyncio.run(run_load(server.url, load, seed, args.tokens))
+
+
+def _engine_loads(
+    args: argparse.Namespace, model: Path, loads: Sequence[Load], seed: int
+) -> Iterator[LoadSample]:
+    """A sample of each load, by an engine of this process with the options of our server."""
+    users = max(args.users)
+    options: Any = {"max_batch": users, "kv_tokens": _context(args) * users}
+    options |= {"max_batch_tokens": BATCH_TOKENS, "threads": args.threads}
+
+    async def run() -> list[LoadSample]:
+        engine = AsyncEngine(Engine(model, **options))
+        await engine.start()
+        try:
+            await run_load_on_engine(engine, Load(1, "short"), -1, 4)
+            return [await run_load_on_engine(engine, load, seed, args.tokens) for load in loads]
+        finally:
+            await engine.close()
+
+    yield from asyncio.run(run())
+
+
 def measure_servers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     """A report in plain JSON types. Raises ConfigError as the runs do."""
     labels = ["halfbyte", *(["llama-server"] if args.llama_server else [])]
+    labels += [ENGINE] if args.engine else []
     loads = [Load(users, prompt) for prompt in args.prompts for users in args.users]
     samples: dict[str, dict[str, list[LoadSample]]] = {str(load): {} for load in loads}
     for number in range(args.rounds):
         for label in labels:
-            port = free_port()
-            with running_server(_command(label, args, model, port), port) as server:
-                # The first answer warms up what a server does once.
-                asyncio.run(run_load(server.url, Load(1, "short"), -1, 4))
-                for load in loads:
-                    seed = args.seed + number
-                    sample = asyncio.run(run_load(server.url, load, seed, args.tokens))
-                    samples[str(load)].setdefault(label, []).append(sample)
-                    speed = sample.completion_tokens / sample.seconds
-                    print(
-                        f"round {number + 1}: {label}, {load}: {speed:.1f} tokens/s",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+            seed = args.seed + number
+            if label == ENGINE:
+                taken = _engine_loads(args, model, loads, seed)
+            else:
+                taken = _serve_loads(label, args, model, loads, seed)
+            for load, sample in zip(loads, taken, strict=True):
+                samples[str(load)].setdefault(label, []).append(sample)
+                speed = sample.completion_tokens / sample.seconds
+                print(
+                    f"round {number + 1}: {label}, {load}: {speed:.1f} tokens/s",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return {
         "kind": "serving",
         "machine": machine_info(),
@@ -246,6 +322,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=numbers, default=[1, 8, 32], metavar="N,..")
     parser.add_argument(
         "--prompt", dest="prompts", action="append", choices=list(PROMPT_WORDS), default=None
+    )
+    parser.add_argument(
+        "--engine", action="store_true", help="also an engine without a server, in this process"
     )
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     args = parser.parse_args(argv)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.bench.serving import (
+    ENGINE,
     Load,
     drawn_prompts,
     main,
@@ -32,18 +33,20 @@ def test_a_server_is_measured(
     main(
         [
             *(str(tiny_hf), "--users", "1,2", "--prompt", "short", "--tokens", "5"),
-            *("--rounds", "1", "--threads", "1", "--out", str(tmp_path)),
+            *("--rounds", "1", "--threads", "1", "--engine", "--out", str(tmp_path)),
         ]
     )
     (path,) = tmp_path.glob("serving-*.json")
     report = json.loads(path.read_text())
     assert list(report["samples"]) == ["1 user, short prompts", "2 users, short prompts"]
     for each in report["samples"].values():
-        (sample,) = each["halfbyte"]
-        assert sample["requests"] == 4 and sample["completion_tokens"] == 20
-        assert len(sample["first_s"]) == 4 and all(0 < x < 60 for x in sample["first_s"])
-        # Some tokens of a tiny model are no text, so that events have several or none.
-        assert len(sample["gaps_s"]) <= 16 and sample["seconds"] > 0
+        for label in ("halfbyte", ENGINE):
+            (sample,) = each[label]
+            assert sample["requests"] == 4 and sample["completion_tokens"] == 20
+            assert len(sample["first_s"]) == 4 and all(0 < x < 60 for x in sample["first_s"])
+            # Some tokens of a tiny model are no text, so that events have several or none.
+            assert len(sample["gaps_s"]) <= 16 and sample["seconds"] > 0
+        assert each[ENGINE][0]["prompt_tokens"] == each["halfbyte"][0]["prompt_tokens"]
     out = capsys.readouterr().out
     assert out.strip() == serving_table(report).strip() and "2 users, short prompts" in out
 
