@@ -97,6 +97,26 @@ class AccessFlags:
             "as with --api-key. Without one nobody may.",
         ),
     ] = None
+    key_requests: Annotated[
+        int,
+        _access(
+            "--key-requests",
+            metavar="N",
+            min=0,
+            help="Requests that each key of --api-key may send in a minute; beyond it, 429. "
+            "0 = no bound.",
+        ),
+    ] = 0
+    key_tokens: Annotated[
+        int,
+        _access(
+            "--key-tokens",
+            metavar="N",
+            min=0,
+            help="Tokens, of prompts and answers, that each key of --api-key may use in a minute. "
+            "0 = no bound.",
+        ),
+    ] = 0
     allowed_hosts: Annotated[
         list[str] | None,
         _access(
@@ -118,12 +138,14 @@ class AccessFlags:
 
     def settings(self) -> AccessSettings:
         """The server's settings. Raises ConfigError."""
+        from ..server.quota import QuotaLimits
         from ..server.settings import AccessSettings, split_keys
 
         return AccessSettings(
             split_keys(self.api_key, "--api-key"),
             split_keys(self.priority_key, "--priority-key"),
             split_keys(self.admin_key, "--admin-key"),
+            QuotaLimits(self.key_requests, self.key_tokens),
             split_values(self.allowed_hosts),
             split_values(self.cors_origin),
         )

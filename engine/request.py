@@ -27,6 +27,12 @@ class RequestFault(str):
     __slots__ = ()
 
 
+class MemoryFault(str):
+    """Why a request ended for want of memory; the same request may succeed later."""
+
+    __slots__ = ()
+
+
 class Sampled(NamedTuple):
     """A token that was drawn, from the runner to whoever asked.
 
@@ -167,7 +173,7 @@ class Completion:
         seed: the seed used, so that a run can be repeated; None when greedy.
         stop_reason: the stop string or stop token id that ended it, or None.
         error: text when ``finish_reason`` is ``error``; a ``RequestFault`` where the request itself
-            is to blame.
+            is to blame, a ``MemoryFault`` where memory ran out.
         index: which of the choices for its prompt.
         logprobs: what was drawn, token by token, where ``logprobs`` was asked for.
         text_offsets: where in the text each token's characters begin, where ``logprobs`` was.

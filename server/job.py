@@ -9,7 +9,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..engine.params import SamplingParams
-from ..engine.request import Completion, Delta, FinishReason, PromptReader, RequestFault
+from ..engine.request import (
+    Completion,
+    Delta,
+    FinishReason,
+    MemoryFault,
+    PromptReader,
+    RequestFault,
+)
 from ..engine.serve.client import EngineClient
 from ..engine.serve.stream import RequestStream, ready
 from .dialects.base import failed as failed_answer
@@ -86,6 +93,7 @@ class Job:
         self._max_wait_s = max_wait_s
         self._on_close = on_close
         self._expired = False
+        self._charged = 0
         self._timer: asyncio.TimerHandle | None = None
         self._submitted_at = time.monotonic()
         self._streams: list[RequestStream] = []
@@ -215,11 +223,19 @@ class Job:
         """Cancel what has not ended. May be called twice."""
         if self._streams:
             self.record()
+            self._charge()
         for stream in self._streams:
             stream.close()
         if self._timer is not None:
             self._timer.cancel()
         self._on_close(self)
+
+    def _charge(self) -> None:
+        """Count what was generated since it was counted last against the tenant's quota."""
+        quota, done = self._call.tenant.quota, self._call.completion_tokens
+        if quota is not None:
+            quota.spend(done - self._charged)
+            self._charged = done
 
     def cancel(self) -> None:
         """End what has not ended; whoever reads the job is told that the server ended it."""
@@ -241,6 +257,13 @@ class Job:
         completion = failed
         if isinstance(completion.error, RequestFault):
             raise ApiError(400, completion.error, code="request_failed")
+        if isinstance(completion.error, MemoryFault):
+            raise ApiError(
+                503,
+                "There was not enough memory for this request; try again later.",
+                code="out_of_memory",
+                retry_after=5,
+            )
         if completion.finish_reason is FinishReason.ERROR:
             logger.error("request %s failed: %s", self._call.request_id, completion.error)
             raise internal_error() if self._client.health().alive else engine_down()

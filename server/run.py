@@ -162,7 +162,10 @@ def serve(
                 report.loaded(engine.startup, engine.report.warnings)
                 host.put(shop.service(offer, engine))
         access = settings.access
-        uploads = None if settings.files is None else Uploads(host, settings.files)
+        keyring = Keyring(access.keys, access.priority_keys, access.admin_keys, access.quota)
+        uploads = None
+        if settings.files is not None:
+            uploads = Uploads(host, settings.files, keyring=keyring)
 
         async def drain() -> None:
             # First, so that no line of a batch is refused: it waits for the next start.
@@ -172,7 +175,7 @@ def serve(
 
         app = create_app(
             host,
-            keyring=Keyring(access.keys, access.priority_keys, access.admin_keys),
+            keyring=keyring,
             hosts=prepared.hosts,
             origins=access.cors_origins,
             tracer=prepared.tracer,

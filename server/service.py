@@ -386,6 +386,8 @@ class OpenAIService:
     ) -> Job:
         self._admission.check_tokens(sum(map(len, ids)))
         call.model = self.served(request.model)
+        if call.tenant.quota is not None:
+            call.tenant.quota.enter(sum(map(len, ids)))
         job = Job(
             self._client,
             ids,

@@ -13,6 +13,7 @@ from halfbyte.errors import ConfigError
 from .admission import QueueLimits
 from .listen import check_origins
 from .log import LogFormat
+from .quota import QuotaLimits
 from .tls import TlsFiles
 
 _PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
@@ -43,21 +44,32 @@ class AccessSettings:
         keys: any of these lets a request in; without any, everybody is let in.
         priority_keys: keys whose requests may also have a priority.
         admin_keys: keys whose requests may also load and unload models.
+        quota: bounds of each of ``keys``.
         allowed_hosts: names that the Host header may have besides the server's own.
         cors_origins: web origins whose pages may read the answers.
 
     Raises:
-        ConfigError: an origin that no browser sends.
+        ConfigError: an origin that no browser sends, or bounds of keys and no key.
     """
 
     keys: Sequence[str] = ()
     priority_keys: Sequence[str] = ()
     admin_keys: Sequence[str] = ()
+    quota: QuotaLimits = field(default_factory=QuotaLimits)
     allowed_hosts: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_origins(self.cors_origins)
+        for flag, bound in (
+            ("--key-requests", self.quota.requests),
+            ("--key-tokens", self.quota.tokens),
+        ):
+            if bound and not self.keys:
+                raise ConfigError(
+                    f"{flag} is {bound}, but there is no key that it could hold for",
+                    hint="give keys with --api-key",
+                )
 
     @property
     def keyed(self) -> bool:

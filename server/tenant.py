@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import ApiError
+from .quota import Quota, QuotaLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,13 @@ class Tenant:
             which would tell what the other has sent. Empty on a server without keys.
         may_prioritize: whether requests may have a ``priority``.
         may_manage: whether requests may load and unload models.
+        quota: what is left to it; None is no bound.
     """
 
     namespace: str = ""
     may_prioritize: bool = True
     may_manage: bool = False
+    quota: Quota | None = None
 
     def priority(self, asked: int | None) -> int:
         """The scheduling priority of a request that asks for ``asked``.
@@ -73,6 +76,7 @@ class Keyring:
         priority_keys: keys that let in as well and give the right to a ``priority``. On a server
             without any keys everybody has that right.
         admin_keys: keys that let in as well, with that right and the one to load and unload models.
+        limits: of each of ``keys``; the others have none.
     """
 
     def __init__(
@@ -80,15 +84,27 @@ class Keyring:
         keys: Iterable[str] = (),
         priority_keys: Iterable[str] = (),
         admin_keys: Iterable[str] = (),
+        limits: QuotaLimits | None = None,
     ) -> None:
         self._tenants: dict[bytes, Tenant] = {}
+        bounded = limits is not None and limits != QuotaLimits()
         groups = ((keys, False, False), (priority_keys, True, False), (admin_keys, True, True))
         for group, may_prioritize, may_manage in groups:
             for key in group:
                 digest = hashlib.sha256(key.encode())
+                quota = Quota(limits) if limits and bounded and group is keys else None
                 self._tenants[digest.digest()] = Tenant(
-                    digest.hexdigest(), may_prioritize, may_manage
+                    digest.hexdigest(), may_prioritize, may_manage, quota
                 )
+
+    def of(self, namespace: str) -> Tenant:
+        """Who has this namespace, without the rights of a key: for what is done in its name.
+
+        One whose key is gone has no bound any more.
+        """
+        known = {tenant.namespace: tenant for tenant in self._tenants.values()}
+        quota = known[namespace].quota if namespace in known else None
+        return Tenant(namespace, may_prioritize=False, quota=quota)
 
     def tenant(self, authorization: str, api_key: str = "") -> Tenant:
         """Who sends a request with this Authorization header.

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from halfbyte.errors import EngineDeadError, RequestError, described
 
 from ..config import EngineConfig
@@ -18,7 +20,7 @@ from ..models.decoder import Decoder, block_states
 from ..models.rope import Rotaries
 from ..param_table import INT63
 from ..params import SamplingParams
-from ..request import FinishReason, PromptReader, Request, TokenEvent
+from ..request import FinishReason, MemoryFault, PromptReader, Request, TokenEvent
 from ..schedule.block_pool import BlockPool
 from ..schedule.plan import NO_PLAN, StepPlan, StepResult
 from ..schedule.scheduler import Scheduler
@@ -227,6 +229,8 @@ class StepLoop:
             result = self.runner.sample(forward) if forward is not None else StepResult()
         except BaseException as error:
             reason = described(error)
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                reason = MemoryFault(reason)
             failed = self.scheduler.abort(plan, reason)
             self._put(events + failed)
             if not isinstance(error, Exception):

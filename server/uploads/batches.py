@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -101,13 +101,21 @@ class Batches:
         host: of the models that answer the lines.
         files: inputs and results.
         folder: where the batches lie; made when it is not there.
+        tenant_of: finds in whose name a batch is done, of its owner's namespace.
 
     Raises:
         ConfigError: the folder cannot be used, or holds something else.
     """
 
-    def __init__(self, host: ModelHost, files: FileStore, folder: Path) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        files: FileStore,
+        folder: Path,
+        tenant_of: Callable[[str], Tenant],
+    ) -> None:
         self._host = host
+        self._tenant_of = tenant_of
         self._files = files
         self._folder = folder
         self._records = RecordFolder(folder, StoredBatch, "batch")
@@ -260,7 +268,7 @@ class Batches:
             found,
             # Half of the places stay free for whoever waits for an answer.
             BatchPace(max(1, places // 2), _LINES, _LINE_BYTES),
-            tenant=Tenant(record.owner, may_prioritize=False),
+            tenant=self._tenant_of(record.owner),
             url=record.endpoint,
         )
         self._running = _Running(record.id, run)

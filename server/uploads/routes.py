@@ -24,7 +24,7 @@ from ..job import Call
 from ..json_body import asked_model, json_answer
 from ..request_model import RequestModel
 from ..responses import FreeResponse, ResponseModel
-from ..tenant import Tenant
+from ..tenant import Keyring, Tenant
 from .batches import Batches, batch_object
 from .file_store import FileLimits, FileStore, KeptRecord, file_object
 
@@ -66,6 +66,7 @@ class Uploads:
         host: of the models that answer the lines of batches.
         folder: where everything lies; made when it is not there.
         limits: bounds of files.
+        keyring: knows the API keys; None where there are none.
 
     Attributes:
         files: what clients sent and batches gave.
@@ -75,9 +76,15 @@ class Uploads:
         ConfigError: the folder cannot be used, or holds something else.
     """
 
-    def __init__(self, host: ModelHost, folder: Path, limits: FileLimits | None = None) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        folder: Path,
+        limits: FileLimits | None = None,
+        keyring: Keyring | None = None,
+    ) -> None:
         self.files = FileStore(folder / "files", limits or FileLimits())
-        self.batches = Batches(host, self.files, folder / "batches")
+        self.batches = Batches(host, self.files, folder / "batches", (keyring or Keyring()).of)
 
 
 def add_upload_routes(app: FastAPI, uploads: Uploads, origins: Collection[str] = ()) -> None:

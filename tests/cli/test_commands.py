@@ -16,6 +16,7 @@ from halfbyte.cli import bench
 from halfbyte.cli.main import app
 from halfbyte.server.admission import QueueLimits
 from halfbyte.server.names import AskedModel
+from halfbyte.server.quota import QuotaLimits
 from halfbyte.server.settings import (
     AccessSettings,
     ListenSettings,
@@ -57,7 +58,18 @@ def test_serve_passes_everything_on(served, tmp_path):
         *("--kv-tokens", "4096", "--max-batch-tokens", "64", "--max-connections", "9"),
         *("--allowed-hosts", "a,b", "--cors-origin", "http://x", "--metrics-prefix", "vllm"),
         *("--ssl-certfile", str(cert), "--ssl-keyfile", str(key), "--otlp-endpoint", "http://o"),
-        *("--admin-key", "r", "--model", f"other={TINY}", "--models-memory", "0.5"),
+        *(
+            "--key-requests",
+            "5",
+            "--key-tokens",
+            "6",
+            "--admin-key",
+            "r",
+            "--model",
+            f"other={TINY}",
+            "--models-memory",
+            "0.5",
+        ),
     )
     assert served[1].models == [
         AskedModel(str(TINY), "n"),
@@ -65,7 +77,7 @@ def test_serve_passes_everything_on(served, tmp_path):
     ]
     assert served[1].settings == ServerSettings(
         ListenSettings("::1", 0, 9, TlsFiles(cert, key)),
-        AccessSettings(("k",), ("p", "q"), ("r",), ("a", "b"), ("http://x",)),
+        AccessSettings(("k",), ("p", "q"), ("r",), QuotaLimits(5, 6), ("a", "b"), ("http://x",)),
         QueueLimits(3, wait_s=7.0),
         WatchSettings("text", "vllm", "http://o"),
         models_bytes=1 << 29,

@@ -96,10 +96,11 @@ def values(name: str, value: str) -> tuple[list[str], str, str]:
 
 def test_every_option_is_drawn_below():
     left = {name for name in params() if name.startswith("--")} - FLAGS.keys()
-    # Each of these needs a file, or says nothing by itself.
+    # Each of these needs a file or a key, or says nothing by itself.
     assert left == {
         *("--config", "--files", "--dry-run", "--device", "--dtype", "--backend"),
         *("--activations", "--ssl-certfile", "--ssl-keyfile", "--model"),
+        *("--key-requests", "--key-tokens"),
     }
 
 

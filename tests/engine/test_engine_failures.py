@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from halfbyte import Completion, Engine, SamplingParams
-from halfbyte.engine.request import FinishReason
+from halfbyte.engine.request import FinishReason, MemoryFault
 from halfbyte.errors import EngineDeadError
 
 TEXTS = ["The quick brown fox", "Once upon a time there was", "def f(x):\n    return", "é 東京"]
@@ -76,6 +77,21 @@ def test_a_failing_step_ends_only_its_requests(
             assert done.token_ids == want[index] and done.error is None
     assert_clean(engine)
     assert [d.token_ids for d in engine.generate(TEXTS, GREEDY)] == want
+
+
+@pytest.mark.parametrize("error", [MemoryError("no"), torch.OutOfMemoryError("no")])
+@PLACE
+def test_a_lack_of_memory_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, tiny_hf: Path, place: str, error: Exception
+) -> None:
+    engine = Engine(tiny_hf, exact=True, max_batch=2)
+    want = [done.token_ids for done in engine.generate(TEXTS[2:], GREEDY)]
+    fail_once(monkeypatch, engine, place, 2, error)
+    names = [engine.submit(text, GREEDY) for text in TEXTS]
+    ends = drain(engine)
+    assert [type(ends[name].error) for name in names[:2]] == [MemoryFault] * 2
+    assert [ends[name].token_ids for name in names[2:]] == want
+    assert_clean(engine)
 
 
 @OVERLAP

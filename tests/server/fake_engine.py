@@ -23,6 +23,7 @@ from halfbyte.engine.request import (
     Completion,
     Delta,
     FinishReason,
+    MemoryFault,
     PromptReader,
     Timings,
     Usage,
@@ -307,6 +308,8 @@ class FakeEngine:
         self._running += self._waiting
         self._waiting.clear()
         told = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError):
+            told = MemoryFault(told)
         ended = []
         for request in list(self._running):
             delta = self._end(request, FinishReason.ERROR, ())

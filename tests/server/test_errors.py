@@ -202,6 +202,18 @@ async def test_failed_step_is_a_500_that_tells_nothing(
     assert again.status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_lack_of_memory_is_a_503(
+    site: tuple[Site, httpx.AsyncClient], engine: FakeEngine, stream: bool
+) -> None:
+    _, http = site
+    engine.failures.append(MemoryError("secret"))
+    response = await http.post("/v1/completions", json={"prompt": "a", "stream": stream})
+    assert "secret" not in check(response, 503, "out_of_memory", None)
+    assert response.headers["retry-after"]
+    assert (await http.post("/v1/completions", json={"prompt": "a"})).status_code == 200
+
+
 async def test_failure_in_mid_stream_is_one_error_event(
     site: tuple[Site, httpx.AsyncClient], engine: FakeEngine
 ) -> None:
