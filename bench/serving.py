@@ -41,7 +41,7 @@ _SYLLABLES = ("ka", "lo", "mi", "ren", "sto", "va", "tu", "bel", "dor", "fin", "
 _LEAST_REQUESTS = 4
 ENGINE = "engine alone"
 """Label of an engine without a server."""
-BATCH_TOKENS = 1024
+SERVED_BATCH_TOKENS = 1024
 """Most tokens of a step of ours, the server's default."""
 
 
@@ -203,7 +203,7 @@ def _command(label: str, args: argparse.Namespace, model: Path, port: int) -> li
     if label == "halfbyte":
         command = [sys.executable, "-m", "halfbyte", "serve", str(model), "--port", str(port)]
         command += ["--max-batch", str(users), "--kv-tokens", str(context * users)]
-        command += ["--max-batch-tokens", str(BATCH_TOKENS)]
+        command += ["--max-batch-tokens", str(SERVED_BATCH_TOKENS)]
         return [*command, "--threads", str(args.threads)]
     return llama_server_command(
         args.llama_server,
@@ -239,7 +239,7 @@ def _engine_loads(
     """A sample of each load, by an engine of this process with the options of our server."""
     users = max(args.users)
     options: Any = {"max_batch": users, "kv_tokens": _context(args) * users}
-    options |= {"max_batch_tokens": BATCH_TOKENS, "threads": args.threads}
+    options |= {"max_batch_tokens": SERVED_BATCH_TOKENS, "threads": args.threads}
 
     async def run() -> list[LoadSample]:
         engine = AsyncEngine(Engine(model, **options))
