@@ -24,11 +24,21 @@ def json_answer(model: ResponseModel) -> Response:
 
 
 async def _json_body(request: Request) -> bytes:
-    """The body of a request that says it is JSON; a page elsewhere cannot say so unasked."""
+    """The body of a request that says it is JSON; a page elsewhere cannot say so unasked.
+
+    Ollama and llama.cpp do not ask for it, and some of their clients do not say it: on their paths
+    it is enough that no browser sends the request.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
+    told = kind == "application/json" or kind.endswith("+json")
+    if not told and (request.url.path.startswith("/v1/") or _from_a_page(request)):
         raise ApiError(415, "The request must have the header Content-Type: application/json.")
     return await request.body()
+
+
+def _from_a_page(request: Request) -> bool:
+    """Whether a browser says whose page a request comes from, as each does for a POST."""
+    return "origin" in request.headers or "sec-fetch-site" in request.headers
 
 
 async def asked_model(kind: type[ModelAsked], request: Request) -> ModelAsked:

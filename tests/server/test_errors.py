@@ -153,6 +153,17 @@ async def test_body_that_is_not_json(http: httpx.AsyncClient) -> None:
         check(response, 415, "unsupported_media_type", None)
 
 
+async def test_other_programs_clients_need_not_say_that_it_is_json(http: httpx.AsyncClient) -> None:
+    """As ``curl -d`` and litellm's client of Ollama do; but no web page can."""
+    body, form = b'{"prompt": "a", "model": "fake-model"}', "application/x-www-form-urlencoded"
+    for path in ("/api/generate", "/completion", "/tokenize"):
+        for kind in ({"Content-Type": form}, {"Content-Type": "text/plain"}, {}):
+            assert (await http.post(path, content=body, headers=kind)).status_code == 200
+            for mark in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+                page = await http.post(path, content=body, headers={**kind, **mark})
+                assert page.status_code == 415
+
+
 async def test_get_of_a_post_route_says_what_is_allowed(http: httpx.AsyncClient) -> None:
     response = await http.get("/v1/completions")
     check(response, 405, "method_not_allowed", None)
