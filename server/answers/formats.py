@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .harmony import CHANNEL, END, MESSAGE, ROLE, START, THOUGHT
+
 
 @dataclass(frozen=True, slots=True)
 class CallFormat:
@@ -49,13 +51,20 @@ class ReasoningFormat:
     Attributes:
         begin: the marker before it.
         end: the marker after it.
+        signs: what a chat template of it holds, all of them.
+        between: what stands between that marker and what follows.
+        messages: reasoning, text and calls are messages each; see :mod:`harmony`.
     """
 
     begin: str
     end: str
+    signs: tuple[str, ...]
+    between: str = ""
+    messages: bool = False
 
 
 CALL_FORMATS = (
+    CallFormat("gpt-oss", (CHANNEL, MESSAGE)),
     CallFormat(
         "granite",
         ("<|tool_call|>",),
@@ -116,10 +125,11 @@ CALL_FORMATS = (
 """Known formats; the first that fits a template is taken."""
 
 REASONING_FORMATS = (
-    ReasoningFormat("<think>", "</think>"),
-    ReasoningFormat("[THINK]", "[/THINK]"),
+    ReasoningFormat(THOUGHT, END, (CHANNEL, MESSAGE), between=START + ROLE, messages=True),
+    ReasoningFormat("<think>", "</think>", ("</think>",)),
+    ReasoningFormat("[THINK]", "[/THINK]", ("[/THINK]",)),
 )
-"""Known forms of reasoning; the first whose end marker a template holds is taken."""
+"""Known forms of reasoning; the first that fits a template is taken."""
 
 ARGS, CALL_ID = "[ARGS]", "[CALL_ID]"
 """Markers within headed calls."""
@@ -135,4 +145,5 @@ def call_format(template: str) -> CallFormat | None:
 
 def reasoning_format(template: str) -> ReasoningFormat | None:
     """How reasoning is marked, if a chat template speaks of any."""
-    return next((row for row in REASONING_FORMATS if row.end in template), None)
+    rows = REASONING_FORMATS
+    return next((row for row in rows if all(sign in template for sign in row.signs)), None)
