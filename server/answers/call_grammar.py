@@ -9,11 +9,11 @@ from typing import Any
 from halfbyte.errors import RequestError
 
 from ...engine.grammar.base import GrammarSpec
-from .formats import ARGS
+from .formats import ARGS, CallTags
 from .grammar_rules import GrammarRules, quoted
 from .harmony_grammar import add_harmony
 from .parser import AnswerSyntax
-from .xml_call import FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END, value_types
+from .xml_call import value_types
 
 # Of a text; those of other values are the grammar's.
 _BOUNDS = ("pattern", "minLength", "maxLength", "format")
@@ -56,10 +56,10 @@ def call_grammar(
     form = syntax.calls
     assert form is not None
     names = list(functions)
-    if form.xml:
+    if form.tags is not None:
         rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
         for i, name in enumerate(names):
-            _xml_call(rules, i, name, functions[name], param)
+            _tagged_call(rules, form.tags, i, name, functions[name], param)
     elif form.headed:
         rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
         for i, name in enumerate(names):
@@ -71,7 +71,7 @@ def call_grammar(
         for i, name in enumerate(names):
             head = f"{json.dumps(name)}, {json.dumps(form.arguments)}: "
             rules.add(f"call_{i}", f"{quoted(head)} args_{i}")
-    for i, name in enumerate(() if form.xml else names):
+    for i, name in enumerate(() if form.tags is not None else names):
         rules.add(f"args_{i}", f"%json {json.dumps(functions[name])}")
     # What follows the marker of the first call, and of further ones in the same list.
     opening, closing, end = map(rules.text, (form.opening, form.closing, form.end))
@@ -90,23 +90,31 @@ def call_grammar(
     return GrammarSpec.lark(rules.source(), param=param)
 
 
-def _xml_call(
-    rules: GrammarRules, index: int, name: str, schema: Mapping[str, Any], param: str
+def _tagged_call(
+    rules: GrammarRules,
+    tags: CallTags,
+    index: int,
+    name: str,
+    schema: Mapping[str, Any],
+    param: str,
 ) -> None:
     """The rules of a call with a tag for each argument, in the order of the schema.
 
     Raises:
         RequestError: a bound of a text, which is not looked at here.
     """
-    end = f"\n{PARAMETER_END}\n"
-    parts = [quoted(f"{FUNCTION}{name}>\n")]
+    gap, pad = r"/\n?/" if tags.loose else r'"\n"', "\n" if tags.padded else ""
+    value = f" {gap} ".join(map(rules.text, tags.value)) + f" {quoted(pad)}"
+    value_end = f"{quoted(pad)} {rules.text(tags.value_end)}"
+    parts = [quoted(tags.begin + name + tags.named), gap]
     if schema is ANY_OBJECT:
-        rules.add("KEY", r"/[^>\n]{1,128}/")
-        parts.append(f"({quoted(PARAMETER)} KEY {quoted('>' + chr(10))} {rules.until(end)})*")
+        rules.add("KEY", r"/[^<>\n]{1,128}/")
+        text = rules.until(pad + tags.value_end)
+        parts.append(f"({rules.text(tags.key)} KEY {value} {text} {gap})*")
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     required = schema.get("required") or ()
     for place, (key, kind) in enumerate((schema.get("properties") or {}).items()):
-        begin, types = quoted(f"{PARAMETER}{key}>\n"), value_types(kind)
+        begin, types = f"{rules.text(tags.key)} {quoted(key)} {value}", value_types(kind)
         rule = f"arg_{index}_{place}"
         if types == {"string"}:
             values = kind.get("enum") or ([kind["const"]] if "const" in kind else None)
@@ -120,15 +128,15 @@ def _xml_call(
                     hint="leave it out, or describe it to the model",
                 )
             if values is None:
-                rules.add(rule, f"{begin} {rules.until(end)}")
+                rules.add(rule, f"{begin} {rules.until(pad + tags.value_end)} {gap}")
             else:
                 either = " | ".join(quoted(value) or '""' for value in values)
-                rules.add(rule, f"{begin} ({either}) {quoted(end)}")
+                rules.add(rule, f"{begin} ({either}) {value_end} {gap}")
         else:
             inner = {**kind, **shared} if isinstance(kind, Mapping) else kind
-            rules.add(rule, f"{begin} %json {json.dumps(inner)} {quoted(end)}")
+            rules.add(rule, f"{begin} %json {json.dumps(inner)} {value_end} {gap}")
         parts.append(rule if key in required else f"{rule}?")
-    rules.add(f"call_{index}", " ".join([*parts, quoted(FUNCTION_END)]))
+    rules.add(f"call_{index}", " ".join([*parts, rules.text(tags.end)]))
 
 
 def _free(rules: GrammarRules, syntax: AnswerSyntax, several: bool) -> None:

@@ -8,6 +8,36 @@ from .harmony import CHANNEL, END, MESSAGE, ROLE, START, THOUGHT
 
 
 @dataclass(frozen=True, slots=True)
+class CallTags:
+    """How a call is written whose arguments have tags, and whose values are bare.
+
+    Attributes:
+        begin: what stands before the function's name.
+        named: what stands after it; "" where the name ends with a blank or the next tag.
+        key: what stands before an argument's name.
+        value: what stands between name and value; blanks may stand before its last tag.
+        value_end: what stands after the value.
+        end: what stands after the call.
+        padded: newlines stand around a value.
+        loose: newlines between tags may be left out.
+    """
+
+    begin: str
+    named: str
+    key: str
+    value: tuple[str, ...]
+    value_end: str
+    end: str
+    padded: bool = False
+    loose: bool = False
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """All tags."""
+        return (self.key, *self.value, self.value_end, self.end)
+
+
+@dataclass(frozen=True, slots=True)
 class CallFormat:
     """How a family of models writes tool calls.
 
@@ -24,7 +54,7 @@ class CallFormat:
         again: two calls are ``closing end between begin opening`` apart, not only ``between``.
         leading: calls stand at the beginning of the answer only, with or without the marker.
         headed: a call is ``name[ARGS]{...}`` in place of a JSON object.
-        xml: a call is ``<function=name>`` with a ``<parameter=key>`` for each argument.
+        tags: a call has tags in place of a JSON object; where ``end`` is "", it ends with its own.
         short_ids: ids of calls have nine letters and digits, which the template insists on.
     """
 
@@ -40,7 +70,7 @@ class CallFormat:
     again: bool = False
     leading: bool = False
     headed: bool = False
-    xml: bool = False
+    tags: CallTags | None = None
     short_ids: bool = False
 
 
@@ -94,7 +124,27 @@ CALL_FORMATS = (
         between="\n",
         closing="\n",
         again=True,
-        xml=True,
+        tags=CallTags(
+            "<function=", ">", "<parameter=", (">",), "</parameter>", "</function>", padded=True
+        ),
+    ),
+    CallFormat(
+        "glm",
+        ("<tool_call>", "<arg_key>", "<arg_value>"),
+        # Others write a marker after the name.
+        without=("<tool_sep>",),
+        begin="<tool_call>",
+        between="\n",
+        again=True,
+        tags=CallTags(
+            "",
+            "",
+            "<arg_key>",
+            ("</arg_key>", "<arg_value>"),
+            "</arg_value>",
+            "</tool_call>",
+            loose=True,
+        ),
     ),
     CallFormat(
         "mistral-headed",

@@ -14,7 +14,7 @@ from .call_reader import CallReader, HeadedReader, ObjectReader
 from .formats import ARGS, CALL_ID, CallFormat, ReasoningFormat
 from .pieces import AnswerPiece, CallArguments, CallBegin, ContentPiece, ReasoningPiece
 from .text_parts import TrimmedText, split_at
-from .xml_call import FUNCTION, XmlReader
+from .xml_call import XmlReader
 
 _BLANKS = " \t\r\n"
 # What models write between calls, and around lists of them.
@@ -177,10 +177,11 @@ class AnswerParser:
             return self._give_up()
         if not text or form.end.startswith(text):
             return False
-        if form.xml:
-            if not text.startswith(FUNCTION):
-                return False if FUNCTION.startswith(text) else self._give_up()
-            self._reader = XmlReader(self._syntax.schemas)
+        if form.tags is not None:
+            begin = form.tags.begin
+            if not text.startswith(begin):
+                return False if begin.startswith(text) else self._give_up()
+            self._reader = XmlReader(form.tags, self._syntax.schemas, self._syntax.names)
             self._plain = self._plain or 1
         elif form.headed and not self._certain():
             self._reader = HeadedReader(ARGS, CALL_ID)
@@ -206,10 +207,12 @@ class AnswerParser:
             self._out.append(CallArguments(self.called - 1, arguments))
         if not self._began:
             self._held += self._buffer[:used]
-        self._buffer = self._buffer[used:]
+        self._buffer = reader.unread + self._buffer[used:]
         if reader.done:
             self._reader = None
-            return True
+            form = self._syntax.calls
+            ends = form is not None and form.tags is not None and not form.end
+            return self._go(self._content) if ends else True
         too_long = not self._began and len(self._held) >= MAX_UNCERTAIN
         if reader.failed or too_long or (self._last and not self._began):
             return self._give_up()

@@ -247,6 +247,7 @@ def answer_plan(
         markers = list(MARKERS)
     elif calls is not None:
         markers += [calls.begin, calls.end, *((ARGS, CALL_ID) if calls.headed else ())]
+        markers += () if calls.tags is None else calls.tags.markers
     ids = [codec.special_token(marker) for marker in markers if marker]
     return AnswerPlan(
         syntax,
