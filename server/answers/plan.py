@@ -27,7 +27,7 @@ _NO_ARGUMENTS: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 # The end of a prompt in which the beginning of the answer's reasoning is looked for, in tokens.
-_TAIL = 16
+_TAIL = 32
 _SHORT = string.ascii_letters + string.digits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from halfbyte.engine.grammar.base import GrammarState
 from halfbyte.engine.grammar.compiler import GrammarCompiler
+from halfbyte.engine.grammar.limit import LimitedGrammar, ReasoningLimit
 from halfbyte.engine.text.tokenizer import Tokenizer
 from halfbyte.loaders import open_checkpoint
 from halfbyte.server.answers.call_grammar import ANY_OBJECT, call_grammar
@@ -271,6 +273,34 @@ def test_limited_reasoning_comes_first_only() -> None:
         assert taken(state, THINK + THINK) is False
         assert taken(state, f"<|channel|>commentary<|message|>x{NEXT}{THINK}") is False
         assert taken(state, call(GOOD)) is (functions is None)
+
+
+def test_reasoning_that_is_cut_off_goes_on_with_a_call() -> None:
+    tokenizer = tiny()[0]
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text.replace(END, PAD_TEXT), add_bos=False)
+
+    closing, most = ids(NEXT), random.randint(0, 6)
+    end = PAD_TEXT.encode()
+    limit = ReasoningLimit(most, THOUGHT.encode(), end, tuple(closing))
+    spec_state = start(limited=True)
+    grammar = LimitedGrammar(limit, tokenizer.token_bytes, 8 * 4096, _Started(spec_state))
+    state = grammar.start()
+    assert all(state.accept(token) for token in [*ids(THOUGHT), *ids("abcdef")[:most]])
+    assert not state.accept(ids("x")[0]) and state.forced() == closing
+    assert all(state.accept(token) for token in [*closing, *ids(call(GOOD))])
+    assert not state.fork().accept(ids("x")[0])
+
+
+@dataclass
+class _Started:
+    """A grammar of which a state is known."""
+
+    state: GrammarState
+
+    def start(self) -> GrammarState:
+        return self.state.fork()
 
 
 def test_what_the_grammar_lets_out_is_read_as_the_same_calls() -> None:
