@@ -68,13 +68,13 @@ async def test_messages_come_back_as_what_they_are(
 async def test_what_is_asked_holds_the_engine(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.script = THINK + CALL
     await ask(http, tools=TOOLS, tool_choice="required")
-    required = engine.asked[-1]
+    required: Any = engine.asked[-1]
     assert "to=functions.f" in required.grammar.text and "final" not in required.grammar.text
     assert required.reasoning_limit is None
     # Where reasoning is limited it comes once, so that there is a grammar with and without tools.
     for tools in (TOOLS, None):
         await ask(http, tools=tools, thinking_token_budget=7)
-        asked = engine.asked[-1]
+        asked: Any = engine.asked[-1]
         assert ("to=functions.f" in asked.grammar.text) is (tools is not None)
         assert '"final" | "commentary")' in asked.grammar.text
         limit = asked.reasoning_limit
