@@ -31,6 +31,8 @@ TURN_ENDS = frozenset(
         "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek, with a full-width bar
     )
 )
+# gpt-oss ends texts with these; what ends a turn elsewhere stands between its messages.
+_MESSAGE_ENDS = frozenset(("<|call|>", "<|return|>"))
 # These end a text only where the file calls them control tokens: elsewhere they are HTML tags.
 _TEXT_ENDS = frozenset(("</s>", "<eos>", "[EOS]"))
 _FILL_IN = frozenset(
@@ -101,11 +103,14 @@ def turn_ends(
 ) -> tuple[int, ...]:
     """Ids of tokens that end a text or a turn, by their text or by their place in a template."""
     template = "\n".join(templates)
+    messages = _MESSAGE_ENDS.issubset(tokens)
+    named = TURN_ENDS | _MESSAGE_ENDS if messages else TURN_ENDS
+    between = "<|end|>" if messages else ""
     found: list[int] = []
     for index, (text, kind) in enumerate(zip(tokens, types, strict=True)):
-        if kind not in (CONTROL, USER_DEFINED) or not text:
+        if kind not in (CONTROL, USER_DEFINED) or text in ("", between):
             continue
-        by_name = text in TURN_ENDS or (kind == CONTROL and text in _TEXT_ENDS)
+        by_name = text in named or (kind == CONTROL and text in _TEXT_ENDS)
         if by_name or (
             kind == CONTROL
             and text in template

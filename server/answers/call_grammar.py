@@ -9,9 +9,11 @@ from typing import Any
 from halfbyte.errors import RequestError
 
 from ...engine.grammar.base import GrammarSpec
-from .formats import ARGS
+from .formats import ARGS, CallTags
+from .grammar_rules import GrammarRules, quoted
+from .harmony_grammar import add_harmony
 from .parser import AnswerSyntax
-from .xml_call import FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END, value_types
+from .xml_call import value_types
 
 # Of a text; those of other values are the grammar's.
 _BOUNDS = ("pattern", "minLength", "maxLength", "format")
@@ -27,49 +29,54 @@ def call_grammar(
     must: bool,
     parallel: bool,
     thinks: bool,
+    limited: bool = False,
     special: Callable[[str], int | None],
     param: str,
 ) -> GrammarSpec:
     """The grammar of an answer.
 
     Args:
-        syntax: how calls and reasoning are written; it has a format of calls.
+        syntax: how calls and reasoning are written; it has a format of calls, or messages.
         functions: name -> schema of the arguments, an object.
         must: the answer is calls, at least one, and nothing else; else text may stand around
             them, as the model likes.
         parallel: there may be several calls.
         thinks: reasoning may come first, where it has not begun.
+        limited: the length of reasoning is limited.
         special: the id of the special token that is written so, which is no text; or None.
         param: the field that an error of the compiler names.
 
     Raises:
         RequestError: the schemas are too large together.
     """
+    rules = GrammarRules(special)
+    if syntax.opened is not None:
+        add_harmony(rules, syntax.opened, functions, must=must, parallel=parallel, limited=limited)
+        return GrammarSpec.lark(rules.source(), param=param)
     form = syntax.calls
     assert form is not None
-    rules = _Rules(special)
     names = list(functions)
-    if form.xml:
+    if form.tags is not None:
         rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
         for i, name in enumerate(names):
-            _xml_call(rules, i, name, functions[name], param)
+            _tagged_call(rules, form.tags, i, name, functions[name], param)
     elif form.headed:
         rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
         for i, name in enumerate(names):
             rules.add(f"call_{i}", f"{rules.text(name)} {rules.text(ARGS)} args_{i}")
     else:
         kinds = " | ".join(f"call_{i}" for i in range(len(names)))
-        head, tail = _quoted('{"name": '), _quoted("}")
+        head, tail = quoted('{"name": '), quoted("}")
         rules.add("call", f"{head} ({kinds}) {tail}")
         for i, name in enumerate(names):
             head = f"{json.dumps(name)}, {json.dumps(form.arguments)}: "
-            rules.add(f"call_{i}", f"{_quoted(head)} args_{i}")
-    for i, name in enumerate(() if form.xml else names):
+            rules.add(f"call_{i}", f"{quoted(head)} args_{i}")
+    for i, name in enumerate(() if form.tags is not None else names):
         rules.add(f"args_{i}", f"%json {json.dumps(functions[name])}")
     # What follows the marker of the first call, and of further ones in the same list.
     opening, closing, end = map(rules.text, (form.opening, form.closing, form.end))
     several = parallel and form.between is not None
-    more = f"({_quoted(form.between or '')} call)*" if several and not form.again else ""
+    more = f"({quoted(form.between or '')} call)*" if several and not form.again else ""
     rules.add("calls", f"{opening} call {more} {closing} {end}")
     begin, between = rules.text(form.begin), rules.text(form.between or "")
     if must:
@@ -78,26 +85,36 @@ def call_grammar(
         rules.add("answer", f"{first} {again}")
     else:
         _free(rules, syntax, several)
-    thought = rules.thought(syntax) if thinks or syntax.begun else ""
+    thought = _thought(rules, syntax) if thinks or syntax.begun else ""
     rules.add("start", f"{thought} answer")
     return GrammarSpec.lark(rules.source(), param=param)
 
 
-def _xml_call(rules: _Rules, index: int, name: str, schema: Mapping[str, Any], param: str) -> None:
+def _tagged_call(
+    rules: GrammarRules,
+    tags: CallTags,
+    index: int,
+    name: str,
+    schema: Mapping[str, Any],
+    param: str,
+) -> None:
     """The rules of a call with a tag for each argument, in the order of the schema.
 
     Raises:
         RequestError: a bound of a text, which is not looked at here.
     """
-    end = f"\n{PARAMETER_END}\n"
-    parts = [_quoted(f"{FUNCTION}{name}>\n")]
+    gap, pad = r"/\n?/" if tags.loose else r'"\n"', "\n" if tags.padded else ""
+    value = f" {gap} ".join(map(rules.text, tags.value)) + f" {quoted(pad)}"
+    value_end = f"{quoted(pad)} {rules.text(tags.value_end)}"
+    parts = [quoted(tags.begin + name + tags.named), gap]
     if schema is ANY_OBJECT:
-        rules.add("KEY", r"/[^>\n]{1,128}/")
-        parts.append(f"({_quoted(PARAMETER)} KEY {_quoted('>' + chr(10))} {rules.until(end)})*")
+        rules.add("KEY", r"/[^<>\n]{1,128}/")
+        text = rules.until(pad + tags.value_end)
+        parts.append(f"({rules.text(tags.key)} KEY {value} {text} {gap})*")
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     required = schema.get("required") or ()
     for place, (key, kind) in enumerate((schema.get("properties") or {}).items()):
-        begin, types = _quoted(f"{PARAMETER}{key}>\n"), value_types(kind)
+        begin, types = f"{rules.text(tags.key)} {quoted(key)} {value}", value_types(kind)
         rule = f"arg_{index}_{place}"
         if types == {"string"}:
             values = kind.get("enum") or ([kind["const"]] if "const" in kind else None)
@@ -111,18 +128,18 @@ def _xml_call(rules: _Rules, index: int, name: str, schema: Mapping[str, Any], p
                     hint="leave it out, or describe it to the model",
                 )
             if values is None:
-                rules.add(rule, f"{begin} {rules.until(end)}")
+                rules.add(rule, f"{begin} {rules.until(pad + tags.value_end)} {gap}")
             else:
-                either = " | ".join(_quoted(value) or '""' for value in values)
-                rules.add(rule, f"{begin} ({either}) {_quoted(end)}")
+                either = " | ".join(quoted(value) or '""' for value in values)
+                rules.add(rule, f"{begin} ({either}) {value_end} {gap}")
         else:
             inner = {**kind, **shared} if isinstance(kind, Mapping) else kind
-            rules.add(rule, f"{begin} %json {json.dumps(inner)} {_quoted(end)}")
+            rules.add(rule, f"{begin} %json {json.dumps(inner)} {value_end} {gap}")
         parts.append(rule if key in required else f"{rule}?")
-    rules.add(f"call_{index}", " ".join([*parts, _quoted(FUNCTION_END)]))
+    rules.add(f"call_{index}", " ".join([*parts, rules.text(tags.end)]))
 
 
-def _free(rules: _Rules, syntax: AnswerSyntax, several: bool) -> None:
+def _free(rules: GrammarRules, syntax: AnswerSyntax, several: bool) -> None:
     """The answer is text with calls in it, whose marker begins a valid call."""
     form = syntax.calls
     assert form is not None
@@ -136,47 +153,11 @@ def _free(rules: _Rules, syntax: AnswerSyntax, several: bool) -> None:
     rules.add("answer", "marked* TEXT" if several else "marked | TEXT")
 
 
-class _Rules:
-    """Rules of a Lark grammar; ``special`` as for :func:`call_grammar`."""
-
-    def __init__(self, special: Callable[[str], int | None]) -> None:
-        self._special = special
-        self._rules: list[str] = [r"TEXT: /(.|\n)*/"]
-        self._lazy: dict[str, str] = {}
-
-    def add(self, name: str, body: str) -> None:
-        self._rules.append(f"{name}: {body}")
-
-    def text(self, text: str) -> str:
-        """What stands for a text or a special token; nothing for the empty text."""
-        token = self._special(text) if text else None
-        if token is not None:
-            return f"<[{token}]>"
-        return _quoted(text)
-
-    def until(self, marker: str) -> str:
-        """Any text up to a marker and the marker; written in letters it counts as well."""
-        if marker not in self._lazy:
-            name = f"until_{len(self._lazy)}"
-            self._rules.append(f"{name}_text[lazy]: TEXT {_quoted(marker)}")
-            token = self._special(marker)
-            either = "" if token is None else f" | TEXT <[{token}]>"
-            self.add(name, f"{name}_text{either}")
-            self._lazy[marker] = name
-        return self._lazy[marker]
-
-    def thought(self, syntax: AnswerSyntax) -> str:
-        """Reasoning, which may be left out where it has not begun."""
-        form = syntax.reasoning
-        if form is None:
-            return ""
-        inner = f"{self.until(form.end)} BLANKS"
-        self.add("BLANKS", r"/\n{0,2}/")
-        return inner if syntax.begun else f"({self.text(form.begin)} {inner})?"
-
-    def source(self) -> str:
-        return "\n".join(self._rules) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text) if text else ""
+def _thought(rules: GrammarRules, syntax: AnswerSyntax) -> str:
+    """Reasoning, which may be left out where it has not begun."""
+    form = syntax.reasoning
+    if form is None:
+        return ""
+    inner = f"{rules.until(form.end)} BLANKS"
+    rules.add("BLANKS", r"/\n{0,2}/")
+    return inner if syntax.begun else f"({rules.text(form.begin)} {inner})?"

@@ -22,11 +22,13 @@ class CallReader(Protocol):
         name: the function, once it is certain that this is a call.
         failed: it is no call, or no longer one.
         done: it has ended.
+        unread: text that was taken and is no part of the call.
     """
 
     name: str | None
     failed: bool
     done: bool
+    unread: str
 
     def feed(self, text: str, at: int) -> int:
         """Take text from ``at`` on; returns where what was not taken begins."""
@@ -48,7 +50,10 @@ class ObjectReader:
         name: the function, once it is certain that this is a call.
         failed: it is no call, or no longer one.
         done: it has ended.
+        unread: nothing.
     """
+
+    unread = ""
 
     def __init__(self, names: Collection[str] | None) -> None:
         self._names = names
@@ -198,7 +203,10 @@ class HeadedReader:
         name: the function, once it is certain that this is a call.
         failed: it is no call, or no longer one.
         done: it has ended.
+        unread: nothing.
     """
+
+    unread = ""
 
     def __init__(self, before: str, other: str) -> None:
         self._before, self._other = before, other

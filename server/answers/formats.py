@@ -4,6 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .harmony import CHANNEL, END, MESSAGE, ROLE, START, THOUGHT
+
+
+@dataclass(frozen=True, slots=True)
+class CallTags:
+    """How a call is written whose arguments have tags, and whose values are bare.
+
+    Attributes:
+        begin: what stands before the function's name.
+        named: what stands after it; "" where the name ends with a blank or the next tag.
+        key: what stands before an argument's name.
+        value: what stands between name and value; blanks may stand before its last tag.
+        value_end: what stands after the value.
+        end: what stands after the call.
+        padded: newlines stand around a value.
+        loose: newlines between tags may be left out.
+    """
+
+    begin: str
+    named: str
+    key: str
+    value: tuple[str, ...]
+    value_end: str
+    end: str
+    padded: bool = False
+    loose: bool = False
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """All tags."""
+        return (self.key, *self.value, self.value_end, self.end)
+
 
 @dataclass(frozen=True, slots=True)
 class CallFormat:
@@ -22,7 +54,7 @@ class CallFormat:
         again: two calls are ``closing end between begin opening`` apart, not only ``between``.
         leading: calls stand at the beginning of the answer only, with or without the marker.
         headed: a call is ``name[ARGS]{...}`` in place of a JSON object.
-        xml: a call is ``<function=name>`` with a ``<parameter=key>`` for each argument.
+        tags: a call has tags in place of a JSON object; where ``end`` is "", it ends with its own.
         short_ids: ids of calls have nine letters and digits, which the template insists on.
     """
 
@@ -38,7 +70,7 @@ class CallFormat:
     again: bool = False
     leading: bool = False
     headed: bool = False
-    xml: bool = False
+    tags: CallTags | None = None
     short_ids: bool = False
 
 
@@ -49,13 +81,20 @@ class ReasoningFormat:
     Attributes:
         begin: the marker before it.
         end: the marker after it.
+        signs: what a chat template of it holds, all of them.
+        between: what stands between that marker and what follows.
+        messages: reasoning, text and calls are messages each; see :mod:`harmony`.
     """
 
     begin: str
     end: str
+    signs: tuple[str, ...]
+    between: str = ""
+    messages: bool = False
 
 
 CALL_FORMATS = (
+    CallFormat("gpt-oss", (CHANNEL, MESSAGE)),
     CallFormat(
         "granite",
         ("<|tool_call|>",),
@@ -85,7 +124,27 @@ CALL_FORMATS = (
         between="\n",
         closing="\n",
         again=True,
-        xml=True,
+        tags=CallTags(
+            "<function=", ">", "<parameter=", (">",), "</parameter>", "</function>", padded=True
+        ),
+    ),
+    CallFormat(
+        "glm",
+        ("<tool_call>", "<arg_key>", "<arg_value>"),
+        # Others write a marker after the name.
+        without=("<tool_sep>",),
+        begin="<tool_call>",
+        between="\n",
+        again=True,
+        tags=CallTags(
+            "",
+            "",
+            "<arg_key>",
+            ("</arg_key>", "<arg_value>"),
+            "</arg_value>",
+            "</tool_call>",
+            loose=True,
+        ),
     ),
     CallFormat(
         "mistral-headed",
@@ -116,10 +175,11 @@ CALL_FORMATS = (
 """Known formats; the first that fits a template is taken."""
 
 REASONING_FORMATS = (
-    ReasoningFormat("<think>", "</think>"),
-    ReasoningFormat("[THINK]", "[/THINK]"),
+    ReasoningFormat(THOUGHT, END, (CHANNEL, MESSAGE), between=START + ROLE, messages=True),
+    ReasoningFormat("<think>", "</think>", ("</think>",)),
+    ReasoningFormat("[THINK]", "[/THINK]", ("[/THINK]",)),
 )
-"""Known forms of reasoning; the first whose end marker a template holds is taken."""
+"""Known forms of reasoning; the first that fits a template is taken."""
 
 ARGS, CALL_ID = "[ARGS]", "[CALL_ID]"
 """Markers within headed calls."""
@@ -135,4 +195,5 @@ def call_format(template: str) -> CallFormat | None:
 
 def reasoning_format(template: str) -> ReasoningFormat | None:
     """How reasoning is marked, if a chat template speaks of any."""
-    return next((row for row in REASONING_FORMATS if row.end in template), None)
+    rows = REASONING_FORMATS
+    return next((row for row in rows if all(sign in template for sign in row.signs)), None)

@@ -13,7 +13,8 @@ from typing import Any
 from .call_reader import CallReader, HeadedReader, ObjectReader
 from .formats import ARGS, CALL_ID, CallFormat, ReasoningFormat
 from .pieces import AnswerPiece, CallArguments, CallBegin, ContentPiece, ReasoningPiece
-from .xml_call import FUNCTION, XmlReader
+from .text_parts import TrimmedText, split_at
+from .xml_call import XmlReader
 
 _BLANKS = " \t\r\n"
 # What models write between calls, and around lists of them.
@@ -32,6 +33,8 @@ class AnswerSyntax:
         reasoning: how reasoning is marked; None: none is looked for.
         begun: the prompt ends within the reasoning.
         schemas: function -> schema of its arguments, where it has one.
+        opened: the answer is messages, of which the prompt has so much of the first; None: it
+            is one text. See :mod:`harmony`.
     """
 
     calls: CallFormat | None = None
@@ -39,6 +42,7 @@ class AnswerSyntax:
     reasoning: ReasoningFormat | None = None
     begun: bool = False
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    opened: str | None = None
 
 
 class AnswerParser:
@@ -60,8 +64,8 @@ class AnswerParser:
         self._state = self._opening
         if syntax.reasoning is not None and syntax.begun:
             self._state = self._thought
-        self._reasoning_text = _Trimmed()
-        self._content_text = _Trimmed()
+        self._reasoning_text = TrimmedText()
+        self._content_text = TrimmedText()
         self._reasoned = self._state == self._thought
         self._reader: CallReader | None = None
         self._began = False  # the reader's call
@@ -110,10 +114,9 @@ class AnswerParser:
         """Within the reasoning."""
         form = self._syntax.reasoning
         assert form is not None
-        before, found, after = self._split(form.end)
+        before, found, self._buffer = split_at(self._buffer, [form.end], last=self._last)
         self._put(ReasoningPiece, self._reasoning_text.take(before, keep_lead=False))
-        self._buffer = after
-        return found and self._go(self._leading)
+        return found != "" and self._go(self._leading)
 
     def _leading(self) -> bool:
         """At the beginning of the content, where some models write calls without a marker."""
@@ -139,12 +142,11 @@ class AnswerParser:
             self._say(self._buffer)
             self._buffer = ""
             return False
-        before, found, after = self._split(form.begin)
+        before, found, self._buffer = split_at(self._buffer, [form.begin], last=self._last)
         self._say(before)
-        self._buffer = after
         if found:
             self._held, self._plain = form.begin, len(form.begin)
-        return found and self._go(self._calls)
+        return found != "" and self._go(self._calls)
 
     def _calls(self) -> bool:
         """Behind a marker: calls, and what stands between them."""
@@ -175,10 +177,11 @@ class AnswerParser:
             return self._give_up()
         if not text or form.end.startswith(text):
             return False
-        if form.xml:
-            if not text.startswith(FUNCTION):
-                return False if FUNCTION.startswith(text) else self._give_up()
-            self._reader = XmlReader(self._syntax.schemas)
+        if form.tags is not None:
+            begin = form.tags.begin
+            if not text.startswith(begin):
+                return False if begin.startswith(text) else self._give_up()
+            self._reader = XmlReader(form.tags, self._syntax.schemas, self._syntax.names)
             self._plain = self._plain or 1
         elif form.headed and not self._certain():
             self._reader = HeadedReader(ARGS, CALL_ID)
@@ -204,10 +207,12 @@ class AnswerParser:
             self._out.append(CallArguments(self.called - 1, arguments))
         if not self._began:
             self._held += self._buffer[:used]
-        self._buffer = self._buffer[used:]
+        self._buffer = reader.unread + self._buffer[used:]
         if reader.done:
             self._reader = None
-            return True
+            form = self._syntax.calls
+            ends = form is not None and form.tags is not None and not form.end
+            return self._go(self._content) if ends else True
         too_long = not self._began and len(self._held) >= MAX_UNCERTAIN
         if reader.failed or too_long or (self._last and not self._began):
             return self._give_up()
@@ -235,22 +240,6 @@ class AnswerParser:
         self._state = state
         return True
 
-    def _split(self, marker: str) -> tuple[str, bool, str]:
-        """The buffer before a marker, whether it is there, and what comes after.
-
-        Without one, what may become one is in the last part.
-        """
-        text = self._buffer
-        at = text.find(marker)
-        if at >= 0:
-            return text[:at], True, text[at + len(marker) :]
-        held = 0
-        if not self._last:
-            longest = min(len(marker) - 1, len(text))
-            sizes = range(longest, 0, -1)
-            held = next((n for n in sizes if marker.startswith(text[len(text) - n :])), 0)
-        return text[: len(text) - held], False, text[len(text) - held :]
-
     def _say(self, text: str) -> None:
         """Text of the answer itself; blanks before it are dropped beside reasoning and calls."""
         lead = not (self.called or self._reasoned)
@@ -259,28 +248,3 @@ class AnswerParser:
     def _put(self, kind: type[ContentPiece] | type[ReasoningPiece], text: str) -> None:
         if text:
             self._out.append(kind(text))
-
-
-class _Trimmed:
-    """A text whose blanks at the end are held back."""
-
-    def __init__(self) -> None:
-        self._blanks = ""
-        self._any = False
-
-    def take(self, text: str, *, keep_lead: bool) -> str:
-        """What may be shown of what is held and ``text``."""
-        body = text.rstrip()
-        if not body:
-            self._blanks += text
-            return ""
-        lead = self._blanks if self._any or keep_lead else ""
-        body = body if self._any or keep_lead else body.lstrip()
-        self._blanks = text[len(text.rstrip()) :]
-        self._any = True
-        return lead + body
-
-    def rest(self) -> str:
-        """The blanks that are held."""
-        out, self._blanks = self._blanks, ""
-        return out

@@ -18,6 +18,7 @@ from ...engine.serve.client import TextCodec
 from ..tool_fields import Tool
 from .call_grammar import ANY_OBJECT, call_grammar
 from .formats import ARGS, CALL_FORMATS, CALL_ID, call_format, reasoning_format
+from .harmony import MARKERS, SAID, THOUGHT, HarmonyParser, opened_message, thought_tokens
 from .parser import AnswerParser, AnswerSyntax
 
 _NO_ARGUMENTS: Mapping[str, Any] = {
@@ -26,7 +27,7 @@ _NO_ARGUMENTS: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 # The end of a prompt in which the beginning of the answer's reasoning is looked for, in tokens.
-_TAIL = 16
+_TAIL = 32
 _SHORT = string.ascii_letters + string.digits
 
 
@@ -85,9 +86,12 @@ class AnswerPlan:
     limit: ReasoningLimit | None = None
     _short_ids: bool = field(default=False, repr=False)
 
-    def parser(self) -> AnswerParser:
+    def parser(self) -> AnswerParser | HarmonyParser:
         """A reader for one answer."""
-        return AnswerParser(self.syntax or AnswerSyntax(), self._new_id)
+        syntax = self.syntax or AnswerSyntax()
+        if syntax.opened is not None:
+            return HarmonyParser(syntax.opened, syntax.names, self._new_id)
+        return AnswerParser(syntax, self._new_id)
 
     def reasoning_tokens(self, tokens: Sequence[int], bytes_of: Callable[[int], bytes]) -> int:
         """How many tokens of an answer are reasoning, its markers included.
@@ -99,6 +103,8 @@ class AnswerPlan:
         form = None if self.syntax is None else self.syntax.reasoning
         if self.syntax is None or form is None:
             return 0
+        if self.syntax.opened is not None:
+            return thought_tokens(self.syntax.opened, map(bytes_of, tokens))
         begin, end = form.begin.encode(), form.end.encode()
         opened, text = self.syntax.begun, b""
         for count, token in enumerate(tokens, 1):
@@ -229,16 +235,23 @@ def answer_plan(
     if reasoning is not None and request.add_generation_prompt is not False:
         tail = codec.decode(prompt[-_TAIL:], skip_special=False).rstrip()
         begun, over = tail.endswith(reasoning.begin), tail.endswith(reasoning.end)
+    opened: str | None = None
+    if reasoning is not None and reasoning.messages:
+        opened = opened_message(codec.decode(prompt[-_TAIL:], skip_special=False))
+        begun, over = opened == THOUGHT, opened == SAID
     names = frozenset(tool.function.name for tool in tools)
     schemas = {t.function.name: t.function.parameters for t in tools if t.function.parameters}
-    syntax = AnswerSyntax(calls, names, reasoning, begun, schemas)
+    syntax = AnswerSyntax(calls, names, reasoning, begun, schemas, opened)
     markers = [] if reasoning is None else [reasoning.begin, reasoning.end]
-    if calls is not None:
+    if opened is not None:
+        markers = list(MARKERS)
+    elif calls is not None:
         markers += [calls.begin, calls.end, *((ARGS, CALL_ID) if calls.headed else ())]
+        markers += () if calls.tags is None else calls.tags.markers
     ids = [codec.special_token(marker) for marker in markers if marker]
     return AnswerPlan(
         syntax,
-        _grammar(request, syntax, codec, thinks=not (begun or over)) if calls else None,
+        _grammar(request, syntax, codec, thinks=not (begun or over)),
         tuple(token for token in ids if token is not None),
         isinstance(request.tool_choice, dict),
         request.include_reasoning is not False,
@@ -254,8 +267,8 @@ def _limit(
     most, form = request.thinking_token_budget, syntax.reasoning
     if most is None or form is None or over:
         return None
-    token = codec.special_token(form.end)
-    closing = codec.encode(form.end, add_bos=False) if token is None else [token]
+    token = None if form.between else codec.special_token(form.end)
+    closing = [token] if token is not None else codec.encode(form.end + form.between, add_bos=False)
     begin, end = form.begin.encode(), form.end.encode()
     return ReasoningLimit(most, begin, end, tuple(closing), syntax.begun)
 
@@ -269,10 +282,13 @@ def _grammar(
     chosen = choice["function"]["name"] if isinstance(choice, dict) else None
     parallel = request.parallel_tool_calls is not False and chosen is None
     tools = request.tools or ()
-    if not must and parallel and not any(tool.function.strict for tool in tools):
+    # A model that writes messages may think again in a later one, if nothing holds it.
+    limited = syntax.opened is not None and request.thinking_token_budget is not None
+    free = not must and parallel and not any(tool.function.strict for tool in tools)
+    if (syntax.calls is None or free) and not limited:
         return None
     functions: dict[str, Mapping[str, Any]] = {}
-    for index, tool in enumerate(tools):
+    for index, tool in enumerate(tools if syntax.calls is not None else ()):
         function = tool.function
         if chosen in (None, function.name):
             held = must or function.strict
@@ -284,6 +300,7 @@ def _grammar(
         must=must,
         parallel=parallel,
         thinks=thinks,
+        limited=limited,
         special=codec.special_token,
         param="tools",
     )

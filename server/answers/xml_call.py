@@ -1,21 +1,22 @@
-"""A tool call in Qwen3-Coder's form, read as its text comes.
+"""A tool call whose arguments have tags, Qwen3-Coder's and GLM's form, read as its text comes.
 
 ``<function=NAME>``, then ``<parameter=KEY>``, a value and ``</parameter>`` for each argument, then
-``</function>``. A value is written bare, so that the function's schema says what it is: a text, or
-JSON.
+``</function>``; or with the other tags of a `CallTags`. A value is written bare, so that the
+function's schema says what it is: a text, or JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .call_reader import MAX_FUNCTION_NAME
+from .formats import CallTags
 
-FUNCTION, FUNCTION_END = "<function=", "</function>"
-PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 _BLANKS = " \t\r\n"
+_BARE_NAME = re.compile(r"[^\s<]*")
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 _KINDS: Mapping[type, str] = {
     str: "string",
@@ -32,16 +33,23 @@ class XmlReader:
     """Reads one call; each argument is passed on when it is whole.
 
     Args:
+        tags: how it is written.
         schemas: function -> schema of its arguments.
+        names: functions that there are.
 
     Attributes:
         name: the function, once it is certain that this is a call.
         failed: it is no call, or no longer one.
         done: it has ended.
+        unread: text that was taken and is no part of the call.
     """
 
-    def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, tags: CallTags, schemas: Mapping[str, Mapping[str, Any]], names: Collection[str]
+    ) -> None:
+        self._tags = tags
         self._schemas = schemas
+        self._names = names
         self._buffer = ""
         self._searched = 0  # of the buffer, for the end of a value
         self._count = 0
@@ -49,18 +57,18 @@ class XmlReader:
         self.name: str | None = None
         self.failed = False
         self.done = False
+        self.unread = ""
 
     def feed(self, text: str, at: int) -> int:
         """Take text from ``at`` on; returns where what was not taken begins."""
         self._buffer += text[at:]
         while not (self.failed or self.done) and self._step():
             pass
-        if not (self.failed or self.done):
-            return len(text)
-        if self.failed and self.name is not None:
-            self._out.append("}" if self._count else "{}")
-        left, self._buffer = min(len(self._buffer), len(text) - at), ""
-        return len(text) - left
+        if self.name is not None and (self.failed or self.done):
+            if self.failed:
+                self._out.append("}" if self._count else "{}")
+            self.unread, self._buffer = self._buffer, ""
+        return len(text)
 
     def taken(self) -> str:
         """The text of the arguments that came since this was last called."""
@@ -71,50 +79,62 @@ class XmlReader:
         """Take what is whole at the beginning of the buffer; whether there was something."""
         if self.name is None:
             return self._head()
-        text = self._buffer.lstrip(_BLANKS)
-        if text.startswith(FUNCTION_END):
-            self._buffer = text[len(FUNCTION_END) :]
+        text, tags = self._buffer.lstrip(_BLANKS), self._tags
+        if text.startswith(tags.end):
+            self._buffer = text[len(tags.end) :]
             self._out.append("}" if self._count else "{}")
             self.done = True
             return True
-        if text.startswith(PARAMETER):
+        if text.startswith(tags.key):
             self._searched = max(0, self._searched - (len(self._buffer) - len(text)))
             self._buffer = text
             return self._argument()
-        self.failed = not (FUNCTION_END.startswith(text) or PARAMETER.startswith(text))
+        self.failed = not (tags.end.startswith(text) or tags.key.startswith(text))
         return False
 
     def _head(self) -> bool:
-        text = self._buffer
-        if not text.startswith(FUNCTION):
-            self.failed = not FUNCTION.startswith(text)
+        text, tags = self._buffer, self._tags
+        if not text.startswith(tags.begin):
+            self.failed = not tags.begin.startswith(text)
             return False
-        end = text.find(">")
-        name = text[len(FUNCTION) : end if end >= 0 else None].strip()
-        if len(name) > MAX_FUNCTION_NAME or "\n" in name or (end >= 0 and not name.isprintable()):
+        text = text[len(tags.begin) :]
+        if tags.named:
+            name, found, rest = text.partition(tags.named)
+            name = name.strip()
+        else:
+            match = _BARE_NAME.match(text)
+            assert match is not None  # the pattern matches the empty text
+            name, rest = match[0], text[match.end() :].lstrip(_BLANKS)
+            # A function that is not known has arguments, or this is no call.
+            signs = (tags.key, tags.end) if name in self._names else (tags.key,)
+            found = next((sign for sign in signs if rest.startswith(sign)), "")
+            self.failed = not found and not any(sign.startswith(rest) for sign in signs)
+        if len(name) > MAX_FUNCTION_NAME or "\n" in name or not (name or not found):
             self.failed = True
-        elif end >= 0:
-            self.failed = not name
-            if not self.failed:
-                self.name, self._buffer = name, text[end + 1 :]
-        return end >= 0 and not self.failed
+        self.failed |= bool(found) and not name.isprintable()
+        if found and not self.failed:
+            self.name, self._buffer = name, rest
+        return bool(found) and not self.failed
 
     def _argument(self) -> bool:
-        text = self._buffer
-        end = text.find(PARAMETER_END, self._searched)
+        text, tags = self._buffer, self._tags
+        end = text.find(tags.value_end, self._searched)
         if end < 0:
-            self._searched = max(0, len(text) - len(PARAMETER_END))
+            self._searched = max(0, len(text) - len(tags.value_end))
             return False
-        key, found, value = text[len(PARAMETER) : end].partition(">")
-        if not found:
-            self.failed = True
-            return False
-        value = value.removeprefix("\n").removesuffix("\n")
-        key = key.strip()
+        key, value, found = "", text[len(tags.key) : end], ""
+        for sign in tags.value:
+            before, found, value = value.partition(sign)
+            key = key or before.strip()
+            if not found or (sign != tags.value[0] and before.strip()):
+                self.failed = True
+                return False
+        if tags.padded:
+            value = value.removeprefix("\n").removesuffix("\n")
         self._out.append("{" if self._count == 0 else ", ")
         self._out.append(f"{json.dumps(key, ensure_ascii=False)}: {self._json(key, value)}")
         self._count += 1
-        self._buffer, self._searched = text[end + len(PARAMETER_END) :], 0
+        self._buffer, self._searched = text[end + len(tags.value_end) :], 0
         return True
 
     def _json(self, key: str, raw: str) -> str:

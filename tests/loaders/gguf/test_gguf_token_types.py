@@ -99,6 +99,13 @@ def test_ends_by_name_and_by_place() -> None:
     assert turn_ends(tokens, [3] * 5, [joined]) == (0, 1, 2)
 
 
+def test_messages_do_not_end_a_text_of_many() -> None:
+    tokens = ["<|end|>", "<|return|>", "<|call|>", "<|endoftext|>"]
+    template = "{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}"
+    assert turn_ends(tokens, [3] * 4, [template]) == (1, 2, 3)
+    assert turn_ends(tokens[:1], [3], [template]) == (0,)
+
+
 def test_byte_level_files_without_types() -> None:
     report = LoadReport(kind="gguf")
     tokens = ["a", "b", "ab", "<|end|>", "<|x|>", "extra", "abab"]

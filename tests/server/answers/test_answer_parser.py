@@ -14,12 +14,14 @@ from halfbyte.server.answers.formats import CALL_FORMATS, REASONING_FORMATS
 from halfbyte.server.answers.parser import MAX_UNCERTAIN, AnswerParser, AnswerSyntax
 from halfbyte.server.answers.pieces import AnswerPiece, CallArguments, ContentPiece, WholeAnswer
 
-FORMATS = {row.name: row for row in CALL_FORMATS}
+# gpt-oss has no markers around calls: test_harmony.py.
+MARKED = [row for row in CALL_FORMATS if row.begin]
+FORMATS = {row.name: row for row in MARKED}
 HERMES, LLAMA, MISTRAL = FORMATS["hermes"], FORMATS["llama3"], FORMATS["mistral"]
 HEADED, GRANITE = FORMATS["mistral-headed"], FORMATS["granite"]
-XML = FORMATS["qwen3-coder"]
+XML, GLM = FORMATS["qwen3-coder"], FORMATS["glm"]
 KINDS = {"a": {"type": "string"}, "b": {"type": "number"}, "c": {"type": "boolean"}}
-THINK = REASONING_FORMATS[0]
+THINK = next(row for row in REASONING_FORMATS if row.begin == "<think>")
 NAMES = ("f", "g")
 
 
@@ -43,6 +45,10 @@ def of(form: Any, **more: Any) -> AnswerSyntax:
 TAGS = (
     "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n"
     "<parameter=c>\nTrue\n</parameter>\n</function>\n</tool_call>"
+)
+PAIRS = (
+    "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>b</arg_key>\n"
+    "<arg_value>2</arg_value>\n<arg_key>c</arg_key>\n<arg_value>True</arg_value>\n</tool_call>"
 )
 CALL = '{"name": "f", "arguments": {"a": [1, "}"]}}'
 ARGUMENTS = '{"a": [1, "}"]}'
@@ -99,6 +105,35 @@ READ: list[tuple[AnswerSyntax, str, str, str, list[tuple[str, str]]]] = [
     (of(XML), "<tool_call> no", "<tool_call> no", "", []),
     (of(XML), "<tool_call><function=f>\n<parameter=a>\n1", "", "", [("f", "")]),
     (of(XML), "<tool_call><function=f>\n oops", "oops", "", [("f", "{}")]),
+    (of(XML), "<tool_call><function=f>\n< oops", "< oops", "", [("f", "{}")]),
+    # GLM: the same with other tags, since 4.7 without newlines.
+    (of(GLM), f"Well.\n{PAIRS}", "Well.", "", [("f", '{"a": "1", "b": 2, "c": true}')]),
+    (
+        of(GLM),
+        PAIRS.replace("\n", "") + PAIRS.replace("\n", "") + " [so]",
+        "[so]",
+        "",
+        [("f", '{"a": "1", "b": 2, "c": true}')] * 2,
+    ),
+    (of(GLM, schemas={}), PAIRS, "", "", [("f", '{"a": "1", "b": "2", "c": "True"}')]),
+    (of(GLM), "<tool_call>g</tool_call>\n<tool_call>g\n</tool_call>", "", "", [("g", "{}")] * 2),
+    (of(GLM), "<tool_call>h</tool_call>", "<tool_call>h</tool_call>", "", []),
+    (
+        of(GLM),
+        "<tool_call>h\n<arg_key>x</arg_key>\n<arg_value>\n y </arg_value>\n</tool_call>",
+        "",
+        "",
+        [("h", '{"x": "\\n y "}')],
+    ),
+    (of(GLM), "<tool_call>what is it", "<tool_call>what is it", "", []),
+    (of(GLM), "<tool_call>f", "<tool_call>f", "", []),
+    (
+        of(GLM),
+        "<tool_call>f\n<arg_key>a</arg_key> oops</arg_value>",
+        "<arg_key>a</arg_key> oops</arg_value>",
+        "",
+        [("f", "{}")],
+    ),
     # Llama 3: calls at the beginning only, with or without a marker, of functions that there are.
     (of(LLAMA), '{"name": "f", "parameters": {"a": 1}}', "", "", [("f", '{"a": 1}')]),
     (of(LLAMA), '\n<|python_tag|>{"name": "g", "parameters": {}}', "", "", [("g", "{}")]),
@@ -159,10 +194,12 @@ def test_answers_come_apart(
 
 
 def test_however_a_text_is_cut_the_pieces_joined_are_the_same() -> None:
-    markers = [row.begin for row in CALL_FORMATS] + ["</tool_call>", "<think>", "</think>"]
+    markers = [row.begin for row in MARKED] + ["</tool_call>", "<think>", "</think>"]
     bits = [*markers, CALL, CALL[:20], "[ARGS]", "f", "[", "]", "{", "}", '"', "\\", ",", ";", ":"]
     bits += [" ", "\n", "a", "é", "<", "null", '{"name"', '"parameters": {"x": "\\""}', "</tool"]
     bits += ['{"name": "f", "parameters": {"a": -1.5}}', '[TOOL_CALLS]f[ARGS]{"a": []}']
+    bits += ["<function=f>", "<parameter=b>", "</parameter>", "</function>", "<arg_key>"]
+    bits += ["</arg_key>", "<arg_value>", "</arg_value>"]
     syntaxes = [row[0] for row in READ]
     texts = [row[1] for row in READ]
     for _ in range(1000):
@@ -195,7 +232,7 @@ def test_nothing_that_may_be_a_marker_is_shown_early(marker: str) -> None:
         assert WholeAnswer.of(parser.finish()).content == marker[:end]
 
 
-@pytest.mark.parametrize("form", CALL_FORMATS)
+@pytest.mark.parametrize("form", MARKED)
 def test_text_without_a_marker_is_shown_at_once(form: Any) -> None:
     parser = AnswerParser(of(form, reasoning=THINK), lambda: "id")
     for word in ("Sure", ", a<b", " is", " [fine]."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,9 @@ from halfbyte.server.answers.parser import AnswerParser, AnswerSyntax
 from halfbyte.server.answers.pieces import WholeAnswer
 
 TINY = Path(__file__).parents[2] / "fixtures" / "gguf-q4_k-q6_k-qwen3" / "model.gguf"
+# gpt-oss has no markers around calls: test_harmony.py.
+MARKED = [row for row in CALL_FORMATS if row.begin]
+THINK = next(row for row in REASONING_FORMATS if row.begin == "<think>")
 PAD, PAD_TEXT = 2, "<|pad|>"
 SCHEMA = {
     "type": "object",
@@ -43,7 +47,7 @@ def tiny() -> tuple[Tokenizer, GrammarCompiler]:
 
 def start(form: CallFormat, special: Callable[[str], int | None], **how: Any) -> GrammarState:
     how = {"must": True, "parallel": True, "thinks": False, **how}
-    syntax = AnswerSyntax(form, ("f", "g"), REASONING_FORMATS[0], how.pop("begun", False))
+    syntax = AnswerSyntax(form, ("f", "g"), THINK, how.pop("begun", False))
     functions = {"f": SCHEMA, "g": ANY_OBJECT}
     spec = call_grammar(syntax, functions, special=special, param="tools", **how)
     return tiny()[1].compile(spec).start()
@@ -61,11 +65,16 @@ def taken(state: GrammarState, text: str) -> bool | None:
 def one(form: CallFormat, arguments: str, name: str = "f") -> str:
     if form.headed:
         return f"{name}[ARGS]{arguments}"
-    if form.xml:
+    if (tags := form.tags) is not None:
         given = json.loads(arguments).items()
         bare = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in given]
-        inner = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in bare)
-        return f"<function={name}>\n{inner}</function>"
+        gap = random.choice(["", "\n"]) if tags.loose else "\n"
+        pad = "\n" if tags.padded else ""
+        inner = "".join(
+            f"{tags.key}{k}{gap.join(tags.value)}{pad}{v}{pad}{tags.value_end}{gap}"
+            for k, v in bare
+        )
+        return f"{tags.begin}{name}{tags.named}{gap}{inner}{tags.end}"
     return f'{{"name": "{name}", "{form.arguments}": {arguments}}}'
 
 
@@ -77,7 +86,7 @@ def framed(form: CallFormat, begin: str, *calls: str) -> str:
 
 
 @pytest.mark.parametrize("is_special", [False, True])
-@pytest.mark.parametrize("form", CALL_FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", MARKED, ids=lambda form: form.name)
 def test_only_calls_that_the_schema_allows_come_out(form: CallFormat, is_special: bool) -> None:
     begin = PAD_TEXT if is_special else form.begin
 
@@ -104,7 +113,7 @@ def test_only_calls_that_the_schema_allows_come_out(form: CallFormat, is_special
             assert taken(state, f"Hi {form.begin} x") is False
 
 
-@pytest.mark.parametrize("form", CALL_FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", MARKED, ids=lambda form: form.name)
 def test_reasoning_comes_before_calls(form: CallFormat) -> None:
     call = framed(form, form.begin, one(form, GOOD))
     state = start(form, lambda _: None, thinks=True)
@@ -115,7 +124,7 @@ def test_reasoning_comes_before_calls(form: CallFormat) -> None:
     assert taken(start(form, lambda _: None), f"<think>a</think>{call}") is False
 
 
-@pytest.mark.parametrize("form", CALL_FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", MARKED, ids=lambda form: form.name)
 def test_what_the_grammar_lets_out_is_read_as_the_same_calls(form: CallFormat) -> None:
     text = framed(form, form.begin, one(form, GOOD), one(form, GOOD))
     # What may follow calls is text, whatever it looks like: it is not bound by the schema.
@@ -129,7 +138,7 @@ def test_what_the_grammar_lets_out_is_read_as_the_same_calls(form: CallFormat) -
 
 def test_odd_names_stay_within_their_place() -> None:
     odd = "a.b:c/d-e_9"
-    for form in CALL_FORMATS:
+    for form in MARKED:
         spec = call_grammar(
             AnswerSyntax(form, (odd,)),
             {odd: SCHEMA},
@@ -143,7 +152,7 @@ def test_odd_names_stay_within_their_place() -> None:
         assert taken(state, framed(form, form.begin, one(form, GOOD, odd))) is True
 
 
-XML = next(form for form in CALL_FORMATS if form.xml)
+TAGGED = [form for form in MARKED if form.tags is not None]
 PERSON = {
     "type": "object",
     "properties": {
@@ -158,9 +167,9 @@ PERSON = {
 }
 
 
-def xml_state(schema: dict[str, Any]) -> GrammarState:
+def tagged_state(form: CallFormat, schema: dict[str, Any]) -> GrammarState:
     spec = call_grammar(
-        AnswerSyntax(XML, ("f",)),
+        AnswerSyntax(form, ("f",)),
         {"f": schema},
         must=True,
         parallel=False,
@@ -171,11 +180,12 @@ def xml_state(schema: dict[str, Any]) -> GrammarState:
     return tiny()[1].compile(spec).start()
 
 
+@pytest.mark.parametrize("form", TAGGED, ids=lambda form: form.name)
 @pytest.mark.parametrize(
     ("arguments", "right"),
     [
         ({"name": "Ann", "age": 5}, True),
-        ({"name": "two\nlines <b> </parameter", "age": 5}, True),
+        ({"name": "two\nlines <b> </parameter </arg_value", "age": 5}, True),
         ({"name": "", "age": 0}, True),
         ({"name": "Ann", "age": 5, "tags": ["x", "y"], "mode": "b"}, True),
         ({"name": "Ann", "age": 5, "note": None}, True),
@@ -188,11 +198,13 @@ def xml_state(schema: dict[str, Any]) -> GrammarState:
         ({"name": "Ann", "age": 5, "other": 1}, False),
     ],
 )
-def test_bare_arguments_are_bound_by_their_schema(arguments: dict[str, Any], right: bool) -> None:
-    text = framed(XML, XML.begin, one(XML, json.dumps(arguments)))
-    assert taken(xml_state(PERSON), text) is right
+def test_bare_arguments_are_bound_by_their_schema(
+    form: CallFormat, arguments: dict[str, Any], right: bool
+) -> None:
+    text = framed(form, form.begin, one(form, json.dumps(arguments)))
+    assert taken(tagged_state(form, PERSON), text) is right
     if right:
-        syntax = AnswerSyntax(XML, ("f",), schemas={"f": PERSON})
+        syntax = AnswerSyntax(form, ("f",), schemas={"f": PERSON})
         for cut in range(0, len(text), 7):
             parser = AnswerParser(syntax, lambda: "id")
             pieces = [*parser.feed(text[:cut]), *parser.feed(text[cut:]), *parser.finish()]
@@ -204,5 +216,5 @@ def test_a_bound_that_cannot_be_kept_is_refused() -> None:
     for bound in ({"minLength": 1}, {"pattern": "^a"}, {"format": "date"}, {"maxLength": 5}):
         schema = {"type": "object", "properties": {"name": {"type": "string", **bound}}}
         with pytest.raises(RequestError, match=next(iter(bound))) as caught:
-            xml_state(schema)
+            tagged_state(random.choice(TAGGED), schema)
         assert caught.value.param == "tools.0.function.parameters"
