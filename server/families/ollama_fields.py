@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
 from halfbyte.errors import RequestError
 
-from ..request_model import RequestModel
-from ..schema import MAX_MESSAGES
+from ..request_model import RequestModel, given
+from ..schema import MAX_MESSAGES, PROMPT_SCHEMA, ranges_of
 from ..tool_fields import MAX_CALLS
 from ..unsupported import refuse_unsupported
 
@@ -34,9 +34,23 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 
+_SAME = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "presence_penalty"),
+    *("frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta"),
+)
+
+
+def _describe_options(schema: dict[str, Any]) -> None:
+    """Add to the JSON schema what `OllamaOptions` checks by itself."""
+    ranges_of({name: name for name in _SAME} | {"repeat_penalty": "repetition_penalty"})(schema)
+    schema["properties"] |= {name: {"enum": [*values]} for name, values in _NEUTRAL.items()}
+    schema["additionalProperties"] = False
+
+
 class OllamaOptions(RequestModel):
     """Ollama's ``options``; ranges are those of the same fields of OpenAI's API."""
 
+    model_config = ConfigDict(json_schema_extra=_describe_options)
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -80,12 +94,7 @@ class OllamaOptions(RequestModel):
                 f"options.num_ctx is {self.num_ctx}, but the context holds {context} tokens",
                 param="options.num_ctx",
             )
-        same = (
-            *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
-            *("presence_penalty", "frequency_penalty", "mirostat", "mirostat_tau"),
-            "mirostat_eta",
-        )
-        fields = {n: v for n in same if (v := getattr(self, n)) is not None}
+        fields = {n: v for n in _SAME if (v := getattr(self, n)) is not None}
         # Mirostat replaces what the defaults do.
         fields = {**({} if self.mirostat else _DEFAULTS), **fields}
         limit = self.num_predict or 0
@@ -195,7 +204,7 @@ class OllamaEmbedRequest(_OllamaRequest):
     """Body of POST /api/embed; a text that does not fit is an error, whatever ``truncate`` is."""
 
     not_honoured: ClassVar[Any] = {"dimensions": (None, 0)}
-    input: Any
+    input: Annotated[Any, WithJsonSchema(PROMPT_SCHEMA)]
     truncate: bool | None = None
 
 
@@ -207,6 +216,7 @@ class OllamaShowRequest(RequestModel):
         "template": (None, ""),
         "options": _EMPTY,
     }
+    model_config = ConfigDict(json_schema_extra={"anyOf": [given("model"), given("name")]})
     model: str | None = None
     name: str | None = None
     verbose: bool | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..answers.plan import AnswerPlan
 from ..dialects.base import Head
@@ -16,12 +16,20 @@ from ..event_stream import EventStream
 from ..job import Call
 from ..kept import KeptResponse, KeptResponses
 from ..request_model import RequestModel
-from ..responses import FreeResponse
-from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort
+from ..responses import DeletedThing
+from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort, ranges_of
 from ..service import OpenAIService
 from .conversation import ChatTurns, function_tool
 from .renaming import renamed, request_of
-from .response_items import FlatTool, InputItem, add_item, add_output, chat_choice, flat_choice
+from .response_items import (
+    CHOICE_SCHEMA,
+    FlatTool,
+    InputItem,
+    add_item,
+    add_output,
+    chat_choice,
+    flat_choice,
+)
 
 _NONE = (None,)
 _OFF = (None, False)
@@ -80,6 +88,11 @@ class ResponsesRequest(RequestModel):
         "service_tier": (None, "auto", "default"),
         "stream_options": (None, {}, {"include_obfuscation": False}),
     }
+    model_config = ConfigDict(
+        json_schema_extra=ranges_of(
+            {"temperature": "temperature", "top_p": "top_p", "max_output_tokens": "max_tokens"}
+        )
+    )
     model: str | None = None
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
@@ -90,7 +103,7 @@ class ResponsesRequest(RequestModel):
     top_p: float | None = None
     text: TextConfig | None = None
     tools: list[FlatTool] | None = None
-    tool_choice: Annotated[Any, BeforeValidator(flat_choice), WithJsonSchema({})] = None
+    tool_choice: Annotated[Any, BeforeValidator(flat_choice), WithJsonSchema(CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None
     stream: bool | None = None
@@ -188,11 +201,11 @@ def find_response(kept: KeptResponses, id: str, call: Call) -> ResponseObject:
     return ResponseObject(fields=_kept(kept, call, id, "id").response)
 
 
-def delete_response(kept: KeptResponses, id: str, call: Call) -> FreeResponse:
+def delete_response(kept: KeptResponses, id: str, call: Call) -> DeletedThing:
     """DELETE /v1/responses/{id}. Raises a 404 for one that is not kept."""
     _kept(kept, call, id, "id")
     kept.drop(call.tenant.namespace, id)
-    return FreeResponse(fields={"id": id, "object": "response", "deleted": True})
+    return DeletedThing(id=id, object="response")
 
 
 def _kept(kept: KeptResponses, call: Call, id: str, param: str) -> KeptResponse:
