@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import halfbyte
@@ -277,6 +278,8 @@ def _add_errors(app: FastAPI) -> None:
         message = texts.get(error.status_code, str(error.detail))
         response = _error_response(ApiError(error.status_code, message), request)
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(_allowed(request))
         return response
 
     def refuse_query(request: Request, error: Exception) -> Response:
@@ -290,6 +293,13 @@ def _add_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, respond)
     app.add_exception_handler(RequestValidationError, refuse_query)
     app.add_exception_handler(HTTPException, refuse)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that a request's path has, each of which is a route of its own here."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found for method in route.methods or ()})
 
 
 def _error_response(error: ApiError, request: Request) -> Response:

@@ -173,9 +173,11 @@ def _success(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     found = [schemas.answers[kind] for kind in operation.gives]
     if found:
         content["application/json"] = {"schema": found[0] if len(found) == 1 else {"anyOf": found}}
-    for media in (operation.streams, operation.media):
-        if media:
-            content[media] = {"schema": {"type": "string"}}
+    if operation.streams:
+        # No type: to some readers it is one text, to others each event is an object.
+        content[operation.streams] = {"schema": {"description": "The same, piece by piece."}}
+    if operation.media:
+        content[operation.media] = {"schema": {"type": "string"}}
     return {"description": "What was asked for.", "content": content}
 
 

@@ -49,7 +49,7 @@ _FILE_FORM = {
         "schema": {
             "type": "object",
             "properties": {
-                "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                "file": {"contentMediaType": "application/octet-stream"},
                 "purpose": {"const": "batch"},
             },
             "required": ["file", "purpose"],
