@@ -47,14 +47,19 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
 
+def within(name: str) -> Any:
+    """The range of a sampling field, which is that of the table."""
+    return Field(ge=table()[name].low, le=table()[name].high)
+
+
 def _field_type(param: Param) -> Any:
-    """How a sampling field is written in a body; the ranges are those of the table."""
-    within = Field(ge=param.low, le=param.high)
+    """How a sampling field is written in a body."""
+    bounds = Field(ge=param.low, le=param.high)
     match param.kind:
         case "number":
-            return Annotated[float, within]
+            return Annotated[float, bounds]
         case "whole":
-            return Annotated[int, within]
+            return Annotated[int, bounds]
         case "switch":
             return bool
         case "name":
@@ -71,7 +76,7 @@ def _field_type(param: Param) -> Any:
             raise AssertionError("objects of the library do not come in a body")
 
 
-_MAX_TOKENS = Field(ge=table()["max_tokens"].low, le=table()["max_tokens"].high)
+_MAX_TOKENS = within("max_tokens")
 _SAMPLING = {name: param for name, param in table().items() if param.http}
 
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 from halfbyte.errors import RequestError
 
 from ..request_model import RequestModel, given
-from ..schema import MAX_MESSAGES, PROMPT_SCHEMA, ranges_of
+from ..schema import MAX_MESSAGES, PROMPT_SCHEMA, within
 from ..tool_fields import MAX_CALLS
 from ..unsupported import refuse_unsupported
 
@@ -38,34 +38,33 @@ _SAME = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "presence_penalty"),
     *("frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta"),
 )
-
-
-def _describe_options(schema: dict[str, Any]) -> None:
-    """Add to the JSON schema what `OllamaOptions` checks by itself."""
-    ranges_of({name: name for name in _SAME} | {"repeat_penalty": "repetition_penalty"})(schema)
-    schema["properties"] |= {name: {"enum": [*values]} for name, values in _NEUTRAL.items()}
-    schema["additionalProperties"] = False
+_EVERY_OPTION = ConfigDict(
+    json_schema_extra=lambda schema: schema.update(
+        properties={**schema["properties"], **{n: {"enum": [*v]} for n, v in _NEUTRAL.items()}},
+        additionalProperties=False,
+    )
+)
 
 
 class OllamaOptions(RequestModel):
     """Ollama's ``options``; ranges are those of the same fields of OpenAI's API."""
 
-    model_config = ConfigDict(json_schema_extra=_describe_options)
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    seed: int | None = None
+    model_config = _EVERY_OPTION
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_k: Annotated[int, within("top_k")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    min_p: Annotated[float, within("min_p")] | None = None
+    typical_p: Annotated[float, within("typical_p")] | None = None
+    seed: Annotated[int, within("seed")] | None = None
     stop: str | list[str] | None = None
     num_predict: Annotated[int, Field(ge=-2)] | None = None
-    repeat_penalty: float | None = None
+    repeat_penalty: Annotated[float, within("repetition_penalty")] | None = None
     repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    mirostat: int | None = None
-    mirostat_tau: float | None = None
-    mirostat_eta: float | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    mirostat: Annotated[int, within("mirostat")] | None = None
+    mirostat_tau: Annotated[float, within("mirostat_tau")] | None = None
+    mirostat_eta: Annotated[float, within("mirostat_eta")] | None = None
     num_ctx: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from ..answers.plan import AnswerPlan
 from ..dialects.base import Head
@@ -17,7 +17,7 @@ from ..job import Call
 from ..kept import KeptResponse, KeptResponses
 from ..request_model import RequestModel
 from ..responses import DeletedThing
-from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort, ranges_of
+from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort, within
 from ..service import OpenAIService
 from .conversation import ChatTurns, function_tool
 from .renaming import renamed, request_of
@@ -88,19 +88,14 @@ class ResponsesRequest(RequestModel):
         "service_tier": (None, "auto", "default"),
         "stream_options": (None, {}, {"include_obfuscation": False}),
     }
-    model_config = ConfigDict(
-        json_schema_extra=ranges_of(
-            {"temperature": "temperature", "top_p": "top_p", "max_output_tokens": "max_tokens"}
-        )
-    )
     model: str | None = None
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     previous_response_id: Annotated[str, Field(max_length=256)] | None = None
     store: bool | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    max_output_tokens: Annotated[int, within("max_tokens")] | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
     text: TextConfig | None = None
     tools: list[FlatTool] | None = None
     tool_choice: Annotated[Any, BeforeValidator(flat_choice), WithJsonSchema(CHOICE_SCHEMA)] = None
