@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import halfbyte
@@ -40,15 +40,13 @@ from .job import Call
 from .json_body import asked_model, json_answer
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
-from .schema import RequestModel, json_schemas
+from .openapi import OF_MODELS, Operation, Routes
+from .responses import HealthStatus, ModelCard, VersionInfo
 from .tenant import Keyring
 from .tracing import RequestTracer
 from .uploads.routes import FILES_PATH, UPLOADS_REFUSED, Uploads, add_upload_routes
 
 logger = logging.getLogger("halfbyte.server")
-
-_EVERY = {**ENDPOINTS, **FAMILY_ENDPOINTS}
-_SCHEMAS = [endpoint.asks for endpoint in (*_EVERY.values(), *HOST_ENDPOINTS.values())]
 
 
 def create_app(
@@ -93,19 +91,21 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    _add_endpoints(app, host)
-    _add_information(app, host)
+    keyring = keyring or Keyring()
+    routes = Routes(app, closed=not keyring.open)
+    _add_endpoints(routes, host)
+    _add_information(routes, host)
+    _add_refusals(app, ABSENT)
     if uploads is not None:
-        add_upload_routes(app, uploads, origins)
+        add_upload_routes(routes, uploads, origins)
     else:
         _add_refusals(app, UPLOADS_REFUSED)
     _add_errors(app)
-    _document(app)
-    routes = list(app.openapi()["paths"])
+    paths = list(routes.complete()["paths"])
     bodies = Bodies(body_limits or BodyLimits(), host.http_metrics)
     inner = Exchange(app, host.http_metrics, bodies, FILES_PATH if uploads else None)
-    gate = Gate(inner, keyring or Keyring(), hosts)
-    outer = RequestLog(gate, host.http_metrics, [*routes, "/openapi.json"], tracer)
+    gate = Gate(inner, keyring, hosts)
+    outer = RequestLog(gate, host.http_metrics, [*paths, "/openapi.json"], tracer)
     if not origins:
         return outer
     # Outermost: a preflight carries no key, and a page must be able to read refusals as well.
@@ -141,36 +141,23 @@ class EventResponse(Response):
                 self._lease.release()
 
 
-def _takes(model: type[RequestModel]) -> dict[str, Any]:
-    """What the OpenAPI document says about a route's body."""
-    ref = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": ref}}}}
-
-
-def _add_endpoints(app: FastAPI, host: ModelHost) -> None:
-    routes = {path: (endpoint.asks, _route(host, endpoint)) for path, endpoint in _EVERY.items()}
+def _add_endpoints(routes: Routes, host: ModelHost) -> None:
+    for path, endpoint in {**ENDPOINTS, **FAMILY_ENDPOINTS}.items():
+        told = Operation(endpoint.gives, endpoint.asks, OF_MODELS, endpoint.streams)
+        routes.add("POST", path, _route(host, endpoint), told)
     for path, endpoint in HOST_ENDPOINTS.items():
-        routes[path] = endpoint.asks, _host_route(host, endpoint)
-    for path, (asks, handle) in routes.items():
-        app.add_api_route(
-            path, handle, methods=["POST"], name=_name(path), openapi_extra=_takes(asks)
-        )
+        told = Operation((endpoint.gives,), endpoint.asks, OF_MODELS)
+        routes.add("POST", path, _host_route(host, endpoint), told)
     for (method, path), work in KEPT.items():
-        app.add_api_route(
-            path, _kept_route(host, work), methods=[method], name=f"{method.lower()}_response"
-        )
+        told = Operation((work.gives,), statuses=(404,))
+        routes.add(method, path, _kept_route(host, work), told)
 
 
 def _kept_route(host: ModelHost, work: KeptWork) -> Callable[[Request, str], Awaitable[Response]]:
     async def handle(request: Request, id: str) -> Response:
-        return json_answer(work(host.kept, id, request.state.call))
+        return json_answer(work.answer(host.kept, id, request.state.call))
 
     return handle
-
-
-def _name(path: str) -> str:
-    """What the OpenAPI document calls the route of a path."""
-    return path.removeprefix("/v1/").replace("/", "_").strip("_")
 
 
 def _refusal(status: int, reason: str) -> Callable[[], Awaitable[Response]]:
@@ -184,14 +171,14 @@ def _fact_route(host: ModelHost, fact: Fact) -> Callable[[str | None], Awaitable
     async def handle(model: str | None = None) -> Response:
         async with host.lent(model) as service:
             service.served(model)
-            return json_answer(fact(service))
+            return json_answer(fact.answer(service))
 
     return handle
 
 
 def _host_fact_route(host: ModelHost, fact: HostFact) -> Callable[[], Awaitable[Response]]:
     async def handle() -> Response:
-        return json_answer(fact(host))
+        return json_answer(fact.answer(host))
 
     return handle
 
@@ -236,40 +223,43 @@ def _add_refusals(app: FastAPI, reasons: Mapping[str, tuple[int, str]]) -> None:
         )
 
 
-def _add_information(app: FastAPI, host: ModelHost) -> None:
-    _add_refusals(app, ABSENT)
+def _add_information(routes: Routes, host: ModelHost) -> None:
     for path, fact in FACTS.items():
-        app.add_api_route(path, _fact_route(host, fact), methods=["GET"], name=_name(path))
+        told = Operation((fact.gives,), statuses=OF_MODELS)
+        routes.add("GET", path, _fact_route(host, fact), told)
     for path, fact in HOST_FACTS.items():
-        app.add_api_route(path, _host_fact_route(host, fact), methods=["GET"], name=_name(path))
+        routes.add("GET", path, _host_fact_route(host, fact), Operation((fact.gives,)))
 
-    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         return json_answer(find_model(host, name))
 
-    @app.head("/health", include_in_schema=False)
-    @app.get("/v1/health")
-    @app.get("/health")
-    async def health() -> dict[str, str]:
+    async def health() -> Response:
         """Alive: 200 while the engine runs."""
         if not host.health().alive:
             raise engine_down()
-        return {"status": "ok"}
+        return json_answer(HealthStatus(status="ok"))
 
-    @app.get("/ready")
-    async def ready() -> dict[str, str]:
+    async def ready() -> Response:
         """Taking requests: 503 while shutting down as well."""
         if not host.health().accepting:
             raise engine_down()
-        return {"status": "ready"}
+        return json_answer(HealthStatus(status="ready"))
 
-    @app.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": halfbyte.__version__}
+    async def version() -> Response:
+        return json_answer(VersionInfo(version=halfbyte.__version__))
 
-    @app.get("/metrics")
     async def metrics() -> Response:
         return Response(host.exposition.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    one = Operation((ModelCard,), statuses=(404,))
+    routes.add("GET", "/v1/models/{name:path}", model, one)
+    well = Operation((HealthStatus,))
+    for path in ("/v1/health", "/health"):
+        routes.add("GET", path, health, well)
+    routes.add("HEAD", "/health", health, Operation())
+    routes.add("GET", "/ready", ready, well)
+    routes.add("GET", "/version", version, Operation((VersionInfo,)))
+    routes.add("GET", "/metrics", metrics, Operation(media="text/plain"))
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -288,6 +278,8 @@ def _add_errors(app: FastAPI) -> None:
         message = texts.get(error.status_code, str(error.detail))
         response = _error_response(ApiError(error.status_code, message), request)
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(_allowed(request))
         return response
 
     def refuse_query(request: Request, error: Exception) -> Response:
@@ -303,12 +295,13 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, refuse)
 
 
+def _allowed(request: Request) -> list[str]:
+    """The methods that a request's path has, each of which is a route of its own here."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found for method in route.methods or ()})
+
+
 def _error_response(error: ApiError, request: Request) -> Response:
     body = error_json(error, request.url.path)
     return Response(body, error.status, headers=error.headers(), media_type="application/json")
-
-
-def _document(app: FastAPI) -> None:
-    """Add the request bodies, which the routes parse themselves, to the OpenAPI document."""
-    document = app.openapi()
-    document.setdefault("components", {}).setdefault("schemas", {}).update(json_schemas(_SCHEMAS))

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
+from .dialects.llama_cpp import LlamaCppCompletion
+from .dialects.messages import MessageResponse
+from .dialects.ollama import NDJSON, OllamaAnswer
+from .dialects.responses import ResponseObject
 from .embedding import embed_texts
 from .event_stream import EventStream
-from .facts import server_props, slot_list, tokenizer_info
+from .facts import (
+    ServerProps,
+    SlotList,
+    TokenizerInfo,
+    server_props,
+    slot_list,
+    tokenizer_info,
+)
 from .families import llama_cpp, ollama, ollama_fields
 from .families.messages import (
     CountTokensRequest,
     MessagesRequest,
+    TokenCount,
     count_tokens,
     create_message,
 )
@@ -23,12 +35,22 @@ from .families.responses_api import (
     delete_response,
     find_response,
 )
-from .families.scores import ScoreRequest, score_pairs
+from .families.scores import ScoreList, ScoreRequest, score_pairs
 from .hosting.host import ModelHost
-from .hosting.listing import ModelRequest, list_models, load_model, unload_model
+from .hosting.listing import ModelChanged, ModelRequest, list_models, load_model, unload_model
 from .job import Call
 from .kept import KeptResponses
-from .responses import ResponseModel
+from .responses import (
+    ChatCompletion,
+    DeletedThing,
+    DetokenizeResponse,
+    EmbeddingList,
+    ModelList,
+    ResponseModel,
+    TemplateResponse,
+    TextCompletion,
+    TokenizeResponse,
+)
 from .schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -39,6 +61,7 @@ from .schema import (
     TokenizeRequest,
 )
 from .service import OpenAIService
+from .sse import SSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,49 +72,87 @@ class Endpoint:
         asks: the schema of its request bodies.
         answer: called with the service, a body of that schema and the request's record; raises
             what the service's call raises.
+        gives: kinds of its whole answers.
         operation: what the GenAI conventions call it; empty where the model does nothing.
+        streams: media type of its streamed answers; empty where there are none.
     """
 
     asks: type[RequestModel]
     answer: Callable[[OpenAIService, Any, Call], Awaitable[ResponseModel | EventStream]]
+    gives: tuple[type[ResponseModel], ...]
     operation: str = ""
+    streams: str = ""
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/completions": Endpoint(CompletionRequest, OpenAIService.complete, "text_completion"),
-    "/v1/chat/completions": Endpoint(ChatCompletionRequest, OpenAIService.chat, "chat"),
-    "/v1/embeddings": Endpoint(EmbeddingRequest, embed_texts, "embeddings"),
-    "/tokenize": Endpoint(TokenizeRequest, llama_cpp.tokenize),
-    "/detokenize": Endpoint(DetokenizeRequest, lambda service, asked, _: service.detokenize(asked)),
-    "/apply-template": Endpoint(TemplateRequest, lambda service, asked, _: service.render(asked)),
+    "/v1/completions": Endpoint(
+        CompletionRequest, OpenAIService.complete, (TextCompletion,), "text_completion", SSE
+    ),
+    "/v1/chat/completions": Endpoint(
+        ChatCompletionRequest, OpenAIService.chat, (ChatCompletion,), "chat", SSE
+    ),
+    "/v1/embeddings": Endpoint(EmbeddingRequest, embed_texts, (EmbeddingList,), "embeddings"),
+    "/tokenize": Endpoint(
+        TokenizeRequest, llama_cpp.tokenize, (TokenizeResponse, llama_cpp.LlamaCppTokens)
+    ),
+    "/detokenize": Endpoint(
+        DetokenizeRequest,
+        lambda service, asked, _: service.detokenize(asked),
+        (DetokenizeResponse,),
+    ),
+    "/apply-template": Endpoint(
+        TemplateRequest, lambda service, asked, _: service.render(asked), (TemplateResponse,)
+    ),
 }
 """Path -> endpoint: what batches may ask for as well."""
 
+_SCORE = Endpoint(ScoreRequest, score_pairs, (ScoreList,))
+_COMPLETION = Endpoint(
+    llama_cpp.LlamaCppCompletionRequest,
+    llama_cpp.llama_cpp_completion,
+    (LlamaCppCompletion,),
+    "text_completion",
+    SSE,
+)
+_EMBEDDING = Endpoint(
+    llama_cpp.LlamaCppEmbeddingRequest,
+    llama_cpp.llama_cpp_embedding,
+    (llama_cpp.LlamaCppEmbeddings,),
+    "embeddings",
+)
+
 FAMILY_ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/responses": Endpoint(ResponsesRequest, create_response, "chat"),
-    "/score": Endpoint(ScoreRequest, score_pairs),
-    "/v1/score": Endpoint(ScoreRequest, score_pairs),
-    "/v1/messages": Endpoint(MessagesRequest, create_message, "chat"),
-    "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
-    "/completion": Endpoint(
-        llama_cpp.LlamaCppCompletionRequest, llama_cpp.llama_cpp_completion, "text_completion"
+    "/v1/responses": Endpoint(ResponsesRequest, create_response, (ResponseObject,), "chat", SSE),
+    "/score": _SCORE,
+    "/v1/score": _SCORE,
+    "/v1/messages": Endpoint(MessagesRequest, create_message, (MessageResponse,), "chat", SSE),
+    "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens, (TokenCount,)),
+    "/completion": _COMPLETION,
+    "/completions": _COMPLETION,
+    "/infill": Endpoint(
+        llama_cpp.InfillRequest, llama_cpp.infill, (LlamaCppCompletion,), "text_completion", SSE
     ),
-    "/completions": Endpoint(
-        llama_cpp.LlamaCppCompletionRequest, llama_cpp.llama_cpp_completion, "text_completion"
+    "/embedding": _EMBEDDING,
+    "/embeddings": _EMBEDDING,
+    "/api/chat": Endpoint(
+        ollama_fields.OllamaChatRequest, ollama.ollama_chat, (OllamaAnswer,), "chat", NDJSON
     ),
-    "/infill": Endpoint(llama_cpp.InfillRequest, llama_cpp.infill, "text_completion"),
-    "/embedding": Endpoint(
-        llama_cpp.LlamaCppEmbeddingRequest, llama_cpp.llama_cpp_embedding, "embeddings"
-    ),
-    "/embeddings": Endpoint(
-        llama_cpp.LlamaCppEmbeddingRequest, llama_cpp.llama_cpp_embedding, "embeddings"
-    ),
-    "/api/chat": Endpoint(ollama_fields.OllamaChatRequest, ollama.ollama_chat, "chat"),
     "/api/generate": Endpoint(
-        ollama_fields.OllamaGenerateRequest, ollama.ollama_generate, "text_completion"
+        ollama_fields.OllamaGenerateRequest,
+        ollama.ollama_generate,
+        (OllamaAnswer,),
+        "text_completion",
+        NDJSON,
     ),
-    "/api/embed": Endpoint(ollama_fields.OllamaEmbedRequest, ollama.ollama_embed, "embeddings"),
-    "/api/show": Endpoint(ollama_fields.OllamaShowRequest, ollama.ollama_show),
+    "/api/embed": Endpoint(
+        ollama_fields.OllamaEmbedRequest,
+        ollama.ollama_embed,
+        (ollama.OllamaEmbeddings,),
+        "embeddings",
+    ),
+    "/api/show": Endpoint(
+        ollama_fields.OllamaShowRequest, ollama.ollama_show, (ollama.OllamaModelInfo,)
+    ),
 }
 """Path -> endpoint of another API."""
 
@@ -109,37 +170,61 @@ class HostEndpoint:
     Attributes:
         asks: the schema of its request bodies.
         answer: called with the host, a body of that schema and the request's record.
+        gives: kind of its answers.
     """
 
     asks: type[RequestModel]
     answer: Callable[[ModelHost, Any, Call], Awaitable[ResponseModel]]
+    gives: type[ResponseModel]
 
 
 HOST_ENDPOINTS: Mapping[str, HostEndpoint] = {
-    "/models/load": HostEndpoint(ModelRequest, load_model),
-    "/models/unload": HostEndpoint(ModelRequest, unload_model),
+    "/models/load": HostEndpoint(ModelRequest, load_model, ModelChanged),
+    "/models/unload": HostEndpoint(ModelRequest, unload_model, ModelChanged),
 }
 """Path -> endpoint that is no single model's."""
 
-Fact: TypeAlias = Callable[[OpenAIService], ResponseModel]
-"""Answers a GET about a model."""
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What a GET tells of a model.
+
+    Attributes:
+        answer: called with the service.
+        gives: kind of its answers.
+    """
+
+    answer: Callable[[OpenAIService], ResponseModel]
+    gives: type[ResponseModel]
+
 
 FACTS: Mapping[str, Fact] = {
-    "/tokenizer_info": tokenizer_info,
-    "/props": server_props,
-    "/slots": slot_list,
+    "/tokenizer_info": Fact(tokenizer_info, TokenizerInfo),
+    "/props": Fact(server_props, ServerProps),
+    "/slots": Fact(slot_list, SlotList),
 }
 """Path -> what is told there of a model; which one, the query says."""
 
-HostFact: TypeAlias = Callable[[ModelHost], ResponseModel]
-"""Answers a GET about all models."""
+
+@dataclass(frozen=True, slots=True)
+class HostFact:
+    """What a GET tells of all models.
+
+    Attributes:
+        answer: called with the host.
+        gives: kind of its answers.
+    """
+
+    answer: Callable[[ModelHost], ResponseModel]
+    gives: type[ResponseModel]
+
 
 HOST_FACTS: Mapping[str, HostFact] = {
-    "/v1/models": list_models,
-    "/models": list_models,
-    "/api/tags": ollama.ollama_tags,
-    "/api/ps": ollama.ollama_running,
-    "/api/version": ollama.ollama_version,
+    "/v1/models": HostFact(list_models, ModelList),
+    "/models": HostFact(list_models, ModelList),
+    "/api/tags": HostFact(ollama.ollama_tags, ollama.OllamaModels),
+    "/api/ps": HostFact(ollama.ollama_running, ollama.OllamaModels),
+    "/api/version": HostFact(ollama.ollama_version, ollama.OllamaVersion),
 }
 """Path -> what is told there of all models."""
 
@@ -150,11 +235,22 @@ OPERATIONS: Mapping[str, str] = {
 }
 """Path -> what is done there, for traces."""
 
-KeptWork: TypeAlias = Callable[[KeptResponses, str, Call], ResponseModel]
-"""Finds or forgets what is kept under an id; raises a 404 where there is nothing."""
+
+@dataclass(frozen=True, slots=True)
+class KeptWork:
+    """What is done with what an earlier request left.
+
+    Attributes:
+        answer: finds or forgets what is kept under an id; raises a 404 where there is nothing.
+        gives: kind of its answers.
+    """
+
+    answer: Callable[[KeptResponses, str, Call], ResponseModel]
+    gives: type[ResponseModel]
+
 
 KEPT: Mapping[tuple[str, str], KeptWork] = {
-    ("GET", "/v1/responses/{id}"): find_response,
-    ("DELETE", "/v1/responses/{id}"): delete_response,
+    ("GET", "/v1/responses/{id}"): KeptWork(find_response, ResponseObject),
+    ("DELETE", "/v1/responses/{id}"): KeptWork(delete_response, DeletedThing),
 }
 """Method and path -> what is done with what an earlier request left."""

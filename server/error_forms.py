@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import orjson
+from pydantic import BaseModel
 
 from .errors import ApiError
 
@@ -30,10 +33,66 @@ def ollama_error(error: ApiError) -> dict[str, Any]:
     return {"error": error.message}
 
 
+class ErrorDetails(BaseModel):
+    """What is told of a failure; ``param`` is the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIErrorBody(BaseModel):
+    """An error as OpenAI's, vLLM's and llama.cpp's clients know it."""
+
+    error: ErrorDetails
+
+
+class AnthropicErrorDetails(BaseModel):
+    """What is told of a failure."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(BaseModel):
+    """An error as Anthropic's clients know it."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetails
+
+
+class OllamaErrorBody(BaseModel):
+    """An error as ollama's clients know it."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How an API writes its errors.
+
+    Attributes:
+        body: schema of what is written.
+        write: an error -> that body.
+    """
+
+    body: type[BaseModel]
+    write: Callable[[ApiError], dict[str, Any]]
+
+
+_OPENAI = ErrorForm(OpenAIErrorBody, ApiError.body)
+_ANTHROPIC = ErrorForm(AnthropicErrorBody, anthropic_error)
+_OLLAMA = ErrorForm(OllamaErrorBody, ollama_error)
+
+
+def error_form(path: str) -> ErrorForm:
+    """The form of the errors that requests for ``path`` get."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return _ANTHROPIC
+    return _OLLAMA if path.startswith("/api/") else _OPENAI
+
+
 def error_json(error: ApiError, path: str) -> bytes:
     """The body of a response, UTF-8, to a request for ``path``."""
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return orjson.dumps(anthropic_error(error))
-    if path.startswith("/api/"):
-        return orjson.dumps(ollama_error(error))
-    return error.json()
+    return orjson.dumps(error_form(path).write(error))

@@ -71,6 +71,7 @@ class ServerProps(ResponseModel):
 class SlotList(ResponseModel):
     """Response of GET /slots, as llama.cpp writes it: a place in the batch each."""
 
+    shape = list[dict[str, Any]]
     slots: list[dict[str, Any]]
 
     def to_json(self) -> bytes:

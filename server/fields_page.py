@@ -67,18 +67,18 @@ def _section(
     schema: Mapping[str, Any], kind: type[RequestModel] | None, named: dict[str, None]
 ) -> Iterator[str]:
     """The fields of an object, and what is refused in it; names of objects in it are noted."""
-    fields: Mapping[str, Any] = schema.get("properties", {})
+    refused = {} if kind is None else kind.not_honoured
+    every: Mapping[str, Any] = schema.get("properties", {})
+    fields = {name: value for name, value in every.items() if name not in refused}
     if fields:
         yield "| field | values |\n|---|---|"
         required = schema.get("required", ())
         for name, value in fields.items():
             must = "; required" if name in required else ""
             yield f"| `{name}` | {_values(value, named)}{must} |"
-    refused = {} if kind is None else kind.not_honoured
-    known = {name: values for name, values in refused.items() if name not in fields}
-    if known:
+    if refused:
         yield "\n| refused | values that change nothing |\n|---|---|"
-        for name, values in sorted(known.items()):
+        for name, values in sorted(refused.items()):
             shown = ", ".join(f"`{json.dumps(v)}`" for v in values if not _same(v, values))
             yield f"| `{name}` | {shown} |"
 

@@ -23,14 +23,13 @@ from .errors import ApiError, as_api_error
 from .job import Call
 from .log import with_fields
 from .metrics import HttpMetrics
-from .tenant import Keyring
+from .tenant import OPEN_PATHS, Keyring
 from .tracing import RequestTracer
 
 logger = logging.getLogger("halfbyte.server")
 access = logging.getLogger("halfbyte.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/version"})
 # Asked every few seconds by whoever watches the server: an access line only when they fail.
 _PROBES = frozenset({"/health", "/v1/health", "/ready"})
 _CLIENT_CLOSED = 499
@@ -129,7 +128,7 @@ class Gate:
         """
         if scope["type"] == "http":
             self._check_host(_header(scope, b"host"))
-            if scope["path"] not in _OPEN_PATHS:
+            if scope["path"] not in OPEN_PATHS:
                 call: Call = scope["state"]["call"]
                 given = _header(scope, b"authorization"), _header(scope, b"x-api-key")
                 call.tenant = self._keyring.tenant(*given)

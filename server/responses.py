@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
@@ -10,7 +10,13 @@ from .json_bytes import json_bytes
 
 
 class ResponseModel(BaseModel):
-    """Base of response bodies."""
+    """Base of response bodies.
+
+    Attributes:
+        shape: type of what its JSON holds, where that is not its own fields.
+    """
+
+    shape: ClassVar[Any] = None
 
     def to_json(self) -> bytes:
         """The body's text, UTF-8; ten times as fast as pydantic's for millions of tokens."""
@@ -24,6 +30,7 @@ class FreeResponse(ResponseModel):
         fields: all of them.
     """
 
+    shape = dict[str, Any]
     fields: dict[str, Any]
 
     def to_json(self) -> bytes:
@@ -188,3 +195,23 @@ class DetokenizeResponse(ResponseModel):
 
     prompt: str
     content: str
+
+
+class HealthStatus(ResponseModel):
+    """Response of GET /health and /ready, when all is well."""
+
+    status: Literal["ok", "ready"]
+
+
+class VersionInfo(ResponseModel):
+    """Response of GET /version."""
+
+    version: str
+
+
+class DeletedThing(ResponseModel):
+    """Response of DELETE: what is gone."""
+
+    id: str
+    object: Literal["file", "response"]
+    deleted: Literal[True] = True

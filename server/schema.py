@@ -7,11 +7,13 @@ ones that are not honoured are refused by `unsupported`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
@@ -26,7 +28,7 @@ from halfbyte.errors import RequestError
 from ..engine.param_table import INT31, MAX_CHOICES, MAX_STOP_LENGTH, MAX_TOP_LOGPROBS, Param
 from ..engine.params import SamplingParams, table
 from .grammars import wanted_grammar
-from .request_model import RequestModel
+from .request_model import RequestModel, given
 from .tool_fields import EarlierCalls, ToolChoice, Tools
 from .unsupported import CHAT, COMPLETION, EMBEDDING, STREAM_OPTIONS, STRUCTURED
 
@@ -45,14 +47,19 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 
 
+def within(name: str) -> Any:
+    """The range of a sampling field, which is that of the table."""
+    return Field(ge=table()[name].low, le=table()[name].high)
+
+
 def _field_type(param: Param) -> Any:
-    """How a sampling field is written in a body; the ranges are those of the table."""
-    within = Field(ge=param.low, le=param.high)
+    """How a sampling field is written in a body."""
+    bounds = Field(ge=param.low, le=param.high)
     match param.kind:
         case "number":
-            return Annotated[float, within]
+            return Annotated[float, bounds]
         case "whole":
-            return Annotated[int, within]
+            return Annotated[int, bounds]
         case "switch":
             return bool
         case "name":
@@ -69,7 +76,7 @@ def _field_type(param: Param) -> Any:
             raise AssertionError("objects of the library do not come in a body")
 
 
-_MAX_TOKENS = Field(ge=table()["max_tokens"].low, le=table()["max_tokens"].high)
+_MAX_TOKENS = within("max_tokens")
 _SAMPLING = {name: param for name, param in table().items() if param.http}
 
 
@@ -102,8 +109,9 @@ def _is_ids(value: Any) -> bool:
     )
 
 
-_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_PROMPT_SCHEMA = {
+_ID_SCHEMA = {"type": "integer", "minimum": 0, "maximum": INT31}
+_IDS_SCHEMA = {"type": "array", "items": _ID_SCHEMA, "minItems": 1}
+PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}, "maxItems": MAX_PROMPTS, "minItems": 1},
@@ -111,7 +119,8 @@ _PROMPT_SCHEMA = {
         {"type": "array", "items": _IDS_SCHEMA, "maxItems": MAX_PROMPTS, "minItems": 1},
     ]
 }
-PromptField = Annotated[Any, BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+PromptField = Annotated[Any, BeforeValidator(_check_prompt), WithJsonSchema(PROMPT_SCHEMA)]
+"""One text, or token ids, or several of one kind."""
 
 
 class JsonSchemaFormat(RequestModel):
@@ -283,6 +292,25 @@ class CompletionRequest(_Generation):
         return self.max_tokens
 
 
+@functools.cache
+def _completion_fields() -> dict[str, Any]:
+    return CompletionRequest.model_json_schema()["properties"]
+
+
+def ranges_of(names: Mapping[str, str]) -> Callable[[dict[str, Any]], None]:
+    """What gives a model's JSON schema the ranges of fields that another request looks at.
+
+    Args:
+        names: the model's names of fields -> those of a text completion.
+    """
+
+    def add(schema: dict[str, Any]) -> None:
+        fields = _completion_fields()
+        schema["properties"] |= {own: fields[name] for own, name in names.items()}
+
+    return add
+
+
 class ReadingRequest(RequestModel):
     """Base of bodies that ask for what the model makes of texts, without an answer."""
 
@@ -384,6 +412,9 @@ class TokenizeRequest(RequestModel):
         "chat_template": CHAT["chat_template"],
         "parse_special": (None, True),
     }
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [given("prompt"), given("messages"), given("content")]}
+    )
     model: str | None = None
     prompt: str | None = None
     messages: ChatMessages | None = None

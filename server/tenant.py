@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from .errors import ApiError
 from .quota import Quota, QuotaLimits
 
+OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/version"})
+"""What anybody may ask for, without a key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
@@ -106,6 +109,11 @@ class Keyring:
         quota = known[namespace].quota if namespace in known else None
         return Tenant(namespace, may_prioritize=False, quota=quota)
 
+    @property
+    def open(self) -> bool:
+        """Whether everybody is let in."""
+        return not self._tenants
+
     def tenant(self, authorization: str, api_key: str = "") -> Tenant:
         """Who sends a request with this Authorization header.
 
@@ -116,7 +124,7 @@ class Keyring:
         Raises:
             ApiError: 401, no key or an unknown one.
         """
-        if not self._tenants:
+        if self.open:
             return Tenant()
         scheme, _, key = (authorization or f"bearer {api_key}").partition(" ")
         if scheme.lower() != "bearer" or not key:

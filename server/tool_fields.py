@@ -77,7 +77,7 @@ _CHOICE_SCHEMA = {
                 "type": {"const": "function"},
                 "function": {
                     "type": "object",
-                    "properties": {"name": {"type": "string"}},
+                    "properties": {"name": {"type": "string", "pattern": _NAME}},
                     "required": ["name"],
                 },
             },

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from ...engine.request import Completion, Delta, FinishReason, Sampled
 from ..errors import ApiError
@@ -13,8 +15,32 @@ from .base import Head, ResponseWriter
 from .token_text import TokenText, finite
 
 
+class LlamaCppFields(BaseModel):
+    """What is in a response of POST /completion."""
+
+    index: int
+    content: str
+    tokens: list[int]
+    stop: bool
+    id_slot: int
+    tokens_predicted: int
+    tokens_evaluated: int
+    model: str
+    generation_settings: dict[str, Any]
+    prompt: str
+    has_new_line: bool
+    truncated: Literal[False]
+    stop_type: Literal["limit", "word", "eos"]
+    stopping_word: str
+    tokens_cached: int
+    timings: dict[str, float]
+    completion_probabilities: list[dict[str, Any]] = []
+
+
 class LlamaCppCompletion(FreeResponse):
     """Response of POST /completion, and the last event of its stream."""
+
+    shape = LlamaCppFields
 
 
 class LlamaCppWriter(ResponseWriter):

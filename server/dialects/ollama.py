@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+from pydantic import BaseModel
+
 from ...engine.request import Completion, Delta, FinishReason, Timings
 from ..answers.pieces import (
     AnswerPiece,
@@ -25,9 +27,32 @@ from ..json_bytes import json_bytes
 from ..responses import FreeResponse, UsageInfo
 from .base import ResponseWriter
 
+NDJSON = "application/x-ndjson"
+"""Media type of a stream."""
+
+
+class OllamaFields(BaseModel):
+    """What is in an answer of POST /api/chat (``message``) and /api/generate (``response``)."""
+
+    model: str
+    created_at: str
+    message: dict[str, Any] = {}
+    response: str = ""
+    thinking: str = ""
+    done: bool
+    done_reason: str
+    total_duration: int = 0
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: int = 0
+    eval_count: int = 0
+    eval_duration: int = 0
+
 
 class OllamaAnswer(FreeResponse):
     """Response of POST /api/chat and /api/generate, and the last line of their streams."""
+
+    shape = OllamaFields
 
 
 ShowAnswer: TypeAlias = Callable[[WholeAnswer], dict[str, Any]]
@@ -45,7 +70,7 @@ class OllamaWriter(ResponseWriter):
     """
 
     headers: Mapping[str, str] = {
-        "Content-Type": "application/x-ndjson",
+        "Content-Type": NDJSON,
         "Cache-Control": "no-cache",
         "X-Accel-Buffering": "no",
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from ...engine.request import Completion, Delta, FinishReason
 from ..answers.pieces import (
@@ -25,8 +27,38 @@ from .token_text import TokenText
 _IDS = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 
 
+class ResponseFields(BaseModel):
+    """What is in a response: what came out, and what was asked."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    error: None
+    incomplete_details: dict[str, str] | None
+    usage: dict[str, Any]
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, Any]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: dict[str, str | None]
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float
+    truncation: Literal["disabled"]
+    user: str | None
+
+
 class ResponseObject(FreeResponse):
     """Response of POST /v1/responses, which is in its last event as well."""
+
+    shape = ResponseFields
 
 
 class ResponsesWriter(ResponseWriter):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from halfbyte.errors import RequestError
 
@@ -17,9 +17,16 @@ from ..dialects.token_text import TokenText
 from ..embedding import embed_texts
 from ..event_stream import EventStream
 from ..job import Call
-from ..request_model import RequestModel
+from ..request_model import RequestModel, given
 from ..responses import FreeResponse, ResponseModel, TokenizeResponse
-from ..schema import CompletionRequest, EmbeddingRequest, TokenId, TokenizeRequest
+from ..schema import (
+    PROMPT_SCHEMA,
+    CompletionRequest,
+    EmbeddingRequest,
+    TokenId,
+    TokenizeRequest,
+    ranges_of,
+)
 from ..service import OpenAIService
 from .renaming import renamed, request_of
 
@@ -47,6 +54,7 @@ _SAME = (
     *("mirostat_eta", "seed", "ignore_eos"),
 )
 
+_TEXTS = WithJsonSchema({"anyOf": [PROMPT_SCHEMA, {"type": "null"}]})
 Bias = Annotated[list[Any], Field(min_length=2, max_length=2)]
 
 
@@ -71,6 +79,12 @@ class LlamaCppRequest(RequestModel):
         "grammar_lazy": _OFF,
         "grammar_triggers": _EMPTY,
     }
+    model_config = ConfigDict(
+        json_schema_extra=ranges_of(
+            {name: name for name in _SAME}
+            | {"repeat_penalty": "repetition_penalty", "n_probs": "logprobs"}
+        )
+    )
     model: str | None = None
     n_predict: Annotated[int, Field(ge=-2)] | None = None
     # The prompt is never cut, so whatever was to be kept of it is.
@@ -159,14 +173,42 @@ class InfillRequest(LlamaCppRequest):
 class LlamaCppEmbeddingRequest(RequestModel):
     """Body of POST /embedding; ``input`` is another name of ``content``."""
 
-    content: Any = None
-    input: Any = None
+    model_config = ConfigDict(json_schema_extra={"anyOf": [given("content"), given("input")]})
+    content: Annotated[Any, _TEXTS] = None
+    input: Annotated[Any, _TEXTS] = None
     embd_normalize: Literal[-1, 2] | None = None
+
+
+class EmbeddedText(BaseModel):
+    """One entry of the response of POST /embedding."""
+
+    index: int
+    embedding: list[list[float]]
+
+
+class TokenPiece(BaseModel):
+    """One token of POST /tokenize ``with_pieces``: its text, or its bytes where it is none."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokenFields(BaseModel):
+    """What is in a response of POST /tokenize to ``content``."""
+
+    tokens: list[int | TokenPiece]
+
+
+class LlamaCppTokens(FreeResponse):
+    """Response of POST /tokenize to ``content``."""
+
+    shape = TokenFields
 
 
 class LlamaCppEmbeddings(ResponseModel):
     """Response of POST /embedding: a list, with the one vector of each text in a list."""
 
+    shape = list[EmbeddedText]
     items: list[dict[str, Any]]
 
     def to_json(self) -> bytes:
@@ -240,7 +282,7 @@ async def llama_cpp_embedding(
 
 async def tokenize(
     service: OpenAIService, asked: TokenizeRequest, _: Call
-) -> TokenizeResponse | FreeResponse:
+) -> TokenizeResponse | LlamaCppTokens:
     """POST /tokenize: a body with ``content`` is llama.cpp's, and so is the answer."""
     if asked.content is None:
         return await service.tokenize(asked)
@@ -251,9 +293,9 @@ async def tokenize(
     }
     ids = (await service.tokenize(request_of(TokenizeRequest, fields))).tokens
     if not asked.with_pieces:
-        return FreeResponse(fields={"tokens": ids})
+        return LlamaCppTokens(fields={"tokens": ids})
     bytes_of = service.engine.tokenizer.token_bytes
-    return FreeResponse(fields={"tokens": [{"id": i, "piece": _piece(bytes_of(i))} for i in ids]})
+    return LlamaCppTokens(fields={"tokens": [{"id": i, "piece": _piece(bytes_of(i))} for i in ids]})
 
 
 def _piece(data: bytes) -> str | list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from halfbyte.errors import RequestError
 
@@ -15,7 +15,7 @@ from ..event_stream import EventStream
 from ..job import Call
 from ..request_model import RequestModel
 from ..responses import ResponseModel
-from ..schema import MAX_MESSAGES, ChatCompletionRequest, TokenizeRequest
+from ..schema import MAX_MESSAGES, ChatCompletionRequest, TokenizeRequest, within
 from ..service import OpenAIService
 from .conversation import ChatTurns, chosen_function, function_tool, needed
 from .message_fields import Blocks, MessagesTool, MessageTurn, OutputConfig, Thinking, ToolUse
@@ -109,11 +109,11 @@ class MessagesRequest(CountTokensRequest):
         "service_tier": (None, "auto", "standard_only"),
         "inference_geo": _NONE,
     }
-    max_tokens: int
+    max_tokens: Annotated[int, WithJsonSchema({"type": "integer", "minimum": 1})]
     stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    top_k: Annotated[int, within("top_k")] | None = None
     stream: bool | None = None
     metadata: dict[str, Any] | None = None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
 from halfbyte.errors import RequestError
 
-from ..request_model import RequestModel
-from ..schema import MAX_MESSAGES
+from ..request_model import RequestModel, given
+from ..schema import MAX_MESSAGES, PROMPT_SCHEMA, within
 from ..tool_fields import MAX_CALLS
 from ..unsupported import refuse_unsupported
 
@@ -34,24 +34,37 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 
+_SAME = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "presence_penalty"),
+    *("frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta"),
+)
+_EVERY_OPTION = ConfigDict(
+    json_schema_extra=lambda schema: schema.update(
+        properties={**schema["properties"], **{n: {"enum": [*v]} for n, v in _NEUTRAL.items()}},
+        additionalProperties=False,
+    )
+)
+
+
 class OllamaOptions(RequestModel):
     """Ollama's ``options``; ranges are those of the same fields of OpenAI's API."""
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    seed: int | None = None
+    model_config = _EVERY_OPTION
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_k: Annotated[int, within("top_k")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    min_p: Annotated[float, within("min_p")] | None = None
+    typical_p: Annotated[float, within("typical_p")] | None = None
+    seed: Annotated[int, within("seed")] | None = None
     stop: str | list[str] | None = None
     num_predict: Annotated[int, Field(ge=-2)] | None = None
-    repeat_penalty: float | None = None
+    repeat_penalty: Annotated[float, within("repetition_penalty")] | None = None
     repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    mirostat: int | None = None
-    mirostat_tau: float | None = None
-    mirostat_eta: float | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    mirostat: Annotated[int, within("mirostat")] | None = None
+    mirostat_tau: Annotated[float, within("mirostat_tau")] | None = None
+    mirostat_eta: Annotated[float, within("mirostat_eta")] | None = None
     num_ctx: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
@@ -80,12 +93,7 @@ class OllamaOptions(RequestModel):
                 f"options.num_ctx is {self.num_ctx}, but the context holds {context} tokens",
                 param="options.num_ctx",
             )
-        same = (
-            *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
-            *("presence_penalty", "frequency_penalty", "mirostat", "mirostat_tau"),
-            "mirostat_eta",
-        )
-        fields = {n: v for n in same if (v := getattr(self, n)) is not None}
+        fields = {n: v for n in _SAME if (v := getattr(self, n)) is not None}
         # Mirostat replaces what the defaults do.
         fields = {**({} if self.mirostat else _DEFAULTS), **fields}
         limit = self.num_predict or 0
@@ -195,7 +203,7 @@ class OllamaEmbedRequest(_OllamaRequest):
     """Body of POST /api/embed; a text that does not fit is an error, whatever ``truncate`` is."""
 
     not_honoured: ClassVar[Any] = {"dimensions": (None, 0)}
-    input: Any
+    input: Annotated[Any, WithJsonSchema(PROMPT_SCHEMA)]
     truncate: bool | None = None
 
 
@@ -207,6 +215,7 @@ class OllamaShowRequest(RequestModel):
         "template": (None, ""),
         "options": _EMPTY,
     }
+    model_config = ConfigDict(json_schema_extra={"anyOf": [given("model"), given("name")]})
     model: str | None = None
     name: str | None = None
     verbose: bool | None = None

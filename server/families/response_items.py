@@ -80,6 +80,20 @@ def flat_choice(value: Any) -> Any:
     )
 
 
+CHOICE_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "enum": ["none", "auto", "required"]},
+        {"type": "null"},
+        {
+            "type": "object",
+            "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+            "required": ["type", "name"],
+        },
+    ]
+}
+"""JSON schema of what `flat_choice` takes."""
+
+
 def chat_choice(choice: Any) -> Any:
     """The ``tool_choice`` of a chat completion that is the same as a flat one."""
     return chosen_function(choice["name"]) if isinstance(choice, dict) else choice

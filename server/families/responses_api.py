@@ -16,12 +16,20 @@ from ..event_stream import EventStream
 from ..job import Call
 from ..kept import KeptResponse, KeptResponses
 from ..request_model import RequestModel
-from ..responses import FreeResponse
-from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort
+from ..responses import DeletedThing
+from ..schema import MAX_MESSAGES, ChatCompletionRequest, ReasoningEffort, within
 from ..service import OpenAIService
 from .conversation import ChatTurns, function_tool
 from .renaming import renamed, request_of
-from .response_items import FlatTool, InputItem, add_item, add_output, chat_choice, flat_choice
+from .response_items import (
+    CHOICE_SCHEMA,
+    FlatTool,
+    InputItem,
+    add_item,
+    add_output,
+    chat_choice,
+    flat_choice,
+)
 
 _NONE = (None,)
 _OFF = (None, False)
@@ -85,12 +93,12 @@ class ResponsesRequest(RequestModel):
     instructions: str | None = None
     previous_response_id: Annotated[str, Field(max_length=256)] | None = None
     store: bool | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    max_output_tokens: Annotated[int, within("max_tokens")] | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
     text: TextConfig | None = None
     tools: list[FlatTool] | None = None
-    tool_choice: Annotated[Any, BeforeValidator(flat_choice), WithJsonSchema({})] = None
+    tool_choice: Annotated[Any, BeforeValidator(flat_choice), WithJsonSchema(CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None
     stream: bool | None = None
@@ -188,11 +196,11 @@ def find_response(kept: KeptResponses, id: str, call: Call) -> ResponseObject:
     return ResponseObject(fields=_kept(kept, call, id, "id").response)
 
 
-def delete_response(kept: KeptResponses, id: str, call: Call) -> FreeResponse:
+def delete_response(kept: KeptResponses, id: str, call: Call) -> DeletedThing:
     """DELETE /v1/responses/{id}. Raises a 404 for one that is not kept."""
     _kept(kept, call, id, "id")
     kept.drop(call.tenant.namespace, id)
-    return FreeResponse(fields={"id": id, "object": "response", "deleted": True})
+    return DeletedThing(id=id, object="response")
 
 
 def _kept(kept: KeptResponses, call: Call, id: str, param: str) -> KeptResponse:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ..job import Call
 from ..request_model import RequestModel
-from ..responses import FreeResponse, ModelCard, ModelList
+from ..responses import ModelCard, ModelList, ResponseModel
 from .host import HostedModel, ModelHost
 
 
@@ -16,6 +16,12 @@ class ModelRequest(RequestModel):
     """Body of POST /models/load and /models/unload."""
 
     model: Annotated[str, Field(min_length=1)]
+
+
+class ModelChanged(ResponseModel):
+    """Response of POST /models/load and /models/unload."""
+
+    success: Literal[True] = True
 
 
 def list_models(host: ModelHost) -> ModelList:
@@ -30,18 +36,18 @@ def find_model(host: ModelHost, name: str) -> ModelCard:
     return _card(host.find(name), name)
 
 
-async def load_model(host: ModelHost, asked: ModelRequest, call: Call) -> FreeResponse:
+async def load_model(host: ModelHost, asked: ModelRequest, call: Call) -> ModelChanged:
     """POST /models/load: answered when the model is there. Raises ApiError."""
     call.tenant.check_manages()
     (await host.take(host.find(asked.model).offer.names[0])).release()
-    return FreeResponse(fields={"success": True})
+    return ModelChanged()
 
 
-async def unload_model(host: ModelHost, asked: ModelRequest, call: Call) -> FreeResponse:
+async def unload_model(host: ModelHost, asked: ModelRequest, call: Call) -> ModelChanged:
     """POST /models/unload: answered when the model's memory is free. Raises ApiError."""
     call.tenant.check_manages()
     await host.unload(asked.model)
-    return FreeResponse(fields={"success": True})
+    return ModelChanged()
 
 
 def _card(model: HostedModel, name: str) -> ModelCard:

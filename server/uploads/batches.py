@@ -44,13 +44,6 @@ BatchStatus = Literal[
     "cancelled",
 ]
 _ENDED = frozenset({"failed", "completed", "expired", "cancelled"})
-_STAMPS = tuple(
-    f"{name}_at"
-    for name in (
-        *("in_progress", "finalizing", "completed", "failed", "expired", "cancelling"),
-        "cancelled",
-    )
-)
 # The only ``completion_window`` there is; what is not answered by then expires.
 _WINDOW_S = 24 * 3600
 # Of unfinished batches of all tenants.
@@ -82,8 +75,43 @@ class StoredBatch(KeptRecord):
     counts: BatchCounts = BatchCounts()
 
 
+class BatchFields(BaseModel):
+    """What is in OpenAI's batch object; what has not happened yet is null."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: dict[str, Any] | None
+    input_file_id: str
+    completion_window: Literal["24h"]
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    expires_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: BatchCounts
+    metadata: dict[str, str] | None
+
+
+# When a batch began to be what it is.
+_STAMPS = tuple(
+    name
+    for name, field in BatchFields.model_fields.items()
+    if name.endswith("_at") and field.annotation is not int
+)
+
+
 class BatchObject(FreeResponse):
     """OpenAI's batch object."""
+
+    shape = BatchFields
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from fastapi import FastAPI, Query, Request, Response
-from pydantic import Field
+from fastapi import Query, Request, Response
+from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -22,11 +22,12 @@ from ..errors import ApiError
 from ..hosting.host import ModelHost
 from ..job import Call
 from ..json_body import asked_model, json_answer
+from ..openapi import Operation, Routes
 from ..request_model import RequestModel
-from ..responses import FreeResponse, ResponseModel
+from ..responses import DeletedThing, FreeResponse, ResponseModel
 from ..tenant import Keyring, Tenant
-from .batches import Batches, batch_object
-from .file_store import FileLimits, FileStore, KeptRecord, file_object
+from .batches import Batches, BatchFields, BatchObject, batch_object
+from .file_store import FileLimits, FileObject, FileStore, KeptRecord, file_object
 
 FILES_PATH = "/v1/files"
 """Where files are sent, which are not held in memory."""
@@ -43,7 +44,22 @@ UPLOADS_REFUSED: Mapping[str, tuple[int, str]] = {
 _MOST_FIELDS, _FIELD_BYTES, _NAME_CHARS = 8, 1024, 255
 _SLACK = 1 << 16  # bytes around a file in its form
 
+_FILE_FORM = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "file": {"contentMediaType": "application/octet-stream"},
+                "purpose": {"const": "batch"},
+            },
+            "required": ["file", "purpose"],
+            "additionalProperties": False,
+        }
+    }
+}
+
 Listed = TypeVar("Listed", bound=KeptRecord)
+Entry = TypeVar("Entry")
 
 
 class BatchRequest(RequestModel):
@@ -57,6 +73,28 @@ class BatchRequest(RequestModel):
         dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
         Field(max_length=16),
     ] = None
+
+
+class ListPage(BaseModel, Generic[Entry]):
+    """A part of a list."""
+
+    object: Literal["list"]
+    data: list[Entry]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FilePage(FreeResponse):
+    """Response of GET /v1/files."""
+
+    shape = ListPage[FileObject]
+
+
+class BatchPage(FreeResponse):
+    """Response of GET /v1/batches."""
+
+    shape = ListPage[BatchFields]
 
 
 class Uploads:
@@ -87,22 +125,21 @@ class Uploads:
         self.batches = Batches(host, self.files, folder / "batches", (keyring or Keyring()).of)
 
 
-def add_upload_routes(app: FastAPI, uploads: Uploads, origins: Collection[str] = ()) -> None:
-    """Add the routes to an application.
+def add_upload_routes(routes: Routes, uploads: Uploads, origins: Collection[str] = ()) -> None:
+    """Add the routes to those of an application.
 
     Args:
-        app: gets them.
+        routes: get them.
         uploads: the files and batches.
         origins: web origins whose pages may send files; ``*`` is all of them.
     """
-    _add_file_routes(app, uploads, origins)
-    _add_batch_routes(app, uploads.batches, uploads.files)
+    _add_file_routes(routes, uploads, origins)
+    _add_batch_routes(routes, uploads.batches, uploads.files)
 
 
-def _add_file_routes(app: FastAPI, uploads: Uploads, origins: Collection[str]) -> None:
+def _add_file_routes(routes: Routes, uploads: Uploads, origins: Collection[str]) -> None:
     files = uploads.files
 
-    @app.post(FILES_PATH)
     async def upload_file(request: Request) -> Response:
         """Send a file, as multipart/form-data with the fields file and purpose."""
         _check_origin(request, origins)
@@ -133,7 +170,6 @@ def _add_file_routes(app: FastAPI, uploads: Uploads, origins: Collection[str]) -
                     await value.close()
         return json_answer(file_object(kept))
 
-    @app.get(FILES_PATH)
     async def list_files(
         request: Request,
         after: str | None = None,
@@ -146,20 +182,17 @@ def _add_file_routes(app: FastAPI, uploads: Uploads, origins: Collection[str]) -
         found = [record for record in every if purpose in (None, record.purpose)]
         if order == "asc":
             found.reverse()
-        return json_answer(_page(found, after, limit, file_object))
+        return json_answer(_page(FilePage, found, after, limit, file_object))
 
-    @app.get(FILES_PATH + "/{file_id}")
     async def get_file(request: Request, file_id: str) -> Response:
         """What is known of a file."""
         return json_answer(file_object(files.get(file_id, _tenant(request).namespace)))
 
-    @app.get(FILES_PATH + "/{file_id}/content")
     async def get_file_content(request: Request, file_id: str) -> Response:
         """The bytes of a file."""
         path = files.path(file_id, _tenant(request).namespace)
         return FileResponse(path, media_type="application/octet-stream")
 
-    @app.delete(FILES_PATH + "/{file_id}")
     async def delete_file(request: Request, file_id: str) -> Response:
         """Remove a file."""
         owner = _tenant(request).namespace
@@ -169,11 +202,19 @@ def _add_file_routes(app: FastAPI, uploads: Uploads, origins: Collection[str]) -
                 409, f"The file {file_id!r} is the input of an unfinished batch.", code="in_use"
             )
         files.remove(file_id, owner)
-        return json_answer(FreeResponse(fields={"id": file_id, "object": "file", "deleted": True}))
+        return json_answer(DeletedThing(id=file_id, object="file"))
+
+    one, named = FILES_PATH + "/{file_id}", (404,)
+    sent = Operation((FileObject,), statuses=(507,), form=_FILE_FORM)
+    routes.add("POST", FILES_PATH, upload_file, sent)
+    routes.add("GET", FILES_PATH, list_files, Operation((FilePage,), statuses=(400, 404)))
+    routes.add("GET", one, get_file, Operation((FileObject,), statuses=named))
+    content = Operation(media="application/octet-stream", statuses=named)
+    routes.add("GET", one + "/content", get_file_content, content)
+    routes.add("DELETE", one, delete_file, Operation((DeletedThing,), statuses=(404, 409)))
 
 
-def _add_batch_routes(app: FastAPI, batches: Batches, files: FileStore) -> None:
-    @app.post(BATCHES_PATH)
+def _add_batch_routes(routes: Routes, batches: Batches, files: FileStore) -> None:
     async def create_batch(request: Request) -> Response:
         """Begin a batch."""
         asked = await asked_model(BatchRequest, request)
@@ -192,7 +233,6 @@ def _add_batch_routes(app: FastAPI, batches: Batches, files: FileStore) -> None:
         record = batches.add(source, asked.endpoint, asked.metadata, tenant)
         return json_answer(batch_object(record))
 
-    @app.get(BATCHES_PATH)
     async def list_batches(
         request: Request,
         after: str | None = None,
@@ -200,17 +240,23 @@ def _add_batch_routes(app: FastAPI, batches: Batches, files: FileStore) -> None:
     ) -> Response:
         """A tenant's batches."""
         found = batches.of(_tenant(request).namespace)
-        return json_answer(_page(found, after, limit, batch_object))
+        return json_answer(_page(BatchPage, found, after, limit, batch_object))
 
-    @app.get(BATCHES_PATH + "/{batch_id}")
     async def get_batch(request: Request, batch_id: str) -> Response:
         """How far a batch is."""
         return json_answer(batch_object(batches.get(batch_id, _tenant(request).namespace)))
 
-    @app.post(BATCHES_PATH + "/{batch_id}/cancel")
     async def cancel_batch(request: Request, batch_id: str) -> Response:
         """Stop a batch; what is answered is kept."""
         return json_answer(batch_object(batches.cancel(batch_id, _tenant(request).namespace)))
+
+    one = BATCHES_PATH + "/{batch_id}"
+    begun = Operation((BatchObject,), BatchRequest, (404, 429))
+    routes.add("POST", BATCHES_PATH, create_batch, begun)
+    routes.add("GET", BATCHES_PATH, list_batches, Operation((BatchPage,), statuses=(400, 404)))
+    routes.add("GET", one, get_batch, Operation((BatchObject,), statuses=(404,)))
+    ended = Operation((BatchObject,), statuses=(404, 409))
+    routes.add("POST", one + "/cancel", cancel_batch, ended)
 
 
 def _check_origin(request: Request, origins: Collection[str]) -> None:
@@ -237,6 +283,7 @@ def _tenant(request: Request) -> Tenant:
 
 
 def _page(
+    kind: type[FreeResponse],
     found: Sequence[Listed],
     after: str | None,
     limit: int,
@@ -250,7 +297,7 @@ def _page(
             raise ApiError(404, f"There is no {after[:80]!r} in this list.", param="after")
         start = names.index(after) + 1
     page = found[start : start + limit]
-    return FreeResponse(
+    return kind(
         fields={
             "object": "list",
             "data": [_plain(shown(record)) for record in page],

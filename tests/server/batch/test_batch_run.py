@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from halfbyte.server.batch import run as module
 from halfbyte.server.batch.record import BatchRecord
 from halfbyte.server.batch.run import StandaloneBatch
 from halfbyte.server.batch.survey import survey
-from halfbyte.server.endpoints import ENDPOINTS, Endpoint
+from halfbyte.server.endpoints import ENDPOINTS
 from halfbyte.server.service import OpenAIService
 
 HERE = Path(__file__).parent
@@ -223,7 +224,7 @@ def test_a_refusal_that_passes_is_asked_again(files, monkeypatch):
         return await real(self, *args)
 
     url = "/v1/chat/completions"
-    table = {**ENDPOINTS, url: Endpoint(ENDPOINTS[url].asks, ending)}
+    table = {**ENDPOINTS, url: replace(ENDPOINTS[url], answer=ending)}
     monkeypatch.setattr(lines, "ENDPOINTS", table)
     sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda _: sleep(0))
@@ -236,7 +237,7 @@ def test_a_refusal_that_passes_is_asked_again(files, monkeypatch):
         calls.append(args)
         raise TemplateProcessError("it ended")
 
-    table[url] = Endpoint(ENDPOINTS[url].asks, gone)
+    table[url] = replace(ENDPOINTS[url], answer=gone)
     run_batch(source, out)
     assert [line["response"]["status_code"] for line in results(out)] == [503, 503]
     assert len(calls) == 6

@@ -237,3 +237,12 @@ def test_leaving_a_stream_ends_the_work(live: Callable[..., LiveServer]) -> None
     with httpx.stream("POST", f"{server.url}/api/chat", json=long, timeout=20) as response:
         next(response.iter_lines())
     wait_until(lambda: engine.stats().finished.get("cancelled") == 1)
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/embed"])
+async def test_options_are_checked_where_nothing_is_generated(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    options = {"mirostat_eta": 2.0}
+    answer = await http.post(path, json={"model": "fake-model", "input": "a", "options": options})
+    assert answer.status_code == 400 and "options.mirostat_eta" in answer.json()["error"]
