@@ -7,8 +7,7 @@ ones that are not honoured are refused by `unsupported`.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -290,25 +289,6 @@ class CompletionRequest(_Generation):
     def token_limit(self) -> int | None:
         """The limit that the client gave; None means OpenAI's default of 16."""
         return self.max_tokens
-
-
-@functools.cache
-def _completion_fields() -> dict[str, Any]:
-    return CompletionRequest.model_json_schema()["properties"]
-
-
-def ranges_of(names: Mapping[str, str]) -> Callable[[dict[str, Any]], None]:
-    """What gives a model's JSON schema the ranges of fields that another request looks at.
-
-    Args:
-        names: the model's names of fields -> those of a text completion.
-    """
-
-    def add(schema: dict[str, Any]) -> None:
-        fields = _completion_fields()
-        schema["properties"] |= {own: fields[name] for own, name in names.items()}
-
-    return add
 
 
 class ReadingRequest(RequestModel):

@@ -25,7 +25,6 @@ from ..schema import (
     EmbeddingRequest,
     TokenId,
     TokenizeRequest,
-    ranges_of,
 )
 from ..service import OpenAIService
 from .renaming import renamed, request_of
@@ -58,6 +57,14 @@ _TEXTS = WithJsonSchema({"anyOf": [PROMPT_SCHEMA, {"type": "null"}]})
 Bias = Annotated[list[Any], Field(min_length=2, max_length=2)]
 
 
+def _ranges() -> dict[str, Any]:
+    """JSON schemas of the fields that a text completion's schema looks at."""
+    names = {name: name for name in _SAME}
+    names |= {"repeat_penalty": "repetition_penalty", "n_probs": "logprobs"}
+    fields = CompletionRequest.model_json_schema()["properties"]
+    return {own: fields[name] for own, name in names.items()}
+
+
 class LlamaCppRequest(RequestModel):
     """What /completion and /infill have in common; sampling fields are looked at by `fields`."""
 
@@ -80,10 +87,7 @@ class LlamaCppRequest(RequestModel):
         "grammar_triggers": _EMPTY,
     }
     model_config = ConfigDict(
-        json_schema_extra=ranges_of(
-            {name: name for name in _SAME}
-            | {"repeat_penalty": "repetition_penalty", "n_probs": "logprobs"}
-        )
+        json_schema_extra=lambda schema: schema["properties"].update(_ranges())
     )
     model: str | None = None
     n_predict: Annotated[int, Field(ge=-2)] | None = None

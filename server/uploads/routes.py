@@ -59,7 +59,7 @@ _FILE_FORM = {
 }
 
 Listed = TypeVar("Listed", bound=KeptRecord)
-Entry = TypeVar("Entry")
+Shown = TypeVar("Shown")
 
 
 class BatchRequest(RequestModel):
@@ -75,11 +75,11 @@ class BatchRequest(RequestModel):
     ] = None
 
 
-class ListPage(BaseModel, Generic[Entry]):
+class ListPage(BaseModel, Generic[Shown]):
     """A part of a list."""
 
     object: Literal["list"]
-    data: list[Entry]
+    data: list[Shown]
     first_id: str | None
     last_id: str | None
     has_more: bool
