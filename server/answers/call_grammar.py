@@ -9,6 +9,8 @@ from typing import Any
 from halfbyte.errors import RequestError
 
 from ...engine.grammar.base import GrammarSpec
+from .escaped_call import CALL_HEAD
+from .escaped_grammar import EscapedValues
 from .formats import ARGS, CallTags
 from .grammar_rules import GrammarRules, quoted
 from .harmony_grammar import add_harmony
@@ -60,6 +62,11 @@ def call_grammar(
         rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
         for i, name in enumerate(names):
             _tagged_call(rules, form.tags, i, name, functions[name], param)
+    elif form.quote:
+        rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
+        values = EscapedValues(rules, form.quote, param)
+        for i, name in enumerate(names):
+            rules.add(f"call_{i}", f"{quoted(CALL_HEAD + name)} {values.value(functions[name])}")
     elif form.headed:
         rules.add("call", " | ".join(f"call_{i}" for i in range(len(names))))
         for i, name in enumerate(names):
@@ -71,7 +78,7 @@ def call_grammar(
         for i, name in enumerate(names):
             head = f"{json.dumps(name)}, {json.dumps(form.arguments)}: "
             rules.add(f"call_{i}", f"{quoted(head)} args_{i}")
-    for i, name in enumerate(() if form.tags is not None else names):
+    for i, name in enumerate(() if form.tags is not None or form.quote else names):
         rules.add(f"args_{i}", f"%json {json.dumps(functions[name])}")
     # What follows the marker of the first call, and of further ones in the same list.
     opening, closing, end = map(rules.text, (form.opening, form.closing, form.end))
@@ -160,4 +167,4 @@ def _thought(rules: GrammarRules, syntax: AnswerSyntax) -> str:
         return ""
     inner = f"{rules.until(form.end)} BLANKS"
     rules.add("BLANKS", r"/\n{0,2}/")
-    return inner if syntax.begun else f"({rules.text(form.begin)} {inner})?"
+    return inner if syntax.begun else f"({rules.text(form.begin)} {quoted(form.label)} {inner})?"

@@ -55,6 +55,7 @@ class CallFormat:
         leading: calls stand at the beginning of the answer only, with or without the marker.
         headed: a call is ``name[ARGS]{...}`` in place of a JSON object.
         tags: a call has tags in place of a JSON object; where ``end`` is "", it ends with its own.
+        quote: a call is ``call:name{key:value}``, with this mark before and after each text.
         short_ids: ids of calls have nine letters and digits, which the template insists on.
     """
 
@@ -71,6 +72,7 @@ class CallFormat:
     leading: bool = False
     headed: bool = False
     tags: CallTags | None = None
+    quote: str = ""
     short_ids: bool = False
 
 
@@ -82,15 +84,22 @@ class ReasoningFormat:
         begin: the marker before it.
         end: the marker after it.
         signs: what a chat template of it holds, all of them.
-        between: what stands between that marker and what follows.
+        label: what stands after the marker before it.
+        between: what stands between the marker after it and what follows.
         messages: reasoning, text and calls are messages each; see :mod:`harmony`.
     """
 
     begin: str
     end: str
     signs: tuple[str, ...]
+    label: str = ""
     between: str = ""
     messages: bool = False
+
+    @property
+    def opening(self) -> str:
+        """All that stands before it."""
+        return self.begin + self.label
 
 
 CALL_FORMATS = (
@@ -147,6 +156,24 @@ CALL_FORMATS = (
         ),
     ),
     CallFormat(
+        "gemma4",
+        ("<|tool_call>", '<|"|>'),
+        begin="<|tool_call>",
+        end="<tool_call|>",
+        between="",
+        again=True,
+        quote='<|"|>',
+    ),
+    CallFormat(
+        "functiongemma",
+        ("<start_function_call>", "<escape>"),
+        begin="<start_function_call>",
+        end="<end_function_call>",
+        between="",
+        again=True,
+        quote="<escape>",
+    ),
+    CallFormat(
         "mistral-headed",
         ("[TOOL_CALLS]", "[ARGS]"),
         begin="[TOOL_CALLS]",
@@ -176,6 +203,7 @@ CALL_FORMATS = (
 
 REASONING_FORMATS = (
     ReasoningFormat(THOUGHT, END, (CHANNEL, MESSAGE), between=START + ROLE, messages=True),
+    ReasoningFormat("<|channel>", "<channel|>", ("<|channel>", "<channel|>"), label="thought"),
     ReasoningFormat("<think>", "</think>", ("</think>",)),
     ReasoningFormat("[THINK]", "[/THINK]", ("[/THINK]",)),
 )

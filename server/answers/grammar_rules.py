@@ -22,6 +22,12 @@ class GrammarRules:
         """Add a rule."""
         self._rules.append(f"{name}: {body}")
 
+    def fresh(self, kind: str, body: str) -> str:
+        """Add a rule; returns its name, which begins with ``kind``."""
+        name = f"{kind}_{len(self._rules)}"
+        self.add(name, body)
+        return name
+
     def text(self, text: str) -> str:
         """What stands for a text or a special token; nothing for the empty text."""
         token = self._special(text) if text else None

@@ -1,12 +1,27 @@
-"""Where a JSON value ends, in text that comes bit by bit."""
+"""Where a JSON value ends, in text that comes bit by bit, and what kind of value a text is."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _STRING = re.compile(r'[^"\\]*')
 _BETWEEN = re.compile(r'[^"\[\]{}]*')
 _SCALAR = re.compile(r"[\w.+-]*")
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+"""What models write for words of JSON."""
+JSON_KINDS: Mapping[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
+"""The names of JSON types."""
 
 
 class ValueScanner:
@@ -60,3 +75,16 @@ def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     """Where a match at ``at`` ends; the patterns match the empty text."""
     match = pattern.match(text, at)
     return at if match is None else match.end()
+
+
+def json_kind(text: str) -> str | None:
+    """The type of a JSON text; None: it is none."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return JSON_KINDS[type(value)]
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .call_reader import CallReader, HeadedReader, ObjectReader
+from .escaped_call import EscapedReader
 from .formats import ARGS, CALL_ID, CallFormat, ReasoningFormat
 from .pieces import AnswerPiece, CallArguments, CallBegin, ContentPiece, ReasoningPiece
 from .text_parts import TrimmedText, split_at
@@ -102,11 +103,11 @@ class AnswerParser:
         if form is None:
             return self._go(self._leading)
         text = self._buffer.lstrip(_BLANKS)
-        if text.startswith(form.begin):
-            self._buffer = text[len(form.begin) :]
+        if text.startswith(form.opening):
+            self._buffer = text[len(form.opening) :]
             self._reasoned = True
             return self._go(self._thought)
-        if form.begin.startswith(text) and not self._last:
+        if form.opening.startswith(text) and not self._last:
             return False
         return self._go(self._leading)
 
@@ -182,6 +183,9 @@ class AnswerParser:
             if not text.startswith(begin):
                 return False if begin.startswith(text) else self._give_up()
             self._reader = XmlReader(form.tags, self._syntax.schemas, self._syntax.names)
+            self._plain = self._plain or 1
+        elif form.quote:
+            self._reader = EscapedReader(form.quote)
             self._plain = self._plain or 1
         elif form.headed and not self._certain():
             self._reader = HeadedReader(ARGS, CALL_ID)

@@ -105,7 +105,7 @@ class AnswerPlan:
             return 0
         if self.syntax.opened is not None:
             return thought_tokens(self.syntax.opened, map(bytes_of, tokens))
-        begin, end = form.begin.encode(), form.end.encode()
+        begin, end = form.opening.encode(), form.end.encode()
         opened, text = self.syntax.begun, b""
         for count, token in enumerate(tokens, 1):
             text += bytes_of(token)
@@ -234,7 +234,7 @@ def answer_plan(
     begun = over = False
     if reasoning is not None and request.add_generation_prompt is not False:
         tail = codec.decode(prompt[-_TAIL:], skip_special=False).rstrip()
-        begun, over = tail.endswith(reasoning.begin), tail.endswith(reasoning.end)
+        begun, over = tail.endswith(reasoning.opening), tail.endswith(reasoning.end)
     opened: str | None = None
     if reasoning is not None and reasoning.messages:
         opened = opened_message(codec.decode(prompt[-_TAIL:], skip_special=False))
@@ -246,7 +246,7 @@ def answer_plan(
     if opened is not None:
         markers = list(MARKERS)
     elif calls is not None:
-        markers += [calls.begin, calls.end, *((ARGS, CALL_ID) if calls.headed else ())]
+        markers += [calls.begin, calls.end, calls.quote, *((ARGS, CALL_ID) if calls.headed else ())]
         markers += () if calls.tags is None else calls.tags.markers
     ids = [codec.special_token(marker) for marker in markers if marker]
     return AnswerPlan(
@@ -269,7 +269,7 @@ def _limit(
         return None
     token = None if form.between else codec.special_token(form.end)
     closing = [token] if token is not None else codec.encode(form.end + form.between, add_bos=False)
-    begin, end = form.begin.encode(), form.end.encode()
+    begin, end = form.opening.encode(), form.end.encode()
     return ReasoningLimit(most, begin, end, tuple(closing), syntax.begun)
 
 

@@ -14,19 +14,10 @@ from typing import Any
 
 from .call_reader import MAX_FUNCTION_NAME
 from .formats import CallTags
+from .json_value import JSON_KINDS, PYTHON_WORDS, json_kind
 
 _BLANKS = " \t\r\n"
 _BARE_NAME = re.compile(r"[^\s<]*")
-_PYTHON = {"True": "true", "False": "false", "None": "null"}
-_KINDS: Mapping[type, str] = {
-    str: "string",
-    bool: "boolean",
-    int: "integer",
-    float: "number",
-    dict: "object",
-    list: "array",
-    type(None): "null",
-}
 
 
 class XmlReader:
@@ -142,8 +133,8 @@ class XmlReader:
         schema = self._schemas.get(self.name or "", {}).get("properties") or {}
         allowed = value_types(schema.get(key)) if key in schema else frozenset({"string"})
         if allowed != {"string"}:
-            text = _PYTHON.get(raw.strip(), raw.strip())
-            kind = _kind(text)
+            text = PYTHON_WORDS.get(raw.strip(), raw.strip())
+            kind = json_kind(text)
             if kind is not None and (not allowed or _fits(kind, allowed)):
                 return text
         return json.dumps(raw, ensure_ascii=False)
@@ -155,7 +146,7 @@ def value_types(schema: Any) -> frozenset[str]:
         return frozenset()
     if "const" in schema or isinstance(schema.get("enum"), list):
         values = schema["enum"] if "enum" in schema else [schema["const"]]
-        return frozenset(_KINDS[type(value)] for value in values if type(value) in _KINDS)
+        return frozenset(JSON_KINDS[type(value)] for value in values if type(value) in JSON_KINDS)
     kinds = schema.get("type")
     if isinstance(kinds, str):
         return frozenset({kinds})
@@ -168,18 +159,5 @@ def value_types(schema: Any) -> frozenset[str]:
     return frozenset()
 
 
-def _kind(text: str) -> str | None:
-    """The type of a JSON text; None: it is none."""
-    try:
-        value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return _KINDS[type(value)]
-
-
 def _fits(kind: str, allowed: frozenset[str]) -> bool:
     return kind in allowed or (kind == "integer" and "number" in allowed)
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")

@@ -19,9 +19,11 @@ MARKED = [row for row in CALL_FORMATS if row.begin]
 FORMATS = {row.name: row for row in MARKED}
 HERMES, LLAMA, MISTRAL = FORMATS["hermes"], FORMATS["llama3"], FORMATS["mistral"]
 HEADED, GRANITE = FORMATS["mistral-headed"], FORMATS["granite"]
+GEMMA, FUNCTION_GEMMA = FORMATS["gemma4"], FORMATS["functiongemma"]
 XML, GLM = FORMATS["qwen3-coder"], FORMATS["glm"]
 KINDS = {"a": {"type": "string"}, "b": {"type": "number"}, "c": {"type": "boolean"}}
 THINK = next(row for row in REASONING_FORMATS if row.begin == "<think>")
+CHANNEL = next(row for row in REASONING_FORMATS if row.begin == "<|channel>")
 NAMES = ("f", "g")
 
 
@@ -134,6 +136,27 @@ READ: list[tuple[AnswerSyntax, str, str, str, list[tuple[str, str]]]] = [
         "",
         [("f", "{}")],
     ),
+    # Gemma: texts between marks, all else bare.
+    (
+        of(GEMMA),
+        'Ok.<|tool_call>call:f{a:<|"|>x "y"\n}<|"|>,b:[1,{c:True},null],d:{}}<tool_call|>.',
+        "Ok..",
+        "",
+        [("f", '{"a": "x \\"y\\"\\n}", "b": [1, {"c": true}, null], "d": {}}')],
+    ),
+    (
+        of(FUNCTION_GEMMA),
+        "<start_function_call>call:f{<escape>a b<escape>: <escape><escape>, n: -1.5}"
+        "<end_function_call><start_function_call>call:g{}<end_function_call>",
+        "",
+        "",
+        [("f", '{"a b": "", "n": -1.5}'), ("g", "{}")],
+    ),
+    (of(GEMMA), "<|tool_call>call:f{a:b c}", "", "", [("f", '{"a": "b c"}')]),
+    (of(GEMMA), '<|tool_call>call:f{a:<|"|>b<|"', "", "", [("f", '{"a": "b')]),
+    (of(GEMMA), "<|tool_call>call:f{a:1]x", "]x", "", [("f", '{"a": 1')]),
+    (of(GEMMA), "<|tool_call>f{}", "<|tool_call>f{}", "", []),
+    (of(GEMMA, reasoning=CHANNEL), "<|channel>thought\nso<channel|>Hi", "Hi", "so", []),
     # Llama 3: calls at the beginning only, with or without a marker, of functions that there are.
     (of(LLAMA), '{"name": "f", "parameters": {"a": 1}}', "", "", [("f", '{"a": 1}')]),
     (of(LLAMA), '\n<|python_tag|>{"name": "g", "parameters": {}}', "", "", [("g", "{}")]),
@@ -200,6 +223,7 @@ def test_however_a_text_is_cut_the_pieces_joined_are_the_same() -> None:
     bits += ['{"name": "f", "parameters": {"a": -1.5}}', '[TOOL_CALLS]f[ARGS]{"a": []}']
     bits += ["<function=f>", "<parameter=b>", "</parameter>", "</function>", "<arg_key>"]
     bits += ["</arg_key>", "<arg_value>", "</arg_value>"]
+    bits += ["call:f{", '<|"|>', "<escape>", "a:", "<|channel>thought", "<tool_call|>"]
     syntaxes = [row[0] for row in READ]
     texts = [row[1] for row in READ]
     for _ in range(1000):

@@ -62,6 +62,15 @@ def taken(state: GrammarState, text: str) -> bool | None:
     return True if words[end // 32] >> np.uint32(end % 32) & 1 else None
 
 
+def bare_value(value: Any, quote: str) -> str:
+    """A value in Gemma's form."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{bare_value(v, quote)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(bare_value(v, quote) for v in value) + "]"
+    return quote + value + quote if isinstance(value, str) else json.dumps(value)
+
+
 def one(form: CallFormat, arguments: str, name: str = "f") -> str:
     if form.headed:
         return f"{name}[ARGS]{arguments}"
@@ -75,6 +84,8 @@ def one(form: CallFormat, arguments: str, name: str = "f") -> str:
             for k, v in bare
         )
         return f"{tags.begin}{name}{tags.named}{gap}{inner}{tags.end}"
+    if form.quote:
+        return f"call:{name}{bare_value(json.loads(arguments), form.quote)}"
     return f'{{"name": "{name}", "{form.arguments}": {arguments}}}'
 
 
@@ -218,3 +229,66 @@ def test_a_bound_that_cannot_be_kept_is_refused() -> None:
         with pytest.raises(RequestError, match=next(iter(bound))) as caught:
             tagged_state(random.choice(TAGGED), schema)
         assert caught.value.param == "tools.0.function.parameters"
+
+
+QUOTED = [form for form in MARKED if form.quote]
+NESTED = {
+    "type": "object",
+    "properties": {
+        "note": {"type": ["string", "null"]},
+        "age": {"type": "integer", "minimum": 0},
+        "home": {
+            "type": "object",
+            "properties": {"mode": {"enum": ["a", 2, None]}},
+            "required": ["mode"],
+        },
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "any": {},
+    },
+    "required": ["age"],
+}
+
+
+@pytest.mark.parametrize("form", QUOTED, ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        ({"age": 5}, True),
+        ({"note": None, "age": 5}, True),
+        ({"note": "two\nlines {a: [", "age": 5, "tags": []}, True),
+        ({"age": 5, "home": {"mode": "a"}, "tags": ["x", ""], "any": {"k": [1, {}, "t"]}}, True),
+        ({"age": 5, "home": {"mode": 2}}, True),
+        ({"age": 5, "home": {"mode": "b"}}, False),
+        ({"age": 5, "home": {}}, False),
+        ({"age": -1}, False),
+        ({"age": "5"}, False),
+        ({"note": "x"}, False),
+        ({"age": 5, "note": "x"}, False),
+        ({"age": 5, "tags": [1]}, False),
+        ({"age": 5, "other": 1}, False),
+    ],
+)
+def test_marked_texts_and_bare_values_are_bound_by_their_schema(
+    form: CallFormat, arguments: dict[str, Any], right: bool
+) -> None:
+    text = framed(form, form.begin, one(form, json.dumps(arguments)))
+    assert taken(tagged_state(form, NESTED), text) is right
+    parser = AnswerParser(AnswerSyntax(form, ("f",)), lambda: "id")
+    pieces = [piece for char in text for piece in parser.feed(char)]
+    (call,) = WholeAnswer.of([*pieces, *parser.finish()]).calls
+    assert json.loads(call.arguments) == arguments
+
+
+def test_what_cannot_be_kept_among_marks_is_refused() -> None:
+    for bound in (
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1},
+        {"anyOf": []},
+    ):
+        schema = {"type": "object", "properties": {"x": bound}}
+        with pytest.raises(RequestError, match=list(bound)[-1]) as caught:
+            tagged_state(random.choice(QUOTED), schema)
+        assert caught.value.param == "tools.0.function.parameters"
+    odd = {"type": "object", "properties": {"a:b": {"type": "string"}}}
+    with pytest.raises(RequestError, match="a:b"):
+        tagged_state(random.choice(QUOTED), odd)

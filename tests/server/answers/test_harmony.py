@@ -287,7 +287,7 @@ def test_reasoning_that_is_cut_off_goes_on_with_a_call() -> None:
     spec_state = start(limited=True)
     grammar = LimitedGrammar(limit, tokenizer.token_bytes, 8 * 4096, _Started(spec_state))
     state = grammar.start()
-    assert all(state.accept(token) for token in [*ids(THOUGHT), *ids("abcdef")[:most]])
+    assert all(state.accept(token) for token in [*ids(THOUGHT), *ids("a") * most])
     assert not state.accept(ids("x")[0]) and state.forced() == closing
     assert all(state.accept(token) for token in [*closing, *ids(call(GOOD))])
     assert not state.fork().accept(ids("x")[0])
