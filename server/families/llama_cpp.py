@@ -57,12 +57,12 @@ _TEXTS = WithJsonSchema({"anyOf": [PROMPT_SCHEMA, {"type": "null"}]})
 Bias = Annotated[list[Any], Field(min_length=2, max_length=2)]
 
 
-def _ranges() -> dict[str, Any]:
-    """JSON schemas of the fields that a text completion's schema looks at."""
+def _describe_ranges(schema: Any) -> None:
+    """Add the JSON schemas of the fields that a text completion's schema looks at."""
     names = {name: name for name in _SAME}
     names |= {"repeat_penalty": "repetition_penalty", "n_probs": "logprobs"}
     fields = CompletionRequest.model_json_schema()["properties"]
-    return {own: fields[name] for own, name in names.items()}
+    schema["properties"].update({own: fields[name] for own, name in names.items()})
 
 
 class LlamaCppRequest(RequestModel):
@@ -86,9 +86,7 @@ class LlamaCppRequest(RequestModel):
         "grammar_lazy": _OFF,
         "grammar_triggers": _EMPTY,
     }
-    model_config = ConfigDict(
-        json_schema_extra=lambda schema: schema["properties"].update(_ranges())
-    )
+    model_config = ConfigDict(json_schema_extra=_describe_ranges)
     model: str | None = None
     n_predict: Annotated[int, Field(ge=-2)] | None = None
     # The prompt is never cut, so whatever was to be kept of it is.

@@ -38,12 +38,15 @@ _SAME = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "presence_penalty"),
     *("frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta"),
 )
-_EVERY_OPTION = ConfigDict(
-    json_schema_extra=lambda schema: schema.update(
-        properties={**schema["properties"], **{n: {"enum": [*v]} for n, v in _NEUTRAL.items()}},
-        additionalProperties=False,
-    )
-)
+
+
+def _describe_neutral(schema: Any) -> None:
+    """Say what the options may be that are taken for being neutral, and that there are no more."""
+    neutral = {name: {"enum": [*values]} for name, values in _NEUTRAL.items()}
+    schema.update(properties={**schema["properties"], **neutral}, additionalProperties=False)
+
+
+_EVERY_OPTION = ConfigDict(json_schema_extra=_describe_neutral)
 
 
 class OllamaOptions(RequestModel):

@@ -149,7 +149,7 @@ async def test_answers_are_as_described(site: httpx.AsyncClient, path: str) -> N
         assert streamed.status_code == 200
         assert streamed.headers["content-type"].partition(";")[0] == POSTED[path].streams
         check(document, "post", path, streamed)
-    for status, options in (
+    refusals: list[tuple[int, dict[str, Any]]] = [
         (400, {"json": {**body, "model": 5, "content": 5, "input": 5}}),
         (404, {"json": {**body, "model": "nobody"}}),
         (413, {"content": b" " * (9 << 20)}),
@@ -161,7 +161,8 @@ async def test_answers_are_as_described(site: httpx.AsyncClient, path: str) -> N
             },
         ),
         (401, {"json": body, "headers": {"Authorization": "Bearer other"}}),
-    ):
+    ]
+    for status, options in refusals:
         if status == 404 and "model" not in POSTED[path].asks.model_fields:
             continue
         refused = await site.post(path, **options)
