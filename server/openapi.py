@@ -22,16 +22,18 @@ from .responses import ResponseModel
 from .tenant import OPEN_PATHS
 
 _REF = "#/components/schemas/{model}"
-# What any request may get: a wrong Host header, a body that is slow or large (of a GET as well),
-# a failure of ours, no room. 405 belongs to methods that a path has not, so to no operation.
-_EVERYWHERE = (403, 408, 413, 500, 503)
-_OF_BODIES = (400, 415)
+# What any request may get: it is no HTTP, a wrong Host header, a body that is slow or large (of a
+# GET as well), a failure of ours, no room. 405 belongs to methods that a path has not, so to no
+# operation.
+_EVERYWHERE = (400, 403, 408, 413, 500, 503)
+_OF_BODIES = 415
 _OF_KEYS = 401
 OF_MODELS = (404, 429)
 """Statuses of requests that need a model: there is none of that name, or too many wait for it."""
 
 _MEANINGS = {
-    400: "A field, or the body as a whole, is not as it must be; the message names it.",
+    400: "A field, the body as a whole, or the request itself is not as it must be; the message "
+    "says what.",
     401: "No API key, or one that is not known here.",
     403: "The key, the Host header or the server's options do not allow it.",
     404: "There is nothing of that name.",
@@ -129,7 +131,7 @@ class Routes:
             out["requestBody"] = {"required": True, "content": content}
         free = path in OPEN_PATHS
         keys = () if free else (_OF_KEYS,)
-        bodies = () if content is None else _OF_BODIES
+        bodies = () if content is None else (_OF_BODIES,)
         out["responses"] = {"200": _success(operation, schemas)}
         for status in sorted({*_EVERYWHERE, *keys, *bodies, *operation.statuses}):
             body = error_form(path).body.__name__
