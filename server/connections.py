@@ -200,6 +200,12 @@ class GuardedProtocol(H11Protocol):
         if not self._busy:
             self._all.rest(self)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, as every error is told; uvicorn would send plain text."""
+        if not self._busy:
+            self.transport.write(ApiError(400, msg).response())
+        self.transport.close()
+
     def pause_writing(self) -> None:
         """The reader does not keep up."""
         super().pause_writing()

@@ -90,6 +90,25 @@ def test_a_connection_is_refused_when_all_are_at_work(live: Start) -> None:
         raw.close()
 
 
+def test_what_is_no_http_is_told_as_an_error(live: Start) -> None:
+    server = live()
+    host, port = server.url.removeprefix("http://").split(":")
+    for head in (b"DELETE /v1/files/x HTTP/1.1\r\nHost: x\r\nA\x01: b", b"rubbish", b"GET / x y z"):
+        with socket.create_connection((host, int(port)), timeout=10) as sock:
+            if head.startswith(b"GET"):  # on a connection that has been used
+                sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += sock.recv(4096)
+            sock.sendall(head + b"\r\n\r\n")
+            got = b"".join(iter(lambda sock=sock: sock.recv(4096), b""))
+        assert got.startswith(b"HTTP/1.1 400 ") and b"application/json" in got
+        told = json.loads(got.partition(b"\r\n\r\n")[2])["error"]
+        assert (
+            told["message"].startswith("Invalid HTTP") and told["type"] == "invalid_request_error"
+        )
+
+
 def test_headers_have_a_deadline(live: Start) -> None:
     server = live(limits=ConnectionLimits(header_timeout_s=0.3))
     began = time.monotonic()
