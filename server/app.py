@@ -28,7 +28,6 @@ from .endpoints import (
     Endpoint,
     Fact,
     HostEndpoint,
-    HostFact,
     KeptWork,
 )
 from .error_forms import error_json
@@ -42,6 +41,7 @@ from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
 from .openapi import OF_MODELS, Operation, Routes
 from .responses import HealthStatus, ModelCard, VersionInfo
+from .service import OpenAIService
 from .tenant import Keyring
 from .tracing import RequestTracer
 from .uploads.routes import FILES_PATH, UPLOADS_REFUSED, Uploads, add_upload_routes
@@ -167,7 +167,9 @@ def _refusal(status: int, reason: str) -> Callable[[], Awaitable[Response]]:
     return handle
 
 
-def _fact_route(host: ModelHost, fact: Fact) -> Callable[[str | None], Awaitable[Response]]:
+def _fact_route(
+    host: ModelHost, fact: Fact[OpenAIService]
+) -> Callable[[str | None], Awaitable[Response]]:
     async def handle(model: str | None = None) -> Response:
         async with host.lent(model) as service:
             service.served(model)
@@ -176,7 +178,7 @@ def _fact_route(host: ModelHost, fact: Fact) -> Callable[[str | None], Awaitable
     return handle
 
 
-def _host_fact_route(host: ModelHost, fact: HostFact) -> Callable[[], Awaitable[Response]]:
+def _host_fact_route(host: ModelHost, fact: Fact[ModelHost]) -> Callable[[], Awaitable[Response]]:
     async def handle() -> Response:
         return json_answer(fact.answer(host))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .dialects.llama_cpp import LlamaCppCompletion
 from .dialects.messages import MessageResponse
@@ -185,20 +185,23 @@ HOST_ENDPOINTS: Mapping[str, HostEndpoint] = {
 """Path -> endpoint that is no single model's."""
 
 
+FactSource = TypeVar("FactSource", OpenAIService, ModelHost)
+
+
 @dataclass(frozen=True, slots=True)
-class Fact:
-    """What a GET tells of a model.
+class Fact(Generic[FactSource]):
+    """What a GET tells of a model, or of all of them.
 
     Attributes:
-        answer: called with the service.
+        answer: called with the model's service, or with the host.
         gives: kind of its answers.
     """
 
-    answer: Callable[[OpenAIService], ResponseModel]
+    answer: Callable[[FactSource], ResponseModel]
     gives: type[ResponseModel]
 
 
-FACTS: Mapping[str, Fact] = {
+FACTS: Mapping[str, Fact[OpenAIService]] = {
     "/tokenizer_info": Fact(tokenizer_info, TokenizerInfo),
     "/props": Fact(server_props, ServerProps),
     "/slots": Fact(slot_list, SlotList),
@@ -206,25 +209,12 @@ FACTS: Mapping[str, Fact] = {
 """Path -> what is told there of a model; which one, the query says."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostFact:
-    """What a GET tells of all models.
-
-    Attributes:
-        answer: called with the host.
-        gives: kind of its answers.
-    """
-
-    answer: Callable[[ModelHost], ResponseModel]
-    gives: type[ResponseModel]
-
-
-HOST_FACTS: Mapping[str, HostFact] = {
-    "/v1/models": HostFact(list_models, ModelList),
-    "/models": HostFact(list_models, ModelList),
-    "/api/tags": HostFact(ollama.ollama_tags, ollama.OllamaModels),
-    "/api/ps": HostFact(ollama.ollama_running, ollama.OllamaModels),
-    "/api/version": HostFact(ollama.ollama_version, ollama.OllamaVersion),
+HOST_FACTS: Mapping[str, Fact[ModelHost]] = {
+    "/v1/models": Fact(list_models, ModelList),
+    "/models": Fact(list_models, ModelList),
+    "/api/tags": Fact(ollama.ollama_tags, ollama.OllamaModels),
+    "/api/ps": Fact(ollama.ollama_running, ollama.OllamaModels),
+    "/api/version": Fact(ollama.ollama_version, ollama.OllamaVersion),
 }
 """Path -> what is told there of all models."""
 

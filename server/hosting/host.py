@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -166,11 +166,6 @@ class ModelHost:
         host.put(service)
         return host
 
-    @property
-    def names(self) -> Iterator[str]:
-        """All names that requests may use."""
-        return iter(self._names)
-
     def put(self, service: OpenAIService) -> None:
         """Give the host a model's service that was made before `start`."""
         model = self._names[service.names[0]]
@@ -179,9 +174,8 @@ class ModelHost:
 
     async def start(self) -> None:
         """Start the services that were put here on the running event loop."""
-        for model in self._loaded():
-            assert model.service is not None
-            await model.service.start()
+        for service in self._services():
+            await service.start()
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, give the live ones ``drain_s`` seconds, end the rest."""
@@ -190,18 +184,16 @@ class ModelHost:
         for arrival in arrivals:
             arrival.cancel()
         await asyncio.gather(*arrivals, return_exceptions=True)
-        services = [model.service for model in self._loaded() if model.service is not None]
-        await asyncio.gather(*(service.close(drain_s) for service in services))
+        await asyncio.gather(*(service.close(drain_s) for service in self._services()))
 
     def cut_short(self) -> None:
         """End the requests that `close` still waits for; their streams get an error event."""
-        for model in self._loaded():
-            if model.service is not None:
-                model.service.cut_short()
+        for service in self._services():
+            service.cut_short()
 
     def health(self) -> Health:
         """State of the worst of the engines that are there."""
-        found = [model.service.health() for model in self._loaded() if model.service is not None]
+        found = [service.health() for service in self._services()]
         if not found:
             return Health(not self._closed, not self._closed)
         worst = min(found, key=lambda health: (not health.dead, health.alive))
@@ -331,8 +323,8 @@ class ModelHost:
 
     # What is loaded.
 
-    def _loaded(self) -> list[HostedModel]:
-        return [model for model in self.models if model.service is not None]
+    def _services(self) -> list[OpenAIService]:
+        return [model.service for model in self.models if model.service is not None]
 
     async def _bring(self, model: HostedModel) -> None:
         """Load a model when its turn comes, and let those use it who wait. Raises ApiError."""
@@ -350,7 +342,7 @@ class ModelHost:
 
     async def _make_room(self, model: HostedModel) -> None:
         """Unload others until a model fits."""
-        while others := self._loaded():
+        while others := [other for other in self.models if other.service is not None]:
             held = sum(other.offer.nbytes for other in others)
             if not 0 < self._limits.nbytes < held + model.offer.nbytes:
                 return

@@ -11,6 +11,7 @@ import random
 import re
 import signal
 import socket
+import string
 import struct
 import subprocess
 import sys
@@ -169,6 +170,11 @@ async def abort_request(server: Victim, where: str, prompt: str, rng: random.Ran
             option = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
         writer.transport.abort()
+
+
+def words(rng: random.Random, count: int) -> str:
+    """So many words that nobody knows."""
+    return " ".join("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(count))
 
 
 def spread(seconds: list[float], name: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from attack_support import Prober, Victim, abort_request, spread
+from attack_support import Prober, Victim, abort_request, spread, words
 
 OVERLOAD_S = float(os.environ.get("HALFBYTE_ATTACK_S", "180"))
 ABORTS, ABORTS_A_ROUND = 1000, 200
@@ -22,10 +22,6 @@ POINTS = ("in the body", "before a token", "in the stream", "unread")
 MARKERS = 240
 # Of so many the answer is compared with the one that the same prompt gets alone.
 ALONE = 40
-
-
-def words(rng: random.Random, count: int) -> str:
-    return " ".join("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(count))
 
 
 def test_overload(victim: Callable[..., Victim], report: Callable[..., None]) -> None:

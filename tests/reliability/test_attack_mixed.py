@@ -15,15 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
-from attack_support import SOAK_S, Prober, Victim, abort_request, spread
+from attack_support import SOAK_S, Prober, Victim, abort_request, spread, words
 
 MARKERS = 500
 STREAMS = 32
 SCHEMAS = 10_000
-
-
-def words(rng: random.Random, count: int) -> str:
-    return " ".join("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(count))
 
 
 def tool(name: str) -> dict[str, Any]:

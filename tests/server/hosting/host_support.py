@@ -96,6 +96,15 @@ async def ask(client: httpx.AsyncClient, model: str | None, text: str = "x", **f
     return await client.post("/v1/completions", json=body)
 
 
+async def occupied(hall: Hall, client: httpx.AsyncClient, text: str = "x") -> asyncio.Task[Any]:
+    """A request that has model a and does not end before the gate of a's engine is set."""
+    await ask(client, "a")
+    hall.engines["a"][0].gate.clear()
+    busy = asyncio.ensure_future(ask(client, "a", text))
+    await until(lambda: hall.host.models[0].users == 1)
+    return busy
+
+
 async def until(condition: Any) -> None:
     """Let others run until something holds; fails after some thousand turns."""
     for turn in itertools.count():

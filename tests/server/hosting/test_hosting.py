@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
-from host_support import ADMIN, MEMBER, Hall, ask, client_of_hall, until
+from host_support import ADMIN, MEMBER, Hall, ask, client_of_hall, occupied, until
 
 from halfbyte.server.errors import ApiError
 from halfbyte.server.tenant import Keyring
@@ -93,10 +93,7 @@ async def test_many_requests_load_once() -> None:
 async def test_one_in_use_stays_and_an_idle_one_goes() -> None:
     hall = Hall([1, 1, 1], 2)
     async with client_of_hall(hall) as http:
-        await ask(http, "a")
-        hall.engines["a"][0].gate.clear()
-        busy = asyncio.ensure_future(ask(http, "a", "still here"))
-        await until(lambda: hall.host.models[0].users == 1)
+        busy = await occupied(hall, http, "still here")
         await ask(http, "b")  # used later than a, but idle
         await ask(http, "c")
         assert hall.loaded == "ac"
@@ -107,10 +104,7 @@ async def test_one_in_use_stays_and_an_idle_one_goes() -> None:
 async def test_when_all_are_in_use_the_oldest_is_given_to_nobody_and_goes() -> None:
     hall = Hall([1, 1], 1)
     async with client_of_hall(hall) as http:
-        await ask(http, "a")
-        hall.engines["a"][0].gate.clear()
-        first = asyncio.ensure_future(ask(http, "a", "first"))
-        await until(lambda: hall.host.models[0].users == 1)
+        first = await occupied(hall, http, "first")
         other = asyncio.ensure_future(ask(http, "b", "other"))
         await until(lambda: hall.host.models[0].leaving)
         late = asyncio.ensure_future(ask(http, "a", "late"))
@@ -126,10 +120,7 @@ async def test_when_all_are_in_use_the_oldest_is_given_to_nobody_and_goes() -> N
 async def test_who_waits_and_leaves_gives_the_busy_one_back() -> None:
     hall = Hall([1, 1], 1)
     async with client_of_hall(hall) as http:
-        await ask(http, "a")
-        hall.engines["a"][0].gate.clear()
-        busy = asyncio.ensure_future(ask(http, "a"))
-        await until(lambda: hall.host.models[0].users == 1)
+        busy = await occupied(hall, http)
         waiting = asyncio.ensure_future(hall.host.take("b"))
         await until(lambda: hall.host.models[0].leaving)
         late = asyncio.ensure_future(ask(http, "a", "late"))
@@ -147,10 +138,7 @@ async def test_one_that_comes_while_another_gives_up_is_served() -> None:
     """Whoever wanted a model last has just gone; its arrival is being cancelled."""
     hall = Hall([1, 1], 1)
     async with client_of_hall(hall) as http:
-        await ask(http, "a")
-        hall.engines["a"][0].gate.clear()
-        busy = asyncio.ensure_future(ask(http, "a"))
-        await until(lambda: hall.host.models[0].users == 1)
+        busy = await occupied(hall, http)
         gone = asyncio.ensure_future(hall.host.take("b"))
         await until(lambda: hall.host.models[0].leaving)
         gone.cancel()
@@ -164,10 +152,7 @@ async def test_one_that_comes_while_another_gives_up_is_served() -> None:
 async def test_no_room_in_time_is_told() -> None:
     hall = Hall([1, 1], 1, wait_s=0.05)
     async with client_of_hall(hall) as http:
-        await ask(http, "a")
-        hall.engines["a"][0].gate.clear()
-        busy = asyncio.ensure_future(ask(http, "a"))
-        await until(lambda: hall.host.models[0].users == 1)
+        busy = await occupied(hall, http)
         refused = await ask(http, "b")
         assert refused.status_code == 503 and refused.headers["retry-after"]
         assert refused.json()["error"]["code"] == "model_loading"
