@@ -2,9 +2,10 @@
 
     python -m halfbyte.bench.serving MODEL --llama-server PATH --users 1,8,32 --rounds 5 --out DIR
 
-Every user sends one request after another and reads its answer as a stream. The servers run in
-turn, each in a process of its own, and get the same requests: drawn words, so that no prompt has a
-beginning in a cache, and a fixed number of tokens that no end-of-text cuts short.
+Every user sends one request after another and reads its answer as a stream; with ``--stagger``,
+they begin one after another and not at once. All servers are started first and then asked in turn,
+round by round, while the others idle. They get the same requests: drawn words, so that no prompt
+has a beginning in a cache, and a fixed number of tokens that no end-of-text cuts short.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +54,12 @@ class Load:
     Attributes:
         users: who ask at the same time.
         prompt: of `PROMPT_WORDS`.
+        stagger_s: seconds from one user's first request to the next one's.
     """
 
     users: int
     prompt: str
+    stagger_s: float = 0.0
 
     @property
     def requests(self) -> int:
@@ -113,14 +117,15 @@ async def run_load(url: str, load: Load, seed: int, tokens: int) -> LoadSample:
     left = iter(drawn_prompts(load, seed))
     answers: list[tuple[list[float], dict[str, Any]]] = []
 
-    async def user() -> None:
+    async def user(number: int) -> None:
+        await asyncio.sleep(number * load.stagger_s)
         for prompt in left:
             body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             answers.append(await _ask(host, int(port), json.dumps(body).encode()))
 
     begun = time.perf_counter()
-    await asyncio.gather(*(user() for _ in range(load.users)))
+    await asyncio.gather(*(user(number) for number in range(load.users)))
     seconds = time.perf_counter() - begun
     usages = [usage for _, usage in answers]
     if any(usage["completion_tokens"] != tokens for usage in usages):
@@ -141,7 +146,8 @@ async def run_load_on_engine(engine: AsyncEngine, load: Load, seed: int, tokens:
     left = iter(drawn_prompts(load, seed))
     answers: list[tuple[list[float], int]] = []
 
-    async def user() -> None:
+    async def user(number: int) -> None:
+        await asyncio.sleep(number * load.stagger_s)
         for prompt in left:
             times = [time.perf_counter()]
             ids = engine.tokenizer.encode(prompt)
@@ -151,7 +157,7 @@ async def run_load_on_engine(engine: AsyncEngine, load: Load, seed: int, tokens:
             answers.append((times, len(ids)))
 
     begun = time.perf_counter()
-    await asyncio.gather(*(user() for _ in range(load.users)))
+    await asyncio.gather(*(user(number) for number in range(load.users)))
     return _sample(time.perf_counter() - begun, answers, tokens)
 
 
@@ -221,52 +227,49 @@ def _context(args: argparse.Namespace) -> int:
     return 2 * max(PROMPT_WORDS.values()) * 2 + args.tokens
 
 
-def _serve_loads(
-    label: str, args: argparse.Namespace, model: Path, loads: Sequence[Load], seed: int
-) -> Iterator[LoadSample]:
-    """A sample of each load, by a server of its own."""
+_Run = Callable[[Load, int], Awaitable[LoadSample]]
+"""Answers the requests of a load, drawn with a seed."""
+
+
+@asynccontextmanager
+async def _server(label: str, args: argparse.Namespace, model: Path) -> AsyncIterator[_Run]:
+    """A server in a process of its own."""
     port = free_port()
     with running_server(_command(label, args, model, port), port) as server:
-        # The first answer warms up what a server does once.
-        asyncio.run(run_load(server.url, Load(1, "short"), -1, 4))
-        for load in loads:
-            yield asyncio.run(run_load(server.url, load, seed, args.tokens))
+        yield lambda load, seed: run_load(server.url, load, seed, args.tokens)
 
 
-def _engine_loads(
-    args: argparse.Namespace, model: Path, loads: Sequence[Load], seed: int
-) -> Iterator[LoadSample]:
-    """A sample of each load, by an engine of this process with the options of our server."""
+@asynccontextmanager
+async def _engine(args: argparse.Namespace, model: Path) -> AsyncIterator[_Run]:
+    """An engine of this process with the options of our server."""
     users = max(args.users)
     options: Any = {"max_batch": users, "kv_tokens": _context(args) * users}
     options |= {"max_batch_tokens": SERVED_BATCH_TOKENS, "threads": args.threads}
-
-    async def run() -> list[LoadSample]:
-        engine = AsyncEngine(Engine(model, **options))
-        await engine.start()
-        try:
-            await run_load_on_engine(engine, Load(1, "short"), -1, 4)
-            return [await run_load_on_engine(engine, load, seed, args.tokens) for load in loads]
-        finally:
-            await engine.close()
-
-    yield from asyncio.run(run())
+    engine = AsyncEngine(Engine(model, **options))
+    await engine.start()
+    try:
+        yield lambda load, seed: run_load_on_engine(engine, load, seed, args.tokens)
+    finally:
+        await engine.close()
 
 
-def measure_servers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """A report in plain JSON types. Raises ConfigError as the runs do."""
-    labels = ["halfbyte", *(["llama-server"] if args.llama_server else [])]
-    labels += [ENGINE] if args.engine else []
-    loads = [Load(users, prompt) for prompt in args.prompts for users in args.users]
+async def _samples(
+    model: Path, args: argparse.Namespace, loads: Sequence[Load]
+) -> dict[str, dict[str, list[LoadSample]]]:
+    """A sample of each round, by load and label."""
     samples: dict[str, dict[str, list[LoadSample]]] = {str(load): {} for load in loads}
-    for number in range(args.rounds):
-        for label in labels:
-            seed = args.seed + number
-            if label == ENGINE:
-                taken = _engine_loads(args, model, loads, seed)
-            else:
-                taken = _serve_loads(label, args, model, loads, seed)
-            for load, sample in zip(loads, taken, strict=True):
+    async with AsyncExitStack() as stack:
+        runs: dict[str, _Run] = {}
+        for label in ["halfbyte", *(["llama-server"] if args.llama_server else [])]:
+            runs[label] = await stack.enter_async_context(_server(label, args, model))
+        if args.engine:
+            runs[ENGINE] = await stack.enter_async_context(_engine(args, model))
+        for run in runs.values():
+            # The first answer warms up what is done once.
+            await run(Load(1, "short"), -1)
+        for number, load in itertools.product(range(args.rounds), loads):
+            for label, run in runs.items():
+                sample = await run(load, args.seed + number)
                 samples[str(load)].setdefault(label, []).append(sample)
                 speed = sample.completion_tokens / sample.seconds
                 print(
@@ -274,12 +277,21 @@ def measure_servers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
                     file=sys.stderr,
                     flush=True,
                 )
+    return samples
+
+
+def measure_servers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A report in plain JSON types. Raises ConfigError as the runs do."""
+    loads = [Load(users, prompt, args.stagger) for prompt in args.prompts for users in args.users]
+    samples = asyncio.run(_samples(model, args, loads))
     return {
         "kind": "serving",
         "machine": machine_info(),
         "load_average": os.getloadavg(),
         "file": model.name,
-        "setting": {n: getattr(args, n) for n in ("tokens", "threads", "rounds", "seed")},
+        "setting": {
+            n: getattr(args, n) for n in ("tokens", "threads", "rounds", "seed", "stagger")
+        },
         "options": list(args.options),
         "samples": {
             load: {label: [asdict(s) for s in taken] for label, taken in each.items()}
@@ -327,6 +339,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--engine", action="store_true", help="also an engine without a server, in this process"
     )
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument(
+        "--stagger",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="from one user's first request to the next one's",
+    )
     args = parser.parse_args(argv)
     args.prompts = args.prompts or list(PROMPT_WORDS)
     run_comparison(parser, args, "serving", measure_servers, serving_table)

@@ -25,10 +25,14 @@ class CallReader(Protocol):
         unread: text that was taken and is no part of the call.
     """
 
-    name: str | None
-    failed: bool
-    done: bool
-    unread: str
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def failed(self) -> bool: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def unread(self) -> str: ...
 
     def feed(self, text: str, at: int) -> int:
         """Take text from ``at`` on; returns where what was not taken begins."""

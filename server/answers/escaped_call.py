@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 
+from .buffered_call import BufferedReader
 from .call_reader import MAX_FUNCTION_NAME
 from .json_value import PYTHON_WORDS, json_kind
 from .text_parts import split_at
@@ -20,7 +21,7 @@ _BLANKS = " \t\r\n"
 _SCALAR = re.compile(r"[^,}\]]*")
 
 
-class EscapedReader:
+class EscapedReader(BufferedReader):
     """Reads one call.
 
     Args:
@@ -34,30 +35,17 @@ class EscapedReader:
     """
 
     def __init__(self, quote: str) -> None:
+        super().__init__()
         self._quote = quote
         self._step: Callable[[str], bool] = self._head
-        self._buffer = ""
-        self._out: list[str] = []
         self._open = ""  # brackets that are not closed
         self._after_text: Callable[[str], bool] = self._next
-        self.name: str | None = None
-        self.failed = False
-        self.done = False
-        self.unread = ""
 
-    def feed(self, text: str, at: int) -> int:
-        """Take text from ``at`` on; returns where what was not taken begins."""
-        self._buffer += text[at:]
-        while not (self.failed or self.done) and self._step(self._buffer):
-            pass
-        if self.name is not None and (self.failed or self.done):
-            self.unread, self._buffer = self._buffer, ""
-        return len(text)
+    def _take(self) -> bool:
+        return self._step(self._buffer)
 
-    def taken(self) -> str:
-        """The text of the arguments that came since this was last called."""
-        out, self._out = "".join(self._out), []
-        return out
+    def _close(self) -> None:
+        """What came of a call that breaks off is passed on as it is."""
 
     # Steps. Each takes what is whole off the buffer, and tells whether there was something.
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable
 
 from .call_reader import MAX_FUNCTION_NAME
 from .json_value import ValueScanner
-from .pieces import AnswerPiece, CallArguments, CallBegin, ContentPiece, ReasoningPiece
-from .text_parts import TrimmedText, split_at
+from .piece_parser import PieceParser
+from .pieces import CallArguments
+from .text_parts import split_at
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 CONSTRAIN, END, CALL, RETURN = "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"
@@ -75,7 +76,7 @@ def thought_tokens(opened: str, pieces: Iterable[bytes]) -> int:
     return count
 
 
-class HarmonyParser:
+class HarmonyParser(PieceParser):
     """Reads one answer.
 
     Args:
@@ -89,44 +90,24 @@ class HarmonyParser:
     """
 
     def __init__(self, opened: str, names: Collection[str], new_id: Callable[[], str]) -> None:
+        super().__init__(new_id)
         self._names = names
-        self._new_id = new_id
-        self._buffer = ""
-        self._out: list[AnswerPiece] = []
-        self._state: Callable[[], bool] = self._header
-        self._reasoning_text = TrimmedText()
-        self._content_text = TrimmedText()
-        self._reasoned = False
         self._scanner: ValueScanner | None = None
-        self._last = False
-        self.called = 0
         self.reasoning = False
         self.feed(opened)
-
-    def feed(self, text: str) -> list[AnswerPiece]:
-        """Take more text; returns what is certain now."""
-        self._buffer += text
-        while self._buffer and self._state():
-            pass
-        out, self._out = self._out, []
-        return out
-
-    def finish(self) -> list[AnswerPiece]:
-        """The text has ended: returns what was held back."""
-        self._last = True
-        out = self.feed("")
-        if not (self.called or self._reasoned) and (rest := self._content_text.rest()):
-            out.append(ContentPiece(rest))
-        return out
 
     @property
     def in_header(self) -> bool:
         """Whether it is not clear yet what comes."""
-        return self._state == self._header
+        return self._state == self._start
 
-    # States. Each takes what it can off the buffer, and tells whether another one goes on.
+    def _end(self) -> None:
+        while self._buffer and self._state():
+            pass
 
-    def _header(self) -> bool:
+    # States.
+
+    def _start(self) -> bool:
         """Before a message's text."""
         text = self._buffer.lstrip(_BLANKS)
         sign = next((sign for sign in _OPENINGS if text.startswith(sign)), "")
@@ -145,8 +126,7 @@ class HarmonyParser:
         to = _TO.search(header)
         name = "" if to is None else self._function(to[1])
         if name:
-            self._out.append(CallBegin(self.called, self._new_id(), name))
-            self.called += 1
+            self._call(name)
             return self._go(self._before_arguments)
         channel = header.rpartition(CHANNEL)[2].split()
         self.reasoning = channel[:1] == ["analysis"]
@@ -169,19 +149,13 @@ class HarmonyParser:
 
     def _thought(self) -> bool:
         before, found, self._buffer = split_at(self._buffer, _CUTS, last=self._last)
-        if text := self._reasoning_text.take(before, keep_lead=False):
-            self._out.append(ReasoningPiece(text))
+        self._think(before)
         return self._ended(found)
 
     def _said(self) -> bool:
         before, found, self._buffer = split_at(self._buffer, _CUTS, last=self._last)
         self._say(before)
         return self._ended(found)
-
-    def _say(self, text: str) -> None:
-        lead = not (self.called or self._reasoned)
-        if shown := self._content_text.take(text, keep_lead=lead):
-            self._out.append(ContentPiece(shown))
 
     def _before_arguments(self) -> bool:
         """Before the text of a call, which is an object if all is well."""
@@ -221,8 +195,4 @@ class HarmonyParser:
         self.reasoning = False
         if found not in _ENDS:
             self._buffer = found + self._buffer
-        return self._go(self._header)
-
-    def _go(self, state: Callable[[], bool]) -> bool:
-        self._state = state
-        return True
+        return self._go(self._start)

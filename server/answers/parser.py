@@ -13,8 +13,9 @@ from typing import Any
 from .call_reader import CallReader, HeadedReader, ObjectReader
 from .escaped_call import EscapedReader
 from .formats import ARGS, CALL_ID, CallFormat, ReasoningFormat
-from .pieces import AnswerPiece, CallArguments, CallBegin, ContentPiece, ReasoningPiece
-from .text_parts import TrimmedText, split_at
+from .piece_parser import PieceParser
+from .pieces import CallArguments
+from .text_parts import split_at
 from .xml_call import XmlReader
 
 _BLANKS = " \t\r\n"
@@ -46,7 +47,7 @@ class AnswerSyntax:
     opened: str | None = None
 
 
-class AnswerParser:
+class AnswerParser(PieceParser):
     """Reads one answer.
 
     Args:
@@ -58,46 +59,25 @@ class AnswerParser:
     """
 
     def __init__(self, syntax: AnswerSyntax, new_id: Callable[[], str]) -> None:
+        super().__init__(new_id)
         self._syntax = syntax
-        self._new_id = new_id
-        self._buffer = ""
-        self._out: list[AnswerPiece] = []
-        self._state = self._opening
         if syntax.reasoning is not None and syntax.begun:
             self._state = self._thought
-        self._reasoning_text = TrimmedText()
-        self._content_text = TrimmedText()
-        self._reasoned = self._state == self._thought
+            self._reasoned = True
         self._reader: CallReader | None = None
         self._began = False  # the reader's call
         self._held = ""  # text since the last place where it was certain what it is
         self._plain = 0  # so much of it is text if the rest is no call
-        self._last = False
-        self.called = 0
 
-    def feed(self, text: str) -> list[AnswerPiece]:
-        """Take more text; returns what is certain now."""
-        self._buffer += text
-        while self._buffer and self._state():
-            pass
-        out, self._out = self._out, []
-        return out
-
-    def finish(self) -> list[AnswerPiece]:
-        """The text has ended: returns what was held back."""
-        self._last = True
+    def _end(self) -> None:
         while self._state():
             pass
         self._say(self._buffer)
         self._buffer = ""
-        if not (self.called or self._reasoned):
-            self._put(ContentPiece, self._content_text.rest())
-        out, self._out = self._out, []
-        return out
 
-    # States. Each takes what it can off the buffer, and tells whether another one goes on.
+    # States.
 
-    def _opening(self) -> bool:
+    def _start(self) -> bool:
         """Nothing but blanks so far: reasoning may begin."""
         form = self._syntax.reasoning
         if form is None:
@@ -116,7 +96,7 @@ class AnswerParser:
         form = self._syntax.reasoning
         assert form is not None
         before, found, self._buffer = split_at(self._buffer, [form.end], last=self._last)
-        self._put(ReasoningPiece, self._reasoning_text.take(before, keep_lead=False))
+        self._think(before)
         return found != "" and self._go(self._leading)
 
     def _leading(self) -> bool:
@@ -205,8 +185,7 @@ class AnswerParser:
         if reader.name is not None and not self._began:
             self._began = True
             self._held, self._plain = "", 0
-            self._out.append(CallBegin(self.called, self._new_id(), reader.name))
-            self.called += 1
+            self._call(reader.name)
         if arguments := reader.taken():
             self._out.append(CallArguments(self.called - 1, arguments))
         if not self._began:
@@ -239,16 +218,3 @@ class AnswerParser:
             self._buffer = ""
             return False
         return True
-
-    def _go(self, state: Callable[[], bool]) -> bool:
-        self._state = state
-        return True
-
-    def _say(self, text: str) -> None:
-        """Text of the answer itself; blanks before it are dropped beside reasoning and calls."""
-        lead = not (self.called or self._reasoned)
-        self._put(ContentPiece, self._content_text.take(text, keep_lead=lead))
-
-    def _put(self, kind: type[ContentPiece] | type[ReasoningPiece], text: str) -> None:
-        if text:
-            self._out.append(kind(text))

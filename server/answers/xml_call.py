@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from .buffered_call import BufferedReader
 from .call_reader import MAX_FUNCTION_NAME
 from .formats import CallTags
 from .json_value import JSON_KINDS, PYTHON_WORDS, json_kind
@@ -20,7 +21,7 @@ _BLANKS = " \t\r\n"
 _BARE_NAME = re.compile(r"[^\s<]*")
 
 
-class XmlReader:
+class XmlReader(BufferedReader):
     """Reads one call; each argument is passed on when it is whole.
 
     Args:
@@ -38,36 +39,18 @@ class XmlReader:
     def __init__(
         self, tags: CallTags, schemas: Mapping[str, Mapping[str, Any]], names: Collection[str]
     ) -> None:
+        super().__init__()
         self._tags = tags
         self._schemas = schemas
         self._names = names
-        self._buffer = ""
         self._searched = 0  # of the buffer, for the end of a value
         self._count = 0
-        self._out: list[str] = []
-        self.name: str | None = None
-        self.failed = False
-        self.done = False
-        self.unread = ""
 
-    def feed(self, text: str, at: int) -> int:
-        """Take text from ``at`` on; returns where what was not taken begins."""
-        self._buffer += text[at:]
-        while not (self.failed or self.done) and self._step():
-            pass
-        if self.name is not None and (self.failed or self.done):
-            if self.failed:
-                self._out.append("}" if self._count else "{}")
-            self.unread, self._buffer = self._buffer, ""
-        return len(text)
+    def _close(self) -> None:
+        if self.failed:
+            self._out.append("}" if self._count else "{}")
 
-    def taken(self) -> str:
-        """The text of the arguments that came since this was last called."""
-        out, self._out = "".join(self._out), []
-        return out
-
-    def _step(self) -> bool:
-        """Take what is whole at the beginning of the buffer; whether there was something."""
+    def _take(self) -> bool:
         if self.name is None:
             return self._head()
         text, tags = self._buffer.lstrip(_BLANKS), self._tags
