@@ -16,23 +16,27 @@ MAX_FUNCTION_NAME = 128
 
 
 class CallReader(Protocol):
-    """Reads one call.
-
-    Attributes:
-        name: the function, once it is certain that this is a call.
-        failed: it is no call, or no longer one.
-        done: it has ended.
-        unread: text that was taken and is no part of the call.
-    """
+    """Reads one call."""
 
     @property
-    def name(self) -> str | None: ...
+    def name(self) -> str | None:
+        """The function, once it is certain that this is a call."""
+        ...
+
     @property
-    def failed(self) -> bool: ...
+    def failed(self) -> bool:
+        """It is no call, or no longer one."""
+        ...
+
     @property
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """It has ended."""
+        ...
+
     @property
-    def unread(self) -> str: ...
+    def unread(self) -> str:
+        """Text that was taken and is no part of the call."""
+        ...
 
     def feed(self, text: str, at: int) -> int:
         """Take text from ``at`` on; returns where what was not taken begins."""

@@ -33,7 +33,8 @@ def test_a_server_is_measured(
     main(
         [
             *(str(tiny_hf), "--users", "1,2", "--prompt", "short", "--tokens", "5"),
-            *("--rounds", "1", "--threads", "1", "--engine", "--stagger", "0.01", "--out", str(tmp_path)),
+            *("--rounds", "1", "--threads", "1", "--stagger", "0.01"),
+            *("--engine", "--out", str(tmp_path)),
         ]
     )
     (path,) = tmp_path.glob("serving-*.json")
