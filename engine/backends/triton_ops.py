@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ...kernels.attention import (
     build_prefill_table,
     decode_attention,
     fits,
+    length_bucket,
     prefill_attention,
     prefill_block,
 )
@@ -31,6 +33,7 @@ from ...kernels.kinds import KINDS
 from ...kernels.sampling import argmax
 from ...kernels.tables import Device, Tables, load_tables
 from ...loaders.store.model_store import cache_root
+from ..run.executors import CaptureError
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import RowSpan, StepInputs
@@ -39,15 +42,14 @@ from .plain import rope_of
 from .triton_sampling import DeviceSampler
 from .triton_weights import TritonLinear, linear, pack
 
-_LEAST_LENGTH = 256
-
 
 @dataclass(slots=True)
 class DeviceStep(StepInputs):
     """A step on the device, with what its attention calls share.
 
     Attributes:
-        max_length: power of two that no row's context exceeds.
+        max_length: power of two that no row's context exceeds, where results must depend on a
+            row's own text alone; 0: the number of splits is that of the longest context there is.
         singles: int64 [rows of one token], their tokens, or None when all rows are such.
         lines: work list of the other rows, made by the first layer.
     """
@@ -58,7 +60,7 @@ class DeviceStep(StepInputs):
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Steps with the same key can share a recording: rows and the length's bucket."""
+        """Steps with the same key can share a recording: rows, and the length's bucket."""
         return len(self.spans), self.max_length
 
 
@@ -74,7 +76,9 @@ class CudaProgram:
 
 
 class CudaGraphs:
-    """Captures what is launched on a device as a CUDA graph.
+    """Captures what is launched on a device as CUDA graphs, which share their memory.
+
+    So only one of them may run at a time, and what it computes is read before the next one runs.
 
     Args:
         device: a CUDA device.
@@ -82,6 +86,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._pool: Any = None
         self._capture: tuple[torch.cuda.CUDAGraph, AbstractContextManager[object]] | None = None
 
     def begin_record(self) -> None:
@@ -89,18 +94,27 @@ class CudaGraphs:
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         torch.cuda.synchronize(self._device)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         self._capture = (graph, torch.cuda.stream(stream))
         self._capture[1].__enter__()
-        graph.capture_begin()
+        # Other threads may use the device meanwhile: a second engine, or a client's own tensors.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
     def end_record(self) -> CudaProgram:
-        """End the capture."""
+        """End the capture.
+
+        Raises:
+            CaptureError: something that was done meanwhile cannot be captured.
+        """
         assert self._capture is not None
         graph, on_stream = self._capture
         self._capture = None
         try:
             graph.capture_end()
+        except RuntimeError as error:
+            raise CaptureError(str(error)) from error
         finally:
             on_stream.__exit__(None, None, None)
         return CudaProgram(graph)
@@ -164,14 +178,15 @@ class TritonOps:
 
     def prepare(self, step: StepInputs) -> DeviceStep:
         """Copy a step to the device and work out what all layers share."""
-        longest = max([_LEAST_LENGTH, *(span.length for span in step.spans)])
         singles = None
         if not self.exact and any(_several(span) for span in step.spans):
             alone = [span.begin for span in step.spans if not _several(span)]
             singles = torch.tensor(alone, dtype=torch.int64).to(self.device)
         there = step.map(lambda tensor: tensor.contiguous().to(self.device))
         parts = {field.name: getattr(there, field.name) for field in fields(StepInputs)}
-        return DeviceStep(**parts, max_length=1 << (longest - 1).bit_length(), singles=singles)
+        longest = max(span.length for span in step.spans) if self.exact else 0
+        bucket = length_bucket(longest) if self.exact else 0
+        return DeviceStep(**parts, max_length=bucket, singles=singles)
 
     def embed(self, ids_T: Tensor, table: TritonLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> residual [T, D]."""
@@ -280,7 +295,7 @@ class TritonOps:
             step.block_tables,
             positions,
             row_index_T=rows,
-            max_length=step.max_length,
+            max_length=step.max_length or step.block_tables.shape[1] * kv.k.shape[2],
             scale=shape.scale,
             window=shape.window,
             soft_cap=shape.softcap,

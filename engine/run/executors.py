@@ -7,6 +7,8 @@ a CUDA graph on a GPU, and its counterpart on the C kernels.
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +23,9 @@ from .step import StepInputs
 
 if TYPE_CHECKING:
     from ...kernels.device.monitor import JitMonitor
+
+
+log = logging.getLogger(__name__)
 
 
 class Network(Protocol):
@@ -52,6 +57,10 @@ class Program(Protocol):
         ...
 
 
+class CaptureError(Exception):
+    """Ops could not be noted down."""
+
+
 class Recorder(Protocol):
     """Notes ops down."""
 
@@ -60,13 +69,27 @@ class Recorder(Protocol):
         ...
 
     def end_record(self) -> Program:
-        """Stop noting down; the program keeps the buffers that its ops use alive."""
+        """Stop noting down; the program keeps the buffers that its ops use alive.
+
+        Raises:
+            CaptureError: what was noted down cannot be run.
+        """
         ...
 
 
 def unchanged(step: StepInputs) -> StepInputs:
     """The step as it is, for backends that read the host's tensors."""
     return step
+
+
+def row_counts(most: int) -> list[int]:
+    """Numbers of rows that stand for all up to ``most``: powers of two, their middles, the end."""
+    counts = {most}
+    size = 1
+    while size <= most:
+        counts |= {size, min(size * 3 // 2, most)}
+        size *= 2
+    return sorted(counts)
 
 
 class Executor(ABC):
@@ -182,7 +205,7 @@ class RecordingExecutor(Executor):
         if self._nearly_decodes(step, wanted):
             step = step.as_decode()
         replay = step.decodes and len(step.spans) <= self._rows
-        step = self._prepare(step)
+        step = self._prepare(self._fitted(step) if replay else step)
         return self._network.cap(self._replay(step)[:wanted] if replay else self._once(step))
 
     def _nearly_decodes(self, step: StepInputs, wanted: int) -> bool:
@@ -206,6 +229,10 @@ class RecordingExecutor(Executor):
         finally:
             if before > 1:
                 torch.set_num_threads(before)
+
+    def _fitted(self, step: StepInputs) -> StepInputs:
+        """A decode step as it is replayed, with its own rows first."""
+        return step
 
     def _replay(self, step: StepInputs) -> Tensor:
         item = self._recorded.get(step.key)
@@ -239,16 +266,54 @@ class RecordingExecutor(Executor):
 
 
 class CapturingExecutor(RecordingExecutor):
-    """Replays decode steps as CUDA graphs; other steps are computed op by op."""
+    """Replays decode steps as CUDA graphs; other steps are computed op by op.
+
+    Rows that stand for nothing fill a step up to one of a few sizes, so that all graphs there are
+    can be captured before the engine is ready. Where a capture fails, steps are computed op by op
+    from then on.
+
+    Args:
+        network: as for :class:`RecordingExecutor`, like the others.
+        kv: the cache.
+        limit: most rows of a step that is replayed.
+        recorder: captures.
+        prepare: the step as the ops take it.
+    """
 
     # A graph more costs more than its launches.
     spare_tokens = 0
 
-    def monitor(self) -> JitMonitor | None:
-        """Listens for compilations."""
+    def __init__(
+        self,
+        network: Network,
+        kv: KVCache,
+        limit: int,
+        recorder: Recorder,
+        prepare: Callable[[StepInputs], StepInputs] = unchanged,
+    ) -> None:
+        super().__init__(network, kv, limit, recorder, prepare)
+        self._sizes = row_counts(self._rows) if self._rows else []
+        self._monitor: JitMonitor | None = None
+
+    def monitor(self) -> JitMonitor:
+        """Listens for compilations, and for captures."""
         from ...kernels.device.monitor import JitMonitor
 
-        return JitMonitor()
+        if self._monitor is None:
+            self._monitor = JitMonitor()
+        return self._monitor
+
+    def _fitted(self, step: StepInputs) -> StepInputs:
+        rows = len(step.spans)
+        return step.padded(next(size for size in self._sizes if size >= rows))
+
+    def _replay(self, step: StepInputs) -> Tensor:
+        try:
+            return super()._replay(step)
+        except CaptureError as error:
+            log.warning("no CUDA graphs, each op is launched by itself from now on: %s", error)
+            self._rows = 0
+            return self._once(step)
 
     def _once(self, step: StepInputs) -> Tensor:
         return self._network.forward(step, self._kv)
@@ -256,4 +321,8 @@ class CapturingExecutor(RecordingExecutor):
     def _keep(self, step: StepInputs) -> _Recorded:
         # Everything that is compiled or allocated once must be there before a capture.
         self._network.forward(step, self._kv)
-        return super()._keep(step)
+        began = time.perf_counter()
+        kept = super()._keep(step)
+        if self._monitor is not None:
+            self._monitor.captured(f"{len(step.spans)} rows", time.perf_counter() - began)
+        return kept

@@ -109,6 +109,32 @@ class StepInputs:
         if self.rope_local is not None and other.rope_local is not None:
             self.rope_local.copy_(other.rope_local)
 
+    def padded(self, rows: int) -> StepInputs:
+        """A decode step with so many rows; those that are added stand for nothing.
+
+        Their keys and values are not kept (their slots are negative), and they look at the first
+        token of the step's first row.
+        """
+        more = rows - len(self.spans)
+        if more == 0:
+            return self
+
+        def fill(tensor: Tensor, value: int) -> Tensor:
+            added = tensor.new_full((more, *tensor.shape[1:]), value)
+            return torch.cat([tensor, added])
+
+        return replace(
+            self,
+            token_ids=fill(self.token_ids, 0),
+            positions=fill(self.positions, 0),
+            rope=fill(self.rope, 0),
+            rope_local=None if self.rope_local is None else fill(self.rope_local, 0),
+            slots=fill(self.slots, -1),
+            row_index=torch.arange(rows, dtype=torch.int32),
+            block_tables=torch.cat([self.block_tables, self.block_tables[:1].expand(more, -1)]),
+            spans=self.spans + [RowSpan(i, i + 1, 0) for i in range(len(self.spans), rows)],
+        )
+
     def as_decode(self) -> StepInputs:
         """The same tokens as a decode step: each is a row, those whose logits are wanted first.
 

@@ -15,6 +15,7 @@ import torch
 
 from ..config import EngineConfig
 from ..params import SamplingParams
+from .executors import row_counts
 from .model_runner import ModelRunner
 from .sampling import RowSampling
 from .step import StepInputs
@@ -63,23 +64,14 @@ def warm_up(runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_cont
     return steps
 
 
-def row_counts(most: int) -> list[int]:
-    """Numbers of rows that stand for all up to ``most``: powers of two, their middles, the end."""
-    counts = {most}
-    size = 1
-    while size <= most:
-        counts |= {size, min(size * 3 // 2, most)}
-        size *= 2
-    return sorted(counts)
-
-
 def _steps(
     runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_context: int
 ) -> Iterator[StepInputs]:
     lengths = [max_context]
     while lengths[-1] > LEAST_LENGTH:
         lengths.append((1 << (lengths[-1] - 1).bit_length()) // 2)
-    for rows in row_counts(max_batch):
+    # The largest first: smaller recordings then find room in the memory that it took.
+    for rows in reversed(row_counts(max_batch)):
         for length in lengths:
             yield _step(runner, [1] * rows, [length - 1] * rows)
     for tokens in row_counts(max_batch_tokens):

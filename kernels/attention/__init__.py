@@ -1,6 +1,6 @@
 """Attention over the paged KV cache: split-KV decode and prefill with a cached prefix."""
 
-from .config import fits
+from .config import fits, length_bucket
 from .op import decode_attention, decode_splits, decode_workspace, prefill_attention
 from .table import build_prefill_table, check_block_tables, prefill_block
 
@@ -11,6 +11,7 @@ __all__ = [
     "decode_splits",
     "decode_workspace",
     "fits",
+    "length_bucket",
     "prefill_attention",
     "prefill_block",
 ]

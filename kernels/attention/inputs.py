@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import require
+from ..device.paged import check_cache, check_scale
 from .config import DIMS, PAGES, fits
 
 # Tiles are cut for 16-bit types; the interpreter can take wider ones too.
@@ -42,62 +43,52 @@ def check_inputs(
     Raises:
         KernelInputError: any of that does not hold, or devices differ.
     """
-    require(q_THE.dim() == 3, f"q has shape {tuple(q_THE.shape)}; expected (tokens, heads, dim)")
+    require(
+        q_THE.dim() == 3, lambda: f"q has shape {tuple(q_THE.shape)}; expected (tokens, heads, dim)"
+    )
     _, heads, dim = q_THE.shape
-    require(q_THE.dtype in _FLOATS, f"q is {q_THE.dtype}; expected one of {_FLOATS}")
-    require(fits(dim), f"head_dim is {dim}; expected a multiple of 16 up to {max(DIMS)}")
+    require(q_THE.dtype in _FLOATS, lambda: f"q is {q_THE.dtype}; expected one of {_FLOATS}")
+    require(fits(dim), lambda: f"head_dim is {dim}; expected a multiple of 16 up to {max(DIMS)}")
     require(
         q_THE.stride(2) == 1 and q_THE.stride(1) == dim and q_THE.stride(0) % 16 == 0,
-        f"q has strides {q_THE.stride()}; expected (a multiple of 16, {dim}, 1)",
+        lambda: f"q has strides {q_THE.stride()}; expected (a multiple of 16, {dim}, 1)",
     )
-    require(k_cache.dim() == 4, f"k_cache has shape {tuple(k_cache.shape)}; expected 4 dimensions")
+    require(
+        k_cache.dim() == 4,
+        lambda: f"k_cache has shape {tuple(k_cache.shape)}; expected 4 dimensions",
+    )
     blocks, kv_heads, page, _ = k_cache.shape
     require(
         kv_heads > 0 and heads % kv_heads == 0,
-        f"{heads} query heads do not divide into {kv_heads} KV heads",
+        lambda: f"{heads} query heads do not divide into {kv_heads} KV heads",
     )
-    require(page in PAGES, f"a KV block has {page} tokens; expected one of {PAGES}")
+    require(page in PAGES, lambda: f"a KV block has {page} tokens; expected one of {PAGES}")
     quantized = k_cache.dtype == torch.int8
-    for name, cache, scales in (("k", k_cache, k_scale), ("v", v_cache, v_scale)):
-        require(
-            tuple(cache.shape) == (blocks, kv_heads, page, dim)
-            and cache.dtype == (torch.int8 if quantized else q_THE.dtype)
-            and cache.device == q_THE.device,
-            f"{name}_cache is {cache.dtype} {tuple(cache.shape)} on {cache.device}; expected "
-            f"{torch.int8 if quantized else q_THE.dtype} {(blocks, kv_heads, page, dim)} on "
-            f"{q_THE.device}",
-        )
-        require(
-            cache.stride()[1:] == (page * dim, dim, 1)
-            and cache.stride(0) == k_cache.stride(0)
-            and cache.stride(0) % 16 == 0,
-            f"{name}_cache has strides {cache.stride()}; expected ({k_cache.stride(0)}, a multiple "
-            f"of 16, {page * dim}, {dim}, 1)",
-        )
-        require(
-            (scales is not None) == quantized,
-            f"{name}_cache is {cache.dtype}, "
-            f"so {name}_scale must {'' if quantized else 'not '}be given",
-        )
-        if scales is not None:
-            require(
-                tuple(scales.shape) == (blocks, kv_heads, page)
-                and scales.dtype == torch.float32
-                and scales.stride()[1:] == (page, 1)
-                and k_scale is not None
-                and scales.stride(0) == k_scale.stride(0)
-                and scales.device == q_THE.device,
-                f"{name}_scale is {scales.dtype} {tuple(scales.shape)} with strides "
-                f"{scales.stride()}; expected float32 {(blocks, kv_heads, page)}, rows contiguous",
-            )
+    require(
+        k_cache.stride(0) % 16 == 0,
+        lambda: (
+            f"blocks of k_cache lie {k_cache.stride(0)} elements apart; expected a multiple of 16"
+        ),
+    )
+    strides = (k_cache.stride(0), page * dim, dim, 1)
+    dtype = torch.int8 if quantized else q_THE.dtype
+    check_cache("k", k_cache, (blocks, kv_heads, page, dim), strides, dtype, q_THE.device)
+    check_cache("v", v_cache, (blocks, kv_heads, page, dim), strides, dtype, q_THE.device)
+    check_scale("k", k_scale, k_cache, k_scale)
+    check_scale("v", v_scale, k_cache, k_scale)
     require(
         tables.dim() == 2 and tables.dtype == torch.int32 and tables.stride(1) == 1
         and tables.device == q_THE.device,
-        f"block_tables is {tables.dtype} {tuple(tables.shape)} with strides {tables.stride()} on "
-        f"{tables.device}; expected int32 (rows, blocks), rows contiguous, on {q_THE.device}",
+        lambda: f"block_tables is {tables.dtype} {tuple(tables.shape)} with strides "
+        f"{tables.stride()} on {tables.device}; expected int32 (rows, blocks), rows contiguous, "
+        f"on {q_THE.device}",
     )  # fmt: skip
     require(
-        math.isfinite(scale) and scale > 0, f"scale is {scale}; expected a finite number above 0"
+        math.isfinite(scale) and scale > 0,
+        lambda: f"scale is {scale}; expected a finite number above 0",
     )
-    require(window >= 0 and soft_cap >= 0, f"window {window} and soft_cap {soft_cap} must be >= 0")
+    require(
+        window >= 0 and soft_cap >= 0,
+        lambda: f"window {window} and soft_cap {soft_cap} must be >= 0",
+    )
     return kv_heads, page

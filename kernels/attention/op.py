@@ -100,18 +100,20 @@ def decode_attention(
     if row_index_T is None:
         require(
             block_tables_RW.shape[0] >= tokens,
-            f"{tokens} tokens but {block_tables_RW.shape[0]} block table lines",
+            lambda: f"{tokens} tokens but {block_tables_RW.shape[0]} block table lines",
             "pass row_index",
         )
     else:
         check_tensor("row_index", row_index_T, (tokens,), (torch.int32,), device)
-    require(max_length > 0, f"max_length is {max_length}; expected at least 1")
+    require(max_length > 0, lambda: f"max_length is {max_length}; expected at least 1")
     if debug:
         check_block_tables(
             block_tables_RW, positions_T + 1, k_cache_BJSE.shape[0], page, row_index_T
         )
         longest = int(positions_T.max()) + 1 if tokens else 0
-        require(longest <= max_length, f"a row has {longest} tokens; max_length is {max_length}")
+        require(
+            longest <= max_length, lambda: f"a row has {longest} tokens; max_length is {max_length}"
+        )
     out = _output(q_THE, out)
     if tokens == 0:
         return out
@@ -129,8 +131,10 @@ def decode_attention(
         check_tensor("workspace", workspace, (None,), (torch.float32,), device)
         require(
             workspace.numel() >= cells * (dim + 2),
-            f"workspace holds {workspace.numel()} floats; {cells * (dim + 2)} are needed for "
-            f"{tokens} tokens, {heads} heads of {dim} and {splits} splits",
+            lambda: (
+                f"workspace holds {workspace.numel()} floats; {cells * (dim + 2)} are needed for "
+                f"{tokens} tokens, {heads} heads of {dim} and {splits} splits"
+            ),
         )
         partial, stats = workspace[: cells * dim], workspace[cells * dim :]
     quantized = k_scale_BJS is not None
@@ -234,7 +238,7 @@ def prefill_attention(
     tile = prefill_tile(arch, group, page, width, k_cache_BJSE.element_size())
     require(
         1 <= block_q * group <= tile.rows,
-        f"block_q is {block_q} for {group} heads per KV head; a tile has {tile.rows} rows",
+        lambda: f"block_q is {block_q} for {group} heads per KV head; a tile has {tile.rows} rows",
         "take block_q from prefill_block()",
     )
     if debug:
@@ -242,7 +246,9 @@ def prefill_attention(
         require(
             bool((lines[:, 1] <= block_q).all())
             and bool((lines[:, 0] + lines[:, 1] <= tokens).all()),
-            f"the prefill table has a line of more than {block_q} tokens or past token {tokens}",
+            lambda: (
+                f"the prefill table has a line of more than {block_q} tokens or past token {tokens}"
+            ),
         )
         check_block_tables(
             block_tables_RW, lines[:, 1] + lines[:, 2], k_cache_BJSE.shape[0], page, lines[:, 3]

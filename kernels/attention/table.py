@@ -46,7 +46,9 @@ def build_prefill_table(
     if lines is not None:
         require(
             len(work) <= lines,
-            f"the step needs {len(work)} prefill lines of {block_q} tokens; room is for {lines}",
+            lambda: (
+                f"the step needs {len(work)} prefill lines of {block_q} tokens; room is for {lines}"
+            ),
         )
         work.extend([(0, 0, 0, 0)] * (lines - len(work)))
     return torch.tensor(work, dtype=torch.int32).reshape(-1, 4)

@@ -57,22 +57,24 @@ def pack_codebook(
     values = values[None] if values.dim() == 1 else values
     require(
         tuple(values.shape) in ((1, 16), (n, 16)),
-        f"table has shape {tuple(values.shape)}; expected 16 values or {(n, 16)}",
+        lambda: f"table has shape {tuple(values.shape)}; expected 16 values or {(n, 16)}",
     )
-    require(block == -1 or block > 0, f"block is {block}; expected a positive number or -1")
+    require(block == -1 or block > 0, lambda: f"block is {block}; expected a positive number or -1")
     flat = scales.reshape(-1).to(torch.float32)
     count = n if block == -1 else -(-n * k // block)
-    require(flat.numel() == count, f"{flat.numel()} scales; expected {count} for block {block}")
+    require(
+        flat.numel() == count, lambda: f"{flat.numel()} scales; expected {count} for block {block}"
+    )
     if codes_NK.numel():
         top = int(codes_NK.max())
-        require(top <= 15, f"codes go up to {top}; expected 4-bit codes, 0 to 15")
+        require(top <= 15, lambda: f"codes go up to {top}; expected 4-bit codes, 0 to 15")
     group = block
     if block != -1:
         # Blocks may straddle rows; pieces of the common divisor never do.
         group = math.gcd(block, k)
         require(
             group % 32 == 0 or n * k == 0,
-            f"K is {k} with blocks of {block}: pieces of {group} do not fit a kernel",
+            lambda: f"K is {k} with blocks of {block}: pieces of {group} do not fit a kernel",
             "dequantize this layer",
         )
         flat = flat.repeat_interleave(block // group)[: n * k // group]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from halfbyte.errors import KernelInputError
 
 
-def require(condition: bool, message: str, hint: str = "") -> None:
-    """Raise KernelInputError with ``message`` unless the condition holds."""
+def require(condition: bool, message: str | Callable[[], str], hint: str = "") -> None:
+    """Raise KernelInputError with ``message`` unless the condition holds.
+
+    A message that takes time to write is a function: every launch comes by here, and few fail.
+    """
     if not condition:
-        raise KernelInputError(message, hint=hint)
+        raise KernelInputError(message if isinstance(message, str) else message(), hint=hint)
 
 
 def check_tensor(
@@ -33,19 +38,32 @@ def check_tensor(
     Raises:
         KernelInputError: any of that does not hold.
     """
-    fits = x.dim() == len(shape) and all(
-        want is None or have == want for have, want in zip(x.shape, shape, strict=False)
+    have = tuple(x.shape)
+    fits = len(have) == len(shape) and all(
+        want is None or size == want for size, want in zip(have, shape, strict=True)
     )
+    there = device is None or x.device == device
+    if fits and there and x.dtype in dtypes and x.is_contiguous():
+        return
+    _refuse(name, x, shape, dtypes, device, fits)
+
+
+def _refuse(
+    name: str,
+    x: Tensor,
+    shape: tuple[int | None, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device | None,
+    fits: bool,
+) -> None:
+    have = tuple(x.shape)
     wanted = tuple("any" if size is None else size for size in shape)
-    require(fits, f"{name} has shape {tuple(x.shape)}; expected {wanted}")
+    require(fits, f"{name} has shape {have}; expected {wanted}")
     names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
     require(x.dtype in dtypes, f"{name} is {str(x.dtype).removeprefix('torch.')}; expected {names}")
     require(
         x.is_contiguous(),
-        f"{name} has strides {x.stride()} for shape {tuple(x.shape)}; expected contiguous",
+        f"{name} has strides {x.stride()} for shape {have}; expected contiguous",
         "call .contiguous()",
     )
-    require(
-        device is None or x.device == device,
-        f"{name} is on {x.device}; expected {device}",
-    )
+    require(device is None or x.device == device, f"{name} is on {x.device}; expected {device}")

@@ -1,4 +1,4 @@
-"""Warn about every Triton compilation or autotuning after the engine said that it was ready.
+"""Warn about every compilation, autotuning or capture after the engine said that it was ready.
 
 Triton calls a hook before and one after each compilation of a launch (also when the binary comes
 from its disk cache); newer versions also call a listener after each autotuning, which in older ones
@@ -24,11 +24,11 @@ _Hook = Callable[..., Any] | None
 
 @dataclass(frozen=True, slots=True)
 class JitEvent:
-    """One compilation or autotuning.
+    """One compilation, autotuning or capture.
 
     Attributes:
-        what: ``compile`` or ``autotune``.
-        kernel: name of the kernel.
+        what: ``compile``, ``autotune`` or ``capture``.
+        kernel: name of the kernel; ``CUDA graph`` of a capture.
         detail: launch options and argument types, as Triton prints them.
         seconds: how long it took, or None when unknown.
     """
@@ -40,7 +40,7 @@ class JitEvent:
 
 
 class JitMonitor:
-    """Logs a warning for each compilation and autotuning while it is armed.
+    """Logs a warning for each compilation, autotuning and capture while it is armed.
 
     Args:
         knobs: ``triton.knobs``, or something like it in tests.
@@ -118,12 +118,22 @@ class JitMonitor:
         detail = f"key {call.get('key')}"
         self._report(JitEvent("autotune", name, detail, call.get("duration")))
 
+    def captured(self, detail: str, seconds: float) -> None:
+        """Take note of a CUDA graph; it is reported while the monitor is armed.
+
+        Args:
+            detail: of what.
+            seconds: how long it took.
+        """
+        if self.armed:
+            self._report(JitEvent("capture", "CUDA graph", detail, seconds))
+
     def _report(self, event: JitEvent) -> None:
         with self._lock:
             self.events.append(event)
         took = "" if event.seconds is None else f" in {event.seconds:.2f} s"
         log.warning(
-            "Triton %s of %s%s after the engine was ready: %s",
+            "%s of %s%s after the engine was ready: %s",
             event.what,
             event.kernel,
             took,

@@ -46,8 +46,10 @@ class Workspace:
         size = rows * columns * dtype.itemsize
         require(
             size <= self.scratch_bytes,
-            f"scratch of {size} bytes asked for {rows} x {columns} {dtype}; "
-            f"the workspace has {self.scratch_bytes}",
+            lambda: (
+                f"scratch of {size} bytes asked for {rows} x {columns} {dtype}; "
+                f"the workspace has {self.scratch_bytes}"
+            ),
         )
         if self._scratch is None:
             self._scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device)

@@ -91,7 +91,7 @@ def pack(
     least = 16 if planes == 2 else 32
     require(
         group == -1 or (group > 0 and group % least == 0),
-        f"group size {group} is not -1 or a multiple of {least}",
+        lambda: f"group size {group} is not -1 or a multiple of {least}",
         "dequantize this layer",
     )
     groups = 1 if group == -1 else -(-k // group)

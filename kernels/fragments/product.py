@@ -72,7 +72,9 @@ def dequantize(
 ) -> Tensor:
     """Rows of the weight from atom ``first_atom`` on into ``out`` [rows, K], whole atoms."""
     atoms, slices, _ = weight.words.shape
-    require(out.shape[0] % FRAGMENT_ROWS == 0, f"{out.shape[0]} rows; expected a multiple of 64")
+    require(
+        out.shape[0] % FRAGMENT_ROWS == 0, lambda: f"{out.shape[0]} rows; expected a multiple of 64"
+    )
     unit = _k_unit(weight.features, out)
     launch: dict[str, Any] = {
         **_constants(weight, out),
@@ -156,7 +158,8 @@ def _dense(
     k = weight.features
     step = space.scratch_bytes // (k * x_MK.element_size()) // FRAGMENT_ROWS * FRAGMENT_ROWS
     require(
-        step > 0, f"scratch of {space.scratch_bytes} bytes is less than 64 rows of {k} features"
+        step > 0,
+        lambda: f"scratch of {space.scratch_bytes} bytes is less than 64 rows of {k} features",
     )
     for start in range(0, weight.stored_rows, step):
         stop = min(weight.stored_rows, start + step)

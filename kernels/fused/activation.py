@@ -37,10 +37,13 @@ def gated_mul(
     """
     check_tensor("gate_up", gate_up_TI2, (None, None), FLOATS)
     tokens, twice = gate_up_TI2.shape
-    require(twice % 2 == 0 and twice > 0, f"gate_up has {twice} columns; expected an even number")
+    require(
+        twice % 2 == 0 and twice > 0,
+        lambda: f"gate_up has {twice} columns; expected an even number",
+    )
     require(
         activation in ("silu", "gelu_tanh"),
-        f"activation is {activation!r}; expected 'silu' or 'gelu_tanh'",
+        lambda: f"activation is {activation!r}; expected 'silu' or 'gelu_tanh'",
     )
     width = twice // 2
     written = allocate(tokens, width, gate_up_TI2, out, group, quantize, values)

@@ -50,7 +50,9 @@ def gather_step(
     check_tensor("tables", tables_RW, (tokens_RC.shape[0], None), (torch.int32,), device)
     check_tensor("rope_table", rope_table_PF2, (None, None), (torch.float32,), device)
     columns = int(rope_table_PF2.shape[1])
-    require(block_size > 0 and columns % 2 == 0, f"block size {block_size}, {columns} columns")
+    require(
+        block_size > 0 and columns % 2 == 0, lambda: f"block size {block_size}, {columns} columns"
+    )
     if rope_shift_T is not None:
         check_tensor("rope_shift", rope_shift_T, (count,), (torch.int32,), device)
     if out is None:

@@ -47,7 +47,7 @@ def rms_norm(
     check_tensor("x", x_TD, (None, None), FLOATS)
     tokens, width = x_TD.shape
     check_tensor("weight", weight_D, (width,), FLOATS, x_TD.device)
-    require(0 < width <= MAX_ROW, f"a row has {width} values; expected 1..{MAX_ROW}")
+    require(0 < width <= MAX_ROW, lambda: f"a row has {width} values; expected 1..{MAX_ROW}")
     if residual_TD is not None:
         check_tensor("residual", residual_TD, (tokens, width), FLOATS, x_TD.device)
         require(rows_S is None, "residual and rows cannot be given together")
@@ -110,7 +110,7 @@ def embed_norm(
     check_tensor("ids", ids_T, (None,), (torch.int64, torch.int32))
     check_tensor("table", table_VD, (None, None), FLOATS, ids_T.device)
     tokens, width = int(ids_T.shape[0]), int(table_VD.shape[1])
-    require(0 < width <= MAX_ROW, f"a row has {width} values; expected 1..{MAX_ROW}")
+    require(0 < width <= MAX_ROW, lambda: f"a row has {width} values; expected 1..{MAX_ROW}")
     if residual_TD is None:
         residual_TD = torch.empty(tokens, width, dtype=table_VD.dtype, device=ids_T.device)
     check_tensor("residual", residual_TD, (tokens, width), FLOATS, ids_T.device)

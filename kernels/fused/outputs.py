@@ -54,7 +54,7 @@ def allocate(
     """
     require(
         group == 0 or (group >= 8 and group & (group - 1) == 0),
-        f"group is {group}; expected 0 or a power of two from 8",
+        lambda: f"group is {group}; expected 0 or a power of two from 8",
     )
     require(values or quantize, "nothing to write: values and quantize are both off")
     device = like.device

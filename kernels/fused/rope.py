@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
+from ..device.paged import check_cache, check_scale
 from .config import head_tile, next_power_of_2
 from .outputs import FLOATS
 from .rope_kernel import rope_kernel
@@ -48,7 +49,10 @@ def rope_write_kv(
     Raises:
         KernelInputError: shapes, types or strides do not fit.
     """
-    require(k_cache_BJSE.dim() == 4, f"k_cache has shape {tuple(k_cache_BJSE.shape)}; expected 4")
+    require(
+        k_cache_BJSE.dim() == 4,
+        lambda: f"k_cache has shape {tuple(k_cache_BJSE.shape)}; expected 4",
+    )
     blocks, kv_heads, page, dim = k_cache_BJSE.shape
     check_tensor("qkv", qkv_TC, (None, (heads + 2 * kv_heads) * dim), FLOATS)
     tokens, device = int(qkv_TC.shape[0]), qkv_TC.device
@@ -56,37 +60,16 @@ def rope_write_kv(
     half = int(rope_TF2.shape[1]) // 2
     require(
         rope_TF2.shape[1] == 2 * half and 0 < 2 * half <= dim,
-        f"rope has {rope_TF2.shape[1]} columns; expected an even number in 2..{dim}",
+        lambda: f"rope has {rope_TF2.shape[1]} columns; expected an even number in 2..{dim}",
     )
     check_tensor("slots", slots_T, (tokens,), (torch.int64,), device)
     quantized = k_cache_BJSE.dtype == torch.int8
-    for name, cache, scales in (
-        ("k", k_cache_BJSE, k_scale_BJS),
-        ("v", v_cache_BJSE, v_scale_BJS),
-    ):
-        wanted = torch.int8 if quantized else qkv_TC.dtype
-        require(
-            tuple(cache.shape) == (blocks, kv_heads, page, dim)
-            and cache.dtype == wanted
-            and cache.stride() == (k_cache_BJSE.stride(0), page * dim, dim, 1)
-            and cache.device == device,
-            f"{name}_cache is {cache.dtype} {tuple(cache.shape)} with strides {cache.stride()} on "
-            f"{cache.device}; expected {wanted} {(blocks, kv_heads, page, dim)} with strides "
-            f"{(k_cache_BJSE.stride(0), page * dim, dim, 1)} on {device}",
-        )
-        require(
-            (scales is not None) == quantized,
-            f"{name}_cache is {cache.dtype}, so {name}_scale must "
-            f"{'' if quantized else 'not '}be given",
-        )
-        if scales is not None and k_scale_BJS is not None:
-            require(
-                tuple(scales.shape) == (blocks, kv_heads, page)
-                and scales.dtype == torch.float32
-                and scales.stride() == (k_scale_BJS.stride(0), page, 1),
-                f"{name}_scale is {scales.dtype} {tuple(scales.shape)} with strides "
-                f"{scales.stride()}; expected float32 {(blocks, kv_heads, page)}, rows contiguous",
-            )
+    strides = (k_cache_BJSE.stride(0), page * dim, dim, 1)
+    dtype = torch.int8 if quantized else qkv_TC.dtype
+    check_cache("k", k_cache_BJSE, (blocks, kv_heads, page, dim), strides, dtype, device)
+    check_cache("v", v_cache_BJSE, (blocks, kv_heads, page, dim), strides, dtype, device)
+    check_scale("k", k_scale_BJS, k_cache_BJSE, k_scale_BJS)
+    check_scale("v", v_scale_BJS, k_cache_BJSE, k_scale_BJS)
     require((q_norm_E is None) == (k_norm_E is None), "give both of q_norm and k_norm, or neither")
     for name, norm in (("q_norm", q_norm_E), ("k_norm", k_norm_E)):
         if norm is not None:
@@ -97,8 +80,10 @@ def rope_write_kv(
         tuple(out.shape) == (tokens, heads, dim)
         and out.dtype == qkv_TC.dtype
         and out.stride()[1:] == (dim, 1),
-        f"out is {out.dtype} {tuple(out.shape)} with strides {out.stride()}; expected "
-        f"{qkv_TC.dtype} {(tokens, heads, dim)}, heads contiguous",
+        lambda: (
+            f"out is {out.dtype} {tuple(out.shape)} with strides {out.stride()}; expected "
+            f"{qkv_TC.dtype} {(tokens, heads, dim)}, heads contiguous"
+        ),
     )
     if tokens == 0:
         return out

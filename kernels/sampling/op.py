@@ -23,14 +23,18 @@ MAX_VOCABULARY = 1 << 22
 def _check_logits(logits_SV: Tensor, valid: int | None) -> int:
     require(
         logits_SV.dim() == 2 and logits_SV.dtype in _FLOATS and logits_SV.stride(1) == 1,
-        f"logits are {logits_SV.dtype} {tuple(logits_SV.shape)} with strides {logits_SV.stride()}; "
-        "expected a float matrix with contiguous rows",
+        lambda: (
+            f"logits are {logits_SV.dtype} {tuple(logits_SV.shape)} with strides "
+            f"{logits_SV.stride()}; expected a float matrix with contiguous rows"
+        ),
     )
     width = int(logits_SV.shape[1])
     vocabulary = width if valid is None else valid
     require(
         0 < vocabulary <= min(width, MAX_VOCABULARY),
-        f"{vocabulary} ids are valid, logits have {width} columns; expected 1..{MAX_VOCABULARY}",
+        lambda: (
+            f"{vocabulary} ids are valid, logits have {width} columns; expected 1..{MAX_VOCABULARY}"
+        ),
     )
     return vocabulary
 
@@ -101,14 +105,14 @@ def sample(
         check_tensor("counts", counts_PV, (None, None), (torch.int32,), device)
         require(
             counts_PV.shape[1] >= vocabulary,
-            f"counts have {counts_PV.shape[1]} columns; {vocabulary} ids are valid",
+            lambda: f"counts have {counts_PV.shape[1]} columns; {vocabulary} ids are valid",
         )
     if workspace is None:
         workspace = sample_workspace(rows, device)
     check_tensor("workspace", workspace, (None,), (torch.int32,), device)
     require(
         workspace.numel() >= rows * 2 * CANDIDATES,
-        f"workspace holds {workspace.numel()} integers; {rows * 2 * CANDIDATES} are needed",
+        lambda: f"workspace holds {workspace.numel()} integers; {rows * 2 * CANDIDATES} are needed",
     )
     if out is None:
         out = torch.empty(rows, dtype=torch.int64, device=device)

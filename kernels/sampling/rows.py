@@ -82,11 +82,14 @@ def reset_counts(counts_PV: Tensor, slot: int, tokens_L: Tensor, prompt_length: 
     check_tensor("tokens", tokens_L, (None,), (torch.int64,), counts_PV.device)
     require(
         0 <= slot < counts_PV.shape[0],
-        f"penalty slot is {slot}; expected 0..{counts_PV.shape[0] - 1}",
+        lambda: f"penalty slot is {slot}; expected 0..{counts_PV.shape[0] - 1}",
     )
-    line = counts_PV[slot]
-    prompt, output = tokens_L[:prompt_length], tokens_L[prompt_length:]
-    prompt, output = prompt[prompt < line.shape[0]], output[output < line.shape[0]]
-    line.zero_()
-    line.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
-    line[prompt] |= SEEN
+    line, width = counts_PV[slot], counts_PV.shape[1]
+    # Ids past V are collected in a place more: picking the others out would wait for the device.
+    prompt, output = tokens_L.clamp(max=width).split_with_sizes(
+        [min(prompt_length, len(tokens_L)), max(len(tokens_L) - prompt_length, 0)]
+    )
+    counts = torch.zeros(width + 1, dtype=torch.int32, device=counts_PV.device)
+    counts.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+    seen = torch.zeros_like(counts).index_fill_(0, prompt, SEEN)
+    torch.bitwise_or(counts[:width], seen[:width], out=line)

@@ -7,6 +7,7 @@ half-precision instructions per pair of weights, that is up to about 32 rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -155,14 +156,20 @@ def choose(
         return TileChoice("late", replace(config, splits=splits), "exact", rejected)
 
     found = None if overrides is None else overrides.get(table_key(p))
-    if found is not None:
-        values = dict(found)
-        kernel = values.pop("kernel")
-        for name in ("late", "direct", "dequantize"):
-            if name != kernel:
-                rejected[name] = f"the override table names {kernel}"
-        return TileChoice(kernel, W4A16Config(**values), table_key(p), rejected)
+    if found is None:
+        return _formula(p, partial_bytes, counters)
+    values = dict(found)
+    kernel = values.pop("kernel")
+    for name in ("late", "direct", "dequantize"):
+        if name != kernel:
+            rejected[name] = f"the override table names {kernel}"
+    return TileChoice(kernel, W4A16Config(**values), table_key(p), rejected)
 
+
+@functools.lru_cache(4096)
+def _formula(p: Problem, partial_bytes: int, counters: int) -> TileChoice:
+    """What is taken where no table says otherwise; asked before each launch."""
+    rejected: dict[str, str] = {}
     limit = crossover(p.arch)
     if p.m > limit:
         why = f"{p.m} rows: above {limit} on sm_{p.arch} a dense product is faster"

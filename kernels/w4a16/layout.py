@@ -252,7 +252,9 @@ def _check(
 ) -> None:
     require(
         codes.dim() == 2 and codes.dtype == torch.uint8,
-        f"codes are {codes.dtype} {tuple(codes.shape)}; expected uint8 [N, K], one code each",
+        lambda: (
+            f"codes are {codes.dtype} {tuple(codes.shape)}; expected uint8 [N, K], one code each"
+        ),
     )
     reason = supports(group)
     if reason is not None:
@@ -261,19 +263,29 @@ def _check(
     groups = 1 if group == -1 else -(-k // group)
     require(
         tuple(scales.shape) == (n, groups),
-        f"scales have shape {tuple(scales.shape)}; expected {(n, groups)} for group {group}",
+        lambda: (
+            f"scales have shape {tuple(scales.shape)}; expected {(n, groups)} for group {group}"
+        ),
     )
-    require(zero in ("none", "int", "float"), f"zero kind is {zero!r}; expected none, int or float")
+    require(
+        zero in ("none", "int", "float"),
+        lambda: f"zero kind is {zero!r}; expected none, int or float",
+    )
     require(
         (zeros is None) == (zero == "none"),
-        f"zero kind is {zero!r} but zeros are {'absent' if zeros is None else 'given'}",
+        lambda: f"zero kind is {zero!r} but zeros are {'absent' if zeros is None else 'given'}",
     )
     require(
         zeros is None or zeros.shape == scales.shape,
-        f"zeros have shape {None if zeros is None else tuple(zeros.shape)}; "
-        f"expected {tuple(scales.shape)} like the scales",
+        lambda: (
+            f"zeros have shape {None if zeros is None else tuple(zeros.shape)}; "
+            f"expected {tuple(scales.shape)} like the scales"
+        ),
     )
-    require(not gated or n % 2 == 0, f"gated weight has {n} rows; expected gate and up of one size")
+    require(
+        not gated or n % 2 == 0,
+        lambda: f"gated weight has {n} rows; expected gate and up of one size",
+    )
     if codes.numel():
         top = int(codes.max())
-        require(top <= 15, f"codes go up to {top}; expected 4-bit codes, 0 to 15")
+        require(top <= 15, lambda: f"codes go up to {top}; expected 4-bit codes, 0 to 15")

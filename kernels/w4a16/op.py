@@ -63,7 +63,9 @@ def w4a16_linear(
     wanted = "silu_mul" if weight.gated else None
     require(
         activation == wanted,
-        f"activation is {activation!r}, but the weight was packed with gated={weight.gated}",
+        lambda: (
+            f"activation is {activation!r}, but the weight was packed with gated={weight.gated}"
+        ),
         f"pass activation={wanted!r}",
     )
     if out is None:
@@ -79,6 +81,9 @@ def w4a16_linear(
         _dense(x_MK, weight, bias, residual, out, workspace)
         return out
     step = _rows_per_launch(weight, choice.config, m, workspace)
+    if step >= m:
+        _launch(choice, x_MK, weight, bias, residual, out, workspace)
+        return out
     for start in range(0, m, step):
         stop = min(m, start + step)
         part = None if residual is None else residual[start:stop]
@@ -134,7 +139,10 @@ def dequantize(
     count = out.shape[0] // ATOM_ROWS
     require(
         out.shape[0] % ATOM_ROWS == 0 and first_atom + count <= atoms,
-        f"{out.shape[0]} rows from atom {first_atom} asked for; the weight has {atoms} atoms of 64",
+        lambda: (
+            f"{out.shape[0]} rows from atom {first_atom} asked for; "
+            f"the weight has {atoms} atoms of 64"
+        ),
     )
     unit = _k_unit(k, out)
     dequantize_kernel[(count, slices)](
@@ -175,9 +183,11 @@ def _rows_per_launch(weight: PackedW4, config: W4A16Config, m: int, workspace: W
     tiles_m = min(workspace.partials.numel() // per_tile, workspace.counters.numel() // tiles_n)
     require(
         tiles_m > 0,
-        f"{config.splits} splits of {tiles_n} tiles need {per_tile * 4} bytes and {tiles_n} "
-        f"counters; the workspace has {workspace.partials.numel() * 4} bytes and "
-        f"{workspace.counters.numel()} counters",
+        lambda: (
+            f"{config.splits} splits of {tiles_n} tiles need {per_tile * 4} bytes and {tiles_n} "
+            f"counters; the workspace has {workspace.partials.numel() * 4} bytes and "
+            f"{workspace.counters.numel()} counters"
+        ),
         "enlarge the workspace, or lower the splits in the override table",
     )
     return tiles_m * config.bm
@@ -198,8 +208,10 @@ def _launch(
     rows, slices = _stored_rows(weight), weight.units.shape[1]
     require(
         fits(rows, config) and not (weight.gated and config.bn != 2 * ATOM_ROWS),
-        f"tile of {config.bn} rows (from {choice.source}) for {rows} stored rows, "
-        f"gated={weight.gated}; expected 128, or 64 when not gated",
+        lambda: (
+            f"tile of {config.bn} rows (from {choice.source}) for {rows} stored rows, "
+            f"gated={weight.gated}; expected 128, or 64 when not gated"
+        ),
     )
     tiles_split = -(-slices // config.splits)
     unit = _k_unit(k, x_MK)
@@ -259,7 +271,7 @@ def _dense(
     step = workspace.scratch_bytes // (k * x_MK.element_size()) // pair * pair
     require(
         step > 0,
-        f"scratch of {workspace.scratch_bytes} bytes is less than {pair} rows of {k}",
+        lambda: f"scratch of {workspace.scratch_bytes} bytes is less than {pair} rows of {k}",
         "enlarge the workspace's scratch_bytes",
     )
     rows = _stored_rows(weight)

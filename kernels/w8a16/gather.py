@@ -80,7 +80,7 @@ def gather_rows(
     KernelInputError.
     """
     check_tensor("ids", ids_T, (None,), (torch.int64,), weight.words.device)
-    require(dtype in _TYPES, f"dtype is {dtype}; expected float16 or bfloat16")
+    require(dtype in _TYPES, lambda: f"dtype is {dtype}; expected float16 or bfloat16")
     count, (vocabulary, k) = ids_T.shape[0], weight.shape
     out = torch.empty(count, k, dtype=dtype, device=ids_T.device)
     if count == 0 or k == 0:

@@ -37,10 +37,13 @@ def pack_w8a16(
         KernelInputError: shapes, dtypes or group do not fit.
     """
     check_tensor("codes", codes_NK, (None, None), (torch.uint8, torch.int8))
-    require(zero in ("none", "int", "float"), f"zero kind is {zero!r}; expected none, int or float")
+    require(
+        zero in ("none", "int", "float"),
+        lambda: f"zero kind is {zero!r}; expected none, int or float",
+    )
     require(
         (zeros_NG is None) == (zero == "none"),
-        f"zero kind is {zero!r} but zeros are {'absent' if zeros_NG is None else 'given'}",
+        lambda: f"zero kind is {zero!r} but zeros are {'absent' if zeros_NG is None else 'given'}",
     )
     if codes_NK.dtype == torch.int8:
         codes_NK = codes_NK.view(torch.uint8) ^ 128
@@ -48,7 +51,7 @@ def pack_w8a16(
     offsets = None
     if zeros_NG is not None:
         # The kernel decodes v = q - 128: s (q - z) = s v + s (128 - z), s q + z = s v + 128 s + z.
-        require(zeros_NG.shape == scales.shape, f"zeros have shape {tuple(zeros_NG.shape)}")
+        require(zeros_NG.shape == scales.shape, lambda: f"zeros have shape {tuple(zeros_NG.shape)}")
         zeros = zeros_NG.to(torch.float32)
         offsets = scales * (128 - zeros) if zero == "int" else scales * 128 + zeros
         if not bool(offsets.any()):

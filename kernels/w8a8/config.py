@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..device.workspace import COUNTERS, PARTIAL_BYTES
+
 _MIN_TILES_PER_SPLIT = 4
 _QUANTIZE_MOST = 16384
 GROUP_M = 8
@@ -128,16 +130,29 @@ def choose(
     return wide
 
 
-def choose_split(config: GemmConfig, m: int, n: int, k: int, multiprocessors: int) -> int:
-    """Programs that share the K of one tile: 3 a multiprocessor in all, 4 k tiles each at least."""
-    if not config.splittable:
-        return 1
+def choose_split(
+    config: GemmConfig,
+    m: int,
+    n: int,
+    k: int,
+    multiprocessors: int,
+    *,
+    partials: int = PARTIAL_BYTES // 4,
+    counters: int = COUNTERS,
+) -> int:
+    """Programs that share the K of one tile: 3 a multiprocessor in all, 4 k tiles each at least.
+
+    ``partials`` (elements) and ``counters`` are what the workspace holds.
+    """
     tiles_mn = -(-m // config.bm) * -(-n // config.bn)
+    if not config.splittable or tiles_mn > counters:
+        return 1
     wanted = 3 * multiprocessors // tiles_mn
     most = k // (config.bk * _MIN_TILES_PER_SPLIT)
+    room = partials // (tiles_mn * config.bm * config.bn)
     split = 1
     # Powers of two only: each split is a variant to compile before serving starts.
-    while split * 2 <= min(wanted, most, 16):
+    while split * 2 <= min(wanted, most, room, 16):
         split *= 2
     return split
 

@@ -103,14 +103,14 @@ class _RowScales(TritonKind[PackedW8A8]):
         """-> [M, N]; sums of int8 are exact, those of float8 depend on the tile."""
         q, scale, zero = _rounded(x_MK, weight)
         if not (context.exact and self.floating) or x_MK.shape[0] < 2:
-            return w8a8_linear(q, scale, weight, zero, bias, residual, out)
+            return w8a8_linear(q, scale, weight, zero, bias, residual, out, context.workspace)
         # A tile is chosen by the number of rows; one row at a time it is always the same.
         rows, static = [], weight.rounding is not None and weight.rounding.scale is not None
         for m in range(x_MK.shape[0]):
             one = slice(m, m + 1)
             s = scale if static else scale[one]
             added, place = (None if t is None else t[one] for t in (residual, out))
-            rows.append(w8a8_linear(q[one], s, weight, None, bias, added, place))
+            rows.append(w8a8_linear(q[one], s, weight, None, bias, added, place, context.workspace))
         return torch.cat(rows) if out is None else out
 
     def prepared(
@@ -118,7 +118,7 @@ class _RowScales(TritonKind[PackedW8A8]):
     ) -> Callable[[PackedW8A8], Tensor]:
         """The product alone, of x [M, K] that is rounded already."""
         q, scale, zero = _rounded(x_MK, weight)
-        return lambda w: w8a8_linear(q, scale, w, zero, out=out)
+        return lambda w: w8a8_linear(q, scale, w, zero, out=out, workspace=context.workspace)
 
     def seen(self, x_MK: Tensor, weight: PackedW8A8) -> Tensor:
         """Codes less their zero points, scaled: float64 [M, K]."""

@@ -87,11 +87,16 @@ def pack_w8a8(
     kinds = (torch.int8, torch.uint8, torch.float8_e4m3fn)
     check_tensor("codes", codes_NK, (None, None), kinds)
     require(
-        dtype in (torch.float16, torch.bfloat16), f"dtype is {dtype}; expected float16 or bfloat16"
+        dtype in (torch.float16, torch.bfloat16),
+        lambda: f"dtype is {dtype}; expected float16 or bfloat16",
     )
     n, k = codes_NK.shape
-    require(scales_N.numel() == n, f"{scales_N.numel()} scales for {n} rows; expected one a row")
-    require(0 < k < MAX_K, f"K is {k}; sums of 8-bit products fit 32 bits only below {MAX_K}")
+    require(
+        scales_N.numel() == n, lambda: f"{scales_N.numel()} scales for {n} rows; expected one a row"
+    )
+    require(
+        0 < k < MAX_K, lambda: f"K is {k}; sums of 8-bit products fit 32 bits only below {MAX_K}"
+    )
     if codes_NK.dtype == torch.uint8:
         codes_NK = (codes_NK ^ 128).view(torch.int8)
     # Through uint8, because not every device can fill or copy parts of float8 tensors.

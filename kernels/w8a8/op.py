@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.workspace import Workspace
 from . import config as cfg
 from .kernel import gemm, quantize
 from .layout import K_ALIGN, MAX_K_ASYMMETRIC, PackedW8A8
 
 _HALF = (torch.float16, torch.bfloat16)
-_MAX_TILES = 1 << 16
 
 
 def quantize_rows(
@@ -39,14 +38,14 @@ def quantize_rows(
     Source: Xiao et al., SmoothQuant, 2022. Raises KernelInputError.
     """
     check_tensor("x", x_MK, (None, None), (*_HALF, torch.float32))
-    require(dtype in (torch.int8, torch.float8_e4m3fn), f"dtype is {dtype}; expected 8-bit")
+    require(dtype in (torch.int8, torch.float8_e4m3fn), lambda: f"dtype is {dtype}; expected 8-bit")
     require(zero is None or scale is not None, "a static zero needs a static scale")
     with_zero = asymmetric or zero is not None
     require(not with_zero or dtype == torch.int8, "float8 has no zero points")
     require(scale is None or not asymmetric or zero is not None, "a static scale needs its zero")
     floating = dtype == torch.float8_e4m3fn
     top = top or (448.0 if floating else 127.0)
-    require(top in ((448.0,) if floating else (127.0, 127.5)), f"top is {top} for {dtype}")
+    require(top in ((448.0,) if floating else (127.0, 127.5)), lambda: f"top is {top} for {dtype}")
     m, k = x_MK.shape
     device = x_MK.device
     q = torch.empty(m, -(-k // K_ALIGN) * K_ALIGN, dtype=dtype, device=device)
@@ -79,6 +78,7 @@ def w8a8_linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """``sx * sw * ((xq - zx) @ codes.T) + bias + residual`` -> [M, N] in ``weight.dtype``.
 
@@ -86,6 +86,7 @@ def w8a8_linear(
     ``sx`` float32 and ``zx`` int32 have M elements, or 1 for static quantization. ``bias`` [N]
     and ``residual`` [M, N] have ``weight.dtype``; ``out`` may be ``residual``. Sums are exact for
     int8, so the result does not depend on M; for float8 the order of sums depends on the tile.
+    ``workspace`` is that of the stream; required to keep a CUDA graph free of allocations.
     Raises KernelInputError. Source: SmoothQuant (Xiao et al., 2022); split-K with the last
     program adding up.
     """
@@ -94,7 +95,7 @@ def w8a8_linear(
     check_tensor("xq", xq_MK, (None, None), (weight.codes.dtype,), device)
     m, width = xq_MK.shape
     stride = weight.codes.shape[1]
-    require(width in (k, stride), f"xq has {width} columns; expected {k} or {stride}")
+    require(width in (k, stride), lambda: f"xq has {width} columns; expected {k} or {stride}")
     for name, x, kind in (("sx", sx, torch.float32), ("zx", zx, torch.int32)):
         if x is not None:
             check_tensor(name, x, (None,), (kind,), device)
@@ -102,7 +103,9 @@ def w8a8_linear(
     floating = weight.codes.dtype != torch.int8
     if zx is not None:
         require(not floating, "float8 has no zero points")
-        require(k < MAX_K_ASYMMETRIC, f"K is {k}; a zero point needs K below {MAX_K_ASYMMETRIC}")
+        require(
+            k < MAX_K_ASYMMETRIC, lambda: f"K is {k}; a zero point needs K below {MAX_K_ASYMMETRIC}"
+        )
     for name, x, shape in (
         ("bias", bias, (n,)),
         ("residual", residual, (m, n)),
@@ -117,7 +120,9 @@ def w8a8_linear(
     arch = runtime.arch(index)
     require(
         not floating or runtime.INTERPRETED or arch >= 89,
-        f"float8 needs NVIDIA sm_89 or later; {device} is {f'sm_{arch}' if arch else 'not'}",
+        lambda: (
+            f"float8 needs NVIDIA sm_89 or later; {device} is {f'sm_{arch}' if arch else 'not'}"
+        ),
     )
     tile = cfg.choose(
         *(arch, m, n),
@@ -126,12 +131,14 @@ def w8a8_linear(
         residual=residual is not None,
         interpreted=runtime.INTERPRETED,
     )
-    split = cfg.choose_split(tile, m, n, width, runtime.multiprocessors(index))
+    space = Workspace(device) if workspace is None else workspace
+    split = cfg.choose_split(
+        *(tile, m, n, width, runtime.multiprocessors(index)),
+        partials=space.partials.numel(),
+        counters=space.counters.numel(),
+    )
     tiles = -(-m // tile.bm) * -(-n // tile.bn)
-    sums = torch.float32 if floating else torch.int32
-    size = tiles * split * tile.bm * tile.bn if split > 1 else 1
-    work = torch.empty(size, dtype=sums, device=device)
-    require(split == 1 or tiles <= _MAX_TILES, f"{tiles} tiles; at most {_MAX_TILES} can be split")
+    partials = space.partials if floating else space.partials.view(torch.int32)
     launch: dict[str, Any] = {
         "BM": tile.bm,
         "BN": tile.bn,
@@ -149,18 +156,8 @@ def w8a8_linear(
     gemm[(tiles, split)](
         *(xq_MK, weight.codes, sx, weight.scales, y if zx is None else zx, weight.colsum),
         *(y if bias is None else bias, y if residual is None else residual, y),
-        *(work, _counters(device, _stream(device)), m, n, width, stride),
+        *(partials, space.counters, m, n, width, stride),
         *(int(sx.numel() > 1), int(zx is not None and zx.numel() > 1)),
         **launch,
     )
     return y
-
-
-@functools.cache
-def _counters(device: torch.device, stream: int) -> Tensor:
-    """Arrival counters, zero between launches; streams have their own, as they may overlap."""
-    return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

@@ -106,11 +106,17 @@ class Victim:
 
 
 class Prober:
-    """Asks for ``/health`` every 20 ms, in a process whose interpreter does nothing else."""
+    """Asks for one thing every 20 ms, in a process whose interpreter does nothing else.
 
-    def __init__(self, victim: Victim) -> None:
+    Args:
+        victim: who is asked.
+        path: of the request.
+        body: JSON that is posted; "": nothing is.
+    """
+
+    def __init__(self, victim: Victim, path: str = "/health", body: str = "") -> None:
         self._popen = subprocess.Popen(
-            [sys.executable, __file__, victim.host, str(victim.port)],
+            [sys.executable, __file__, victim.host, str(victim.port), path, body],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -118,10 +124,10 @@ class Prober:
         assert self._popen.stdout is not None
         assert self._popen.stdout.readline() == "started\n"
 
-    def stop(self) -> dict[str, float]:
-        """Figures of the round trips, milliseconds."""
-        out, _ = self._popen.communicate("stop\n", timeout=60)
-        return spread(json.loads(out), "health")
+    def stop(self, name: str = "health", status: int = 200) -> dict[str, float]:
+        """Figures of the round trips that ended with a status, milliseconds."""
+        out, _ = self._popen.communicate("stop\n", timeout=120)
+        return spread([seconds for got, seconds in json.loads(out) if got == status], name)
 
 
 async def abort_request(server: Victim, where: str, prompt: str, rng: random.Random) -> str:
@@ -188,23 +194,23 @@ def spread(seconds: list[float], name: str) -> dict[str, float]:
     }
 
 
-def _probe(host: str, port: int) -> None:
+def _probe(host: str, port: int, path: str, body: str) -> None:
     import threading
 
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
     print("started", flush=True)
-    times: list[float] = []
-    connection = http.client.HTTPConnection(host, port, timeout=30)
+    found: list[tuple[int, float]] = []
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    headers = {"Content-Type": "application/json"} if body else {}
     while not stop.wait(0.02):
         began = time.perf_counter()
-        connection.request("GET", "/health")
+        connection.request("POST" if body else "GET", path, body or None, headers)
         response = connection.getresponse()
         response.read()
-        times.append(time.perf_counter() - began)
-        assert response.status == 200
-    print(json.dumps(times), flush=True)
+        found.append((response.status, time.perf_counter() - began))
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    _probe(sys.argv[1], int(sys.argv[2]))
+    _probe(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from halfbyte.engine.models.rope import Rotaries
 from halfbyte.engine.run.executors import (
     SPARE_TOKENS,
+    CaptureError,
     CapturingExecutor,
     EagerExecutor,
     OneByOneExecutor,
@@ -177,14 +179,69 @@ def test_a_few_tokens_without_logits_are_replayed_as_rows() -> None:
 def test_a_capture_comes_after_one_computation() -> None:
     """For what is compiled or allocated at the first; and other steps are never captured."""
     rows, tape = some_rows(), Tape(eager=True)
-    made = CapturingExecutor(network(tape), a_cache(), 3, tape)
-    for start, want in ((0, ["computed", "noted", "run"]), (9, ["run"])):
+    made = CapturingExecutor(network(tape), a_cache(), 6, tape)
+    for start, count, want in (
+        (0, 4, ["computed", "noted", "run"]),
+        (9, 4, ["run"]),
+        (2, 5, ["computed", "noted", "run"]),  # a graph of 6 rows, as the next ones
+        (3, 6, ["run"]),
+        (4, 5, ["run"]),
+        (5, 3, ["computed", "noted", "run"]),
+        (6, 7, ["computed"]),  # above the limit
+    ):
         tape.calls.clear()
-        step, ids = decode(rows, 3, start)
+        step, ids = decode(rows, count, start)
         assert made.run(step).flatten().tolist() == ids and tape.calls == want
     tape.calls.clear()
     assert made.run(rows.step([(2, 0, 7)], [True])).tolist() == [[float(rows.tokens[2, 6])]]
     assert tape.calls == ["computed"]
+
+
+def test_rows_that_stand_for_nothing_keep_nothing() -> None:
+    rows = some_rows()
+    rows.block_tables.random_(0, 4)
+    step, _ = decode(rows, 3, 7)
+    padded = step.padded(6)
+    assert padded.decodes and padded.key == (6,) and step.padded(3) is step
+    assert padded.slots.tolist() == [*step.slots.tolist(), -1, -1, -1]
+    assert [s.length for s in padded.spans] == [8, 8, 8, 1, 1, 1]
+    assert padded.positions.tolist() == [7, 7, 7, 0, 0, 0]
+    assert padded.row_index.tolist() == list(range(6))
+    assert torch.equal(padded.block_tables[:3], step.block_tables)
+    assert torch.equal(padded.block_tables[3:], step.block_tables[:1].expand(3, -1))
+    assert torch.equal(padded.rope[:3], step.rope) and len(padded.rope) == 6
+
+
+def test_where_no_graph_can_be_captured_ops_are_launched_one_by_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Tape):
+        def end_record(self) -> Replay:
+            super().end_record()
+            raise CaptureError("operation not permitted when stream is capturing")
+
+    rows, tape = some_rows(), Broken(eager=True)
+    made = CapturingExecutor(network(tape), a_cache(), 4, tape)
+    for start, want in ((0, ["computed", "noted", "computed"]), (1, ["computed"])):
+        tape.calls.clear()
+        step, ids = decode(rows, 3, start)
+        assert made.run(step).flatten().tolist() == ids and tape.calls == want
+    assert caplog.text.count("no CUDA graphs") == 1 and "not permitted" in caplog.text
+
+
+def test_late_captures_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    rows, tape = some_rows(), Tape(eager=True)
+    made = CapturingExecutor(network(tape), a_cache(), 4, tape)
+    monitor = made.monitor()
+    assert made.monitor() is monitor
+    made.run(decode(rows, 4, 0)[0])
+    with monitor:
+        made.run(decode(rows, 4, 1)[0])
+        assert monitor.events == []
+        made.run(decode(rows, 2, 2)[0])
+    (event,) = monitor.events
+    assert (event.what, event.kernel, event.detail) == ("capture", "CUDA graph", "2 rows")
+    assert "capture of CUDA graph in" in caplog.text
 
 
 def test_one_by_one_every_token_is_a_step() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from halfbyte.errors import KernelInputError
+from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.formats.activations import quantize_activations
 from halfbyte.kernels.formats.canonical import ActivationFormat
 from halfbyte.kernels.w8a8 import op, pack_w8a8, quantize_rows, w8a8_linear
@@ -89,11 +90,12 @@ def test_split_k_adds_exactly_once_and_leaves_counters_zero(rng, kind, monkeypat
     codes, packed = random_weight(rng, 50, 300, torch.float16, kind)
     xq, sx, _ = quantize_rows(torch.randn(19, 300, generator=rng), dtype=kind)
     monkeypatch.setattr(torch, "empty", poisoned_empty)
+    workspace = Workspace(xq.device)
     results = []
     for split in (1, 2, 4, 16):
-        monkeypatch.setattr(op.cfg, "choose_split", lambda *a, split=split: split)
-        results += [w8a8_linear(xq, sx, packed) for _ in range(2)]
-        assert not op._counters(xq.device, 0).any()
+        monkeypatch.setattr(op.cfg, "choose_split", lambda *a, split=split, **k: split)
+        results += [w8a8_linear(xq, sx, packed, workspace=workspace) for _ in range(2)]
+        assert not workspace.counters.any()
     expected = ref.w8a8_linear(xq[:, :300], sx, codes, packed.scales)
     for y in results:
         check(y, expected, torch.float16, extra=0 if kind == torch.int8 else 1e-5)
@@ -211,3 +213,8 @@ def test_tiles_by_shape():
     assert choose_split(choose(90, 1, 4096), 1, 4096, 4096, 132) == 4
     assert choose_split(choose(90, 1, 152064), 1, 152064, 4096, 132) == 1
     assert choose_split(choose(90, 4096, 4096), 4096, 4096, 4096, 132) == 1
+    tile = choose(90, 1, 4096)
+    sums = 32 * tile.bm * tile.bn
+    assert choose_split(tile, 1, 4096, 4096, 132, partials=3 * sums) == 2
+    assert choose_split(tile, 1, 4096, 4096, 132, partials=2 * sums - 1) == 1
+    assert choose_split(tile, 1, 4096, 4096, 132, counters=31) == 1
