@@ -72,6 +72,11 @@ test-slow: install
 .PHONY: test-templates
 test-templates: install
 	HALFBYTE_TEMPLATES="$(abspath $(TEMPLATES))" $(BIN)/python -m pytest -m slow --log-level=INFO -rP tests/engine/text/test_real_templates.py
+# Small faults, put into a copy of the tree one at a time: each must be noticed by a test.
+.PHONY: mutate
+mutate: install
+	$(BIN)/python tests/mutation/mutate.py --table docs/mutation.md
+
 # The C kernels for aarch64, cross-compiled; their arithmetic tests run under qemu-user.
 ARM_TESTS := attention calibrator compact draw elementwise fit linear pack quantized_inputs rounded
 test-arm: install

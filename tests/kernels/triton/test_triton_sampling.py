@@ -105,6 +105,20 @@ def test_tokens_equal_the_references(seed, kind, size):
     assert torch.equal(counts, before)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-6])
+def test_presence_counts_once_and_frequency_each_time(seed, temperature):
+    """Token 0 came several times and is a little better than token 1, which never came."""
+    pick = random.Random(seed)
+    times, penalty = pick.randint(2, 9), pick.uniform(0.1, 2.0)
+    # Between once and twice the penalty.
+    logits = torch.tensor([[1.5 * penalty, 0.0, -90.0]])
+    for name, token in (("presence", 0), ("frequency", 1)):
+        counts = torch.zeros(1, 3, dtype=torch.int32)
+        reset_counts(counts, 0, torch.tensor([2] + [0] * times), 1)
+        choice = TokenChoice(temperature=temperature, slot=0, seed=seed, **{name: penalty})
+        assert sample(logits, *pack_choices([choice]), counts_PV=counts).item() == token, name
+
+
 def test_kept_set_is_the_references(seed):
     """Draws at many positions stay inside of keep_mask, ties included."""
     rng = torch.Generator().manual_seed(seed)
