@@ -9,7 +9,7 @@ import typer
 from halfbyte.choices import KVDtype
 from halfbyte.errors import ConfigError
 
-from .console import clean, columns, human_bytes, note, wrapped
+from .console import clean, columns, human_bytes, wrapped
 from .density import density_table
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ def plan(
     finally:
         checkpoint.close()
     facts = describe(path, kind, found) | {"bits_per_weight": density_facts(bits)}
-    if kind == "int8" and target == "triton":
-        note("the kernels read int8 KV; the engine does not keep it yet")
     if as_json:
         import json
 

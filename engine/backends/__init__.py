@@ -125,15 +125,15 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     auto = torch.bfloat16 if device.type == "cuda" else torch.float16
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
     kv_dtype = _kv_dtype(config, dtype)
-    if kv_dtype != dtype:
+    if kv_dtype not in (dtype, torch.int8):
         own = str(dtype).removeprefix("torch.")
         raise ConfigError(
             f"kv_dtype is {config.kv_dtype!r}, but the Triton kernels keep keys and values in the "
-            f"type of activations, here {own}",
-            hint=f"use kv_dtype='auto' or {own!r}, or change dtype",
+            f"type of activations, here {own}, or in int8",
+            hint=f"use kv_dtype='auto', {own!r} or 'int8', or change dtype",
         )
     ops = TritonOps(device, dtype, config.exact)
     if device.type != "cuda":
-        return _one_object(ops, dtype, partial(EagerExecutor, prepare=ops.prepare))
+        return _one_object(ops, kv_dtype, partial(EagerExecutor, prepare=ops.prepare))
     executor = partial(CapturingExecutor, recorder=CudaGraphs(device), prepare=ops.prepare)
-    return _one_object(ops, dtype, executor)
+    return _one_object(ops, kv_dtype, executor)

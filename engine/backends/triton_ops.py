@@ -222,6 +222,8 @@ class TritonOps:
             q_norm_E=shape.q_norm,
             k_norm_E=shape.k_norm,
             eps=shape.eps,
+            k_scale_BJS=kv.k_scale,
+            v_scale_BJS=kv.v_scale,
         )
 
     def attention(
@@ -247,6 +249,8 @@ class TritonOps:
             scale=shape.scale,
             window=shape.window,
             soft_cap=shape.softcap,
+            k_scale_BJS=kv.k_scale,
+            v_scale_BJS=kv.v_scale,
             out=out,
         )
         if step.singles.numel():
@@ -299,6 +303,8 @@ class TritonOps:
             scale=shape.scale,
             window=shape.window,
             soft_cap=shape.softcap,
+            k_scale_BJS=kv.k_scale,
+            v_scale_BJS=kv.v_scale,
             exact=self.exact,
             out=out,
         )
