@@ -1,0 +1,57 @@
+"""What the cases of all families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ....kernels.codegen.variant import Variant
+from ....kernels.device.workspace import Workspace
+from ..check import OutputCheck
+from ..launcher import Emulation
+
+PreparedCase = Callable[[], Sequence[OutputCheck]]
+"""The call itself, inside of the emulation, and the comparison; may be called again."""
+
+PtxCase = Callable[[Variant, Emulation, torch.Generator], PreparedCase]
+"""Draws inputs for one variant, outside of the emulation."""
+
+FLOAT_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def type_of(variant: Variant, pointer: str) -> torch.dtype:
+    """The float type that an argument of a variant points at."""
+    return FLOAT_TYPES[variant.signature[pointer].removeprefix("*")]
+
+
+def undefined_workspace(emulation: Emulation) -> Workspace:
+    """A small workspace whose partial sums are undefined before every launch."""
+    space = Workspace(torch.device("cpu"), partial_bytes=1 << 20, counters=64, scratch_bytes=1 << 20)
+    emulation.scratch.append(space.partials)
+    return space
+
+
+def product_error(
+    x_MK: Tensor, w_NK: Tensor, size_NK: Tensor, dtype: torch.dtype, *, rounded: bool
+) -> Tensor:
+    """The largest errors of float32 sums [M, N] that roundings explain.
+
+    Every addition rounds by 2**-24 of what has been summed up; errors of some thousand of them add
+    up like a random walk, so 2**-20 of the terms' sum is far out. ``size`` bounds the terms: what
+    the tensor core multiplies, a bias of the codes included. ``rounded``: weights are rounded to
+    ``dtype`` first; each then has a deviation of at most half a unit / sqrt(3), so 4 halves are 7
+    deviations.
+    """
+    x, w = x_MK.double(), w_NK.double()
+    error = 2.0**-20 * (x.abs() @ size_NK.double().T)
+    if rounded:
+        half = torch.finfo(dtype).eps / 2
+        error = error + 4 * half * (x.square() @ w.square().T).sqrt()
+    return error
+
+
+def rounded_once(want: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
+    """``error`` and that of the result's rounding to the nearest; float16 ends at 6e-8."""
+    return error + torch.finfo(dtype).eps / 2 * (want.abs() + error) + 1e-7

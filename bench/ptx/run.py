@@ -1,0 +1,165 @@
+"""Running variants in the interpreter: what came of each, and whether it was the one that ships."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ...kernels.codegen.emulate import EmulatedFault
+from ...kernels.codegen.shipped import families, family_variants
+from ...kernels.codegen.targets import CompileTarget, target
+from ...kernels.codegen.variant import Variant
+from .cases import CASES
+from .launcher import CountersLeft, EmulatedKernel, Emulation, PtxEdit
+
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+
+
+@dataclass(frozen=True, slots=True)
+class PtxJob:
+    """One variant on one target, by names that another process can look up.
+
+    Attributes:
+        kernel: the variant's dotted kernel name.
+        config: the variant's configuration.
+        arch: target, such as ``sm_90``.
+        seed: of inputs and interleaving.
+        edits: changes of the PTX, by the name of the kernel's function.
+    """
+
+    kernel: str
+    config: str
+    arch: str
+    seed: int
+    edits: Mapping[str, Sequence[PtxEdit]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PtxRow:
+    """What came of one job.
+
+    Attributes:
+        kernel: see :class:`PtxJob`.
+        config: see :class:`PtxJob`.
+        arch: see :class:`PtxJob`.
+        seed: see :class:`PtxJob`.
+        problem: what is wrong, empty when nothing is.
+        worst: the largest error in terms of what is allowed.
+        covered: the launch was this very variant; else the problem says how it differs.
+        edited: places of the PTX that edits changed.
+        seconds: of compiling, running and comparing.
+        instructions: of all warps.
+    """
+
+    kernel: str
+    config: str
+    arch: str
+    seed: int
+    problem: str
+    worst: float
+    covered: bool
+    edited: int
+    seconds: float
+    instructions: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def ptx_jobs(archs: Sequence[str], kernels: Sequence[str], seed: int) -> list[PtxJob]:
+    """A job for every shipped variant whose kernel has one of the prefixes (none = all)."""
+    return [
+        PtxJob(v.kernel, v.config, arch, seed)
+        for arch in archs
+        for family in families()
+        for v in family_variants(family, target(arch))
+        if not kernels or any(f"{v.kernel}.".startswith(f"{k}.") for k in kernels)
+    ]
+
+
+def run_job(job: PtxJob) -> PtxRow:
+    """Run one job twice, so that the second launch meets what the first left in its counters."""
+    on = target(job.arch)
+    variant = _variant(job, on)
+    start = time.perf_counter()
+    emulation = Emulation(on, seed=job.seed, edits=job.edits)
+    rng = torch.Generator().manual_seed(job.seed)
+    worst, problem = 0.0, ""
+    call = CASES[variant.kernel](variant, emulation, rng)
+    try:
+        with emulation:
+            checks = list(call())
+            if any("count_ptr" in launch.kernel.signature for launch in emulation.launches):
+                checks += call()
+        worst = max(check.share for check in checks)
+        problem = "; ".join(
+            f"{check.name} is wrong by {check.share:.3g} times what is allowed"
+            for check in checks
+            if not check.holds
+        )
+    except (EmulatedFault, CountersLeft) as fault:
+        problem = f"{type(fault).__name__}: {fault}"
+    differences = [
+        differences_of(launch.kernel, variant)
+        for launch in emulation.launches
+        if launch.kernel.fn is variant.fn
+    ]
+    covered = [] in differences
+    if not problem and not covered:
+        problem = "launched another variant: " + ", ".join(min(differences, key=len, default=["none"]))
+    return PtxRow(
+        *(job.kernel, job.config, job.arch, job.seed, problem, worst, covered),
+        edited=sum({id(x.kernel): x.kernel.edited for x in emulation.launches}.values()),
+        seconds=round(time.perf_counter() - start, 2),
+        instructions=sum(launch.counts.instructions for launch in emulation.launches),
+    )
+
+
+def differences_of(kernel: EmulatedKernel, variant: Variant) -> list[str]:
+    """How a launched kernel is not a variant; types of arguments that it never reads apart."""
+    found = [
+        f"{name} is {kernel.constants.get(name)!r} for {value!r}"
+        for name, value in variant.constants.items()
+        if kernel.constants.get(name) != value
+    ]
+    loaded = _loaded(kernel)
+    for name, kind in variant.signature.items():
+        launched = kernel.signature.get(name)
+        if launched == "constexpr":
+            found.append(f"{name} became a constant")
+        elif name in loaded:
+            if launched != kind:
+                found.append(f"{name} is {launched} for {kind}")
+            if (name in kernel.divisible) != (name in variant.divisible):
+                found.append(f"{name} {'' if name in kernel.divisible else 'not '}divisible by 16")
+    wanted = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "maxnreg": None,
+        "enable_fp_fusion": True,
+        **variant.options,
+    }
+    found += [
+        f"{name} is {kernel.options.get(name)} for {wanted[name]}"
+        for name in _OPTIONS
+        if kernel.options.get(name) != wanted[name]
+    ]
+    return found
+
+
+def _loaded(kernel: EmulatedKernel) -> set[str]:
+    """Arguments that the code reads."""
+    names = [name for name, kind in kernel.signature.items() if kind != "constexpr"]
+    return {name for i, name in enumerate(names) if f"_param_{i}]" in kernel.ptx}
+
+
+def _variant(job: PtxJob, on: CompileTarget) -> Variant:
+    family = next(f for f in families() if f"{job.kernel}.".startswith(f"{f}."))
+    return next(
+        v for v in family_variants(family, on) if (v.kernel, v.config) == (job.kernel, job.config)
+    )
