@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ...kernels.codegen.emulate import Buffer, Counts, Program, run
+from ...kernels.codegen.emulate import Buffer, Counts, PtxProgram, run
 from ...kernels.codegen.targets import CompileTarget
 from ...kernels.device import runtime
 
@@ -34,8 +34,8 @@ POISON = 0xFF
 COUNTERS = ("count_ptr",)
 """Arguments that are zero before and after every launch."""
 
+_DIVISIBLE = ["tt.divisibility", 16]
 _HEAD = 9  # Arguments of a binary's ``run`` before those of the kernel.
-_SCRATCH_POINTERS = 2  # Of global memory and of profiling; Triton appends them, we use neither.
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class EmulatedKernel:
     divisible: frozenset[str]
     options: Mapping[str, Any]
     ptx: str
-    program: Program
+    program: PtxProgram
     shared_bytes: int
     edited: int
 
@@ -181,7 +181,14 @@ class Emulation:
         return poisoned
 
     def _compile(
-        self, fn: Any, key: str, signature: Any, constants: Any, options: Any, attrs: Any, *rest: Any
+        self,
+        fn: Any,
+        key: str,
+        signature: Any,
+        constants: Any,
+        options: Any,
+        attrs: Any,
+        *rest: Any,
     ) -> _Binary:
         """In place of the launcher's compilation; not kept there, as edits and targets change."""
         found = self._kernels.get((fn.__name__, key))
@@ -199,37 +206,45 @@ class Emulation:
                 signature=dict(signature),
                 constants={names[path[0]]: value for path, value in constants.items()},
                 divisible=frozenset(
-                    names[path[0]] for path, found in attrs.items() if ["tt.divisibility", 16] in found
+                    names[path[0]]
+                    for path, found in attrs.items()
+                    if ["tt.divisibility", 16] in found
                 ),
                 options=dict(options.__dict__),
                 ptx=kernel.asm["ptx"],
-                program=Program.parse(text),
+                program=PtxProgram.parse(text),
                 shared_bytes=int(kernel.metadata.shared),
                 edited=edited,
             )
             self._kernels[fn.__name__, key] = found
         return _Binary(self, found)
 
-    def launch(self, kernel: EmulatedKernel, grid: tuple[int, int, int], values: Sequence[Any]) -> None:
+    def launch(
+        self, kernel: EmulatedKernel, grid: tuple[int, int, int], values: Sequence[Any]
+    ) -> None:
         """Run one launch; its faults pass through."""
         for tensor in self.scratch:
             self.poison(tensor)
         named = zip(kernel.signature.items(), values, strict=True)
         given = {name: value for (name, kind), value in named if kind != "constexpr"}
-        buffers: dict[tuple[int, int], Buffer] = {}
-        arguments: list[Buffer | int | float] = []
-        for name, value in given.items():
-            arguments.append(
-                self._buffer(name, value, buffers) if isinstance(value, Tensor) else value
+        memory: dict[tuple[int, int], tuple[Buffer, Any]] = {}
+        arguments = [
+            self._buffer(name, value, memory) if isinstance(value, Tensor) else value
+            for name, value in given.items()
+        ]
+        try:
+            counts = run(
+                kernel.program,
+                grid=grid,
+                arguments=arguments,
+                shared_bytes=kernel.shared_bytes,
+                seed=self.seed + len(self.launches),
             )
-        arguments += [0] * _SCRATCH_POINTERS
-        counts = run(
-            kernel.program,
-            grid=grid,
-            arguments=arguments,
-            shared_bytes=kernel.shared_bytes,
-            seed=self.seed + len(self.launches),
-        )
+        finally:
+            # All at once: tensors may share memory, as the keys and values of a cache do.
+            changes = [(data, b.data, b.data != data) for b, data in memory.values()]
+            for data, new, changed in changes:
+                data[changed] = new[changed]
         for tensor in given.values():
             if isinstance(tensor, Tensor):
                 self._unwritten.pop(_storage(tensor), None)
@@ -239,13 +254,16 @@ class Emulation:
                 given[name].zero_()
                 raise CountersLeft(f"{kernel.fn.__name__} left counters that are not zero")
 
-    def _buffer(self, name: str, x: Tensor, known: dict[tuple[int, int], Buffer]) -> Buffer:
+    def _buffer(
+        self, name: str, x: Tensor, memory: dict[tuple[int, int], tuple[Buffer, Any]]
+    ) -> Buffer:
         """The memory from a tensor's first to its last element; one for equal tensors."""
         data = _bytes(x)
         key = x.data_ptr(), len(data)
-        if key not in known:
-            known[key] = Buffer(name, data, written=_storage(x) not in self._unwritten)
-        return known[key]
+        if key not in memory:
+            written = _storage(x) not in self._unwritten
+            memory[key] = Buffer(name, data.copy(), written), data
+        return memory[key][0]
 
 
 class CountersLeft(Exception):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.codegen.emulate import EmulatedFault
+from ...kernels.codegen.emulate.faults import EmulatedFault
 from ...kernels.codegen.shipped import families, family_variants
 from ...kernels.codegen.targets import CompileTarget, target
 from ...kernels.codegen.variant import Variant
@@ -52,7 +52,10 @@ class PtxRow:
         covered: the launch was this very variant; else the problem says how it differs.
         edited: places of the PTX that edits changed.
         seconds: of compiling, running and comparing.
-        instructions: of all warps.
+        wavefronts: of shared memory, of all accesses.
+        ideal_wavefronts: the same without conflicts of banks.
+        sectors: of 32 bytes, fetched from global memory or sent there.
+        used_bytes: of those sectors, what the accesses asked for.
     """
 
     kernel: str
@@ -64,7 +67,10 @@ class PtxRow:
     covered: bool
     edited: int
     seconds: float
-    instructions: int
+    wavefronts: int
+    ideal_wavefronts: int
+    sectors: int
+    used_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -111,12 +117,20 @@ def run_job(job: PtxJob) -> PtxRow:
     ]
     covered = [] in differences
     if not problem and not covered:
-        problem = "launched another variant: " + ", ".join(min(differences, key=len, default=["none"]))
+        problem = "launched another variant: " + ", ".join(
+            min(differences, key=len, default=["none"])
+        )
+    totals = [
+        launch.counts.total() for launch in emulation.launches if launch.kernel.fn is variant.fn
+    ]
     return PtxRow(
         *(job.kernel, job.config, job.arch, job.seed, problem, worst, covered),
         edited=sum({id(x.kernel): x.kernel.edited for x in emulation.launches}.values()),
         seconds=round(time.perf_counter() - start, 2),
-        instructions=sum(launch.counts.instructions for launch in emulation.launches),
+        wavefronts=sum(t.wavefronts for t in totals),
+        ideal_wavefronts=sum(t.ideal for t in totals),
+        sectors=sum(t.sectors for t in totals),
+        used_bytes=sum(t.used for t in totals),
     )
 
 

@@ -122,5 +122,5 @@ def _quantize(
         },
         divisible=("x_ptr", "q_ptr", "s_ptr", "z_ptr", "K", "K_OUT"),
         num_warps=warps,
-        num_stages=2,
+        num_stages=3,
     )

@@ -38,6 +38,6 @@ CASES: dict[str, PtxCase] = {
     "w8a8.gemm": gemm_case,
     "w8a8.quantize": quantize_case,
 }
-"""By :attr:`~halfbyte.kernels.codegen.variant.Variant.kernel`; a test compares it with what ships."""
+"""By the kernel of a variant; a test compares the names with those that ship."""
 
 __all__ = ["CASES", "PreparedCase", "PtxCase"]

@@ -28,7 +28,9 @@ def type_of(variant: Variant, pointer: str) -> torch.dtype:
 
 def undefined_workspace(emulation: Emulation) -> Workspace:
     """A small workspace whose partial sums are undefined before every launch."""
-    space = Workspace(torch.device("cpu"), partial_bytes=1 << 20, counters=64, scratch_bytes=1 << 20)
+    space = Workspace(
+        torch.device("cpu"), partial_bytes=1 << 20, counters=64, scratch_bytes=1 << 20
+    )
     emulation.scratch.append(space.partials)
     return space
 

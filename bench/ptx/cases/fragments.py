@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -18,7 +19,6 @@ from ....kernels.fragments.config import FragmentConfig
 from ....kernels.w8a16 import dequantize as dequantize_w8a16
 from ....kernels.w8a16 import gather_rows, pack_w8a16, w8a16_linear
 from ....kernels.w8a16 import reference as w8a16_reference
-from ....kernels.w8a16.layout import PackedW8A16
 from ..check import OutputCheck, within
 from ..launcher import Emulation
 from .base import PreparedCase, product_error, rounded_once, type_of, undefined_workspace
@@ -71,14 +71,13 @@ def fragment_dequantize_case(
 def gather_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Rows of a table of 1100 columns, ids outside of it included."""
     dtype = type_of(variant, "out_ptr")
-    weight, w, size = _fragments(variant, 70, 1104, dtype, rng)
+    weight, w, _ = _fragments(variant, 70, 1104, dtype, rng)
     ids = torch.tensor([0, 69, 13, 13, 70, -1])
     inside = ((ids >= 0) & (ids < 70))[:, None]
     factor = 3.5
     want = w[ids.clamp(0, 69)] * inside * factor
     # Rounded before and after the factor.
     allowed = rounded_once(want, 0.5 * torch.finfo(dtype).eps * want.abs(), dtype) * 1.01
-    del size
 
     def call() -> list[OutputCheck]:
         return [within("rows", gather_rows(ids, weight, dtype, factor), want, allowed)]
@@ -88,7 +87,7 @@ def gather_case(variant: Variant, emulation: Emulation, rng: torch.Generator) ->
 
 def _fragments(
     variant: Variant, n: int, k: int, dtype: torch.dtype, rng: torch.Generator
-) -> tuple[PackedW8A16 | PackedCodebook, Tensor, Tensor]:
+) -> tuple[Any, Tensor, Tensor]:
     """(packed weight, its meaning [N, K], bounds of the terms that are summed)."""
     c = variant.constants
     group = c["GROUP"] or -1

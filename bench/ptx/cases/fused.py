@@ -83,10 +83,14 @@ def rope_write_kv_case(
     angles = torch.rand(tokens, c["HALF"], generator=rng) * 6
     rope = torch.cat((angles.cos(), angles.sin()), -1)
     quantized = c["QUANT"]
-    before = torch.full((3, 2, 2, kv_heads, page, dim), 99, dtype=torch.int8 if quantized else dtype)
+    before = torch.full(
+        (3, 2, 2, kv_heads, page, dim), 99, dtype=torch.int8 if quantized else dtype
+    )
     before_scales = torch.full((3, 2, kv_heads, page), -1.0)
     norms = [torch.randn(dim, generator=rng) if c["NORM"] else None for _ in range(2)]
-    true = [t.clone() for t in qkv.double().view(tokens, -1, dim).split([heads] + [kv_heads] * 2, 1)]
+    true = [
+        t.clone() for t in qkv.double().view(tokens, -1, dim).split([heads] + [kv_heads] * 2, 1)
+    ]
     cos, sin = rope.double().chunk(2, -1)
     for side, norm in enumerate(norms):
         if norm is not None:

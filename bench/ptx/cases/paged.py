@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class PagedCache:
     tables: Tensor
     lengths: list[int]
 
-    def scales(self) -> dict[str, Tensor | None]:
+    def scales(self) -> dict[str, Any]:
         """Arguments of the attention calls."""
         return {"k_scale_BJS": self.k_scale, "v_scale_BJS": self.v_scale}
 

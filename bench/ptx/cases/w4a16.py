@@ -32,7 +32,9 @@ class _Always(dict[str, Any]):
         return self._entry
 
 
-def w4a16_product_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def w4a16_product_case(
+    variant: Variant, emulation: Emulation, rng: torch.Generator
+) -> PreparedCase:
     """A product with two splits of unequal length, each longer than the pipeline, ragged rows."""
     c, dtype = variant.constants, type_of(variant, "x_ptr")
     name = variant.kernel.removeprefix("w4a16.")

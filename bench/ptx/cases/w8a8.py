@@ -45,9 +45,7 @@ def gemm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> P
     error = 2.0**-21 * parts
     if kind != torch.int8:
         # Hopper adds up to 128 products with 14 bits; else as in float32.
-        terms = w8a8_reference.w8a8_linear(
-            xq.double().abs(), sx, codes.double().abs(), scales
-        )
+        terms = w8a8_reference.w8a8_linear(xq.double().abs(), sx, codes.double().abs(), scales)
         error = error + (2.0**-13 if c["IMPRECISE"] else 2.0**-20) * terms
     allowed = rounded_once(want, error, dtype)
 
