@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import triton
 
 from ...kernels.codegen.emulate.faults import EmulatedFault
 from ...kernels.codegen.shipped import families, family_variants
@@ -15,6 +16,9 @@ from ...kernels.codegen.targets import CompileTarget, target
 from ...kernels.codegen.variant import Variant
 from .cases import CASES
 from .launcher import CountersLeft, EmulatedKernel, Emulation, PtxEdit
+
+EMULATED_ARCHS = ("sm_80", "sm_90")
+"""Targets whose instructions the interpreter knows."""
 
 _OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
@@ -37,6 +41,19 @@ class PtxJob:
     seed: int
     edits: Mapping[str, Sequence[PtxEdit]] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PtxJob:
+        """Inverse of :meth:`to_dict`."""
+        edits = {
+            name: [PtxEdit(e["pattern"], e["replacement"], tuple(e["where"])) for e in many]
+            for name, many in values["edits"].items()
+        }
+        return cls(**{**values, "edits": edits})
+
 
 @dataclass(frozen=True, slots=True)
 class PtxRow:
@@ -52,10 +69,11 @@ class PtxRow:
         covered: the launch was this very variant; else the problem says how it differs.
         edited: places of the PTX that edits changed.
         seconds: of compiling, running and comparing.
-        wavefronts: of shared memory, of all accesses.
-        ideal_wavefronts: the same without conflicts of banks.
-        sectors: of 32 bytes, fetched from global memory or sent there.
-        used_bytes: of those sectors, what the accesses asked for.
+        triton: version of Triton.
+        conflicts: wavefronts of shared memory for each one that is needed without conflicts of
+            banks; 1 where nothing is shared.
+        worst_conflicts: the same of the instruction with most of them.
+        sector_use: share of the bytes of global memory that were moved and asked for.
     """
 
     kernel: str
@@ -67,10 +85,10 @@ class PtxRow:
     covered: bool
     edited: int
     seconds: float
-    wavefronts: int
-    ideal_wavefronts: int
-    sectors: int
-    used_bytes: int
+    triton: str
+    conflicts: float
+    worst_conflicts: float
+    sector_use: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -120,18 +138,25 @@ def run_job(job: PtxJob) -> PtxRow:
         problem = "launched another variant: " + ", ".join(
             min(differences, key=len, default=["none"])
         )
-    totals = [
-        launch.counts.total() for launch in emulation.launches if launch.kernel.fn is variant.fn
+    accesses = [
+        one
+        for launch in emulation.launches
+        if launch.kernel.fn is variant.fn
+        for one in launch.counts.by_line.values()
     ]
     return PtxRow(
         *(job.kernel, job.config, job.arch, job.seed, problem, worst, covered),
         edited=sum({id(x.kernel): x.kernel.edited for x in emulation.launches}.values()),
         seconds=round(time.perf_counter() - start, 2),
-        wavefronts=sum(t.wavefronts for t in totals),
-        ideal_wavefronts=sum(t.ideal for t in totals),
-        sectors=sum(t.sectors for t in totals),
-        used_bytes=sum(t.used for t in totals),
+        triton=triton.__version__,
+        conflicts=_share(sum(a.wavefronts for a in accesses), sum(a.ideal for a in accesses)),
+        worst_conflicts=max((_share(a.wavefronts, a.ideal) for a in accesses), default=1.0),
+        sector_use=_share(sum(a.used for a in accesses), 32 * sum(a.sectors for a in accesses)),
     )
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 3) if whole else 1.0
 
 
 def differences_of(kernel: EmulatedKernel, variant: Variant) -> list[str]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ....kernels.codebook import codebook_linear, pack_codebook
 from ....kernels.codebook import dequantize as dequantize_codebook
 from ....kernels.codebook import reference as codebook_reference
-from ....kernels.codebook.layout import PackedCodebook
 from ....kernels.codegen.variant import Variant
 from ....kernels.formats.code_tables import NF4
 from ....kernels.fragments import product
@@ -22,6 +21,9 @@ from ....kernels.w8a16 import reference as w8a16_reference
 from ..check import OutputCheck, within
 from ..launcher import Emulation
 from .base import PreparedCase, product_error, rounded_once, type_of, undefined_workspace
+
+_TABLE = 4
+"""Planes of codes that index a table."""
 
 
 def fragment_product_case(
@@ -41,7 +43,7 @@ def fragment_product_case(
     space = undefined_workspace(emulation)
     want = w8a16_reference.linear(x, w, bias, residual)
     allowed = rounded_once(want, product_error(x, w, size, dtype, rounded=False), dtype)
-    linear = codebook_linear if isinstance(weight, PackedCodebook) else w8a16_linear
+    linear: Any = codebook_linear if c["PLANES"] == _TABLE else w8a16_linear
 
     def call() -> list[OutputCheck]:
         with patch.object(product, "choose", lambda *args, **options: config):
@@ -60,7 +62,8 @@ def fragment_dequantize_case(
     # Subnormal numbers of float16 have the distance of its smallest normal ones.
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     allowed = rounded_once(want, 2.0**-22 * size, dtype) + least
-    dequantize = dequantize_codebook if isinstance(weight, PackedCodebook) else dequantize_w8a16
+    table = variant.constants["PLANES"] == _TABLE
+    dequantize: Any = dequantize_codebook if table else dequantize_w8a16
 
     def call() -> list[OutputCheck]:
         return [within("w", dequantize(weight, dtype), want, allowed)]
@@ -96,7 +99,7 @@ def _fragments(
     zeros = None
     if variant.signature["scale_ptr"] == "*fp16":
         scales = scales.half().float()
-    if c.get("PLANES") == 4:
+    if c.get("PLANES") == _TABLE:
         codes = torch.randint(0, 16, (n, k), generator=rng, dtype=torch.uint8)
         table = torch.randn(n, 16, generator=rng) if c["LUT_ROWS"] else torch.tensor(NF4)
         spread = scales.repeat_interleave(k if group == -1 else group, dim=1)[:, :k]

@@ -1,0 +1,60 @@
+"""Shipped kernels as a GPU would run them: their PTX interpreted, with mistakes put in, too."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from halfbyte.bench.ptx.budget import over_accesses
+from halfbyte.bench.ptx.cases import CASES
+from halfbyte.bench.ptx.launcher import PtxEdit
+from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow, ptx_jobs
+from halfbyte.bench.ptx.worker import PtxWorker
+from halfbyte.kernels.codegen.shipped import families, family_variants
+from halfbyte.kernels.codegen.targets import TARGETS, target
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[PtxWorker]:
+    with PtxWorker() as worker:
+        yield worker
+
+
+def run(worker: PtxWorker, job: PtxJob) -> PtxRow:
+    """A row of new inputs and another interleaving."""
+    return worker.run(replace(job, seed=random.randrange(1 << 30)))
+
+
+def test_every_shipped_kernel_has_a_case():
+    shipped = {v.kernel for f in families() for on in TARGETS.values() for v in family_variants(f, on)}
+    assert shipped == set(CASES)
+
+
+EACH = [
+    ("attention.decode", "g4 p64 d128 w2 s3 fp16"),
+    ("attention.prefill", "g4 p64 d128 m128 w8 s3 fp16"),
+    ("codebook.gemm", "m8 g64 fp32 8x128 w2 s4 fp16"),
+    ("fused.add_rms_norm", "fp16 4096"),
+    ("fused.embed_norm", "fp16 4096"),
+    ("fused.gated", "fp16 14336 silu g128"),
+    ("fused.gather_step", "d128"),
+    ("fused.rope_write_kv", "fp16 h32 d128 r128"),
+    ("sampling.argmax", "fp16"),
+    ("sampling.sample", "fp16 penalties"),
+    ("w4a16.late", "m8 g128 zero 8x128 w2 s4 fp16"),
+    ("w4a16.direct", "m16 g32 zero 16x128 w2 s4 fp16"),
+    ("w8a16.gemm", "m8 g0 fp16 8x128 w2 s4 fp16"),
+    ("w8a8.gemm", "i8 bf16 16x128x256 w4 s3 split4"),
+    ("w8a8.quantize", "i8 k4096"),
+]
+
+
+@pytest.mark.parametrize("arch", EMULATED_ARCHS)
+@pytest.mark.parametrize(("kernel", "config"), EACH, ids=[kernel for kernel, _ in EACH])
+def test_one_of_each_kernel(worker, kernel, config, arch):
+    row = run(worker, PtxJob(kernel, config, arch, 0))
+    assert row.problem == "" and row.covered
+    assert over_accesses(row) == []
