@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ...kernels.codegen.emulate import Buffer, Counts, PtxProgram, run
+from ...kernels.codegen.emulate import Buffer, Counts, EmulationOptions, PtxProgram, run
 from ...kernels.codegen.targets import CompileTarget
 from ...kernels.device import runtime
 
@@ -129,6 +129,7 @@ class Emulation:
         multiprocessors: what the choosers of splits see.
         seed: orders the interleaving of warps and programs.
         edits: changes of the PTX, by the name of the kernel's function.
+        options: how the interpreter runs.
         scratch: tensors whose content is undefined before every launch.
         launches: what has run, in order.
     """
@@ -137,6 +138,7 @@ class Emulation:
     multiprocessors: int = 4
     seed: int = 0
     edits: Mapping[str, Sequence[PtxEdit]] = field(default_factory=dict)
+    options: EmulationOptions = field(default_factory=EmulationOptions)
     scratch: list[Tensor] = field(default_factory=list)
     launches: list[EmulatedLaunch] = field(default_factory=list)
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -166,6 +168,11 @@ class Emulation:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+    @property
+    def edited(self) -> int:
+        """Places of the PTX that edits have changed."""
+        return sum(kernel.edited for kernel in self._kernels.values())
 
     def poison(self, x: Tensor) -> Tensor:
         """``x``, of any shape, with its memory undefined: a launch may not read what is in it."""
@@ -239,6 +246,7 @@ class Emulation:
                 arguments=arguments,
                 shared_bytes=kernel.shared_bytes,
                 seed=self.seed + len(self.launches),
+                options=self.options,
             )
         finally:
             # All at once: tensors may share memory, as the keys and values of a cache do.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import triton
 
+from ...kernels.codegen.emulate import EmulationOptions
 from ...kernels.codegen.emulate.faults import EmulatedFault
 from ...kernels.codegen.shipped import families, family_variants
 from ...kernels.codegen.targets import CompileTarget, target
@@ -33,6 +34,7 @@ class PtxJob:
         arch: target, such as ``sm_90``.
         seed: of inputs and interleaving.
         edits: changes of the PTX, by the name of the kernel's function.
+        options: of :class:`~halfbyte.kernels.codegen.emulate.EmulationOptions`.
     """
 
     kernel: str
@@ -40,6 +42,7 @@ class PtxJob:
     arch: str
     seed: int
     edits: Mapping[str, Sequence[PtxEdit]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -111,7 +114,8 @@ def run_job(job: PtxJob) -> PtxRow:
     on = target(job.arch)
     variant = _variant(job, on)
     start = time.perf_counter()
-    emulation = Emulation(on, seed=job.seed, edits=job.edits)
+    options = EmulationOptions(**job.options)
+    emulation = Emulation(on, seed=job.seed, edits=job.edits, options=options)
     rng = torch.Generator().manual_seed(job.seed)
     worst, problem = 0.0, ""
     call = CASES[variant.kernel](variant, emulation, rng)
@@ -146,7 +150,7 @@ def run_job(job: PtxJob) -> PtxRow:
     ]
     return PtxRow(
         *(job.kernel, job.config, job.arch, job.seed, problem, worst, covered),
-        edited=sum({id(x.kernel): x.kernel.edited for x in emulation.launches}.values()),
+        edited=emulation.edited,
         seconds=round(time.perf_counter() - start, 2),
         triton=triton.__version__,
         conflicts=_share(sum(a.wavefronts for a in accesses), sum(a.ideal for a in accesses)),

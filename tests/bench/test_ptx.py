@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,10 +12,10 @@ import pytest
 from halfbyte.bench.ptx.budget import over_accesses
 from halfbyte.bench.ptx.cases import CASES
 from halfbyte.bench.ptx.launcher import PtxEdit
-from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow, ptx_jobs
+from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow
 from halfbyte.bench.ptx.worker import PtxWorker
 from halfbyte.kernels.codegen.shipped import families, family_variants
-from halfbyte.kernels.codegen.targets import TARGETS, target
+from halfbyte.kernels.codegen.targets import TARGETS
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,9 @@ def run(worker: PtxWorker, job: PtxJob) -> PtxRow:
 
 
 def test_every_shipped_kernel_has_a_case():
-    shipped = {v.kernel for f in families() for on in TARGETS.values() for v in family_variants(f, on)}
+    shipped = {
+        v.kernel for f in families() for on in TARGETS.values() for v in family_variants(f, on)
+    }
     assert shipped == set(CASES)
 
 
@@ -58,3 +61,58 @@ def test_one_of_each_kernel(worker, kernel, config, arch):
     row = run(worker, PtxJob(kernel, config, arch, 0))
     assert row.problem == "" and row.covered
     assert over_accesses(row) == []
+
+
+# Mistakes, each a small change of the compiler's output: (edit, words of the problem).
+BARRIER = r"bar\.sync\s+0;"
+MISTAKES = {
+    "no barrier before the arrival is told": (
+        rf"(?s){BARRIER}((?:(?!bar\.sync).){{,900}}){BARRIER}((?:(?!bar\.sync).)*?atom\.global)",
+        r"\1\2",
+        "UnwrittenFault",
+    ),
+    "arrival told without a release": (
+        r"atom\.global\.gpu\.acq_rel",
+        "atom.global.gpu.relaxed",
+        "UnwrittenFault",
+    ),
+    "counter not put back": (
+        r"@%p\d+ st\.global\.b32 \[[^\]]*\], \{ %r\d+ \};",
+        "",
+        "CountersLeft",
+    ),
+    "copies awaited one group too few": (
+        r"cp\.async\.wait_group\s+10;",
+        "cp.async.wait_group 11;",
+        "EarlyReadFault",
+    ),
+    "no barrier after the copies": (
+        rf"(cp\.async\.wait_group\s+10;\s+){BARRIER}",
+        r"\1",
+        "RaceFault|EarlyReadFault|UnwrittenFault",
+    ),
+    "a row past the end": (
+        r"setp\.lt\.s32(\s+%p1,)",
+        r"setp.le.s32\1",
+        "OutOfBoundsFault",
+    ),
+    "halves of an operand swapped": (
+        r"(mma\.sync\S+\s+\{[^}]*\},\s*\{\s*(%r\d+),\s(?!\2\b)[^}]*\},\s*\{\s*)"
+        r"(%r\d+)(,\s*)(%r\d+)",
+        r"\1\5\4\3",
+        "y is wrong",
+    ),
+}
+LATE = PtxJob("w4a16.late", "m8 g128 zero 8x128 w2 s4 fp16", "sm_80", 0)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_seen(worker, mistake):
+    pattern, replacement, words = MISTAKES[mistake]
+    # Stores that need not be visible to others are not.
+    job = replace(LATE, seed=random.randrange(1 << 30), options={"publish": 0.0})
+    edits = {"late_kernel": [PtxEdit(pattern, replacement, where=(0,))]}
+    row = worker.run(replace(job, edits=edits))
+    assert row.edited == 1
+    assert re.search(words, row.problem)
+    assert worker.run(job).problem == ""
