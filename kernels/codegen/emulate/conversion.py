@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .floating import bf16_to_f32, f32_to_bf16
-from .integer import half, joined
+from .integer import joined
 from .operations import HOME, TYPES, Decoding, Operation, Values, plain, unsupported
 from .syntax import Instruction, Register
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .faults import BarrierFault, EmulatedFault
 from .operations import STOP, Values
+from .warpgroup import ProductWatch
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -27,6 +28,9 @@ class Convoy:
         values: a value for each slot, [lanes] or without a dimension; None for what is not loaded.
         slots: int64 [lanes], place of each lane's CTA in the machine.
         codes: int32 [lanes], epoch and warp of each lane as shared memory notes them.
+        complete: whether all warps of each of its CTAs take part.
+        alone: whether no two warps are of one CTA.
+        watch: what products in flight forbid, None where the program has none.
         floors: int32 [lanes], the same of an epoch's beginning.
     """
 
@@ -44,6 +48,8 @@ class Convoy:
         self.complete = self.whole and bool(
             (np.bincount(owners)[owners] == machine.warps_per_cta).all()
         )
+        queue = machine.products
+        self.watch = ProductWatch(self, queue) if machine.program.has_products else None
         self.alone = len(np.unique(owners)) == len(warps)
         self.refresh()
 
@@ -60,7 +66,7 @@ class Convoy:
 
     def run(self, at: int, budget: int) -> None:
         """Run up to ``budget`` segments from instruction ``at`` on, and give the registers back."""
-        machine, values = self.machine, self.values
+        machine, values, watch = self.machine, self.values, self.watch
         segments = machine.program.segments
         dirty: set[int] = set()
         while True:
@@ -68,6 +74,9 @@ class Convoy:
             for slot in segment.needs:
                 if values[slot] is None:
                     values[slot] = machine.load(slot, self)
+            if watch is not None:
+                watch.check(segment)
+                watch.changed |= segment.changes
             for work in segment.plain:
                 work(values)
             dirty |= segment.writes
@@ -82,8 +91,14 @@ class Convoy:
             if budget <= 0:
                 machine.park(self, at)
                 break
+        if watch is not None:
+            watch.leave()
         for slot in dirty & segment.live:
             machine.store(slot, self, values[slot])
+
+    def warps_in_cta(self) -> Any:
+        """int64 [warps]: numbers of the warps in their CTAs."""
+        return self.warps % self.machine.warps_per_cta
 
     def active(self, ins: Instruction) -> Any:
         """Positions of the lanes for which the guard holds; None for all of them."""

@@ -62,7 +62,7 @@ class CopyQueue:
 
 def decode_cp(decoding: Decoding, ins: Instruction) -> Operation:
     """cp.async and its groups. Other forms of cp are refused: UnsupportedFault."""
-    if ins.parts[1] != "async" or ins.guard is not None and ins.parts[2] not in ("ca", "cg"):
+    if ins.parts[1] != "async" or (ins.guard is not None and ins.parts[2] not in ("ca", "cg")):
         raise unsupported(ins)
     if ins.parts[2] == "commit_group":
         return effect(ins, (), (), lambda c: _commit(c, ins))
@@ -194,4 +194,7 @@ def _land(c: Convoy, copies: list[_Copy]) -> None:
     many = max(1, first.size // 8)
     cells = shared.data.view(words).reshape(-1, many)
     cells[join("targets") // first.size] = data.view(words).reshape(-1, many)
-    shared.writers[join("granules")] = c.codes[positions][:, None]
+    granules = join("granules")
+    shared.writers[granules] = c.codes[positions][:, None]
+    if shared.proxy is not None:
+        shared.proxy.landed(granules)

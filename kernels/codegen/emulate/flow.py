@@ -9,6 +9,7 @@ import numpy as np
 from .crosslane import decode_warp_barrier
 from .operations import STOP, Decoding, Operation, Values, effect, plain, unsupported
 from .syntax import Immediate, Instruction, SymbolName
+from .warpgroup import decode_proxy_fence
 
 if TYPE_CHECKING:
     from .convoy import Convoy
@@ -79,6 +80,8 @@ def decode_bar(decoding: Decoding, ins: Instruction) -> Operation:
 
 def decode_fence(decoding: Decoding, ins: Instruction) -> Operation:
     """fence and membar on global memory: publishes the thread's stores, and acquires."""
+    if ins.name.startswith("fence.proxy.async"):
+        return decode_proxy_fence(decoding, ins)
     weak = ins.name in ("membar.cta", "fence.acq_rel.cta", "fence.sc.cta")
     known = ins.name in ("membar.gl", "membar.sys") or (
         ins.parts[0] == "fence"

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from .convoy import Convoy
-from .counts import Counts
 from .copies import CopyQueue
+from .counts import Counts
 from .faults import BarrierFault, DeadlockFault
 from .memory import GlobalMemory
 from .operations import HOME, Values
 from .options import EmulationOptions
 from .program import PtxProgram
 from .shared import SharedMemory
+from .warpgroup import ProductQueue
 
 _READY, _WAITING, _SPLIT, _GONE = range(4)
 
@@ -30,6 +31,7 @@ class Machine:
         memory: global memory with the stores of each CTA that others do not see yet.
         shared: shared memory of the resident CTAs.
         copies: asynchronous copies of each warp.
+        products: products of warp groups in flight.
         counts: what has been counted.
         chance: where all random choices come from.
         options: how to run.
@@ -61,6 +63,7 @@ class Machine:
         self.shared = SharedMemory(self.slots, shared_bytes, program)
         self.counts = Counts()
         self.copies = CopyQueue(warps)
+        self.products = ProductQueue(warps)
         self.epochs = np.zeros(self.slots, "i8")
         self.coordinates: list[tuple[int, int, int]] = [(0, 0, 0)] * self.slots
         self._state = np.full(warps, _GONE, "u1")
@@ -98,6 +101,7 @@ class Machine:
         self._at[warps] = 0
         self.shared.enter(slot)
         self.memory.enter(slot)
+        self.products.begin(warps)
         self.epochs[slot] = 0
 
     def _choose(self) -> tuple[Convoy, int, int] | None:

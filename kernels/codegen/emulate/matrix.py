@@ -120,9 +120,9 @@ def decode_mma(decoding: Decoding, ins: Instruction) -> Operation:
 
     def run(convoy: Convoy) -> None:
         convoy.need_whole(ins)
-        left = value_a(a_fragment(_stack(convoy, first), dtype_a))
-        right = value_b(b_fragment(_stack(convoy, second), dtype_b))
-        start = values_of(c_fragment(_stack(convoy, third)), result)
+        left = value_a(a_fragment(stacked(convoy, first), dtype_a))
+        right = value_b(b_fragment(stacked(convoy, second), dtype_b))
+        start = values_of(c_fragment(stacked(convoy, third)), result)
         total = np.matmul(left, right.transpose(0, 2, 1)) + start
         registers = c_registers(accumulated(total, result, saturate))
         for slot, row in zip(targets, registers.reshape(4, -1), strict=True):
@@ -131,7 +131,7 @@ def decode_mma(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (*first, *second, *third), targets, run)
 
 
-def _stack(convoy: Convoy, slots: list[int]) -> Any:
+def stacked(convoy: Convoy, slots: list[int]) -> Any:
     """[registers, warps, 32]."""
     return np.stack([convoy.lanes(slot) for slot in slots]).reshape(len(slots), -1, 32)
 
@@ -186,7 +186,7 @@ def decode_stmatrix(decoding: Decoding, ins: Instruction) -> Operation:
         c.need_whole(ins)
         lanes = _row_lanes(c, count)
         address = c.lanes(base)[lanes].astype("i8") + offset
-        words = _stack(c, slots).transpose(1, 0, 2)  # [warps, matrices, 32]
+        words = stacked(c, slots).transpose(1, 0, 2)  # [warps, matrices, 32]
         rows = np.ascontiguousarray(words).reshape(-1, 4)
         if transposed:
             squares = rows.view("u2").reshape(-1, 8, 8).transpose(0, 2, 1)

@@ -13,7 +13,7 @@ lanes may be arrays without a dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class Operation:
         writes: slots that it changes.
         plain: what it does, or None.
         effect: what it does where ``plain`` is None.
+        products: slots of the accumulators of a wgmma, which others in flight may have, too.
     """
 
     instruction: Instruction
@@ -73,6 +74,15 @@ class Operation:
     writes: tuple[int, ...]
     plain: Plain | None = None
     effect: Effect | None = None
+    products: frozenset[int] = frozenset()
+
+    def touches(self) -> frozenset[int]:
+        """Slots that may not belong to a product in flight."""
+        return frozenset((*self.reads, *self.writes)) - self.products
+
+    def with_products(self, products: frozenset[int]) -> Operation:
+        """The same, as an operation that leaves a product in flight."""
+        return replace(self, products=products)
 
 
 class Decoding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import access, conversion, copies, crosslane, floating, flow, integer, matrix
+from . import access, conversion, copies, crosslane, floating, flow, integer, matrix, warpgroup
 from .operations import Decoding, Effect, Operation, Plain, Values, unsupported
 from .syntax import Instruction, PtxSyntax, SymbolName
 
@@ -50,6 +50,7 @@ _DECODERS: dict[str, InstructionDecoder] = {
     "bar": flow.decode_bar,
     "fence": flow.decode_fence,
     "membar": flow.decode_fence,
+    "wgmma": warpgroup.decode_wgmma,
     "createpolicy": flow.decode_createpolicy,
 }
 
@@ -87,6 +88,9 @@ class Segment:
         writes: slots of the registers that it changes.
         live: slots of the registers that somebody may still read after it.
         end: index of the instruction that follows.
+        operations: what it consists of.
+        touches: slots that may not belong to a product in flight.
+        changes: slots of the registers that it changes at once, not by a product.
     """
 
     needs: tuple[int, ...]
@@ -95,6 +99,9 @@ class Segment:
     writes: frozenset[int]
     live: frozenset[int]
     end: int
+    operations: tuple[Operation, ...]
+    touches: frozenset[int]
+    changes: frozenset[int]
 
 
 class PtxProgram:
@@ -110,6 +117,7 @@ class PtxProgram:
         template: values of constants by slot, None for registers and parameters.
         parameter_slots: slots of the parameters that are read, by their number.
         granule: bytes of the smallest access to shared memory.
+        has_products: whether it uses wgmma.
         segments: by the index of their first instruction, None where not made yet.
     """
 
@@ -121,6 +129,7 @@ class PtxProgram:
         self.template: Values = decoding.template
         self.parameter_slots = decoding.parameters
         self.granule = decoding.granule
+        self.has_products = any(op.products for op in self.operations)
         self.segments: list[Segment | None] = [None] * len(self.operations)
         self._leaders = set(syntax.labels.values())
         self._live = _live_after(self.operations, syntax)
@@ -153,8 +162,23 @@ class PtxProgram:
             end += 1
             if end in self._leaders:
                 break
+        operations = tuple(self.operations[at:end])
+        touches = frozenset().union(*(operation.touches() for operation in operations))
+        changes = frozenset(
+            slot for op in operations for slot in op.writes if slot not in op.products
+        )
         live = _slots(self._live[end - 1])
-        made = Segment(tuple(needs), tuple(plain), last, frozenset(writes), live, end)
+        made = Segment(
+            tuple(needs),
+            tuple(plain),
+            last,
+            frozenset(writes),
+            live,
+            end,
+            operations,
+            touches,
+            changes,
+        )
         self.segments[at] = made
         return made
 

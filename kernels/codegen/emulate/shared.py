@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .faults import EarlyReadFault, MisalignedFault, OutOfBoundsFault, RaceFault, UnwrittenFault
+from .proxy import AsyncProxy
 
 if TYPE_CHECKING:
     from .convoy import Convoy
@@ -35,6 +36,7 @@ class SharedMemory:
         granule: bytes that the detector tells apart.
         writers: int32, code of the last writer of each granule; -1 where nothing was written.
         readers: int32, code of the last reader; warp 63 of an epoch stands for several.
+        proxy: the view of products, None where the program has none.
     """
 
     def __init__(self, slots: int, size: int, program: PtxProgram) -> None:
@@ -45,14 +47,22 @@ class SharedMemory:
         self.data = np.zeros(slots * self.stride, "u1")
         self.writers = np.full(len(self.data) // self.granule, -1, "i4")
         self.readers = self.writers.copy()
+        self.proxy = AsyncProxy(self) if program.has_products else None
 
     def enter(self, slot: int) -> None:
         """A new CTA starts in a slot: all of its bytes count as unwritten."""
         part = slice(slot * self.stride, (slot + 1) * self.stride)
         self.data[part] = 0xFF  # NaN in every type of float
-        granules = slice(part.start >> self._shift, part.stop >> self._shift)
+        granules = self.granules_of(slot)
         self.writers[granules] = -1
         self.readers[granules] = -1
+        if self.proxy is not None:
+            self.proxy.enter(granules)
+
+    def granules_of(self, slot: int) -> slice:
+        """All granules of one CTA."""
+        each = self.stride >> self._shift
+        return slice(slot * each, (slot + 1) * each)
 
     def places(
         self, c: Convoy, ins: Instruction, address: Any, size: int, positions: Any
@@ -97,7 +107,7 @@ class SharedMemory:
         if bad.any():
             lane, part = np.argwhere(bad)[0]
             code = int(writers[lane, part])
-            where = self._where(int(granules[lane, part]))
+            where = self.where(int(granules[lane, part]))
             position = int(positions[lane])
             if code >= PENDING:
                 what = (
@@ -107,7 +117,7 @@ class SharedMemory:
             what = f"reads {where}, written by warp {code & 63} since the last barrier"
             raise c.fault(RaceFault, ins, position, what)
         lane, part = np.argwhere(writers < 0)[0]
-        what = f"reads {self._where(int(granules[lane, part]))}, which nothing has written"
+        what = f"reads {self.where(int(granules[lane, part]))}, which nothing has written"
         raise c.fault(UnwrittenFault, ins, int(positions[lane]), what)
 
     def write(
@@ -129,6 +139,8 @@ class SharedMemory:
                 bad &= ~same[:, None] | (writers >= PENDING)
             if bad.any():
                 self._bad_write(c, ins, granules, positions, writers, bad, "written")
+        if self.proxy is not None:
+            self.proxy.written(c, ins, granules, positions)
 
     def atomic(self, c: Convoy, ins: Instruction, granules: Any, positions: Any) -> None:
         """Check that lanes may change granules [n, k] atomically. Raises RaceFault.
@@ -157,7 +169,7 @@ class SharedMemory:
         how: str,
     ) -> None:
         lane, part = np.argwhere(bad)[0]
-        where, code = self._where(int(granules[lane, part])), int(codes[lane, part])
+        where, code = self.where(int(granules[lane, part])), int(codes[lane, part])
         if code >= PENDING:
             what = f"writes {where}, to which an asynchronous copy of warp {code & 63} is under way"
         else:
@@ -165,7 +177,8 @@ class SharedMemory:
             what = f"writes {where}, {how} by {who} since the last barrier"
         raise c.fault(RaceFault, ins, int(positions[lane]), what)
 
-    def _where(self, granule: int) -> str:
+    def where(self, granule: int) -> str:
+        """A granule in words."""
         return f"shared byte {granule * self.granule % self.stride}"
 
     def load(
