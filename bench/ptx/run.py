@@ -11,12 +11,11 @@ import torch
 import triton
 
 from ...kernels.codegen.emulate import EmulationOptions
-from ...kernels.codegen.emulate.faults import EmulatedFault
 from ...kernels.codegen.shipped import families, family_variants
 from ...kernels.codegen.targets import CompileTarget, target
 from ...kernels.codegen.variant import Variant
 from .cases import CASES
-from .launcher import CountersLeft, EmulatedKernel, Emulation, PtxEdit
+from .launcher import EmulatedKernel, Emulation, PtxEdit
 
 EMULATED_ARCHS = ("sm_80", "sm_90")
 """Targets whose instructions the interpreter knows."""
@@ -118,8 +117,8 @@ def run_job(job: PtxJob) -> PtxRow:
     emulation = Emulation(on, seed=job.seed, edits=job.edits, options=options)
     rng = torch.Generator().manual_seed(job.seed)
     worst, problem = 0.0, ""
-    call = CASES[variant.kernel](variant, emulation, rng)
     try:
+        call = CASES[variant.kernel](variant, emulation, rng)
         with emulation:
             checks = list(call())
             if any("count_ptr" in launch.kernel.signature for launch in emulation.launches):
@@ -130,8 +129,9 @@ def run_job(job: PtxJob) -> PtxRow:
             for check in checks
             if not check.holds
         )
-    except (EmulatedFault, CountersLeft) as fault:
-        problem = f"{type(fault).__name__}: {fault}"
+    # Faults, and the compiler's errors of many types: one must not hide the other rows.
+    except Exception as fault:
+        problem = f"{type(fault).__name__}: {str(fault).strip()[:2000]}"
     differences = [
         differences_of(launch.kernel, variant)
         for launch in emulation.launches

@@ -35,6 +35,8 @@ def fragment_product_case(
     m, n = (config.bm + 3, 140) if config.bm <= 32 else (config.bm - 5, 70)
     slice_k = 32 * c["PLANES"]
     slices = 2 * (config.stages + 1) - 1
+    if c["GROUP"] > slice_k:
+        slices += 1  # Blocks of a codebook end with their row.
     k = slice_k * slices - (0 if c["EVEN_K"] else slice_k // 2 + 8 * (c["PLANES"] == 2))
     weight, w, size = _fragments(variant, n, k, dtype, rng)
     x = torch.randn(m, k, generator=rng).to(dtype)
