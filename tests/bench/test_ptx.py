@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+from halfbyte.bench.ptx import budget
 from halfbyte.bench.ptx.budget import over_accesses
 from halfbyte.bench.ptx.cases import CASES
 from halfbyte.bench.ptx.launcher import PtxEdit
-from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow
+from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow, ptx_jobs
 from halfbyte.bench.ptx.worker import PtxWorker
 from halfbyte.kernels.codegen.shipped import families, family_variants
 from halfbyte.kernels.codegen.targets import TARGETS
@@ -63,7 +64,7 @@ def test_one_of_each_kernel(worker, kernel, config, arch):
     assert over_accesses(row) == []
 
 
-# Mistakes, each a small change of the compiler's output: (edit, words of the problem).
+# Mistakes, each a small change of the compiler's output: what, by what, and words of the problem.
 BARRIER = r"bar\.sync\s+0;"
 MISTAKES = {
     "no barrier before the arrival is told": (
@@ -103,16 +104,74 @@ MISTAKES = {
         "y is wrong",
     ),
 }
+WARP_GROUP_MISTAKES = {
+    "products awaited one group too few": (
+        r"wgmma\.wait_group\.sync\.aligned 0;",
+        "wgmma.wait_group.sync.aligned 1;",
+        "EarlyReadFault",
+    ),
+    "products in no group": (r"wgmma\.commit_group\S*;", "", "RaceFault|EarlyReadFault"),
+    "no fence of registers": (r"wgmma\.fence\S*;", "", "MissingFenceFault"),
+    "no fence of shared memory": (r"fence\.proxy\.async\S*;", "", "MissingFenceFault"),
+}
 LATE = PtxJob("w4a16.late", "m8 g128 zero 8x128 w2 s4 fp16", "sm_80", 0)
+WARP_GROUP = PtxJob("w8a8.gemm", "i8 fp16 64x128x128 w4 s4", "sm_90", 0)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_seen(worker, mistake):
-    pattern, replacement, words = MISTAKES[mistake]
+    check_mistake(worker, LATE, "late_kernel", *MISTAKES[mistake])
+
+
+@pytest.mark.parametrize("mistake", WARP_GROUP_MISTAKES)
+def test_a_mistake_with_warp_groups_is_seen(worker, mistake):
+    check_mistake(worker, WARP_GROUP, "gemm", *WARP_GROUP_MISTAKES[mistake])
+
+
+def check_mistake(worker, job, function, pattern, replacement, words):
+    """The job fails with the edit, in these words, and without it does not."""
     # Stores that need not be visible to others are not.
-    job = replace(LATE, seed=random.randrange(1 << 30), options={"publish": 0.0})
-    edits = {"late_kernel": [PtxEdit(pattern, replacement, where=(0,))]}
+    job = replace(job, seed=random.randrange(1 << 30), options={"publish": 0.0})
+    edits = {function: [PtxEdit(pattern, replacement, where=(0,))]}
     row = worker.run(replace(job, edits=edits))
     assert row.edited == 1
     assert re.search(words, row.problem)
     assert worker.run(job).problem == ""
+
+
+def jobs() -> list[PtxJob]:
+    return ptx_jobs(EMULATED_ARCHS, (), 0)
+
+
+@pytest.mark.ptx
+@pytest.mark.parametrize("job", jobs(), ids=lambda job: f"{job.arch} {job.kernel} {job.config}")
+def test_every_shipped_variant(worker, job):
+    row = run(worker, job)
+    assert row.problem == "" and row.covered
+    assert over_accesses(row) == []
+
+
+def test_an_edit_names_what_it_changed():
+    text = "bar.sync 0;\nld a;\nbar.sync 0;\n"
+    assert PtxEdit(r"bar\.sync 0;", "").apply(text) == ("\nld a;\n\n", 2)
+    assert PtxEdit(r"bar\.sync (\d);", r"bar.sync 1\1;", (1,)).apply(text) == (
+        "bar.sync 0;\nld a;\nbar.sync 10;\n",
+        1,
+    )
+    assert PtxEdit("membar", "").apply(text) == (text, 0)
+
+
+def test_accesses_are_compared_with_their_budget(tmp_path, monkeypatch):
+    row = PtxRow(
+        *("w8a8.gemm", "small", "sm_80", 0, "", 0.5, True, 0, 1.0, "9.8.7", 1.5, 2.0, 0.75)
+    )
+    monkeypatch.setattr(budget, "FOLDER", tmp_path)
+    assert over_accesses(row) == []
+    budget.save_accesses([row])
+    assert over_accesses(row) == []
+    assert over_accesses(replace(row, conflicts=1.6, worst_conflicts=2.5, sector_use=0.5)) == [
+        "conflicts 1.6, budget 1.5",
+        "worst_conflicts 2.5, budget 2.0",
+        "sector_use 0.5, budget 0.75",
+    ]
+    assert "no budget of accesses" in over_accesses(replace(row, config="other"))[0]
