@@ -1,8 +1,8 @@
 """``python -m halfbyte.bench.ptx``: every shipped kernel run without a GPU, and compared.
 
-    python -m halfbyte.bench.ptx --arch sm_90 --kernel w4a16    a table
-    python -m halfbyte.bench.ptx --json ptx.json                all variants, all figures
-    python -m halfbyte.bench.ptx --update                       write the budget of accesses
+    python -m halfbyte.bench.ptx --arch sm_90 --kernel fused    a table
+    python -m halfbyte.bench.ptx --json ptx.json               all variants, all figures
+    python -m halfbyte.bench.ptx --update                      write the budget of accesses
 
 The PTX that the compiler makes is interpreted, as a launch on a GPU would run it. That says what
 the code computes and in which order memory is touched, and nothing about time.

@@ -11,11 +11,10 @@ import torch
 import triton
 
 from ...kernels.codegen.emulate import EmulationOptions
-from ...kernels.codegen.shipped import families, family_variants
+from ...kernels.codegen.launcher import EmulatedKernel, Emulation, PtxEdit
+from ...kernels.codegen.shipped import families, family_cases, family_variants
 from ...kernels.codegen.targets import CompileTarget, target
 from ...kernels.codegen.variant import Variant
-from .cases import CASES
-from .launcher import EmulatedKernel, Emulation, PtxEdit
 
 EMULATED_ARCHS = ("sm_80", "sm_90")
 """Targets whose instructions the interpreter knows."""
@@ -32,7 +31,7 @@ class PtxJob:
         config: the variant's configuration.
         arch: target, such as ``sm_90``.
         seed: of inputs and interleaving.
-        edits: changes of the PTX, by the name of the kernel's function.
+        edits: changes of the PTX of the variant's own kernel.
         options: of :class:`~halfbyte.kernels.codegen.emulate.EmulationOptions`.
     """
 
@@ -40,7 +39,7 @@ class PtxJob:
     config: str
     arch: str
     seed: int
-    edits: Mapping[str, Sequence[PtxEdit]] = field(default_factory=dict)
+    edits: Sequence[PtxEdit] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,10 +49,9 @@ class PtxJob:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PtxJob:
         """Inverse of :meth:`to_dict`."""
-        edits = {
-            name: [PtxEdit(e["pattern"], e["replacement"], tuple(e["where"])) for e in many]
-            for name, many in values["edits"].items()
-        }
+        edits = [
+            PtxEdit(e["pattern"], e["replacement"], tuple(e["where"])) for e in values["edits"]
+        ]
         return cls(**{**values, "edits": edits})
 
 
@@ -111,14 +109,15 @@ def ptx_jobs(archs: Sequence[str], kernels: Sequence[str], seed: int) -> list[Pt
 def run_job(job: PtxJob) -> PtxRow:
     """Run one job twice, so that the second launch meets what the first left in its counters."""
     on = target(job.arch)
-    variant = _variant(job, on)
+    family, variant = _variant(job, on)
     start = time.perf_counter()
     options = EmulationOptions(**job.options)
-    emulation = Emulation(on, seed=job.seed, edits=job.edits, options=options)
+    edits = {variant.fn.__name__: job.edits}
+    emulation = Emulation(on, seed=job.seed, edits=edits, options=options)
     rng = torch.Generator().manual_seed(job.seed)
     worst, problem = 0.0, ""
     try:
-        call = CASES[variant.kernel](variant, emulation, rng)
+        call = family_cases(family)[variant.kernel](variant, emulation, rng)
         with emulation:
             checks = list(call())
             if any("count_ptr" in launch.kernel.signature for launch in emulation.launches):
@@ -201,8 +200,8 @@ def _loaded(kernel: EmulatedKernel) -> set[str]:
     return {name for i, name in enumerate(names) if f"_param_{i}]" in kernel.ptx}
 
 
-def _variant(job: PtxJob, on: CompileTarget) -> Variant:
+def _variant(job: PtxJob, on: CompileTarget) -> tuple[str, Variant]:
+    """(family, variant) of a job."""
     family = next(f for f in families() if f"{job.kernel}.".startswith(f"{f}."))
-    return next(
-        v for v in family_variants(family, on) if (v.kernel, v.config) == (job.kernel, job.config)
-    )
+    name = job.kernel, job.config
+    return family, next(v for v in family_variants(family, on) if (v.kernel, v.config) == name)

@@ -36,7 +36,7 @@ def dot8(x, w, acc, IMPRECISE: tl.constexpr, INTERPRET: tl.constexpr):
         acc = tl.dot(x, w, acc, out_dtype=tl.int32)
     elif INTERPRET:
         acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc)
-    elif IMPRECISE == x.shape[1]:
+    elif x.shape[1] == IMPRECISE:
         # The same sums as with the option below. Triton's code for that reads the sums of a
         # product that still runs, which is undefined; the assembler happens to put a wait there.
         acc += tl.dot(x, w)

@@ -11,11 +11,10 @@ import pytest
 
 from halfbyte.bench.ptx import budget
 from halfbyte.bench.ptx.budget import over_accesses
-from halfbyte.bench.ptx.cases import CASES
-from halfbyte.bench.ptx.launcher import PtxEdit
 from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow, ptx_jobs
 from halfbyte.bench.ptx.worker import PtxWorker
-from halfbyte.kernels.codegen.shipped import families, family_variants
+from halfbyte.kernels.codegen.launcher import PtxEdit
+from halfbyte.kernels.codegen.shipped import families, family_cases, family_variants
 from halfbyte.kernels.codegen.targets import TARGETS
 
 
@@ -31,10 +30,9 @@ def run(worker: PtxWorker, job: PtxJob) -> PtxRow:
 
 
 def test_every_shipped_kernel_has_a_case():
-    shipped = {
-        v.kernel for f in families() for on in TARGETS.values() for v in family_variants(f, on)
-    }
-    assert shipped == set(CASES)
+    for family in families():
+        shipped = {v.kernel for on in TARGETS.values() for v in family_variants(family, on)}
+        assert shipped == set(family_cases(family))
 
 
 EACH = [
@@ -120,19 +118,19 @@ WARP_GROUP = PtxJob("w8a8.gemm", "i8 fp16 64x128x128 w4 s4", "sm_90", 0)
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_seen(worker, mistake):
-    check_mistake(worker, LATE, "late_kernel", *MISTAKES[mistake])
+    check_mistake(worker, LATE, *MISTAKES[mistake])
 
 
 @pytest.mark.parametrize("mistake", WARP_GROUP_MISTAKES)
 def test_a_mistake_with_warp_groups_is_seen(worker, mistake):
-    check_mistake(worker, WARP_GROUP, "gemm", *WARP_GROUP_MISTAKES[mistake])
+    check_mistake(worker, WARP_GROUP, *WARP_GROUP_MISTAKES[mistake])
 
 
-def check_mistake(worker, job, function, pattern, replacement, words):
+def check_mistake(worker, job, pattern, replacement, words):
     """The job fails with the edit, in these words, and without it does not."""
     # Stores that need not be visible to others are not.
     job = replace(job, seed=random.randrange(1 << 30), options={"publish": 0.0})
-    edits = {function: [PtxEdit(pattern, replacement, where=(0,))]}
+    edits = [PtxEdit(pattern, replacement, where=(0,))]
     row = worker.run(replace(job, edits=edits))
     assert row.edited == 1
     assert re.search(words, row.problem)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ....kernels.codegen.variant import Variant
-from ....kernels.sampling import TokenChoice, argmax, pack_choices, reset_counts, sample
-from ....kernels.sampling import reference as sampling_reference
-from ..check import OutputCheck, same_bits, within
-from ..launcher import Emulation
-from .base import PreparedCase, type_of
+from ..codegen.case import OutputCheck, PreparedCase, PtxCase, same_bits, type_of, within
+from ..codegen.launcher import Emulation
+from ..codegen.variant import Variant
+from . import reference as sampling_reference
+from .op import argmax, sample
+from .rows import TokenChoice, pack_choices, reset_counts
 
 _VOCABULARY = 4100
 """A tile of logits and a few more."""
@@ -34,7 +34,7 @@ def allowed_tokens(logits_V: Tensor, choice: TokenChoice, counts_V: Tensor | Non
     return tokens
 
 
-def argmax_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _argmax_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Ties, a row with a NaN, and logits beyond the valid ids."""
     dtype = type_of(variant, "logits_ptr")
     logits = torch.randn(3, _VOCABULARY, generator=rng).clamp(max=2.0).to(dtype)
@@ -50,7 +50,7 @@ def argmax_case(variant: Variant, emulation: Emulation, rng: torch.Generator) ->
     return call
 
 
-def sample_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _sample_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Rows with every filter, flat and peaked, penalties where the variant has them."""
     dtype = type_of(variant, "logits_ptr")
     penalties = variant.constants["PENALTIES"]
@@ -103,3 +103,9 @@ def sample_case(variant: Variant, emulation: Emulation, rng: torch.Generator) ->
         return checks
 
     return call
+
+
+CASES: dict[str, PtxCase] = {
+    "sampling.argmax": _argmax_case,
+    "sampling.sample": _sample_case,
+}

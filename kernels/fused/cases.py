@@ -5,21 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....kernels.codegen.variant import Variant
-from ....kernels.formats.activations import quantize_activations, quantize_kv
-from ....kernels.formats.canonical import ActivationFormat
-from ....kernels.fused import embed_norm, gated_mul, gather_step, rms_norm, rope_write_kv
-from ....kernels.fused import reference as fused_reference
-from ....kernels.fused.outputs import RowOutputs
-from ....kernels.reference import apply_rope
-from ..check import OutputCheck, same_bits, within
-from ..launcher import Emulation
-from .base import PreparedCase, rounded_once, type_of
+from ..codegen.case import (
+    OutputCheck,
+    PreparedCase,
+    PtxCase,
+    rounded_once,
+    same_bits,
+    type_of,
+    within,
+)
+from ..codegen.launcher import Emulation
+from ..codegen.variant import Variant
+from ..formats.activations import quantize_activations, quantize_kv
+from ..formats.canonical import ActivationFormat
+from ..reference import apply_rope
+from . import reference as fused_reference
+from .activation import gated_mul
+from .gather import gather_step
+from .norm import embed_norm, rms_norm
+from .outputs import RowOutputs
+from .rope import rope_write_kv
 
 _ROWS = 3
 
 
-def add_rms_norm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _add_rms_norm_case(
+    variant: Variant, emulation: Emulation, rng: torch.Generator
+) -> PreparedCase:
     """Three rows added to a residual in place, then normed."""
     c, dtype = variant.constants, type_of(variant, "x_ptr")
     x, given = (torch.randn(_ROWS, c["D"], generator=rng).to(dtype) for _ in range(2))
@@ -35,7 +47,7 @@ def add_rms_norm_case(variant: Variant, emulation: Emulation, rng: torch.Generat
     return call
 
 
-def embed_norm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _embed_norm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Rows of a table, ids outside of it included, and their norm."""
     c, dtype = variant.constants, type_of(variant, "table_ptr")
     table = torch.randn(9, c["D"], generator=rng).to(dtype)
@@ -51,7 +63,7 @@ def embed_norm_case(variant: Variant, emulation: Emulation, rng: torch.Generator
     return call
 
 
-def gated_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _gated_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Rows with gates far out, sums of groups, and codes."""
     c, dtype = variant.constants, type_of(variant, "x_ptr")
     x = (torch.randn(2, 2 * c["WIDTH"], generator=rng) * 4).to(dtype)
@@ -71,7 +83,7 @@ def gated_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> 
     return call
 
 
-def rope_write_kv_case(
+def _rope_write_kv_case(
     variant: Variant, emulation: Emulation, rng: torch.Generator
 ) -> PreparedCase:
     """Tokens for the first, the last and no place of the cache, which else stays as it was."""
@@ -133,7 +145,7 @@ def rope_write_kv_case(
     return call
 
 
-def gather_step_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _gather_step_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Rows in any order, padding by row and by position."""
     c = variant.constants
     page = c["PAGE"]
@@ -184,3 +196,12 @@ def _extras(out: RowOutputs, group: int) -> list[OutputCheck]:
         checks.append(same_bits("scales", out.scales, scales[:, 0]))
         checks.append(same_bits("codes", out.codes, codes.to(torch.int8)))
     return checks
+
+
+CASES: dict[str, PtxCase] = {
+    "fused.add_rms_norm": _add_rms_norm_case,
+    "fused.embed_norm": _embed_norm_case,
+    "fused.gated": _gated_case,
+    "fused.gather_step": _gather_step_case,
+    "fused.rope_write_kv": _rope_write_kv_case,
+}

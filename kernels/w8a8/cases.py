@@ -6,20 +6,29 @@ from unittest.mock import patch
 
 import torch
 
-from ....kernels.codegen.variant import Variant
-from ....kernels.formats.activations import quantize_activations
-from ....kernels.formats.canonical import ActivationFormat
-from ....kernels.w8a8 import op, pack_w8a8, quantize_rows, w8a8_linear
-from ....kernels.w8a8 import reference as w8a8_reference
-from ....kernels.w8a8.config import GemmConfig
-from ..check import OutputCheck, same_bits, within
-from ..launcher import Emulation
-from .base import PreparedCase, rounded_once, type_of
+from ..codegen.case import (
+    OutputCheck,
+    PreparedCase,
+    PtxCase,
+    rounded_once,
+    same_bits,
+    type_of,
+    within,
+)
+from ..codegen.launcher import Emulation
+from ..codegen.variant import Variant
+from ..formats.activations import quantize_activations
+from ..formats.canonical import ActivationFormat
+from . import op
+from . import reference as w8a8_reference
+from .config import GemmConfig
+from .layout import pack_w8a8
+from .op import quantize_rows, w8a8_linear
 
 _TYPES = {"i8": torch.int8, "fp8e4nv": torch.float8_e4m3fn}
 
 
-def gemm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _gemm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Two tiles of rows and of columns, K longer than the pipeline in each split."""
     c, dtype = variant.constants, type_of(variant, "y_ptr")
     kind = _TYPES[variant.signature["x_ptr"].removeprefix("*")]
@@ -60,7 +69,7 @@ def gemm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> P
     return call
 
 
-def quantize_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _quantize_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Three rows, one of zeros and one with an outlier, bit for bit."""
     c = variant.constants
     kind = _TYPES[variant.signature["q_ptr"].removeprefix("*")]
@@ -87,3 +96,9 @@ def quantize_case(variant: Variant, emulation: Emulation, rng: torch.Generator) 
         return checks if c["STATIC"] else [*checks, same_bits("scales", s, want_scale[:, 0])]
 
     return call
+
+
+CASES: dict[str, PtxCase] = {
+    "w8a8.gemm": _gemm_case,
+    "w8a8.quantize": _quantize_case,
+}

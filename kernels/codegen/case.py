@@ -1,16 +1,40 @@
-"""What the cases of all families share."""
+"""What a case of a kernel is: a call that launches one shipped variant, and what must come out.
+
+A family has its cases in ``cases.py`` beside its ``variants.py``: ``CASES``, a :data:`PtxCase` by
+the kernel's dotted name. :mod:`halfbyte.bench.ptx` runs them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ....kernels.codegen.variant import Variant
-from ....kernels.device.workspace import Workspace
-from ..check import OutputCheck
-from ..launcher import Emulation
+from ..device.workspace import Workspace
+from .launcher import Emulation
+from .variant import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCheck:
+    """One output of a kernel beside the truth.
+
+    Attributes:
+        name: of the output.
+        share: the largest error in terms of what is allowed; infinite where it must be equal and
+            is not.
+    """
+
+    name: str
+    share: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether every element is as it must be."""
+        return self.share <= 1.0
+
 
 PreparedCase = Callable[[], Sequence[OutputCheck]]
 """The call itself, inside of the emulation, and the comparison; may be called again."""
@@ -19,6 +43,21 @@ PtxCase = Callable[[Variant, Emulation, torch.Generator], PreparedCase]
 """Draws inputs for one variant, outside of the emulation."""
 
 FLOAT_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def within(name: str, got: Tensor, want: Tensor, allowed: Tensor | float) -> OutputCheck:
+    """Every element of ``got`` [...] as near to ``want`` [...] as ``allowed`` (> 0) says."""
+    error = (got.double() - want.double()).abs()
+    share = (error / allowed).nan_to_num(nan=float("inf"))
+    return OutputCheck(name, float(share.max()) if share.numel() else 0.0)
+
+
+def same_bits(name: str, got: Tensor, want: Tensor) -> OutputCheck:
+    """All bits of two tensors of the same shape and type."""
+    alike = got.shape == want.shape and got.dtype == want.dtype
+    if alike:
+        alike = bool((_bits(got) == _bits(want)).all())
+    return OutputCheck(name, 0.0 if alike else float("inf"))
 
 
 def type_of(variant: Variant, pointer: str) -> torch.dtype:
@@ -57,3 +96,7 @@ def product_error(
 def rounded_once(want: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
     """``error`` and that of the result's rounding to the nearest; float16 ends at 6e-8."""
     return error + torch.finfo(dtype).eps / 2 * (want.abs() + error) + 1e-7
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.formats.activations import dequantize_kv, quantize_kv
+from ..formats.activations import dequantize_kv, quantize_kv
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ...kernels.codegen.emulate import Buffer, Counts, EmulationOptions, PtxProgram, run
-from ...kernels.codegen.targets import CompileTarget
-from ...kernels.device import runtime
+from ..device import runtime
+from .emulate import Buffer, Counts, EmulationOptions, PtxProgram, run
+from .targets import CompileTarget
 
 POISON = 0xFF
 """Byte of memory that nobody has written: a NaN in every float type, -1 in every integer type."""
 
-COUNTERS = ("count_ptr",)
+COUNTER_ARGUMENTS = ("count_ptr",)
 """Arguments that are zero before and after every launch."""
 
 _DIVISIBLE = ["tt.divisibility", 16]
@@ -257,7 +257,7 @@ class Emulation:
             if isinstance(tensor, Tensor):
                 self._unwritten.pop(_storage(tensor), None)
         self.launches.append(EmulatedLaunch(kernel, grid, counts))
-        for name in COUNTERS:
+        for name in COUNTER_ARGUMENTS:
             if name in given and bool(given[name].any()):
                 given[name].zero_()
                 raise CountersLeft(f"{kernel.fn.__name__} left counters that are not zero")

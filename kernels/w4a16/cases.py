@@ -8,14 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.codegen.variant import Variant
-from ....kernels.w4a16 import op
-from ....kernels.w4a16.config import W4A16Config
-from ....kernels.w4a16.layout import SLICE, PackedW4, pack_w4, unpack_w4
-from ....kernels.w4a16.reference import dequantize, w4a16_linear_reference
-from ..check import OutputCheck, within
-from ..launcher import Emulation
-from .base import PreparedCase, product_error, rounded_once, type_of, undefined_workspace
+from ..codegen.case import (
+    OutputCheck,
+    PreparedCase,
+    PtxCase,
+    product_error,
+    rounded_once,
+    type_of,
+    undefined_workspace,
+    within,
+)
+from ..codegen.launcher import Emulation
+from ..codegen.variant import Variant
+from . import op
+from .config import W4A16Config
+from .layout import SLICE, PackedW4, pack_w4, unpack_w4
+from .reference import dequantize, w4a16_linear_reference
 
 _MOST_BIAS = 256 + 16
 """The largest float that a code becomes in the late kernel: its bias and the code."""
@@ -32,7 +40,7 @@ class _Always(dict[str, Any]):
         return self._entry
 
 
-def w4a16_product_case(
+def _w4a16_product_case(
     variant: Variant, emulation: Emulation, rng: torch.Generator
 ) -> PreparedCase:
     """A product with two splits of unequal length, each longer than the pipeline, ragged rows."""
@@ -76,7 +84,7 @@ def w4a16_product_case(
     return call
 
 
-def w4a16_dequantize_case(
+def _w4a16_dequantize_case(
     variant: Variant, emulation: Emulation, rng: torch.Generator
 ) -> PreparedCase:
     """A dense weight of three atoms, each element rounded once."""
@@ -124,3 +132,10 @@ def _through_gate(y: Tensor, error: Tensor) -> Tensor:
     silu = (gate * torch.sigmoid(gate)).abs()
     # The exponential has an error of two units of float32.
     return 1.1 * of_gate * (up.abs() + of_up) + silu * of_up + 2.0**-20 * silu * up.abs()
+
+
+CASES: dict[str, PtxCase] = {
+    "w4a16.dequantize": _w4a16_dequantize_case,
+    "w4a16.direct": _w4a16_product_case,
+    "w4a16.late": _w4a16_product_case,
+}

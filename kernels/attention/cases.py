@@ -7,24 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.attention import (
-    build_prefill_table,
-    decode_attention,
-    prefill_attention,
-    prefill_block,
-)
-from ....kernels.attention.reference import paged_attention
-from ....kernels.codegen.variant import Variant
-from ..check import OutputCheck, within
-from ..launcher import Emulation
-from .base import PreparedCase, type_of
+from ..codegen.case import OutputCheck, PreparedCase, PtxCase, type_of, within
+from ..codegen.launcher import Emulation
+from ..codegen.variant import Variant
+from .op import decode_attention, prefill_attention
 from .paged import PagedCache, paged_cache
+from .reference import paged_attention
+from .table import build_prefill_table, prefill_block
 
 _WINDOW = 250
 _SOFT_CAP = 30.0
 
 
-def decode_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _decode_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Rows of one token, of a page and some, of none, and of two splits."""
     c = variant.constants
     window = c["WINDOW"]
@@ -49,7 +44,7 @@ def decode_case(variant: Variant, emulation: Emulation, rng: torch.Generator) ->
     return call
 
 
-def prefill_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
+def _prefill_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """A row with a cached prefix and more tokens than a tile, a fresh row, and an empty line."""
     c = variant.constants
     page, kv_heads = c["PAGE"], c["KV_HEADS"]
@@ -109,3 +104,10 @@ def _allowed(want: Tensor, dtype: torch.dtype) -> Tensor:
     """
     half = torch.finfo(dtype).eps / 2
     return torch.full_like(want, 2 * half * float(want.abs().max())) + 1e-6
+
+
+CASES: dict[str, PtxCase] = {
+    "attention.decode": _decode_case,
+    "attention.prefill": _prefill_case,
+    "attention.reduce": _decode_case,
+}
