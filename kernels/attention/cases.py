@@ -106,8 +106,10 @@ def _allowed(want: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.full_like(want, 2 * half * float(want.abs().max())) + 1e-6
 
 
-CASES: dict[str, PtxCase] = {
-    "attention.decode": _decode_case,
-    "attention.prefill": _prefill_case,
-    "attention.reduce": _decode_case,
-}
+def cases() -> dict[str, PtxCase]:
+    """By the kernel's dotted name."""
+    return {
+        "attention.decode": _decode_case,
+        "attention.prefill": _prefill_case,
+        "attention.reduce": _decode_case,
+    }

@@ -26,7 +26,9 @@ def _draw(
     return DrawnFragments(pack_codebook(codes, scales, table, block=group), true, true.abs())
 
 
-CASES: dict[str, PtxCase] = {
-    "codebook.dequantize": dequantize_case(_draw, dequantize),
-    "codebook.gemm": product_case(_draw, codebook_linear),
-}
+def cases() -> dict[str, PtxCase]:
+    """By the kernel's dotted name."""
+    return {
+        "codebook.dequantize": dequantize_case(_draw, dequantize),
+        "codebook.gemm": product_case(_draw, codebook_linear),
+    }

@@ -1,7 +1,7 @@
 """What a case of a kernel is: a call that launches one shipped variant, and what must come out.
 
-A family has its cases in ``cases.py`` beside its ``variants.py``: ``CASES``, a :data:`PtxCase` by
-the kernel's dotted name. :mod:`halfbyte.bench.ptx` runs them.
+A family has its cases in ``cases.py`` beside its ``variants.py``: a function ``cases``, which
+gives a :data:`PtxCase` by the kernel's dotted name. :mod:`halfbyte.bench.ptx` runs them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def product_error(
 
 
 def rounded_once(want: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
-    """``error`` and that of the result's rounding to the nearest; float16 ends at 6e-8."""
+    """``error`` [M, N] and that of the result's rounding to the nearest; float16 ends at 6e-8."""
     return error + torch.finfo(dtype).eps / 2 * (want.abs() + error) + 1e-7
 
 

@@ -53,7 +53,7 @@ def family_variants(family: str, target: CompileTarget) -> Iterator[Variant]:
 
 def family_cases(family: str) -> dict[str, PtxCase]:
     """A case for each kernel of one family, by the kernel's dotted name."""
-    return importlib.import_module(f"{_PACKAGE}.{family}.cases").CASES
+    return importlib.import_module(f"{_PACKAGE}.{family}.cases").cases()
 
 
 def _owned() -> dict[str, list[Any]]:

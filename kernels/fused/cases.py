@@ -198,10 +198,12 @@ def _extras(out: RowOutputs, group: int) -> list[OutputCheck]:
     return checks
 
 
-CASES: dict[str, PtxCase] = {
-    "fused.add_rms_norm": _add_rms_norm_case,
-    "fused.embed_norm": _embed_norm_case,
-    "fused.gated": _gated_case,
-    "fused.gather_step": _gather_step_case,
-    "fused.rope_write_kv": _rope_write_kv_case,
-}
+def cases() -> dict[str, PtxCase]:
+    """By the kernel's dotted name."""
+    return {
+        "fused.add_rms_norm": _add_rms_norm_case,
+        "fused.embed_norm": _embed_norm_case,
+        "fused.gated": _gated_case,
+        "fused.gather_step": _gather_step_case,
+        "fused.rope_write_kv": _rope_write_kv_case,
+    }

@@ -105,7 +105,9 @@ def _sample_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -
     return call
 
 
-CASES: dict[str, PtxCase] = {
-    "sampling.argmax": _argmax_case,
-    "sampling.sample": _sample_case,
-}
+def cases() -> dict[str, PtxCase]:
+    """By the kernel's dotted name."""
+    return {
+        "sampling.argmax": _argmax_case,
+        "sampling.sample": _sample_case,
+    }

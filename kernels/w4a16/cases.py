@@ -134,8 +134,10 @@ def _through_gate(y: Tensor, error: Tensor) -> Tensor:
     return 1.1 * of_gate * (up.abs() + of_up) + silu * of_up + 2.0**-20 * silu * up.abs()
 
 
-CASES: dict[str, PtxCase] = {
-    "w4a16.dequantize": _w4a16_dequantize_case,
-    "w4a16.direct": _w4a16_product_case,
-    "w4a16.late": _w4a16_product_case,
-}
+def cases() -> dict[str, PtxCase]:
+    """By the kernel's dotted name."""
+    return {
+        "w4a16.dequantize": _w4a16_dequantize_case,
+        "w4a16.direct": _w4a16_product_case,
+        "w4a16.late": _w4a16_product_case,
+    }

@@ -46,8 +46,10 @@ def _gather_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -
     return call
 
 
-CASES: dict[str, PtxCase] = {
-    "w8a16.dequantize": dequantize_case(_draw, dequantize),
-    "w8a16.gather": _gather_case,
-    "w8a16.gemm": product_case(_draw, w8a16_linear),
-}
+def cases() -> dict[str, PtxCase]:
+    """By the kernel's dotted name."""
+    return {
+        "w8a16.dequantize": dequantize_case(_draw, dequantize),
+        "w8a16.gather": _gather_case,
+        "w8a16.gemm": product_case(_draw, w8a16_linear),
+    }

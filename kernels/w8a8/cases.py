@@ -98,7 +98,9 @@ def _quantize_case(variant: Variant, emulation: Emulation, rng: torch.Generator)
     return call
 
 
-CASES: dict[str, PtxCase] = {
-    "w8a8.gemm": _gemm_case,
-    "w8a8.quantize": _quantize_case,
-}
+def cases() -> dict[str, PtxCase]:
+    """By the kernel's dotted name."""
+    return {
+        "w8a8.gemm": _gemm_case,
+        "w8a8.quantize": _quantize_case,
+    }
