@@ -41,11 +41,11 @@ class DrawnFragments:
     size: Tensor
 
 
-Draw = Callable[[Variant, int, int, torch.dtype, torch.Generator], DrawnFragments]
+DrawFragments = Callable[[Variant, int, int, torch.dtype, torch.Generator], DrawnFragments]
 """A weight [N, K] in the form that a variant reads, tables rounded to a type."""
 
 
-def product_case(draw: Draw, linear: Callable[..., Tensor]) -> PtxCase:
+def product_case(draw: DrawFragments, linear: Callable[..., Tensor]) -> PtxCase:
     """Products [M, N] of a kind with two splits, each longer than the pipeline, and ragged rows."""
 
     def prepare(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
@@ -78,7 +78,7 @@ def product_case(draw: Draw, linear: Callable[..., Tensor]) -> PtxCase:
     return prepare
 
 
-def dequantize_case(draw: Draw, dequantize: Callable[..., Tensor]) -> PtxCase:
+def dequantize_case(draw: DrawFragments, dequantize: Callable[..., Tensor]) -> PtxCase:
     """A dense weight [N, K] of three atoms and five slices, each element rounded once."""
 
     def prepare(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
