@@ -76,7 +76,7 @@ class Convoy:
                     values[slot] = machine.load(slot, self)
             if watch is not None:
                 watch.check(segment)
-                watch.changed |= segment.changes
+                watch.note(segment)
             for work in segment.plain:
                 work(values)
             dirty |= segment.writes
