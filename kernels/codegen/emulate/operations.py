@@ -167,7 +167,7 @@ def unsupported(ins: Instruction, what: str = "") -> UnsupportedFault:
 
 def viewed(dtype: np.dtype[Any]) -> tuple[int, np.dtype[Any]]:
     """(bits of the register, its kept type) for operands of a type."""
-    bits = 1 if dtype == bool else 8 * dtype.itemsize
+    bits = 1 if dtype.kind == "b" else 8 * dtype.itemsize
     return bits, HOME[bits]
 
 
