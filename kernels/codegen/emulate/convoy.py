@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .epochs import beginning
 from .faults import BarrierFault, EmulatedFault
 from .operations import STOP, Values
 from .warpgroup import ProductWatch
@@ -13,8 +14,6 @@ from .warpgroup import ProductWatch
 if TYPE_CHECKING:
     from .machine import Machine
     from .syntax import Instruction
-
-_MANY = 63
 
 
 class Convoy:
@@ -55,14 +54,9 @@ class Convoy:
 
     def refresh(self) -> None:
         """Look up the epochs of the CTAs again, after a barrier."""
-        self.floors = (self.machine.epochs[self.slots] << 6).astype("i4")
+        self.floors = beginning(self.machine.epochs[self.slots])
         in_cta = self.threads // 32 - self.slots * self.machine.warps_per_cta
         self.codes = self.floors + in_cta.astype("i4")
-
-    @property
-    def many(self) -> Any:
-        """int32 [lanes]: the code of several warps of one epoch."""
-        return self.floors + np.int32(_MANY)
 
     def run(self, at: int, budget: int) -> None:
         """Run up to ``budget`` segments from instruction ``at`` on, and give the registers back."""
@@ -76,7 +70,7 @@ class Convoy:
                     values[slot] = machine.load(slot, self)
             if watch is not None:
                 watch.check(segment)
-                watch.changed |= segment.changes
+                watch.note(segment)
             for work in segment.plain:
                 work(values)
             dirty |= segment.writes

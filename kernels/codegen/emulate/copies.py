@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .epochs import PENDING
 from .operations import Decoding, Operation, effect, unsupported
-from .shared import PENDING
 from .syntax import Immediate, Instruction
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _decode_copy(decoding: Decoding, ins: Instruction) -> Operation:
         sizes = np.minimum(c.lanes(taken)[positions].astype("i8"), size)
         shared, memory = c.machine.shared, c.machine.memory
         place, granules = shared.places(c, ins, targets, size, positions)
-        shared.write(c, ins, granules, positions)
+        shared.claim(c, ins, granules, positions)
         shared.writers[granules] = (c.codes[positions] | PENDING)[:, None]
         reading = sizes > 0
         spots = np.full(len(positions), -1, "i8")
@@ -126,7 +127,7 @@ def _decode_copy(decoding: Decoding, ins: Instruction) -> Operation:
         threads = c.threads[positions]
         warps = threads // 32
         cuts = [0, *(np.flatnonzero(np.diff(warps)) + 1).tolist(), len(warps)]
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for begin, end in itertools.pairwise(cuts):
             part = slice(begin, end)
             copy = _Copy(
                 ins,

@@ -7,6 +7,7 @@ to global memory fetches whole sectors of 32 bytes.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +93,15 @@ class Counts:
 
 
 def _warp_patterns(c: Convoy, address: Any, positions: Any, period: int) -> Any:
-    """(key, addresses, lanes) of each warp: equal keys where addresses differ by a multiple of period."""
+    """(key, addresses, lanes) of each warp.
+
+    Keys are equal where all addresses differ by the same multiple of ``period``.
+    """
     warps = c.threads[positions] // 32
     cuts = [0, *(np.flatnonzero(np.diff(warps)) + 1).tolist(), len(warps)]
     # Which lanes take part matters, too: they decide what goes together.
     lanes = c.threads[positions] & 31
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for begin, end in itertools.pairwise(cuts):
         if end > begin:
             part = address[begin:end]
             relative = part - (int(part[0]) // period * period)

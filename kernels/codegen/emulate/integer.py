@@ -6,6 +6,7 @@ Sums and products wrap, as NumPy's do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -357,7 +358,7 @@ def decode_selp(decoding: Decoding, ins: Instruction) -> Operation:
 def decode_mov(decoding: Decoding, ins: Instruction) -> Operation:
     """mov, packing and unpacking included."""
     kind = ins.parts[1]
-    bits, home = viewed(scalar_type(ins, kind))
+    bits, _ = viewed(scalar_type(ins, kind))
     target, source = ins.operands
     if isinstance(target, OperandList):
         return _unpack(decoding, ins, bits, target)
@@ -372,7 +373,10 @@ def decode_mov(decoding: Decoding, ins: Instruction) -> Operation:
     def run(v: Values) -> None:
         v[d] = v[a]
 
-    return plain(ins, (a,), (d,), run)
+    operation = plain(ins, (a,), (d,), run)
+    if ins.guard is None and isinstance(source, Register):
+        return replace(operation, copies=a)
+    return operation
 
 
 def _unpack(decoding: Decoding, ins: Instruction, bits: int, target: OperandList) -> Operation:

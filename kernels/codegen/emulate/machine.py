@@ -12,7 +12,7 @@ import numpy as np
 from .convoy import Convoy
 from .copies import CopyQueue
 from .counts import Counts
-from .faults import BarrierFault, DeadlockFault
+from .faults import BarrierFault, DeadlockFault, UnsupportedFault
 from .memory import GlobalMemory
 from .operations import HOME, Values
 from .options import EmulationOptions
@@ -69,7 +69,7 @@ class Machine:
         self._state = np.full(warps, _GONE, "u1")
         self._at = np.zeros(warps, "i8")
         self._split: dict[int, list[tuple[int, Any]]] = {}
-        self._todo = list(itertools.product(*(range(n) for n in grid)))
+        self._todo = list(itertools.product(range(grid[0]), range(grid[1]), range(grid[2])))
         self.chance.shuffle(self._todo)
         memory.open(self.slots, self.chance)
         for slot in range(self.slots):
@@ -78,9 +78,13 @@ class Machine:
     def run(self) -> None:
         """Run all CTAs to their end. Raises EmulatedFault."""
         with np.errstate(all="ignore"):
+            runs = 0
             while (choice := self._choose()) is not None:
                 convoy, at, budget = choice
                 convoy.run(at, budget)
+                runs += 1
+                if runs > self.options.limit:
+                    raise DeadlockFault(f"{self.program.kernel}: no end after {runs} convoys")
                 if self.chance.random() < self.options.publish:
                     self.memory.publish_some(self.chance)
             self.memory.publish_all()
@@ -200,7 +204,7 @@ class Machine:
     def leave(self, convoy: Convoy) -> None:
         """The convoy's threads end; a CTA without threads makes room for the next."""
         if not convoy.whole:
-            raise DeadlockFault(f"{self.program.kernel}: lanes of a warp end one by one")
+            raise UnsupportedFault(f"{self.program.kernel}: lanes of a warp end one by one")
         self._state[convoy.warps] = _GONE
         for slot in np.unique(convoy.slots).tolist():
             states = self._state_of(slot)

@@ -264,7 +264,7 @@ class GlobalMemory:
             self._count_hidden(store.places, store.data.shape[1], -1)
 
     def commit(self, slot: int, place: Any, data: Any) -> None:
-        """Change bytes [n, size] for all, except that other CTAs keep cached sectors as they were."""
+        """Change bytes [n, size] for all; other CTAs keep the sectors that they have cached."""
         size = data.shape[1]
         sectors = place >> 5
         if self._cached_any.take(sectors).any():

@@ -67,6 +67,7 @@ class Operation:
         plain: what it does, or None.
         effect: what it does where ``plain`` is None.
         products: slots of the accumulators of a wgmma, which others in flight may have, too.
+        copies: the register whose value it gives another one unchanged, or None.
     """
 
     instruction: Instruction
@@ -75,6 +76,7 @@ class Operation:
     plain: Plain | None = None
     effect: Effect | None = None
     products: frozenset[int] = frozenset()
+    copies: int | None = None
 
     def touches(self) -> frozenset[int]:
         """Slots that may not belong to a product in flight."""
@@ -165,7 +167,7 @@ def unsupported(ins: Instruction, what: str = "") -> UnsupportedFault:
 
 def viewed(dtype: np.dtype[Any]) -> tuple[int, np.dtype[Any]]:
     """(bits of the register, its kept type) for operands of a type."""
-    bits = 1 if dtype == bool else 8 * dtype.itemsize
+    bits = 1 if dtype.kind == "b" else 8 * dtype.itemsize
     return bits, HOME[bits]
 
 

@@ -18,6 +18,7 @@ class EmulationOptions:
         publish: chance, after each convoy, that some hidden stores of a CTA become visible.
         early_copy: chance that an asynchronous copy reads when it is issued, else at its wait.
         count: whether to count wavefronts and sectors.
+        limit: convoys after which a run counts as endless.
     """
 
     resident: int = 16
@@ -27,3 +28,4 @@ class EmulationOptions:
     publish: float = 0.1
     early_copy: float = 0.5
     count: bool = True
+    limit: int = 1_000_000

@@ -90,7 +90,8 @@ class Segment:
         end: index of the instruction that follows.
         operations: what it consists of.
         touches: slots that may not belong to a product in flight.
-        changes: slots of the registers that it changes at once, not by a product.
+        changes: slots of the registers that it changes at once, neither by a product nor by a copy.
+        copied: slot to the slot whose value, from before the segment, it is given by copies.
     """
 
     needs: tuple[int, ...]
@@ -102,6 +103,7 @@ class Segment:
     operations: tuple[Operation, ...]
     touches: frozenset[int]
     changes: frozenset[int]
+    copied: dict[int, int]
 
 
 class PtxProgram:
@@ -164,9 +166,7 @@ class PtxProgram:
                 break
         operations = tuple(self.operations[at:end])
         touches = frozenset().union(*(operation.touches() for operation in operations))
-        changes = frozenset(
-            slot for op in operations for slot in op.writes if slot not in op.products
-        )
+        changes, copied = _changes(operations)
         live = _slots(self._live[end - 1])
         made = Segment(
             tuple(needs),
@@ -178,9 +178,29 @@ class PtxProgram:
             operations,
             touches,
             changes,
+            copied,
         )
         self.segments[at] = made
         return made
+
+
+def _changes(operations: tuple[Operation, ...]) -> tuple[frozenset[int], dict[int, int]]:
+    """(slots that a segment changes, slots that it copies and from where): see Segment."""
+    changes: set[int] = set()
+    copied: dict[int, int] = {}
+    for operation in operations:
+        if operation.copies is not None:
+            (target,) = operation.writes
+            source = copied.get(operation.copies, operation.copies)
+            if operation.copies not in changes:
+                changes.discard(target)
+                copied[target] = source
+                continue
+        for slot in operation.writes:
+            if slot not in operation.products:
+                changes.add(slot)
+                copied.pop(slot, None)
+    return frozenset(changes), copied
 
 
 def _decode(decoding: Decoding, ins: Instruction) -> Operation:

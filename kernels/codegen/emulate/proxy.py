@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .faults import (
-    EarlyReadFault,
-    EmulatedFault,
-    MissingFenceFault,
-    RaceFault,
-    UnwrittenFault,
-)
+from .epochs import SEVERAL, bad_read, epoch_of, races, warp_of, with_reader
+from .faults import EmulatedFault, MissingFenceFault, RaceFault
 
 if TYPE_CHECKING:
     from .convoy import Convoy
@@ -75,12 +70,12 @@ class AsyncProxy:
                 continue
             mine = in_cta[c.slots[::32] == slot]
             bits = np.bitwise_or.reduce(np.uint32(1) << mine.astype("u4"))
-            before = open_ & ((writers >> 6) < epoch)
-            own = open_ & ((writers >> 6) == epoch) & np.isin(writers & 63, mine)
+            before = open_ & (epoch_of(writers) < epoch)
+            own = open_ & (epoch_of(writers) == epoch) & np.isin(warp_of(writers), mine)
             fencers = self.fencers[part]
             fencers[(before | own) & (fenced == _NEVER)] = 0
             fencers[before] |= bits
-            fencers[own] |= np.uint32(1) << (writers[own] & 63).astype("u4")
+            fencers[own] |= np.uint32(1) << warp_of(writers[own]).astype("u4")
             fenced[before | own] = epoch
 
     def read(self, c: Convoy, ins: Instruction, granules: Any, rows: Any) -> None:
@@ -95,14 +90,12 @@ class AsyncProxy:
         first = int(rows[0]) * 32
         floor, code = c.floors[first], c.codes[first]
         writers = self._shared.writers.take(granules)
-        bad = writers >= floor
-        if len(rows) == 1:
-            bad &= writers != code
+        bad = races(writers, floor, code) if len(rows) == 1 else writers >= floor
         if bad.any() or writers.min() < 0:
             raise self._unreadable(c, ins, granules, first, writers, bad)
         bits = np.bitwise_or.reduce(np.uint32(1) << c.warps_in_cta()[rows].astype("u4"))
         fenced = self.fenced.take(granules)
-        epoch = int(floor) >> 6
+        epoch = epoch_of(int(floor))
         missing = (fenced > epoch) | (
             (fenced == epoch) & ((self.fencers.take(granules) & bits) != bits)
         )
@@ -115,20 +108,15 @@ class AsyncProxy:
 
     def mark(self, granules: Any, floor: Any, code: Any, several: bool) -> None:
         """Note a read of granules [k] in the epoch of ``floor``."""
-        readers = self._shared.readers.take(granules)
-        many = several | ((readers >= floor) & (readers != code))
-        self._shared.readers[granules] = np.where(many, floor + np.int32(63), code)
+        readers = self._shared.readers
+        if several:
+            readers[granules] = floor + SEVERAL
+        else:
+            readers[granules] = with_reader(readers.take(granules), floor, code)
 
     def _unreadable(
         self, c: Convoy, ins: Instruction, granules: Any, position: int, writers: Any, bad: Any
     ) -> EmulatedFault:
         place = int(np.flatnonzero(bad if bad.any() else writers < 0)[0])
-        where, code = self._shared.where(int(granules[place])), int(writers[place])
-        if code < 0:
-            what = f"reads {where}, which nothing has written"
-            return c.fault(UnwrittenFault, ins, position, what)
-        if code >= 1 << 30:
-            what = f"reads {where} before the wait for the asynchronous copy of warp {code & 63}"
-            return c.fault(EarlyReadFault, ins, position, what)
-        what = f"reads {where}, written by warp {code & 63} since the last barrier"
-        return c.fault(RaceFault, ins, position, what)
+        kind, what = bad_read(self._shared.where(int(granules[place])), int(writers[place]))
+        return c.fault(kind, ins, position, what)

@@ -105,14 +105,15 @@ class ProductQueue:
     def __init__(self, warps: int) -> None:
         self.open: list[list[_Product]] = [[] for _ in range(warps)]
         self.groups: list[list[list[_Product]]] = [[] for _ in range(warps)]
-        self.unfenced: list[set[int]] = [set() for _ in range(warps)]
+        self.unfenced: list[frozenset[int]] = [frozenset() for _ in range(warps)]
         self.fenced = np.zeros(warps, bool)
 
     def begin(self, warps: slice) -> None:
         """A new CTA starts with these warps."""
         self.fenced[warps] = False
         for warp in range(warps.start, warps.stop):
-            self.open[warp], self.groups[warp], self.unfenced[warp] = [], [], set()
+            self.open[warp], self.groups[warp] = [], []
+            self.unfenced[warp] = frozenset()
 
     def in_flight(self, warp: int) -> list[_Product]:
         """All products of a warp that have not been waited for."""
@@ -128,7 +129,7 @@ class ProductWatch:
 
     def __init__(self, convoy: Convoy, queue: ProductQueue) -> None:
         self._convoy, self._queue = convoy, queue
-        self.changed: set[int] = set()
+        self.changed = set().union(*(queue.unfenced[w] for w in convoy.warps.tolist()))
         self._accumulators: frozenset[int] = frozenset()
         self._factors: frozenset[int] = frozenset()
         self.look()
@@ -153,15 +154,17 @@ class ProductWatch:
                 what = "touches registers of a wgmma before its wait"
                 raise self._convoy.fault(EarlyReadFault, operation.instruction, 0, what)
 
-    def unfenced(self, warp: int) -> set[int]:
-        """Registers that a warp has changed since its last wgmma.fence."""
-        return self.changed | self._queue.unfenced[warp]
+    def note(self, segment: Segment) -> None:
+        """Note what a segment changes. Copies are as their sources: the assembler renames them."""
+        before = self.changed
+        self.changed = (before - segment.copied.keys()) | segment.changes
+        if before:
+            self.changed |= {slot for slot, came in segment.copied.items() if came in before}
 
     def leave(self) -> None:
-        """Keep what has been changed for the warps' next convoy."""
-        if self.changed:
-            for warp in self._convoy.warps.tolist():
-                self._queue.unfenced[warp] |= self.changed
+        """Keep what has been changed for the warps' next convoys."""
+        for warp in self._convoy.warps.tolist():
+            self._queue.unfenced[warp] = frozenset(self.changed)
 
 
 def decode_wgmma(decoding: Decoding, ins: Instruction) -> Operation:
@@ -204,9 +207,7 @@ def _fence(c: Convoy, ins: Instruction) -> None:
     c.need_whole(ins)
     queue = c.machine.products
     queue.fenced[c.warps] = True
-    for warp in c.warps.tolist():
-        queue.unfenced[warp] = set()
-    _watch(c).changed.clear()
+    _watch(c).changed = set()
 
 
 def _commit(c: Convoy, ins: Instruction) -> None:
@@ -407,7 +408,7 @@ class _ProductForm:
         queue, watch = c.machine.products, _watch(c)
         names = self.accumulators | frozenset(factors)
         for row, warp in enumerate(c.warps.tolist()):
-            if not queue.fenced[warp] or not names.isdisjoint(watch.unfenced(warp)):
+            if not queue.fenced[warp] or not names.isdisjoint(watch.changed):
                 raise self._unfenced(c, row)
             for other in queue.in_flight(warp):
                 if not other.accumulators.isdisjoint(names) and (
