@@ -34,7 +34,7 @@ def float8_variants(arch: int) -> Iterator[Variant]:
     if arch >= 89:
         yield from _gemms(arch, "fp8e4nv")
         for k in (4096, 28672):
-            yield _quantize("fp8e4nv", k)
+            yield _quantize("fp8e4nv", k, top=448.0)
 
 
 def _gemms(arch: int, kind: str) -> Iterator[Variant]:
