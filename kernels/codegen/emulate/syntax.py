@@ -27,7 +27,12 @@ _GUARD = re.compile(r"^@(!?)\s*([%$\w]+)\s+")
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A register: its number over all classes, and its bits (1 for a predicate)."""
+    """A register.
+
+    Attributes:
+        slot: its number, over all classes of registers.
+        bits: how many it has; 1 for a predicate.
+    """
 
     slot: int
     bits: int
@@ -64,7 +69,11 @@ class MemoryAddress:
 
 @dataclass(frozen=True, slots=True)
 class OperandList:
-    """``{a, b, ...}``, or both targets of ``a|b``; None stands for ``_``."""
+    """``{a, b, ...}``, or both targets of ``a|b``.
+
+    Attributes:
+        parts: the operands in it; None stands for ``_``.
+    """
 
     parts: tuple[Operand | None, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -60,17 +61,16 @@ def test_shuffles(mode: str, clamp: int, fixed: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "work"),
     [
-        ("add.s32", lambda row: sum(row)),
+        ("add.s32", sum),
         ("min.s32", min),
         ("max.s32", max),
         ("min.u32", min),
         ("max.u32", max),
     ],
 )
-def test_reductions(name: str, work: object) -> None:
+def test_reductions(name: str, work: Callable[[list[int]], int]) -> None:
     a = integers("i4" if name.endswith("s32") else "u4")
     found = compute(f"redux.sync.{name} $r, $0, -1;", [a], a.dtype.str)
-    assert callable(work)
     for warp in range(LANES // 32):
         row = a[32 * warp : 32 * warp + 32].tolist()
         wanted = np.array(work(row) & 0xFFFFFFFF, "u4").view(a.dtype)
@@ -78,16 +78,16 @@ def test_reductions(name: str, work: object) -> None:
 
 
 def test_votes():
-    a = np.random.rand(LANES) < 0.9
+    a = np.random.choice([True, False], LANES, p=[0.9, 0.1])
     a[:32] = True
     rows = a.reshape(-1, 32)
     ballots = compute("vote.sync.ballot.b32 $r, $0, -1;", [a], "u4").reshape(-1, 32)
     wanted = [sum(int(bit) << i for i, bit in enumerate(row)) for row in rows]
     assert (ballots == np.array(wanted, "u4")[:, None]).all()
     every = compute("vote.sync.all.pred $r, $0, -1;", [a], "bool").reshape(-1, 32)
-    assert (every == rows.all(1)[:, None]).all()
+    assert (every == np.all(rows, axis=1, keepdims=True)).all()
     some = compute("vote.sync.any.pred $r, $0, -1;", [~a], "bool").reshape(-1, 32)
-    assert (some == (~rows).any(1)[:, None]).all()
+    assert (some == np.any(~rows, axis=1, keepdims=True)).all()
 
 
 def test_a_part_of_the_lanes_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from emulate_support import LANES, buffer, launch
@@ -25,7 +27,7 @@ xor.b32 %r3, %r2, 508; mov.b32 %r9, 7;
 """
 
 
-def _shared(text: str, seed: int = 0, **options: object) -> None:
+def _shared(text: str, seed: int = 0, **options: Any) -> None:
     launch(_HEAD + text, seed=seed, grid=(3, 1, 1), longest=3, narrow=0.6, **options)
 
 
@@ -52,8 +54,14 @@ def _shared(text: str, seed: int = 0, **options: object) -> None:
             "red.shared.add.u32 [%r3], 1;",
         ),
     ],
-    ids=["read after write", "write after read", "write after write", "read of atomic"]
-    + ["atomic after read", "atomic after write"],
+    ids=[
+        "read after write",
+        "write after read",
+        "write after write",
+        "read of atomic",
+        "atomic after read",
+        "atomic after write",
+    ],
 )
 def test_races_are_found_whatever_the_order(first: str, second: str, seed: int) -> None:
     _shared(f"{first} bar.sync 0; {second}", seed)
@@ -68,7 +76,8 @@ def test_races_are_found_whatever_the_order(first: str, second: str, seed: int) 
         "st.shared.b32 [%r2], %r1; ld.shared.b32 %r4, [%r2];",
         "st.shared.b32 [global_smem], %r9; bar.sync 0; ld.shared.b32 %r4, [global_smem];",
         "st.shared.b32 [%r2], %r9; bar.sync 0; ld.shared.b32 %r4, [%r2]; ld.shared.b32 %r4, [%r3];",
-        "st.shared.b32 [%r2], %r9; bar.sync 0; red.shared.add.u32 [%r2], 1; red.shared.add.u32 [%r3], 1;",
+        "st.shared.b32 [%r2], %r9; bar.sync 0;"
+        "red.shared.add.u32 [%r2], 1; red.shared.add.u32 [%r3], 1;",
         # Within a warp lanes run in step.
         "xor.b32 %r3, %r2, 124; st.shared.b32 [%r2], %r1; ld.shared.b32 %r4, [%r3];",
     ],
@@ -173,7 +182,8 @@ def test_copies_without_their_wait(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_copy_over_what_others_still_read(seed: int) -> None:
-    again = "cp.async.wait_all; bar.sync 0; {read} {barrier} cp.async.cg.shared.global [%r2], [%d1], 16;"
+    copy = "cp.async.cg.shared.global [%r2], [%d1], 16;"
+    again = "cp.async.wait_all; bar.sync 0; {read} {barrier}" + copy
     read = "ld.shared.b32 %r4, [%r3];"
     rest = "cp.async.wait_all; "
     _copy(again.format(read=read, barrier="bar.sync 0;") + rest, "%r2", seed)
@@ -218,7 +228,8 @@ mov.b32 %r40, 0; mov.b32 %r41, 0; mov.b32 %r42, 0; mov.b32 %r43, 0;
 mov.b32 %r50, 0; mov.b32 %r51, 0; mov.b32 %r52, 0; mov.b32 %r53, 0;
 mov.b32 %r54, 0; mov.b32 %r55, 0; mov.b32 %r56, 0; mov.b32 %r57, 0;
 {before}
-wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {{%r50, %r51, %r52, %r53, %r54, %r55, %r56, %r57}},
+wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16
+ {{%r50, %r51, %r52, %r53, %r54, %r55, %r56, %r57}},
  {{%r40, %r41, %r42, %r43}}, %d10, 1, 1, 1, 0;
 wgmma.commit_group.sync.aligned;
 {between}
@@ -264,7 +275,8 @@ def test_products_in_order(changes: dict[str, str], seed: int) -> None:
         ({"before": ""}, MissingFenceFault, "wgmma.fence"),
         (
             {"before": "wgmma.fence.sync.aligned; mov.b32 %r40, %r1; add.s32 %r40, %r40, 1;"},
-            *[MissingFenceFault, "wgmma.fence"],
+            MissingFenceFault,
+            "wgmma.fence",
         ),
         (
             {"before": "wgmma.fence.sync.aligned; mov.b32 %r52, 0;"},
