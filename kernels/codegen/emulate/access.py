@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .faults import UnwrittenFault
-from .operations import HOME, TYPES, Decoding, Operation, effect, plain, scalar_type, unsupported
+from .operations import (
+    HOME,
+    PTX_TYPES,
+    PtxDecoding,
+    PtxOperation,
+    effect,
+    plain,
+    scalar_type,
+    unsupported,
+)
 from .syntax import Instruction, MemoryAddress, Register, SymbolName
 
 if TYPE_CHECKING:
@@ -65,7 +74,7 @@ def _positions(c: Convoy, ins: Instruction) -> Any:
     return np.arange(len(c.threads)) if active is None else active
 
 
-def decode_ld(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_ld(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """ld."""
     form = _Form(ins)
     if form.space == "param":
@@ -127,7 +136,7 @@ def _reader(ins: Instruction, form: _Form) -> Callable[[Convoy, Any, Any], Any]:
 
 
 def _shared_reader(
-    decoding: Decoding, ins: Instruction, form: _Form
+    decoding: PtxDecoding, ins: Instruction, form: _Form
 ) -> Callable[[Convoy, Any, Any], Any]:
     unsigned = np.dtype(f"u{form.type.itemsize}")
     size = form.type.itemsize * form.count
@@ -141,7 +150,7 @@ def _shared_reader(
     return read
 
 
-def _load_parameter(decoding: Decoding, ins: Instruction, form: _Form) -> Operation:
+def _load_parameter(decoding: PtxDecoding, ins: Instruction, form: _Form) -> PtxOperation:
     operand, target = ins.operands[1], ins.operands[0]
     if (
         not isinstance(operand, MemoryAddress)
@@ -164,7 +173,7 @@ def _load_parameter(decoding: Decoding, ins: Instruction, form: _Form) -> Operat
     return plain(ins, (), (d,), run)
 
 
-def decode_st(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_st(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """st."""
     form = _Form(ins)
     sources = decoding.parts(ins, 1)
@@ -217,7 +226,7 @@ def decode_st(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (base, *slots), (), run)
 
 
-def decode_atom(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_atom(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """atom and red with one operand, on whole words, lane by lane in a random order."""
     red = ins.parts[0] == "red"
     parts = [part for part in ins.parts[1:-1] if part not in _SCOPES]
@@ -228,9 +237,9 @@ def decode_atom(decoding: Decoding, ins: Instruction) -> Operation:
     work = next((_ATOMS[part] for part in parts if part in _ATOMS), None)
     known = {order, "global", "shared", "shared::cta", *_ATOMS}
     kind = ins.parts[-1]
-    if not space or work is None or not known.issuperset(parts) or kind not in TYPES:
+    if not space or work is None or not known.issuperset(parts) or kind not in PTX_TYPES:
         raise unsupported(ins)
-    dtype = TYPES[kind]
+    dtype = PTX_TYPES[kind]
     if dtype.kind == "f" or dtype.itemsize < 4:
         raise unsupported(ins)
     size, bits = dtype.itemsize, 8 * dtype.itemsize

@@ -9,7 +9,7 @@ import numpy as np
 
 from .floating import bf16_to_f32, f32_to_bf16
 from .integer import joined
-from .operations import HOME, TYPES, Decoding, Operation, Values, plain, unsupported
+from .operations import HOME, PTX_TYPES, PtxDecoding, PtxOperation, Values, plain, unsupported
 from .syntax import Instruction, Register
 
 Conversion = Callable[[Any], Any]
@@ -22,7 +22,7 @@ _ROUNDINGS: dict[str, Conversion] = {
 }
 
 
-def decode_cvt(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_cvt(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """cvt."""
     target, source = ins.parts[-2], ins.parts[-1]
     modes = ins.parts[1:-2]
@@ -30,7 +30,7 @@ def decode_cvt(decoding: Decoding, ins: Instruction) -> Operation:
         return _two_floats(decoding, ins, target, modes)
     if (modes, target, source) == (("rn",), "f16x2", "e4m3x2"):
         return _from_e4m3(decoding, ins)
-    if target in TYPES and TYPES[target].kind in "iu" and source in TYPES:
+    if target in PTX_TYPES and PTX_TYPES[target].kind in "iu" and source in PTX_TYPES:
         return _to_integer(decoding, ins, target, source, modes)
     if modes not in ((), ("rn",)):
         raise unsupported(ins)
@@ -41,12 +41,12 @@ def decode_cvt(decoding: Decoding, ins: Instruction) -> Operation:
 
 
 def _bits(kind: str) -> int:
-    return 16 if kind == "bf16" else 8 * TYPES[kind].itemsize
+    return 16 if kind == "bf16" else 8 * PTX_TYPES[kind].itemsize
 
 
 def _registers(
-    decoding: Decoding, ins: Instruction, wide: int, narrow: int, work: Conversion
-) -> Operation:
+    decoding: PtxDecoding, ins: Instruction, wide: int, narrow: int, work: Conversion
+) -> PtxOperation:
     """``work`` takes patterns of the source's bits and gives those of the target's bits.
 
     Integers may stand in wider registers: of a source the lower bits count.
@@ -76,9 +76,9 @@ def _registers(
 
 
 def _to_integer(
-    decoding: Decoding, ins: Instruction, target: str, source: str, modes: tuple[str, ...]
-) -> Operation:
-    to, came = TYPES[target], TYPES[source]
+    decoding: PtxDecoding, ins: Instruction, target: str, source: str, modes: tuple[str, ...]
+) -> PtxOperation:
+    to, came = PTX_TYPES[target], PTX_TYPES[source]
     # A result that is narrower than its register is extended by its sign.
     wide = np.dtype(f"{to.kind}{max(to.itemsize, 2)}")
     if came.kind == "f":
@@ -116,17 +116,17 @@ def _to_float(target: str, source: str) -> Conversion | None:
         return lambda bits: bits.view("f2").astype("f4").view("u4")
     if source == "f32" and target == "bf16":
         return lambda bits: f32_to_bf16(bits.view("f4"))
-    if target not in TYPES or source not in TYPES or TYPES[target].kind != "f":
+    if target not in PTX_TYPES or source not in PTX_TYPES or PTX_TYPES[target].kind != "f":
         return None
-    came, to = TYPES[source], TYPES[target]
+    came, to = PTX_TYPES[source], PTX_TYPES[target]
     if to.itemsize == 2 and came.kind != "f":
         return None
     return lambda bits: bits.view(came).astype(to).view(f"u{to.itemsize}")
 
 
 def _two_floats(
-    decoding: Decoding, ins: Instruction, target: str, modes: tuple[str, ...]
-) -> Operation:
+    decoding: PtxDecoding, ins: Instruction, target: str, modes: tuple[str, ...]
+) -> PtxOperation:
     """cvt of two float32 to a pair: the first operand becomes the upper half."""
     small = target == "e4m3x2"
     if modes != (("rn", "satfinite") if small else ("rn",)):
@@ -147,7 +147,7 @@ def _two_floats(
     return plain(ins, (upper, lower), (d,), run)
 
 
-def _from_e4m3(decoding: Decoding, ins: Instruction) -> Operation:
+def _from_e4m3(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     a, d = decoding.source(ins, 1, 16), decoding.target(ins, 0, 32)
 
     def run(v: Values) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .epochs import PENDING
-from .operations import Decoding, Operation, effect, unsupported
+from .operations import PtxDecoding, PtxOperation, effect, unsupported
 from .syntax import Immediate, Instruction
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class CopyQueue:
         return [copy for group in done for copy in group]
 
 
-def decode_cp(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_cp(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """cp.async and its groups. Other forms of cp are refused: UnsupportedFault."""
     if ins.parts[1] != "async" or (ins.guard is not None and ins.parts[2] not in ("ca", "cg")):
         raise unsupported(ins)
@@ -84,7 +84,7 @@ def _commit(c: Convoy, ins: Instruction) -> None:
         c.machine.copies.commit(warp)
 
 
-def _decode_copy(decoding: Decoding, ins: Instruction) -> Operation:
+def _decode_copy(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     target, target_offset = decoding.address(ins, 0)
     source, source_offset = decoding.address(ins, 1)
     width = ins.operands[2]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .operations import HOME, Decoding, Operation, effect, scalar_type, unsupported
+from .operations import HOME, PtxDecoding, PtxOperation, effect, scalar_type, unsupported
 from .syntax import Instruction, Register
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _REDUCTIONS: dict[str, Any] = {
 }
 
 
-def _mask(decoding: Decoding, ins: Instruction, place: int) -> int:
+def _mask(decoding: PtxDecoding, ins: Instruction, place: int) -> int:
     """The slot of the mask of lanes. Guards are refused: UnsupportedFault."""
     if ins.guard is not None:
         raise unsupported(ins, "under a guard")
@@ -56,7 +56,7 @@ def shuffled_lanes(mode: str, amount: Any, clamp: Any) -> tuple[Any, Any]:
     return np.where(inside, source, lane), inside
 
 
-def decode_shfl(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_shfl(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """shfl.sync of all lanes."""
     if ins.parts[1] != "sync" or ins.parts[-1] != "b32":
         raise unsupported(ins)
@@ -90,7 +90,7 @@ def decode_shfl(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (a, amount, clamp, lanes), (d,) if p is None else (d, p), run)
 
 
-def decode_redux(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_redux(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """redux.sync of all lanes."""
     if ins.parts[1] != "sync" or ins.parts[2] not in _REDUCTIONS:
         raise unsupported(ins)
@@ -107,7 +107,7 @@ def decode_redux(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (a, lanes), (d,), run)
 
 
-def decode_vote(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_vote(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """vote.sync.ballot, any, all of all lanes."""
     if ins.parts[1] != "sync" or ins.parts[2] not in ("ballot", "any", "all"):
         raise unsupported(ins)
@@ -128,7 +128,7 @@ def decode_vote(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (a, lanes), (d,), run)
 
 
-def decode_warp_barrier(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_warp_barrier(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """bar.warp.sync: lanes of one warp run in step here, so only their number matters."""
     if ins.parts[1:] != ("warp", "sync"):
         raise unsupported(ins)

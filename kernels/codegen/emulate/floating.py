@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .integer import Binary, half, joined, unary
-from .operations import Decoding, Operation, Values, plain, scalar_type, unsupported, viewed
+from .operations import PtxDecoding, PtxOperation, Values, plain, scalar_type, unsupported, viewed
 from .syntax import Instruction
 
 _SMALLEST_NORMAL = {4: np.float32(2.0**-126), 8: np.float64(2.0**-1022)}
@@ -104,8 +104,8 @@ def _modes(ins: Instruction, allowed: tuple[str, ...] = ("rn", "ftz")) -> bool:
 
 
 def _three(
-    decoding: Decoding, ins: Instruction, count: int, work: Callable[..., Any], kind: str
-) -> Operation:
+    decoding: PtxDecoding, ins: Instruction, count: int, work: Callable[..., Any], kind: str
+) -> PtxOperation:
     """An instruction of two or three operands of a 16-bit type or a pair of them, by float64."""
     pair = kind.endswith("x2")
     bits = 32 if pair else 16
@@ -128,8 +128,8 @@ def _three(
 
 
 def _float_binary(
-    decoding: Decoding, ins: Instruction, work: Binary, wide_work: Binary
-) -> Operation:
+    decoding: PtxDecoding, ins: Instruction, work: Binary, wide_work: Binary
+) -> PtxOperation:
     kind = ins.parts[-1]
     if kind in ("f16", "bf16", "f16x2", "bf16x2"):
         if _modes(ins):
@@ -153,39 +153,39 @@ def _float_binary(
     return plain(ins, (a, b), (d,), run)
 
 
-def decode_add(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_add(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """add of floats."""
     return _float_binary(decoding, ins, np.add, sum_rounded_to_odd)
 
 
-def decode_sub(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_sub(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """sub of floats."""
     return _float_binary(decoding, ins, np.subtract, lambda a, b: sum_rounded_to_odd(a, -b))
 
 
-def decode_mul(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_mul(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """mul of floats."""
     return _float_binary(decoding, ins, np.multiply, np.multiply)
 
 
-def decode_min(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_min(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """min of floats: the other operand where one is NaN."""
     return _float_binary(decoding, ins, np.fmin, np.fmin)
 
 
-def decode_max(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_max(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """max of floats: the other operand where one is NaN."""
     return _float_binary(decoding, ins, np.fmax, np.fmax)
 
 
-def decode_div(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_div(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """div.rn, and div.full, which may err by 2 ulp on a GPU."""
     if ins.parts[-1] not in ("f32", "f64"):
         raise unsupported(ins)
     return _float_binary(decoding, ins, np.divide, np.divide)
 
 
-def decode_fma(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_fma(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """fma, rounded once."""
     ftz = _modes(ins)
     kind = ins.parts[-1]
@@ -208,26 +208,26 @@ def decode_fma(decoding: Decoding, ins: Instruction) -> Operation:
     return plain(ins, (a, b, c), (d,), run)
 
 
-def decode_neg(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_neg(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """neg of floats."""
     _modes(ins, ())
     return unary(decoding, ins, scalar_type(ins, ins.parts[-1]), np.negative)
 
 
-def decode_abs(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_abs(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """abs of floats."""
     _modes(ins, ())
     return unary(decoding, ins, scalar_type(ins, ins.parts[-1]), np.abs)
 
 
-def decode_sqrt(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_sqrt(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """sqrt.rn."""
     if ins.parts[1:] != ("rn", "f32"):
         raise unsupported(ins)
     return unary(decoding, ins, np.dtype("f4"), np.sqrt)
 
 
-def decode_ex2(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_ex2(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """ex2.approx: the nearest float32 of the power of two, where a GPU may err by 2 ulp."""
     ftz = _modes(ins, ("approx", "ftz"))
     if ins.parts[-1] != "f32" or not ins.has("approx"):
@@ -273,7 +273,7 @@ def comparison(name: str, floats: bool) -> Binary | None:
     return lambda a, b: base(a, b) | unordered(a, b)
 
 
-def decode_setp(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_setp(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """setp with one target, of integers and floats."""
     if len(ins.parts) != 3:
         raise unsupported(ins)

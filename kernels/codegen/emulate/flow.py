@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .crosslane import decode_warp_barrier
-from .operations import STOP, Decoding, Operation, Values, effect, plain, unsupported
+from .operations import STOP, PtxDecoding, PtxOperation, Values, effect, plain, unsupported
 from .syntax import Immediate, Instruction, SymbolName
 from .warpgroup import decode_proxy_fence
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .convoy import Convoy
 
 
-def decode_bra(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_bra(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """bra, with lanes of a warp going apart where the guard says so."""
     label = ins.operands[0]
     if not isinstance(label, SymbolName) or label.name not in decoding.syntax.labels:
@@ -39,7 +39,7 @@ def decode_bra(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (), (), run)
 
 
-def decode_ret(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_ret(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """ret and exit."""
     if ins.guard is not None or len(ins.parts) > 1:
         raise unsupported(ins)
@@ -51,7 +51,7 @@ def decode_ret(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (), (), run)
 
 
-def decode_bar(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_bar(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """bar.sync 0 of the whole CTA, and bar.warp.sync."""
     if ins.parts[1] == "warp":
         return decode_warp_barrier(decoding, ins)
@@ -78,7 +78,7 @@ def decode_bar(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (), (), run)
 
 
-def decode_fence(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_fence(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """fence and membar on global memory: publishes the thread's stores, and acquires."""
     if ins.name.startswith("fence.proxy.async"):
         return decode_proxy_fence(decoding, ins)
@@ -101,7 +101,7 @@ def decode_fence(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (), (), run)
 
 
-def decode_createpolicy(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_createpolicy(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """createpolicy: a hint, of which nothing but its register is kept."""
     d, zero = decoding.target(ins, 0, 64), decoding.constant(0, 64)
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from .operations import (
     HOME,
-    Decoding,
-    Operation,
+    PtxDecoding,
+    PtxOperation,
     Values,
     plain,
     scalar_type,
@@ -34,7 +34,9 @@ _SUMS: dict[str, Binary] = {
 }
 
 
-def binary(decoding: Decoding, ins: Instruction, dtype: np.dtype[Any], work: Binary) -> Operation:
+def binary(
+    decoding: PtxDecoding, ins: Instruction, dtype: np.dtype[Any], work: Binary
+) -> PtxOperation:
     """``d = work(a, b)`` on operands seen as one type."""
     bits, home = viewed(dtype)
     a, b = decoding.source(ins, 1, bits), decoding.source(ins, 2, bits)
@@ -52,8 +54,8 @@ def binary(decoding: Decoding, ins: Instruction, dtype: np.dtype[Any], work: Bin
 
 
 def unary(
-    decoding: Decoding, ins: Instruction, dtype: np.dtype[Any], work: Callable[[Any], Any]
-) -> Operation:
+    decoding: PtxDecoding, ins: Instruction, dtype: np.dtype[Any], work: Callable[[Any], Any]
+) -> PtxOperation:
     """``d = work(a)`` on an operand seen as one type."""
     bits, home = viewed(dtype)
     a, d = decoding.source(ins, 1, bits), decoding.target(ins, 0, bits)
@@ -64,17 +66,17 @@ def unary(
     return plain(ins, (a,), (d,), run)
 
 
-def decode_logic(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_logic(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """and, or, xor, on registers and predicates."""
     return binary(decoding, ins, scalar_type(ins, ins.parts[1]), _LOGIC[ins.parts[0]])
 
 
-def decode_not(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_not(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """not."""
     return unary(decoding, ins, scalar_type(ins, ins.parts[1]), np.invert)
 
 
-def decode_sum(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_sum(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """add, sub, min, max of integers; ``add.s16x2`` and its like by halves."""
     kind = ins.parts[-1]
     if len(ins.parts) != 2:
@@ -85,7 +87,9 @@ def decode_sum(decoding: Decoding, ins: Instruction) -> Operation:
     return binary(decoding, ins, scalar_type(ins, kind), work)
 
 
-def _halves(decoding: Decoding, ins: Instruction, dtype: np.dtype[Any], work: Binary) -> Operation:
+def _halves(
+    decoding: PtxDecoding, ins: Instruction, dtype: np.dtype[Any], work: Binary
+) -> PtxOperation:
     a, b = decoding.source(ins, 1, 32), decoding.source(ins, 2, 32)
     d = decoding.target(ins, 0, 32)
 
@@ -106,12 +110,12 @@ def joined(low: Any, high: Any) -> Any:
     return low.astype("u4") | (high.astype("u4") << np.uint32(16))
 
 
-def decode_neg(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_neg(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """neg of integers."""
     return unary(decoding, ins, scalar_type(ins, ins.parts[1]), np.negative)
 
 
-def decode_abs(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_abs(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """abs of integers."""
     return unary(decoding, ins, scalar_type(ins, ins.parts[1]), np.abs)
 
@@ -142,7 +146,7 @@ def _product(ins: Instruction) -> tuple[Binary, np.dtype[Any], np.dtype[Any]]:
     )
 
 
-def decode_mul(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_mul(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """mul.lo, mul.hi, mul.wide of integers."""
     work, dtype, result = _product(ins)
     bits, _ = viewed(dtype)
@@ -156,7 +160,7 @@ def decode_mul(decoding: Decoding, ins: Instruction) -> Operation:
     return plain(ins, (a, b), (d,), run)
 
 
-def decode_mad(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_mad(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """mad.lo, mad.hi, mad.wide: the product plus a third operand of the result's width."""
     work, dtype, result = _product(ins)
     bits, _ = viewed(dtype)
@@ -179,18 +183,18 @@ def truncated_quotient(a: Any, b: Any) -> Any:
     return np.where(b == 0, np.array(-1).astype(b.dtype), quotient.astype(b.dtype))
 
 
-def decode_div(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_div(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """div of integers."""
     return binary(decoding, ins, scalar_type(ins, ins.parts[1]), truncated_quotient)
 
 
-def decode_rem(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_rem(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """rem of integers: what the truncated quotient leaves."""
     work = lambda a, b: a - truncated_quotient(a, b) * b  # noqa: E731
     return binary(decoding, ins, scalar_type(ins, ins.parts[1]), work)
 
 
-def decode_shift(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_shift(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """shl and shr: amounts of the width and more give zero, or copies of the sign."""
     dtype = scalar_type(ins, ins.parts[1])
     bits, home = viewed(dtype)
@@ -217,7 +221,7 @@ def decode_shift(decoding: Decoding, ins: Instruction) -> Operation:
     return plain(ins, (a, n), (d,), run)
 
 
-def decode_bfe(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_bfe(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """bfe: ``c`` bits from bit ``b`` on; the signed form repeats the field's upper bit."""
     dtype = scalar_type(ins, ins.parts[1])
     bits, home = viewed(dtype)
@@ -241,7 +245,7 @@ def decode_bfe(decoding: Decoding, ins: Instruction) -> Operation:
     return plain(ins, (a, b, c), (d,), run)
 
 
-def decode_popc(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_popc(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """popc."""
     bits, _ = viewed(scalar_type(ins, ins.parts[1]))
     a, d = decoding.source(ins, 1, bits), decoding.target(ins, 0, 32)
@@ -252,7 +256,7 @@ def decode_popc(decoding: Decoding, ins: Instruction) -> Operation:
     return plain(ins, (a,), (d,), run)
 
 
-def decode_lop3(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_lop3(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """lop3: any function of three bits, given by its eight values."""
     a, b, c = (decoding.source(ins, place, 32) for place in (1, 2, 3))
     d = decoding.target(ins, 0, 32)
@@ -284,7 +288,7 @@ def three_input_logic(table: int) -> Callable[[Any, Any, Any], Any]:
     return work
 
 
-def decode_prmt(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_prmt(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """prmt: four bytes chosen of eight, or their signs."""
     if len(ins.parts) != 2:
         raise unsupported(ins)
@@ -343,7 +347,7 @@ def permuted_bytes(a: Any, b: Any, selector: Any) -> Any:
     return total
 
 
-def decode_selp(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_selp(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """selp."""
     bits, _ = viewed(scalar_type(ins, ins.parts[1]))
     a, b = decoding.source(ins, 1, bits), decoding.source(ins, 2, bits)
@@ -355,7 +359,7 @@ def decode_selp(decoding: Decoding, ins: Instruction) -> Operation:
     return plain(ins, (a, b, p), (d,), run)
 
 
-def decode_mov(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_mov(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """mov, packing and unpacking included."""
     kind = ins.parts[1]
     bits, _ = viewed(scalar_type(ins, kind))
@@ -379,7 +383,9 @@ def decode_mov(decoding: Decoding, ins: Instruction) -> Operation:
     return operation
 
 
-def _unpack(decoding: Decoding, ins: Instruction, bits: int, target: OperandList) -> Operation:
+def _unpack(
+    decoding: PtxDecoding, ins: Instruction, bits: int, target: OperandList
+) -> PtxOperation:
     width = bits // len(target.parts)
     a = decoding.source(ins, 1, bits)
     home, wide = HOME[width], HOME[bits].type
@@ -397,7 +403,7 @@ def _unpack(decoding: Decoding, ins: Instruction, bits: int, target: OperandList
     return plain(ins, (a,), [d for d, _ in places], run)
 
 
-def _pack(decoding: Decoding, ins: Instruction, bits: int, source: OperandList) -> Operation:
+def _pack(decoding: PtxDecoding, ins: Instruction, bits: int, source: OperandList) -> PtxOperation:
     width = bits // len(source.parts)
     wide = HOME[bits]
     places = []

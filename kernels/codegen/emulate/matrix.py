@@ -15,7 +15,7 @@ import numpy as np
 
 from .conversion import e4m3_to_f32
 from .floating import bf16_to_f32
-from .operations import Decoding, Operation, effect, unsupported
+from .operations import PtxDecoding, PtxOperation, effect, unsupported
 from .syntax import Instruction
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def values_of(registers: Any, kind: str) -> Any:
     return registers.view("f4" if kind == "f32" else "i4").astype("f8")
 
 
-def decode_mma(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_mma(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """mma.sync.aligned.m16n8 with A by rows and B by columns."""
     parts = ins.parts
     saturate = "satfinite" in parts
@@ -136,7 +136,7 @@ def stacked(convoy: Convoy, slots: list[int]) -> Any:
     return np.stack([convoy.lanes(slot) for slot in slots]).reshape(len(slots), -1, 32)
 
 
-def _matrices(decoding: Decoding, ins: Instruction, place: int) -> list[int]:
+def _matrices(decoding: PtxDecoding, ins: Instruction, place: int) -> list[int]:
     """Slots of the registers of ldmatrix or stmatrix, one for each 8x8 matrix of 16 bits."""
     allowed = {"sync", "aligned", "m8n8", "trans", "shared", "shared::cta", "b16", "x1", "x2", "x4"}
     count = {"x1": 1, "x2": 2, "x4": 4}
@@ -152,7 +152,7 @@ def _row_lanes(c: Convoy, count: int) -> Any:
     return (np.arange(0, len(c.threads), 32)[:, None] + np.arange(8 * count)).reshape(-1)
 
 
-def decode_ldmatrix(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_ldmatrix(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """ldmatrix: lane 8 i + r gives the address of row r of matrix i; lane 4 r + t gets of each
     row r the pair t, or with ``trans`` of each column."""
     slots = _matrices(decoding, ins, 0)
@@ -176,7 +176,7 @@ def decode_ldmatrix(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (base,), slots, run)
 
 
-def decode_stmatrix(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_stmatrix(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """stmatrix: the inverse of ldmatrix."""
     slots = _matrices(decoding, ins, 1)
     base, offset = decoding.address(ins, 0)

@@ -44,7 +44,7 @@ STOP = -1
 HOME = {1: np.dtype(bool), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
 """Types of kept registers by their bits."""
 
-TYPES = {
+PTX_TYPES = {
     "pred": np.dtype(bool),
     **{
         f"{k}{8 * n}": np.dtype(f"{c}{n}")
@@ -57,7 +57,7 @@ TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class PtxOperation:
     """A decoded instruction.
 
     Attributes:
@@ -82,12 +82,12 @@ class Operation:
         """Slots that may not belong to a product in flight."""
         return frozenset((*self.reads, *self.writes)) - self.products
 
-    def with_products(self, products: frozenset[int]) -> Operation:
+    def with_products(self, products: frozenset[int]) -> PtxOperation:
         """The same, as an operation that leaves a product in flight."""
         return replace(self, products=products)
 
 
-class Decoding:
+class PtxDecoding:
     """What decoders share: constants, and the slots behind operands.
 
     Attributes:
@@ -173,15 +173,17 @@ def viewed(dtype: np.dtype[Any]) -> tuple[int, np.dtype[Any]]:
 
 def scalar_type(ins: Instruction, name: str) -> np.dtype[Any]:
     """The NumPy type of a PTX type. Raises UnsupportedFault for one without."""
-    if name not in TYPES:
+    if name not in PTX_TYPES:
         raise unsupported(ins, f"type {name}")
-    return TYPES[name]
+    return PTX_TYPES[name]
 
 
-def plain(ins: Instruction, reads: Sequence[int], writes: Sequence[int], run: Plain) -> Operation:
+def plain(
+    ins: Instruction, reads: Sequence[int], writes: Sequence[int], run: Plain
+) -> PtxOperation:
     """An operation on registers alone, with the guard of the instruction around it."""
     if ins.guard is None:
-        return Operation(ins, tuple(reads), tuple(writes), run)
+        return PtxOperation(ins, tuple(reads), tuple(writes), run)
     guard, negated, targets = ins.guard, ins.negated, tuple(writes)
 
     def guarded(v: Values) -> None:
@@ -190,10 +192,12 @@ def plain(ins: Instruction, reads: Sequence[int], writes: Sequence[int], run: Pl
         for t, before in zip(targets, old, strict=True):
             v[t] = np.where(v[guard], before, v[t]) if negated else np.where(v[guard], v[t], before)
 
-    return Operation(ins, (*reads, *writes, guard), targets, guarded)
+    return PtxOperation(ins, (*reads, *writes, guard), targets, guarded)
 
 
-def effect(ins: Instruction, reads: Sequence[int], writes: Sequence[int], run: Effect) -> Operation:
+def effect(
+    ins: Instruction, reads: Sequence[int], writes: Sequence[int], run: Effect
+) -> PtxOperation:
     """An operation on more than registers. It looks at the guard itself."""
     guard = () if ins.guard is None else (ins.guard, *writes)
-    return Operation(ins, (*reads, *guard), tuple(writes), None, run)
+    return PtxOperation(ins, (*reads, *guard), tuple(writes), None, run)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import access, conversion, copies, crosslane, floating, flow, integer, matrix, warpgroup
-from .operations import Decoding, Effect, Operation, Plain, Values, unsupported
+from .operations import Effect, Plain, PtxDecoding, PtxOperation, Values, unsupported
 from .syntax import Instruction, PtxSyntax, SymbolName
 
-InstructionDecoder = Callable[[Decoding, Instruction], Operation]
+InstructionDecoder = Callable[[PtxDecoding, Instruction], PtxOperation]
 
 _FLOATS = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f64"}
 
@@ -100,7 +100,7 @@ class Segment:
     writes: frozenset[int]
     live: frozenset[int]
     end: int
-    operations: tuple[Operation, ...]
+    operations: tuple[PtxOperation, ...]
     touches: frozenset[int]
     changes: frozenset[int]
     copied: dict[int, int]
@@ -126,7 +126,7 @@ class PtxProgram:
     def __init__(self, syntax: PtxSyntax) -> None:
         self.kernel, self.parameters = syntax.kernel, syntax.parameters
         self.threads, self.widths, self.special = syntax.threads, syntax.widths, syntax.special
-        decoding = Decoding(syntax)
+        decoding = PtxDecoding(syntax)
         self.operations = [_decode(decoding, ins) for ins in syntax.instructions]
         self.template: Values = decoding.template
         self.parameter_slots = decoding.parameters
@@ -184,7 +184,7 @@ class PtxProgram:
         return made
 
 
-def _changes(operations: tuple[Operation, ...]) -> tuple[frozenset[int], dict[int, int]]:
+def _changes(operations: tuple[PtxOperation, ...]) -> tuple[frozenset[int], dict[int, int]]:
     """(slots that a segment changes, slots that it copies and from where): see Segment."""
     changes: set[int] = set()
     copied: dict[int, int] = {}
@@ -203,7 +203,7 @@ def _changes(operations: tuple[Operation, ...]) -> tuple[frozenset[int], dict[in
     return frozenset(changes), copied
 
 
-def _decode(decoding: Decoding, ins: Instruction) -> Operation:
+def _decode(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     name = ins.parts[0]
     decoder = _DECODERS.get(name)
     if decoder is None:
@@ -214,7 +214,7 @@ def _decode(decoding: Decoding, ins: Instruction) -> Operation:
     return decoder(decoding, ins)
 
 
-def _live_after(operations: list[Operation], syntax: PtxSyntax) -> list[int]:
+def _live_after(operations: list[PtxOperation], syntax: PtxSyntax) -> list[int]:
     """For each instruction the registers that may be read after it, as a mask of their slots."""
     count = len(syntax.widths)
     reads = [sum({1 << s for s in op.reads if s < count}) for op in operations]

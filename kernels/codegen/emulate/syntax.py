@@ -19,7 +19,7 @@ SPECIAL_REGISTERS = tuple(
 """Read-only registers that the hardware fills, each of 32 bits."""
 
 _WIDTHS = {"pred": 1, "8": 8, "16": 16, "32": 32, "64": 64}
-_ADDRESS = re.compile(r"^\[\s*([%$\w]+)\s*(?:\+\s*(-?\w+)\s*)?\]$")
+_ADDRESS = re.compile(r"^\[\s*([%$A-Za-z_][%$\w]*)\s*(?:\+\s*(-?\w+)\s*)?\]$")
 _BLANK = re.compile(r"[\s;]*")
 _LABEL = re.compile(r"\s*([$%\w]+)\s*:(?!:)")
 _GUARD = re.compile(r"^@(!?)\s*([%$\w]+)\s+")
@@ -27,7 +27,12 @@ _GUARD = re.compile(r"^@(!?)\s*([%$\w]+)\s+")
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A register: its number over all classes, and its bits (1 for a predicate)."""
+    """A register.
+
+    Attributes:
+        slot: its number, over all classes of registers.
+        bits: how many it has; 1 for a predicate.
+    """
 
     slot: int
     bits: int
@@ -58,13 +63,17 @@ class SymbolName:
 class MemoryAddress:
     """``[base + offset]``, the offset in bytes."""
 
-    base: Register | SymbolName | Immediate
+    base: Register | SymbolName
     offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class OperandList:
-    """``{a, b, ...}``, or both targets of ``a|b``; None stands for ``_``."""
+    """``{a, b, ...}``, or both targets of ``a|b``.
+
+    Attributes:
+        parts: the operands in it; None stands for ``_``.
+    """
 
     parts: tuple[Operand | None, ...]
 
@@ -229,7 +238,7 @@ class PtxSyntax:
             return OperandList(tuple(None if p == "_" else self._operand(p, line) for p in inside))
         if found := _ADDRESS.match(text):
             base = self._operand(found[1], line)
-            assert isinstance(base, (Register, SymbolName, Immediate))
+            assert isinstance(base, (Register, SymbolName))
             return MemoryAddress(base, int(found[2] or "0", 0))
         if "|" in text:
             both = [p.strip() for p in text.split("|")]

@@ -17,7 +17,7 @@ import numpy as np
 
 from .faults import EarlyReadFault, EmulatedFault, MissingFenceFault
 from .matrix import ELEMENTS, a_fragment, accumulated, stacked, values_of
-from .operations import Decoding, Operation, effect, unsupported
+from .operations import PtxDecoding, PtxOperation, effect, unsupported
 from .syntax import Immediate, Instruction, OperandList
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class ProductWatch:
             self._queue.unfenced[warp] = frozenset(self.changed)
 
 
-def decode_wgmma(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_wgmma(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """wgmma and what orders it. Other forms are refused: UnsupportedFault."""
     if ins.guard is not None or ins.parts[2:4] != ("sync", "aligned"):
         raise unsupported(ins)
@@ -185,7 +185,7 @@ def decode_wgmma(decoding: Decoding, ins: Instruction) -> Operation:
     return effect(ins, (), (), lambda c: _wait(c, ins, count))
 
 
-def decode_proxy_fence(decoding: Decoding, ins: Instruction) -> Operation:
+def decode_proxy_fence(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """fence.proxy.async of shared memory."""
     if ins.guard is not None:
         raise unsupported(ins)
@@ -238,7 +238,7 @@ def _wait(c: Convoy, ins: Instruction, leave: int) -> None:
     _watch(c).look()
 
 
-def _decode_product(decoding: Decoding, ins: Instruction) -> Operation:
+def _decode_product(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     shape = _SHAPE.fullmatch(ins.parts[4])
     kinds = [part for part in ins.parts[5:] if part != "satfinite"]
     saturate = ins.has("satfinite")

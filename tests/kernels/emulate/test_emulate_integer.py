@@ -100,7 +100,7 @@ def test_one_operand(kind: str) -> None:
     _check(f"neg.{kind} $r, $0;", [kind], kind, lambda a: -a)
     _check(f"not.b{kind[1:]} $r, $0;", [kind], kind, lambda a: ~a)
     if kind != "s16":
-        _check(f"abs.{kind} $r, $0;", [kind], kind, abs)
+        _check(f"abs.{kind} $r, $0;", [kind], kind, lambda a: abs(a))
 
 
 @pytest.mark.parametrize("kind", ["b16", "b32", "b64", "u16", "u32", "u64", "s16", "s32", "s64"])
@@ -233,8 +233,8 @@ def test_moves_take_numbers_and_pack():
     a, b = integers("u4"), integers("u4")
     halves = "mov.b32 {%h5, %h6}, $0; mov.b32 {_, %h7}, $1; mov.b32 $r, {%h6, %h7};"
     assert compute(halves, [a, b], "u4").tolist() == ((a >> 16) | (b >> 16 << 16)).tolist()
-    wide = "mov.b64 %d5, {$0, $1}; mov.b64 {%r7, _}, %d5; mov.b64 {_, %r8}, %d5; mov.b64 $r, {%r8, %r7};"
-    swapped = compute(wide, [a, b], "u8")
+    wide = "mov.b64 %d5, {$0, $1}; mov.b64 {%r7, _}, %d5; mov.b64 {_, %r8}, %d5;"
+    swapped = compute(wide + "mov.b64 $r, {%r8, %r7};", [a, b], "u8")
     assert swapped.view("u4").reshape(-1, 2).T.tolist() == [b.tolist(), a.tolist()]
     numbers = {"-128": 0xFF80, "0x7fU": 0x7F}
     for text, value in numbers.items():
