@@ -10,6 +10,7 @@ import numpy as np
 from .faults import UnwrittenFault
 from .operations import (
     HOME,
+    PARAMETER_STEP,
     PTX_TYPES,
     PtxDecoding,
     PtxOperation,
@@ -154,23 +155,30 @@ def _load_parameter(decoding: PtxDecoding, ins: Instruction, form: _Form) -> Ptx
     operand, target = ins.operands[1], ins.operands[0]
     if (
         not isinstance(operand, MemoryAddress)
-        or not isinstance(operand.base, SymbolName)
         or operand.offset
         or form.count != 1
         or not isinstance(target, Register)
     ):
         raise unsupported(ins)
-    names = [p.name for p in decoding.syntax.parameters]
-    a = decoding.parameter(names.index(operand.base.name))
     unsigned, home, d = np.dtype(f"u{form.type.itemsize}"), HOME[target.bits], target.slot
+    names = [p.name for p in decoding.syntax.parameters]
 
-    def run(v: Values) -> None:
-        value = v[a].astype(unsigned)
+    def put(v: Values, value: Any) -> None:
+        value = value.astype(unsigned)
         if form.type.kind == "i":
             value = value.view(form.type).astype(f"i{home.itemsize}").view(home)
         v[d] = value.astype(home)
 
-    return plain(ins, (), (d,), run)
+    if isinstance(operand.base, SymbolName):
+        a = decoding.parameter(names.index(operand.base.name))
+        return plain(ins, (), (d,), lambda v: put(v, v[a]))
+    base, slots = operand.base.slot, [decoding.parameter(n) for n in range(len(names))]
+
+    def run(v: Values) -> None:
+        every = np.array([v[slot] for slot in slots], "u8")
+        put(v, every.take(v[base] // PARAMETER_STEP))
+
+    return plain(ins, (base,), (d,), run)
 
 
 def decode_st(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:

@@ -87,6 +87,10 @@ class PtxOperation:
         return replace(self, products=products)
 
 
+PARAMETER_STEP = 8
+"""Bytes from one parameter to the next, in the addresses that kernels may take of them."""
+
+
 class PtxDecoding:
     """What decoders share: constants, and the slots behind operands.
 
@@ -132,6 +136,9 @@ class PtxDecoding:
             return self.constant(operand.bits(width), width)
         if isinstance(operand, SymbolName) and operand.name == "global_smem":
             return self.constant(0, width)
+        names = [parameter.name for parameter in self.syntax.parameters]
+        if isinstance(operand, SymbolName) and operand.name in names:
+            return self.constant(PARAMETER_STEP * names.index(operand.name), width)
         raise unsupported(ins, f"operand {operand}")
 
     def target(self, ins: Instruction, place: int | Operand | None, width: int) -> int:
