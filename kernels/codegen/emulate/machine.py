@@ -125,7 +125,7 @@ class Machine:
         if len(group) > 1 and self.chance.random() < self.options.narrow:
             count = self.chance.randint(1, len(group))
             group = np.array(sorted(self.chance.sample(group.tolist(), count)))
-        return Convoy(self, group), int(at), self.chance.randint(1, self.options.longest)
+        return Convoy(self, group), int(at), int(self.options.longest ** self.chance.random())
 
     def _choose_split(self) -> tuple[Convoy, int, int]:
         """Lanes of warps that have branched apart: always those that are behind in their warp."""
