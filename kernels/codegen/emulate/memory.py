@@ -151,9 +151,8 @@ class GlobalMemory:
             self._cached[slots, sectors] = True
             self._cached_any[sectors] = True
         own = None
-        if self._hidden_words.take(place >> 2).any() or (
-            size > 4 and self._hidden_words.take((place + size - 1) >> 2).any()
-        ):
+        words_of = self._hidden_words.view(f"u{max(size // 2, 2)}")  # all counts of an access
+        if words_of.take(place // max(size, 4)).any():
             own = self._see_own(data, c.slots[positions], place, size)
         if self._tracked:
             self._check_written(c, ins, place, size, positions, own)

@@ -339,6 +339,22 @@ ld.global.b32 %r4, [%d4]; st.global.b32 [%d2], %r4;
         assert np.array_equal(out.data.view("u4"), thread | (thread + 1) << 8)
 
 
+@pytest.mark.parametrize("word", range(4))
+def test_a_wide_load_sees_each_word_that_was_stored(word: int) -> None:
+    work = buffer("work", np.zeros(4 * LANES, "u4"))
+    out = buffer("out", np.zeros(4 * LANES, "u4"), written=False)
+    text = f"""
+{_addresses(16, 16)}
+st.global.b32 [%d1+{4 * word}], %r1;
+ld.global.v4.b32 {{%r4, %r5, %r6, %r7}}, [%d1];
+st.global.v4.b32 [%d2], {{%r4, %r5, %r6, %r7}};
+"""
+    launch(text, work, out, publish=0.0)
+    wanted = np.zeros((LANES, 4), "u4")
+    wanted[:, word] = np.arange(LANES)
+    assert np.array_equal(out.data.view("u4").reshape(-1, 4), wanted)
+
+
 def test_equal_buffers_are_one_and_arguments_are_checked():
     data = buffer("data", np.arange(LANES, dtype="u4"))
     text = (
