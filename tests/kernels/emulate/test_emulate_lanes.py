@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulate_support import LANES, buffer, compute, floats, integers, launch
 
-from halfbyte.kernels.codegen.emulate.faults import (
+from halfbyte.kernels.codegen.emulate import (
     BarrierFault,
     DeadlockFault,
     UnsupportedFault,

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from emulate_support import LANES, buffer, compute, integers, launch, program
 
-from halfbyte.kernels.codegen.emulate import Buffer, run
-from halfbyte.kernels.codegen.emulate.faults import (
+from halfbyte.kernels.codegen.emulate import (
+    Buffer,
     EmulatedFault,
     MisalignedFault,
     OutOfBoundsFault,
     RaceFault,
     UnwrittenFault,
+    run,
 )
 
 _VECTORS = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2), (2, 4), (4, 2), (4, 4), (8, 2)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from emulate_support import LANES, buffer, launch
 
-from halfbyte.kernels.codegen.emulate.faults import (
+from halfbyte.kernels.codegen.emulate import (
     EarlyReadFault,
     EmulatedFault,
     MisalignedFault,
@@ -313,3 +313,22 @@ wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r50, %r51, %r52, %r53},
     with pytest.raises(EarlyReadFault, match="another shape"):
         _group(0, between=other)
     _group(0, after=f"wgmma.fence.sync.aligned; {other} wgmma.commit_group.sync.aligned;")
+
+
+def test_the_first_product_needs_a_fence_whatever_its_registers():
+    body = """
+mov.b64 %d10, 4611686293305294848;
+{fence}
+wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {{%r50, %r51, %r52, %r53}},
+ %d10, %d10, 0, 1, 1, 0, 0;
+wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
+"""
+    fill = """
+mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 6; mov.b32 %r3, 0;
+st.shared.v4.b32 [%r2], {{%r3, %r3, %r3, %r3}}; st.shared.v4.b32 [%r2+16], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2+32], {{%r3, %r3, %r3, %r3}}; st.shared.v4.b32 [%r2+48], {{%r3, %r3, %r3, %r3}};
+fence.proxy.async.shared::cta; bar.sync 0;
+"""
+    launch((fill + body).format(fence="wgmma.fence.sync.aligned;"))
+    with pytest.raises(MissingFenceFault, match="wgmma.fence"):
+        launch((fill + body).format(fence=""))
