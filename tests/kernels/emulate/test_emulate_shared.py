@@ -87,6 +87,19 @@ def test_what_is_no_race(text: str, seed: int) -> None:
     _shared(text, seed)
 
 
+@pytest.mark.parametrize("narrow", [0.0, 0.6])
+@pytest.mark.parametrize("warp", range(4))
+def test_all_readers_count(warp: int, narrow: float) -> None:
+    """All warps read a word at once, and then one of them stores to it."""
+    text = f"""
+mov.u32 %r1, %tid.x; st.shared.b32 [global_smem], 7; bar.sync 0;
+ld.shared.b32 %r4, [global_smem];
+setp.eq.u32 %p1, %r1, {32 * warp}; @%p1 st.shared.b32 [global_smem], %r1;
+"""
+    with pytest.raises(RaceFault, match="since the last barrier"):
+        launch(text, narrow=narrow)
+
+
 def test_lanes_that_store_different_values_to_one_place():
     with pytest.raises(RaceFault, match="different values"):
         _shared("st.shared.b32 [global_smem], %r1;")
@@ -189,8 +202,9 @@ def test_a_copy_over_what_others_still_read(seed: int) -> None:
     _copy(again.format(read=read, barrier="bar.sync 0;") + rest, "%r2", seed)
     with pytest.raises((RaceFault, EarlyReadFault)):
         _copy(again.format(read=read, barrier="") + rest, "%r2", seed)
-    with pytest.raises(RaceFault, match="under way"):
-        _copy("st.shared.b32 [%r2], %r1; cp.async.wait_all;", "%r2", seed)
+    for value in ("%r1", "-1"):  # -1 is what new shared memory holds here
+        with pytest.raises(RaceFault, match="under way"):
+            _copy(f"st.shared.b32 [%r2], {value}; cp.async.wait_all;", "%r2", seed)
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])
@@ -325,10 +339,12 @@ wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
 """
     fill = """
 mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 6; mov.b32 %r3, 0;
-st.shared.v4.b32 [%r2], {{%r3, %r3, %r3, %r3}}; st.shared.v4.b32 [%r2+16], {{%r3, %r3, %r3, %r3}};
-st.shared.v4.b32 [%r2+32], {{%r3, %r3, %r3, %r3}}; st.shared.v4.b32 [%r2+48], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2+16], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2+32], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2+48], {{%r3, %r3, %r3, %r3}};
 fence.proxy.async.shared::cta; bar.sync 0;
 """
     launch((fill + body).format(fence="wgmma.fence.sync.aligned;"))
-    with pytest.raises(MissingFenceFault, match="wgmma.fence"):
+    with pytest.raises(MissingFenceFault, match=r"no wgmma\.fence"):
         launch((fill + body).format(fence=""))
