@@ -320,6 +320,47 @@ def test_messages_that_may_be_lost(changes: dict[str, str]) -> None:
     assert any(_message(seed, **changes) != list(range(32)) for seed in range(12))
 
 
+# Warp 1 stores and tells warp 0 of its CTA, which tells CTA 0.
+_RELAY = """
+{head}
+setp.ne.b32 %p1, %r2, 0; setp.gt.u32 %p3, %r1, 31; and.b32 %r5, %r1, 31;
+mul.wide.u32 %d4, %r5, 4; ld.param.b64 %d1, [p0]; add.s64 %d1, %d1, %d4;
+@%p1 bra $LSEND;
+@%p3 bra $LEND;
+$LWAIT:
+ld.acquire.gpu.global.b32 %r4, [%d2+4];
+setp.eq.b32 %p2, %r4, 0;
+@%p2 bra $LWAIT;
+ld.global.b32 %r3, [%d1];
+st.global.b32 [%d3], %r3;
+bra.uni $LEND;
+$LSEND:
+@%p3 st.global.b32 [%d1], %r5;
+{tell}
+@%p3 bra $LEND;
+$LHEAR:
+ld.relaxed.gpu.global.b32 %r4, [%d2];
+setp.eq.b32 %p2, %r4, 0;
+@%p2 bra $LHEAR;
+st.release.gpu.global.b32 [%d2+4], 1;
+$LEND:
+"""
+
+
+def _relay(seed: int, tell: str) -> bool:
+    data, flags = buffer("data", np.full(32, 777, "u4")), buffer("flags", np.zeros(2, "u4"))
+    out = buffer("out", np.zeros(64, "u4"), written=False)
+    text = _RELAY.format(head=_addresses(4, 0, 4), tell=tell)
+    launch(text, data, flags, out, grid=(2, 1, 1), threads=64, seed=seed, longest=2)
+    return out.data.view("u4")[:32].tolist() == list(range(32))
+
+
+def test_a_release_covers_other_threads_only_across_a_barrier():
+    tell = "@%p3 st.relaxed.gpu.global.b32 [%d2], 1;"
+    assert not all(_relay(seed, tell) for seed in range(12))
+    assert all(_relay(seed, tell + "bar.sync 0;") for seed in range(6))
+
+
 def test_a_program_sees_its_own_stores():
     """Also those of other threads, parts of a word, and the last of several."""
     out = buffer("out", np.zeros(LANES, "u4"), written=False)

@@ -78,26 +78,40 @@ def test_races_are_found_whatever_the_order(first: str, second: str, seed: int) 
         "st.shared.b32 [%r2], %r9; bar.sync 0; ld.shared.b32 %r4, [%r2]; ld.shared.b32 %r4, [%r3];",
         "st.shared.b32 [%r2], %r9; bar.sync 0;"
         "red.shared.add.u32 [%r2], 1; red.shared.add.u32 [%r3], 1;",
+        "st.shared.b32 [%r2], %r1; bar.sync 0; ld.shared.b32 %r4, [%r2]; st.shared.b32 [%r2], %r9;",
         # Within a warp lanes run in step.
         "xor.b32 %r3, %r2, 124; st.shared.b32 [%r2], %r1; ld.shared.b32 %r4, [%r3];",
     ],
-    ids=["own", "equal values", "readers", "atomics", "own warp"],
+    ids=["own", "equal values", "readers", "atomics", "own write after read", "own warp"],
 )
 def test_what_is_no_race(text: str, seed: int) -> None:
     _shared(text, seed)
 
 
-@pytest.mark.parametrize("narrow", [0.0, 0.6])
+@pytest.mark.parametrize(("narrow", "seed"), [(0.0, 0), (1.0, 1), (1.0, 2), (1.0, 3)])
 @pytest.mark.parametrize("warp", range(4))
-def test_all_readers_count(warp: int, narrow: float) -> None:
-    """All warps read a word at once, and then one of them stores to it."""
+def test_all_readers_count(warp: int, narrow: float, seed: int) -> None:
+    """All warps read a word, at once or one after the other, and then one of them stores to it."""
     text = f"""
 mov.u32 %r1, %tid.x; st.shared.b32 [global_smem], 7; bar.sync 0;
 ld.shared.b32 %r4, [global_smem];
 setp.eq.u32 %p1, %r1, {32 * warp}; @%p1 st.shared.b32 [global_smem], %r1;
 """
     with pytest.raises(RaceFault, match="since the last barrier"):
-        launch(text, narrow=narrow)
+        launch(text, narrow=narrow, longest=1, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("reader", [0, 1])
+def test_warps_that_are_at_different_places(reader: int, seed: int) -> None:
+    text = f"""
+mov.u32 %r1, %tid.x; shr.u32 %r2, %r1, 5; st.shared.b32 [global_smem], 7; bar.sync 0;
+setp.eq.u32 %p1, %r2, {reader}; @%p1 bra $LREAD;
+st.shared.b32 [global_smem], 9; bra.uni $LEND;
+$LREAD: ld.shared.b32 %r4, [global_smem]; $LEND:
+"""
+    with pytest.raises(RaceFault, match="since the last barrier"):
+        launch(text, threads=64, seed=seed)
 
 
 def test_lanes_that_store_different_values_to_one_place():
