@@ -263,7 +263,7 @@ setp.ne.b32 %p1, %r2, 0;
 @%p1 bra $LSEND;
 ld.global.b32 %r3, [%d1];
 $LWAIT:
-{poll} %r4, [%d2];
+{poll} %r4, [%d2]{operand};
 setp.eq.b32 %p2, %r4, 0;
 @%p2 bra $LWAIT;
 {fence}
@@ -277,6 +277,7 @@ $LEND:
 """
 _PASSED = {
     "poll": "ld.acquire.gpu.global.b32",
+    "operand": "",
     "fence": "",
     "read": "ld.global.b32",
     "release": "st.release.gpu.global.b32 [%d2], 1;",
@@ -300,8 +301,18 @@ def _message(seed: int, **changes: str) -> Any:
         {"release": "membar.gl; st.volatile.global.b32 [%d2], 1;"},
         {"release": "fence.acq_rel.gpu; st.relaxed.gpu.global.b32 [%d2], 1;"},
         {"poll": "ld.volatile.global.b32", "read": "ld.volatile.global.b32"},
+        {"poll": "ld.relaxed.gpu.global.b32", "read": "ld.global.cg.b32"},
+        {"poll": "atom.global.gpu.acq_rel.or.b32", "operand": ", 0"},
     ],
-    ids=["acquire", "fence of the reader", "membar", "fence of the writer", "coherent read"],
+    ids=[
+        "acquire",
+        "fence of the reader",
+        "membar",
+        "fence of the writer",
+        "coherent read",
+        "read past the cache",
+        "atomic",
+    ],
 )
 def test_messages_that_are_passed_on(changes: dict[str, str], seed: int) -> None:
     assert _message(seed, **changes) == list(range(32))
@@ -311,10 +322,11 @@ def test_messages_that_are_passed_on(changes: dict[str, str], seed: int) -> None
     "changes",
     [
         {"poll": "ld.relaxed.gpu.global.b32"},
+        {"poll": "atom.global.gpu.release.or.b32", "operand": ", 0"},
         {"release": "st.relaxed.gpu.global.b32 [%d2], 1;"},
         {"release": "st.volatile.global.b32 [%d2], 1;"},
     ],
-    ids=["no acquire", "no release", "volatile only"],
+    ids=["no acquire", "no acquire of an atomic", "no release", "volatile only"],
 )
 def test_messages_that_may_be_lost(changes: dict[str, str]) -> None:
     assert any(_message(seed, **changes) != list(range(32)) for seed in range(12))

@@ -221,6 +221,20 @@ def test_a_copy_over_what_others_still_read(seed: int) -> None:
             _copy(f"st.shared.b32 [%r2], {value}; cp.async.wait_all;", "%r2", seed)
 
 
+def test_copies_that_a_cta_leaves_behind_do_not_reach_the_next():
+    """CTAs with an even number only issue a copy, the others only wait, one after the other."""
+    text = """
+mov.u32 %r1, %ctaid.x; and.b32 %r1, %r1, 1; setp.eq.u32 %p1, %r1, 1; mov.b32 %r9, 5;
+ld.param.b64 %d1, [p0]; @%p1 bra $LWAIT;
+cp.async.ca.shared.global [global_smem], [%d1], 4; cp.async.commit_group; bra.uni $LEND;
+$LWAIT: st.shared.b32 [global_smem], %r9; cp.async.wait_all; ld.shared.b32 %r4, [global_smem];
+$LEND:
+"""
+    for seed in SEEDS:
+        data = buffer("data", np.zeros(4, "u1"))
+        launch(text, data, grid=(8, 1, 1), threads=32, resident=1, seed=seed)
+
+
 @pytest.mark.parametrize("size", [4, 8, 16])
 def test_parts_of_a_copy_are_filled_with_zeros(size: int) -> None:
     data = np.random.randint(1, 256, LANES * 16).astype("u1")
@@ -317,6 +331,7 @@ def test_products_in_order(changes: dict[str, str], seed: int) -> None:
         ({"between": "add.f32 %r4, %r50, %r51;"}, EarlyReadFault, "before its wait"),
         ({"between": "mov.b32 %r57, 0;"}, EarlyReadFault, "before its wait"),
         ({"between": "mov.b32 %r40, 0;"}, EarlyReadFault, "before its wait"),
+        ({"between": "mov.b32 %r40, %r1;"}, EarlyReadFault, "before its wait"),
         ({"between": "bar.sync 0; st.shared.b32 [%r2], %r1;"}, RaceFault, "in flight"),
         (
             {"between": "cp.async.ca.shared.global [%r2], [%d10], 4, %r3;"},
