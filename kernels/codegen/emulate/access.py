@@ -117,7 +117,7 @@ def decode_ld(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
 
 
 def _reader(ins: Instruction, form: _Form) -> Callable[[Convoy, Any, Any], Any]:
-    if form.order == "release" or form.order == "acq_rel":
+    if form.order in ("release", "acq_rel"):
         raise unsupported(ins)
     size = form.type.itemsize * form.count
     unsigned = np.dtype(f"u{form.type.itemsize}")
@@ -221,7 +221,7 @@ def decode_st(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
         if machine.options.count:
             machine.counts.sectors(ins, c, place, size, positions)
         data = data.view("u1").reshape(len(positions), size)
-        if form.order in ("weak",):
+        if form.order == "weak":
             memory.store(c, ins, place, data, positions)
             return
         for lane, position in enumerate(positions.tolist()):

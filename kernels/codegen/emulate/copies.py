@@ -48,6 +48,11 @@ class CopyQueue:
         self.open: list[list[_Copy]] = [[] for _ in range(warps)]
         self.groups: list[list[list[_Copy]]] = [[] for _ in range(warps)]
 
+    def begin(self, warps: slice) -> None:
+        """A new CTA starts with these warps; what the one before left under way is forgotten."""
+        for warp in range(warps.start, warps.stop):
+            self.open[warp], self.groups[warp] = [], []
+
     def commit(self, warp: int) -> None:
         """Close the open group."""
         self.groups[warp].append(self.open[warp])

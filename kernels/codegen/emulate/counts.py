@@ -64,7 +64,10 @@ class Counts:
         return self.by_line.setdefault(ins.line, AccessCount())
 
     def shared(self, ins: Instruction, c: Convoy, address: Any, size: int, positions: Any) -> None:
-        """Count an access of lanes to int64 addresses [n] of shared memory."""
+        """Count an access of lanes to int64 addresses [n] of shared memory.
+
+        For ldmatrix and stmatrix these are the lanes that give addresses of 16 bytes.
+        """
         count = self._of(ins)
         for key, part, lanes in _warp_patterns(c, address, positions, 128):
             found = self._patterns.get((size, key))
@@ -73,10 +76,6 @@ class Counts:
             count.runs += 1
             count.wavefronts += found[0]
             count.ideal += found[1]
-
-    def matrices(self, ins: Instruction, c: Convoy, address: Any, positions: Any) -> None:
-        """Count ldmatrix or stmatrix: 8 rows of 16 bytes at a time."""
-        self.shared(ins, c, address, 16, positions)
 
     def sectors(self, ins: Instruction, c: Convoy, place: Any, size: int, positions: Any) -> None:
         """Count an access of lanes to places int64 [n] of global memory."""

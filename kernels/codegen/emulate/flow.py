@@ -80,7 +80,7 @@ def decode_bar(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
 
 def decode_fence(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """fence and membar on global memory: publishes the thread's stores, and acquires."""
-    if ins.name.startswith("fence.proxy.async"):
+    if ins.name in ("fence.proxy.async", "fence.proxy.async.shared::cta"):
         return decode_proxy_fence(decoding, ins)
     weak = ins.name in ("membar.cta", "fence.acq_rel.cta", "fence.sc.cta")
     known = ins.name in ("membar.gl", "membar.sys") or (

@@ -251,9 +251,18 @@ def decode_popc(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     a, d = decoding.source(ins, 1, bits), decoding.target(ins, 0, 32)
 
     def run(v: Values) -> None:
-        v[d] = np.bitwise_count(v[a]).astype("u4")
+        v[d] = count_of_bits(v[a])
 
     return plain(ins, (a,), (d,), run)
+
+
+def count_of_bits(word: Any) -> Any:
+    """Bits that are set, as uint32, for words of any shape and width: sums of ever wider fields."""
+    total = word.astype("u8")
+    for width, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
+        every, shift = np.uint64(mask * 0x0001000100010001), np.uint64(width)
+        total = (total & every) + ((total >> shift) & every)
+    return ((total * np.uint64(0x0001000100010001)) >> np.uint64(48)).astype("u4")
 
 
 def decode_lop3(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:

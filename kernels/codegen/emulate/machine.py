@@ -71,7 +71,7 @@ class Machine:
         self._split: dict[int, list[tuple[int, Any]]] = {}
         self._todo = list(itertools.product(range(grid[0]), range(grid[1]), range(grid[2])))
         self.chance.shuffle(self._todo)
-        memory.open(self.slots, self.chance)
+        memory.open(self.slots)
         for slot in range(self.slots):
             self._enter(slot)
 
@@ -105,6 +105,7 @@ class Machine:
         self._at[warps] = 0
         self.shared.enter(slot)
         self.memory.enter(slot)
+        self.copies.begin(warps)
         self.products.begin(warps)
         self.epochs[slot] = 0
 
@@ -125,7 +126,7 @@ class Machine:
         if len(group) > 1 and self.chance.random() < self.options.narrow:
             count = self.chance.randint(1, len(group))
             group = np.array(sorted(self.chance.sample(group.tolist(), count)))
-        return Convoy(self, group), int(at), self.chance.randint(1, self.options.longest)
+        return Convoy(self, group), int(at), int(self.options.longest ** self.chance.random())
 
     def _choose_split(self) -> tuple[Convoy, int, int]:
         """Lanes of warps that have branched apart: always those that are behind in their warp."""

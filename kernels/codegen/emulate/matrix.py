@@ -164,7 +164,7 @@ def decode_ldmatrix(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
         lanes = _row_lanes(c, count)
         address = c.lanes(base)[lanes].astype("i8") + offset
         if c.machine.options.count:
-            c.machine.counts.matrices(ins, c, address, lanes)
+            c.machine.counts.shared(ins, c, address, 16, lanes)
         rows = c.machine.shared.load(c, ins, address, np.dtype("u4"), 4, lanes)
         if transposed:
             squares = rows.view("u2").reshape(-1, 8, 8).transpose(0, 2, 1)
@@ -192,7 +192,7 @@ def decode_stmatrix(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
             squares = rows.view("u2").reshape(-1, 8, 8).transpose(0, 2, 1)
             rows = np.ascontiguousarray(squares).view("u4").reshape(-1, 4)
         if c.machine.options.count:
-            c.machine.counts.matrices(ins, c, address, lanes)
+            c.machine.counts.shared(ins, c, address, 16, lanes)
         c.machine.shared.store(c, ins, address, rows, lanes)
 
     return effect(ins, (base, *slots), (), run)

@@ -10,6 +10,7 @@ acquires. Both are what the memory model allows and most runs of a GPU do not sh
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class GlobalMemory:
         self._cached_any = np.zeros(self._sectors, bool)
         self._cached = np.zeros((0, 0), bool)
 
-    def open(self, slots: int, chance: random.Random) -> None:
+    def open(self, slots: int) -> None:
         """Prepare for that many resident CTAs."""
         self._hidden = [[] for _ in range(slots)]
         self._cached = np.zeros((slots, self._sectors), bool)
@@ -151,9 +152,8 @@ class GlobalMemory:
             self._cached[slots, sectors] = True
             self._cached_any[sectors] = True
         own = None
-        if self._hidden_words.take(place >> 2).any() or (
-            size > 4 and self._hidden_words.take((place + size - 1) >> 2).any()
-        ):
+        words_of = self._hidden_words.view(f"u{max(size // 2, 2)}")  # all counts of an access
+        if words_of.take(place // max(size, 4)).any():
             own = self._see_own(data, c.slots[positions], place, size)
         if self._tracked:
             self._check_written(c, ins, place, size, positions, own)
@@ -217,15 +217,23 @@ class GlobalMemory:
         """Publish what a thread stored, and what its CTA stored before the last barrier."""
         slot = thread // c.machine.program.threads
         epoch = int(c.machine.epochs[slot])
+        self._publish_where(slot, lambda s: (s.threads == thread) | (s.epoch < epoch))
+
+    def settle(self, slot: int, place: int, size: int) -> None:
+        """Publish a CTA's hidden stores to some bytes, before an atomic operation on them."""
+        if self._hidden_words[place >> 2 : (place + size + 3) >> 2].any():
+            end = place + size
+            self._publish_where(
+                slot, lambda s: (s.places < end) & (s.places + s.data.shape[1] > place)
+            )
+
+    def _publish_where(self, slot: int, chosen: Callable[[_Store], Any]) -> None:
         kept = []
         for store in self._hidden[slot]:
-            if store.epoch < epoch:
-                self._publish(slot, [store])
-                continue
-            mine = store.threads == thread
-            if mine.any():
-                self._publish(slot, [_part(store, mine)])
-                store = _part(store, ~mine)
+            now = chosen(store)
+            if now.any():
+                self._publish(slot, [_part(store, now)])
+                store = _part(store, ~now)
             if len(store.threads):
                 kept.append(store)
         self._hidden[slot] = kept
@@ -295,12 +303,6 @@ class GlobalMemory:
         new = np.array([work(old) & ((1 << 8 * size) - 1)], dtype)
         self.commit(slot, np.array([place]), new.view("u1").reshape(1, size))
         return old
-
-    def settle(self, slot: int, place: int, size: int) -> None:
-        """Publish a CTA's hidden stores to some bytes, before an atomic operation on them."""
-        if self._hidden_words[place >> 2 : (place + size + 3) >> 2].any():
-            self._publish(slot, self._hidden[slot])
-            self._hidden[slot] = []
 
     def unwritten(self, place: int, size: int) -> bool:
         """Whether some of these bytes have never been stored."""

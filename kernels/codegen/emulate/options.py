@@ -11,8 +11,9 @@ class EmulationOptions:
 
     Attributes:
         resident: CTAs that run at the same time at most.
-        longest: segments that a convoy runs before others are chosen, at most. A segment ends
-            with an access to memory, a branch or a synchronization.
+        longest: segments that a convoy runs before others are chosen, at most; small numbers
+            are as frequent as their logarithms are far apart. A segment ends with an access to
+            memory, a branch or a synchronization.
         narrow: chance that a convoy is a random part of the warps at one instruction.
         catch_up: chance that those that are furthest behind are chosen.
         publish: chance, after each convoy, that some hidden stores of a CTA become visible.
@@ -22,9 +23,9 @@ class EmulationOptions:
     """
 
     resident: int = 16
-    longest: int = 200
-    narrow: float = 0.3
-    catch_up: float = 0.8
+    longest: int = 60
+    narrow: float = 0.5
+    catch_up: float = 0.7
     publish: float = 0.1
     early_copy: float = 0.5
     count: bool = True

@@ -145,12 +145,12 @@ class ProductWatch:
         if not self._accumulators:
             return
         if self._accumulators.isdisjoint(segment.touches) and self._factors.isdisjoint(
-            segment.changes
+            segment.writes
         ):
             return
         for operation in segment.operations:
-            touched = operation.touches() & self._accumulators
-            if touched or self._factors.intersection(operation.writes) - self._accumulators:
+            changed = frozenset(operation.writes) - operation.products
+            if operation.touches() & self._accumulators or changed & self._factors:
                 what = "touches registers of a wgmma before its wait"
                 raise self._convoy.fault(EarlyReadFault, operation.instruction, 0, what)
 

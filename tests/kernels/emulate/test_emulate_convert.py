@@ -72,7 +72,9 @@ def test_integers_to_float64():
 )
 def test_floats_to_integers(mode: str, work: Any, target: str, source: str) -> None:
     a = floats({"f32": "f4", "f64": "f8"}[source])
-    spread = np.random.rand(LANES) < 0.5
+    a[:9] = [2.0**31, -(2.0**31), 2.0**32, 2.0**63, -(2.0**63), 2.0**64, -0.5, 0.5, 1.5]
+    spread = np.arange(LANES) % 2 == 1
+    spread[:9] = False
     a[spread] = np.ldexp(np.random.randn(LANES), np.random.randint(0, 70, LANES))[spread]
     info = np.iinfo(_TYPES[target])
 

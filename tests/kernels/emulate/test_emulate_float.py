@@ -92,6 +92,18 @@ def test_fused_multiply_add_rounds_once(kind: str) -> None:
     assert same(_values(found), _wanted("fma", kind, operands))
 
 
+def test_fused_multiply_add_rounds_once_below_the_normal_numbers():
+    """A product just short of half the smallest number, and a sum that needs more than 53 bits."""
+    unit = 2.0**-75
+    a = np.full(LANES, unit * (1 + 2.0**-23), "f4")
+    b = np.full(LANES, unit * (1 - 2.0**-23), "f4") * np.random.choice([-1.0, 1.0], LANES).astype(
+        "f4"
+    )
+    c = (2.0**-149 * np.random.randint(2**22, 2**23, LANES)).astype("f4")
+    found = compute("fma.rn.f32 $r, $0, $1, $2;", [a, b, c], "f4")
+    assert same(_values(found), _wanted("fma", "f32", [a, b, c]))
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 @pytest.mark.parametrize("op", ["add", "sub", "mul", "fma"])
 def test_pairs_of_floats(op: str, kind: str) -> None:

@@ -141,8 +141,9 @@ def test_bit_fields(kind: str) -> None:
     )
 
 
-def test_count_of_bits():
-    _check("popc.b32 $r, $0;", ["b32"], "b32", lambda a: a.bit_count())
+@pytest.mark.parametrize("kind", ["b32", "b64"])
+def test_counts_of_bits(kind: str) -> None:
+    _check(f"popc.{kind} $r, $0;", [kind], "b32", lambda a: a.bit_count())
 
 
 @pytest.mark.parametrize("table", [0xEA, 0x96, 0x00, 0xFF, 0x3C, 0xE8, 0x01])

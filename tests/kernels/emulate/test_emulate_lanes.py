@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulate_support import LANES, buffer, compute, floats, integers, launch
 
-from halfbyte.kernels.codegen.emulate.faults import (
+from halfbyte.kernels.codegen.emulate import (
     BarrierFault,
     DeadlockFault,
     UnsupportedFault,
@@ -141,10 +141,11 @@ def test_a_loop_without_end_is_a_fault():
         launch("$L1: bar.sync 0; bra.uni $L1;", limit=50, longest=5)
 
 
-def test_a_barrier_that_others_never_reach_is_a_fault():
+@pytest.mark.parametrize("seed", range(6))
+def test_a_barrier_that_others_never_reach_is_a_fault(seed: int) -> None:
     text = "mov.u32 %r1, %tid.x; setp.gt.u32 %p1, %r1, 31; @%p1 bra $L1; bar.sync 0; $L1:"
     with pytest.raises(BarrierFault, match="have ended"):
-        launch(text)
+        launch(text, seed=seed)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -87,7 +87,28 @@ def _fragments(matrix: Array, kind: str) -> Array:
     ],
 )
 def test_products_of_warps(text: str, kind: str, depth: int) -> None:
-    warps = 4
+    warps, whole = 4, kind == "s8"
+    found, wanted = _product_of_warps(text, kind, depth, warps, _registers(10, 4))
+    if whole:
+        assert np.array_equal(found, wanted)
+    else:
+        # A sum in float64 has the order of its addition in its last bit, which rounding may show.
+        near = found.view("f4") - wanted.view("f4")
+        assert np.abs(near).max() <= np.spacing(np.abs(wanted.view("f4")).max())
+
+
+@pytest.mark.parametrize("swapped", ["{%r12, %r11, %r10, %r13}", "{%r11, %r10, %r12, %r13}"])
+def test_swapped_halves_of_a_factor_are_seen(swapped: str) -> None:
+    """Registers of A that are exchanged along K, or along the rows."""
+    form = "m16n8k16.row.col.f32.f16.f16.f32"
+    found, wanted = _product_of_warps(form, "f16", 16, 4, swapped)
+    assert np.abs(found.view("f4") - wanted.view("f4")).max() > 0.1
+
+
+def _product_of_warps(
+    text: str, kind: str, depth: int, warps: int, factor: str
+) -> tuple[Array, Array]:
+    """(accumulators [warps, 32, 4] as uint32, what they should be)."""
     (a, left), (b, right) = _random(kind, warps, 16, depth), _random(kind, warps, 8, depth)
     whole = kind == "s8"
     if whole:
@@ -97,7 +118,7 @@ def test_products_of_warps(text: str, kind: str, depth: int) -> None:
     body = "\n".join(
         [
             *(_load(0, 10, 4), _load(1, 14, 2), _load(2, 16, 4)),
-            f"mma.sync.aligned.{text} {_registers(20, 4)}, {_registers(10, 4)}, "
+            f"mma.sync.aligned.{text} {_registers(20, 4)}, {factor}, "
             f"{_registers(14, 2)}, {_registers(16, 4)};",
             _write(3, 20, 4),
         ]
@@ -110,13 +131,7 @@ def test_products_of_warps(text: str, kind: str, depth: int) -> None:
         wanted = np.clip(exact, -(2.0**31), 2.0**31 - 1).astype("i4")
     else:
         wanted = exact.astype("i8").astype("i4") if whole else exact.astype("f4")
-    found = out.data.view("u4").reshape(warps, 32, 4)
-    if whole:
-        assert np.array_equal(found, _fragments(wanted.view("u4"), "c"))
-    else:
-        # A sum in float64 has the order of its addition in its last bit, which rounding may show.
-        near = found.view("f4") - _fragments(wanted.view("u4"), "c").view("f4")
-        assert np.abs(near).max() <= np.spacing(np.abs(wanted).max())
+    return out.data.view("u4").reshape(warps, 32, 4), _fragments(wanted.view("u4"), "c")
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from emulate_support import LANES, buffer, compute, integers, launch, program
 
-from halfbyte.kernels.codegen.emulate import Buffer, run
-from halfbyte.kernels.codegen.emulate.faults import (
+from halfbyte.kernels.codegen.emulate import (
+    Buffer,
     EmulatedFault,
     MisalignedFault,
     OutOfBoundsFault,
     RaceFault,
     UnwrittenFault,
+    run,
 )
 
 _VECTORS = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2), (2, 4), (4, 2), (4, 4), (8, 2)]
@@ -262,7 +263,7 @@ setp.ne.b32 %p1, %r2, 0;
 @%p1 bra $LSEND;
 ld.global.b32 %r3, [%d1];
 $LWAIT:
-{poll} %r4, [%d2];
+{poll} %r4, [%d2]{operand};
 setp.eq.b32 %p2, %r4, 0;
 @%p2 bra $LWAIT;
 {fence}
@@ -276,6 +277,7 @@ $LEND:
 """
 _PASSED = {
     "poll": "ld.acquire.gpu.global.b32",
+    "operand": "",
     "fence": "",
     "read": "ld.global.b32",
     "release": "st.release.gpu.global.b32 [%d2], 1;",
@@ -299,8 +301,18 @@ def _message(seed: int, **changes: str) -> Any:
         {"release": "membar.gl; st.volatile.global.b32 [%d2], 1;"},
         {"release": "fence.acq_rel.gpu; st.relaxed.gpu.global.b32 [%d2], 1;"},
         {"poll": "ld.volatile.global.b32", "read": "ld.volatile.global.b32"},
+        {"poll": "ld.relaxed.gpu.global.b32", "read": "ld.global.cg.b32"},
+        {"poll": "atom.global.gpu.acq_rel.or.b32", "operand": ", 0"},
     ],
-    ids=["acquire", "fence of the reader", "membar", "fence of the writer", "coherent read"],
+    ids=[
+        "acquire",
+        "fence of the reader",
+        "membar",
+        "fence of the writer",
+        "coherent read",
+        "read past the cache",
+        "atomic",
+    ],
 )
 def test_messages_that_are_passed_on(changes: dict[str, str], seed: int) -> None:
     assert _message(seed, **changes) == list(range(32))
@@ -310,13 +322,55 @@ def test_messages_that_are_passed_on(changes: dict[str, str], seed: int) -> None
     "changes",
     [
         {"poll": "ld.relaxed.gpu.global.b32"},
+        {"poll": "atom.global.gpu.release.or.b32", "operand": ", 0"},
         {"release": "st.relaxed.gpu.global.b32 [%d2], 1;"},
         {"release": "st.volatile.global.b32 [%d2], 1;"},
     ],
-    ids=["no acquire", "no release", "volatile only"],
+    ids=["no acquire", "no acquire of an atomic", "no release", "volatile only"],
 )
 def test_messages_that_may_be_lost(changes: dict[str, str]) -> None:
     assert any(_message(seed, **changes) != list(range(32)) for seed in range(12))
+
+
+# Warp 1 stores and tells warp 0 of its CTA, which tells CTA 0.
+_RELAY = """
+{head}
+setp.ne.b32 %p1, %r2, 0; setp.gt.u32 %p3, %r1, 31; and.b32 %r5, %r1, 31;
+mul.wide.u32 %d4, %r5, 4; ld.param.b64 %d1, [p0]; add.s64 %d1, %d1, %d4;
+@%p1 bra $LSEND;
+@%p3 bra $LEND;
+$LWAIT:
+ld.acquire.gpu.global.b32 %r4, [%d2+4];
+setp.eq.b32 %p2, %r4, 0;
+@%p2 bra $LWAIT;
+ld.global.b32 %r3, [%d1];
+st.global.b32 [%d3], %r3;
+bra.uni $LEND;
+$LSEND:
+@%p3 st.global.b32 [%d1], %r5;
+{tell}
+@%p3 bra $LEND;
+$LHEAR:
+ld.relaxed.gpu.global.b32 %r4, [%d2];
+setp.eq.b32 %p2, %r4, 0;
+@%p2 bra $LHEAR;
+st.release.gpu.global.b32 [%d2+4], 1;
+$LEND:
+"""
+
+
+def _relay(seed: int, tell: str) -> bool:
+    data, flags = buffer("data", np.full(32, 777, "u4")), buffer("flags", np.zeros(2, "u4"))
+    out = buffer("out", np.zeros(64, "u4"), written=False)
+    text = _RELAY.format(head=_addresses(4, 0, 4), tell=tell)
+    launch(text, data, flags, out, grid=(2, 1, 1), threads=64, seed=seed, longest=2)
+    return out.data.view("u4")[:32].tolist() == list(range(32))
+
+
+def test_a_release_covers_other_threads_only_across_a_barrier():
+    tell = "@%p3 st.relaxed.gpu.global.b32 [%d2], 1;"
+    assert not all(_relay(seed, tell) for seed in range(12))
+    assert all(_relay(seed, tell + "bar.sync 0;") for seed in range(6))
 
 
 def test_a_program_sees_its_own_stores():
@@ -337,6 +391,22 @@ ld.global.b32 %r4, [%d4]; st.global.b32 [%d2], %r4;
         launch(text, work, out, seed=seed, publish=0.0 if seed == 0 else 0.5, longest=2)
         thread = np.arange(LANES)[::-1]
         assert np.array_equal(out.data.view("u4"), thread | (thread + 1) << 8)
+
+
+@pytest.mark.parametrize("word", range(4))
+def test_a_wide_load_sees_each_word_that_was_stored(word: int) -> None:
+    work = buffer("work", np.zeros(4 * LANES, "u4"))
+    out = buffer("out", np.zeros(4 * LANES, "u4"), written=False)
+    text = f"""
+{_addresses(16, 16)}
+st.global.b32 [%d1+{4 * word}], %r1;
+ld.global.v4.b32 {{%r4, %r5, %r6, %r7}}, [%d1];
+st.global.v4.b32 [%d2], {{%r4, %r5, %r6, %r7}};
+"""
+    launch(text, work, out, publish=0.0)
+    wanted = np.zeros((LANES, 4), "u4")
+    wanted[:, word] = np.arange(LANES)
+    assert np.array_equal(out.data.view("u4").reshape(-1, 4), wanted)
 
 
 def test_equal_buffers_are_one_and_arguments_are_checked():

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from emulate_support import LANES, buffer, launch, program
 
-from halfbyte.kernels.codegen.emulate import PtxProgram
+from halfbyte.kernels.codegen.emulate import PtxProgram, UnsupportedFault
 from halfbyte.kernels.codegen.emulate.counts import wavefronts
-from halfbyte.kernels.codegen.emulate.faults import UnsupportedFault
 
 
 def test_scopes_labels_comments_and_numbers_of_lines():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from emulate_support import LANES, buffer, launch
 
-from halfbyte.kernels.codegen.emulate.faults import (
+from halfbyte.kernels.codegen.emulate import (
     EarlyReadFault,
     EmulatedFault,
     MisalignedFault,
@@ -78,13 +78,40 @@ def test_races_are_found_whatever_the_order(first: str, second: str, seed: int) 
         "st.shared.b32 [%r2], %r9; bar.sync 0; ld.shared.b32 %r4, [%r2]; ld.shared.b32 %r4, [%r3];",
         "st.shared.b32 [%r2], %r9; bar.sync 0;"
         "red.shared.add.u32 [%r2], 1; red.shared.add.u32 [%r3], 1;",
+        "st.shared.b32 [%r2], %r1; bar.sync 0; ld.shared.b32 %r4, [%r2]; st.shared.b32 [%r2], %r9;",
         # Within a warp lanes run in step.
         "xor.b32 %r3, %r2, 124; st.shared.b32 [%r2], %r1; ld.shared.b32 %r4, [%r3];",
     ],
-    ids=["own", "equal values", "readers", "atomics", "own warp"],
+    ids=["own", "equal values", "readers", "atomics", "own write after read", "own warp"],
 )
 def test_what_is_no_race(text: str, seed: int) -> None:
     _shared(text, seed)
+
+
+@pytest.mark.parametrize(("narrow", "seed"), [(0.0, 0), (1.0, 1), (1.0, 2), (1.0, 3)])
+@pytest.mark.parametrize("warp", range(4))
+def test_all_readers_count(warp: int, narrow: float, seed: int) -> None:
+    """All warps read a word, at once or one after the other, and then one of them stores to it."""
+    text = f"""
+mov.u32 %r1, %tid.x; st.shared.b32 [global_smem], 7; bar.sync 0;
+ld.shared.b32 %r4, [global_smem];
+setp.eq.u32 %p1, %r1, {32 * warp}; @%p1 st.shared.b32 [global_smem], %r1;
+"""
+    with pytest.raises(RaceFault, match="since the last barrier"):
+        launch(text, narrow=narrow, longest=1, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("reader", [0, 1])
+def test_warps_that_are_at_different_places(reader: int, seed: int) -> None:
+    text = f"""
+mov.u32 %r1, %tid.x; shr.u32 %r2, %r1, 5; st.shared.b32 [global_smem], 7; bar.sync 0;
+setp.eq.u32 %p1, %r2, {reader}; @%p1 bra $LREAD;
+st.shared.b32 [global_smem], 9; bra.uni $LEND;
+$LREAD: ld.shared.b32 %r4, [global_smem]; $LEND:
+"""
+    with pytest.raises(RaceFault, match="since the last barrier"):
+        launch(text, threads=64, seed=seed)
 
 
 def test_lanes_that_store_different_values_to_one_place():
@@ -189,8 +216,23 @@ def test_a_copy_over_what_others_still_read(seed: int) -> None:
     _copy(again.format(read=read, barrier="bar.sync 0;") + rest, "%r2", seed)
     with pytest.raises((RaceFault, EarlyReadFault)):
         _copy(again.format(read=read, barrier="") + rest, "%r2", seed)
-    with pytest.raises(RaceFault, match="under way"):
-        _copy("st.shared.b32 [%r2], %r1; cp.async.wait_all;", "%r2", seed)
+    for value in ("%r1", "-1"):  # -1 is what new shared memory holds here
+        with pytest.raises(RaceFault, match="under way"):
+            _copy(f"st.shared.b32 [%r2], {value}; cp.async.wait_all;", "%r2", seed)
+
+
+def test_copies_that_a_cta_leaves_behind_do_not_reach_the_next():
+    """CTAs with an even number only issue a copy, the others only wait, one after the other."""
+    text = """
+mov.u32 %r1, %ctaid.x; and.b32 %r1, %r1, 1; setp.eq.u32 %p1, %r1, 1; mov.b32 %r9, 5;
+ld.param.b64 %d1, [p0]; @%p1 bra $LWAIT;
+cp.async.ca.shared.global [global_smem], [%d1], 4; cp.async.commit_group; bra.uni $LEND;
+$LWAIT: st.shared.b32 [global_smem], %r9; cp.async.wait_all; ld.shared.b32 %r4, [global_smem];
+$LEND:
+"""
+    for seed in SEEDS:
+        data = buffer("data", np.zeros(4, "u1"))
+        launch(text, data, grid=(8, 1, 1), threads=32, resident=1, seed=seed)
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])
@@ -289,6 +331,7 @@ def test_products_in_order(changes: dict[str, str], seed: int) -> None:
         ({"between": "add.f32 %r4, %r50, %r51;"}, EarlyReadFault, "before its wait"),
         ({"between": "mov.b32 %r57, 0;"}, EarlyReadFault, "before its wait"),
         ({"between": "mov.b32 %r40, 0;"}, EarlyReadFault, "before its wait"),
+        ({"between": "mov.b32 %r40, %r1;"}, EarlyReadFault, "before its wait"),
         ({"between": "bar.sync 0; st.shared.b32 [%r2], %r1;"}, RaceFault, "in flight"),
         (
             {"between": "cp.async.ca.shared.global [%r2], [%d10], 4, %r3;"},
@@ -313,3 +356,24 @@ wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r50, %r51, %r52, %r53},
     with pytest.raises(EarlyReadFault, match="another shape"):
         _group(0, between=other)
     _group(0, after=f"wgmma.fence.sync.aligned; {other} wgmma.commit_group.sync.aligned;")
+
+
+def test_the_first_product_needs_a_fence_whatever_its_registers():
+    body = """
+mov.b64 %d10, 4611686293305294848;
+{fence}
+wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {{%r50, %r51, %r52, %r53}},
+ %d10, %d10, 0, 1, 1, 0, 0;
+wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
+"""
+    fill = """
+mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 6; mov.b32 %r3, 0;
+st.shared.v4.b32 [%r2], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2+16], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2+32], {{%r3, %r3, %r3, %r3}};
+st.shared.v4.b32 [%r2+48], {{%r3, %r3, %r3, %r3}};
+fence.proxy.async.shared::cta; bar.sync 0;
+"""
+    launch((fill + body).format(fence="wgmma.fence.sync.aligned;"))
+    with pytest.raises(MissingFenceFault, match=r"no wgmma\.fence"):
+        launch((fill + body).format(fence=""))
