@@ -91,7 +91,7 @@ ifneq ($(TRITON),)
 	.venv-triton-$(TRITON)/bin/python -m pip install --no-deps 'triton==$(TRITON)'
 	$(MAKE) test-ptx VENV=.venv-triton-$(TRITON) TRITON=
 else
-	$(BIN)/python -m pytest $(PARALLEL) -m ptx tests/bench
+	$(BIN)/python -m pytest $(PARALLEL) -m ptx tests/bench tests/parity
 endif
 
 lint: install

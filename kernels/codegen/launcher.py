@@ -269,9 +269,17 @@ class Emulation:
         data = _bytes(x)
         key = x.data_ptr(), len(data)
         if key not in memory:
-            written = _storage(x) not in self._unwritten
+            written = not self._is_unwritten(x)
             memory[key] = Buffer(name, data.copy(), written), data
         return memory[key][0]
+
+    def _is_unwritten(self, x: Tensor) -> bool:
+        """Whether nothing has written to a tensor's memory since it was made, torch included."""
+        made = self._unwritten.get(_storage(x))
+        if made is not None and bool((_bytes(made) != POISON).any()):
+            del self._unwritten[_storage(x)]
+            made = None
+        return made is not None
 
 
 class CountersLeft(Exception):
