@@ -22,7 +22,6 @@ from halfbyte.engine.run.executors import EagerExecutor
 from halfbyte.kernels.codegen.launcher import Emulation
 from halfbyte.kernels.codegen.targets import target
 
-
 sys.path.append(str(Path(__file__).parents[1] / "engine" / "run"))
 compile_probe: Any = importlib.import_module("compile_probe")
 
