@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
 
 from ...kernels.codegen.emulate import EmulationOptions
 from ...kernels.codegen.launcher import EmulatedKernel, Emulation, PtxEdit
@@ -107,7 +111,7 @@ def ptx_jobs(archs: Sequence[str], kernels: Sequence[str], seed: int) -> list[Pt
 
 
 def run_job(job: PtxJob) -> PtxRow:
-    """Run one job twice, so that the second launch meets what the first left in its counters."""
+    """Run one job, and once more where the second call meets the counters of the first."""
     on = target(job.arch)
     family, variant = _variant(job, on)
     start = time.perf_counter()
@@ -132,7 +136,7 @@ def run_job(job: PtxJob) -> PtxRow:
     except Exception as fault:
         problem = f"{type(fault).__name__}: {str(fault).strip()[:2000]}"
     differences = [
-        differences_of(launch.kernel, variant)
+        differences_of(launch.kernel, variant, on)
         for launch in emulation.launches
         if launch.kernel.fn is variant.fn
     ]
@@ -162,7 +166,7 @@ def _share(part: int, whole: int) -> float:
     return round(part / whole, 3) if whole else 1.0
 
 
-def differences_of(kernel: EmulatedKernel, variant: Variant) -> list[str]:
+def differences_of(kernel: EmulatedKernel, variant: Variant, on: CompileTarget) -> list[str]:
     """How a launched kernel is not a variant; types of arguments that it never reads apart."""
     found = [
         f"{name} is {kernel.constants.get(name)!r} for {value!r}"
@@ -179,13 +183,9 @@ def differences_of(kernel: EmulatedKernel, variant: Variant) -> list[str]:
                 found.append(f"{name} is {launched} for {kind}")
             if (name in kernel.divisible) != (name in variant.divisible):
                 found.append(f"{name} {'' if name in kernel.divisible else 'not '}divisible by 16")
-    wanted = {
-        "num_warps": variant.num_warps,
-        "num_stages": variant.num_stages,
-        "maxnreg": None,
-        "enable_fp_fusion": True,
-        **variant.options,
-    }
+    backend: Any = make_backend(GPUTarget(on.backend, on.arch, on.warp_size))
+    given = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    wanted = backend.parse_options({**given, **variant.options}).__dict__
     found += [
         f"{name} is {kernel.options.get(name)} for {wanted[name]}"
         for name in _OPTIONS
@@ -195,9 +195,10 @@ def differences_of(kernel: EmulatedKernel, variant: Variant) -> list[str]:
 
 
 def _loaded(kernel: EmulatedKernel) -> set[str]:
-    """Arguments that the code reads."""
+    """Arguments that the code reads, besides naming them as its parameters."""
     names = [name for name, kind in kernel.signature.items() if kind != "constexpr"]
-    return {name for i, name in enumerate(names) if f"_param_{i}]" in kernel.ptx}
+    named = Counter(int(number) for number in re.findall(r"_param_(\d+)\b", kernel.ptx))
+    return {name for i, name in enumerate(names) if named[i] > 1}
 
 
 def _variant(job: PtxJob, on: CompileTarget) -> tuple[str, Variant]:

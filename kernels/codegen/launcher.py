@@ -104,6 +104,10 @@ class EmulatedLaunch:
     counts: Counts
 
 
+class CountersLeft(Exception):
+    """A launch ended with counters that are not zero."""
+
+
 class _Driver:
     """What the launcher asks of a driver; one number of a device for each target."""
 
@@ -197,7 +201,7 @@ class Emulation:
         attrs: Any,
         *rest: Any,
     ) -> _Binary:
-        """In place of the launcher's compilation; not kept there, as edits and targets change."""
+        """In place of the launcher's compilation; it keeps nothing, as edits and targets change."""
         found = self._kernels.get((fn.__name__, key))
         if found is None:
             target = GPUTarget(self.on.backend, self.on.arch, self.on.warp_size)
@@ -214,8 +218,8 @@ class Emulation:
                 constants={names[path[0]]: value for path, value in constants.items()},
                 divisible=frozenset(
                     names[path[0]]
-                    for path, found in attrs.items()
-                    if ["tt.divisibility", 16] in found
+                    for path, facts in attrs.items()
+                    if ["tt.divisibility", 16] in facts
                 ),
                 options=dict(options.__dict__),
                 ptx=kernel.asm["ptx"],
@@ -280,10 +284,6 @@ class Emulation:
             del self._unwritten[_storage(x)]
             made = None
         return made is not None
-
-
-class CountersLeft(Exception):
-    """A launch ended with counters that are not zero."""
 
 
 class _Binary:

@@ -12,9 +12,10 @@ import triton
 
 from halfbyte.bench.ptx import budget
 from halfbyte.bench.ptx.budget import over_accesses
-from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow, ptx_jobs
+from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow, differences_of, ptx_jobs
 from halfbyte.bench.ptx.worker import PtxWorker
-from halfbyte.kernels.codegen.launcher import PtxEdit
+from halfbyte.kernels.codegen.emulate import PtxProgram
+from halfbyte.kernels.codegen.launcher import EmulatedKernel, PtxEdit
 from halfbyte.kernels.codegen.shipped import families, family_cases, family_variants
 from halfbyte.kernels.codegen.targets import TARGETS
 
@@ -45,6 +46,8 @@ def test_every_shipped_kernel_has_a_case():
         shipped = {v.kernel for on in TARGETS.values() for v in family_variants(family, on)}
         assert shipped == set(family_cases(family))
 
+
+EMPTY = ".visible .entry k(\n.param .u64 p0\n)\n.reqntid 32\n{\nret;\n}\n"
 
 # One of each kernel, and on sm_90 one of each family, in the forms that only that target has.
 EACH = {
@@ -194,6 +197,41 @@ def check_variant(worker, job):
     assert over_accesses(row) == []
     if reasons:
         pytest.xfail("; ".join(reasons))
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_a_launch_of_another_variant_is_told():
+    on = TARGETS["sm_80"]
+    variant = next(v for v in family_variants("w8a8", on) if v.kernel == "w8a8.quantize")
+    # All pointers are read, and an integer; K_OUT, the last one, is not.
+    ptx = " ".join(f"_param_{number}, [_param_{number}]" for number in range(5)) + " _param_5"
+    launched = EmulatedKernel(
+        variant.fn,
+        {**variant.signature, **dict.fromkeys(variant.constants, "constexpr")},
+        variant.constants,
+        frozenset(variant.divisible),
+        {
+            "num_warps": variant.num_warps,
+            "num_stages": 3,
+            "maxnreg": None,
+            "enable_fp_fusion": True,
+        },
+        *(ptx, PtxProgram.parse(EMPTY), 0, 0),
+    )
+    assert differences_of(launched, variant, on) == []
+    other = replace(
+        launched,
+        signature={**launched.signature, "x_ptr": "*fp16", "K_OUT": "i64"},
+        constants={**launched.constants, "ONE_PASS": False},
+        divisible=launched.divisible - {"K", "K_OUT"},
+        options={**launched.options, "num_stages": 2},
+    )
+    assert differences_of(other, variant, on) == [
+        "ONE_PASS is False for True",
+        "x_ptr is *fp16 for *bf16",
+        "K not divisible by 16",
+        "num_stages is 2 for 3",
+    ]
 
 
 def test_an_edit_names_what_it_changed():
