@@ -133,7 +133,7 @@ def decode_mma(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
 
 def stacked(convoy: Convoy, slots: list[int]) -> Any:
     """[registers, warps, 32]."""
-    return np.stack([convoy.lanes(slot) for slot in slots]).reshape(len(slots), -1, 32)
+    return np.concatenate([convoy.lanes(slot) for slot in slots]).reshape(len(slots), -1, 32)
 
 
 def _matrices(decoding: PtxDecoding, ins: Instruction, place: int) -> list[int]:

@@ -169,7 +169,7 @@ class SharedMemory:
         Atomic operations of different warps are no race among each other.
         """
         floors, codes = c.floors[positions][:, None], c.codes[positions][:, None]
-        together = floors + ATOMIC
+        together = codes if c.machine.warps_per_cta == 1 else floors + ATOMIC
         for noted, how in ((self.readers, "read"), (self.writers, "written")):
             found = noted.take(granules)
             bad = races(found, floors, codes) & (found != together)
@@ -179,7 +179,8 @@ class SharedMemory:
             self._bad_read(c, ins, granules, positions, found, found < found)
         if self.proxy is not None:
             self.proxy.written(c, ins, granules, positions)
-        self.writers[granules] = together
+        # A store of one's own stays known: it races with atomic operations of others.
+        self.writers[granules] = np.where(found == codes, codes, together)
 
     def _bad_write(
         self,

@@ -53,6 +53,10 @@ def _shared(text: str, seed: int = 0, **options: Any) -> None:
             "st.shared.b32 [%r2], %r9; bar.sync 0; st.shared.b32 [%r2], %r1;",
             "red.shared.add.u32 [%r3], 1;",
         ),
+        (
+            "st.shared.b32 [%r2], %r9; red.shared.add.u32 [%r2], 1;",
+            "red.shared.add.u32 [%r3], 1;",
+        ),
     ],
     ids=[
         "read after write",
@@ -61,6 +65,7 @@ def _shared(text: str, seed: int = 0, **options: Any) -> None:
         "read of atomic",
         "atomic after read",
         "atomic after write",
+        "atomic after write and atomic",
     ],
 )
 def test_races_are_found_whatever_the_order(first: str, second: str, seed: int) -> None:
@@ -86,6 +91,14 @@ def test_races_are_found_whatever_the_order(first: str, second: str, seed: int) 
 )
 def test_what_is_no_race(text: str, seed: int) -> None:
     _shared(text, seed)
+
+
+def test_one_warp_has_no_races():
+    text = """
+mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; xor.b32 %r3, %r2, 4;
+st.shared.b32 [%r2], %r1; red.shared.add.u32 [%r3], 1; ld.shared.b32 %r4, [%r2];
+"""
+    launch(text, threads=32, grid=(3, 1, 1))
 
 
 @pytest.mark.parametrize(("narrow", "seed"), [(0.0, 0), (1.0, 1), (1.0, 2), (1.0, 3)])
