@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 import triton
 
 from halfbyte.bench.ptx import budget
+from halfbyte.bench.ptx.__main__ import main
 from halfbyte.bench.ptx.budget import over_accesses
 from halfbyte.bench.ptx.run import EMULATED_ARCHS, PtxJob, PtxRow, differences_of, ptx_jobs
 from halfbyte.bench.ptx.worker import PtxWorker
@@ -197,6 +199,20 @@ def check_variant(worker, job):
     assert over_accesses(row) == []
     if reasons:
         pytest.xfail("; ".join(reasons))
+
+
+def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
+    file = tmp_path / "ptx.json"
+    options = ["--kernel", "fused.gather_step", "--jobs", "1", "--seed", "5", "--json", str(file)]
+    assert main(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1 and lines[2].count(" right ") == 1
+    assert lines[4].startswith("2 variants: 2 launched as they ship, 2 right; ")
+    written = json.loads(file.read_text())
+    assert written["seed"] == 5
+    assert {row["arch"] for row in written["rows"]} == {"sm_80", "sm_90"}
+    assert main(["--kernel", "fused.gather"]) == 1
+    assert "no kernel is called 'fused.gather'" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
