@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-user --cons
 # Packages of another environment would hide what is missing in this one.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: install demo test test-repeat test-slow test-arm lint format check-install peers clean FORCE
+.PHONY: install demo test test-repeat test-slow test-arm test-ptx lint format check-install peers clean FORCE
 
 # Whether the environment can be used: it runs and has pip (not so when its making was interrupted,
 # or its Python was replaced), was made in this folder, and by what is asked for now.
@@ -86,6 +86,18 @@ test-arm: install
 	for form in neon dotprod i8mm; do export HALFBYTE_TEST_ARM=$$form; \
 		$(BIN)/python -m pytest $(PARALLEL) $(addprefix tests/kernels/test_cpu_,$(addsuffix .py,$(ARM_TESTS))) \
 		&& $(BIN)/python -m pytest -m slow tests/kernels/test_cpu_emulation.py || exit 1; done
+
+# make test-ptx TRITON=3.6.0: every shipped Triton kernel, compiled by that version (in an
+# environment of its own) or by the one that is installed, and run in an interpreter of PTX.
+TRITON ?=
+test-ptx: install
+ifneq ($(TRITON),)
+	$(MAKE) install VENV=.venv-triton-$(TRITON)
+	.venv-triton-$(TRITON)/bin/python -m pip install --no-deps 'triton==$(TRITON)'
+	$(MAKE) test-ptx VENV=.venv-triton-$(TRITON) TRITON=
+else
+	$(BIN)/python -m pytest $(PARALLEL) -m ptx tests/bench tests/parity
+endif
 
 lint: install
 	$(BIN)/ruff check .

@@ -199,6 +199,7 @@ def _run_elsewhere(plan: CodegenPlan) -> CodegenReport:
 _HEADS = (
     *("kernel", "config", "arch", "regs", "spill", "shared KB"),
     *("loop", "per weight", "I2F", "STS", "LDGSTS", "BAR", "tensor core"),
+    *("waits", "fences", "MEMBAR"),
 )
 
 
@@ -209,7 +210,7 @@ def table(rows: Iterable[VariantRow]) -> str:
         each = f"{r.instructions_per_weight:.2f}" if r.instructions_per_weight else ""
         shared = f"{r.shared_bytes / 1024:.1f}"
         figures = (r.registers, r.spill_bytes, shared, r.loop_instructions, each)
-        counts = (r.i2f, r.sts, r.ldgsts, r.bar, r.tensor_core)
+        counts = (r.i2f, r.sts, r.ldgsts, r.bar, r.tensor_core, r.wgmma_waits, r.fences, r.membars)
         cells.append((r.kernel, r.config, r.arch, *map(str, figures), *map(str, counts)))
     widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADS))]
     return "\n".join(

@@ -31,6 +31,7 @@ Status = Literal["ok", "warn", "fail"]
 _MIN_PYTHON = (3, 11)
 _MIN_TORCH = (2, 11)
 _MIN_TRITON = (3, 6)
+_FENCED_TRITON = (3, 7, 1)  # docs/kernels.md, Hazards
 _TIMEOUT_S = 60
 _FEATURES = (
     ("avx2", "AVX2"),
@@ -106,6 +107,9 @@ def check_triton() -> Check:
     if problem:
         remedy = "see the compiler, headers and driver lines below, or " + need
         return Check("triton", "warn", f"{version} does not work: {problem}", remedy)
+    if _numbers(version, 3) < _FENCED_TRITON and _has_hopper():
+        found = f"{version} leaves out a fence that products on Hopper need: they may go wrong"
+        return Check("triton", "warn", found, f"take a torch with triton {_dotted(_FENCED_TRITON)}")
     return Check("triton", "ok", f"{version}, {done}")
 
 
@@ -334,6 +338,17 @@ def _cuda_available() -> bool:
         return False
 
 
+def _has_hopper() -> bool:
+    if not _cuda_available():
+        return False
+    import torch
+
+    return any(
+        torch.cuda.get_device_capability(index)[0] == 9
+        for index in range(torch.cuda.device_count())
+    )
+
+
 def _has_nvidia_card() -> bool:
     """An NVIDIA display controller on the PCI bus."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
@@ -351,9 +366,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """Major and minor version; (0,) when the text has none."""
-    parts = version.split("+")[0].split(".")[:2]
+def _numbers(version: str, count: int = 2) -> tuple[int, ...]:
+    """Major and minor version, or more numbers; (0,) when the text has none."""
+    parts = version.split("+")[0].split(".")[:count]
     return tuple(int(part) for part in parts if part.isdigit()) or (0,)
 
 

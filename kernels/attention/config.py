@@ -33,12 +33,16 @@ class AttentionTile:
         num_warps: warps of a program.
         num_stages: pipeline stages.
         registers: limit above the assembler's own aim, or 0.
+        apart: a page's product with the values is summed up from zero, and then added. It takes
+            more registers, but on Hopper the assembler makes every product wait for the one
+            before where other instructions make the sums that it starts from.
     """
 
     rows: int
     num_warps: int
     num_stages: int
     registers: int = 0
+    apart: bool = False
 
     @property
     def launch(self) -> dict[str, Any]:
@@ -121,9 +125,9 @@ def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) ->
         rows, num_warps = (32 if page > 64 else 64), 4
     elif (itemsize == 1 and memory <= 128 * 1024) or (page > 64 and not roomy):
         rows = 64
-    return AttentionTile(
-        max(rows, next_power_of_2(group)), num_warps, _stages(arch, page * width * itemsize * 2, 3)
-    )
+    stages = _stages(arch, page * width * itemsize * 2, 3)
+    apart = 90 <= arch < 100 and width <= 128 and itemsize > 1
+    return AttentionTile(max(rows, next_power_of_2(group)), num_warps, stages, apart=apart)
 
 
 def _stages(arch: int, stage_bytes: int, most: int) -> int:

@@ -284,6 +284,7 @@ def prefill_attention(
         QUANT=k_scale_BJS is not None,
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
+        APART=tile.apart,
         **tile.launch,
     )
     return out

@@ -58,6 +58,7 @@ def prefill_kernel(
     QUANT: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
+    APART: tl.constexpr,
 ):
     """One block of tokens for one KV head."""
     entry = work_ptr + tl.program_id(0) * 4
@@ -107,7 +108,7 @@ def prefill_kernel(
             top, mass, acc = attend_page(
                 q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block, block_stride,
             scale_stride, page, limits, factor, soft_cap, window,
-                PAGE, DIM, True, True, SOFT_CAP, QUANT, PTX, INTERPRET,
+                PAGE, DIM, True, True, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
             )  # fmt: skip
     following = tl.load(table + full_begin, mask=full_begin < full_end, other=0)
     for page in range(full_begin, full_end):
@@ -116,14 +117,14 @@ def prefill_kernel(
         top, mass, acc = attend_page(
             q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
-            PAGE, DIM, False, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
+            PAGE, DIM, False, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
         )  # fmt: skip
     for page in range(full_end, end):
         block = tl.load(table + page)
         top, mass, acc = attend_page(
             q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
-            PAGE, DIM, True, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
+            PAGE, DIM, True, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
         )  # fmt: skip
     # The line is read again (``shift`` is 0, which the compiler cannot know): addresses derived
     # from the first reading would be kept in registers, and spilled, all through the loops.

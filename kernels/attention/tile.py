@@ -67,6 +67,7 @@ def attend_page(
     QUANT: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
+    APART: tl.constexpr = False,
 ):
     """Fold one page into the running softmax of a tile of rows -> (top, mass, acc).
 
@@ -74,7 +75,7 @@ def attend_page(
     the scale pointers: the KV head's tile in block 0; block: number of the block that holds page
     number ``page`` of the text; limits int32 [M]: last position that each row sees. With MASKED,
     tokens beyond a row's limit or window are hidden, and values past every limit are not read (a
-    page's unwritten tail may hold anything, NaN included).
+    page's unwritten tail may hold anything, NaN included). APART: see ``AttentionTile``.
     """
     WIDTH: tl.constexpr = q.shape[1]
     offsets = tl.arange(0, PAGE)
@@ -120,7 +121,8 @@ def attend_page(
         p = tl.exp2(tl.fma(s, tl.zeros_like(s) + factor, tl.zeros_like(s) - new_top[:, None]))
     shrink = tl.exp2(top - new_top)
     mass = tl.fma(mass, shrink, tl.sum(p, 1))
-    acc = acc * shrink[:, None]
+    if not APART:
+        acc = acc * shrink[:, None]
     if QUANT:
         # Largest magnitudes, not steps, weigh the probabilities: they have the size of values,
         # so that fp16 does not lose them below its smallest normal number.
@@ -129,7 +131,11 @@ def attend_page(
         else:
             largest = tl.load(v_scale_ptr + scale_base + offsets)
         p = p * (largest * 127.0)[None, :]
-    acc = dot(narrow(p, v.dtype), v, acc, INTERPRET)
+    if APART:
+        part = dot(narrow(p, v.dtype), v, tl.zeros_like(acc), INTERPRET)
+        acc = tl.fma(acc, tl.zeros_like(acc) + shrink[:, None], part)
+    else:
+        acc = dot(narrow(p, v.dtype), v, acc, INTERPRET)
     return new_top, mass, acc
 
 

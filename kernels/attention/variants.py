@@ -72,7 +72,8 @@ def _prefill(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bo
         f"{name}".strip(),
         fn=prefill_kernel,
         signature=_signature(dtype, quant) | {"work_ptr": "*i32"},
-        constants=_common(arch, group, page, dim, **flags) | {"ROWS": tile.rows},
+        constants=_common(arch, group, page, dim, **flags)
+        | {"ROWS": tile.rows, "APART": tile.apart},
         divisible=(*_POINTERS, "work_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

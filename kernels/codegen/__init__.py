@@ -1,1 +1,1 @@
-"""Compiling kernels ahead of time, without a GPU, and counting what they became."""
+"""Compiling kernels ahead of time, without a GPU, counting what they became, and running it."""

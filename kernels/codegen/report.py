@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .compile import compile_variant
-from .sass import main_loop
+from .sass import Loop, main_loop, whole
 from .targets import CompileTarget, target
 from .variant import Variant
 
@@ -23,6 +23,9 @@ BUDGET_FIELDS = (
     "i2f",
     "sts",
     "tensor_core",
+    "wgmma_waits",
+    "fences",
+    "membars",
 )
 """What a committed budget records of a :class:`VariantRow`."""
 
@@ -46,6 +49,10 @@ class VariantRow:
         ldgsts: asynchronous copies to shared memory in the loop.
         bar: barriers in the loop.
         tensor_core: matrix opcodes in the loop, e.g. ``HMMA:32``.
+        wgmma_waits: waits of the loop for products of warp groups.
+        fences: fences of the loop between the threads' accesses and the asynchronous ones.
+        membars: memory barriers of the loop, and those of the whole kernel that reach beyond the
+            program.
         conversions: layout conversions in the whole kernel.
         warps: warps of one program.
     """
@@ -64,6 +71,9 @@ class VariantRow:
     ldgsts: int
     bar: int
     tensor_core: str
+    wgmma_waits: int
+    fences: int
+    membars: int
     conversions: int
     warps: int
 
@@ -99,9 +109,23 @@ def measure(variant: Variant, on: CompileTarget) -> VariantRow:
         ldgsts=loop.count("LDGSTS", "UBLKCP", "UTMALDG") if loop else 0,
         bar=loop.count("BAR", "s_barrier") if loop else 0,
         tensor_core=loop.tensor_core if loop else "",
+        wgmma_waits=loop.count("WARPGROUP.DEPBAR") if loop else 0,
+        fences=loop.count("FENCE.") if loop else 0,
+        membars=barriers(compiled.assembly, loop),
         conversions=compiled.conversions,
         warps=variant.num_warps,
     )
+
+
+def barriers(assembly: str, loop: Loop | None) -> int:
+    """Memory barriers of the loop, and those anywhere that reach beyond the program."""
+    far = [op for op in whole(assembly).opcodes.elements() if _is_far(op)]
+    near = loop.count("MEMBAR") - sum(_is_far(op) for op in loop.opcodes.elements()) if loop else 0
+    return len(far) + near
+
+
+def _is_far(opcode: str) -> bool:
+    return opcode.startswith("MEMBAR") and not opcode.endswith(".CTA")
 
 
 def over_limits(row: VariantRow, spill_bytes: int = 0) -> list[str]:
@@ -127,8 +151,9 @@ def over_budget(row: VariantRow, budget: Mapping[str, Any]) -> list[str]:
         allowed = math.floor(budget[name] * (1 + SLACK) + 1e-9)
         if getattr(row, name) > allowed:
             problems.append(f"{name} {getattr(row, name)}, budget {budget[name]}")
-    for name in ("i2f", "sts", "shared_bytes"):
-        if getattr(row, name) > budget[name]:
+    # The last three are younger than the budgets of older compilers.
+    for name in ("i2f", "sts", "shared_bytes", "wgmma_waits", "fences", "membars"):
+        if name in budget and getattr(row, name) > budget[name]:
             problems.append(f"{name} {getattr(row, name)}, budget {budget[name]}")
     if bool(row.tensor_core) < bool(budget["tensor_core"]):
         problems.append(f"no tensor-core instruction in the loop, budget {budget['tensor_core']}")

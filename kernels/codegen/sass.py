@@ -50,6 +50,11 @@ def is_tensor_core(opcode: str) -> bool:
     return opcode.startswith("v_mfma") or _SASS_TENSOR.match(opcode) is not None
 
 
+def whole(assembly: str) -> Loop:
+    """All instructions of a kernel, counted as those of a loop are."""
+    return _loop(_parse(assembly)[0])
+
+
 def main_loop(assembly: str) -> Loop | None:
     """The loop where the kernel spends its time, or None when it has no loop.
 

@@ -10,10 +10,13 @@ import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .targets import CompileTarget
 from .variant import Variant
+
+if TYPE_CHECKING:
+    from .case import PtxCase
 
 OTHERS = ("attention", "fused", "sampling")
 """Folders below ``kernels`` with kernels of no kind of weight."""
@@ -46,6 +49,11 @@ def family_variants(family: str, target: CompileTarget) -> Iterator[Variant]:
                 raise ValueError(f"{family} lists {' '.join(key)} twice for {target.name}")
             seen.add(key)
             yield variant
+
+
+def family_cases(family: str) -> dict[str, PtxCase]:
+    """A case for each kernel of one family, by the kernel's dotted name."""
+    return importlib.import_module(f"{_PACKAGE}.{family}.cases").cases()
 
 
 def _owned() -> dict[str, list[Any]]:

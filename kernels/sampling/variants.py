@@ -52,7 +52,11 @@ def variants(arch: int) -> Iterator[Variant]:
                 "PENALTIES": penalties,
                 "LOGPROBS": True,
             },
-            divisible=("logits_ptr", "floats_ptr", "ints_ptr", "counts_ptr", "work_ptr", "out_ptr"),
+            divisible=(
+                *("logits_ptr", "floats_ptr", "ints_ptr", "counts_ptr", "work_ptr", "out_ptr"),
+                "logprob_ptr",
+            ),
             num_warps=NUM_WARPS,
             num_stages=3,
+            options={"enable_fp_fusion": False},
         )

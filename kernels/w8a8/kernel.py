@@ -36,6 +36,10 @@ def dot8(x, w, acc, IMPRECISE: tl.constexpr, INTERPRET: tl.constexpr):
         acc = tl.dot(x, w, acc, out_dtype=tl.int32)
     elif INTERPRET:
         acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc)
+    elif x.shape[1] == IMPRECISE:
+        # The same sums as with the option below. Triton's code for that reads the sums of a
+        # product that still runs, which is undefined; the assembler happens to put a wait there.
+        acc += tl.dot(x, w)
     else:
         acc = tl.dot(x, w, acc, max_num_imprecise_acc=IMPRECISE)
     return acc

@@ -34,7 +34,7 @@ def float8_variants(arch: int) -> Iterator[Variant]:
     if arch >= 89:
         yield from _gemms(arch, "fp8e4nv")
         for k in (4096, 28672):
-            yield _quantize("fp8e4nv", k)
+            yield _quantize("fp8e4nv", k, top=448.0)
 
 
 def _gemms(arch: int, kind: str) -> Iterator[Variant]:
@@ -122,5 +122,5 @@ def _quantize(
         },
         divisible=("x_ptr", "q_ptr", "s_ptr", "z_ptr", "K", "K_OUT"),
         num_warps=warps,
-        num_stages=2,
+        num_stages=3,
     )

@@ -126,6 +126,11 @@ def most_error(name: str) -> float:
 def test_one_of_each_kind(name: str) -> None:
     engine = Engine(path_of(name), backend="interpreter", max_context=128, max_batch=1)
     assert kernels_of(engine) == ONE_OF_EACH[name]
+    assert_one_prompt(engine, name)
+
+
+def assert_one_prompt(engine: Engine, name: str) -> None:
+    """Prefill and decode of the prompt after which the fewest steps lead to two clear tokens."""
     cases = read_cases(name, engine.tokenizer.vocab_size)
     pair, index = min((c.pair, i) for i, c in enumerate(cases) if c.pair is not None)
     case = cases[index]

@@ -39,6 +39,20 @@ def test_old_or_missing_packages(monkeypatch):
     assert "not installed" in doctor.check_triton().detail
 
 
+def test_a_triton_that_leaves_out_hoppers_fence(monkeypatch):
+    versions = {"triton": "3.7.0"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(doctor, "_run_probe", lambda code: "")
+    monkeypatch.setattr(doctor, "_has_hopper", lambda: False)
+    assert doctor.check_triton().status == "ok"
+    monkeypatch.setattr(doctor, "_has_hopper", lambda: True)
+    result = doctor.check_triton()
+    assert result.status == "warn" and "fence" in result.detail and "3.7.1" in result.remedy
+    for newer in ("3.7.1", "3.8.0", "3.10.0"):
+        versions["triton"] = newer
+        assert doctor.check_triton().status == "ok"
+
+
 def test_torch_that_cannot_be_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = doctor.check_torch()

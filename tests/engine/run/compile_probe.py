@@ -73,10 +73,15 @@ class Listening(EagerExecutor):
         return JitMonitor()
 
 
-def make_backend(exact: bool) -> Backend[Any]:
-    ops = triton_ops.TritonOps(torch.device("cpu"), torch.bfloat16, exact)
-    executor = partial(Listening, prepare=ops.prepare)
-    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, executor)
+def make_backend(
+    exact: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    executor: type[EagerExecutor] = Listening,
+) -> Backend[Any]:
+    """The Triton kernels with an executor, on CPU tensors."""
+    ops = triton_ops.TritonOps(torch.device("cpu"), dtype, exact)
+    run = partial(executor, prepare=ops.prepare)
+    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, run)
 
 
 def main(model: str, exact: bool, seed: int, context: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_attention_support import paged
 
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels.attention import (
@@ -25,6 +24,7 @@ from halfbyte.kernels.attention.config import (
     shared_memory,
     split_count,
 )
+from halfbyte.kernels.attention.paged import paged_cache
 from halfbyte.kernels.attention.reference import paged_attention
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
@@ -62,7 +62,7 @@ def test_decode(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized, 
     if exact and heads > 6:
         pytest.skip("the exact form differs in its splits only")
     lengths = [1, page, page + 3, 0, 270]
-    cache = paged(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, quantized)
     q = torch.randn(len(lengths), heads, dim, generator=rng).to(dtype)
     positions = torch.tensor(lengths, dtype=torch.int32) - 1
     rows = torch.arange(len(lengths), dtype=torch.int32)
@@ -88,7 +88,7 @@ def test_decode(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized, 
 )
 def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized):
     lengths, fresh = [1, page + 2, 110, 20], [1, 5, 27, 20]
-    cache = paged(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, quantized)
     spans, positions, rows, begin = [], [], [], 0
     for row, (length, count) in enumerate(zip(lengths, fresh, strict=True)):
         spans.append((begin, begin + count, length - count))
@@ -113,7 +113,7 @@ def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized)
 
 def test_exact_results_do_not_depend_on_the_batch(rng):
     lengths = [530, 30, 300, 257]
-    cache = paged(rng, lengths, 2, 16, 64, F16)
+    cache = paged_cache(rng, lengths, 2, 16, 64, F16)
     q = torch.randn(4, 4, 64, generator=rng).to(F16)
     positions = torch.tensor(lengths, dtype=torch.int32) - 1
 
@@ -131,7 +131,7 @@ def test_exact_results_do_not_depend_on_the_batch(rng):
 
 
 def test_one_split_needs_no_workspace_and_q_may_be_a_slice_of_qkv(rng):
-    cache = paged(rng, [20, 5], 2, 16, 64, F16)
+    cache = paged_cache(rng, [20, 5], 2, 16, 64, F16)
     qkv = torch.randn(2, 8 * 64, generator=rng).to(F16)
     q = qkv[:, : 4 * 64].unflatten(1, (4, 64))
     positions = torch.tensor([19, 4], dtype=torch.int32)
@@ -188,7 +188,7 @@ def test_prefill_table_covers_every_token_once_longest_first(rng):
 
 
 def test_debug_names_the_bad_block_table_entry(rng):
-    cache = paged(rng, [40, 20], 1, 16, 64, F16)
+    cache = paged_cache(rng, [40, 20], 1, 16, 64, F16)
     cache.tables[0, 2] = 77
     q = torch.zeros(2, 2, 64, dtype=F16)
     positions = torch.tensor([39, 19], dtype=torch.int32)
@@ -208,7 +208,7 @@ def test_debug_names_the_bad_block_table_entry(rng):
 
 
 def test_bad_inputs_are_refused_with_numbers(rng, monkeypatch):
-    cache = paged(rng, [40], 2, 16, 64, F16)
+    cache = paged_cache(rng, [40], 2, 16, 64, F16)
     q = torch.zeros(1, 4, 64, dtype=F16)
     positions = torch.tensor([39], dtype=torch.int32)
 

@@ -13,7 +13,7 @@ import triton
 from halfbyte.bench.codegen import CodegenPlan, failures, run_codegen
 from halfbyte.bench.codegen_budget import has_budget
 from halfbyte.errors import ConfigError
-from halfbyte.kernels.codegen.report import VariantRow, over_budget, over_limits
+from halfbyte.kernels.codegen.report import VariantRow, barriers, over_budget, over_limits
 from halfbyte.kernels.codegen.sass import is_tensor_core, main_loop
 from halfbyte.kernels.codegen.shipped import families, family_variants, unlisted
 from halfbyte.kernels.codegen.targets import TARGETS, target
@@ -67,6 +67,26 @@ def test_the_trap_behind_a_kernel_is_no_loop():
     assert main_loop("") is None
 
 
+def test_waits_fences_and_barriers():
+    text = sass(
+        "MEMBAR.ALL.CTA",
+        ".L_x_0:",
+        "MEMBAR.ALL.CTA",
+        "FENCE.VIEW.ASYNC.S",
+        "WARPGROUP.ARRIVE",
+        "QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR8], R24, gsb0",
+        "WARPGROUP.DEPBAR.LE gsb0, 0x0",
+        "@P2 BRA `(.L_x_0)",
+        "@P0 MEMBAR.ALL.GPU",
+        "EXIT",
+    )
+    loop = main_loop(text)
+    assert loop is not None
+    assert loop.count("WARPGROUP.DEPBAR") == loop.count("FENCE.") == 1
+    # That of the loop, and that between programs.
+    assert barriers(text, loop) == 2
+
+
 def test_amd_assembly():
     text = "\n".join(
         (
@@ -95,7 +115,7 @@ def test_tensor_core_opcodes(opcode):
 
 ROW = VariantRow(
     *("w8a8.gemm", "i8", "sm_89", "3.9.0", 100, 0, 4096, 200, 1.5),
-    *(0, 2, 8, 2, "IMMA:32", 1, 4),
+    *(0, 2, 8, 2, "IMMA:32", 0, 0, 1, 1, 4),
 )
 
 
@@ -115,8 +135,13 @@ def test_limits_and_budget():
     assert over_limits(dataclasses.replace(ROW, spill_bytes=8), 8) == []
     spilt = dataclasses.replace(ROW, spill_bytes=12)
     assert over_limits(spilt, 8) == ["spills 12 bytes of registers"]
-    worse = dataclasses.replace(ROW, i2f=1, sts=3, tensor_core="")
-    assert len(over_budget(worse, ROW.budget())) == 3
+    worse = dataclasses.replace(
+        ROW, i2f=1, sts=3, tensor_core="", wgmma_waits=1, fences=1, membars=2
+    )
+    assert len(over_budget(worse, ROW.budget())) == 6
+    # Budgets of older compilers do not know of waits, fences and barriers.
+    older = {k: v for k, v in ROW.budget().items() if k not in ("wgmma_waits", "fences", "membars")}
+    assert len(over_budget(worse, older)) == 3
 
 
 def test_every_family_is_listed_and_its_names_are_its_own():

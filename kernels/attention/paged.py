@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfbyte.kernels.formats.activations import dequantize_kv, quantize_kv
+from ..formats.activations import dequantize_kv, quantize_kv
 
 
-@dataclass
-class Paged:
-    """Caches as the kernels take them, and what they mean in float64."""
+@dataclass(frozen=True, slots=True)
+class PagedCache:
+    """Caches as the kernels take them, and what they mean.
+
+    Attributes:
+        k: keys [B, J, S, E], blocks strided.
+        v: values, the same.
+        k_scale: float32 [B, J, S] of int8 keys, else None.
+        v_scale: the same of values.
+        true_k: what the keys mean, in float64.
+        true_v: what the values mean.
+        tables: int32 [R, W], entries past a row's blocks out of range.
+        lengths: tokens of each row.
+    """
 
     k: Tensor
     v: Tensor
@@ -23,12 +36,24 @@ class Paged:
     tables: Tensor
     lengths: list[int]
 
-    def scales(self) -> dict[str, Tensor | None]:
+    def scales(self) -> dict[str, Any]:
+        """Arguments of the attention calls."""
         return {"k_scale_BJS": self.k_scale, "v_scale_BJS": self.v_scale}
 
 
-def paged(rng, lengths, kv_heads, page, dim, dtype, quantized=False) -> Paged:
-    """Rows of the given lengths in shuffled blocks; the tables' tails are out of range."""
+def paged_cache(
+    rng: torch.Generator,
+    lengths: Sequence[int],
+    kv_heads: int,
+    page: int,
+    dim: int,
+    dtype: torch.dtype,
+    quantized: bool = False,
+) -> PagedCache:
+    """Rows of the given lengths in shuffled blocks of ``page`` tokens, [kv_heads, page, dim] each.
+
+    ``quantized``: int8 with float32 scales in place of ``dtype``.
+    """
     need = [-(-length // page) for length in lengths]
     blocks = sum(need) + 2
     order = torch.randperm(blocks, generator=rng).to(torch.int32)
@@ -46,12 +71,12 @@ def paged(rng, lengths, kv_heads, page, dim, dtype, quantized=False) -> Paged:
     if not quantized:
         cache = whole.to(dtype)
         k, v = cache[:, 1, 0], cache[:, 1, 1]
-        return Paged(k, v, None, None, k.double(), v.double(), tables, list(lengths))
+        return PagedCache(k, v, None, None, k.double(), v.double(), tables, list(lengths))
     written = ~whole[:, 1, :, :, :, 0].isnan()
     codes, scales = quantize_kv(whole.nan_to_num())
     true = dequantize_kv(codes, scales, torch.float64)
     scales[:, 1][~written] = float("nan")
-    return Paged(
+    return PagedCache(
         codes[:, 1, 0], codes[:, 1, 1], scales[:, 1, 0], scales[:, 1, 1],
         true[:, 1, 0], true[:, 1, 1], tables, list(lengths),
     )  # fmt: skip

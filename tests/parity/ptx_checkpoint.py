@@ -1,0 +1,42 @@
+"""Run by test_checkpoints_ptx.py in a process of its own: an engine whose launches are interpreted.
+
+Triton's launcher compiles every kernel for a target, and the interpreter of PTX runs what comes
+out. Arguments: checkpoint, target, seed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_checkpoints_interpreter import assert_one_prompt, path_of
+
+from halfbyte import Engine
+from halfbyte.engine import engine as engine_module
+from halfbyte.engine.backends import triton_ops
+from halfbyte.engine.run.executors import EagerExecutor
+from halfbyte.kernels.codegen.launcher import Emulation
+from halfbyte.kernels.codegen.targets import target
+
+sys.path.append(str(Path(__file__).parents[1] / "engine" / "run"))
+compile_probe: Any = importlib.import_module("compile_probe")
+
+
+def main(name: str, arch: str, seed: int) -> None:
+    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+    triton_ops._tables = lambda device: None
+    engine_module.make_backend = lambda config: compile_probe.make_backend(
+        False, torch.float16, EagerExecutor
+    )
+    with Emulation(target(arch), seed=seed) as emulation:
+        engine = Engine(path_of(name), max_context=128, max_batch=1, prefix_cache=False)
+        assert_one_prompt(engine, name)
+    print(f"{len(emulation.launches)} launches")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
