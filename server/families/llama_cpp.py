@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from halfbyte.errors import RequestError
 
@@ -175,10 +175,16 @@ class InfillRequest(LlamaCppRequest):
 class LlamaCppEmbeddingRequest(RequestModel):
     """Body of POST /embedding; ``input`` is another name of ``content``."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [given("content"), given("input")]})
+    model_config = ConfigDict(json_schema_extra={"oneOf": [given("content"), given("input")]})
     content: Annotated[Any, _TEXTS] = None
     input: Annotated[Any, _TEXTS] = None
     embd_normalize: Literal[-1, 2] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Any:
+        if (self.content is None) == (self.input is None):
+            raise RequestError("expected either content or input", param="content")
+        return self
 
 
 class EmbeddedText(BaseModel):

@@ -180,8 +180,10 @@ async def test_a_hole_is_filled_in(http: httpx.AsyncClient, engine: FakeEngine) 
         ("/infill", {"input_prefix": "a"}, "input_suffix"),
         ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "input_suffix"),
         ("/infill", {"input_prefix": "", "input_suffix": "", "input_extra": [{}]}, "input_extra"),
-        ("/embedding", {"content": None}, "input"),
+        ("/embedding", {"content": None}, "content"),
         ("/embedding", {"content": "a", "embd_normalize": 0}, "embd_normalize"),
+        ("/embedding", {"content": "a", "input": "a"}, "content"),
+        ("/embedding", {"embd_normalize": 2}, "content"),
     ],
 )
 async def test_what_is_not_honoured_is_refused_by_name(
