@@ -65,10 +65,10 @@ def type_of(variant: Variant, pointer: str) -> torch.dtype:
     return FLOAT_TYPES[variant.signature[pointer].removeprefix("*")]
 
 
-def undefined_workspace(emulation: Emulation) -> Workspace:
+def undefined_workspace(emulation: Emulation, partial_bytes: int = 1 << 20) -> Workspace:
     """A small workspace whose partial sums are undefined before every launch."""
     space = Workspace(
-        torch.device("cpu"), partial_bytes=1 << 20, counters=64, scratch_bytes=1 << 20
+        torch.device("cpu"), partial_bytes=partial_bytes, counters=64, scratch_bytes=1 << 20
     )
     emulation.scratch.append(space.partials)
     return space

@@ -13,6 +13,7 @@ from ..codegen.case import (
     rounded_once,
     same_bits,
     type_of,
+    undefined_workspace,
     within,
 )
 from ..codegen.launcher import Emulation
@@ -57,13 +58,15 @@ def _gemm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> 
         terms = w8a8_reference.w8a8_linear(xq.double().abs(), sx, codes.double().abs(), scales)
         error = error + (2.0**-13 if c["IMPRECISE"] else 2.0**-20) * terms
     allowed = rounded_once(want, error, dtype)
+    sums = 4 * split * tile.bm * tile.bn  # of four tiles
+    space = undefined_workspace(emulation, 4 * sums)
 
     def call() -> list[OutputCheck]:
         with (
             patch.object(op.cfg, "choose", lambda *args, **options: tile),
-            patch.object(op.cfg, "choose_split", lambda *args: split),
+            patch.object(op.cfg, "choose_split", lambda *args, **options: split),
         ):
-            out = w8a8_linear(xq, sx, weight, zx=zx, bias=bias, residual=residual)
+            out = w8a8_linear(xq, sx, weight, zx=zx, bias=bias, residual=residual, workspace=space)
         return [within("y", out, want, allowed)]
 
     return call
