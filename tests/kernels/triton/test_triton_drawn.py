@@ -11,7 +11,6 @@ import random
 
 import pytest
 import torch
-from triton_attention_support import paged
 from triton_w4a16_support import Always, check, make, poisoned, tile
 
 from halfbyte.kernels.attention import (
@@ -21,6 +20,8 @@ from halfbyte.kernels.attention import (
     prefill_block,
 )
 from halfbyte.kernels.attention import op as attention_op
+from halfbyte.kernels.attention.config import EXACT_CHUNK, REDUCE_TOGETHER
+from halfbyte.kernels.attention.paged import paged_cache
 from halfbyte.kernels.attention.reference import paged_attention
 from halfbyte.kernels.codebook import codebook_linear, pack_codebook
 from halfbyte.kernels.codebook import reference as codebook_reference
@@ -185,7 +186,7 @@ def test_decode_at_every_place_of_a_page(draw, rng, page, exact, monkeypatch):
     splits = draw.choice([1, 2, 3, 7]) if not exact else 3
     ends = [page - 1, page, 1, *draw.sample(range(2, page - 1), 5)]
     lengths = [draw.randint(0, 640 // page) * page + end for end in ends]
-    cache = paged(rng, lengths, 1, page, 64, torch.float32)
+    cache = paged_cache(rng, lengths, 1, page, 64, torch.float32)
     q = torch.randn(len(lengths), 2, 64, generator=rng)
     positions = torch.tensor(lengths, dtype=torch.int32) - 1
     rows = torch.arange(len(lengths), dtype=torch.int32)
@@ -201,12 +202,33 @@ def test_decode_at_every_place_of_a_page(draw, rng, page, exact, monkeypatch):
     assert bool(((out.double() - expected).abs() <= 3e-6 * expected.abs().max()).all())
 
 
+def test_more_splits_than_are_joined_at_once(draw, rng):
+    """What was joined before counts less when a larger score comes."""
+    length = draw.randint(REDUCE_TOGETHER * EXACT_CHUNK + 1, 2 * REDUCE_TOGETHER * EXACT_CHUNK)
+    cache = paged_cache(rng, [length], 1, 128, 64, torch.float32)
+    # Scores that rise on the way, whatever is drawn: the last splits have the largest.
+    q = torch.randn(1, 2, 64, generator=rng)
+    last = int(cache.tables[0, (length - 1) // 128])
+    cache.k[last, 0, (length - 1) % 128] = q[0, 0] * 2
+    cache.true_k[last, 0, (length - 1) % 128] = q[0, 0].double() * 2
+    positions = torch.tensor([length - 1], dtype=torch.int32)
+    out = decode_attention(
+        q, cache.k, cache.v, cache.tables, positions, max_length=length, scale=0.02, exact=True
+    )
+    rows = torch.zeros(1, dtype=torch.int32)
+    expected = paged_attention(
+        q.double(), cache.true_k, cache.true_v, cache.tables, positions, rows, 0.02
+    )
+    # float32: the order of the sums, and exp2.
+    assert bool(((out.double() - expected).abs() <= 1e-5 * expected.abs().max()).all())
+
+
 @pytest.mark.parametrize("page", [16, 64])
 def test_prefill_from_every_place_of_a_page(draw, rng, page):
     begins = [0, page - 1, page, draw.randint(0, 3 * page)]
     counts = [draw.choice([1, page - 1, page, page + 1, draw.randint(1, 90)]) for _ in begins]
     lengths = [begin + count for begin, count in zip(begins, counts, strict=True)]
-    cache = paged(rng, lengths, 1, page, 64, torch.float32)
+    cache = paged_cache(rng, lengths, 1, page, 64, torch.float32)
     spans, positions, rows, at = [], [], [], 0
     for row, (begin, count) in enumerate(zip(begins, counts, strict=True)):
         spans.append((at, at + count, begin))
