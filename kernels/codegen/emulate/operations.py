@@ -41,6 +41,9 @@ Effect = Callable[["Convoy"], int | None]
 STOP = -1
 """The warps of the convoy stand at different places now, or wait."""
 
+PARAMETER_BASE, PARAMETER_STEP = 1 << 20, 1 << 8
+"""Address of the first parameter, and from one to the next."""
+
 HOME = {1: np.dtype(bool), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
 """Types of kept registers by their bits."""
 
@@ -92,6 +95,7 @@ class PtxDecoding:
 
     Attributes:
         syntax: the program that is decoded.
+        parameter_names: names of its parameters in order.
         template: a value for each slot: arrays without a dimension for constants, None for
             registers. Constants have the slots after those of the registers.
         granule: bytes of the smallest access to shared memory so far.
@@ -100,6 +104,7 @@ class PtxDecoding:
 
     def __init__(self, syntax: PtxSyntax) -> None:
         self.syntax = syntax
+        self.parameter_names = [parameter.name for parameter in syntax.parameters]
         self.template: Values = [None] * len(syntax.widths)
         self.granule = 16
         self.parameters: dict[int, int] = {}
@@ -132,6 +137,9 @@ class PtxDecoding:
             return self.constant(operand.bits(width), width)
         if isinstance(operand, SymbolName) and operand.name == "global_smem":
             return self.constant(0, width)
+        if isinstance(operand, SymbolName) and operand.name in self.parameter_names:
+            place = self.parameter_names.index(operand.name)
+            return self.constant(PARAMETER_BASE + PARAMETER_STEP * place, width)
         raise unsupported(ins, f"operand {operand}")
 
     def target(self, ins: Instruction, place: int | Operand | None, width: int) -> int:
