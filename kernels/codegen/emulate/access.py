@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .faults import UnwrittenFault
+from .faults import OutOfBoundsFault, UnwrittenFault
 from .operations import (
     HOME,
+    PARAMETER_BASE,
     PARAMETER_STEP,
     PTX_TYPES,
     PtxDecoding,
@@ -19,7 +20,7 @@ from .operations import (
     scalar_type,
     unsupported,
 )
-from .syntax import Instruction, MemoryAddress, Register, SymbolName
+from .syntax import Instruction, MemoryAddress, Register
 
 if TYPE_CHECKING:
     from .convoy import Convoy
@@ -155,30 +156,54 @@ def _load_parameter(decoding: PtxDecoding, ins: Instruction, form: _Form) -> Ptx
     operand, target = ins.operands[1], ins.operands[0]
     if (
         not isinstance(operand, MemoryAddress)
-        or operand.offset
         or form.count != 1
         or not isinstance(target, Register)
+        or target.bits < 8 * form.type.itemsize
     ):
         raise unsupported(ins)
     unsigned, home, d = np.dtype(f"u{form.type.itemsize}"), HOME[target.bits], target.slot
-    names = [p.name for p in decoding.syntax.parameters]
 
-    def put(v: Values, value: Any) -> None:
+    def extended(value: Any) -> Any:
         value = value.astype(unsigned)
         if form.type.kind == "i":
             value = value.view(form.type).astype(f"i{home.itemsize}").view(home)
-        v[d] = value.astype(home)
+        return value.astype(home)
 
-    if isinstance(operand.base, SymbolName):
-        a = decoding.parameter(names.index(operand.base.name))
-        return plain(ins, (), (d,), lambda v: put(v, v[a]))
-    base, slots = operand.base.slot, [decoding.parameter(n) for n in range(len(names))]
+    names, base = decoding.parameter_names, operand.base
+    if isinstance(base, Register):
+        return _load_any_parameter(decoding, ins, extended)
+    if base.name not in names or operand.offset:
+        raise unsupported(ins)
+    a = decoding.parameter(names.index(base.name))
 
     def run(v: Values) -> None:
-        every = np.array([v[slot] for slot in slots], "u8")
-        put(v, every.take(v[base] // PARAMETER_STEP))
+        v[d] = extended(v[a])
 
-    return plain(ins, (base,), (d,), run)
+    return plain(ins, (), (d,), run)
+
+
+def _load_any_parameter(
+    decoding: PtxDecoding, ins: Instruction, extended: Callable[[Any], Any]
+) -> PtxOperation:
+    """ld.param from an address that is computed: the compiler chooses between parameters so."""
+    if ins.guard is not None:
+        raise unsupported(ins)
+    base, offset = decoding.address(ins, 1)
+    slots = [decoding.parameter(number) for number in range(len(decoding.parameter_names))]
+    target = ins.operands[0]
+    assert isinstance(target, Register)
+
+    def run(c: Convoy) -> None:
+        address = c.lanes(base).astype("i8") + (offset - PARAMETER_BASE)
+        number = address // PARAMETER_STEP
+        bad = (number < 0) | (number >= len(slots)) | (address % PARAMETER_STEP != 0)
+        if bad.any():
+            lane = int(np.flatnonzero(bad)[0])
+            raise c.fault(OutOfBoundsFault, ins, lane, "no parameter begins at this address")
+        values = np.array([int(c.values[slot]) for slot in slots], "u8")
+        c.values[target.slot] = extended(values.take(number))
+
+    return effect(ins, (base,), (target.slot,), run)
 
 
 def decode_st(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:

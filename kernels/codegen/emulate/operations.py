@@ -41,6 +41,9 @@ Effect = Callable[["Convoy"], int | None]
 STOP = -1
 """The warps of the convoy stand at different places now, or wait."""
 
+PARAMETER_BASE, PARAMETER_STEP = 1 << 20, 1 << 8
+"""Address of the first parameter, and from one to the next."""
+
 HOME = {1: np.dtype(bool), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
 """Types of kept registers by their bits."""
 
@@ -87,15 +90,12 @@ class PtxOperation:
         return replace(self, products=products)
 
 
-PARAMETER_STEP = 8
-"""Bytes from one parameter to the next, in the addresses that kernels may take of them."""
-
-
 class PtxDecoding:
     """What decoders share: constants, and the slots behind operands.
 
     Attributes:
         syntax: the program that is decoded.
+        parameter_names: names of its parameters in order.
         template: a value for each slot: arrays without a dimension for constants, None for
             registers. Constants have the slots after those of the registers.
         granule: bytes of the smallest access to shared memory so far.
@@ -104,6 +104,7 @@ class PtxDecoding:
 
     def __init__(self, syntax: PtxSyntax) -> None:
         self.syntax = syntax
+        self.parameter_names = [parameter.name for parameter in syntax.parameters]
         self.template: Values = [None] * len(syntax.widths)
         self.granule = 16
         self.parameters: dict[int, int] = {}
@@ -136,9 +137,9 @@ class PtxDecoding:
             return self.constant(operand.bits(width), width)
         if isinstance(operand, SymbolName) and operand.name == "global_smem":
             return self.constant(0, width)
-        names = [parameter.name for parameter in self.syntax.parameters]
-        if isinstance(operand, SymbolName) and operand.name in names:
-            return self.constant(PARAMETER_STEP * names.index(operand.name), width)
+        if isinstance(operand, SymbolName) and operand.name in self.parameter_names:
+            place = self.parameter_names.index(operand.name)
+            return self.constant(PARAMETER_BASE + PARAMETER_STEP * place, width)
         raise unsupported(ins, f"operand {operand}")
 
     def target(self, ins: Instruction, place: int | Operand | None, width: int) -> int:

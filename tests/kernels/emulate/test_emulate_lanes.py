@@ -12,6 +12,7 @@ from emulate_support import LANES, buffer, compute, floats, integers, launch
 from halfbyte.kernels.codegen.emulate import (
     BarrierFault,
     DeadlockFault,
+    OutOfBoundsFault,
     UnsupportedFault,
 )
 
@@ -179,3 +180,16 @@ mad.wide.u32 %d3, %r1, 8, %d2; st.global.b64 [%d3], %d1;
 """
     launch(text, -5, out)
     assert set(out.data.view("i8").tolist()) == {-5}
+
+
+def test_a_parameter_is_chosen_by_its_address():
+    out = buffer("out", np.zeros(LANES, "i8"), written=False)
+    text = """
+mov.u32 %r1, %tid.x; mov.b32 %r2, p0; mov.b32 %r3, p1; and.b32 %r4, %r1, 1;
+setp.eq.b32 %p1, %r4, 0; selp.b32 %r5, %r2, %r3, %p1; ld.param.s32 %d1, [%r5{offset}];
+ld.param.b64 %d2, [p2]; mad.wide.u32 %d3, %r1, 8, %d2; st.global.b64 [%d3], %d1;
+"""
+    launch(text.replace("{offset}", ""), -5, 7, out)
+    assert out.data.view("i8").tolist() == [-5, 7] * (LANES // 2)
+    with pytest.raises(OutOfBoundsFault, match="no parameter"):
+        launch(text.replace("{offset}", "+4"), -5, 7, out)

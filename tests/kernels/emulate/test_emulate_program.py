@@ -83,21 +83,6 @@ def test_a_program_runs_many_times():
     assert first.total() == second.total()
 
 
-def test_a_parameter_is_read_by_its_address():
-    """As LLVM does where lanes choose between two pointers."""
-    odd, even = (buffer(name, np.zeros(LANES, "u4")) for name in ("odd", "even"))
-    launch(
-        """mov.u32 %r1, %tid.x; and.b32 %r2, %r1, 1; setp.eq.b32 %p1, %r2, 1;
-        mov.b32 %r3, p0; mov.b32 %r4, p1; selp.b32 %r5, %r3, %r4, %p1;
-        ld.param.b64 %d1, [%r5]; mad.wide.u32 %d1, %r1, 4, %d1; st.global.b32 [%d1], %r1;""",
-        odd,
-        even,
-    )
-    lanes = np.arange(LANES)
-    assert (odd.data.view("u4") == np.where(lanes % 2 == 1, lanes, 0)).all()
-    assert (even.data.view("u4") == np.where(lanes % 2 == 0, lanes, 0)).all()
-
-
 def _count(step: int, size: int, offset: int = 0) -> tuple[int, int]:
     lanes = np.arange(32)
     return wavefronts(lanes * step + offset, size, lanes)
