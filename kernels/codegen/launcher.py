@@ -22,10 +22,9 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
-from ..device import runtime
 from .emulate import Buffer, Counts, EmulationOptions, PtxProgram, run
+from .made_up import HEAD, IdleBinary, made_up_gpu
 from .targets import CompileTarget
 
 POISON = 0xFF
@@ -35,7 +34,6 @@ COUNTER_ARGUMENTS = ("count_ptr",)
 """Arguments that are zero before and after every launch."""
 
 _DIVISIBLE = ["tt.divisibility", 16]
-_HEAD = 9  # Arguments of a binary's ``run`` before those of the kernel.
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +106,6 @@ class CountersLeft(Exception):
     """A launch ended with counters that are not zero."""
 
 
-class _Driver:
-    """What the launcher asks of a driver; one number of a device for each target."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self._target = target
-
-    def get_current_device(self) -> int:
-        return int(self._target.arch)
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-
 @dataclass(slots=True)
 class Emulation:
     """A context in which launches are interpreted as for one target.
@@ -150,23 +132,12 @@ class Emulation:
     _kernels: dict[tuple[str, str], EmulatedKernel] = field(default_factory=dict)
 
     def __enter__(self) -> Emulation:
-        target = GPUTarget(self.on.backend, self.on.arch, self.on.warp_size)
-        # Not by its ``reset_active``, which needs a driver to go back to.
-        drivers: Any = triton.runtime.driver
-        self._stack.enter_context(patch.object(drivers, "_active", _Driver(target)))
-        stand_ins: dict[str, Callable[..., Any]] = {
-            "arch": lambda index: self.on.arch,
-            "multiprocessors": lambda index: self.multiprocessors,
-            "use_ptx": lambda x: True,
-        }
-        for name, stand_in in stand_ins.items():
-            self._stack.enter_context(patch.object(runtime, name, stand_in))
         emulation = self
 
-        def compiled(fn: Any, key: str, signature: Any, device: int, *rest: Any) -> _Binary:
+        def compiled(fn: Any, key: str, signature: Any, device: int, *rest: Any) -> IdleBinary:
             return emulation._compile(fn, key, signature, *rest)
 
-        self._stack.enter_context(patch.object(JITFunction, "_do_compile", compiled))
+        self._stack.enter_context(made_up_gpu(self.on, compiled, self.multiprocessors))
         self._stack.enter_context(patch.object(torch, "empty", self._empty(torch.empty)))
         return self
 
@@ -286,19 +257,14 @@ class Emulation:
         return made is not None
 
 
-class _Binary:
+class _Binary(IdleBinary):
     """What the launcher takes for a compiled kernel."""
-
-    function = packed_metadata = None
 
     def __init__(self, emulation: Emulation, kernel: EmulatedKernel) -> None:
         self._emulation, self._kernel = emulation, kernel
 
-    def launch_metadata(self, *args: Any) -> None:
-        return None
-
     def run(self, x: int, y: int, z: int, *args: Any) -> None:
-        self._emulation.launch(self._kernel, (x, y, z), args[_HEAD - 3 :])
+        self._emulation.launch(self._kernel, (x, y, z), args[HEAD:])
 
 
 def _bytes(x: Tensor) -> np.ndarray:
