@@ -120,7 +120,7 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
             f"backend needs TRITON_INTERPRET {wanted} when triton is first imported",
             hint="change the environment and start again",
         )
-    from .triton_ops import CudaGraphs, TritonOps
+    from .triton_ops import CudaGraphs, TritonOps, tuned_tables
 
     auto = torch.bfloat16 if device.type == "cuda" else torch.float16
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
@@ -132,7 +132,7 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
             f"type of activations, here {own}, or in int8",
             hint=f"use kv_dtype='auto', {own!r} or 'int8', or change dtype",
         )
-    ops = TritonOps(device, dtype, config.exact)
+    ops = TritonOps(device, dtype, config.exact, tuned_tables(device))
     if device.type != "cuda":
         return _one_object(ops, kv_dtype, partial(EagerExecutor, prepare=ops.prepare))
     executor = partial(CapturingExecutor, recorder=CudaGraphs(device), prepare=ops.prepare)

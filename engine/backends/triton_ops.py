@@ -127,19 +127,19 @@ class TritonOps:
         device: a CUDA device, or the CPU under the interpreter.
         dtype: float16 or bfloat16, of activations and KV.
         exact: results of a token depend on nothing but its own text.
-
-    Raises:
-        ConfigError: a table of tuned configurations holds something wrong.
+        tables: tuned configurations of the device; None: formulas choose.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, exact: bool) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, exact: bool, tables: Tables | None = None
+    ) -> None:
         self.name = "cuda_triton" if device.type == "cuda" else "interpreter"
         self.detail = f"Triton kernels, {str(dtype).removeprefix('torch.')}"
         self.device = device
         self.dtype = dtype
         self.exact = exact
         self._arch = runtime.arch(device.index or 0)
-        self._context = ProductContext(Workspace(device), exact, _tables(device))
+        self._context = ProductContext(Workspace(device), exact, tables)
         self._sampler = DeviceSampler(device)
 
     def supports(self, weight: Weight) -> str | None:
@@ -315,8 +315,12 @@ class TritonOps:
         return prefill_block(index, shape.heads, shape.kv_heads, page, shape.head_dim, size)
 
 
-def _tables(device: torch.device) -> Tables | None:
-    """Tuned configurations of a GPU; the interpreter has none."""
+def tuned_tables(device: torch.device) -> Tables | None:
+    """Tuned configurations of a GPU; the interpreter has none.
+
+    Raises:
+        ConfigError: a table holds something wrong.
+    """
     index = device.index or 0
     arch = runtime.arch(index)
     if arch == 0:

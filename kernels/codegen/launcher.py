@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .emulate import Buffer, Counts, EmulationOptions, PtxProgram, run
-from .made_up import HEAD, IdleBinary, made_up_gpu
+from .made_up import LAUNCH_HEAD, IdleBinary, made_up_gpu
 from .targets import CompileTarget
 
 POISON = 0xFF
@@ -264,7 +264,7 @@ class _Binary(IdleBinary):
         self._emulation, self._kernel = emulation, kernel
 
     def run(self, x: int, y: int, z: int, *args: Any) -> None:
-        self._emulation.launch(self._kernel, (x, y, z), args[HEAD:])
+        self._emulation.launch(self._kernel, (x, y, z), args[LAUNCH_HEAD:])
 
 
 def _bytes(x: Tensor) -> np.ndarray:

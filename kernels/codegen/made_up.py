@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 from ..device import runtime
 from .targets import CompileTarget
 
-HEAD = 6
+LAUNCH_HEAD = 6
 """Arguments of a binary's ``run`` between the grid and those of the kernel."""
 
 
@@ -48,7 +48,7 @@ class IdleBinary:
         return None
 
     def run(self, x: int, y: int, z: int, *args: Any) -> None:
-        """A launch of x * y * z programs; after `HEAD` arguments come the kernel's."""
+        """A launch of x * y * z programs; after `LAUNCH_HEAD` arguments come the kernel's."""
 
 
 @contextmanager

@@ -161,7 +161,7 @@ FAULTS = (
         "cpu/draw.c", "output > 0 ? by->presence", "output > 1 ? by->presence", _cpu("draw")
     ),
     KernelFault("cpu/draw.c", "by_mass) >= target) high", "by_mass) > target) high", _cpu("draw")),
-    KernelFault("cpu/draw.c", "token) + 0.5)", "token) + 0.25)", _cpu("draw")),
+    KernelFault("cpu/draw.c", "mix(key + (u64)(token + 1)", "mix(key + (u64)token", _cpu("draw")),
     KernelFault(
         "cpu/elementwise.c",
         "for (; i < d; i++) sum = f_fma",

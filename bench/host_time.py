@@ -1,0 +1,128 @@
+"""What the host does for a step of the Triton kernels, on a GPU that is not there.
+
+    python -m halfbyte.bench.host_time --format GPTQ --layers 32
+
+Triton's launcher binds and specializes every launch as for an sm_90, and then nothing is run. What
+is timed is all Python of an eager step: ops, checks, choices and launches. It does not depend on
+how large the matrices are, so the model is tiny, with as many layers as asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.backends.base import Backend
+from ..engine.backends.triton_ops import TritonOps
+from ..engine.models.decoder import Decoder, block_states
+from ..engine.models.rope import Rotaries
+from ..engine.run.executors import EagerExecutor
+from ..engine.run.kv_cache import KVCache
+from ..engine.run.rows import Rows
+from ..kernels.codegen.made_up import IdleCompiler, made_up_gpu
+from ..kernels.codegen.targets import target
+from ..loaders import open_checkpoint
+from .machine import machine_info
+from .synthetic.shapes import SHAPES
+from .synthetic.write import FORMATS, write_model
+from .table import markdown_table
+
+HOST_STEPS: dict[str, tuple[tuple[int, int], ...]] = {
+    "decode, 4 rows": ((50, 1),) * 4,
+    "prefill, 40 tokens": ((0, 40),),
+    "30 tokens beside 2 rows": ((0, 30), (5, 1), (6, 1)),
+}
+"""Name -> (first position, tokens) of each row."""
+
+_CONTEXT, _BLOCK = 512, 64
+
+
+def measure_host(form: str, layers: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds and launches of each of `HOST_STEPS`, in plain JSON types.
+
+    Args:
+        form: format of the matrices, of ``FORMATS``.
+        layers: of the model.
+        rounds: of which the median is taken.
+    """
+    compiler = IdleCompiler()
+    with tempfile.TemporaryDirectory() as folder, made_up_gpu(target("sm_90"), compiler):
+        opened, _ = write_model(Path(folder), replace(SHAPES["tiny"], layers=layers), form, 1)
+        run, rows = _network(opened)
+        figures = {
+            name: _timed(run, rows, parts, rounds, compiler) for name, parts in HOST_STEPS.items()
+        }
+    return {
+        "kind": "host_time",
+        "machine": machine_info(),
+        "setting": {"format": form, "layers": layers, "rounds": rounds},
+        "steps": figures,
+    }
+
+
+def _network(opened: Path) -> tuple[EagerExecutor, Rows]:
+    """The network on the Triton kernels, and rows to make steps of."""
+    ops = TritonOps(torch.device("cpu"), torch.float16, False)
+    run = partial(EagerExecutor, prepare=ops.prepare)
+    parts = (ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, run)
+    backend: Backend[Any] = Backend(*parts)
+    checkpoint = open_checkpoint(opened)
+    config = checkpoint.config
+    model = Decoder(config, checkpoint, backend)
+    checkpoint.close()
+    kv = KVCache(block_states(config), 2, _BLOCK, backend.kv_dtype)
+    rows = Rows(8, _CONTEXT, _BLOCK, Rotaries(config))
+    return EagerExecutor(model, kv, 0, ops.prepare), rows
+
+
+def _timed(
+    run: EagerExecutor,
+    rows: Rows,
+    parts: Sequence[tuple[int, int]],
+    rounds: int,
+    compiler: IdleCompiler,
+) -> dict[str, float]:
+    runs = [(row, start, count) for row, (start, count) in enumerate(parts)]
+    wanted = None if all(count == 1 for _, count in parts) else [1] * len(parts)
+    seconds = []
+    for _ in range(rounds + 1):  # the first works out what is cached
+        step = rows.step(runs, wanted)
+        compiler.launches = 0
+        began = time.perf_counter()
+        run.run(step)
+        seconds.append(time.perf_counter() - began)
+    return {"ms": 1000 * statistics.median(seconds[1:]), "launches": compiler.launches}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line; prints a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m halfbyte.bench.host_time", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--format", choices=FORMATS, default="GPTQ")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    args = parser.parse_args(argv)
+    report = measure_host(args.format, args.layers, args.rounds)
+    lines = [
+        (name, f"{figures['launches']:.0f}", f"{figures['ms']:.2f}")
+        for name, figures in report["steps"].items()
+    ]
+    print(markdown_table((args.format, "launches", "ms"), lines, ("launches", "ms")))
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
