@@ -17,7 +17,6 @@ from test_checkpoints_interpreter import assert_one_prompt, path_of
 
 from halfbyte import Engine
 from halfbyte.engine import engine as engine_module
-from halfbyte.engine.backends import triton_ops
 from halfbyte.engine.run.executors import EagerExecutor
 from halfbyte.kernels.codegen.launcher import Emulation
 from halfbyte.kernels.codegen.targets import target
@@ -28,7 +27,6 @@ compile_probe: Any = importlib.import_module("compile_probe")
 
 def main(name: str, arch: str, seed: int) -> None:
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
-    triton_ops._tables = lambda device: None
     engine_module.make_backend = lambda config: compile_probe.make_backend(
         False, torch.float16, EagerExecutor
     )

@@ -8,6 +8,7 @@ partial sums that are rounded.
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_w4a16_partial_sums_are_not_rounded(draw, kernel):
     for splits in (1, draw.randint(2, slices)):
         options = {"overrides": Always(tile(kernel, 16, splits)), "workspace": poisoned()}
         parts.append(w4a16_op.w4a16_linear(x, weight, residual=residual, **options).double())
-    assert_same_sums(*parts, size_of(x, want))
+    assert_same_sums(parts[0], parts[1], size_of(x, want))
 
 
 def size_of(x, want):
@@ -120,7 +121,7 @@ def test_fragments_by_splits(draw, rng, monkeypatch, form, splits):
         zeros = torch.randint(0, 256, shape, generator=rng).float() if zero == "int" else None
         packed = pack_w8a16(codes, scales, zeros, zero=zero, group=group)
         w = w8a16_reference.dequantize(codes, scales, zeros, zero, group)
-        run = w8a16_linear
+        run = partial(w8a16_linear, weight=packed)
     else:
         block = draw.choice([32, 64, 128, 256])
         k = slices * 128 if block > 32 else slices * 128 - 32 * draw.randint(0, 3)
@@ -130,7 +131,7 @@ def test_fragments_by_splits(draw, rng, monkeypatch, form, splits):
         w = codebook_reference.dequantize(
             codes, scales, torch.tensor(NF4), block, torch.float16
         ).double()
-        run = codebook_linear
+        run = partial(codebook_linear, weight=packed)
     x = torch.randn(m, k, generator=rng).half()
     want = w8a16_reference.linear(x, w)
     residual = -want.half()
@@ -138,15 +139,13 @@ def test_fragments_by_splits(draw, rng, monkeypatch, form, splits):
     for count in (1, splits):
         chosen = fragment_config.FragmentConfig(16, 128, 2, 4, count)
         monkeypatch.setattr(product, "choose", lambda *a, chosen=chosen, **k: chosen)
-        results.append(
-            run(x, packed, bias=None, residual=residual, out=None, workspace=workspace).double()
-        )
+        results.append(run(x, bias=None, residual=residual, out=None, workspace=workspace).double())
         assert not workspace.counters.any()
     # Codes enter as q - 128, and what that adds comes off again.
     size = x.double().abs() @ (w.abs() + w.abs().amax()).T
     # One rounding of the reference, and float32 sums.
     assert bool((results[0] - (want + residual.double())).abs().le(2e-6 * size + 1e-7).all())
-    assert_same_sums(*results, size)
+    assert_same_sums(results[0], results[1], size)
 
 
 @pytest.mark.parametrize("splits", [2, 4, 8, 16])

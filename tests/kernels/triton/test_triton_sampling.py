@@ -102,7 +102,8 @@ def test_presence_counts_once_and_frequency_each_time(seed, temperature):
     for name, token in (("presence", 0), ("frequency", 1)):
         counts = torch.zeros(1, 3, dtype=torch.int32)
         reset_counts(counts, 0, torch.tensor([2] + [0] * times), 1)
-        choice = TokenChoice(temperature=temperature, slot=0, seed=seed, **{name: penalty})
+        choice = TokenChoice(temperature=temperature, slot=0, seed=seed)
+        choice = replace(choice, **{name: penalty})
         assert sample(logits, *pack_choices([choice]), counts_PV=counts).item() == token, name
 
 
