@@ -70,6 +70,24 @@ def test_inputs_are_quantized_bit_for_bit(rule: ActivationFormat, width: int) ->
         assert torch.equal(scales, scale.squeeze(1))
 
 
+def test_float8_between_two_codes_goes_to_the_even_one() -> None:
+    """All codes, what lies in the middle of two neighbours, and just beside that."""
+    codes = torch.arange(0, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    middles = (codes[1:] + codes[:-1]) / 2
+    beside = torch.cat([middles * (1 - 2.0**-20), middles * (1 + 2.0**-20)])
+    # The largest, 448, makes the scale of the row 1.
+    x = torch.cat([codes, middles, beside])[None]
+    x = torch.cat([x, -x])
+    q, scales = quantize(make_ops(), x, RULES["e4m3-token"], torch.float32)
+    assert scales.tolist() == [1.0, 1.0]
+    at = len(codes)
+    assert torch.equal(q[0, :at], codes)
+    even = torch.where(torch.arange(at - 1) % 2 == 0, codes[:-1], codes[1:])
+    assert torch.equal(q[0, at : 2 * at - 1], even)
+    assert torch.equal(q[0, 2 * at - 1 :], torch.cat([codes[:-1], codes[1:]]))
+    assert torch.equal(q[1], -q[0])
+
+
 @rules
 def test_what_pads_large_inputs_is_zero(rule: ActivationFormat) -> None:
     for dtype in types_of(rule)[1:]:
