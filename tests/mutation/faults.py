@@ -213,7 +213,12 @@ FAULTS = (
     KernelFault("cpu/blocks.c", "(high[e] >> 6) << 4", "(high[e] >> 6) << 3", _cpu("pack")),
     KernelFault("cpu/moments.c", "((vu)code & 255)", "((vu)code & 127)", _cpu("calibrator")),
     KernelFault("cpu/fit.c", "(table[i] + table[i + 1]) * 0.5f", "table[i + 1]", _cpu("fit")),
-    KernelFault("cpu/uniform.c", "vf_max2(zero - 1.0f, none)", "vf_max2(zero, none)", _cpu("fit")),
+    KernelFault(
+        "cpu/uniform.c",
+        "vf_max2(zero - 1.0f, none)",
+        "vf_max2(zero, none)",
+        _cpu("calibrator", "fit"),
+    ),
     KernelFault(
         "cpu/columns.c",
         "w[j] -= error * factor[j];",
