@@ -23,6 +23,7 @@ from typing import Any
 
 from halfbyte.errors import ConfigError, HalfbyteError
 
+from ..kernels.codegen.environment import compiling_environment
 from ..kernels.codegen.report import VariantRow, measure, over_limits
 from ..kernels.codegen.shipped import families, family_variants, unlisted
 from ..kernels.codegen.targets import TARGETS, target
@@ -188,7 +189,7 @@ def _run_elsewhere(plan: CodegenPlan) -> CodegenReport:
         if values:
             command += [option, ",".join(values)]
     command += ["--limit", str(plan.limit), "--jobs", str(plan.jobs)]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = compiling_environment()
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if not done.stdout.startswith("{"):
         raise ConfigError(f"compiling failed with exit code {done.returncode}; see above")

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from ..engine.backends.base import Backend
+from ..engine.backends import one_object_backend
 from ..engine.backends.triton_ops import TritonOps
 from ..engine.models.decoder import Decoder, block_states
 from ..engine.models.rope import Rotaries
-from ..engine.run.executors import EagerExecutor
+from ..engine.run.executors import EagerExecutor, Executor
 from ..engine.run.kv_cache import KVCache
 from ..engine.run.rows import Rows
 from ..kernels.codegen.made_up import IdleCompiler, made_up_gpu
@@ -70,23 +70,22 @@ def measure_host(form: str, layers: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _network(opened: Path) -> tuple[EagerExecutor, Rows]:
+def _network(opened: Path) -> tuple[Executor, Rows]:
     """The network on the Triton kernels, and rows to make steps of."""
     ops = TritonOps(torch.device("cpu"), torch.float16, False)
-    run = partial(EagerExecutor, prepare=ops.prepare)
-    parts = (ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, run)
-    backend: Backend[Any] = Backend(*parts)
+    executor = partial(EagerExecutor, prepare=ops.prepare)
+    backend = one_object_backend(ops, ops.dtype, executor)
     checkpoint = open_checkpoint(opened)
     config = checkpoint.config
     model = Decoder(config, checkpoint, backend)
     checkpoint.close()
     kv = KVCache(block_states(config), 2, _BLOCK, backend.kv_dtype)
     rows = Rows(8, _CONTEXT, _BLOCK, Rotaries(config))
-    return EagerExecutor(model, kv, 0, ops.prepare), rows
+    return backend.executor(model, kv, 0), rows
 
 
 def _timed(
-    run: EagerExecutor,
+    run: Executor,
     rows: Rows,
     parts: Sequence[tuple[int, int]],
     rounds: int,

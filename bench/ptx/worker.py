@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from ...kernels.codegen.environment import compiling_environment
 from .run import PtxJob, PtxRow
 
 
@@ -19,7 +19,7 @@ class PtxWorker:
     """One such process; a context. It reads jobs and writes rows, a line of JSON each."""
 
     def __init__(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment = compiling_environment()
         # Torch computes references only; several of these processes share the machine.
         environment |= {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(

@@ -51,13 +51,13 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     if not isinstance(ops, CompiledOps):
         return _plain(ops, config)
     executor = partial(RecordingExecutor, recorder=ops)
-    return _one_object(ops, _kv_dtype(config, ops.kv_dtype), executor)
+    return one_object_backend(ops, _kv_dtype(config, ops.kv_dtype), executor)
 
 
 def _plain(ops: PlainOps[Any], config: EngineConfig) -> Backend[Any]:
     """A backend in plain torch, whose results depend on the batch unless each token is alone."""
     executor = OneByOneExecutor if config.exact else EagerExecutor
-    return _one_object(ops, _kv_dtype(config, ops.kv_dtype), executor)
+    return one_object_backend(ops, _kv_dtype(config, ops.kv_dtype), executor)
 
 
 def _kv_dtype(config: EngineConfig, auto: torch.dtype) -> torch.dtype:
@@ -65,10 +65,16 @@ def _kv_dtype(config: EngineConfig, auto: torch.dtype) -> torch.dtype:
     return auto if config.kv_dtype == "auto" else _DTYPES[config.kv_dtype]
 
 
-def _one_object(
+def one_object_backend(
     ops: CompiledOps | PlainOps[Any] | TritonOps, kv_dtype: torch.dtype, executor: ExecutorFactory
 ) -> Backend[Any]:
-    """A backend of one object that packs, computes and draws, and of what runs its steps."""
+    """A backend of one object that packs, computes and draws, and of what runs its steps.
+
+    Args:
+        ops: that object.
+        kv_dtype: type of kept keys and values.
+        executor: makes what runs the steps of a network.
+    """
     return Backend(
         name=ops.name,
         detail=ops.detail,
@@ -134,6 +140,6 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
         )
     ops = TritonOps(device, dtype, config.exact, tuned_tables(device))
     if device.type != "cuda":
-        return _one_object(ops, kv_dtype, partial(EagerExecutor, prepare=ops.prepare))
+        return one_object_backend(ops, kv_dtype, partial(EagerExecutor, prepare=ops.prepare))
     executor = partial(CapturingExecutor, recorder=CudaGraphs(device), prepare=ops.prepare)
-    return _one_object(ops, kv_dtype, executor)
+    return one_object_backend(ops, kv_dtype, executor)

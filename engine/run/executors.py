@@ -7,6 +7,7 @@ a CUDA graph on a GPU, and its counterpart on the C kernels.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -271,29 +272,15 @@ class CapturingExecutor(RecordingExecutor):
     Rows that stand for nothing fill a step up to one of a few sizes, so that all graphs there are
     can be captured before the engine is ready. Where a capture fails, steps are computed op by op
     from then on.
-
-    Args:
-        network: as for :class:`RecordingExecutor`, like the others.
-        kv: the cache.
-        limit: most rows of a step that is replayed.
-        recorder: captures.
-        prepare: the step as the ops take it.
     """
 
     # A graph more costs more than its launches.
     spare_tokens = 0
+    _monitor: JitMonitor | None = None
 
-    def __init__(
-        self,
-        network: Network,
-        kv: KVCache,
-        limit: int,
-        recorder: Recorder,
-        prepare: Callable[[StepInputs], StepInputs] = unchanged,
-    ) -> None:
-        super().__init__(network, kv, limit, recorder, prepare)
-        self._sizes = row_counts(self._rows) if self._rows else []
-        self._monitor: JitMonitor | None = None
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        return row_counts(self._limit)
 
     def monitor(self) -> JitMonitor:
         """Listens for compilations, and for captures."""

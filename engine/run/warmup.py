@@ -1,8 +1,8 @@
 """Steps that are run before the engine says that it is ready, so that nothing compiles after.
 
 A Triton kernel is compiled at the first launch with a new set of constants, which are chosen by the
-number of rows and by the length of the context. A dummy step for each choice, decode and prefill,
-compiles all of them, and records the decode steps that are most wanted.
+number of rows and, in exact mode, by the length of the context. A dummy step for each choice,
+decode and prefill, compiles all of them, and records the decode steps.
 """
 
 from __future__ import annotations
@@ -43,19 +43,29 @@ def make_ready(runner: ModelRunner, config: EngineConfig, max_context: int) -> J
     monitor = runner.executor.monitor()
     if monitor is None or not config.warmup:
         return None
-    steps = warm_up(runner, config.max_batch, config.max_batch_tokens, max_context)
+    sizes = config.max_batch, config.max_batch_tokens, max_context
+    steps = warm_up(runner, *sizes, exact=config.exact)
     log.info("warmed up with %d steps", steps)
     monitor.arm()
     return monitor
 
 
-def warm_up(runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_context: int) -> int:
+def warm_up(
+    runner: ModelRunner,
+    max_batch: int,
+    max_batch_tokens: int,
+    max_context: int,
+    *,
+    exact: bool,
+) -> int:
     """Run dummy steps of every kind on an idle engine; the number of steps.
+
+    Only in exact mode does the length of a context choose kernels.
 
     They write nothing but the first KV block, which no request holds yet.
     """
     steps = 0
-    for step in _steps(runner, max_batch, max_batch_tokens, max_context):
+    for step in _steps(runner, max_batch, max_batch_tokens, max_context, exact):
         runner.sampler(runner.executor.run(step)[:1], [_GREEDY])
         steps += 1
     for kind in (_WARM, _PENALIZED):
@@ -65,10 +75,10 @@ def warm_up(runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_cont
 
 
 def _steps(
-    runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_context: int
+    runner: ModelRunner, max_batch: int, max_batch_tokens: int, max_context: int, exact: bool
 ) -> Iterator[StepInputs]:
     lengths = [max_context]
-    while lengths[-1] > LEAST_LENGTH:
+    while exact and lengths[-1] > LEAST_LENGTH:
         lengths.append((1 << (lengths[-1] - 1).bit_length()) // 2)
     # The largest first: smaller recordings then find room in the memory that it took.
     for rows in reversed(row_counts(max_batch)):

@@ -29,14 +29,19 @@ _MOST_BIAS = 256 + 16
 """The largest float that a code becomes in the late kernel: its bias and the code."""
 
 
-class _Always(dict[str, Any]):
-    """An override table that has the same entry for every key."""
+class Always(dict[str, Any]):
+    """An override table that has the same entry for every key.
+
+    Args:
+        entry: that entry.
+    """
 
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__()
         self._entry = entry
 
     def get(self, key: object, default: object = None) -> Any:
+        """The entry, whatever the key."""
         return self._entry
 
 
@@ -77,7 +82,7 @@ def _w4a16_product_case(
             residual=residual,
             activation="silu_mul" if weight.gated else None,
             workspace=space,
-            overrides=_Always({"kernel": name, **asdict(config)}),
+            overrides=Always({"kernel": name, **asdict(config)}),
         )
         return [within("y", out, want, allowed)]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from halfbyte.kernels.codegen.environment import compiling_environment
+
 
 def test_steps_are_timed_with_their_launches(tmp_path: Path) -> None:
     path = tmp_path / "host.json"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = compiling_environment()
     command = [sys.executable, "-m", "halfbyte.bench.host_time", "--format", "NF4", "--layers", "2"]
     done = subprocess.run(
         [*command, "--rounds", "2", "--json", str(path)],

@@ -5,7 +5,6 @@ What test_checkpoints_interpreter.py asks of Triton's interpreter, of the machin
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from test_checkpoints_interpreter import ONE_OF_EACH
 
 from halfbyte.bench.ptx.run import EMULATED_ARCHS
+from halfbyte.kernels.codegen.environment import compiling_environment
 
 PROBE = Path(__file__).with_name("ptx_checkpoint.py")
 
@@ -24,7 +24,7 @@ PROBE = Path(__file__).with_name("ptx_checkpoint.py")
 @pytest.mark.parametrize("arch", EMULATED_ARCHS)
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_one_of_each_kind_in_ptx(name: str, arch: str) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = compiling_environment()
     command = [sys.executable, str(PROBE), name, arch, str(random.randrange(1 << 30))]
     done = subprocess.run(
         command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True

@@ -17,7 +17,7 @@ import torch
 
 from halfbyte import Engine, SamplingParams
 from halfbyte.engine import engine as engine_module
-from halfbyte.engine.backends import triton_ops
+from halfbyte.engine.backends import one_object_backend, triton_ops
 from halfbyte.engine.backends.base import Backend
 from halfbyte.engine.run.executors import EagerExecutor
 from halfbyte.kernels.codegen.made_up import IdleCompiler, made_up_gpu
@@ -44,8 +44,7 @@ def make_backend(
 ) -> Backend[Any]:
     """The Triton kernels with an executor, on CPU tensors."""
     ops = triton_ops.TritonOps(torch.device("cpu"), dtype, exact)
-    run = partial(executor, prepare=ops.prepare)
-    return Backend(ops.name, ops.detail, ops.device, ops.dtype, ops, ops, ops, run)
+    return one_object_backend(ops, ops.dtype, partial(executor, prepare=ops.prepare))
 
 
 def main(model: str, exact: bool, seed: int, context: int) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from triton_w4a16_support import Always, check, make, poisoned, tile
+from triton_w4a16_support import check, make, poisoned, tile
 
 from halfbyte.kernels.attention import (
     build_prefill_table,
@@ -31,6 +31,7 @@ from halfbyte.kernels.formats.code_tables import NF4
 from halfbyte.kernels.fragments import config as fragment_config
 from halfbyte.kernels.fragments import product
 from halfbyte.kernels.w4a16 import op as w4a16_op
+from halfbyte.kernels.w4a16.cases import Always
 from halfbyte.kernels.w4a16.reference import w4a16_linear_reference
 from halfbyte.kernels.w8a8 import op as w8a8_op
 from halfbyte.kernels.w8a8 import pack_w8a8, quantize_rows, w8a8_linear

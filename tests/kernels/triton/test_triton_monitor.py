@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
 
+from halfbyte.kernels.codegen.environment import compiling_environment
 from halfbyte.kernels.device.monitor import JitMonitor
 
 
@@ -113,7 +113,7 @@ def test_a_real_compilation(tmp_path):
     """Triton's own launcher compiles for a device that is not there, and stops before a launch."""
     script = tmp_path / "late.py"  # Triton reads a kernel's source from its file.
     script.write_text(REAL)
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env = compiling_environment()
     env["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env=env, timeout=120

@@ -8,6 +8,7 @@ import torch
 
 from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.w4a16 import layout, op
+from halfbyte.kernels.w4a16.cases import Always
 from halfbyte.kernels.w4a16.reference import dequantize, w4a16_linear_reference
 
 
@@ -95,17 +96,6 @@ def allowed(x, weight, bias, want):
         y = gate * torch.sigmoid(gate) * up
     # Accumulation in float32 adds next to nothing, and an element near zero its least number.
     return error + unit * (2 * y.abs() + want.abs()) + 1e-6
-
-
-class Always(dict):
-    """An override table that has the same entry for every key."""
-
-    def __init__(self, entry):
-        super().__init__()
-        self.entry = entry
-
-    def get(self, key, default=None):
-        return self.entry
 
 
 def tile(kernel, bm, splits=1, warps=2):
