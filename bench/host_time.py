@@ -48,18 +48,16 @@ HOST_STEPS: dict[str, tuple[tuple[int, int], ...]] = {
 _CONTEXT, _BLOCK, _ROWS = 512, 64, 8
 
 
-def measure_host(form: str, layers: int, rounds: int) -> dict[str, Any]:
+def measure_host(model: Path, rounds: int) -> dict[str, Any]:
     """Launches and milliseconds of each of `HOST_STEPS`, in plain JSON types.
 
     Args:
-        form: format of the matrices, of ``FORMATS``.
-        layers: of the model.
+        model: a folder or GGUF file.
         rounds: of which the median is taken.
     """
     compiler = IdleCompiler()
-    with tempfile.TemporaryDirectory() as folder, made_up_gpu(target("sm_90"), compiler):
-        opened, _ = write_model(Path(folder), replace(SHAPES["tiny"], layers=layers), form, 1)
-        eager, replaying, rows = _network(opened)
+    with made_up_gpu(target("sm_90"), compiler):
+        eager, replaying, rows = _network(model)
         figures = {}
         for name, parts in HOST_STEPS.items():
             took = _timed(eager, rows, parts, rounds, compiler)
@@ -69,7 +67,7 @@ def measure_host(form: str, layers: int, rounds: int) -> dict[str, Any]:
     return {
         "kind": "host_time",
         "machine": machine_info(),
-        "setting": {"format": form, "layers": layers, "rounds": rounds},
+        "setting": {"rounds": rounds},
         "steps": figures,
     }
 
@@ -126,23 +124,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m halfbyte.bench.host_time", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--format", choices=FORMATS, default="GPTQ")
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--format", choices=FORMATS, default="GPTQ", help="of a made-up model")
+    parser.add_argument("--layers", type=int, default=32, help="of a made-up model")
+    parser.add_argument("--model", type=Path, metavar="PATH", help="in place of a made-up model")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     args = parser.parse_args(argv)
-    report = measure_host(args.format, args.layers, args.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model
+        if model is None:
+            shape = replace(SHAPES["tiny"], layers=args.layers)
+            model, _ = write_model(Path(folder), shape, args.format, 1)
+        report = measure_host(model, args.rounds)
+    name = f"{args.format}, {args.layers} layers" if args.model is None else args.model.name
+    report["setting"]["model"] = name
     lines = [
         (
-            name,
+            step,
             f"{figures['launches']:.0f}",
             f"{figures['ms']:.2f}",
             f"{figures['replayed_ms']:.2f}",
         )
-        for name, figures in report["steps"].items()
+        for step, figures in report["steps"].items()
     ]
     head = ("launches", "ms, op by op", "ms, replayed")
-    print(markdown_table((args.format, *head), lines, head))
+    print(markdown_table((name, *head), lines, head))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

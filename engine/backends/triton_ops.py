@@ -18,9 +18,10 @@ from halfbyte.errors import UnsupportedWeightError
 
 from ...kernels.attention import decode_attention, fits, prefill_attention, prefill_block
 from ...kernels.device import runtime
+from ...kernels.device.input_rounding import RoundedRows
 from ...kernels.device.workspace import Workspace
 from ...kernels.formats.canonical import Weight
-from ...kernels.fused import gated_mul, rms_norm, rope_write_kv
+from ...kernels.fused import RowOutputs, gated_mul, rms_norm, rope_write_kv
 from ...kernels.kind import MatrixSpec, ProductContext, carrier
 from ...kernels.kinds import KINDS
 from ...kernels.sampling import argmax
@@ -30,11 +31,12 @@ from ..run.executors import CaptureError
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
-from .base import Activation, AttentionShape
+from .base import Activation, AttentionShape, MixtureShape
 from .device_step import DeviceStep
 from .plain import rope_of
+from .triton_mixture import ExpertLinear, TritonMixture
 from .triton_sampling import DeviceSampler
-from .triton_weights import TritonLinear, linear, pack
+from .triton_weights import TritonLinear, linear, pack, shared_rounding
 
 
 @dataclass(slots=True)
@@ -114,6 +116,8 @@ class TritonOps:
         self._arch = runtime.arch(device.index or 0)
         self._context = ProductContext(Workspace(device), exact, tables)
         self._sampler = DeviceSampler(device)
+        # The input of products that was rounded last.
+        self._codes: RoundedRows | None = None
 
     def supports(self, weight: Weight) -> str | None:
         """None when some kind accepts the weight, else the reasons of all."""
@@ -149,6 +153,16 @@ class TritonOps:
             return None
         return pack(weight, bias, self.dtype, self.device, gated=True, arch=self._arch)
 
+    def pack_mixture(
+        self, experts: Sequence[tuple[TritonLinear, TritonLinear]], shape: MixtureShape
+    ) -> TritonMixture | None:
+        """Matrices [N, K] of all experts, where their kind has a product over several."""
+        gate_up = ExpertLinear.of([pair[0] for pair in experts])
+        down = ExpertLinear.of([pair[1] for pair in experts])
+        if gate_up is None or down is None:
+            return None
+        return TritonMixture(gate_up, down, shape, len(experts), self._context)
+
     def prepare(self, step: StepInputs) -> DeviceStep:
         """Copy a step to the device and work out what all layers share."""
         return DeviceStep.of(step, self.device, self.exact)
@@ -158,20 +172,25 @@ class TritonOps:
         return table.kind.gather(ids_T, table.packed, self.dtype, scale)
 
     def rms_norm(
-        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        eps: float,
+        rows: Tensor | None = None,
+        readers: Sequence[TritonLinear] = (),
     ) -> Tensor:
-        """RMSNorm -> [T, D], or of some rows [S, D]."""
-        values = rms_norm(x_TD, weight_D, eps, rows_S=rows).values
-        assert values is not None
-        return values
+        """RMSNorm -> [T, D], or of some rows [S, D]; codes where all readers round alike."""
+        how = shared_rounding(readers)
+        made = rms_norm(x_TD, weight_D, eps, rows_S=rows, rounding=how, values=how is None)
+        return self._handed_over(made)
 
     def linear(self, x_TK: Tensor, weight: TritonLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
-        return linear(x_TK, weight, None, out, self._context)
+        return linear(self._given(x_TK), weight, None, out, self._context)
 
     def linear_add(self, x_TK: Tensor, weight: TritonLinear, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place, for x [T, K] and residual [T, N]."""
-        linear(x_TK, weight, residual_TN, residual_TN, self._context)
+        linear(self._given(x_TK), weight, residual_TN, residual_TN, self._context)
 
     def rope_write_kv(
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
@@ -236,11 +255,16 @@ class TritonOps:
         """``residual += x`` in place, for x [T, D]."""
         residual_TD += x_TD
 
-    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
-        """``act(gate) * up`` -> [T, I]."""
-        values = gated_mul(gate_up_TI2, activation=activation).values
-        assert values is not None
-        return values
+    def gated_mul(
+        self,
+        gate_up_TI2: Tensor,
+        activation: Activation = "silu",
+        readers: Sequence[TritonLinear] = (),
+    ) -> Tensor:
+        """``act(gate) * up`` -> [T, I]; codes where all readers round alike."""
+        how = shared_rounding(readers)
+        made = gated_mul(gate_up_TI2, activation=activation, rounding=how, values=how is None)
+        return self._handed_over(made)
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]."""
@@ -252,6 +276,18 @@ class TritonOps:
 
     def flush(self) -> None:
         """Nothing: every kernel was launched at once."""
+
+    def _handed_over(self, made: RowOutputs) -> Tensor:
+        """What stands for the result of an op: its values, or codes that are remembered."""
+        if made.rounded is None:
+            assert made.values is not None
+            return made.values
+        self._codes = made.rounded
+        return made.rounded.codes
+
+    def _given(self, x_TK: Tensor) -> Tensor | RoundedRows:
+        """The input [T, K] of a product, with scales if it was rounded."""
+        return self._codes if self._codes is not None and x_TK is self._codes.codes else x_TK
 
     def _block_q(self, shape: AttentionShape, kv: LayerKV) -> int:
         page, size = kv.k.shape[2], kv.k.element_size()
