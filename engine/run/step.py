@@ -114,7 +114,7 @@ class StepInputs:
         """The step in contiguous buffers that nothing else has."""
         return self.map(lambda tensor: tensor.contiguous().clone())
 
-    def copy_(self, other: Self) -> None:
+    def copy_(self, other: StepInputs) -> None:
         """Take over another step with the same key, in the same buffers."""
         for mine, theirs in zip(self.tensors, other.tensors, strict=True):
             mine.copy_(theirs)
