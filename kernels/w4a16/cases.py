@@ -19,9 +19,9 @@ from ..codegen.case import (
     undefined_workspace,
     within,
 )
+from ..codegen.expert_case import case_tiles, live_rows, own_rows
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
-from ..experts.cases import case_tiles, live_rows, own_rows
 from . import op
 from .config import KernelName, TileChoice, W4A16Config
 from .layout import SLICE, PackedW4, pack_w4, stack_w4, unpack_w4
