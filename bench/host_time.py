@@ -3,8 +3,9 @@
     python -m halfbyte.bench.host_time --format GPTQ --layers 32
 
 Triton's launcher binds and specializes every launch as for an sm_90, and then nothing is run. What
-is timed is all Python of an eager step: ops, checks, choices and launches. It does not depend on
-how large the matrices are, so the model is tiny, with as many layers as asked for.
+is timed is all Python of a step: of an eager one ops, checks, choices and launches; of one that is
+replayed as a CUDA graph all but the driver's one launch. It does not depend on how large the
+matrices are, so the model is tiny, with as many layers as asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..engine.backends import one_object_backend
 from ..engine.backends.triton_ops import TritonOps
 from ..engine.models.decoder import Decoder, block_states
 from ..engine.models.rope import Rotaries
-from ..engine.run.executors import EagerExecutor, Executor
+from ..engine.run.executors import CapturingExecutor, EagerExecutor, Executor
 from ..engine.run.kv_cache import KVCache
 from ..engine.run.rows import Rows
 from ..kernels.codegen.made_up import IdleCompiler, made_up_gpu
@@ -44,34 +45,48 @@ HOST_STEPS: dict[str, tuple[tuple[int, int], ...]] = {
 }
 """Name -> (first position, tokens) of each row."""
 
-_CONTEXT, _BLOCK = 512, 64
+_CONTEXT, _BLOCK, _ROWS = 512, 64, 8
 
 
-def measure_host(form: str, layers: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds and launches of each of `HOST_STEPS`, in plain JSON types.
+def measure_host(model: Path, rounds: int) -> dict[str, Any]:
+    """Launches and milliseconds of each of `HOST_STEPS`, in plain JSON types.
 
     Args:
-        form: format of the matrices, of ``FORMATS``.
-        layers: of the model.
+        model: a folder or GGUF file.
         rounds: of which the median is taken.
     """
     compiler = IdleCompiler()
-    with tempfile.TemporaryDirectory() as folder, made_up_gpu(target("sm_90"), compiler):
-        opened, _ = write_model(Path(folder), replace(SHAPES["tiny"], layers=layers), form, 1)
-        run, rows = _network(opened)
-        figures = {
-            name: _timed(run, rows, parts, rounds, compiler) for name, parts in HOST_STEPS.items()
-        }
+    with made_up_gpu(target("sm_90"), compiler):
+        eager, replaying, rows = _network(model)
+        figures = {}
+        for name, parts in HOST_STEPS.items():
+            took = _timed(eager, rows, parts, rounds, compiler)
+            again = _timed(replaying, rows, parts, rounds, compiler)
+            assert again["launches"] == 0
+            figures[name] = took | {"replayed_ms": again["ms"]}
     return {
         "kind": "host_time",
         "machine": machine_info(),
-        "setting": {"format": form, "layers": layers, "rounds": rounds},
+        "setting": {"rounds": rounds},
         "steps": figures,
     }
 
 
-def _network(opened: Path) -> tuple[Executor, Rows]:
-    """The network on the Triton kernels, and rows to make steps of."""
+class _Nothing:
+    """Records nothing, and replays it."""
+
+    def begin_record(self) -> None:
+        pass
+
+    def end_record(self) -> _Nothing:
+        return self
+
+    def run(self) -> None:
+        pass
+
+
+def _network(opened: Path) -> tuple[Executor, Executor, Rows]:
+    """What runs the network on the Triton kernels, op by op and replayed, and rows for steps."""
     ops = TritonOps(torch.device("cpu"), torch.float16, False)
     executor = partial(EagerExecutor, prepare=ops.prepare)
     backend = one_object_backend(ops, ops.dtype, executor)
@@ -80,8 +95,9 @@ def _network(opened: Path) -> tuple[Executor, Rows]:
     model = Decoder(config, checkpoint, backend)
     checkpoint.close()
     kv = KVCache(block_states(config), 2, _BLOCK, backend.kv_dtype)
-    rows = Rows(8, _CONTEXT, _BLOCK, Rotaries(config))
-    return backend.executor(model, kv, 0), rows
+    rows = Rows(_ROWS, _CONTEXT, _BLOCK, Rotaries(config))
+    replaying = CapturingExecutor(model, kv, _ROWS, _Nothing(), ops.prepare, tokens=64)
+    return backend.executor(model, kv, 0), replaying, rows
 
 
 def _timed(
@@ -108,17 +124,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m halfbyte.bench.host_time", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--format", choices=FORMATS, default="GPTQ")
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--format", choices=FORMATS, default="GPTQ", help="of a made-up model")
+    parser.add_argument("--layers", type=int, default=32, help="of a made-up model")
+    parser.add_argument("--model", type=Path, metavar="PATH", help="in place of a made-up model")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     args = parser.parse_args(argv)
-    report = measure_host(args.format, args.layers, args.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model
+        if model is None:
+            shape = replace(SHAPES["tiny"], layers=args.layers)
+            model, _ = write_model(Path(folder), shape, args.format, 1)
+        report = measure_host(model, args.rounds)
+    name = f"{args.format}, {args.layers} layers" if args.model is None else args.model.name
+    report["setting"]["model"] = name
     lines = [
-        (name, f"{figures['launches']:.0f}", f"{figures['ms']:.2f}")
-        for name, figures in report["steps"].items()
+        (
+            step,
+            f"{figures['launches']:.0f}",
+            f"{figures['ms']:.2f}",
+            f"{figures['replayed_ms']:.2f}",
+        )
+        for step, figures in report["steps"].items()
     ]
-    print(markdown_table((args.format, "launches", "ms"), lines, ("launches", "ms")))
+    head = ("launches", "ms, op by op", "ms, replayed")
+    print(markdown_table((name, *head), lines, head))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -25,7 +25,9 @@ from .formats.weight_format import CompactForm, WeightFormat, ZeroKind
 
 if TYPE_CHECKING:
     from .codegen.variant import Variant
+    from .device.expert_tiles import ExpertLoad, ExpertTiles
     from .device.gpus import Device
+    from .device.input_rounding import InputRounding, RoundedRows
     from .device.workspace import Workspace
     from .tables import Tables
     from .tables.tuning import TunedProblem, Tuning
@@ -208,6 +210,10 @@ class TritonKind(Kind, Protocol[PackedT]):
         """An accepted weight [N, K] on ``device``, for activations in ``dtype``."""
         ...
 
+    def rounding(self, weight: PackedT) -> InputRounding | None:
+        """How products round their inputs; None where these stay in 16 bits."""
+        return None
+
     def linear(
         self,
         x_MK: Tensor,
@@ -222,6 +228,49 @@ class TritonKind(Kind, Protocol[PackedT]):
         ``out`` [M, N] is contiguous and may be ``residual``.
         """
         ...
+
+    def rounded_linear(
+        self,
+        x: RoundedRows,
+        weight: PackedT,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor | None,
+        context: ProductContext,
+    ) -> Tensor:
+        """:meth:`linear` -> [M, N] of inputs that were rounded as :meth:`rounding` says.
+
+        Raises KernelInputError in a kind whose inputs stay in 16 bits.
+        """
+        raise KernelInputError(f"{self.name}: inputs are not rounded")
+
+    def stack(self, weights: Sequence[PackedT]) -> PackedT | None:
+        """Matrices [N, K] of a layer's experts as one for :meth:`grouped_linear`.
+
+        None where they are packed in different ways, or there is no such product.
+        """
+        return None
+
+    def tile_rows(
+        self, weight: PackedT, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
+    ) -> int:
+        """Rows of inputs in ``dtype`` that a tile of :meth:`grouped_linear` has at most."""
+        raise KernelInputError(f"{self.name}: no product over several experts")
+
+    def grouped_linear(
+        self,
+        x_PK: Tensor,
+        weight: PackedT,
+        bias: Tensor | None,
+        tiles: ExpertTiles,
+        context: ProductContext,
+    ) -> Tensor:
+        """:meth:`linear` of inputs [P, K], each with the matrix of its expert -> [P, N].
+
+        ``weight`` is from :meth:`stack`, ``bias`` [E, N]; tiles have a multiple of
+        :meth:`tile_rows`. Rows of tiles that are nobody's are left unset.
+        """
+        raise KernelInputError(f"{self.name}: no product over several experts")
 
     def prepared(
         self, x_MK: Tensor, weight: PackedT, out: Tensor, context: ProductContext

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CAPTURED_TOKENS = 2048
+"""Most tokens of a step that is captured as a CUDA graph; larger ones take longer on the device
+than on the host."""
+
 _DTYPES = {
     "auto": torch.float32,
     "float32": torch.float32,
@@ -150,5 +154,9 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     ops = TritonOps(device, dtype, config.exact, tuned_tables(device))
     if device.type != "cuda":
         return one_object_backend(ops, kv_dtype, partial(EagerExecutor, prepare=ops.prepare))
-    executor = partial(CapturingExecutor, recorder=CudaGraphs(device), prepare=ops.prepare)
+    # In exact mode a graph would be needed for each length of contexts, too.
+    tokens = 0 if config.exact else min(config.max_batch_tokens, CAPTURED_TOKENS)
+    executor = partial(
+        CapturingExecutor, recorder=CudaGraphs(device), prepare=ops.prepare, tokens=tokens
+    )
     return one_object_backend(ops, kv_dtype, executor)

@@ -53,6 +53,38 @@ class AttentionShape:
     local_rope: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class MixtureShape:
+    """How a mixture chooses its experts, and what they are.
+
+    Attributes:
+        per_token: experts that a token goes through.
+        normalize: the shares of a token's experts are scaled to a sum of 1.
+        activation: of their gates.
+    """
+
+    per_token: int
+    normalize: bool
+    activation: Activation = "silu"
+
+
+class ExpertMixture(Protocol):
+    """All experts of a layer in a backend's own layout, for one call."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that one token reads."""
+        ...
+
+    def add(self, h_TD: Tensor, scores_TE: Tensor, residual_TD: Tensor) -> None:
+        """Add to the residual [T, D] what the experts make of ``h`` [T, D], by a router's scores.
+
+        They are the numbers of each expert in a softmax over all; what a token's best experts give
+        is added by share.
+        """
+        ...
+
+
 class PackedLinear(Protocol):
     """A weight in one backend's own layout, with its bias.
 
@@ -73,7 +105,7 @@ class PackedLinear(Protocol):
 
 
 P = TypeVar("P", bound=PackedLinear)
-Packed = TypeVar("Packed", bound=PackedLinear, covariant=True)
+Packed = TypeVar("Packed", bound=PackedLinear)
 Taken = TypeVar("Taken", bound=PackedLinear, contravariant=True)
 
 
@@ -108,6 +140,15 @@ class Packer(Protocol[Packed]):
         """
         ...
 
+    def pack_mixture(
+        self, experts: Sequence[tuple[Packed, Packed]], shape: MixtureShape
+    ) -> ExpertMixture | None:
+        """Packed gate-up and down matrices [N, K] of a layer's experts as one.
+
+        None where the backend has no such product for them: they are gone through one by one.
+        """
+        ...
+
 
 class Ops(Protocol[Taken]):
     """What ``Decoder.forward`` calls; see :mod:`halfbyte.kernels.reference` for the meanings.
@@ -125,9 +166,18 @@ class Ops(Protocol[Taken]):
         ...
 
     def rms_norm(
-        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        eps: float,
+        rows: Tensor | None = None,
+        readers: Sequence[Taken] = (),
     ) -> Tensor:
-        """RMSNorm of all rows -> [T, D], or of the rows that int64 ``rows`` [S] names."""
+        """RMSNorm of all rows -> [T, D], or of the rows that int64 ``rows`` [S] names.
+
+        ``readers`` are the matrices that all of it is for, if nobody else looks at it: what comes
+        out may be in a form that only their products read.
+        """
         ...
 
     def linear(self, x_TK: Tensor, weight: Taken, out: Tensor | None = None) -> Tensor:
@@ -154,8 +204,13 @@ class Ops(Protocol[Taken]):
         """``residual += x`` in place, for x [T, D]."""
         ...
 
-    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
-        """``act(gate) * up`` -> [T, I]."""
+    def gated_mul(
+        self,
+        gate_up_TI2: Tensor,
+        activation: Activation = "silu",
+        readers: Sequence[Taken] = (),
+    ) -> Tensor:
+        """``act(gate) * up`` -> [T, I]; ``readers`` as for :meth:`rms_norm`."""
         ...
 
     def flush(self) -> None:

@@ -152,7 +152,12 @@ class CompiledOps(CpuParts[TiledLinear]):
         return out
 
     def rms_norm(
-        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        eps: float,
+        rows: Tensor | None = None,
+        readers: Sequence[TiledLinear] = (),
     ) -> Tensor:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
         count, width = (x_TD if rows is None else rows).shape[0], x_TD.shape[1]
@@ -283,7 +288,12 @@ class CompiledOps(CpuParts[TiledLinear]):
         )
         self._rounded_input = None  # in case that it was written to
 
-    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+    def gated_mul(
+        self,
+        gate_up_TI2: Tensor,
+        activation: Activation = "silu",
+        readers: Sequence[TiledLinear] = (),
+    ) -> Tensor:
         """``act(gate) * up`` -> [T, I]."""
         tokens, width = gate_up_TI2.shape
         out = self._activation(tokens, width // 2)

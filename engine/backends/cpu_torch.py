@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,12 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         return _int4_matmul(eye, table).T[ids_T].float().contiguous() * scale
 
     def rms_norm(
-        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        eps: float,
+        rows: Tensor | None = None,
+        readers: Sequence[Int4Linear | DenseLinear] = (),
     ) -> Tensor:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
         x = x_TD if rows is None else x_TD[rows]
@@ -126,7 +132,12 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
             y += weight.bias
         return y if out is None else out.copy_(y)
 
-    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+    def gated_mul(
+        self,
+        gate_up_TI2: Tensor,
+        activation: Activation = "silu",
+        readers: Sequence[Int4Linear | DenseLinear] = (),
+    ) -> Tensor:
         """``act(gate) * up`` -> [T, I]."""
         gate, up = gate_up_TI2.chunk(2, dim=-1)
         act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")

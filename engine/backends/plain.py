@@ -15,7 +15,7 @@ from ...kernels.formats.canonical import QuantizedLinear, Weight
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
-from .base import Activation, AttentionShape, P
+from .base import Activation, AttentionShape, ExpertMixture, MixtureShape, P
 
 
 class CpuParts(ABC, Generic[P]):
@@ -45,6 +45,12 @@ class CpuParts(ABC, Generic[P]):
         """None for every weight [N, K]: the activation is a separate op here."""
         return None
 
+    def pack_mixture(
+        self, experts: Sequence[tuple[P, P]], shape: MixtureShape
+    ) -> ExpertMixture | None:
+        """None for all matrices [N, K]: experts are gone through one by one."""
+        return None
+
     def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
         """None for every [S, V]: the host draws."""
         return None
@@ -72,7 +78,12 @@ class PlainOps(CpuParts[P]):
         """``x @ W.T + bias`` -> [T, N], into ``out`` when given."""
 
     def rms_norm(
-        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        eps: float,
+        rows: Tensor | None = None,
+        readers: Sequence[P] = (),
     ) -> Tensor:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
         return ref.rms_norm(x_TD if rows is None else x_TD[rows], weight_D, eps)
@@ -120,7 +131,12 @@ class PlainOps(CpuParts[P]):
         """``residual += x`` in place, for x [T, D]."""
         residual_TD += x_TD
 
-    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
+    def gated_mul(
+        self,
+        gate_up_TI2: Tensor,
+        activation: Activation = "silu",
+        readers: Sequence[P] = (),
+    ) -> Tensor:
         """``act(gate) * up`` -> [T, I]."""
         return ref.gated_mul(gate_up_TI2, activation)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +16,12 @@ from torch import Tensor
 
 from halfbyte.errors import UnsupportedWeightError
 
-from ...kernels.attention import (
-    build_prefill_table,
-    decode_attention,
-    fits,
-    length_bucket,
-    prefill_attention,
-    prefill_block,
-)
+from ...kernels.attention import decode_attention, fits, prefill_attention, prefill_block
 from ...kernels.device import runtime
+from ...kernels.device.input_rounding import RoundedRows
 from ...kernels.device.workspace import Workspace
 from ...kernels.formats.canonical import Weight
-from ...kernels.fused import gated_mul, rms_norm, rope_write_kv
+from ...kernels.fused import RowOutputs, gated_mul, rms_norm, rope_write_kv
 from ...kernels.kind import MatrixSpec, ProductContext, carrier
 from ...kernels.kinds import KINDS
 from ...kernels.sampling import argmax
@@ -36,32 +30,13 @@ from ...loaders.store.model_store import cache_root
 from ..run.executors import CaptureError
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
-from ..run.step import RowSpan, StepInputs
-from .base import Activation, AttentionShape
+from ..run.step import StepInputs
+from .base import Activation, AttentionShape, MixtureShape
+from .device_step import DeviceStep
 from .plain import rope_of
+from .triton_mixture import ExpertLinear, TritonMixture
 from .triton_sampling import DeviceSampler
-from .triton_weights import TritonLinear, linear, pack
-
-
-@dataclass(slots=True)
-class DeviceStep(StepInputs):
-    """A step on the device, with what its attention calls share.
-
-    Attributes:
-        max_length: power of two that no row's context exceeds, where results must depend on a
-            row's own text alone; 0: the number of splits is that of the longest context there is.
-        singles: int64 [rows of one token], their tokens, or None when all rows are such.
-        lines: work list of the other rows, made by the first layer.
-    """
-
-    max_length: int = 0
-    singles: Tensor | None = None
-    lines: Tensor | None = None
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """Steps with the same key can share a recording: rows, and the length's bucket."""
-        return len(self.spans), self.max_length
+from .triton_weights import TritonLinear, linear, pack, shared_rounding
 
 
 @dataclass(slots=True)
@@ -141,6 +116,8 @@ class TritonOps:
         self._arch = runtime.arch(device.index or 0)
         self._context = ProductContext(Workspace(device), exact, tables)
         self._sampler = DeviceSampler(device)
+        # The input of products that was rounded last.
+        self._codes: RoundedRows | None = None
 
     def supports(self, weight: Weight) -> str | None:
         """None when some kind accepts the weight, else the reasons of all."""
@@ -176,37 +153,44 @@ class TritonOps:
             return None
         return pack(weight, bias, self.dtype, self.device, gated=True, arch=self._arch)
 
+    def pack_mixture(
+        self, experts: Sequence[tuple[TritonLinear, TritonLinear]], shape: MixtureShape
+    ) -> TritonMixture | None:
+        """Matrices [N, K] of all experts, where their kind has a product over several."""
+        gate_up = ExpertLinear.of([pair[0] for pair in experts])
+        down = ExpertLinear.of([pair[1] for pair in experts])
+        if gate_up is None or down is None:
+            return None
+        return TritonMixture(gate_up, down, shape, len(experts), self._context)
+
     def prepare(self, step: StepInputs) -> DeviceStep:
         """Copy a step to the device and work out what all layers share."""
-        singles = None
-        if not self.exact and any(_several(span) for span in step.spans):
-            alone = [span.begin for span in step.spans if not _several(span)]
-            singles = torch.tensor(alone, dtype=torch.int64).to(self.device)
-        there = step.map(lambda tensor: tensor.contiguous().to(self.device))
-        parts = {field.name: getattr(there, field.name) for field in fields(StepInputs)}
-        longest = max(span.length for span in step.spans) if self.exact else 0
-        bucket = length_bucket(longest) if self.exact else 0
-        return DeviceStep(**parts, max_length=bucket, singles=singles)
+        return DeviceStep.of(step, self.device, self.exact)
 
     def embed(self, ids_T: Tensor, table: TritonLinear, scale: float = 1.0) -> Tensor:
         """``scale`` times rows of [V, D] -> residual [T, D]."""
         return table.kind.gather(ids_T, table.packed, self.dtype, scale)
 
     def rms_norm(
-        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        eps: float,
+        rows: Tensor | None = None,
+        readers: Sequence[TritonLinear] = (),
     ) -> Tensor:
-        """RMSNorm -> [T, D], or of some rows [S, D]."""
-        values = rms_norm(x_TD, weight_D, eps, rows_S=rows).values
-        assert values is not None
-        return values
+        """RMSNorm -> [T, D], or of some rows [S, D]; codes where all readers round alike."""
+        how = shared_rounding(readers)
+        made = rms_norm(x_TD, weight_D, eps, rows_S=rows, rounding=how, values=how is None)
+        return self._handed_over(made)
 
     def linear(self, x_TK: Tensor, weight: TritonLinear, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
-        return linear(x_TK, weight, None, out, self._context)
+        return linear(self._given(x_TK), weight, None, out, self._context)
 
     def linear_add(self, x_TK: Tensor, weight: TritonLinear, residual_TN: Tensor) -> None:
         """``residual += x @ W.T + bias`` in place, for x [T, K] and residual [T, N]."""
-        linear(x_TK, weight, residual_TN, residual_TN, self._context)
+        linear(self._given(x_TK), weight, residual_TN, residual_TN, self._context)
 
     def rope_write_kv(
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
@@ -232,44 +216,55 @@ class TritonOps:
         """Rows of one token by split-KV decode, the others by the prefill kernel -> [T, H E]."""
         assert isinstance(step, DeviceStep)
         out = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
-        if step.singles is None:
-            self._decode(q_THE, shape, kv, step, step.positions, step.row_index, out)
-            return out.flatten(1)
-        block_q = self._block_q(shape, kv)
-        if step.lines is None:
-            spans = ((s.begin, s.end if _several(s) else s.begin, s.start) for s in step.spans)
-            step.lines = build_prefill_table(spans, block_q).to(self.device)
-        prefill_attention(
+        if step.singles is not None:
+            block_q = self._block_q(shape, kv)
+            prefill_attention(
+                q_THE,
+                kv.k,
+                kv.v,
+                step.block_tables,
+                step.lines_of(block_q),
+                block_q=block_q,
+                scale=shape.scale,
+                window=shape.window,
+                soft_cap=shape.softcap,
+                k_scale_BJS=kv.k_scale,
+                v_scale_BJS=kv.v_scale,
+                out=out,
+            )
+        decode_attention(
             q_THE,
             kv.k,
             kv.v,
             step.block_tables,
-            step.lines,
-            block_q=block_q,
+            step.positions,
+            row_index_T=step.row_index,
+            tokens_S=step.singles,
+            max_length=step.max_length or step.block_tables.shape[1] * kv.k.shape[2],
             scale=shape.scale,
             window=shape.window,
             soft_cap=shape.softcap,
             k_scale_BJS=kv.k_scale,
             v_scale_BJS=kv.v_scale,
+            exact=self.exact,
             out=out,
         )
-        if step.singles.numel():
-            picks = step.singles
-            part = torch.empty_like(q_THE[picks])
-            positions, rows = step.positions[picks], step.row_index[picks]
-            self._decode(q_THE[picks], shape, kv, step, positions, rows, part)
-            out[picks] = part
         return out.flatten(1)
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""
         residual_TD += x_TD
 
-    def gated_mul(self, gate_up_TI2: Tensor, activation: Activation = "silu") -> Tensor:
-        """``act(gate) * up`` -> [T, I]."""
-        values = gated_mul(gate_up_TI2, activation=activation).values
-        assert values is not None
-        return values
+    def gated_mul(
+        self,
+        gate_up_TI2: Tensor,
+        activation: Activation = "silu",
+        readers: Sequence[TritonLinear] = (),
+    ) -> Tensor:
+        """``act(gate) * up`` -> [T, I]; codes where all readers round alike."""
+        how = shared_rounding(readers)
+        made = gated_mul(gate_up_TI2, activation=activation, rounding=how, values=how is None)
+        return self._handed_over(made)
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]."""
@@ -282,32 +277,17 @@ class TritonOps:
     def flush(self) -> None:
         """Nothing: every kernel was launched at once."""
 
-    def _decode(
-        self,
-        q_THE: Tensor,
-        shape: AttentionShape,
-        kv: LayerKV,
-        step: DeviceStep,
-        positions: Tensor,
-        rows: Tensor,
-        out: Tensor,
-    ) -> None:
-        decode_attention(
-            q_THE,
-            kv.k,
-            kv.v,
-            step.block_tables,
-            positions,
-            row_index_T=rows,
-            max_length=step.max_length or step.block_tables.shape[1] * kv.k.shape[2],
-            scale=shape.scale,
-            window=shape.window,
-            soft_cap=shape.softcap,
-            k_scale_BJS=kv.k_scale,
-            v_scale_BJS=kv.v_scale,
-            exact=self.exact,
-            out=out,
-        )
+    def _handed_over(self, made: RowOutputs) -> Tensor:
+        """What stands for the result of an op: its values, or codes that are remembered."""
+        if made.rounded is None:
+            assert made.values is not None
+            return made.values
+        self._codes = made.rounded
+        return made.rounded.codes
+
+    def _given(self, x_TK: Tensor) -> Tensor | RoundedRows:
+        """The input [T, K] of a product, with scales if it was rounded."""
+        return self._codes if self._codes is not None and x_TK is self._codes.codes else x_TK
 
     def _block_q(self, shape: AttentionShape, kv: LayerKV) -> int:
         page, size = kv.k.shape[2], kv.k.element_size()
@@ -328,7 +308,3 @@ def tuned_tables(device: torch.device) -> Tables | None:
     name = torch.cuda.get_device_name(index)
     place = Device(name, arch, runtime.multiprocessors(index))
     return load_tables(place, cache_root() / "tables")
-
-
-def _several(span: RowSpan) -> bool:
-    return span.end - span.begin > 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels.device.input_rounding import InputRounding, RoundedRows
 from ...kernels.formats.canonical import Weight
 from ...kernels.kind import MatrixSpec, ProductContext, TritonKind, carrier
 from ...kernels.kinds import KINDS
@@ -65,8 +67,16 @@ def pack(
     return TritonLinear(shape, found.kind, packed, found.spec.gated, bias, perm)
 
 
+def shared_rounding(readers: Sequence[TritonLinear]) -> InputRounding | None:
+    """How all readers of an input round it; None where they differ, or there is none."""
+    rules = [w.kind.rounding(w.packed) if w.perm is None else None for w in readers]
+    first = rules[0] if rules else None
+    alike = first is not None and all(rule is not None and rule.agrees(first) for rule in rules)
+    return first if alike else None
+
+
 def linear(
-    x_TK: Tensor,
+    x_TK: Tensor | RoundedRows,
     weight: TritonLinear,
     residual: Tensor | None,
     out: Tensor | None,
@@ -74,11 +84,13 @@ def linear(
 ) -> Tensor:
     """``x @ W.T + bias``, ``silu(gate) * up`` of it when gated, ``+ residual`` -> [T, N].
 
-    ``out`` may be ``residual``, and its rows may be strided.
+    ``x`` [T, K] may be rounded already, as :func:`shared_rounding` says; ``out`` may be
+    ``residual``, and its rows may be strided.
     """
-    if weight.perm is not None:
-        x_TK = x_TK[:, weight.perm]
     strided = out is not None and not out.is_contiguous()
-    target = None if strided else out
-    y = weight.kind.linear(x_TK, weight.packed, weight.bias, residual, target, context)
+    rest = weight.packed, weight.bias, residual, None if strided else out, context
+    if isinstance(x_TK, RoundedRows):
+        y = weight.kind.rounded_linear(x_TK, *rest)
+    else:
+        y = weight.kind.linear(x_TK if weight.perm is None else x_TK[:, weight.perm], *rest)
     return out.copy_(y) if out is not None and strided else y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +27,6 @@ class AttentionBlock:
         o: output projection.
         post_norm: RMSNorm weight [D] on what is added to the residual, or None.
         eps: epsilon of the norms.
-        recordable: its ops are the same whatever the step's numbers are.
     """
 
     norm: Tensor
@@ -36,7 +35,6 @@ class AttentionBlock:
     o: PackedLinear
     post_norm: Tensor | None
     eps: float
-    recordable: ClassVar[bool] = True
 
     @classmethod
     def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> AttentionBlock:
@@ -64,6 +62,11 @@ class AttentionBlock:
             config.rms_norm_eps,
         )
 
+    @property
+    def recordable(self) -> bool:
+        """Its ops are the same whatever the step's numbers are."""
+        return True
+
     @staticmethod
     def state(config: ModelConfig) -> StateSpec:
         """Keys and values of every token."""
@@ -81,7 +84,8 @@ class AttentionBlock:
         # What the last projection reads is all that is held: quantizing stops here with each batch.
         a_TC = ops.attention(
             ops.rope_write_kv(
-                self.qkv(ops, ops.rms_norm(x_TD, self.norm, self.eps)), self.shape, kv, step
+                self.qkv(ops, ops.rms_norm(x_TD, self.norm, self.eps, readers=self.qkv.parts)),
+                *(self.shape, kv, step),
             ),
             *(self.shape, kv, step),
         )

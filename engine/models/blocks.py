@@ -7,7 +7,7 @@ a case in :func:`.decoder.layer_blocks`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -19,13 +19,12 @@ from .weights import WeightSource
 
 
 class Block(Protocol):
-    """A part of a network.
+    """A part of a network."""
 
-    Attributes:
-        recordable: its ops are the same whatever the step's numbers are.
-    """
-
-    recordable: ClassVar[bool]
+    @property
+    def recordable(self) -> bool:
+        """Whether its ops are the same whatever the step's numbers are."""
+        ...
 
     @classmethod
     def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> Self:

@@ -1,9 +1,10 @@
 """A mixture of experts in place of an MLP: each token goes through the few that a router picks.
 
-Which experts run is known only when the router's scores are, so a step stops there: what was
-recorded so far is computed, the tokens are sorted by expert, and the experts' products are
-recorded and computed in turn. Such a step cannot be replayed, and it costs more Python than
-a dense one; the arithmetic of the experts runs on the same kernels.
+Which experts run is known only when the router's scores are. A backend with products over all
+experts at once is handed the scores. On others a step stops there: what was recorded so far is
+computed, the tokens are sorted by expert, and the experts' products are recorded and computed in
+turn. Such a step cannot be replayed, and it costs more Python than a dense one; the arithmetic of
+the experts runs on the same kernels.
 
 Source: Shazeer et al. 2017 (sparsely gated experts), in the form of Mixtral (Jiang et al. 2024).
 """
@@ -11,13 +12,13 @@ Source: Shazeer et al. 2017 (sparsely gated experts), in the form of Mixtral (Ji
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...loaders.model.config import ModelConfig
-from ..backends.base import Ops, PackedLinear
+from ..backends.base import ExpertMixture, MixtureShape, Ops, PackedLinear
 from ..run.kv_cache import BlockState, StateSpec
 from ..run.step import StepInputs
 from .mlp import Mlp, mlp_norm
@@ -31,34 +32,41 @@ class MixtureBlock:
     Attributes:
         norm: RMSNorm weight before router and experts, float32 [D].
         router: matrix [E, D] whose products are the experts' scores.
-        experts: E gated MLPs.
-        per_token: how many experts a token goes through.
-        normalize: the shares of a token's experts are scaled to a sum of 1.
+        experts: E gated MLPs; none where ``mixture`` has them.
+        shape: how experts are chosen.
         eps: epsilon of the norm.
-        recordable: no, for the router's scores choose the ops.
+        mixture: all experts as one, where the backend has that.
     """
 
     norm: Tensor
     router: PackedLinear
     experts: list[Mlp]
-    per_token: int
-    normalize: bool
+    shape: MixtureShape
     eps: float
-    recordable: ClassVar[bool] = False
+    mixture: ExpertMixture | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> MixtureBlock:
         """The mixture of a layer."""
         name, experts = f"model.layers.{layer}.mlp", config.experts_of(layer)
         assert experts is not None
-        return cls(
+        made = cls(
             mlp_norm(config, layer, source),
             source.packed(f"{name}.gate"),
             [Mlp.load(config, f"{name}.experts.{i}", source) for i in range(experts.count)],
-            experts.per_token,
-            experts.normalize,
+            MixtureShape(experts.per_token, experts.normalize, config.activation),
             config.rms_norm_eps,
         )
+        pairs = [(expert.gate_up, expert.down) for expert in made.experts]
+        made.mixture = source.mixture(pairs, made.shape)
+        if made.mixture is not None:
+            made.experts = []
+        return made
+
+    @property
+    def recordable(self) -> bool:
+        """Not where the router's scores choose the ops."""
+        return self.mixture is not None
 
     @staticmethod
     def state(config: ModelConfig) -> StateSpec:
@@ -68,22 +76,28 @@ class MixtureBlock:
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one token reads."""
+        if self.mixture is not None:
+            return self.router.nbytes + self.mixture.nbytes
         every = sum(expert.nbytes for expert in self.experts)
-        return self.router.nbytes + every * self.per_token // len(self.experts)
+        return self.router.nbytes + every * self.shape.per_token // len(self.experts)
 
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add the shares of the experts' outputs to the residual [T, D]."""
         h_TD = ops.rms_norm(x_TD, self.norm, self.eps)
         scores_TE = ops.linear(h_TD, self.router)
+        if self.mixture is not None:
+            self.mixture.add(h_TD, scores_TE, x_TD)
+            return
         ops.flush()
-        share_TK, expert_TK = route(scores_TE, self.per_token, self.normalize)
+        share_TK, expert_TK = route(scores_TE, self.shape.per_token, self.shape.normalize)
         # A backend may have rounded or padded its input of matrix products.
         h_TD = h_TD.to(ops.dtype)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for index in expert_TK.unique().tolist():
             token, place = (expert_TK == index).nonzero(as_tuple=True)
             expert = self.experts[index]
-            y_SD = ops.linear(expert.gate_up.gated(ops, h_TD[token]), expert.down)
+            act_SI = expert.gate_up.gated(ops, h_TD[token], expert.down)
+            y_SD = ops.linear(act_SI, expert.down)
             parts.append((token, share_TK[token, place], y_SD))
         ops.flush()
         for token, share_S, y_SD in parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -52,14 +52,12 @@ class MlpBlock:
         mlp: the MLP.
         post_norm: RMSNorm weight [D] on what is added to the residual, or None.
         eps: epsilon of the norms.
-        recordable: its ops are the same whatever the step's numbers are.
     """
 
     norm: Tensor
     mlp: Mlp
     post_norm: Tensor | None
     eps: float
-    recordable: ClassVar[bool] = True
 
     @classmethod
     def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> MlpBlock:
@@ -71,6 +69,11 @@ class MlpBlock:
             source.norm(f"{name}.post_feedforward_layernorm") if config.post_norms else None,
             config.rms_norm_eps,
         )
+
+    @property
+    def recordable(self) -> bool:
+        """Its ops are the same whatever the step's numbers are."""
+        return True
 
     @staticmethod
     def state(config: ModelConfig) -> StateSpec:
@@ -84,7 +87,9 @@ class MlpBlock:
 
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add the MLP's output to the residual [T, D]."""
-        act_TI = self.mlp.gate_up.gated(ops, ops.rms_norm(x_TD, self.norm, self.eps))
+        gate_up = self.mlp.gate_up
+        h_TD = ops.rms_norm(x_TD, self.norm, self.eps, readers=gate_up.parts)
+        act_TI = gate_up.gated(ops, h_TD, self.mlp.down)
         project_add(ops, act_TI, self.mlp.down, self.post_norm, self.eps, x_TD)
 
 

@@ -33,11 +33,11 @@ class FusedLinear(Generic[P]):
         """Bytes that one pass over the weights reads."""
         return sum(p.nbytes for p in self.parts)
 
-    def gated(self, ops: Ops[P], x_TK: Tensor) -> Tensor:
-        """[T, K] -> ``act(gate) * up`` [T, I] of the two halves."""
+    def gated(self, ops: Ops[P], x_TK: Tensor, reader: P) -> Tensor:
+        """[T, K] -> ``act(gate) * up`` [T, I] of the two halves, for the products of a matrix."""
         if self.activated:
             return ops.linear(x_TK, self.parts[0])
-        return ops.gated_mul(self(ops, x_TK), self.activation)
+        return ops.gated_mul(self(ops, x_TK), self.activation, [reader])
 
     def __call__(self, ops: Ops[P], x_TK: Tensor) -> Tensor:
         """[T, K] -> [T, sum of N]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from halfbyte.errors import UnsupportedWeightError
 from ...kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
 from ...kernels.formats.stored import StoredLinear
 from ...loaders.base import Checkpoint, load_stored
-from ..backends.base import Activation, Backend, PackedLinear
+from ..backends.base import Activation, Backend, ExpertMixture, MixtureShape, PackedLinear
 from ..backends.packed_cache import PackedCache
 from .projections import FusedLinear
 
@@ -97,6 +97,15 @@ class WeightSource:
         if fused is not None:
             return FusedLinear([fused], activated=True)
         return FusedLinear([packer.pack(whole, bias)], activation=activation)
+
+    def mixture(
+        self, experts: Sequence[tuple[FusedLinear[Any], PackedLinear]], shape: MixtureShape
+    ) -> ExpertMixture | None:
+        """Packed experts of a layer, gate-up and down projections, as one; None if they cannot."""
+        pairs = [(gate_up.parts[0], down) for gate_up, down in experts]
+        if any(len(gate_up.parts) > 1 for gate_up, _ in experts):
+            return None
+        return self._backend.packer.pack_mixture(pairs, shape)
 
     def release(self) -> None:
         """Nothing that was taken is needed any more."""

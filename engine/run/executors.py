@@ -1,13 +1,12 @@
 """How the steps of a network are run: op by op, token by token, or from a recording.
 
-A decode step of T rows can be noted down once, on fixed buffers, and then replayed: inputs are
-copied into the buffers and one call runs the whole step, so a step costs no Python per op. That is
-a CUDA graph on a GPU, and its counterpart on the C kernels.
+A step of T tokens can be noted down once, on fixed buffers, and then replayed: inputs are copied
+into the buffers and one call runs the whole step, so a step costs no Python per op. That is a CUDA
+graph on a GPU, and its counterpart on the C kernels.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -89,6 +88,15 @@ def row_counts(most: int) -> list[int]:
     size = 1
     while size <= most:
         counts |= {size, min(size * 3 // 2, most)}
+        size *= 2
+    return sorted(counts)
+
+
+def token_counts(most: int) -> list[int]:
+    """Numbers of tokens that stand for all up to ``most``, at most a quarter above them."""
+    counts, size = {most}, 16
+    while size < most:
+        counts |= {min(size * quarters // 4, most) for quarters in (4, 5, 6, 7)}
         size *= 2
     return sorted(counts)
 
@@ -202,19 +210,23 @@ class RecordingExecutor(Executor):
 
     def run(self, step: StepInputs) -> Tensor:
         """Logits [S, V] of a step; those of a decode step are overwritten by the next."""
-        wanted = len(step.token_ids) if step.sample_index is None else len(step.sample_index)
-        if self._nearly_decodes(step, wanted):
+        wanted = step.wanted
+        if self._nearly_decodes(step):
             step = step.as_decode()
-        replay = step.decodes and len(step.spans) <= self._rows
+        replay = self._is_kept(step)
         step = self._prepare(self._fitted(step) if replay else step)
         return self._network.cap(self._replay(step)[:wanted] if replay else self._once(step))
 
-    def _nearly_decodes(self, step: StepInputs, wanted: int) -> bool:
+    def _is_kept(self, step: StepInputs) -> bool:
+        """Whether steps like this one are kept for replay."""
+        return step.decodes and len(step.spans) <= self._rows
+
+    def _nearly_decodes(self, step: StepInputs) -> bool:
         """Whether a step is none that decodes, but can be replayed as one."""
         if not self.spare_tokens or step.sample_index is None or step.hidden is not None:
             return False
         tokens = len(step.token_ids)
-        return tokens <= self._rows and tokens - wanted <= self.spare_tokens
+        return tokens <= self._rows and tokens - step.wanted <= self.spare_tokens
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -232,7 +244,7 @@ class RecordingExecutor(Executor):
                 torch.set_num_threads(before)
 
     def _fitted(self, step: StepInputs) -> StepInputs:
-        """A decode step as it is replayed, with its own rows first."""
+        """A step as it is replayed, with its own tokens and logits first."""
         return step
 
     def _replay(self, step: StepInputs) -> Tensor:
@@ -254,7 +266,7 @@ class RecordingExecutor(Executor):
         if self._logits is None:
             # One for all: recordings of every batch size would hold gigabytes of them.
             self._logits = self._network.logits_buffer(self._rows)
-        return _Recorded(step, *self._record(step, self._logits[: len(step.spans)]))
+        return _Recorded(step, *self._record(step, self._logits[: step.wanted]))
 
     def _record(self, step: StepInputs, out: Tensor | None = None) -> tuple[Program, Tensor]:
         """A program that fills the logits [S, V] when it runs."""
@@ -267,20 +279,34 @@ class RecordingExecutor(Executor):
 
 
 class CapturingExecutor(RecordingExecutor):
-    """Replays decode steps as CUDA graphs; other steps are computed op by op.
+    """Replays steps as CUDA graphs; those of too many tokens are computed op by op.
 
-    Rows that stand for nothing fill a step up to one of a few sizes, so that all graphs there are
-    can be captured before the engine is ready. Where a capture fails, steps are computed op by op
-    from then on.
+    Tokens that stand for nothing fill a step up to one of a few sizes, so that all graphs there
+    are can be captured before the engine is ready. A step in which not all rows decode has room
+    for as many rows as there are, and as many logits. Where a capture fails, steps are computed op
+    by op from then on.
+
+    Args:
+        network: as for :class:`RecordingExecutor`, like ``kv`` to ``prepare``.
+        tokens: most tokens of a step that does more than decode and is replayed.
     """
 
     # A graph more costs more than its launches.
     spare_tokens = 0
     _monitor: JitMonitor | None = None
 
-    @functools.cached_property
-    def _sizes(self) -> list[int]:
-        return row_counts(self._limit)
+    def __init__(
+        self,
+        network: Network,
+        kv: KVCache,
+        limit: int,
+        recorder: Recorder,
+        prepare: Callable[[StepInputs], StepInputs] = unchanged,
+        tokens: int = 0,
+    ) -> None:
+        super().__init__(network, kv, limit, recorder, prepare)
+        self._row_sizes = row_counts(self._limit)
+        self._token_sizes = token_counts(tokens)
 
     def monitor(self) -> JitMonitor:
         """Listens for compilations, and for captures."""
@@ -290,9 +316,19 @@ class CapturingExecutor(RecordingExecutor):
             self._monitor = JitMonitor()
         return self._monitor
 
+    def _is_kept(self, step: StepInputs) -> bool:
+        if step.decodes:
+            return super()._is_kept(step)
+        small = len(step.token_ids) <= self._token_sizes[-1]
+        few = max(len(step.block_tables), step.wanted) <= self._rows
+        return small and few and step.sample_index is not None and step.hidden is None
+
     def _fitted(self, step: StepInputs) -> StepInputs:
-        rows = len(step.spans)
-        return step.padded(next(size for size in self._sizes if size >= rows))
+        tokens = len(step.token_ids)
+        if step.decodes:
+            rows = next(size for size in self._row_sizes if size >= tokens)
+            return step.padded(rows, rows)
+        return step.padded(next(size for size in self._token_sizes if size >= tokens), self._limit)
 
     def _replay(self, step: StepInputs) -> Tensor:
         try:
@@ -311,5 +347,6 @@ class CapturingExecutor(RecordingExecutor):
         began = time.perf_counter()
         kept = super()._keep(step)
         if self._monitor is not None:
-            self._monitor.captured(f"{len(step.spans)} rows", time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._monitor.captured(f"{len(step.token_ids)} tokens", seconds)
         return kept

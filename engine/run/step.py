@@ -71,8 +71,23 @@ class StepInputs:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """What two decode steps must have in common to share a recording."""
-        return (len(self.spans),)
+        """What two steps must have in common to share a recording."""
+        sampled = -1 if self.sample_index is None else self.wanted
+        return len(self.token_ids), len(self.block_tables), sampled
+
+    @property
+    def wanted(self) -> int:
+        """How many tokens' logits are wanted."""
+        return len(self.token_ids if self.sample_index is None else self.sample_index)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that a device has to have, in a fixed order."""
+        every = (
+            *(self.token_ids, self.positions, self.rope, self.slots, self.row_index),
+            *(self.block_tables, self.sample_index, self.rope_local),
+        )
+        return [tensor for tensor in every if tensor is not None]
 
     @property
     def decodes(self) -> bool:
@@ -99,40 +114,40 @@ class StepInputs:
         """The step in contiguous buffers that nothing else has."""
         return self.map(lambda tensor: tensor.contiguous().clone())
 
-    def copy_(self, other: StepInputs) -> None:
-        """Take over another decode step with the same key, in the same buffers."""
-        self.token_ids.copy_(other.token_ids)
-        self.positions.copy_(other.positions)
-        self.rope.copy_(other.rope)
-        self.slots.copy_(other.slots)
-        self.block_tables.copy_(other.block_tables)
-        if self.rope_local is not None and other.rope_local is not None:
-            self.rope_local.copy_(other.rope_local)
+    def copy_(self, other: Self) -> None:
+        """Take over another step with the same key, in the same buffers."""
+        for mine, theirs in zip(self.tensors, other.tensors, strict=True):
+            mine.copy_(theirs)
 
-    def padded(self, rows: int) -> StepInputs:
-        """A decode step with so many rows; those that are added stand for nothing.
+    def padded(self, tokens: int, rows: int) -> StepInputs:
+        """A step of so many tokens and block tables; those that are added stand for nothing.
 
-        Their keys and values are not kept (their slots are negative), and they look at the first
-        token of the step's first row.
+        Their keys and values are not kept (their slots are negative), they look at the first
+        token of the step's first row, and they are in no span, except where each row has one
+        token. Where some tokens' logits are wanted, those of ``rows`` are.
         """
-        more = rows - len(self.spans)
-        if more == 0:
+        if len(self.token_ids) == tokens and len(self.block_tables) == rows:
             return self
 
-        def fill(tensor: Tensor, value: int) -> Tensor:
-            added = tensor.new_full((more, *tensor.shape[1:]), value)
+        def fill(tensor: Tensor, count: int, value: int) -> Tensor:
+            added = tensor.new_full((count - len(tensor), *tensor.shape[1:]), value)
             return torch.cat([tensor, added])
 
+        more = rows - len(self.block_tables)
+        spans, sample = self.spans, self.sample_index
+        if self.decodes:
+            spans = spans + [RowSpan(i, i + 1, 0) for i in range(len(spans), rows)]
         return replace(
             self,
-            token_ids=fill(self.token_ids, 0),
-            positions=fill(self.positions, 0),
-            rope=fill(self.rope, 0),
-            rope_local=None if self.rope_local is None else fill(self.rope_local, 0),
-            slots=fill(self.slots, -1),
-            row_index=torch.arange(rows, dtype=torch.int32),
+            token_ids=fill(self.token_ids, tokens, 0),
+            positions=fill(self.positions, tokens, 0),
+            rope=fill(self.rope, tokens, 0),
+            rope_local=None if self.rope_local is None else fill(self.rope_local, tokens, 0),
+            slots=fill(self.slots, tokens, -1),
+            row_index=fill(self.row_index, tokens, 0),
             block_tables=torch.cat([self.block_tables, self.block_tables[:1].expand(more, -1)]),
-            spans=self.spans + [RowSpan(i, i + 1, 0) for i in range(len(self.spans), rows)],
+            spans=spans,
+            sample_index=None if sample is None else fill(sample, rows, 0),
         )
 
     def as_decode(self) -> StepInputs:

@@ -2,7 +2,7 @@
 
 A Triton kernel is compiled at the first launch with a new set of constants, which are chosen by the
 number of rows and, in exact mode, by the length of the context. A dummy step for each choice,
-decode and prefill, compiles all of them, and records the decode steps.
+decode and prefill, compiles all of them, and records the steps that are replayed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from ..config import EngineConfig
 from ..params import SamplingParams
-from .executors import row_counts
+from .executors import row_counts, token_counts
 from .model_runner import ModelRunner
 from .sampling import RowSampling
 from .step import StepInputs
@@ -81,18 +81,19 @@ def _steps(
     while exact and lengths[-1] > LEAST_LENGTH:
         lengths.append((1 << (lengths[-1] - 1).bit_length()) // 2)
     # The largest first: smaller recordings then find room in the memory that it took.
+    counts = row_counts(max_batch_tokens) if exact else token_counts(max_batch_tokens)
+    for tokens in reversed(counts):
+        rows, rest = divmod(tokens, max_context)
+        prompts = [max_context] * rows + [rest] * (rest > 0)
+        if len(prompts) <= max_batch and tokens > 1:
+            yield _step(runner, prompts, [0] * len(prompts))
+        if exact and 1 < len(prompts) + 1 <= max_batch and tokens < max_batch_tokens:
+            # A row that decodes beside rows that prefill.
+            for length in lengths:
+                yield _step(runner, [*prompts, 1], [0] * len(prompts) + [length - 1])
     for rows in reversed(row_counts(max_batch)):
         for length in lengths:
             yield _step(runner, [1] * rows, [length - 1] * rows)
-    for tokens in row_counts(max_batch_tokens):
-        rows, rest = divmod(tokens, max_context)
-        counts = [max_context] * rows + [rest] * (rest > 0)
-        if len(counts) <= max_batch and tokens > 1:
-            yield _step(runner, counts, [0] * len(counts))
-        if 1 < len(counts) + 1 <= max_batch and tokens < max_batch_tokens:
-            # A row that decodes beside rows that prefill.
-            for length in lengths:
-                yield _step(runner, [*counts, 1], [0] * len(counts) + [length - 1])
 
 
 def _step(runner: ModelRunner, counts: Sequence[int], starts: Sequence[int]) -> StepInputs:

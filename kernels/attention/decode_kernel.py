@@ -8,6 +8,8 @@ row (or the last ``window`` of them).
 * q [T, H, E] fp16, bf16 or fp32; caches [B, J, PAGE, E] of the same type, or int8 with float32
   scales [B, J, PAGE]; tables int32 [R, width]; positions int32 [T], negative for no token.
   The strides of q's tokens and of blocks are given in units of 16 elements.
+* With LISTED the programs are those of the tokens in a list int32 [S], negative for nothing; the
+  others keep what out held.
 * Ragged: lengths, and E up to the tile's power of two. A page is one tile; only the last page
   (and with a window the first) is masked.
 * Each split writes its unnormalised sum and (max, sum) in float32; ``reduce_kernel`` joins them in
@@ -69,6 +71,7 @@ def decode_kernel(
     tables_ptr,
     positions_ptr,
     row_index_ptr,
+    tokens_ptr,
     out_ptr,
     partial_ptr,
     stats_ptr,
@@ -90,17 +93,25 @@ def decode_kernel(
     LEAST: tl.constexpr,
     SINGLE: tl.constexpr,
     INDEXED: tl.constexpr,
+    LISTED: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     QUANT: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One split of one token and KV head; SINGLE writes the result, without a second kernel."""
+    """One split of one token and KV head.
+
+    SINGLE, which no list goes with, writes the result, without a second kernel.
+    """
     pair = tl.program_id(0)
     split = tl.program_id(1)
     token = pair // KV_HEADS
     head = pair % KV_HEADS
+    if LISTED:
+        token = tl.load(tokens_ptr + token)
+        if token < 0:
+            return
     position = tl.load(positions_ptr + token)
     first, last, per = page_range(position, splits, window, PAGE, CHUNK, LEAST, WINDOW)
     begin = first + split * per
@@ -183,6 +194,7 @@ def reduce_kernel(
     partial_ptr,
     stats_ptr,
     positions_ptr,
+    tokens_ptr,
     out_ptr,
     splits,
     window,
@@ -194,10 +206,11 @@ def reduce_kernel(
     CHUNK: tl.constexpr,
     LEAST: tl.constexpr,
     TOGETHER: tl.constexpr,
+    LISTED: tl.constexpr,
     WINDOW: tl.constexpr,
     QUANT: tl.constexpr,
 ):
-    """Join the splits of one token and query head: grid (T * H,), out [T, H, E].
+    """Join the splits of one token and query head: grid (tokens * H,), out [T, H, E].
 
     Splits are joined TOGETHER at a time in the order of positions, and only those that hold
     pages, so the result does not depend on how many more the grid had.
@@ -205,7 +218,12 @@ def reduce_kernel(
     index = tl.program_id(0)
     pair = index // GROUP
     member = index % GROUP
-    position = tl.load(positions_ptr + pair // KV_HEADS)
+    token = pair // KV_HEADS
+    if LISTED:
+        token = tl.load(tokens_ptr + token)
+        if token < 0:
+            return
+    position = tl.load(positions_ptr + token)
     first, last, per = page_range(position, splits, window, PAGE, CHUNK, LEAST, WINDOW)
     live = (last - first + per - 1) // per
     columns = tl.arange(0, WIDTH)
@@ -231,8 +249,9 @@ def reduce_kernel(
         mass = mass * shrink + tl.sum(masses * weight, 0)
         acc = acc * shrink + tl.sum(part * weight[:, None], 0)
         top = new_top
+    of_head = token.to(tl.int64) * (KV_HEADS * GROUP) + index % (KV_HEADS * GROUP)
     tl.store(
-        out_ptr + index.to(tl.int64) * DIM + columns,
+        out_ptr + of_head * DIM + columns,
         narrow(normalized(acc, mass, QUANT), out_ptr.dtype.element_ty),
         mask=inside,
     )

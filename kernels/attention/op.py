@@ -57,6 +57,7 @@ def decode_attention(
     max_length: int,
     scale: float,
     row_index_T: Tensor | None = None,
+    tokens_S: Tensor | None = None,
     window: int = 0,
     soft_cap: float = 0.0,
     k_scale_BJS: Tensor | None = None,
@@ -78,6 +79,8 @@ def decode_attention(
             fixes the number of splits.
         scale: factor on the scores, > 0.
         row_index_T: int32, line of the block table of each token; by default token t has line t.
+        tokens_S: int32, which of the T are wanted, each once; a negative number stands for nothing.
+            The others keep what ``out`` held. By default all are.
         window: sliding window in tokens; 0 is none.
         soft_cap: scores become ``soft_cap * tanh(score / soft_cap)``; 0 is none.
         k_scale_BJS: float32 scales of int8 keys.
@@ -105,6 +108,10 @@ def decode_attention(
         )
     else:
         check_tensor("row_index", row_index_T, (tokens,), (torch.int32,), device)
+    count = tokens
+    if tokens_S is not None:
+        check_tensor("tokens", tokens_S, (None,), (torch.int32,), device)
+        count = tokens_S.shape[0]
     require(max_length > 0, lambda: f"max_length is {max_length}; expected at least 1")
     if debug:
         check_block_tables(
@@ -115,25 +122,26 @@ def decode_attention(
             longest <= max_length, lambda: f"a row has {longest} tokens; max_length is {max_length}"
         )
     out = _output(q_THE, out)
-    if tokens == 0:
+    if count == 0:
         return out
     reach = min(max_length, window + page) if window else max_length
-    splits = decode_splits(device, tokens, kv_heads, reach, exact)
+    splits = decode_splits(device, count, kv_heads, reach, exact)
     group, width = heads // kv_heads, next_power_of_2(dim)
     arch = runtime.arch(runtime.device_index(q_THE))
     tile = decode_tile(arch, group, page, width, k_cache_BJSE.element_size())
-    single = splits == 1
+    # Of the few lists, of steps that do more than decode, one variant is enough.
+    single = splits == 1 and tokens_S is None
     stats = partial = q_THE
     if not single:
-        cells = tokens * heads * splits
+        cells = count * heads * splits
         if workspace is None:
-            workspace = decode_workspace(tokens, heads, dim, splits, device)
+            workspace = decode_workspace(count, heads, dim, splits, device)
         check_tensor("workspace", workspace, (None,), (torch.float32,), device)
         require(
             workspace.numel() >= cells * (dim + 2),
             lambda: (
                 f"workspace holds {workspace.numel()} floats; {cells * (dim + 2)} are needed for "
-                f"{tokens} tokens, {heads} heads of {dim} and {splits} splits"
+                f"{count} tokens, {heads} heads of {dim} and {splits} splits"
             ),
         )
         partial, stats = workspace[: cells * dim], workspace[cells * dim :]
@@ -141,7 +149,7 @@ def decode_attention(
     factor, cap = _factors(scale, soft_cap)
     chunk = max(1, EXACT_CHUNK // page) if exact else 0
     least = max(1, LEAST_KEY_CHUNK // page)
-    decode_kernel[(tokens * kv_heads, splits)](
+    decode_kernel[(count * kv_heads, splits)](
         q_THE,
         k_cache_BJSE,
         v_cache_BJSE,
@@ -150,6 +158,7 @@ def decode_attention(
         block_tables_RW,
         positions_T,
         row_index_T if row_index_T is not None else positions_T,
+        tokens_S if tokens_S is not None else positions_T,
         out,
         partial,
         stats,
@@ -171,6 +180,7 @@ def decode_attention(
         LEAST=least,
         SINGLE=single,
         INDEXED=row_index_T is not None,
+        LISTED=tokens_S is not None,
         WINDOW=window > 0,
         SOFT_CAP=soft_cap > 0,
         QUANT=quantized,
@@ -179,10 +189,11 @@ def decode_attention(
         **tile.launch,
     )
     if not single:
-        reduce_kernel[(tokens * heads,)](
+        reduce_kernel[(count * heads,)](
             partial,
             stats,
             positions_T,
+            tokens_S if tokens_S is not None else positions_T,
             out,
             splits,
             window,
@@ -194,6 +205,7 @@ def decode_attention(
             CHUNK=chunk,
             LEAST=least,
             TOGETHER=REDUCE_TOGETHER,
+            LISTED=tokens_S is not None,
             WINDOW=window > 0,
             QUANT=quantized,
             num_warps=4,

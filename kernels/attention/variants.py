@@ -11,6 +11,7 @@ from .decode_kernel import decode_kernel, reduce_kernel
 from .prefill_kernel import prefill_kernel
 
 _POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_ptr", "out_ptr")
+_TOKENS = ("positions_ptr", "row_index_ptr", "tokens_ptr")
 _STRIDES = ("q_stride", "block_stride", "scale_stride", "table_width", "window")
 
 
@@ -38,7 +39,7 @@ def _signature(dtype: str, quant: bool) -> dict[str, str]:
 
 
 def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
-    quant = flags.get("quant", False)
+    quant, listed = flags.get("quant", False), flags.get("listed", False)
     width = next_power_of_2(dim)
     tile = decode_tile(arch, group, page, width, 1 if quant else 2)
     name = " ".join(name for name, on in flags.items() if on)
@@ -48,12 +49,12 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
         f"{name}".strip(),
         fn=decode_kernel,
         signature=_signature(dtype, quant)
-        | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "splits": "i32"}
-        | {"partial_ptr": "*fp32", "stats_ptr": "*fp32"},
+        | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "tokens_ptr": "*i32"}
+        | {"splits": "i32", "partial_ptr": "*fp32", "stats_ptr": "*fp32"},
         constants=_common(arch, group, page, dim, **flags)
         | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_KEY_CHUNK // page}
-        | {"SINGLE": False, "INDEXED": False},
-        divisible=(*_POINTERS, "positions_ptr", "row_index_ptr", "partial_ptr", "stats_ptr"),
+        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed},
+        divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         options={"maxnreg": tile.registers} if tile.registers else {},
@@ -100,6 +101,7 @@ def variants(arch: int) -> Iterator[Variant]:
         yield make(arch, "fp16", 4, 64, 128, quant=True)
         yield make(arch, "bf16", 4, 64, 128, quant=True)
         yield make(arch, "bf16", 4, 64, 256, soft_cap=True, window=True)
+    yield _decode(arch, "fp16", 4, 64, 128, listed=True)
     yield Variant(
         kernel="attention.reduce",
         config="g4 d128 w4 fp16",
@@ -108,6 +110,7 @@ def variants(arch: int) -> Iterator[Variant]:
             "partial_ptr": "*fp32",
             "stats_ptr": "*fp32",
             "positions_ptr": "*i32",
+            "tokens_ptr": "*i32",
             "out_ptr": "*fp16",
             "splits": "i32",
             "window": "i32",
@@ -121,10 +124,11 @@ def variants(arch: int) -> Iterator[Variant]:
             "CHUNK": 0,
             "LEAST": LEAST_KEY_CHUNK // 64,
             "TOGETHER": REDUCE_TOGETHER,
+            "LISTED": False,
             "WINDOW": False,
             "QUANT": False,
         },
-        divisible=("partial_ptr", "stats_ptr", "positions_ptr", "out_ptr"),
+        divisible=("partial_ptr", "stats_ptr", "positions_ptr", "tokens_ptr", "out_ptr"),
         num_warps=4,
         num_stages=2,
     )

@@ -9,7 +9,7 @@ from ..codegen.variant import Variant
 from ..formats.code_tables import NF4
 from ..fragments.cases import DrawnFragments, dequantize_case, drawn_scales, product_case
 from .layout import pack_codebook
-from .op import codebook_linear, dequantize
+from .op import codebook_grouped, codebook_linear, dequantize
 from .reference import dequantize as true_weight
 
 
@@ -30,5 +30,5 @@ def cases() -> dict[str, PtxCase]:
     """By the kernel's dotted name."""
     return {
         "codebook.dequantize": dequantize_case(_draw, dequantize),
-        "codebook.gemm": product_case(_draw, codebook_linear),
+        "codebook.gemm": product_case(_draw, codebook_linear, codebook_grouped),
     }

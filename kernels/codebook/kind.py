@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.code_tables import NF4
 from ..formats.weight_format import WeightFormat
 from ..fragments.config import chosen
-from ..fragments.layout import FRAGMENT_ROW_ALIGN
+from ..fragments.layout import FRAGMENT_ROW_ALIGN, stack_fragments
+from ..fragments.product import grouped_config
 from ..kind import (
     NO_CODES,
     NO_GATE,
@@ -29,7 +31,7 @@ from ..kind import (
     unpacked,
 )
 from .layout import PackedCodebook, pack_codebook
-from .op import codebook_linear
+from .op import codebook_grouped, codebook_linear
 from .variants import variants
 
 if TYPE_CHECKING:
@@ -122,6 +124,29 @@ class CodebookKind(TritonKind[PackedCodebook]):
             out=out,
             exact=context.exact,
             workspace=context.workspace,
+        )
+
+    def stack(self, weights: Sequence[PackedCodebook]) -> PackedCodebook | None:
+        """Row blocks of one matrix."""
+        return stack_fragments(weights)
+
+    def tile_rows(
+        self, weight: PackedCodebook, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
+    ) -> int:
+        """As the launch has them."""
+        return grouped_config(weight, load, context.exact, context.workspace).bm
+
+    def grouped_linear(
+        self,
+        x_PK: Tensor,
+        weight: PackedCodebook,
+        bias: Tensor | None,
+        tiles: ExpertTiles,
+        context: ProductContext,
+    ) -> Tensor:
+        """-> [P, N]."""
+        return codebook_grouped(
+            x_PK, weight, bias, tiles, exact=context.exact, workspace=context.workspace
         )
 
     def variants(self, arch: int) -> Iterator[Variant]:

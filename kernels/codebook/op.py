@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..device import runtime
+from ..device.expert_tiles import ExpertTiles
 from ..device.workspace import Workspace
 from ..fragments import product
 from .layout import PackedCodebook
@@ -29,6 +30,25 @@ def codebook_linear(
     """
     lut = _lut(weight, x_MK, x_MK.dtype)
     return product.linear(x_MK, weight, lut, bias, residual, out, exact, workspace)
+
+
+def codebook_grouped(
+    x_PK: Tensor,
+    weight: PackedCodebook,
+    bias: Tensor | None,
+    tiles: ExpertTiles,
+    *,
+    exact: bool,
+    workspace: Workspace,
+) -> Tensor:
+    """Each row of ``x`` [P, K] times the matrix of its expert -> [P, N].
+
+    ``weight`` holds those of all experts, ``bias`` is [E, N]; the rest as codebook_linear. Raises
+    KernelInputError.
+    """
+    return product.grouped(
+        x_PK, weight, _lut(weight, x_PK, x_PK.dtype), bias, tiles, exact, workspace
+    )
 
 
 def dequantize(weight: PackedCodebook, dtype: torch.dtype) -> Tensor:

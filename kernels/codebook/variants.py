@@ -21,5 +21,6 @@ def variants(arch: int) -> Iterator[Variant]:
         yield product(arch, "codebook", 4, 16, group, "fp16", scale="fp32")
     yield product(arch, "codebook", 4, 16, 0, "fp16", lut_rows=True)
     yield product(arch, "codebook", 4, 16, 64, "fp16", even=False, bias=True, residual=True)
+    yield product(arch, "codebook", 4, 16, 64, "bf16", scale="fp32", experts=True)
     for dtype in ("fp16", "bf16"):
         yield dequantize(arch, "codebook", 4, 64, dtype)

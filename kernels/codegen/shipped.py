@@ -18,7 +18,7 @@ from .variant import Variant
 if TYPE_CHECKING:
     from .case import PtxCase
 
-OTHERS = ("attention", "fused", "sampling")
+OTHERS = ("attention", "experts", "fused", "sampling")
 """Folders below ``kernels`` with kernels of no kind of weight."""
 
 _ROOT = Path(__file__).parents[1]

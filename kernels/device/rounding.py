@@ -69,3 +69,48 @@ def float8_codes(x, scale, DTYPE: tl.constexpr):
         small = (v * 512.0 + _ROUND - _ROUND) / 512.0  # steps of 2**-9 below 2**-6
         v = tl.where(tl.abs(v) < 0.015625, small, bits.to(tl.float32, bitcast=True))
     return v.to(DTYPE)
+
+
+@triton.jit
+def row_scale(
+    high,
+    low,
+    poison,
+    scale_ptr,
+    zero_ptr,
+    row,
+    STATIC: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    TOP: tl.constexpr,
+):
+    """(scale, zero point as a float) of a row; where they are its own, they are stored.
+
+    ``high`` is its largest value with HAS_Z, else its largest magnitude, ``low`` its smallest
+    value, and ``poison`` 0, or NaN for a row that has no meaning: the stored scale is NaN then.
+    """
+    zero = 0.0
+    if STATIC:
+        scale = tl.load(scale_ptr)
+        if HAS_Z:
+            zero = tl.load(zero_ptr).to(tl.float32)
+    else:
+        if HAS_Z:
+            low = tl.minimum(low, 0.0)
+            scale = scale_of(tl.maximum(high, 0.0) - low, 255.0)
+            zero = zero_of(low, scale)
+            tl.store(zero_ptr + row, zero.to(tl.int32))
+        else:
+            scale = scale_of(high, TOP)
+        tl.store(scale_ptr + row, scale + poison)
+    return scale, zero
+
+
+@triton.jit
+def codes_of(x, scale, zero, DTYPE: tl.constexpr):
+    """Codes int8 or float8 of some columns of a row."""
+    scales = tl.zeros_like(x) + scale
+    if DTYPE == tl.float8e4nv:  # noqa: SIM300
+        return float8_codes(x, scales, DTYPE)
+    else:
+        # -128 also for a TOP of 127: a subnormal scale, rounded far, leaves quotients beyond it.
+        return int8_codes(x, scales, zero, -128.0)

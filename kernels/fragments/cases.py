@@ -22,8 +22,10 @@ from ..codegen.case import (
 )
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..experts.cases import by_expert, case_tiles, live_rows, own_rows
 from . import product
 from .config import FragmentConfig
+from .layout import stack_fragments
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ DrawFragments = Callable[[Variant, int, int, torch.dtype, torch.Generator], Draw
 """A weight [N, K] in the form that a variant reads, tables rounded to a type."""
 
 
-def product_case(draw: DrawFragments, linear: Callable[..., Tensor]) -> PtxCase:
+def product_case(
+    draw: DrawFragments, linear: Callable[..., Tensor], grouped: Callable[..., Tensor]
+) -> PtxCase:
     """Products [M, N] of a kind with two splits, each longer than the pipeline, and ragged rows."""
 
     def prepare(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
@@ -57,6 +61,8 @@ def product_case(draw: DrawFragments, linear: Callable[..., Tensor]) -> PtxCase:
         if c["GROUP"] > slice_k:
             slices += 1  # Blocks of a codebook end with their row.
         k = slice_k * slices - (0 if c["EVEN_K"] else slice_k // 2 + 8 * (c["PLANES"] == 2))
+        if c["GROUPED"]:
+            return _by_expert(variant, emulation, rng, config, (n, k), draw, grouped)
         drawn = draw(variant, n, k, dtype, rng)
         x = torch.randn(m, k, generator=rng).to(dtype)
         bias = torch.randn(n, generator=rng).to(dtype) if c["BIAS"] else None
@@ -103,3 +109,38 @@ def drawn_scales(variant: Variant, n: int, k: int, rng: torch.Generator) -> tupl
     if variant.signature["scale_ptr"] == "*fp16":
         scales = scales.half().float()
     return scales, group
+
+
+def _by_expert(
+    variant: Variant,
+    emulation: Emulation,
+    rng: torch.Generator,
+    config: FragmentConfig,
+    shape: tuple[int, int],
+    draw: DrawFragments,
+    grouped: Callable[..., Tensor],
+) -> PreparedCase:
+    """Rows of three experts, two launch tiles of each."""
+    c, dtype = variant.constants, type_of(variant, "x_ptr")
+    n, k = shape
+    drawn = [draw(variant, n, k, dtype, rng) for _ in range(3)]
+    tiles = case_tiles(2 * config.bm)
+    x = torch.randn(tiles.padded, k, generator=rng).to(dtype)
+    bias = torch.randn(3, n, generator=rng).to(dtype) if c["BIAS"] else None
+    space = undefined_workspace(emulation, 4 << 20)
+    weight = stack_fragments([one.weight for one in drawn])
+    assert weight is not None
+    want = by_expert(x.double(), [one.true for one in drawn], tiles.rows)
+    if bias is not None:
+        ones = torch.ones(tiles.padded, 1).double()
+        want += by_expert(ones, [row.double()[:, None] for row in bias], tiles.rows)
+    errors = [product_error(x, one.true, one.size, dtype, rounded=False) for one in drawn]
+    error = own_rows(errors, tiles.rows)
+    allowed = rounded_once(want, error, dtype)
+
+    def call() -> list[OutputCheck]:
+        with patch.object(product, "choose", lambda *args, **options: config):
+            out = grouped(x, weight, bias, tiles, exact=False, workspace=space)
+        return [within("y", live_rows(out, tiles.rows), want, allowed)]
+
+    return call

@@ -9,8 +9,9 @@ from .config import launch_options, tile
 from .kernel import dequantize_kernel, product_kernel
 
 _WEIGHT = ("words_ptr", "scale_ptr", "offset_ptr", "lut_ptr")
-_POINTERS = ("x_ptr", *_WEIGHT, "out_ptr", "bias_ptr", "residual_ptr", "work_ptr", "count_ptr")
-_INTEGERS = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units")
+_POINTERS = ("x_ptr", *_WEIGHT, "out_ptr", "bias_ptr", "residual_ptr", "work_ptr")
+_POINTERS += ("count_ptr", "experts_ptr")
+_INTEGERS = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units", "per_expert")
 
 
 def product(
@@ -25,12 +26,12 @@ def product(
     even: bool = True,
     **flags: bool,
 ) -> Variant:
-    """``flags``: offset, lut_rows, bias, residual."""
+    """``flags``: offset, lut_rows, bias, residual, experts."""
     config = tile(arch, bm, planes)
     options = launch_options(config, arch, planes, group)
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= weight_types(arch, dtype, scale)
-    types |= {"work_ptr": "*fp32", "count_ptr": "*i32"}
+    types |= {"work_ptr": "*fp32", "count_ptr": "*i32", "experts_ptr": "*i32"}
     constants: dict[str, Any] = {
         **_weight_constants(arch, planes, group, flags),
         "BM": config.bm,
@@ -39,6 +40,7 @@ def product(
         "K_UNIT": 8,
         "BIAS": flags.get("bias", False),
         "RESIDUAL": flags.get("residual", False),
+        "GROUPED": flags.get("experts", False),
         "INTERPRET": False,
         "WARPS": config.warps,
     }

@@ -24,7 +24,7 @@ import triton.language as tl
 from ..device.parts import dot, finish, repeat_rows, table_matrix, table_offsets
 from .decode import int8_planes, table_planes
 
-_RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units"]
+_RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units", "per_expert"]
 
 
 @triton.jit
@@ -126,6 +126,7 @@ def product_kernel(
     residual_ptr,
     work_ptr,
     count_ptr,
+    experts_ptr,
     M,
     N,
     atoms,
@@ -133,6 +134,7 @@ def product_kernel(
     tiles_split,
     splits,
     k_units,
+    per_expert,
     BM: tl.constexpr,
     BN: tl.constexpr,
     PLANES: tl.constexpr,
@@ -143,6 +145,7 @@ def product_kernel(
     K_UNIT: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    GROUPED: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
     WARPS: tl.constexpr,
@@ -152,10 +155,21 @@ def product_kernel(
     GROUP: 32, 64, a multiple of the slice (32 * PLANES), or 0 = one scale a row; with PLANES 2
     also 16, for which planes are taken in halves.
     K = k_units * K_UNIT; K_UNIT 8 promises 16-byte aligned rows of x.
+
+    GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
+    whose rows of x each run of ``per_expert`` tiles has, -1 for nobody's.
     """
     tile_n = tl.program_id(0)
     split = tl.program_id(1)
     tile_m = tl.program_id(2)
+    tile_w = tile_n
+    if GROUPED:
+        expert = tl.load(experts_ptr + tile_m // per_expert)
+        if expert < 0:
+            return
+        tile_w += expert * tl.num_programs(0)
+        if BIAS:
+            bias_ptr += expert.to(tl.int64) * N
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     ROWS: tl.constexpr = 16 * WARPS
     SLICE: tl.constexpr = 32 * PLANES
@@ -169,14 +183,14 @@ def product_kernel(
     PARTS: tl.constexpr = SLICE // STEP
     k = tl.arange(0, STEP)
     x_ptrs = x_ptr + first * SLICE + (m.to(tl.int64) * K)[None, :] + k[:, None]
-    start = (tile_n * (BN // 64)).to(tl.int64) * tiles_k + first
+    start = (tile_w * (BN // 64)).to(tl.int64) * tiles_k + first
     word_ptrs = words_ptr + start * 1024 + word_offsets(tiles_k, BN)
 
     # Scales are loaded one slice ahead; the table ends with spare groups for that.
     PER_SLICE: tl.constexpr = SLICE // GROUP if GROUP > 0 and GROUP < SLICE else 1
     SLICES: tl.constexpr = GROUP // SLICE if GROUP >= SLICE else 1
     width = atoms * 64
-    at = (tile_n * BN + table_offsets(BN)).to(tl.int64)
+    at = tile_w.to(tl.int64) * BN + table_offsets(BN)
     if GROUP > 0:
         at += (first * PER_SLICE // SLICES).to(tl.int64) * width
     s_ptrs = scale_ptr + at
@@ -190,7 +204,7 @@ def product_kernel(
             s1 = tl.load(s_ptrs + width)
             o1 = tl.load(o_ptrs + width) if OFFSET else s1
     if PLANES == 4:
-        lut, lut_ptrs = load_lut(lut_ptr, tile_n * BN, BN, LUT_ROWS, PTX)
+        lut, lut_ptrs = load_lut(lut_ptr, tile_w * BN, BN, LUT_ROWS, PTX)
 
     acc = tl.zeros((BN, BM), tl.float32)
     for i in range(first, stop):

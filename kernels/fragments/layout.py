@@ -18,7 +18,9 @@ Scales and offsets: [groups + spare][atom][a][c][b]; fp16 where that is exact, e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -73,6 +75,31 @@ class Fragments:
         """Bytes that one pass over the weight reads."""
         parts = (self.words, self.scales, self.offsets, self.tables)
         return sum(t.numel() * t.element_size() for t in parts if t is not None)
+
+
+F = TypeVar("F", bound=Fragments)
+
+
+def stack_fragments(parts: Sequence[F]) -> F | None:
+    """Weights of the same shape as row blocks of one, for products by expert.
+
+    None where they are packed in different ways.
+    """
+    first, changed = parts[0], {}
+    for field in fields(first):
+        values = [getattr(part, field.name) for part in parts]
+        if not isinstance(values[0], Tensor):
+            if any(value is not values[0] and value != values[0] for value in values):
+                return None
+            continue
+        if any(v.dtype != values[0].dtype or v.shape != values[0].shape for v in values):
+            return None
+        by_group = field.name in ("scales", "offsets")
+        if field.name == "words" or by_group or values[0].shape[0] > 1:
+            changed[field.name] = torch.cat(values, dim=1 if by_group else 0)
+        elif not all(torch.equal(value, values[0]) for value in values):
+            return None  # one table each
+    return replace(first, **changed)
 
 
 def pack(

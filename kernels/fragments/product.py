@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.choice import crossover
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import Workspace
 from .config import FragmentConfig, choose, launch_options
 from .kernel import dequantize_kernel, product_kernel
@@ -42,29 +44,89 @@ def linear(
     if m == 0 or n == 0:
         return y
     space = Workspace(device) if workspace is None else workspace
-    index = runtime.device_index(x_MK)
-    config = choose(
-        *(runtime.arch(index), m, weight.planes, weight.stored_rows, weight.words.shape[1]),
+    config = _config(weight, m, weight.stored_rows, exact, space)
+    if config.dense:
+        _dense(x_MK, weight, lut, bias, residual, y, space)
+        return y
+    step = _rows_per_launch(config, m, weight.stored_rows, space)
+    for start in range(0, m, step):
+        stop = min(m, start + step)
+        part = None if residual is None else residual[start:stop]
+        _launch(config, x_MK[start:stop], weight, lut, bias, part, y[start:stop], space)
+    return y
+
+
+def grouped(
+    x_PK: Tensor,
+    weight: Fragments,
+    lut: Tensor | None,
+    bias: Tensor | None,
+    tiles: ExpertTiles,
+    exact: bool,
+    workspace: Workspace,
+) -> Tensor:
+    """Each row of ``x`` [P, K] times the matrix of its expert -> [P, N].
+
+    ``weight`` holds those of all experts (:func:`~.layout.stack_fragments`), ``bias`` [E, N].
+    """
+    device, count = weight.words.device, tiles.load.count
+    check_tensor("x", x_PK, (tiles.padded, weight.features), _DTYPES, device)
+    if bias is not None:
+        check_tensor("bias", bias, (count, weight.rows), (x_PK.dtype,), device)
+    p = x_PK.shape[0]
+    out = torch.empty((p, weight.rows), dtype=x_PK.dtype, device=device)
+    if out.numel() == 0:
+        return out
+    config = grouped_config(weight, tiles.load, exact, workspace)
+    require(
+        tiles.rows % config.bm == 0,
+        lambda: f"tiles of {tiles.rows} rows; the product takes {config.bm} at once",
+    )
+    step = _rows_per_launch(config, p, weight.stored_rows // count, workspace)
+    step = step // tiles.rows * tiles.rows
+    for start in range(0, p, step):
+        stop = min(p, start + step)
+        part = tiles.part(start, stop)
+        y = out[start:stop]
+        _launch(config, x_PK[start:stop], weight, lut, bias, None, y, workspace, part)
+    return out
+
+
+def grouped_config(
+    weight: Fragments, load: ExpertLoad, exact: bool, workspace: Workspace
+) -> FragmentConfig:
+    """What :func:`grouped` runs: by the rows of an expert, as if there were one matrix.
+
+    Args:
+        weight: of all experts.
+        load: of the experts.
+        exact: nothing depends on the number of rows.
+        workspace: of the stream.
+    """
+    rows = weight.stored_rows // load.count
+    m = min(load.m, crossover(runtime.arch(runtime.device_index(weight.words))))
+    return _config(weight, m, rows if exact else rows * load.active, exact, workspace)
+
+
+def _config(weight: Fragments, m: int, rows: int, exact: bool, space: Workspace) -> FragmentConfig:
+    index = runtime.device_index(weight.words)
+    return choose(
+        *(runtime.arch(index), m, weight.planes, rows, weight.words.shape[1]),
         runtime.multiprocessors(index),
         exact=exact,
         offset=weight.offsets is not None,
         partials=space.partials.numel(),
         counters=space.counters.numel(),
     )
-    if config.dense:
-        _dense(x_MK, weight, lut, bias, residual, y, space)
-        return y
-    step = m
-    if config.splits > 1:
-        tiles_n = weight.stored_rows // config.bn
-        per_tile = tiles_n * config.splits * config.bm * config.bn
-        most = min(space.partials.numel() // per_tile, space.counters.numel() // tiles_n)
-        step = most * config.bm
-    for start in range(0, m, step):
-        stop = min(m, start + step)
-        part = None if residual is None else residual[start:stop]
-        _launch(config, x_MK[start:stop], weight, lut, bias, part, y[start:stop], space)
-    return y
+
+
+def _rows_per_launch(config: FragmentConfig, m: int, rows: int, space: Workspace) -> int:
+    """Rows of x that one launch can take before its partial sums outgrow the workspace."""
+    if config.splits == 1:
+        return m
+    tiles_n = rows // config.bn
+    per_tile = tiles_n * config.splits * config.bm * config.bn
+    return min(space.partials.numel() // per_tile, space.counters.numel() // tiles_n) * config.bm
 
 
 def dequantize(
@@ -99,11 +161,13 @@ def _launch(
     residual: Tensor | None,
     out: Tensor,
     space: Workspace,
+    tiles: ExpertTiles | None = None,
 ) -> None:
     m, k = x_MK.shape
     atoms, slices, _ = weight.words.shape
     unit = _k_unit(k, x_MK)
-    grid = (weight.stored_rows // config.bn, config.splits, -(-m // config.bm))
+    rows = weight.stored_rows // (1 if tiles is None else tiles.load.count)
+    grid = (rows // config.bn, config.splits, -(-m // config.bm))
     launch: dict[str, Any] = {
         **_constants(weight, x_MK),
         "BM": config.bm,
@@ -112,6 +176,7 @@ def _launch(
         "K_UNIT": unit,
         "BIAS": bias is not None,
         "RESIDUAL": residual is not None,
+        "GROUPED": tiles is not None,
         "INTERPRET": runtime.INTERPRETED,
         "WARPS": config.warps,
         **launch_options(
@@ -121,7 +186,9 @@ def _launch(
     product_kernel[grid](
         *(x_MK, weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, x_MK)),
         *(out, _or(bias, out), _or(residual, out), space.partials, space.counters),
+        space.counters if tiles is None else tiles.experts,
         *(m, out.shape[1], atoms, slices, -(-slices // config.splits), config.splits, k // unit),
+        1 if tiles is None else tiles.rows // config.bm,
         **launch,
     )
 

@@ -3,6 +3,14 @@
 from .activation import gated_mul
 from .gather import gather_step
 from .norm import embed_norm, rms_norm
+from .outputs import RowOutputs
 from .rope import rope_write_kv
 
-__all__ = ["embed_norm", "gated_mul", "gather_step", "rms_norm", "rope_write_kv"]
+__all__ = [
+    "RowOutputs",
+    "embed_norm",
+    "gated_mul",
+    "gather_step",
+    "rms_norm",
+    "rope_write_kv",
+]

@@ -8,9 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
+from ..device.input_rounding import InputRounding
 from .activation_kernel import gated_kernel, gated_quant_kernel
 from .config import gated_tile
-from .outputs import FLOATS, RowOutputs, allocate
+from .outputs import FLOATS, RowOutputs, allocate, code_pointers
 
 
 def gated_mul(
@@ -18,7 +19,7 @@ def gated_mul(
     *,
     activation: str = "silu",
     group: int = 0,
-    quantize: bool = False,
+    rounding: InputRounding | None = None,
     values: bool = True,
     out: RowOutputs | None = None,
 ) -> RowOutputs:
@@ -28,7 +29,7 @@ def gated_mul(
         gate_up_TI2: [T, 2 I], first half gate; float16, bfloat16 or float32.
         activation: ``silu`` or ``gelu_tanh``.
         group: also write float32 sums of groups of this many rounded values (a power of two).
-        quantize: also write int8 codes with one scale a row.
+        rounding: also write the values rounded so.
         values: write the values themselves.
         out: buffers to fill; missing ones are allocated.
 
@@ -46,26 +47,27 @@ def gated_mul(
         lambda: f"activation is {activation!r}; expected 'silu' or 'gelu_tanh'",
     )
     width = twice // 2
-    written = allocate(tokens, width, gate_up_TI2, out, group, quantize, values)
+    written = allocate(tokens, width, gate_up_TI2, out, group, rounding, values)
     if tokens == 0:
         return written
     block, num_warps = gated_tile(width, group)
     stand_in = gate_up_TI2
     target = written.values if written.values is not None else stand_in
     sums = written.sums if written.sums is not None else stand_in
-    if quantize:
+    if written.rounded is not None:
+        assert rounding is not None
         gated_quant_kernel[(tokens,)](
             gate_up_TI2,
             target,
             sums,
-            written.codes,
-            written.scales,
+            *code_pointers(written.rounded, stand_in),
             WIDTH=width,
             BLOCK=block,
             GROUP=max(group, 1),
             GELU=activation == "gelu_tanh",
             STORE=values,
             SUMS=group > 0,
+            **rounding.constants,
             num_warps=num_warps,
         )
     else:

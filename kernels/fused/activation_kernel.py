@@ -1,4 +1,4 @@
-"""``act(gate) * up`` with optional group sums and int8 codes.
+"""``act(gate) * up`` with optional group sums and 8-bit codes.
 
 ``silu(x) = x / (1 + exp(-x))``; ``gelu_tanh(x) = x / (1 + exp(-2 c (x + 0.044715 x**3)))`` with
 ``c = sqrt(2 / pi)``, the same as ``0.5 x (1 + tanh(..))``. float32, rounded once.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device.rounding import int8_codes, narrow, scale_of
+from ..device.rounding import codes_of, narrow, row_scale
 from .row import store_sums
 
 
@@ -68,32 +68,44 @@ def gated_quant_kernel(
     sums_ptr,
     codes_ptr,
     scales_ptr,
+    zeros_ptr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     GELU: tl.constexpr,
     STORE: tl.constexpr,
     SUMS: tl.constexpr,
+    STATIC: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    TOP: tl.constexpr,
 ):
-    """One row: its largest magnitude, then its codes."""
+    """One row: its reach, then its codes as ``device.rounding`` makes them, padded to 16."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    PADDED: tl.constexpr = (WIDTH + 15) // 16 * 16
     row = tl.program_id(0).to(tl.int64)
     x_row = x_ptr + row * (2 * WIDTH)
     groups: tl.constexpr = (WIDTH + GROUP - 1) // GROUP
-    peak = tl.zeros((BLOCK,), tl.float32)
-    for begin in range(0, WIDTH, BLOCK):
+    high = tl.zeros((BLOCK,), tl.float32)
+    low = tl.zeros((BLOCK,), tl.float32)
+    poison = tl.zeros((BLOCK,), tl.float32)
+    if STORE or SUMS or not STATIC:
+        for begin in range(0, WIDTH, BLOCK):
+            columns = begin + tl.arange(0, BLOCK)
+            y = gate(x_row, columns, WIDTH, GELU, DTYPE)
+            high = tl.maximum(high, y if HAS_Z else tl.abs(y))
+            low = tl.minimum(low, y)
+            poison += y * 0.0
+            if STORE:
+                tl.store(out_ptr + row * WIDTH + columns, narrow(y, DTYPE), mask=columns < WIDTH)
+            if SUMS:
+                start = begin // GROUP
+                store_sums(sums_ptr + row * groups + start, y, groups - start, GROUP)
+    scale, zero = row_scale(
+        tl.max(high, 0), tl.min(low, 0), tl.sum(poison, 0),
+        scales_ptr, zeros_ptr, row, STATIC, HAS_Z, TOP,
+    )  # fmt: skip
+    for begin in range(0, PADDED, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         y = gate(x_row, columns, WIDTH, GELU, DTYPE)
-        peak = tl.maximum(peak, tl.abs(y))
-        if STORE:
-            tl.store(out_ptr + row * WIDTH + columns, narrow(y, DTYPE), mask=columns < WIDTH)
-        if SUMS:
-            start = begin // GROUP
-            store_sums(sums_ptr + row * groups + start, y, groups - start, GROUP)
-    scale = scale_of(tl.max(peak, 0), 127.0)
-    tl.store(scales_ptr + row, scale)
-    for begin in range(0, WIDTH, BLOCK):
-        columns = begin + tl.arange(0, BLOCK)
-        y = gate(x_row, columns, WIDTH, GELU, DTYPE)
-        codes = int8_codes(y, tl.zeros_like(y) + scale, 0.0, -128.0)
-        tl.store(codes_ptr + row * WIDTH + columns, codes, mask=columns < WIDTH)
+        codes = codes_of(y, scale, zero, codes_ptr.dtype.element_ty)
+        tl.store(codes_ptr + row * PADDED + columns, codes, mask=columns < PADDED)

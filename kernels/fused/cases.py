@@ -16,8 +16,8 @@ from ..codegen.case import (
 )
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..device.input_rounding import InputRounding, rule_of
 from ..formats.activations import quantize_activations, quantize_kv
-from ..formats.canonical import ActivationFormat
 from ..reference import apply_rope
 from . import reference as fused_reference
 from .activation import gated_mul
@@ -25,6 +25,7 @@ from .gather import gather_step
 from .norm import embed_norm, rms_norm
 from .outputs import RowOutputs
 from .rope import rope_write_kv
+from .variants import CODE_ROUNDINGS
 
 _ROWS = 3
 
@@ -38,10 +39,16 @@ def _add_rms_norm_case(
     weight = torch.randn(c["D"], generator=rng)
     total = (x.float() + given.float()).to(dtype)
     group = c["GROUP"] if c["SUMS"] else 0
+    rounding = CODE_ROUNDINGS.get(variant.config.split()[-1])
 
     def call() -> list[OutputCheck]:
+        if rounding is not None:
+            # What the norm itself gives is another variant's affair.
+            values = rms_norm(x, weight, 1e-5).values
+            out = rms_norm(x, weight, 1e-5, rounding=rounding, values=False)
+            return _codes(out, values, rounding)
         residual = given.clone()
-        out = rms_norm(x, weight, 1e-5, residual_TD=residual, group=group, quantize=c["QUANT"])
+        out = rms_norm(x, weight, 1e-5, residual_TD=residual, group=group)
         return [same_bits("residual", residual, total), *_normed(out, total, weight, group)]
 
     return call
@@ -70,15 +77,19 @@ def _gated_case(variant: Variant, emulation: Emulation, rng: torch.Generator) ->
     x[0, :2] = torch.tensor([-300.0, 300.0])
     activation = "gelu_tanh" if c["GELU"] else "silu"
     want = fused_reference.gated(x.double(), activation)
-    quantize = "codes_ptr" in variant.signature
+    rounding = CODE_ROUNDINGS.get(variant.config.split()[-1])
     # The exponentials have errors of some units of float32; gelu's 1 + tanh is near 0 far out.
     up = x.double().chunk(2, -1)[1].abs()
     allowed = rounded_once(want, 2.0**-20 * (want.abs() + (up if c["GELU"] else 0.0)), dtype)
 
     def call() -> list[OutputCheck]:
-        out = gated_mul(x, activation=activation, group=c["GROUP"], quantize=quantize)
+        if rounding is not None:
+            values = gated_mul(x, activation=activation).values
+            out = gated_mul(x, activation=activation, rounding=rounding, values=False)
+            return _codes(out, values, rounding)
+        out = gated_mul(x, activation=activation, group=c["GROUP"])
         assert out.values is not None
-        return [within("values", out.values, want, allowed), *_extras(out, c["GROUP"])]
+        return [within("values", out.values, want, allowed), *_sums(out, c["GROUP"])]
 
     return call
 
@@ -177,25 +188,31 @@ def _normed(out: RowOutputs, x: Tensor, weight: Tensor, group: int) -> list[Outp
     dtype = x.dtype
     want = fused_reference.rms_norm(x.double(), weight.to(dtype).double(), 1e-5)
     allowed = rounded_once(want, (torch.finfo(dtype).eps / 2 + 2e-6) * want.abs(), dtype)
-    return [within("values", out.values, want, allowed), *_extras(out, group)]
+    return [within("values", out.values, want, allowed), *_sums(out, group)]
 
 
-def _extras(out: RowOutputs, group: int) -> list[OutputCheck]:
-    """Sums and codes are those of the rounded values."""
+def _sums(out: RowOutputs, group: int) -> list[OutputCheck]:
+    """Sums are those of the rounded values."""
     assert out.values is not None
-    checks = []
-    if out.sums is not None:
-        values = out.values.double()
-        want = fused_reference.group_sums(values, group)
-        # A sum of ``group`` numbers in float32, in any order.
-        size = fused_reference.group_sums(values.abs(), group)
-        checks.append(within("sums", out.sums, want, 2.0**-20 * size + 1e-9))
-    if out.codes is not None:
-        codes, scales = quantize_activations(out.values, ActivationFormat(top=127.0))
-        assert out.scales is not None
-        checks.append(same_bits("scales", out.scales, scales[:, 0]))
-        checks.append(same_bits("codes", out.codes, codes.to(torch.int8)))
-    return checks
+    if out.sums is None:
+        return []
+    values = out.values.double()
+    want = fused_reference.group_sums(values, group)
+    # A sum of ``group`` numbers in float32, in any order.
+    size = fused_reference.group_sums(values.abs(), group)
+    return [within("sums", out.sums, want, 2.0**-20 * size + 1e-9)]
+
+
+def _codes(out: RowOutputs, values: Tensor | None, rounding: InputRounding) -> list[OutputCheck]:
+    """Codes are those of the values [T, D], bit for bit."""
+    assert values is not None and out.rounded is not None and out.values is None
+    want, scales = quantize_activations(values, rule_of(rounding))
+    codes, zero = out.rounded.codes.float(), out.rounded.zero
+    if zero is not None:
+        codes -= zero[:, None]
+    checks = [same_bits("codes", codes[:, : want.shape[1]] + 0.0, want + 0.0)]
+    static = rounding.scale is not None
+    return checks if static else [*checks, same_bits("s", out.rounded.scale, scales[:, 0])]
 
 
 def cases() -> dict[str, PtxCase]:

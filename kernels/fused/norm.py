@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
+from ..device.input_rounding import InputRounding
 from .config import MAX_ROW, row_tile
 from .norm_kernel import embed_norm_kernel, norm_kernel
-from .outputs import FLOATS, RowOutputs, allocate
+from .outputs import FLOATS, RowOutputs, allocate, code_constants, code_pointers
 
 
 def rms_norm(
@@ -23,7 +24,7 @@ def rms_norm(
     rows_S: Tensor | None = None,
     plus_one: bool = False,
     group: int = 0,
-    quantize: bool = False,
+    rounding: InputRounding | None = None,
     values: bool = True,
     out: RowOutputs | None = None,
 ) -> RowOutputs:
@@ -37,7 +38,7 @@ def rms_norm(
         rows_S: int64; norm only these rows, to [S, D] outputs.
         plus_one: Gemma's ``1 + weight``.
         group: also write float32 sums of groups of this many rounded values (a power of two).
-        quantize: also write int8 codes with one scale a row.
+        rounding: also write the values rounded so.
         values: write the values themselves.
         out: buffers to fill; missing ones are allocated.
 
@@ -54,7 +55,7 @@ def rms_norm(
     if rows_S is not None:
         check_tensor("rows", rows_S, (None,), (torch.int64, torch.int32), x_TD.device)
     count = tokens if rows_S is None else int(rows_S.shape[0])
-    written = allocate(count, width, x_TD, out, group, quantize, values)
+    written = allocate(count, width, x_TD, out, group, rounding, values)
     if count == 0:
         return written
     block, num_warps = row_tile(width, group)
@@ -65,8 +66,7 @@ def rms_norm(
         weight_D,
         _or(written.values, x_TD),
         _or(written.sums, x_TD),
-        _or(written.codes, x_TD),
-        _or(written.scales, x_TD),
+        *code_pointers(written.rounded, x_TD),
         eps,
         D=width,
         BLOCK=block,
@@ -76,7 +76,7 @@ def rms_norm(
         PLUS_ONE=plus_one,
         STORE=values,
         SUMS=group > 0,
-        QUANT=quantize,
+        **code_constants(rounding),
         num_warps=num_warps,
     )
     return written
@@ -91,8 +91,6 @@ def embed_norm(
     scale: float = 1.0,
     plus_one: bool = False,
     group: int = 0,
-    quantize: bool = False,
-    values: bool = True,
     residual_TD: Tensor | None = None,
     out: RowOutputs | None = None,
 ) -> tuple[Tensor, RowOutputs | None]:
@@ -117,7 +115,7 @@ def embed_norm(
     written: RowOutputs | None = None
     if weight_D is not None:
         check_tensor("weight", weight_D, (width,), FLOATS, ids_T.device)
-        written = allocate(tokens, width, table_VD, out, group, quantize, values)
+        written = allocate(tokens, width, table_VD, out, group)
     if tokens == 0:
         return residual_TD, written
     block, num_warps = row_tile(width, group)
@@ -128,8 +126,6 @@ def embed_norm(
         weight_D if weight_D is not None else table_VD,
         _or(written.values if written else None, table_VD),
         _or(written.sums if written else None, table_VD),
-        _or(written.codes if written else None, table_VD),
-        _or(written.scales if written else None, table_VD),
         int(table_VD.shape[0]),
         scale,
         eps,
@@ -139,9 +135,8 @@ def embed_norm(
         SCALED=scale != 1.0,
         NORM=weight_D is not None,
         PLUS_ONE=plus_one,
-        STORE=values,
+        STORE=True,
         SUMS=group > 0,
-        QUANT=quantize,
         num_warps=num_warps,
     )
     return residual_TD, written

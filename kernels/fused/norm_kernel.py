@@ -1,9 +1,9 @@
-"""Residual add or embedding look-up, RMSNorm, group sums and int8 codes of one row.
+"""Residual add or embedding look-up, RMSNorm, group sums and 8-bit codes of one row.
 
 ``h = x + residual`` (or ``h = table[id] * scale``), rounded to the dtype of the stored residual;
 ``y = h / sqrt(mean(h**2) + eps) * w``, rounded after the division and after the product, or once
-with Gemma's ``1 + w``; ``sums[g]`` = float32 sum of group g of the rounded ``y``; ``codes`` =
-``round(y / (max|y| / 127))``.
+with Gemma's ``1 + w``; ``sums[g]`` = float32 sum of group g of the rounded ``y``;
+codes of the rounded ``y`` as ``device.rounding`` makes them, zeros up to a multiple of 16.
 
 Grid (rows,): one program holds a whole row of D <= BLOCK values. Any D; masks fill the tile. x,
 residual, table fp16, bf16 or fp32; w any float; sums and scales float32. Deterministic.
@@ -19,8 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device.rounding import narrow
-from .row import store_codes, store_sums
+from ..device.rounding import codes_of, narrow, row_scale
+from .row import store_sums
 
 
 @triton.jit
@@ -44,23 +44,17 @@ def put(
     inside,
     out_ptr,
     sums_ptr,
-    codes_ptr,
-    scales_ptr,
     D: tl.constexpr,
     GROUP: tl.constexpr,
     STORE: tl.constexpr,
     SUMS: tl.constexpr,
-    QUANT: tl.constexpr,
 ):
-    """Store a normalised row in every form that is wanted."""
+    """Store a normalised row and the sums of its groups, where they are wanted."""
     groups: tl.constexpr = (D + GROUP - 1) // GROUP
     if STORE:
         tl.store(out_ptr + row * D + columns, narrow(y, out_ptr.dtype.element_ty), mask=inside)
     if SUMS:
         store_sums(sums_ptr + row * groups, y, groups, GROUP)
-    if QUANT:
-        largest = tl.max(tl.abs(y), 0)
-        store_codes(codes_ptr + row * D + columns, scales_ptr + row, y, largest, inside)
 
 
 @triton.jit
@@ -73,6 +67,7 @@ def norm_kernel(
     sums_ptr,
     codes_ptr,
     scales_ptr,
+    zeros_ptr,
     eps,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -83,6 +78,9 @@ def norm_kernel(
     STORE: tl.constexpr,
     SUMS: tl.constexpr,
     QUANT: tl.constexpr,
+    STATIC: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    TOP: tl.constexpr,
 ):
     """ADD: ``residual += x`` in place first. PICK: program i takes row ``rows[i]``."""
     row = tl.program_id(0).to(tl.int64)
@@ -96,10 +94,16 @@ def norm_kernel(
         tl.store(residual_ptr + source * D + columns, total, mask=inside)
         h = total.to(tl.float32)
     y = normalize(h, w_ptr, columns, inside, eps, D, out_ptr.dtype.element_ty, PLUS_ONE)
-    put(
-        y, row, columns, inside, out_ptr, sums_ptr, codes_ptr, scales_ptr, D, GROUP, STORE, SUMS,
-        QUANT,
-    )  # fmt: skip
+    put(y, row, columns, inside, out_ptr, sums_ptr, D, GROUP, STORE, SUMS)
+    if QUANT:
+        PADDED: tl.constexpr = (D + 15) // 16 * 16
+        high = tl.max(y if HAS_Z else tl.abs(y), 0)
+        poison = tl.sum(y * 0.0, 0)
+        scale, zero = row_scale(
+            high, tl.min(y, 0), poison, scales_ptr, zeros_ptr, row, STATIC, HAS_Z, TOP
+        )
+        codes = codes_of(y, scale, zero, codes_ptr.dtype.element_ty)
+        tl.store(codes_ptr + row * PADDED + columns, codes, mask=columns < PADDED)
 
 
 @triton.jit(do_not_specialize=["vocabulary"])
@@ -110,8 +114,6 @@ def embed_norm_kernel(
     w_ptr,
     out_ptr,
     sums_ptr,
-    codes_ptr,
-    scales_ptr,
     vocabulary,
     scale,
     eps,
@@ -123,7 +125,6 @@ def embed_norm_kernel(
     PLUS_ONE: tl.constexpr,
     STORE: tl.constexpr,
     SUMS: tl.constexpr,
-    QUANT: tl.constexpr,
 ):
     """``residual[t] = table[ids[t]]`` (zeros for an id outside of the table), then its norm."""
     row = tl.program_id(0).to(tl.int64)
@@ -139,7 +140,4 @@ def embed_norm_kernel(
     if NORM:
         h = h.to(tl.float32)
         y = normalize(h, w_ptr, columns, inside, eps, D, out_ptr.dtype.element_ty, PLUS_ONE)
-        put(
-            y, row, columns, inside, out_ptr, sums_ptr, codes_ptr, scales_ptr, D, GROUP, STORE,
-            SUMS, QUANT,
-        )  # fmt: skip
+        put(y, row, columns, inside, out_ptr, sums_ptr, D, GROUP, STORE, SUMS)

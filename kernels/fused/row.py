@@ -1,4 +1,4 @@
-"""Device code that several kernels share: int8 codes and group sums of a row."""
+"""Device code that several kernels share: group sums of a row."""
 
 # Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
@@ -9,16 +9,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-from ..device.rounding import int8_codes, scale_of
-
-
-@triton.jit
-def store_codes(codes_ptr, scale_ptr, y, largest, mask):
-    """int8 codes of a row, and its scale: a symmetric rule with 127 at the top."""
-    scale = scale_of(largest, 127.0)
-    tl.store(codes_ptr, int8_codes(y, tl.zeros_like(y) + scale, 0.0, -128.0), mask=mask)
-    tl.store(scale_ptr, scale)
 
 
 @triton.jit

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from ..codegen.variant import Variant
+from ..device.input_rounding import InputRounding
 from .activation_kernel import gated_kernel, gated_quant_kernel
 from .config import gated_tile, head_tile, next_power_of_2, row_tile
 from .gather_kernel import gather_kernel
 from .norm_kernel import embed_norm_kernel, norm_kernel
+from .outputs import code_constants
 from .rope_kernel import rope_kernel
+
+CODE_ROUNDINGS = {
+    "int8": InputRounding(top=127.5),
+    "int8-zero": InputRounding(asymmetric=True, top=127.5),
+    "int8-static": InputRounding(top=127.5, scale=torch.tensor([0.05])),
+    "e4m3": InputRounding(torch.float8_e4m3fn, top=448.0),
+}
+"""What rows are rounded by in the variants that do so, by name."""
 
 
 def _make(
@@ -34,36 +46,56 @@ def _make(
     )
 
 
-def _norm(dtype: str, width: int, group: int, quant: bool) -> Variant:
+def _code_types(codes: str) -> dict[str, str]:
+    """Pointers of codes called so, or of stand-ins of a type."""
+    if codes not in CODE_ROUNDINGS:
+        return dict.fromkeys(("codes_ptr", "scales_ptr", "zeros_ptr"), f"*{codes}")
+    rule = CODE_ROUNDINGS[codes]
+    kind = {torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv"}[rule.dtype]
+    zeros = "*i32" if rule.asymmetric else "*fp32"
+    return {"codes_ptr": f"*{kind}", "scales_ptr": "*fp32", "zeros_ptr": zeros}
+
+
+def _code_constants(codes: str) -> dict[str, Any]:
+    made = code_constants(CODE_ROUNDINGS.get(codes))
+    del made["QUANT"]
+    return made
+
+
+def _norm(dtype: str, width: int, group: int, codes: str = "") -> Variant:
     block, warps = row_tile(width, group)
     types = {name: f"*{dtype}" for name in ("x_ptr", "residual_ptr", "out_ptr")}
-    types |= {"rows_ptr": "*i64", "w_ptr": "*fp32", "sums_ptr": "*fp32", "codes_ptr": "*i8"}
-    types |= {"scales_ptr": "*fp32", "eps": "fp32"}
-    constants = {"D": width, "BLOCK": block, "GROUP": max(group, 1), "ADD": True, "PICK": False}
-    constants |= {"PLUS_ONE": False, "STORE": True, "SUMS": group > 0, "QUANT": quant}
-    config = f"{dtype} {width}{f' g{group}' if group else ''}{' int8' if quant else ''}"
+    types |= {"rows_ptr": "*i64", "w_ptr": "*fp32", "sums_ptr": "*fp32", "eps": "fp32"}
+    constants = {"D": width, "BLOCK": block, "GROUP": max(group, 1), "ADD": not codes}
+    constants |= {"PICK": False, "PLUS_ONE": False, "STORE": not codes, "SUMS": group > 0}
+    types |= _code_types(codes or dtype)
+    constants |= {"QUANT": bool(codes), **_code_constants(codes)}
+    config = f"{dtype} {width}{f' g{group}' if group else ''}{' ' * bool(codes)}{codes}"
     return _make("add_rms_norm", config, norm_kernel, types, constants, warps)
 
 
 def _embed(dtype: str, width: int) -> Variant:
     block, warps = row_tile(width)
     types = {name: f"*{dtype}" for name in ("table_ptr", "residual_ptr", "out_ptr")}
-    types |= {"ids_ptr": "*i64", "w_ptr": "*fp32", "sums_ptr": "*fp32", "codes_ptr": "*i8"}
-    types |= {"scales_ptr": "*fp32", "vocabulary": "i32", "scale": "fp32", "eps": "fp32"}
+    types |= {"ids_ptr": "*i64", "w_ptr": "*fp32", "sums_ptr": "*fp32"}
+    types |= {"vocabulary": "i32", "scale": "fp32", "eps": "fp32"}
     constants = {"D": width, "BLOCK": block, "GROUP": 1, "SCALED": False, "NORM": True}
-    constants |= {"PLUS_ONE": False, "STORE": True, "SUMS": False, "QUANT": False}
+    constants |= {"PLUS_ONE": False, "STORE": True, "SUMS": False}
     return _make("embed_norm", f"{dtype} {width}", embed_norm_kernel, types, constants, warps)
 
 
-def _gated(dtype: str, width: int, gelu: bool, quant: bool) -> Variant:
-    block, warps = gated_tile(width, 128)
+def _gated(dtype: str, width: int, gelu: bool, codes: str = "") -> Variant:
+    group = 0 if codes else 128
+    block, warps = gated_tile(width, group)
     types = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "sums_ptr": "*fp32"}
-    constants = {"WIDTH": width, "BLOCK": block, "GROUP": 128, "GELU": gelu, "SUMS": True}
-    config = f"{dtype} {width} {'gelu' if gelu else 'silu'} g128{' int8' if quant else ''}"
-    if not quant:
+    constants = {"WIDTH": width, "BLOCK": block, "GROUP": max(group, 1), "GELU": gelu}
+    constants |= {"SUMS": group > 0}
+    config = f"{dtype} {width} {'gelu' if gelu else 'silu'} {codes or f'g{group}'}"
+    if not codes:
         return _make("gated", config, gated_kernel, types, constants, warps)
-    types |= {"codes_ptr": "*i8", "scales_ptr": "*fp32"}
-    return _make("gated", config, gated_quant_kernel, types, constants | {"STORE": True}, warps)
+    types |= _code_types(codes)
+    constants |= {"STORE": False, **_code_constants(codes)}
+    return _make("gated", config, gated_quant_kernel, types, constants, warps)
 
 
 def _rope(dtype: str, heads: int, dim: int, half: int, norm: bool, quant: bool) -> Variant:
@@ -86,14 +118,16 @@ def variants(arch: int) -> Iterator[Variant]:
     """Representative configurations; the same for every compute capability."""
     for dtype in ("fp16", "bf16"):
         for width in (4096, 8192):
-            yield _norm(dtype, width, 0, False)
+            yield _norm(dtype, width, 0)
         yield _embed(dtype, 4096)
         yield _rope(dtype, 32, 128, 64, False, False)
-    yield _norm("fp16", 4096, 128, False)
-    yield _norm("bf16", 8192, 0, True)
-    yield _gated("fp16", 14336, False, False)
-    yield _gated("bf16", 28672, False, True)
-    yield _gated("bf16", 14336, True, False)
+    yield _norm("fp16", 4096, 128)
+    yield _gated("fp16", 14336, False)
+    yield _gated("bf16", 14336, True)
+    for codes in CODE_ROUNDINGS:
+        if codes != "e4m3" or arch >= 89:
+            yield _norm("bf16", 8192, 0, codes)
+            yield _gated("bf16", 28672, False, codes)
     yield _rope("bf16", 64, 128, 64, True, False)
     yield _rope("fp16", 32, 128, 64, False, True)
     yield _rope("fp16", 32, 80, 16, False, False)

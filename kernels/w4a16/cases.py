@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ from ..codegen.case import (
 )
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..experts.cases import case_tiles, live_rows, own_rows
 from . import op
-from .config import W4A16Config
-from .layout import SLICE, PackedW4, pack_w4, unpack_w4
+from .config import TileChoice, W4A16Config
+from .layout import SLICE, PackedW4, pack_w4, stack_w4, unpack_w4
 from .reference import dequantize, w4a16_linear_reference
 
 _MOST_BIAS = 256 + 16
@@ -58,6 +60,8 @@ def _w4a16_product_case(
     if c["GATED"]:
         n = 140
     k = SLICE * (2 * (config.stages + 1) - 1) - (0 if c["EVEN_K"] else 40)
+    if c["GROUPED"]:
+        return _by_expert(variant, emulation, rng, TileChoice(name, config, "case"), (n, k))
     weight = _weight(variant, n, k, rng)
     x = torch.randn(m, k, generator=rng).to(dtype)
     bias = torch.randn(n, generator=rng).to(dtype) if c["BIAS"] else None
@@ -85,6 +89,42 @@ def _w4a16_product_case(
             overrides=Always({"kernel": name, **asdict(config)}),
         )
         return [within("y", out, want, allowed)]
+
+    return call
+
+
+def _by_expert(
+    variant: Variant,
+    emulation: Emulation,
+    rng: torch.Generator,
+    choice: TileChoice,
+    shape: tuple[int, int],
+) -> PreparedCase:
+    """Rows of three experts, two launch tiles of each."""
+    c, dtype = variant.constants, type_of(variant, "x_ptr")
+    tiles = case_tiles(2 * choice.config.bm)
+    parts = [_weight(variant, *shape, rng) for _ in range(3)]
+    weight = stack_w4(parts)
+    assert weight is not None
+    x = torch.randn(tiles.padded, shape[1], generator=rng).to(dtype)
+    bias = torch.randn(3, shape[0], generator=rng).to(dtype) if c["BIAS"] else None
+    space = undefined_workspace(emulation, 4 << 20)
+    wants, errors = [], []
+    for e, part in enumerate(parts):
+        own = None if bias is None else bias[e]
+        wants.append(w4a16_linear_reference(x, part, bias=own))
+        w = dequantize(part)
+        late = choice.kernel == "late"
+        size = _scales(part).abs() * _MOST_BIAS + w.abs() if late else w.abs()
+        error = product_error(x, w, size, dtype, rounded=not late)
+        errors.append(_through_gate(x.double() @ w.T, error) if part.gated else error)
+    want = own_rows(wants, tiles.rows)
+    allowed = rounded_once(want, own_rows(errors, tiles.rows), dtype)
+
+    def call() -> list[OutputCheck]:
+        with patch.object(op, "grouped_choice", lambda *args, **options: choice):
+            out = op.w4a16_grouped(x, weight, tiles, bias=bias, workspace=space)
+        return [within("y", live_rows(out, tiles.rows), want, allowed)]
 
     return call
 

@@ -38,7 +38,7 @@ from ..device.parts import (
     unit_offsets,
 )
 
-_RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units"]
+_RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units", "per_expert"]
 
 
 @triton.jit
@@ -99,6 +99,7 @@ def late_kernel(
     residual_ptr,
     work_ptr,
     count_ptr,
+    experts_ptr,
     M,
     N,
     atoms,
@@ -106,6 +107,7 @@ def late_kernel(
     tiles_split,
     splits,
     k_units,
+    per_expert,
     BM: tl.constexpr,
     BN: tl.constexpr,
     GROUP: tl.constexpr,
@@ -116,6 +118,7 @@ def late_kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
+    GROUPED: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
     WARPS: tl.constexpr,
@@ -124,10 +127,21 @@ def late_kernel(
 
     K = k_units * K_UNIT (K_UNIT 8 keeps rows of x 16-byte aligned). GROUP: 32, 64, a multiple
     of 128, or 0 for one group over all of K.
+
+    GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
+    whose rows of x each run of ``per_expert`` tiles has, -1 for nobody's.
     """
     tile_n = tl.program_id(0)
     split = tl.program_id(1)
     tile_m = tl.program_id(2)
+    tile_w = tile_n
+    if GROUPED:
+        expert = tl.load(experts_ptr + tile_m // per_expert)
+        if expert < 0:
+            return
+        tile_w += expert * tl.num_programs(0)
+        if BIAS:
+            bias_ptr += expert.to(tl.int64) * (2 * N if GATED else N)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     ROWS: tl.constexpr = 16 * WARPS
     K = k_units * K_UNIT
@@ -138,14 +152,14 @@ def late_kernel(
     m = tl.where(m < M, m, tile_m * BM)
     k = tl.arange(0, 32)
     x_ptrs = x_ptr + first * 128 + (m.to(tl.int64) * K)[None, :] + k[:, None]
-    start = (tile_n * (BN // 64)).to(tl.int64) * tiles_k + first
+    start = (tile_w * (BN // 64)).to(tl.int64) * tiles_k + first
     unit_ptrs = units_ptr + start * 2048 + unit_offsets(tiles_k, BN)
 
     # One row of entries per group; the table ends with a spare row for the load ahead.
     PER_SLICE: tl.constexpr = 128 // GROUP if GROUP > 0 and GROUP < 128 else 1
     SLICES: tl.constexpr = GROUP // 128 if GROUP >= 128 else 1
     width = atoms * 64
-    table_ptrs = table_ptr + tile_n * BN + table_offsets(BN)
+    table_ptrs = table_ptr + tile_w.to(tl.int64) * BN + table_offsets(BN)
     if GROUP > 0:
         table_ptrs += first * PER_SLICE // SLICES * width
 

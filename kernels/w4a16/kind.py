@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import COUNTERS, PARTIAL_BYTES
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.weight_format import WeightFormat
@@ -29,8 +30,8 @@ from ..kind import (
 )
 from . import tuning
 from .config import Problem, choose, table_key
-from .layout import ATOM_ROWS, ROW_ALIGN, SLICE, PackedW4, pack_w4, supports
-from .op import w4a16_linear
+from .layout import ATOM_ROWS, ROW_ALIGN, SLICE, PackedW4, pack_w4, stack_w4, supports
+from .op import grouped_choice, w4a16_grouped, w4a16_linear
 from .variants import variants
 
 if TYPE_CHECKING:
@@ -127,6 +128,32 @@ class W4A16Kind(TritonKind[PackedW4]):
             exact=context.exact,
             workspace=context.workspace,
             overrides=context.overrides,
+        )
+
+    def stack(self, weights: Sequence[PackedW4]) -> PackedW4 | None:
+        """Row blocks of one matrix."""
+        return stack_w4(weights)
+
+    def tile_rows(
+        self, weight: PackedW4, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
+    ) -> int:
+        """As the launch has them."""
+        choice = grouped_choice(
+            weight, load, dtype, exact=context.exact, workspace=context.workspace
+        )
+        return choice.config.bm
+
+    def grouped_linear(
+        self,
+        x_PK: Tensor,
+        weight: PackedW4,
+        bias: Tensor | None,
+        tiles: ExpertTiles,
+        context: ProductContext,
+    ) -> Tensor:
+        """-> [P, N]."""
+        return w4a16_grouped(
+            x_PK, weight, tiles, bias=bias, exact=context.exact, workspace=context.workspace
         )
 
     def variants(self, arch: int) -> Iterator[Variant]:

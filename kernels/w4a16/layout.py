@@ -24,7 +24,8 @@ spare groups at the end, because kernels load one step ahead. Three meanings, al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,6 +78,24 @@ class PackedW4:
     def nbytes(self) -> int:
         """Bytes that one pass over the weight reads."""
         return sum(t.numel() * t.element_size() for t in (self.units, self.table))
+
+
+def stack_w4(parts: Sequence[PackedW4]) -> PackedW4 | None:
+    """Weights of the same shape as row blocks of one, for products by expert.
+
+    None where they are packed in different ways.
+    """
+    first = parts[0]
+    rest = dict.fromkeys(("rows", "features", "group", "shift", "additive", "gated"))
+    alike = all(
+        part.table.dtype == first.table.dtype
+        and all(getattr(part, name) == getattr(first, name) for name in rest)
+        for part in parts
+    )
+    if not alike:
+        return None
+    units = torch.cat([part.units for part in parts])
+    return replace(first, units=units, table=torch.cat([part.table for part in parts], dim=1))
 
 
 def supports(group: int) -> str | None:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.choice import crossover
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import Workspace
 from .config import Problem, TileChoice, W4A16Config, choose, fits, launch_options
 from .kernel_direct import dequantize_kernel, direct_kernel
@@ -89,6 +91,86 @@ def w4a16_linear(
         part = None if residual is None else residual[start:stop]
         _launch(choice, x_MK[start:stop], weight, bias, part, out[start:stop], workspace)
     return out
+
+
+def w4a16_grouped(
+    x_PK: Tensor,
+    weight: PackedW4,
+    tiles: ExpertTiles,
+    *,
+    bias: Tensor | None = None,
+    exact: bool = False,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """Each row of ``x`` times the matrix of its expert -> [P, out_features], as w4a16_linear.
+
+    Args:
+        x_PK: fp16 or bf16 [P, K], sorted by expert.
+        weight: of all experts, from :func:`~.layout.stack_w4`.
+        tiles: whose rows are where.
+        bias: [E, N], each expert's in the order of its rows as they were packed.
+        exact: as for w4a16_linear.
+        workspace: as for w4a16_linear.
+
+    Raises:
+        KernelInputError: shapes, dtypes, strides or devices do not fit.
+    """
+    check_tensor("x", x_PK, (tiles.padded, weight.features), _DTYPES, weight.units.device)
+    one, device = (x_PK.dtype,), x_PK.device
+    if bias is not None:
+        check_tensor("bias", bias, (tiles.load.count, weight.rows), one, device)
+    p = x_PK.shape[0]
+    out = torch.empty((p, weight.out_features), dtype=x_PK.dtype, device=device)
+    if p == 0 or out.shape[1] == 0:
+        return out
+    space = Workspace(device) if workspace is None else workspace
+    choice = grouped_choice(weight, tiles.load, x_PK.dtype, exact=exact, workspace=space)
+    bm, count = choice.config.bm, tiles.load.count
+    require(
+        tiles.rows % bm == 0, lambda: f"tiles of {tiles.rows} rows; the product takes {bm} at once"
+    )
+    step = _rows_per_launch(weight, choice.config, p, space, count) // tiles.rows * tiles.rows
+    for start in range(0, p, step):
+        stop = min(p, start + step)
+        part = tiles.part(start, stop)
+        _launch(choice, x_PK[start:stop], weight, bias, None, out[start:stop], space, part)
+    return out
+
+
+def grouped_choice(
+    weight: PackedW4,
+    load: ExpertLoad,
+    dtype: torch.dtype,
+    *,
+    exact: bool = False,
+    workspace: Workspace,
+) -> TileChoice:
+    """What :func:`w4a16_grouped` runs: by the rows of an expert, as if there were one matrix.
+
+    Args:
+        weight: of all experts.
+        load: of the experts.
+        dtype: of x.
+        exact: as for w4a16_linear.
+        workspace: as for w4a16_linear.
+    """
+    index = runtime.device_index(weight.units)
+    arch, rows = runtime.arch(index), _stored_rows(weight) // load.count
+    problem = Problem(
+        m=min(load.m, crossover(arch)),
+        rows=rows if exact else rows * load.active,
+        k=weight.features,
+        group=weight.group,
+        fp16=dtype == torch.float16,
+        arch=arch,
+        sms=runtime.multiprocessors(index),
+        exact=exact,
+    )
+    return choose(
+        problem,
+        partial_bytes=workspace.partials.numel() * 4,
+        counters=workspace.counters.numel(),
+    )
 
 
 def choice_for(
@@ -174,11 +256,13 @@ def _k_unit(k: int, *tensors: Tensor) -> int:
     return 8 if k % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in tensors) else 1
 
 
-def _rows_per_launch(weight: PackedW4, config: W4A16Config, m: int, workspace: Workspace) -> int:
+def _rows_per_launch(
+    weight: PackedW4, config: W4A16Config, m: int, workspace: Workspace, count: int = 1
+) -> int:
     """Rows of x that one launch can take before its partial sums outgrow the workspace."""
     if config.splits == 1:
         return m
-    tiles_n = _stored_rows(weight) // config.bn
+    tiles_n = _stored_rows(weight) // count // config.bn
     per_tile = tiles_n * config.splits * config.bm * config.bn
     tiles_m = min(workspace.partials.numel() // per_tile, workspace.counters.numel() // tiles_n)
     require(
@@ -201,11 +285,13 @@ def _launch(
     residual: Tensor | None,
     out: Tensor,
     workspace: Workspace,
+    tiles: ExpertTiles | None = None,
 ) -> None:
     """One launch of the late or the direct kernel."""
     config = choice.config
     m, k = x_MK.shape
-    rows, slices = _stored_rows(weight), weight.units.shape[1]
+    atoms, slices, _ = weight.units.shape
+    rows = _stored_rows(weight) // (1 if tiles is None else tiles.load.count)
     require(
         fits(rows, config) and not (weight.gated and config.bn != 2 * ATOM_ROWS),
         lambda: (
@@ -227,6 +313,7 @@ def _launch(
         "BIAS": bias is not None,
         "RESIDUAL": residual is not None,
         "GATED": weight.gated,
+        "GROUPED": tiles is not None,
         "PTX": runtime.use_ptx(x_MK),
         "INTERPRET": runtime.INTERPRETED,
     }
@@ -243,13 +330,15 @@ def _launch(
         out if residual is None else residual,
         workspace.partials,
         workspace.counters,
+        workspace.counters if tiles is None else tiles.experts,
         m,
         out.shape[1],
-        rows // ATOM_ROWS,
+        atoms,
         slices,
         tiles_split,
         config.splits,
         k // unit,
+        1 if tiles is None else tiles.rows // config.bm,
         **constants,
         **launch_options(
             *(choice.kernel, config, runtime.arch(runtime.device_index(x_MK)), weight.group)

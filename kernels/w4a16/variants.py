@@ -27,8 +27,11 @@ _POINTERS: tuple[str, ...] = (
     "residual_ptr",
     "work_ptr",
     "count_ptr",
+    "experts_ptr",
 )
-_INTEGERS: tuple[str, ...] = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units")
+_INTEGERS: tuple[str, ...] = (
+    *("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units", "per_expert"),
+)
 # Name of a table's form: shift, additive, entry type.
 _FORMS = {
     "sym": (8, False, "i32"),
@@ -65,6 +68,7 @@ def variants(arch: int) -> Iterator[Variant]:
     yield _product("late", arch, tile, 128, "zero", "fp16", bias=True)
     yield _product("late", arch, tile, 128, "zero", "fp16", residual=True)
     yield _product("late", arch, tile, 128, "zero", "fp16", gated=True)
+    yield _product("late", arch, late_tile(8), 128, "zero", "fp16", gated=True, experts=True)
     for m in (16, 32, 64, 128):
         config = direct_tile(m, arch)
         if config.bm < m:
@@ -80,6 +84,7 @@ def variants(arch: int) -> Iterator[Variant]:
         yield _product("direct", arch, config, 32, "add32", "fp16")
         yield _product("direct", arch, config, 128, "zero", "fp16", even=False)
         yield _product("direct", arch, config, 128, "zero", "fp16", gated=True)
+        yield _product("direct", arch, config, 128, "zero", "fp16", bias=True, experts=True)
     for dtype in ("fp16", "bf16"):
         for group, form in ((128, "zero"), (32, "add32")):
             yield _dequantize(arch, group, form, dtype)
@@ -97,12 +102,13 @@ def _product(
     bias: bool = False,
     residual: bool = False,
     gated: bool = False,
+    experts: bool = False,
 ) -> Variant:
     options = launch_options(name, config, arch, group)
     shift, additive, entry = _FORMS[form]
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= {"units_ptr": "*i16", "table_ptr": f"*{entry}"}
-    types |= {"work_ptr": "*fp32", "count_ptr": "*i32"}
+    types |= {"work_ptr": "*fp32", "count_ptr": "*i32", "experts_ptr": "*i32"}
     constants: dict[str, Any] = {
         "BM": config.bm,
         "BN": config.bn,
@@ -114,12 +120,14 @@ def _product(
         "BIAS": bias,
         "RESIDUAL": residual,
         "GATED": gated,
+        "GROUPED": experts,
         "PTX": arch > 0,
         "INTERPRET": False,
     }
     if name == "late":
         constants["WARPS"] = config.warps
     flags = {"odd": not even, "bias": bias, "residual": residual, "silu": gated}
+    flags["experts"] = experts
     words = [
         f"m{config.bm} g{group} {form} {config.bm}x{config.bn}",
         f"w{config.warps} s{config.stages} {dtype}",

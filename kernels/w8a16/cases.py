@@ -10,7 +10,7 @@ from ..codegen.variant import Variant
 from ..fragments.cases import DrawnFragments, dequantize_case, drawn_scales, product_case
 from .gather import gather_rows
 from .layout import pack_w8a16
-from .op import dequantize, w8a16_linear
+from .op import dequantize, w8a16_grouped, w8a16_linear
 from .reference import dequantize as true_weight
 
 
@@ -51,5 +51,5 @@ def cases() -> dict[str, PtxCase]:
     return {
         "w8a16.dequantize": dequantize_case(_draw, dequantize),
         "w8a16.gather": _gather_case,
-        "w8a16.gemm": product_case(_draw, w8a16_linear),
+        "w8a16.gemm": product_case(_draw, w8a16_linear, w8a16_grouped),
     }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.weight_format import WeightFormat
 from ..fragments.config import chosen
-from ..fragments.layout import FRAGMENT_ROW_ALIGN
+from ..fragments.layout import FRAGMENT_ROW_ALIGN, stack_fragments
+from ..fragments.product import grouped_config
 from ..kind import (
     NO_GATE,
     Chosen,
@@ -28,7 +30,7 @@ from ..kind import (
 )
 from .gather import gather_rows
 from .layout import PackedW8A16, pack_w8a16
-from .op import w8a16_linear
+from .op import w8a16_grouped, w8a16_linear
 from .variants import variants
 
 if TYPE_CHECKING:
@@ -117,6 +119,29 @@ class W8A16Kind(TritonKind[PackedW8A16]):
     ) -> Tensor:
         """-> [T, D]."""
         return gather_rows(ids_T, weight, dtype, factor)
+
+    def stack(self, weights: Sequence[PackedW8A16]) -> PackedW8A16 | None:
+        """Row blocks of one matrix."""
+        return stack_fragments(weights)
+
+    def tile_rows(
+        self, weight: PackedW8A16, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
+    ) -> int:
+        """As the launch has them."""
+        return grouped_config(weight, load, context.exact, context.workspace).bm
+
+    def grouped_linear(
+        self,
+        x_PK: Tensor,
+        weight: PackedW8A16,
+        bias: Tensor | None,
+        tiles: ExpertTiles,
+        context: ProductContext,
+    ) -> Tensor:
+        """-> [P, N]."""
+        return w8a16_grouped(
+            x_PK, weight, bias, tiles, exact=context.exact, workspace=context.workspace
+        )
 
     def variants(self, arch: int) -> Iterator[Variant]:
         """Tiles, groups and offsets; the reading of rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device.expert_tiles import ExpertTiles
 from ..device.workspace import Workspace
 from ..fragments import product
 from .layout import PackedW8A16
@@ -38,6 +39,23 @@ def w8a16_linear(
         KernelInputError: shapes, dtypes, strides or devices do not fit.
     """
     return product.linear(x_MK, weight, None, bias, residual, out, exact, workspace)
+
+
+def w8a16_grouped(
+    x_PK: Tensor,
+    weight: PackedW8A16,
+    bias: Tensor | None,
+    tiles: ExpertTiles,
+    *,
+    exact: bool,
+    workspace: Workspace,
+) -> Tensor:
+    """Each row of ``x`` [P, K] times the matrix of its expert -> [P, N].
+
+    ``weight`` holds those of all experts, ``bias`` is [E, N]; the rest as w8a16_linear. Raises
+    KernelInputError.
+    """
+    return product.grouped(x_PK, weight, None, bias, tiles, exact, workspace)
 
 
 def dequantize(weight: PackedW8A16, dtype: torch.dtype) -> Tensor:

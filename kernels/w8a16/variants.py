@@ -18,6 +18,7 @@ def variants(arch: int) -> Iterator[Variant]:
             if bm <= most_tokens(offset=True):
                 yield product(arch, "w8a16", 2, bm, 128, dtype, scale="fp32", offset=True)
         yield product(arch, "w8a16", 2, 16, 32, dtype)
+        yield product(arch, "w8a16", 2, 16, 0, dtype, bias=True, experts=True)
         yield product(arch, "w8a16", 2, 16, 32, dtype, even=False, bias=True, residual=True)
         # Groups of 16 are those of Q6_K, Q3_K, and Q2_K, which has offsets.
         for bm in (8, 16, 32, 64) if arch else (16, 32, 64):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import torch
@@ -18,12 +19,13 @@ from ..codegen.case import (
 )
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..device.input_rounding import InputRounding, RoundedRows, rule_of
+from ..experts.cases import case_tiles, live_rows, own_rows
 from ..formats.activations import quantize_activations
-from ..formats.canonical import ActivationFormat
 from . import op
 from . import reference as w8a8_reference
 from .config import GemmConfig
-from .layout import pack_w8a8
+from .layout import pack_w8a8, stack_w8a8
 from .op import quantize_rows, w8a8_linear
 
 _TYPES = {"i8": torch.int8, "fp8e4nv": torch.float8_e4m3fn}
@@ -43,6 +45,8 @@ def _gemm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> 
         xq = torch.randint(-128, 128, (m, k), generator=rng, dtype=torch.int8)
     else:
         codes, xq = (torch.randn(rows, k, generator=rng).to(kind) for rows in (n, m))
+    if c["GROUPED"]:
+        return _by_expert(variant, emulation, rng, tile, (n, k))
     weight = pack_w8a8(codes, scales, dtype=dtype)
     sx = torch.rand(m, generator=rng) * 0.05 + 0.001
     zx = torch.randint(-128, 128, (m,), generator=rng, dtype=torch.int32) if c["HAS_ZX"] else None
@@ -66,8 +70,55 @@ def _gemm_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> 
             patch.object(op.cfg, "choose", lambda *args, **options: tile),
             patch.object(op.cfg, "choose_split", lambda *args, **options: split),
         ):
-            out = w8a8_linear(xq, sx, weight, zx=zx, bias=bias, residual=residual, workspace=space)
+            x = RoundedRows(xq, sx, zx)
+            out = w8a8_linear(x, weight, bias=bias, residual=residual, workspace=space)
         return [within("y", out, want, allowed)]
+
+    return call
+
+
+def _by_expert(
+    variant: Variant,
+    emulation: Emulation,
+    rng: torch.Generator,
+    tile: GemmConfig,
+    shape: tuple[int, int],
+) -> PreparedCase:
+    """Rows of three experts, two launch tiles of each, with a bias."""
+    dtype = type_of(variant, "y_ptr")
+    kind = _TYPES[variant.signature["x_ptr"].removeprefix("*")]
+    rounding = InputRounding(kind, top=127.0 if kind == torch.int8 else 448.0)
+    n, k = shape
+    tiles = case_tiles(2 * tile.bm)
+    parts = []
+    for _ in range(3):
+        codes = torch.randint(-128, 128, (n, k), generator=rng, dtype=torch.int8)
+        if kind != torch.int8:
+            codes = torch.randn(n, k, generator=rng).to(kind)
+        scales = torch.rand(n, generator=rng) * 0.01 + 0.001
+        parts.append(pack_w8a8(codes, scales, dtype=dtype, rounding=rounding))
+    weight = stack_w8a8(parts)
+    assert weight is not None
+    x = rounding.empty(tiles.padded, k, torch.device("cpu"))
+    drawn = torch.randn(tiles.padded, k, generator=rng) * 20
+    x.codes.copy_(drawn.to(kind))
+    x.scale.copy_(torch.rand(tiles.padded, generator=rng) * 0.05 + 0.001)
+    bias = torch.randn(3, n, generator=rng).to(dtype)
+    wants, errors = [], []
+    for part, own in zip(parts, bias, strict=True):
+        given = x.codes.double(), x.scale, part.codes.double()[:, :k], part.scales
+        wants.append(w8a8_reference.w8a8_linear(*given, None, own))
+        terms = w8a8_reference.w8a8_linear(given[0].abs(), given[1], given[2].abs(), given[3])
+        short = 2.0**-13 if variant.constants["IMPRECISE"] else 2.0**-20
+        errors.append((2.0**-21 if kind == torch.int8 else short) * (terms + own.double().abs()))
+    want = own_rows(wants, tiles.rows)
+    allowed = rounded_once(want, own_rows(errors, tiles.rows), dtype)
+    space = undefined_workspace(emulation, 4 << 20)
+
+    def call() -> list[OutputCheck]:
+        whole = replace(tile, splittable=False)
+        out = w8a8_linear(x, weight, bias, workspace=space, tiles=tiles, tile=whole)
+        return [within("y", live_rows(out, tiles.rows), want, allowed)]
 
     return call
 
@@ -80,23 +131,18 @@ def _quantize_case(variant: Variant, emulation: Emulation, rng: torch.Generator)
     x = torch.randn(3, k, generator=rng).to(type_of(variant, "x_ptr"))
     x[1] = 0
     x[2, k // 2] = 1000
-    static = 0.05 if c["STATIC"] else None
-    scale = None if static is None else torch.tensor([static])
-    rule = ActivationFormat(
-        kind="int8" if kind == torch.int8 else "e4m3",
-        symmetric=not c["HAS_Z"],
-        top=c["TOP"],
-        scale=None if scale is None else float(scale),
+    rounding = InputRounding(
+        kind, c["HAS_Z"], float(c["TOP"]), torch.tensor([0.05]) if c["STATIC"] else None
     )
-    want, want_scale = quantize_activations(x, rule)
+    want, want_scale = quantize_activations(x, rule_of(rounding))
 
     def call() -> list[OutputCheck]:
-        q, s, z = quantize_rows(
-            x, asymmetric=c["HAS_Z"], scale=scale, dtype=kind, top=float(c["TOP"])
-        )
-        shifted = q.float() if z is None else q.float() - z[:, None]
+        made = quantize_rows(x, rounding)
+        codes, z = made.codes.float(), made.zero
+        shifted = codes if z is None else codes - z[:, None]
         checks = [same_bits("codes", shifted + 0.0, want + 0.0)]
-        return checks if c["STATIC"] else [*checks, same_bits("scales", s, want_scale[:, 0])]
+        static = rounding.scale is not None
+        return checks if static else [*checks, same_bits("scales", made.scale, want_scale[:, 0])]
 
     return call
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device.rounding import float8_codes, int8_codes, scale_of, zero_of
+from ..device.rounding import codes_of, row_scale
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def dot8(x, w, acc, IMPRECISE: tl.constexpr, INTERPRET: tl.constexpr):
     return acc
 
 
-@triton.jit(do_not_specialize=["M", "SX_STEP", "ZX_STEP"])
+@triton.jit(do_not_specialize=["M", "SX_STEP", "ZX_STEP", "per_expert"])
 def gemm(
     x_ptr,
     w_ptr,
@@ -58,12 +58,14 @@ def gemm(
     y_ptr,
     work_ptr,
     count_ptr,
+    experts_ptr,
     M,
     N,
     K,
     W_STEP,
     SX_STEP,
     ZX_STEP,
+    per_expert,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -73,6 +75,7 @@ def gemm(
     HAS_ZX: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RES: tl.constexpr,
+    GROUPED: tl.constexpr,
     IMPRECISE: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
@@ -86,10 +89,22 @@ def gemm(
     leaves its sums in ``work`` [tiles, SPLIT, BM, BN], and the last one of a tile to arrive, told
     by ``count`` [tiles] (zero before and after), adds them in order of split: deterministic, and
     for int8 exact, whatever the tiles. Sums of int8 wrap only beyond K of 131071.
+
+    GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
+    whose rows of x each run of ``per_expert`` tiles has, -1 for nobody's.
     """
     pid = tl.program_id(0)
     ps = tl.program_id(1)
     pm, pn = tile_of(pid, M, N, BM, BN, GROUP_M)
+    if GROUPED:
+        expert = tl.load(experts_ptr + pm // per_expert)
+        if expert < 0:
+            return
+        before = expert.to(tl.int64) * N
+        w_ptr += before * W_STEP
+        sw_ptr += before
+        colsum_ptr += before
+        bias_ptr += before
     rm = pm * BM + tl.arange(0, BM)
     rn = pn * BN + tl.arange(0, BN)
     rk = tl.arange(0, BK)
@@ -176,15 +191,13 @@ def quantize(
     x_ptr += row * K
     q_ptr += row * K_OUT
     rk = tl.arange(0, BLOCK)
-    FP8: tl.constexpr = q_ptr.dtype.element_ty == tl.float8e4nv
-    # Also for a TOP of 127: a subnormal scale, rounded far, leaves quotients beyond 127.
-    LOW: tl.constexpr = -128.0
+    CODES: tl.constexpr = q_ptr.dtype.element_ty
     if ONE_PASS:
         x = tl.load(x_ptr + rk, mask=rk < K, other=0.0).to(tl.float32)
-    if STATIC:
-        s = tl.load(s_ptr)
-        z = tl.load(z_ptr).to(tl.float32) if HAS_Z else 0.0
-    else:
+    high = 0.0
+    low = 0.0
+    poison = 0.0
+    if not STATIC:
         if ONE_PASS:
             high = tl.max(x if HAS_Z else tl.abs(x), 0)
             low = tl.min(x, 0)
@@ -202,28 +215,10 @@ def quantize(
             high = tl.max(high_v, 0)
             low = tl.min(low_v, 0)
             poison = tl.sum(poison_v, 0)
-        z = 0.0
-        if HAS_Z:
-            low = tl.minimum(low, 0.0)
-            s = scale_of(tl.maximum(high, 0.0) - low, 255.0)
-            z = zero_of(low, s)
-            tl.store(z_ptr + row, z.to(tl.int32))
-        else:
-            s = scale_of(high, TOP)
-        tl.store(s_ptr + row, s + poison)
+    s, z = row_scale(high, low, poison, s_ptr, z_ptr, row, STATIC, HAS_Z, TOP)
     if ONE_PASS:
-        tl.store(q_ptr + rk, _codes(x, s, z, LOW, FP8, q_ptr), mask=rk < K_OUT)
+        tl.store(q_ptr + rk, codes_of(x, s, z, CODES), mask=rk < K_OUT)
     else:
         for k in range(0, K_OUT, BLOCK):
             v = tl.load(x_ptr + k + rk, mask=rk < K - k, other=0.0).to(tl.float32)
-            tl.store(q_ptr + k + rk, _codes(v, s, z, LOW, FP8, q_ptr), mask=rk < K_OUT - k)
-
-
-@triton.jit
-def _codes(x, s, z, LOW: tl.constexpr, FP8: tl.constexpr, q_ptr):
-    """Codes in the type that ``q_ptr`` points at."""
-    scale = tl.zeros_like(x) + s
-    if FP8:
-        return float8_codes(x, scale, q_ptr.dtype.element_ty)
-    else:
-        return int8_codes(x, scale, z, LOW)
+            tl.store(q_ptr + k + rk, codes_of(v, s, z, CODES), mask=rk < K_OUT - k)

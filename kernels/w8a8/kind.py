@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..device import runtime
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
+from ..device.input_rounding import K_ALIGN, InputRounding, RoundedRows
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.weight_format import ActivationFormat, WeightFormat
 from ..kind import (
@@ -26,7 +30,7 @@ from ..kind import (
     unpacked,
 )
 from . import config
-from .layout import K_ALIGN, MAX_K, MAX_K_ASYMMETRIC, InputRounding, PackedW8A8, pack_w8a8
+from .layout import MAX_K, MAX_K_ASYMMETRIC, PackedW8A8, pack_w8a8, stack_w8a8
 from .op import quantize_rows, w8a8_linear
 from .variants import float8_variants, int8_variants
 
@@ -91,6 +95,10 @@ class _RowScales(TritonKind[PackedW8A8]):
         rounding = _rounding(weight.format.act, device)
         return pack_w8a8(codes, scales, dtype=dtype, rounding=rounding)
 
+    def rounding(self, weight: PackedW8A8) -> InputRounding | None:
+        """As the weight's format says."""
+        return weight.rounding
+
     def linear(
         self,
         x_MK: Tensor,
@@ -100,33 +108,88 @@ class _RowScales(TritonKind[PackedW8A8]):
         out: Tensor | None,
         context: ProductContext,
     ) -> Tensor:
+        """-> [M, N]."""
+        return self.rounded_linear(_rounded(x_MK, weight), weight, bias, residual, out, context)
+
+    def rounded_linear(
+        self,
+        x: RoundedRows,
+        weight: PackedW8A8,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor | None,
+        context: ProductContext,
+    ) -> Tensor:
         """-> [M, N]; sums of int8 are exact, those of float8 depend on the tile."""
-        q, scale, zero = _rounded(x_MK, weight)
-        if not (context.exact and self.floating) or x_MK.shape[0] < 2:
-            return w8a8_linear(q, scale, weight, zero, bias, residual, out, context.workspace)
+        m = x.codes.shape[0]
+        if not (context.exact and self.floating) or m < 2:
+            return w8a8_linear(x, weight, bias, residual, out, context.workspace)
         # A tile is chosen by the number of rows; one row at a time it is always the same.
-        rows, static = [], weight.rounding is not None and weight.rounding.scale is not None
-        for m in range(x_MK.shape[0]):
-            one = slice(m, m + 1)
-            s = scale if static else scale[one]
+        rows, static = [], len(x.scale) == 1
+        for i in range(m):
+            one = slice(i, i + 1)
+            row = RoundedRows(x.codes[one], x.scale if static else x.scale[one], None)
             added, place = (None if t is None else t[one] for t in (residual, out))
-            rows.append(w8a8_linear(q[one], s, weight, None, bias, added, place, context.workspace))
+            rows.append(w8a8_linear(row, weight, bias, added, place, context.workspace))
         return torch.cat(rows) if out is None else out
+
+    def stack(self, weights: Sequence[PackedW8A8]) -> PackedW8A8 | None:
+        """Row blocks of one matrix, where all round their inputs alike."""
+        return stack_w8a8(weights)
+
+    def tile_rows(
+        self, weight: PackedW8A8, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
+    ) -> int:
+        """As the launch has them."""
+        return self._grouped_tile(weight, load, context).bm
+
+    def grouped_linear(
+        self,
+        x_PK: Tensor,
+        weight: PackedW8A8,
+        bias: Tensor | None,
+        tiles: ExpertTiles,
+        context: ProductContext,
+    ) -> Tensor:
+        """-> [P, N]."""
+        return w8a8_linear(
+            _rounded(x_PK, weight),
+            weight,
+            bias,
+            workspace=context.workspace,
+            tiles=tiles,
+            tile=self._grouped_tile(weight, tiles.load, context),
+        )
+
+    def _grouped_tile(
+        self, weight: PackedW8A8, load: ExpertLoad, context: ProductContext
+    ) -> config.GemmConfig:
+        """By the rows of an expert; for exact sums of float8 the same for every number."""
+        assert weight.rounding is not None
+        alone = context.exact and self.floating
+        n = weight.shape[0] * (1 if alone else load.active)
+        tile = config.choose(
+            *(runtime.arch(runtime.device_index(weight.codes)), 1 if alone else load.m, n),
+            floating=self.floating,
+            zero=weight.rounding.asymmetric,
+            interpreted=runtime.INTERPRETED,
+        )
+        return replace(tile, splittable=False) if alone else tile
 
     def prepared(
         self, x_MK: Tensor, weight: PackedW8A8, out: Tensor, context: ProductContext
     ) -> Callable[[PackedW8A8], Tensor]:
         """The product alone, of x [M, K] that is rounded already."""
-        q, scale, zero = _rounded(x_MK, weight)
-        return lambda w: w8a8_linear(q, scale, w, zero, out=out, workspace=context.workspace)
+        x = _rounded(x_MK, weight)
+        return lambda w: w8a8_linear(x, w, out=out, workspace=context.workspace)
 
     def seen(self, x_MK: Tensor, weight: PackedW8A8) -> Tensor:
         """Codes less their zero points, scaled: float64 [M, K]."""
-        q, scale, zero = _rounded(x_MK, weight)
-        codes = q[:, : x_MK.shape[1]].double()
-        if zero is not None:
-            codes -= zero.double().reshape(-1, 1)
-        return codes * scale.double().reshape(-1, 1)
+        x = _rounded(x_MK, weight)
+        codes = x.codes[:, : x_MK.shape[1]].double()
+        if x.zero is not None:
+            codes -= x.zero.double().reshape(-1, 1)
+        return codes * x.scale.double().reshape(-1, 1)
 
 
 class W8A8Kind(_RowScales):
@@ -188,18 +251,10 @@ class FP8Kind(_RowScales):
         return float8_variants(arch)
 
 
-def _rounded(x_MK: Tensor, weight: PackedW8A8) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes [M, K] of the inputs of a product, their scales and zero points."""
-    how = weight.rounding
-    assert how is not None
-    return quantize_rows(
-        x_MK.contiguous(),
-        asymmetric=how.asymmetric,
-        scale=how.scale,
-        zero=how.zero,
-        dtype=how.dtype,
-        top=how.top,
-    )
+def _rounded(x_MK: Tensor, weight: PackedW8A8) -> RoundedRows:
+    """The inputs [M, K] of a product, rounded as it wants them."""
+    assert weight.rounding is not None
+    return quantize_rows(x_MK.contiguous(), weight.rounding)
 
 
 def _rounding(act: ActivationFormat, device: torch.device) -> InputRounding:
@@ -207,7 +262,7 @@ def _rounding(act: ActivationFormat, device: torch.device) -> InputRounding:
     if act.scale is not None:
         scale = torch.tensor([act.scale], dtype=torch.float32, device=device)
     if act.kind == "e4m3":
-        return InputRounding(torch.float8_e4m3fn, False, 448.0, scale, None)
+        return InputRounding(torch.float8_e4m3fn, top=448.0, scale=scale)
     if scale is not None and not act.symmetric:
         zero = torch.tensor([act.zero], dtype=torch.int32, device=device)
     # All 256 codes where the checkpoint was calibrated for them.

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..device.checks import check_tensor, require
+from ..device.input_rounding import K_ALIGN, InputRounding
 
 MAX_K = 131072
 """First K at which int8 sums could leave int32: 127 * 128 * K < 2**31 below it."""
 
 MAX_K_ASYMMETRIC = 65794
 """The same with a zero point: |q - zero| <= 255, and 255 * 128 * K < 2**31 below it."""
-
-K_ALIGN = 16
-"""Weight rows are padded to a multiple of this many bytes, so that every load is a full one."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputRounding:
-    """How the input of a product is rounded; see ``ActivationFormat``.
-
-    Attributes:
-        dtype: int8 or float8_e4m3fn.
-        asymmetric: a zero point for each token.
-        top: what the largest magnitude of a token becomes.
-        scale: float32 [1] on the device when static, else None.
-        zero: int32 [1] on the device when static with a zero point, else None.
-    """
-
-    dtype: torch.dtype
-    asymmetric: bool
-    top: float
-    scale: Tensor | None
-    zero: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +48,24 @@ class PackedW8A8:
         """The weight [N, K]."""
         codes_NK = self.codes[:, : self.shape[1]]
         return (codes_NK.to(torch.float32) * self.scales[:, None]).to(dtype)
+
+
+def stack_w8a8(parts: Sequence[PackedW8A8]) -> PackedW8A8 | None:
+    """Weights of the same shape as row blocks of one, for products by expert.
+
+    None where they round their inputs in different ways.
+    """
+    first = parts[0]
+    for part in parts:
+        if part.rounding is None or first.rounding is None:
+            return None
+        same = (part.shape, part.dtype) == (first.shape, first.dtype)
+        if not same or not part.rounding.agrees(first.rounding):
+            return None
+    # Through uint8, because not every device can copy parts of float8 tensors.
+    codes = torch.cat([part.codes.view(torch.uint8) for part in parts]).view(first.codes.dtype)
+    scales = torch.cat([part.scales for part in parts])
+    return replace(first, codes=codes, scales=scales, colsum=torch.cat([p.colsum for p in parts]))
 
 
 def pack_w8a8(

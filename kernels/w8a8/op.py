@@ -9,110 +9,86 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.expert_tiles import ExpertTiles
+from ..device.input_rounding import InputRounding, RoundedRows
 from ..device.workspace import Workspace
 from . import config as cfg
+from .config import GemmConfig
 from .kernel import gemm, quantize
-from .layout import K_ALIGN, MAX_K_ASYMMETRIC, PackedW8A8
+from .layout import MAX_K_ASYMMETRIC, PackedW8A8
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def quantize_rows(
-    x_MK: Tensor,
-    *,
-    asymmetric: bool = False,
-    scale: Tensor | None = None,
-    zero: Tensor | None = None,
-    dtype: torch.dtype = torch.int8,
-    top: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def quantize_rows(x_MK: Tensor, rounding: InputRounding) -> RoundedRows:
     """Quantize activations [M, K] (float16, bfloat16 or float32) row by row.
 
-    By default symmetric with a scale of each row's own; ``asymmetric`` adds a zero point a row;
-    ``scale`` (float32 [1], with ``zero`` int32 [1]) makes it static. ``dtype`` float8_e4m3fn is
-    symmetric only. ``top`` is what the largest magnitude becomes: 127 (the default; codes from
-    -127), 127.5 (codes from -128, as compressed-tensors rounds), or 448 for float8.
-
-    Returns (q [M, K rounded up to 16], scale float32 [M] or [1], zero int32 or None), with
-    ``x = scale * (q - zero)``. Ties round to even; a row with NaN or infinity gets a NaN scale.
-    Source: Xiao et al., SmoothQuant, 2022. Raises KernelInputError.
+    Ties round to even; a row with NaN or infinity gets a NaN scale, unless that is static. Source:
+    Xiao et al., SmoothQuant, 2022. Raises KernelInputError.
     """
     check_tensor("x", x_MK, (None, None), (*_HALF, torch.float32))
-    require(dtype in (torch.int8, torch.float8_e4m3fn), lambda: f"dtype is {dtype}; expected 8-bit")
-    require(zero is None or scale is not None, "a static zero needs a static scale")
-    with_zero = asymmetric or zero is not None
-    require(not with_zero or dtype == torch.int8, "float8 has no zero points")
-    require(scale is None or not asymmetric or zero is not None, "a static scale needs its zero")
-    floating = dtype == torch.float8_e4m3fn
-    top = top or (448.0 if floating else 127.0)
-    require(top in ((448.0,) if floating else (127.0, 127.5)), lambda: f"top is {top} for {dtype}")
     m, k = x_MK.shape
-    device = x_MK.device
-    q = torch.empty(m, -(-k // K_ALIGN) * K_ALIGN, dtype=dtype, device=device)
-    for name, x, kind in (("scale", scale, torch.float32), ("zero", zero, torch.int32)):
-        if x is not None:
-            check_tensor(name, x, (1,), (kind,), device)
-    s = torch.empty(m, dtype=torch.float32, device=device) if scale is None else scale
-    z = zero
-    if with_zero and z is None:
-        z = torch.empty(m, dtype=torch.int32, device=device)
+    made = rounding.empty(m, k, x_MK.device)
     if m:
-        block, warps = cfg.quantize_block(q.shape[1])
+        width = made.codes.shape[1]
+        block, warps = cfg.quantize_block(width)
         launch: dict[str, Any] = {
             "BLOCK": block,
-            "ONE_PASS": q.shape[1] <= block,
-            "STATIC": scale is not None,
-            "HAS_Z": with_zero,
-            "TOP": top,
+            "ONE_PASS": width <= block,
+            **rounding.constants,
             "num_warps": warps,
         }
-        quantize[(m,)](x_MK, q, s, s if z is None else z, k, q.shape[1], **launch)
-    return q, s, z
+        zero = made.scale if made.zero is None else made.zero
+        quantize[(m,)](x_MK, made.codes, made.scale, zero, k, width, **launch)
+    return made
 
 
 def w8a8_linear(
-    xq_MK: Tensor,
-    sx: Tensor,
+    x: RoundedRows,
     weight: PackedW8A8,
-    zx: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Workspace | None = None,
+    tiles: ExpertTiles | None = None,
+    tile: GemmConfig | None = None,
 ) -> Tensor:
     """``sx * sw * ((xq - zx) @ codes.T) + bias + residual`` -> [M, N] in ``weight.dtype``.
 
-    ``xq_MK`` has the weight's 8-bit type and K columns, or K rounded up to 16 (quantize_rows);
-    ``sx`` float32 and ``zx`` int32 have M elements, or 1 for static quantization. ``bias`` [N]
-    and ``residual`` [M, N] have ``weight.dtype``; ``out`` may be ``residual``. Sums are exact for
-    int8, so the result does not depend on M; for float8 the order of sums depends on the tile.
+    The codes of ``x`` have the weight's 8-bit type and K columns, or K rounded up to 16. ``bias``
+    [N] and ``residual`` [M, N] have ``weight.dtype``; ``out`` may be ``residual``. Sums are exact
+    for int8, so the result does not depend on M; for float8 the order of sums depends on the tile.
     ``workspace`` is that of the stream; required to keep a CUDA graph free of allocations.
+    With ``tiles`` the rows of ``x`` are sorted by expert, ``weight`` holds those of all experts
+    (stack_w8a8), ``bias`` is [E, N], and ``tile`` is what they fit.
     Raises KernelInputError. Source: SmoothQuant (Xiao et al., 2022); split-K with the last
     program adding up.
     """
     n, k = weight.shape
     device = weight.codes.device
+    xq_MK, sx, zx = x.codes, x.scale, x.zero
     check_tensor("xq", xq_MK, (None, None), (weight.codes.dtype,), device)
     m, width = xq_MK.shape
     stride = weight.codes.shape[1]
     require(width in (k, stride), lambda: f"xq has {width} columns; expected {k} or {stride}")
-    for name, x, kind in (("sx", sx, torch.float32), ("zx", zx, torch.int32)):
-        if x is not None:
-            check_tensor(name, x, (None,), (kind,), device)
-            require(x.numel() in (1, m), f"{name} has {x.numel()} elements; expected {m} or 1")
+    for name, given, kind in (("sx", sx, torch.float32), ("zx", zx, torch.int32)):
+        if given is not None:
+            check_tensor(name, given, (None,), (kind,), device)
+            count = given.numel()
+            require(count in (1, m), f"{name} has {count} elements; expected {m} or 1")
     floating = weight.codes.dtype != torch.int8
     if zx is not None:
         require(not floating, "float8 has no zero points")
         require(
             k < MAX_K_ASYMMETRIC, lambda: f"K is {k}; a zero point needs K below {MAX_K_ASYMMETRIC}"
         )
-    for name, x, shape in (
-        ("bias", bias, (n,)),
+    for name, given, shape in (
+        ("bias", bias, (n,) if tiles is None else (tiles.load.count, n)),
         ("residual", residual, (m, n)),
         ("out", out, (m, n)),
     ):
-        if x is not None:
-            check_tensor(name, x, shape, (weight.dtype,), device)
+        if given is not None:
+            check_tensor(name, given, shape, (weight.dtype,), device)
     y = torch.empty(m, n, dtype=weight.dtype, device=device) if out is None else out
     if m == 0:
         return y
@@ -124,12 +100,17 @@ def w8a8_linear(
             f"float8 needs NVIDIA sm_89 or later; {device} is {f'sm_{arch}' if arch else 'not'}"
         ),
     )
-    tile = cfg.choose(
-        *(arch, m, n),
-        floating=floating,
-        zero=zx is not None,
-        residual=residual is not None,
-        interpreted=runtime.INTERPRETED,
+    if tile is None:
+        tile = cfg.choose(
+            *(arch, m, n),
+            floating=floating,
+            zero=zx is not None,
+            residual=residual is not None,
+            interpreted=runtime.INTERPRETED,
+        )
+    require(
+        tiles is None or (tiles.padded == m and tiles.rows % tile.bm == 0),
+        lambda: f"{m} rows in tiles that the product, of {tile.bm} at once, cannot follow",
     )
     space = Workspace(device) if workspace is None else workspace
     split = cfg.choose_split(
@@ -137,7 +118,7 @@ def w8a8_linear(
         partials=space.partials.numel(),
         counters=space.counters.numel(),
     )
-    tiles = -(-m // tile.bm) * -(-n // tile.bn)
+    programs = -(-m // tile.bm) * -(-n // tile.bn)
     partials = space.partials if floating else space.partials.view(torch.int32)
     launch: dict[str, Any] = {
         "BM": tile.bm,
@@ -149,15 +130,17 @@ def w8a8_linear(
         "HAS_ZX": zx is not None,
         "HAS_BIAS": bias is not None,
         "HAS_RES": residual is not None,
+        "GROUPED": tiles is not None,
         "IMPRECISE": cfg.imprecise(arch),
         "INTERPRET": runtime.INTERPRETED,
         **tile.launch,
     }
-    gemm[(tiles, split)](
+    gemm[(programs, split)](
         *(xq_MK, weight.codes, sx, weight.scales, y if zx is None else zx, weight.colsum),
         *(y if bias is None else bias, y if residual is None else residual, y),
-        *(partials, space.counters, m, n, width, stride),
-        *(int(sx.numel() > 1), int(zx is not None and zx.numel() > 1)),
+        *(partials, space.counters, space.counters if tiles is None else tiles.experts),
+        *(m, n, width, stride, int(sx.numel() > 1), int(zx is not None and zx.numel() > 1)),
+        1 if tiles is None else tiles.rows // tile.bm,
         **launch,
     )
     return y

@@ -10,7 +10,8 @@ from . import config as cfg
 from .kernel import gemm, quantize
 
 _POINTERS = ("x_ptr", "w_ptr", "sx_ptr", "sw_ptr", "zx_ptr", "colsum_ptr", "bias_ptr", "res_ptr")
-_POINTERS += ("y_ptr", "work_ptr", "count_ptr")
+_POINTERS += ("y_ptr", "work_ptr", "count_ptr", "experts_ptr")
+_NUMBERS = ("M", "N", "K", "W_STEP", "SX_STEP", "ZX_STEP", "per_expert")
 
 
 def variants(arch: int) -> Iterator[Variant]:
@@ -42,6 +43,7 @@ def _gemms(arch: int, kind: str) -> Iterator[Variant]:
         yield _gemm(arch, tile, kind, "fp16")
         yield _gemm(arch, tile, kind, "bf16", even=False, epilogue="zbr")
         yield _gemm(arch, tile, kind, "bf16", split=4)
+    yield _gemm(arch, cfg.tiles_of(arch)[0], kind, "bf16", epilogue="be")
     square, wide = cfg.square_tile(arch), cfg.wide_tile(arch, kind != "i8")
     yield _gemm(arch, square, kind, "fp16")
     yield _gemm(arch, square, kind, "bf16", even=False, epilogue="br")
@@ -61,15 +63,15 @@ def _gemm(
     even: bool = True,
     epilogue: str = "",
 ) -> Variant:
-    """``epilogue``: of z (zero point, int8 only), b (bias) and r (residual)."""
+    """``epilogue``: of z (zero point, int8 only), b (bias), r (residual), e (by expert)."""
     integer = kind == "i8"
     types: dict[str, str] = {
         **dict.fromkeys(("x_ptr", "w_ptr"), f"*{kind}"),
         **dict.fromkeys(("sx_ptr", "sw_ptr"), "*fp32"),
-        **dict.fromkeys(("zx_ptr", "colsum_ptr", "count_ptr"), "*i32"),
+        **dict.fromkeys(("zx_ptr", "colsum_ptr", "count_ptr", "experts_ptr"), "*i32"),
         **dict.fromkeys(("bias_ptr", "res_ptr", "y_ptr"), f"*{dtype}"),
         "work_ptr": "*i32" if integer else "*fp32",
-        **dict.fromkeys(("M", "N", "K", "W_STEP", "SX_STEP", "ZX_STEP"), "i32"),
+        **dict.fromkeys(_NUMBERS, "i32"),
     }
     constants: dict[str, Any] = {
         "BM": tile.bm,
@@ -81,6 +83,7 @@ def _gemm(
         "HAS_ZX": "z" in epilogue and integer,
         "HAS_BIAS": "b" in epilogue,
         "HAS_RES": "r" in epilogue,
+        "GROUPED": "e" in epilogue,
         "IMPRECISE": cfg.imprecise(arch),
         "INTERPRET": False,
     }

@@ -84,7 +84,12 @@ class TrainOps(PlainOps[Any]):
         return part.rows(ids_T) * scale
 
     def rms_norm(
-        self, x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        eps: float,
+        rows: Tensor | None = None,
+        readers: Sequence[Stack] = (),
     ) -> Tensor:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
         # What is saved for the gradient must not change when a block adds to the residual.

@@ -49,6 +49,12 @@ _TILE = "attention/tile.py"
 _ROPE = "fused/rope_kernel.py"
 
 FAULTS = (
+    KernelFault(
+        _DECODE,
+        "of_head = token.to(tl.int64) * (KV_HEADS * GROUP) + index % (KV_HEADS * GROUP)",
+        "of_head = index",
+        ATTENTION,
+    ),
     KernelFault(_LATE, "(i + 1) % SLICES == 0", "(i + 1 - first) % SLICES == 0", W4A16),
     KernelFault(
         _LATE, "first * PER_SLICE // SLICES * width", "(first + 1) // SLICES * width", W4A16

@@ -20,6 +20,7 @@ from halfbyte.kernels.formats.canonical import (
 from halfbyte.kernels.formats.code_tables import NF4
 from halfbyte.kernels.kind import MatrixSpec, carrier
 from halfbyte.kernels.kinds import KINDS
+from halfbyte.kernels.w8a8 import kind as w8a8_kind
 
 INT8 = ActivationFormat()
 E4M3 = ActivationFormat("e4m3", top=448.0)
@@ -179,3 +180,52 @@ def _round(x: Tensor, act: ActivationFormat) -> Tensor:
         zero = torch.round(-128 - low / scale)
     q = torch.round((x / scale + zero).clamp(-128, 127))
     return ((q - zero) * scale).float()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    "act",
+    [INT8, ActivationFormat(symmetric=False), ActivationFormat(scale=0.04), E4M3],
+    ids=["row", "zero", "static", "e4m3"],
+)
+def test_norm_and_gate_round_for_their_readers(
+    rng: torch.Generator, act: ActivationFormat, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits as from products that round for themselves, which then have nothing to do."""
+    ops = TritonOps(torch.device("cpu"), torch.float16, exact)
+    form = WeightFormat(8, -1, "e4m3" if act is E4M3 else "none", act=act)
+    # Two projections of one input, each with its own scale where that is static: rounded twice.
+    readers = [ops.pack(random_weight(rng, n, 72, form)) for n in (40, 24)]
+    down = ops.pack(random_weight(rng, 24, 40, form))
+    x, gate_up = (torch.randn(3, k, generator=rng).half() for k in (72, 80))
+    weight, residual = torch.randn(72, generator=rng), torch.randn(3, 24, generator=rng).half()
+
+    def results(hint: bool) -> list[Tensor]:
+        h = ops.rms_norm(x, weight, 1e-6, readers=readers if hint else ())
+        made = [ops.linear(h, reader) for reader in readers]
+        a, total = ops.gated_mul(gate_up, readers=[down] if hint else ()), residual.clone()
+        ops.linear_add(a, down, total)
+        return [*made, total]
+
+    want = results(False)
+    static = act.scale is not None
+    rounded: list[int] = []
+    quantize_rows = w8a8_kind.quantize_rows
+    monkeypatch.setattr(
+        w8a8_kind,
+        "quantize_rows",
+        lambda x, how: rounded.append(x.shape[1]) or quantize_rows(x, how),
+    )
+    for got, wanted in zip(results(True), want, strict=True):
+        assert torch.equal(got, wanted)
+    assert rounded == ([72, 72] if static else [])
+
+
+def test_a_reader_in_16_bits_gets_values(rng: torch.Generator, ops: TritonOps) -> None:
+    mixed = [
+        ops.pack(random_weight(rng, 40, 64, form))
+        for form in (WeightFormat(8, -1, act=INT8), WeightFormat(4, 32, "int"))
+    ]
+    x, weight = torch.randn(2, 64, generator=rng).to(ops.dtype), torch.randn(64, generator=rng)
+    for readers in (mixed, mixed[::-1], mixed[1:]):
+        assert ops.rms_norm(x, weight, 1e-6, readers=readers).dtype == ops.dtype

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from halfbyte.engine.backends.base import MixtureShape
 from halfbyte.engine.backends.reference import ReferenceOps
 from halfbyte.engine.models.mixture import MixtureBlock, route
 from halfbyte.engine.models.mlp import Mlp
@@ -53,8 +54,7 @@ def test_tokens_go_through_their_experts(normalize: bool) -> None:
         torch.ones(HIDDEN, dtype=torch.float64),
         ops.pack(router),
         [Mlp(FusedLinear([ops.pack(up)]), ops.pack(down)) for up, down in weights],
-        2,
-        normalize,
+        MixtureShape(2, normalize),
         eps,
     )
     residual = draw(TOKENS, HIDDEN)
@@ -77,6 +77,7 @@ def test_a_token_reads_its_share_of_the_weights() -> None:
     ops: Any = ReferenceOps(torch.float32)
     parts = [ops.pack(torch.zeros(6, 4)), ops.pack(torch.zeros(4, 3))]
     expert = Mlp(FusedLinear(parts[:1]), parts[1])
-    mixture = MixtureBlock(torch.ones(4), ops.pack(torch.zeros(8, 4)), [expert] * 8, 2, True, 0.1)
+    shape = MixtureShape(2, True)
+    mixture = MixtureBlock(torch.ones(4), ops.pack(torch.zeros(8, 4)), [expert] * 8, shape, 0.1)
     assert expert.nbytes == 4 * (24 + 12)
     assert mixture.nbytes == 4 * 32 + 2 * expert.nbytes

@@ -43,8 +43,7 @@ class Tape:
 
     def forward(self, step: StepInputs, kv: KVCache, out: Tensor | None = None) -> Tensor:
         self.calls.append("noted" if self.recording else "computed")
-        rows = step.token_ids if step.sample_index is None else step.sample_index
-        out = torch.full((len(rows), 1), -1.0) if out is None else out
+        out = torch.full((step.wanted, 1), -1.0) if out is None else out
         if self.recording:
             self.todo.append((out, step))
         else:
@@ -197,16 +196,53 @@ def test_a_capture_comes_after_one_computation() -> None:
     assert tape.calls == ["computed"]
 
 
+def test_small_steps_of_prompts_are_captured_with_room_for_every_row() -> None:
+    rows, tape = some_rows(), Tape(eager=True)
+    made = CapturingExecutor(network(tape), a_cache(), 6, tape, tokens=24)
+    first = ["computed", "noted", "run"]
+    for runs, wanted, want in (
+        ([(0, 0, 13)], [1], first),  # a graph of 16 tokens, as the next ones
+        ([(0, 13, 1), (2, 0, 9), (5, 7, 6)], [1, 0, 1], ["run"]),
+        ([(1, 0, 2), (3, 3, 1), (4, 5, 1)], [1, 1, 1], ["run"]),
+        ([(1, 2, 1), (3, 0, 16)], [1, 1], first),
+        ([(3, 0, 20)], [0], ["run"]),
+        ([(3, 0, 25)], [1], ["computed"]),  # too many tokens
+        ([(0, 3, 9)], [8], ["computed"]),  # too many logits
+        ([(row, 3, 1 + (row == 0)) for row in range(7)], [1] * 7, ["computed"]),
+    ):
+        tape.calls.clear()
+        step = rows.step(runs, wanted)
+        assert step.sample_index is not None
+        logits = made.run(step)
+        assert logits.flatten().tolist() == step.token_ids[step.sample_index].tolist()
+        assert tape.calls == want, runs
+    tape.calls.clear()
+    made.run(rows.step([(0, 4, 2)], [1], [2]))  # hidden states are wanted
+    assert tape.calls == ["computed"]
+
+
+def test_tokens_that_stand_for_nothing_are_in_no_span() -> None:
+    rows = some_rows()
+    rows.block_tables.random_(0, 4)
+    step = rows.step([(2, 3, 4), (0, 9, 1)], [1, 0])
+    padded = step.padded(8, 3)
+    assert padded.spans == step.spans
+    assert padded.slots.tolist() == [*step.slots.tolist(), -1, -1, -1]
+    assert padded.row_index.tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert padded.sample_index is not None and padded.sample_index.tolist() == [3, 0, 0]
+    assert torch.equal(padded.block_tables[2], step.block_tables[0])
+
+
 def test_rows_that_stand_for_nothing_keep_nothing() -> None:
     rows = some_rows()
     rows.block_tables.random_(0, 4)
     step, _ = decode(rows, 3, 7)
-    padded = step.padded(6)
-    assert padded.decodes and padded.key == (6,) and step.padded(3) is step
+    padded = step.padded(6, 6)
+    assert padded.decodes and step.padded(3, 3) is step
     assert padded.slots.tolist() == [*step.slots.tolist(), -1, -1, -1]
     assert [s.length for s in padded.spans] == [8, 8, 8, 1, 1, 1]
     assert padded.positions.tolist() == [7, 7, 7, 0, 0, 0]
-    assert padded.row_index.tolist() == list(range(6))
+    assert padded.row_index.tolist() == [0, 1, 2, 0, 0, 0]
     assert torch.equal(padded.block_tables[:3], step.block_tables)
     assert torch.equal(padded.block_tables[3:], step.block_tables[:1].expand(3, -1))
     assert torch.equal(padded.rope[:3], step.rope) and len(padded.rope) == 6
@@ -240,7 +276,7 @@ def test_late_captures_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
         assert monitor.events == []
         made.run(decode(rows, 2, 2)[0])
     (event,) = monitor.events
-    assert (event.what, event.kernel, event.detail) == ("capture", "CUDA graph", "2 rows")
+    assert (event.what, event.kernel, event.detail) == ("capture", "CUDA graph", "2 tokens")
     assert "capture of CUDA graph in" in caplog.text
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from halfbyte import Engine, SamplingParams
-from halfbyte.engine.run.warmup import make_ready, row_counts, warm_up
+from halfbyte.engine.run.executors import row_counts, token_counts
+from halfbyte.engine.run.warmup import make_ready, warm_up
 from halfbyte.kernels.codegen.environment import compiling_environment
 
 PROBE = Path(__file__).parent / "compile_probe.py"
@@ -58,6 +59,9 @@ def test_row_counts_reach_every_bucket_and_the_end() -> None:
     assert row_counts(1) == [1]
     assert row_counts(9) == [1, 2, 3, 4, 6, 8, 9]
     assert row_counts(64)[-4:] == [24, 32, 48, 64]
+    assert token_counts(0) == [0]
+    assert token_counts(40) == [16, 20, 24, 28, 32, 40]
+    assert token_counts(100)[-4:] == [64, 80, 96, 100]
 
 
 def test_warm_up_leaves_no_trace_in_the_answers(tiny_gguf: Path) -> None:

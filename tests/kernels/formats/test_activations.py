@@ -6,26 +6,26 @@ gate and rope round on the way, in ``test_triton_fused``.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from activation_support import RULES, hard_rows
 from statistics_support import fresh_seed
 
+from halfbyte.kernels.device.input_rounding import InputRounding
 from halfbyte.kernels.formats.activations import quantize_activations
 from halfbyte.kernels.formats.canonical import ActivationFormat
 from halfbyte.kernels.w8a8 import op, quantize_rows
 
 
-def arguments(rule: ActivationFormat) -> dict[str, Any]:
+def rounding_of(rule: ActivationFormat) -> InputRounding:
     """The rule as the kernel's face takes it."""
-    floating = rule.kind == "e4m3"
-    dtype, top = (torch.float8_e4m3fn, 448.0) if floating else (torch.int8, 127.5)
-    if rule.scale is None:
-        return {"asymmetric": not rule.symmetric, "dtype": dtype, "top": rule.top}
-    zero = None if rule.symmetric else torch.tensor([rule.zero], dtype=torch.int32)
-    return {"scale": torch.tensor([rule.scale]), "zero": zero, "dtype": dtype, "top": top}
+    floating, scale, zero = rule.kind == "e4m3", None, None
+    if rule.scale is not None:
+        scale = torch.tensor([rule.scale])
+        zero = None if rule.symmetric else torch.tensor([rule.zero], dtype=torch.int32)
+    top = 448.0 if floating else rule.top if rule.scale is None else 127.5
+    dtype = torch.float8_e4m3fn if floating else torch.int8
+    return InputRounding(dtype, not rule.symmetric, top, scale, zero)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
@@ -38,8 +38,9 @@ def test_triton_rounds_by_the_rule(
     x = hard_rows(fresh_seed(), width)
     want, want_scale = quantize_activations(x, rule)
     monkeypatch.setattr(op.cfg, "quantize_block", lambda k: (block, 1))
-    codes, scale, zero = quantize_rows(x, **arguments(rule))
-    got = codes[:, :width].float()
+    made = quantize_rows(x, rounding_of(rule))
+    scale, zero = made.scale, made.zero
+    got = made.codes[:, :width].float()
     if zero is not None:
         got = got - zero.reshape(-1, 1)
     assert torch.equal(got, want)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -109,6 +111,29 @@ def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized)
         torch.tensor(rows), dim**-0.5, window, cap,
     )  # fmt: skip
     check(out, expected, dtype)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_tokens_in_a_list_alone_are_written(rng, splits):
+    """A step's tokens are in one tensor, whoever attends for them; a list may have gaps."""
+    lengths = [270, 30, 40, 5, 280]
+    cache = paged_cache(rng, lengths, 2, 16, 64, F16)
+    q = torch.randn(len(lengths), 4, 64, generator=rng).to(F16)
+    positions = torch.tensor(lengths, dtype=torch.int32) - 1
+    rows = torch.tensor([4, 1, 2, 3, 0], dtype=torch.int32)
+    positions = positions[rows.long()]
+    call = partial(
+        decode_attention, q, cache.k, cache.v, cache.tables, positions, scale=0.125,
+        row_index_T=rows, max_length=16 if splits == 1 else 300, exact=True,
+    )  # fmt: skip
+    if splits == 1:
+        cache.tables[:] = cache.tables[:, :1]
+        positions.clamp_(max=15)
+    listed = torch.tensor([3, -1, 0, 4, -1, -1], dtype=torch.int32)
+    whole, out = call(), torch.full_like(q, 7.0)
+    call(tokens_S=listed, out=out)
+    assert torch.equal(out[[0, 3, 4]], whole[[0, 3, 4]])
+    assert (out[[1, 2]] == 7.0).all()
 
 
 def test_exact_results_do_not_depend_on_the_batch(rng):

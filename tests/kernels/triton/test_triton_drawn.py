@@ -26,6 +26,7 @@ from halfbyte.kernels.attention.paged import paged_cache
 from halfbyte.kernels.attention.reference import paged_attention
 from halfbyte.kernels.codebook import codebook_linear, pack_codebook
 from halfbyte.kernels.codebook import reference as codebook_reference
+from halfbyte.kernels.device.input_rounding import InputRounding
 from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.formats.code_tables import NF4
 from halfbyte.kernels.fragments import config as fragment_config
@@ -161,15 +162,20 @@ def test_w8a8_zero_points_by_splits(draw, rng, monkeypatch, splits, zero):
     codes = torch.randint(-128, 128, (n, k), generator=rng, dtype=torch.int8)
     packed = pack_w8a8(codes, torch.rand(n, generator=rng) * 0.01 + 0.001, dtype=dtype)
     x = (torch.randn(m, k, generator=rng) + draw.uniform(-4, 4)).to(dtype)
-    static = {"scale": torch.tensor([0.04]), "zero": torch.tensor([11], dtype=torch.int32)}
-    options = {"none": {}, "row": {"asymmetric": True}, "static": static}[zero]
-    q, scale, zeros = quantize_rows(x, **options)
+    static = torch.tensor([0.04]), torch.tensor([11], dtype=torch.int32)
+    rounding = {
+        "none": InputRounding(),
+        "row": InputRounding(asymmetric=True),
+        "static": InputRounding(torch.int8, True, 127.5, *static),
+    }[zero]
+    made = quantize_rows(x, rounding)
     bias = torch.randn(n, generator=rng).to(dtype) if draw.random() < 0.5 else None
     workspace = Workspace(torch.device("cpu"))
     workspace.partials.fill_(float("nan"))
     out = torch.full((m, n), float("nan"), dtype=dtype)
-    y = w8a8_linear(q, scale, packed, zeros, bias, None, out, workspace)
-    want = w8a8_reference.w8a8_linear(q[:, :k], scale, codes, packed.scales, zeros, bias)
+    y = w8a8_linear(made, packed, bias, None, out, workspace)
+    q = made.codes[:, :k]
+    want = w8a8_reference.w8a8_linear(q, made.scale, codes, packed.scales, made.zero, bias)
     # The interpreter cuts bfloat16 off where a GPU rounds; the bias is added in float32.
     eps = torch.finfo(dtype).eps * (0.51 if dtype == torch.float16 else 1.01)
     size = want.abs() + (0 if bias is None else bias.double().abs())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from halfbyte.errors import KernelInputError
+from halfbyte.kernels.device.input_rounding import InputRounding, rule_of
 from halfbyte.kernels.formats.activations import quantize_activations, quantize_kv
-from halfbyte.kernels.formats.canonical import ActivationFormat
 from halfbyte.kernels.fused import embed_norm, gated_mul, gather_step, rms_norm, rope_write_kv
 from halfbyte.kernels.fused import reference as ref
 from halfbyte.kernels.fused.outputs import RowOutputs
@@ -42,19 +44,26 @@ def check_extras(out: RowOutputs, group: int):
         torch.testing.assert_close(
             out.sums.double(), ref.group_sums(out.values.double(), group), rtol=1e-5, atol=1e-4
         )
-    if out.codes is not None:
-        codes, scales = quantize_activations(out.values, ActivationFormat(top=127.0))
-        assert out.scales is not None and torch.equal(out.scales, scales[:, 0])
-        assert torch.equal(out.codes.float(), codes)
 
 
-def buffers(rows, width, dtype, group, quantize):
+def check_codes(out: RowOutputs, values: torch.Tensor, rounding: InputRounding):
+    """Codes are those of the rounded values, with zeros up to a multiple of 16."""
+    want, scales = quantize_activations(values, rule_of(rounding))
+    assert out.rounded is not None
+    codes, zero = out.rounded.codes.float(), out.rounded.zero
+    assert codes.shape[1] == -(-values.shape[1] // 16) * 16
+    if zero is not None:
+        codes -= zero.reshape(-1, 1)
+    assert torch.equal(codes[:, : want.shape[1]], want) and not codes[:, want.shape[1] :].any()
+    if rounding.scale is None:
+        assert torch.equal(out.rounded.scale, scales[:, 0])
+
+
+def buffers(rows, width, dtype, group):
     """Poisoned buffers."""
     return RowOutputs(
         torch.full((rows, width), float("nan"), dtype=dtype),
         torch.full((rows, -(-width // group)), float("nan")) if group else None,
-        torch.full((rows, width), -128, dtype=torch.int8) if quantize else None,
-        torch.full((rows,), float("nan")) if quantize else None,
     )
 
 
@@ -63,10 +72,10 @@ def buffers(rows, width, dtype, group, quantize):
 def test_add_rms_norm(rng, dtype, width):
     x, residual = (torch.randn(3, width, generator=rng).to(dtype) for _ in range(2))
     weight = torch.randn(width, generator=rng)
-    before, given = residual.clone(), buffers(3, width, dtype, 32, True)
-    out = rms_norm(x, weight, 1e-5, residual_TD=residual, group=32, quantize=True, out=given)
+    before, given = residual.clone(), buffers(3, width, dtype, 32)
+    out = rms_norm(x, weight, 1e-5, residual_TD=residual, group=32, out=given)
     assert torch.equal(residual, (x.float() + before.float()).to(dtype))
-    assert out.values is given.values and out.codes is given.codes
+    assert out.values is given.values and out.sums is given.sums
     check(out.values, ref.rms_norm(residual.double(), weight.to(dtype).double(), 1e-5), 2.0)
     check_extras(out, 32)
 
@@ -78,14 +87,49 @@ def test_norm_of_picked_rows_in_gemmas_form(rng, dtype):
     check(out.values, ref.rms_norm(x[[4, 0]].double(), weight.double(), 1e-6, plus_one=True))
 
 
-def test_codes_alone_are_those_of_the_rounded_values(rng):
-    x, weight = torch.randn(4, 96, generator=rng).bfloat16(), torch.randn(96, generator=rng)
+ROUNDINGS = (
+    InputRounding(),
+    InputRounding(top=127.5),
+    InputRounding(asymmetric=True),
+    InputRounding(top=127.5, scale=torch.tensor([0.03])),
+    InputRounding(
+        torch.int8, True, 127.5, torch.tensor([0.03]), torch.tensor([-7], dtype=torch.int32)
+    ),
+    InputRounding(torch.float8_e4m3fn, top=448.0),
+    InputRounding(torch.float8_e4m3fn, top=448.0, scale=torch.tensor([0.01])),
+)
+
+
+@pytest.mark.parametrize("width", [96, 1203])
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=range(len(ROUNDINGS)))
+def test_codes_are_those_of_the_rounded_values(rng, rounding, width):
+    x = torch.randn(4, 2 * width, generator=rng).bfloat16()
     x[2] = 0
-    alone = rms_norm(x, weight, 1e-6, quantize=True, values=False)
-    both = rms_norm(x, weight, 1e-6, quantize=True)
-    assert alone.values is None and both.values is not None
-    assert same(alone.codes, both.codes) and same(alone.scales, both.scales)
-    assert given_tensor(both.scales)[2] == 1 and (given_tensor(both.codes)[2] == 0).all()
+    weight = torch.randn(width, generator=rng)
+    for op in (
+        partial(rms_norm, x[:, :width].contiguous(), weight, 1e-6),
+        partial(gated_mul, x, activation="gelu_tanh"),
+    ):
+        alone, both = op(rounding=rounding, values=False), op(rounding=rounding)
+        assert alone.values is None
+        values = given_tensor(op().values)
+        assert same(both.values, values)
+        check_codes(alone, values, rounding)
+        check_codes(both, values, rounding)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_rounded_rows_without_meaning_have_no_scale(rng, bad):
+    x = torch.randn(3, 64, generator=rng).half()
+    x[1, 9] = bad
+    weight = torch.ones(32)
+    for out in (
+        rms_norm(x[:, :32].contiguous(), weight, 1e-6, rounding=InputRounding()),
+        gated_mul(x, rounding=InputRounding()),
+    ):
+        assert out.rounded is not None
+        assert out.rounded.scale.isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,15 +153,15 @@ def test_gated(rng, dtype, width, activation):
     x = (torch.randn(3, 2 * width, generator=rng) * 4).to(dtype)
     if width > 1:
         x[0, :2] = torch.tensor([-300.0, 300.0])
-    given = buffers(3, width, dtype, 16, False)
+    given = buffers(3, width, dtype, 16)
     out = gated_mul(x, activation=activation, group=16, out=given)
     expected = ref.gated(x.double(), activation)
     # exp is good to 1e-6 of its argument's size; results below that of their factors vanish.
     check(out.values, expected + 0.0, 1.1)
     check_extras(out, 16)
-    both = gated_mul(x, activation=activation, group=16, quantize=True)
+    both = gated_mul(x, activation=activation, group=16, rounding=InputRounding())
     assert same(both.values, out.values) and same(both.sums, out.sums)
-    check_extras(both, 16)
+    check_codes(both, given_tensor(out.values), InputRounding())
 
 
 ROPE = [
@@ -200,7 +244,7 @@ def test_bad_inputs_are_refused_with_numbers():
         rms_norm(x, weight[:63], 1e-5)
     with pytest.raises(KernelInputError, match="group is 12"):
         rms_norm(x, weight, 1e-5, group=12)
-    with pytest.raises(KernelInputError, match="both off"):
+    with pytest.raises(KernelInputError, match="nothing to write"):
         rms_norm(x, weight, 1e-5, values=False)
     with pytest.raises(KernelInputError, match=r"a row has 40000 values; expected 1\.\.32768"):
         rms_norm(torch.zeros(1, 40000), torch.zeros(40000), 1e-5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from halfbyte.errors import KernelInputError
+from halfbyte.kernels.device.input_rounding import InputRounding, RoundedRows
 from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.formats.activations import quantize_activations
 from halfbyte.kernels.formats.canonical import ActivationFormat
@@ -22,6 +23,16 @@ def rounding(dtype: torch.dtype) -> float:
     The interpreter truncates to bfloat16 where a GPU rounds to the nearest.
     """
     return torch.finfo(dtype).eps * (0.51 if dtype == torch.float16 else 1.01) + 2e-6
+
+
+def rounded(x, **how):
+    """Codes, scales and zero points."""
+    made = quantize_rows(x, InputRounding(**how))
+    return made.codes, made.scale, made.zero
+
+
+def product(codes, scale, packed, zx=None, **rest):
+    return w8a8_linear(RoundedRows(codes, scale, zx), packed, **rest)
 
 
 def random_weight(rng, n, k, dtype, kind=torch.int8):
@@ -47,14 +58,14 @@ def check(y, expected, dtype, extra=0.0):
 )
 def test_dynamic_symmetric_is_exact_up_to_rounding(rng, dtype, m, n, k):
     codes, packed = random_weight(rng, n, k, dtype)
-    xq, sx, zx = quantize_rows(torch.randn(m, k, generator=rng).to(dtype))
+    xq, sx, zx = rounded(torch.randn(m, k, generator=rng).to(dtype))
     assert zx is None
     out = torch.full((m, n), float("nan"), dtype=dtype)
-    y = w8a8_linear(xq, sx, packed, out=out)
+    y = product(xq, sx, packed, out=out)
     assert y is out
     check(y, ref.w8a8_linear(xq[:, :k], sx, codes, packed.scales), dtype)
     # The same from activations that were not padded.
-    again = w8a8_linear(xq[:, :k].contiguous(), sx, packed)
+    again = product(xq[:, :k].contiguous(), sx, packed)
     assert torch.equal(again, y)
 
 
@@ -65,9 +76,9 @@ def test_zero_points_bias_and_residual(rng, dtype):
     x = (torch.randn(m, k, generator=rng) + 3).to(dtype)
     bias = torch.randn(n, generator=rng).to(dtype)
     residual = torch.randn(m, n, generator=rng).to(dtype)
-    xq, sx, zx = quantize_rows(x, asymmetric=True)
+    xq, sx, zx = rounded(x, asymmetric=True)
     expected = ref.w8a8_linear(xq[:, :k], sx, codes, packed.scales, zx, bias, residual)
-    y = w8a8_linear(xq, sx, packed, zx=zx, bias=bias, residual=residual, out=residual)
+    y = product(xq, sx, packed, zx=zx, bias=bias, residual=residual, out=residual)
     assert y is residual
     check(y, expected, dtype, extra=1e-6)
 
@@ -76,11 +87,11 @@ def test_static_scale_with_zero(rng):
     codes, packed = random_weight(rng, 20, 64, torch.float16)
     scale, zero = torch.tensor([0.05]), torch.tensor([-9], dtype=torch.int32)
     x = (torch.randn(6, 64, generator=rng) * 4).half()
-    xq, sx, zx = quantize_rows(x, scale=scale, zero=zero)
+    xq, sx, zx = rounded(x, asymmetric=True, top=127.5, scale=scale, zero=zero)
     assert sx is scale and zx is zero
     assert xq.min() == -128 and xq.max() == 127
     expected = ref.w8a8_linear(xq, sx, codes, packed.scales, zx)
-    check(w8a8_linear(xq, sx, packed, zx=zx), expected, torch.float16, extra=1e-6)
+    check(product(xq, sx, packed, zx=zx), expected, torch.float16, extra=1e-6)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
@@ -88,19 +99,23 @@ def test_split_k_adds_exactly_once_and_leaves_counters_zero(rng, kind, monkeypat
     tile = GemmConfig(16, 32, 32, 4, 1, True)
     monkeypatch.setattr(op.cfg, "choose", lambda *a, **k: tile)
     codes, packed = random_weight(rng, 50, 300, torch.float16, kind)
-    xq, sx, _ = quantize_rows(torch.randn(19, 300, generator=rng), dtype=kind)
+    xq, sx, _ = rounded(torch.randn(19, 300, generator=rng), **of_kind(kind))
     monkeypatch.setattr(torch, "empty", poisoned_empty)
     workspace = Workspace(xq.device)
     results = []
     for split in (1, 2, 4, 16):
         monkeypatch.setattr(op.cfg, "choose_split", lambda *a, split=split, **k: split)
-        results += [w8a8_linear(xq, sx, packed, workspace=workspace) for _ in range(2)]
+        results += [product(xq, sx, packed, workspace=workspace) for _ in range(2)]
         assert not workspace.counters.any()
     expected = ref.w8a8_linear(xq[:, :300], sx, codes, packed.scales)
     for y in results:
         check(y, expected, torch.float16, extra=0 if kind == torch.int8 else 1e-5)
     if kind == torch.int8:
         assert all(torch.equal(y, results[0]) for y in results)
+
+
+def of_kind(kind):
+    return {"dtype": kind, "top": 127.0 if kind == torch.int8 else 448.0}
 
 
 def poisoned_empty(*args, **kwargs):
@@ -111,11 +126,11 @@ def poisoned_empty(*args, **kwargs):
 def test_float8_against_float64(rng):
     codes, packed = random_weight(rng, 37, 144, torch.bfloat16, torch.float8_e4m3fn)
     x = torch.randn(9, 144, generator=rng).bfloat16()
-    xq, sx, _ = quantize_rows(x, dtype=torch.float8_e4m3fn)
+    xq, sx, _ = rounded(x, **of_kind(torch.float8_e4m3fn))
     bias = torch.randn(37, generator=rng).bfloat16()
     expected = ref.w8a8_linear(xq, sx, codes, packed.scales, None, bias)
     # 144 float32 additions of random order.
-    check(w8a8_linear(xq, sx, packed, bias=bias), expected, torch.bfloat16, extra=1e-5)
+    check(product(xq, sx, packed, bias=bias), expected, torch.bfloat16, extra=1e-5)
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -128,7 +143,7 @@ def test_quantizer_equals_its_rule(rng, k, asymmetric, monkeypatch):
     want, want_s = quantize_activations(x, rule)
     for block in (1024, 64):
         monkeypatch.setattr(op.cfg, "quantize_block", lambda k, block=block: (block, 1))
-        q, s, z = quantize_rows(x, asymmetric=asymmetric)
+        q, s, z = rounded(x, asymmetric=asymmetric)
         assert (z is None) == (not asymmetric)
         shifted = q.int() if z is None else q.int() - z[:, None]
         assert torch.equal(shifted[:, :k].float(), want)
@@ -139,15 +154,15 @@ def test_quantizer_equals_its_rule(rng, k, asymmetric, monkeypatch):
 def test_ties_round_to_even_and_the_range_is_all_of_int8():
     # Scale 1 in effect: the largest is 127, and the rest are halves.
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, -127.0]])
-    q, s, _ = quantize_rows(x)
+    q, s, _ = rounded(x)
     assert q[0, :8].tolist() == [127, 0, 2, 2, 0, -2, -2, -127] and s.item() == 1.0
-    q, _, _ = quantize_rows(x * 3, scale=torch.tensor([1.0]))
+    q, _, _ = rounded(x * 3, scale=torch.tensor([1.0]))
     assert q[0, [0, 7]].tolist() == [127, -128]
 
 
 def test_float8_rounds_to_the_nearest():
     x = torch.cat((torch.linspace(-448, 448, 4001), torch.linspace(-0.05, 0.05, 2001)))[None]
-    q, s, _ = quantize_rows(x, dtype=torch.float8_e4m3fn)
+    q, s, _ = rounded(x, **of_kind(torch.float8_e4m3fn))
     assert s.item() == 1.0
     assert torch.equal(q[:, : x.shape[1]].float(), x.to(torch.float8_e4m3fn).float())
 
@@ -159,8 +174,8 @@ def test_numbers_that_are_none_are_not_hidden(bad):
     packed = pack_w8a8(codes, torch.ones(4))
     x = torch.ones(2, 16)
     x[1, 3] = bad
-    q, s, _ = quantize_rows(x)
-    y = w8a8_linear(q, s, packed)
+    q, s, _ = rounded(x)
+    y = product(q, s, packed)
     assert y[0].isfinite().all() and y[1].isnan().all()
 
 
@@ -178,11 +193,11 @@ def test_input_errors_name_the_numbers():
     packed = pack_w8a8(torch.ones(4, 16, dtype=torch.int8), torch.ones(4))
     q, s = torch.ones(3, 16, dtype=torch.int8), torch.ones(3)
     with pytest.raises(KernelInputError, match="17 columns; expected 16"):
-        w8a8_linear(torch.ones(3, 17, dtype=torch.int8), s, packed)
+        product(torch.ones(3, 17, dtype=torch.int8), s, packed)
     with pytest.raises(KernelInputError, match="sx has 2 elements; expected 3 or 1"):
-        w8a8_linear(q, torch.ones(2), packed)
+        product(q, torch.ones(2), packed)
     with pytest.raises(KernelInputError, match="xq is float32; expected int8"):
-        w8a8_linear(q.float(), s, packed)
+        product(q.float(), s, packed)
     with pytest.raises(KernelInputError, match="3 scales for 4 rows"):
         pack_w8a8(torch.ones(4, 16, dtype=torch.int8), torch.ones(3))
     with pytest.raises(KernelInputError, match="K is 131072"):
@@ -190,8 +205,8 @@ def test_input_errors_name_the_numbers():
     with pytest.raises(KernelInputError, match="K is 70000; a zero point needs K below"):
         wide = pack_w8a8(torch.ones(1, 70000, dtype=torch.int8), torch.ones(1))
         x = torch.ones(1, 70000, dtype=torch.int8)
-        w8a8_linear(x, torch.ones(1), wide, zx=torch.ones(1, dtype=torch.int32))
-    assert w8a8_linear(q[:0], s[:0], packed).shape == (0, 4)
+        product(x, torch.ones(1), wide, zx=torch.ones(1, dtype=torch.int32))
+    assert product(q[:0], s[:0], packed).shape == (0, 4)
 
 
 def test_sums_at_the_largest_k_do_not_wrap(monkeypatch):
@@ -199,7 +214,7 @@ def test_sums_at_the_largest_k_do_not_wrap(monkeypatch):
     monkeypatch.setattr(op.cfg, "choose", lambda *a, **k: GemmConfig(16, 32, 4096, 4, 1))
     packed = pack_w8a8(torch.full((1, k), -128, dtype=torch.int8), torch.ones(1) * 1e-6)
     x = torch.full((1, k), 127, dtype=torch.int8)
-    y = w8a8_linear(x, torch.ones(1), packed)
+    y = product(x, torch.ones(1), packed)
     assert abs(y.item() + 128 * 127 * k * 1e-6) < 1.1  # half a step of float16 at 2130
 
 
