@@ -122,8 +122,8 @@ FAULTS = (
     ),
     KernelFault(
         _DECODE,
-        "tl.minimum(end, (position + 1) // PAGE)",
-        "tl.minimum(end, (position + 2) // PAGE)",
+        "following = tl.load(table + page + 1, mask=page + 1 < end",
+        "following = tl.load(table + page + 1, mask=page + 2 < end",
         ATTENTION,
     ),
     KernelFault(
