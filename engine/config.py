@@ -20,8 +20,9 @@ class EngineConfig:
     """Options of an engine; ``Engine(model, **options)`` takes the same names.
 
     Attributes:
-        device: ``auto`` is ``cpu`` until the Triton kernels are proven on a GPU; ``cuda`` takes
-            them on the first CUDA device.
+        device: ``cuda`` runs the Triton kernels on the first CUDA device. ``auto`` does so where
+            `halfbyte doctor` calls it supported and nothing is asked for that only ``cpu`` has
+            (``engine/backends/gpu_choice.py``).
         dtype: type of activations and dense weights. On a CPU ``auto`` is float32 arithmetic with
             dense weights left in their own 16 bits; on a GPU it is bfloat16.
         kv_dtype: type in which keys and values are kept. ``auto`` is float16 on ``cpu_c``, unless

@@ -151,17 +151,20 @@ def attention_cost(
     return moved, 4 * seen * heads * dim
 
 
-def step_bytes(batch: int, context: int) -> float:
-    """Bytes of one decode step of the 8B shape: every weight once, and every row's KV."""
+def step_bytes(batch: int, context: int, head: WeightFormat | None = HEAD) -> float:
+    """Bytes of one decode step of the 8B shape: every weight once, and every row's KV.
+
+    ``head``: its format, None for 16 bits.
+    """
     linears = 32 * sum(format_bytes(BODY, x.n, x.k) for x in LAYERS[:4])
-    return linears + format_bytes(HEAD, 128256, 4096) + batch * context * 32 * 2 * 8 * 128 * 2
+    return linears + format_bytes(head, 128256, 4096) + batch * context * 32 * 2 * 8 * 128 * 2
 
 
-def step_floor(card: Gpu, batch: int, context: int) -> Floor:
+def step_floor(card: Gpu, batch: int, context: int, head: WeightFormat | None = HEAD) -> Floor:
     """Floor of that step."""
     weights = 32 * sum(x.n * x.k for x in LAYERS[:4]) + 128256 * 4096
     operations = batch * (2 * weights + context * 32 * 4 * 32 * 128)
-    return floor(step_bytes(batch, context), operations, card.copy, card.half)
+    return floor(step_bytes(batch, context, head), operations, card.copy, card.half)
 
 
 def floor_table(

@@ -25,13 +25,12 @@ from halfbyte.errors import ConfigError
 from ...kernels.cpu.build import BuildError, find_compiler
 from ...kernels.cpu.forms import VARIABLE, available_forms, chosen_forms, cpu_features
 from ..backends.cpu_cores import cpu_quota, physical_cores
+from ..backends.gpu_choice import FENCED_TRITON, MIN_TRITON, refused_gpu, version_numbers
 
 Status = Literal["ok", "warn", "fail"]
 
 _MIN_PYTHON = (3, 11)
 _MIN_TORCH = (2, 11)
-_MIN_TRITON = (3, 6)
-_FENCED_TRITON = (3, 7, 1)  # docs/kernels.md, Hazards
 _TIMEOUT_S = 60
 _FEATURES = (
     ("avx2", "AVX2"),
@@ -78,7 +77,7 @@ def check_torch() -> Check:
     version = _version("torch")
     if version is None:
         return Check("torch", "fail", "not installed", need)
-    if _numbers(version) < _MIN_TORCH:
+    if version_numbers(version) < _MIN_TORCH:
         return Check("torch", "fail", f"{version} is too old", need)
     try:
         import torch
@@ -92,11 +91,11 @@ def check_torch() -> Check:
 def check_triton() -> Check:
     """Whether triton works; compiles and runs a kernel when there is a GPU to run it on."""
     version = _version("triton")
-    need = f"pip install 'triton>={_dotted(_MIN_TRITON)}'"
+    need = f"pip install 'triton>={_dotted(MIN_TRITON)}'"
     if version is None:
         where = "" if sys.platform == "linux" else f"; there is none for {platform.system()}"
         return Check("triton", "warn", f"not installed{where}: no GPU backend", need)
-    if _numbers(version) < _MIN_TRITON:
+    if version_numbers(version) < MIN_TRITON:
         return Check("triton", "warn", f"{version} is too old", need)
     if not _cuda_available():
         code, done = "import triton", "imports; without a GPU only its interpreter can run kernels"
@@ -107,9 +106,9 @@ def check_triton() -> Check:
     if problem:
         remedy = "see the compiler, headers and driver lines below, or " + need
         return Check("triton", "warn", f"{version} does not work: {problem}", remedy)
-    if _numbers(version, 3) < _FENCED_TRITON and _has_hopper():
+    if version_numbers(version, 3) < FENCED_TRITON and _has_hopper():
         found = f"{version} leaves out a fence that products on Hopper need: they may go wrong"
-        return Check("triton", "warn", found, f"take a torch with triton {_dotted(_FENCED_TRITON)}")
+        return Check("triton", "warn", found, f"take a torch with triton {_dotted(FENCED_TRITON)}")
     return Check("triton", "ok", f"{version}, {done}")
 
 
@@ -166,7 +165,11 @@ def check_gpu() -> Check:
 
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         driver = f", driver {lines[0].split(', ')[1]}" if lines and ", " in lines[0] else ""
-        return Check("GPU", "ok", f"{names}{driver}")
+        why = refused_gpu()
+        if why is not None:
+            found = f"{names}{driver}; device='auto' computes on the CPU: {why}"
+            return Check("GPU", "warn", found, "see docs/kernels.md, or ask for device='cuda'")
+        return Check("GPU", "ok", f"{names}{driver}; device='auto' takes the first")
     if lines:
         return Check(
             "GPU",
@@ -364,12 +367,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _numbers(version: str, count: int = 2) -> tuple[int, ...]:
-    """Major and minor version, or more numbers; (0,) when the text has none."""
-    parts = version.split("+")[0].split(".")[:count]
-    return tuple(int(part) for part in parts if part.isdigit()) or (0,)
 
 
 def _dotted(version: tuple[int, ...]) -> str:

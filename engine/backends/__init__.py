@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,14 @@ from ..run.executors import (
 )
 from .activations import chosen_rule, require_floats
 from .base import Backend
+from .gpu_choice import refused_gpu, wants_cpu
 from .plain import PlainOps
 
 if TYPE_CHECKING:
     from .cpu_c import CompiledOps
     from .triton_ops import TritonOps
+
+log = logging.getLogger(__name__)
 
 CAPTURED_TOKENS = 2048
 """Most tokens of a step that is captured as a CUDA graph; larger ones take longer on the device
@@ -94,6 +98,11 @@ def one_object_backend(
 def _device(config: EngineConfig) -> torch.device:
     """Where a configuration computes. Raises ConfigError for a contradiction."""
     on_gpu = config.backend == "cuda_triton" or config.device == "cuda"
+    if config.device == "auto" and not on_gpu and not wants_cpu(config):
+        why = refused_gpu()
+        if why is not None and torch.cuda.is_available():
+            log.warning("the GPU is not used: %s", why)
+        on_gpu = why is None
     if on_gpu and config.backend not in ("auto", "cuda_triton"):
         raise ConfigError(
             f"device is 'cuda', but backend {config.backend!r} computes on the CPU",

@@ -10,8 +10,7 @@ row (or the last ``window`` of them).
   The strides of q's tokens and of blocks are given in units of 16 elements.
 * With LISTED the programs are those of the tokens in a list int32 [S], negative for nothing; the
   others keep what out held.
-* Ragged: lengths, and E up to the tile's power of two. A page is one tile; only the last page
-  (and with a window the first) is masked.
+* Ragged: lengths, and E up to the tile's power of two. A page is one tile, and masked.
 * Each split writes its unnormalised sum and (max, sum) in float32; ``reduce_kernel`` joins them in
   the order of positions. Empty splits write nothing and are never read.
 * Deterministic: no atomics. With CHUNK > 0 a split covers CHUNK pages whatever the batch is, so a
@@ -139,33 +138,13 @@ def decode_kernel(
     mass = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, WIDTH), tl.float32)
     limits = tl.full((ROWS,), 0, tl.int32) + position
-    # [begin, full_begin) and [full_end, end) hold at most one page each, which needs masks.
-    full_begin = begin
-    if WINDOW:
-        cut = begin * PAGE <= position - window
-        full_begin = tl.minimum(begin + cut.to(tl.int32), end)
-    full_end = tl.maximum(tl.minimum(end, (position + 1) // PAGE), full_begin)
-    if WINDOW:
-        for page in range(begin, full_begin):
-            block = tl.load(table + page)
-            top, mass, acc = attend_page(
-                q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block, block_stride,
-            scale_stride, page, limits, factor, soft_cap, window,
-                PAGE, DIM, True, True, SOFT_CAP, QUANT, PTX, INTERPRET,
-            )  # fmt: skip
-    # The block number of the next page is read one page ahead, so that its latency hides
-    # behind this page's work.
-    following = tl.load(table + full_begin, mask=full_begin < full_end, other=0)
-    for page in range(full_begin, full_end):
+    # The block number of the next page is read one page ahead, so that its latency hides behind
+    # this page's work. Every page is masked, though only the last (and with a window the first)
+    # has to be: a loop of its own would have to wait for that page alone.
+    following = tl.load(table + begin, mask=begin < end, other=0)
+    for page in range(begin, end):
         block = following
-        following = tl.load(table + page + 1, mask=page + 1 < full_end, other=0)
-        top, mass, acc = attend_page(
-            q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
-            block_stride, scale_stride, page, limits, factor, soft_cap, window,
-            PAGE, DIM, False, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
-        )  # fmt: skip
-    for page in range(full_end, end):
-        block = tl.load(table + page)
+        following = tl.load(table + page + 1, mask=page + 1 < end, other=0)
         top, mass, acc = attend_page(
             q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
             block_stride, scale_stride, page, limits, factor, soft_cap, window,

@@ -35,7 +35,7 @@ class Compiled:
     """What the compiler made of one variant.
 
     Attributes:
-        assembly: SASS for NVIDIA targets, AMDGCN assembly for AMD's.
+        assembly: SASS with its encoding for NVIDIA targets, AMDGCN assembly for AMD's.
         registers: registers of one thread (vector registers on AMD).
         spill_bytes: bytes of registers that one thread keeps in local memory.
         shared_bytes: shared memory of one program.
@@ -79,7 +79,7 @@ def _read_nvidia(kernel: Any, target: CompileTarget) -> tuple[str, int, int]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
-        sass = _run("nvdisasm", "-c", str(cubin))
+        sass = _run("nvdisasm", "-c", "-hex", str(cubin))
         usage = _USAGE.search(_run("cuobjdump", "-res-usage", str(cubin)))
         assert usage is not None, "cuobjdump printed no register count"
         registers, stack = int(usage[1]), int(usage[2])

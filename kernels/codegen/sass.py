@@ -14,6 +14,7 @@ from dataclasses import dataclass
 _SASS_LABEL = re.compile(r"\s*(\.L_x?_?\w+):")
 _SASS_LINE = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(.*?)\s*;")
 _SASS_BRANCH = re.compile(r"\bBRA\b.*?(\.L_x?_?\w+)")
+_SASS_WORD = re.compile(r"\s*/\* (0x[0-9a-f]{16}) \*/\s*$")
 _SASS_GUARD = re.compile(r"^@!?U?P\w+\s+")
 _SASS_TENSOR = re.compile(r"[HIQDBUO]\w*MMA$")
 _AMD_LABEL = re.compile(r"(\.LBB\d+_\d+):")
@@ -62,6 +63,12 @@ def main_loop(assembly: str) -> Loop | None:
     instructions and no smaller loop that does, the one with the most of them; in a kernel without
     tensor cores, the longest loop that holds no other. Ties go to the longer loop.
     """
+    span = main_span(assembly)
+    return None if span is None else _loop(_parse(assembly)[0][span.start : span.stop])
+
+
+def main_span(assembly: str) -> range | None:
+    """Numbers of :func:`main_loop`'s instructions, counted from the kernel's first."""
     lines, loops = _parse(assembly)
     if not loops:
         return None
@@ -76,7 +83,26 @@ def main_loop(assembly: str) -> Loop | None:
             j != i and loops[i][0] <= loops[j][0] and loops[j][1] <= loops[i][1] for j in chosen
         )
     ]
-    return bodies[max(inner, key=lambda i: (work[i], bodies[i].instructions))]
+    first, last = loops[max(inner, key=lambda i: (work[i], bodies[i].instructions))]
+    return range(first, last + 1)
+
+
+def instructions(assembly: str) -> list[str]:
+    """All instructions of a kernel in order, without their guards."""
+    return [_SASS_GUARD.sub("", text) for text in _parse(assembly)[0]]
+
+
+def encodings(assembly: str) -> list[int]:
+    """The upper 64 bits of each NVIDIA instruction, which nvdisasm prints with ``-hex``."""
+    words: list[int] = []
+    waiting = False
+    for text in assembly.splitlines():
+        if _SASS_LINE.match(text):
+            waiting = True
+        elif waiting and (word := _SASS_WORD.match(text)):
+            words.append(int(word[1], 16))
+            waiting = False
+    return words
 
 
 def _parse(assembly: str) -> tuple[list[str], list[tuple[int, int]]]:

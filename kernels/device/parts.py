@@ -179,6 +179,79 @@ def repeat_rows(x, BN: tl.constexpr):
     return tl.broadcast_to(x[None, :, :], (BN // R, R, BM)).reshape(BN, BM)
 
 
+@triton.constexpr_function
+def joined_rows(bm: int) -> int:
+    """Tokens of a tile of ``bm`` whose parts are joined at once."""
+    return max(2, bm // 4)
+
+
+@triton.constexpr_function
+def joined_parts(bm: int) -> int:
+    """Parts of them that are loaded before the first is added: at most 128 registers of a lane."""
+    return 16 if bm <= 8 else 8
+
+
+@triton.jit
+def _put(
+    acc,
+    m,
+    tile_n,
+    out_ptr,
+    bias_ptr,
+    residual_ptr,
+    M,
+    N,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Apply the epilogue to the sums [R, BN] of tokens ``m`` [R], and store those there are."""
+    R: tl.constexpr = acc.shape[0]
+    BN: tl.constexpr = acc.shape[1]
+    rows = tile_n * BN + tl.arange(0, BN)
+    if BIAS:
+        if GATED:
+            b = rows // 128 * 64 + rows % 64
+            offset = b + tl.where(rows % 128 < 64, 0, N)
+            bias = tl.load(bias_ptr + offset, mask=b < N, other=0.0)
+        else:
+            bias = tl.load(bias_ptr + rows, mask=rows < N, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
+    if GATED:
+        # Rows alternate in blocks of 64: gate, up, gate, up.
+        pair = acc.reshape(R, BN // 128, 2, 64).permute(0, 1, 3, 2)
+        gate, up = tl.split(pair)
+        y = (gate * tl.sigmoid(gate) * up).reshape(R, BN // 2)
+        n = tile_n * (BN // 2) + tl.arange(0, BN // 2)
+    else:
+        y = acc
+        n = rows
+    where = m.to(tl.int64)[:, None] * N + n[None, :]
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    if RESIDUAL:
+        y += tl.load(residual_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + where, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _join(ptrs, there, splits, PARTS: tl.constexpr, SIZE: tl.constexpr):
+    """The sum of parts 0, 1, ... of a tile, in that order; ``there``: which sums are wanted."""
+    # -0.0 changes no sum, and so stands for the parts that there are not.
+    acc = tl.full(ptrs.shape, -0.0, tl.float32)
+    first = tl.full((1, 1), 0, tl.int32)
+    for start in range(0, splits, PARTS):
+        parts = ()
+        for j in tl.static_range(PARTS):
+            mask = there & (first + (start + j) < splits)
+            parts = parts + (  # noqa: RUF005
+                tl.load(ptrs + j * SIZE, mask=mask, other=-0.0, cache_modifier=".cg"),
+            )
+        for j in tl.static_range(PARTS):
+            acc += parts[j]
+        ptrs += PARTS * SIZE
+    return acc
+
+
 @triton.jit
 def finish(
     acc,
@@ -199,50 +272,40 @@ def finish(
 ):
     """Sum the splits of a tile in order, apply the epilogue and store ``acc`` [BN, BM].
 
-    Every split stores its part; the one that arrives last at the tile's counter adds all parts
-    from split 0 upwards, so the sum does not depend on who was last, and sets the counter back
-    to zero for the next launch. ``N`` counts stored columns: half the rows when GATED.
+    Every split stores its part of the tokens that there are; the one that arrives last at the
+    tile's counter adds all parts from split 0 upwards, so the sum does not depend on who was last,
+    and sets the counter back to zero for the next launch. It loads as many parts at once as its
+    registers hold, because each time it waits for the second cache, and takes the tokens in
+    pieces, so that few cost little. ``N`` counts stored columns: half the rows when GATED.
     """
     BN: tl.constexpr = acc.shape[0]
     BM: tl.constexpr = acc.shape[1]
-    last = splits == 1
-    if splits > 1:
+    SIZE: tl.constexpr = BM * BN
+    STEP: tl.constexpr = joined_rows(BM)
+    begin = tile_m * BM
+    m = tl.arange(0, BM)
+    acc = acc.trans()
+    if splits == 1:
+        _put(acc, begin + m, tile_n, out_ptr, bias_ptr, residual_ptr, M, N, BIAS, RESIDUAL, GATED)
+    else:
         slot = tile_m * tl.num_programs(0) + tile_n
-        cell = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
-        parts = work_ptr + slot.to(tl.int64) * splits * (BN * BM)
-        tl.store(parts + split * (BN * BM) + cell, acc, cache_modifier=".cg")
+        parts = work_ptr + slot.to(tl.int64) * splits * SIZE
+        n = tl.arange(0, BN)[None, :]
+        live = tl.minimum(M - begin, BM)
+        cell = m[:, None] * BN + n
+        there = (m < live)[:, None]
+        tl.store(parts + split * SIZE + cell, acc, mask=there, cache_modifier=".cg")
         # All warps have stored before one lane announces it.
         tl.debug_barrier()
         arrived = tl.atomic_add(count_ptr + slot, 1, sem="acq_rel")
-        last = arrived == splits - 1
-        if last:
-            acc = tl.load(parts + cell, cache_modifier=".cg")
-            for i in range(1, splits):
-                acc += tl.load(parts + i * (BN * BM) + cell, cache_modifier=".cg")
+        if arrived == splits - 1:
+            for first in range(0, live, STEP):
+                some = first + tl.arange(0, STEP)
+                ptrs = parts + (some[:, None] * BN + n)
+                wanted = (some < live)[:, None] & (n >= 0)
+                total = _join(ptrs, wanted, splits, joined_parts(BM), SIZE)
+                _put(
+                    total, begin + some, tile_n, out_ptr, bias_ptr, residual_ptr, M, N, BIAS,
+                    RESIDUAL, GATED,
+                )  # fmt: skip
             tl.store(count_ptr + slot, 0)
-    if last:
-        m = tile_m * BM + tl.arange(0, BM)
-        rows = tile_n * BN + tl.arange(0, BN)
-        if BIAS:
-            if GATED:
-                b = rows // 128 * 64 + rows % 64
-                offset = b + tl.where(rows % 128 < 64, 0, N)
-                bias = tl.load(bias_ptr + offset, mask=b < N, other=0.0)
-            else:
-                bias = tl.load(bias_ptr + rows, mask=rows < N, other=0.0)
-            acc += bias.to(tl.float32)[:, None]
-        if GATED:
-            # Rows alternate in blocks of 64: gate, up, gate, up.
-            pair = acc.reshape(BN // 128, 2, 64, BM).permute(0, 2, 3, 1)
-            gate, up = tl.split(pair)
-            y = (gate * tl.sigmoid(gate) * up).reshape(BN // 2, BM)
-            n = tile_n * (BN // 2) + tl.arange(0, BN // 2)
-        else:
-            y = acc
-            n = rows
-        where = m.to(tl.int64)[:, None] * N + n[None, :]
-        inside = (m < M)[:, None] & (n < N)[None, :]
-        y = y.trans()
-        if RESIDUAL:
-            y += tl.load(residual_ptr + where, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out_ptr + where, y.to(out_ptr.dtype.element_ty), mask=inside)

@@ -15,8 +15,8 @@ from . import reference as sampling_reference
 from .op import argmax, sample
 from .rows import TokenChoice, pack_choices, reset_counts
 
-_VOCABULARY = 4100
-"""A tile of logits and a few more."""
+_VOCABULARY = 4104
+"""A tile of logits and a few more, in whole eights."""
 
 
 def allowed_tokens(logits_V: Tensor, choice: TokenChoice, counts_V: Tensor | None) -> set[int]:
@@ -36,10 +36,10 @@ def allowed_tokens(logits_V: Tensor, choice: TokenChoice, counts_V: Tensor | Non
 
 def _argmax_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Ties, a row with a NaN, and logits beyond the valid ids."""
-    dtype = type_of(variant, "logits_ptr")
+    dtype, unit = type_of(variant, "logits_ptr"), variant.constants["UNIT"]
     logits = torch.randn(3, _VOCABULARY, generator=rng).clamp(max=2.0).to(dtype)
-    logits[:, -1] = math.nan
-    valid = _VOCABULARY - 1
+    logits[:, -unit] = math.nan
+    valid = _VOCABULARY - unit
     want = [int((row == row.max()).nonzero()[0]) for row in logits[:, :valid].float()]
     logits[1, 17] = math.nan
     want[1] = -1
@@ -54,14 +54,15 @@ def _sample_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -
     """Rows with every filter, flat and peaked, penalties where the variant has them."""
     dtype = type_of(variant, "logits_ptr")
     penalties = variant.constants["PENALTIES"]
-    logits = torch.randn(4, _VOCABULARY, generator=rng)
+    vocabulary = _VOCABULARY if variant.constants["UNIT"] > 1 else _VOCABULARY - 3
+    logits = torch.randn(4, vocabulary, generator=rng)
     logits *= torch.tensor([4.0, 1.0, 0.01, 2.0])[:, None]
     logits = logits.to(dtype)
     counts = None
     if penalties:
-        counts = torch.full((2, _VOCABULARY), -1, dtype=torch.int32)
+        counts = torch.full((2, vocabulary), -1, dtype=torch.int32)
         for slot, prompt in ((0, 10), (1, 25)):
-            tokens = torch.randint(0, _VOCABULARY, (30,), generator=rng)
+            tokens = torch.randint(0, vocabulary, (30,), generator=rng)
             reset_counts(counts, slot, tokens, prompt)
     seed = int(torch.randint(0, 2**62, (1,), generator=rng))
     choices = [

@@ -56,9 +56,17 @@ def or_none(token, best, nan):
 
 
 @triton.jit(do_not_specialize=["vocabulary", "logits_stride"])
-def argmax_kernel(logits_ptr, out_ptr, vocabulary, logits_stride, BLOCK: tl.constexpr):
-    """Lowest index of each row's largest logit; -1 for NaN or no finite largest. Grid (R,)."""
+def argmax_kernel(
+    logits_ptr, out_ptr, vocabulary, logits_stride, BLOCK: tl.constexpr, UNIT: tl.constexpr
+):
+    """Lowest index of each row's largest logit; -1 for NaN or no finite largest. Grid (R,).
+
+    The vocabulary and strides are given in units of UNIT entries: only so is it known that loads
+    may be 16 bytes wide.
+    """
     row = tl.program_id(0).to(tl.int64)
+    vocabulary *= UNIT
+    logits_stride *= UNIT
     value = tl.full((BLOCK,), float("-inf"), tl.float32)
     index = tl.full((BLOCK,), 2147483647, tl.int32)
     nan = tl.full((BLOCK,), 0, tl.int32)
@@ -85,6 +93,7 @@ def sample_kernel(
     logits_stride,
     counts_stride,
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
     CANDIDATES: tl.constexpr,
     BINS: tl.constexpr,
     PENALTIES: tl.constexpr,
@@ -92,6 +101,9 @@ def sample_kernel(
 ):
     """One row; PENALTIES: some row has a line of counts; LOGPROBS: of the raw distribution."""
     row = tl.program_id(0).to(tl.int64)
+    vocabulary *= UNIT
+    logits_stride *= UNIT
+    counts_stride *= UNIT
     temperature = tl.load(floats_ptr + row * 6)
     top_p = tl.load(floats_ptr + row * 6 + 1)
     least = tl.load(floats_ptr + row * 6 + 2)

@@ -56,10 +56,23 @@ def argmax(logits_SV: Tensor, *, valid: int | None = None, out: Tensor | None = 
         out = torch.empty(rows, dtype=torch.int64, device=logits_SV.device)
     check_tensor("out", out, (rows,), (torch.int64,), logits_SV.device)
     if rows:
+        unit = _unit(vocabulary, logits_SV)
         argmax_kernel[(rows,)](
-            logits_SV, out, vocabulary, logits_SV.stride(0), BLOCK=VOCAB_BLOCK, num_warps=NUM_WARPS
+            logits_SV,
+            out,
+            vocabulary // unit,
+            logits_SV.stride(0) // unit,
+            BLOCK=VOCAB_BLOCK,
+            UNIT=unit,
+            num_warps=NUM_WARPS,
         )
     return out
+
+
+def _unit(vocabulary: int, *tables: Tensor) -> int:
+    """Entries that loads may take at once: 8 where all rows [_, V] are whole eights, else 1."""
+    sizes = (vocabulary, *(table.stride(0) for table in tables))
+    return 1 if any(size % 8 for size in sizes) else 8
 
 
 def sample_workspace(rows: int, device: torch.device | str) -> Tensor:
@@ -123,6 +136,7 @@ def sample(
         return out
     # Penalties must be rounded as the reference rounds them: no fused multiply-add.
     options: dict[str, Any] = {} if runtime.INTERPRETED else {"enable_fp_fusion": False}
+    unit = _unit(vocabulary, logits_SV, *(() if counts_PV is None else (counts_PV,)))
     sample_kernel[(rows,)](
         logits_SV,
         floats_S6,
@@ -131,10 +145,11 @@ def sample(
         workspace,
         out,
         logprobs if logprobs is not None else floats_S6,
-        vocabulary,
-        logits_SV.stride(0),
-        counts_PV.stride(0) if counts_PV is not None else 0,
+        vocabulary // unit,
+        logits_SV.stride(0) // unit,
+        counts_PV.stride(0) // unit if counts_PV is not None else 0,
         BLOCK=VOCAB_BLOCK,
+        UNIT=unit,
         CANDIDATES=CANDIDATES,
         BINS=BINS,
         PENALTIES=counts_PV is not None,

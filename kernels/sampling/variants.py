@@ -8,13 +8,18 @@ from ..codegen.variant import Variant
 from .config import BINS, CANDIDATES, NUM_WARPS, VOCAB_BLOCK
 from .kernel import argmax_kernel, sample_kernel
 
+_ODD = {8: "", 1: " odd"}
+
 
 def variants(arch: int) -> Iterator[Variant]:
-    """Representative configurations; the same for every compute capability."""
-    for dtype in ("fp16", "bf16", "fp32"):
+    """Representative configurations; the same for every compute capability.
+
+    Rows of whole eights, and one of each kernel for others ("odd").
+    """
+    for dtype, unit in (("fp16", 8), ("bf16", 8), ("fp32", 8), ("fp16", 1)):
         yield Variant(
             kernel="sampling.argmax",
-            config=dtype,
+            config=f"{dtype}{_ODD[unit]}",
             fn=argmax_kernel,
             signature={
                 "logits_ptr": f"*{dtype}",
@@ -22,16 +27,17 @@ def variants(arch: int) -> Iterator[Variant]:
                 "vocabulary": "i32",
                 "logits_stride": "i32",
             },
-            constants={"BLOCK": VOCAB_BLOCK},
+            constants={"BLOCK": VOCAB_BLOCK, "UNIT": unit},
             divisible=("logits_ptr", "out_ptr"),
             num_warps=NUM_WARPS,
             num_stages=3,
             unit=VOCAB_BLOCK / 32 / NUM_WARPS,
         )
-    for dtype, penalties in (("fp16", True), ("bf16", False), ("fp32", True)):
+    samplers = (("fp16", True, 8), ("bf16", False, 8), ("fp32", True, 8), ("bf16", True, 1))
+    for dtype, penalties, unit in samplers:
         yield Variant(
             kernel="sampling.sample",
-            config=f"{dtype}{' penalties' if penalties else ''}",
+            config=f"{dtype}{' penalties' if penalties else ''}{_ODD[unit]}",
             fn=sample_kernel,
             signature={
                 "logits_ptr": f"*{dtype}",
@@ -47,6 +53,7 @@ def variants(arch: int) -> Iterator[Variant]:
             },
             constants={
                 "BLOCK": VOCAB_BLOCK,
+                "UNIT": unit,
                 "CANDIDATES": CANDIDATES,
                 "BINS": BINS,
                 "PENALTIES": penalties,

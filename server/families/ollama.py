@@ -270,7 +270,7 @@ def _running(model: HostedModel) -> list[dict[str, Any]]:
     """The cards of a model that is loaded."""
     if model.service is None:
         return []
-    on_gpu = model.service.engine.config.device == "cuda"
+    on_gpu = model.service.facts.backend == "cuda_triton"
     more = {
         "expires_at": "9999-12-31T23:59:59Z",
         "size_vram": model.offer.facts.nbytes if on_gpu else 0,

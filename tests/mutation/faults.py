@@ -75,12 +75,15 @@ FAULTS = (
     ),
     KernelFault(_DIRECT, "((first_atom + atom)", "((atom)", W4A16),
     KernelFault(_DIRECT, "mask=(k + 32 * j < left)", "mask=(k + 32 * j <= left)", W4A16),
-    KernelFault(_PARTS, "for i in range(1, splits):", "for i in range(1, splits - 1):", W4A16),
+    KernelFault(_PARTS, "+ (start + j) < splits", "+ (start + j) < splits - 1", W4A16),
+    KernelFault(_PARTS, "for first in range(0, live, STEP):", "for first in range(0, 1):", W4A16),
+    KernelFault(_PARTS, "ptrs += PARTS * SIZE", "ptrs += SIZE", W4A16),
+    KernelFault(_PARTS, "live = tl.minimum(M - begin, BM)", "live = tl.minimum(M, 1)", W4A16),
     KernelFault(_PARTS, "tl.store(count_ptr + slot, 0)", "tl.store(count_ptr + slot, 1)", W4A16),
     KernelFault(
         _PARTS,
-        "* (BN * BM) + cell, acc, cache_modifier",
-        "* (BN * BM) + cell, acc.to(tl.float16).to(tl.float32), cache_modifier",
+        "* SIZE + cell, acc, mask=there",
+        "* SIZE + cell, acc.to(tl.float16).to(tl.float32), mask=there",
         W4A16,
     ),
     KernelFault(
@@ -119,8 +122,8 @@ FAULTS = (
     ),
     KernelFault(
         _DECODE,
-        "tl.minimum(end, (position + 1) // PAGE)",
-        "tl.minimum(end, (position + 2) // PAGE)",
+        "following = tl.load(table + page + 1, mask=page + 1 < end",
+        "following = tl.load(table + page + 1, mask=page + 2 < end",
         ATTENTION,
     ),
     KernelFault(

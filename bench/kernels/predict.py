@@ -1,0 +1,324 @@
+"""Predicted times of kernels and decode steps on a GPU that is not there. None of it is measured.
+
+A product takes ``launch + first + stream + last + end``: the launch with the kernel's prologue, the
+latency of the first loads, the longest of what memory, the loop's instructions and the port of a
+multiprocessor to the second cache need, the last slice with the epilogue, and where K is split the
+end: a barrier of memory with an atomic, and the loads of the program that arrives last. Programs,
+splits and slices are those that :meth:`~halfbyte.kernels.kind.TritonKind.choose` gives, the clocks
+of a loop those of its machine code (:mod:`.predict_clocks`).
+
+:class:`CardConstants` has what a measurement on the card is to correct, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from halfbyte.errors import ConfigError
+
+from ...kernels.attention.config import LEAST_KEY_CHUNK, decode_tile, split_count
+from ...kernels.codegen.clocks import L2_CLOCKS
+from ...kernels.codegen.targets import target
+from ...kernels.device.gpus import Gpu
+from ...kernels.fused.config import head_tile
+from ...kernels.kind import Conditions, MatrixSpec, carrier
+from ...kernels.kinds import KINDS
+from ...kernels.sampling.config import VOCAB_BLOCK
+from .cases import AttentionSizes
+from .floors import BASELINE, BODY, LAYERS, Layer, attention_cost, linear_floor, step_floor
+from .predict_clocks import KernelClocks, recorded_clocks
+
+PREDICTED_ROWS = (1, 8, 32, 128)
+"""M of the tables, and batches of the steps."""
+
+# Llama-3-8B, whose step is predicted; its head is dense in 16 bits.
+_SIZES = AttentionSizes()
+_VOCABULARY, _WIDTH, _DEPTH = 128256, 4096, 32
+_SLICE = 128
+_REGISTERS, _CTAS, _RESERVED = 65536, 32, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CardConstants:
+    """What is assumed of a family of cards.
+
+    Attributes:
+        ghz: clock while kernels of a decode step run.
+        launch_us: from the start of a launch to its first load.
+        first_us: until the first loads from memory are there.
+        last_us: the last slice, the epilogue, and stores becoming visible.
+        arrive_us: memory barrier and atomic of a split that has stored its part.
+        gap_us: between two launches of a graph.
+        host_us: between two steps, when the device waits for Python and the driver.
+        port_bytes: per clock, from the second cache into one multiprocessor.
+    """
+
+    ghz: float
+    launch_us: float = 0.35
+    first_us: float = 0.5
+    last_us: float = 0.5
+    arrive_us: float = 0.65
+    gap_us: float = 1.0
+    host_us: float = 250.0
+    port_bytes: float = 64.0
+
+    def us(self, clocks: float) -> float:
+        """Clocks in microseconds."""
+        return clocks / self.ghz / 1e3
+
+
+CONSTANTS = {80: CardConstants(1.41), 90: CardConstants(1.755)}
+"""By compute capability. Assumed, none is measured; those of sm_80 but the clock are sm_90's."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPrediction:
+    """Predicted time of one launch.
+
+    Attributes:
+        name: of the layer or the operation.
+        rows: of activations.
+        note: kernel, programs, splits and slices of each.
+        floor_us: what bytes or operations allow.
+        terms: microseconds by what takes them.
+        bound: what ``stream`` is the time of: ``memory``, ``loop`` or ``port``.
+    """
+
+    name: str
+    rows: int
+    note: str
+    floor_us: float
+    terms: dict[str, float] = field(default_factory=dict)
+    bound: str = "memory"
+
+    @property
+    def us(self) -> float:
+        """All terms."""
+        return sum(self.terms.values())
+
+    @property
+    def share(self) -> float:
+        """Floor over prediction."""
+        return self.floor_us / self.us
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self) | {"predicted_us": self.us, "share_of_floor": self.share}
+
+
+@dataclass(frozen=True, slots=True)
+class StepPrediction:
+    """Predicted time of one decode step of the 8B shape.
+
+    Attributes:
+        batch: rows.
+        context: tokens of each.
+        floor_us: weights and caches over bandwidth, or operations over rate.
+        kinds: (launches, microseconds of all of them) by what they do.
+        launches: of the step.
+        gaps_us: between launches.
+        host_us: see :class:`CardConstants`.
+    """
+
+    batch: int
+    context: int
+    floor_us: float
+    kinds: dict[str, tuple[int, float]]
+    launches: int
+    gaps_us: float
+    host_us: float
+
+    @property
+    def us(self) -> float:
+        """The whole step."""
+        return sum(us for _, us in self.kinds.values()) + self.gaps_us + self.host_us
+
+    @property
+    def share(self) -> float:
+        """Floor over prediction."""
+        return self.floor_us / self.us
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        tokens = self.batch / self.us * 1e6
+        figures = {"predicted_us": self.us, "share_of_floor": self.share}
+        return asdict(self) | figures | {"predicted_tokens_per_second": tokens}
+
+
+class Predictor:
+    """Predicts for one card, in fp16 with groups of 128.
+
+    Args:
+        card: a listed GPU.
+
+    Raises:
+        ConfigError: there are no constants of its compute capability.
+    """
+
+    def __init__(self, card: Gpu) -> None:
+        if card.arch not in CONSTANTS:
+            known = ", ".join(f"sm_{arch}" for arch in CONSTANTS)
+            raise ConfigError(
+                f"gpu is {card.name!r}, which is sm_{card.arch}: nothing is predicted for it; "
+                f"there are constants of {known}",
+                hint="--dry-run shows its floors",
+            )
+        self.card = card
+        self.assumed = CONSTANTS[card.arch]
+        self._target = target(f"sm_{card.arch}")
+
+    def product(self, layer: Layer, rows: int, *, residual: bool = False) -> KernelPrediction:
+        """A layer of 4-bit weights, by the kind that carries it.
+
+        Args:
+            layer: its size.
+            rows: of activations, below the crossover to a dense product.
+            residual: the product is added to one, which is read.
+
+        Raises:
+            ConfigError: so many rows are multiplied dense.
+        """
+        spec = MatrixSpec(layer.n, layer.k, BODY, gated=layer.gated)
+        kind = carrier(KINDS, spec, self.card.arch).kind
+        chosen = kind.choose(spec, rows, Conditions(self.card, fp16=True))
+        if chosen.kernel == "dequantize":
+            raise ConfigError(f"{rows} rows are multiplied dense; expected fewer")
+        c = chosen.config
+        clocks = self._clocks(kind.name, chosen.kernel, _product_config(c, layer.gated))
+        slices = -(-layer.k // _SLICE)
+        each = -(-slices // c["splits"])
+        tiles = -(-layer.n // c["bn"]) * -(-rows // c["bm"])
+        ctas = tiles * c["splits"]
+        width = layer.n // 2 if layer.gated else layer.n
+        moved = kind.packed_bytes(spec) + 2 * rows * (layer.k + width * (2 if residual else 1))
+        memory = moved / self.card.copy * 1e6
+        loop = self.assumed.us(self._loop(clocks, ctas, c["warps"]) * each)
+        # Rows beyond M repeat the first one, which the first cache has.
+        fed = each * (_SLICE * (c["bn"] / 2 + 2 * min(rows, c["bm"])) + 4 * c["bn"])
+        port = self.assumed.us(-(-ctas // self.card.sms) * fed / self.assumed.port_bytes)
+        bound, stream = max(
+            ("memory", memory), ("loop", loop), ("port", port), key=lambda term: term[1]
+        )
+        terms = self._frame(stream) | self._split_end(c["bm"], c["bn"], c["splits"])
+        note = f"{chosen.kernel} {c['bm']}x{c['bn']}, {ctas} programs"
+        note += f", {c['splits']} splits of {each} slices"
+        least = linear_floor(self.card, kind.name, rows, layer.n, layer.k).us
+        return KernelPrediction(layer.name, rows, note, least, terms, bound)
+
+    def step(self, batch: int, context: int = 1024) -> StepPrediction:
+        """A decode step of the 8B shape with a 16-bit head, drawn greedily, from a CUDA graph."""
+        linears = [self.product(x, batch, residual=x.name[3:] in ("o", "down")) for x in LAYERS[:4]]
+        attention, joins = self._attention(batch, context)
+        kinds = {
+            "products": (4 * _DEPTH, _DEPTH * sum(x.us for x in linears)),
+            "norms": (2 * _DEPTH + 1, (2 * _DEPTH + 1) * self._norm(batch)),
+            "rope": (_DEPTH, _DEPTH * self._rope(batch)),
+            "attention": ((1 + len(joins)) * _DEPTH, _DEPTH * sum([attention, *joins])),
+            "embedding": (1, self._norm(batch)),
+            "head": (1, sum(self._frame(self._head(batch)).values())),
+            "draw": (1, self._draw(batch)),
+        }
+        launches = sum(count for count, _ in kinds.values())
+        least = step_floor(self.card, batch, context, None).us
+        gaps = launches * self.assumed.gap_us
+        return StepPrediction(batch, context, least, kinds, launches, gaps, self.assumed.host_us)
+
+    def _clocks(self, family: str, kernel: str, config: str) -> KernelClocks:
+        return recorded_clocks(f"{family}.{kernel}", config, self._target.name)
+
+    def _frame(self, stream: float) -> dict[str, float]:
+        a = self.assumed
+        return {"launch": a.launch_us, "first": a.first_us, "stream": stream, "last": a.last_us}
+
+    def _resident(self, clocks: KernelClocks, warps: int) -> int:
+        """Programs that one multiprocessor holds at once."""
+        by_registers = _REGISTERS // (-(-clocks.registers // 8) * 8 * 32 * warps)
+        by_shared = self._target.shared_limit // (clocks.shared_bytes + _RESERVED)
+        return max(1, min(by_registers, by_shared, _CTAS))
+
+    def _loop(self, clocks: KernelClocks, ctas: int, warps: int) -> int:
+        """Clocks of one pass of the loop of all programs of the busiest multiprocessor."""
+        left, spent = -(-ctas // self.card.sms), 0
+        while left > 0:
+            now = min(left, self._resident(clocks, warps))
+            quarter = min(len(clocks.loop), -(-now * warps // 4))
+            spent += clocks.loop[quarter - 1]
+            left -= now
+        return spent
+
+    def _split_end(self, bm: int, bn: int, splits: int) -> dict[str, float]:
+        """What a split of K adds: whole tiles of float32 are stored, and read in several rounds.
+
+        The compiler loads parts 0 and 1 together, then four, two and one at a time; each round
+        waits for the one before.
+        """
+        if splits == 1:
+            return {"arrive": 0.0, "join": 0.0}
+        rest = splits - 2
+        rounds = 1 + rest // 4 + rest % 4 // 2 + rest % 2
+        taken = splits * bm * bn * 4 / self.assumed.port_bytes
+        return {
+            "arrive": self.assumed.arrive_us,
+            "join": self.assumed.us(rounds * L2_CLOCKS + taken),
+        }
+
+    def _head(self, rows: int) -> float:
+        """The head at its floor."""
+        return linear_floor(self.card, BASELINE, rows, _VOCABULARY, _WIDTH).us
+
+    def _straight(self, clocks: KernelClocks, programs: int, warps: int) -> float:
+        """A kernel without a loop, all of whose programs are there at once, or in turns."""
+        turns = -(-programs // (self.card.sms * self._resident(clocks, warps)))
+        a = self.assumed
+        return a.launch_us + turns * a.us(clocks.whole) + a.last_us
+
+    def _norm(self, rows: int) -> float:
+        return self._straight(self._clocks("fused", "add_rms_norm", f"fp16 {_WIDTH}"), rows, 8)
+
+    def _rope(self, rows: int) -> float:
+        heads, dim = _SIZES.heads + 2 * _SIZES.kv_heads, _SIZES.dim
+        per, warps = head_tile(heads, dim // 2)
+        programs = rows * -(-heads // per)
+        clocks = self._clocks("fused", "rope_write_kv", f"fp16 h{_SIZES.heads} d{dim} r{dim}")
+        return self._straight(clocks, programs, warps)
+
+    def _attention(self, rows: int, context: int) -> tuple[float, Sequence[float]]:
+        """Decode of a row each, and the kernel that joins its splits where there are some.
+
+        The last page of a row is seldom full and goes through a loop of its own, whose loads wait
+        for nothing: the block's number, then keys and values.
+        """
+        a, s = self.assumed, _SIZES
+        group = s.heads // s.kv_heads
+        tile = decode_tile(self.card.arch, group, s.page, s.dim, 2)
+        shape = f"p{s.page} d{s.dim} w{tile.num_warps} s{tile.num_stages}"
+        clocks = self._clocks("attention", "decode", f"g{group} {shape} fp16")
+        pages = -(-context // s.page)
+        splits = split_count(self.card.sms, rows * s.kv_heads, context, False)
+        per = max(-(-pages // splits), LEAST_KEY_CHUNK // s.page)
+        live = -(-pages // per)
+        ctas = rows * s.kv_heads * live
+        moved, _ = attention_cost(1, context - 1, s.heads, s.kv_heads, s.dim)
+        loop = a.us(self._loop(clocks, ctas, tile.num_warps))
+        tail = a.us(L2_CLOCKS) + a.first_us + loop
+        busiest = max(per * loop, (pages - (live - 1) * per - 1) * loop + tail)
+        stream = max(rows * moved / self.card.copy * 1e6, busiest)
+        time = sum(self._frame(stream).values())
+        if splits == 1:
+            return time, []
+        joined = self._clocks("attention", "reduce", f"g{group} d{s.dim} w4 fp16")
+        return time, [self._straight(joined, rows * s.heads, 4)]
+
+    def _draw(self, rows: int) -> float:
+        """The largest logit of each row, by one program of 16 warps."""
+        clocks = self._clocks("sampling", "argmax", "fp16")
+        loop = self._loop(clocks, rows, 16) * -(-_VOCABULARY // VOCAB_BLOCK)
+        return sum(self._frame(self.assumed.us(loop)).values())
+
+
+def _product_config(c: dict[str, Any], gated: bool) -> str:
+    """Name of the variant of a choice; the small tiles have none of their own for the gate."""
+    tile = f"m{c['bm']} g128 zero {c['bm']}x{c['bn']} w{c['warps']} s{c['stages']} fp16"
+    return f"{tile} silu" if gated and c["bm"] in (16, 64, 128) else tile

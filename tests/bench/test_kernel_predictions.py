@@ -1,0 +1,94 @@
+"""Predictions: what the review worked out, cards without constants, and the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from halfbyte.bench.kernels.floors import LAYERS
+from halfbyte.bench.kernels.predict import CONSTANTS, PREDICTED_ROWS, Predictor
+from halfbyte.bench.kernels.predict_table import prediction
+from halfbyte.cli.main import app
+from halfbyte.errors import ConfigError
+from halfbyte.kernels.codegen.environment import compiling_environment
+from halfbyte.kernels.device.gpus import GPUS, gpu
+
+
+@pytest.mark.parametrize(
+    ("layer", "share"), [("8B o", 52), ("8B qkv", 62), ("8B gate_up", 89), ("8B down", 76)]
+)
+def test_layers_at_batch_1_are_those_of_the_review(layer, share):
+    x = next(x for x in LAYERS if x.name == layer)
+    assert 100 * Predictor(gpu("H100")).product(x, 1).share == pytest.approx(share, abs=2)
+
+
+def test_step_at_batch_1_is_that_of_the_review():
+    step = Predictor(gpu("H100")).step(1)
+    assert 100 * step.share == pytest.approx(55, abs=2)
+    assert step.kinds["products"][0] == 128
+    assert step.launches == 9 * 32 + 4
+
+
+@pytest.mark.parametrize("card", [card.name for card in GPUS])
+def test_a_card_is_predicted_or_refused(card):
+    if gpu(card).arch not in CONSTANTS:
+        with pytest.raises(ConfigError, match=f"gpu is '{card}', which is sm_.*sm_80, sm_90"):
+            Predictor(gpu(card))
+        return
+    told = prediction(gpu(card))
+    assert len(told["predicted_layers"]) == len(LAYERS) * len(PREDICTED_ROWS)
+    for x in told["predicted_layers"] + told["predicted_steps"]:
+        assert 0.1 < x["share_of_floor"] < 1
+
+
+def test_more_memory_bandwidth_never_takes_longer():
+    slow, fast = Predictor(gpu("H100")), Predictor(gpu("H200"))
+    for m in PREDICTED_ROWS:
+        for x in LAYERS:
+            assert fast.product(x, m).us <= slow.product(x, m).us
+
+
+def test_rows_that_are_multiplied_dense_are_refused():
+    with pytest.raises(ConfigError, match="2048 rows are multiplied dense"):
+        Predictor(gpu("H100")).product(LAYERS[0], 2048)
+
+
+def test_recorded_clocks_are_those_of_the_kernels():
+    # Kernels are interpreted in this process, so they are compiled in another one.
+    code = (
+        "from halfbyte.bench.kernels.predict_clocks import *\n"
+        "v = next(v for v in step_variants('sm_90') if v.kernel == 'fused.add_rms_norm')\n"
+        "assert count_clocks(v, 'sm_90') == recorded_clocks(v.kernel, v.config, 'sm_90')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=compiling_environment(), check=True)
+
+
+def test_command_prints_tables_and_json():
+    run = CliRunner().invoke(
+        app, ["bench", "kernels", "--predict", "--gpu", "H100", "--layer", "8B o", "--json", "-"]
+    )
+    assert run.exit_code == 0
+    told = json.loads(run.stdout)
+    assert told["kind"] == "prediction"
+    assert {x["name"] for x in told["predicted_layers"]} == {"8B o"}
+    run = CliRunner().invoke(app, ["bench", "kernels", "--predict", "--rows", "1"])
+    assert "predictions, not measured" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--dry-run"], "expected one of them"),
+        (["--kernel", "w8a8"], "expected none"),
+        (["--gpu", "RTX 4090"], "sm_89"),
+        (["--layer", "9B"], "no layer is called 9B"),
+    ],
+)
+def test_command_refuses(options, told):
+    run = CliRunner().invoke(app, ["bench", "kernels", "--predict", *options])
+    assert run.exit_code != 0
+    assert told in " ".join(f"{run.output} {run.exception}".split())
