@@ -51,7 +51,7 @@ class DeviceStep(StepInputs):
             alone += [-1] * (len(step.block_tables) - len(alone))
             made.singles = torch.tensor(alone, dtype=torch.int32)
         there = iter(upload(made.tensors, device))
-        return made.map(lambda _: next(there))
+        return made.map(lambda _: next(there)).with_drawn()
 
     @property
     def key(self) -> tuple[int, ...]:
