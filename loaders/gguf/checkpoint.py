@@ -181,7 +181,8 @@ class GGUFCheckpoint:
             return weight
 
         n, k = shape
-        return StoredLinear(name, form, (n, k), tensor.type.name, (raw.view(n, -1),), convert)
+        own, compact = (raw.view(n, -1),), tensor.type.compact
+        return StoredLinear(name, form, (n, k), tensor.type.name, own, convert, compact)
 
     def _located(self, name: str) -> tuple[Path, str, GGUFTensor, tuple[int, ...], Tensor]:
         """What :func:`_convert` takes: file, name, header, shape, bytes."""
@@ -271,7 +272,7 @@ def file_name(name: str, facts: GGUFFacts) -> str:
 def _info(name: str, tensor: GGUFTensor) -> TensorInfo:
     """A tensor by its header; types that are unknown here are refused later."""
     kind, dtype = tensor.type, tensor.type.numbers
-    told = kind.format, dtype, dtype != "F32", kind.name if kind.format else ""
+    told = kind.format, dtype, dtype != "F32", kind.name if kind.format else "", kind.compact
     return TensorInfo(name, tensor.shape, kind.name, tensor.nbytes, "", (), *told)
 
 
