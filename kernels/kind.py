@@ -77,7 +77,7 @@ class MatrixSpec:
             return cls(n, k, None, gated=gated, table=table)
         form = replace(weight.format, permuted=weight.perm is not None)
         stored = weight.encoding if isinstance(weight, StoredLinear) else ""
-        compact = None if weight.compact is None else weight.compact.form
+        compact = weight.compact_form
         return cls(n, k, form, gated=gated, table=table, encoding=stored, compact=compact)
 
 

@@ -12,7 +12,7 @@ from ..device.checks import check_tensor, require
 from ..device.choice import crossover
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import Workspace
-from .config import FragmentConfig, choose, launch_options
+from .config import FragmentConfig, choose, launch_options, may_be_dense
 from .kernel import dequantize_kernel, product_kernel
 from .layout import FRAGMENT_ROWS, Fragments
 
@@ -114,7 +114,8 @@ def _config(weight: Fragments, m: int, rows: int, exact: bool, space: Workspace)
         *(runtime.arch(index), m, weight.planes, rows, weight.words.shape[1]),
         runtime.multiprocessors(index),
         exact=exact,
-        offset=weight.offsets is not None,
+        narrow=weight.narrow,
+        dense=may_be_dense(weight.scale, x_MK.dtype == torch.float16),
         partials=space.partials.numel(),
         counters=space.counters.numel(),
     )
@@ -145,7 +146,7 @@ def dequantize(
         "num_stages": 1,
     }
     dequantize_kernel[(out.shape[0] // FRAGMENT_ROWS, slices)](
-        *(weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, out), out),
+        *(weight.words, weight.scales, _beside(weight), _or(lut, out), out),
         *(first_atom, atoms, slices, weight.features // unit),
         **launch,
     )
@@ -184,7 +185,7 @@ def _launch(
         ),
     }
     product_kernel[grid](
-        *(x_MK, weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, x_MK)),
+        *(x_MK, weight.words, weight.scales, _beside(weight), _or(lut, x_MK)),
         *(out, _or(bias, out), _or(residual, out), space.partials, space.counters),
         space.counters if tiles is None else tiles.experts,
         *(m, out.shape[1], atoms, slices, -(-slices // config.splits), config.splits, k // unit),
@@ -198,9 +199,15 @@ def _constants(weight: Fragments, x: Tensor) -> dict[str, Any]:
         "PLANES": weight.planes,
         "GROUP": weight.group,
         "OFFSET": weight.offsets is not None,
+        "SCALE": weight.scale,
         "LUT_ROWS": weight.tables is not None and weight.tables.shape[0] > 1,
         "PTX": runtime.use_ptx(x),
     }
+
+
+def _beside(weight: Fragments) -> Tensor:
+    """What the kernels take beside scales: offsets, factors of rows, or nothing that is read."""
+    return _or(weight.offsets, _or(weight.factors, weight.scales))
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
