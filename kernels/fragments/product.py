@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
-from ..device.choice import crossover
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import Workspace
 from .config import FragmentConfig, choose, launch_options, may_be_dense
@@ -44,7 +43,8 @@ def linear(
     if m == 0 or n == 0:
         return y
     space = Workspace(device) if workspace is None else workspace
-    config = _config(weight, m, weight.stored_rows, exact, space)
+    dense = may_be_dense(weight.scale, x_MK.dtype == torch.float16)
+    config = _config(weight, m, weight.stored_rows, exact, dense, space)
     if config.dense:
         _dense(x_MK, weight, lut, bias, residual, y, space)
         return y
@@ -104,18 +104,20 @@ def grouped_config(
         workspace: of the stream.
     """
     rows = weight.stored_rows // load.count
-    m = min(load.m, crossover(runtime.arch(runtime.device_index(weight.words))))
-    return _config(weight, m, rows if exact else rows * load.active, exact, workspace)
+    active = rows if exact else rows * load.active
+    return _config(weight, load.m, active, exact, False, workspace)
 
 
-def _config(weight: Fragments, m: int, rows: int, exact: bool, space: Workspace) -> FragmentConfig:
+def _config(
+    weight: Fragments, m: int, rows: int, exact: bool, dense: bool, space: Workspace
+) -> FragmentConfig:
     index = runtime.device_index(weight.words)
     return choose(
         *(runtime.arch(index), m, weight.planes, rows, weight.words.shape[1]),
         runtime.multiprocessors(index),
         exact=exact,
         narrow=weight.narrow,
-        dense=may_be_dense(weight.scale, x_MK.dtype == torch.float16),
+        dense=dense,
         partials=space.partials.numel(),
         counters=space.counters.numel(),
     )
