@@ -111,6 +111,14 @@ def unit_offsets(tiles_k, BN: tl.constexpr):
 
 
 @triton.jit
+def first_lines(tiles_k, slices, BN: tl.constexpr):
+    """Offsets of the lines of 128 bytes of the first four slices, or as many as there are."""
+    f = tl.arange(0, BN // 64 * 128)
+    inside = tl.minimum(f % 128, tl.maximum(slices * 32 - 1, 0))
+    return f // 128 * (tiles_k * 2048) + inside * 64
+
+
+@triton.jit
 def unit_matrix(flat, BN: tl.constexpr):
     """Units as loaded, [BN * 32], to the matrix [BN, 32] of rows and elements.
 

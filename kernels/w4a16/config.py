@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from ..device.choice import crossover, split_count, tensor_memory
+from ..device.dependent import early_launch
 from ..kind import BUCKETS as BUCKETS
 from ..tables.tuning import TunedProblem
 from .layout import ROW_ALIGN, SLICE
@@ -101,10 +102,11 @@ def late_tile(bm: int) -> W4A16Config:
 
 
 def launch_options(
-    kernel: KernelName, config: W4A16Config, arch: int, group: int
+    kernel: KernelName, config: W4A16Config, arch: int, group: int, early: bool
 ) -> dict[str, Any]:
-    """Launch options of a fused product."""
+    """Launch options of a fused product; ``early``: it may start before the kernel before ends."""
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
+    options |= early_launch(early)
     if arch and kernel == "late" and group == 32:
         # Four entries a row and slice: fewer instructions with more registers than the assembler
         # aims at, and shared memory allows no more programs a multiprocessor anyway.
