@@ -190,13 +190,13 @@ def repeat_rows(x, BN: tl.constexpr):
 @triton.constexpr_function
 def joined_rows(bm: int) -> int:
     """Tokens of a tile of ``bm`` whose parts are joined at once."""
-    return max(2, bm // 4)
+    return max(4, bm // 4)
 
 
-@triton.constexpr_function
-def joined_parts(bm: int) -> int:
-    """Parts of them that are loaded before the first is added: at most 128 registers of a lane."""
-    return 16 if bm <= 8 else 8
+JOINED_PARTS = 8
+"""Parts of them that are loaded before the first is added: at most 128 registers of a lane."""
+
+_JOINED_PARTS = tl.constexpr(JOINED_PARTS)
 
 
 @triton.jit
@@ -311,7 +311,7 @@ def finish(
                 some = first + tl.arange(0, STEP)
                 ptrs = parts + (some[:, None] * BN + n)
                 wanted = (some < live)[:, None] & (n >= 0)
-                total = _join(ptrs, wanted, splits, joined_parts(BM), SIZE)
+                total = _join(ptrs, wanted, splits, _JOINED_PARTS, SIZE)
                 _put(
                     total, begin + some, tile_n, out_ptr, bias_ptr, residual_ptr, M, N, BIAS,
                     RESIDUAL, GATED,

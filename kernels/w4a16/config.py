@@ -191,6 +191,9 @@ def _formula(p: Problem, partial_bytes: int, counters: int) -> TileChoice:
     tiles = p.rows // config.bn * -(-p.m // config.bm)
     programs = p.sms * max(1, 8 // config.warps)
     cap = _split_cap(config, tiles, partial_bytes, counters)
+    if config.warps > 2:
+        # So many are all that multiprocessors hold at once: a few more would take a turn more.
+        cap = min(cap, max(1, programs // tiles))
     splits = split_count(tiles, -(-p.k // SLICE), programs, cap)
     return TileChoice(kernel, replace(config, splits=splits), "formula", rejected)
 
