@@ -51,7 +51,8 @@ class EngineConfig:
         prefix_cache: share the KV blocks of equal prompt beginnings.
         exact: outputs do not depend on batch neighbours, chunking, prefix cache or preemption.
         threads: CPU threads; 0 = the physical cores this process may use.
-        overlap: plan step N + 1 before the results of step N are committed.
+        overlap: plan step N + 1 before the results of step N are committed; on a GPU also launch
+            it before they are read. None = on a GPU.
         warmup: on a GPU, compile every kernel and record the usual decode steps before the engine
             is ready, and warn of any compilation after that.
         packed_cache: keep the packed weights in a file, and map that at the next start
@@ -80,7 +81,7 @@ class EngineConfig:
     prefix_cache: bool = True
     exact: bool = False
     threads: int = 0
-    overlap: bool = False
+    overlap: bool | None = None
     warmup: bool = True
     packed_cache: bool = False
     quantize: SchemeName | None = None
@@ -107,7 +108,9 @@ class EngineConfig:
         _whole("threads", self.threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, (1 << 63) - 1)
-        for name in ("prefix_cache", "exact", "overlap", "warmup", "packed_cache"):
+        if self.overlap is not None and not isinstance(self.overlap, bool):
+            raise ConfigError(f"overlap is {self.overlap!r}; expected True, False or None")
+        for name in ("prefix_cache", "exact", "warmup", "packed_cache"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.max_batch > self.max_batch_tokens:

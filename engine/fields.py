@@ -35,7 +35,7 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache: bool
     exact: bool
     threads: int
-    overlap: bool
+    overlap: bool | None
     warmup: bool
     packed_cache: bool
     quantize: SchemeName | None

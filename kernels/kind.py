@@ -77,7 +77,7 @@ class MatrixSpec:
             return cls(n, k, None, gated=gated, table=table)
         form = replace(weight.format, permuted=weight.perm is not None)
         stored = weight.encoding if isinstance(weight, StoredLinear) else ""
-        compact = None if weight.compact is None else weight.compact.form
+        compact = weight.compact_form
         return cls(n, k, form, gated=gated, table=table, encoding=stored, compact=compact)
 
 
@@ -254,7 +254,10 @@ class TritonKind(Kind, Protocol[PackedT]):
     def tile_rows(
         self, weight: PackedT, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
     ) -> int:
-        """Rows of inputs in ``dtype`` that a tile of :meth:`grouped_linear` has at most."""
+        """Rows of inputs in ``dtype`` that a tile of :meth:`grouped_linear` has at most.
+
+        Raises KernelInputError in a kind without such a product.
+        """
         raise KernelInputError(f"{self.name}: no product over several experts")
 
     def grouped_linear(
@@ -268,7 +271,8 @@ class TritonKind(Kind, Protocol[PackedT]):
         """:meth:`linear` of inputs [P, K], each with the matrix of its expert -> [P, N].
 
         ``weight`` is from :meth:`stack`, ``bias`` [E, N]; tiles have a multiple of
-        :meth:`tile_rows`. Rows of tiles that are nobody's are left unset.
+        :meth:`tile_rows`. Rows of tiles that are nobody's are left unset. Raises
+        KernelInputError in a kind without such a product.
         """
         raise KernelInputError(f"{self.name}: no product over several experts")
 

@@ -223,9 +223,11 @@ class Drawer(Protocol):
 
     Attributes:
         device: where the logits lie.
+        reads_late: whoever reads the tokens waits for the device, which could go on meanwhile.
     """
 
     device: torch.device
+    reads_late: bool
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S].

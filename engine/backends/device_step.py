@@ -51,7 +51,7 @@ class DeviceStep(StepInputs):
             alone += [-1] * (len(step.block_tables) - len(alone))
             made.singles = torch.tensor(alone, dtype=torch.int32)
         there = iter(upload(made.tensors, device))
-        return made.map(lambda _: next(there))
+        return made.map(lambda _: next(there)).with_drawn()
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -69,9 +69,10 @@ class DeviceStep(StepInputs):
         singles = None if self.singles is None else change(self.singles)
         return replace(changed, singles=singles, lines={})
 
-    def copy_(self, other: Self) -> None:
+    def copy_(self, other: StepInputs) -> None:
         """Take over another step with the same key, in the same buffers."""
-        torch._foreach_copy_(self.tensors, other.tensors)
+        assert isinstance(other, DeviceStep)
+        super().copy_(other)
         for block_q, lines in self.lines.items():
             lines.copy_(other.lines_of(block_q))
 

@@ -22,6 +22,7 @@ class CpuParts(ABC, Generic[P]):
     """What the CPU's backends have in common: few limits, and draws that are left to the host."""
 
     device = torch.device("cpu")
+    reads_late = False
 
     def supports(self, weight: Weight) -> str | None:
         """None but for contradictory formats: every canonical weight can be run."""

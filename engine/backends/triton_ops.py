@@ -111,6 +111,7 @@ class TritonOps:
         self.name = "cuda_triton" if device.type == "cuda" else "interpreter"
         self.detail = f"Triton kernels, {str(dtype).removeprefix('torch.')}"
         self.device = device
+        self.reads_late = True
         self.dtype = dtype
         self.exact = exact
         self._arch = runtime.arch(device.index or 0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.sampling import TokenChoice, pack_choices, reset_counts, sample
 from ..run.sampling import RowSampling
+from .device_step import upload
 
 
 class DeviceSampler:
@@ -32,7 +33,7 @@ class DeviceSampler:
         slots = iter(range(len(penalized)))
         choices = [_choice(row, next(slots) if row.penalized else -1) for row in rows]
         floats, ints = pack_choices(choices)
-        return sample(logits_SV, floats.to(self._device), ints.to(self._device), counts_PV=counts)
+        return sample(logits_SV, *upload([floats, ints], self._device), counts_PV=counts)
 
     def _fill(self, rows: Sequence[RowSampling], vocabulary: int) -> Tensor:
         """Penalty counts [P, V] of these rows, in buffers that grow by doubling."""

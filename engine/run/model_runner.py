@@ -1,14 +1,14 @@
 """Runs step plans: gathers inputs from rows, computes the model, samples.
 
-``launch`` and ``sample`` are two calls so that the step before can be committed while the device
-computes this one (``overlap``).
+``launch``, ``draw`` and what that gives are three calls, so that the step before can be read and
+committed while the device computes this one (``overlap``).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,9 @@ from ..request import Sampled
 from ..schedule.plan import RowWork, StepPlan, StepResult
 from .executors import Executor
 from .kv_cache import KVCache
+from .read_back import ReadBack
 from .rows import Rows
-from .sampler import Sampler
+from .sampler import BROKEN, Sampler
 from .sampling import RowSampling
 from .step import HiddenRows
 
@@ -67,6 +68,12 @@ class ModelRunner:
         self.rows = rows
         self.sampler = sampler
         self.executor = executor
+        # The token that was drawn last in each row, where the next step reads it.
+        self._drawn = torch.zeros(
+            len(rows.requests), dtype=torch.int64, device=sampler.drawer.device
+        )
+        self._promised = False
+        self._read = 0.0
 
     def launch(self, plan: StepPlan) -> Forward:
         """Compute a plan's tokens and fill their KV."""
@@ -76,24 +83,62 @@ class ModelRunner:
                 self.kv.copy(*init.copy)
         self.rows.apply(plan)
         step = self.rows.gather(plan)
+        if self._promised:
+            step.drawn, self._promised = self._drawn, False
         return Forward(plan, self.executor.run(step), began, step.hidden)
 
-    def sample(self, forward: Forward) -> StepResult:
-        """Sampled tokens, also written to the rows for the next step, and rows that failed.
+    def draw(self, forward: Forward, late: bool = False) -> Callable[[], StepResult]:
+        """Begin to draw the rows' next tokens; the result is what comes out when it is asked for.
+
+        The next step can be launched before that: where ``late`` is asked for and the host has no
+        say in any row, tokens stay on the device.
 
         A row fails alone: its logits, or the keys and values of its chunk, are not finite numbers,
         or drawing from it or reading it raised.
         """
+        work = forward.plan.work
         errors = self._let_read(forward)
-        half = self.kv.last_tokens()[0].dtype == torch.float16
-        errors |= {
-            w.request_id: BAD_KEYS + TOO_LARGE * half
-            for w in forward.plan.work
-            if not (w.count == 1 and w.needs_sample) and not self._finite_keys(w)
-        }
-        picked = [w for w in forward.plan.work if self.rows.undecided(w)]
+        chunks = [w for w in work if not (w.count == 1 and w.needs_sample)]
+        sums = [torch.stack([self._key_sum(w) for w in chunks])] if chunks else []
+        picked = [w for w in work if self.rows.undecided(w)]
         logits = self._last_logits(forward, picked)
-        drawn = self.sampler(logits, [self._sampling(w) for w in picked]) if picked else []
+        asked = [self._sampling(w) for w in picked]
+        begun = None
+        if late and picked and self.sampler.drawer.reads_late:
+            begun = self.sampler.begin(logits, asked)
+        if begun is None:
+            drawn = self.sampler(logits, asked) if picked else []
+            result = self._result(forward, picked, drawn, errors, chunks, sums)
+            self.rows.write_samples(forward.plan, result.tokens)
+            return lambda: result
+        # On the device alone, for the next step.
+        self._drawn[torch.tensor([w.row for w in picked]).to(begun.device)] = begun
+        self._promised = True
+        promise, back = self.rows.promise(picked), ReadBack([begun, *sums])
+
+        def read() -> StepResult:
+            first, *rest = back.wait()
+            tokens = first.tolist()
+            self.rows.keep(promise, tokens)
+            made = [(Sampled(token),) if token >= 0 else BROKEN for token in tokens]
+            return self._result(forward, picked, made, errors, chunks, rest)
+
+        return read
+
+    def _result(
+        self,
+        forward: Forward,
+        picked: list[RowWork],
+        drawn: Sequence[tuple[Sampled, ...] | str],
+        errors: dict[str, str],
+        chunks: list[RowWork],
+        sums: list[Tensor],
+    ) -> StepResult:
+        """Sampled tokens, and rows that failed."""
+        half = self.kv.last_tokens()[0].dtype == torch.float16
+        finite = sums[0].isfinite().tolist() if sums else []
+        bad = [w for w, good in zip(chunks, finite, strict=True) if not good]
+        errors = errors | {w.request_id: BAD_KEYS + TOO_LARGE * half for w in bad}
         tokens: dict[str, tuple[Sampled, ...]] = {
             w.request_id: () for w in forward.plan.work if w.needs_sample
         }
@@ -102,14 +147,17 @@ class ModelRunner:
                 errors.setdefault(item.request_id, sampled)
             elif item.request_id not in errors:
                 tokens[item.request_id] = sampled
-        self.rows.write_samples(forward.plan, tokens)
-        return StepResult(tokens, errors, time.perf_counter() - forward.began)
+        # A step that was launched while the one before ran began when that was over.
+        now = time.perf_counter()
+        seconds, self._read = now - max(forward.began, self._read), now
+        return StepResult(tokens, errors, seconds)
 
-    def _finite_keys(self, item: RowWork) -> bool:
-        """Whether the last layer's keys and values of a chunk are finite.
+    def _key_sum(self, item: RowWork) -> Tensor:
+        """The sum of the last layer's keys and values of a chunk, float32 [].
 
         A NaN in any layer is in the residual from there on, hence in all later ones. A token that
-        decodes needs no look: its logits show it.
+        decodes needs no look: its logits show it. A sum is finite only if all its terms are; one
+        that overflows float32 is as bad.
         """
         size = self.rows.block_size
         positions = torch.arange(item.start, item.start + item.count)
@@ -117,8 +165,7 @@ class ModelRunner:
         offsets = positions % size
         last = self.kv.last_tokens()
         where = (blocks.to(last[0].device), slice(None), offsets.to(last[0].device))
-        # A sum is finite only if all its terms are; one that overflows float32 is as bad.
-        return math.isfinite(float(sum(kept[where].sum(dtype=torch.float32) for kept in last)))
+        return torch.stack([kept[where].sum(dtype=torch.float32) for kept in last]).sum()
 
     def _last_logits(self, forward: Forward, picked: list[RowWork]) -> Tensor:
         """Logits [len(picked), V] of the last tokens of these rows."""

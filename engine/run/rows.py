@@ -8,6 +8,7 @@ the last one's result; a preempted request and a finished one look the same from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,19 @@ from ..models.rope import Rotaries
 from ..request import PromptReader, Request, Sampled
 from ..schedule.plan import RowInit, RowWork, StepPlan
 from .step import HiddenRows, RowSpan, StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Tokens that are drawn, but not read.
+
+    Attributes:
+        items: work whose last position they follow.
+        taken: how often the row of each had been taken.
+    """
+
+    items: tuple[RowWork, ...]
+    taken: tuple[int, ...]
 
 
 class Rows:
@@ -39,6 +53,8 @@ class Rows:
         self.prompt_lengths = torch.zeros(count, dtype=torch.int32)
         self.requests: list[Request | None] = [None] * count
         self.known = [0] * count
+        # How often a row was taken: what was promised to a request is not for the next one.
+        self._taken = [0] * count
         # The same memory: an operation on a few numbers costs a third of torch's, and all that
         # runs between two decode steps runs with cold caches.
         self._views = [x.numpy() for x in (self.tokens, self.block_tables, self.prompt_lengths)]
@@ -50,6 +66,7 @@ class Rows:
         self.tokens[row, : len(init.tokens)] = torch.tensor(init.tokens)
         self.prompt_lengths[row] = len(init.request.prompt)
         self.requests[row] = init.request
+        self._taken[row] += 1
         self.known[row] = len(init.tokens)
         self._blocks_held[row] = 0
         self._extend(row, init.blocks)
@@ -154,6 +171,23 @@ class Rows:
             end = item.start + item.count
             self.known[item.row] = end + len(tokens)
             self._views[0][item.row, end : end + len(tokens)] = tokens
+
+    def promise(self, items: Sequence[RowWork]) -> Promise:
+        """The next token of these rows is drawn, but not read: an id of ``-1 - row`` stands for it.
+
+        The next step can be built with it; :meth:`keep` puts the token itself there.
+        """
+        for item in items:
+            end = item.start + item.count
+            self.known[item.row] = end + 1
+            self._views[0][item.row, end] = -1 - item.row
+        return Promise(tuple(items), tuple(self._taken[item.row] for item in items))
+
+    def keep(self, promise: Promise, tokens: Sequence[int]) -> None:
+        """Put tokens where they were promised, except where another request has the row now."""
+        for item, taken, token in zip(promise.items, promise.taken, tokens, strict=True):
+            if self._taken[item.row] == taken:
+                self._views[0][item.row, item.start + item.count] = max(token, 0)
 
     def _extend(self, row: int, blocks: tuple[int, ...]) -> None:
         held = self._blocks_held[row]

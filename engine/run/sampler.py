@@ -81,9 +81,7 @@ class Sampler:
             for i, row in enumerate(rows)
             if row.draw.rated and row.params.logprobs_mode == "raw"
         }
-        logits = logits_SV[:, : self.valid]
-        if self._suppressed is not None:
-            logits.index_fill_(1, self._suppressed, -torch.inf)  # a view: no copy of the rest
+        logits = self._drawable(logits_SV)
         errors: dict[int, str] = {}
         masks: dict[int, Mask] = {}
         for i, row in enumerate(rows):
@@ -114,6 +112,29 @@ class Sampler:
             else:
                 out.append(_with_forced(row, rated(item[0], raw.get(i, item[1]), row)))
         return out
+
+    def begin(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
+        """The next token of each row of logits [S, V], int64 [S] on their device; -1: it has none.
+
+        None, with nothing changed, where the host must know a token before the next is drawn, or
+        masks, or more than the token itself.
+        """
+        for row in rows:
+            draw = row.draw
+            host = row.shaped or row.biased or draw.rated or draw.grammar is not None
+            if host or make_mask(row, self.valid, self._end_tokens) is not None:
+                return None
+        logits = self._drawable(logits_SV)
+        if all(r.params.greedy and not r.penalized for r in rows):
+            return self.drawer.argmax(logits)
+        return self.drawer.sample(logits, rows)
+
+    def _drawable(self, logits_SV: Tensor) -> Tensor:
+        """Logits of ids that exist, with those of suppressed ones at -inf, in place."""
+        logits = logits_SV[:, : self.valid]
+        if self._suppressed is not None:
+            logits.index_fill_(1, self._suppressed, -torch.inf)  # a view: no copy of the rest
+        return logits
 
     def _isolated(self, logits: Tensor, rows: Sequence[RowSampling]) -> list[_Drawn | str]:
         """:meth:`_draw`; when it raises, each row alone, so that one cannot fail the others."""

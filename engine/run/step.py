@@ -56,6 +56,9 @@ class StepInputs:
         sample_index: int64 [S], tokens whose logits are wanted, or None for all T.
         rope_local: like ``rope``, for layers with another rule (Gemma 3), or None.
         hidden: where the normed hidden states of some tokens go, or None.
+        drawn: int64, on the device, the token that was drawn last in each row of the engine: an id
+            of ``-1 - r`` stands for that of row r, which the host has not read yet. None where no
+            id does so.
     """
 
     token_ids: Tensor
@@ -68,12 +71,21 @@ class StepInputs:
     sample_index: Tensor | None
     rope_local: Tensor | None = None
     hidden: HiddenRows | None = None
+    drawn: Tensor | None = None
 
     @property
     def key(self) -> tuple[int, ...]:
         """What two steps must have in common to share a recording."""
         sampled = -1 if self.sample_index is None else self.wanted
         return len(self.token_ids), len(self.block_tables), sampled
+
+    def with_drawn(self) -> Self:
+        """The step with the ids of tokens that were drawn and not read, where ``drawn`` is."""
+        if self.drawn is None:
+            return self
+        ids = self.token_ids
+        read = torch.where(ids < 0, self.drawn[(-1 - ids).clamp(min=0)], ids)
+        return replace(self, token_ids=read, drawn=None)
 
     @property
     def wanted(self) -> int:
@@ -114,7 +126,7 @@ class StepInputs:
         """The step in contiguous buffers that nothing else has."""
         return self.map(lambda tensor: tensor.contiguous().clone())
 
-    def copy_(self, other: Self) -> None:
+    def copy_(self, other: StepInputs) -> None:
         """Take over another step with the same key, in the same buffers."""
         for mine, theirs in zip(self.tensors, other.tensors, strict=True):
             mine.copy_(theirs)
@@ -170,6 +182,7 @@ class StepInputs:
             block_tables=self.block_tables[self.row_index[order].long()],
             spans=[RowSpan(i, i + 1, starts[t]) for i, t in enumerate(order.tolist())],
             sample_index=None,
+            drawn=self.drawn,
         )
 
     def one_by_one(self) -> Iterator[StepInputs]:
@@ -188,4 +201,5 @@ class StepInputs:
                     spans=[RowSpan(0, 1, span.start + t - span.begin)],
                     sample_index=None,
                     hidden=None if self.hidden is None else HiddenRows(torch.zeros(1).long()),
+                    drawn=self.drawn,
                 )

@@ -7,7 +7,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -79,11 +79,14 @@ class StepLoop:
         self.outbox = Outbox()
         self.abandoned: deque[str] = deque()
         self.closed = False
+        auto = runner.sampler.drawer.reads_late
+        self._overlap = auto if config.overlap is None else config.overlap
         self._config = config
         self._max_context = max_context
         self._output = output
         self._draws = draws
-        self._in_flight: tuple[StepPlan, StepResult] | None = None
+        # The step whose result was not asked for yet.
+        self._in_flight: tuple[StepPlan, Callable[[], StepResult]] | None = None
         self._ids = itertools.count()
         self._seeds = itertools.count()
         self._failures = 0
@@ -223,10 +226,11 @@ class StepLoop:
                 cached = self.scheduler.cached_tokens(init.request.id)
                 self._output.started(init.request.id, cached)
             forward = self.runner.launch(plan) if plan.work else None
-            if self._in_flight is not None:
-                events += self.scheduler.commit(*self._in_flight)
-                self._in_flight = None
-            result = self.runner.sample(forward) if forward is not None else StepResult()
+            events += self._land()
+            if forward is not None:
+                self._in_flight = plan, self.runner.draw(forward, self._overlap)
+            if not self._overlap:
+                events += self._land()
         except BaseException as error:
             reason = described(error)
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -243,22 +247,31 @@ class StepLoop:
                     f"{self._failures} steps failed in a row: {reason}"
                 ) from error
             return
-        for name, why in result.errors.items():
-            log.warning("request %s failed: %s", _shown(name), why)
         self._failures = 0
         if plan.work:
             self._steps.add(plan.total_tokens)
-        if self._config.overlap and plan.work:
-            self._in_flight = (plan, result)
         else:
-            events += self.scheduler.commit(plan, result)
+            events += self.scheduler.commit(plan, StepResult())
         self._put(events)
+
+    def _land(self) -> list[TokenEvent]:
+        """Read and commit the step that is in flight."""
+        if self._in_flight is None:
+            return []
+        (plan, read), self._in_flight = self._in_flight, None
+        try:
+            result = read()
+        except BaseException as error:
+            # Computed long ago, as it were: the step that came after fails by the same.
+            self._put(self.scheduler.abort(plan, described(error)))
+            raise
+        for name, why in result.errors.items():
+            log.warning("request %s failed: %s", _shown(name), why)
+        return self.scheduler.commit(plan, result)
 
     def _settle(self) -> None:
         """Commit what is in flight, without a new step."""
-        plan, result = self._in_flight or (NO_PLAN, StepResult())
-        self._in_flight = None
-        self._put(self.scheduler.commit(plan, result))
+        self._put(self._land() or self.scheduler.commit(NO_PLAN, StepResult()))
 
     def _put(self, events: Sequence[TokenEvent]) -> None:
         """Turn events into deltas for the outbox, and count."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.code_tables import NF4
+from ..formats.compact import ByteScales
 from ..formats.weight_format import WeightFormat
 from ..fragments.config import chosen
-from ..fragments.layout import FRAGMENT_ROW_ALIGN, stack_fragments
+from ..fragments.layout import BYTE_GROUPS, FRAGMENT_ROW_ALIGN, ByteScale, stack_fragments
 from ..fragments.product import grouped_config
 from ..kind import (
     NO_CODES,
@@ -52,7 +53,10 @@ class CodebookKind(TritonKind[PackedCodebook]):
     cases = (KindCase(WeightFormat(4, 64, "table", NF4)),)
 
     def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
-        """Tables of 16 with groups of whole 32s that end with their row, everywhere."""
+        """Tables of 16 with groups of whole 32s that end with their row, everywhere.
+
+        Groups of 16 where their scales are bytes.
+        """
         form = spec.format
         if form is None:
             return NO_CODES
@@ -63,6 +67,8 @@ class CodebookKind(TritonKind[PackedCodebook]):
         group = form.group_size
         if len(form.table) != _VALUES:
             return f"a table of {len(form.table)} values; it looks up {_VALUES}"
+        if _byte_scale(spec):
+            return NO_ROWS if spec.table else NO_GATE if spec.gated else None
         if group != -1 and group % _GROUP:
             return f"groups of {group} are no multiple of {_GROUP}"
         if group != -1 and group < spec.k and spec.k % _GROUP:
@@ -80,13 +86,22 @@ class CodebookKind(TritonKind[PackedCodebook]):
         elif spec.k % max(group, 1):
             form = WeightFormat(form.bits, _GROUP, form.zero, form.table)
         rows, entry = round_up(spec.n, FRAGMENT_ROW_ALIGN), 2 if spec.half else 4
+        kind = _byte_scale(spec)
+        if kind:
+            # Words of four scales, with those read ahead; e4m3 has a factor for each row.
+            words = (round_up(spec.k, _SLICE) + _SLICE) // (4 * group)
+            codes = rows * round_up(spec.k, _SLICE) // 2
+            return codes + 4 * rows * (words + (kind == "e4m3")) + 4 * _VALUES
         codes = rows * round_up(spec.k, _SLICE) // 2
         return codes + rows * entries(form, spec.k, _SLICE) * entry + 4 * _VALUES
 
     def choose(self, spec: MatrixSpec, m: int, where: Conditions) -> Chosen:
         """Fused, or a dense product for many rows."""
-        detail = f"a table of {_VALUES} values"
-        return chosen(spec, m, where, planes=_PLANES, offset=False, detail=detail)
+        kind = _byte_scale(spec)
+        detail = f"a table of {_VALUES} values" + (kind and f", {kind} scales")
+        assert spec.format is not None
+        narrow = bool(kind) and spec.format.group_size == 16
+        return chosen(spec, m, where, planes=_PLANES, narrow=narrow, detail=detail, scale=kind)
 
     def pack(
         self, weight: Weight, dtype: torch.dtype, device: torch.device, gated: bool
@@ -97,6 +112,16 @@ class CodebookKind(TritonKind[PackedCodebook]):
         """
         assert isinstance(weight, QuantizedLinear)
         codes, scales_NG = unpacked(weight, device)
+        compact = weight.compact
+        if _byte_scale(MatrixSpec.of(weight)) and isinstance(compact, ByteScales):
+            factors = compact.multipliers
+            return pack_codebook(
+                codes,
+                compact.scales.to(device),
+                weight.format.table,
+                block=weight.format.group_size,
+                factors=None if factors is None else factors.to(device),
+            )
         k, group, table = weight.in_features, weight.format.group_size, weight.format.table
         if group == -1 or group >= k:
             return pack_codebook(codes, scales_NG, table, block=-1)
@@ -152,6 +177,14 @@ class CodebookKind(TritonKind[PackedCodebook]):
     def variants(self, arch: int) -> Iterator[Variant]:
         """Tiles and blocks."""
         return variants(arch)
+
+
+def _byte_scale(spec: MatrixSpec) -> ByteScale:
+    """Type of scales that stay bytes, or ""."""
+    assert spec.format is not None
+    if spec.compact is None or spec.format.group_size not in BYTE_GROUPS:
+        return ""
+    return {"F8_E8M0": "e8m0", "F8_E4M3": "e4m3"}.get(spec.compact.dtype, "")
 
 
 CODEBOOK = CodebookKind()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..device.checks import check_tensor, require
 from ..formats.code_tables import NF4
-from ..fragments.layout import Fragments, pack, unpack_words
+from ..fragments.layout import BYTE_SCALE_TYPES, Fragments, pack, pack_bytes, unpack_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ def pack_codebook(
     table: Tensor | tuple[float, ...] = NF4,
     *,
     block: int = 64,
+    factors: Tensor | None = None,
 ) -> PackedCodebook:
     """Pack a weight ``w = scale * table[code]``; stays on the device of ``codes_NK``.
 
@@ -40,10 +41,12 @@ def pack_codebook(
         codes_NK: uint8 [N, K], values 0 to 15, one code per element.
         scales: float, one per ``block`` consecutive elements of the flattened weight (absmax of
             bitsandbytes, already dequantized if nested): ceil(N * K / block) of them, any shape.
-            With block -1: one a row.
+            With block -1: one a row. float8_e8m0fnu, or float8_e4m3fn without signs: [N, G], and
+            they stay bytes.
         table: 16 values for all rows, or float [N, 16] for tables of rows (Lloyd-Max).
         block: 32 to 4096 elements, or -1. Where K is no multiple, the common divisor must be a
-            multiple of 32.
+            multiple of 32. Scales of one byte have blocks of 16 or 32 of their rows.
+        factors: float32 [N], which the e4m3 scales of each row are multiplied by.
 
     The table's entries are rounded to the type of the activations.
 
@@ -60,14 +63,16 @@ def pack_codebook(
         lambda: f"table has shape {tuple(values.shape)}; expected 16 values or {(n, 16)}",
     )
     require(block == -1 or block > 0, lambda: f"block is {block}; expected a positive number or -1")
+    if codes_NK.numel():
+        top = int(codes_NK.max())
+        require(top <= 15, lambda: f"codes go up to {top}; expected 4-bit codes, 0 to 15")
+    if scales.dtype in BYTE_SCALE_TYPES:
+        return _with_registers(pack_bytes(codes_NK, scales, factors, values, block))
     flat = scales.reshape(-1).to(torch.float32)
     count = n if block == -1 else -(-n * k // block)
     require(
         flat.numel() == count, lambda: f"{flat.numel()} scales; expected {count} for block {block}"
     )
-    if codes_NK.numel():
-        top = int(codes_NK.max())
-        require(top <= 15, lambda: f"codes go up to {top}; expected 4-bit codes, 0 to 15")
     group = block
     if block != -1:
         # Blocks may straddle rows; pieces of the common divisor never do.
@@ -78,12 +83,15 @@ def pack_codebook(
             "dequantize this layer",
         )
         flat = flat.repeat_interleave(block // group)[: n * k // group]
-    p = pack(codes_NK, flat.reshape(n, -1), None, values, group, planes=4)
+    return _with_registers(pack(codes_NK, flat.reshape(n, -1), None, values, group, planes=4))
+
+
+def _with_registers(p: Fragments) -> PackedCodebook:
+    """The weight with its tables as the kernels look them up."""
     assert p.tables is not None
     luts = [_registers(p.tables.to(t)) for t in (torch.float16, torch.bfloat16)]
-    return PackedCodebook(
-        *(p.words, p.scales, None, p.tables, p.rows, p.features, p.group, p.planes), *luts
-    )
+    own = p.words, p.scales, None, p.tables, p.rows, p.features, p.group, p.planes
+    return PackedCodebook(*own, *luts, scale=p.scale, factors=p.factors)
 
 
 def unpack_codebook(weight: PackedCodebook) -> Tensor:

@@ -41,6 +41,11 @@ INLINE void add_fifth(const uint8_t *from, uint8_t *out) {
 }
 
 INLINE int block_32(int form, const uint8_t *at, int row, char *head, uint8_t *out) {
+    if (form == S_MXFP4) {
+        head[row] = (char)*at;
+        split(at + 1, 16, out);
+        return *at > 252; /* NaN, or 6 times it is infinite */
+    }
     int bad = put_half(at, head, row);
     at += 2;
     if (form == S_Q4_1 || form == S_Q5_1) {
@@ -115,10 +120,8 @@ INLINE int pack_tile(const weight *w, int form, int elements, int bytes, const u
                      size_t row_bytes, int rows, char *tile) {
     uint8_t codes[256 / CHUNK][TILE][CHUNK];
     int bad = 0;
-    if (rows < TILE) {
-        memset(tile, 0, w->tile_bytes);
-        memset(codes, 0, sizeof codes);
-    }
+    clear_tile(w, rows, tile);
+    if (rows < TILE) memset(codes, 0, sizeof codes);
     for (int s = 0; s < w->spans; s++) {
         char *head = head_at(w, tile, s);
         for (int row = 0; row < rows; row++) {
@@ -136,7 +139,7 @@ INLINE int pack_tile(const weight *w, int form, int elements, int bytes, const u
             for (int c = 0; c < elements / CHUNK; c++) memcpy(codes[c][row], out + CHUNK * c, CHUNK);
         }
         for (int c = 0; c < elements / CHUNK; c++)
-            put_codes(w->bits, codes[c], head + w->head_bytes + (size_t)c * w->chunk_bytes);
+            put_codes(w->bits, codes[c], chunk_at(w, tile, s * (elements / CHUNK) + c));
     }
     return bad;
 }
@@ -169,6 +172,7 @@ void hb_pack_blocks(const struct pack_blocks *op, int tid, int threads) {
             FORM(Q5_K, 256, 176)
             FORM(Q6_K, 256, 210)
             FORM(IQ4_XS, 256, 136)
+            FORM(MXFP4, 32, 17)
         }
     }
     if (bad) __atomic_store_n(op->bad, 1, __ATOMIC_RELAXED);

@@ -40,7 +40,7 @@ typedef struct {
     int8_t byte[16];
 } byte_table;
 
-/* Entries in steps of a 127th of the largest, rounded; those of tables of bytes stay as they are.
+/* Entries in steps of the table, rounded; those of tables of bytes and of halves stay as they are.
  * Scales are multiplied by the step in read_head(). */
 static inline byte_table shifted_table(const weight *w) {
     byte_table t = {{0}};

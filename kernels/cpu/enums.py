@@ -53,6 +53,8 @@ class NumberType(IntEnum):
     F16 = 1
     BF16 = 2
     NESTED = 3
+    E8M0 = 4
+    E4M3 = 5
 
 
 class Added(IntEnum):
@@ -107,6 +109,7 @@ class BlockType(IntEnum):
     Q5_K = 9
     Q6_K = 10
     IQ4_XS = 11
+    MXFP4 = 12
 
 
 ENUMS: dict[str, type[IntEnum]] = {

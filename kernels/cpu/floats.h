@@ -36,21 +36,6 @@ INLINE vf look_up(const float_table *table, vu code) {
 #endif
 }
 
-/* LANES float8_e4m3fn numbers, 2**-8 of them: the same bits are a half-precision number whose
- * exponent is biased by 8 more, subnormals included. NaN is not expected. */
-INLINE vf vf_from_e4m3(const char *p) {
-#if defined(__AVX512F__)
-    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
-    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xBFFF));
-    return (vf)_mm512_cvtph_ps(half);
-#else
-    vb b;
-    memcpy(&b, p, sizeof b);
-    vs half = (__builtin_convertvector(b, vs) << 7) & (int16_t)0xBFFF;
-    return vf_from_half((const uint16_t *)&half);
-#endif
-}
-
 /* Columns 4 q to 4 q + 3 of part v of a chunk; for float8 see read_head(), too. */
 INLINE void four_values(const weight *w, int codes, int bits, const float_table *table,
                         const char *chunk, int q, int v, vf out[4]) {

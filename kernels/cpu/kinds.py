@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..formats.canonical import QuantizedLinear, Weight, WeightFormat
-from ..formats.compact import CodedScales, CompactNumbers, FloatZeros
+from ..formats.compact import ByteScales, CodedScales, CompactNumbers, FloatZeros
 from ..formats.stored import CODES_ALONE, STREAM, StoredLinear
 from ..formats.weight_format import InputRule, ZeroKind
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
@@ -50,7 +50,13 @@ from .pack import (
 _BLOCK = 1024
 _FLOAT = 4  # bytes
 _NESTED_CODES = 256  # entries of the table of nested scales
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 
 
 class TileKind(Kind, Protocol):
@@ -173,6 +179,8 @@ class CodeTiles:
             assert spec.compact is not None
             scales = spec.n * -(-spec.k // shape.span)
             size += _FLOAT * (spec.n + _NESTED_CODES + 2 * -(-scales // spec.compact.run))
+        elif shape.number == NumberType.E4M3:
+            size += _FLOAT * spec.n
         return size
 
     def pack(
@@ -183,7 +191,7 @@ class CodeTiles:
         form, k = weight.format, weight.in_features
         numbers = _numbers(weight)
         scales, added = numbers.scales, numbers.added
-        number = number_type(scales.dtype) if numbers.nested is None else NumberType.NESTED
+        number = numbers.type
         shape = _row_shape(form, k, number, numbers.kept)
         assert shape is not None
         if shape.halves and form.group_size != 16:
@@ -206,7 +214,7 @@ class CodeTiles:
             codes, encoding, place = (weight.codes,), STREAM, None
         packed = pack_groups(
             *(arena, library, shape, codes, encoding, form.bits),
-            *(scales, added, bias, table, place, numbers.nested),
+            *(scales, added, bias, table, place, numbers.compact),
         )
         packed.order = order
         return packed
@@ -218,7 +226,9 @@ class CodeTiles:
         added = {"int": Added.ZERO, "float": Added.OFFSET}.get(form.zero, Added.NONE)
         if added == Added.ZERO and form.bits <= 4:
             added = Added.ZERO4
-        if compact is not None and form.zero == "float":
+        if compact is not None and compact.byte:
+            number = number_type(_DTYPES[compact.dtype])
+        elif compact is not None and form.zero == "float":
             number, added = number_type(_DTYPES[compact.dtype]), Added.FLOAT_ZERO
         elif compact is not None and _takes_nested(form, spec.k, compact.run):
             number = NumberType.NESTED
@@ -324,12 +334,21 @@ def _row_shape(form: WeightFormat, k: int, number: NumberType, added: Added) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """What heads hold: scales and what is added to them, [N, G], and what nested scales mean."""
+    """What heads hold: scales and what is added to them, [N, G], and what bytes of scales mean."""
 
     scales: Tensor
     added: Tensor | None = None
     kept: Added = Added.NONE
-    nested: CodedScales | None = None
+    compact: CodedScales | ByteScales | None = None
+
+    @property
+    def type(self) -> NumberType:
+        """Of the scales."""
+        if self.compact is None:
+            return number_type(self.scales.dtype)
+        if isinstance(self.compact, CodedScales):
+            return NumberType.NESTED
+        return number_type(self.compact.scales.dtype)
 
 
 def _numbers(weight: QuantizedLinear) -> _Numbers:
@@ -341,8 +360,10 @@ def _numbers(weight: QuantizedLinear) -> _Numbers:
     if compact is not None and _means(compact, weight):
         if isinstance(compact, FloatZeros):
             return _Numbers(compact.scales, compact.zeros, Added.FLOAT_ZERO)
+        if isinstance(compact, ByteScales):
+            return _Numbers(compact.scales.view(torch.uint8), compact=compact)
         if _takes_nested(form, weight.in_features, 1 << compact.run_shift):
-            return _Numbers(compact.codes, nested=compact)
+            return _Numbers(compact.codes, compact=compact)
     if zeros is None:
         return _Numbers(scales)
     if form.zero == "int":

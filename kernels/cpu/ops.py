@@ -72,6 +72,8 @@ class Tiled(Op):
             factor and an offset of each run of scales.
         firsts: int32 [N] padded to whole tiles: number of a row's first scale, where runs are
             counted through; None without nested scales.
+        factors: float [N] padded to whole tiles, by which a row's scales are multiplied, or
+            divided where the format ``divides``; None: 1.
         codes: what the codes are.
         values: what scales them.
         n: rows.
@@ -82,6 +84,7 @@ class Tiled(Op):
         added: what groups have beside a scale.
         center: subtracted from every integer code.
         run_shift: a run of nested scales has ``2**run_shift`` of them.
+        divides: see ``factors``.
     """
 
     data: Memory
@@ -89,6 +92,7 @@ class Tiled(Op):
     table: ReadFloats | None = None
     outer: ReadFloats | None = None
     firsts: ReadInts | None = None
+    factors: ReadFloats | None = None
     codes: Annotated[TileCodes, "int32_t"]
     values: Annotated[TileValues, "int32_t"] = TileValues.NONE
     n: Int
@@ -99,6 +103,7 @@ class Tiled(Op):
     added: Annotated[Added, "int32_t"] = Added.NONE
     center: Int = 0
     run_shift: Int = 0
+    divides: Flag = False
 
 
 class Embed(Op):

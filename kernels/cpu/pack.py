@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..formats.code_tables import IQ4_NL
-from ..formats.compact import CodedScales
+from ..formats.code_tables import E2M1, IQ4_NL
+from ..formats.compact import ByteScales, CodedScales
 from ..formats.stored import CODES_ALONE, HIGH_FIRST, INTERLEAVED
 from ..formats.weight_format import ActivationFormat
 from ..kind import round_up
@@ -49,7 +49,10 @@ _NUMBERS = {
     torch.float32: NumberType.F32,
     torch.float16: NumberType.F16,
     torch.bfloat16: NumberType.BF16,
+    torch.float8_e8m0fnu: NumberType.E8M0,
+    torch.float8_e4m3fn: NumberType.E4M3,
 }
+_BYTES = (NumberType.NESTED, NumberType.E8M0, NumberType.E4M3)
 _DENSE = {
     torch.float32: TileCodes.F32,
     torch.float16: TileCodes.F16,
@@ -121,7 +124,7 @@ class TileShape:
         """Bytes of a head."""
         if self.values != TileValues.GROUP:
             return TILE * _HEADS[self.values]
-        size = {NumberType.F32: 32, NumberType.NESTED: 8}.get(self.number, 16)
+        size = 32 if self.number == NumberType.F32 else 8 if self.number in _BYTES else 16
         beside = {Added.NONE: 0, Added.ZERO: 8, Added.ZERO4: 4}.get(self.added, size)
         return TILE * (size + beside) * (1 + self.halves) // 8
 
@@ -154,6 +157,8 @@ def block_shape(type: BlockType, k: int) -> TileShape:
         return TileShape(INTEGER_CODES[bits], group, k, CHUNK, False, half, added, center)
     if type == BlockType.IQ4_NL:
         return TileShape(TileCodes.TABLE, group, k, CHUNK, False, half)
+    if type == BlockType.MXFP4:
+        return TileShape(TileCodes.TABLE, group, k, CHUNK, False, NumberType.E8M0)
     codes, values, center = {
         BlockType.Q2_K: (TileCodes.BITS2, TileValues.K2, 0),
         BlockType.Q3_K: (TileCodes.BITS3, TileValues.K3, 4),
@@ -199,7 +204,7 @@ class TiledLinear(ops.Tiled):
     @property
     def nbytes(self) -> int:
         """Bytes that one pass over the weight reads."""
-        parts = (self.data, self.outer, self.firsts)
+        parts = (self.data, self.outer, self.firsts, self.factors)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
@@ -228,7 +233,7 @@ def pack_blocks(
     stacked, n = _stackable(parts, 0, 1), sum(p.shape[0] for p in parts)
     packed = _empty(arena, block_shape(type, k), n, bias_N)
     if packed.codes == TileCodes.TABLE:
-        packed.table = torch.tensor(IQ4_NL)
+        packed.table = torch.tensor(E2M1 if type == BlockType.MXFP4 else IQ4_NL)
     bad = torch.zeros(1, dtype=torch.int32)
     start = 0
     for part in stacked:
@@ -252,7 +257,7 @@ def pack_groups(
     bias_N: Tensor | None = None,
     table: Tensor | None = None,
     order: Tensor | None = None,
-    nested: CodedScales | None = None,
+    compact: CodedScales | ByteScales | None = None,
 ) -> TiledLinear:
     """Codes, scales and what is added to them by groups, and a bias [N].
 
@@ -263,23 +268,27 @@ def pack_groups(
         codes: parts to be stacked along the rows.
         encoding: what they are, one of ``CODES_ALONE``.
         bits: of a code.
-        scales_NG: in the type of ``shape.number``, nested ones in uint8.
+        scales_NG: in the type of ``shape.number``, those of a byte in uint8.
         added_NG: offsets or zero points of that type, or whole zero points in uint8, as
             ``shape.added`` says.
         bias_N: added to the product, or None.
         table: float32 [16], what codes stand for, or None.
         order: int32 [K], column k becomes code ``order[k]``; None = in order.
-        nested: what nested scales mean.
+        compact: what scales of a byte mean.
     """
     scales = scales_NG.contiguous()
     added = None if added_NG is None else added_NG.contiguous()
     packed = _empty(arena, shape, scales.shape[0], bias_N)
     packed.table = table
-    if nested is not None:
-        packed.outer = torch.cat((nested.table, nested.outer.flatten()))
+    if isinstance(compact, CodedScales):
+        packed.outer = torch.cat((compact.table, compact.outer.flatten()))
         packed.firsts = torch.zeros(-(-packed.n // TILE) * TILE, dtype=torch.int32)
-        packed.firsts[: packed.n] = nested.firsts
-        packed.run_shift = nested.run_shift
+        packed.firsts[: packed.n] = compact.firsts
+        packed.run_shift = compact.run_shift
+    elif compact is not None and compact.factors is not None:
+        packed.factors = torch.ones(-(-packed.n // TILE) * TILE)
+        packed.factors[: packed.n] = compact.factors
+        packed.divides = compact.divides
     dim, rows = CODES_ALONE[encoding]
     start = 0
     for part in _stackable(codes, dim, rows):

@@ -51,7 +51,9 @@ typedef struct {
     const float *outer;               /* of nested scales: see ops.py */
     const int32_t *firsts;
     int run_shift;
-    float step;                       /* a 127th of the table's largest entry */
+    const float *factors;             /* of the scales of each row, or NULL */
+    int divides;                      /* scales are divided by them */
+    float step;                       /* of bytes that stand for entries of the table */
     int fetch;                        /* FETCH_: how it is fetched ahead of its use */
     const float *row_scales;          /* factors of the rows at hand (quantized inputs), or NULL */
     int plain;                        /* for read_plain() */
@@ -98,10 +100,36 @@ INLINE vu quad(int bits, const char *chunk, int q, int v) {
 }
 
 INLINE int number_bytes(int number) {
-    return number == NUM_F32 ? 4 : number == NUM_NESTED ? 1 : 2;
+    return number == NUM_F32 ? 4 : number == NUM_F16 || number == NUM_BF16 ? 2 : 1;
+}
+
+/* LANES float8_e4m3fn numbers, 2**-8 of them: the same bits are a half-precision number whose
+ * exponent is biased by 8 more, subnormals included. NaN is not expected. */
+INLINE vf vf_from_e4m3(const char *p) {
+#if defined(__AVX512F__)
+    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xBFFF));
+    return (vf)_mm512_cvtph_ps(half);
+#else
+    vb b;
+    memcpy(&b, p, sizeof b);
+    vs half = (__builtin_convertvector(b, vs) << 7) & (int16_t)0xBFFF;
+    return vf_from_half((const uint16_t *)&half);
+#endif
+}
+
+/* LANES exponents, 2**(x - 127): those of a float, of which 0 is subnormal. */
+INLINE vf vf_from_e8m0(const char *p) {
+    typedef uint8_t v1 __attribute__((vector_size(LANES)));
+    v1 b;
+    memcpy(&b, p, sizeof b);
+    vu x = __builtin_convertvector(b, vu);
+    return (vf)(x << 23 | ((vu)(x == 0) & 0x00400000u));
 }
 
 INLINE vf load_number(int number, const char *at, int v) {
+    if (number == NUM_E8M0) return vf_from_e8m0(at + v * LANES);
+    if (number == NUM_E4M3) return vf_from_e4m3(at + v * LANES) * 256.0f;
     if (number == NUM_F16) return vf_from_half((const uint16_t *)at + v * LANES);
     if (number == NUM_BF16) return vf_from_bf16((const uint16_t *)at + v * LANES);
     return vf_load((const float *)at + v * LANES);
@@ -240,21 +268,32 @@ INLINE size_t heads_size(const weight *w, int count) {
     return ((size_t)count * w->head_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
 }
 
+/* What the bytes count that stand for entries of a table in products of bytes. */
+static inline float table_step(const float *table) {
+    float most = 0;
+    int halves = 1;
+    for (int i = 0; i < 16; i++) {
+        most = fabsf(table[i]) > most ? fabsf(table[i]) : most;
+        halves &= 2 * table[i] == rintf(2 * table[i]);
+    }
+    if (halves && most < 64) return 0.5f; /* 4-bit floats: exact */
+    return most > 0 ? most / 127.0f : 1.0f;
+}
+
 static inline void read_weight(const struct tiled *op, weight *w) {
     *w = (weight){.codes = op->codes, .values = op->values, .n = op->n, .k = op->k,
                   .span = op->span, .halves = op->halves, .number = op->number,
                   .added = op->added, .center = op->center, .data = op->data,
                   .bias = op->bias, .table = op->table, .outer = op->outer,
-                  .firsts = op->firsts, .run_shift = op->run_shift};
+                  .firsts = op->firsts, .run_shift = op->run_shift,
+                  .factors = op->factors, .divides = op->divides};
     static const int bits[] = {[W_BITS2] = 2, [W_BITS3] = 3, [W_BITS4] = 4, [W_BITS5] = 5,
                                [W_BITS6] = 6, [W_BITS8] = 8, [W_TABLE] = 4,
                                [W_E4M3] = 8, [W_F32] = 32, [W_F16] = 16, [W_BF16] = 16};
     w->bits = bits[w->codes];
     w->late = w->values == V_GROUP && w->span >= w->k && !w->halves &&
               w->added == A_NONE;
-    for (int i = 0; w->codes == W_TABLE && i < 16; i++)
-        w->step = fabsf(w->table[i]) / 127.0f > w->step ? fabsf(w->table[i]) / 127.0f : w->step;
-    if (w->step == 0) w->step = 1;
+    w->step = w->codes == W_TABLE ? table_step(w->table) : 1.0f;
     w->tiles = (w->n + TILE - 1) / TILE;
     w->chunks = (w->k + CHUNK - 1) / CHUNK;
     w->spans = (w->k + w->span - 1) / w->span;
@@ -346,6 +385,17 @@ INLINE void read_nested(reader *r, const char *head, int integers) {
     }
 }
 
+/* The factors of the rows on the scales of a span that was just read, as the format rounds them. */
+INLINE void apply_factors(reader *r) {
+    const weight *w = r->w;
+    for (int h = 0; h <= w->halves; h++)
+        for (int v = 0; v < PARTS; v++) {
+            float *to = r->values.scale[h] + v * LANES;
+            vf factor = vf_load(w->factors + r->first_row + v * LANES);
+            vf_store(to, w->divides ? vf_load(to) / factor : vf_load(to) * factor);
+        }
+}
+
 INLINE void fetch(const reader *r, const char *at, int bytes) {
     at += r->ahead;
     if (r->w->fetch == FETCH_SECOND)
@@ -386,6 +436,7 @@ INLINE void next_span(reader *r, int integers, int codes) {
     if (w->plain) read_plain(w, head, integers, &r->values);
     else if (codes == W_TABLE && w->number == NUM_NESTED) read_nested(r, head, integers);
     else read_head(w, head, integers, r->shift, &r->values);
+    if (w->factors) apply_factors(r);
     r->span++;
 }
 

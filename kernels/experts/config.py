@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_EXPERTS = 1024
+MOST_EXPERTS = 1024
 """Most experts of a layer; a program holds a few rows of as many numbers in registers."""
 
 _CELLS = 4096

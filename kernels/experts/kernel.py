@@ -12,7 +12,7 @@ Source: Shazeer et al. 2017 (sparsely gated experts); counts by chunk as in radi
 # Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
 # pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
-# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false, reportCallIssue=false
 
 from __future__ import annotations
 

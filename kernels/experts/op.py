@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..device.checks import check_tensor, require
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
-from .config import MAX_EXPERTS, chunk_tokens, padded_experts, pair_block, row_block, tile_count
+from .config import MOST_EXPERTS, chunk_tokens, padded_experts, pair_block, row_block, tile_count
 from .kernel import add_shares_kernel, gather_rows_kernel, place_kernel, route_kernel
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Routes:
+class TokenRoutes:
     """Each token's experts.
 
     Attributes:
@@ -55,7 +55,7 @@ class Assignment:
     tiles: ExpertTiles
 
 
-def route(scores_TE: Tensor, per_token: int, normalize: bool) -> Routes:
+def route(scores_TE: Tensor, per_token: int, normalize: bool) -> TokenRoutes:
     """The experts of each token by a softmax over scores [T, E].
 
     Args:
@@ -69,12 +69,12 @@ def route(scores_TE: Tensor, per_token: int, normalize: bool) -> Routes:
     check_tensor("scores", scores_TE, (None, None), _FLOATS)
     tokens, count = scores_TE.shape
     require(
-        0 < per_token <= count <= MAX_EXPERTS,
-        lambda: f"{per_token} of {count} experts; expected at least one, of at most {MAX_EXPERTS}",
+        0 < per_token <= count <= MOST_EXPERTS,
+        lambda: f"{per_token} of {count} experts; expected at least one, of at most {MOST_EXPERTS}",
     )
     width, chunk = padded_experts(count), chunk_tokens(count)
     device, size = scores_TE.device, (tokens, per_token)
-    made = Routes(
+    made = TokenRoutes(
         torch.empty(size, dtype=torch.float32, device=device),
         torch.empty(size, dtype=torch.int32, device=device),
         torch.empty(-(-tokens // chunk), width, dtype=torch.int32, device=device),
@@ -97,7 +97,7 @@ def route(scores_TE: Tensor, per_token: int, normalize: bool) -> Routes:
     return made
 
 
-def arrange(routes: Routes, rows: int) -> Assignment:
+def arrange(routes: TokenRoutes, rows: int) -> Assignment:
     """Rows of inputs for all pairs, in tiles of ``rows`` of one expert each.
 
     Raises:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .code_tables import counts_halves
 from .weight_format import ActivationFormat
 
 BLOCK = 32
@@ -99,9 +100,12 @@ def byte_table(table: tuple[float, ...]) -> tuple[float, ...]:
     """What the entries of a table of codes stand for in products of rounded inputs.
 
     Such products are sums of bytes, so an entry becomes ``step * round(entry / step)`` with the
-    largest entry at 127 steps, in float32. Tables of bytes (IQ4_NL) stay as they are; NF4 moves by
-    at most 0.4 % of its largest entry, a 20th of the distance between entries.
+    largest entry at 127 steps, in float32. Tables of bytes (IQ4_NL) stay as they are, and so do
+    those of halves (4-bit floats), which are counted in halves; NF4 moves by at most 0.4 % of its
+    largest entry, a 20th of the distance between entries.
     """
+    if counts_halves(table):
+        return table
     entries = torch.tensor(table)
     step = entries.abs().max() / entries.new_tensor(127.0)
     step = torch.where(step == 0, 1.0, step)

@@ -20,6 +20,7 @@ from .bit_stream import pack_codes as pack_codes
 from .bit_stream import unpack_codes
 from .compact import CompactNumbers, stack_numbers
 from .weight_format import ActivationFormat as ActivationFormat
+from .weight_format import CompactForm
 from .weight_format import WeightFormat as WeightFormat
 from .weight_format import ZeroKind as ZeroKind
 
@@ -58,6 +59,11 @@ class QuantizedLinear:
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         return self.codes.shape[0], self.in_features
+
+    @property
+    def compact_form(self) -> CompactForm | None:
+        """How the file has scales and offsets where that takes fewer bits."""
+        return None if self.compact is None else self.compact.form
 
     @property
     def nbytes(self) -> int:

@@ -20,8 +20,20 @@ FP4: tuple[float, ...] = (*_FP4_HALF, *(-value for value in _FP4_HALF))
 """bitsandbytes' own FP4, which is not E2M1: the sign is the high bit, the values are those of
 three more bits, divided by the largest, 12."""
 
+E2M1: tuple[float, ...] = (
+    *(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    *(-0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0),
+)
+"""The 4-bit floats of MXFP4 and NVFP4: a sign, two bits of exponent, one of mantissa (OCP
+Microscaling Formats 1.0, 2023)."""
+
 IQ4_NL: tuple[float, ...] = (
     *(-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0),
     *(1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0),
 )
 """The values of GGUF's IQ4_NL and IQ4_XS."""
+
+
+def counts_halves(table: tuple[float, ...]) -> bool:
+    """Whether bytes hold twice each entry, as of 4-bit floats: then they are exact as bytes."""
+    return all((2 * entry).is_integer() and abs(entry) < 64 for entry in table)

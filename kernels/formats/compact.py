@@ -16,7 +16,13 @@ from torch import Tensor
 
 from .weight_format import CompactForm
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +113,55 @@ class CodedScales:
         return replace(self, codes=self.codes[start:stop], firsts=self.firsts[start:stop])
 
 
-CompactNumbers = FloatZeros | CodedScales
+@dataclass(frozen=True, slots=True)
+class ByteScales:
+    """Scales that are floats of one byte: of MXFP4, and of NVFP4, whose tensors have a factor each.
+
+    Attributes:
+        scales: float8_e8m0fnu or float8_e4m3fn [N, G], finite numbers.
+        factors: float32 [N], that of the tensor which a row belongs to; None: 1.
+        divides: scales are divided by their factor (compressed-tensors) where others multiply
+            them (ModelOpt). Both are one rounding to float32, but not the same.
+    """
+
+    scales: Tensor
+    factors: Tensor | None = None
+    divides: bool = False
+
+    @property
+    def form(self) -> CompactForm:
+        """What headers tell of it."""
+        return CompactForm(dtype=_NAMES[self.scales.dtype])
+
+    @property
+    def multipliers(self) -> Tensor | None:
+        """Float32 [N] that sums of products are multiplied by where scales are taken bare."""
+        if self.factors is None or not self.divides:
+            return self.factors
+        return 1 / self.factors
+
+    def numbers(self) -> tuple[Tensor, Tensor | None]:
+        """Scales, float32 [N, G], and no offsets."""
+        scales = self.scales.float()
+        if self.factors is None:
+            return scales, None
+        factors = self.factors.unsqueeze(1)
+        return (scales / factors if self.divides else scales * factors), None
+
+    def rows(self, start: int, stop: int) -> ByteScales:
+        """Rows ``start:stop``."""
+        factors = None if self.factors is None else self.factors[start:stop]
+        return ByteScales(self.scales[start:stop], factors, self.divides)
+
+
+CompactNumbers = FloatZeros | CodedScales | ByteScales
 
 
 def stack_numbers(parts: Sequence[CompactNumbers | None]) -> CompactNumbers | None:
     """The same of matrices stacked along N; None where they are not all of one form."""
     first = parts[0]
+    if isinstance(first, ByteScales):
+        return _stack_bytes([part for part in parts if isinstance(part, ByteScales)], len(parts))
     if isinstance(first, FloatZeros):
         zeros = [part for part in parts if isinstance(part, FloatZeros)]
         if len(zeros) < len(parts) or len({part.form for part in zeros}) > 1:
@@ -136,3 +185,17 @@ def stack_numbers(parts: Sequence[CompactNumbers | None]) -> CompactNumbers | No
         firsts=torch.cat(firsts),
         outer=torch.cat([part.outer for part in nested]),
     )
+
+
+def _stack_bytes(parts: Sequence[ByteScales], count: int) -> ByteScales | None:
+    """Scales of one byte stacked; None where others are among the ``count`` parts."""
+    first = parts[0]
+    if len(parts) < count or len({(part.form, part.divides) for part in parts}) > 1:
+        return None
+    factors = [part.factors for part in parts if part.factors is not None]
+    if factors and len(factors) < count:
+        return None
+    # Through uint8, because torch joins no tensors of exponents.
+    stacked = torch.cat([part.scales.view(torch.uint8) for part in parts])
+    joined = torch.cat(factors) if factors else None
+    return ByteScales(stacked.view(first.scales.dtype), joined, first.divides)

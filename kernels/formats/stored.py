@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .canonical import QuantizedLinear, Weight, WeightFormat
 from .compact import CompactNumbers, stack_numbers
+from .weight_format import CompactForm
 
 # Encodings of codes alone, whose scales and zeros are there from the start.
 WORDS = "words"
@@ -40,7 +41,7 @@ class StoredLinear(QuantizedLinear):
         parts: stored tensors, to be stacked along N; views of the file, or of memory.
     """
 
-    __slots__ = ("_convert", "_rows", "encoding", "parts")
+    __slots__ = ("_compact_form", "_convert", "_rows", "encoding", "parts")
 
     def __init__(
         self,
@@ -50,19 +51,23 @@ class StoredLinear(QuantizedLinear):
         encoding: str,
         parts: tuple[Tensor, ...],
         convert: Callable[[], QuantizedLinear],
+        compact: CompactForm | None = None,
     ) -> None:
         self.name, self.format = name, format
         self._rows, self.in_features = shape
         self.encoding, self.parts = encoding, parts
-        self.perm = self.compact = None
-        self._convert = convert
+        self.perm = None
+        self._convert, self._compact_form = convert, compact
+        if compact is None:
+            self.compact = None
 
-    def __getattr__(self, name: str) -> Tensor | None:
+    def __getattr__(self, name: str) -> Tensor | CompactNumbers | None:
         # Called for a slot that nothing was put into yet.
-        if name not in ("codes", "scales", "zeros"):
+        if name not in ("codes", "scales", "zeros", "compact"):
             raise AttributeError(f"StoredLinear has no attribute {name}")
         whole = self._convert()
         self.codes, self.scales, self.zeros = whole.codes, whole.scales, whole.zeros
+        self.compact = whole.compact
         return getattr(self, name)
 
     @classmethod
@@ -103,6 +108,12 @@ class StoredLinear(QuantizedLinear):
         return weight
 
     @property
+    def compact_form(self) -> CompactForm | None:
+        """How the file has scales and offsets; that of blocks is known before they are read."""
+        known = self._compact_form
+        return known or (None if self.compact is None else self.compact.form)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         return self._rows, self.in_features
@@ -122,6 +133,7 @@ class StoredLinear(QuantizedLinear):
             first.encoding,
             tuple(t for p in parts for t in p.parts),
             lambda: QuantizedLinear.concat(parts),
+            first._compact_form,
         )
         whole.perm = first.perm
         if first.encoding in CODES_ALONE:

@@ -75,13 +75,23 @@ class CompactForm:
 
     Attributes:
         dtype: ``F32``, ``F16`` or ``BF16``: of scales and of zero points, whose product with its
-            sign changed is the offset. Without a meaning for nested scales.
+            sign changed is the offset. Without a meaning for nested scales. ``F8_E8M0`` or
+            ``F8_E4M3``: of scales of one byte (MXFP4, NVFP4), without offsets.
         run: scales are codes of 8 bits, and so many that follow each other share a factor and an
             offset; 0: they are not.
     """
 
     dtype: str
     run: int = 0
+
+    @property
+    def byte(self) -> bool:
+        """Scales are floats of one byte."""
+        return self.dtype in BYTE_SCALES
+
+
+BYTE_SCALES = ("F8_E8M0", "F8_E4M3")
+"""Types of scales of one byte: a power of two, and a float of three bits of mantissa."""
 
 
 def input_rounding(form: WeightFormat | None, rule: InputRule) -> str:

@@ -20,9 +20,9 @@ from ..codegen.case import (
     undefined_workspace,
     within,
 )
+from ..codegen.expert_case import by_expert, case_tiles, live_rows, own_rows
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
-from ..experts.cases import by_expert, case_tiles, live_rows, own_rows
 from . import product
 from .config import FragmentConfig
 from .layout import stack_fragments

@@ -7,6 +7,7 @@ from typing import Any
 from ..codegen.variant import Variant
 from .config import launch_options, tile
 from .kernel import dequantize_kernel, product_kernel
+from .layout import BYTE_SCALE_TYPES
 
 _WEIGHT = ("words_ptr", "scale_ptr", "offset_ptr", "lut_ptr")
 _POINTERS = ("x_ptr", *_WEIGHT, "out_ptr", "bias_ptr", "residual_ptr", "work_ptr")
@@ -33,7 +34,7 @@ def product(
     types |= weight_types(arch, dtype, scale)
     types |= {"work_ptr": "*fp32", "count_ptr": "*i32", "experts_ptr": "*i32"}
     constants: dict[str, Any] = {
-        **_weight_constants(arch, planes, group, flags),
+        **_weight_constants(arch, planes, group, scale, flags),
         "BM": config.bm,
         "BN": config.bn,
         "EVEN_K": even,
@@ -62,19 +63,28 @@ def product(
 
 
 def dequantize(
-    arch: int, family: str, planes: int, group: int, dtype: str, **flags: bool
+    arch: int,
+    family: str,
+    planes: int,
+    group: int,
+    dtype: str,
+    *,
+    scale: str = "fp16",
+    **flags: bool,
 ) -> Variant:
     """The kernel that writes a dense weight."""
     words = [f"g{group} w4 {dtype}"] + [name for name, on in flags.items() if on]
+    if scale in BYTE_SCALE_TYPES.values():
+        words.append(scale)
     integers = ("first_atom", "atoms", "tiles_k", "k_units")
     return Variant(
         kernel=f"{family}.dequantize",
         config=" ".join(words),
         fn=dequantize_kernel,
-        signature=weight_types(arch, dtype, "fp16")
+        signature=weight_types(arch, dtype, scale)
         | {"out_ptr": f"*{dtype}"}
         | dict.fromkeys(integers, "i32"),
-        constants={**_weight_constants(arch, planes, group, flags), "K_UNIT": 8},
+        constants={**_weight_constants(arch, planes, group, scale, flags), "K_UNIT": 8},
         divisible=(*_WEIGHT, "out_ptr"),
         num_warps=4,
         num_stages=1,
@@ -84,15 +94,19 @@ def dequantize(
 def weight_types(arch: int, dtype: str, scale: str) -> dict[str, str]:
     """Types of the pointers to a weight's parts."""
     table = "*i32" if arch > 0 else f"*{dtype}"
-    scales = dict.fromkeys(("scale_ptr", "offset_ptr"), f"*{scale}")
-    return {"words_ptr": "*i32", "lut_ptr": table, **scales}
+    kinds = {"e8m0": ("*i32", "*i32"), "e4m3": ("*i32", "*fp32")}
+    own, beside = kinds.get(scale, (f"*{scale}", f"*{scale}"))
+    return {"words_ptr": "*i32", "lut_ptr": table, "scale_ptr": own, "offset_ptr": beside}
 
 
-def _weight_constants(arch: int, planes: int, group: int, flags: dict[str, bool]) -> dict[str, Any]:
+def _weight_constants(
+    arch: int, planes: int, group: int, scale: str, flags: dict[str, bool]
+) -> dict[str, Any]:
     return {
         "PLANES": planes,
         "GROUP": group,
         "OFFSET": flags.get("offset", False),
+        "SCALE": scale if scale in BYTE_SCALE_TYPES.values() else "",
         "LUT_ROWS": flags.get("lut_rows", False),
         "PTX": arch > 0,
     }

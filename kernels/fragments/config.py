@@ -59,9 +59,17 @@ def launch_options(config: FragmentConfig, arch: int, planes: int, group: int) -
     return options
 
 
-def most_tokens(offset: bool) -> int:
-    """Tokens of the largest tile; sums of x for offsets leave no registers for 64."""
-    return 32 if offset else 64
+def may_be_dense(scale: str, fp16: bool) -> bool:
+    """Whether the type of the inputs holds weights under scales of a type: fp16 has no e8m0."""
+    return not (fp16 and scale == "e8m0")
+
+
+def most_tokens(narrow: bool) -> int:
+    """Tokens of the largest tile; ``narrow`` products leave no registers for 64.
+
+    Those are products with sums of x for offsets, and tables in groups of 16.
+    """
+    return 32 if narrow else 64
 
 
 def choose(
@@ -73,17 +81,20 @@ def choose(
     multiprocessors: int,
     *,
     exact: bool,
-    offset: bool,
+    narrow: bool,
+    dense: bool,
     partials: int,
     counters: int,
 ) -> FragmentConfig:
     """The launch for M tokens; with ``exact`` nothing depends on M.
 
+    ``narrow``: see :func:`most_tokens`. ``dense``: the weight may be dequantized to the type of
+    its inputs.
     ``partials`` (elements) and ``counters`` are what the workspace holds.
     """
-    if not exact and m > crossover(arch):
+    if dense and not exact and m > crossover(arch):
         return FragmentConfig(0, 0, 0, 0, dense=True)
-    most = most_tokens(offset)
+    most = most_tokens(narrow)
     bm = EXACT_TOKENS if exact else next((b for b in TOKENS if b >= min(m, most)), most)
     config = tile(arch, bm, planes)
     tiles_n = stored_rows // config.bn
@@ -95,7 +106,14 @@ def choose(
 
 
 def chosen(
-    spec: MatrixSpec, m: int, where: Conditions, *, planes: int, offset: bool, detail: str
+    spec: MatrixSpec,
+    m: int,
+    where: Conditions,
+    *,
+    planes: int,
+    narrow: bool,
+    detail: str,
+    scale: str = "",
 ) -> Chosen:
     """What :func:`choose` says of a weight whose workspace is the usual one, and why."""
     device = where.device
@@ -109,7 +127,8 @@ def chosen(
         ),
         device.sms,
         exact=where.exact,
-        offset=offset,
+        narrow=narrow,
+        dense=may_be_dense(scale, where.fp16),
         partials=PARTIAL_BYTES // 4,
         counters=COUNTERS,
     )
@@ -117,7 +136,9 @@ def chosen(
     if config.dense:
         why = f"{m} rows: above {limit} on sm_{device.arch} a dense product is faster"
         return Chosen("dequantize", {}, "formula", detail, {"fused": why})
-    if where.exact:
+    if not may_be_dense(scale, where.fp16):
+        why = "exponents of 8 bits: float16 does not hold such weights, sums in float32 do"
+    elif where.exact:
         why = "exact: one tile, split and order of sums for every number of rows"
     else:
         why = f"{m} rows: up to {limit} on sm_{device.arch} reading the codes wins"

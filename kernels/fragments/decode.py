@@ -128,3 +128,16 @@ def table_planes(word, lut, lut_ptrs, DTYPE: tl.constexpr, PTX: tl.constexpr):
             looked_up(word, 2, lut_ptrs),
             looked_up(word, 3, lut_ptrs),
         )
+
+
+@triton.jit
+def byte_scales(word, place, SCALE: tl.constexpr):
+    """fp32 scales from byte ``place`` (0 to 3) of each word: e8m0, or e4m3 without a sign.
+
+    Either way the byte goes to where fp32 has its exponent. Below 2**-126 that of e8m0 is a
+    subnormal number, its own only one; e4m3 has another bias, which a product puts right, exactly.
+    """
+    byte = (word >> (8 * place)) & 0xFF
+    if SCALE == "e8m0":
+        return tl.maximum(byte << 23, 0x400000).to(tl.float32, bitcast=True)
+    return (byte << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2**120

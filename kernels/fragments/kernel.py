@@ -5,6 +5,7 @@ Maths, per group g of a weight row n, with v the decoded codes (integers, or tab
     y[m, n] = sum_g s[g, n] * sum_k x[m, k] * v[n, k] + o[g, n] * sum_k x[m, k]
 
 Integers are exact in either type, and scales and offsets multiply fp32 sums. Offsets are optional.
+Scales of one byte become fp32 on the way; a factor of each row that e4m3 ones have comes last.
 
 Weights are the left operand of the tensor core and stay in registers: words are stored in the
 order in which lanes own them (:mod:`.layout`). x [M, K] row-major, out [M, N]; M, N and K may
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 
 from ..device.parts import dot, finish, repeat_rows, table_matrix, table_offsets
-from .decode import int8_planes, table_planes
+from .decode import byte_scales, int8_planes, table_planes
 
 _RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units", "per_expert"]
 
@@ -140,6 +141,7 @@ def product_kernel(
     PLANES: tl.constexpr,
     GROUP: tl.constexpr,
     OFFSET: tl.constexpr,
+    SCALE: tl.constexpr,
     LUT_ROWS: tl.constexpr,
     EVEN_K: tl.constexpr,
     K_UNIT: tl.constexpr,
@@ -152,8 +154,10 @@ def product_kernel(
 ):
     """One [BN, BM] tile of one split. PLANES 2: int8; 4: a 16-entry table.
 
-    GROUP: 32, 64, a multiple of the slice (32 * PLANES), or 0 = one scale a row; with PLANES 2
-    also 16, for which planes are taken in halves.
+    GROUP: 32, 64, a multiple of the slice (32 * PLANES), or 0 = one scale a row; also 16, for
+    which planes are taken in halves: with PLANES 2, and with 4 where SCALE says so.
+    SCALE: "" for fp16 or fp32; ``e8m0`` and ``e4m3``: groups of 32 or 16 whose scales are bytes,
+    four to a word, and offset_ptr has a factor of each row for e4m3.
     K = k_units * K_UNIT; K_UNIT 8 promises 16-byte aligned rows of x.
 
     GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
@@ -188,19 +192,20 @@ def product_kernel(
 
     # Scales are loaded one slice ahead; the table ends with spare groups for that.
     PER_SLICE: tl.constexpr = SLICE // GROUP if GROUP > 0 and GROUP < SLICE else 1
+    ENTRIES: tl.constexpr = PER_SLICE // 4 if SCALE != "" else PER_SLICE
     SLICES: tl.constexpr = GROUP // SLICE if GROUP >= SLICE else 1
     width = atoms * 64
     at = tile_w.to(tl.int64) * BN + table_offsets(BN)
     if GROUP > 0:
-        at += (first * PER_SLICE // SLICES).to(tl.int64) * width
+        at += (first * ENTRIES // SLICES).to(tl.int64) * width
     s_ptrs = scale_ptr + at
     o_ptrs = offset_ptr + at
     LAST: tl.constexpr = GROUP == 0 and not OFFSET  # one scale, applied after the loop
-    AHEAD: tl.constexpr = PER_SLICE < 4 and not LAST
+    AHEAD: tl.constexpr = ENTRIES < 4 and not LAST
     if AHEAD:
         s0 = tl.load(s_ptrs)
         o0 = tl.load(o_ptrs) if OFFSET else s0
-        if PER_SLICE > 1:
+        if ENTRIES > 1:
             s1 = tl.load(s_ptrs + width)
             o1 = tl.load(o_ptrs + width) if OFFSET else s1
     if PLANES == 4:
@@ -209,8 +214,8 @@ def product_kernel(
     acc = tl.zeros((BN, BM), tl.float32)
     for i in range(first, stop):
         if AHEAD:
-            s = (s0, s1, s0, s0) if PER_SLICE > 1 else (s0, s0, s0, s0)
-            o = (o0, o1, o0, o0) if PER_SLICE > 1 else (o0, o0, o0, o0)
+            s = (s0, s1, s0, s0) if ENTRIES > 1 else (s0, s0, s0, s0)
+            o = (o0, o1, o0, o0) if ENTRIES > 1 else (o0, o0, o0, o0)
         elif not LAST:
             s = (
                 tl.load(s_ptrs),
@@ -227,7 +232,7 @@ def product_kernel(
                     tl.load(o_ptrs + 3 * width),
                 )
         if GROUP > 0:
-            step = width * PER_SLICE
+            step = width * ENTRIES
             if SLICES > 1:
                 step = tl.where((i + 1) % SLICES == 0, width, 0)
             s_ptrs += step
@@ -235,20 +240,31 @@ def product_kernel(
             if AHEAD:
                 s0 = tl.load(s_ptrs)
                 o0 = tl.load(o_ptrs) if OFFSET else s0
-                if PER_SLICE > 1:
+                if ENTRIES > 1:
                     s1 = tl.load(s_ptrs + width)
                     o1 = tl.load(o_ptrs + width) if OFFSET else s1
         flat = tl.load(word_ptrs, eviction_policy="evict_first")
         left = K - i * SLICE
         x0 = load_x(x_ptrs, 0, k, left, EVEN_K)
         x1 = load_x(x_ptrs, STEP, k, left, EVEN_K)
-        if PARTS == 4:
+        if PARTS >= 4:
             x2 = load_x(x_ptrs, 2 * STEP, k, left, EVEN_K)
             x3 = load_x(x_ptrs, 3 * STEP, k, left, EVEN_K)
             x = (x0, x1, x2, x3)
         else:
             x = (x0, x1)
-        if PLANES == 4:
+        if PARTS == 8:
+            x4 = load_x(x_ptrs, 4 * STEP, k, left, EVEN_K)
+            x5 = load_x(x_ptrs, 5 * STEP, k, left, EVEN_K)
+            x6 = load_x(x_ptrs, 6 * STEP, k, left, EVEN_K)
+            x7 = load_x(x_ptrs, 7 * STEP, k, left, EVEN_K)
+            x = (x0, x1, x2, x3, x4, x5, x6, x7)
+        if PARTS == 8:
+            low, high = word_halves(flat, BN)
+            l0, l1, l2, l3 = table_planes(low, lut, lut_ptrs, DTYPE, PTX)
+            h0, h1, h2, h3 = table_planes(high, lut, lut_ptrs, DTYPE, PTX)
+            p = (l0, h0, l1, h1, l2, h2, l3, h3)
+        elif PLANES == 4:
             p = table_planes(word_matrix(flat, BN), lut, lut_ptrs, DTYPE, PTX)
         elif GROUP == 16:
             low, high = word_halves(flat, BN)
@@ -264,8 +280,8 @@ def product_kernel(
             for g in tl.static_range(PER_SLICE):
                 acc = add_group(
                     acc,
-                    s[g],
-                    o[g],
+                    byte_scales(s[g // 4], g % 4, SCALE) if SCALE != "" else s[g],
+                    o[g // 4 if SCALE != "" else g],
                     p,
                     x,
                     g * (PARTS // PER_SLICE),
@@ -278,6 +294,9 @@ def product_kernel(
         word_ptrs += 1024
     if LAST:
         acc *= table_matrix(tl.load(s_ptrs).to(tl.float32), BN, BM)
+    if SCALE == "e4m3":
+        factors = tl.load(offset_ptr + tile_w * BN + table_offsets(BN))
+        acc *= table_matrix(factors, BN, BM)
     finish(
         acc,
         out_ptr,
@@ -311,6 +330,7 @@ def dequantize_kernel(
     PLANES: tl.constexpr,
     GROUP: tl.constexpr,
     OFFSET: tl.constexpr,
+    SCALE: tl.constexpr,
     LUT_ROWS: tl.constexpr,
     K_UNIT: tl.constexpr,
     PTX: tl.constexpr,
@@ -345,7 +365,15 @@ def dequantize_kernel(
             if GROUP < SLICE:
                 group = i * PER_SLICE + (j * 32 + (e if GROUP == 16 else e * 0)) // GROUP
         where = group.to(tl.int64)[None, :] * (atoms * 64) + entry[:, None]
-        w = p[j].to(tl.float32) * tl.load(scale_ptr + where).to(tl.float32)
+        if SCALE != "":
+            # Four groups share a word.
+            where = (group // 4).to(tl.int64)[None, :] * (atoms * 64) + entry[:, None]
+            s = byte_scales(tl.load(scale_ptr + where), (group % 4)[None, :], SCALE)
+        else:
+            s = tl.load(scale_ptr + where).to(tl.float32)
+        if SCALE == "e4m3":
+            s *= tl.load(offset_ptr + entry)[:, None]
+        w = p[j].to(tl.float32) * s
         if OFFSET:
             w += tl.load(offset_ptr + where).to(tl.float32)
         k = i * SLICE + 32 * j + e

@@ -12,21 +12,30 @@ from it for four steps of k. Bits of a word, lowest first:
     2 planes, bytes:    plane 0 of e, plane 1 of e, plane 0 of e + 1, plane 1 of e + 1
     4 planes, nibbles:  e and e + 1 of plane 0, of plane 1, of plane 2, of plane 3
 
-Scales and offsets: [groups + spare][atom][a][c][b]; fp16 where that is exact, else fp32.
+Scales and offsets: [groups + spare][atom][a][c][b]; fp16 where that is exact, else fp32. Scales of
+one byte: the same with an int32 word for four groups that follow each other, the first in its
+lowest bits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..device.checks import require
 
+ByteScale = Literal["", "e8m0", "e4m3"]
+BYTE_SCALE_TYPES: dict[torch.dtype, ByteScale] = {
+    torch.float8_e8m0fnu: "e8m0",
+    torch.float8_e4m3fn: "e4m3",
+}
+BYTE_GROUPS = (16, 32)
+"""Groups that may have scales of one byte."""
 FRAGMENT_ROWS = 64
 FRAGMENT_ROW_ALIGN = 128
 
@@ -37,13 +46,15 @@ class Fragments:
 
     Attributes:
         words: int32 [atoms, slices, 1024].
-        scales: fp16 or fp32 [groups + spare, atoms * 64].
+        scales: fp16 or fp32 [groups + spare, atoms * 64], or int32 words of bytes.
         offsets: the same, or None.
         tables: float32 [1 or stored rows, 16] of a codebook, else None.
         rows: N before padding.
         features: K before padding.
         group: k that share a scale: 32, 64, whole slices, or 0 = all of K; 16 with 2 planes.
         planes: 2 for 8-bit, 4 for 4-bit codes.
+        scale: ``e8m0`` or ``e4m3`` for scales of one byte, else "".
+        factors: float32 [atoms * 64] in the order of scales, of each row; None unless e4m3.
     """
 
     words: Tensor
@@ -54,6 +65,8 @@ class Fragments:
     features: int
     group: int
     planes: int
+    scale: ByteScale = field(default="", kw_only=True)
+    factors: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,9 +84,14 @@ class Fragments:
         return self.words.shape[0] * FRAGMENT_ROWS
 
     @property
+    def narrow(self) -> bool:
+        """See :func:`.config.most_tokens`."""
+        return self.offsets is not None or (self.planes == 4 and self.group == 16)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that one pass over the weight reads."""
-        parts = (self.words, self.scales, self.offsets, self.tables)
+        parts = (self.words, self.scales, self.offsets, self.tables, self.factors)
         return sum(t.numel() * t.element_size() for t in parts if t is not None)
 
 
@@ -86,17 +104,17 @@ def stack_fragments(parts: Sequence[F]) -> F | None:
     None where they are packed in different ways.
     """
     first, changed = parts[0], {}
-    for field in fields(first):
-        values = [getattr(part, field.name) for part in parts]
+    for each in fields(first):
+        values = [getattr(part, each.name) for part in parts]
         if not isinstance(values[0], Tensor):
             if any(value is not values[0] and value != values[0] for value in values):
                 return None
             continue
         if any(v.dtype != values[0].dtype or v.shape != values[0].shape for v in values):
             return None
-        by_group = field.name in ("scales", "offsets")
-        if field.name == "words" or by_group or values[0].shape[0] > 1:
-            changed[field.name] = torch.cat(values, dim=1 if by_group else 0)
+        by_group = each.name in ("scales", "offsets")
+        if each.name == "words" or by_group or values[0].shape[0] > 1:
+            changed[each.name] = torch.cat(values, dim=1 if by_group else 0)
         elif not all(torch.equal(value, values[0]) for value in values):
             return None  # one table each
     return replace(first, **changed)
@@ -155,6 +173,35 @@ def pack(
     )
 
 
+def pack_bytes(
+    codes_NK: Tensor, scales_NG: Tensor, factors_N: Tensor | None, tables: Tensor, group: int
+) -> Fragments:
+    """Pack uint8 codes [N, K] of 4 bits with scales of one byte in groups of 16 or 32.
+
+    ``scales_NG`` is float8_e8m0fnu, or float8_e4m3fn without signs, and then ``factors_N`` has a
+    float32 for each row.
+    """
+    n, k = codes_NK.shape
+    kind, groups = BYTE_SCALE_TYPES[scales_NG.dtype], -(-k // group)
+    require(group in BYTE_GROUPS, lambda: f"groups of {group} with scales of {kind}")
+    require(
+        tuple(scales_NG.shape) == (n, groups),
+        lambda: f"scales have shape {tuple(scales_NG.shape)}; expected {(n, groups)}",
+    )
+    require((factors_N is None) == (kind == "e8m0"), "factors of rows are those of e4m3 scales")
+    # Everything but the scales, which are all of K here.
+    bare = pack(codes_NK, torch.ones(n, 1, device=codes_NK.device), None, tables, -1, planes=4)
+    per_word = 4 * group
+    padded = torch.zeros(n, -(-k // per_word) * 4, dtype=torch.uint8, device=codes_NK.device)
+    padded[:, :groups] = scales_NG.view(torch.uint8)
+    scales = _table(padded.view(torch.int32), bare.stored_rows, k, per_word, bare.slice)
+    factors = None
+    if factors_N is not None:
+        column = factors_N.to(device=codes_NK.device, dtype=torch.float32)[:, None]
+        factors = _table(column, bare.stored_rows, k, 0, bare.slice)[0].contiguous()
+    return replace(bare, scales=scales, group=group, scale=kind, factors=factors)
+
+
 def pack_words(codes_NK: Tensor, rows: int, planes: int) -> Tensor:
     """Codes uint8 [N, K] to words [rows / 64, slices, 1024]; padding holds code 0."""
     n, k = codes_NK.shape
@@ -190,17 +237,19 @@ def unpack_scales(table: Tensor, n: int, groups: int) -> Tensor:
 
 def _tables(given: list[Tensor], rows: int, k: int, group: int, size: int) -> list[Tensor]:
     """float [N, G] each to [groups + spare, rows], in one type: fp16 if that is exact for all."""
+    wide = [x.to(torch.float32) for x in given]
+    exact = all(bool((x.half().float() == x).all()) for x in wide)
+    tables = [_table(x, rows, k, group, size) for x in wide]
+    return [table.half() if exact else table for table in tables]
+
+
+def _table(x_NG: Tensor, rows: int, k: int, group: int, size: int) -> Tensor:
+    """Entries [N, G] to [groups + spare, rows], zeros where there are none."""
     slices = -(-k // size)
     groups = 1 if group == 0 else -(-slices * size // group)
     spare = size // group if 0 < group < size else 1
-    wide = [x.to(torch.float32) for x in given]
-    exact = all(bool((x.half().float() == x).all()) for x in wide)
-    out = []
-    for x in wide:
-        table = x.new_zeros((groups + spare, rows))
-        used = min(groups, x.shape[1])
-        table[:used, : x.shape[0]] = x[:, :used].T
-        table = table.view(-1, rows // FRAGMENT_ROWS, 4, 2, 8).permute(0, 1, 2, 4, 3)
-        table = table.reshape(groups + spare, rows).contiguous()
-        out.append(table.half() if exact else table)
-    return out
+    table = x_NG.new_zeros((groups + spare, rows))
+    used = min(groups, x_NG.shape[1])
+    table[:used, : x_NG.shape[0]] = x_NG[:, :used].T
+    table = table.view(-1, rows // FRAGMENT_ROWS, 4, 2, 8).permute(0, 1, 2, 4, 3)
+    return table.reshape(groups + spare, rows).contiguous()

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
-from ..device.choice import crossover
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import Workspace
-from .config import FragmentConfig, choose, launch_options
+from .config import FragmentConfig, choose, launch_options, may_be_dense
 from .kernel import dequantize_kernel, product_kernel
 from .layout import FRAGMENT_ROWS, Fragments
 
@@ -44,7 +43,8 @@ def linear(
     if m == 0 or n == 0:
         return y
     space = Workspace(device) if workspace is None else workspace
-    config = _config(weight, m, weight.stored_rows, exact, space)
+    dense = may_be_dense(weight.scale, x_MK.dtype == torch.float16)
+    config = _config(weight, m, weight.stored_rows, exact, dense, space)
     if config.dense:
         _dense(x_MK, weight, lut, bias, residual, y, space)
         return y
@@ -104,17 +104,20 @@ def grouped_config(
         workspace: of the stream.
     """
     rows = weight.stored_rows // load.count
-    m = min(load.m, crossover(runtime.arch(runtime.device_index(weight.words))))
-    return _config(weight, m, rows if exact else rows * load.active, exact, workspace)
+    active = rows if exact else rows * load.active
+    return _config(weight, load.m, active, exact, False, workspace)
 
 
-def _config(weight: Fragments, m: int, rows: int, exact: bool, space: Workspace) -> FragmentConfig:
+def _config(
+    weight: Fragments, m: int, rows: int, exact: bool, dense: bool, space: Workspace
+) -> FragmentConfig:
     index = runtime.device_index(weight.words)
     return choose(
         *(runtime.arch(index), m, weight.planes, rows, weight.words.shape[1]),
         runtime.multiprocessors(index),
         exact=exact,
-        offset=weight.offsets is not None,
+        narrow=weight.narrow,
+        dense=dense,
         partials=space.partials.numel(),
         counters=space.counters.numel(),
     )
@@ -145,7 +148,7 @@ def dequantize(
         "num_stages": 1,
     }
     dequantize_kernel[(out.shape[0] // FRAGMENT_ROWS, slices)](
-        *(weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, out), out),
+        *(weight.words, weight.scales, _beside(weight), _or(lut, out), out),
         *(first_atom, atoms, slices, weight.features // unit),
         **launch,
     )
@@ -184,7 +187,7 @@ def _launch(
         ),
     }
     product_kernel[grid](
-        *(x_MK, weight.words, weight.scales, _or(weight.offsets, weight.scales), _or(lut, x_MK)),
+        *(x_MK, weight.words, weight.scales, _beside(weight), _or(lut, x_MK)),
         *(out, _or(bias, out), _or(residual, out), space.partials, space.counters),
         space.counters if tiles is None else tiles.experts,
         *(m, out.shape[1], atoms, slices, -(-slices // config.splits), config.splits, k // unit),
@@ -198,9 +201,15 @@ def _constants(weight: Fragments, x: Tensor) -> dict[str, Any]:
         "PLANES": weight.planes,
         "GROUP": weight.group,
         "OFFSET": weight.offsets is not None,
+        "SCALE": weight.scale,
         "LUT_ROWS": weight.tables is not None and weight.tables.shape[0] > 1,
         "PTX": runtime.use_ptx(x),
     }
+
+
+def _beside(weight: Fragments) -> Tensor:
+    """What the kernels take beside scales: offsets, factors of rows, or nothing that is read."""
+    return _or(weight.offsets, _or(weight.factors, weight.scales))
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Small ops between the matrix products, fused so that each is one launch."""
 
 from .activation import gated_mul
-from .gather import gather_step
 from .norm import embed_norm, rms_norm
 from .outputs import RowOutputs
 from .rope import rope_write_kv
@@ -10,7 +9,6 @@ __all__ = [
     "RowOutputs",
     "embed_norm",
     "gated_mul",
-    "gather_step",
     "rms_norm",
     "rope_write_kv",
 ]

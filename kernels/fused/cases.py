@@ -1,4 +1,4 @@
-"""Norms, embedding, RoPE with the KV write, gated activations and the gather of a step."""
+"""Norms, embedding, RoPE with the KV write, and gated activations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from ..formats.activations import quantize_activations, quantize_kv
 from ..reference import apply_rope
 from . import reference as fused_reference
 from .activation import gated_mul
-from .gather import gather_step
 from .norm import embed_norm, rms_norm
 from .outputs import RowOutputs
 from .rope import rope_write_kv
@@ -156,32 +155,6 @@ def _rope_write_kv_case(
     return call
 
 
-def _gather_step_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
-    """Rows in any order, padding by row and by position."""
-    c = variant.constants
-    page = c["PAGE"]
-    tokens = torch.randint(0, 1000, (3, 3 * page), generator=rng)
-    tables = torch.randperm(12, generator=rng).to(torch.int32).view(3, 4)
-    rope = torch.randn(3 * page, c["COLUMNS"], generator=rng)
-    rows = torch.tensor([2, 0, -1, 1])
-    positions = torch.tensor([2 * page + 8, 0, 7, -1], dtype=torch.int32)
-    want_ids = torch.tensor([int(tokens[2, 2 * page + 8]), int(tokens[0, 0]), 0, 0])
-    want_slots = torch.tensor([int(tables[2, 2]) * page + 8, int(tables[0, 0]) * page, -1, -1])
-    half = c["COLUMNS"] // 2
-    still = torch.cat((torch.ones(half), torch.zeros(half)))
-    want_rope = torch.stack((rope[2 * page + 8], rope[0], still, still))
-
-    def call() -> list[OutputCheck]:
-        ids, slots, angles = gather_step(rows, positions, tokens, tables, rope, page)
-        return [
-            same_bits("ids", ids, want_ids),
-            same_bits("slots", slots, want_slots),
-            same_bits("rope", angles, want_rope),
-        ]
-
-    return call
-
-
 def _normed(out: RowOutputs, x: Tensor, weight: Tensor, group: int) -> list[OutputCheck]:
     """The norm of rows [T, D], rounded before and after the weight, and what comes with it."""
     assert out.values is not None
@@ -221,6 +194,5 @@ def cases() -> dict[str, PtxCase]:
         "fused.add_rms_norm": _add_rms_norm_case,
         "fused.embed_norm": _embed_norm_case,
         "fused.gated": _gated_case,
-        "fused.gather_step": _gather_step_case,
         "fused.rope_write_kv": _rope_write_kv_case,
     }

@@ -12,7 +12,6 @@ from ..device.dependent import dependent_launch, early_launch
 from ..device.input_rounding import InputRounding
 from .activation_kernel import gated_kernel, gated_quant_kernel
 from .config import gated_tile, head_tile, next_power_of_2, row_tile
-from .gather_kernel import gather_kernel
 from .norm_kernel import embed_norm_kernel, norm_kernel
 from .outputs import code_constants
 from .rope_kernel import rope_kernel
@@ -137,18 +136,3 @@ def variants(arch: int) -> Iterator[Variant]:
     yield _rope(early, "bf16", 64, 128, 64, True, False)
     yield _rope(early, "fp16", 32, 128, 64, False, True)
     yield _rope(early, "fp16", 32, 80, 16, False, False)
-    types = {
-        "rows_ptr": "*i64",
-        "positions_ptr": "*i32",
-        "tokens_ptr": "*i64",
-        "tables_ptr": "*i32",
-    }
-    types |= {"rope_table_ptr": "*fp32", "rope_shift_ptr": "*i32", "ids_ptr": "*i64"}
-    types |= {
-        "slots_ptr": "*i64",
-        "rope_ptr": "*fp32",
-        "tokens_stride": "i32",
-        "tables_stride": "i32",
-    }
-    constants = {"PAGE": 64, "COLUMNS": 128, "TILE": 128, "SHIFT": False}
-    yield _make("gather_step", "d128", gather_kernel, types, constants, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -19,11 +19,11 @@ from ..codegen.case import (
     undefined_workspace,
     within,
 )
+from ..codegen.expert_case import case_tiles, live_rows, own_rows
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
-from ..experts.cases import case_tiles, live_rows, own_rows
 from . import op
-from .config import TileChoice, W4A16Config
+from .config import KernelName, TileChoice, W4A16Config
 from .layout import SLICE, PackedW4, pack_w4, stack_w4, unpack_w4
 from .reference import dequantize, w4a16_linear_reference
 
@@ -61,7 +61,9 @@ def _w4a16_product_case(
         n = 140
     k = SLICE * (2 * (config.stages + 1) - 1) - (0 if c["EVEN_K"] else 40)
     if c["GROUPED"]:
-        return _by_expert(variant, emulation, rng, TileChoice(name, config, "case"), (n, k))
+        return _by_expert(
+            variant, emulation, rng, TileChoice(cast(KernelName, name), config, "case"), (n, k)
+        )
     weight = _weight(variant, n, k, rng)
     x = torch.randn(m, k, generator=rng).to(dtype)
     bias = torch.randn(n, generator=rng).to(dtype) if c["BIAS"] else None

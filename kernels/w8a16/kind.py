@@ -81,7 +81,7 @@ class W8A16Kind(TritonKind[PackedW8A16]):
             detail = "codes of 8 bits, of which rows can be read"
         elif form.group_size % 32 and form.group_size != -1:
             detail = f"groups of {form.group_size} have scales inside a step of 32"
-        return chosen(spec, m, where, planes=_PLANES, offset=_offset(form), detail=detail)
+        return chosen(spec, m, where, planes=_PLANES, narrow=_offset(form), detail=detail)
 
     def pack(
         self, weight: Weight, dtype: torch.dtype, device: torch.device, gated: bool

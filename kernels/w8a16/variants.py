@@ -15,7 +15,7 @@ def variants(arch: int) -> Iterator[Variant]:
     for dtype in ("fp16", "bf16"):
         for bm in (8, 16, 32, 64) if arch else (16, 32, 64):
             yield product(arch, "w8a16", 2, bm, 0, dtype)
-            if bm <= most_tokens(offset=True):
+            if bm <= most_tokens(narrow=True):
                 yield product(arch, "w8a16", 2, bm, 128, dtype, scale="fp32", offset=True)
         yield product(arch, "w8a16", 2, 16, 32, dtype)
         yield product(arch, "w8a16", 2, 16, 0, dtype, bias=True, experts=True)

@@ -17,10 +17,10 @@ from ..codegen.case import (
     undefined_workspace,
     within,
 )
+from ..codegen.expert_case import case_tiles, live_rows, own_rows
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
 from ..device.input_rounding import InputRounding, RoundedRows, rule_of
-from ..experts.cases import case_tiles, live_rows, own_rows
 from ..formats.activations import quantize_activations
 from . import op
 from . import reference as w8a8_reference

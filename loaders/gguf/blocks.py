@@ -24,6 +24,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ...kernels.formats.bit_stream import SERIAL, put
 from ...kernels.formats.canonical import QuantizedLinear, Weight
+from ...kernels.formats.compact import ByteScales
 from .types import DENSE_TYPES, SUPPORTED_TYPES, TensorType
 
 # Bytes of raw blocks converted at a time: enough that starting an operation costs little beside
@@ -45,7 +46,7 @@ class _Blocks:
 
     Attributes:
         codes: uint8 [n, B, bytes of codes per block].
-        scales: float16 or float32 [n, B, groups per block].
+        scales: float16 or float32 [n, B, groups per block]; uint8 where the file has a byte each.
         zeros: offsets of the same shape and dtype as ``scales``, or None.
     """
 
@@ -54,7 +55,9 @@ class _Blocks:
     zeros: Tensor | None
 
 
-def convert_tensor(name: str, kind: TensorType, shape: tuple[int, ...], raw: Tensor) -> Weight:
+def convert_tensor(
+    name: str, kind: TensorType, shape: tuple[int, ...], raw: Tensor, factor: float = 1.0
+) -> Weight:
     """A tensor's bytes as a canonical weight that owns its memory.
 
     Args:
@@ -62,6 +65,7 @@ def convert_tensor(name: str, kind: TensorType, shape: tuple[int, ...], raw: Ten
         kind: block type.
         shape: torch order; quantized types need [N, K].
         raw: uint8 [bytes], or [N, bytes of a row]; may be a view of the file.
+        factor: of all scales of an NVFP4 tensor, which files have beside it.
 
     Returns:
         F32, F16 and BF16: a tensor of that dtype and shape. Others: a QuantizedLinear.
@@ -84,10 +88,12 @@ def convert_tensor(name: str, kind: TensorType, shape: tuple[int, ...], raw: Ten
             f"tensor {name} of shape {list(shape)} has type {kind.name}; expected "
             f"{', '.join(DENSE_TYPES)} for anything but a matrix"
         )
-    return _convert_matrix(name, kind, shape, raw)
+    return _convert_matrix(name, kind, shape, raw, factor)
 
 
-def _convert_matrix(name: str, kind: TensorType, shape: tuple[int, ...], raw: Tensor) -> Weight:
+def _convert_matrix(
+    name: str, kind: TensorType, shape: tuple[int, ...], raw: Tensor, factor: float
+) -> Weight:
     form, (n, k) = kind.format, shape
     assert form is not None
     blocks = k // kind.elements
@@ -95,19 +101,43 @@ def _convert_matrix(name: str, kind: TensorType, shape: tuple[int, ...], raw: Te
     bits = form.bits
     raw_NBb = raw.view(n, blocks, kind.nbytes)
     codes = torch.empty(n, blocks, kind.elements * bits // 8, dtype=torch.uint8)
-    scales = torch.empty(n, blocks, groups, dtype=_DENSE_DTYPES[kind.numbers])
+    dtype = _DENSE_DTYPES[kind.numbers] if kind.compact is None else torch.uint8
+    scales = torch.empty(n, blocks, groups, dtype=dtype)
     zeros = torch.empty_like(scales) if form.zero == "float" else None
     step = max(1, _CHUNK_BYTES // (blocks * kind.nbytes))
     for start in range(0, n, step):
         rows = slice(start, start + step)
         part = _Blocks(codes[rows], scales[rows], None if zeros is None else zeros[rows])
         _LAYOUTS[kind.layout](raw_NBb[rows], part)
-    scales = scales.view(n, -1)
+    scales, compact = scales.view(n, -1), None
+    if kind.compact is not None:
+        compact = _byte_scales(name, kind, scales, factor)
+        scales, _ = compact.numbers()
     zeros = None if zeros is None else zeros.view(n, -1)
-    for label, values in (("scale", scales), ("minimum", zeros)):
+    # Exponents reach further than products with entries may.
+    most = None if compact is None else scales * max(form.table)
+    for label, values in (("scale", scales), ("minimum", zeros), ("largest weight", most)):
         if values is not None:
             _check_finite(name, kind, label, values)
-    return QuantizedLinear(name, form, codes.view(n, -1), scales, zeros, k)
+    return QuantizedLinear(name, form, codes.view(n, -1), scales, zeros, k, compact=compact)
+
+
+def _byte_scales(name: str, kind: TensorType, scales: Tensor, factor: float) -> ByteScales:
+    """Bytes [N, G] as the floats that they are.
+
+    Raises CheckpointError for a sign, which float8 scales have not.
+    """
+    if kind.name == "MXFP4":
+        return ByteScales(scales.view(torch.float8_e8m0fnu))
+    signed = (scales & 0x80).nonzero()
+    if len(signed):
+        row, group = (int(i) for i in signed[0])
+        raise CheckpointError(
+            f"tensor {name} ({kind.name}): scale of row {row}, group {group} is the byte "
+            f"0x{int(scales[row, group]):02X}; expected at most 0x7E, which has no sign",
+            hint="the file is damaged: download or quantize it again",
+        )
+    return ByteScales(scales.view(torch.float8_e4m3fn), torch.full((len(scales),), factor))
 
 
 def _check_finite(name: str, kind: TensorType, label: str, values: Tensor) -> None:
@@ -252,6 +282,19 @@ def _iq4_xs(raw: Tensor, out: _Blocks) -> None:
     _put_nibbles(out.codes.unflatten(-1, (8, 16)), raw[..., 8:].unflatten(-1, (8, 16)))
 
 
+def _mxfp4(raw: Tensor, out: _Blocks) -> None:
+    """Groups of 32 with an exponent: raw uint8 [n, B, 17]."""
+    out.scales.copy_(raw[..., :1])
+    # Codes start at odd bytes of every second block.
+    _put_nibbles(out.codes, raw[..., 1:].clone(memory_format=torch.contiguous_format))
+
+
+def _nvfp4(raw: Tensor, out: _Blocks) -> None:
+    """Four groups of 16 with a float8 scale each: raw uint8 [n, B, 36]."""
+    out.scales.copy_(raw[..., :4])
+    out.codes.view(torch.int64).copy_(_unshuffled(_words_of(raw[..., 4:])))
+
+
 def _pairs(qs: Tensor) -> Tensor:
     """uint8 [..., 64] to words [..., 2, 4, 4] of 2-bit codes: chunk, run of 32 elements, word."""
     words = _words_of(qs).unflatten(-1, (2, 4))
@@ -298,15 +341,7 @@ def _put_nibbles(codes: Tensor, qs: Tensor) -> None:
 
     The low nibbles are the first C codes, the high ones the second; C is a multiple of 16.
     """
-    words = _words_of(qs)
-    # Nibbles l0 h0 l1 h1 ... of a word become l0 l1 ... h0 h1 ...: a perfect unshuffle.
-    for shift, mask in ((4, 0x00F000F000F000F0), (8, 0x0000FF000000FF00), (16, 0xFFFF0000)):
-        swapped = words >> shift
-        swapped ^= words
-        swapped &= mask
-        words ^= swapped
-        swapped <<= shift
-        words ^= swapped
+    words = _unshuffled(_words_of(qs))
     # Now the low half of each word holds first codes and the high half second ones.
     even, odd = words[..., 0::2], words[..., 1::2]
     first, second = codes.view(torch.int64).unflatten(-1, (2, -1)).unbind(-2)
@@ -314,7 +349,22 @@ def _put_nibbles(codes: Tensor, qs: Tensor) -> None:
     torch.bitwise_or((even >> 32) & _LOW_HALF, odd & ~_LOW_HALF, out=second)
 
 
+def _unshuffled(words: Tensor) -> Tensor:
+    """Nibbles l0 h0 l1 h1 ... of each word put in the order l0 l1 ... h0 h1 ..., in place."""
+    for shift, mask in ((4, 0x00F000F000F000F0), (8, 0x0000FF000000FF00), (16, 0xFFFF0000)):
+        swapped = words >> shift
+        swapped ^= words
+        swapped &= mask
+        words ^= swapped
+        swapped <<= shift
+        words ^= swapped
+    return words
+
+
 _LAYOUTS: dict[str, Callable[[Tensor, _Blocks], None]] = {
     layout.__name__.lstrip("_"): layout
-    for layout in (_q4_0, _q4_1, _q5_0, _q5_1, _q8_0, _q2_k, _q3_k, _q4_k, _q5_k, _q6_k, _iq4_xs)
+    for layout in (
+        *(_q4_0, _q4_1, _q5_0, _q5_1, _q8_0, _q2_k, _q3_k, _q4_k, _q5_k, _q6_k),
+        *(_iq4_xs, _mxfp4, _nvfp4),
+    )
 }

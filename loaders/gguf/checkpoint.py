@@ -21,6 +21,7 @@ from . import tokenizer as gguf_tokenizer
 from .experts import expert_file_module, expert_module, split_stacks
 from .parts import GGUFParts
 from .reader import GGUFTensor
+from .scale_tensors import beside_matrices, read_scale_tensors
 from .types import DENSE_TYPES, SUPPORTED_TYPES
 
 if TYPE_CHECKING:
@@ -102,13 +103,15 @@ class GGUFCheckpoint:
             for name in FACTOR_TENSORS
             if name in parts.tensors
         }
+        self._scale_factors = read_scale_tensors(where, parts, report)
+        beside = {*factors, *beside_matrices(parts.tensors)}
         metadata = parts.metadata
         self.config = gguf_config.read_config(where, metadata, parts.tensors, factors, report)
         facts = gguf_config.read_family(where, metadata).gguf
         self._by_name = {
             _canonical_name(name, facts, parts.tensors): tensor
             for name, tensor in parts.tensors.items()
-            if name not in factors
+            if name not in beside
         }
         spelled = self._spelling(facts)
         stored = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
@@ -170,7 +173,7 @@ class GGUFCheckpoint:
         from ...kernels.formats.canonical import QuantizedLinear
         from ...kernels.formats.stored import StoredLinear
 
-        located = _, _, tensor, shape, raw = self._located(name)
+        located = _, _, tensor, shape, raw, _ = self._located(name)
         form = tensor.type.format
         if form is None or len(shape) != 2:
             return _convert(*located)
@@ -181,10 +184,11 @@ class GGUFCheckpoint:
             return weight
 
         n, k = shape
-        return StoredLinear(name, form, (n, k), tensor.type.name, (raw.view(n, -1),), convert)
+        own, compact = (raw.view(n, -1),), tensor.type.compact
+        return StoredLinear(name, form, (n, k), tensor.type.name, own, convert, compact)
 
-    def _located(self, name: str) -> tuple[Path, str, GGUFTensor, tuple[int, ...], Tensor]:
-        """What :func:`_convert` takes: file, name, header, shape, bytes."""
+    def _located(self, name: str) -> tuple[Path, str, GGUFTensor, tuple[int, ...], Tensor, float]:
+        """What :func:`_convert` takes: file, name, header, shape, bytes, factor of all scales."""
         info = self._infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
@@ -197,7 +201,8 @@ class GGUFCheckpoint:
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])
-        return self._parts.path_of(tensor), name, tensor, info.shape, raw
+        factor = self._scale_factors.get(tensor.name, 1.0)
+        return self._parts.path_of(tensor), name, tensor, info.shape, raw, factor
 
     def _source(self, name: str) -> GGUFTensor:
         """The stored tensor that a weight is, or is rows of."""
@@ -271,7 +276,7 @@ def file_name(name: str, facts: GGUFFacts) -> str:
 def _info(name: str, tensor: GGUFTensor) -> TensorInfo:
     """A tensor by its header; types that are unknown here are refused later."""
     kind, dtype = tensor.type, tensor.type.numbers
-    told = kind.format, dtype, dtype != "F32", kind.name if kind.format else ""
+    told = kind.format, dtype, dtype != "F32", kind.name if kind.format else "", kind.compact
     return TensorInfo(name, tensor.shape, kind.name, tensor.nbytes, "", (), *told)
 
 
@@ -290,14 +295,19 @@ def _check_type(where: str, name: str, info: TensorInfo) -> None:
 
 
 def _convert(
-    path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], raw: Tensor
+    path: Path,
+    name: str,
+    tensor: GGUFTensor,
+    shape: tuple[int, ...],
+    raw: Tensor,
+    factor: float = 1.0,
 ) -> Weight:
     """Bytes to a canonical weight; what is wrong with them is said of the file's tensor."""
     from ...kernels.formats.canonical import QuantizedLinear
     from .blocks import convert_tensor
 
     try:
-        weight = convert_tensor(tensor.name, tensor.type, shape, raw)
+        weight = convert_tensor(tensor.name, tensor.type, shape, raw, factor)
         if isinstance(weight, QuantizedLinear):
             weight.name = name
         return weight

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...kernels.formats.code_tables import IQ4_NL
-from ...kernels.formats.weight_format import WeightFormat
+from ...kernels.formats.code_tables import E2M1, IQ4_NL
+from ...kernels.formats.weight_format import CompactForm, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class TensorType:
         format: that of the weights which the blocks become; None where that is not implemented,
             and for plain numbers.
         layout: the function of :mod:`.blocks` that reads the blocks.
+        compact: how the blocks have their scales, where that is in a byte each.
     """
 
     id: int
@@ -28,15 +29,22 @@ class TensorType:
     nbytes: int
     format: WeightFormat | None = None
     layout: str = ""
+    compact: CompactForm | None = None
 
     @property
     def numbers(self) -> str:
         """``F32``, ``F16`` or ``BF16``: of plain numbers, or of the weights' scales and offsets."""
         if self.format is None:
             return self.name
-        # Scales of super-blocks are products of two numbers.
-        return "F16" if self.elements == self.format.group_size else "F32"
+        # Scales of super-blocks are products of two numbers, and bytes have another range.
+        half = self.elements == self.format.group_size and self.compact is None
+        return "F16" if half else "F32"
 
+
+# The format counts entries in halves and halves the scales: the same numbers, all exact. Halves are
+# whole numbers, so its zero has no sign.
+_FP4 = tuple(entry + 0.0 for entry in E2M1)
+_FP4_32, _FP4_16 = (WeightFormat(4, group, "table", _FP4) for group in (32, 16))
 
 _TABLE = (
     TensorType(0, "F32", 1, 4),
@@ -70,8 +78,8 @@ _TABLE = (
     TensorType(30, "BF16", 1, 2),
     TensorType(34, "TQ1_0", 256, 54),
     TensorType(35, "TQ2_0", 256, 66),
-    TensorType(39, "MXFP4", 32, 17),
-    TensorType(40, "NVFP4", 64, 36),
+    TensorType(39, "MXFP4", 32, 17, _FP4_32, "mxfp4", CompactForm("F8_E8M0")),
+    TensorType(40, "NVFP4", 64, 36, _FP4_16, "nvfp4", CompactForm("F8_E4M3")),
     TensorType(41, "Q1_0", 128, 18),
 )
 

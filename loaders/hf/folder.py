@@ -32,6 +32,7 @@ _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TORCH_DTYPES = _DTYPE_NAMES | {
     "F64": "float64",
     "U8": "uint8",
+    "F8_E8M0": "float8_e8m0fnu",
     "I8": "int8",
     "I16": "int16",
     "U16": "uint16",
@@ -186,7 +187,7 @@ class HFFolderCheckpoint:
         spelled: Callable[[str], str],
     ) -> dict[str, TensorInfo]:
         """One entry for each weight, whatever number of tensors holds it, in file order."""
-        owner: dict[str, str] = {}
+        owners: dict[str, list[str]] = {}
         if self._method is not None:
             # Methods see the file's own names, which the rules of its config are about.
             own = {tensor.name: tensor for tensor in stored.values()}
@@ -197,23 +198,25 @@ class HFFolderCheckpoint:
                 weight = f"{module.module}.weight"
                 name = names.get(weight, weight)
                 self._modules[name] = module
-                owner.update((part.name, name) for part in module.parts.values())
+                for part in module.parts.values():
+                    owners.setdefault(part.name, []).append(name)
         infos: dict[str, TensorInfo] = {}
-        for name, tensor in stored.items():
-            name = owner.get(tensor.name, name)
-            module = self._modules.get(name)
-            if module is None:
-                dtype = self.config.dtype
-                info = TensorInfo(
-                    *(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype), dtype=tensor.dtype
-                )
-            else:
-                told = self._claim, module.checks, module.format, module.dtype, module.half
-                info = TensorInfo(
-                    *(name, module.shape, module.label, module.nbytes, *told),
-                    compact=module.compact,
-                )
-            infos[info.name] = info
+        for own_name, tensor in stored.items():
+            for name in owners.get(tensor.name, [own_name]):
+                module = self._modules.get(name)
+                if module is None:
+                    dtype = self.config.dtype
+                    info = TensorInfo(
+                        *(name, tensor.shape, tensor.dtype, tensor.nbytes, dtype),
+                        dtype=tensor.dtype,
+                    )
+                else:
+                    told = self._claim, module.checks, module.format, module.dtype, module.half
+                    info = TensorInfo(
+                        *(name, module.shape, module.label, module.nbytes, *told),
+                        compact=module.compact,
+                    )
+                infos[name] = info
         return infos
 
     def _read(self, tensor: StoredTensor) -> Tensor:

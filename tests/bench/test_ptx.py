@@ -59,11 +59,11 @@ EACH = {
     "sm_80": [
         ("attention.decode", "g4 p64 d128 w2 s3 fp16"),
         ("attention.prefill", "g4 p64 d128 m128 w8 s3 fp16"),
+        ("experts.place", "e8 k2"),
         ("codebook.gemm", "m8 g64 fp32 8x128 w2 s4 fp16"),
         ("fused.add_rms_norm", "fp16 4096"),
         ("fused.embed_norm", "fp16 4096"),
         ("fused.gated", "fp16 14336 silu g128"),
-        ("fused.gather_step", "d128"),
         ("fused.rope_write_kv", "fp16 h32 d128 r128"),
         ("sampling.argmax", "fp16"),
         ("sampling.sample", "fp16 penalties"),
@@ -219,7 +219,7 @@ def check_variant(worker, job):
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     file = tmp_path / "ptx.json"
-    options = ["--kernel", "fused.gather_step", "--jobs", "1", "--seed", "5", "--json", str(file)]
+    options = ["--kernel", "fused.embed_norm", "--jobs", "1", "--seed", "5", "--json", str(file)]
     assert main(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len({len(line) for line in lines[:4]}) == 1 and lines[2].count(" right ") == 1
@@ -227,8 +227,8 @@ def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     written = json.loads(file.read_text())
     assert written["seed"] == 5
     assert {row["arch"] for row in written["rows"]} == {"sm_80", "sm_90"}
-    assert main(["--kernel", "fused.gather"]) == 1
-    assert "no kernel is called 'fused.gather'" in capsys.readouterr().err
+    assert main(["--kernel", "fused.embed"]) == 1
+    assert "no kernel is called 'fused.embed'" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

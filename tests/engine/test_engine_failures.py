@@ -17,7 +17,7 @@ from halfbyte.errors import EngineDeadError
 TEXTS = ["The quick brown fox", "Once upon a time there was", "def f(x):\n    return", "é 東京"]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 OVERLAP = pytest.mark.parametrize("overlap", [False, True])
-PLACE = pytest.mark.parametrize("place", ["launch", "sample"])
+PLACE = pytest.mark.parametrize("place", ["launch", "draw"])
 
 
 def drain(engine: Engine) -> dict[str, Completion]:

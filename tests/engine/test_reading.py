@@ -173,10 +173,10 @@ def hidden_states(model: Path, ids: list[int]) -> Tensor:
         ops, kept = network.backend.ops, []
         norm = ops.rms_norm
 
-        def note(x_TD: Tensor, weight_D: Tensor, eps: float, rows: Tensor | None = None) -> Tensor:
+        def note(x_TD: Tensor, weight_D: Tensor, eps: float, *rest: Any, **more: Any) -> Tensor:
             if weight_D is network.norm:
                 kept.append(ref.rms_norm(x_TD, weight_D, eps))
-            return norm(x_TD, weight_D, eps, rows)
+            return norm(x_TD, weight_D, eps, *rest, **more)
 
         ops.rms_norm = note
         engine.logits(ids)

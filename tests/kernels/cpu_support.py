@@ -27,7 +27,8 @@ from halfbyte.kernels.formats.canonical import (
     ZeroKind,
     pack_codes,
 )
-from halfbyte.kernels.formats.compact import CodedScales, FloatZeros
+from halfbyte.kernels.formats.code_tables import E2M1
+from halfbyte.kernels.formats.compact import ByteScales, CodedScales, FloatZeros
 from halfbyte.loaders.store.model_store import cache_root
 
 # Runs the kernels for aarch64, in the form that it names, under an emulator: `make test-arm`.
@@ -93,7 +94,8 @@ def run(ops: CompiledOps, op: Callable[..., Tensor | None], *arguments: Any) -> 
 class Kind:
     """A weight format: dense when ``dtype`` is given.
 
-    ``compact``: scales and offsets are also there as files have them in fewer bits.
+    ``compact``: scales and offsets are also there as files have them in fewer bits. With a
+    ``scale`` of one byte that is it, and the table is that of 4-bit floats.
     """
 
     bits: int = 0
@@ -102,15 +104,21 @@ class Kind:
     scale: torch.dtype = torch.float32
     perm: bool = False
     dtype: torch.dtype | None = None
+    divides: bool = False
     act: ActivationFormat | None = None
     compact: bool = False
 
     def __str__(self) -> str:
         if self.dtype is not None:
             return str(self.dtype).removeprefix("torch.")
-        scale = {torch.float16: "h", torch.bfloat16: "b"}.get(self.scale, "f")
-        more = "-perm" * self.perm + "-compact" * self.compact
+        scale = _SCALE_LETTERS[self.scale]
+        more = "-perm" * self.perm + "-compact" * self.compact + "-divides" * self.divides
         return f"{self.bits}b-g{self.group}-{self.zero}-{scale}{more}"
+
+
+BYTES = (torch.float8_e8m0fnu, torch.float8_e4m3fn)
+_SCALE_LETTERS = {torch.float32: "f", torch.float16: "h", torch.bfloat16: "b"}
+_SCALE_LETTERS |= dict(zip(BYTES, ("mx", "nv"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -142,11 +150,16 @@ def make_case(kind: Kind, n: int, k: int, seed: int) -> Case:
         table = torch.randn(1 << kind.bits, generator=g).tolist()
     elif kind.zero == "e4m3":
         codes[(codes & 127) == 127] = 126  # NaN never gets past the loaders
-    scales = ((0.5 + torch.rand(n, groups, generator=g)) * 2.0**-kind.bits).to(kind.scale)
+    scales = (0.5 + torch.rand(n, groups, generator=g)) * 2.0**-kind.bits
     zeros, offset, compact = None, None, None
-    if kind.compact and kind.zero == "table":
+    if kind.scale in BYTES:
+        table, compact = list(E2M1), byte_scales(kind, n, groups, g)
+        scales = naive_bytes(compact)
+    elif kind.compact and kind.zero == "table":
         compact = coded_scales(n, groups, g)
         scales = naive_scales(compact)
+    else:
+        scales = scales.to(kind.scale)
     s = scales.double().repeat_interleave(group, 1)[:, :k]
     if kind.zero == "none":
         values = s * (codes.double() - (1 << (kind.bits - 1)))
@@ -201,6 +214,28 @@ def naive_scales(compact: CodedScales) -> Tensor:
     return out
 
 
+def byte_scales(kind: Kind, n: int, groups: int, g: torch.Generator) -> ByteScales:
+    """Random scales of one byte [N, groups]; e4m3 ones have factors, of two tensors at most."""
+    if kind.scale == BYTES[0]:
+        exponents = torch.randint(112, 130, (n, groups), generator=g, dtype=torch.uint8)
+        return ByteScales(exponents.view(kind.scale))
+    codes = torch.randint(1, 127, (n, groups), generator=g, dtype=torch.uint8)
+    factors = (0.5 + torch.rand(2, generator=g)) * 2.0**-8
+    factors = 1 / factors if kind.divides else factors
+    rows = torch.arange(n) >= int(torch.randint(0, n + 1, (), generator=g))
+    return ByteScales(codes.view(kind.scale), factors[rows.long()], kind.divides)
+
+
+def naive_bytes(compact: ByteScales) -> Tensor:
+    """What they stand for, by the formats' definitions: float32 [N, G]."""
+    codes = compact.scales.view(torch.uint8)
+    if compact.factors is None:
+        return torch.exp2(codes.double() - 127).float()
+    scales, factors = e4m3_values()[codes.long()], compact.factors.double().unsqueeze(1)
+    # In float64 a quotient or product of so few bits is rounded once where it counts.
+    return (scales / factors if compact.divides else scales * factors).float()
+
+
 def e4m3_values() -> Tensor:
     """What each byte means, by the format's definition: float64 [256] (0 in place of NaN)."""
     values = []
@@ -232,9 +267,18 @@ def all_kinds() -> list[Kind]:
     kinds += [Kind(4, group, "table", compact=True) for group in (64, -1)]
     kinds += [Kind(4, 64, "float", half, compact=True), Kind(4, 128, "float", compact=True)]
     kinds += [Kind(8, 16, "float", torch.bfloat16, compact=True)]
+    kinds += byte_kinds()
     ordered: list[tuple[int, int, ZeroKind]]
     ordered = [(4, 32, "int"), (8, 64, "none"), (3, 32, "none"), (4, 64, "table"), (8, -1, "e4m3")]
     return kinds + [Kind(bits, group, zero, perm=True) for bits, group, zero in ordered]
+
+
+def byte_kinds() -> list[Kind]:
+    """4-bit floats with scales of one byte: MXFP4, NVFP4, and groups that neither has."""
+    mx, nv = BYTES
+    kinds = [Kind(4, group, "table", mx, compact=True) for group in (16, 32, 64, -1)]
+    kinds += [Kind(4, group, "table", nv, compact=True) for group in (16, 32)]
+    return [*kinds, Kind(4, 16, "table", nv, compact=True, divides=True)]
 
 
 def sizes(rng: random.Random) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from cpu_support import library
 
 from halfbyte.kernels.cpu.arena import Arena
+from halfbyte.kernels.cpu.enums import BlockType
 from halfbyte.kernels.cpu.kinds import pack_weight
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight
@@ -19,7 +20,8 @@ from halfbyte.loaders.gguf.types import BLOCK_TYPES, CANONICAL
 TYPES = {t.name: t for t in BLOCK_TYPES.values()}
 # Where the halves of a block lie (0 and 2, or as here), and the words of its scales.
 HALVES = {name: (0, 2) for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")}
-HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}
+HALVES |= {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "MXFP4": ()}
+BLOCKS = tuple(BlockType.__members__)
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -40,6 +42,8 @@ def blocks(name: str, n: int, k: int, rng: random.Random) -> torch.Tensor:
     raw = raw.reshape(n, count, kind.nbytes)
     for at in HALVES.get(name, (0,)):
         raw[..., at + 1] &= 0xBB  # neither infinity nor NaN
+    if name == "MXFP4":
+        raw[..., 0] = 112 + raw[..., 0] % 18  # exponents of numbers near 1
     return torch.from_numpy(raw.reshape(n, -1))
 
 
@@ -49,4 +53,5 @@ def stored(name: str, parts: list[torch.Tensor], k: int) -> tuple[StoredLinear, 
     whole = convert_tensor("w", TYPES[name], (n, k), torch.cat(parts))
     form = CANONICAL.get(name)
     assert isinstance(whole, QuantizedLinear) and form is not None
-    return StoredLinear("w", form, (n, k), name, tuple(parts), lambda: whole), whole
+    compact = TYPES[name].compact
+    return StoredLinear("w", form, (n, k), name, tuple(parts), lambda: whole, compact), whole

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cpu_support import Kind, library, make_case, naive_scales, needs_compiler, run, tokens
+from cpu_support import (
+    Kind,
+    byte_kinds,
+    library,
+    make_case,
+    naive_scales,
+    needs_compiler,
+    run,
+    tokens,
+)
 from statistics_support import fresh_seed
 from torch import Tensor
 
@@ -26,6 +35,7 @@ KINDS = [
     *(Kind(4, 64, "float", scale, compact=True) for scale in (HALF, BRAIN, torch.float32)),
     Kind(8, 16, "float", HALF, compact=True),
     Kind(4, -1, "float", HALF, compact=True),
+    *byte_kinds(),
 ]
 # Straight from codes, and from a panel.
 ROWS = (1, 2, 5, 8, 40)
@@ -56,7 +66,8 @@ def packed_as(weight: QuantizedLinear) -> TiledLinear:
 
 
 def is_compact(made: TiledLinear) -> bool:
-    return made.number == NumberType.NESTED or made.added == Added.FLOAT_ZERO
+    bytes_each = (NumberType.NESTED, NumberType.E8M0, NumberType.E4M3)
+    return made.number in bytes_each or made.added == Added.FLOAT_ZERO
 
 
 @pytest.mark.exact

@@ -17,6 +17,7 @@ import torch
 from activation_support import hard_rows
 from cpu_support import ARM, library, needs_compiler, run, tokens, using
 from emulation_support import EMULATED, EmulatedForm
+from pack_support import BLOCKS
 from statistics_support import fresh_seed
 from test_cpu_rounded import bit_cases, block_case, steep_inputs
 from torch import Tensor
@@ -27,7 +28,6 @@ from halfbyte.kernels.cpu.build import open_library
 from halfbyte.kernels.cpu.forms import FORMS, Form, available_forms
 from halfbyte.kernels.formats.canonical import Weight
 from halfbyte.kernels.formats.weight_format import InputRule
-from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 from halfbyte.loaders.store.model_store import cache_root
 
 pytestmark = needs_compiler
@@ -102,7 +102,7 @@ def test_products_of_rounded_inputs_have_the_same_bits_in_every_form(form: Form)
     first = open_library(cache_root() / "native", FUSED[:1], 2)
     own = CompiledOps(first, False, activations=rule)
     n, k = rng.choice([33, 70]), rng.choice([552, 600, 1045])
-    cases = bit_cases(n, k, seed) + [block_case(name, n, 768, seed) for name in QUANTIZED_TYPES]
+    cases = bit_cases(n, k, seed) + [block_case(name, n, 768, seed) for name in BLOCKS]
     for number, case in enumerate(cases):
         width, bias = case.values.shape[1], tokens(seed + number, 1, n)[0]
         inputs = [tokens(seed + t, t, width) for t in (1, 2, 4, 8, 9, 16, 40, 150)]

@@ -24,7 +24,6 @@ from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.forms import FORMS, Form, available_forms, chosen_forms
 from halfbyte.kernels.formats.code_tables import IQ4_NL
-from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 
 OTHERS = [] if ARM or not chosen_forms() else available_forms()[1:]
 LANES = {"amx": 16, "vnni": 16, "avx512": 16, "avxvnni": 8, "avx2": 8}
@@ -72,7 +71,7 @@ def test_packing(form: Form) -> None:
                 packing.test_canonical_codes_become_the_written_layout(kind)
             else:
                 packing.test_dense_elements_become_the_written_layout(kind.dtype)
-        for name in QUANTIZED_TYPES:
+        for name in packing.BLOCKS:
             packing.test_stored_blocks_become_the_written_layout(name)
         for case in packing.CASES:
             packing.test_codes_as_stored_pack_as_canonical_codes_do(*case)
@@ -84,7 +83,7 @@ def test_rounded_products(form: Form) -> None:
         rounded.test_inputs_are_rounded_bit_for_bit(577)
         for kind in some_kinds():
             rounded.test_products_of_every_kind(kind)
-        for name in QUANTIZED_TYPES:
+        for name in packing.BLOCKS:
             rounded.test_products_of_stored_blocks(name)
         for bits in range(2, 9):
             rounded.test_the_largest_codes_and_inputs_do_not_overflow(bits, 32)

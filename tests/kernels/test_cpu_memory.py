@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cpu_support import Kind, all_kinds, make_case, needs_compiler
-from pack_support import DTYPES, TYPES, blocks, packed, stored
+from cpu_support import BYTES, Kind, all_kinds, make_case, needs_compiler
+from pack_support import BLOCKS, DTYPES, TYPES, blocks, packed, stored
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.kinds import TILE_KINDS
@@ -16,7 +16,6 @@ from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.kernels.formats.canonical import Weight
 from halfbyte.kernels.formats.stored import CODES_ALONE, StoredLinear
 from halfbyte.kernels.kind import MatrixSpec, carrier
-from halfbyte.loaders.gguf.types import QUANTIZED_TYPES
 
 pytestmark = needs_compiler
 
@@ -52,7 +51,7 @@ def test_kinds_tell_what_is_packed(kind: Kind) -> None:
         told(weight, packed(weight))
 
 
-@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_stored_blocks_take_the_bytes_that_the_file_has(name: str) -> None:
     rng = random.Random(fresh_seed())
     raw = blocks(name, 64, 768, rng)
@@ -63,6 +62,7 @@ def test_stored_blocks_take_the_bytes_that_the_file_has(name: str) -> None:
 
 
 HALF, BRAIN = torch.float16, torch.bfloat16
+MX, NV = BYTES
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,8 @@ HALF, BRAIN = torch.float16, torch.bfloat16
         # With double quantization: a scale in 8 bits, and a factor for 256 of them. Of such a small
         # matrix the table of scales is a part, in the file, too.
         (Kind(4, 64, "table", compact=True), 4 + (8 + 32 / 256) / 64 + 32 * 256 / (64 * 1536)),
+        (Kind(4, 32, "table", MX, compact=True), 4 + 8 / 32),  # MXFP4
+        (Kind(4, 16, "table", NV, compact=True), 4 + 8 / 16 + 32 / 1536),  # NVFP4
         (Kind(4, 64, "float", HALF, compact=True), 4 + 2 * 16 / 64),  # HQQ
         (Kind(8, 32, "float", BRAIN, compact=True), 8 + 2 * 16 / 32),
         (Kind(8, 32, "int", BRAIN), 8 + (16 + 8) / 32),  # torchao

@@ -11,11 +11,11 @@ import pytest
 import torch
 from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, sizes
 from numpy.typing import NDArray
-from pack_support import DTYPES, HALVES, TYPES, blocks, packed, stored
+from pack_support import BLOCKS, DTYPES, HALVES, TYPES, blocks, packed, stored
 from statistics_support import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
-from halfbyte.kernels.cpu.enums import Added, BlockType
+from halfbyte.kernels.cpu.enums import Added
 from halfbyte.kernels.cpu.kinds import pack_weight
 from halfbyte.kernels.cpu.pack import TiledLinear
 from halfbyte.kernels.formats.canonical import (
@@ -24,7 +24,7 @@ from halfbyte.kernels.formats.canonical import (
     pack_codes,
     unpack_codes,
 )
-from halfbyte.kernels.formats.compact import CodedScales, FloatZeros
+from halfbyte.kernels.formats.compact import ByteScales, CodedScales, FloatZeros
 from halfbyte.kernels.formats.stored import (
     CODES_ALONE,
     HIGH_FIRST,
@@ -33,7 +33,7 @@ from halfbyte.kernels.formats.stored import (
     WORDS,
     StoredLinear,
 )
-from halfbyte.loaders.gguf.types import CANONICAL, QUANTIZED_TYPES
+from halfbyte.loaders.gguf.types import CANONICAL
 
 pytestmark = needs_compiler
 
@@ -125,6 +125,8 @@ def grouped(weight: QuantizedLinear) -> Bytes:
         numbers = [bits_of(weight.compact.scales), bits_of(weight.compact.zeros)]
     elif isinstance(weight.compact, CodedScales):
         numbers = [weight.compact.codes.numpy()]
+    elif isinstance(weight.compact, ByteScales):
+        numbers = [weight.compact.scales.view(torch.uint8).numpy()]
     elif form.zero == "int":
         assert weight.zeros is not None
         numbers.append(weight.zeros.to(torch.uint8).numpy())
@@ -216,6 +218,8 @@ def spread(name: str, raw: torch.Tensor, whole: QuantizedLinear) -> Bytes:
     kind, (n, k) = TYPES[name], whole.shape
     cells = raw.numpy().reshape(n, -1, kind.nbytes)
     lines = []
+    if name == "MXFP4":
+        lines.append(beside(np.ascontiguousarray(cells[..., :1])))
     for at in HALVES.get(name, (0,)):
         lines.append(beside(np.ascontiguousarray(cells[..., at : at + 2]).view(np.uint16)))
     if name == "IQ4_XS":
@@ -230,11 +234,12 @@ def spread(name: str, raw: torch.Tensor, whole: QuantizedLinear) -> Bytes:
 
 
 def test_every_quantized_type_of_a_file_is_packed_as_stored() -> None:
-    assert set(QUANTIZED_TYPES) == set(BlockType.__members__)
+    """But NVFP4, whose scales have a factor outside of the blocks."""
+    assert set(CANONICAL) - {"NVFP4"} == set(BLOCKS)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_stored_blocks_become_the_written_layout(name: str) -> None:
     """Parts that meet at tiles, and inside of them; the codes are never converted."""
     rng = random.Random(fresh_seed())
@@ -261,15 +266,17 @@ def test_stored_rows_may_be_views_of_wider_ones(name: str) -> None:
     same(packed(stored(name, [turned], 512)[0]), packed(stored(name, [raw], 512)[0]))
 
 
-@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_scales_that_are_not_finite_are_not_packed(name: str) -> None:
     """Every half that a block has: infinity or NaN anywhere goes the way that tells where."""
     rng = random.Random(fresh_seed())
-    for at in HALVES.get(name, (0,)):
+    for at in HALVES.get(name, (0,)) or (0,):
         raw = blocks(name, 40, 512, rng)
         nbytes = TYPES[name].nbytes
         row, block = rng.randrange(40), rng.randrange(512 // TYPES[name].elements)
         bad = rng.choice([0x7C00, 0xFC00, 0x7E01, 0xFFFF])
+        if name == "MXFP4":
+            bad = 0x12FF
         begin = block * nbytes + at
         raw[row, begin : begin + 2] = torch.tensor([bad & 255, bad >> 8], dtype=torch.uint8)
 

@@ -26,8 +26,8 @@ from cpu_support import (
     tokens,
     using,
 )
+from pack_support import BLOCKS, blocks, stored
 from statistics_support import fresh_seed
-from test_cpu_pack import blocks, stored
 from torch import Tensor
 
 from halfbyte.engine.backends import cpu_c
@@ -46,7 +46,7 @@ from halfbyte.kernels.formats.canonical import (
 )
 from halfbyte.kernels.formats.code_tables import IQ4_NL, NF4
 from halfbyte.kernels.formats.stored import settled
-from halfbyte.loaders.gguf.types import BLOCK_TYPES, QUANTIZED_TYPES
+from halfbyte.loaders.gguf.types import BLOCK_TYPES
 
 pytestmark = needs_compiler
 
@@ -228,7 +228,7 @@ def test_products_of_bytes_from_a_table(table: tuple[float, ...], group: int) ->
         assert_rounded(run(ops, ops.linear, x, packed), x, case)
 
 
-@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_products_of_stored_blocks(name: str) -> None:
     seed = fresh_seed()
     size = next(t.elements for t in BLOCK_TYPES.values() if t.name == name)
@@ -317,7 +317,7 @@ def test_every_form_gives_the_same_bits() -> None:
         with using(form):
             ops = rounding_ops()
             made = [ops.pack(case.weight) for case in bit_cases(70, 600, seed)]
-            made += [ops.pack(block_case(name, 70, 512, seed).weight) for name in QUANTIZED_TYPES]
+            made += [ops.pack(block_case(name, 70, 512, seed).weight) for name in BLOCKS]
             got = [
                 run(ops, ops.linear, x[:t, : w.k].contiguous(), w) for w in made for t in (5, 20)
             ]

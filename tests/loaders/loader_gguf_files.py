@@ -75,8 +75,9 @@ def container(
 
 
 # Tensors of a one-layer llama: hidden 32, 2 heads of 16, 1 key/value head, inner 32, vocab 8.
-F32_TYPE, Q4_0_TYPE, Q8_0_TYPE, I32_TYPE = 0, 2, 8, 26
+F32_TYPE, Q4_0_TYPE, Q8_0_TYPE, I8_TYPE, I32_TYPE = 0, 2, 8, 24, 26
 _BYTES = {F32_TYPE: (1, 4), I32_TYPE: (1, 4), Q4_0_TYPE: (32, 18), Q8_0_TYPE: (32, 34)}
+_BYTES[I8_TYPE] = 1, 1
 TINY_TENSORS: dict[str, tuple[tuple[int, ...], int]] = {
     "token_embd.weight": ((32, 8), Q8_0_TYPE),
     "blk.0.attn_norm.weight": ((32,), F32_TYPE),

@@ -99,6 +99,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str, list[tuple[str, Q]]]] = {
             ("", Q.Q5_0),
         ],
     ),
+    "gguf-mxfp4-nvfp4-qwen3": (
+        "qwen3",
+        {},
+        "bpe",
+        [("token_embd", Q.Q8_0), ("attn_", Q.NVFP4), ("blk.0.ffn_up", Q.NVFP4), ("", Q.MXFP4)],
+    ),
     "gguf-q8_0-split-mistral": ("mistral", {"sliding_window": None}, "bpe", []),
 }
 

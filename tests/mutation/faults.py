@@ -14,6 +14,7 @@ W4A16 = (_DRAWN, f"{_TRITON}w4a16_kernels.py")
 FRAGMENTS = (_DRAWN, f"{_TRITON}w8a16.py", f"{_TRITON}codebook.py")
 W8A8 = (_DRAWN, f"{_TRITON}w8a8.py")
 ATTENTION = (_DRAWN, f"{_TRITON}attention.py")
+EXPERTS = (f"{_TRITON}experts.py",)
 FUSED = (f"{_TRITON}fused.py",)
 SAMPLING = (f"{_TRITON}sampling.py",)
 
@@ -46,6 +47,7 @@ _GEMM8 = "w8a8/kernel.py"
 _DECODE = "attention/decode_kernel.py"
 _PREFILL = "attention/prefill_kernel.py"
 _TILE = "attention/tile.py"
+_EXPERTS = "experts/kernel.py"
 _ROPE = "fused/rope_kernel.py"
 
 FAULTS = (
@@ -94,7 +96,7 @@ FAULTS = (
     KernelFault(_PARTS, "(n < N)[None, :]", "(n <= N)[None, :]", W4A16),
     KernelFault(
         "fragments/kernel.py",
-        "(first * PER_SLICE // SLICES).to(tl.int64)",
+        "(first * ENTRIES // SLICES).to(tl.int64)",
         "(first * 0).to(tl.int64)",
         FRAGMENTS,
     ),
@@ -111,8 +113,24 @@ FAULTS = (
         _GEMM8, "for s in tl.static_range(1, SPLIT)", "for s in tl.static_range(2, SPLIT)", W8A8
     ),
     KernelFault(_GEMM8, "inside = rk[None, :] < K - k", "inside = rk[None, :] < K - k - 1", W8A8),
-    KernelFault(_GEMM8, "- low, 255.0)", "- low, 254.0)", W8A8),
-    KernelFault(_GEMM8, "tl.store(s_ptr + row, s + poison)", "tl.store(s_ptr + row, s)", W8A8),
+    KernelFault("device/rounding.py", "- low, 255.0)", "- low, 254.0)", W8A8),
+    KernelFault("device/rounding.py", "row, scale + poison)", "row, scale)", W8A8),
+    KernelFault(_GEMM8, "sw_ptr += before", "sw_ptr += expert", EXPERTS),
+    KernelFault(_LATE, "tile_w += expert * tl.num_programs(0)", "tile_w += expert", EXPERTS),
+    KernelFault(
+        "fragments/kernel.py", "bias_ptr += expert.to(tl.int64) * N", "bias_ptr += N", EXPERTS
+    ),
+    KernelFault(_EXPERTS, "tl.cumsum(mine, 0) - 1", "tl.cumsum(mine, 0) - 2", EXPERTS),
+    KernelFault(_EXPERTS, "tl.exp(best - top) / mass", "tl.exp(best - top)", EXPERTS),
+    KernelFault(_EXPERTS, "before += tl.where(i < chunk", "before += tl.where(i <= chunk", EXPERTS),
+    KernelFault(_EXPERTS, "end - room + before", "end - total + before", EXPERTS),
+    KernelFault("fused/norm_kernel.py", "poison = tl.sum(y * 0.0, 0)", "poison = 0.0", FUSED),
+    KernelFault(
+        "fused/activation_kernel.py",
+        "high = tl.maximum(high, y if",
+        "high = tl.maximum(0, y if",
+        FUSED,
+    ),
     KernelFault("device/rounding.py", "12582912.0)", "8388608.0)", W8A8),
     KernelFault(
         _DECODE,
@@ -153,7 +171,6 @@ FAULTS = (
         FUSED,
     ),
     KernelFault("fused/activation_kernel.py", "0.044715 * x", "0.04 * x", FUSED),
-    KernelFault("fused/gather_kernel.py", "position % PAGE, -1)", "position % PAGE, 0)", FUSED),
     KernelFault(
         "sampling/kernel.py", "tl.load(c_ptr + token) + 1)", "tl.load(c_ptr + token) + 2)", SAMPLING
     ),

@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "gptq": "gptq:open_gptq",
     "hqq": "hqq:HQQ",
     "modelopt": "modelopt:open_modelopt",
+    "mxfp4": "mxfp4:Mxfp4",
     "quark": "quark:open_quark",
     "torchao": "torchao:TorchAO",
 }

@@ -44,6 +44,7 @@ class QuantizedModule:
         dtype: ``F32``, ``F16`` or ``BF16``: of scales and offsets as loaded, or of a dense weight.
         half: float16 holds each of these scales and offsets, as far as headers tell.
         compact: how the file has scales and offsets where that takes fewer bits.
+        shared: modules whose matrices lie in the same parts.
     """
 
     module: str
@@ -55,11 +56,12 @@ class QuantizedModule:
     dtype: str = "F16"
     half: bool = True
     compact: CompactForm | None = None
+    shared: int = 1
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts in the files."""
-        return sum(part.nbytes for part in self.parts.values())
+        """Bytes of all parts in the files, or its share of them."""
+        return sum(part.nbytes for part in self.parts.values()) // self.shared
 
 
 @dataclass(frozen=True, slots=True)

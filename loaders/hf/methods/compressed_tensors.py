@@ -1,7 +1,8 @@
 """compressed-tensors: what llm-compressor writes.
 
-Packed integers of 2 to 8 bits, W8A8 in int8, and FP8. The config has groups of schemes with rules
-of which modules belong to each; formats of other number systems and transforms are refused.
+Packed integers of 2 to 8 bits, 4-bit floats, W8A8 in int8, and FP8. The config has groups of
+schemes with rules of which modules belong to each; transforms and other number systems are
+refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .base import FolderTensors, Method, QuantizedModule, Read
 from .checks import FLOAT_NAMES
 from .ct_rules import Rules, classes_of, texts
 from .ct_scheme import TensorScheme, WeightScheme, groups_of, preset, read_scheme
+from .fp4 import COMPRESSED_TENSORS, find_pairs, load_pairs
 from .packed import find_packed, load_packed
 from .scaled import find_scaled, load_scaled
 from .scales import with_kv_scales
@@ -25,16 +27,18 @@ from .scales import with_kv_scales
 if TYPE_CHECKING:
     from ....kernels.formats.canonical import Weight
 
-# Label of the stored form -> whether integers are packed; None: either.
-_LAYOUTS: dict[str, bool | None] = {
+# Label of the stored form -> how its weights are stored; None: in any way.
+_LAYOUTS: dict[str, str | None] = {
     "": None,
     "dense": None,
     "fakequant": None,
     "mixed-precision": None,
-    "pack-quantized": True,
-    "int-quantized": False,
-    "float-quantized": False,
-    "naive-quantized": False,
+    "pack-quantized": "packed",
+    "nvfp4-pack-quantized": "in pairs",
+    "mxfp4-pack-quantized": "in pairs",
+    "int-quantized": "one number each",
+    "float-quantized": "one number each",
+    "naive-quantized": "one number each",
 }
 _STATES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
 _CONVERT = "quantize again without it, for example with llm-compressor's W4A16, W8A8 or FP8"
@@ -107,6 +111,8 @@ class CompressedTensors(Method):
         if module.module not in self._found:
             return read(module.parts["weight"]).clone()
         scheme, seen = self._found[module.module]
+        if seen.fp4:
+            return load_pairs(self._where, module, COMPRESSED_TENSORS, read)
         if "weight_packed" in module.parts:
             return load_packed(self._where, module, scheme, seen, read, self._report)
         return load_scaled(self._where, module, scheme, seen, read)
@@ -125,14 +131,19 @@ class CompressedTensors(Method):
                 self._check_dense(module, stored)
             return None
         scheme = self._scheme(module, packed or weight)
-        if _LAYOUTS[scheme.layout] not in (None, packed is not None):
+        how = "one number each" if packed is None else "packed"
+        if packed is not None and packed.dtype == "U8":
+            how = "in pairs"
+        if _LAYOUTS[scheme.layout] not in (None, how):
             self._report.warn(
                 f"{self._place}: group {scheme.name} is labelled {scheme.layout}, but its weights "
-                f"are stored {'packed' if packed else 'one number each'}; the tensors are followed"
+                f"are stored {how}; the tensors are followed"
             )
         if packed is not None:
-            _refuse_other_numbers(self._where, packed)
-            item, seen = find_packed(self._where, module, shape, scheme, tensors, self._report)
+            if how == "in pairs" or (scheme.weights is not None and scheme.weights.fp4):
+                item, seen = self._pairs(module, shape, scheme, packed, stored)
+            else:
+                item, seen = find_packed(self._where, module, shape, scheme, tensors, self._report)
         else:
             item, seen = find_scaled(self._where, module, shape, scheme, stored, self._report)
         if scheme.inputs is not None and module.endswith("embed_tokens"):
@@ -141,6 +152,32 @@ class CompressedTensors(Method):
             )
         self._found[module] = scheme, seen
         return item
+
+    def _pairs(
+        self,
+        module: str,
+        shape: tuple[int, int],
+        scheme: TensorScheme,
+        packed: StoredTensor,
+        stored: Mapping[str, StoredTensor],
+    ) -> tuple[QuantizedModule, WeightScheme]:
+        """A module of 4-bit floats, in pairs where integers have words, and its weights' scheme."""
+        weights = scheme.weights
+        if weights is None or not weights.fp4:
+            raise CheckpointError(
+                f"{self._where}: tensor {packed.name} is U8, as 4-bit floats are stored, but group "
+                f"{scheme.name} of the config says {weights.label if weights else 'no'} weights",
+                hint="the config and the weights belong to different models",
+            )
+        if scheme.inputs is not None:
+            raise UnsupportedModelError(
+                f"{self._place}: group {scheme.name} rounds inputs to {scheme.inputs.label} for "
+                "weights of 4-bit floats; supported are inputs in 16 bits, 4-bit floats, and "
+                "groups of 8-bit ones",
+            )
+        names = COMPRESSED_TENSORS
+        item = find_pairs(self._where, module, shape, weights.group_size, names, stored)
+        return item, weights
 
     def _scheme(self, module: str, tensor: StoredTensor | None) -> TensorScheme:
         """The scheme of a module that is stored quantized."""
@@ -210,15 +247,5 @@ def _refuse_transforms(fields: Fields) -> None:
         raise UnsupportedModelError(
             f"{fields.name('sparsity_config.format')} is {shown(form)}: sparse weights are not "
             "supported",
-            hint=_CONVERT,
-        )
-
-
-def _refuse_other_numbers(where: str, packed: StoredTensor) -> None:
-    """Refuse packed 4-bit floats, which have bytes where integers have words."""
-    if packed.dtype == "U8":
-        raise UnsupportedModelError(
-            f"{where}: tensor {packed.name} is U8, as NVFP4 and MXFP4 are stored; supported are "
-            f"integers packed in I32",
             hint=_CONVERT,
         )

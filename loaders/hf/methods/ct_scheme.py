@@ -15,6 +15,7 @@ from halfbyte.errors import UnsupportedModelError
 
 from ...files.fields import Fields, shown
 from ...model.report import LoadReport
+from .fp4 import GROUPS
 
 NumberKind = Literal["int", "float"]
 Strategy = Literal["tensor", "channel", "group", "block"]
@@ -23,6 +24,12 @@ INPUTS_KEPT = (
     "inputs stay in 16 or 32 bits where the recipe rounds groups of columns of each token to 8: "
     "this is more accurate"
 )
+INPUTS_OVER_FP4 = (
+    "inputs stay in 16 or 32 bits where the recipe rounds them to 4-bit floats: "
+    "this is more accurate"
+)
+FP4_GROUPS = {"tensor_group": 16, "group": 32}
+"""How scales of 4-bit floats are shared -> columns of a group: NVFP4, and MXFP4."""
 _MAX_GROUP = 1 << 20
 _KEYS = {"num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic"}
 _KEYS |= {"actorder", "scale_dtype", "zp_dtype", "observer", "observer_kwargs"}
@@ -34,7 +41,7 @@ class WeightScheme:
 
     Attributes:
         bits: of one code.
-        kind: ``int``, or ``float`` (e4m3).
+        kind: ``int``, or ``float`` (e4m3; of 4 bits e2m1).
         symmetric: no zero points.
         strategy: what shares a scale: the tensor, a row, a group of columns, a block.
         group_size: columns of a group, or 0.
@@ -51,8 +58,15 @@ class WeightScheme:
     act_order: bool = False
 
     @property
+    def fp4(self) -> bool:
+        """Codes are floats of 4 bits, of which groups tell the format: see ``fp4.py``."""
+        return self.kind == "float" and self.bits == 4
+
+    @property
     def label(self) -> str:
         """Short form for people, such as ``4-bit g128 sym``."""
+        if self.fp4:
+            return GROUPS[self.group_size]
         unit: str = self.strategy
         if unit == "group":
             unit = f"g{self.group_size}"
@@ -147,16 +161,17 @@ def read_weights(fields: Fields) -> WeightScheme:
     """QuantizationArgs of weights. Raises CheckpointError or UnsupportedModelError by key."""
     _check_keys(fields)
     kind, bits = _kind(fields), fields.integer("num_bits", 1, 64, 8)
-    if bits != 8 if kind == "float" else not 2 <= bits <= 8:
+    if bits not in (4, 8) if kind == "float" else not 2 <= bits <= 8:
         raise UnsupportedModelError(
             f"{fields.name('num_bits')} is {bits} for {kind} weights; supported are "
-            f"{'8' if kind == 'float' else '2 to 8'}",
-            hint="4-bit floats (NVFP4, MXFP4) are not implemented" if kind == "float" else "",
+            f"{'4 and 8' if kind == 'float' else '2 to 8'}"
         )
     if fields.values.get("dynamic"):
         raise fields.error("dynamic", fields.values["dynamic"], "false for weights")
     size = fields.integer("group_size", -1, _MAX_GROUP, 0)
     strategy = _strategy(fields, size)
+    if (kind, bits) == ("float", 4):
+        return _fp4_weights(fields, strategy, size)
     if strategy not in ("tensor", "channel", "group", "block"):
         raise UnsupportedModelError(
             f"{fields.name('strategy')} is {shown(strategy)}; supported for weights are tensor, "
@@ -181,17 +196,32 @@ def read_weights(fields: Fields) -> WeightScheme:
     )
 
 
+def _fp4_weights(fields: Fields, strategy: str, size: int) -> WeightScheme:
+    """NVFP4 or MXFP4. Raises UnsupportedModelError for other groups, and zero points."""
+    if FP4_GROUPS.get(strategy) != size:
+        raise UnsupportedModelError(
+            f"{fields.name('strategy')} is {shown(strategy)} with group_size {size} for 4-bit "
+            "floats; supported are tensor_group with 16 (NVFP4) and group with 32 (MXFP4)"
+        )
+    if not fields.flag("symmetric", True):
+        raise fields.error("symmetric", False, "true for float weights")
+    return WeightScheme(4, "float", strategy="group", group_size=size)
+
+
 def read_inputs(fields: Fields, report: LoadReport) -> InputScheme | None:
     """QuantizationArgs of inputs; None when they are not rounded.
 
-    Scales for groups of columns of each token keep the inputs in 16 bits, which is more accurate
-    and is reported. Raises CheckpointError or UnsupportedModelError by key.
+    Scales for groups of columns of each token keep the inputs in 16 bits, and so do 4-bit floats,
+    which is more accurate and is reported. Raises CheckpointError or UnsupportedModelError by key.
     """
     _check_keys(fields)
     kind, bits = _kind(fields), fields.integer("num_bits", 1, 64, 8)
+    if (kind, bits) == ("float", 4):
+        report.decide(INPUTS_OVER_FP4)
+        return None
     if bits != 8:
         raise UnsupportedModelError(
-            f"{fields.name('num_bits')} is {bits}; supported are inputs of 8 bits"
+            f"{fields.name('num_bits')} is {bits}; supported are inputs of 8 bits, and 4-bit floats"
         )
     symmetric = fields.flag("symmetric", True)
     if kind == "float" and not symmetric:
@@ -221,6 +251,7 @@ def preset(name: str, fields: Fields, layout: str, report: LoadReport) -> Tensor
     """
     upper = name.upper()
     token8, token_fp8 = InputScheme("int"), InputScheme("float", top=448.0)
+    nvfp4, mxfp4 = (WeightScheme(4, "float", True, "group", size) for size in GROUPS)
     known: dict[str, TensorScheme] = {
         "UNQUANTIZED": TensorScheme(name, None),
         "W4A16_ASYM": TensorScheme(name, WeightScheme(4, "int", False, "group", 128)),
@@ -237,9 +268,15 @@ def preset(name: str, fields: Fields, layout: str, report: LoadReport) -> Tensor
         "FP8_BLOCK": TensorScheme(
             name, WeightScheme(8, "float", strategy="block", block=(128, 128))
         ),
+        "NVFP4A16": TensorScheme(name, nvfp4),
+        "NVFP4": TensorScheme(name, nvfp4),
+        "MXFP4A16": TensorScheme(name, mxfp4),
+        "MXFP4": TensorScheme(name, mxfp4),
     }
     if upper == "FP8_BLOCK":
         report.decide(INPUTS_KEPT)
+    if upper in ("NVFP4", "MXFP4"):
+        report.decide(INPUTS_OVER_FP4)
     if upper in known:
         return known[upper]
     plain = re.fullmatch(r"W([2-8])A(8|16)", upper)

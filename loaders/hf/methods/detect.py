@@ -20,7 +20,7 @@ _SIDE_FILES = {
     "hf_quant_config.json": "modelopt",
 }
 # Other spellings of a method's name.
-_ALIASES = {"intel/auto-round": "auto-round"}
+_ALIASES = {"intel/auto-round": "auto-round", "modelopt_fp4": "modelopt"}
 # Endings of tensor names that only quantized checkpoints have -> what writes them.
 _ENDINGS = {
     ".qweight": "gptq or awq",
@@ -31,6 +31,7 @@ _ENDINGS = {
     ".SCB": "bitsandbytes 8 bit",
     ".weight.absmax": "bitsandbytes 4 bit",
     ".W_q": "hqq",
+    "_blocks": "mxfp4",
 }
 
 # Keys that say the same -> words for their value; for a bool, those of true | those of false.

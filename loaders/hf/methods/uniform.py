@@ -1,4 +1,4 @@
-"""Folders in which one scheme of scaled int8 or FP8 weights holds for every quantized module."""
+"""Folders in which one scheme of int8, FP8 or FP4 weights holds for every quantized module."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from halfbyte.errors import UnsupportedModelError
 from ...model.report import LoadReport
 from .base import FolderTensors, Method, QuantizedModule, Read
 from .ct_scheme import TensorScheme, WeightScheme
+from .fp4 import MODELOPT, find_pairs, load_pairs
 from .scaled import _DTYPES, find_scaled, load_scaled
 from .scales import with_kv_scales
 
@@ -56,6 +57,11 @@ class UniformMethod(Method):
         weight = stored.get(f"{module}.weight")
         if weight is None:
             return None
+        weights = self._scheme.weights
+        if weight.dtype == "U8" and weights is not None and weights.fp4:
+            self._found[module] = weights
+            self._warn_excluded(module)
+            return find_pairs(self._where, module, shape, weights.group_size, MODELOPT, stored)
         if weight.dtype == "U8":
             raise UnsupportedModelError(
                 f"{self._where}: tensor {weight.name} is U8, as 4-bit weights are stored; "
@@ -73,16 +79,21 @@ class UniformMethod(Method):
             self._report,
             suffixes[0] if suffixes else self._scale_names[0],
         )
+        self._warn_excluded(module)
+        return item
+
+    def _warn_excluded(self, module: str) -> None:
         if self._excluded(module):
             self._report.warn(
                 f"{module} is stored quantized although {self._place} excludes it; the "
                 "tensors are followed"
             )
-        return item
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The weight [N, K] in memory of its own; raises CheckpointError for impossible values."""
         seen = self._found.get(module.module)
         if seen is None:
             return read(module.parts["weight"]).clone()
+        if seen.fp4:
+            return load_pairs(self._where, module, MODELOPT, read)
         return load_scaled(self._where, module, self._scheme, seen, read)

@@ -9,7 +9,8 @@ from halfbyte.errors import KernelInputError
 from halfbyte.kernels.codebook import codebook_linear, dequantize, pack_codebook
 from halfbyte.kernels.codebook import reference as ref
 from halfbyte.kernels.codebook.layout import unpack_codebook
-from halfbyte.kernels.formats.code_tables import FP4, NF4
+from halfbyte.kernels.formats.code_tables import E2M1, FP4, NF4
+from halfbyte.kernels.fragments import config
 from halfbyte.kernels.w8a16.reference import linear
 
 HALF = (torch.float16, torch.bfloat16)
@@ -53,6 +54,84 @@ def test_product(rng, space, dtype, m, n, k, block, table):
     # Below the smallest normal number the distance of numbers is the same everywhere.
     bound = limits.eps * (1.01 * w.abs() + limits.smallest_normal)
     assert ((dense.double() - w).abs() <= bound).all()
+
+
+def byte_case(rng, kind, n, k, group):
+    """(codes [N, K], scales of one byte, factors or None, what they mean in float64)."""
+    codes = torch.randint(0, 16, (n, k), generator=rng, dtype=torch.uint8)
+    shape, factors = (n, -(-k // group)), None
+    if kind == torch.float8_e8m0fnu:
+        raw = torch.randint(100, 134, shape, generator=rng, dtype=torch.uint8)
+        raw[0, 0] = 0  # subnormal
+        scales = torch.exp2(raw.double() - 127)
+    else:
+        raw = torch.randint(0, 127, shape, generator=rng, dtype=torch.uint8)
+        factors = torch.rand(n, generator=rng) * 1e-2 + 1e-3
+        scales = raw.view(kind).double() * factors.double()[:, None]
+    w = torch.tensor(E2M1, dtype=torch.float64)[codes.long()]
+    return codes, raw.view(kind), factors, w * scales.repeat_interleave(group, 1)[:, :k]
+
+
+MX, NV = torch.float8_e8m0fnu, torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("kind", [MX, NV], ids=["e8m0", "e4m3"])
+def test_products_with_scales_of_a_byte(rng, space, kind, group, dtype):
+    """Drawn shapes: ragged rows, K that ends inside of a word of scales, of a slice, of a group."""
+    for _ in range(3):
+        n, k, m = (int(torch.randint(1, top, (), generator=rng)) for top in (150, 700, 40))
+        codes, scales, factors, w = byte_case(rng, kind, n, k, group)
+        packed = pack_codebook(codes, scales, E2M1, block=group, factors=factors)
+        assert torch.equal(unpack_codebook(packed), codes)
+        x = torch.randn(m, k, generator=rng).to(dtype)
+        bias = torch.randn(n, generator=rng).to(dtype)
+        for exact in (False, True):
+            y = codebook_linear(x, packed, bias=bias, exact=exact, workspace=space)
+            check(y, x, w, linear(x, w, bias))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_exponents_beyond_float16_scale_sums(rng, space, dtype, monkeypatch):
+    """Weights that float16 rounds to 0, or cannot hold, at numbers of rows that go dense."""
+    codes, scales, _, _ = byte_case(rng, MX, 70, 256, 32)
+    raw = scales.view(torch.uint8)
+    raw[:35], raw[35:] = 96, 146  # 2**-31, 2**19
+    w = torch.tensor(E2M1, dtype=torch.float64)[codes.long()]
+    w *= torch.exp2(raw.double() - 127).repeat_interleave(32, 1)
+    x = torch.randn(40, 256, generator=rng).to(dtype)
+    x[:, :] *= torch.tensor(2.0**-16)
+    packed = pack_codebook(codes, scales, E2M1, block=32)
+    monkeypatch.setattr(config, "crossover", lambda arch: 8)
+    y = codebook_linear(x, packed, workspace=space)
+    want = x.double() @ w.T
+    # Small ones are subnormal in float16.
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    error = (y.double() - want).abs()
+    sizes = x.double().abs() @ w.abs().T
+    assert (error <= 2 * torch.finfo(dtype).eps * sizes + least).all()
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize(("kind", "group"), [(MX, 32), (NV, 16)], ids=["mxfp4", "nvfp4"])
+def test_scales_of_a_byte_take_a_byte(rng, kind, group):
+    n, k = 128, 4096
+    codes, scales, factors, _ = byte_case(rng, kind, n, k, group)
+    packed = pack_codebook(codes, scales, E2M1, block=group, factors=factors)
+    # Each row has the scales of one slice more, which are read ahead.
+    spare, own = 128 // group, 4 * (factors is not None)
+    assert packed.nbytes == n * (k // 2 + k // group + spare + own) + 4 * 16
+
+
+def test_bytes_that_do_not_fit_are_refused(rng):
+    codes, scales, factors, _ = byte_case(rng, NV, 4, 64, 16)
+    with pytest.raises(KernelInputError, match="groups of 64 with scales of e4m3"):
+        pack_codebook(codes, scales, E2M1, block=64, factors=factors)
+    with pytest.raises(KernelInputError, match=r"scales have shape \(4, 4\); expected \(4, 2\)"):
+        pack_codebook(codes, scales, E2M1, block=32, factors=factors)
+    with pytest.raises(KernelInputError, match="factors of rows are those of e4m3 scales"):
+        pack_codebook(codes, scales, E2M1, block=16)
 
 
 def test_registers_hold_the_bytes_of_the_table():

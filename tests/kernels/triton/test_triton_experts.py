@@ -16,7 +16,8 @@ from halfbyte.kernels.formats.canonical import (
     WeightFormat,
     pack_codes,
 )
-from halfbyte.kernels.formats.code_tables import NF4
+from halfbyte.kernels.formats.code_tables import E2M1, NF4
+from halfbyte.kernels.formats.compact import ByteScales
 from halfbyte.kernels.kind import MatrixSpec, ProductContext, carrier
 from halfbyte.kernels.kinds import KINDS
 
@@ -106,6 +107,8 @@ FORMATS = [
     (WeightFormat(4, 128), "w4a16", False),
     (WeightFormat(8, 32, "float"), "w8a16", False),
     (WeightFormat(4, 64, "table", NF4), "codebook", False),
+    (WeightFormat(4, 32, "table", E2M1), "codebook", False),
+    (WeightFormat(4, 16, "table", E2M1), "codebook", False),
     (WeightFormat(8, -1, act=ActivationFormat(symmetric=False)), "w8a8", False),
     (WeightFormat(8, -1, "e4m3", act=ActivationFormat("e4m3", top=448.0)), "fp8", False),
 ]
@@ -117,12 +120,17 @@ def random_weight(rng, n: int, k: int, form: WeightFormat) -> QuantizedLinear:
     if form.zero == "e4m3":
         codes = (torch.randn(n, k, generator=rng)).to(torch.float8_e4m3fn).view(torch.uint8)
     scales = (torch.rand(n, groups, generator=rng) + 0.5).half() / 64
-    zeros = None
+    zeros = compact = None
+    if form.table == E2M1:
+        kind = {32: torch.float8_e8m0fnu, 16: torch.float8_e4m3fn}[form.group_size]
+        factors = torch.rand(n, generator=rng) + 0.5 if form.group_size == 16 else None
+        compact = ByteScales(scales.float().to(kind), factors)
+        scales = compact.numbers()[0]
     if form.zero == "int":
         zeros = torch.randint(0, 1 << form.bits, (n, groups), generator=rng).float()
     elif form.zero == "float":
         zeros = (torch.randn(n, groups, generator=rng) / 16).half()
-    return QuantizedLinear("w", form, pack_codes(codes, form.bits), scales, zeros, k, None)
+    return QuantizedLinear("w", form, pack_codes(codes, form.bits), scales, zeros, k, None, compact)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -130,9 +138,10 @@ def random_weight(rng, n: int, k: int, form: WeightFormat) -> QuantizedLinear:
 def test_a_product_over_experts_is_each_experts_own(rng, form, name, gated, exact):
     """The same bits in exact mode; else sums in another order."""
     tokens, count, per_token, n, k, dtype = 11, 5, 2, 160, 256, torch.float16
-    kind = carrier(KINDS, MatrixSpec(n, k, form, gated=gated), 90).kind
+    weights = [random_weight(rng, n, k, form) for _ in range(count)]
+    kind = carrier(KINDS, MatrixSpec.of(weights[0], gated), 90).kind
     assert kind.name == name
-    packed = [kind.pack(random_weight(rng, n, k, form), dtype, CPU, gated) for _ in range(count)]
+    packed = [kind.pack(weight, dtype, CPU, gated) for weight in weights]
     bias = torch.randn(count, n, generator=rng).to(dtype)
     context = ProductContext(Workspace(CPU), exact)
     stacked = kind.stack(packed)

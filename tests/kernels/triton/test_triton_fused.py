@@ -1,4 +1,4 @@
-"""Norms, embedding, RoPE with KV write, gated activations and the gather against float64."""
+"""Norms, embedding, RoPE with KV write and gated activations against float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels.device.input_rounding import InputRounding, rule_of
 from halfbyte.kernels.formats.activations import quantize_activations, quantize_kv
-from halfbyte.kernels.fused import embed_norm, gated_mul, gather_step, rms_norm, rope_write_kv
+from halfbyte.kernels.fused import embed_norm, gated_mul, rms_norm, rope_write_kv
 from halfbyte.kernels.fused import reference as ref
 from halfbyte.kernels.fused.outputs import RowOutputs
 from halfbyte.kernels.reference import apply_rope
@@ -222,20 +222,6 @@ def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, quantiz
     written = (cache[:, 1] != 99).any(-1).any(2).any(1)
     assert torch.equal(written, touched)
     assert (cache[:, 0] == 99).all()
-
-
-@pytest.mark.parametrize("shift", [False, True])
-def test_gather_step(rng, shift):
-    tokens = torch.randint(0, 1000, (3, 50), generator=rng)
-    tables = torch.randperm(12, generator=rng).to(torch.int32).view(3, 4)
-    rope = torch.randn(100, 8, generator=rng)
-    rows, positions = torch.tensor([2, 0, -1, 1]), torch.tensor([40, 0, 7, -1], dtype=torch.int32)
-    shifts = torch.tensor([50, 0, 0, 0], dtype=torch.int32) if shift else None
-    ids, slots, angles = gather_step(rows, positions, tokens, tables, rope, 16, rope_shift_T=shifts)
-    assert ids.tolist() == [int(tokens[2, 40]), int(tokens[0, 0]), 0, 0]
-    assert slots.tolist() == [int(tables[2, 2]) * 16 + 8, int(tables[0, 0]) * 16, -1, -1]
-    assert torch.equal(angles[0], rope[90 if shift else 40]) and torch.equal(angles[1], rope[0])
-    assert angles[2:].tolist() == [[1.0] * 4 + [0.0] * 4] * 2
 
 
 def test_bad_inputs_are_refused_with_numbers():

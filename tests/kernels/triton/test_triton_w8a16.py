@@ -171,7 +171,17 @@ def test_configurations_follow_the_rules():
     for arch in (0, 80, 89, 90, 120):
         exact = [
             config.choose(
-                arch, m, 2, 4096, 64, 132, exact=True, offset=True, partials=1 << 23, counters=8192
+                arch,
+                m,
+                2,
+                4096,
+                64,
+                132,
+                exact=True,
+                narrow=True,
+                dense=True,
+                partials=1 << 23,
+                counters=8192,
             )
             for m in (1, 7, 16, 100, 5000)
         ]
@@ -185,19 +195,20 @@ def test_configurations_follow_the_rules():
                 64,
                 132,
                 exact=False,
-                offset=False,
+                narrow=False,
+                dense=True,
                 partials=1 << 23,
                 counters=8192,
             )
             assert not c.dense and (c.bm >= m or c.bm == 64)
     assert config.choose(
-        90, 4096, 2, 4096, 64, 132, exact=False, offset=False, partials=1, counters=1
+        90, 4096, 2, 4096, 64, 132, exact=False, narrow=False, dense=True, partials=1, counters=1
     ).dense
     limits = {"exact": False, "offset": True, "partials": 1 << 23, "counters": 8192}
     assert config.choose(90, 64, 2, 4096, 64, 132, **limits).bm == 32
     assert (
         config.choose(
-            90, 1, 2, 128, 64, 132, exact=False, offset=False, partials=10, counters=1
+            90, 1, 2, 128, 64, 132, exact=False, narrow=False, dense=True, partials=10, counters=1
         ).splits
         == 1
     )

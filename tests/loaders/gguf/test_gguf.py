@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from loader_gguf_files import (
+    I8_TYPE,
     TINY_TENSORS,
     U32,
     kv,
@@ -208,14 +209,12 @@ def test_extra_tensors_of_the_model_are_refused_and_others_reported(tmp_path):
 
 
 def test_unsupported_types_are_found_at_open(tmp_path):
-    data = tiny_gguf()
-    at = data.index(b"blk.0.attn_v.weight") + len("blk.0.attn_v.weight") + 4 + 16
-    mxfp4 = data[:at] + (39).to_bytes(4, "little") + data[at + 4 :]  # blocks of 32 as well
-    path = write(tmp_path / "m.gguf", mxfp4)
+    tensors = dict(TINY_TENSORS) | {"blk.0.attn_v.weight": ((32, 16), I8_TYPE)}
+    path = write(tmp_path / "m.gguf", tiny_gguf(tensors=tensors))
     refuses(
         lambda: GGUFCheckpoint(path),
         UnsupportedModelError,
-        r"tensor blk\.0\.attn_v\.weight has type MXFP4; supported are F32",
+        r"tensor blk\.0\.attn_v\.weight has type I8; supported are F32",
     )
 
 

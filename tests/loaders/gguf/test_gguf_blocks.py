@@ -12,6 +12,7 @@ from gguf.quants import dequantize
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.kernels.formats.canonical import QuantizedLinear, unpack_codes
+from halfbyte.kernels.formats.compact import ByteScales
 from halfbyte.loaders.gguf.blocks import convert_tensor
 from halfbyte.loaders.gguf.types import BLOCK_TYPES, DENSE_TYPES, QUANTIZED_TYPES
 
@@ -30,7 +31,11 @@ HALVES = {
     "Q6_K": (208,),
     "IQ4_NL": (0,),
     "IQ4_XS": (0,),
+    "MXFP4": (),
+    "NVFP4": (),
 }
+# Scales of one byte at the start of a block, and the least byte that is not a number of the format.
+BYTES = {"MXFP4": (1, 0xFF), "NVFP4": (4, 0x7F)}
 EXPECTED = {  # bits, group, zero kind, scale dtype
     "Q4_0": (4, 32, "none", torch.float16),
     "Q4_1": (4, 32, "float", torch.float16),
@@ -44,6 +49,8 @@ EXPECTED = {  # bits, group, zero kind, scale dtype
     "Q6_K": (6, 16, "none", torch.float32),
     "IQ4_NL": (4, 32, "table", torch.float16),
     "IQ4_XS": (4, 32, "table", torch.float32),
+    "MXFP4": (4, 32, "table", torch.float32),
+    "NVFP4": (4, 16, "table", torch.float32),
 }
 
 
@@ -60,6 +67,8 @@ def random_blocks(name: str, rows: int, blocks: int, rng: np.random.Generator) -
         half = rng.integers(0, 1 << 16, (rows, blocks), dtype=np.uint16)
         half = np.where((half & 0x7C00) == 0x7C00, half & 0x83FF, half)  # no NaN, no infinity
         raw[..., at : at + 2] = half.astype("<u2")[..., None].view(np.uint8)
+    count, bad = BYTES.get(name, (0, 1))
+    raw[..., :count] %= bad
     return raw
 
 
@@ -90,7 +99,9 @@ def test_canonical_form(name):
     bits, group, zero, dtype = EXPECTED[name]
     assert (weight.format.bits, weight.format.group_size) == (bits, group)
     assert (weight.format.zero, weight.format.act) == (zero, None)
-    assert weight.format.table == (gguf.quants.IQ4_NL.kvalues if zero == "table" else ())
+    doubled = tuple(value / 2 for value in gguf.quants.MXFP4.kvalues)
+    table = doubled if name in BYTES else gguf.quants.IQ4_NL.kvalues
+    assert weight.format.table == (table if zero == "table" else ())
     assert weight.shape == (rows, k)
     assert weight.codes.dtype == torch.uint8
     assert weight.codes.shape == (rows, k * bits // 8)
@@ -167,6 +178,42 @@ def test_scales_that_are_not_finite_are_refused(name, value):
             convert_tensor("blk.weight", TYPES[name], shape, flat)
         assert re.search(rf"tensor blk\.weight \({name}\): .* of row 2, group ", str(caught.value))
         assert "not finite" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name,byte,says",
+    [
+        ("MXFP4", 0xFF, "scale of row 2, group 1 is nan, and 1 of 12 are not finite"),
+        ("NVFP4", 0x7F, "scale of row 2, group 7 is nan, and 1 of 48 are not finite"),
+        ("NVFP4", 0x85, "scale of row 2, group 7 is the byte 0x85; expected at most 0x7E"),
+        ("NVFP4", 0xFF, "scale of row 2, group 7 is the byte 0xFF; expected at most 0x7E"),
+    ],
+)
+def test_bytes_that_are_no_scales_are_refused(name, byte, says):
+    raw = random_blocks(name, 4, 3, fresh_rng())
+    raw[2, 1, BYTES[name][0] - 1] = byte
+    shape = (4, 3 * TYPES[name].elements)
+    with pytest.raises(CheckpointError, match=re.escape(f"tensor blk.weight ({name}): {says}")):
+        convert_tensor("blk.weight", TYPES[name], shape, torch.from_numpy(raw).view(-1))
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("name", BYTES)
+def test_scales_of_a_byte_are_kept(name):
+    rng = fresh_rng()
+    raw, factor = random_blocks(name, 5, 4, rng), float(np.float32(rng.random() + 0.1))
+    shape = (5, 4 * TYPES[name].elements)
+    weight = convert_tensor("w", TYPES[name], shape, torch.from_numpy(raw).view(-1), factor)
+    assert isinstance(weight, QuantizedLinear) and isinstance(weight.compact, ByteScales)
+    kept = weight.compact.scales.view(torch.uint8).numpy()
+    assert np.array_equal(kept, raw[..., : BYTES[name][0]].reshape(5, -1))
+    assert weight.compact.form == TYPES[name].compact
+    assert torch.equal(weight.compact.numbers()[0], weight.scales)
+    bare = convert_tensor("w", TYPES[name], shape, torch.from_numpy(raw).view(-1))
+    assert isinstance(bare, QuantizedLinear)
+    # Only NVFP4 files have a factor beside a tensor; it multiplies its scales.
+    times = factor if name == "NVFP4" else 1.0
+    assert torch.equal(weight.scales, bare.scales * times)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])

@@ -237,7 +237,7 @@ def _any_block(name, rows, seed) -> None:
         weight = convert_tensor("w", kind, (rows, kind.elements), raw)
     except CheckpointError as error:
         assert f"tensor w ({name})" in str(error)
-        assert "not finite" in str(error)
+        assert "not finite" in str(error) or "which has no sign" in str(error)
         return
     assert isinstance(weight, QuantizedLinear)
     assert bool(torch.isfinite(weight.dequantize()).all())

@@ -76,6 +76,34 @@ def test_weights_of_the_librarys_own_compressors(tmp_path, label, weights):
     assert torch.equal(linear.dequantize(), want)
 
 
+@pytest.mark.parametrize("name", ["NVFP4A16", "MXFP4A16"])
+def test_4_bit_floats_of_the_librarys_own_compressors(tmp_path, name):
+    """Its decompressor rounds to bfloat16 at the end; the steps before are in float32."""
+    peer = pytest.importorskip("compressed_tensors.compressors.base")
+    args = pytest.importorskip("compressed_tensors.quantization")
+    utils = pytest.importorskip("compressed_tensors.quantization.utils")
+    scheme = args.preset_name_to_scheme(name, ["Linear"])
+    n, k = 24, 192
+    w_NK = torch.randn(n, k)
+    parts = w_NK.view(n, -1, scheme.weights.group_size)
+    low, high = parts.amin(2), parts.amax(2)
+    given = {}
+    if name == "NVFP4A16":
+        given = {"global_scale": utils.generate_gparam(w_NK.min(), w_NK.max())}
+    scale, _ = utils.calculate_qparams(low, high, scheme.weights, **given)
+    label = f"{name[:5].lower()}-pack-quantized"
+    compressor = peer.BaseCompressor.get_value_from_registry(label)
+    state = {"weight": w_NK, "weight_scale": scale}
+    state |= {f"weight_{key}": value for key, value in given.items()}
+    stored = compressor.compress(state, scheme)
+    want = compressor.decompress(dict(stored), scheme)["weight"]
+    assert want.dtype == torch.bfloat16
+    unit = {"strategy": str(scheme.weights.strategy), "group_size": scheme.weights.group_size}
+    config = ct_config({"num_bits": 4, "type": "float"} | unit, format=label)
+    linear = quantized(llama_folder(tmp_path / "m", (n, k), stored, config))
+    assert torch.equal(linear.dequantize(torch.bfloat16), want)
+
+
 RULES = ["Linear", "Embedding", "Module", "linear", "lm_head", "re:lm_head", "re:.*"]
 RULES += ["re:.*q_proj", "re:model.layers.[01].*", r"re:.*mlp\..*", "re:(?!.*mlp).*"]
 RULES += ["model.layers.0.mlp.up_proj", r"re:^model\.layers\.(0|2)\.mlp\.(up|down)_proj$"]

@@ -242,7 +242,7 @@ def test_static_inputs(tmp_path, extra, symmetric, part):
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "2:4": ({}, {"format": "marlin-24"}, "format is 'marlin-24'; supported are dense"),
-    "NVFP4": ({}, {"format": "nvfp4-pack-quantized"}, "format is 'nvfp4-pack-quantized'"),
+    "MXFP8": ({}, {"format": "mxfp8-quantized"}, "format is 'mxfp8-quantized'; supported are"),
     "sparsity": (
         {},
         {"sparsity_config": {"format": "sparse-24-bitmask"}},
@@ -256,7 +256,12 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "outputs": ({}, {"output_activations": STATIC}, "output_activations is set"),
     "unknown key of a group": ({}, {"surprise": 1}, "group_0.surprise is 1: this key is not"),
     "unknown key of weights": ({"rotate": True}, {}, "weights.rotate is True: this key is not"),
-    "FP4": ({"num_bits": 4, "type": "float"}, {}, "num_bits is 4 for float weights"),
+    "FP6": ({"num_bits": 6, "type": "float"}, {}, "num_bits is 6 for float weights"),
+    "groups of FP4": (
+        {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 16},
+        {},
+        "strategy is 'group' with group_size 16 for 4-bit floats; supported are tensor_group with",
+    ),
     "1 bit": ({"num_bits": 1}, {}, "num_bits is 1 for int weights; supported are 2 to 8"),
     "16 bits": ({"num_bits": 16}, {}, "num_bits is 16 for int weights; supported are 2 to 8"),
     "strategy": ({"strategy": "attn_head"}, {}, "strategy is 'attn_head'; supported for weights"),
@@ -273,7 +278,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "input_activations.strategy is 'channel'",
     ),
     "local": ({}, {"input_activations": TOKEN | {"dynamic": "local"}}, "dynamic is 'local'"),
-    "preset": ({}, {"config_groups": {"NVFP4": ["Linear"]}}, "NVFP4 is a preset that is not"),
+    "preset": ({}, {"config_groups": {"MXFP8": ["Linear"]}}, "MXFP8 is a preset that is not"),
     "inputs alone": (
         {},
         {"config_groups": {"g": {"targets": ["Linear"], "input_activations": TOKEN}}},
@@ -337,8 +342,8 @@ def test_damaged_configs(tmp_path, case):
         (
             {"weight_packed": torch.zeros(N, K // 2, dtype=torch.uint8)},
             PACKED,
-            UnsupportedModelError,
-            "weight_packed is U8, as NVFP4 and MXFP4 are stored",
+            CheckpointError,
+            "weight_packed is U8, as 4-bit floats are stored, but group group_0 of the config says",
         ),
     ],
 )

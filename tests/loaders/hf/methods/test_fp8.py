@@ -120,7 +120,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "modelopt AWQ": (
         {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
-        "quant_algo is 'W4A16_AWQ'; supported from ModelOpt is FP8",
+        "quant_algo is 'W4A16_AWQ'; supported from ModelOpt are FP8, NVFP4",
     ),
     "modelopt int8": (
         {"quant_method": "modelopt", "quant_algo": "W8A8_SQ_PER_CHANNEL"},
