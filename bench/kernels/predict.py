@@ -21,7 +21,9 @@ from halfbyte.errors import ConfigError
 from ...kernels.attention.config import LEAST_KEY_CHUNK, decode_tile, split_count
 from ...kernels.codegen.clocks import L2_CLOCKS
 from ...kernels.codegen.targets import target
+from ...kernels.device.dependent import dependent_launch
 from ...kernels.device.gpus import Gpu
+from ...kernels.device.parts import JOINED_PARTS, joined_rows
 from ...kernels.fused.config import head_tile
 from ...kernels.kind import Conditions, MatrixSpec, carrier
 from ...kernels.kinds import KINDS
@@ -36,7 +38,8 @@ PREDICTED_ROWS = (1, 8, 32, 128)
 # Llama-3-8B, whose step is predicted; its head is dense in 16 bits.
 _SIZES = AttentionSizes()
 _VOCABULARY, _WIDTH, _DEPTH = 128256, 4096, 32
-_SLICE = 128
+_SLICE, _SLICES_AHEAD = 128, 4
+_NEVER_EARLY = ("embedding", "head", "draw")
 _REGISTERS, _CTAS, _RESERVED = 65536, 32, 1024
 
 
@@ -50,7 +53,10 @@ class CardConstants:
         first_us: until the first loads from memory are there.
         last_us: the last slice, the epilogue, and stores becoming visible.
         arrive_us: memory barrier and atomic of a split that has stored its part.
-        gap_us: between two launches of a graph.
+        gap_us: between two launches of a graph, the first of which has ended.
+        wake_us: from there to the first instruction of a kernel that has started before and waits.
+        ahead_us: in which such a kernel's weights come near, if memory is idle, before it wakes.
+        join_clocks: instructions of the last arriver for one piece of a tile, its loads apart.
         host_us: between two steps, when the device waits for Python and the driver.
         port_bytes: per clock, from the second cache into one multiprocessor.
     """
@@ -61,6 +67,9 @@ class CardConstants:
     last_us: float = 0.5
     arrive_us: float = 0.65
     gap_us: float = 1.0
+    wake_us: float = 0.4
+    ahead_us: float = 0.9
+    join_clocks: float = 235.0
     host_us: float = 250.0
     port_bytes: float = 64.0
 
@@ -70,7 +79,10 @@ class CardConstants:
 
 
 CONSTANTS = {80: CardConstants(1.41), 90: CardConstants(1.755)}
-"""By compute capability. Assumed, none is measured; those of sm_80 but the clock are sm_90's."""
+"""By compute capability. Assumed, none is measured; those of sm_80 but the clock are sm_90's.
+
+``join_clocks`` was counted in the machine code. ``wake_us`` and ``ahead_us`` are the boldest.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,7 @@ class Predictor:
             )
         self.card = card
         self.assumed = CONSTANTS[card.arch]
+        self.early = dependent_launch(card.arch)
         self._target = target(f"sm_{card.arch}")
 
     def product(self, layer: Layer, rows: int, *, residual: bool = False) -> KernelPrediction:
@@ -198,10 +211,12 @@ class Predictor:
         # Rows beyond M repeat the first one, which the first cache has.
         fed = each * (_SLICE * (c["bn"] / 2 + 2 * min(rows, c["bm"])) + 4 * c["bn"])
         port = self.assumed.us(-(-ctas // self.card.sms) * fed / self.assumed.port_bytes)
+        memory -= self._ahead(ctas * min(each, _SLICES_AHEAD) * _SLICE * c["bn"] / 2)
         bound, stream = max(
             ("memory", memory), ("loop", loop), ("port", port), key=lambda term: term[1]
         )
-        terms = self._frame(stream) | self._split_end(c["bm"], c["bn"], c["splits"])
+        terms = self._frame(stream, early=self.early, near=True)
+        terms |= self._split_end(rows, c["bm"], c["bn"], c["splits"])
         note = f"{chosen.kernel} {c['bm']}x{c['bn']}, {ctas} programs"
         note += f", {c['splits']} splits of {each} slices"
         least = linear_floor(self.card, kind.name, rows, layer.n, layer.k).us
@@ -222,15 +237,23 @@ class Predictor:
         }
         launches = sum(count for count, _ in kinds.values())
         least = step_floor(self.card, batch, context, None).us
-        gaps = launches * self.assumed.gap_us
+        apart = sum(kinds[name][0] for name in _NEVER_EARLY) if self.early else launches
+        gaps = apart * self.assumed.gap_us + (launches - apart) * self.assumed.wake_us
         return StepPrediction(batch, context, least, kinds, launches, gaps, self.assumed.host_us)
 
     def _clocks(self, family: str, kernel: str, config: str) -> KernelClocks:
         return recorded_clocks(f"{family}.{kernel}", config, self._target.name)
 
-    def _frame(self, stream: float) -> dict[str, float]:
+    def _ahead(self, size: float) -> float:
+        """Microseconds of memory for ``size`` bytes that come before a product starts."""
+        return min(self.assumed.ahead_us, size / self.card.copy * 1e6) if self.early else 0.0
+
+    def _frame(self, stream: float, *, early: bool = False, near: bool = False) -> dict[str, float]:
+        """Terms of a kernel; ``near``: where it starts early, its first loads hit the cache."""
         a = self.assumed
-        return {"launch": a.launch_us, "first": a.first_us, "stream": stream, "last": a.last_us}
+        first = a.us(L2_CLOCKS) if early and near else a.first_us
+        launch = 0.0 if early else a.launch_us
+        return {"launch": launch, "first": first, "stream": stream, "last": a.last_us}
 
     def _resident(self, clocks: KernelClocks, warps: int) -> int:
         """Programs that one multiprocessor holds at once."""
@@ -248,21 +271,18 @@ class Predictor:
             left -= now
         return spent
 
-    def _split_end(self, bm: int, bn: int, splits: int) -> dict[str, float]:
-        """What a split of K adds: whole tiles of float32 are stored, and read in several rounds.
+    def _split_end(self, rows: int, bm: int, bn: int, splits: int) -> dict[str, float]:
+        """What a split of K adds: sums of the tokens there are, read piece by piece.
 
-        The compiler loads parts 0 and 1 together, then four, two and one at a time; each round
-        waits for the one before.
+        Each piece waits once for all parts that are loaded together.
         """
         if splits == 1:
             return {"arrive": 0.0, "join": 0.0}
-        rest = splits - 2
-        rounds = 1 + rest // 4 + rest % 4 // 2 + rest % 2
-        taken = splits * bm * bn * 4 / self.assumed.port_bytes
-        return {
-            "arrive": self.assumed.arrive_us,
-            "join": self.assumed.us(rounds * L2_CLOCKS + taken),
-        }
+        live = min(rows, bm)
+        rounds = -(-live // joined_rows(bm)) * -(-splits // JOINED_PARTS)
+        taken = splits * live * bn * 4 / self.assumed.port_bytes
+        clocks = rounds * (L2_CLOCKS + self.assumed.join_clocks) + taken
+        return {"arrive": self.assumed.arrive_us, "join": self.assumed.us(clocks)}
 
     def _head(self, rows: int) -> float:
         """The head at its floor."""
@@ -272,7 +292,8 @@ class Predictor:
         """A kernel without a loop, all of whose programs are there at once, or in turns."""
         turns = -(-programs // (self.card.sms * self._resident(clocks, warps)))
         a = self.assumed
-        return a.launch_us + turns * a.us(clocks.whole) + a.last_us
+        launch = 0.0 if self.early else a.launch_us
+        return launch + turns * a.us(clocks.whole) + a.last_us
 
     def _norm(self, rows: int) -> float:
         return self._straight(self._clocks("fused", "add_rms_norm", f"fp16 {_WIDTH}"), rows, 8)
@@ -285,11 +306,7 @@ class Predictor:
         return self._straight(clocks, programs, warps)
 
     def _attention(self, rows: int, context: int) -> tuple[float, Sequence[float]]:
-        """Decode of a row each, and the kernel that joins its splits where there are some.
-
-        The last page of a row is seldom full and goes through a loop of its own, whose loads wait
-        for nothing: the block's number, then keys and values.
-        """
+        """Decode of a row each, and the kernel that joins its splits where there are some."""
         a, s = self.assumed, _SIZES
         group = s.heads // s.kv_heads
         tile = decode_tile(self.card.arch, group, s.page, s.dim, 2)
@@ -302,14 +319,23 @@ class Predictor:
         ctas = rows * s.kv_heads * live
         moved, _ = attention_cost(1, context - 1, s.heads, s.kv_heads, s.dim)
         loop = a.us(self._loop(clocks, ctas, tile.num_warps))
-        tail = a.us(L2_CLOCKS) + a.first_us + loop
-        busiest = max(per * loop, (pages - (live - 1) * per - 1) * loop + tail)
-        stream = max(rows * moved / self.card.copy * 1e6, busiest)
-        time = sum(self._frame(stream).values())
+        stream = max(rows * moved / self.card.copy * 1e6, self._pages(pages, per, live, loop))
+        time = sum(self._frame(stream, early=self.early).values())
         if splits == 1:
             return time, []
         joined = self._clocks("attention", "reduce", f"g{group} d{s.dim} w4 fp16")
         return time, [self._straight(joined, rows * s.heads, 4)]
+
+    def _pages(self, pages: int, per: int, live: int, loop: float) -> float:
+        """Microseconds of the split that takes longest, with so many for a page.
+
+        Args:
+            pages: of a row.
+            per: pages of a split, less in the last one.
+            live: splits.
+            loop: of one page.
+        """
+        return min(pages, per) * loop
 
     def _draw(self, rows: int) -> float:
         """The largest logit of each row, by one program of 16 warps."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.dependent import await_previous, release_next
 from ..device.rounding import narrow
 from .tile import LOWEST, attend_page, normalized
 
@@ -96,6 +97,7 @@ def decode_kernel(
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     QUANT: tl.constexpr,
+    EARLY: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
@@ -103,6 +105,8 @@ def decode_kernel(
 
     SINGLE, which no list goes with, writes the result, without a second kernel.
     """
+    release_next(EARLY)
+    await_previous(EARLY)
     pair = tl.program_id(0)
     split = tl.program_id(1)
     token = pair // KV_HEADS
@@ -188,12 +192,15 @@ def reduce_kernel(
     LISTED: tl.constexpr,
     WINDOW: tl.constexpr,
     QUANT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Join the splits of one token and query head: grid (tokens * H,), out [T, H, E].
 
     Splits are joined TOGETHER at a time in the order of positions, and only those that hold
     pages, so the result does not depend on how many more the grid had.
     """
+    release_next(EARLY)
+    await_previous(EARLY)
     index = tl.program_id(0)
     pair = index // GROUP
     member = index % GROUP

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.dependent import dependent_launch, early_launch
 from .config import (
     EXACT_CHUNK,
     LEAST_KEY_CHUNK,
@@ -149,6 +150,7 @@ def decode_attention(
     factor, cap = _factors(scale, soft_cap)
     chunk = max(1, EXACT_CHUNK // page) if exact else 0
     least = max(1, LEAST_KEY_CHUNK // page)
+    early = dependent_launch(arch)
     decode_kernel[(count * kv_heads, splits)](
         q_THE,
         k_cache_BJSE,
@@ -184,9 +186,11 @@ def decode_attention(
         WINDOW=window > 0,
         SOFT_CAP=soft_cap > 0,
         QUANT=quantized,
+        EARLY=early,
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
         **tile.launch,
+        **early_launch(early),
     )
     if not single:
         reduce_kernel[(count * heads,)](
@@ -208,8 +212,10 @@ def decode_attention(
             LISTED=tokens_S is not None,
             WINDOW=window > 0,
             QUANT=quantized,
+            EARLY=early,
             num_warps=4,
             num_stages=2,
+            **early_launch(early),
         )
     return out
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
+from ..device.dependent import dependent_launch, early_launch
 from .config import LEAST_KEY_CHUNK, REDUCE_TOGETHER, decode_tile, next_power_of_2, prefill_tile
 from .decode_kernel import decode_kernel, reduce_kernel
 from .prefill_kernel import prefill_kernel
@@ -40,6 +41,7 @@ def _signature(dtype: str, quant: bool) -> dict[str, str]:
 
 def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
     quant, listed = flags.get("quant", False), flags.get("listed", False)
+    early = dependent_launch(arch)
     width = next_power_of_2(dim)
     tile = decode_tile(arch, group, page, width, 1 if quant else 2)
     name = " ".join(name for name, on in flags.items() if on)
@@ -53,11 +55,11 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
         | {"splits": "i32", "partial_ptr": "*fp32", "stats_ptr": "*fp32"},
         constants=_common(arch, group, page, dim, **flags)
         | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_KEY_CHUNK // page}
-        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed},
+        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed, "EARLY": early},
         divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        options={"maxnreg": tile.registers} if tile.registers else {},
+        options=({"maxnreg": tile.registers} if tile.registers else {}) | early_launch(early),
         unit=page / tile.num_warps,
     )
 
@@ -127,8 +129,10 @@ def variants(arch: int) -> Iterator[Variant]:
             "LISTED": False,
             "WINDOW": False,
             "QUANT": False,
+            "EARLY": dependent_launch(arch),
         },
         divisible=("partial_ptr", "stats_ptr", "positions_ptr", "tokens_ptr", "out_ptr"),
         num_warps=4,
         num_stages=2,
+        options=early_launch(dependent_launch(arch)),
     )

@@ -102,6 +102,10 @@ class EmulatedLaunch:
     counts: Counts
 
 
+class NeverAwaited(Exception):
+    """A launch that may start before the one before it ends has no wait for that."""
+
+
 class CountersLeft(Exception):
     """A launch ended with counters that are not zero."""
 
@@ -205,6 +209,8 @@ class Emulation:
         self, kernel: EmulatedKernel, grid: tuple[int, int, int], values: Sequence[Any]
     ) -> None:
         """Run one launch; its faults pass through."""
+        if kernel.options.get("launch_pdl") and not kernel.program.awaits:
+            raise NeverAwaited(f"{kernel.fn.__name__} never waits for the kernel before it")
         for tensor in self.scratch:
             self.poison(tensor)
         named = zip(kernel.signature.items(), values, strict=True)

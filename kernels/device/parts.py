@@ -111,6 +111,14 @@ def unit_offsets(tiles_k, BN: tl.constexpr):
 
 
 @triton.jit
+def first_lines(tiles_k, slices, BN: tl.constexpr):
+    """Offsets of the lines of 128 bytes of the first four slices, or as many as there are."""
+    f = tl.arange(0, BN // 64 * 128)
+    inside = tl.minimum(f % 128, tl.maximum(slices * 32 - 1, 0))
+    return f // 128 * (tiles_k * 2048) + inside * 64
+
+
+@triton.jit
 def unit_matrix(flat, BN: tl.constexpr):
     """Units as loaded, [BN * 32], to the matrix [BN, 32] of rows and elements.
 
@@ -182,13 +190,13 @@ def repeat_rows(x, BN: tl.constexpr):
 @triton.constexpr_function
 def joined_rows(bm: int) -> int:
     """Tokens of a tile of ``bm`` whose parts are joined at once."""
-    return max(2, bm // 4)
+    return max(4, bm // 4)
 
 
-@triton.constexpr_function
-def joined_parts(bm: int) -> int:
-    """Parts of them that are loaded before the first is added: at most 128 registers of a lane."""
-    return 16 if bm <= 8 else 8
+JOINED_PARTS = 8
+"""Parts of them that are loaded before the first is added: at most 128 registers of a lane."""
+
+_JOINED_PARTS = tl.constexpr(JOINED_PARTS)
 
 
 @triton.jit
@@ -303,7 +311,7 @@ def finish(
                 some = first + tl.arange(0, STEP)
                 ptrs = parts + (some[:, None] * BN + n)
                 wanted = (some < live)[:, None] & (n >= 0)
-                total = _join(ptrs, wanted, splits, joined_parts(BM), SIZE)
+                total = _join(ptrs, wanted, splits, _JOINED_PARTS, SIZE)
                 _put(
                     total, begin + some, tile_n, out_ptr, bias_ptr, residual_ptr, M, N, BIAS,
                     RESIDUAL, GATED,

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.dependent import dependent_launch, early_launch
 from ..device.input_rounding import InputRounding
 from .config import MAX_ROW, row_tile
 from .norm_kernel import embed_norm_kernel, norm_kernel
@@ -59,6 +61,7 @@ def rms_norm(
     if count == 0:
         return written
     block, num_warps = row_tile(width, group)
+    early = dependent_launch(runtime.arch(runtime.device_index(x_TD)))
     norm_kernel[(count,)](
         x_TD,
         residual_TD if residual_TD is not None else x_TD,
@@ -77,7 +80,9 @@ def rms_norm(
         STORE=values,
         SUMS=group > 0,
         **code_constants(rounding),
+        EARLY=early,
         num_warps=num_warps,
+        **early_launch(early),
     )
     return written
 

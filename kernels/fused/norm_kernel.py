@@ -19,6 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.dependent import await_previous, release_next
 from ..device.rounding import codes_of, narrow, row_scale
 from .row import store_sums
 
@@ -81,8 +82,11 @@ def norm_kernel(
     STATIC: tl.constexpr,
     HAS_Z: tl.constexpr,
     TOP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """ADD: ``residual += x`` in place first. PICK: program i takes row ``rows[i]``."""
+    release_next(EARLY)
+    await_previous(EARLY)
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(rows_ptr + row).to(tl.int64) if PICK else row
     columns = tl.arange(0, BLOCK)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.dependent import dependent_launch, early_launch
 from ..device.paged import check_cache, check_scale
 from .config import head_tile, next_power_of_2
 from .outputs import FLOATS
@@ -90,6 +92,7 @@ def rope_write_kv(
     every = heads + 2 * kv_heads
     count, num_warps = head_tile(every, next_power_of_2(half))
     rest = dim - 2 * half
+    early = dependent_launch(runtime.arch(runtime.device_index(qkv_TC)))
     rope_kernel[(tokens, -(-every // count))](
         qkv_TC,
         rope_TF2,
@@ -115,6 +118,8 @@ def rope_write_kv(
         REST_TILE=next_power_of_2(rest) if rest else 0,
         NORM=q_norm_E is not None,
         QUANT=quantized,
+        EARLY=early,
         num_warps=num_warps,
+        **early_launch(early),
     )
     return out

@@ -21,6 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.dependent import await_previous, release_next
 from ..device.rounding import int8_codes, narrow, scale_of
 
 
@@ -74,8 +75,11 @@ def rope_kernel(
     REST_TILE: tl.constexpr,
     NORM: tl.constexpr,
     QUANT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """HEADS heads of one token; see the module."""
+    release_next(EARLY)
+    await_previous(EARLY)
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     ALL: tl.constexpr = Q_HEADS + 2 * KV_HEADS
     token = tl.program_id(0).to(tl.int64)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..codegen.variant import Variant
+from ..device.dependent import dependent_launch, early_launch
 from ..device.input_rounding import InputRounding
 from .activation_kernel import gated_kernel, gated_quant_kernel
 from .config import gated_tile, head_tile, next_power_of_2, row_tile
@@ -31,6 +32,7 @@ def _make(
     types: Mapping[str, str],
     constants: Mapping[str, Any],
     warps: int,
+    early: bool = False,
 ) -> Variant:
     pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
     return Variant(
@@ -42,6 +44,7 @@ def _make(
         divisible=pointers,
         num_warps=warps,
         num_stages=3,
+        options=early_launch(early),
     )
 
 
@@ -61,16 +64,16 @@ def _code_constants(codes: str) -> dict[str, Any]:
     return made
 
 
-def _norm(dtype: str, width: int, group: int, codes: str = "") -> Variant:
+def _norm(early: bool, dtype: str, width: int, group: int, codes: str = "") -> Variant:
     block, warps = row_tile(width, group)
     types = {name: f"*{dtype}" for name in ("x_ptr", "residual_ptr", "out_ptr")}
     types |= {"rows_ptr": "*i64", "w_ptr": "*fp32", "sums_ptr": "*fp32", "eps": "fp32"}
     constants = {"D": width, "BLOCK": block, "GROUP": max(group, 1), "ADD": not codes}
     constants |= {"PICK": False, "PLUS_ONE": False, "STORE": not codes, "SUMS": group > 0}
     types |= _code_types(codes or dtype)
-    constants |= {"QUANT": bool(codes), **_code_constants(codes)}
+    constants |= {"QUANT": bool(codes), **_code_constants(codes), "EARLY": early}
     config = f"{dtype} {width}{f' g{group}' if group else ''}{' ' * bool(codes)}{codes}"
-    return _make("add_rms_norm", config, norm_kernel, types, constants, warps)
+    return _make("add_rms_norm", config, norm_kernel, types, constants, warps, early)
 
 
 def _embed(dtype: str, width: int) -> Variant:
@@ -97,7 +100,9 @@ def _gated(dtype: str, width: int, gelu: bool, codes: str = "") -> Variant:
     return _make("gated", config, gated_quant_kernel, types, constants, warps)
 
 
-def _rope(dtype: str, heads: int, dim: int, half: int, norm: bool, quant: bool) -> Variant:
+def _rope(
+    early: bool, dtype: str, heads: int, dim: int, half: int, norm: bool, quant: bool
+) -> Variant:
     count, warps = head_tile(heads + 16, next_power_of_2(half))
     cache = "*i8" if quant else f"*{dtype}"
     types = {"qkv_ptr": f"*{dtype}", "q_ptr": f"*{dtype}", "k_ptr": cache, "v_ptr": cache}
@@ -108,25 +113,26 @@ def _rope(dtype: str, heads: int, dim: int, half: int, norm: bool, quant: bool) 
     constants = {"Q_HEADS": heads, "KV_HEADS": 8, "DIM": dim, "HALF": half, "PAGE": 64}
     constants |= {"HEADS": count, "HALF_TILE": next_power_of_2(half)}
     constants |= {"REST_TILE": next_power_of_2(rest) if rest else 0}
-    constants |= {"NORM": norm, "QUANT": quant}
+    constants |= {"NORM": norm, "QUANT": quant, "EARLY": early}
     name = f"{dtype} h{heads} d{dim} r{2 * half}{' norm' if norm else ''}{' int8' if quant else ''}"
-    return _make("rope_write_kv", name, rope_kernel, types, constants, warps)
+    return _make("rope_write_kv", name, rope_kernel, types, constants, warps, early)
 
 
 def variants(arch: int) -> Iterator[Variant]:
     """Representative configurations; the same for every compute capability."""
+    early = dependent_launch(arch)
     for dtype in ("fp16", "bf16"):
         for width in (4096, 8192):
-            yield _norm(dtype, width, 0)
+            yield _norm(early, dtype, width, 0)
         yield _embed(dtype, 4096)
-        yield _rope(dtype, 32, 128, 64, False, False)
-    yield _norm("fp16", 4096, 128)
+        yield _rope(early, dtype, 32, 128, 64, False, False)
+    yield _norm(early, "fp16", 4096, 128)
     yield _gated("fp16", 14336, False)
     yield _gated("bf16", 14336, True)
     for codes in CODE_ROUNDINGS:
         if codes != "e4m3" or arch >= 89:
-            yield _norm("bf16", 8192, 0, codes)
+            yield _norm(early, "bf16", 8192, 0, codes)
             yield _gated("bf16", 28672, False, codes)
-    yield _rope("bf16", 64, 128, 64, True, False)
-    yield _rope("fp16", 32, 128, 64, False, True)
-    yield _rope("fp16", 32, 80, 16, False, False)
+    yield _rope(early, "bf16", 64, 128, 64, True, False)
+    yield _rope(early, "fp16", 32, 128, 64, False, True)
+    yield _rope(early, "fp16", 32, 80, 16, False, False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from ..device.choice import crossover, split_count, tensor_memory
+from ..device.dependent import early_launch
 from ..kind import BUCKETS as BUCKETS
 from ..tables.tuning import TunedProblem
 from .layout import ROW_ALIGN, SLICE
@@ -101,10 +102,11 @@ def late_tile(bm: int) -> W4A16Config:
 
 
 def launch_options(
-    kernel: KernelName, config: W4A16Config, arch: int, group: int
+    kernel: KernelName, config: W4A16Config, arch: int, group: int, early: bool
 ) -> dict[str, Any]:
-    """Launch options of a fused product."""
+    """Launch options of a fused product; ``early``: it may start before the kernel before ends."""
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
+    options |= early_launch(early)
     if arch and kernel == "late" and group == 32:
         # Four entries a row and slice: fewer instructions with more registers than the assembler
         # aims at, and shared memory allows no more programs a multiprocessor anyway.
@@ -189,6 +191,9 @@ def _formula(p: Problem, partial_bytes: int, counters: int) -> TileChoice:
     tiles = p.rows // config.bn * -(-p.m // config.bm)
     programs = p.sms * max(1, 8 // config.warps)
     cap = _split_cap(config, tiles, partial_bytes, counters)
+    if config.warps > 2:
+        # So many are all that multiprocessors hold at once: a few more would take a turn more.
+        cap = min(cap, max(1, programs // tiles))
     splits = split_count(tiles, -(-p.k // SLICE), programs, cap)
     return TileChoice(kernel, replace(config, splits=splits), "formula", rejected)
 

@@ -19,9 +19,11 @@ import triton
 import triton.language as tl
 
 from ..device import bits
+from ..device.dependent import await_previous, fetch_lines, release_next
 from ..device.parts import (
     dot,
     finish,
+    first_lines,
     plane_bias,
     planes,
     table_matrix,
@@ -104,6 +106,7 @@ def direct_kernel(
     RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
     GROUPED: tl.constexpr,
+    EARLY: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
@@ -111,7 +114,11 @@ def direct_kernel(
 
     GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
     whose rows of x each run of ``per_expert`` tiles has, -1 for nobody's.
+
+    EARLY, not with GROUPED: it may start before the kernel that makes x ends, and brings the first
+    slices of its weights near meanwhile.
     """
+    release_next(EARLY)
     tile_n = tl.program_id(0)
     split = tl.program_id(1)
     tile_m = tl.program_id(2)
@@ -134,6 +141,9 @@ def direct_kernel(
     x_ptrs = x_ptr + first * 128 + (m.to(tl.int64) * K)[None, :] + k[:, None]
     start = (tile_w * (BN // 64)).to(tl.int64) * tiles_k + first
     unit_ptrs = units_ptr + start * 2048 + unit_offsets(tiles_k, BN)
+    if EARLY:
+        fetch_lines(units_ptr + start * 2048 + first_lines(tiles_k, stop - first, BN))
+    await_previous(EARLY)
 
     PER_SLICE: tl.constexpr = 128 // GROUP if GROUP > 0 and GROUP < 128 else 1
     SLICES: tl.constexpr = GROUP // 128 if GROUP >= 128 else 1

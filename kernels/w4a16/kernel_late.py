@@ -25,9 +25,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.dependent import await_previous, fetch_lines, release_next
 from ..device.parts import (
     dot,
     finish,
+    first_lines,
     plane_bias,
     planes,
     repeat_rows,
@@ -119,6 +121,7 @@ def late_kernel(
     RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
     GROUPED: tl.constexpr,
+    EARLY: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
     WARPS: tl.constexpr,
@@ -130,7 +133,11 @@ def late_kernel(
 
     GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
     whose rows of x each run of ``per_expert`` tiles has, -1 for nobody's.
+
+    EARLY, not with GROUPED: it may start before the kernel that makes x ends, and brings the first
+    slices of its weights near meanwhile.
     """
+    release_next(EARLY)
     tile_n = tl.program_id(0)
     split = tl.program_id(1)
     tile_m = tl.program_id(2)
@@ -154,6 +161,9 @@ def late_kernel(
     x_ptrs = x_ptr + first * 128 + (m.to(tl.int64) * K)[None, :] + k[:, None]
     start = (tile_w * (BN // 64)).to(tl.int64) * tiles_k + first
     unit_ptrs = units_ptr + start * 2048 + unit_offsets(tiles_k, BN)
+    if EARLY:
+        fetch_lines(units_ptr + start * 2048 + first_lines(tiles_k, stop - first, BN))
+    await_previous(EARLY)
 
     # One row of entries per group; the table ends with a spare row for the load ahead.
     PER_SLICE: tl.constexpr = 128 // GROUP if GROUP > 0 and GROUP < 128 else 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.choice import crossover
+from ..device.dependent import dependent_launch
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import Workspace
 from .config import Problem, TileChoice, W4A16Config, choose, fits, launch_options
@@ -302,6 +303,8 @@ def _launch(
     tiles_split = -(-slices // config.splits)
     unit = _k_unit(k, x_MK)
     grid = (rows // config.bn, config.splits, -(-m // config.bm))
+    arch = runtime.arch(runtime.device_index(x_MK))
+    early = dependent_launch(arch) and tiles is None
     constants: dict[str, Any] = {
         "BM": config.bm,
         "BN": config.bn,
@@ -314,6 +317,7 @@ def _launch(
         "RESIDUAL": residual is not None,
         "GATED": weight.gated,
         "GROUPED": tiles is not None,
+        "EARLY": early,
         "PTX": runtime.use_ptx(x_MK),
         "INTERPRET": runtime.INTERPRETED,
     }
@@ -340,9 +344,7 @@ def _launch(
         k // unit,
         1 if tiles is None else tiles.rows // config.bm,
         **constants,
-        **launch_options(
-            *(choice.kernel, config, runtime.arch(runtime.device_index(x_MK)), weight.group)
-        ),
+        **launch_options(choice.kernel, config, arch, weight.group, early),
     )
 
 

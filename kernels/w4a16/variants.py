@@ -7,6 +7,7 @@ from typing import Any
 
 from ..codegen.variant import Variant
 from ..device.choice import tensor_memory
+from ..device.dependent import dependent_launch
 from .config import (
     KernelName,
     W4A16Config,
@@ -104,7 +105,8 @@ def _product(
     gated: bool = False,
     experts: bool = False,
 ) -> Variant:
-    options = launch_options(name, config, arch, group)
+    early = dependent_launch(arch) and not experts
+    options = launch_options(name, config, arch, group, early)
     shift, additive, entry = _FORMS[form]
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= {"units_ptr": "*i16", "table_ptr": f"*{entry}"}
@@ -121,6 +123,7 @@ def _product(
         "RESIDUAL": residual,
         "GATED": gated,
         "GROUPED": experts,
+        "EARLY": early,
         "PTX": arch > 0,
         "INTERPRET": False,
     }

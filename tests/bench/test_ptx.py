@@ -147,6 +147,14 @@ WARP_GROUP_MISTAKES = {
     "no fence of registers": (r"wgmma\.fence\S*;", "", "MissingFenceFault"),
     "no fence of shared memory": (r"fence\.proxy\.async\S*;", "", "MissingFenceFault"),
 }
+EARLY_MISTAKES = {
+    "no wait for the kernel before": (r"griddepcontrol\.wait\s*;", "", "NeverAwaited"),
+    "the wait for it after the first copies": (
+        r"(?s)griddepcontrol\.wait\s*;(.*?cp\.async\.commit_group;)",
+        r"\1 griddepcontrol.wait;",
+        "EarlyReadFault",
+    ),
+}
 LATE = PtxJob("w4a16.late", "m8 g128 zero 8x128 w2 s4 fp16", "sm_80", 0)
 WARP_GROUP = PtxJob("w8a8.gemm", "i8 fp16 64x128x128 w4 s4", "sm_90", 0)
 
@@ -159,6 +167,11 @@ def test_a_mistake_is_seen(worker, mistake):
 @pytest.mark.parametrize("mistake", WARP_GROUP_MISTAKES)
 def test_a_mistake_with_warp_groups_is_seen(worker, mistake):
     check_mistake(worker, WARP_GROUP, *WARP_GROUP_MISTAKES[mistake])
+
+
+@pytest.mark.parametrize("mistake", EARLY_MISTAKES)
+def test_a_mistake_of_an_early_start_is_seen(worker, mistake):
+    check_mistake(worker, replace(LATE, arch="sm_90"), *EARLY_MISTAKES[mistake])
 
 
 def check_mistake(worker, job, pattern, replacement, words):

@@ -206,6 +206,20 @@ def _load_any_parameter(
     return effect(ins, (base,), (target.slot,), run)
 
 
+def decode_prefetch(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
+    """prefetch.global.L2: nothing but the bounds of the address."""
+    if ins.name != "prefetch.global.L2" or ins.guard is not None:
+        raise unsupported(ins)
+    base, offset = decoding.address(ins, 0)
+
+    def run(c: Convoy) -> None:
+        positions = np.arange(len(c.threads))
+        address = c.lanes(base).astype("i8") + offset
+        c.machine.memory.found(c, ins, address.view("u8"), 1, positions)
+
+    return effect(ins, (base,), (), run)
+
+
 def decode_st(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """st."""
     form = _Form(ins)

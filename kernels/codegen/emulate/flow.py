@@ -101,6 +101,19 @@ def decode_fence(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     return effect(ins, (), (), run)
 
 
+def decode_griddepcontrol(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
+    """griddepcontrol.wait, before which no global memory may be touched, and the hint."""
+    if ins.guard is not None or ins.parts[1:] not in (("wait",), ("launch_dependents",)):
+        raise unsupported(ins)
+    if ins.parts[1] != "wait":
+        return effect(ins, (), (), lambda c: None)
+
+    def run(c: Convoy) -> None:
+        c.machine.awaited[c.threads] = True
+
+    return effect(ins, (), (), run)
+
+
 def decode_createpolicy(decoding: PtxDecoding, ins: Instruction) -> PtxOperation:
     """createpolicy: a hint, of which nothing but its register is kept."""
     d, zero = decoding.target(ins, 0, 64), decoding.constant(0, 64)

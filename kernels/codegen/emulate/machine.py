@@ -37,6 +37,8 @@ class Machine:
         options: how to run.
         template: values of constants and parameters by slot.
         epochs: int64 [slots], barriers that each resident CTA has passed.
+        awaited: bool [threads], whether each one of a resident CTA has waited for the kernels
+            before; all where the kernel never does.
         coordinates: ``ctaid`` of the CTA in each slot.
         warps_per_cta: warps of one CTA.
     """
@@ -65,6 +67,7 @@ class Machine:
         self.copies = CopyQueue(warps)
         self.products = ProductQueue(warps)
         self.epochs = np.zeros(self.slots, "i8")
+        self.awaited = np.zeros(self.slots * program.threads, bool)
         self.coordinates: list[tuple[int, int, int]] = [(0, 0, 0)] * self.slots
         self._state = np.full(warps, _GONE, "u1")
         self._at = np.zeros(warps, "i8")
@@ -108,6 +111,8 @@ class Machine:
         self.copies.begin(warps)
         self.products.begin(warps)
         self.epochs[slot] = 0
+        threads = self.program.threads
+        self.awaited[slot * threads : (slot + 1) * threads] = not self.program.awaits
 
     def _choose(self) -> tuple[Convoy, int, int] | None:
         """The next convoy, where it stands, and how many segments it may run."""

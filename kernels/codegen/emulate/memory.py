@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .faults import MisalignedFault, OutOfBoundsFault, UnwrittenFault
+from .faults import EarlyReadFault, MisalignedFault, OutOfBoundsFault, UnwrittenFault
 
 if TYPE_CHECKING:
     from .convoy import Convoy
@@ -100,7 +100,20 @@ class GlobalMemory:
             buffer.data[:] = self._bytes[begin : begin + buffer.data.size]
 
     def places(self, c: Convoy, ins: Instruction, address: Any, size: int, positions: Any) -> Any:
-        """int64 [n]: where addresses uint64 [n] are in the array. Raises OutOfBoundsFault."""
+        """int64 [n]: where addresses uint64 [n] are in the array, for an access that touches them.
+
+        Raises OutOfBoundsFault, MisalignedFault, or EarlyReadFault before the wait for the kernels
+        before this one.
+        """
+        awaited = c.machine.awaited.take(c.threads[positions])
+        if not awaited.all():
+            what = "touches global memory before the wait for the kernel before this one"
+            bad = int(np.flatnonzero(~awaited)[0])
+            raise c.fault(EarlyReadFault, ins, int(positions[bad]), what)
+        return self.found(c, ins, address, size, positions)
+
+    def found(self, c: Convoy, ins: Instruction, address: Any, size: int, positions: Any) -> Any:
+        """The same for an instruction that reads nothing and writes nothing."""
         place = address.view("i8") - BASE
         inside = (place >= 0) & (place < len(self._bytes) - size)
         if inside.all():

@@ -52,6 +52,8 @@ _DECODERS: dict[str, InstructionDecoder] = {
     "membar": flow.decode_fence,
     "wgmma": warpgroup.decode_wgmma,
     "createpolicy": flow.decode_createpolicy,
+    "griddepcontrol": flow.decode_griddepcontrol,
+    "prefetch": access.decode_prefetch,
 }
 
 _FLOAT_DECODERS: dict[str, InstructionDecoder] = {
@@ -120,6 +122,7 @@ class PtxProgram:
         parameter_slots: slots of the parameters that are read, by their number.
         granule: bytes of the smallest access to shared memory.
         has_products: whether it uses wgmma.
+        awaits: whether it waits for the kernels before it, which may still run when it starts.
         segments: by the index of their first instruction, None where not made yet.
     """
 
@@ -132,6 +135,7 @@ class PtxProgram:
         self.parameter_slots = decoding.parameters
         self.granule = decoding.granule
         self.has_products = any(op.products for op in self.operations)
+        self.awaits = any(ins.name == "griddepcontrol.wait" for ins in syntax.instructions)
         self.segments: list[Segment | None] = [None] * len(self.operations)
         self._leaders = set(syntax.labels.values())
         self._live = _live_after(self.operations, syntax)

@@ -8,6 +8,7 @@ from emulate_support import LANES, buffer, launch, program
 
 from halfbyte.kernels.codegen.emulate import PtxProgram, UnsupportedFault
 from halfbyte.kernels.codegen.emulate.counts import wavefronts
+from halfbyte.kernels.codegen.emulate.faults import EarlyReadFault, OutOfBoundsFault
 
 
 def test_scopes_labels_comments_and_numbers_of_lines():
@@ -123,3 +124,38 @@ setp.lt.u32 %p1, %r1, 40;
     total = counts.total()
     assert (total.runs, total.wavefronts, total.sectors) == (10, 128, 42)
     assert launch(text, buffer("data", np.zeros(2 * LANES, "u4")), count=False).by_line == {}
+
+
+_AWAIT = """
+ld.param.b64 %d1, [p0]; mov.u32 %r1, %tid.x; mad.wide.u32 %d1, %r1, 4, %d1;
+griddepcontrol.launch_dependents; prefetch.global.L2 [%d1];
+"""
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        "ld.global.b32 %r2, [%d1];",
+        "st.global.b32 [%d1], %r1;",
+        "atom.global.add.u32 %r2, [%d1], 1;",
+        "shl.b32 %r3, %r1, 2; cp.async.ca.shared.global [%r3], [%d1], 4; cp.async.wait_all;",
+    ],
+)
+def test_global_memory_is_touched_after_the_wait_for_the_kernel_before(access):
+    data = buffer("data", np.zeros(2 * LANES, "u4"))
+    launch(_AWAIT + "griddepcontrol.wait;" + access, data)
+    with pytest.raises(EarlyReadFault, match="before the wait for the kernel before"):
+        launch(_AWAIT + access + "griddepcontrol.wait;", data)
+
+
+def test_every_warp_waits_for_itself():
+    some = "setp.lt.u32 %p1, %r1, 32; @!%p1 bra L1; griddepcontrol.wait; L1: "
+    data = buffer("data", np.zeros(2 * LANES, "u4"))
+    with pytest.raises(EarlyReadFault):
+        launch(_AWAIT + some + "ld.global.b32 %r2, [%d1];", data)
+
+
+def test_a_prefetch_out_of_bounds():
+    text = "mov.u64 %d1, 1048576; prefetch.global.L2 [%d1];"
+    with pytest.raises(OutOfBoundsFault):
+        launch(text)
