@@ -69,15 +69,15 @@ class _RowScales(TritonKind[PackedW8A8]):
     def choose(self, spec: MatrixSpec, m: int, where: Conditions) -> Chosen:
         """The tile for ``m`` rows."""
         assert spec.format is not None and spec.format.act is not None
-        device, alone = where.device, where.exact and self.floating
-        m = 1 if alone else m
+        device, fixed = where.device, where.exact and self.floating
         zero = not spec.format.act.symmetric
-        tile = config.choose(device.arch, m, spec.n, floating=self.floating, zero=zero)
+        if fixed:
+            # Sums of integers are exact in any order; those of float8 have one tile for all M.
+            tile, m = config.choose_exact(device.arch), 1
+        else:
+            tile = config.choose(device.arch, m, spec.n, floating=self.floating, zero=zero)
         splits = config.choose_split(tile, m, spec.n, round_up(spec.k, K_ALIGN), device.sms)
         values = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "splits": splits, **tile.launch}
-        if alone:
-            # Sums of integers are exact in any order; those of float8 go row by row.
-            values["rows"] = 1
         return Chosen("w8a8", values, "exact" if where.exact else "formula", self.detail)
 
     def pack(
@@ -102,16 +102,9 @@ class _RowScales(TritonKind[PackedW8A8]):
     ) -> Tensor:
         """-> [M, N]; sums of int8 are exact, those of float8 depend on the tile."""
         q, scale, zero = _rounded(x_MK, weight)
-        if not (context.exact and self.floating) or x_MK.shape[0] < 2:
-            return w8a8_linear(q, scale, weight, zero, bias, residual, out, context.workspace)
-        # A tile is chosen by the number of rows; one row at a time it is always the same.
-        rows, static = [], weight.rounding is not None and weight.rounding.scale is not None
-        for m in range(x_MK.shape[0]):
-            one = slice(m, m + 1)
-            s = scale if static else scale[one]
-            added, place = (None if t is None else t[one] for t in (residual, out))
-            rows.append(w8a8_linear(q[one], s, weight, None, bias, added, place, context.workspace))
-        return torch.cat(rows) if out is None else out
+        return w8a8_linear(
+            q, scale, weight, zero, bias, residual, out, context.workspace, context.exact
+        )
 
     def prepared(
         self, x_MK: Tensor, weight: PackedW8A8, out: Tensor, context: ProductContext

@@ -79,13 +79,15 @@ def w8a8_linear(
     residual: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Workspace | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """``sx * sw * ((xq - zx) @ codes.T) + bias + residual`` -> [M, N] in ``weight.dtype``.
 
     ``xq_MK`` has the weight's 8-bit type and K columns, or K rounded up to 16 (quantize_rows);
     ``sx`` float32 and ``zx`` int32 have M elements, or 1 for static quantization. ``bias`` [N]
     and ``residual`` [M, N] have ``weight.dtype``; ``out`` may be ``residual``. Sums are exact for
-    int8, so the result does not depend on M; for float8 the order of sums depends on the tile.
+    int8, so the result does not depend on M; for float8 the order of sums depends on the tile,
+    which with ``exact`` is the same for every M, like the number of splits.
     ``workspace`` is that of the stream; required to keep a CUDA graph free of allocations.
     Raises KernelInputError. Source: SmoothQuant (Xiao et al., 2022); split-K with the last
     program adding up.
@@ -124,20 +126,25 @@ def w8a8_linear(
             f"float8 needs NVIDIA sm_89 or later; {device} is {f'sm_{arch}' if arch else 'not'}"
         ),
     )
-    tile = cfg.choose(
-        *(arch, m, n),
-        floating=floating,
-        zero=zx is not None,
-        residual=residual is not None,
-        interpreted=runtime.INTERPRETED,
-    )
+    fixed = exact and floating
+    if fixed:
+        tile = cfg.choose_exact(arch, interpreted=runtime.INTERPRETED)
+    else:
+        tile = cfg.choose(
+            *(arch, m, n),
+            floating=floating,
+            zero=zx is not None,
+            residual=residual is not None,
+            interpreted=runtime.INTERPRETED,
+        )
     space = Workspace(device) if workspace is None else workspace
+    room = space.partials.numel(), space.counters.numel()
     split = cfg.choose_split(
-        *(tile, m, n, width, runtime.multiprocessors(index)),
-        partials=space.partials.numel(),
-        counters=space.counters.numel(),
+        *(tile, 1 if fixed else m, n, width, runtime.multiprocessors(index)),
+        partials=room[0],
+        counters=room[1],
     )
-    tiles = -(-m // tile.bm) * -(-n // tile.bn)
+    step = cfg.rows_at_once(tile, n, split, *room) if fixed and split > 1 else m
     partials = space.partials if floating else space.partials.view(torch.int32)
     launch: dict[str, Any] = {
         "BM": tile.bm,
@@ -153,11 +160,17 @@ def w8a8_linear(
         "INTERPRET": runtime.INTERPRETED,
         **tile.launch,
     }
-    gemm[(tiles, split)](
-        *(xq_MK, weight.codes, sx, weight.scales, y if zx is None else zx, weight.colsum),
-        *(y if bias is None else bias, y if residual is None else residual, y),
-        *(partials, space.counters, m, n, width, stride),
-        *(int(sx.numel() > 1), int(zx is not None and zx.numel() > 1)),
-        **launch,
-    )
+    for start in range(0, m, step):
+        rows = slice(start, min(start + step, m))
+        x, part = xq_MK[rows], y[rows]
+        added = part if residual is None else residual[rows]
+        scales = sx[rows] if sx.numel() > 1 else sx
+        zeros = y if zx is None else zx[rows] if zx.numel() > 1 else zx
+        gemm[(-(-x.shape[0] // tile.bm) * -(-n // tile.bn), split)](
+            *(x, weight.codes, scales, weight.scales, zeros, weight.colsum),
+            *(y if bias is None else bias, added, part),
+            *(partials, space.counters, x.shape[0], n, width, stride),
+            *(int(sx.numel() > 1), int(zx is not None and zx.numel() > 1)),
+            **launch,
+        )
     return y
