@@ -29,7 +29,7 @@ from ..kind import (
 )
 from . import config
 from .layout import MAX_K, MAX_K_ASYMMETRIC, PackedW8A8, pack_w8a8, stack_w8a8
-from .op import quantize_rows, w8a8_linear
+from .op import grouped_tile, quantize_rows, w8a8_linear
 from .variants import float8_variants, int8_variants
 
 if TYPE_CHECKING:
