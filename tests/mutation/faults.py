@@ -174,6 +174,7 @@ FAULTS = (
     KernelFault(
         "sampling/kernel.py", "tl.load(c_ptr + token) + 1)", "tl.load(c_ptr + token) + 2)", SAMPLING
     ),
+    KernelFault("sampling/op.py", "size % 8 for size", "size % 1 for size", SAMPLING),
     KernelFault("sampling/parts.py", "(token + 1).to(tl.uint64)", "token.to(tl.uint64)", SAMPLING),
     KernelFault("sampling/parts.py", "tl.where(output > 0.0, 1.0, 0.0)", "output", SAMPLING),
     KernelFault(

@@ -8,7 +8,9 @@ from triton_w4a16_support import check, make, poisoned, tile
 
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels import reference as common_reference
+from halfbyte.kernels.device.parts import JOINED_PARTS
 from halfbyte.kernels.w4a16 import op
+from halfbyte.kernels.w4a16.cases import Always
 from halfbyte.kernels.w4a16.config import W4A16Config
 from halfbyte.kernels.w4a16.reference import dequantize, w4a16_linear_reference
 
@@ -67,6 +69,23 @@ def test_splits_add_up_and_counters_return_to_zero(kernel, splits):
     for m in (9, 4):
         entry = tile(kernel, 8, splits)
         check(weight, m, torch.float16, bias=True, overrides=entry, workspace=workspace)
+
+
+@pytest.mark.parametrize("m", [1, 3, 8])
+def test_parts_are_added_in_their_order(m):
+    """More splits than are loaded at once; each bit is that of the sum from the first on."""
+    splits, n = JOINED_PARTS + 3, 70
+    weight = make(n, splits * 128, 128, "int")
+    x = torch.randn(m, weight.features).half()
+    whole = poisoned()
+    entry = Always(tile("late", 8, splits))
+    got = op.w4a16_linear(x, weight, overrides=entry, workspace=whole)
+    parts = whole.partials[: splits * 8 * 128].view(splits, 8, 128)[:, :m, :n]
+    assert bool(whole.partials.view(-1, 8, 128)[:splits, m:].isnan().all()), "a dead row was stored"
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    assert torch.equal(got, total.half())
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (2, 65, 31), (17, 129, 129), (40, 3, 200)])
