@@ -205,7 +205,7 @@ class FP8Kind(_RowScales):
         if form.zero != "e4m3":
             return "codes are not float8"
         if form.act is None or form.act.kind != "e4m3":
-            return "float8 weights for 16-bit activations have no kernel of their own"
+            return "activations are not float8"
         if not form.act.symmetric:
             return "float8 activations with a zero point; they stay in 16 bits"
         if form.group_size != -1:
