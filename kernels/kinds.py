@@ -7,8 +7,9 @@ from typing import Any
 from .codebook.kind import CODEBOOK
 from .dense.kind import DENSE
 from .kind import TritonKind
+from .w4a8.kind import W4A8
 from .w4a16.kind import W4A16
 from .w8a8.kind import FP8, W8A8
 from .w8a16.kind import W8A16
 
-KINDS: tuple[TritonKind[Any], ...] = (W4A16, W8A16, CODEBOOK, W8A8, FP8, DENSE)
+KINDS: tuple[TritonKind[Any], ...] = (W4A16, W8A16, CODEBOOK, W4A8, W8A8, FP8, DENSE)

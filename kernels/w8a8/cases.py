@@ -18,6 +18,7 @@ from ..codegen.case import (
 )
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..device.column_order import column_order
 from ..formats.activations import quantize_activations
 from ..formats.canonical import ActivationFormat
 from . import op
@@ -89,10 +90,18 @@ def _quantize_case(variant: Variant, emulation: Emulation, rng: torch.Generator)
         scale=None if scale is None else float(scale),
     )
     want, want_scale = quantize_activations(x, rule)
+    if c["ORDER"] != "plain":
+        places = torch.tensor(column_order(c["ORDER"]))
+        want = want.view(len(x), -1, len(places))[:, :, places].view(len(x), -1)
 
     def call() -> list[OutputCheck]:
         q, s, z = quantize_rows(
-            x, asymmetric=c["HAS_Z"], scale=scale, dtype=kind, top=float(c["TOP"])
+            x,
+            asymmetric=c["HAS_Z"],
+            scale=scale,
+            dtype=kind,
+            top=float(c["TOP"]),
+            order=c["ORDER"],
         )
         shifted = q.float() if z is None else q.float() - z[:, None]
         checks = [same_bits("codes", shifted + 0.0, want + 0.0)]

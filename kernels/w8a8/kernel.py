@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.column_order import column_at
 from ..device.rounding import float8_codes, int8_codes, scale_of, zero_of
 
 
@@ -163,12 +164,14 @@ def quantize(
     STATIC: tl.constexpr,
     HAS_Z: tl.constexpr,
     TOP: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
     """Rows of x [M, K] to 8 bits: q [M, K_OUT] (zeros beyond K), one scale (and zero) a row.
 
     The rules are those of ``formats.activations``: symmetric with a scale of each row's own, HAS_Z
     with a zero point, too; STATIC: s (and z) are read, one for all rows. float8 has a TOP of 448.
-    A NaN or an infinity makes its row's scale NaN, unless that is static.
+    A NaN or an infinity makes its row's scale NaN, unless that is static. ORDER is that of the
+    columns of q; where it is not plain, a TOP of 127 is ``int8-token``: codes begin at -127.
 
     Grid (M,). Rows up to BLOCK long stay in registers; longer ones are read twice.
     """
@@ -176,11 +179,12 @@ def quantize(
     x_ptr += row * K
     q_ptr += row * K_OUT
     rk = tl.arange(0, BLOCK)
+    at = column_at(rk, ORDER)
     FP8: tl.constexpr = q_ptr.dtype.element_ty == tl.float8e4nv
     # Also for a TOP of 127: a subnormal scale, rounded far, leaves quotients beyond 127.
-    LOW: tl.constexpr = -128.0
+    LOW: tl.constexpr = -127.0 if TOP == 127.0 and ORDER != "plain" else -128.0
     if ONE_PASS:
-        x = tl.load(x_ptr + rk, mask=rk < K, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + at, mask=at < K, other=0.0).to(tl.float32)
     if STATIC:
         s = tl.load(s_ptr)
         z = tl.load(z_ptr).to(tl.float32) if HAS_Z else 0.0
@@ -215,7 +219,7 @@ def quantize(
         tl.store(q_ptr + rk, _codes(x, s, z, LOW, FP8, q_ptr), mask=rk < K_OUT)
     else:
         for k in range(0, K_OUT, BLOCK):
-            v = tl.load(x_ptr + k + rk, mask=rk < K - k, other=0.0).to(tl.float32)
+            v = tl.load(x_ptr + k + at, mask=at < K - k, other=0.0).to(tl.float32)
             tl.store(q_ptr + k + rk, _codes(v, s, z, LOW, FP8, q_ptr), mask=rk < K_OUT - k)
 
 

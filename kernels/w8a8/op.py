@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.column_order import SLICE, ColumnOrder
 from ..device.workspace import Workspace
 from . import config as cfg
 from .kernel import gemm, quantize
@@ -25,15 +26,17 @@ def quantize_rows(
     zero: Tensor | None = None,
     dtype: torch.dtype = torch.int8,
     top: float | None = None,
+    order: ColumnOrder = "plain",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantize activations [M, K] (float16, bfloat16 or float32) row by row.
 
     By default symmetric with a scale of each row's own; ``asymmetric`` adds a zero point a row;
     ``scale`` (float32 [1], with ``zero`` int32 [1]) makes it static. ``dtype`` float8_e4m3fn is
     symmetric only. ``top`` is what the largest magnitude becomes: 127 (the default; codes from
-    -127), 127.5 (codes from -128, as compressed-tensors rounds), or 448 for float8.
+    -127), 127.5 (codes from -128, as compressed-tensors rounds), or 448 for float8. ``order`` is
+    that of the columns of q, which has whole slices of 128 where it is not plain.
 
-    Returns (q [M, K rounded up to 16], scale float32 [M] or [1], zero int32 or None), with
+    Returns (q [M, K rounded up to 16 or 128], scale float32 [M] or [1], zero int32 or None), with
     ``x = scale * (q - zero)``. Ties round to even; a row with NaN or infinity gets a NaN scale.
     Source: Xiao et al., SmoothQuant, 2022. Raises KernelInputError.
     """
@@ -48,7 +51,8 @@ def quantize_rows(
     require(top in ((448.0,) if floating else (127.0, 127.5)), lambda: f"top is {top} for {dtype}")
     m, k = x_MK.shape
     device = x_MK.device
-    q = torch.empty(m, -(-k // K_ALIGN) * K_ALIGN, dtype=dtype, device=device)
+    align = K_ALIGN if order == "plain" else SLICE
+    q = torch.empty(m, -(-k // align) * align, dtype=dtype, device=device)
     for name, x, kind in (("scale", scale, torch.float32), ("zero", zero, torch.int32)):
         if x is not None:
             check_tensor(name, x, (1,), (kind,), device)
@@ -64,6 +68,7 @@ def quantize_rows(
             "STATIC": scale is not None,
             "HAS_Z": with_zero,
             "TOP": top,
+            "ORDER": order,
             "num_warps": warps,
         }
         quantize[(m,)](x_MK, q, s, s if z is None else z, k, q.shape[1], **launch)
