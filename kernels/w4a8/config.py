@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..device.choice import split_count, tensor_memory
+from ..device.column_order import SLICE
 from ..device.workspace import COUNTERS, PARTIAL_BYTES
-from ..w4a16.layout import SLICE
+from ..w4a16.config import EXACT_MAX_SPLITS
 
-EXACT_MAX_SPLITS = 16
 BN = 128
 """Stored rows of the weight in a tile."""
 
