@@ -63,7 +63,9 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
         return (*few, middle)
     if additive:
         return (*few, middle, W4A8Config(64, 8, 3))
-    return (*few, middle, W4A8Config(64, 4, 3), W4A8Config(128, 8, 3))
+    large = W4A8Config(128, 8, 3)
+    # Two scaling steps a slice would spill in 64 rows of four warps.
+    return (*few, middle, large) if group == 64 else (*few, middle, W4A8Config(64, 4, 3), large)
 
 
 def signed(bm: int, additive: bool) -> bool:
