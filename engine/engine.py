@@ -181,8 +181,8 @@ class Engine:
     def step(self) -> list[Delta]:
         """Compute one step; returns what became known of requests that :meth:`submit` queued.
 
-        Order: plan, launch, sample, commit; with ``overlap``: plan, launch, commit of the step
-        before, sample.
+        Order: plan, launch, draw, commit; with ``overlap``: plan, launch, commit of the step
+        before, draw.
         A request whose own row fails ends alone, with an error delta. If the whole computation
         raises, the requests of this step end so, the others go on, and nothing computed in the
         step is shared.

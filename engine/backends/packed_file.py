@@ -40,7 +40,7 @@ ABANDONED_S = 3600
 _PREFIX = len(MAGIC) + 8 + 32
 _MOST_HEADER = 64 << 20
 _NUMBERS = ("n", "k", "span", "center", "run_shift")
-_FLAGS = ("halves", "blocks")
+_FLAGS = ("halves", "blocks", "divides")
 _ENUMS = {"codes": TileCodes, "values": TileValues, "number": NumberType, "added": Added}
 _TENSORS = {
     "data": torch.uint8,
@@ -48,6 +48,7 @@ _TENSORS = {
     "table": torch.float32,
     "outer": torch.float32,
     "firsts": torch.int32,
+    "factors": torch.float32,
     "order": torch.int32,
 }
 
@@ -167,7 +168,8 @@ def _weight(file: MappedFile, begin: int, fields: Mapping[str, Any]) -> TiledLin
     shape = TileShape(
         weight.codes, weight.values, k, span, weight.halves, weight.number, weight.added
     )
-    expected = {"data": shape.tile_bytes(n), "bias": -(-n // TILE) * TILE, "table": 16, "order": k}
+    rows = -(-n // TILE) * TILE
+    expected = {"data": shape.tile_bytes(n), "bias": rows, "factors": rows, "table": 16, "order": k}
     needed = ("data", "table") if weight.codes == TileCodes.TABLE else ("data",)
     for name, count in expected.items():
         found = None if tensors[name] is None else tensors[name].numel()

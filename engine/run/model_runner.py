@@ -72,7 +72,6 @@ class ModelRunner:
         self._drawn = torch.zeros(
             len(rows.requests), dtype=torch.int64, device=sampler.drawer.device
         )
-        self._promised = False
         self._read = 0.0
 
     def launch(self, plan: StepPlan) -> Forward:
@@ -83,8 +82,8 @@ class ModelRunner:
                 self.kv.copy(*init.copy)
         self.rows.apply(plan)
         step = self.rows.gather(plan)
-        if self._promised:
-            step.drawn, self._promised = self._drawn, False
+        if bool((step.token_ids < 0).any()):
+            step.drawn = self._drawn
         return Forward(plan, self.executor.run(step), began, step.hidden)
 
     def draw(self, forward: Forward, late: bool = False) -> Callable[[], StepResult]:
@@ -113,7 +112,6 @@ class ModelRunner:
             return lambda: result
         # On the device alone, for the next step.
         self._drawn[torch.tensor([w.row for w in picked]).to(begun.device)] = begun
-        self._promised = True
         promise, back = self.rows.promise(picked), ReadBack([begun, *sums])
 
         def read() -> StepResult:

@@ -42,6 +42,7 @@ _VALUES = 16
 _PLANES = 4
 _SLICE = 32 * _PLANES
 _GROUP = 32
+_BYTE_SCALES: dict[str, ByteScale] = {"F8_E8M0": "e8m0", "F8_E4M3": "e4m3"}
 """Groups are multiples of it."""
 
 
@@ -184,7 +185,7 @@ def _byte_scale(spec: MatrixSpec) -> ByteScale:
     assert spec.format is not None
     if spec.compact is None or spec.format.group_size not in BYTE_GROUPS:
         return ""
-    return {"F8_E8M0": "e8m0", "F8_E4M3": "e4m3"}.get(spec.compact.dtype, "")
+    return _BYTE_SCALES.get(spec.compact.dtype, "")
 
 
 CODEBOOK = CodebookKind()

@@ -27,7 +27,7 @@ def product(
     even: bool = True,
     **flags: bool,
 ) -> Variant:
-    """``flags``: offset, lut_rows, bias, residual, experts."""
+    """``flags``: offset, lut_rows, float8, bias, residual, experts."""
     config = tile(arch, bm, planes)
     options = launch_options(config, arch, planes, group)
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
@@ -107,6 +107,7 @@ def _weight_constants(
         "GROUP": group,
         "OFFSET": flags.get("offset", False),
         "SCALE": scale if scale in BYTE_SCALE_TYPES.values() else "",
+        "FLOAT8": flags.get("float8", False),
         "LUT_ROWS": flags.get("lut_rows", False),
         "PTX": arch > 0,
     }

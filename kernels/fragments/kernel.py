@@ -1,6 +1,6 @@
-"""Product of fp16 or bf16 activations with int8 or codebook weights, and their dequantization.
+"""Product of fp16 or bf16 activations with 8-bit or codebook weights, and their dequantization.
 
-Maths, per group g of a weight row n, with v the decoded codes (integers, or table entries):
+Maths, per group g of a weight row n, with v the decoded codes (integers, float8, table entries):
 
     y[m, n] = sum_g s[g, n] * sum_k x[m, k] * v[n, k] + o[g, n] * sum_k x[m, k]
 
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from ..device.parts import dot, finish, repeat_rows, table_matrix, table_offsets
-from .decode import byte_scales, int8_planes, table_planes
+from .decode import byte_planes, byte_scales, table_planes
 
 _RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units", "per_expert"]
 
@@ -142,6 +142,7 @@ def product_kernel(
     GROUP: tl.constexpr,
     OFFSET: tl.constexpr,
     SCALE: tl.constexpr,
+    FLOAT8: tl.constexpr,
     LUT_ROWS: tl.constexpr,
     EVEN_K: tl.constexpr,
     K_UNIT: tl.constexpr,
@@ -152,7 +153,8 @@ def product_kernel(
     INTERPRET: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """One [BN, BM] tile of one split. PLANES 2: int8; 4: a 16-entry table.
+    """One [BN, BM] tile of one split. PLANES 2: int8, or float8_e4m3fn with FLOAT8; 4: a
+    16-entry table.
 
     GROUP: 32, 64, a multiple of the slice (32 * PLANES), or 0 = one scale a row; also 16, for
     which planes are taken in halves: with PLANES 2, and with 4 where SCALE says so.
@@ -268,11 +270,11 @@ def product_kernel(
             p = table_planes(word_matrix(flat, BN), lut, lut_ptrs, DTYPE, PTX)
         elif GROUP == 16:
             low, high = word_halves(flat, BN)
-            l0, l1 = int8_planes(low, DTYPE, PTX)
-            h0, h1 = int8_planes(high, DTYPE, PTX)
+            l0, l1 = byte_planes(low, DTYPE, FLOAT8, PTX)
+            h0, h1 = byte_planes(high, DTYPE, FLOAT8, PTX)
             p = (l0, h0, l1, h1)
         else:
-            p = int8_planes(word_matrix(flat, BN), DTYPE, PTX)
+            p = byte_planes(word_matrix(flat, BN), DTYPE, FLOAT8, PTX)
         if LAST:
             for j in tl.static_range(PARTS):
                 acc = dot(p[j], x[j], acc, INTERPRET)
@@ -331,6 +333,7 @@ def dequantize_kernel(
     GROUP: tl.constexpr,
     OFFSET: tl.constexpr,
     SCALE: tl.constexpr,
+    FLOAT8: tl.constexpr,
     LUT_ROWS: tl.constexpr,
     K_UNIT: tl.constexpr,
     PTX: tl.constexpr,
@@ -352,7 +355,7 @@ def dequantize_kernel(
         lut, lut_ptrs = load_lut(lut_ptr, from_atom * 64, 64, LUT_ROWS, PTX)
         p = table_planes(words, lut, lut_ptrs, DTYPE, PTX)
     else:
-        p = int8_planes(words, DTYPE, PTX)
+        p = byte_planes(words, DTYPE, FLOAT8, PTX)
     row = tl.arange(0, 64)
     e = tl.arange(0, 32)
     # Entries of an atom are stored as row bits 5, 4, 2-0, 3.

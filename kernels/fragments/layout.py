@@ -55,6 +55,7 @@ class Fragments:
         planes: 2 for 8-bit, 4 for 4-bit codes.
         scale: ``e8m0`` or ``e4m3`` for scales of one byte, else "".
         factors: float32 [atoms * 64] in the order of scales, of each row; None unless e4m3.
+        float8: 8-bit codes are float8_e4m3fn, not integers.
     """
 
     words: Tensor
@@ -67,6 +68,7 @@ class Fragments:
     planes: int
     scale: ByteScale = field(default="", kw_only=True)
     factors: Tensor | None = field(default=None, kw_only=True)
+    float8: bool = field(default=False, kw_only=True)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -202,6 +202,7 @@ def _constants(weight: Fragments, x: Tensor) -> dict[str, Any]:
         "GROUP": weight.group,
         "OFFSET": weight.offsets is not None,
         "SCALE": weight.scale,
+        "FLOAT8": weight.float8,
         "LUT_ROWS": weight.tables is not None and weight.tables.shape[0] > 1,
         "PTX": runtime.use_ptx(x),
     }

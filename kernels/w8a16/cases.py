@@ -17,10 +17,13 @@ from .reference import dequantize as true_weight
 def _draw(
     variant: Variant, n: int, k: int, dtype: torch.dtype, rng: torch.Generator
 ) -> DrawnFragments:
-    """All 256 codes, with offsets where the variant adds them."""
+    """All 256 codes, with offsets where the variant adds them; all numbers of float8."""
     scales, group = drawn_scales(variant, n, k, rng)
     codes = torch.randint(0, 256, (n, k), generator=rng, dtype=torch.uint8)
     zero, zeros = "none", None
+    if variant.constants.get("FLOAT8"):
+        zero = "e4m3"
+        codes[(codes & 0x7F) == 0x7F] = 0x7E  # no number
     if variant.constants["OFFSET"]:
         zero, zeros = "float", torch.randn(scales.shape, generator=rng) * 0.1
     packed = pack_w8a16(codes, scales, zeros, zero=zero, group=group)

@@ -1,4 +1,4 @@
-"""Integer codes of up to 8 bits, a byte each, for 16-bit activations; embeddings, too."""
+"""Codes of up to 8 bits, a byte each, for 16-bit activations; embeddings, too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..fragments.layout import FRAGMENT_ROW_ALIGN, stack_fragments
 from ..fragments.product import grouped_config
 from ..kind import (
     NO_GATE,
+    NO_ROWS,
     Chosen,
     Conditions,
     KindCase,
@@ -47,17 +48,26 @@ class W8A16Kind(TritonKind[PackedW8A16]):
 
     name = "w8a16"
     reorders = True
-    cases = (KindCase(WeightFormat(8, -1)), KindCase(WeightFormat(8, 128, "int")))
+    cases = (
+        KindCase(WeightFormat(8, -1)),
+        KindCase(WeightFormat(8, 128, "int")),
+        KindCase(WeightFormat(8, 128, "e4m3")),
+    )
 
     def accepts(self, spec: MatrixSpec, arch: int) -> str | None:
-        """Groups of whole 16s, everywhere."""
-        reason = no_integers(spec.format)
-        if reason is not None or spec.format is None:
-            return reason
-        group = spec.format.group_size
+        """Groups of whole 16s, everywhere; inputs of float8 weights stay in 16 bits."""
+        form = spec.format
+        if form is None or form.zero != "e4m3":
+            reason = no_integers(form)
+            if reason is not None:
+                return reason
+        assert form is not None
+        group = form.group_size
         if group != -1 and group % _GROUP:
             return f"groups of {group} are no multiple of {_GROUP}"
-        if spec.table and spec.format.permuted:
+        if form.zero == "e4m3":
+            return NO_ROWS if spec.table else NO_GATE if spec.gated else None
+        if spec.table and form.permuted:
             return "columns of an embedding are not in order"
         return NO_GATE if spec.gated else None
 
@@ -77,7 +87,9 @@ class W8A16Kind(TritonKind[PackedW8A16]):
         form = spec.format
         assert form is not None
         detail = f"codes of {form.bits} bits"
-        if spec.table:
+        if form.zero == "e4m3":
+            detail = "float8 codes, activations of 16 bits"
+        elif spec.table:
             detail = "codes of 8 bits, of which rows can be read"
         elif form.group_size % 32 and form.group_size != -1:
             detail = f"groups of {form.group_size} have scales inside a step of 32"
@@ -89,7 +101,7 @@ class W8A16Kind(TritonKind[PackedW8A16]):
         """Fragments and scales of [N, K]."""
         assert isinstance(weight, QuantizedLinear)
         zero, zeros = recentred(weight, 128)
-        assert zero in ("none", "int", "float")
+        assert zero != "table"
         zeros = None if zeros is None else zeros.to(device)
         codes, scales = unpacked(weight, device)
         return pack_w8a16(codes, scales, zeros, zero=zero, group=weight.format.group_size)
@@ -149,8 +161,8 @@ class W8A16Kind(TritonKind[PackedW8A16]):
 
 
 def _offset(form: WeightFormat) -> bool:
-    """Whether codes have offsets: only signed bytes without a zero point have none."""
-    return form.zero != "none" or form.bits != 8
+    """Whether codes have offsets: only float8 and signed bytes without a zero point have none."""
+    return form.zero != "e4m3" and (form.zero != "none" or form.bits != 8)
 
 
 W8A16 = W8A16Kind()

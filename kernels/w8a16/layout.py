@@ -11,7 +11,7 @@ from ..fragments.layout import Fragments, pack, unpack_words
 
 
 class PackedW8A16(Fragments):
-    """An 8-bit weight; see :class:`Fragments`. Decoded codes are ``byte - 128``."""
+    """An 8-bit weight; see :class:`Fragments`. Decoded codes are ``byte - 128``, or float8."""
 
     __slots__ = ()
 
@@ -30,7 +30,8 @@ def pack_w8a16(
         codes_NK: uint8 [N, K], or int8 (then code = value + 128); any N and K.
         scales_NG: float [N, G]; G = ceil(K / group), 1 for group -1.
         zeros_NG: [N, G] zero points (``int``) or added offsets (``float``); None for ``none``.
-        zero: ``none``: w = s (q - 128); ``int``: w = s (q - z); ``float``: w = s q + z.
+        zero: ``none``: w = s (q - 128); ``int``: w = s (q - z); ``float``: w = s q + z;
+            ``e4m3``: w = s v, v being the float8_e4m3fn that a byte is.
         group: k that share a scale, a multiple of 16, or -1 for all of K. The last may be short.
 
     Raises:
@@ -38,14 +39,15 @@ def pack_w8a16(
     """
     check_tensor("codes", codes_NK, (None, None), (torch.uint8, torch.int8))
     require(
-        zero in ("none", "int", "float"),
-        lambda: f"zero kind is {zero!r}; expected none, int or float",
+        zero in ("none", "int", "float", "e4m3"),
+        lambda: f"zero kind is {zero!r}; expected none, int, float or e4m3",
     )
     require(
-        (zeros_NG is None) == (zero == "none"),
+        (zeros_NG is None) == (zero in ("none", "e4m3")),
         lambda: f"zero kind is {zero!r} but zeros are {'absent' if zeros_NG is None else 'given'}",
     )
-    if codes_NK.dtype == torch.int8:
+    float8 = zero == "e4m3"
+    if codes_NK.dtype == torch.int8 and not float8:
         codes_NK = codes_NK.view(torch.uint8) ^ 128
     scales = scales_NG.to(torch.float32)
     offsets = None
@@ -57,7 +59,8 @@ def pack_w8a16(
         if not bool(offsets.any()):
             offsets = None
     p = pack(codes_NK, scales, offsets, None, group, planes=2)
-    return PackedW8A16(p.words, p.scales, p.offsets, None, p.rows, p.features, p.group, p.planes)
+    own = p.words, p.scales, p.offsets, None, p.rows, p.features, p.group, p.planes
+    return PackedW8A16(*own, float8=float8)
 
 
 def unpack_w8a16(weight: PackedW8A16) -> Tensor:

@@ -11,9 +11,15 @@ from .layout import ZeroKind
 def dequantize(
     codes_NK: Tensor, scales_NG: Tensor, zeros_NG: Tensor | None, zero: ZeroKind, group: int
 ) -> Tensor:
-    """float64 [N, K]: ``s (q - 128)``, ``s (q - z)`` or ``s q + z``; q uint8, int8 = q - 128."""
+    """float64 [N, K]: ``s (q - 128)``, ``s (q - z)`` or ``s q + z``; q uint8, int8 = q - 128.
+
+    ``e4m3``: ``s v``, v being the float8_e4m3fn of each byte.
+    """
     k = codes_NK.shape[1]
     size = k if group == -1 else group
+    if zero == "e4m3":
+        spread = scales_NG.double().repeat_interleave(size, dim=1)[:, :k]
+        return spread * codes_NK.view(torch.float8_e4m3fn).double()
     q = codes_NK.double() + (128 if codes_NK.dtype == torch.int8 else 0)
     s = scales_NG.double().repeat_interleave(size, dim=1)[:, :k]
     if zeros_NG is None:

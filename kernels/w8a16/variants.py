@@ -24,6 +24,10 @@ def variants(arch: int) -> Iterator[Variant]:
         for bm in (8, 16, 32, 64) if arch else (16, 32, 64):
             yield product(arch, "w8a16", 2, bm, 16, dtype, scale="fp32")
         yield product(arch, "w8a16", 2, 16, 16, dtype, scale="fp32", offset=True)
+        # float8 weights in blocks of 128 by 128.
+        for bm in (8, 16, 32, 64) if arch else (16, 32, 64):
+            yield product(arch, "w8a16", 2, bm, 128, dtype, scale="fp32", float8=True)
+        yield dequantize(arch, "w8a16", 2, 128, dtype, scale="fp32", float8=True)
         yield dequantize(arch, "w8a16", 2, 32, dtype)
         yield _gather(arch, dtype)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..device import runtime
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.input_rounding import K_ALIGN, InputRounding, RoundedRows
 from ..formats.canonical import QuantizedLinear, Weight
@@ -31,7 +29,7 @@ from ..kind import (
 )
 from . import config
 from .layout import MAX_K, MAX_K_ASYMMETRIC, PackedW8A8, pack_w8a8, stack_w8a8
-from .op import quantize_rows, w8a8_linear
+from .op import grouped_tile, quantize_rows, w8a8_linear
 from .variants import float8_variants, int8_variants
 
 if TYPE_CHECKING:
@@ -73,15 +71,15 @@ class _RowScales(TritonKind[PackedW8A8]):
     def choose(self, spec: MatrixSpec, m: int, where: Conditions) -> Chosen:
         """The tile for ``m`` rows."""
         assert spec.format is not None and spec.format.act is not None
-        device, alone = where.device, where.exact and self.floating
-        m = 1 if alone else m
+        device, fixed = where.device, where.exact and self.floating
         zero = not spec.format.act.symmetric
-        tile = config.choose(device.arch, m, spec.n, floating=self.floating, zero=zero)
+        if fixed:
+            # Sums of integers are exact in any order; those of float8 have one tile for all M.
+            tile, m = config.choose_exact(device.arch), 1
+        else:
+            tile = config.choose(device.arch, m, spec.n, floating=self.floating, zero=zero)
         splits = config.choose_split(tile, m, spec.n, round_up(spec.k, K_ALIGN), device.sms)
         values = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "splits": splits, **tile.launch}
-        if alone:
-            # Sums of integers are exact in any order; those of float8 go row by row.
-            values["rows"] = 1
         return Chosen("w8a8", values, "exact" if where.exact else "formula", self.detail)
 
     def pack(
@@ -121,17 +119,7 @@ class _RowScales(TritonKind[PackedW8A8]):
         context: ProductContext,
     ) -> Tensor:
         """-> [M, N]; sums of int8 are exact, those of float8 depend on the tile."""
-        m = x.codes.shape[0]
-        if not (context.exact and self.floating) or m < 2:
-            return w8a8_linear(x, weight, bias, residual, out, context.workspace)
-        # A tile is chosen by the number of rows; one row at a time it is always the same.
-        rows, static = [], len(x.scale) == 1
-        for i in range(m):
-            one = slice(i, i + 1)
-            row = RoundedRows(x.codes[one], x.scale if static else x.scale[one], None)
-            added, place = (None if t is None else t[one] for t in (residual, out))
-            rows.append(w8a8_linear(row, weight, bias, added, place, context.workspace))
-        return torch.cat(rows) if out is None else out
+        return w8a8_linear(x, weight, bias, residual, out, context.workspace, context.exact)
 
     def stack(self, weights: Sequence[PackedW8A8]) -> PackedW8A8 | None:
         """Row blocks of one matrix, where all round their inputs alike."""
@@ -141,7 +129,7 @@ class _RowScales(TritonKind[PackedW8A8]):
         self, weight: PackedW8A8, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
     ) -> int:
         """As the launch has them."""
-        return self._grouped_tile(weight, load, context).bm
+        return grouped_tile(weight, load, context.exact).bm
 
     def grouped_linear(
         self,
@@ -152,29 +140,9 @@ class _RowScales(TritonKind[PackedW8A8]):
         context: ProductContext,
     ) -> Tensor:
         """-> [P, N]."""
-        return w8a8_linear(
-            _rounded(x_PK, weight),
-            weight,
-            bias,
-            workspace=context.workspace,
-            tiles=tiles,
-            tile=self._grouped_tile(weight, tiles.load, context),
-        )
-
-    def _grouped_tile(
-        self, weight: PackedW8A8, load: ExpertLoad, context: ProductContext
-    ) -> config.GemmConfig:
-        """By the rows of an expert; for exact sums of float8 the same for every number."""
-        assert weight.rounding is not None
-        alone = context.exact and self.floating
-        n = weight.shape[0] * (1 if alone else load.active)
-        tile = config.choose(
-            *(runtime.arch(runtime.device_index(weight.codes)), 1 if alone else load.m, n),
-            floating=self.floating,
-            zero=weight.rounding.asymmetric,
-            interpreted=runtime.INTERPRETED,
-        )
-        return replace(tile, splittable=False) if alone else tile
+        x = _rounded(x_PK, weight)
+        space = context.workspace
+        return w8a8_linear(x, weight, bias, None, None, space, context.exact, tiles)
 
     def prepared(
         self, x_MK: Tensor, weight: PackedW8A8, out: Tensor, context: ProductContext
@@ -237,7 +205,7 @@ class FP8Kind(_RowScales):
         if form.zero != "e4m3":
             return "codes are not float8"
         if form.act is None or form.act.kind != "e4m3":
-            return "float8 weights for 16-bit activations have no kernel of their own"
+            return "activations are not float8"
         if not form.act.symmetric:
             return "float8 activations with a zero point; they stay in 16 bits"
         if form.group_size != -1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
-from ..device.expert_tiles import ExpertTiles
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.input_rounding import InputRounding, RoundedRows
 from ..device.workspace import Workspace
 from . import config as cfg
@@ -50,17 +50,18 @@ def w8a8_linear(
     residual: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Workspace | None = None,
+    exact: bool = False,
     tiles: ExpertTiles | None = None,
-    tile: GemmConfig | None = None,
 ) -> Tensor:
     """``sx * sw * ((xq - zx) @ codes.T) + bias + residual`` -> [M, N] in ``weight.dtype``.
 
     The codes of ``x`` have the weight's 8-bit type and K columns, or K rounded up to 16. ``bias``
     [N] and ``residual`` [M, N] have ``weight.dtype``; ``out`` may be ``residual``. Sums are exact
-    for int8, so the result does not depend on M; for float8 the order of sums depends on the tile.
+    for int8, so the result does not depend on M; for float8 the order of sums depends on the tile,
+    which with ``exact`` is the same for every M, like the number of splits.
     ``workspace`` is that of the stream; required to keep a CUDA graph free of allocations.
     With ``tiles`` the rows of ``x`` are sorted by expert, ``weight`` holds those of all experts
-    (stack_w8a8), ``bias`` is [E, N], and ``tile`` is what they fit.
+    (stack_w8a8), and ``bias`` is [E, N].
     Raises KernelInputError. Source: SmoothQuant (Xiao et al., 2022); split-K with the last
     program adding up.
     """
@@ -100,25 +101,25 @@ def w8a8_linear(
             f"float8 needs NVIDIA sm_89 or later; {device} is {f'sm_{arch}' if arch else 'not'}"
         ),
     )
-    if tile is None:
-        tile = cfg.choose(
-            *(arch, m, n),
-            floating=floating,
-            zero=zx is not None,
-            residual=residual is not None,
-            interpreted=runtime.INTERPRETED,
+    if tiles is None:
+        tile = _tile(weight, m, n, zx is not None, exact, residual is not None)
+    else:
+        tile = grouped_tile(weight, tiles.load, exact)
+        require(
+            tiles.padded == m and tiles.rows % tile.bm == 0,
+            lambda: f"{m} rows in tiles that the product, of {tile.bm} at once, cannot follow",
         )
-    require(
-        tiles is None or (tiles.padded == m and tiles.rows % tile.bm == 0),
-        lambda: f"{m} rows in tiles that the product, of {tile.bm} at once, cannot follow",
-    )
+    fixed = exact and floating
     space = Workspace(device) if workspace is None else workspace
+    room = space.partials.numel(), space.counters.numel()
     split = cfg.choose_split(
-        *(tile, m, n, width, runtime.multiprocessors(index)),
-        partials=space.partials.numel(),
-        counters=space.counters.numel(),
+        *(tile, 1 if fixed else m, n, width, runtime.multiprocessors(index)),
+        partials=room[0],
+        counters=room[1],
     )
-    programs = -(-m // tile.bm) * -(-n // tile.bn)
+    step = cfg.rows_at_once(tile, n, split, *room) if fixed and split > 1 else m
+    if tiles is not None and step < m:
+        step = step // tiles.rows * tiles.rows
     partials = space.partials if floating else space.partials.view(torch.int32)
     launch: dict[str, Any] = {
         "BM": tile.bm,
@@ -135,12 +136,50 @@ def w8a8_linear(
         "INTERPRET": runtime.INTERPRETED,
         **tile.launch,
     }
-    gemm[(programs, split)](
-        *(xq_MK, weight.codes, sx, weight.scales, y if zx is None else zx, weight.colsum),
-        *(y if bias is None else bias, y if residual is None else residual, y),
-        *(partials, space.counters, space.counters if tiles is None else tiles.experts),
-        *(m, n, width, stride, int(sx.numel() > 1), int(zx is not None and zx.numel() > 1)),
-        1 if tiles is None else tiles.rows // tile.bm,
-        **launch,
-    )
+    for start in range(0, m, step):
+        rows = slice(start, min(start + step, m))
+        part, y_part = xq_MK[rows], y[rows]
+        added = y_part if residual is None else residual[rows]
+        scales = sx[rows] if sx.numel() > 1 else sx
+        zeros = y if zx is None else zx[rows] if zx.numel() > 1 else zx
+        whose = space.counters
+        if tiles is not None:
+            whose = tiles.part(rows.start, rows.stop).experts
+        gemm[(-(-part.shape[0] // tile.bm) * -(-n // tile.bn), split)](
+            *(part, weight.codes, scales, weight.scales, zeros, weight.colsum),
+            *(y if bias is None else bias, added, y_part),
+            *(partials, space.counters, whose, part.shape[0], n, width, stride),
+            *(int(sx.numel() > 1), int(zx is not None and zx.numel() > 1)),
+            1 if tiles is None else tiles.rows // tile.bm,
+            **launch,
+        )
     return y
+
+
+def grouped_tile(weight: PackedW8A8, load: ExpertLoad, exact: bool) -> GemmConfig:
+    """The tile of a product over several experts: by the rows of one, as if there were one matrix.
+
+    Args:
+        weight: of all experts.
+        load: of the experts.
+        exact: as for :func:`w8a8_linear`.
+    """
+    assert weight.rounding is not None
+    zero = weight.rounding.asymmetric
+    return _tile(weight, load.m, weight.shape[0] * load.active, zero, exact)
+
+
+def _tile(
+    weight: PackedW8A8, m: int, n: int, zero: bool, exact: bool, residual: bool = False
+) -> GemmConfig:
+    arch = runtime.arch(runtime.device_index(weight.codes))
+    floating = weight.codes.dtype != torch.int8
+    if exact and floating:
+        return cfg.choose_exact(arch, interpreted=runtime.INTERPRETED)
+    return cfg.choose(
+        *(arch, m, n),
+        floating=floating,
+        zero=zero,
+        residual=residual,
+        interpreted=runtime.INTERPRETED,
+    )

@@ -218,6 +218,7 @@ def byte_scales(kind: Kind, n: int, groups: int, g: torch.Generator) -> ByteScal
     """Random scales of one byte [N, groups]; e4m3 ones have factors, of two tensors at most."""
     if kind.scale == BYTES[0]:
         exponents = torch.randint(112, 130, (n, groups), generator=g, dtype=torch.uint8)
+        exponents[0, 0] = 0  # the only subnormal one
         return ByteScales(exponents.view(kind.scale))
     codes = torch.randint(1, 127, (n, groups), generator=g, dtype=torch.uint8)
     factors = (0.5 + torch.rand(2, generator=g)) * 2.0**-8

@@ -50,6 +50,8 @@ _TILE = "attention/tile.py"
 _EXPERTS = "experts/kernel.py"
 _ROPE = "fused/rope_kernel.py"
 
+_FP4 = _cpu("compact", "linear")
+
 FAULTS = (
     KernelFault(
         _DECODE,
@@ -107,6 +109,9 @@ FAULTS = (
         FRAGMENTS,
     ),
     KernelFault("fragments/kernel.py", "(k + BEGIN < left)", "(k + BEGIN <= left)", FRAGMENTS),
+    KernelFault("fragments/kernel.py", "s[g // 4], g % 4", "s[0], g % 4", FRAGMENTS),
+    KernelFault("fragments/decode.py", "byte << 23, 0x400000)", "byte << 23, 0)", FRAGMENTS),
+    KernelFault("w8a8/op.py", "1 if fixed else m", "m", W8A8),
     KernelFault(_GEMM8, "acc -= zx[:, None]", "acc -= SPLIT * zx[:, None]", W8A8),
     KernelFault(_GEMM8, "arrived != SPLIT - 1", "arrived != SPLIT - 2", W8A8),
     KernelFault(
@@ -252,4 +257,14 @@ FAULTS = (
         "w[j] += error * factor[j];",
         _cpu("compact", "calibrator", "fit"),
     ),
+    KernelFault(
+        "cpu/weight.h",
+        "w->divides ? vf_load(to) / factor",
+        "w->divides ? vf_load(to) * factor",
+        _FP4,
+    ),
+    KernelFault(
+        "cpu/weight.h", "h <= w->halves; h++)\n        for", "h < 1; h++)\n        for", _FP4
+    ),
+    KernelFault("cpu/weight.h", "(vu)(x == 0) & 0x00400000u", "(vu)(x == 0) & 0u", _FP4),
 )

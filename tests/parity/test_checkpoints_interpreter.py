@@ -37,6 +37,9 @@ ONE_OF_EACH: dict[str, set[str]] = {
     # Tables of 16 values of two kinds, fused projections, groups of 16.
     "gguf-q2_k-iq4-phi3": {"w8a16", "codebook", "dense"},
     "bnb-nf4-bf16storage-qwen2": {"codebook", "dense"},
+    # 4-bit floats with scales of a byte: groups of 16 whose tensors have factors, and both kinds.
+    "ct-nvfp4-llama": {"codebook", "dense"},
+    "gguf-mxfp4-nvfp4-qwen3": {"codebook", "w8a16"},
     # 8-bit activations: zero points by token, and one scale and zero point for all.
     "ct-w8a8-dyn-asym-llama": {"w8a8", "dense"},
     "ct-w8a8-static-asym-tensor-qwen2": {"w8a8", "dense"},
@@ -49,7 +52,12 @@ ONE_OF_EACH: dict[str, set[str]] = {
 # (test_triton_weights), and the arithmetic of kernels that the others run, too.
 SLOW = (
     *("gptq-v1-3b-g32-sym-mistral", "hqq-8b-g32-qwen3", "ct-w8a16-channel-gemma2"),
-    *("gguf-q4_k-q6_k-qwen3", "bnb-nf4-bf16storage-qwen2", "ct-w8a8-dyn-asym-llama"),
+    *(
+        "gguf-mxfp4-nvfp4-qwen3",
+        "gguf-q4_k-q6_k-qwen3",
+        "bnb-nf4-bf16storage-qwen2",
+        "ct-w8a8-dyn-asym-llama",
+    ),
 )
 
 

@@ -42,6 +42,7 @@ class Mxfp4(Method):
         fields = Fields(place, config)
         texts(fields.name("modules_to_not_convert"), config.get("modules_to_not_convert"))
         self._expert: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
     def _module(
         self, module: str, shape: tuple[int, int], tensors: FolderTensors
@@ -50,10 +51,9 @@ class Mxfp4(Method):
         expert = _EXPERT.fullmatch(module)
         stem, stack = module, ()
         if f"{module}_blocks" not in stored and expert is not None:
-            stem, index = f"{expert[1]}.{expert[3]}", int(expert[2])
-            if f"{stem}_blocks" in stored:
-                count = stored[f"{stem}_blocks"].shape[:1]
-                stack, self._expert[module] = (max(index + 1, *count),), index
+            stem = f"{expert[1]}.{expert[3]}"
+            stack = (self._experts(expert[1], expert[3], tensors),)
+            self._expert[module] = int(expert[2])
         if f"{stem}_blocks" not in stored:
             return None
         blocks, scales = stored[f"{stem}_blocks"], stored.get(f"{stem}_scales")
@@ -67,6 +67,16 @@ class Mxfp4(Method):
             check_shape(self._where, tensor, (*stack, n, groups, *ends), why)
         parts = {"blocks": blocks, "scales": scales}
         return replace(pairs_module(module, shape, _GROUP, parts), shared=stack[0] if stack else 1)
+
+    def _experts(self, prefix: str, name: str, tensors: FolderTensors) -> int:
+        """How many experts of a layer have a matrix of that name."""
+        key = f"{prefix}.{name}"
+        if key not in self._counts:
+            count = 0
+            while f"{prefix}.{count}.{name}.weight" in tensors.shapes:
+                count += 1
+            self._counts[key] = count
+        return self._counts[key]
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The weight [N, K]; raises CheckpointError for exponents that are no numbers."""

@@ -28,6 +28,8 @@ from halfbyte.kernels.formats.canonical import (
     WeightFormat,
     pack_codes,
 )
+from halfbyte.kernels.formats.compact import ByteScales
+from halfbyte.kernels.formats.weight_format import BYTE_SCALES, CompactForm
 from halfbyte.kernels.kind import Conditions, MatrixSpec
 from halfbyte.kernels.kinds import KINDS
 from halfbyte.kernels.w8a8.layout import PackedW8A8
@@ -70,9 +72,13 @@ def spec_of(rng: random.Random, form: WeightFormat | None, use: str = "") -> Mat
     """A matrix of few elements, any K: whole groups or not."""
     n, k = 2 * rng.randint(1, 90), rng.choice((rng.randint(1, 600), 32 * rng.randint(1, 16)))
     half = rng.random() < 0.5
+    compact = None
     if form is not None:
         form = replace(form, permuted=rng.random() < 0.2)
-    return MatrixSpec(n, k, form, half=half, gated=use == "gated", table=use == "table")
+        if form.zero == "table" and form.group_size > 0 and rng.random() < 0.5:
+            compact = CompactForm(rng.choice(BYTE_SCALES))
+    kind = {"gated": use == "gated", "table": use == "table", "compact": compact}
+    return MatrixSpec(n, k, form, half=half and compact is None, **kind)
 
 
 def weight_of(spec: MatrixSpec) -> Weight:
@@ -95,8 +101,20 @@ def weight_of(spec: MatrixSpec) -> Weight:
     if spec.half:
         scales = scales.half()
         zeros = None if zeros is None else zeros.half()
-    perm = torch.randperm(k).int() if form.permuted else None
-    return QuantizedLinear("w", form, pack_codes(codes, form.bits), scales, zeros, k, perm)
+    perm, compact = torch.randperm(k).int() if form.permuted else None, None
+    if spec.compact is not None:
+        compact = byte_scales(spec.compact.dtype, n, groups)
+        scales, _ = compact.numbers()
+    packed = pack_codes(codes, form.bits)
+    return QuantizedLinear("w", form, packed, scales, zeros, k, perm, compact)
+
+
+def byte_scales(dtype: str, n: int, groups: int) -> ByteScales:
+    """Random ones, which float16 does not hold."""
+    raw = torch.randint(1, 100, (n, groups), dtype=torch.uint8)
+    if dtype == "F8_E8M0":
+        return ByteScales(raw.view(torch.float8_e8m0fnu))
+    return ByteScales(raw.view(torch.float8_e4m3fn), torch.rand(n) / 3 + 1e-3)
 
 
 def engine_packs(spec: MatrixSpec, arch: int) -> tuple[str, int]:
@@ -168,6 +186,7 @@ FOLDERS = [
     *("awq-gemvfast-g128-llama", "bnb-int8-llama", "bnb-nf4-gemma2", "ct-fp8-dynamic-gemma3"),
     *("ct-mixed-w4a16-w8a8-phi3", "ct-w3a16-g32-asym-mistral", "ct-w8a16-channel-gemma2"),
     *("gptq-v1-3b-g32-sym-mistral", "gptq-v1-8b-channel-qwen3", "hqq-8b-g32-qwen3"),
+    *("ct-nvfp4-llama", "ct-mxfp4-qwen3", "modelopt-nvfp4-qwen2", "gguf-mxfp4-nvfp4-qwen3"),
     *("gguf-q5-bf16-ropefreqs-llama", "gguf-q3_k-q4_1-gemma3", "gguf-q2_k-iq4-phi3"),
 ]
 
@@ -183,7 +202,9 @@ def test_headers_tell_the_size_of_loaded_weights(folder: str):
         dtype = weight.scales.dtype if isinstance(weight, QuantizedLinear) else weight.dtype
         assert {"F32": 4, "F16": 2, "BF16": 2}[info.dtype] == dtype.itemsize, info
         n, k = info.shape
-        spec = MatrixSpec(n, k, info.format, info.dtype, info.half)
+        byte = info.compact is not None and info.compact.byte
+        compact = info.compact if byte else None
+        spec = MatrixSpec(n, k, info.format, info.dtype, info.half, compact=compact)
         held = pack(weight, None, torch.float16, CPU)
         size = held.nbytes
         if isinstance(held.packed, PackedW8A8):

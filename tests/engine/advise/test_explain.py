@@ -122,10 +122,11 @@ def test_w8a8_names_its_tile(floating):
     form = WeightFormat(8, -1, "e4m3" if floating else "none", act=act)
     linear = Product("w", "W8A8", MatrixSpec(4096, 4096, form))
     assert kind_of(linear) == ("fp8" if floating else "w8a8")
-    assert kind_of(linear, 80) == ("dense" if floating else "w8a8")
+    assert kind_of(linear, 80) == ("w8a16" if floating else "w8a8")
     row = _linear_row(linear, (0,), 16, Conditions(H100, exact=True))
     assert row.source == "exact" and row.config["bn"] > 0 and row.config["splits"] > 0
-    assert ("rows" in row.config) == floating
+    other = _linear_row(linear, (0,), 700, Conditions(H100, exact=True))
+    assert (other.config == row.config) == floating  # sums of int8 are exact with any tile
 
 
 @pytest.mark.parametrize("label", SUPPORTED_TYPES)

@@ -32,6 +32,7 @@ FOLDERS = (
     "ct-w4a16-sym-g128-llama",
     "ct-w8a8-static-llama",
     "ct-fp8-dynamic-gemma3",
+    "ct-nvfp4-llama",
     "torchao-int8-wo-qwen3",
 )
 FILES = (
@@ -40,6 +41,7 @@ FILES = (
     "gguf-q3_k-q4_1-gemma3",
     "gguf-q2_k-iq4-phi3",
     "gguf-q5_k-q3_k-gemma2",
+    "gguf-mxfp4-nvfp4-qwen3",
 )
 # Where a block keeps its scales, and minima, if not in its first bytes.
 PLACES = {
@@ -98,6 +100,8 @@ def test_gguf_files(tmp_path, name):
     block = random.randrange(tensor.n_elements // elements)
     width = 4 if kind == "F32" else 2
     number = np.array([random.choice([np.nan, np.inf])], "<f4" if width == 4 else "<f2").tobytes()
+    if kind in ("MXFP4", "NVFP4"):
+        width, number = 1, b"\xff"
     print("damaged", tensor.name, kind, block)
     data = bytearray(path.read_bytes())
     start = tensor.data_offset + block * size + place

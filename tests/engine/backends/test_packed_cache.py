@@ -37,12 +37,14 @@ pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 IDS = [1, 5, 9, 30, 2, 77, 40]
-# Between them: blocks, mixed types, tables, act-order, biases, rounded inputs, dense weights.
+# Between them: blocks, mixed types, tables, act-order, biases, rounded inputs, dense weights, and
+# scales of a byte with factors of rows.
 MODELS = (
     "gguf-q2_k-iq4-phi3",
     "gptq-v2-4b-g32-asym-actorder-qwen2",
     "ct-w8a8-static-asym-tensor-qwen2",
     "bnb-nf4-gemma2",
+    "ct-nvfp4-llama",
 )
 
 

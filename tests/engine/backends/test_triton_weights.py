@@ -37,8 +37,8 @@ WEIGHT_ONLY = [
     (WeightFormat(4, 64, "table", NF4), 128, "codebook"),
     (WeightFormat(4, 64, "table", NF4), 160, "codebook"),
     (WeightFormat(4, 64, "table", NF4), 100, "dense"),  # ragged
-    (WeightFormat(8, -1, "e4m3"), 64, "dense"),
-    (WeightFormat(8, 128, "e4m3", act=E4M3), 256, "dense"),
+    (WeightFormat(8, -1, "e4m3"), 64, "w8a16"),
+    (WeightFormat(8, 128, "e4m3", act=E4M3), 256, "w8a16"),
     (WeightFormat(4, 8), 64, "dense"),
 ]
 
@@ -126,7 +126,7 @@ def test_float8(ops: TritonOps, rng: torch.Generator) -> None:
     """Three mantissa bits: input and weight are exact once rounded, so are the products."""
     weight = random_weight(rng, 40, 96, WeightFormat(8, -1, "e4m3", act=E4M3))
     assert kind_of(weight.format, 96, 0) == "fp8"
-    assert kind_of(weight.format, 96, 80) == "dense"
+    assert kind_of(weight.format, 96, 80) == "w8a16"
     bias = torch.randn(40, generator=rng).to(ops.dtype)
     x = torch.randn(5, 96, generator=rng).to(ops.dtype)
     scale = x.float().abs().amax(1, keepdim=True) / 448

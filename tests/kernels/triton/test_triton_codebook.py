@@ -114,6 +114,17 @@ def test_exponents_beyond_float16_scale_sums(rng, space, dtype, monkeypatch):
 
 
 @pytest.mark.exact
+def test_every_exponent_and_code_is_exact_in_bfloat16(space):
+    """The least scale is a subnormal number; inputs of 1024 make all results normal ones."""
+    raw = torch.arange(243, dtype=torch.uint8)[:, None]
+    codes = torch.arange(16, dtype=torch.uint8).repeat(2).expand(243, 32).contiguous()
+    packed = pack_codebook(codes, raw.view(MX), E2M1, block=32)
+    want = torch.tensor(E2M1, dtype=torch.float64)[codes.long()] * torch.exp2(raw.double() - 127)
+    y = codebook_linear(1024 * torch.eye(32).bfloat16(), packed, workspace=space)
+    assert torch.equal(y.double().T, 1024 * want)
+
+
+@pytest.mark.exact
 @pytest.mark.parametrize(("kind", "group"), [(MX, 32), (NV, 16)], ids=["mxfp4", "nvfp4"])
 def test_scales_of_a_byte_take_a_byte(rng, kind, group):
     n, k = 128, 4096

@@ -21,6 +21,8 @@ def random_weight(rng, n, k, group, zero):
     shape = (n, 1 if group == -1 else -(-k // group))
     scales = torch.rand(shape, generator=rng) * 0.01 + 0.001
     zeros = None
+    if zero == "e4m3":
+        codes[(codes & 0x7F) == 0x7F] = 0x7E  # no number
     if zero == "int":
         zeros = torch.randint(0, 256, shape, generator=rng).float()
     elif zero == "float":
@@ -69,6 +71,16 @@ def test_all_codes_decode_exactly(dtype):
     assert torch.equal(signed.words, packed.words)
 
 
+@pytest.mark.exact
+@pytest.mark.parametrize("dtype", HALF)
+def test_all_float8_codes_decode_exactly(dtype):
+    codes = torch.arange(256, dtype=torch.uint8).view(1, 256).expand(3, 256).contiguous()
+    codes[:, 0x7F], codes[:, 0xFF] = 0, 0
+    packed = pack_w8a16(codes, torch.ones(3, 1), zero="e4m3")
+    assert torch.equal(unpack_w8a16(packed), codes)
+    assert torch.equal(dequantize(packed, dtype), codes.view(torch.float8_e4m3fn).to(dtype))
+
+
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize(
     ("m", "n", "k", "group", "zero"),
@@ -83,6 +95,10 @@ def test_all_codes_decode_exactly(dtype):
         (3, 40, 256, 16, "none"),
         (9, 70, 104, 16, "float"),
         (2, 20, 192, 48, "int"),
+        (1, 33, 256, 128, "e4m3"),
+        (9, 140, 1100, 128, "e4m3"),
+        (40, 20, 97, -1, "e4m3"),
+        (3, 40, 104, 16, "e4m3"),
     ],
 )
 def test_product(rng, space, dtype, m, n, k, group, zero):
@@ -204,8 +220,12 @@ def test_configurations_follow_the_rules():
     assert config.choose(
         90, 4096, 2, 4096, 64, 132, exact=False, narrow=False, dense=True, partials=1, counters=1
     ).dense
-    limits = {"exact": False, "offset": True, "partials": 1 << 23, "counters": 8192}
-    assert config.choose(90, 64, 2, 4096, 64, 132, **limits).bm == 32
+    limits = {"exact": False, "partials": 1 << 23, "counters": 8192}
+    shape = 90, 64, 2, 4096, 64, 132
+    assert config.choose(*shape, narrow=True, dense=True, **limits).bm == 32
+    assert config.choose(*shape, narrow=False, dense=True, **limits).bm == 64
+    many = config.choose(90, 4096, *shape[2:], narrow=False, dense=False, **limits)
+    assert not many.dense and many.bm == 64
     assert (
         config.choose(
             90, 1, 2, 128, 64, 132, exact=False, narrow=False, dense=True, partials=10, counters=1

@@ -133,6 +133,40 @@ def test_float8_against_float64(rng):
     check(product(xq, sx, packed, bias=bias), expected, torch.bfloat16, extra=1e-5)
 
 
+@pytest.mark.exact
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("room", [1 << 23, 3 * 2 * 16 * 32], ids=["whole", "in parts"])
+def test_exact_float8_rows_have_the_same_bits_in_any_company(rng, room, static, monkeypatch):
+    """Drawn numbers of rows; programs that share a tile, in a workspace for 16 rows, too."""
+    kind, n, k = torch.float8_e4m3fn, 70, 520
+    _, packed = random_weight(rng, n, k, torch.float16, kind)
+    space = Workspace(torch.device("cpu"), partial_bytes=4 * room)
+    monkeypatch.setattr(op.runtime, "multiprocessors", lambda index: 2)
+    launches = []
+    real = op.gemm
+
+    class Counted:
+        def __getitem__(self, grid):
+            launches.append(grid)
+            return real[grid]
+
+    monkeypatch.setattr(op, "gemm", Counted())
+    x = torch.randn(50, k, generator=rng).half()
+    scale = torch.tensor([0.02]) if static else None
+    q, s, _ = rounded(x, scale=scale, **of_kind(kind))
+    residual = torch.randn(50, n, generator=rng).half()
+    whole = product(q, s, packed, residual=residual, workspace=space, exact=True)
+    assert launches[0][1] == 2 and (len(launches) > 1) == (room < 1 << 20)
+    for _ in range(6):
+        first, last = sorted(int(i) for i in torch.randint(0, 51, (2,), generator=rng))
+        rows = slice(first, last + (first == last < 50))
+        own = s if static else s[rows]
+        part = product(q[rows], own, packed, residual=residual[rows], workspace=space, exact=True)
+        assert torch.equal(part, whole[rows]), rows
+    other = product(q, s, packed, residual=residual, workspace=space)
+    assert torch.allclose(other.float(), whole.float(), rtol=2e-3, atol=1e-2)
+
+
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("k", [1, 40, 513])
 def test_quantizer_equals_its_rule(rng, k, asymmetric, monkeypatch):

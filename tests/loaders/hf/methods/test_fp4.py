@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from loader_hf_files import TINY_CONFIG
+from safetensors.torch import load_file, save_file
 from scaled_folders import DOWN, ct_config, fresh_rng, llama_folder, load_from, quantized, refused
 from torch import Tensor
 
@@ -16,6 +19,11 @@ from halfbyte.kernels.formats.canonical import QuantizedLinear
 from halfbyte.kernels.formats.compact import ByteScales
 from halfbyte.kernels.formats.stored import StoredLinear
 from halfbyte.loaders import open_checkpoint
+from halfbyte.loaders.base import load_stored
+from halfbyte.loaders.files.fields import Fields
+from halfbyte.loaders.hf.config import read_config
+from halfbyte.loaders.model.checks import expected_tensors
+from halfbyte.loaders.model.report import LoadReport
 
 N, K = 24, 96
 NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
@@ -78,9 +86,11 @@ def test_nvfp4_weights(tmp_path, tool, shape):
     else:
         parts = {"weight": pairs, "weight_scale": scale, "weight_scale_2": factor}
         parts["input_scale"] = torch.tensor(0.5)
-        side = {"hf_quant_config": {"quantization": MODELOPT | {"group_size": 16}}}
-        own, files = (MODELOPT, {}) if tool == "modelopt" else ({}, side)
-        folder = llama_folder(tmp_path / "m", (N, K), parts, own, **files)
+        side: dict[str, Any] = {"hf_quant_config": {"quantization": MODELOPT | {"group_size": 16}}}
+        if tool == "modelopt":
+            folder = llama_folder(tmp_path / "m", (N, K), parts, MODELOPT)
+        else:
+            folder = llama_folder(tmp_path / "m", (N, K), parts, {}, **side)
         scales = values * number
     linear = quantized(folder)
     assert same_bits(linear.dequantize(), meant(codes, scales, 16))
@@ -122,8 +132,6 @@ def test_mxfp4_matrices_of_transformers(tmp_path):
 
 def without_weight(folder) -> None:
     """The folder less the float16 matrix of the module."""
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     del tensors[f"{DOWN}.weight"]
     save_file(tensors, folder / "model.safetensors")
@@ -286,9 +294,81 @@ def test_modelopt_groups_that_are_not_of_the_format_are_refused(tmp_path, size):
 
 def test_codes_stay_in_the_file_until_they_are_wanted(tmp_path):
     checkpoint = open_checkpoint(nvfp4_folder(tmp_path / "m", fresh_rng()))
-    weight = checkpoint.load_stored(f"{DOWN}.weight")
+    weight = load_stored(checkpoint, f"{DOWN}.weight")
     assert isinstance(weight, StoredLinear)
     (info,) = [t for t in checkpoint.tensors() if t.name == f"{DOWN}.weight"]
     assert weight.compact_form == info.compact and info.label == "NVFP4"
     assert info.nbytes == N * (K // 2 + K // 16) + 4
     checkpoint.close()
+
+
+MIXTURE = TINY_CONFIG | {
+    **{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 64},
+    **{"head_dim": 32, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+}
+EXPERTS = "model.layers.0.mlp.experts."
+
+
+def mixture_folder(path, stacks: dict[str, Tensor]):
+    """A mixture whose experts' matrices are in stacks, beside zeros."""
+    path.mkdir()
+    config = MIXTURE | {"quantization_config": {"quant_method": "mxfp4"}}
+    (path / "config.json").write_text(json.dumps(config))
+    empty = Fields("m/generation_config.json", {})
+    given = "m/config.json", config, empty, "m", "float16", LoadReport("safetensors")
+    shapes = expected_tensors(read_config(*given))
+    dense = {name: torch.zeros(s).half() for name, s in shapes.items() if EXPERTS not in name}
+    save_file(dense | stacks, path / "model.safetensors")
+    return path
+
+
+def drawn_stacks(rng: np.random.Generator) -> dict[str, Tensor]:
+    stacks = {}
+    for name, (n, k) in {"gate_proj": (32, 64), "up_proj": (32, 64), "down_proj": (64, 32)}.items():
+        blocks = rng.integers(0, 256, (3, n, k // 32, 16)).astype(np.uint8)
+        exponents = rng.integers(110, 140, (3, n, k // 32)).astype(np.uint8)
+        stacks[f"{EXPERTS}{name}_blocks"] = torch.from_numpy(blocks)
+        stacks[f"{EXPERTS}{name}_scales"] = torch.from_numpy(exponents)
+    return stacks
+
+
+@pytest.mark.exact
+def test_stacks_of_experts_are_those_of_transformers(tmp_path):
+    peer = pytest.importorskip("transformers.integrations.mxfp4")
+    stacks = drawn_stacks(fresh_rng())
+    checkpoint = open_checkpoint(mixture_folder(tmp_path / "m", stacks))
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        parts = stacks[f"{EXPERTS}{name}_blocks"], stacks[f"{EXPERTS}{name}_scales"]
+        want = peer.convert_moe_packed_tensors(*parts, dtype=torch.float32)
+        for expert in range(3):
+            weight = checkpoint.load(f"{EXPERTS}{expert}.{name}.weight")
+            assert isinstance(weight, QuantizedLinear)
+            assert same_bits(weight.dequantize(), want[expert].T.contiguous())
+    sizes = [info.nbytes for info in checkpoint.tensors() if info.label == "MXFP4"]
+    assert sum(sizes) == sum(part.nbytes for part in stacks.values())
+    checkpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s.pop(f"{EXPERTS}up_proj_scales"), "experts.0.up_proj.scales is missing"),
+        (
+            lambda s: s.update({f"{EXPERTS}up_proj_blocks": s[f"{EXPERTS}up_proj_blocks"][:2]}),
+            "up_proj_blocks is [2, 32, 2, 16]; expected [3, 32, 2, 16]",
+        ),
+        (
+            lambda s: s[f"{EXPERTS}up_proj_scales"].__setitem__((0, 3, 1), 255),
+            "up_proj_scales holds the exponent 255 (NaN) in row 3, group 1",
+        ),
+        (
+            lambda s: s.update({f"{EXPERTS}up_proj_scales": torch.zeros(3, 32, 2)}),
+            "up_proj_scales is F32; expected U8",
+        ),
+    ],
+)
+def test_damaged_stacks_are_refused(tmp_path, change, says):
+    stacks = drawn_stacks(fresh_rng())
+    change(stacks)
+    folder = mixture_folder(tmp_path / "m", stacks)
+    refused(folder, CheckpointError, says, module=f"{EXPERTS}0.up_proj")
