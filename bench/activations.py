@@ -359,7 +359,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--text", type=Path, required=True, help="a UTF-8 file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
-    parser.add_argument("--activations", default="int8-block32", choices=["int8-block32"])
+    rules = [rule for rule in get_args(InputRule) if rule != "float"]
+    parser.add_argument("--activations", default="int8-block32", choices=rules)
     parser.add_argument("--backend", default="reference", choices=["reference", "cpu_c"])
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512, help="of a window")

@@ -104,7 +104,7 @@ def _on_gpu(
     """As :func:`_on_cpu`. Raises ConfigError without triton."""
     from halfbyte.errors import ConfigError
 
-    from ..engine.backends.activations import require_floats
+    from ..engine.backends.activations import chosen_rule, refuse_rules
     from ..kernels.tables import load_tables
     from ..loaders.store.model_store import cache_root
 
@@ -116,10 +116,16 @@ def _on_gpu(
         if (error.name or "").partition(".")[0] != "triton":
             raise
         raise ConfigError("triton is not installed", hint="pip install triton") from None
-    require_floats(config, "cuda_triton")
+    refuse_rules(config, "cuda_triton", "int8-block32")
     tables = load_tables(place, cache_root() / "tables")
     rows = explain_model(
-        checkpoint, place, tables=tables, fp16=fp16, exact=config.exact, context=context
+        checkpoint,
+        place,
+        tables=tables,
+        fp16=fp16,
+        exact=config.exact,
+        context=context,
+        rule=chosen_rule(config) or "float",
     )
     facts = {"name": place.name, "arch": place.arch, "sms": place.sms}
     bits = densities(checkpoint, lambda one: packed(one, "triton", place.arch)[1])

@@ -21,7 +21,7 @@ from halfbyte.errors import KernelInputError, UnsupportedWeightError
 
 from .formats.canonical import QuantizedLinear, Weight
 from .formats.stored import StoredLinear
-from .formats.weight_format import CompactForm, WeightFormat, ZeroKind
+from .formats.weight_format import CompactForm, InputRule, WeightFormat, ZeroKind
 
 if TYPE_CHECKING:
     from .codegen.variant import Variant
@@ -36,7 +36,7 @@ BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Rows of activations that choices are made for: as many, or fewer down to the one before."""
 
 NO_CODES = "the weights have no codes"
-QUANTIZED_INPUTS = "activations are quantized: the checkpoint asks for 8-bit products"
+QUANTIZED_INPUTS = "activations are quantized: 8-bit products are asked for"
 PLAIN_INPUTS = "activations are not quantized"
 NO_GATE = "no kernel of it ends in silu(gate) * up"
 NO_ROWS = "no kernel reads single rows of such codes"
@@ -79,6 +79,11 @@ class MatrixSpec:
         stored = weight.encoding if isinstance(weight, StoredLinear) else ""
         compact = weight.compact_form
         return cls(n, k, form, gated=gated, table=table, encoding=stored, compact=compact)
+
+    def under(self, rule: InputRule) -> MatrixSpec:
+        """The matrix in a run with a rule; embeddings are read by rows and stay as they are."""
+        form = self.format
+        return self if form is None or self.table else replace(self, format=form.under(rule))
 
 
 class Kind(Protocol):

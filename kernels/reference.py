@@ -11,8 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-from .formats.activations import quantize_activations, rounded_to_blocks
+from .formats.activations import (
+    piece_columns,
+    quantize_activations,
+    quantize_tokens,
+    rounded_to_blocks,
+)
+from .formats.canonical import QuantizedLinear
 from .formats.weight_format import ActivationFormat
+from .formats.whole import whole_numbers
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -67,6 +74,68 @@ def block_linear(
     if bias_N is not None:
         y = y + bias_N.to(compute)
     return y.to(x_TK.dtype)
+
+
+def token_linear(x_TK: Tensor, weight: QuantizedLinear, bias_N: Tensor | None = None) -> Tensor:
+    """``rounded(x) @ weight.T + bias`` under ``int8-token`` -> float32 [T, N], bit for bit.
+
+    x stands for ``d * q`` with a scale d for each token, columns in the order of the weight's
+    codes: ``y = d * token_sums(q, weight)``, rounded, ``+ bias``, rounded. A row's bits depend on
+    nothing but the row. A kernel that splits K has a chain of sums for each split, of whole slices
+    of 128, takes each times d, and adds them in order: S splits round S - 1 times more, each time
+    by half a unit in the last place of the largest sum on the way at most.
+    """
+    if weight.perm is not None:
+        x_TK = x_TK[:, weight.perm.long()]
+    q_TK, d_T1 = quantize_tokens(x_TK)
+    y_TN = token_sums(q_TK, weight) * d_T1
+    return y_TN if bias_N is None else y_TN + bias_N.float()
+
+
+def token_sums(
+    q_TK: Tensor, weight: QuantizedLinear, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """``q @ weight.T`` over columns from ``start`` to before ``stop`` -> float32 [T, N].
+
+    The weight stands for ``scale * whole + offset`` (:func:`~.formats.whole.whole_numbers`).
+    Columns are cut into pieces (:func:`~.formats.activations.piece_columns`). For each piece p of a
+    group g, in order, in float32 with one rounding each:
+
+        y = fma(sum over p of whole * q, scale_g, y), and where the format has offsets
+        y = fma(offset_g, sum over p of q, y)
+
+    The sums of a piece are exact in any order. ``q`` are whole numbers, float32 [T, K].
+    """
+    whole_NK, scales_NG, offsets_NG = whole_numbers(weight)
+    k, group = weight.in_features, weight.format.group_size
+    stop, size = k if stop is None else stop, piece_columns(group, k)
+    y_TN = q_TK.new_zeros(q_TK.shape[0], whole_NK.shape[0])
+    for begin in range(start, stop, size):
+        part = slice(begin, min(begin + size, stop))
+        g = 0 if group == -1 else begin // group
+        sums_TN = q_TK[:, part].double() @ whole_NK[:, part].double().T
+        y_TN = fused_multiply_add(sums_TN.float(), scales_NG[:, g], y_TN)
+        if offsets_NG is not None:
+            totals_T1 = q_TK[:, part].sum(-1, keepdim=True)
+            y_TN = fused_multiply_add(offsets_NG[:, g], totals_T1, y_TN)
+    return y_TN
+
+
+def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a * b + c`` of float32 tensors [...], which broadcast, rounded once, as processors do.
+
+    The product is exact in float64. The sum is rounded there to odd: where it is no float64, to the
+    neighbour whose last bit is set, so that rounding it once more, to float32, cannot go wrong.
+    Source: Boldo and Melquiond, 2008.
+    """
+    product, c = a.double() * b.double(), c.double()
+    total = product + c
+    back = total - product
+    left = (product - (total - back)) + (c - back)  # Knuth's two-sum: what rounding left over
+    bits = total.contiguous().view(torch.int64)
+    even = left.isfinite() & (left != 0) & (bits & 1 == 0)
+    step = torch.where((left > 0) == (total > 0), 1, -1)
+    return torch.where(even, bits + step, bits).view(torch.float64).float()
 
 
 def gated_mul(gate_up_TI2: Tensor, activation: str = "silu") -> Tensor:

@@ -17,6 +17,7 @@ from halfbyte.errors import ConfigError
 
 from ...kernels.cpu import kinds as tiles
 from ...kernels.device.workspace import PARTIAL_BYTES
+from ...kernels.formats.weight_format import InputRule
 from ...kernels.kind import carrier
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
@@ -182,16 +183,23 @@ def capacity(
     )
 
 
-def measure(checkpoint: Checkpoint, kv: PlannedKV, target: PlanTarget, arch: int = 0) -> Need:
+def measure(
+    checkpoint: Checkpoint,
+    kv: PlannedKV,
+    target: PlanTarget,
+    arch: int = 0,
+    rule: InputRule = "float",
+) -> Need:
     """The bytes that a model needs on a target, a GPU of ``sm_<arch>`` if it is one.
 
+    ``rule`` is how a run takes the inputs of weight-only quantized matrices.
     Raises UnsupportedWeightError for a weight that no kernel runs.
     """
     config = checkpoint.config
     families: dict[str, int] = {}
     idle = 0.0
     find = cache(partial(packed, target=target, arch=arch))
-    for matrix in matrices(checkpoint):
+    for matrix in matrices(checkpoint, rule):
         tied = matrix.product.module == "lm_head" and config.tie_word_embeddings
         kind, size = find(matrix.product)
         kind = "embedding and head" if tied else kind

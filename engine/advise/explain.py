@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...kernels.cpu.kinds import TILE_KINDS
+from ...kernels.cpu.ops import PARTITION, RUN, SPAN
 from ...kernels.formats.weight_format import InputRule, input_rounding
 from ...kernels.kind import Kind, carrier, refusal
 from ...loaders.base import Checkpoint
-from ..backends.cpu_c import NEVER, PARTITION, RUN, SPAN, SPLIT_TOKENS, CompiledOps
+from ..backends.cpu_c import NEVER, SPLIT_TOKENS, CompiledOps
 from ..backends.cpu_torch import TorchOps
 from .products import Product, groups
 

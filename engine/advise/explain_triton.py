@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from halfbyte.errors import UnsupportedWeightError
+
 from ...kernels.attention.config import (
     DIMS,
     decode_tile,
@@ -15,7 +17,7 @@ from ...kernels.attention.config import (
     split_count,
 )
 from ...kernels.device.gpus import Device
-from ...kernels.formats.weight_format import input_rounding
+from ...kernels.formats.weight_format import InputRule, input_rounding
 from ...kernels.kind import BUCKETS, Conditions
 from ...kernels.tables import Tables
 from ...loaders.base import Checkpoint
@@ -37,6 +39,7 @@ def explain(
     exact: bool = False,
     page: int = 64,
     context: int = 4096,
+    rule: InputRule = "float",
 ) -> list[ExplainedRow]:
     """A row for each product and M bucket; layers that are alike share theirs.
 
@@ -48,11 +51,15 @@ def explain(
         exact: as the engine's option.
         page: tokens of a KV block.
         context: tokens that decode attends to, cut to the model's length.
+        rule: how a run takes the inputs of weight-only quantized matrices.
+
+    Raises:
+        UnsupportedWeightError: no kernel takes a matrix so; the message names it.
     """
     where = Conditions(device, fp16, exact, tables)
     rows = [
         _linear_row(linear, layers, m, where)
-        for linear, layers in groups(checkpoint)
+        for linear, layers in groups(checkpoint, rule)
         for m in BUCKETS
     ]
     return rows + list(_attention_rows(checkpoint, device, exact, page, context))
@@ -61,7 +68,12 @@ def explain(
 def _linear_row(
     linear: Product, layers: tuple[int, ...], m: int, where: Conditions
 ) -> ExplainedRow:
-    found = linear.carrier(where.device.arch)
+    try:
+        found = linear.carrier(where.device.arch)
+    except UnsupportedWeightError as error:
+        raise UnsupportedWeightError(
+            f"{linear.module}, {linear.label}: {error.message}", hint="use activations='auto'"
+        ) from error
     chosen = found.kind.choose(found.spec, m, where)
     return ExplainedRow(
         layers,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ...kernels.formats.weight_format import InputRule
 from ...kernels.kind import Carrier, Conditions, MatrixSpec, carrier
 from ...loaders.base import Checkpoint, TensorInfo
 
@@ -60,8 +61,14 @@ class Matrix:
     expert: bool = False
 
 
-def matrices(checkpoint: Checkpoint) -> Iterator[Matrix]:
-    """Every weight that a step multiplies by, the head last."""
+def matrices(checkpoint: Checkpoint, rule: InputRule = "float") -> Iterator[Matrix]:
+    """Every weight that a step of a run with a rule multiplies by, the head last."""
+    for matrix in _matrices(checkpoint):
+        product = replace(matrix.product, spec=matrix.product.spec.under(rule))
+        yield replace(matrix, product=product)
+
+
+def _matrices(checkpoint: Checkpoint) -> Iterator[Matrix]:
     infos = {info.name: info for info in checkpoint.tensors()}
     for index in range(checkpoint.config.num_layers):
         for matrix in _layer(infos, index):
@@ -76,13 +83,15 @@ def matrices(checkpoint: Checkpoint) -> Iterator[Matrix]:
         yield _matrix("lm_head", [infos["lm_head.weight"]])
 
 
-def groups(checkpoint: Checkpoint) -> list[tuple[Product, tuple[int, ...]]]:
+def groups(
+    checkpoint: Checkpoint, rule: InputRule = "float"
+) -> list[tuple[Product, tuple[int, ...]]]:
     """The products of a model, each with the layers that have it; the head has none.
 
     Experts of one shape and format are one entry.
     """
     found: dict[Product, dict[int, None]] = {}
-    for matrix in matrices(checkpoint):
+    for matrix in matrices(checkpoint, rule):
         layers = found.setdefault(matrix.product, {})
         if matrix.layer is not None:
             layers[matrix.layer] = None

@@ -10,7 +10,7 @@ from ...loaders import open_checkpoint
 from ...loaders.model.quantizing import QuantizingCheckpoint
 from ...loaders.store.model_store import resolve_model
 from ..backends import make_backend
-from ..backends.activations import check_activations
+from ..backends.activations import check_activations, chosen_rule
 from ..config import make_config
 from ..run.memory import KV_SHARE, MemoryPlan, free_memory, plan_memory
 from .capacity import PLANNED_KV, measure
@@ -86,7 +86,8 @@ def plan_start(
             checkpoint.config, config, backend.kv_dtype, free, share=KV_SHARE / models
         )
         target = "cpu" if backend.name.startswith("cpu") else "triton"
-        need = measure(checkpoint, PLANNED_KV[target][0], target)
+        rule = chosen_rule(config) or "float"
+        need = measure(checkpoint, PLANNED_KV[target][0], target, rule=rule)
         report = checkpoint.report()
         sizes = sorted(report.formats.items(), key=lambda item: -item[1][1])
         return StartPlan(

@@ -18,7 +18,7 @@ from ..run.executors import (
     OneByOneExecutor,
     RecordingExecutor,
 )
-from .activations import chosen_rule, require_floats
+from .activations import chosen_rule, refuse_rules
 from .base import Backend
 from .gpu_choice import refused_gpu, wants_cpu
 from .plain import PlainOps
@@ -121,7 +121,7 @@ def _device(config: EngineConfig) -> torch.device:
 
 
 def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
-    require_floats(config, "cuda_triton" if device.type == "cuda" else "interpreter")
+    refuse_rules(config, "cuda_triton" if device.type == "cuda" else "interpreter", "int8-block32")
     if config.dtype == "float32":
         raise ConfigError(
             "dtype is 'float32', but the Triton kernels compute in 16-bit types",
@@ -151,7 +151,8 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
             f"type of activations, here {own}, or in int8",
             hint=f"use kv_dtype='auto', {own!r} or 'int8', or change dtype",
         )
-    ops = TritonOps(device, dtype, config.exact, tuned_tables(device))
+    rule = chosen_rule(config) or "float"
+    ops = TritonOps(device, dtype, config.exact, tuned_tables(device), rule)
     if device.type != "cuda":
         return one_object_backend(ops, kv_dtype, partial(EagerExecutor, prepare=ops.prepare))
     # In exact mode a graph would be needed for each length of contexts, too.

@@ -15,7 +15,7 @@ from ...kernels.cpu.forms import VARIABLE, chosen_forms
 from ...kernels.cpu.library import Library
 from ...loaders.store.model_store import cache_root
 from ..config import EngineConfig
-from .activations import chosen_rule, require_floats
+from .activations import chosen_rule, refuse_rules
 from .cpu_c import CompiledOps
 from .cpu_cores import physical_cores
 from .cpu_torch import TorchOps
@@ -52,7 +52,7 @@ def make_cpu_ops(config: EngineConfig) -> CompiledOps | TorchOps:
         full = config.dtype == "float32"
         rule = chosen_rule(config, library.form)
         return CompiledOps(library, config.exact or full, full, rule)
-    require_floats(config, "cpu_torch")
+    refuse_rules(config, "cpu_torch", "int8-block32", "int8-token")
     torch.set_num_threads(threads)
     return TorchOps(torch.float32 if config.dtype == "float32" else torch.bfloat16)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from ...kernels.cpu import ops
 from ...kernels.cpu.arena import Arena
 from ...kernels.cpu.caches import cache_mib
-from ...kernels.cpu.enums import CodeType, GateFunction, KVType, WeightFetch
-from ...kernels.cpu.kinds import expand_rounded, pack_weight
+from ...kernels.cpu.enums import WeightFetch
+from ...kernels.cpu.kinds import TILE_KINDS, expand_rounded, pack_weight
 from ...kernels.cpu.library import Library
 from ...kernels.cpu.ops import (
     BLOCK_ROWS,
@@ -27,7 +27,6 @@ from ...kernels.cpu.ops import (
     CHUNK_VALUES,
     PARTITION,
     RECORDS,
-    RUN,
     SPAN,
     SPARE_ROWS,
 )
@@ -36,15 +35,20 @@ from ...kernels.cpu.program import CompiledProgram
 from ...kernels.formats.activations import KV_RULE
 from ...kernels.formats.canonical import Weight
 from ...kernels.formats.weight_format import ActivationFormat, InputRule
+from ...kernels.kind import MatrixSpec, carrier
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
+from .activations import left_as_floats
 from .base import Activation, AttentionShape
+from .cpu_fields import CODE_TYPES, GATES, KV_TYPES, runs_of, scale_stride
 from .cpu_sampling import draw_rows
 from .plain import CpuParts, rope_of
 from .scratch import Scratch
 
 OpFields = ParamSpec("OpFields")
+RoundedInput = tuple[Tensor, Tensor, Tensor | None]
+"""int8 codes, what comes with each chunk of them, and scales of rows where those have one."""
 
 # Rows from which AMX wins (measured: docs/performance.md).
 AMX_ROWS = 24
@@ -56,21 +60,6 @@ _FAR_CACHES = 4
 SPLIT_TOKENS = 8
 # Tokens of a step, in all or for each thread, whose keys are split at all: beyond, runs suffice.
 SPAN_TOKENS, SPAN_TOKENS_PER_THREAD = 64, 8
-CODE_TYPES = {
-    torch.float32: CodeType.FLOAT,
-    torch.bfloat16: CodeType.BF16,
-    torch.int8: CodeType.INT8,
-}
-KV_TYPES = {
-    torch.float32: KVType.FLOAT32,
-    torch.float16: KVType.FLOAT16,
-    torch.bfloat16: KVType.BFLOAT16,
-    torch.int8: KVType.INT8,
-}
-GATES: dict[Activation, GateFunction] = {
-    "silu": GateFunction.SILU,
-    "gelu_tanh": GateFunction.GELU_TANH,
-}
 
 
 class CompiledOps(CpuParts[TiledLinear]):
@@ -114,12 +103,18 @@ class CompiledOps(CpuParts[TiledLinear]):
         self._weight_bytes, self._cache_bytes = 0, cache_mib() << 20
         # Set by the first weight whose inputs are quantized.
         self._quantizes = False
-        # The input that was rounded last, with its codes and values.
-        self._rounded_input: tuple[Tensor, Tensor, Tensor] | None = None
+        # The input that was rounded last, by which rule, and what it became.
+        self._rounded_input: tuple[Tensor, InputRule, RoundedInput] | None = None
+
+    def supports(self, weight: Weight) -> str | None:
+        """None but for contradictory formats, and those whose kind cannot obey the rule."""
+        spec = MatrixSpec.of(weight)
+        taken = carrier(TILE_KINDS, spec, 0).kind.input_rule(spec, self.activations)
+        return super().supports(weight) or left_as_floats(self.activations, spec.format, taken)
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TiledLinear:
         """[N, K] in tiles of rows; see ``kernels/cpu/kinds.py``."""
-        if self._rounded:
+        if self._rounded and self.activations in (None, "float"):
             weight = expand_rounded(weight)
         packed = pack_weight(self._arena, self.library, weight, bias, self.activations)
         self.adopt(packed)
@@ -127,7 +122,7 @@ class CompiledOps(CpuParts[TiledLinear]):
 
     def adopt(self, packed: TiledLinear) -> None:
         """Take note of a weight [N, K] that this or an earlier run has packed."""
-        self._quantizes |= packed.act is not None or packed.blocks
+        self._quantizes |= packed.act is not None or packed.rule != "float"
         self._weight_bytes += packed.nbytes
 
     @property
@@ -215,7 +210,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             kv=KV_TYPES[kv.k.dtype],
             block_size=kv.k.shape[2],
             block_stride=kv.k.stride(0),
-            scale_stride=_scale_stride(kv),
+            scale_stride=scale_stride(kv),
             eps=shape.eps,
             top=KV_RULE.top,
         )
@@ -229,7 +224,7 @@ class CompiledOps(CpuParts[TiledLinear]):
         out = self._scratch.take((tokens, heads * dim))
         size, width = kv.k.shape[2], step.block_tables.shape[1]
         single = step.row_index.shape[0] == len(step.spans)
-        runs = _runs(step)
+        runs = runs_of(step)
         attention = ops.Attention(
             q=q_THE,
             k=kv.k,
@@ -251,7 +246,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             block_size=size,
             block_shift=size.bit_length() - 1,
             block_stride=kv.k.stride(0),
-            scale_stride=_scale_stride(kv),
+            scale_stride=scale_stride(kv),
             window=shape.window,
             table_width=width,
             max_run=max(end - begin for begin, end in runs),
@@ -351,16 +346,18 @@ class CompiledOps(CpuParts[TiledLinear]):
         scales, fetch = None, self._fetch()
         if weight.order is not None:
             x_TK = self._gather(x_TK, weight.order)
-        if weight.blocks:
-            codes, values = self._round(x_TK)
+        if weight.rule != "float":
+            codes, values, factors = self._round(x_TK, weight.rule)
             self._emit(
                 ops.LinearRounded,
                 tiled=weight,
                 codes=codes,
                 values=values,
+                factors=factors,
                 out=out,
                 tokens=tokens,
                 out_stride=out.stride(0),
+                piece=weight.piece,
                 add=add,
                 fetch=fetch,
             )
@@ -395,10 +392,12 @@ class CompiledOps(CpuParts[TiledLinear]):
             add=add,
         )
 
-    def _round(self, x_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [T, K] as codes, int8, and what comes with them; once for products in a row."""
-        if self._rounded_input is not None and self._rounded_input[0] is x_TK:
-            return self._rounded_input[1:]
+    def _round(self, x_TK: Tensor, rule: InputRule) -> RoundedInput:
+        """Inputs [T, K] rounded by a rule; once for products in a row."""
+        if self._rounded_input is not None:
+            last, by, rounded = self._rounded_input
+            if last is x_TK and by == rule:
+                return rounded
         assert x_TK.dtype == torch.float32
         tokens, width = x_TK.shape
         chunks = -(-width // CHUNK)
@@ -406,17 +405,20 @@ class CompiledOps(CpuParts[TiledLinear]):
         room = tokens + SPARE_ROWS
         codes = self._scratch.take((room, chunks * CHUNK), torch.int8)
         values = self._scratch.take((room, chunks * CHUNK_VALUES))
+        scales = self._scratch.take((room,)) if rule == "int8-token" else None
         self._emit(
             ops.RoundBlocks,
             x=x_TK,
             codes=codes,
             values=values,
+            scales=scales,
             tokens=tokens,
             width=width,
             x_stride=x_TK.stride(0),
         )
-        self._rounded_input = x_TK, codes, values
-        return codes, values
+        rounded = codes, values, scales
+        self._rounded_input = x_TK, rule, rounded
+        return rounded
 
     def _gather(self, x_TK: Tensor, order_K: Tensor) -> Tensor:
         """Columns of [T, K] in the order that ``order`` [K] gives, in the type of ``x``."""
@@ -492,17 +494,3 @@ class CompiledOps(CpuParts[TiledLinear]):
         self._records.append(record)
         # Scratch tensors are kept by their pool; holding them here would stop their reuse.
         self._keep += [t for t in tensors if not self._scratch.owns(t)]
-
-
-def _scale_stride(kv: LayerKV) -> int:
-    """Scales from one cache block to the next, 0 where there are none."""
-    return 0 if kv.k_scale is None else kv.k_scale.stride(0)
-
-
-def _runs(step: StepInputs) -> list[tuple[int, int]]:
-    """Tokens of the step in runs of at most RUN, each within one row."""
-    runs: list[tuple[int, int]] = []
-    for span in step.spans:
-        for begin in range(span.begin, span.end, RUN):
-            runs.append((begin, min(begin + RUN, span.end)))
-    return runs

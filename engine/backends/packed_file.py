@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from ...kernels.cpu.build import trusted
 from ...kernels.cpu.enums import Added, NumberType, TileCodes, TileValues
 from ...kernels.cpu.ops import CHUNK, TILE
 from ...kernels.cpu.pack import TiledLinear, TileShape
-from ...kernels.formats.weight_format import ActivationFormat
+from ...kernels.formats.weight_format import ActivationFormat, InputRule
 from ...loaders.files.mapped import MappedFile
 
 MAGIC = b"HBPACKED"
@@ -40,7 +40,7 @@ ABANDONED_S = 3600
 _PREFIX = len(MAGIC) + 8 + 32
 _MOST_HEADER = 64 << 20
 _NUMBERS = ("n", "k", "span", "center", "run_shift")
-_FLAGS = ("halves", "blocks", "divides")
+_FLAGS = ("halves", "divides")
 _ENUMS = {"codes": TileCodes, "values": TileValues, "number": NumberType, "added": Added}
 _TENSORS = {
     "data": torch.uint8,
@@ -85,6 +85,7 @@ def write_packed(path: Path, key: str, weights: Parts) -> int:
                 **{field: bool(getattr(w, field)) for field in _FLAGS},
                 **{field: placed(getattr(w, field)) for field in _TENSORS},
                 "act": None if w.act is None else asdict(w.act),
+                "rule": w.rule,
             }
             for w in parts
         ]
@@ -161,7 +162,10 @@ def _weight(file: MappedFile, begin: int, fields: Mapping[str, Any]) -> TiledLin
         for name, kind in _TENSORS.items()
     }
     act = None if fields["act"] is None else ActivationFormat(**fields["act"])
-    weight = TiledLinear(**plain, **tensors, act=act)
+    rule = fields["rule"]
+    if rule not in get_args(InputRule):
+        raise ValueError(f"inputs are rounded by {rule!r}")
+    weight = TiledLinear(**plain, **tensors, act=act, rule=rule)
     n, k, span = weight.n, weight.k, weight.span
     if min(n, k, span) < 1 or span % CHUNK:
         raise ValueError(f"a matrix of {n} by {k} in spans of {span}")

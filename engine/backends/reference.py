@@ -11,7 +11,8 @@ from ...kernels import reference as ref
 from ...kernels.formats.activations import byte_table
 from ...kernels.formats.canonical import ActivationFormat, QuantizedLinear, Weight
 from ...kernels.formats.stored import settled
-from ...kernels.formats.weight_format import InputRule
+from ...kernels.formats.weight_format import InputRule, no_whole_numbers
+from .activations import left_as_floats
 from .plain import PlainOps
 
 
@@ -61,6 +62,14 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
         super().__init__(dtype)
         self.activations: InputRule = activations
 
+    def supports(self, weight: Weight) -> str | None:
+        """None but for contradictory formats, and those that ``int8-token`` has no meaning for."""
+        reason = super().supports(weight)
+        if reason is not None or isinstance(weight, Tensor):
+            return reason
+        rule = "float" if no_whole_numbers(weight.format) else self.activations
+        return left_as_floats(self.activations, weight.format, rule)
+
     def pack(self, weight: Weight, bias: Tensor | None = None) -> ReferenceLinear:
         """Keep the canonical weight [N, K] and the bias [N].
 
@@ -83,6 +92,8 @@ class ReferenceOps(PlainOps[ReferenceLinear]):
             y = ref.quantized_linear(x_TK, weight.dense(torch.float32), weight.bias, act)
         elif self.activations == "float" or isinstance(held, Tensor):
             y = ref.linear(x_TK, weight.dense(self.dtype), weight.bias)
+        elif self.activations == "int8-token":
+            y = ref.token_linear(x_TK, held, weight.bias).to(self.dtype)
         else:
             if held.format.table:
                 held = replace(

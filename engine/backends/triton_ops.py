@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbyte.errors import UnsupportedWeightError
-
 from ...kernels.attention import decode_attention, fits, prefill_attention, prefill_block
 from ...kernels.device import runtime
 from ...kernels.device.input_rounding import RoundedRows
 from ...kernels.device.workspace import Workspace
 from ...kernels.formats.canonical import Weight
+from ...kernels.formats.weight_format import InputRule
 from ...kernels.fused import RowOutputs, gated_mul, rms_norm, rope_write_kv
 from ...kernels.kind import MatrixSpec, ProductContext, carrier
 from ...kernels.kinds import KINDS
@@ -36,7 +35,7 @@ from .device_step import DeviceStep
 from .plain import rope_of
 from .triton_mixture import ExpertLinear, TritonMixture
 from .triton_sampling import DeviceSampler
-from .triton_weights import TritonLinear, linear, pack, shared_rounding
+from .triton_weights import TritonLinear, linear, pack, refused, shared_rounding
 
 
 @dataclass(slots=True)
@@ -103,10 +102,16 @@ class TritonOps:
         dtype: float16 or bfloat16, of activations and KV.
         exact: results of a token depend on nothing but its own text.
         tables: tuned configurations of the device; None: formulas choose.
+        activations: how inputs of weight-only quantized matrices are rounded.
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, exact: bool, tables: Tables | None = None
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        exact: bool,
+        tables: Tables | None = None,
+        activations: InputRule = "float",
     ) -> None:
         self.name = "cuda_triton" if device.type == "cuda" else "interpreter"
         self.detail = f"Triton kernels, {str(dtype).removeprefix('torch.')}"
@@ -114,6 +119,7 @@ class TritonOps:
         self.reads_late = True
         self.dtype = dtype
         self.exact = exact
+        self.activations: InputRule = activations
         self._arch = runtime.arch(device.index or 0)
         self._context = ProductContext(Workspace(device), exact, tables)
         self._sampler = DeviceSampler(device)
@@ -121,12 +127,8 @@ class TritonOps:
         self._codes: RoundedRows | None = None
 
     def supports(self, weight: Weight) -> str | None:
-        """None when some kind accepts the weight, else the reasons of all."""
-        try:
-            carrier(KINDS, MatrixSpec.of(weight), self._arch)
-        except UnsupportedWeightError as error:
-            return error.message
-        return None
+        """None when some kind accepts the weight and obeys the rule, else why not."""
+        return refused(MatrixSpec.of(weight), self._arch, self.activations)
 
     def supports_heads(self, head_dim: int) -> str | None:
         """Heads of a multiple of 16 elements, up to 256."""
@@ -136,7 +138,8 @@ class TritonOps:
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> TritonLinear:
         """A linear weight [N, K] and bias [N]; see :func:`~.triton_weights.pack`."""
-        return pack(weight, bias, self.dtype, self.device, arch=self._arch)
+        rule = self.activations
+        return pack(weight, bias, self.dtype, self.device, arch=self._arch, rule=rule)
 
     def pack_embedding(self, weight: Weight) -> TritonLinear:
         """A table [V, D] in codes where a kernel reads their rows, else dense."""
@@ -149,10 +152,11 @@ class TritonOps:
 
         None where no kind has such a product: the activation is a separate kernel.
         """
-        spec = MatrixSpec.of(weight, gated=True)
+        rule = self.activations
+        spec = MatrixSpec.of(weight, gated=True).under(rule)
         if activation != "silu" or not carrier(KINDS, spec, self._arch).spec.gated:
             return None
-        return pack(weight, bias, self.dtype, self.device, gated=True, arch=self._arch)
+        return pack(weight, bias, self.dtype, self.device, gated=True, arch=self._arch, rule=rule)
 
     def pack_mixture(
         self, experts: Sequence[tuple[TritonLinear, TritonLinear]], shape: MixtureShape

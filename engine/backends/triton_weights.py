@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from halfbyte.errors import UnsupportedWeightError
+
 from ...kernels.device.input_rounding import InputRounding, RoundedRows
-from ...kernels.formats.canonical import Weight
+from ...kernels.formats.canonical import QuantizedLinear, Weight
+from ...kernels.formats.stored import settled
+from ...kernels.formats.weight_format import InputRule, input_rounding
 from ...kernels.kind import MatrixSpec, ProductContext, TritonKind, carrier
 from ...kernels.kinds import KINDS
+from .activations import left_as_floats
 
 
 @dataclass(slots=True)
@@ -50,14 +55,21 @@ def pack(
     gated: bool = False,
     table: bool = False,
     arch: int = 0,
+    rule: InputRule = "float",
 ) -> TritonLinear:
     """A weight [N, K] and bias [N], packed by the first kind that accepts them on ``sm_<arch>``.
 
     Dense weights and the bias get ``dtype``, float16 or bfloat16; everything goes to ``device``.
     ``gated`` asks for a product that ends in ``silu(gate) * up``, ``table`` for one whose rows
-    can be read. Raises UnsupportedWeightError when no kind takes it.
+    can be read, and ``rule`` is that of the run for inputs. Raises UnsupportedWeightError when no
+    kind takes it.
     """
-    found = carrier(KINDS, MatrixSpec.of(weight, gated, table), arch)
+    spec = MatrixSpec.of(weight, gated, table).under(rule)
+    found = carrier(KINDS, spec, arch)
+    if not isinstance(weight, Tensor) and weight.format.under(rule) != weight.format and not table:
+        whole = settled(weight)
+        assert isinstance(whole, QuantizedLinear)
+        weight = replace(whole, format=whole.format.under(rule))
     bias = None if bias is None else bias.to(device, dtype)
     packed = found.kind.pack(weight, dtype, device, found.spec.gated)
     perm = None
@@ -73,6 +85,20 @@ def shared_rounding(readers: Sequence[TritonLinear]) -> InputRounding | None:
     first = rules[0] if rules else None
     alike = first is not None and all(rule is not None and rule.agrees(first) for rule in rules)
     return first if alike else None
+
+
+def refused(spec: MatrixSpec, arch: int, rule: InputRule) -> str | None:
+    """Why a matrix cannot be carried on ``sm_<arch>`` in a run with a rule, or None."""
+    try:
+        found = carrier(KINDS, spec.under(rule), arch)
+    except UnsupportedWeightError as error:
+        if spec.under(rule) == spec:
+            return error.message
+        return f"activations is {rule!r}, but {error.message}; use activations='auto'"
+    if spec.table:
+        return None
+    taken = input_rounding(found.spec.format if found.kind.rounds else None, "float")
+    return left_as_floats(rule, spec.format, taken)
 
 
 def linear(

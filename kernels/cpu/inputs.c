@@ -139,20 +139,41 @@ void hb_quantize(const struct quantize *op, int tid, int threads) {
                (size_t)(-rows & (BLOCK_ROWS - 1)) * (size_t)stride);
 }
 
-/* One chunk of activations as codes q and what they add. */
-INLINE void round_chunk(const float *x, int8_t *q, block_values *to) {
+/* The larger sizes, as bits, which are ordered as the numbers are. */
+INLINE vi larger(vi most, vf x) {
+    vi size = (vi)x & 0x7FFFFFFF;
+    return (vi)vf_pick(size > most, (vf)size, (vf)most);
+}
+
+/* The largest size in a row, as bits, in all lanes. */
+static vi most_of_row(const float *x, int width) {
+    vi most = {0};
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) most = larger(most, vf_load(x + i));
+    if (i < width) {
+        float part[LANES] = {0};
+        memcpy(part, x + i, (size_t)(width - i) * sizeof(float));
+        most = larger(most, vf_load(part));
+    }
+    return most_lanes(most);
+}
+
+/* What the largest size, as bits, makes the scale of those that share it; 1 for zeros. */
+INLINE vf scale_from(vi most) {
+    vf scale = (vf)most / 127.0f;
+    return vf_pick(scale == 0.0f, vf_set(1), scale);
+}
+
+INLINE int all_finite(vi most) { return most[0] < 0x7F800000; }
+
+/* One chunk of activations as codes q and what they add. `most`: the largest size among those that
+ * share a scale; `late`: that is applied to sums of all chunks. */
+INLINE void round_chunk(const float *x, vi most, int late, int8_t *q, block_values *to) {
     enum { VECTORS = CHUNK / LANES };
     const vf whole = vf_set(12582912.0f); /* 1.5 * 2**23, whose last bit is worth 1 */
-    vi most = {0}, half[2] = {{0}, {0}};
-#pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; j++) {
-        vi size = (vi)vf_load(x + j * LANES) & 0x7FFFFFFF; /* ordered as the numbers are */
-        most = (vi)vf_pick(size > most, (vf)size, (vf)most);
-    }
-    most = most_lanes(most);
-    int finite = most[0] < 0x7F800000;
-    vf scale = (vf)most / 127.0f;
-    scale = vf_pick(scale == 0.0f, vf_set(1), scale);
+    vi half[2] = {{0}, {0}};
+    int finite = all_finite(most);
+    vf scale = scale_from(most);
 #pragma GCC unroll 8
     for (int j = 0; j < VECTORS; j++) {
         vf y = vf_load(x + j * LANES) / scale;
@@ -166,7 +187,7 @@ INLINE void round_chunk(const float *x, int8_t *q, block_values *to) {
     }
     /* Field by field: a copy of the whole would wait for its parts to leave the store queue. */
     int32_t low = sum_lanes(half[0])[0], high = sum_lanes(half[1])[0];
-    float size = finite ? scale[0] : NAN;
+    float size = !finite ? NAN : late ? 1 : scale[0];
     to->scale = size;
     to->scaled_sum = size * (float)(low + high);
     to->scaled_half[0] = size * (float)low;
@@ -179,17 +200,26 @@ INLINE void round_chunk(const float *x, int8_t *q, block_values *to) {
 
 void hb_round_blocks(const struct round_blocks *op, int tid, int threads) {
     int chunks = (op->width + CHUNK - 1) / CHUNK, begin, end;
+    vi most = {0};
     hb_share(op->tokens * chunks, tid, threads, &begin, &end);
     for (int i = begin; i < end; i++) {
         int row = i / chunks, c = i % chunks, left = op->width - c * CHUNK;
-        const float *x = op->x + (size_t)row * op->x_stride + c * CHUNK;
+        const float *x = op->x + (size_t)row * op->x_stride;
         float padded[CHUNK];
+        if (op->scales && (i == begin || c == 0)) {
+            /* Threads that share a row each look through all of it: cheaper than to wait. */
+            most = most_of_row(x, op->width);
+            if (c == 0) op->scales[row] = all_finite(most) ? scale_from(most)[0] : NAN;
+        }
+        x += c * CHUNK;
         if (left < CHUNK) {
             memset(padded, 0, sizeof padded);
             memcpy(padded, x, (size_t)left * sizeof(float));
             x = padded;
         }
         size_t at = (size_t)row * chunks + c;
-        round_chunk(x, op->codes + at * CHUNK, (block_values *)op->values + at);
+        if (!op->scales) most = most_of_row(x, CHUNK);
+        round_chunk(x, most, op->scales != NULL, op->codes + at * CHUNK,
+                    (block_values *)op->values + at);
     }
 }

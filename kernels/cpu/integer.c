@@ -1,11 +1,12 @@
-/* y [T, N] = x [T, K] W^T with x rounded to int8 by blocks of 32 columns, straight from packed
- * codes for few rows, from an unpacked panel for many.
+/* y [T, N] = x [T, K] W^T with x rounded to int8, straight from packed codes for few rows, from an
+ * unpacked panel for many.
  *
- * For each block b of 16 or 32 columns, in order:
+ * Where each block of 32 columns of x has a scale d, for each block b of 16 or 32 columns, in order:
  *   y = fma(float(sum of (code - zero) * q), scale_b * d, y), and with offsets
  *   y = fma(offset_b, d * float(sum of q), y)
- * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Both ways do just this,
- * so a row has the same bits in both.
+ * where x stands for d * q; entries of a table are rounded to bytes (dot.h). Where a whole row of x
+ * shares a scale, d is 1 above, b is a piece (reference.py, token_linear) of up to four chunks, and
+ * the row's scale comes last. Both ways do just this, so a row has the same bits in both.
  */
 #include "amx.h"
 #include "dot.h"
@@ -104,15 +105,45 @@ INLINE void store_running(running from, int v, int parts, int rows, float y[][TI
         for (int p = 0; p < parts; p++) vf_store(y[m] + (v + p) * LANES, from[p][m]);
 }
 
-/* y += a block's sums, h being the half of the chunk or 2 for all of it. */
-INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows, const rounded *x,
-                      vi sum[][FEW_ROWS], running y) {
+/* Whether chunk c is the first of a piece, or the last; a panel begins with a piece. */
+INLINE int begins_piece(const weight *w, int c) { return !(c & (w->piece - 1)); }
+INLINE int ends_piece(const weight *w, int c, int count) {
+    return begins_piece(w, c + 1) || c + 1 == count;
+}
+
+/* Chunks of the piece that ends with chunk c. */
+INLINE int piece_chunks(const weight *w, int c) { return (c & (w->piece - 1)) + 1; }
+
+/* Sums of chunks that make a piece: those of the chunks before are added, and kept but for the last. */
+INLINE void join_chunks(int first, int last, int v, int parts, int rows, int32_t kept[][TILE],
+                        vi sum[][FEW_ROWS]) {
+    for (int m = 0; m < rows; m++)
+        for (int p = 0; p < parts; p++) {
+            vi before;
+            int32_t *at = kept[m] + (v + p) * LANES;
+            memcpy(&before, at, sizeof before);
+            if (!first) sum[p][m] += before;
+            if (!last) memcpy(at, &sum[p][m], sizeof before);
+        }
+}
+
+/* Sum of the codes of a row of x: of half h of the chunk at hand, or (2) of the piece that it ends. */
+INLINE int32_t sum_of_codes(const block_values *own, int h, int chunks) {
+    if (h != 2) return own->half[h];
+    int32_t total = own->sum;
+    for (int i = 1; i < chunks; i++) total += own[-i].sum;
+    return total;
+}
+
+/* y += the sums of a block, h being the half of the chunk or 2 for all of it, and of the chunks before
+ * it that are of its piece. */
+INLINE void add_block(const block_factors *f, int h, int chunks, int v, int parts, int rows,
+                      const rounded *x, vi sum[][FEW_ROWS], running y) {
     const block_values *values = x->values;
     /* Only now: AVX2 has no registers for sums that begin with this. */
     if (f->zero)
         for (int m = 0; m < rows; m++) {
-            const block_values *own = values + (size_t)m * x->chunks;
-            int32_t total = h == 2 ? own->sum : own->half[h];
+            int32_t total = sum_of_codes(values + (size_t)m * x->chunks, h, chunks);
             for (int p = 0; p < parts; p++) {
                 vi zero;
                 memcpy(&zero, f->zero + (v + p) * LANES, sizeof zero);
@@ -129,7 +160,9 @@ INLINE void add_block(const block_factors *f, int h, int v, int parts, int rows,
     if (f->offset)
         for (int m = 0; m < rows; m++) {
             const block_values *own = values + (size_t)m * x->chunks;
-            vf total = vf_set(h == 2 ? own->scaled_sum : own->scaled_half[h]);
+            vf total = vf_set(chunks > 1 ? (float)sum_of_codes(own, h, chunks)
+                              : h == 2   ? own->scaled_sum
+                                         : own->scaled_half[h]);
             for (int p = 0; p < parts; p++)
                 y[p][m] = vf_fma(vf_load(f->offset + (v + p) * LANES), total, y[p][m]);
         }
@@ -161,7 +194,9 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     read_tile(w, tile, w->fetch == FETCH_SECOND ? 2 * AHEAD : AHEAD, &r);
     center_zeros(&r);
     memset(y, 0, (size_t)rows * sizeof *y);
+    int32_t kept[FEW_ROWS][TILE];
     for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
+        int first = begins_piece(w, c), last = ends_piece(w, c, w->chunks);
         const char *chunk = next_chunk(&r, 1, codes, bits);
 #pragma GCC unroll 2
         for (int h = 0; h <= halves; h++) {
@@ -171,8 +206,10 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
                 running now;
                 block_sums(codes, bits, is_signed(codes), &table, chunk, 4 * h, halves ? 4 : 8, v,
                            parts, &x, rows, sum);
+                if (w->piece > 1) join_chunks(first, last, v, parts, rows, kept, sum);
+                if (!last) continue;
                 load_running(y, v, parts, rows, now);
-                add_block(&f, halves ? h : 2, v, parts, rows, &x, sum, now);
+                add_block(&f, halves ? h : 2, piece_chunks(w, c), v, parts, rows, &x, sum, now);
                 store_running(now, v, parts, rows, y);
             }
         }
@@ -213,7 +250,7 @@ static few_rows *const FEW_OF[] = {[W_BITS2] = few_2, [W_BITS3] = few_3, [W_BITS
 
 /* Unpacked codes, in joined quads, and values of 512 columns of a tile, which stay in the first
  * cache. */
-enum { PANEL = 16 };
+enum { PANEL = 16, MOST_PIECE = 4 }; /* a panel is whole pieces */
 typedef struct {
     uint8_t codes[PANEL][QUADS * LINE];
     float scale[PANEL][2][TILE], offset[PANEL][2][TILE];
@@ -262,8 +299,10 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
     for (int v = 0; v < PARTS; v += MICRO_PARTS) {
         rounded x = *rows_x;
         running now;
+        int32_t kept[MICRO_ROWS][TILE];
         load_running(y, v, MICRO_PARTS, MICRO_ROWS, now);
-        for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++)
+        for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++) {
+            int first = begins_piece(w, c), last = ends_piece(w, c, count);
 #pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vi sum[PARTS][FEW_ROWS];
@@ -271,8 +310,12 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
                                    zeros ? from->zero[c][h] : NULL};
                 block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
                            halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
-                add_block(&f, halves ? h : 2, v, MICRO_PARTS, MICRO_ROWS, &x, sum, now);
+                if (w->piece > 1) join_chunks(first, last, v, MICRO_PARTS, MICRO_ROWS, kept, sum);
+                if (!last) continue;
+                add_block(&f, halves ? h : 2, piece_chunks(w, c), v, MICRO_PARTS, MICRO_ROWS, &x,
+                          sum, now);
             }
+        }
         store_running(now, v, MICRO_PARTS, MICRO_ROWS, y);
     }
 }
@@ -337,13 +380,16 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
             const uint8_t *codes = from->codes[c] + 4 * h * LINE;
             block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
                                zeros ? from->zero[c][h] : NULL};
-            _tile_zero(0);
-            _tile_zero(1);
+            if (begins_piece(w, c)) {
+                _tile_zero(0);
+                _tile_zero(1);
+            }
             _tile_loadd(2, x.codes + 16 * h, stride);
             _tile_loadd(3, codes, LINE);
             _tile_loadd(4, codes + 64, LINE);
             _tile_dpbsud(0, 2, 3);
             _tile_dpbsud(1, 2, 4);
+            if (!ends_piece(w, c, count)) continue;
             _tile_stored(0, sums[0], 64);
             _tile_stored(1, sums[1], 64);
             for (int m = 0; m < AMX_ROWS; m += FEW_ROWS) {
@@ -352,7 +398,8 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
                 running now;
                 for (int p = 0; p < PARTS; p++) memcpy(sum[p], sums[p][m], sizeof sum[p]);
                 load_running(y + m, 0, PARTS, FEW_ROWS, now);
-                add_block(&f, w->halves ? h : 2, 0, PARTS, FEW_ROWS, &part, sum, now);
+                add_block(&f, w->halves ? h : 2, piece_chunks(w, c), 0, PARTS, FEW_ROWS, &part,
+                          sum, now);
                 store_running(now, 0, PARTS, FEW_ROWS, y + m);
             }
         }
@@ -388,6 +435,7 @@ static void many(const weight *w, int tile, const rounded *x, int rows, int tile
     memset(y, 0, (size_t)(rows + MICRO_ROWS) * sizeof *y);
     /* Panels of about the same depth: a short one would load and store y for little. */
     int panels = (w->chunks + PANEL - 1) / PANEL, depth = (w->chunks + panels - 1) / panels;
+    depth = (depth + MOST_PIECE - 1) / MOST_PIECE * MOST_PIECE;
     for (int first = 0; first < w->chunks; first += depth) {
         int count = w->chunks - first < depth ? w->chunks - first : depth;
         unpack_any(&r, &table, count, room);
@@ -415,6 +463,7 @@ static inline int block_rows(const weight *w, int total, int threads) {
 void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
     weight w;
     read_weight(&op->tiled, &w);
+    w.piece = op->piece;
     rounded all = {op->codes, (const block_values *)op->values, (size_t)w.chunks};
     int total = op->tokens, begin, end;
     if (!total) return; /* the LM head of a step that draws no token */
@@ -436,6 +485,7 @@ void hb_linear_rounded(const struct linear_rounded *op, int tid, int threads) {
             rounded part = rows_from(&x, m, 0);
             FEW_OF[w.codes](&w, tile, &part, rows - m < FEW_ROWS ? rows - m : FEW_ROWS, y + m);
         }
+        if (op->factors) scale_rows(op->factors + row, y, rows);
         finish(&w, tile, rows, y, op->out + (size_t)row * ldo, ldo, op->add);
     }
     if (tiles) end_tiles();

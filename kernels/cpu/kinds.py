@@ -27,6 +27,7 @@ from ..formats.canonical import QuantizedLinear, Weight, WeightFormat
 from ..formats.compact import ByteScales, CodedScales, CompactNumbers, FloatZeros
 from ..formats.stored import CODES_ALONE, STREAM, StoredLinear
 from ..formats.weight_format import InputRule, ZeroKind
+from ..formats.whole import zero_points
 from ..kind import NO_CODES, Kind, MatrixSpec, carrier
 from .arena import Arena
 from .enums import Added, BlockType, NumberType, TileCodes
@@ -290,7 +291,7 @@ def pack_weight(
     assert packed is not None
     if isinstance(weight, QuantizedLinear):
         packed.act = weight.format.act
-        packed.blocks = packed.act is None and kind.input_rule(spec, wanted) == "int8-block32"
+        packed.rule = "float" if packed.act is not None else kind.input_rule(spec, wanted)
     return packed
 
 
@@ -367,8 +368,8 @@ def _numbers(weight: QuantizedLinear) -> _Numbers:
     if zeros is None:
         return _Numbers(scales)
     if form.zero == "int":
-        points = zeros.to(torch.uint8)
-        if torch.equal(points.float(), zeros.float()):
+        points = zero_points(weight)
+        if points is not None:
             small = form.bits <= 4 and int(points.max()) < 16
             return _Numbers(scales, points, Added.ZERO4 if small else Added.ZERO)
         # The product of a half-precision scale and a small integer is exact in float32.

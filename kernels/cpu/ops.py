@@ -139,18 +139,20 @@ class Linear(Op):
 
 
 class RoundBlocks(Op):
-    """``x`` [T, K] rounded to int8 by chunks of 32 columns.
+    """``x`` [T, K] rounded to int8 by chunks of 32 columns, or row by row.
 
     Attributes:
         x: floats.
         codes: int8 [T + SPARE_ROWS, K in whole chunks], 0 beyond K.
         values: [T + SPARE_ROWS, chunks, CHUNK_VALUES]: scale, scale times sum of the codes, the
             same of each half; as integers: sum, sums of each half, nothing.
+        scales: [T + SPARE_ROWS], of rows; those in ``values`` are 1 then. None: of chunks.
     """
 
     x: ReadFloats
     codes: Bytes
     values: Floats
+    scales: Floats | None
     tokens: Int
     width: Int
     x_stride: Int
@@ -159,15 +161,18 @@ class RoundBlocks(Op):
 class LinearRounded(Op):
     """``out`` [T, N] = ``x`` W^T + bias, or added to ``out``, with ``x`` from RoundBlocks.
 
+    ``factors`` are its ``scales``. ``piece``: chunks whose sums are one, see ``TiledLinear``.
     ``fetch`` is as for :class:`Linear`.
     """
 
     tiled: Tiled
     codes: ReadBytes
     values: ReadFloats
+    factors: ReadFloats | None
     out: Floats
     tokens: Int
     out_stride: Int
+    piece: Int
     add: Flag
     fetch: Annotated[WeightFetch, "int32_t"] = WeightFetch.KEEP
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..formats.activations import piece_columns
 from ..formats.code_tables import E2M1, IQ4_NL
 from ..formats.compact import ByteScales, CodedScales
 from ..formats.stored import CODES_ALONE, HIGH_FIRST, INTERLEAVED
-from ..formats.weight_format import ActivationFormat
+from ..formats.weight_format import ActivationFormat, InputRule
 from ..kind import round_up
 from . import ops
 from .arena import Arena
@@ -181,12 +182,19 @@ class TiledLinear(ops.Tiled):
     Attributes:
         order: int32 [K]: column k multiplies input ``x[order[k]]``; None = in order.
         act: how the format rounds inputs, or None when it does not.
-        blocks: inputs are rounded to int8 by blocks of 32 columns.
+        rule: how a run takes the inputs where the format does not say.
     """
 
     order: Tensor | None = None
     act: ActivationFormat | None = None
-    blocks: bool = False
+    rule: InputRule = "float"
+
+    @property
+    def piece(self) -> int:
+        """Chunks whose products by inputs rounded row by row have one sum, at most 4."""
+        if self.rule != "int8-token" or self.values != TileValues.GROUP or self.halves:
+            return 1
+        return piece_columns(self.span, self.k) // CHUNK
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -30,6 +30,15 @@ static inline void scale_late(const weight *w, int tile, float sums[][TILE], int
         }
 }
 
+/* Factors of rows of x, on sums that were made without. */
+static inline void scale_rows(const float *factors, float sums[][TILE], int rows) {
+    for (int m = 0; m < rows; m++)
+        for (int v = 0; v < PARTS; v++) {
+            float *to = sums[m] + v * LANES;
+            vf_store(to, vf_load(to) * vf_set(factors[m]));
+        }
+}
+
 /* Rows of sums to their place in y [T, N]: factors, bias, and what is there already. */
 static inline void finish(const weight *w, int tile, int rows, float sums[][TILE], float *out,
                           size_t ldo, int add) {

@@ -56,6 +56,7 @@ typedef struct {
     float step;                       /* of bytes that stand for entries of the table */
     int fetch;                        /* FETCH_: how it is fetched ahead of its use */
     const float *row_scales;          /* factors of the rows at hand (quantized inputs), or NULL */
+    int piece;                        /* chunks with one sum, where inputs share a scale: 1, 2 or 4 */
     int plain;                        /* for read_plain() */
     int together;                     /* spans whose heads lie side by side: 1, 2 or 4 */
     size_t chunk_bytes, head_bytes, together_bytes, tile_bytes;

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..formats.weight_format import ActivationFormat
 from .checks import check_tensor, require
+from .column_order import SLICE, ColumnOrder
 
 K_ALIGN = 16
 """Rows of 8-bit codes are padded to a multiple of this many bytes: every load is a full one."""
@@ -26,6 +27,8 @@ class InputRounding:
             -128, as compressed-tensors rounds), 448 for float8.
         scale: float32 [1] on the device when static, else None.
         zero: int32 [1] on the device when static with a zero point, else None.
+        order: of the columns of codes. Where it is not plain, codes of a top of 127 begin at -127
+            (``int8-token``), and rows are padded to whole slices of 128.
     """
 
     dtype: torch.dtype = torch.int8
@@ -33,6 +36,7 @@ class InputRounding:
     top: float = 127.0
     scale: Tensor | None = None
     zero: Tensor | None = None
+    order: ColumnOrder = "plain"
 
     def __post_init__(self) -> None:
         """Raise KernelInputError where no kernel rounds so."""
@@ -56,7 +60,8 @@ class InputRounding:
         """Whether codes by this are those by the other; static scales are not looked at."""
         if self.scale is not None or other.scale is not None:
             return self is other
-        return self.constants == other.constants and self.dtype == other.dtype
+        mine, theirs = ((r.constants, r.dtype, r.order) for r in (self, other))
+        return mine == theirs
 
     def empty(self, rows: int, width: int, device: torch.device) -> RoundedRows:
         """Unset codes and dynamic numbers of inputs [rows, width]."""
@@ -65,7 +70,8 @@ class InputRounding:
             scale = torch.empty(rows, dtype=torch.float32, device=device)
             if self.asymmetric:
                 zero = torch.empty(rows, dtype=torch.int32, device=device)
-        size = rows, -(-width // K_ALIGN) * K_ALIGN
+        align = K_ALIGN if self.order == "plain" else SLICE
+        size = rows, -(-width // align) * align
         return RoundedRows(torch.empty(size, dtype=self.dtype, device=device), scale, zero)
 
 
@@ -74,7 +80,7 @@ class RoundedRows:
     """Inputs of products, rounded: ``x = scale * (codes - zero)``.
 
     Attributes:
-        codes: int8 or float8_e4m3fn [T, K padded to 16]; what pads stands for nothing.
+        codes: int8 or float8_e4m3fn [T, K padded to 16 or 128]; what pads stands for nothing.
         scale: float32 [T], or [1] when static.
         zero: int32 [T] or [1], or None when symmetric.
     """

@@ -106,11 +106,10 @@ def row_scale(
 
 
 @triton.jit
-def codes_of(x, scale, zero, DTYPE: tl.constexpr):
-    """Codes int8 or float8 of some columns of a row."""
+def codes_of(x, scale, zero, LOW: tl.constexpr, DTYPE: tl.constexpr):
+    """Codes of some columns of a row: int8, from LOW on, or float8."""
     scales = tl.zeros_like(x) + scale
     if DTYPE == tl.float8e4nv:  # noqa: SIM300
         return float8_codes(x, scales, DTYPE)
     else:
-        # -128 also for a TOP of 127: a subnormal scale, rounded far, leaves quotients beyond it.
-        return int8_codes(x, scales, zero, -128.0)
+        return int8_codes(x, scales, zero, LOW)

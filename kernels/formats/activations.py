@@ -1,24 +1,29 @@
 """How activations are rounded: the input of a product, cached keys and values; every rule, once.
 
 :func:`quantize_activations` has the rules that a checkpoint's own format asks for (W8A8), by token
-or by tensor; :func:`quantize_blocks` is ``int8-block32``, which a run may choose for weights whose
-format leaves inputs alone; :func:`quantize_kv` is for the cache. The kernels in C and in Triton
-round as these do, bit for bit. Source of the formulas: those of compressed-tensors, which divides
-by the scale and clamps before it rounds; blocks of 32 are those of llama.cpp's Q8_0 (which
-multiplies by a reciprocal).
+or by tensor. A run may choose others for weights whose format leaves inputs alone:
+:func:`quantize_blocks` is ``int8-block32``, :func:`quantize_tokens` is ``int8-token``.
+:func:`quantize_kv` is for the cache. The kernels in C and in Triton round as these do, bit for bit.
+Source of the formulas: those of compressed-tensors, which divides by the scale and clamps before it
+rounds; blocks of 32 are those of llama.cpp's Q8_0 (which multiplies by a reciprocal).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .code_tables import counts_halves
-from .weight_format import ActivationFormat
+from .weight_format import TOKEN_RULE, ActivationFormat
 
 BLOCK = 32
 """Columns that share a scale under ``int8-block32``."""
+
+MOST_PIECE = 128
+"""Most columns whose products are summed as integers under ``int8-token``."""
 
 
 def quantize_activations(x_TK: Tensor, rule: ActivationFormat) -> tuple[Tensor, Tensor]:
@@ -94,6 +99,29 @@ def quantize_blocks(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.where(reach_TG1.isfinite(), scale, torch.nan)
     codes = torch.round((blocks_TGB / scale).clamp(-127.0, 127.0)).nan_to_num(0.0)
     return codes.view(t, -1)[:, :k], scale.squeeze(-1)
+
+
+def quantize_tokens(x_TK: Tensor) -> tuple[Tensor, Tensor]:
+    """``int8-token``: codes, float32 [T, K], and scales, float32 [T, 1].
+
+    :func:`quantize_activations` by ``TOKEN_RULE``, with codes from -127 on: of a row
+    ``scale = max|x| / 127`` and ``q = round(clamp(x / scale, -127, 127))``. A row with a NaN or an
+    infinity has no meaning: its scale is NaN and its codes are 0.
+    """
+    codes, scale = quantize_activations(x_TK, TOKEN_RULE)
+    bad = ~codes.isfinite().all(-1, keepdim=True)
+    codes = codes.masked_fill(bad, 0.0).clamp(min=-127.0)
+    return codes, scale.masked_fill(bad, torch.nan)
+
+
+def piece_columns(group: int, k: int) -> int:
+    """Columns of a row of K that have one sum of integers under ``int8-token``.
+
+    All columns of a piece share the scale of a group: 128, or the largest power of two below that
+    of which a group is a multiple. Sums of pieces, of codes of up to 8 bits, are below 2**24 in
+    size, so as float32 they are exact. ``group`` is -1 for all of K; pieces begin at column 0.
+    """
+    return MOST_PIECE if group == -1 or group >= k else math.gcd(group, MOST_PIECE)
 
 
 def byte_table(table: tuple[float, ...]) -> tuple[float, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 ZeroKind = Literal["none", "int", "float", "table", "e4m3"]
 Rounded = Literal["", "float16", "bfloat16"]
-InputRule = Literal["float", "int8-block32"]
+InputRule = Literal["float", "int8-block32", "int8-token"]
 """How a run may take the inputs of weights whose format leaves them alone: as they are, or rounded
-by :func:`~.activations.quantize_blocks`."""
+by :func:`~.activations.quantize_blocks` or :func:`~.activations.quantize_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,10 @@ class ActivationFormat:
         return f"{self.kind}-{'token' if self.scale is None else 'tensor'}"
 
 
+TOKEN_RULE = ActivationFormat(top=127.0)
+"""``int8-token`` for a format that leaves inputs alone, see :meth:`WeightFormat.under`."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
     """Storage-independent format; two projections may be fused only when these are equal.
@@ -68,6 +72,11 @@ class WeightFormat:
     permuted: bool = False
     rounds: Rounded = ""
 
+    def under(self, rule: InputRule) -> WeightFormat:
+        """The format in a run with a rule, which says so where inputs are rounded by token."""
+        chosen = rule == "int8-token" and self.act is None
+        return replace(self, act=TOKEN_RULE) if chosen else self
+
 
 @dataclass(frozen=True, slots=True)
 class CompactForm:
@@ -92,6 +101,11 @@ class CompactForm:
 
 BYTE_SCALES = ("F8_E8M0", "F8_E4M3")
 """Types of scales of one byte: a power of two, and a float of three bits of mantissa."""
+
+
+def no_whole_numbers(form: WeightFormat) -> str | None:
+    """None where codes are integers, or indices of a table; else what they are."""
+    return "codes are float8, not integers" if form.zero == "e4m3" else None
 
 
 def input_rounding(form: WeightFormat | None, rule: InputRule) -> str:

@@ -107,5 +107,5 @@ def gated_quant_kernel(
     for begin in range(0, PADDED, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         y = gate(x_row, columns, WIDTH, GELU, DTYPE)
-        codes = codes_of(y, scale, zero, codes_ptr.dtype.element_ty)
+        codes = codes_of(y, scale, zero, -128.0, codes_ptr.dtype.element_ty)
         tl.store(codes_ptr + row * PADDED + columns, codes, mask=columns < PADDED)

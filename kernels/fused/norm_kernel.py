@@ -106,7 +106,7 @@ def norm_kernel(
         scale, zero = row_scale(
             high, tl.min(y, 0), poison, scales_ptr, zeros_ptr, row, STATIC, HAS_Z, TOP
         )
-        codes = codes_of(y, scale, zero, codes_ptr.dtype.element_ty)
+        codes = codes_of(y, scale, zero, -128.0, codes_ptr.dtype.element_ty)
         tl.store(codes_ptr + row * PADDED + columns, codes, mask=columns < PADDED)
 
 

@@ -33,10 +33,10 @@ from torch import Tensor
 from halfbyte.errors import KernelInputError
 
 from ..device.checks import require
+from ..device.column_order import SLICE as SLICE
 from ..formats.weight_format import ZeroKind
 
 ATOM_ROWS = 64
-SLICE = 128
 ROW_ALIGN = 128
 
 

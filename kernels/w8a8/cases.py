@@ -20,6 +20,7 @@ from ..codegen.case import (
 from ..codegen.expert_case import case_tiles, live_rows, own_rows
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..device.column_order import column_order
 from ..device.input_rounding import InputRounding, RoundedRows, rule_of
 from ..formats.activations import quantize_activations
 from . import op
@@ -133,9 +134,16 @@ def _quantize_case(variant: Variant, emulation: Emulation, rng: torch.Generator)
     x[1] = 0
     x[2, k // 2] = 1000
     rounding = InputRounding(
-        kind, c["HAS_Z"], float(c["TOP"]), torch.tensor([0.05]) if c["STATIC"] else None
+        kind,
+        c["HAS_Z"],
+        float(c["TOP"]),
+        torch.tensor([0.05]) if c["STATIC"] else None,
+        order=c["ORDER"],
     )
     want, want_scale = quantize_activations(x, rule_of(rounding))
+    if c["ORDER"] != "plain":
+        places = torch.tensor(column_order(c["ORDER"]))
+        want = want.view(len(x), -1, len(places))[:, :, places].view(len(x), -1)
 
     def call() -> list[OutputCheck]:
         made = quantize_rows(x, rounding)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.column_order import column_at
 from ..device.rounding import codes_of, row_scale
 
 
@@ -178,12 +179,14 @@ def quantize(
     STATIC: tl.constexpr,
     HAS_Z: tl.constexpr,
     TOP: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
     """Rows of x [M, K] to 8 bits: q [M, K_OUT] (zeros beyond K), one scale (and zero) a row.
 
     The rules are those of ``formats.activations``: symmetric with a scale of each row's own, HAS_Z
     with a zero point, too; STATIC: s (and z) are read, one for all rows. float8 has a TOP of 448.
-    A NaN or an infinity makes its row's scale NaN, unless that is static.
+    A NaN or an infinity makes its row's scale NaN, unless that is static. ORDER is that of the
+    columns of q; where it is not plain, a TOP of 127 is ``int8-token``: codes begin at -127.
 
     Grid (M,). Rows up to BLOCK long stay in registers; longer ones are read twice.
     """
@@ -191,9 +194,12 @@ def quantize(
     x_ptr += row * K
     q_ptr += row * K_OUT
     rk = tl.arange(0, BLOCK)
+    at = column_at(rk, ORDER)
     CODES: tl.constexpr = q_ptr.dtype.element_ty
+    # Also for a TOP of 127: a subnormal scale, rounded far, leaves quotients beyond 127.
+    LOW: tl.constexpr = -127.0 if TOP == 127.0 and ORDER != "plain" else -128.0
     if ONE_PASS:
-        x = tl.load(x_ptr + rk, mask=rk < K, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + at, mask=at < K, other=0.0).to(tl.float32)
     high = 0.0
     low = 0.0
     poison = 0.0
@@ -217,8 +223,8 @@ def quantize(
             poison = tl.sum(poison_v, 0)
     s, z = row_scale(high, low, poison, s_ptr, z_ptr, row, STATIC, HAS_Z, TOP)
     if ONE_PASS:
-        tl.store(q_ptr + rk, codes_of(x, s, z, CODES), mask=rk < K_OUT)
+        tl.store(q_ptr + rk, codes_of(x, s, z, LOW, CODES), mask=rk < K_OUT)
     else:
         for k in range(0, K_OUT, BLOCK):
-            v = tl.load(x_ptr + k + rk, mask=rk < K - k, other=0.0).to(tl.float32)
-            tl.store(q_ptr + k + rk, codes_of(v, s, z, CODES), mask=rk < K_OUT - k)
+            v = tl.load(x_ptr + k + at, mask=at < K - k, other=0.0).to(tl.float32)
+            tl.store(q_ptr + k + rk, codes_of(v, s, z, LOW, CODES), mask=rk < K_OUT - k)

@@ -36,6 +36,7 @@ def quantize_rows(x_MK: Tensor, rounding: InputRounding) -> RoundedRows:
             "BLOCK": block,
             "ONE_PASS": width <= block,
             **rounding.constants,
+            "ORDER": rounding.order,
             "num_warps": warps,
         }
         zero = made.scale if made.zero is None else made.zero

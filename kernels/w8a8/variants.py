@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
+from ..device.column_order import ColumnOrder
 from . import config as cfg
 from .kernel import gemm, quantize
 
@@ -28,6 +29,9 @@ def int8_variants(arch: int) -> Iterator[Variant]:
         yield _quantize("i8", k, zero=True)
     yield _quantize("i8", 4096, static=True)
     yield _quantize("i8", 4096, top=127.5)
+    # For W4A8.
+    yield _quantize("i8", 4096, order="together")
+    yield _quantize("i8", 28672, order="apart")
 
 
 def float8_variants(arch: int) -> Iterator[Variant]:
@@ -104,10 +108,16 @@ def _gemm(
 
 
 def _quantize(
-    kind: str, k: int, zero: bool = False, static: bool = False, top: float = 127.0
+    kind: str,
+    k: int,
+    zero: bool = False,
+    static: bool = False,
+    top: float = 127.0,
+    order: ColumnOrder = "plain",
 ) -> Variant:
     block, warps = cfg.quantize_block(k)
     parts = [kind, f"k{k}"] + ["zero"] * zero + ["static"] * static + ["top127.5"] * (top == 127.5)
+    parts += [order] * (order != "plain")
     return Variant(
         kernel="w8a8.quantize",
         config=" ".join(parts),
@@ -122,6 +132,7 @@ def _quantize(
             "STATIC": static,
             "HAS_Z": zero,
             "TOP": top,
+            "ORDER": order,
         },
         divisible=("x_ptr", "q_ptr", "s_ptr", "z_ptr", "K", "K_OUT"),
         num_warps=warps,

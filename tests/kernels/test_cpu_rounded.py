@@ -157,7 +157,8 @@ def hard_blocks(seed: int, width: int) -> Tensor:
 def round_blocks(ops: CompiledOps, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [T, whole chunks] and values [T, chunks, 8], from poisoned buffers."""
     ops.begin_record()
-    codes, values = ops._round(x)
+    codes, values, scales = ops._round(x, "int8-block32")
+    assert scales is None
     program = ops.end_record()
     codes.fill_(99)
     values.fill_(torch.nan)
@@ -198,12 +199,13 @@ def test_products_of_every_kind(kind: Kind) -> None:
             n, k = sizes(rng)
             case = make_case(kind, n, k, seed + turn)
             packed, plain = ops.pack(case.weight), floats.pack(case.weight)
-            assert packed.blocks == rounds(kind, k) and not plain.blocks
+            assert packed.rule == ("int8-block32" if rounds(kind, k) else "float")
+            assert plain.rule == "float"
             for t in (1, 2, 3, 6, 8, 9, 33):
                 x = tokens(seed + t, t, k)
                 got = run(ops, ops.linear, x, packed)
                 assert got.shape == (t, n)
-                if packed.blocks:
+                if packed.rule != "float":
                     assert_rounded(got, x, case)
                 else:
                     assert torch.equal(got, run(floats, floats.linear, x, plain))
@@ -222,7 +224,7 @@ def test_products_of_bytes_from_a_table(table: tuple[float, ...], group: int) ->
     n, k = sizes(random.Random(seed))
     ops, case = rounding_ops(), table_case(table, group, n, k, seed)
     packed = ops.pack(case.weight)
-    assert packed.blocks
+    assert packed.rule != "float"
     for t in (1, 3, 8, 9, 33):
         x = tokens(seed + t, t, k)
         assert_rounded(run(ops, ops.linear, x, packed), x, case)
@@ -236,7 +238,7 @@ def test_products_of_stored_blocks(name: str) -> None:
     for n, count in ((70, 3), (33, random.Random(seed).choice([1, 2, 20 * 32 // size]))):
         case = block_case(name, n, count * size, seed + n)
         packed = ops.pack(case.weight)
-        assert packed.blocks
+        assert packed.rule != "float"
         for t in (1, 2, 4, 8, 9, 30):
             x = tokens(seed + t, t, count * size)
             assert_rounded(run(ops, ops.linear, x, packed), x, case)
@@ -246,7 +248,7 @@ def test_a_format_that_rounds_inputs_itself_goes_on_doing_so() -> None:
     case = make_case(Kind(8, act=ActivationFormat()), 40, 64, 1)
     ops, plain = rounding_ops(), make_ops(exact=True)
     packed, x = ops.pack(case.weight), tokens(2, 5, 64)
-    assert not packed.blocks
+    assert packed.rule == "float"
     want = run(plain, plain.linear, x, plain.pack(case.weight))
     assert torch.equal(run(ops, ops.linear, x, packed), want)
 
@@ -340,7 +342,7 @@ def assert_exact(weight: QuantizedLinear, values: Tensor, x: Tensor) -> None:
     assert (x.abs().double() @ values.abs().T).max() < 2**24
     ops = rounding_ops()
     packed = ops.pack(weight)
-    assert packed.blocks
+    assert packed.rule != "float"
     for t in (1, 2, 4, 7, 12):
         got = run(ops, ops.linear, x[-t:], packed).double()
         assert torch.equal(got, want[-t:]), f"{t} rows: off by {(got - want[-t:]).abs().max()}"

@@ -13,7 +13,7 @@ from halfbyte.choices import ActivationsName, BackendName, DType
 from halfbyte.engine.backends import make_backend
 from halfbyte.engine.backends.activations import check_activations, chosen_rule
 from halfbyte.engine.config import EngineConfig
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, UnsupportedWeightError
 from halfbyte.kernels import reference as ref
 from halfbyte.loaders import open_checkpoint
 
@@ -37,7 +37,7 @@ def check(activations: ActivationsName, name: str) -> None:
         ("float", "auto", "float"),
         ("int8-block32", "auto", "int8-block32"),
         ("int8-block32", "float32", "int8-block32"),
-        ("int8-token", "auto", None),
+        ("int8-token", "auto", "int8-token"),
     ],
 )
 def test_the_rule_that_a_run_asks_for(
@@ -60,13 +60,22 @@ def test_the_c_kernels_get_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
         assert made.activations == (rule or own)
 
 
-@pytest.mark.parametrize("backend", ["cpu_torch", "interpreter"])
-def test_backends_of_floats_refuse_blocks_by_name(backend: BackendName) -> None:
+@pytest.mark.parametrize(
+    ("backend", "rule"),
+    [
+        ("cpu_torch", "int8-block32"),
+        ("cpu_torch", "int8-token"),
+        ("interpreter", "int8-block32"),
+    ],
+)
+def test_backends_refuse_rules_that_they_lack_by_name(
+    backend: BackendName, rule: ActivationsName
+) -> None:
     make_backend(EngineConfig(backend=backend, activations="float"))
     with pytest.raises(ConfigError) as caught:
-        make_backend(EngineConfig(backend=backend, activations="int8-block32"))
+        make_backend(EngineConfig(backend=backend, activations=rule))
     assert caught.value.message == (
-        f"activations is 'int8-block32', but backend '{backend}' takes floats"
+        f"activations is '{rule}', but backend '{backend}' does not round so"
     )
     assert "backend='reference'" in caught.value.hint
 
@@ -83,8 +92,6 @@ def test_by_token_where_the_format_rounds_so(name: str) -> None:
         ("fp16-llama-spm", "no matrix of", "use 'auto' or 'float', or quantize='w8a8'"),
         ("ct-w8a8-static-llama", "14 of 14 quantized matrices", "use 'auto' or 'float'"),
         ("ct-fp8-dynamic-gemma3", "14 of 14 quantized matrices", "use 'auto' or 'float'"),
-        ("gptq-v1-4b-g128-sym-llama", "14 of 14 quantized matrices", "int8-block32"),
-        ("ct-mixed-w4a16-w8a8-phi3", "of 13 quantized matrices", "int8-block32"),
     ],
 )
 def test_by_token_where_the_format_does_not(name: str, found: str, remedy: str) -> None:
@@ -94,6 +101,47 @@ def test_by_token_where_the_format_does_not(name: str, found: str, remedy: str) 
     assert remedy in caught.value.hint
     with pytest.raises(ConfigError, match=r"activations is 'int8-token'"):
         Engine(FIXTURES / name, activations="int8-token")
+
+
+@pytest.mark.parametrize("name", ["gptq-v1-4b-g128-sym-llama", "ct-mixed-w4a16-w8a8-phi3"])
+def test_by_token_where_a_run_chooses_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weight-only matrices are multiplied by the rule; those of W8A8 keep their format's own."""
+    check("int8-token", name)
+    chosen: list[int] = []
+    real = ref.token_linear
+
+    def spy(x: torch.Tensor, weight: Any, *rest: Any) -> torch.Tensor:
+        assert weight.format.act is None
+        chosen.append(1)
+        return real(x, weight, *rest)
+
+    monkeypatch.setattr(ref, "token_linear", spy)
+    logits: dict[tuple[BackendName, ActivationsName], torch.Tensor] = {}
+    runs: tuple[tuple[BackendName, ActivationsName], ...] = (
+        *(("reference", "float"), ("reference", "int8-token")),
+        *(("cpu_c", "int8-token"), ("interpreter", "int8-token")),
+    )
+    for backend, rule in runs:
+        options: Any = {} if backend == "interpreter" else {"dtype": "float32"}
+        with Engine(
+            FIXTURES / name, backend=backend, activations=rule, max_context=64, **options
+        ) as engine:
+            logits[backend, rule] = engine.logits([1, 5, 9, 30]).float()
+    assert chosen
+    want, size = logits["reference", "int8-token"], logits["reference", "float"].abs().max()
+    assert (want - logits["reference", "float"]).abs().max() > 1e-3 * size
+    # float32 elsewhere; float16, which now and then changes a code.
+    assert (logits["cpu_c", "int8-token"] - want).abs().max() < 1e-4 * size
+    assert (logits["interpreter", "int8-token"] - want).abs().max() < 0.1 * size
+
+
+def test_a_format_without_such_a_kernel_is_refused_by_name() -> None:
+    path = next((FIXTURES / "gguf-q4_k-q6_k-qwen3").glob("*.gguf"))
+    with pytest.raises(UnsupportedWeightError) as caught:
+        Engine(path, backend="interpreter", activations="int8-token", max_context=64)
+    assert "model.layers.0.self_attn.v_proj: activations is 'int8-token'" in caught.value.message
+    assert "w4a8: codes of 6 bits" in caught.value.message
+    assert "use activations='auto'" in caught.value.message
 
 
 def test_rounding_on_load_makes_a_model_by_token() -> None:

@@ -98,7 +98,7 @@ def drawn(draw: random.Random) -> dict[str, list[TiledLinear]]:
                 center=index,
                 order=torch.randperm(k, dtype=torch.int32) if index == 2 else None,
                 act=ActivationFormat(scale=draw.random()) if index == 2 else None,
-                blocks=index == 0,
+                rule=("int8-block32", "int8-token", "float")[index % 3],
             )
         ]
     return found

@@ -160,7 +160,7 @@ def test_unusual_w8a8_is_refused_with_the_reason(ops: TritonOps, rng: torch.Gene
     for form in (
         replace(plain, zero="int"),
         replace(plain, group_size=32),
-        replace(plain, bits=4),
+        replace(plain, bits=5),
     ):
         reason = ops.supports(random_weight(rng, 4, 64, form))
         assert reason is not None

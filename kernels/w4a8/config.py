@@ -1,0 +1,112 @@
+"""Tiles of W4A8 as pure functions of target, shape and form; nothing is tuned at run time.
+
+Sums are integers, so a row has the same bits in every tile. Only splits of K show, and exact mode
+has the same for every number of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..device.choice import split_count, tensor_memory
+from ..device.column_order import SLICE
+from ..device.workspace import COUNTERS, PARTIAL_BYTES
+from ..w4a16.config import EXACT_MAX_SPLITS
+
+BN = 128
+"""Stored rows of the weight in a tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class W4A8Config:
+    """Parameters of one launch.
+
+    Attributes:
+        bm: rows of x in a tile.
+        warps: warps of a program.
+        stages: pipeline stages.
+        splits: programs that share the K of one tile.
+    """
+
+    bm: int
+    warps: int
+    stages: int
+    splits: int = 1
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        """Launch options. Rounding must not depend on which multiply-adds are fused."""
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "enable_fp_fusion": False,
+        }
+
+
+def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
+    """The tiles for a form of weight, by rising rows of x.
+
+    Args:
+        group: as in ``PackedW4``: 32, 64, a multiple of 128 or 0.
+        additive: entries hold offsets that are added.
+        arch: compute capability, or 0.
+    """
+    few = (W4A8Config(8, 2, 4),)
+    if group != 32:
+        few += (W4A8Config(16, 2, 4),)
+    if tensor_memory(arch):
+        return (*few, W4A8Config(32, 2, 3))
+    middle = W4A8Config(32, 4, 3)
+    if group == 32:
+        # Four scaling steps a slice want the registers.
+        return (*few, middle)
+    if additive:
+        return (*few, middle, W4A8Config(64, 8, 3))
+    return (*few, middle, W4A8Config(64, 4, 3), W4A8Config(128, 8, 3))
+
+
+def signed(bm: int, additive: bool) -> bool:
+    """Whether zero points are taken from codes, which pays where many rows share a code."""
+    return bm >= 32 and not additive
+
+
+def choose(
+    m: int,
+    rows: int,
+    k: int,
+    *,
+    group: int,
+    additive: bool,
+    arch: int,
+    sms: int,
+    exact: bool = False,
+    partial_bytes: int = PARTIAL_BYTES,
+    counters: int = COUNTERS,
+) -> W4A8Config:
+    """The smallest tile that holds ``m`` rows of x, else the largest, and its splits.
+
+    Args:
+        m: rows of x.
+        rows: stored rows of the weight, a multiple of 128.
+        k: features.
+        group: see :func:`tiles_of`, like ``additive`` and ``arch``.
+        additive: see there.
+        arch: see there.
+        sms: multiprocessors.
+        exact: splits must not depend on ``m``.
+        partial_bytes: of the workspace.
+        counters: of the workspace.
+    """
+    tiles = tiles_of(group, additive, arch)
+    tile = next((t for t in tiles if m <= t.bm), tiles[-1])
+    slices, across = -(-k // SLICE), rows // BN
+    if exact:
+        # Of the largest tile, so that one launch of each has the room.
+        room = partial_bytes // (across * tiles[-1].bm * BN * 4) if across <= counters else 1
+        splits = split_count(across, slices, 4 * sms, min(EXACT_MAX_SPLITS, max(room, 1)))
+        return replace(tile, splits=splits)
+    count = across * -(-m // tile.bm)
+    room = partial_bytes // (count * tile.bm * BN * 4) if count <= counters else 1
+    programs = sms * max(1, 8 // tile.warps)
+    return replace(tile, splits=split_count(count, slices, programs, max(room, 1)))
