@@ -115,7 +115,8 @@ class CodebookKind(TritonKind[PackedCodebook]):
         k, group, table = weight.in_features, weight.format.group_size, weight.format.table
         compact = weight.compact
         if _byte_scale(MatrixSpec.of(weight)) and isinstance(compact, ByteScales):
-            codes, scales = without_signs(weight.unpack(), compact.scales, group)
+            plain = weight.unpack().contiguous()
+            codes, scales = without_signs(plain, compact.scales, group)
             factors = compact.multipliers
             factors = None if factors is None else factors.to(device)
             return pack_codebook(
