@@ -36,10 +36,11 @@ class EngineConfig:
             TRITON_INTERPRET=1 in the environment.
         activations: how the inputs of weight-only quantized matrices are rounded before the
             product: ``float`` leaves them as they are, ``int8-block32`` rounds them to 8 bits with
-            a scale for each block of 32 columns (``kernels/formats/activations.py``), ``auto`` is
-            the backend's default, with float32 always ``float``. Matrices whose own format rounds
-            inputs (W8A8) keep that whatever stands here; ``int8-token`` asks for a model that has
-            no others. Dense matrices take floats.
+            a scale for each block of 32 columns, ``int8-token`` with a scale for each token
+            (``kernels/formats/activations.py``), ``auto`` is the backend's default, with float32
+            always ``float``. Matrices whose own format rounds inputs (W8A8) keep that whatever
+            stands here; where ``int8-token`` cannot be obeyed, the matrix is refused by name.
+            Dense matrices take floats, and so does a tied embedding on the Triton kernels.
         max_context: most tokens of prompt plus answer for one request; 0 = the model's own.
         max_batch: most requests running at once.
         max_batch_tokens: token budget of one step, decode and prefill together.

@@ -57,7 +57,9 @@ class CardConstants:
         wake_us: from there to the first instruction of a kernel that has started before and waits.
         ahead_us: in which such a kernel's weights come near, if memory is idle, before it wakes.
         join_clocks: instructions of the last arriver for one piece of a tile, its loads apart.
-        host_us: between two steps, when the device waits for Python and the driver.
+        host_us: of Python and the driver for a step.
+        feed_us: of the device between two steps of which the second was launched while the first
+            ran: copies of inputs and tokens.
         port_bytes: per clock, from the second cache into one multiprocessor.
     """
 
@@ -71,6 +73,7 @@ class CardConstants:
     ahead_us: float = 0.9
     join_clocks: float = 235.0
     host_us: float = 250.0
+    feed_us: float = 20.0
     port_bytes: float = 64.0
 
     def us(self, clocks: float) -> float:
@@ -131,7 +134,7 @@ class StepPrediction:
         kinds: (launches, microseconds of all of them) by what they do.
         launches: of the step.
         gaps_us: between launches.
-        host_us: see :class:`CardConstants`.
+        host_us: between this step and the next, in which the device has little or nothing to do.
     """
 
     batch: int
@@ -180,6 +183,8 @@ class Predictor:
         self.card = card
         self.assumed = CONSTANTS[card.arch]
         self.early = dependent_launch(card.arch)
+        # Tokens are read a step late.
+        self.late = True
         self._target = target(f"sm_{card.arch}")
 
     def product(self, layer: Layer, rows: int, *, residual: bool = False) -> KernelPrediction:
@@ -239,7 +244,12 @@ class Predictor:
         least = step_floor(self.card, batch, context, None).us
         apart = sum(kinds[name][0] for name in _NEVER_EARLY) if self.early else launches
         gaps = apart * self.assumed.gap_us + (launches - apart) * self.assumed.wake_us
-        return StepPrediction(batch, context, least, kinds, launches, gaps, self.assumed.host_us)
+        host = self.assumed.host_us
+        if self.late:
+            # The host gets the next step ready while the device computes this one.
+            device = sum(us for _, us in kinds.values()) + gaps
+            host = max(self.assumed.feed_us, host - device)
+        return StepPrediction(batch, context, least, kinds, launches, gaps, host)
 
     def _clocks(self, family: str, kernel: str, config: str) -> KernelClocks:
         return recorded_clocks(f"{family}.{kernel}", config, self._target.name)

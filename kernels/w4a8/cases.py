@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import torch
@@ -17,6 +18,7 @@ from ..codegen.case import (
     undefined_workspace,
     within,
 )
+from ..codegen.expert_case import case_tiles, live_rows, own_rows
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
 from ..device.column_order import SLICE
@@ -37,6 +39,8 @@ def _product_case(variant: Variant, emulation: Emulation, rng: torch.Generator) 
     if c["GATED"]:
         n = 140
     slices = 2 * (tile.stages + 1) - 1
+    if c["GROUPED"]:
+        return _by_expert(variant, emulation, rng, tile, (n, SLICE * slices - 40))
     weight = _weight(variant, n, SLICE * slices - 40, rng)
     packed = W4A8.pack(weight, dtype, torch.device("cpu"), c["GATED"])
     x = torch.randn(m, weight.in_features, generator=rng).to(dtype)
@@ -63,6 +67,33 @@ def _product_case(variant: Variant, emulation: Emulation, rng: torch.Generator) 
             return [same_bits("y", got, want.to(dtype))]
         y = ref.gated_mul(want.double())
         return [within("y", got, y, rounded_once(y, 2.0**-20 * y.abs(), dtype))]
+
+    return call
+
+
+def _by_expert(
+    variant: Variant,
+    emulation: Emulation,
+    rng: torch.Generator,
+    tile: W4A8Config,
+    shape: tuple[int, int],
+) -> PreparedCase:
+    """Rows of three experts, two launch tiles of each; bit for bit."""
+    dtype, tiles = type_of(variant, "out_ptr"), case_tiles(2 * tile.bm)
+    whole = replace(tile, splits=1)
+    weights = [_weight(variant, *shape, rng) for _ in range(3)]
+    packed = W4A8.stack([W4A8.pack(w, dtype, torch.device("cpu"), False) for w in weights])
+    assert packed is not None
+    x = torch.randn(tiles.padded, shape[1], generator=rng).to(dtype)
+    q, d = quantize_tokens(x)
+    want = own_rows([ref.token_sums(q, weight, 0) * d for weight in weights], tiles.rows)
+    space = undefined_workspace(emulation)
+
+    def call() -> list[OutputCheck]:
+        codes, scales = op.quantize_inputs(x, packed)
+        with patch.object(op.cfg, "choose", lambda *args, **options: whole):
+            got = op.w4a8_linear(codes, scales, packed, dtype=dtype, workspace=space, tiles=tiles)
+        return [same_bits("y", live_rows(got, tiles.rows), want.to(dtype))]
 
     return call
 

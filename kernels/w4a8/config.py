@@ -52,8 +52,10 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
         additive: entries hold offsets that are added.
         arch: compute capability, or 0.
     """
+    # Targets on which larger tiles compile to more registers than there are.
+    tight = arch in (86, 89, 120)
     few = (W4A8Config(8, 2, 4),)
-    if group != 32:
+    if group != 32 and not (additive and tight):
         few += (W4A8Config(16, 2, 4),)
     if tensor_memory(arch):
         return (*few, W4A8Config(32, 2, 3))
@@ -63,7 +65,10 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
         return (*few, middle)
     if additive:
         return (*few, middle, W4A8Config(64, 8, 3))
-    return (*few, middle, W4A8Config(64, 4, 3), W4A8Config(128, 8, 3))
+    tiles = (*few, middle)
+    if group != 64:  # whose two scaling steps a slice spill there
+        tiles += (W4A8Config(64, 4, 3),)
+    return tiles if tight else (*tiles, W4A8Config(128, 8, 3))
 
 
 def signed(bm: int, additive: bool) -> bool:

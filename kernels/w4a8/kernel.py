@@ -78,7 +78,7 @@ def _add_piece(
     return acc
 
 
-@triton.jit(do_not_specialize=["M", "N", "atoms", "tiles_k", "tiles_split", "splits"])
+@triton.jit(do_not_specialize=["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "per_expert"])
 def product_kernel(
     x_ptr,
     scales_ptr,
@@ -89,12 +89,14 @@ def product_kernel(
     residual_ptr,
     work_ptr,
     count_ptr,
+    experts_ptr,
     M,
     N,
     atoms,
     tiles_k,
     tiles_split,
     splits,
+    per_expert,
     BM: tl.constexpr,
     BN: tl.constexpr,
     GROUP: tl.constexpr,
@@ -104,13 +106,26 @@ def product_kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
+    GROUPED: tl.constexpr,
     PTX: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """One [BN, BM] tile of one split; see the module. GROUP: 32, 64, a multiple of 128, or 0."""
+    """One [BN, BM] tile of one split; see the module. GROUP: 32, 64, a multiple of 128, or 0.
+
+    GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
+    whose rows of x each run of ``per_expert`` tiles has, -1 for nobody's.
+    """
     tile_n = tl.program_id(0)
     split = tl.program_id(1)
     tile_m = tl.program_id(2)
+    tile_w = tile_n
+    if GROUPED:
+        expert = tl.load(experts_ptr + tile_m // per_expert)
+        if expert < 0:
+            return
+        tile_w += expert * tl.num_programs(0)
+        if BIAS:
+            bias_ptr += expert.to(tl.int64) * (2 * N if GATED else N)
     first = split * tiles_split
     stop = tl.minimum(first + tiles_split, tiles_k)
 
@@ -124,12 +139,12 @@ def product_kernel(
     m = tl.where(m < M, m, tile_m * BM)
     k = tl.arange(0, WIDTH)
     x_ptrs = x_ptr + first * 128 + (m.to(tl.int64) * tiles_k * 128)[None, :] + k[:, None]
-    start = (tile_n * (BN // 64)).to(tl.int64) * tiles_k + first
+    start = (tile_w * (BN // 64)).to(tl.int64) * tiles_k + first
     word_ptrs = words_ptr + start * 1024 + word_offsets(tiles_k, BN)
 
     # One row of entries per group; the table ends with a spare row for the load ahead.
     width = atoms * 64
-    table_ptrs = table_ptr + tile_n * BN + table_offsets(BN)
+    table_ptrs = table_ptr + tile_w.to(tl.int64) * BN + table_offsets(BN)
     if GROUP > 0:
         table_ptrs += first * PIECES // SLICES * width
     ones = tl.full((16 * WARPS, WIDTH), -4 * SHIFT if SHIFT > 0 else 4, tl.int8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from halfbyte.errors import UnsupportedWeightError
 
 from ..device.column_order import column_order
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..formats.canonical import QuantizedLinear, Weight
 from ..formats.weight_format import TOKEN_RULE, WeightFormat
 from ..formats.whole import zero_points
@@ -29,9 +30,9 @@ from ..kind import (
     unpacked,
 )
 from ..w4a16.kind import W4A16
-from ..w4a16.layout import pack_w4, supports
+from ..w4a16.layout import pack_w4, stack_w4, supports
 from . import config
-from .op import PackedW4A8, quantize_inputs, w4a8_linear
+from .op import PackedW4A8, choice_for, quantize_inputs, w4a8_linear
 from .variants import variants
 
 if TYPE_CHECKING:
@@ -142,6 +143,37 @@ class W4A8Kind(TritonKind[PackedW4A8]):
             out=out,
             exact=context.exact,
             workspace=context.workspace,
+        )
+
+    def stack(self, weights: Sequence[PackedW4A8]) -> PackedW4A8 | None:
+        """Row blocks of one matrix."""
+        packed = stack_w4([each.weight for each in weights])
+        tops = {each.top for each in weights}
+        return None if packed is None or len(tops) > 1 else PackedW4A8(packed, *tops)
+
+    def tile_rows(
+        self, weight: PackedW4A8, load: ExpertLoad, dtype: torch.dtype, context: ProductContext
+    ) -> int:
+        """As the launch has them."""
+        return choice_for(weight, load, context.exact, context.workspace).bm
+
+    def grouped_linear(
+        self,
+        x_PK: Tensor,
+        weight: PackedW4A8,
+        bias: Tensor | None,
+        tiles: ExpertTiles,
+        context: ProductContext,
+    ) -> Tensor:
+        """-> [P, N], or [P, N / 2] when gated."""
+        return w4a8_linear(
+            *quantize_inputs(x_PK, weight),
+            weight,
+            dtype=x_PK.dtype,
+            bias=bias,
+            exact=context.exact,
+            workspace=context.workspace,
+            tiles=tiles,
         )
 
     def prepared(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.column_order import APART, SLICE, TOGETHER, ColumnOrder
+from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.input_rounding import InputRounding
 from ..device.workspace import Workspace
 from ..w4a16.layout import ATOM_ROWS, PackedW4
@@ -71,6 +72,7 @@ def w4a8_linear(
     out: Tensor | None = None,
     exact: bool = False,
     workspace: Workspace | None = None,
+    tiles: ExpertTiles | None = None,
 ) -> Tensor:
     """``x @ W.T + bias``, then ``silu(gate) * up`` for a gated weight, then ``+ residual``.
 
@@ -87,6 +89,8 @@ def w4a8_linear(
         out: [M, out_features] to write to; allocated when None.
         exact: give each row the same bits however many there are.
         workspace: of this stream; required to keep a CUDA graph free of allocations.
+        tiles: rows of x are sorted by expert, and ``packed`` holds the matrices of all; ``bias`` is
+            [E, N].
 
     Raises:
         KernelInputError: shapes, dtypes, strides or devices do not fit; the message has them.
@@ -98,7 +102,7 @@ def w4a8_linear(
     check_tensor("sx", sx_M, (m,), (torch.float32,), device)
     require(dtype in _DTYPES, lambda: f"dtype is {dtype}; expected float16 or bfloat16")
     for name, x, shape in (
-        ("bias", bias, (weight.rows,)),
+        ("bias", bias, (weight.rows,) if tiles is None else (tiles.load.count, weight.rows)),
         ("residual", residual, (m, columns)),
         ("out", out, (m, columns)),
     ):
@@ -109,23 +113,46 @@ def w4a8_linear(
     if m == 0 or columns == 0:
         return out
     space = Workspace(device) if workspace is None else workspace
-    index = runtime.device_index(xq_MK)
-    tile = cfg.choose(
-        *(m, atoms * ATOM_ROWS, weight.features),
+    load = ExpertLoad(1, 1, m) if tiles is None else tiles.load
+    tile, across = choice_for(packed, load, exact, space), atoms // load.count
+    step = _rows_per_launch(tile, across, m, space)
+    if tiles is not None:
+        require(
+            tiles.padded == m and tiles.rows % tile.bm == 0,
+            lambda: f"{m} rows in tiles that the product, of {tile.bm} at once, cannot follow",
+        )
+        step = step if step >= m else step // tiles.rows * tiles.rows
+    for start in range(0, m, step):
+        part = slice(start, min(start + step, m))
+        added = None if residual is None else residual[part]
+        whose = None if tiles is None else tiles.part(part.start, part.stop)
+        _launch(tile, xq_MK[part], sx_M[part], weight, bias, added, out[part], space, whose)
+    return out
+
+
+def choice_for(
+    packed: PackedW4A8, load: ExpertLoad, exact: bool, workspace: Workspace
+) -> cfg.W4A8Config:
+    """The tile of a product, over several experts by the rows of one, as if there were one matrix.
+
+    Args:
+        packed: the weight, of all experts.
+        load: of the experts.
+        exact: as for :func:`w4a8_linear`, like ``workspace``.
+        workspace: see there.
+    """
+    weight = packed.weight
+    index, rows = runtime.device_index(weight.units), weight.units.shape[0] * ATOM_ROWS
+    return cfg.choose(
+        *(load.m, rows // load.count * (1 if exact else load.active), weight.features),
         group=weight.group,
         additive=weight.additive,
         arch=runtime.arch(index),
         sms=runtime.multiprocessors(index),
         exact=exact,
-        partial_bytes=space.partials.numel() * 4,
-        counters=space.counters.numel(),
+        partial_bytes=workspace.partials.numel() * 4,
+        counters=workspace.counters.numel(),
     )
-    step = _rows_per_launch(tile, atoms, m, space)
-    for start in range(0, m, step):
-        part = slice(start, start + step)
-        added = None if residual is None else residual[part]
-        _launch(tile, xq_MK[part], sx_M[part], weight, bias, added, out[part], space)
-    return out
 
 
 def _rows_per_launch(tile: cfg.W4A8Config, atoms: int, m: int, space: Workspace) -> int:
@@ -155,10 +182,12 @@ def _launch(
     residual: Tensor | None,
     out: Tensor,
     space: Workspace,
+    tiles: ExpertTiles | None,
 ) -> None:
     m = xq_MK.shape[0]
     atoms, slices = weight.units.shape[:2]
-    grid = (atoms * ATOM_ROWS // cfg.BN, tile.splits, -(-m // tile.bm))
+    rows = atoms // (1 if tiles is None else tiles.load.count) * ATOM_ROWS
+    grid = (rows // cfg.BN, tile.splits, -(-m // tile.bm))
     product_kernel[grid](
         xq_MK,
         sx_M,
@@ -169,12 +198,14 @@ def _launch(
         out if residual is None else residual,
         space.partials,
         space.counters,
+        space.counters if tiles is None else tiles.experts,
         m,
         out.shape[1],
         atoms,
         slices,
         -(-slices // tile.splits),
         tile.splits,
+        1 if tiles is None else tiles.rows // tile.bm,
         BM=tile.bm,
         BN=cfg.BN,
         GROUP=weight.group,
@@ -184,6 +215,7 @@ def _launch(
         BIAS=bias is not None,
         RESIDUAL=residual is not None,
         GATED=weight.gated,
+        GROUPED=tiles is not None,
         PTX=runtime.use_ptx(xq_MK),
         WARPS=tile.warps,
         **(tile.launch if not runtime.INTERPRETED else {}),

@@ -11,9 +11,9 @@ from .kernel import product_kernel
 
 _POINTERS: tuple[str, ...] = (
     *("x_ptr", "scales_ptr", "words_ptr", "table_ptr"),
-    *("out_ptr", "bias_ptr", "residual_ptr", "work_ptr", "count_ptr"),
+    *("out_ptr", "bias_ptr", "residual_ptr", "work_ptr", "count_ptr", "experts_ptr"),
 )
-_INTEGERS: tuple[str, ...] = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits")
+_INTEGERS: tuple[str, ...] = ("M", "N", "atoms", "tiles_k", "tiles_split", "splits", "per_expert")
 # Name of a table's form: shift, additive, entry type.
 _FORMS = {
     "sym": (8, False, "i32"),
@@ -45,16 +45,18 @@ def variants(arch: int) -> Iterator[Variant]:
     yield _product(arch, few, 128, "zero", end="bias")
     yield _product(arch, few, 128, "zero", end="residual", dtype="bf16")
     yield _product(arch, few, 128, "zero", end="silu")
+    yield _product(arch, few, 128, "zero", end="experts")
 
 
 def _product(
     arch: int, tile: cfg.W4A8Config, group: int, form: str, *, dtype: str = "fp16", end: str = ""
 ) -> Variant:
-    """``end``: ``bias``, ``residual``, ``silu`` or nothing."""
+    """``end``: ``bias``, ``residual``, ``silu``, ``experts`` or nothing."""
     shift, additive, entry = _FORMS[form]
     types: dict[str, str] = dict.fromkeys(_POINTERS, f"*{dtype}")
     types |= {"x_ptr": "*i8", "words_ptr": "*i32", "table_ptr": f"*{entry}"}
     types |= {"scales_ptr": "*fp32", "work_ptr": "*fp32", "count_ptr": "*i32"}
+    types |= {"experts_ptr": "*i32"}
     words = [
         f"m{tile.bm} g{group} {form} {tile.bm}x{cfg.BN} w{tile.warps} s{tile.stages} {dtype}",
         *([end] if end else []),
@@ -75,6 +77,7 @@ def _product(
             "BIAS": end == "bias",
             "RESIDUAL": end == "residual",
             "GATED": end == "silu",
+            "GROUPED": end == "experts",
             "PTX": arch > 0,
             "WARPS": tile.warps,
         },

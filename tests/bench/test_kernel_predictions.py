@@ -21,14 +21,15 @@ from halfbyte.kernels.device.gpus import GPUS, gpu
 class Before(Predictor):
     """Kernels as they were when the model was made, before any of them was changed for it.
 
-    They started when the one before had ended; the last arriver of a split loaded whole tiles,
-    parts 0 and 1 together, then four, two and one at a time; and the last page of a row, which
-    waited for nothing, had a loop of its own in decode attention.
+    They started when the one before had ended, and a step when the one before had been read; the
+    last arriver of a split loaded whole tiles, parts 0 and 1 together, then four, two and one at a
+    time; and the last page of a row, which waited for nothing, had a loop of its own in decode
+    attention.
     """
 
     def __init__(self, card):
         super().__init__(card)
-        self.early = False
+        self.early = self.late = False
 
     def _split_end(self, rows, bm, bn, splits):
         rest = splits - 2

@@ -15,6 +15,7 @@ FRAGMENTS = (_DRAWN, f"{_TRITON}w8a16.py", f"{_TRITON}codebook.py")
 W8A8 = (_DRAWN, f"{_TRITON}w8a8.py")
 ATTENTION = (_DRAWN, f"{_TRITON}attention.py")
 EXPERTS = (f"{_TRITON}experts.py",)
+W4A8 = (f"{_TRITON}w4a8.py",)
 FUSED = (f"{_TRITON}fused.py",)
 SAMPLING = (f"{_TRITON}sampling.py",)
 
@@ -209,9 +210,7 @@ FAULTS = (
         "int value = h > heads + kv_heads",
         _cpu("elementwise", "attention"),
     ),
-    KernelFault(
-        "cpu/integer.c", "own->sum : own->half[h]", "own->sum : own->half[0]", _cpu("rounded")
-    ),
+    KernelFault("cpu/integer.c", "return own->half[h];", "return own->half[0];", _cpu("rounded")),
     KernelFault("cpu/integer.c", ": own->scaled_half[h]", ": own->scaled_half[0]", _cpu("rounded")),
     KernelFault(
         "cpu/integer.c", "r->w->center + byte_shift(r->w->codes)", "r->w->center", _cpu("rounded")
@@ -267,4 +266,36 @@ FAULTS = (
         "cpu/weight.h", "h <= w->halves; h++)\n        for", "h < 1; h++)\n        for", _FP4
     ),
     KernelFault("cpu/weight.h", "(vu)(x == 0) & 0x00400000u", "(vu)(x == 0) & 0u", _FP4),
+    # Sums of integers over pieces, a scale for each token.
+    KernelFault("cpu/integer.c", "total += own[-i].sum;", "total += own->sum;", _cpu("tokens")),
+    KernelFault("cpu/integer.c", "(c & (piece - 1)) + 1", "piece", _cpu("tokens")),
+    KernelFault(
+        "cpu/integer.c",
+        "if (w->piece > 1) depth =",
+        "if (w->piece < 1) depth =",
+        _cpu("tokens"),
+    ),
+    KernelFault(
+        "cpu/integer.c", "op->factors + row, y, rows", "op->factors, y, rows", _cpu("tokens")
+    ),
+    KernelFault(
+        "cpu/inputs.c", "(i == begin || c == 0)", "(i == begin)", _cpu("tokens", "rounded")
+    ),
+    KernelFault("w4a8/kernel.py", "(i + 1) % SLICES == 0", "(i + 1 - first) % SLICES == 0", W4A8),
+    KernelFault(
+        "w4a8/kernel.py", "first * PIECES // SLICES * width", "first * PIECES * width", W4A8
+    ),
+    KernelFault(
+        "w4a8/kernel.py", "-4 * SHIFT if SHIFT > 0 else 4", "-4 * 8 if SHIFT > 0 else 4", W4A8
+    ),
+    KernelFault("w4a8/kernel.py", "if not SIGNED and SHIFT < 0:", "if SHIFT < 0:", W4A8),
+    KernelFault("w4a8/kernel.py", "tl.load(scales_ptr + m)", "tl.load(scales_ptr)", W4A8),
+    KernelFault("w4a8/codes.py", "(words << 12) & 0x30003000", "(words << 12) & 0x10001000", W4A8),
+    KernelFault("device/column_order.py", "c % 2 * 64", "c // 2 % 2 * 64", W4A8),
+    KernelFault(
+        "w8a8/kernel.py",
+        '-127.0 if TOP == 127.0 and ORDER != "plain" else',
+        "-128.0 if False else",
+        W4A8,
+    ),
 )

@@ -18,6 +18,7 @@ from halfbyte.kernels.formats.canonical import (
 )
 from halfbyte.kernels.formats.code_tables import E2M1, NF4
 from halfbyte.kernels.formats.compact import ByteScales
+from halfbyte.kernels.formats.weight_format import TOKEN_RULE
 from halfbyte.kernels.kind import MatrixSpec, ProductContext, carrier
 from halfbyte.kernels.kinds import KINDS
 
@@ -105,6 +106,8 @@ def test_bad_mixtures_are_refused_with_numbers():
 FORMATS = [
     (WeightFormat(4, 32, "int"), "w4a16", True),
     (WeightFormat(4, 128), "w4a16", False),
+    (WeightFormat(4, 64, "int", act=TOKEN_RULE), "w4a8", True),
+    (WeightFormat(4, 32, act=TOKEN_RULE), "w4a8", False),
     (WeightFormat(8, 32, "float"), "w8a16", False),
     (WeightFormat(4, 64, "table", NF4), "codebook", False),
     (WeightFormat(4, 32, "table", E2M1), "codebook", False),
