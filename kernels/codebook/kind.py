@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..formats.canonical import QuantizedLinear, Weight
-from ..formats.code_tables import NF4
+from ..formats.code_tables import E2M1, NF4
 from ..formats.compact import ByteScales
 from ..formats.weight_format import WeightFormat
 from ..fragments.config import chosen
@@ -31,7 +31,7 @@ from ..kind import (
     round_up,
     unpacked,
 )
-from .layout import PackedCodebook, pack_codebook
+from .layout import PackedCodebook, pack_codebook, without_signs
 from .op import codebook_grouped, codebook_linear
 from .variants import variants
 
@@ -112,18 +112,17 @@ class CodebookKind(TritonKind[PackedCodebook]):
         The packer wants blocks of the flattened weight, which rows of whole groups are.
         """
         assert isinstance(weight, QuantizedLinear)
-        codes, scales_NG = unpacked(weight, device)
+        k, group, table = weight.in_features, weight.format.group_size, weight.format.table
         compact = weight.compact
         if _byte_scale(MatrixSpec.of(weight)) and isinstance(compact, ByteScales):
+            plain = weight.unpack().contiguous()
+            codes, scales = without_signs(plain, compact.scales, group)
             factors = compact.multipliers
+            factors = None if factors is None else factors.to(device)
             return pack_codebook(
-                codes,
-                compact.scales.to(device),
-                weight.format.table,
-                block=weight.format.group_size,
-                factors=None if factors is None else factors.to(device),
+                codes.to(device), scales.to(device), table, block=group, factors=factors
             )
-        k, group, table = weight.in_features, weight.format.group_size, weight.format.table
+        codes, scales_NG = unpacked(weight, device)
         if group == -1 or group >= k:
             return pack_codebook(codes, scales_NG, table, block=-1)
         if k % group:
@@ -181,9 +180,10 @@ class CodebookKind(TritonKind[PackedCodebook]):
 
 
 def _byte_scale(spec: MatrixSpec) -> ByteScale:
-    """Type of scales that stay bytes, or ""."""
-    assert spec.format is not None
-    if spec.compact is None or spec.format.group_size not in BYTE_GROUPS:
+    """Type of scales that stay bytes, or "": those of 4-bit floats do."""
+    form = spec.format
+    assert form is not None
+    if spec.compact is None or form.group_size not in BYTE_GROUPS or form.table != E2M1:
         return ""
     return _BYTE_SCALES.get(spec.compact.dtype, "")
 

@@ -94,6 +94,19 @@ def _with_registers(p: Fragments) -> PackedCodebook:
     return PackedCodebook(*own, *luts, scale=p.scale, factors=p.factors)
 
 
+def without_signs(codes_NK: Tensor, scales_NG: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """E2M1 codes, uint8 [N, K], that take over the signs of e4m3 scales [N, G], and those without.
+
+    Negative scales are legal, though no tool writes them. Exponents (e8m0) have no sign.
+    """
+    raw = scales_NG.view(torch.uint8)
+    if scales_NG.dtype != torch.float8_e4m3fn or not bool((raw & 0x80).any()):
+        return codes_NK, scales_NG
+    signs = (raw & 0x80) >> 4  # bit 3 of a code is its sign
+    wide = signs.repeat_interleave(group, dim=1)[:, : codes_NK.shape[1]]
+    return codes_NK ^ wide, (raw & 0x7F).view(torch.float8_e4m3fn)
+
+
 def unpack_codebook(weight: PackedCodebook) -> Tensor:
     """Codes uint8 [N, K]."""
     return unpack_words(weight.words, weight.rows, weight.features, 4)

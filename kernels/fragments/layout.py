@@ -191,6 +191,9 @@ def pack_bytes(
         lambda: f"scales have shape {tuple(scales_NG.shape)}; expected {(n, groups)}",
     )
     require((factors_N is None) == (kind == "e8m0"), "factors of rows are those of e4m3 scales")
+    if kind == "e4m3":
+        signed = bool((scales_NG.view(torch.uint8) & 0x80).any())
+        require(not signed, "e4m3 scales have signs; expected numbers from 0 up")
     # Everything but the scales, which are all of K here.
     bare = pack(codes_NK, torch.ones(n, 1, device=codes_NK.device), None, tables, -1, planes=4)
     per_word = 4 * group

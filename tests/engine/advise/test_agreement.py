@@ -28,6 +28,7 @@ from halfbyte.kernels.formats.canonical import (
     WeightFormat,
     pack_codes,
 )
+from halfbyte.kernels.formats.code_tables import E2M1
 from halfbyte.kernels.formats.compact import ByteScales
 from halfbyte.kernels.formats.weight_format import BYTE_SCALES, CompactForm
 from halfbyte.kernels.kind import Conditions, MatrixSpec
@@ -77,6 +78,8 @@ def spec_of(rng: random.Random, form: WeightFormat | None, use: str = "") -> Mat
         form = replace(form, permuted=rng.random() < 0.2)
         if form.zero == "table" and form.group_size > 0 and rng.random() < 0.5:
             compact = CompactForm(rng.choice(BYTE_SCALES))
+            if form.bits == 4:
+                form = replace(form, table=E2M1)
     kind = {"gated": use == "gated", "table": use == "table", "compact": compact}
     return MatrixSpec(n, k, form, half=half and compact is None, **kind)
 
@@ -112,6 +115,7 @@ def weight_of(spec: MatrixSpec) -> Weight:
 def byte_scales(dtype: str, n: int, groups: int) -> ByteScales:
     """Random ones, which float16 does not hold."""
     raw = torch.randint(1, 100, (n, groups), dtype=torch.uint8)
+    raw[0, 0] = 0xC8  # a negative e4m3
     if dtype == "F8_E8M0":
         return ByteScales(raw.view(torch.float8_e8m0fnu))
     return ByteScales(raw.view(torch.float8_e4m3fn), torch.rand(n) / 3 + 1e-3)

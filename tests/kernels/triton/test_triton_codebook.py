@@ -8,7 +8,7 @@ import torch
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels.codebook import codebook_linear, dequantize, pack_codebook
 from halfbyte.kernels.codebook import reference as ref
-from halfbyte.kernels.codebook.layout import unpack_codebook
+from halfbyte.kernels.codebook.layout import unpack_codebook, without_signs
 from halfbyte.kernels.formats.code_tables import E2M1, FP4, NF4
 from halfbyte.kernels.fragments import config
 from halfbyte.kernels.w8a16.reference import linear
@@ -143,6 +143,25 @@ def test_bytes_that_do_not_fit_are_refused(rng):
         pack_codebook(codes, scales, E2M1, block=32, factors=factors)
     with pytest.raises(KernelInputError, match="factors of rows are those of e4m3 scales"):
         pack_codebook(codes, scales, E2M1, block=16)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("group", [16, 32])
+def test_codes_take_over_the_signs_of_scales(rng, group):
+    n, k = 9, 104
+    codes = torch.randint(0, 16, (n, k), generator=rng, dtype=torch.uint8)
+    raw = torch.randint(0, 127, (n, -(-k // group)), generator=rng, dtype=torch.uint8)
+    raw |= torch.randint(0, 2, raw.shape, generator=rng, dtype=torch.uint8) << 7
+    found, scales = without_signs(codes, raw.view(NV), group)
+    assert not (scales.view(torch.uint8) & 0x80).any()
+    table = torch.tensor(E2M1)
+    meant = [
+        table[c.long()] * s.float().repeat_interleave(group, 1)[:, :k]
+        for c, s in ((codes, raw.view(NV)), (found, scales))
+    ]
+    assert torch.equal(*meant)
+    with pytest.raises(KernelInputError, match="e4m3 scales have signs"):
+        pack_codebook(codes, raw.view(NV), E2M1, block=group, factors=torch.ones(n))
 
 
 def test_registers_hold_the_bytes_of_the_table():
