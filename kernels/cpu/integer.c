@@ -105,14 +105,17 @@ INLINE void store_running(running from, int v, int parts, int rows, float y[][TI
         for (int p = 0; p < parts; p++) vf_store(y[m] + (v + p) * LANES, from[p][m]);
 }
 
+/* Chunks of a piece; a constant where there is one, so that nothing is left of all this then. */
+INLINE int piece_of(const weight *w, int joins) { return joins ? w->piece : 1; }
+
 /* Whether chunk c is the first of a piece, or the last; a panel begins with a piece. */
-INLINE int begins_piece(const weight *w, int c) { return !(c & (w->piece - 1)); }
-INLINE int ends_piece(const weight *w, int c, int count) {
-    return begins_piece(w, c + 1) || c + 1 == count;
+INLINE int begins_piece(int piece, int c) { return !(c & (piece - 1)); }
+INLINE int ends_piece(int piece, int c, int count) {
+    return begins_piece(piece, c + 1) || c + 1 == count;
 }
 
 /* Chunks of the piece that ends with chunk c. */
-INLINE int piece_chunks(const weight *w, int c) { return (c & (w->piece - 1)) + 1; }
+INLINE int piece_chunks(int piece, int c) { return (c & (piece - 1)) + 1; }
 
 /* Sums of chunks that make a piece: those of the chunks before are added, and kept but for the last. */
 INLINE void join_chunks(int first, int last, int v, int parts, int rows, int32_t kept[][TILE],
@@ -183,9 +186,9 @@ INLINE block_factors factors_at(const reader *r, int h) {
                            r->zeros ? r->values.zero[has_zeros(r->w) ? at : 0] : NULL};
 }
 
-/* y [rows][TILE] of a tile straight from its codes. */
-INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, const rounded *rows_x,
-                   int rows, float y[][TILE]) {
+/* y [rows][TILE] of a tile straight from its codes. `joins`: a piece may have several chunks. */
+INLINE void direct(const weight *w, int codes, int bits, int halves, int joins, int tile,
+                   const rounded *rows_x, int rows, float y[][TILE]) {
     /* As many parts of a tile as leave registers for their sums share each load of x. */
     const int most = MICRO_ROWS * MICRO_PARTS / rows, parts = most > PARTS ? PARTS : most ? most : 1;
     byte_table table = shifted_table(w);
@@ -194,9 +197,10 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
     read_tile(w, tile, w->fetch == FETCH_SECOND ? 2 * AHEAD : AHEAD, &r);
     center_zeros(&r);
     memset(y, 0, (size_t)rows * sizeof *y);
+    const int piece = piece_of(w, joins);
     int32_t kept[FEW_ROWS][TILE];
     for (int c = 0; c < w->chunks; c++, x.codes += CHUNK, x.values++) {
-        int first = begins_piece(w, c), last = ends_piece(w, c, w->chunks);
+        int first = begins_piece(piece, c), last = ends_piece(piece, c, w->chunks);
         const char *chunk = next_chunk(&r, 1, codes, bits);
 #pragma GCC unroll 2
         for (int h = 0; h <= halves; h++) {
@@ -206,10 +210,10 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
                 running now;
                 block_sums(codes, bits, is_signed(codes), &table, chunk, 4 * h, halves ? 4 : 8, v,
                            parts, &x, rows, sum);
-                if (w->piece > 1) join_chunks(first, last, v, parts, rows, kept, sum);
+                if (joins) join_chunks(first, last, v, parts, rows, kept, sum);
                 if (!last) continue;
                 load_running(y, v, parts, rows, now);
-                add_block(&f, halves ? h : 2, piece_chunks(w, c), v, parts, rows, &x, sum, now);
+                add_block(&f, halves ? h : 2, piece_chunks(piece, c), v, parts, rows, &x, sum, now);
                 store_running(now, v, parts, rows, y);
             }
         }
@@ -218,12 +222,12 @@ INLINE void direct(const weight *w, int codes, int bits, int halves, int tile, c
 
 #define FEW_CASE(width)                                                                         \
     if (rows <= width) {                                                                        \
-        direct(w, codes, bits, halves, tile, x, width, y);                                      \
+        direct(w, codes, bits, halves, joins, tile, x, width, y);                               \
         return;                                                                                 \
     }
 
-INLINE void few(const weight *w, int codes, int bits, int halves, int tile, const rounded *x,
-                int rows, float y[][TILE]) {
+INLINE void few(const weight *w, int codes, int bits, int halves, int joins, int tile,
+                const rounded *x, int rows, float y[][TILE]) {
     FEW_CASE(1)
     FEW_CASE(2)
     FEW_CASE(4)
@@ -232,8 +236,9 @@ INLINE void few(const weight *w, int codes, int bits, int halves, int tile, cons
 
 #define FEW(name, codes, bits)                                                                  \
     static void name(const weight *w, int tile, const rounded *x, int rows, float y[][TILE]) {  \
-        if (w->halves) few(w, codes, bits, 1, tile, x, rows, y);                                \
-        else few(w, codes, bits, 0, tile, x, rows, y);                                          \
+        if (w->halves) few(w, codes, bits, 1, 0, tile, x, rows, y);                             \
+        else if (w->piece > 1) few(w, codes, bits, 0, 1, tile, x, rows, y);                     \
+        else few(w, codes, bits, 0, 0, tile, x, rows, y);                                       \
     }
 FEW(few_2, W_BITS2, 2)
 FEW(few_3, W_BITS3, 3)
@@ -293,8 +298,9 @@ static void unpack_any(reader *r, const byte_table *table, int count, panel *to)
 }
 
 /* y [MICRO_ROWS][TILE] += a panel of `count` chunks by as many of x. */
-INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros, const panel *from,
-                  int count, const rounded *rows_x, float y[][TILE]) {
+INLINE void micro(const weight *w, int bits, int negative, int halves, int joins, int zeros,
+                  const panel *from, int count, const rounded *rows_x, float y[][TILE]) {
+    const int piece = piece_of(w, joins);
     int offsets = has_offsets(w);
     for (int v = 0; v < PARTS; v += MICRO_PARTS) {
         rounded x = *rows_x;
@@ -302,7 +308,7 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
         int32_t kept[MICRO_ROWS][TILE];
         load_running(y, v, MICRO_PARTS, MICRO_ROWS, now);
         for (int c = 0; c < count; c++, x.codes += CHUNK, x.values++) {
-            int first = begins_piece(w, c), last = ends_piece(w, c, count);
+            int first = begins_piece(piece, c), last = ends_piece(piece, c, count);
 #pragma GCC unroll 2
             for (int h = 0; h <= halves; h++) {
                 vi sum[PARTS][FEW_ROWS];
@@ -310,9 +316,9 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
                                    zeros ? from->zero[c][h] : NULL};
                 block_sums(-1, bits, negative, NULL, (const char *)from->codes[c], 4 * h,
                            halves ? 4 : 8, v, MICRO_PARTS, &x, MICRO_ROWS, sum);
-                if (w->piece > 1) join_chunks(first, last, v, MICRO_PARTS, MICRO_ROWS, kept, sum);
+                if (joins) join_chunks(first, last, v, MICRO_PARTS, MICRO_ROWS, kept, sum);
                 if (!last) continue;
-                add_block(&f, halves ? h : 2, piece_chunks(w, c), v, MICRO_PARTS, MICRO_ROWS, &x,
+                add_block(&f, halves ? h : 2, piece_chunks(piece, c), v, MICRO_PARTS, MICRO_ROWS, &x,
                           sum, now);
             }
         }
@@ -323,7 +329,9 @@ INLINE void micro(const weight *w, int bits, int negative, int halves, int zeros
 #define MICRO(name, bits, negative, halves)                                                     \
     static void name(const weight *w, int zeros, const panel *from, int count,                  \
                      const rounded *x, float y[][TILE]) {                                       \
-        micro(w, bits, negative, halves, zeros, from, count, x, y);                             \
+        if (!halves && w->piece > 1)                                                            \
+            micro(w, bits, negative, halves, 1, zeros, from, count, x, y);                      \
+        else micro(w, bits, negative, halves, 0, zeros, from, count, x, y);                     \
     }
 MICRO(micro_4, 4, 0, 0)
 MICRO(micro_4_halves, 4, 0, 1)
@@ -380,7 +388,7 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
             const uint8_t *codes = from->codes[c] + 4 * h * LINE;
             block_factors f = {from->scale[c][h], offsets ? from->offset[c][h] : NULL,
                                zeros ? from->zero[c][h] : NULL};
-            if (begins_piece(w, c)) {
+            if (begins_piece(w->piece, c)) {
                 _tile_zero(0);
                 _tile_zero(1);
             }
@@ -389,7 +397,7 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
             _tile_loadd(4, codes + 64, LINE);
             _tile_dpbsud(0, 2, 3);
             _tile_dpbsud(1, 2, 4);
-            if (!ends_piece(w, c, count)) continue;
+            if (!ends_piece(w->piece, c, count)) continue;
             _tile_stored(0, sums[0], 64);
             _tile_stored(1, sums[1], 64);
             for (int m = 0; m < AMX_ROWS; m += FEW_ROWS) {
@@ -398,8 +406,8 @@ static void add_tiles(const weight *w, int zeros, const panel *from, int count,
                 running now;
                 for (int p = 0; p < PARTS; p++) memcpy(sum[p], sums[p][m], sizeof sum[p]);
                 load_running(y + m, 0, PARTS, FEW_ROWS, now);
-                add_block(&f, w->halves ? h : 2, piece_chunks(w, c), 0, PARTS, FEW_ROWS, &part,
-                          sum, now);
+                add_block(&f, w->halves ? h : 2, piece_chunks(w->piece, c), 0, PARTS, FEW_ROWS,
+                          &part, sum, now);
                 store_running(now, 0, PARTS, FEW_ROWS, y + m);
             }
         }
@@ -435,7 +443,7 @@ static void many(const weight *w, int tile, const rounded *x, int rows, int tile
     memset(y, 0, (size_t)(rows + MICRO_ROWS) * sizeof *y);
     /* Panels of about the same depth: a short one would load and store y for little. */
     int panels = (w->chunks + PANEL - 1) / PANEL, depth = (w->chunks + panels - 1) / panels;
-    depth = (depth + MOST_PIECE - 1) / MOST_PIECE * MOST_PIECE;
+    if (w->piece > 1) depth = (depth + MOST_PIECE - 1) / MOST_PIECE * MOST_PIECE;
     for (int first = 0; first < w->chunks; first += depth) {
         int count = w->chunks - first < depth ? w->chunks - first : depth;
         unpack_any(&r, &table, count, room);

@@ -19,6 +19,7 @@ from cpu_support import (
     tokens,
     using,
 )
+from pack_support import BLOCKS
 from statistics_support import fresh_seed
 from test_cpu_rounded import ROWS, bit_cases, block_case, rounds, steep_codes, steep_inputs
 from torch import Tensor
@@ -29,7 +30,7 @@ from halfbyte.kernels.cpu.forms import available_forms
 from halfbyte.kernels.formats.activations import BLOCK, quantize_tokens
 from halfbyte.kernels.formats.canonical import QuantizedLinear, Weight, WeightFormat, pack_codes
 from halfbyte.kernels.formats.stored import settled
-from halfbyte.loaders.gguf.types import BLOCK_TYPES, QUANTIZED_TYPES
+from halfbyte.loaders.gguf.types import BLOCK_TYPES
 
 pytestmark = [needs_compiler, pytest.mark.exact]
 
@@ -114,7 +115,7 @@ def test_sums_of_several_chunks(kind: Kind) -> None:
         assert torch.equal(out, y + want[:5])
 
 
-@pytest.mark.parametrize("name", QUANTIZED_TYPES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_the_bits_of_stored_blocks(name: str) -> None:
     seed = fresh_seed()
     size = next(t.elements for t in BLOCK_TYPES.values() if t.name == name)

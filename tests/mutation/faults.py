@@ -268,11 +268,11 @@ FAULTS = (
     KernelFault("cpu/weight.h", "(vu)(x == 0) & 0x00400000u", "(vu)(x == 0) & 0u", _FP4),
     # Sums of integers over pieces, a scale for each token.
     KernelFault("cpu/integer.c", "total += own[-i].sum;", "total += own->sum;", _cpu("tokens")),
-    KernelFault("cpu/integer.c", "(c & (w->piece - 1)) + 1", "w->piece", _cpu("tokens")),
+    KernelFault("cpu/integer.c", "(c & (piece - 1)) + 1", "piece", _cpu("tokens")),
     KernelFault(
         "cpu/integer.c",
-        "depth = (depth + MOST_PIECE - 1) / MOST_PIECE * MOST_PIECE;",
-        "depth += 0;",
+        "if (w->piece > 1) depth =",
+        "if (w->piece < 1) depth =",
         _cpu("tokens"),
     ),
     KernelFault(
