@@ -9,6 +9,7 @@ before. Only what no kernel writes, such as weights, may be asked for earlier.
 
 # Device code: a type checker takes constexpr parameters, and names bound under one, for mistakes.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """W4A8 for callers: inputs rounded by token, checks, choice of a tile, launch."""
 
-# Launch options are not parameters of the kernel's Python function.
-# pyright: reportCallIssue=false
+# Launch options are not parameters of the kernel's Python function; constants become constexprs.
+# pyright: reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,15 +110,15 @@ def run(
     """
     with Engine(model, exact=True, **options) as engine:
         seen: dict[tuple[str, int], Tensor] = {}
-        real = engine._loop.runner.sample
+        real = engine._loop.runner.draw
 
-        def note(forward: Forward) -> StepResult:
+        def note(forward: Forward, late: bool = False) -> Callable[[], StepResult]:
             drawn = [w for w in forward.plan.work if w.needs_sample]
             for item, row in zip(drawn, forward.logits, strict=True):
                 seen[item.request_id, item.start + item.count] = row.float().clone()
-            return real(forward)
+            return real(forward, late)
 
-        engine._loop.runner.sample = note  # type: ignore[method-assign]
+        engine._loop.runner.draw = note  # type: ignore[method-assign]
         ends: dict[str, Completion] = {}
         for _ in range(turns):
             ends.clear()

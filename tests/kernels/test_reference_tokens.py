@@ -15,6 +15,7 @@ from halfbyte.kernels import reference as ref
 from halfbyte.kernels.formats.activations import piece_columns, quantize_tokens
 from halfbyte.kernels.formats.canonical import QuantizedLinear, WeightFormat, pack_codes
 from halfbyte.kernels.formats.code_tables import NF4
+from halfbyte.kernels.formats.weight_format import ZeroKind
 from halfbyte.kernels.formats.whole import whole_numbers, zero_points
 
 
@@ -47,7 +48,7 @@ def test_multiply_adds_are_rounded_once() -> None:
 
 @pytest.mark.parametrize("zero", ["none", "int", "float"])
 @pytest.mark.parametrize("group", [16, 48, 96, 128, 320, -1])
-def test_what_the_sums_stand_for(group: int, zero: str) -> None:
+def test_what_the_sums_stand_for(group: int, zero: ZeroKind) -> None:
     """Against float64 of the rounded inputs: a rounding for each piece, and three more."""
     seed = fresh_seed()
     case = make_case(Kind(4, group, zero), 20, 333, seed)
