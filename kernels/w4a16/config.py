@@ -107,7 +107,8 @@ def launch_options(
     """Launch options of a fused product; ``early``: it may start before the kernel before ends."""
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
     options |= early_launch(early)
-    if arch and kernel == "late" and group == 32:
+    spills = arch == 120 and config.bm == 32 and group == 64
+    if arch and kernel == "late" and (group == 32 or spills):
         # Four entries a row and slice: fewer instructions with more registers than the assembler
         # aims at, and shared memory allows no more programs a multiprocessor anyway.
         options["maxnreg"] = 224

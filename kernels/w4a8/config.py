@@ -27,12 +27,14 @@ class W4A8Config:
         warps: warps of a program.
         stages: pipeline stages.
         splits: programs that share the K of one tile.
+        registers: of a lane, where the assembler aims at fewer than it needs; 0: it may choose.
     """
 
     bm: int
     warps: int
     stages: int
     splits: int = 1
+    registers: int = 0
 
     @property
     def launch(self) -> dict[str, Any]:
@@ -41,6 +43,7 @@ class W4A8Config:
             "num_warps": self.warps,
             "num_stages": self.stages,
             "enable_fp_fusion": False,
+            **({"maxnreg": self.registers} if self.registers else {}),
         }
 
 
@@ -58,13 +61,15 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
     if group != 32 and not (additive and tight):
         few += (W4A8Config(16, 2, 4),)
     if tensor_memory(arch):
-        return (*few, W4A8Config(32, 2, 3))
-    middle = W4A8Config(32, 4, 3)
+        # Four scales and offsets a slice are more than two warps have registers for.
+        return few if group == 32 and additive else (*few, W4A8Config(32, 2, 3))
+    registers = 168 if tight else 0
+    middle = W4A8Config(32, 4, 3, registers=registers)
     if group == 32:
         # Four scaling steps a slice want the registers.
         return (*few, middle)
     if additive:
-        return (*few, middle, W4A8Config(64, 8, 3))
+        return (*few, middle, W4A8Config(64, 8, 3, registers=registers))
     tiles = (*few, middle)
     if group != 64:  # whose two scaling steps a slice spill there
         tiles += (W4A8Config(64, 4, 3),)
