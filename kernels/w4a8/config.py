@@ -63,11 +63,11 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
     if tensor_memory(arch):
         # Four scales and offsets a slice are more than two warps have registers for.
         return few if group == 32 and additive else (*few, W4A8Config(32, 2, 3))
-    registers = 168 if tight else 0
+    registers = 224 if tight else 0
     middle = W4A8Config(32, 4, 3, registers=registers)
     if group == 32:
         # Four scaling steps a slice want the registers.
-        return (*few, middle)
+        return few if additive and tight else (*few, middle)
     if additive:
         return (*few, middle, W4A8Config(64, 8, 3, registers=registers))
     tiles = (*few, middle)
