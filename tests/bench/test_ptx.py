@@ -219,7 +219,7 @@ def check_variant(worker, job):
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     file = tmp_path / "ptx.json"
-    options = ["--kernel", "fused.embed_norm", "--jobs", "1", "--seed", "5", "--json", str(file)]
+    options = ["--kernel", "attention.reduce", "--jobs", "1", "--seed", "5", "--json", str(file)]
     assert main(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len({len(line) for line in lines[:4]}) == 1 and lines[2].count(" right ") == 1
@@ -227,8 +227,8 @@ def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     written = json.loads(file.read_text())
     assert written["seed"] == 5
     assert {row["arch"] for row in written["rows"]} == {"sm_80", "sm_90"}
-    assert main(["--kernel", "fused.embed"]) == 1
-    assert "no kernel is called 'fused.embed'" in capsys.readouterr().err
+    assert main(["--kernel", "attention.red"]) == 1
+    assert "no kernel is called 'attention.red'" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

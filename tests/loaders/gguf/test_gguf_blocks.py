@@ -35,7 +35,8 @@ HALVES = {
     "NVFP4": (),
 }
 # Scales of one byte at the start of a block, and the least byte that is not a number of the format.
-BYTES = {"MXFP4": (1, 0xFF), "NVFP4": (4, 0x7F)}
+# Scales of MXFP4 up to 2 ** 124, with which the largest weight, 6, is still a float32.
+BYTES = {"MXFP4": (1, 252), "NVFP4": (4, 0x7F)}
 EXPECTED = {  # bits, group, zero kind, scale dtype
     "Q4_0": (4, 32, "none", torch.float16),
     "Q4_1": (4, 32, "float", torch.float16),
