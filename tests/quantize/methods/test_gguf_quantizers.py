@@ -41,8 +41,8 @@ def relative(w: Tensor, q: Tensor, h: Tensor | float = 1.0) -> float:
     return float(((q - w).square() * h).sum() / (w.square() * h).sum())
 
 
-def test_every_type_that_is_read_can_be_made():
-    assert set(TYPES) == set(CANONICAL)
+def test_every_type_that_is_read_can_be_made_but_4_bit_floats():
+    assert set(TYPES) == set(CANONICAL) - {"MXFP4", "NVFP4"}
 
 
 @pytest.mark.parametrize("kind", TYPES)
