@@ -119,6 +119,13 @@ def first_lines(tiles_k, slices, BN: tl.constexpr):
 
 
 @triton.jit
+def word_offsets(tiles_k, BN: tl.constexpr):
+    """Offsets, in words, of the first k slice of ``BN`` rows: int32 [BN * 16]."""
+    f = tl.arange(0, BN * 16)
+    return f // 1024 * (tiles_k * 1024) + f % 1024
+
+
+@triton.jit
 def unit_matrix(flat, BN: tl.constexpr):
     """Units as loaded, [BN * 32], to the matrix [BN, 32] of rows and elements.
 

@@ -22,17 +22,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device.parts import dot, finish, repeat_rows, table_matrix, table_offsets
+from ..device.parts import (
+    dot,
+    finish,
+    repeat_rows,
+    table_matrix,
+    table_offsets,
+    word_offsets,
+)
 from .decode import byte_planes, byte_scales, table_planes
 
 _RUNTIME = ["M", "N", "atoms", "tiles_k", "tiles_split", "splits", "k_units", "per_expert"]
-
-
-@triton.jit
-def word_offsets(tiles_k, BN: tl.constexpr):
-    """Offsets, in words, of the first k slice of ``BN`` rows: int32 [BN * 16]."""
-    f = tl.arange(0, BN * 16)
-    return f // 1024 * (tiles_k * 1024) + f % 1024
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from ..codegen.case import (
 from ..codegen.expert_case import case_tiles, live_rows, own_rows
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..formats.weight_format import ZeroKind
 from . import op
 from .config import KernelName, TileChoice, W4A16Config
 from .layout import SLICE, PackedW4, pack_w4, stack_w4, unpack_w4
@@ -149,12 +150,23 @@ def _w4a16_dequantize_case(
 
 def _weight(variant: Variant, n: int, k: int, rng: torch.Generator) -> PackedW4:
     """A random weight in the form of table that a variant reads."""
+    group = variant.constants["GROUP"] or -1
+    codes, scales, zero, zeros = drawn_numbers(variant, n, k, rng)
+    gated = variant.constants.get("GATED", False)
+    return pack_w4(codes, scales, zeros, zero=zero, group=group, gated=gated)
+
+
+def drawn_numbers(
+    variant: Variant, n: int, k: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor, ZeroKind, Tensor | None]:
+    """Codes uint8 [N, K], scales [N, G], zero kind and zeros [N, G] for the table of a variant."""
     c = variant.constants
     group = c["GROUP"] or -1
     shape = n, 1 if group == -1 else -(-k // group)
     codes = torch.randint(0, 16, (n, k), generator=rng, dtype=torch.uint8)
     scales = torch.rand(shape, generator=rng) * 0.02 + 1e-3
-    zero, zeros = "none", None
+    zero: ZeroKind = "none"
+    zeros = None
     if c["ADDITIVE"]:
         zero, zeros = "float", torch.randn(shape, generator=rng) * 0.05
     elif c["SHIFT"] < 0:
@@ -163,7 +175,7 @@ def _weight(variant: Variant, n: int, k: int, rng: torch.Generator) -> PackedW4:
     if variant.signature["table_ptr"] == "*i32":
         scales = scales.half().float()
         zeros = None if zeros is None else zeros.half().float()
-    return pack_w4(codes, scales, zeros, zero=zero, group=group, gated=c.get("GATED", False))
+    return codes, scales, zero, zeros
 
 
 def _scales(weight: PackedW4) -> Tensor:

@@ -25,6 +25,7 @@ from ..device.column_order import SLICE
 from ..formats.activations import quantize_tokens
 from ..formats.canonical import QuantizedLinear, WeightFormat, pack_codes
 from ..formats.weight_format import TOKEN_RULE
+from ..w4a16.cases import drawn_numbers
 from . import op
 from .config import W4A8Config
 from .kind import W4A8
@@ -100,20 +101,8 @@ def _by_expert(
 
 def _weight(variant: Variant, n: int, k: int, rng: torch.Generator) -> QuantizedLinear:
     """A random weight in the form of table that a variant reads."""
-    c = variant.constants
-    group = c["GROUP"] or -1
-    shape = n, 1 if group == -1 else -(-k // group)
-    codes = torch.randint(0, 16, (n, k), generator=rng, dtype=torch.uint8)
-    scales = torch.rand(shape, generator=rng) * 0.02 + 1e-3
-    zero, zeros = "none", None
-    if c["ADDITIVE"]:
-        zero, zeros = "float", torch.randn(shape, generator=rng) * 0.05
-    elif c["SHIFT"] < 0:
-        zero, zeros = "int", torch.randint(0, 17, shape, generator=rng).float()
-        zeros[0, 0], zeros[-1, -1] = 3.0, 5.0  # never one zero point for all
-    if variant.signature["table_ptr"] == "*i32":
-        scales = scales.half().float()
-        zeros = None if zeros is None else zeros.half().float()
+    group = variant.constants["GROUP"] or -1
+    codes, scales, zero, zeros = drawn_numbers(variant, n, k, rng)
     form = WeightFormat(4, group, zero, act=TOKEN_RULE)
     return QuantizedLinear("w", form, pack_codes(codes, 4), scales, zeros, k)
 

@@ -43,13 +43,6 @@ def _codes_asm(apart: bool) -> str:
 
 
 @triton.jit
-def word_offsets(tiles_k, BN: tl.constexpr):
-    """Offsets, in words, of the first k slice of ``BN`` rows: int32 [BN * 16]."""
-    f = tl.arange(0, BN * 16)
-    return f // 1024 * (tiles_k * 1024) + f % 1024
-
-
-@triton.jit
 def zero_bytes(offsets, BN: tl.constexpr, W: tl.constexpr):
     """Four times zero points float32 [BN * 4], as ``table_values`` has them, for codes [BN, W]."""
     z = (offsets * 4).to(tl.int8).reshape(BN // 64, 4, 8, 4, 2)

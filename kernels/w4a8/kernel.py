@@ -28,8 +28,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device.parts import finish, repeat_rows, table_matrix, table_offsets, table_values
-from .codes import codes_apart, codes_together, less_zeros, word_offsets, zero_bytes
+from ..device.parts import (
+    finish,
+    repeat_rows,
+    table_matrix,
+    table_offsets,
+    table_values,
+    word_offsets,
+)
+from .codes import codes_apart, codes_together, less_zeros, zero_bytes
 
 
 @triton.jit
