@@ -43,7 +43,7 @@ MODELS = (
     "gguf-q2_k-iq4-phi3",
     "gptq-v2-4b-g32-asym-actorder-qwen2",
     "ct-w8a8-static-asym-tensor-qwen2",
-    "bnb-nf4-gemma2",
+    "bnb-nf4-dq-llama",
     "ct-nvfp4-llama",
 )
 
