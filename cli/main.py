@@ -28,6 +28,7 @@ from . import (
     bench,
     bench_formats,
     bench_kernels,
+    bench_serve,
     chat,
     doctor,
     explain,
@@ -43,6 +44,7 @@ from . import (
     serve,
     tune,
 )
+from .bench_serve_options import ServeBenchCommand
 from .console import WarningLines, is_terminal, print_error
 from .familiar import USAGE_ERROR, Command, CommandGroup
 from .settings import SettingsCommand
@@ -122,6 +124,7 @@ _bench.command("engine", cls=Command)(bench.engine)
 _bench.command("codegen", cls=Command)(bench.codegen)
 _bench.command("kernels", cls=Command)(bench_kernels.kernels)
 _bench.command("formats", cls=Command)(bench_formats.formats)
+_bench.command("serve", cls=ServeBenchCommand)(bench_serve.serve)
 app.add_typer(_bench, name="bench")
 
 
