@@ -26,6 +26,7 @@ from . import (
     accuracy,
     batch,
     bench,
+    bench_compare,
     bench_formats,
     bench_kernels,
     bench_serve,
@@ -125,6 +126,7 @@ _bench.command("codegen", cls=Command)(bench.codegen)
 _bench.command("kernels", cls=Command)(bench_kernels.kernels)
 _bench.command("formats", cls=Command)(bench_formats.formats)
 _bench.command("serve", cls=ServeBenchCommand)(bench_serve.serve)
+_bench.command("compare", cls=Command)(bench_compare.compare)
 app.add_typer(_bench, name="bench")
 
 
