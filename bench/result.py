@@ -78,26 +78,35 @@ def model_identity(
     Raises:
         CheckpointError: it is no model.
     """
-    from ..loaders import open_checkpoint
     from .engine import file_facts
+
+    files = set(weight_files(path))
+    if path.is_dir():
+        # The config decides about the meaning of the weights, the tokenizer about that of ids.
+        files |= {file for file in path.iterdir() if file.suffix in (".json", ".model")}
+    try:
+        hashes = [hash_file(file, advance).sha256 for file in sorted(files)]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    listed = "".join(f"{h} {f.name}\n" for h, f in zip(hashes, sorted(files), strict=True))
+    own = hashes[0] if len(hashes) == 1 else hashlib.sha256(listed.encode()).hexdigest()
+    return {**asdict(file_facts(path, quantize)), "sha256": own}
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of a model's weights.
+
+    Raises:
+        CheckpointError: it is no model.
+    """
+    from ..loaders import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     try:
         names = sorted(checkpoint.report().files)
     finally:
         checkpoint.close()
-    home = path if path.is_dir() else path.parent
-    if path.is_dir():
-        # The config decides about the meaning of the weights, the tokenizer about that of ids.
-        beside = (p.name for p in home.iterdir() if p.suffix in (".json", ".model"))
-        names = sorted({*names, *beside})
-    try:
-        hashes = [hash_file(home / name, advance).sha256 for name in names]
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    listed = "".join(f"{sha} {name}\n" for sha, name in zip(hashes, names, strict=True))
-    own = hashes[0] if len(hashes) == 1 else hashlib.sha256(listed.encode()).hexdigest()
-    return {**asdict(file_facts(path, quantize)), "sha256": own}
+    return [(path if path.is_dir() else path.parent) / name for name in names]
 
 
 def result_text(result: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -143,7 +143,7 @@ def serve(
     )
     name = run.result_name(keys, datetime.now())
     results.write(result, name, run.serve_table(keys, plan.percentiles))
-    settle(measured)
+    settle([measured])
 
 
 def measured_run(target: Any, plan: ServePlan) -> tuple[Any, LoadResult]:
@@ -162,18 +162,19 @@ def measured_run(target: Any, plan: ServePlan) -> tuple[Any, LoadResult]:
         return measure_serving(target, plan, warn, progress)
 
 
-def settle(measured: LoadResult) -> None:
+def settle(runs: Sequence[LoadResult]) -> None:
     """Say what failed, and end the command as it went.
 
     Raises:
         HalfbyteError: not one request was answered.
     """
-    failed = Counter(sample.error for sample in measured.samples if sample.error)
+    samples = [sample for run in runs for sample in run.samples]
+    failed = Counter(sample.error for sample in samples if sample.error)
     for reason, count in failed.most_common(_REASONS):
-        warn(f"{count} of {len(measured.samples)} requests failed: {reason}")
+        warn(f"{count} of {len(samples)} requests failed: {reason}")
     if len(failed) > _REASONS:
-        warn(f"and {sum(failed.values())} failed in all, for {len(failed)} reasons")
-    if measured.interrupted:
+        warn(f"and {failed.total()} failed in all, for {len(failed)} reasons")
+    if any(run.interrupted for run in runs):
         raise typer.Exit(_INTERRUPTED)
-    if failed and sum(failed.values()) == len(measured.samples):
+    if failed and failed.total() == len(samples):
         raise HalfbyteError("no request was answered", hint="see the reasons above")

@@ -30,6 +30,8 @@ from . import (
     bench_formats,
     bench_kernels,
     bench_serve,
+    bench_startup,
+    bench_sweep,
     chat,
     doctor,
     explain,
@@ -127,6 +129,8 @@ _bench.command("kernels", cls=Command)(bench_kernels.kernels)
 _bench.command("formats", cls=Command)(bench_formats.formats)
 _bench.command("serve", cls=ServeBenchCommand)(bench_serve.serve)
 _bench.command("compare", cls=Command)(bench_compare.compare)
+_bench.command("startup", cls=Command)(bench_startup.startup)
+_bench.command("sweep", cls=ServeBenchCommand)(bench_sweep.sweep)
 app.add_typer(_bench, name="bench")
 
 
