@@ -64,7 +64,7 @@ def new_result(
 def model_identity(
     path: Path,
     quantize: str | None = None,
-    advance: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """What a model is: name, file, architecture, format, bytes, weights and ``sha256``.
 
@@ -73,7 +73,7 @@ def model_identity(
     Args:
         path: file or folder.
         quantize: scheme to which it is rounded while it loads, or None.
-        advance: gets the bytes of a file that are hashed so far.
+        progress: told of the bytes that are hashed, and of those in all.
 
     Raises:
         CheckpointError: it is no model.
@@ -84,8 +84,13 @@ def model_identity(
     if path.is_dir():
         # The config decides about the meaning of the weights, the tokenizer about that of ids.
         files |= {file for file in path.iterdir() if file.suffix in (".json", ".model")}
+    hashes: list[str] = []
     try:
-        hashes = [hash_file(file, advance).sha256 for file in sorted(files)]
+        total, before = sum(file.stat().st_size for file in files), 0
+        for file in sorted(files):
+            record = hash_file(file, lambda done, begun=before: progress(begun + done, total))
+            hashes.append(record.sha256)
+            before += record.size
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     listed = "".join(f"{h} {f.name}\n" for h, f in zip(hashes, sorted(files), strict=True))

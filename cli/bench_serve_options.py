@@ -167,7 +167,7 @@ class ServerAsked:
         path = resolve_model(self.model)
         words = shlex.split(self.serve_args or "")
         with progress_bar(f"hashing {self.model}") as progress:
-            identity = model_identity(path, _scheme(words), lambda done: progress(done, 0))
+            identity = model_identity(path, _scheme(words), progress)
         note(f"starting a server of {self.model}")
         with own_server(path, words) as target:
             yield replace(target, headers=headers), identity

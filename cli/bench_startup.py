@@ -10,7 +10,7 @@ import typer
 
 from . import options as opt
 from .bench import JsonFile, writable
-from .console import batch_bar, fit_markdown, note
+from .console import batch_bar, fit_markdown, note, progress_bar
 from .loading import fetch_model
 
 _INTERRUPTED = 130
@@ -45,9 +45,11 @@ def startup(
     with batch_bar(runs, "starts") as bar:
         found = bench.measure_startup(path, options, runs, files, lambda n: bar.update(n, n))
     if found.runs:
+        with progress_bar(f"hashing {model}") as progress:
+            identity = model_identity(path, options["quantize"], progress)
         result = new_result(
             "startup",
-            model=model_identity(path, options["quantize"]),
+            model=identity,
             flags={"runs": runs, "cold_files": cold_files, "engine": options},
             seed=0,
             figures=asdict(found),

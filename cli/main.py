@@ -29,6 +29,7 @@ from . import (
     bench_compare,
     bench_formats,
     bench_kernels,
+    bench_report,
     bench_serve,
     bench_startup,
     bench_sweep,
@@ -130,6 +131,7 @@ _bench.command("formats", cls=Command)(bench_formats.formats)
 _bench.command("serve", cls=ServeBenchCommand)(bench_serve.serve)
 _bench.command("compare", cls=Command)(bench_compare.compare)
 _bench.command("startup", cls=Command)(bench_startup.startup)
+_bench.command("report", cls=Command)(bench_report.report)
 _bench.command("sweep", cls=ServeBenchCommand)(bench_sweep.sweep)
 app.add_typer(_bench, name="bench")
 
