@@ -129,13 +129,17 @@ class ServerAsked:
         return url
 
     def headers(self) -> dict[str, str]:
-        """What each request carries: a key of OPENAI_API_KEY, and ``--header``.
+        """What each request carries: a key, and ``--header``.
+
+        The key is that of OPENAI_API_KEY, for our own server the one that it takes from the same
+        environment.
 
         Raises:
             ConfigError: a header is no ``KEY=VALUE``.
         """
-        key = os.environ.get("OPENAI_API_KEY")
-        found = {"Authorization": f"Bearer {key}"} if key and self.address() else {}
+        variable = "OPENAI_API_KEY" if self.address() else "HALFBYTE_API_KEY"
+        key = os.environ.get(variable, "").split(",")[0].strip()
+        found = {"Authorization": f"Bearer {key}"} if key else {}
         for text in self.header or ():
             name, equals, value = text.partition("=")
             if not equals or not name:
@@ -163,14 +167,26 @@ class ServerAsked:
         from ..loaders.store.model_store import resolve_model
 
         assert self.model is not None
+        words = _serve_words(self.serve_args or "")
         fetch_model(self.model)
         path = resolve_model(self.model)
-        words = shlex.split(self.serve_args or "")
         with progress_bar(f"hashing {self.model}") as progress:
             identity = model_identity(path, _scheme(words), progress)
         note(f"starting a server of {self.model}")
         with own_server(path, words) as target:
             yield replace(target, headers=headers), identity
+
+
+def _serve_words(text: str) -> list[str]:
+    """Options of ``--serve-args``. Raises ConfigError for what only the run itself can choose."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--serve-args is {text!r:.60}: a quote does not end") from error
+    taken = [w for w in words if w.partition("=")[0] in ("--host", "--port", "--ssl-certfile")]
+    if taken:
+        raise ConfigError(f"--serve-args has {taken[0]}; the run chooses where its server listens")
+    return words
 
 
 def _scheme(words: list[str]) -> str | None:

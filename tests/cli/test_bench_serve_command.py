@@ -13,7 +13,11 @@ from halfbyte.bench.result import read_result
 from halfbyte.cli.bench_serve_options import spread
 
 
-def test_our_server_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_server_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would refuse requests without this key.
+    monkeypatch.setenv("HALFBYTE_API_KEY", "secret-of-mine,other")
     path = tmp_path / "a.json"
     code = run_here(
         *("bench", "serve", str(TINY), "--serve-args", "--threads 1 --max-batch 4"),
@@ -36,6 +40,7 @@ def test_our_server_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert found["machine"]["halfbyte"] and found["server"]["version"] and found["server"]["local"]
     assert found["seed"] == 0 and found["flags"]["arrivals"]["max_concurrency"] == 2
     assert found["flags"]["serve_args"] == "--threads 1 --max-batch 4"
+    assert "secret-of-mine" not in path.read_text() + out + err
     assert found["metadata"] == {"who": "me"} and found["request_rate"] == "inf"
     assert "| requests completed" in out and "| TTFT |" in out and "goodput" in out
     assert "wrote" in err and "\x1b" not in out + err
@@ -90,6 +95,8 @@ def test_prompts_of_a_file_go_to_a_chat(tmp_path: Path, capsys: pytest.CaptureFi
         (("--url", "x"), "--url is 'x'; expected one such as http://127.0.0.1:8000"),
         (("--url", "http://h", "--port", "1"), "--url beside --host or --port"),
         (("--url", "http://h", "--serve-args", "-t 1"), "--serve-args is for a server that the"),
+        ((str(TINY), "--serve-args", "--port 9"), "--serve-args has --port; the run chooses"),
+        ((str(TINY), "--serve-args", "'x"), "a quote does not end"),
         (("m", "--request-rate", "0"), "--request-rate is 0; expected more than 0, or inf"),
         (("m", "--burstiness", "nan"), "--burstiness is nan; expected more than 0"),
         (("m", "--goodput", "itl:4"), "--goodput is 'itl:4'; expected NAME:MILLISECONDS"),
