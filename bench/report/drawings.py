@@ -26,7 +26,7 @@ _MOST_POINTS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class DrawnCurve:
     """A curve to be drawn.
 
     Attributes:
@@ -46,9 +46,9 @@ class Curve:
     joined: bool = True
 
 
-def curves(files: Sequence[MeasuredFile]) -> list[Curve]:
+def curves(files: Sequence[MeasuredFile]) -> list[DrawnCurve]:
     """What can be seen of all files."""
-    found: list[Curve] = []
+    found: list[DrawnCurve] = []
     for file in files:
         name = visible(file.name)
         if file.kind == "sweep":
@@ -60,7 +60,7 @@ def curves(files: Sequence[MeasuredFile]) -> list[Curve]:
     return found
 
 
-def _sweep(file: MeasuredFile, name: str) -> list[Curve]:
+def _sweep(file: MeasuredFile, name: str) -> list[DrawnCurve]:
     """Throughput against latency, a point for each load."""
     figures = file.figures
     loads = dict.fromkeys(key.rpartition(": ")[0] for key in figures)
@@ -76,12 +76,12 @@ def _sweep(file: MeasuredFile, name: str) -> list[Curve]:
         caption = f"Mean {words} by output tokens a second; {visible(file.model)}. A point a load."
         if points:
             found.append(
-                Curve(f"{name}: {words}", caption, points, "output tokens/s", f"{words} ms")
+                DrawnCurve(f"{name}: {words}", caption, points, "output tokens/s", f"{words} ms")
             )
     return found
 
 
-def _shares(file: MeasuredFile, name: str) -> list[Curve]:
+def _shares(file: MeasuredFile, name: str) -> list[DrawnCurve]:
     """Which share of the requests was answered by when."""
     found = []
     for latency, words in (("ttft", "TTFT"), ("e2el", "E2EL")):
@@ -94,11 +94,13 @@ def _shares(file: MeasuredFile, name: str) -> list[Curve]:
             for share, ms in zip(shares, np.percentile(values, shares), strict=True)
         ]
         caption = f"Share of {len(values)} requests within a time; {visible(file.model)}."
-        found.append(Curve(f"{name}: {words}", caption, points, f"{words} ms", "% of requests"))
+        found.append(
+            DrawnCurve(f"{name}: {words}", caption, points, f"{words} ms", "% of requests")
+        )
     return found
 
 
-def _formats(file: MeasuredFile, name: str) -> list[Curve]:
+def _formats(file: MeasuredFile, name: str) -> list[DrawnCurve]:
     """What fewer bits cost, and what they bring."""
     found = []
     for key, y_title in (("kl", "KL, nats a token"), ("decode", "decode, tokens/s")):
@@ -113,7 +115,9 @@ def _formats(file: MeasuredFile, name: str) -> list[Curve]:
         ]
         caption = "A point for each format, by bits of a weight in the layers."
         found.append(
-            Curve(f"{name}: {y_title}", caption, points, "bits a weight", y_title, joined=False)
+            DrawnCurve(
+                f"{name}: {y_title}", caption, points, "bits a weight", y_title, joined=False
+            )
         )
     return found
 

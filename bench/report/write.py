@@ -12,7 +12,7 @@ from halfbyte.errors import ConfigError
 from ...quantize.report.charts import line_chart
 from ...quantize.report.page import PageChart, fill_page, visible
 from .collect import MeasuredFile
-from .drawings import Curve, curves, tables
+from .drawings import DrawnCurve, curves, tables
 
 
 def report_page(
@@ -63,7 +63,7 @@ def save_plots(folder: Path, files: Sequence[MeasuredFile]) -> list[Path]:
     return written
 
 
-def _draw(figure: Any, curve: Curve) -> None:
+def _draw(figure: Any, curve: DrawnCurve) -> None:
     """One curve on an empty figure of matplotlib; texts stand as they are, dollars among them."""
     axes = figure.add_subplot()
     xs, ys = [p.x for p in curve.points], [p.y for p in curve.points]
