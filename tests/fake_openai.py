@@ -78,8 +78,11 @@ class FakeOpenAI:
             writer.close()
 
     async def _stream(self, writer: asyncio.StreamWriter, manner: str, body: dict) -> None:
-        if manner == "refuse":
+        if manner in ("refuse", "refuse and stay"):
             _whole(writer, "429 Too Many Requests", {"error": {"message": "slow down"}})
+            await writer.drain()
+            if manner == "refuse and stay":
+                await asyncio.sleep(30)  # the connection is left open, against what was asked
             return
         if manner == "whole":
             _whole(writer, "200 OK", {"choices": [{"text": "all at once"}]})

@@ -62,8 +62,7 @@ class Arrivals:
         if math.isinf(self.burstiness):
             return [(number + 1) / self.rate for number in range(count)]
         draw = np.random.default_rng(self.seed)
-        gaps = draw.gamma(self.burstiness, 1 / (self.rate * self.burstiness), count)
-        ends = np.cumsum(gaps)
+        ends = np.cumsum(draw.gamma(self.burstiness, size=count))
         return (ends * (count / self.rate / ends[-1])).tolist() if ends[-1] > 0 else [0.0] * count
 
 

@@ -106,6 +106,17 @@ def test_pairs_take_out_what_requests_differ_by() -> None:
     assert equal == RatioBand(equal.before, equal.before, 1.0, 1.0)
 
 
+def test_the_band_of_a_mean_is_students() -> None:
+    """Three samples of small spread: the classical interval, within 10 % for 1000 draws' sake."""
+    draw = np.random.default_rng(random.randrange(1 << 32))
+    values = draw.normal(1, 1e-3, 3)
+    band = ratio_band(mean_of(np.ones(3)), mean_of(values), chance=0.05, paired=True)
+    half = 4.303 * values.std(ddof=1) / 3**0.5
+    assert band.low is not None and band.high is not None
+    assert (band.high - band.low) / 2 == pytest.approx(half, rel=0.1)
+    assert (band.high + band.low) / 2 == pytest.approx(values.mean(), abs=half / 10)
+
+
 @pytest.mark.parametrize("count", range(LEAST_SAMPLES))
 def test_too_few_samples_say_nothing(count: int) -> None:
     for statistic in (mean_of(np.ones(count)), PercentileOf(np.ones(count), 50.0)):

@@ -22,6 +22,7 @@ from halfbyte.errors import ConfigError
 
 BAD = {
     "refuse": "429 Too Many Requests: slow down",
+    "refuse and stay": "429 Too Many Requests: slow down",
     "die": "the connection ended in mid-answer, after 2 events",
     "no usage": "the answer has no usage, by which tokens are counted",
     "half usage": "the usage has not both counts of tokens",
