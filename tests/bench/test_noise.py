@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -80,18 +81,20 @@ def test_neighbours_that_wait_for_each_other_are_no_surprise() -> None:
 
 
 @pytest.mark.parametrize(
-    "figure", [mean_of, lambda values: PercentileOf(values, 95.0)], ids=["mean", "p95"]
+    ("figure", "slower"),
+    [(mean_of, 1.2), (lambda values: PercentileOf(values, 95.0), 1.5)],
+    ids=["mean", "p95"],
 )
-def test_a_slower_run_is_seen(figure) -> None:
-    """A fifth slower, 200 samples of 20 % spread: more than ten standard errors of a mean, five of
-    a 95th percentile.
+def test_a_slower_run_is_seen(figure: Callable[[np.ndarray], Statistic], slower: float) -> None:
+    """200 samples of 20 % spread: the standard error of a ratio is 2 % of means, 3.2 % of 95th
+    percentiles, whose bands are themselves known within a third only. Nine and twelve of them.
     """
     draw = np.random.default_rng(random.randrange(1 << 32))
     for number in range(10):
-        was, now = draw.normal(1, 0.2, 200), 1.2 * draw.normal(1, 0.2, 200)
+        was, now = draw.normal(1, 0.2, 200), slower * draw.normal(1, 0.2, 200)
         band = ratio_band(figure(was), figure(now), chance=0.01, paired=False, seed=number)
         assert outside(band) and band.low is not None and band.low > 1
-        assert band.ratio == pytest.approx(1.2, rel=0.12)
+        assert band.ratio == pytest.approx(slower, rel=0.2)
 
 
 def test_pairs_take_out_what_requests_differ_by() -> None:
