@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+FLOAT8_ARCH = 89
+"""The first compute capability with instructions for float8."""
+
 
 def tensor_memory(arch: int) -> bool:
     """Whether products of 4 and more warps take their operands from tensor memory (sm_100).
