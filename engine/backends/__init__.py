@@ -64,7 +64,7 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     if config.kv_dtype == "float8_e4m3fn":
         raise ConfigError(
             "kv_dtype is 'float8_e4m3fn', in which the C kernels do not keep keys and values",
-            hint="use kv_dtype='int8', which takes the same memory and is nearer to the values",
+            hint="use kv_dtype='int8', which takes the same memory",
         )
     executor = partial(RecordingExecutor, recorder=ops)
     return one_object_backend(ops, _kv_dtype(config, ops.kv_dtype), executor)
