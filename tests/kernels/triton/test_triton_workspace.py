@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels.device.workspace import Workspace
