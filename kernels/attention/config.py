@@ -14,11 +14,15 @@ DIMS = (64, 80, 96, 128, 256)
 EXACT_CHUNK = 256
 """Tokens of a split in exact mode."""
 
-LEAST_KEY_CHUNK = 256
-"""Fewest tokens that are worth a split of their own (about 128 KB of keys and values)."""
+LEAST_KEY_CHUNK = 128
+"""Fewest tokens that are worth a split of their own.
 
-REDUCE_TOGETHER = 16
-"""Splits that the reduce kernel joins in one pass; part of the meaning of exact results."""
+A page takes a warp longer than memory (1 us), so that a row of 1024 tokens should be in many hands,
+and the last to arrive joins 8 splits in one round.
+"""
+
+JOIN_TOGETHER = 8
+"""Splits whose results are loaded before the first is added; part of the meaning of exact bits."""
 
 WAVES = 2
 """Programs per multiprocessor that the split count aims at."""

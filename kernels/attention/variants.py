@@ -7,8 +7,8 @@ from typing import Any
 
 from ..codegen.variant import Variant
 from ..device.dependent import dependent_launch, early_launch
-from .config import LEAST_KEY_CHUNK, REDUCE_TOGETHER, decode_tile, next_power_of_2, prefill_tile
-from .decode_kernel import decode_kernel, reduce_kernel
+from .config import JOIN_TOGETHER, LEAST_KEY_CHUNK, decode_tile, next_power_of_2, prefill_tile
+from .decode_kernel import decode_kernel
 from .prefill_kernel import prefill_kernel
 
 _POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_ptr", "out_ptr")
@@ -52,11 +52,13 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
         fn=decode_kernel,
         signature=_signature(dtype, quant)
         | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "tokens_ptr": "*i32"}
-        | {"splits": "i32", "partial_ptr": "*fp32", "stats_ptr": "*fp32"},
+        | {"partial_ptr": "*fp32", "stats_ptr": "*fp32", "count_ptr": "*i32"}
+        | {"splits": "i32", "first_token": "i32"},
         constants=_common(arch, group, page, dim, **flags)
         | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_KEY_CHUNK // page}
-        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed, "EARLY": early},
-        divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr"),
+        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed, "EARLY": early}
+        | {"TOGETHER": JOIN_TOGETHER},
+        divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr", "count_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         options=({"maxnreg": tile.registers} if tile.registers else {}) | early_launch(early),
@@ -104,35 +106,3 @@ def variants(arch: int) -> Iterator[Variant]:
         yield make(arch, "bf16", 4, 64, 128, quant=True)
         yield make(arch, "bf16", 4, 64, 256, soft_cap=True, window=True)
     yield _decode(arch, "fp16", 4, 64, 128, listed=True)
-    yield Variant(
-        kernel="attention.reduce",
-        config="g4 d128 w4 fp16",
-        fn=reduce_kernel,
-        signature={
-            "partial_ptr": "*fp32",
-            "stats_ptr": "*fp32",
-            "positions_ptr": "*i32",
-            "tokens_ptr": "*i32",
-            "out_ptr": "*fp16",
-            "splits": "i32",
-            "window": "i32",
-        },
-        constants={
-            "KV_HEADS": 8,
-            "GROUP": 4,
-            "PAGE": 64,
-            "DIM": 128,
-            "WIDTH": 128,
-            "CHUNK": 0,
-            "LEAST": LEAST_KEY_CHUNK // 64,
-            "TOGETHER": REDUCE_TOGETHER,
-            "LISTED": False,
-            "WINDOW": False,
-            "QUANT": False,
-            "EARLY": dependent_launch(arch),
-        },
-        divisible=("partial_ptr", "stats_ptr", "positions_ptr", "tokens_ptr", "out_ptr"),
-        num_warps=4,
-        num_stages=2,
-        options=early_launch(dependent_launch(arch)),
-    )
