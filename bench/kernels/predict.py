@@ -78,7 +78,7 @@ class CardConstants:
     wake_us: float = 0.4
     ahead_us: float = 0.9
     join_clocks: float = 235.0
-    fold_clocks: float = 640.0
+    fold_clocks: float = 740.0
     host_us: float = 250.0
     feed_us: float = 20.0
     port_bytes: float = 64.0
@@ -91,7 +91,8 @@ class CardConstants:
 CONSTANTS = {80: CardConstants(1.41), 90: CardConstants(1.755)}
 """By compute capability. Assumed, none is measured; those of sm_80 but the clock are sm_90's.
 
-``join_clocks`` and ``fold_clocks`` were counted in the machine code. ``wake_us`` and ``ahead_us`` are the boldest.
+``join_clocks`` and ``fold_clocks`` were counted in the machine code. ``wake_us`` and ``ahead_us``
+are the boldest.
 """
 
 

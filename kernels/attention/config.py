@@ -65,6 +65,11 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+def tile_width(dim: int) -> int:
+    """Columns of a tile for a head dimension: a power of two, 16 pairs of codes or more."""
+    return max(32, next_power_of_2(dim))
+
+
 def length_bucket(max_length: int) -> int:
     """A step's longest row rounded up (power of two, at least 256), so that few shapes exist."""
     return max(256, next_power_of_2(max_length))
@@ -109,8 +114,14 @@ def decode_tile(arch: int, group: int, page: int, width: int, itemsize: int) -> 
     tile = page * width * max(1, rows // 16)
     num_warps = 4 if tile >= 128 * 128 else 2 if page > 32 or rows > 16 else 1
     stages = _stages(arch, page * width * itemsize * 2, 4 if page == 16 else 3)
-    # The assembler aims at 128 and spills; shared memory allows two programs either way.
-    registers = 160 if arch == 80 and width > 128 else 0
+    registers = 0
+    if arch in (80, 90) and width >= 128 and num_warps < 4:
+        # The assembler aims at 168, and orders loads worse for it; shared memory allows no more
+        # programs than these either way.
+        registers = 255
+    elif arch == 80 and width > 128:
+        # The assembler aims at 128 and spills; shared memory allows two programs either way.
+        registers = 160
     return AttentionTile(rows, num_warps, stages, registers)
 
 
@@ -118,7 +129,8 @@ def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) ->
     """Launch shape of prefill; arguments as for ``decode_tile``.
 
     128 rows and 8 warps, so that every warp owns whole rows in both products; where the head is
-    too wide for that (256), the page too long or the cache int8, and registers run short, fewer.
+    too wide for that (256) or the page too long, and registers run short, fewer. Of an int8 cache
+    the products are half as wide, and warps without rows of their own would repeat each other's.
     """
     memory = shared_memory(arch)
     roomy = memory > 200 * 1024
@@ -127,8 +139,8 @@ def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) ->
         rows, num_warps = (64, 8) if memory > 128 * 1024 else (32, 8 if arch == 120 else 4)
     elif arch == 0:
         rows, num_warps = (32 if page > 64 else 64), 4
-    elif (itemsize == 1 and memory <= 128 * 1024) or (page > 64 and not roomy):
-        rows = 64
+    elif page > 64 and not roomy:
+        rows, num_warps = (32, 4) if itemsize == 1 else (64, 8)
     stages = _stages(arch, page * width * itemsize * 2, 3)
     apart = 90 <= arch < 100 and width <= 128 and itemsize > 1
     return AttentionTile(max(rows, next_power_of_2(group)), num_warps, stages, apart=apart)

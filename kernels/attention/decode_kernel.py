@@ -5,17 +5,19 @@ row (or the last ``window`` of them).
 
 * Grid (T * J, splits). The H / J query heads of a KV head are the rows of one tile of at least
   16, so a page is read once for all of them.
-* q [T, H, E] fp16, bf16 or fp32; caches [B, J, PAGE, E] of the same type, or int8 with float32
-  scales [B, J, PAGE]; tables int32 [R, width]; positions int32 [T], negative for no token.
-  The strides of q's tokens and of blocks are given in units of 16 elements.
+* q [T, H, E] fp16, bf16 or fp32; caches [B, J, PAGE, E] of the same type, or int8, read as int16
+  [B, J, PAGE, E / 2], with float32 scales [B, J, PAGE]; tables int32 [R, width]; positions int32
+  [T], negative for no token. The strides of q's tokens and of blocks are given in units of 16
+  values.
 * With LISTED the programs are those of the tokens in a list int32 [S], negative for nothing; the
   others keep what out held.
 * Ragged: lengths, and E up to the tile's power of two. A page is one tile, and masked.
 * Each split writes its unnormalised sum and (max, sum) in float32, and arrives at the counter of
   its token and KV head; whoever is the last joins them all in the order of positions. Splits
   without pages write nothing and do not arrive; for no token the first one writes zeros.
-* Deterministic: what is joined does not depend on who was last. With CHUNK > 0 a split covers CHUNK pages whatever the batch is, so a
-  token's bits depend on its own row alone; with CHUNK = 0 the row's pages are dealt evenly.
+* Deterministic: what is joined does not depend on who was last. With CHUNK > 0 a split covers CHUNK
+  pages whatever the batch is, so a token's bits depend on its own row alone; with CHUNK = 0 the
+  row's pages are dealt evenly.
 """
 
 # Device code: triton's stubs do not know that constants become constexprs and kernels tensors.
@@ -31,7 +33,14 @@ import triton.language as tl
 from ..device.dependent import await_previous, release_next
 from ..device.parts import arrives_last
 from ..device.rounding import narrow
-from .tile import LOWEST, attend_page, normalized
+from .tile import (
+    LOWEST,
+    attend_page,
+    empty_sums,
+    joined_columns,
+    normalized,
+    query_planes,
+)
 
 
 @triton.jit
@@ -199,7 +208,7 @@ def decode_kernel(
         if split == 0:
             tl.store(out_ptr + address, tl.zeros((ROWS, WIDTH), out_ptr.dtype.element_ty), inside)
         return
-    q = tl.load(
+    tile = tl.load(
         q_ptr
         + token.to(tl.int64) * q_stride * 16
         + (head * GROUP + rows)[:, None] * DIM
@@ -207,15 +216,17 @@ def decode_kernel(
         mask=inside,
         other=0.0,
     )
+    q = query_planes(tile, QUANT)
+    STORED: tl.constexpr = DIM // 2 if QUANT else DIM
     line = tl.load(row_index_ptr + token) if INDEXED else token
     table = tables_ptr + line.to(tl.int64) * table_width
-    k_head = k_ptr + head * (PAGE * DIM)
-    v_head = v_ptr + head * (PAGE * DIM)
+    k_head = k_ptr + head * (PAGE * STORED)
+    v_head = v_ptr + head * (PAGE * STORED)
     k_scale_head = k_scale_ptr + head * PAGE
     v_scale_head = v_scale_ptr + head * PAGE
     top = tl.full((ROWS,), LOWEST, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
-    acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    sums = empty_sums(ROWS, WIDTH, QUANT)
     limits = tl.full((ROWS,), 0, tl.int32) + position
     # The block number of the next page is read one page ahead, so that its latency hides behind
     # this page's work. Every page is masked, though only the last (and with a window the first)
@@ -224,11 +235,12 @@ def decode_kernel(
     for page in range(begin, end):
         block = following
         following = tl.load(table + page + 1, mask=page + 1 < end, other=0)
-        top, mass, acc = attend_page(
-            q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
+        top, mass, sums = attend_page(
+            q, top, mass, sums, k_head, v_head, k_scale_head, v_scale_head, block,
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
-            PAGE, DIM, True, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
+            PAGE, STORED, True, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET,
         )  # fmt: skip
+    acc = joined_columns(sums, QUANT)
     if SINGLE:
         tl.store(
             out_ptr + address,

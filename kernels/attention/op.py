@@ -22,9 +22,9 @@ from .config import (
     JOIN_TOGETHER,
     LEAST_KEY_CHUNK,
     decode_tile,
-    next_power_of_2,
     prefill_tile,
     split_count,
+    tile_width,
 )
 from .decode_kernel import decode_kernel
 from .inputs import check_inputs
@@ -122,7 +122,7 @@ def decode_attention(
         return out
     reach = min(max_length, window + page) if window else max_length
     splits = decode_splits(device, count, kv_heads, reach, exact)
-    group, width = heads // kv_heads, next_power_of_2(dim)
+    group, width = heads // kv_heads, tile_width(dim)
     arch = runtime.arch(runtime.device_index(q_THE))
     tile = decode_tile(arch, group, page, width, k_cache_BJSE.element_size())
     # Of the few lists, of steps that do more than decode, one variant is enough.
@@ -152,8 +152,8 @@ def decode_attention(
     for first in range(0, count, step):
         decode_kernel[(min(step, count - first) * kv_heads, splits)](
             q_THE,
-            k_cache_BJSE,
-            v_cache_BJSE,
+            _stored(k_cache_BJSE),
+            _stored(v_cache_BJSE),
             k_scale_BJS if k_scale_BJS is not None else q_THE,
             v_scale_BJS if v_scale_BJS is not None else q_THE,
             block_tables_RW,
@@ -228,7 +228,7 @@ def prefill_attention(
         window, soft_cap,
     )  # fmt: skip
     check_tensor("table", table_P4, (None, 4), (torch.int32,), q_THE.device)
-    group, width = heads // kv_heads, next_power_of_2(dim)
+    group, width = heads // kv_heads, tile_width(dim)
     arch = runtime.arch(runtime.device_index(q_THE))
     tile = prefill_tile(arch, group, page, width, k_cache_BJSE.element_size())
     require(
@@ -254,8 +254,8 @@ def prefill_attention(
     factor, cap = _factors(scale, soft_cap)
     prefill_kernel[(table_P4.shape[0], kv_heads)](
         q_THE,
-        k_cache_BJSE,
-        v_cache_BJSE,
+        _stored(k_cache_BJSE),
+        _stored(v_cache_BJSE),
         k_scale_BJS if k_scale_BJS is not None else q_THE,
         v_scale_BJS if v_scale_BJS is not None else q_THE,
         block_tables_RW,
@@ -283,6 +283,11 @@ def prefill_attention(
         **tile.launch,
     )
     return out
+
+
+def _stored(cache_BJSE: Tensor) -> Tensor:
+    """A cache as the kernels read it: int8 codes in pairs, [B, J, S, E / 2] int16."""
+    return cache_BJSE.view(torch.int16) if cache_BJSE.dtype == torch.int8 else cache_BJSE
 
 
 def _factors(scale: float, soft_cap: float) -> tuple[float, float]:

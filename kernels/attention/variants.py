@@ -7,7 +7,7 @@ from typing import Any
 
 from ..codegen.variant import Variant
 from ..device.dependent import dependent_launch, early_launch
-from .config import JOIN_TOGETHER, LEAST_KEY_CHUNK, decode_tile, next_power_of_2, prefill_tile
+from .config import JOIN_TOGETHER, LEAST_KEY_CHUNK, decode_tile, prefill_tile, tile_width
 from .decode_kernel import decode_kernel
 from .prefill_kernel import prefill_kernel
 
@@ -22,7 +22,7 @@ def _common(arch: int, group: int, page: int, dim: int, **flags: bool) -> dict[s
         "GROUP": group,
         "PAGE": page,
         "DIM": dim,
-        "WIDTH": next_power_of_2(dim),
+        "WIDTH": tile_width(dim),
         "WINDOW": flags.get("window", False),
         "SOFT_CAP": flags.get("soft_cap", False),
         "QUANT": flags.get("quant", False),
@@ -32,7 +32,7 @@ def _common(arch: int, group: int, page: int, dim: int, **flags: bool) -> dict[s
 
 
 def _signature(dtype: str, quant: bool) -> dict[str, str]:
-    cache = "*i8" if quant else f"*{dtype}"
+    cache = "*i16" if quant else f"*{dtype}"
     types = {name: f"*{dtype}" for name in ("q_ptr", "out_ptr")}
     types |= {"k_ptr": cache, "v_ptr": cache, "k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"}
     types |= {"tables_ptr": "*i32", "factor": "fp32", "soft_cap": "fp32"}
@@ -42,7 +42,7 @@ def _signature(dtype: str, quant: bool) -> dict[str, str]:
 def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
     quant, listed = flags.get("quant", False), flags.get("listed", False)
     early = dependent_launch(arch)
-    width = next_power_of_2(dim)
+    width = tile_width(dim)
     tile = decode_tile(arch, group, page, width, 1 if quant else 2)
     name = " ".join(name for name, on in flags.items() if on)
     return Variant(
@@ -68,7 +68,7 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
 
 def _prefill(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
     quant = flags.get("quant", False)
-    width = next_power_of_2(dim)
+    width = tile_width(dim)
     tile = prefill_tile(arch, group, page, width, 1 if quant else 2)
     name = " ".join(name for name, on in flags.items() if on)
     return Variant(
