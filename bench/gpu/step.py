@@ -166,6 +166,7 @@ class Step:
                 *(q, k, v, self.tables, self.positions),
                 max_length=self.context,
                 scale=s.dim**-0.5,
+                workspace=m.context.workspace,
             )
             y = o.run(mixed.flatten(1), m.context)
             x = rms_norm(y, m.norm, 1e-5, residual_TD=residual).values

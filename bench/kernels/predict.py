@@ -12,13 +12,18 @@ of a loop those of its machine code (:mod:`.predict_clocks`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.attention.config import LEAST_KEY_CHUNK, decode_tile, split_count
+from ...kernels.attention.config import (
+    JOIN_TOGETHER,
+    LEAST_KEY_CHUNK,
+    decode_tile,
+    split_count,
+)
+from ...kernels.attention.decode_kernel import joined_heads
 from ...kernels.codegen.clocks import L2_CLOCKS
 from ...kernels.codegen.targets import target
 from ...kernels.device.dependent import dependent_launch
@@ -57,6 +62,7 @@ class CardConstants:
         wake_us: from there to the first instruction of a kernel that has started before and waits.
         ahead_us: in which such a kernel's weights come near, if memory is idle, before it wakes.
         join_clocks: instructions of the last arriver for one piece of a tile, its loads apart.
+        fold_clocks: the same of attention's, for the splits that it loads together.
         host_us: of Python and the driver for a step.
         feed_us: of the device between two steps of which the second was launched while the first
             ran: copies of inputs and tokens.
@@ -72,6 +78,7 @@ class CardConstants:
     wake_us: float = 0.4
     ahead_us: float = 0.9
     join_clocks: float = 235.0
+    fold_clocks: float = 740.0
     host_us: float = 250.0
     feed_us: float = 20.0
     port_bytes: float = 64.0
@@ -84,7 +91,8 @@ class CardConstants:
 CONSTANTS = {80: CardConstants(1.41), 90: CardConstants(1.755)}
 """By compute capability. Assumed, none is measured; those of sm_80 but the clock are sm_90's.
 
-``join_clocks`` was counted in the machine code. ``wake_us`` and ``ahead_us`` are the boldest.
+``join_clocks`` and ``fold_clocks`` were counted in the machine code. ``wake_us`` and ``ahead_us``
+are the boldest.
 """
 
 
@@ -185,6 +193,7 @@ class Predictor:
         self.early = dependent_launch(card.arch)
         # Tokens are read a step late.
         self.late = True
+        self.least = LEAST_KEY_CHUNK
         self._target = target(f"sm_{card.arch}")
 
     def product(self, layer: Layer, rows: int, *, residual: bool = False) -> KernelPrediction:
@@ -230,12 +239,11 @@ class Predictor:
     def step(self, batch: int, context: int = 1024) -> StepPrediction:
         """A decode step of the 8B shape with a 16-bit head, drawn greedily, from a CUDA graph."""
         linears = [self.product(x, batch, residual=x.name[3:] in ("o", "down")) for x in LAYERS[:4]]
-        attention, joins = self._attention(batch, context)
         kinds = {
             "products": (4 * _DEPTH, _DEPTH * sum(x.us for x in linears)),
             "norms": (2 * _DEPTH + 1, (2 * _DEPTH + 1) * self._norm(batch)),
             "rope": (_DEPTH, _DEPTH * self._rope(batch)),
-            "attention": ((1 + len(joins)) * _DEPTH, _DEPTH * sum([attention, *joins])),
+            "attention": (_DEPTH, _DEPTH * self._attention(batch, context)),
             "embedding": (1, self._norm(batch)),
             "head": (1, sum(self._frame(self._head(batch)).values())),
             "draw": (1, self._draw(batch)),
@@ -315,8 +323,8 @@ class Predictor:
         clocks = self._clocks("fused", "rope_write_kv", f"fp16 h{_SIZES.heads} d{dim} r{dim}")
         return self._straight(clocks, programs, warps)
 
-    def _attention(self, rows: int, context: int) -> tuple[float, Sequence[float]]:
-        """Decode of a row each, and the kernel that joins its splits where there are some."""
+    def _attention(self, rows: int, context: int) -> float:
+        """Decode of a row each, whose splits the last arriver joins."""
         a, s = self.assumed, _SIZES
         group = s.heads // s.kv_heads
         tile = decode_tile(self.card.arch, group, s.page, s.dim, 2)
@@ -324,17 +332,26 @@ class Predictor:
         clocks = self._clocks("attention", "decode", f"g{group} {shape} fp16")
         pages = -(-context // s.page)
         splits = split_count(self.card.sms, rows * s.kv_heads, context, False)
-        per = max(-(-pages // splits), LEAST_KEY_CHUNK // s.page)
+        per = max(-(-pages // splits), self.least // s.page)
         live = -(-pages // per)
         ctas = rows * s.kv_heads * live
         moved, _ = attention_cost(1, context - 1, s.heads, s.kv_heads, s.dim)
         loop = a.us(self._loop(clocks, ctas, tile.num_warps))
         stream = max(rows * moved / self.card.copy * 1e6, self._pages(pages, per, live, loop))
         time = sum(self._frame(stream, early=self.early).values())
-        if splits == 1:
-            return time, []
-        joined = self._clocks("attention", "reduce", f"g{group} d{s.dim} w4 fp16")
-        return time, [self._straight(joined, rows * s.heads, 4)]
+        return time if splits == 1 else time + self._fold(live, group)
+
+    def _fold(self, live: int, group: int) -> float:
+        """What splits of a row add: of all query heads of a KV head, read by one program.
+
+        Args:
+            live: splits.
+            group: query heads of a KV head.
+        """
+        a = self.assumed
+        rounds = -(-live // JOIN_TOGETHER) * -(-group // joined_heads(group, _SIZES.dim))
+        taken = live * group * (_SIZES.dim + 2) * 4 / a.port_bytes
+        return a.arrive_us + a.us(rounds * (L2_CLOCKS + a.fold_clocks) + taken)
 
     def _pages(self, pages: int, per: int, live: int, loop: float) -> float:
         """Microseconds of the split that takes longest, with so many for a page.

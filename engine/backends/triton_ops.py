@@ -252,6 +252,7 @@ class TritonOps:
             k_scale_BJS=kv.k_scale,
             v_scale_BJS=kv.v_scale,
             exact=self.exact,
+            workspace=self._context.workspace,
             out=out,
         )
         return out.flatten(1)

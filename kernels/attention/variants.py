@@ -7,8 +7,8 @@ from typing import Any
 
 from ..codegen.variant import Variant
 from ..device.dependent import dependent_launch, early_launch
-from .config import LEAST_KEY_CHUNK, REDUCE_TOGETHER, decode_tile, next_power_of_2, prefill_tile
-from .decode_kernel import decode_kernel, reduce_kernel
+from .config import JOIN_TOGETHER, LEAST_KEY_CHUNK, decode_tile, prefill_tile, tile_width
+from .decode_kernel import decode_kernel
 from .prefill_kernel import prefill_kernel
 
 _POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_ptr", "out_ptr")
@@ -22,7 +22,7 @@ def _common(arch: int, group: int, page: int, dim: int, **flags: bool) -> dict[s
         "GROUP": group,
         "PAGE": page,
         "DIM": dim,
-        "WIDTH": next_power_of_2(dim),
+        "WIDTH": tile_width(dim),
         "WINDOW": flags.get("window", False),
         "SOFT_CAP": flags.get("soft_cap", False),
         "QUANT": flags.get("quant", False),
@@ -32,7 +32,7 @@ def _common(arch: int, group: int, page: int, dim: int, **flags: bool) -> dict[s
 
 
 def _signature(dtype: str, quant: bool) -> dict[str, str]:
-    cache = "*i8" if quant else f"*{dtype}"
+    cache = "*i16" if quant else f"*{dtype}"
     types = {name: f"*{dtype}" for name in ("q_ptr", "out_ptr")}
     types |= {"k_ptr": cache, "v_ptr": cache, "k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"}
     types |= {"tables_ptr": "*i32", "factor": "fp32", "soft_cap": "fp32"}
@@ -42,7 +42,7 @@ def _signature(dtype: str, quant: bool) -> dict[str, str]:
 def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
     quant, listed = flags.get("quant", False), flags.get("listed", False)
     early = dependent_launch(arch)
-    width = next_power_of_2(dim)
+    width = tile_width(dim)
     tile = decode_tile(arch, group, page, width, 1 if quant else 2)
     name = " ".join(name for name, on in flags.items() if on)
     return Variant(
@@ -52,11 +52,13 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
         fn=decode_kernel,
         signature=_signature(dtype, quant)
         | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "tokens_ptr": "*i32"}
-        | {"splits": "i32", "partial_ptr": "*fp32", "stats_ptr": "*fp32"},
+        | {"partial_ptr": "*fp32", "stats_ptr": "*fp32", "count_ptr": "*i32"}
+        | {"splits": "i32", "first_token": "i32"},
         constants=_common(arch, group, page, dim, **flags)
         | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_KEY_CHUNK // page}
-        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed, "EARLY": early},
-        divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr"),
+        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed, "EARLY": early}
+        | {"TOGETHER": JOIN_TOGETHER},
+        divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr", "count_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         options=({"maxnreg": tile.registers} if tile.registers else {}) | early_launch(early),
@@ -66,7 +68,7 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
 
 def _prefill(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
     quant = flags.get("quant", False)
-    width = next_power_of_2(dim)
+    width = tile_width(dim)
     tile = prefill_tile(arch, group, page, width, 1 if quant else 2)
     name = " ".join(name for name, on in flags.items() if on)
     return Variant(
@@ -104,35 +106,3 @@ def variants(arch: int) -> Iterator[Variant]:
         yield make(arch, "bf16", 4, 64, 128, quant=True)
         yield make(arch, "bf16", 4, 64, 256, soft_cap=True, window=True)
     yield _decode(arch, "fp16", 4, 64, 128, listed=True)
-    yield Variant(
-        kernel="attention.reduce",
-        config="g4 d128 w4 fp16",
-        fn=reduce_kernel,
-        signature={
-            "partial_ptr": "*fp32",
-            "stats_ptr": "*fp32",
-            "positions_ptr": "*i32",
-            "tokens_ptr": "*i32",
-            "out_ptr": "*fp16",
-            "splits": "i32",
-            "window": "i32",
-        },
-        constants={
-            "KV_HEADS": 8,
-            "GROUP": 4,
-            "PAGE": 64,
-            "DIM": 128,
-            "WIDTH": 128,
-            "CHUNK": 0,
-            "LEAST": LEAST_KEY_CHUNK // 64,
-            "TOGETHER": REDUCE_TOGETHER,
-            "LISTED": False,
-            "WINDOW": False,
-            "QUANT": False,
-            "EARLY": dependent_launch(arch),
-        },
-        divisible=("partial_ptr", "stats_ptr", "positions_ptr", "tokens_ptr", "out_ptr"),
-        num_warps=4,
-        num_stages=2,
-        options=early_launch(dependent_launch(arch)),
-    )

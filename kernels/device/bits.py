@@ -23,53 +23,62 @@ def halves(x, DTYPE: tl.constexpr):
     return lo, hi
 
 
-@triton.jit
-def int8_to_half(x, DTYPE: tl.constexpr, PTX: tl.constexpr):
-    """int8 to fp16 or bf16, exactly; with PTX by byte placement, 4 values at a time.
+@triton.constexpr_function
+def code_bias(dtype) -> float:
+    """What :func:`code_planes` adds to each code of a type: 1152 = 1024 + 128 in fp16."""
+    return 1152.0 if dtype == tl.float16 else 0.0
 
-    The result has the shape of ``x``; without PTX it is an ordinary conversion.
+
+@triton.jit
+def code_planes(x, DTYPE: tl.constexpr, PTX: tl.constexpr):
+    """The low and the high bytes of int16, signed codes each, plus ``code_bias``: exact floats.
+
+    DTYPE: fp16, bf16, or without PTX fp32. Both have the shape of ``x``.
     """
     if PTX:
         if DTYPE == tl.float16:  # noqa: SIM300
-            # v ^ 0x80 = v + 128 in 0..255; as the low byte under 0x64 it reads 1024 + (v + 128).
-            # 0x6480 is 1152 = 1024 + 128, and both are whole numbers below 2048, so fp16 is exact.
-            y = tl.inline_asm_elementwise(
+            # v ^ 0x80 = v + 128 in 0..255; as the low byte under 0x64 it reads 1024 + (v + 128),
+            # a whole number below 2048, so that fp16 is exact.
+            low, high = tl.inline_asm_elementwise(
                 """{
-                .reg .b32 u, c;
+                .reg .b32 u;
                 xor.b32 u, $2, 0x80808080;
-                mov.b32 c, 0x64806480;
-                prmt.b32 $0, u, 0x64646464, 0x4140;
-                prmt.b32 $1, u, 0x64646464, 0x4342;
-                sub.f16x2 $0, $0, c;
-                sub.f16x2 $1, $1, c;
+                lop3.b32 $0, u, 0x00ff00ff, 0x64006400, 0xea;
+                prmt.b32 $1, u, 0x64646464, 0x4341;
                 }""",
                 constraints="=&r,=&r,r",
                 args=[x],
-                dtype=tl.float16,
+                dtype=(tl.float16, tl.float16),
                 is_pure=True,
-                pack=4,
+                pack=2,
             )
         else:
             # Low 7 bits under 0x43 read 128 + low; the sign bit alone under 0x43 reads 128 or 256.
             # Their difference is low - 128 * sign = v: each of the three fits 8 bits of precision.
-            y = tl.inline_asm_elementwise(
+            low, high = tl.inline_asm_elementwise(
                 """{
-                .reg .b32 a, b, c, d, m;
-                and.b32 a, $2, 0x7f7f7f7f;
-                and.b32 b, $2, 0x80808080;
+                .reg .b32 h, a, b, m;
                 mov.b32 m, 0xbf80bf80;
-                prmt.b32 c, a, 0x43434343, 0x4140;
-                prmt.b32 d, b, 0x43434343, 0x4140;
-                fma.rn.bf16x2 $0, d, m, c;
-                prmt.b32 c, a, 0x43434343, 0x4342;
-                prmt.b32 d, b, 0x43434343, 0x4342;
-                fma.rn.bf16x2 $1, d, m, c;
+                lop3.b32 a, $2, 0x007f007f, 0x43004300, 0xea;
+                lop3.b32 b, $2, 0x00800080, 0x43004300, 0xea;
+                fma.rn.bf16x2 $0, b, m, a;
+                shr.u32 h, $2, 8;
+                lop3.b32 a, h, 0x007f007f, 0x43004300, 0xea;
+                lop3.b32 b, h, 0x00800080, 0x43004300, 0xea;
+                fma.rn.bf16x2 $1, b, m, a;
                 }""",
                 constraints="=&r,=&r,r",
                 args=[x],
-                dtype=tl.bfloat16,
+                dtype=(tl.bfloat16, tl.bfloat16),
                 is_pure=True,
-                pack=4,
+                pack=2,
             )
-        return y
-    return x.to(DTYPE)
+    elif DTYPE == tl.float16:  # noqa: SIM300
+        u = x ^ -0x7F80
+        low = ((u & 0xFF) | 0x6400).to(tl.float16, bitcast=True)
+        high = (((u >> 8) & 0xFF) | 0x6400).to(tl.float16, bitcast=True)
+    else:
+        # By way of fp32: the interpreter has no conversion from integers to bf16.
+        low = ((x << 8) >> 8).to(tl.float32).to(DTYPE)
+        high = (x >> 8).to(tl.float32).to(DTYPE)
+    return low, high

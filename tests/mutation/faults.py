@@ -55,11 +55,16 @@ _FP4 = _cpu("compact", "linear")
 
 FAULTS = (
     KernelFault(
-        _DECODE,
-        "of_head = token.to(tl.int64) * (KV_HEADS * GROUP) + index % (KV_HEADS * GROUP)",
-        "of_head = index",
-        ATTENTION,
+        _DECODE, "(token.to(tl.int64) * KV_HEADS + head) * (", "pair.to(tl.int64) * (", ATTENTION
     ),
+    KernelFault(_DECODE, "first_token + pair // KV_HEADS", "pair // KV_HEADS", ATTENTION),
+    KernelFault(_DECODE, "if split == 0:", "if split == 1:", ATTENTION),
+    KernelFault(
+        _DECODE, "tl.store(count_ptr + pair, 0)", "tl.store(count_ptr + pair, 1)", ATTENTION
+    ),
+    KernelFault(_DECODE, "+ (start + j) < live)", "+ (start + j) < live - 1)", ATTENTION),
+    KernelFault(_DECODE, "partial_ptr + start * (GROUP * DIM)", "partial_ptr", ATTENTION),
+    KernelFault(_DECODE, "begin + tl.arange(0, HEADS)[", "tl.arange(0, HEADS)[", ATTENTION),
     KernelFault(_LATE, "(i + 1) % SLICES == 0", "(i + 1 - first) % SLICES == 0", W4A16),
     KernelFault(
         _LATE, "first * PER_SLICE // SLICES * width", "(first + 1) // SLICES * width", W4A16
@@ -83,6 +88,7 @@ FAULTS = (
     KernelFault(_PARTS, "+ (start + j) < splits", "+ (start + j) < splits - 1", W4A16),
     KernelFault(_PARTS, "for first in range(0, live, STEP):", "for first in range(0, 1):", W4A16),
     KernelFault(_PARTS, "ptrs += PARTS * SIZE", "ptrs += SIZE", W4A16),
+    KernelFault(_PARTS, "== parts - 1", "== parts - 2", (*ATTENTION, *W4A16)),
     KernelFault(_PARTS, "live = tl.minimum(M - begin, BM)", "live = tl.minimum(M, 1)", W4A16),
     KernelFault(_PARTS, "tl.store(count_ptr + slot, 0)", "tl.store(count_ptr + slot, 1)", W4A16),
     KernelFault(
@@ -154,7 +160,7 @@ FAULTS = (
         _DECODE, "position + 1 - window, 0)", "position + 1 + PAGE - window, 0)", ATTENTION
     ),
     KernelFault(_DECODE, "(last - first + per - 1) // per", "(last - first) // per", ATTENTION),
-    KernelFault(_DECODE, "mass = mass * shrink + tl.sum", "mass = mass + tl.sum", ATTENTION),
+    KernelFault(_DECODE, "mass = mass * shrink", "mass = mass", ATTENTION),
     KernelFault(_TILE, "- tokens[None, :] < window)", "- tokens[None, :] <= window)", ATTENTION),
     KernelFault(_TILE, "mask=written[:, None] & dims", "mask=dims", ATTENTION),
     KernelFault(_TILE, "written, other=0.0)", "tokens >= 0, other=0.0)", ATTENTION),
