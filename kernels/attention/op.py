@@ -17,6 +17,7 @@ from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.dependent import dependent_launch, early_launch
 from ..device.workspace import Workspace
+from ..formats.activations import KV_RULES
 from .config import (
     EXACT_CHUNK,
     JOIN_TOGETHER,
@@ -66,7 +67,7 @@ def decode_attention(
 
     Args:
         q_THE: float16, bfloat16 or float32; rows may be strided (a slice of the fused qkv row).
-        k_cache_BJSE: keys of the same dtype or int8; only the first stride may be free.
+        k_cache_BJSE: keys of the same dtype, int8 or float8_e4m3fn; only the first stride is free.
         v_cache_BJSE: values, laid out as the keys.
         block_tables_RW: int32, block numbers; entries past a row's length are not read.
         positions_T: int32, position of each token in its text; negative: no token, zeros come out.
@@ -78,8 +79,8 @@ def decode_attention(
             The others keep what ``out`` held. By default all are.
         window: sliding window in tokens; 0 is none.
         soft_cap: scores become ``soft_cap * tanh(score / soft_cap)``; 0 is none.
-        k_scale_BJS: float32 scales of int8 keys.
-        v_scale_BJS: float32 scales of int8 values.
+        k_scale_BJS: float32 scales of keys that are codes.
+        v_scale_BJS: float32 scales of values that are codes.
         exact: fixed splits, so that a token's bits do not depend on the rest of the batch.
         workspace: for splits; tokens whose results outgrow it are taken in several launches. By
             default one is made for the call.
@@ -144,7 +145,6 @@ def decode_attention(
         )
         sums = step * heads * splits * dim
         partial, stats = space.partials[:sums], space.partials[sums:]
-    quantized = k_scale_BJS is not None
     factor, cap = _factors(scale, soft_cap)
     chunk = max(1, EXACT_CHUNK // page) if exact else 0
     least = max(1, LEAST_KEY_CHUNK // page)
@@ -186,7 +186,7 @@ def decode_attention(
             LISTED=tokens_S is not None,
             WINDOW=window > 0,
             SOFT_CAP=soft_cap > 0,
-            QUANT=quantized,
+            QUANT=_largest_code(k_cache_BJSE),
             TOGETHER=JOIN_TOGETHER,
             EARLY=early,
             PTX=runtime.use_ptx(q_THE),
@@ -276,7 +276,7 @@ def prefill_attention(
         WIDTH=width,
         WINDOW=window > 0,
         SOFT_CAP=soft_cap > 0,
-        QUANT=k_scale_BJS is not None,
+        QUANT=_largest_code(k_cache_BJSE),
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
         APART=tile.apart,
@@ -285,9 +285,14 @@ def prefill_attention(
     return out
 
 
+def _largest_code(cache_BJSE: Tensor) -> int:
+    rule = KV_RULES.get(cache_BJSE.dtype)
+    return 0 if rule is None else int(rule.top)
+
+
 def _stored(cache_BJSE: Tensor) -> Tensor:
-    """A cache as the kernels read it: int8 codes in pairs, [B, J, S, E / 2] int16."""
-    return cache_BJSE.view(torch.int16) if cache_BJSE.dtype == torch.int8 else cache_BJSE
+    """A cache as the kernels read it: codes in pairs, [B, J, S, E / 2] int16."""
+    return cache_BJSE.view(torch.int16) if cache_BJSE.dtype in KV_RULES else cache_BJSE
 
 
 def _factors(scale: float, soft_cap: float) -> tuple[float, float]:

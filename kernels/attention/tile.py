@@ -51,7 +51,7 @@ def query_planes(tile, QUANT: tl.constexpr):
         M: tl.constexpr = tile.shape[0]
         even, odd = tl.split(tile.reshape(M, tile.shape[1] // 2, 2))
         total = tl.sum(even.to(tl.float32) + odd.to(tl.float32), 1)
-        return even, odd, total * -code_bias(tile.dtype)
+        return even, odd, total * -code_bias(tile.dtype, QUANT)
     else:
         return (tile,)
 
@@ -75,14 +75,20 @@ def joined_columns(acc, QUANT: tl.constexpr):
 
 
 @triton.jit
-def value_bias(p, DTYPE: tl.constexpr, INTERPRET: tl.constexpr, WIDTH: tl.constexpr):
+def value_bias(
+    p,
+    DTYPE: tl.constexpr,
+    QUANT: tl.constexpr,
+    INTERPRET: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """What the values' bias adds to the sums [M, WIDTH] of probabilities [M, N], as rounded.
 
     A product with ones leaves it where the sums are; in the order of lanes nothing moves.
     """
     M: tl.constexpr = p.shape[0]
     ones = tl.full((p.shape[1], 16), 1.0, tl.float32).to(DTYPE)
-    total = dot(p, ones, tl.zeros((M, 16), tl.float32), INTERPRET) * code_bias(DTYPE)
+    total = dot(p, ones, tl.zeros((M, 16), tl.float32), INTERPRET) * code_bias(DTYPE, QUANT)
     return tl.broadcast_to(total[:, None, :], (M, WIDTH // 16, 16)).reshape(M, WIDTH)
 
 
@@ -121,7 +127,8 @@ def attend_page(
     number of the block that holds page number ``page`` of the text; limits int32 [M]: last
     position that each row sees. With MASKED, tokens beyond a row's limit or window are hidden, and
     values past every limit are not read (a page's unwritten tail may hold anything, NaN included).
-    With QUANT the caches are int16, two codes of neighbouring columns in each, which pass through
+    QUANT: the largest code of the caches, of int8 or float8 (``FLOAT8_TOP``), or 0 where they are
+    floats. With codes they are int16, two codes of neighbouring columns in each, which pass through
     shared memory as 16-bit floats do; WIDTH and DIM count them. APART: see ``AttentionTile``.
     """
     M: tl.constexpr = q[0].shape[0]
@@ -148,7 +155,7 @@ def attend_page(
         v = tl.load(v_ptr + base + tile, mask=dims, other=0)
     s = tl.zeros((M, PAGE), tl.float32)
     if QUANT:
-        k_even, k_odd = code_planes(k, DTYPE, PTX)
+        k_even, k_odd = code_planes(k, DTYPE, QUANT, PTX)
         scale_base = block.to(tl.int64) * scale_stride
         s = dot(q[0], tl.trans(k_even), s + q[2][:, None], INTERPRET)
         s = dot(q[1], tl.trans(k_odd), s, INTERPRET)
@@ -179,13 +186,13 @@ def attend_page(
             largest = tl.load(v_scale_ptr + scale_base + offsets, mask=written, other=0.0)
         else:
             largest = tl.load(v_scale_ptr + scale_base + offsets)
-        p = narrow(p * (largest * 127.0)[None, :], DTYPE)
+        p = narrow(p * (largest * QUANT)[None, :], DTYPE)
         even, odd = acc[0] * shrink[:, None], acc[1] * shrink[:, None]
-        if code_bias(DTYPE) > 0:
-            bias = value_bias(p, DTYPE, INTERPRET, WIDTH)
+        if code_bias(DTYPE, QUANT) > 0:
+            bias = value_bias(p, DTYPE, QUANT, INTERPRET, WIDTH)
             even -= bias
             odd -= bias
-        v_even, v_odd = code_planes(v, DTYPE, PTX)
+        v_even, v_odd = code_planes(v, DTYPE, QUANT, PTX)
         acc = dot(p, v_even, even, INTERPRET), dot(p, v_odd, odd, INTERPRET)
     elif APART:
         part = dot(narrow(p, DTYPE), v, tl.zeros_like(acc[0]), INTERPRET)
@@ -197,8 +204,8 @@ def attend_page(
 
 @triton.jit
 def normalized(acc, mass, QUANT: tl.constexpr):
-    """``acc / mass``; zeros where nothing was seen. int8 values still lack their 1 / 127."""
+    """``acc / mass``; zeros where nothing was seen. Codes still lack their 1 / QUANT."""
     share = 1.0 / tl.where(mass > 0.0, mass, 1.0)
     if QUANT:
-        share = share * (1.0 / 127.0)
+        share = share * (1.0 / QUANT)
     return acc * share

@@ -29,6 +29,7 @@ from halfbyte.kernels.attention.reference import paged_attention
 from halfbyte.kernels.device.workspace import Workspace
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+I8, F8 = torch.int8, torch.float8_e4m3fn
 
 
 def check(out, expected, dtype):
@@ -42,30 +43,33 @@ def check(out, expected, dtype):
 
 
 CASES = [
-    # heads, kv heads, dim, page, dtype, window, soft cap, int8
-    (4, 2, 64, 16, F16, 0, 0.0, False),
-    (6, 2, 80, 32, BF16, 0, 0.0, False),
-    (4, 1, 96, 16, F32, 20, 0.0, False),
-    (3, 3, 128, 64, F16, 70, 5.0, False),
-    (8, 1, 64, 128, BF16, 100, 0.0, False),
-    (2, 1, 256, 16, BF16, 0, 30.0, False),
-    (4, 2, 64, 16, F16, 50, 0.0, True),
-    (3, 1, 80, 32, BF16, 0, 0.0, True),
-    (17, 1, 64, 32, F16, 0, 0.0, False),
-    (2, 1, 16, 16, F16, 0, 0.0, True),
-    (2, 1, 256, 32, F16, 40, 20.0, True),
+    # heads, kv heads, dim, page, dtype, window, soft cap, codes
+    (4, 2, 64, 16, F16, 0, 0.0, None),
+    (6, 2, 80, 32, BF16, 0, 0.0, None),
+    (4, 1, 96, 16, F32, 20, 0.0, None),
+    (3, 3, 128, 64, F16, 70, 5.0, None),
+    (8, 1, 64, 128, BF16, 100, 0.0, None),
+    (2, 1, 256, 16, BF16, 0, 30.0, None),
+    (4, 2, 64, 16, F16, 50, 0.0, I8),
+    (3, 1, 80, 32, BF16, 0, 0.0, I8),
+    (17, 1, 64, 32, F16, 0, 0.0, None),
+    (2, 1, 16, 16, F16, 0, 0.0, I8),
+    (2, 1, 256, 32, F16, 40, 20.0, I8),
+    (4, 2, 64, 16, F16, 50, 0.0, F8),
+    (3, 1, 80, 32, BF16, 0, 0.0, F8),
+    (2, 1, 256, 32, F16, 40, 20.0, F8),
 ]
 
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "quantized"), CASES
+    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "codes"), CASES
 )
-def test_decode(rng, space, heads, kv_heads, dim, page, dtype, window, cap, quantized, exact):
+def test_decode(rng, space, heads, kv_heads, dim, page, dtype, window, cap, codes, exact):
     if exact and heads > 6:
         pytest.skip("the exact form differs in its splits only")
     lengths = [1, page, page + 3, 0, 270]
-    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, codes)
     q = torch.randn(len(lengths), heads, dim, generator=rng).to(dtype)
     positions = torch.tensor(lengths, dtype=torch.int32) - 1
     rows = torch.arange(len(lengths), dtype=torch.int32)
@@ -85,11 +89,11 @@ def test_decode(rng, space, heads, kv_heads, dim, page, dtype, window, cap, quan
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "quantized"), CASES
+    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "codes"), CASES
 )
-def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized):
+def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, codes):
     lengths, fresh = [1, page + 2, 110, 20], [1, 5, 27, 20]
-    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, codes)
     spans, positions, rows, begin = [], [], [], 0
     for row, (length, count) in enumerate(zip(lengths, fresh, strict=True)):
         spans.append((begin, begin + count, length - count))
