@@ -163,6 +163,13 @@ FAULTS = (
     KernelFault(_DECODE, "mass = mass * shrink", "mass = mass", ATTENTION),
     KernelFault(_TILE, "- tokens[None, :] < window)", "- tokens[None, :] <= window)", ATTENTION),
     KernelFault(_TILE, "mask=written[:, None] & dims", "mask=dims", ATTENTION),
+    KernelFault(_TILE, "total * -code_bias(tile.dtype)", "total * -1024.0", ATTENTION),
+    KernelFault(_TILE, "odd -= bias", "odd -= bias * 1.001", ATTENTION),
+    KernelFault(_TILE, "dot(q[1], tl.trans(k_odd)", "dot(q[0], tl.trans(k_odd)", ATTENTION),
+    KernelFault(_TILE, "interleave(acc[0], acc[1])", "interleave(acc[1], acc[0])", ATTENTION),
+    KernelFault(_TILE, "(8 if QUANT else 16)", "16", ATTENTION),
+    KernelFault("device/bits.py", "high = (x >> 8)", "high = (x >> 7)", ATTENTION),
+    KernelFault("device/bits.py", "u = x ^ -0x7F80", "u = x ^ -0x8000", ATTENTION),
     KernelFault(_TILE, "written, other=0.0)", "tokens >= 0, other=0.0)", ATTENTION),
     KernelFault(
         _PREFILL,
