@@ -75,11 +75,11 @@ FAULTS = (
         _LATE, "n3 = e3 if PER_SLICE > 2 else e0", "n3 = e2 if PER_SLICE > 2 else e0", W4A16
     ),
     KernelFault(_DIRECT, "row = i * PER_SLICE", "row = (i - first) * PER_SLICE", W4A16),
-    KernelFault(
-        _DIRECT, "acc = dot(scaled(p[j], entries, j", "acc = dot(scaled(p[j], entries, 0", W4A16
-    ),
+    KernelFault(_DIRECT, "w = scaled(p[j], entries, j", "w = scaled(p[j], entries, 0", W4A16),
     KernelFault(_DIRECT, "((first_atom + atom)", "((atom)", W4A16),
-    KernelFault(_DIRECT, "mask=(k + 32 * j < left)", "mask=(k + 32 * j <= left)", W4A16),
+    KernelFault(_DIRECT, "mask=(k + begin < left)", "mask=(k + begin <= left)", W4A16),
+    KernelFault(_DIRECT, "tl.join(even, w)", "tl.join(w, even)", W4A16),
+    KernelFault(_DIRECT, "begin = 32 * (j + 1 - PLANES)", "begin = 32 * j", W4A16),
     KernelFault(_PARTS, "+ (start + j) < splits", "+ (start + j) < splits - 1", W4A16),
     KernelFault(_PARTS, "for first in range(0, live, STEP):", "for first in range(0, 1):", W4A16),
     KernelFault(_PARTS, "ptrs += PARTS * SIZE", "ptrs += SIZE", W4A16),
