@@ -180,6 +180,12 @@ FAULTS = (
     KernelFault(
         "sampling/kernel.py", "tl.load(c_ptr + token) + 1)", "tl.load(c_ptr + token) + 2)", SAMPLING
     ),
+    KernelFault("sampling/kernel.py", "bits ^ 0x7FFFFFFF, bits)", "bits, bits)", SAMPLING),
+    KernelFault("sampling/kernel.py", "+ (0x7FFFFFFF - token)", "+ token", SAMPLING),
+    KernelFault("sampling/kernel.py", "tl.where(value == 0.0, 0.0, value)", "value", SAMPLING),
+    KernelFault(
+        "sampling/kernel.py", "store(count_ptr + row, 0)", "store(count_ptr + row, 1)", SAMPLING
+    ),
     KernelFault("sampling/op.py", "size % 8 for size", "size % 1 for size", SAMPLING),
     KernelFault("sampling/parts.py", "(token + 1).to(tl.uint64)", "token.to(tl.uint64)", SAMPLING),
     KernelFault("sampling/parts.py", "tl.where(output > 0.0, 1.0, 0.0)", "output", SAMPLING),

@@ -189,7 +189,8 @@ def test_programs_of_a_row_find_what_one_finds(seed, rows, monkeypatch):
     size = 3 * 4096 + 17
     logits = torch.randn(9, size, generator=rng).clamp(max=2.0)
     logits[1] = -1.0
-    logits[1, [pick.randrange(size) for _ in range(3)]] = torch.tensor([0.0, -0.0, 0.0])
+    zeros = [tile * 4096 + pick.randrange(4096) for tile in range(3)]
+    logits[1, zeros] = torch.tensor([-0.0, 0.0, 0.0])
     logits[2] -= 100.0
     logits[3, pick.randrange(size)] = math.nan
     logits[4, pick.randrange(size)] = math.inf
