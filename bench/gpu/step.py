@@ -172,4 +172,4 @@ class Step:
             x = rms_norm(y, m.norm, 1e-5, residual_TD=residual).values
             y = down.run(gate_up.run(x, m.context), m.context)
             x = rms_norm(y, m.norm, 1e-5, residual_TD=residual).values
-        return argmax(m.head.run(x, m.context))
+        return argmax(m.head.run(x, m.context), workspace=m.context.workspace)

@@ -30,9 +30,9 @@ from ...kernels.device.dependent import dependent_launch
 from ...kernels.device.gpus import Gpu
 from ...kernels.device.parts import JOINED_PARTS, joined_rows
 from ...kernels.fused.config import head_tile
-from ...kernels.kind import Conditions, MatrixSpec, carrier
+from ...kernels.kind import Chosen, Conditions, MatrixSpec, TritonKind, carrier
 from ...kernels.kinds import KINDS
-from ...kernels.sampling.config import VOCAB_BLOCK
+from ...kernels.sampling.config import NUM_WARPS, VOCAB_BLOCK, tiles_of_a_part
 from .cases import AttentionSizes
 from .floors import BASELINE, BODY, LAYERS, Layer, attention_cost, linear_floor, step_floor
 from .predict_clocks import KernelClocks, recorded_clocks
@@ -44,6 +44,8 @@ PREDICTED_ROWS = (1, 8, 32, 128)
 _SIZES = AttentionSizes()
 _VOCABULARY, _WIDTH, _DEPTH = 128256, 4096, 32
 _SLICE, _SLICES_AHEAD = 128, 4
+_NEAREST = 1.005
+"""A product takes at least so many times its floor."""
 _NEVER_EARLY = ("embedding", "head", "draw")
 _REGISTERS, _CTAS, _RESERVED = 65536, 32, 1024
 
@@ -209,11 +211,12 @@ class Predictor:
         """
         spec = MatrixSpec(layer.n, layer.k, BODY, gated=layer.gated)
         kind = carrier(KINDS, spec, self.card.arch).kind
-        chosen = kind.choose(spec, rows, Conditions(self.card, fp16=True))
+        chosen = self._chosen(kind, spec, rows)
         if chosen.kernel == "dequantize":
             raise ConfigError(f"{rows} rows are multiplied dense; expected fewer")
         c = chosen.config
-        clocks = self._clocks(kind.name, chosen.kernel, _product_config(c, layer.gated))
+        config = _product_config(chosen.kernel, c, layer.gated)
+        clocks = self._clocks(kind.name, chosen.kernel, config)
         slices = -(-layer.k // _SLICE)
         each = -(-slices // c["splits"])
         tiles = -(-layer.n // c["bn"]) * -(-rows // c["bm"])
@@ -234,6 +237,8 @@ class Predictor:
         note = f"{chosen.kernel} {c['bm']}x{c['bn']}, {ctas} programs"
         note += f", {c['splits']} splits of {each} slices"
         least = linear_floor(self.card, kind.name, rows, layer.n, layer.k).us
+        # What comes ahead is read while the kernel before ends. It is not taken for more than that.
+        terms["stream"] += max(0.0, least * _NEAREST - sum(terms.values()))
         return KernelPrediction(layer.name, rows, note, least, terms, bound)
 
     def step(self, batch: int, context: int = 1024) -> StepPrediction:
@@ -258,6 +263,10 @@ class Predictor:
             device = sum(us for _, us in kinds.values()) + gaps
             host = max(self.assumed.feed_us, host - device)
         return StepPrediction(batch, context, least, kinds, launches, gaps, host)
+
+    def _chosen(self, kind: TritonKind[Any], spec: MatrixSpec, rows: int) -> Chosen:
+        """What runs, with its tile and splits."""
+        return kind.choose(spec, rows, Conditions(self.card, fp16=True))
 
     def _clocks(self, family: str, kernel: str, config: str) -> KernelClocks:
         return recorded_clocks(f"{family}.{kernel}", config, self._target.name)
@@ -365,13 +374,21 @@ class Predictor:
         return min(pages, per) * loop
 
     def _draw(self, rows: int) -> float:
-        """The largest logit of each row, by one program of 16 warps."""
+        """The largest logit of each row, by programs of 16 warps that meet where there are some."""
+        a = self.assumed
         clocks = self._clocks("sampling", "argmax", "fp16")
-        loop = self._loop(clocks, rows, 16) * -(-_VOCABULARY // VOCAB_BLOCK)
-        return sum(self._frame(self.assumed.us(loop)).values())
+        span = self._draw_tiles(rows)
+        programs = -(-_VOCABULARY // (span * VOCAB_BLOCK))
+        loop = a.us(self._loop(clocks, rows * programs, NUM_WARPS) * span)
+        meet = a.arrive_us + a.us(L2_CLOCKS) if programs > 1 else 0.0
+        return sum(self._frame(loop).values()) + meet
+
+    def _draw_tiles(self, rows: int) -> int:
+        """Tiles of a row that one program looks at."""
+        return tiles_of_a_part(rows, _VOCABULARY, self.card.sms)
 
 
-def _product_config(c: dict[str, Any], gated: bool) -> str:
-    """Name of the variant of a choice; the small tiles have none of their own for the gate."""
+def _product_config(kernel: str, c: dict[str, Any], gated: bool) -> str:
+    """Name of the variant of a choice; late tiles but one have none of their own for the gate."""
     tile = f"m{c['bm']} g128 zero {c['bm']}x{c['bn']} w{c['warps']} s{c['stages']} fp16"
-    return f"{tile} silu" if gated and c["bm"] in (16, 64, 128) else tile
+    return f"{tile} silu" if gated and (kernel == "direct" or c["bm"] == 16) else tile

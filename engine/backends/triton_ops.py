@@ -274,7 +274,7 @@ class TritonOps:
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]."""
-        return argmax(logits_SV)
+        return argmax(logits_SV, workspace=self._context.workspace)
 
     def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
         """One token for each row of logits [S, V], drawn by the sampling kernel: int64 [S]."""

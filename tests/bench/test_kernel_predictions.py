@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +16,10 @@ from halfbyte.bench.kernels.predict_table import prediction
 from halfbyte.cli.main import app
 from halfbyte.errors import ConfigError
 from halfbyte.kernels.codegen.environment import compiling_environment
+from halfbyte.kernels.device.choice import split_count
 from halfbyte.kernels.device.gpus import GPUS, gpu
+from halfbyte.kernels.sampling.config import tiles_of_a_part
+from halfbyte.kernels.w4a16.config import late_tile
 
 
 class Before(Predictor):
@@ -24,13 +28,27 @@ class Before(Predictor):
     They started when the one before had ended, and a step when the one before had been read; the
     last arriver of a split loaded whole tiles, parts 0 and 1 together, then four, two and one at a
     time; the last page of a row, which waited for nothing, had a loop of its own in decode
-    attention; and its splits, of 256 tokens or more, were joined by a second launch.
+    attention; and its splits, of 256 tokens or more, were joined by a second launch. Up to 32 rows
+    scaled late, by tiles of 128 rows of the weight, and one program looked for a row's largest
+    logit.
     """
 
     def __init__(self, card):
         super().__init__(card)
         self.early = self.late = False
         self.least = 256
+
+    def _chosen(self, kind, spec, rows):
+        chosen = super()._chosen(kind, spec, rows)
+        if rows > 32:
+            return chosen
+        tile = late_tile(next(bm for bm in (8, 16, 32) if rows <= bm))
+        programs = self.card.sms * 8 // tile.warps
+        splits = split_count(-(-spec.n // tile.bn), -(-spec.k // 128), programs, 16)
+        return replace(chosen, kernel="late", config=asdict(replace(tile, splits=splits)))
+
+    def _draw_tiles(self, rows):
+        return tiles_of_a_part(rows, 128256, 1)
 
     def _split_end(self, rows, bm, bn, splits):
         rest = splits - 2

@@ -81,7 +81,7 @@ EACH = {
         ("fused.rope_write_kv", "fp16 h32 d128 r128 int8"),
         ("sampling.argmax", "bf16"),
         ("w4a16.late", "m8 g128 zero 8x128 w2 s4 bf16"),
-        ("w4a16.direct", "m64 g128 zero 64x128 w4 s3 fp16"),
+        ("w4a16.direct", "m64 g128 zero 64x128 w8 s3 fp16"),
         ("w8a16.gemm", "m64 g0 fp16 64x128 w8 s3 fp16"),
         ("w8a8.gemm", "fp8e4nv fp16 64x128x128 w4 s4"),
         ("w8a8.quantize", "fp8e4nv k4096"),

@@ -80,11 +80,11 @@ FAULTS = (
         _LATE, "n3 = e3 if PER_SLICE > 2 else e0", "n3 = e2 if PER_SLICE > 2 else e0", W4A16
     ),
     KernelFault(_DIRECT, "row = i * PER_SLICE", "row = (i - first) * PER_SLICE", W4A16),
-    KernelFault(
-        _DIRECT, "acc = dot(scaled(p[j], entries, j", "acc = dot(scaled(p[j], entries, 0", W4A16
-    ),
+    KernelFault(_DIRECT, "w = scaled(p[j], entries, j", "w = scaled(p[j], entries, 0", W4A16),
     KernelFault(_DIRECT, "((first_atom + atom)", "((atom)", W4A16),
-    KernelFault(_DIRECT, "mask=(k + 32 * j < left)", "mask=(k + 32 * j <= left)", W4A16),
+    KernelFault(_DIRECT, "mask=(k + begin < left)", "mask=(k + begin <= left)", W4A16),
+    KernelFault(_DIRECT, "tl.join(even, w)", "tl.join(w, even)", W4A16),
+    KernelFault(_DIRECT, "begin = 32 * (j + 1 - PLANES)", "begin = 32 * j", W4A16),
     KernelFault(_PARTS, "+ (start + j) < splits", "+ (start + j) < splits - 1", W4A16),
     KernelFault(_PARTS, "for first in range(0, live, STEP):", "for first in range(0, 1):", W4A16),
     KernelFault(_PARTS, "ptrs += PARTS * SIZE", "ptrs += SIZE", W4A16),
@@ -192,6 +192,12 @@ FAULTS = (
     KernelFault("fused/activation_kernel.py", "0.044715 * x", "0.04 * x", FUSED),
     KernelFault(
         "sampling/kernel.py", "tl.load(c_ptr + token) + 1)", "tl.load(c_ptr + token) + 2)", SAMPLING
+    ),
+    KernelFault("sampling/kernel.py", "bits ^ 0x7FFFFFFF, bits)", "bits, bits)", SAMPLING),
+    KernelFault("sampling/kernel.py", "+ (0x7FFFFFFF - token)", "+ token", SAMPLING),
+    KernelFault("sampling/kernel.py", "tl.where(value == 0.0, 0.0, value)", "value", SAMPLING),
+    KernelFault(
+        "sampling/kernel.py", "store(count_ptr + row, 0)", "store(count_ptr + row, 1)", SAMPLING
     ),
     KernelFault("sampling/op.py", "size % 8 for size", "size % 1 for size", SAMPLING),
     KernelFault("sampling/parts.py", "(token + 1).to(tl.uint64)", "token.to(tl.uint64)", SAMPLING),
