@@ -115,9 +115,9 @@ def decode_tile(arch: int, group: int, page: int, width: int, itemsize: int) -> 
     num_warps = 4 if tile >= 128 * 128 else 2 if page > 32 or rows > 16 else 1
     stages = _stages(arch, page * width * itemsize * 2, 4 if page == 16 else 3)
     registers = 0
-    if arch and width >= 128 and num_warps < 4:
-        # The assembler aims at 168, and for it orders loads worse, or spills (sm_120); shared
-        # memory allows no more programs than these either way.
+    if arch and width >= 128 and (num_warps < 4 or shared_memory(arch) < 128 * 1024):
+        # The assembler aims at 168, and for it orders loads worse, or spills (sm_86, sm_120);
+        # shared memory allows no more programs than these either way.
         registers = 255
     elif arch == 80 and width > 128:
         # The assembler aims at 128 and spills; shared memory allows two programs either way.
