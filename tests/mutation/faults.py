@@ -80,7 +80,12 @@ FAULTS = (
         _LATE, "n3 = e3 if PER_SLICE > 2 else e0", "n3 = e2 if PER_SLICE > 2 else e0", W4A16
     ),
     KernelFault(_DIRECT, "row = i * PER_SLICE", "row = (i - first) * PER_SLICE", W4A16),
-    KernelFault(_DIRECT, "w = scaled(p[j], entries, j", "w = scaled(p[j], entries, 0", W4A16),
+    KernelFault(
+        _DIRECT,
+        "w = scaled(p[j], entries, j, SHIFT, ADDITIVE, PTX)\n            if",
+        "w = scaled(p[j], entries, 0, SHIFT, ADDITIVE, PTX)\n            if",
+        W4A16,
+    ),
     KernelFault(_DIRECT, "((first_atom + atom)", "((atom)", W4A16),
     KernelFault(_DIRECT, "mask=(k + begin < left)", "mask=(k + begin <= left)", W4A16),
     KernelFault(_DIRECT, "tl.join(even, w)", "tl.join(w, even)", W4A16),
