@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -167,8 +166,6 @@ def _spread(jobs: Sequence[CompileJob], limit: int) -> list[CompileJob]:
 
 
 def _measure(job: CompileJob) -> VariantRow | str:
-    # The default that kernels get is what is to be measured, whichever it is.
-    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     on = target(job.arch)
     try:
         variant = next(

@@ -370,25 +370,33 @@ def _check(completion: Completion) -> None:
 
 
 def model_facts(engine: Engine, path: Path) -> ModelFacts:
-    """Sizes and formats from the checkpoint's headers."""
+    """Facts of the model that an engine runs."""
+    return replace(file_facts(path, engine.config.quantize), name=engine.name)
+
+
+def file_facts(path: Path, quantize: str | None = None) -> ModelFacts:
+    """Sizes and formats from the checkpoint's headers.
+
+    Args:
+        path: file or folder.
+        quantize: scheme to which the layers are rounded while they are loaded, or None.
+    """
     from ..loaders import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     try:
-        tensors = checkpoint.tensors()
+        tensors, config = checkpoint.tensors(), checkpoint.config
     finally:
         checkpoint.close()
     weights: dict[str, int] = {}
     for info in tensors:
         weights[info.label] = weights.get(info.label, 0) + math.prod(info.shape)
     label = max(weights, key=lambda label: weights[label], default="?")
-    if engine.config.quantize is not None:
-        label += f" as {engine.config.quantize}"
     return ModelFacts(
-        name=engine.name,
+        name=config.name,
         file=path.name,
-        architecture=engine.model_config.architecture,
-        format=label,
+        architecture=config.architecture,
+        format=f"{label} as {quantize}" if quantize else label,
         size=sum(info.nbytes for info in tensors),
         params=sum(weights.values()),
     )

@@ -21,10 +21,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .machine import machine_info
-from .process_memory import Peak, anonymous
+from .process_memory import Peak, anonymous, forget
 from .synthetic.shapes import SHAPES
 from .synthetic.write import FORMATS, write_model
 
@@ -44,7 +44,7 @@ def read_and_copy(path: Path) -> dict[str, Any]:
     for kind in ("cold", "warm", "huge"):
         with path.open("rb") as file:
             if kind == "cold":
-                _forget(file)
+                forget(file)
             size = path.stat().st_size
             wall, cpu = time.perf_counter(), time.process_time()
             with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as source:
@@ -87,7 +87,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if kind == "cold":
         for part in [path] if path.is_file() else path.glob("*.safetensors"):
             with part.open("rb") as file:
-                _forget(file)
+                forget(file)
     peak, before = Peak(), anonymous()
     with peak:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -192,12 +192,6 @@ def _child(part: str, path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "halfbyte.bench.loading", "--dir", str(path), "--part", part]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
-
-
-def _forget(file: IO[bytes]) -> None:
-    """Ask the system to drop the file from its cache."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 if __name__ == "__main__":

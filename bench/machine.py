@@ -27,6 +27,7 @@ def machine_info() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": usable_cores(),
         "cache_mib": cache_mib(),
+        "gpus": gpu_names(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -44,6 +45,13 @@ def cpu_model() -> str:
             if key.strip() in ("model name", "Model"):
                 return value.strip()
     return platform.processor() or "unknown"
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs that torch can use."""
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def usable_cores() -> int:

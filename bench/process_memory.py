@@ -1,10 +1,12 @@
-"""Memory of a process while something runs in it."""
+"""Memory of a process while something runs in it, and the system's cache of files."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from pathlib import Path
+from typing import IO
 
 _SELF = "self"
 _SECONDS = 0.005
@@ -13,6 +15,12 @@ _SECONDS = 0.005
 def anonymous(process: int | str = _SELF) -> int:
     """Bytes of a process (its id; default this one) that belong to no file (Linux); 0 elsewhere."""
     return _status(process).get("RssAnon", 0)
+
+
+def forget(file: IO[bytes]) -> None:
+    """Ask the system to drop a file from its cache."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Peak:

@@ -68,7 +68,8 @@ def running_server(command: Sequence[str], port: int) -> Iterator[ServerProcess]
     server = ServerProcess(f"http://127.0.0.1:{port}")
     with tempfile.TemporaryFile() as log:
         try:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            # In a group of its own: ctrl-C is for who measures, and ends the server after that.
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         except OSError as error:
             raise ConfigError(f"cannot run {command[0]}: {error.strerror or error}") from error
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import random
 import statistics
@@ -34,12 +33,14 @@ from ..engine.params import SamplingParams
 from ..engine.serve.async_engine import AsyncEngine
 from .comparison import comparison_parser, run_comparison
 from .machine import machine_info
+from .serve.client import StreamedAnswer, stream_answer
+from .serve.target import COMPLETION_PATHS, BodyForm, ServeTarget
+from .serve.workload import drawn_words
 from .server_process import PATIENCE_S, free_port, llama_server_command, running_server
 from .table import markdown_table
 
 # Words of a prompt: tokens are somewhat more.
 PROMPT_WORDS = {"short": 24, "long": 300}
-_SYLLABLES = ("ka", "lo", "mi", "ren", "sto", "va", "tu", "bel", "dor", "fin", "gra", "hu", "pin")
 _LEAST_REQUESTS = 4
 ENGINE = "engine alone"
 """Label of an engine without a server."""
@@ -95,10 +96,7 @@ def drawn_prompts(load: Load, seed: int) -> list[str]:
     """A prompt for each request, the same for the same seed; no two begin alike."""
     draw = random.Random(f"{seed} {load}")
     words = PROMPT_WORDS[load.prompt]
-    return [
-        " ".join("".join(draw.choices(_SYLLABLES, k=draw.randint(1, 3))) for _ in range(words))
-        for _ in range(load.requests)
-    ]
+    return [drawn_words(draw, words) for _ in range(load.requests)]
 
 
 async def run_load(url: str, load: Load, seed: int, tokens: int) -> LoadSample:
@@ -113,24 +111,32 @@ async def run_load(url: str, load: Load, seed: int, tokens: int) -> LoadSample:
     Raises:
         ConfigError: the server refuses a request, or ends an answer early.
     """
-    host, _, port = url.removeprefix("http://").partition(":")
+    target = ServeTarget.of(url)
+    extra = {"temperature": 0}
+    form = BodyForm(endpoint=COMPLETION_PATHS["openai"], ignore_eos=True, extra=extra)
     left = iter(drawn_prompts(load, seed))
-    answers: list[tuple[list[float], dict[str, Any]]] = []
+    answers: list[StreamedAnswer] = []
 
     async def user(number: int) -> None:
         await asyncio.sleep(number * load.stagger_s)
         for prompt in left:
-            body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-            answers.append(await _ask(host, int(port), json.dumps(body).encode()))
+            body = form.body(prompt, tokens)
+            answer = await stream_answer(target, form.endpoint, body, PATIENCE_S)
+            if answer.error:
+                raise ConfigError(f"a request failed: {answer.error}")
+            answers.append(answer)
 
     begun = time.perf_counter()
     await asyncio.gather(*(user(number) for number in range(load.users)))
     seconds = time.perf_counter() - begun
-    usages = [usage for _, usage in answers]
+    usages = [answer.usage for answer in answers]
     if any(usage["completion_tokens"] != tokens for usage in usages):
         raise ConfigError(f"an answer has not {tokens} tokens: {usages}")
-    return _sample(seconds, [(times, usage["prompt_tokens"]) for times, usage in answers], tokens)
+    return _sample(
+        seconds,
+        [([a.sent_s, *a.times_s], a.usage["prompt_tokens"]) for a in answers],
+        tokens,
+    )
 
 
 async def run_load_on_engine(engine: AsyncEngine, load: Load, seed: int, tokens: int) -> LoadSample:
@@ -162,7 +168,13 @@ async def run_load_on_engine(engine: AsyncEngine, load: Load, seed: int, tokens:
 
 
 def _sample(seconds: float, answers: list[tuple[list[float], int]], tokens: int) -> LoadSample:
-    """What answers of ``tokens`` tokens took: times of each, as of `_ask`, and prompt tokens."""
+    """What answers of ``tokens`` tokens took.
+
+    Args:
+        seconds: of the run.
+        answers: clock when each was asked and when its events came, and its prompt's tokens.
+        tokens: of each answer.
+    """
     return LoadSample(
         seconds=seconds,
         requests=len(answers),
@@ -171,36 +183,6 @@ def _sample(seconds: float, answers: list[tuple[list[float], int]], tokens: int)
         first_s=[times[1] - times[0] for times, _ in answers],
         gaps_s=[b - a for times, _ in answers for a, b in itertools.pairwise(times[1:])],
     )
-
-
-async def _ask(host: str, port: int, body: bytes) -> tuple[list[float], dict[str, Any]]:
-    """When a request was sent and each event with text came, and the usage.
-
-    Plain sockets: a client library takes a part of the processor that is being measured.
-    """
-    times = [time.perf_counter()]
-    usage: dict[str, Any] | None = None
-    reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
-    try:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        status = await reader.readline()
-        if b" 200 " not in status:
-            raise ConfigError(f"a request was refused: {(await reader.read(2000))[-600:]!r}")
-        # Lines of chunk sizes and of the head have no such beginning.
-        while line := await asyncio.wait_for(reader.readline(), PATIENCE_S):
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            usage = event.get("usage") or usage
-            if any(choice.get("text") for choice in event.get("choices", ())):
-                times.append(time.perf_counter())
-    finally:
-        writer.close()
-    if usage is None or len(times) < 2:
-        raise ConfigError("an answer ended without its usage")
-    return times, usage
 
 
 def _command(label: str, args: argparse.Namespace, model: Path, port: int) -> list[str]:

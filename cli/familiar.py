@@ -18,6 +18,7 @@ USAGE_ERROR: Any = next(
 )
 
 _CONTEXT = ("--max-context", "--ctx", "--context")
+_INPUT_LEN, _OUTPUT_LEN = ("--input-len",), ("--output-len",)
 _SAME: dict[str, tuple[str, ...]] = {
     "-c": _CONTEXT,
     "--ctx": _CONTEXT,
@@ -32,10 +33,21 @@ _SAME: dict[str, tuple[str, ...]] = {
     "--max-num-batched-tokens": ("--max-batch-tokens",),
     "--served-model-name": ("--served-name",),
     "--kv-cache-dtype": ("--kv-dtype",),
+    "--base-url": ("--url",),
+    "--random-input-len": _INPUT_LEN,
+    "--prefix-repetition-suffix-len": _INPUT_LEN,
+    "--random-output-len": _OUTPUT_LEN,
+    "--custom-output-len": _OUTPUT_LEN,
+    "--prefix-repetition-output-len": _OUTPUT_LEN,
+    "--random-range-ratio": ("--range-ratio",),
+    "--random-prefix-len": ("--prefix-len",),
+    "--prefix-repetition-prefix-len": ("--prefix-len",),
+    "--prefix-repetition-num-prefixes": ("--num-prefixes",),
 }
 """Option of another engine -> what it is here, the first that a command has."""
 
 _ONE_DEVICE = "a model is on one device as a whole"
+_COUNTED = "leave it out: tokens are counted by the server's usage"
 _ANSWERS = {
     "--gpu-memory-utilization": "use {}: the KV cache is sized in tokens",
     "--cache-type-k": "use {}: keys and values have one type",
@@ -49,6 +61,10 @@ _ANSWERS = {
     "--verbose": "an answer's speed is always shown; `halfbyte --debug` shows tracebacks",
     "--no-native": "use {} with the value cpu_torch",
     "--trust-remote-code": "leave it out, code of a model folder is never run",
+    "--tokenizer": _COUNTED,
+    "--tokenizer-mode": _COUNTED,
+    "--skip-tokenizer-init": _COUNTED,
+    "--disable-tqdm": "leave it out: elsewhere than on a terminal there is no bar",
 }
 """Option without a counterpart -> what to do instead."""
 

@@ -26,8 +26,13 @@ from . import (
     accuracy,
     batch,
     bench,
+    bench_compare,
     bench_formats,
     bench_kernels,
+    bench_report,
+    bench_serve,
+    bench_startup,
+    bench_sweep,
     chat,
     doctor,
     explain,
@@ -43,6 +48,7 @@ from . import (
     serve,
     tune,
 )
+from .bench_serve_options import ServeBenchCommand
 from .console import WarningLines, is_terminal, print_error
 from .familiar import USAGE_ERROR, Command, CommandGroup
 from .settings import SettingsCommand
@@ -122,6 +128,11 @@ _bench.command("engine", cls=Command)(bench.engine)
 _bench.command("codegen", cls=Command)(bench.codegen)
 _bench.command("kernels", cls=Command)(bench_kernels.kernels)
 _bench.command("formats", cls=Command)(bench_formats.formats)
+_bench.command("serve", cls=ServeBenchCommand)(bench_serve.serve)
+_bench.command("compare", cls=Command)(bench_compare.compare)
+_bench.command("startup", cls=Command)(bench_startup.startup)
+_bench.command("report", cls=Command)(bench_report.report)
+_bench.command("sweep", cls=ServeBenchCommand)(bench_sweep.sweep)
 app.add_typer(_bench, name="bench")
 
 

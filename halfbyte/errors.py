@@ -104,5 +104,9 @@ class DownloadError(HalfbyteError):
     """A model could not be fetched or did not match its checksum."""
 
 
+class ResultFileError(HalfbyteError):
+    """A file of measurements is damaged, foreign or of another version, or cannot be compared."""
+
+
 class EngineDeadError(HalfbyteError):
     """The engine stopped after an unrecoverable failure; no request can be served."""

@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 import sys
-import warnings
 from collections.abc import Sequence
 
 from ..machine import usable_cores
@@ -36,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help="write the budget of accesses")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    # The default that kernels get is what is to be run, whichever it is.
-    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     if args.serve:
         # Whatever else prints must not get between the rows.
         out, sys.stdout = sys.stdout, sys.stderr

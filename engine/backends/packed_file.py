@@ -179,10 +179,26 @@ def _weight(file: MappedFile, begin: int, fields: Mapping[str, Any]) -> TiledLin
         found = None if tensors[name] is None else tensors[name].numel()
         if found != count and (found is not None or name in needed):
             raise ValueError(f"{name} of a matrix of {n} by {k} has {found} elements")
+    if weight.number == NumberType.NESTED:
+        _check_nested(weight)
     order = weight.order
     if order is not None and not 0 <= int(order.min()) <= int(order.max()) < k:
         raise ValueError(f"columns beyond the {k} of a matrix")
     return weight
+
+
+def _check_nested(weight: TiledLinear) -> None:
+    """Every row's scales lie in runs that ``outer`` has: see ``CodedScales``."""
+    n, spans = weight.n, -(-weight.k // weight.span)
+    outer, firsts = weight.outer, weight.firsts
+    if outer is None or firsts is None or firsts.numel() != -(-n // TILE) * TILE:
+        raise ValueError(f"nested scales of a matrix of {n} rows without a first scale for each")
+    runs, odd = divmod(outer.numel() - 256, 2)
+    if odd or not 0 <= weight.run_shift < 31:
+        raise ValueError(f"nested scales in runs of 2**{weight.run_shift}, {outer.numel()} factors")
+    last = int(firsts.max()) + spans - 1
+    if int(firsts.min()) < 0 or last >> weight.run_shift >= runs:
+        raise ValueError(f"nested scales {int(firsts.min())} to {last} in {runs} runs")
 
 
 def _tensor(file: MappedFile, begin: int, offset: int, nbytes: int) -> Tensor:

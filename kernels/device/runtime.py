@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from triton import knobs
+
+# Multiply-adds are fused unless a launch says otherwise. So does Triton up to 3.9, which warns that
+# 3.10 will not.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 INTERPRETED: bool = bool(knobs.runtime.interpret)
 """Whether kernels of this process run in Triton's interpreter (``TRITON_INTERPRET=1``)."""

@@ -41,6 +41,39 @@ class Workspace:
         self.counters = torch.zeros(counters, dtype=torch.int32, device=device)
         self._scratch: Tensor | None = None
 
+    def rows_at_once(
+        self, m: int, *, bm: int, bn: int, across: int, splits: int, unit: int = 0
+    ) -> int:
+        """Rows of a product that one launch can take: all ``m``, or the whole units that fit.
+
+        Args:
+            m: rows of x.
+            bm: rows of an output tile.
+            bn: columns of an output tile.
+            across: tiles side by side.
+            splits: programs that share a tile; one needs no room.
+            unit: rows that must stay together, a multiple of ``bm``; 0: those of a tile.
+
+        Raises:
+            KernelInputError: not one unit fits.
+        """
+        if splits == 1:
+            return m
+        unit = unit or bm
+        counters = unit // bm * across
+        floats = counters * bm * bn * splits
+        units = min(self.partials.numel() // floats, self.counters.numel() // counters)
+        require(
+            units > 0,
+            lambda: (
+                f"{splits} splits of {counters} tiles need {floats * 4} bytes and {counters} "
+                f"counters; the workspace has {self.partials.numel() * 4} bytes and "
+                f"{self.counters.numel()} counters"
+            ),
+            "enlarge the workspace, or lower the splits in the override table",
+        )
+        return min(m, units * unit)
+
     def scratch(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """Uninitialized [rows, columns] in the scratch area."""
         size = rows * columns * dtype.itemsize

@@ -91,19 +91,39 @@ def pairs(word, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def byte_plane(word, J: tl.constexpr, DTYPE: tl.constexpr):
-    """Plane J of int8 values without PTX."""
-    lo = ((word >> (8 * J)) & 0xFF) - 128
-    hi = ((word >> (8 * J + 16)) & 0xFF) - 128
-    return tl.interleave(lo, hi).to(tl.float32).to(DTYPE)
+def float8_value(byte):
+    """What a float8_e4m3fn stands for, in fp32."""
+    bits = ((byte & 0x80) << 24) | ((byte & 0x7F) << 20)
+    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2**120
 
 
 @triton.jit
-def int8_planes(word, DTYPE: tl.constexpr, PTX: tl.constexpr):
-    """Two planes [BN, 32] of ``byte - 128``; plane j is byte j (first k) and byte 2 + j."""
+def byte_plane(word, J: tl.constexpr, DTYPE: tl.constexpr, FLOAT8: tl.constexpr):
+    """Plane J of :func:`byte_planes` without PTX."""
+    lo = (word >> (8 * J)) & 0xFF
+    hi = (word >> (8 * J + 16)) & 0xFF
+    if FLOAT8:
+        return tl.interleave(float8_value(lo), float8_value(hi)).to(DTYPE)
+    else:
+        return tl.interleave(lo - 128, hi - 128).to(tl.float32).to(DTYPE)
+
+
+@triton.constexpr_function
+def _byte_asm(fp16: bool, float8: bool) -> str:
+    if float8:
+        return (_FLOAT8_FP16 if fp16 else _FLOAT8_BF16).value
+    return (_INT8_FP16 if fp16 else _INT8_BF16).value
+
+
+@triton.jit
+def byte_planes(word, DTYPE: tl.constexpr, FLOAT8: tl.constexpr, PTX: tl.constexpr):
+    """Two planes [BN, 32] of 8-bit codes, as ``byte - 128`` or as float8_e4m3fn.
+
+    Plane j is byte j (first k) and byte 2 + j.
+    """
     if PTX:
         p = tl.inline_asm_elementwise(
-            _INT8_FP16 if DTYPE == tl.float16 else _INT8_BF16,  # noqa: SIM300
+            _byte_asm(DTYPE == tl.float16, FLOAT8),  # noqa: SIM300
             constraints="=&r,=&r,r",
             args=[word],
             dtype=(tl.int32, tl.int32),
@@ -112,42 +132,7 @@ def int8_planes(word, DTYPE: tl.constexpr, PTX: tl.constexpr):
         )
         return pairs(p[0], DTYPE), pairs(p[1], DTYPE)
     else:
-        return byte_plane(word, 0, DTYPE), byte_plane(word, 1, DTYPE)
-
-
-@triton.jit
-def float8_plane(word, J: tl.constexpr, DTYPE: tl.constexpr):
-    """Plane J of float8_e4m3fn values without PTX."""
-    lo = (word >> (8 * J)) & 0xFF
-    hi = (word >> (8 * J + 16)) & 0xFF
-    return tl.interleave(float8_value(lo), float8_value(hi)).to(DTYPE)
-
-
-@triton.jit
-def float8_value(byte):
-    """What a float8_e4m3fn stands for, in fp32."""
-    bits = ((byte & 0x80) << 24) | ((byte & 0x7F) << 20)
-    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2**120
-
-
-@triton.jit
-def byte_planes(word, DTYPE: tl.constexpr, FLOAT8: tl.constexpr, PTX: tl.constexpr):
-    """Two planes [BN, 32] of 8-bit codes: float8_e4m3fn, or see :func:`int8_planes`."""
-    if FLOAT8:
-        if PTX:
-            p = tl.inline_asm_elementwise(
-                _FLOAT8_FP16 if DTYPE == tl.float16 else _FLOAT8_BF16,  # noqa: SIM300
-                constraints="=&r,=&r,r",
-                args=[word],
-                dtype=(tl.int32, tl.int32),
-                is_pure=True,
-                pack=1,
-            )
-            return pairs(p[0], DTYPE), pairs(p[1], DTYPE)
-        else:
-            return float8_plane(word, 0, DTYPE), float8_plane(word, 1, DTYPE)
-    else:
-        return int8_planes(word, DTYPE, PTX)
+        return byte_plane(word, 0, DTYPE, FLOAT8), byte_plane(word, 1, DTYPE, FLOAT8)
 
 
 @triton.jit

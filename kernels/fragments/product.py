@@ -48,7 +48,7 @@ def linear(
     if config.dense:
         _dense(x_MK, weight, lut, bias, residual, y, space)
         return y
-    step = _rows_per_launch(config, m, weight.stored_rows, space)
+    step = _rows_at_once(config, m, weight.stored_rows, space)
     for start in range(0, m, step):
         stop = min(m, start + step)
         part = None if residual is None else residual[start:stop]
@@ -82,8 +82,7 @@ def grouped(
         tiles.rows % config.bm == 0,
         lambda: f"tiles of {tiles.rows} rows; the product takes {config.bm} at once",
     )
-    step = _rows_per_launch(config, p, weight.stored_rows // count, workspace)
-    step = step // tiles.rows * tiles.rows
+    step = _rows_at_once(config, p, weight.stored_rows // count, workspace, tiles.rows)
     for start in range(0, p, step):
         stop = min(p, start + step)
         part = tiles.part(start, stop)
@@ -123,13 +122,12 @@ def _config(
     )
 
 
-def _rows_per_launch(config: FragmentConfig, m: int, rows: int, space: Workspace) -> int:
-    """Rows of x that one launch can take before its partial sums outgrow the workspace."""
-    if config.splits == 1:
-        return m
-    tiles_n = rows // config.bn
-    per_tile = tiles_n * config.splits * config.bm * config.bn
-    return min(space.partials.numel() // per_tile, space.counters.numel() // tiles_n) * config.bm
+def _rows_at_once(
+    config: FragmentConfig, m: int, rows: int, space: Workspace, unit: int = 0
+) -> int:
+    bm, bn = config.bm, config.bn
+    across = rows // bn
+    return space.rows_at_once(m, bm=bm, bn=bn, across=across, splits=config.splits, unit=unit)
 
 
 def dequantize(

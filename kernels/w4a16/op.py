@@ -83,7 +83,7 @@ def w4a16_linear(
     if choice.kernel == "dequantize":
         _dense(x_MK, weight, bias, residual, out, workspace)
         return out
-    step = _rows_per_launch(weight, choice.config, m, workspace)
+    step = _rows_at_once(weight, choice.config, m, workspace)
     if step >= m:
         _launch(choice, x_MK, weight, bias, residual, out, workspace)
         return out
@@ -130,7 +130,7 @@ def w4a16_grouped(
     require(
         tiles.rows % bm == 0, lambda: f"tiles of {tiles.rows} rows; the product takes {bm} at once"
     )
-    step = _rows_per_launch(weight, choice.config, p, space, count) // tiles.rows * tiles.rows
+    step = _rows_at_once(weight, choice.config, p, space, count, tiles.rows)
     for start in range(0, p, step):
         stop = min(p, start + step)
         part = tiles.part(start, stop)
@@ -257,25 +257,17 @@ def _k_unit(k: int, *tensors: Tensor) -> int:
     return 8 if k % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in tensors) else 1
 
 
-def _rows_per_launch(
-    weight: PackedW4, config: W4A16Config, m: int, workspace: Workspace, count: int = 1
+def _rows_at_once(
+    weight: PackedW4,
+    config: W4A16Config,
+    m: int,
+    workspace: Workspace,
+    count: int = 1,
+    unit: int = 0,
 ) -> int:
-    """Rows of x that one launch can take before its partial sums outgrow the workspace."""
-    if config.splits == 1:
-        return m
-    tiles_n = _stored_rows(weight) // count // config.bn
-    per_tile = tiles_n * config.splits * config.bm * config.bn
-    tiles_m = min(workspace.partials.numel() // per_tile, workspace.counters.numel() // tiles_n)
-    require(
-        tiles_m > 0,
-        lambda: (
-            f"{config.splits} splits of {tiles_n} tiles need {per_tile * 4} bytes and {tiles_n} "
-            f"counters; the workspace has {workspace.partials.numel() * 4} bytes and "
-            f"{workspace.counters.numel()} counters"
-        ),
-        "enlarge the workspace, or lower the splits in the override table",
-    )
-    return tiles_m * config.bm
+    bm, bn = config.bm, config.bn
+    across = _stored_rows(weight) // count // bn
+    return workspace.rows_at_once(m, bm=bm, bn=bn, across=across, splits=config.splits, unit=unit)
 
 
 def _launch(

@@ -114,14 +114,20 @@ def w4a8_linear(
         return out
     space = Workspace(device) if workspace is None else workspace
     load = ExpertLoad(1, 1, m) if tiles is None else tiles.load
-    tile, across = choice_for(packed, load, exact, space), atoms // load.count
-    step = _rows_per_launch(tile, across, m, space)
+    tile = choice_for(packed, load, exact, space)
     if tiles is not None:
         require(
             tiles.padded == m and tiles.rows % tile.bm == 0,
             lambda: f"{m} rows in tiles that the product, of {tile.bm} at once, cannot follow",
         )
-        step = step if step >= m else step // tiles.rows * tiles.rows
+    step = space.rows_at_once(
+        m,
+        bm=tile.bm,
+        bn=cfg.BN,
+        across=atoms // load.count * ATOM_ROWS // cfg.BN,
+        splits=tile.splits,
+        unit=0 if tiles is None else tiles.rows,
+    )
     for start in range(0, m, step):
         part = slice(start, min(start + step, m))
         added = None if residual is None else residual[part]
@@ -153,24 +159,6 @@ def choice_for(
         partial_bytes=workspace.partials.numel() * 4,
         counters=workspace.counters.numel(),
     )
-
-
-def _rows_per_launch(tile: cfg.W4A8Config, atoms: int, m: int, space: Workspace) -> int:
-    """Rows of x that one launch can take before its partial sums outgrow the workspace."""
-    if tile.splits == 1:
-        return m
-    across = atoms * ATOM_ROWS // cfg.BN
-    cells = across * tile.splits * tile.bm * cfg.BN
-    tiles = min(space.partials.numel() // cells, space.counters.numel() // across)
-    require(
-        tiles > 0,
-        lambda: (
-            f"{tile.splits} splits of {across} tiles need {cells * 4} bytes and {across} counters; "
-            f"the workspace has {space.partials.numel() * 4} and {space.counters.numel()}"
-        ),
-        "enlarge the workspace",
-    )
-    return tiles * tile.bm
 
 
 def _launch(

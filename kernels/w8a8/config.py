@@ -139,16 +139,6 @@ def choose_exact(arch: int, *, interpreted: bool = False) -> GemmConfig:
     return _INTERPRETED[0] if interpreted else tiles_of(arch)[1]
 
 
-def rows_at_once(config: GemmConfig, n: int, split: int, partials: int, counters: int) -> int:
-    """Rows of x, whole tiles, whose sums a workspace holds when ``split`` programs share a tile.
-
-    ``partials`` (elements) and ``counters`` are what it has room for.
-    """
-    tiles_n = -(-n // config.bn)
-    per_tile = tiles_n * split * config.bm * config.bn
-    return min(partials // per_tile, counters // tiles_n) * config.bm
-
-
 def choose_split(
     config: GemmConfig,
     m: int,

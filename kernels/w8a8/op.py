@@ -118,9 +118,14 @@ def w8a8_linear(
         partials=room[0],
         counters=room[1],
     )
-    step = cfg.rows_at_once(tile, n, split, *room) if fixed and split > 1 else m
-    if tiles is not None and step < m:
-        step = step // tiles.rows * tiles.rows
+    step = space.rows_at_once(
+        m,
+        bm=tile.bm,
+        bn=tile.bn,
+        across=-(-n // tile.bn),
+        splits=split,
+        unit=0 if tiles is None else tiles.rows,
+    )
     partials = space.partials if floating else space.partials.view(torch.int32)
     launch: dict[str, Any] = {
         "BM": tile.bm,

@@ -1,23 +1,17 @@
-"""A judgement as one HTML file: charts, worst tokens in their text, settings and sizes.
-
-The file loads nothing, and runs nothing: it has no scripts, and a content security policy that
-forbids them. Whatever comes from models and texts is escaped.
-"""
+"""A judgement as one HTML file: charts, worst tokens in their text, settings and sizes."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..judge import Accuracy, LayerScore
 from .bootstrap import Difference
 from .charts import Point, bar_chart, heat_map, line_chart
-from .page import TEMPLATE
+from .page import PageChart, PageTable, fill_page, visible
 from .sizes import ModelSize
 from .worst import WorstToken
 
@@ -42,20 +36,6 @@ class Tradeoff:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Chart:
-    title: str
-    drawing: Markup
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def render_page(
     found: Accuracy,
     worst: Sequence[WorstToken],
@@ -76,13 +56,10 @@ def render_page(
         tradeoffs: points of the curve of size and loss.
         sensitivity: module -> KL that it alone costs, nats a token.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
-    )
     names = [str(settings.get(key, "")) for key in ("quantized", "reference")]
-    return environment.from_string(TEMPLATE).render(
-        title=f"{_name(names[0])} beside {_name(names[1])}",
-        subtitle=f"{len(found.windows)} windows, {found.flips.places} places with a next token",
+    return fill_page(
+        f"{_name(names[0])} beside {_name(names[1])}",
+        f"{len(found.windows)} windows, {found.flips.places} places with a next token",
         tiles=_tiles(found),
         verdict="" if difference is None else visible(difference.sentence()),
         charts=_charts(found, tradeoffs),
@@ -102,7 +79,7 @@ def _tiles(found: Accuracy) -> list[tuple[str, str]]:
     ]
 
 
-def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[_Chart]:
+def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[PageChart]:
     depth = [
         Point(layer.layer, layer.residual, f"behind layer {layer.layer}: {layer.residual:.4f}")
         for layer in found.layers
@@ -110,13 +87,13 @@ def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[_Chart]:
     windows = [window.kl for window in found.windows]
     labels = [f"window {i}: KL {kl:.4f}" for i, kl in enumerate(windows)]
     charts = [
-        _Chart(
+        PageChart(
             "Error by depth",
             line_chart(depth, "layer", "relative error"),
             "Of the residual behind each layer, norm of the difference over the norm: what all "
             "layers up to there have done.",
         ),
-        _Chart(
+        PageChart(
             "KL by window",
             bar_chart(windows, labels, "window", "KL, nats a token"),
             "Each window is a text by itself; few high bars mean that single passages suffer.",
@@ -128,7 +105,7 @@ def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[_Chart]:
             for t in sorted(tradeoffs, key=lambda t: t.bits)
         ]
         charts.append(
-            _Chart(
+            PageChart(
                 "Size and loss",
                 line_chart(points, "bits of a weight", "KL, nats a token"),
                 "What the best choice of bits for each matrix is predicted to lose.",
@@ -137,11 +114,11 @@ def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[_Chart]:
     return charts
 
 
-def _maps(found: Accuracy, sensitivity: Mapping[str, float]) -> list[_Chart]:
+def _maps(found: Accuracy, sensitivity: Mapping[str, float]) -> list[PageChart]:
     charts = []
     if any(layer.linears for layer in found.layers):
         charts.append(
-            _Chart(
+            PageChart(
                 "Error of each matrix",
                 _matrices({s.module: s.relative for s in _linears(found.layers)}, "relative error"),
                 "Of outputs on the reference's real inputs, norm of the difference over the norm. "
@@ -150,7 +127,7 @@ def _maps(found: Accuracy, sensitivity: Mapping[str, float]) -> list[_Chart]:
         )
     if sensitivity:
         charts.append(
-            _Chart(
+            PageChart(
                 "Loss of each matrix",
                 _matrices(sensitivity, "KL of each matrix"),
                 "KL in nats a token that this matrix alone costs; all others are the reference's.",
@@ -191,10 +168,10 @@ def _matrices(values: Mapping[str, float], title: str) -> Markup:
 
 def _tables(
     found: Accuracy, settings: Mapping[str, Any], sizes: Sequence[ModelSize]
-) -> list[_Table]:
+) -> list[PageTable]:
     rows = [(key, visible(str(settings[key]))) for key in _SETTINGS if key in settings]
     rows += [("windows", str(len(found.windows))), ("digest", found.digest[:16])]
-    tables = [_Table("Settings", (), rows)]
+    tables = [PageTable("Settings", (), rows)]
     if sizes:
         lines = [
             (
@@ -207,7 +184,7 @@ def _tables(
             for size in sizes
         ]
         heads = ("model", "MB", "bits a weight", "in layers", "formats")
-        tables.append(_Table("Sizes", heads, lines))
+        tables.append(PageTable("Sizes", heads, lines))
     return tables
 
 
@@ -239,11 +216,3 @@ def _token(text: str) -> str:
 def _name(path: str) -> str:
     """The last part of a path."""
     return visible(path.rstrip("/").rsplit("/", 1)[-1])
-
-
-def visible(text: str) -> str:
-    """Text without the characters that HTML forbids, or that turn the direction of what follows."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else "\ufffd"
-        for c in text
-    )

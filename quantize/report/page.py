@@ -1,4 +1,94 @@
-"""The page of a report: its style and its skeleton, filled by :mod:`.html`."""
+"""The page of a report: its style, its skeleton, and what fills it.
+
+The file loads nothing, and runs nothing: it has no scripts, and a content security policy that
+forbids them. Whatever comes from models, texts and files is escaped.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+
+@dataclass(frozen=True, slots=True)
+class PageChart:
+    """A drawing on the page.
+
+    Attributes:
+        title: above it.
+        drawing: SVG.
+        caption: below it.
+    """
+
+    title: str
+    drawing: Markup
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageTable:
+    """A table on the page.
+
+    Attributes:
+        title: above it.
+        heads: of its columns; empty for a list of facts.
+        rows: cells.
+    """
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def fill_page(
+    title: str,
+    subtitle: str,
+    *,
+    tiles: Sequence[tuple[str, str]] = (),
+    verdict: str = "",
+    charts: Sequence[PageChart] = (),
+    tables: Sequence[PageTable] = (),
+    maps: Sequence[PageChart] = (),
+    worst: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """The page, as a text in UTF-8.
+
+    Args:
+        title: of the page.
+        subtitle: below it.
+        tiles: figures that stand out, and what each is.
+        verdict: a sentence, or "".
+        charts: drawings.
+        tables: behind them.
+        maps: drawings behind the tables.
+        worst: places of a text where two models differ.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.from_string(TEMPLATE).render(
+        title=title,
+        subtitle=subtitle,
+        tiles=tiles,
+        verdict=verdict,
+        charts=charts,
+        tables=tables,
+        maps=maps,
+        worst=worst,
+    )
+
+
+def visible(text: str) -> str:
+    """Text without the characters that HTML forbids, or that turn the direction of what follows."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else "\ufffd"
+        for c in text
+    )
+
 
 TEMPLATE = """<!doctype html>
 <html lang="en">

@@ -252,7 +252,7 @@ def _block_type(weight: QuantizedLinear) -> str:
                 return name
     raise QuantizeError(
         f"{weight.name} is quantized as {form.bits} bits in groups of {form.group_size} "
-        f"({form.zero}); no GGUF block holds that as it is",
+        f"({form.zero}); no GGUF block that can be written holds that as it is",
         hint="quantize the dense model to a GGUF type",
     )
 

@@ -231,7 +231,6 @@ def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     assert "no kernel is called 'experts.pla'" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_a_launch_of_another_variant_is_told():
     on = TARGETS["sm_80"]
     variant = next(v for v in family_variants("w8a8", on) if v.kernel == "w8a8.quantize")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bits import Run, Work, assert_same_bits, random_work, run, short_work
+from seeds import fresh_seed
 
 from halfbyte import Engine
 
@@ -63,12 +64,6 @@ FEW: dict[str, Any] = {"kv_tokens": 96, "max_context": 64}
 COUNT = 16
 LONG_COUNT = 30
 ALONE: dict[str, Any] = {"alone": True, "prefix_cache": False, "max_batch_tokens": 512}
-
-
-def fresh_seed() -> int:
-    seed = random.randrange(1 << 40)
-    print("seed", seed)
-    return seed
 
 
 @pytest.fixture(scope="module", params=["float16", "q4_0"])

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
 
 import torch
 from torch import Tensor
-
-
-def fresh_seed() -> int:
-    """Drawn anew each run and printed, so that a failure can be repeated."""
-    seed = random.randrange(1 << 40)
-    print("seed", seed)
-    return seed
 
 
 def generator(seed: int) -> torch.Generator:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from cpu_support import make_ops, needs_compiler, run
-from statistics_support import fresh_seed, generator
+from seeds import fresh_seed
+from statistics_support import generator
 from torch import Tensor
 
 from halfbyte.engine.backends.base import AttentionShape

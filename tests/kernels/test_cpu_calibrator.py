@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from cpu_support import library, needs_compiler
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from halfbyte.kernels.calibrator import PlainCalibrator, UniformGrid

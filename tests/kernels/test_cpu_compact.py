@@ -17,7 +17,7 @@ from cpu_support import (
     run,
     tokens,
 )
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends.cpu_c import CompiledOps

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from cpu_support import make_ops, needs_compiler, tokens
-from statistics_support import chi_square_is_plausible, fresh_seed, generator
+from seeds import fresh_seed
+from statistics_support import chi_square_is_plausible, generator
 from torch import Tensor
 
 from halfbyte.engine.params import SamplingParams

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_support import BF16, F32, make_ops, modes, needs_compiler, run, tokens
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends.base import Activation, AttentionShape

@@ -18,7 +18,7 @@ from activation_support import hard_rows
 from cpu_support import ARM, library, needs_compiler, run, tokens, using
 from emulation_support import EMULATED, EmulatedForm
 from pack_support import BLOCKS
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from test_cpu_rounded import bit_cases, block_case, steep_inputs
 from torch import Tensor
 

@@ -20,7 +20,7 @@ import test_cpu_quantized_inputs as inputs
 import test_cpu_rounded as rounded
 import torch
 from cpu_support import ARM, Kind, all_kinds, library, needs_compiler, using
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.kernels.cpu.forms import FORMS, Form, available_forms, chosen_forms
 from halfbyte.kernels.formats.code_tables import IQ4_NL

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cpu_support import library, needs_compiler, tokens
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 import halfbyte.kernels.cpu.library as lib
 from halfbyte.errors import ConfigError, EngineDeadError

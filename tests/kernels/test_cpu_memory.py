@@ -9,7 +9,7 @@ import pytest
 import torch
 from cpu_support import BYTES, Kind, all_kinds, make_case, needs_compiler
 from pack_support import BLOCKS, DTYPES, TYPES, blocks, packed, stored
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.kernels.cpu.kinds import TILE_KINDS
 from halfbyte.kernels.cpu.pack import TiledLinear

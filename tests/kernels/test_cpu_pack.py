@@ -12,7 +12,7 @@ import torch
 from cpu_support import Kind, all_kinds, library, make_case, needs_compiler, sizes
 from numpy.typing import NDArray
 from pack_support import BLOCKS, DTYPES, HALVES, TYPES, blocks, packed, stored
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.kernels.cpu.arena import Arena
 from halfbyte.kernels.cpu.enums import Added

@@ -21,7 +21,7 @@ from cpu_support import (
     sizes,
     tokens,
 )
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends.cpu_c import CompiledOps

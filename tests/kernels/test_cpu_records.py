@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_support import needs_compiler
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.kernels.cpu import ops
 from halfbyte.kernels.cpu.build import find_compiler

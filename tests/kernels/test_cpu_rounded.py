@@ -27,7 +27,7 @@ from cpu_support import (
     using,
 )
 from pack_support import BLOCKS, blocks, stored
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends import cpu_c

@@ -20,7 +20,7 @@ from cpu_support import (
     using,
 )
 from pack_support import BLOCKS
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from test_cpu_rounded import ROWS, bit_cases, block_case, rounds, steep_codes, steep_inputs
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from statistics_support import fresh_seed, generator
+from seeds import fresh_seed
+from statistics_support import generator
 
 from halfbyte.kernels import reference as ref
 from halfbyte.kernels.formats.activations import quantize_activations

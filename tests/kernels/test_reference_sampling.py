@@ -6,7 +6,8 @@ import random
 
 import pytest
 import torch
-from statistics_support import chi_square_is_plausible, fresh_seed, generator
+from seeds import fresh_seed
+from statistics_support import chi_square_is_plausible, generator
 from torch import Tensor
 
 from halfbyte.kernels import reference as ref

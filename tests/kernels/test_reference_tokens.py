@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cpu_support import Kind, make_case, tokens
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.kernels import reference as ref
 from halfbyte.kernels.formats.activations import piece_columns, quantize_tokens

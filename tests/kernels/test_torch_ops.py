@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_support import BF16, F32, Kind, all_kinds, make_case, sizes, tokens
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from halfbyte.engine.backends.cpu_torch import Int4Linear, TorchOps

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ compile_probe: Any = importlib.import_module("compile_probe")
 
 
 def main(name: str, arch: str, seed: int) -> None:
-    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     engine_module.make_backend = lambda config: compile_probe.make_backend(
         False, torch.float16, EagerExecutor
     )

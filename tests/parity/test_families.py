@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from seeds import fresh_seed
 from tiny_models import CASES, Truth, make_model, save_model
 from torch import Tensor
 
@@ -28,12 +29,6 @@ LENGTHS = [1, 2, 15, 17, 60, 64, 65, 100]
 STEPS = 24
 MIXTURES = ("mixtral", "qwen3_moe")
 BY_LENGTH = ("dynamic", "longrope")
-
-
-def fresh_seed() -> int:
-    seed = random.randrange(1 << 40)
-    print("seed", seed)
-    return seed
 
 
 def prompts_of(seed: int) -> list[list[int]]:

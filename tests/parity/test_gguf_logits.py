@@ -17,7 +17,8 @@ import pytest
 import tiny_models
 import torch
 from gguf.quants import dequantize
-from test_families import BACKENDS, MIXTURES, assert_logits, fresh_seed, prompts_of
+from seeds import fresh_seed
+from test_families import BACKENDS, MIXTURES, assert_logits, prompts_of
 from tiny_models import CASES, GEMMA, VOCAB, Truth, make_model
 from tokenizers import pre_tokenizers
 

@@ -69,7 +69,7 @@ def test_the_triton_kernels_mean_the_same_by_int8(exact: bool) -> None:
     """A prompt in two chunks, then two texts that decode."""
     seed = random.randrange(1 << 32)
     print("seed", seed)
-    ids = random.Random(seed).choices(range(3, 290), k=40)
+    ids = random.Random(seed).choices(range(3, 290), k=28)
     found = {}
     for name, backend, kv_dtype in (
         ("want", "reference", "int8"),
@@ -82,9 +82,9 @@ def test_the_triton_kernels_mean_the_same_by_int8(exact: bool) -> None:
             assert engine.memory.kv_dtype == kv_dtype
             found[name] = engine.logits(ids).float()
             if backend == "interpreter":
-                params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+                params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
                 both = engine.generate([ids, ids[:7]], params)
-                assert [len(one.token_ids) for one in both] == [4, 4]
+                assert [len(one.token_ids) for one in both] == [2, 2]
     apart = {name: float((x - found["want"]).norm(dim=-1).median()) for name, x in found.items()}
     # Another type would be 1 times as far. In 16 bits a key between two codes often falls to the
     # other side, which is a part of the way: 0.39 to 0.44 in eight draws.

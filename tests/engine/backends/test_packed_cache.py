@@ -43,7 +43,7 @@ MODELS = (
     "gguf-q2_k-iq4-phi3",
     "gptq-v2-4b-g32-asym-actorder-qwen2",
     "ct-w8a8-static-asym-tensor-qwen2",
-    "bnb-nf4-gemma2",
+    "bnb-nf4-dq-llama",
     "ct-nvfp4-llama",
 )
 
@@ -79,13 +79,25 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return seen
 
 
+def nested_parts(draw: random.Random, n: int, spans: int) -> dict[str, Any]:
+    """Runs of scales of one byte, a row after the other, as bitsandbytes has them."""
+    shift = draw.randrange(1, 7)
+    firsts = torch.zeros(-(-n // 32) * 32, dtype=torch.int32)
+    firsts[:n] = torch.arange(n, dtype=torch.int32) * spans
+    runs = ((n * spans - 1) >> shift) + 1
+    return {"outer": torch.randn(256 + 2 * runs), "firsts": firsts, "run_shift": shift}
+
+
 def drawn(draw: random.Random) -> dict[str, list[TiledLinear]]:
     """Weights that are random bytes, in the shapes and with the parts of packed ones."""
     found: dict[str, list[TiledLinear]] = {}
-    for index in range(3):
-        n, k, table = draw.randrange(1, 99), 32 * draw.randrange(1, 5), index == 1
+    for index in range(4):
+        n, k, table = draw.randrange(1, 99), 32 * draw.randrange(1, 5), index in (1, 3)
         codes = TileCodes.TABLE if table else TileCodes.BITS3
-        shape = TileShape(codes, TileValues.GROUP, k, 32, number=NumberType.F16, added=Added.ZERO)
+        number, added = (
+            (NumberType.NESTED, Added.NONE) if index == 3 else (NumberType.F16, Added.ZERO)
+        )
+        shape = TileShape(codes, TileValues.GROUP, k, 32, number=number, added=added)
         found[f"layer {index}"] = [
             TiledLinear(
                 data=torch.randint(256, (shape.tile_bytes(n),), dtype=torch.uint8),
@@ -93,8 +105,9 @@ def drawn(draw: random.Random) -> dict[str, list[TiledLinear]]:
                 table=torch.randn(16) if table else None,
                 **{name: getattr(shape, name) for name in ("codes", "values", "k", "span")},
                 n=n,
-                number=NumberType.F16,
-                added=Added.ZERO,
+                number=number,
+                added=added,
+                **(nested_parts(draw, n, k // 32) if index == 3 else {}),
                 center=index,
                 order=torch.randperm(k, dtype=torch.int32) if index == 2 else None,
                 act=ActivationFormat(scale=draw.random()) if index == 2 else None,
@@ -251,6 +264,13 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         ("layer 1", "bias", [0, 4]),
         ("layer 2", "act", {"call": "me"}),
         ("layer 2", "order", "data"),
+        ("layer 3", "outer", None),
+        ("layer 3", "outer", [0, 1024]),
+        ("layer 3", "firsts", None),
+        ("layer 3", "firsts", [0, 64]),
+        ("layer 3", "firsts", "data"),
+        ("layer 3", "run_shift", 0),
+        ("layer 3", "run_shift", 40),
     ],
 )
 def test_headers_that_ask_for_too_much_are_refused(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from seeds import fresh_seed
 from torch import Tensor
 
 import halfbyte.engine.run.sampler as sampler_module
@@ -22,12 +23,6 @@ from halfbyte.engine.run.sampling import RowSampling, sample_row
 from halfbyte.kernels import reference as ref
 
 VOCAB = 64
-
-
-def fresh_seed() -> int:
-    seed = random.randrange(1 << 40)
-    print("seed", seed)
-    return seed
 
 
 def sampler(valid: int = VOCAB, backend: Any = "reference", **more: Any) -> Sampler:

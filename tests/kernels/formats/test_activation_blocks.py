@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 from activation_support import hard_rows
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.kernels.formats.activations import (
     BLOCK,

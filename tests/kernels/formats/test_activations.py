@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from activation_support import RULES, hard_rows
-from statistics_support import fresh_seed
+from seeds import fresh_seed
 
 from halfbyte.kernels.device.input_rounding import InputRounding
 from halfbyte.kernels.formats.activations import quantize_activations

@@ -16,7 +16,8 @@ from halfbyte.quantize.methods.base import UniformCodes
 from halfbyte.quantize.methods.nearest import NearestQuantizer
 from halfbyte.quantize.pipeline import quantize_model
 from halfbyte.quantize.report.charts import Point, bar_chart, heat_map, line_chart
-from halfbyte.quantize.report.html import Tradeoff, render_page, visible
+from halfbyte.quantize.report.html import Tradeoff, render_page
+from halfbyte.quantize.report.page import visible
 from halfbyte.quantize.report.sizes import ModelSize, model_size
 from halfbyte.quantize.report.worst import worst_tokens
 from halfbyte.quantize.windows import Windows, cut_windows, tokenizer_of

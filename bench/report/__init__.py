@@ -1,0 +1,1 @@
+"""Everything measured for a model, as plots and one page."""
