@@ -79,6 +79,7 @@ def variants(arch: int) -> Iterator[Variant]:
     yield _product("late", arch, narrow, 128, "sym", "fp16")
     yield _product("late", arch, narrow, 32, "add32", "fp16", bias=True)
     yield _product("late", arch, narrow, 128, "zero", "fp16", residual=True)
+    yield _product("late", arch, narrow, 128, "zero", "fp16", experts=True)
     for m in (16, 32, 64, 128):
         config = direct_tile(m, arch)
         if config.bm < m:
