@@ -242,7 +242,7 @@ class EngineFlags:
     ] = "auto"
     kv_dtype: Annotated[
         KVDtype,
-        _engine("--kv-dtype", help="Type of kept keys and values; int8 has scales."),
+        _engine("--kv-dtype", help="Type of kept keys and values; int8, float8: half of 16 bits."),
     ] = "auto"
     backend: Annotated[
         BackendName,

@@ -26,9 +26,10 @@ class EngineConfig:
         dtype: type of activations and dense weights. On a CPU ``auto`` is float32 arithmetic with
             dense weights left in their own 16 bits; on a GPU it is bfloat16.
         kv_dtype: type in which keys and values are kept. ``auto`` is float16 on ``cpu_c``, unless
-            ``dtype`` is float32, and that of activations elsewhere. ``int8`` has a float32 scale
-            for each token and key/value head. The Triton kernels' cache has the type of
-            activations; any other is refused.
+            ``dtype`` is float32, and that of activations elsewhere. ``int8`` and
+            ``float8_e4m3fn`` have a float32 scale for each token and key/value head. The Triton
+            kernels' cache has the type of activations or one of these two, the second from sm_89
+            on; the C kernels' anything but float8. Any other is refused.
         backend: ``auto`` picks the fastest for the device: on a CPU ``cpu_c``, the C kernels that
             the system compiler builds at first use, or ``cpu_torch``, torch's own, where they
             cannot be had. ``reference`` computes from the exact codes in plain torch, slowly;

@@ -6,7 +6,7 @@ from typing import Literal
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-KVDtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+KVDtype = Literal["auto", "float32", "float16", "bfloat16", "int8", "float8_e4m3fn"]
 ActivationsName = Literal["auto", "float", "int8-block32", "int8-token"]
 BackendName = Literal["auto", "cuda_triton", "cpu_c", "cpu_torch", "interpreter", "reference"]
 QuantizeMethod = Literal[

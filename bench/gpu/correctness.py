@@ -134,7 +134,7 @@ def true_product(x_MK: Tensor, weight: QuantizedLinear, gated: bool) -> Tensor:
 
 def attention(part: Part) -> None:
     """Decode with splits, prefill with a cached prefix, and exact bits of a row alone."""
-    d, page = part.device, 16 if part.small else 64
+    d, page, space = part.device, 16 if part.small else 64, poisoned(part.device)
     lengths = (40, 7) if part.small else (1, 63, 700, 3000)
     for heads, kv_heads, dim in ((4, 2, 64),) if part.small else ((32, 8, 128), (14, 2, 64)):
         for dtype in (torch.float16, torch.bfloat16):
@@ -153,7 +153,7 @@ def attention(part: Part) -> None:
             ) -> Tensor:
                 return decode_attention(
                     *(q[some].contiguous(), k, v, tables[some].contiguous(), pos[some]),
-                    max_length=max(lengths), scale=scale, exact=exact,
+                    max_length=max(lengths), scale=scale, exact=exact, workspace=space,
                 )  # fmt: skip
 
             def true(q=q, k=k, v=v, tables=tables, pos=pos, line=line, scale=scale) -> Tensor:

@@ -166,9 +166,10 @@ class Step:
                 *(q, k, v, self.tables, self.positions),
                 max_length=self.context,
                 scale=s.dim**-0.5,
+                workspace=m.context.workspace,
             )
             y = o.run(mixed.flatten(1), m.context)
             x = rms_norm(y, m.norm, 1e-5, residual_TD=residual).values
             y = down.run(gate_up.run(x, m.context), m.context)
             x = rms_norm(y, m.norm, 1e-5, residual_TD=residual).values
-        return argmax(m.head.run(x, m.context))
+        return argmax(m.head.run(x, m.context), workspace=m.context.workspace)

@@ -182,10 +182,12 @@ def attention_case(
     out = torch.empty_like(q)
     scale = s.dim**-0.5
     if kind == "decode":
+        space = Workspace(device)
         positions = torch.full((batch,), context - 1, device=device, dtype=torch.int32)
         ours: Launch = lambda i: decode_attention(  # noqa: E731
-            q, *caches[i], tables, positions, max_length=context, scale=scale, out=out
-        )
+            *(q, *caches[i], tables, positions),
+            max_length=context, scale=scale, workspace=space, out=out,
+        )  # fmt: skip
         moved, work = attention_cost(1, context - 1, s.heads, s.kv_heads, s.dim)
     else:
         arch = runtime.arch(runtime.device_index(q))

@@ -12,22 +12,27 @@ of a loop those of its machine code (:mod:`.predict_clocks`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from halfbyte.errors import ConfigError
 
-from ...kernels.attention.config import LEAST_KEY_CHUNK, decode_tile, split_count
+from ...kernels.attention.config import (
+    JOIN_TOGETHER,
+    LEAST_KEY_CHUNK,
+    decode_tile,
+    split_count,
+)
+from ...kernels.attention.decode_kernel import joined_heads
 from ...kernels.codegen.clocks import L2_CLOCKS
 from ...kernels.codegen.targets import target
 from ...kernels.device.dependent import dependent_launch
 from ...kernels.device.gpus import Gpu
 from ...kernels.device.parts import JOINED_PARTS, joined_rows
 from ...kernels.fused.config import head_tile
-from ...kernels.kind import Conditions, MatrixSpec, carrier
+from ...kernels.kind import Chosen, Conditions, MatrixSpec, TritonKind, carrier
 from ...kernels.kinds import KINDS
-from ...kernels.sampling.config import VOCAB_BLOCK
+from ...kernels.sampling.config import NUM_WARPS, VOCAB_BLOCK, tiles_of_a_part
 from .cases import AttentionSizes
 from .floors import BASELINE, BODY, LAYERS, Layer, attention_cost, linear_floor, step_floor
 from .predict_clocks import KernelClocks, recorded_clocks
@@ -39,6 +44,8 @@ PREDICTED_ROWS = (1, 8, 32, 128)
 _SIZES = AttentionSizes()
 _VOCABULARY, _WIDTH, _DEPTH = 128256, 4096, 32
 _SLICE, _SLICES_AHEAD = 128, 4
+_NEAREST = 1.005
+"""A product takes at least so many times its floor."""
 _NEVER_EARLY = ("embedding", "head", "draw")
 _REGISTERS, _CTAS, _RESERVED = 65536, 32, 1024
 
@@ -57,6 +64,7 @@ class CardConstants:
         wake_us: from there to the first instruction of a kernel that has started before and waits.
         ahead_us: in which such a kernel's weights come near, if memory is idle, before it wakes.
         join_clocks: instructions of the last arriver for one piece of a tile, its loads apart.
+        fold_clocks: the same of attention's, for the splits that it loads together.
         host_us: of Python and the driver for a step.
         feed_us: of the device between two steps of which the second was launched while the first
             ran: copies of inputs and tokens.
@@ -72,6 +80,7 @@ class CardConstants:
     wake_us: float = 0.4
     ahead_us: float = 0.9
     join_clocks: float = 235.0
+    fold_clocks: float = 740.0
     host_us: float = 250.0
     feed_us: float = 20.0
     port_bytes: float = 64.0
@@ -84,7 +93,8 @@ class CardConstants:
 CONSTANTS = {80: CardConstants(1.41), 90: CardConstants(1.755)}
 """By compute capability. Assumed, none is measured; those of sm_80 but the clock are sm_90's.
 
-``join_clocks`` was counted in the machine code. ``wake_us`` and ``ahead_us`` are the boldest.
+``join_clocks`` and ``fold_clocks`` were counted in the machine code. ``wake_us`` and ``ahead_us``
+are the boldest.
 """
 
 
@@ -185,6 +195,7 @@ class Predictor:
         self.early = dependent_launch(card.arch)
         # Tokens are read a step late.
         self.late = True
+        self.least = LEAST_KEY_CHUNK
         self._target = target(f"sm_{card.arch}")
 
     def product(self, layer: Layer, rows: int, *, residual: bool = False) -> KernelPrediction:
@@ -200,11 +211,12 @@ class Predictor:
         """
         spec = MatrixSpec(layer.n, layer.k, BODY, gated=layer.gated)
         kind = carrier(KINDS, spec, self.card.arch).kind
-        chosen = kind.choose(spec, rows, Conditions(self.card, fp16=True))
+        chosen = self._chosen(kind, spec, rows)
         if chosen.kernel == "dequantize":
             raise ConfigError(f"{rows} rows are multiplied dense; expected fewer")
         c = chosen.config
-        clocks = self._clocks(kind.name, chosen.kernel, _product_config(c, layer.gated))
+        config = _product_config(chosen.kernel, c, layer.gated)
+        clocks = self._clocks(kind.name, chosen.kernel, config)
         slices = -(-layer.k // _SLICE)
         each = -(-slices // c["splits"])
         tiles = -(-layer.n // c["bn"]) * -(-rows // c["bm"])
@@ -225,17 +237,18 @@ class Predictor:
         note = f"{chosen.kernel} {c['bm']}x{c['bn']}, {ctas} programs"
         note += f", {c['splits']} splits of {each} slices"
         least = linear_floor(self.card, kind.name, rows, layer.n, layer.k).us
+        # What comes ahead is read while the kernel before ends. It is not taken for more than that.
+        terms["stream"] += max(0.0, least * _NEAREST - sum(terms.values()))
         return KernelPrediction(layer.name, rows, note, least, terms, bound)
 
     def step(self, batch: int, context: int = 1024) -> StepPrediction:
         """A decode step of the 8B shape with a 16-bit head, drawn greedily, from a CUDA graph."""
         linears = [self.product(x, batch, residual=x.name[3:] in ("o", "down")) for x in LAYERS[:4]]
-        attention, joins = self._attention(batch, context)
         kinds = {
             "products": (4 * _DEPTH, _DEPTH * sum(x.us for x in linears)),
             "norms": (2 * _DEPTH + 1, (2 * _DEPTH + 1) * self._norm(batch)),
             "rope": (_DEPTH, _DEPTH * self._rope(batch)),
-            "attention": ((1 + len(joins)) * _DEPTH, _DEPTH * sum([attention, *joins])),
+            "attention": (_DEPTH, _DEPTH * self._attention(batch, context)),
             "embedding": (1, self._norm(batch)),
             "head": (1, sum(self._frame(self._head(batch)).values())),
             "draw": (1, self._draw(batch)),
@@ -250,6 +263,10 @@ class Predictor:
             device = sum(us for _, us in kinds.values()) + gaps
             host = max(self.assumed.feed_us, host - device)
         return StepPrediction(batch, context, least, kinds, launches, gaps, host)
+
+    def _chosen(self, kind: TritonKind[Any], spec: MatrixSpec, rows: int) -> Chosen:
+        """What runs, with its tile and splits."""
+        return kind.choose(spec, rows, Conditions(self.card, fp16=True))
 
     def _clocks(self, family: str, kernel: str, config: str) -> KernelClocks:
         return recorded_clocks(f"{family}.{kernel}", config, self._target.name)
@@ -315,8 +332,8 @@ class Predictor:
         clocks = self._clocks("fused", "rope_write_kv", f"fp16 h{_SIZES.heads} d{dim} r{dim}")
         return self._straight(clocks, programs, warps)
 
-    def _attention(self, rows: int, context: int) -> tuple[float, Sequence[float]]:
-        """Decode of a row each, and the kernel that joins its splits where there are some."""
+    def _attention(self, rows: int, context: int) -> float:
+        """Decode of a row each, whose splits the last arriver joins."""
         a, s = self.assumed, _SIZES
         group = s.heads // s.kv_heads
         tile = decode_tile(self.card.arch, group, s.page, s.dim, 2)
@@ -324,17 +341,26 @@ class Predictor:
         clocks = self._clocks("attention", "decode", f"g{group} {shape} fp16")
         pages = -(-context // s.page)
         splits = split_count(self.card.sms, rows * s.kv_heads, context, False)
-        per = max(-(-pages // splits), LEAST_KEY_CHUNK // s.page)
+        per = max(-(-pages // splits), self.least // s.page)
         live = -(-pages // per)
         ctas = rows * s.kv_heads * live
         moved, _ = attention_cost(1, context - 1, s.heads, s.kv_heads, s.dim)
         loop = a.us(self._loop(clocks, ctas, tile.num_warps))
         stream = max(rows * moved / self.card.copy * 1e6, self._pages(pages, per, live, loop))
         time = sum(self._frame(stream, early=self.early).values())
-        if splits == 1:
-            return time, []
-        joined = self._clocks("attention", "reduce", f"g{group} d{s.dim} w4 fp16")
-        return time, [self._straight(joined, rows * s.heads, 4)]
+        return time if splits == 1 else time + self._fold(live, group)
+
+    def _fold(self, live: int, group: int) -> float:
+        """What splits of a row add: of all query heads of a KV head, read by one program.
+
+        Args:
+            live: splits.
+            group: query heads of a KV head.
+        """
+        a = self.assumed
+        rounds = -(-live // JOIN_TOGETHER) * -(-group // joined_heads(group, _SIZES.dim))
+        taken = live * group * (_SIZES.dim + 2) * 4 / a.port_bytes
+        return a.arrive_us + a.us(rounds * (L2_CLOCKS + a.fold_clocks) + taken)
 
     def _pages(self, pages: int, per: int, live: int, loop: float) -> float:
         """Microseconds of the split that takes longest, with so many for a page.
@@ -348,13 +374,21 @@ class Predictor:
         return min(pages, per) * loop
 
     def _draw(self, rows: int) -> float:
-        """The largest logit of each row, by one program of 16 warps."""
+        """The largest logit of each row, by programs of 16 warps that meet where there are some."""
+        a = self.assumed
         clocks = self._clocks("sampling", "argmax", "fp16")
-        loop = self._loop(clocks, rows, 16) * -(-_VOCABULARY // VOCAB_BLOCK)
-        return sum(self._frame(self.assumed.us(loop)).values())
+        span = self._draw_tiles(rows)
+        programs = -(-_VOCABULARY // (span * VOCAB_BLOCK))
+        loop = a.us(self._loop(clocks, rows * programs, NUM_WARPS) * span)
+        meet = a.arrive_us + a.us(L2_CLOCKS) if programs > 1 else 0.0
+        return sum(self._frame(loop).values()) + meet
+
+    def _draw_tiles(self, rows: int) -> int:
+        """Tiles of a row that one program looks at."""
+        return tiles_of_a_part(rows, _VOCABULARY, self.card.sms)
 
 
-def _product_config(c: dict[str, Any], gated: bool) -> str:
-    """Name of the variant of a choice; the small tiles have none of their own for the gate."""
+def _product_config(kernel: str, c: dict[str, Any], gated: bool) -> str:
+    """Name of the variant of a choice; late tiles but one have none of their own for the gate."""
     tile = f"m{c['bm']} g128 zero {c['bm']}x{c['bn']} w{c['warps']} s{c['stages']} fp16"
-    return f"{tile} silu" if gated and c["bm"] in (16, 64, 128) else tile
+    return f"{tile} silu" if gated and (kernel == "direct" or c["bm"] == 16) else tile

@@ -35,7 +35,7 @@ MOST_WARPS = 6
 """Warps of a quarter up to which a loop is played."""
 
 _STEP = {
-    "attention": ("decode g4 p64 d128 w2 s3 fp16", "reduce g4 d128 w4 fp16"),
+    "attention": ("decode g4 p64 d128 w2 s3 fp16",),
     "fused": ("add_rms_norm fp16 4096", "rope_write_kv fp16 h32 d128 r128"),
     "sampling": ("argmax fp16",),
 }

@@ -16,6 +16,7 @@ import torch
 from halfbyte.errors import ConfigError
 
 from ...kernels.cpu import kinds as tiles
+from ...kernels.device.choice import FLOAT8_ARCH
 from ...kernels.device.workspace import PARTIAL_BYTES
 from ...kernels.formats.weight_format import InputRule
 from ...kernels.kind import carrier
@@ -25,11 +26,11 @@ from ..models.decoder import layer_blocks
 from ..run.memory import KV_SHARE
 from .products import Product, embedding, matrices
 
-PlannedKV = Literal["float16", "bfloat16", "int8", "float32"]
+PlannedKV = Literal["float16", "bfloat16", "int8", "float8_e4m3fn", "float32"]
 PlanTarget = Literal["triton", "cpu"]
 # The first is what an engine takes by itself. The Triton kernels do not keep float32.
 PLANNED_KV: dict[PlanTarget, tuple[PlannedKV, ...]] = {
-    "triton": ("bfloat16", "float16", "int8"),
+    "triton": ("bfloat16", "float16", "int8", "float8_e4m3fn"),
     "cpu": ("float16", "bfloat16", "int8", "float32"),
 }
 
@@ -160,6 +161,11 @@ def capacity(
         raise ConfigError(
             f"kv_dtype is {kv!r:.60}; on {where} it is one of {', '.join(PLANNED_KV[target])}",
             hint="leave it out for the default",
+        )
+    if kv == "float8_e4m3fn" and memory.arch < FLOAT8_ARCH:
+        raise ConfigError(
+            f"kv_dtype is {kv!r}, which needs sm_{FLOAT8_ARCH}; the GPU is sm_{memory.arch}",
+            hint="use int8, which takes the same memory",
         )
     context = context or longest
     need = measure(checkpoint, kv, target, memory.arch)

@@ -12,9 +12,9 @@ from ...kernels.attention.config import (
     DIMS,
     decode_tile,
     length_bucket,
-    next_power_of_2,
     prefill_tile,
     split_count,
+    tile_width,
 )
 from ...kernels.device.gpus import Device
 from ...kernels.formats.weight_format import InputRule, input_rounding
@@ -96,7 +96,7 @@ def _attention_rows(
     checkpoint: Checkpoint, device: Device, exact: bool, page: int, context: int
 ) -> Iterator[ExplainedRow]:
     cfg = checkpoint.config
-    group, width = cfg.num_heads // cfg.num_kv_heads, next_power_of_2(cfg.head_dim)
+    group, width = cfg.num_heads // cfg.num_kv_heads, tile_width(cfg.head_dim)
     shape = (device.arch, group, page, width, _SIXTEEN_BIT)
     windows: dict[int, list[int]] = {}
     for index in range(cfg.num_layers):

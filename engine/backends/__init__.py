@@ -10,6 +10,8 @@ import torch
 
 from halfbyte.errors import ConfigError
 
+from ...kernels.device.choice import FLOAT8_ARCH
+from ...kernels.formats.activations import KV_RULES
 from ..config import EngineConfig
 from ..run.executors import (
     CapturingExecutor,
@@ -39,6 +41,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.int8,
+    "float8_e4m3fn": torch.float8_e4m3fn,
 }
 
 
@@ -58,6 +61,11 @@ def make_backend(config: EngineConfig) -> Backend[Any]:
     ops = make_cpu_ops(config)
     if not isinstance(ops, CompiledOps):
         return _plain(ops, config)
+    if config.kv_dtype == "float8_e4m3fn":
+        raise ConfigError(
+            "kv_dtype is 'float8_e4m3fn', in which the C kernels do not keep keys and values",
+            hint="use kv_dtype='int8', which takes the same memory",
+        )
     executor = partial(RecordingExecutor, recorder=ops)
     return one_object_backend(ops, _kv_dtype(config, ops.kv_dtype), executor)
 
@@ -71,6 +79,10 @@ def _plain(ops: PlainOps[Any], config: EngineConfig) -> Backend[Any]:
 def _kv_dtype(config: EngineConfig, auto: torch.dtype) -> torch.dtype:
     """Type of kept keys and values, ``auto`` where the configuration leaves it open."""
     return auto if config.kv_dtype == "auto" else _DTYPES[config.kv_dtype]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def one_object_backend(
@@ -128,13 +140,13 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
             hint="use float16 or bfloat16, or backend='reference' for float32",
         )
     try:
-        from ...kernels.device.runtime import INTERPRETED
+        from ...kernels.device import runtime
     except ImportError as error:
         raise ConfigError(
             f"triton cannot be imported: {error}", hint="pip install triton"
         ) from None
-    if (device.type == "cuda") == INTERPRETED:
-        wanted = "unset" if INTERPRETED else "1"
+    if (device.type == "cuda") == runtime.INTERPRETED:
+        wanted = "unset" if runtime.INTERPRETED else "1"
         raise ConfigError(
             f"backend needs TRITON_INTERPRET {wanted} when triton is first imported",
             hint="change the environment and start again",
@@ -144,13 +156,20 @@ def _triton(config: EngineConfig, device: torch.device) -> Backend[Any]:
     auto = torch.bfloat16 if device.type == "cuda" else torch.float16
     dtype = auto if config.dtype == "auto" else _DTYPES[config.dtype]
     kv_dtype = _kv_dtype(config, dtype)
-    if kv_dtype not in (dtype, torch.int8):
-        own = str(dtype).removeprefix("torch.")
+    if kv_dtype != dtype and kv_dtype not in KV_RULES:
+        own = _dtype_name(dtype)
         raise ConfigError(
             f"kv_dtype is {config.kv_dtype!r}, but the Triton kernels keep keys and values in the "
-            f"type of activations, here {own}, or in int8",
+            f"type of activations, here {own}, or in {' or '.join(map(_dtype_name, KV_RULES))}",
             hint=f"use kv_dtype='auto', {own!r} or 'int8', or change dtype",
         )
+    if kv_dtype == torch.float8_e4m3fn and device.type == "cuda":
+        arch = runtime.arch(device.index or 0)
+        if arch < FLOAT8_ARCH:
+            raise ConfigError(
+                f"kv_dtype is 'float8_e4m3fn', which needs sm_{FLOAT8_ARCH}; the GPU is sm_{arch}",
+                hint="use kv_dtype='int8', which takes the same memory",
+            )
     rule = chosen_rule(config) or "float"
     ops = TritonOps(device, dtype, config.exact, tuned_tables(device), rule)
     if device.type != "cuda":

@@ -252,7 +252,7 @@ class Backend(Generic[P]):
         name: for tables and messages.
         detail: how it computes, in words.
         device: where weights, activations and the KV cache lie.
-        kv_dtype: KV cache type; int8 are codes with scales.
+        kv_dtype: KV cache type; int8 and float8_e4m3fn are codes with scales.
         packer: brings weights into the layout of ``ops``.
         ops: the arithmetic of a step.
         drawer: draws tokens.

@@ -32,7 +32,7 @@ from ...kernels.cpu.ops import (
 )
 from ...kernels.cpu.pack import TiledLinear
 from ...kernels.cpu.program import CompiledProgram
-from ...kernels.formats.activations import KV_RULE
+from ...kernels.formats.activations import KV_RULES
 from ...kernels.formats.canonical import Weight
 from ...kernels.formats.weight_format import ActivationFormat, InputRule
 from ...kernels.kind import MatrixSpec, carrier
@@ -212,7 +212,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             block_stride=kv.k.stride(0),
             scale_stride=scale_stride(kv),
             eps=shape.eps,
-            top=KV_RULE.top,
+            top=KV_RULES[torch.int8].top,
         )
         return q
 

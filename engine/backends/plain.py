@@ -105,7 +105,7 @@ class PlainOps(CpuParts[P]):
         cos, sin = rope_of(shape, step).chunk(2, dim=-1)
         q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
         if kv.k_scale is not None and kv.v_scale is not None:
-            (k, k_scale), (v, v_scale) = quantize_kv(k), quantize_kv(v)
+            (k, k_scale), (v, v_scale) = (quantize_kv(x, kv.k.dtype) for x in (k, v))
             ref.write_scales(k_scale, v_scale, kv.k_scale, kv.v_scale, step.slots)
         ref.write_kv(k, v, kv.k, kv.v, step.slots)
         return q

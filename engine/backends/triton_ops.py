@@ -252,6 +252,7 @@ class TritonOps:
             k_scale_BJS=kv.k_scale,
             v_scale_BJS=kv.v_scale,
             exact=self.exact,
+            workspace=self._context.workspace,
             out=out,
         )
         return out.flatten(1)
@@ -273,7 +274,7 @@ class TritonOps:
 
     def argmax(self, logits_SV: Tensor) -> Tensor:
         """Index of each row's largest logit, int64 [S]."""
-        return argmax(logits_SV)
+        return argmax(logits_SV, workspace=self._context.workspace)
 
     def sample(self, logits_SV: Tensor, rows: Sequence[RowSampling]) -> Tensor | None:
         """One token for each row of logits [S, V], drawn by the sampling kernel: int64 [S]."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu.arena import map_memory
+from ...kernels.formats.activations import KV_RULES
 
 SCALE = torch.float32
 
@@ -36,8 +37,8 @@ class StateSpec:
     per_sequence: tuple[tuple[int, ...], ...] = ()
 
     def token_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes that one token takes in a cache of ``dtype``; int8 has a float32 scale a head."""
-        scale = SCALE.itemsize if dtype == torch.int8 else 0
+        """Bytes that one token takes in a cache of ``dtype``; codes have a float32 scale a head."""
+        scale = SCALE.itemsize if dtype in KV_RULES else 0
         return sum(heads * (width * dtype.itemsize + scale) for heads, width in self.per_token)
 
     @property
@@ -52,7 +53,7 @@ class BlockState:
 
     Attributes:
         tokens: for each tensor of ``per_token`` [blocks, heads, block_size, elements], and in a
-            cache of int8 their float32 scales [blocks, heads, block_size] after them: views
+            cache of codes their float32 scales [blocks, heads, block_size] after them: views
             whose first stride is that of a whole cache block.
         sequences: for each tensor of ``per_sequence`` [rows, *shape].
     """
@@ -65,7 +66,7 @@ class BlockState:
 class LayerKV:
     """Keys ``k`` and values ``v`` of one layer, each [blocks, kv_heads, block_size, head_dim].
 
-    With int8 codes, ``k_scale`` and ``v_scale`` are float32 [blocks, kv_heads, block_size]
+    With codes, ``k_scale`` and ``v_scale`` are float32 [blocks, kv_heads, block_size]
     (:func:`~halfbyte.kernels.formats.activations.quantize_kv`), else None. All are views whose
     first stride is that of a whole cache block.
     """
@@ -83,7 +84,7 @@ class KVCache:
         specs: what each block keeps, in the order of the blocks.
         blocks: number of cache blocks.
         block_size: tokens in a cache block.
-        dtype: element type of what is kept of tokens; int8 are codes with scales.
+        dtype: element type of what is kept of tokens; those of ``KV_RULES`` are codes with scales.
         device: where the cache lies.
         rows: sequences that may be kept at once.
 
@@ -123,7 +124,7 @@ class KVCache:
 
         for spec in specs:
             tokens = [part(dtype, heads, block_size, width) for heads, width in spec.per_token]
-            if dtype == torch.int8:
+            if dtype in KV_RULES:
                 tokens += [part(SCALE, heads, block_size) for heads, _ in spec.per_token]
             sequences = (torch.zeros(rows, *shape, device=device) for shape in spec.per_sequence)
             self.states.append(BlockState(tuple(tokens), tuple(sequences)))

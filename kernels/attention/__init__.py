@@ -1,7 +1,7 @@
 """Attention over the paged KV cache: split-KV decode and prefill with a cached prefix."""
 
 from .config import fits, length_bucket
-from .op import decode_attention, decode_splits, decode_workspace, prefill_attention
+from .op import decode_attention, decode_splits, prefill_attention
 from .table import build_prefill_table, check_block_tables, prefill_block
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "check_block_tables",
     "decode_attention",
     "decode_splits",
-    "decode_workspace",
     "fits",
     "length_bucket",
     "prefill_attention",

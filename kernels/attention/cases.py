@@ -1,15 +1,17 @@
-"""Decode, with its reduction, and prefill over a paged cache."""
+"""Decode, its splits joined by whoever arrives last, and prefill over a paged cache."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..codegen.case import OutputCheck, PreparedCase, PtxCase, type_of, within
+from ..codegen.case import OutputCheck, PreparedCase, PtxCase, type_of, undefined_workspace, within
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
+from ..formats.activations import KV_RULES
 from .op import decode_attention, prefill_attention
 from .paged import PagedCache, paged_cache
 from .reference import paged_attention
@@ -25,7 +27,7 @@ def _decode_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -
     window = c["WINDOW"]
     lengths = [1, c["PAGE"] + 3, 0, 420 if window else 300]
     heads, dtype = c["KV_HEADS"] * c["GROUP"], type_of(variant, "out_ptr")
-    cache = paged_cache(rng, lengths, c["KV_HEADS"], c["PAGE"], c["DIM"], dtype, c["QUANT"])
+    cache = paged_cache(rng, lengths, c["KV_HEADS"], c["PAGE"], c["DIM"], dtype, _codes(c))
     q = torch.randn(len(lengths), heads, c["DIM"], generator=rng).to(dtype)
     positions = torch.tensor(lengths, dtype=torch.int32) - 1
     options = _options(variant)
@@ -39,10 +41,11 @@ def _decode_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -
         options["row_index_T"] = rows
         options["out"] = torch.zeros_like(q)
         want[1] = 0.0
+    space = undefined_workspace(emulation)
 
     def call() -> list[OutputCheck]:
         out = decode_attention(
-            q, cache.k, cache.v, cache.tables, positions, max_length=max(lengths),
+            q, cache.k, cache.v, cache.tables, positions, max_length=max(lengths), workspace=space,
             **options, **cache.scales(),
         )  # fmt: skip
         return [within("out", out, want, _allowed(want, dtype))]
@@ -58,7 +61,7 @@ def _prefill_case(variant: Variant, emulation: Emulation, rng: torch.Generator) 
     block = c["ROWS"] // c["GROUP"]
     fresh = [block + 3, 5]
     lengths = [fresh[0] + (280 if c["WINDOW"] else 3 * page + 5), 5]
-    cache = paged_cache(rng, lengths, kv_heads, page, c["DIM"], dtype, c["QUANT"])
+    cache = paged_cache(rng, lengths, kv_heads, page, c["DIM"], dtype, _codes(c))
     spans, positions, rows, begin = [], [], [], 0
     for row, (length, count) in enumerate(zip(lengths, fresh, strict=True)):
         spans.append((begin, begin + count, length - count))
@@ -81,6 +84,12 @@ def _prefill_case(variant: Variant, emulation: Emulation, rng: torch.Generator) 
         return [within("out", out, want, _allowed(want, dtype))]
 
     return call
+
+
+def _codes(constants: Mapping[str, Any]) -> torch.dtype | None:
+    """What the cache holds in place of floats."""
+    tops = {int(rule.top): dtype for dtype, rule in KV_RULES.items()}
+    return tops.get(constants["QUANT"])
 
 
 def _options(variant: Variant) -> dict[str, Any]:
@@ -117,5 +126,4 @@ def cases() -> dict[str, PtxCase]:
     return {
         "attention.decode": _decode_case,
         "attention.prefill": _prefill_case,
-        "attention.reduce": _decode_case,
     }

@@ -14,11 +14,15 @@ DIMS = (64, 80, 96, 128, 256)
 EXACT_CHUNK = 256
 """Tokens of a split in exact mode."""
 
-LEAST_KEY_CHUNK = 256
-"""Fewest tokens that are worth a split of their own (about 128 KB of keys and values)."""
+LEAST_KEY_CHUNK = 128
+"""Fewest tokens that are worth a split of their own.
 
-REDUCE_TOGETHER = 16
-"""Splits that the reduce kernel joins in one pass; part of the meaning of exact results."""
+A page takes a warp longer than memory (1 us), so that a row of 1024 tokens should be in many hands,
+and the last to arrive joins 8 splits in one round.
+"""
+
+JOIN_TOGETHER = 8
+"""Splits whose results are loaded before the first is added; part of the meaning of exact bits."""
 
 WAVES = 2
 """Programs per multiprocessor that the split count aims at."""
@@ -59,6 +63,11 @@ def fits(dim: int) -> bool:
 def next_power_of_2(n: int) -> int:
     """Smallest power of two >= ``n``; 1 for 0."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def tile_width(dim: int) -> int:
+    """Columns of a tile for a head dimension: a power of two, 16 pairs of codes or more."""
+    return max(32, next_power_of_2(dim))
 
 
 def length_bucket(max_length: int) -> int:
@@ -105,8 +114,14 @@ def decode_tile(arch: int, group: int, page: int, width: int, itemsize: int) -> 
     tile = page * width * max(1, rows // 16)
     num_warps = 4 if tile >= 128 * 128 else 2 if page > 32 or rows > 16 else 1
     stages = _stages(arch, page * width * itemsize * 2, 4 if page == 16 else 3)
-    # The assembler aims at 128 and spills; shared memory allows two programs either way.
-    registers = 160 if arch == 80 and width > 128 else 0
+    registers = 0
+    if arch and width >= 128 and (num_warps < 4 or shared_memory(arch) < 128 * 1024):
+        # The assembler aims at 168, and for it orders loads worse, or spills (sm_86, sm_120);
+        # shared memory allows no more programs than these either way.
+        registers = 255
+    elif arch == 80 and width > 128:
+        # The assembler aims at 128 and spills; shared memory allows two programs either way.
+        registers = 160
     return AttentionTile(rows, num_warps, stages, registers)
 
 
@@ -114,7 +129,8 @@ def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) ->
     """Launch shape of prefill; arguments as for ``decode_tile``.
 
     128 rows and 8 warps, so that every warp owns whole rows in both products; where the head is
-    too wide for that (256), the page too long or the cache int8, and registers run short, fewer.
+    too wide for that (256) or the page too long, and registers run short, fewer. Of an int8 cache
+    the products are half as wide, and warps without rows of their own would repeat each other's.
     """
     memory = shared_memory(arch)
     roomy = memory > 200 * 1024
@@ -123,8 +139,8 @@ def prefill_tile(arch: int, group: int, page: int, width: int, itemsize: int) ->
         rows, num_warps = (64, 8) if memory > 128 * 1024 else (32, 8 if arch == 120 else 4)
     elif arch == 0:
         rows, num_warps = (32 if page > 64 else 64), 4
-    elif (itemsize == 1 and memory <= 128 * 1024) or (page > 64 and not roomy):
-        rows = 64
+    elif page > 64 and not roomy:
+        rows, num_warps = (32, 4) if itemsize == 1 else (64, 8)
     stages = _stages(arch, page * width * itemsize * 2, 3)
     apart = 90 <= arch < 100 and width <= 128 and itemsize > 1
     return AttentionTile(max(rows, next_power_of_2(group)), num_warps, stages, apart=apart)

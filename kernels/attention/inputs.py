@@ -10,6 +10,7 @@ from torch import Tensor
 from ..device import runtime
 from ..device.checks import require
 from ..device.paged import check_cache, check_scale
+from ..formats.activations import KV_RULES
 from .config import DIMS, PAGES, fits
 
 # Tiles are cut for 16-bit types; the interpreter can take wider ones too.
@@ -31,10 +32,10 @@ def check_inputs(
 
     Args:
         q_THE: [T, H, E] of one of FLOATS, heads contiguous.
-        k_cache: [B, J, S, E] of the dtype of ``q`` or int8, blocks contiguous.
+        k_cache: [B, J, S, E] of the dtype of ``q`` or codes (``KV_RULES``), blocks contiguous.
         v_cache: [B, J, S, E], of the dtype and strides of ``k_cache``.
-        k_scale: float32 [B, J, S] for an int8 cache, else None.
-        v_scale: float32 [B, J, S] for an int8 cache, else None.
+        k_scale: float32 [B, J, S] for a cache of codes, else None.
+        v_scale: float32 [B, J, S] for a cache of codes, else None.
         tables: int32 [R, W], rows contiguous.
         scale: finite and > 0.
         window: >= 0.
@@ -63,7 +64,6 @@ def check_inputs(
         lambda: f"{heads} query heads do not divide into {kv_heads} KV heads",
     )
     require(page in PAGES, lambda: f"a KV block has {page} tokens; expected one of {PAGES}")
-    quantized = k_cache.dtype == torch.int8
     require(
         k_cache.stride(0) % 16 == 0,
         lambda: (
@@ -71,7 +71,7 @@ def check_inputs(
         ),
     )
     strides = (k_cache.stride(0), page * dim, dim, 1)
-    dtype = torch.int8 if quantized else q_THE.dtype
+    dtype = k_cache.dtype if k_cache.dtype in KV_RULES else q_THE.dtype
     check_cache("k", k_cache, (blocks, kv_heads, page, dim), strides, dtype, q_THE.device)
     check_cache("v", v_cache, (blocks, kv_heads, page, dim), strides, dtype, q_THE.device)
     check_scale("k", k_scale, k_cache, k_scale)

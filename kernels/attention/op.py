@@ -16,16 +16,18 @@ from torch import Tensor
 from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.dependent import dependent_launch, early_launch
+from ..device.workspace import Workspace
+from ..formats.activations import KV_RULES
 from .config import (
     EXACT_CHUNK,
+    JOIN_TOGETHER,
     LEAST_KEY_CHUNK,
-    REDUCE_TOGETHER,
     decode_tile,
-    next_power_of_2,
     prefill_tile,
     split_count,
+    tile_width,
 )
-from .decode_kernel import decode_kernel, reduce_kernel
+from .decode_kernel import decode_kernel
 from .inputs import check_inputs
 from .prefill_kernel import prefill_kernel
 from .table import check_block_tables
@@ -39,13 +41,6 @@ def decode_splits(
     """Splits that a decode call of this shape uses; fix ``max_length`` per recorded graph."""
     count = runtime.multiprocessors(device.index or 0)
     return split_count(count, tokens * kv_heads, max_length, exact)
-
-
-def decode_workspace(
-    tokens: int, heads: int, head_dim: int, splits: int, device: torch.device | str
-) -> Tensor:
-    """float32 scratch [T * H * splits * (E + 2)]; its content need not be kept or cleared."""
-    return torch.empty(tokens * heads * splits * (head_dim + 2), dtype=torch.float32, device=device)
 
 
 def decode_attention(
@@ -64,7 +59,7 @@ def decode_attention(
     k_scale_BJS: Tensor | None = None,
     v_scale_BJS: Tensor | None = None,
     exact: bool = False,
-    workspace: Tensor | None = None,
+    workspace: Workspace | None = None,
     out: Tensor | None = None,
     debug: bool = False,
 ) -> Tensor:
@@ -72,7 +67,7 @@ def decode_attention(
 
     Args:
         q_THE: float16, bfloat16 or float32; rows may be strided (a slice of the fused qkv row).
-        k_cache_BJSE: keys of the same dtype or int8; only the first stride may be free.
+        k_cache_BJSE: keys of the same dtype, int8 or float8_e4m3fn; only the first stride is free.
         v_cache_BJSE: values, laid out as the keys.
         block_tables_RW: int32, block numbers; entries past a row's length are not read.
         positions_T: int32, position of each token in its text; negative: no token, zeros come out.
@@ -84,10 +79,11 @@ def decode_attention(
             The others keep what ``out`` held. By default all are.
         window: sliding window in tokens; 0 is none.
         soft_cap: scores become ``soft_cap * tanh(score / soft_cap)``; 0 is none.
-        k_scale_BJS: float32 scales of int8 keys.
-        v_scale_BJS: float32 scales of int8 values.
+        k_scale_BJS: float32 scales of keys that are codes.
+        v_scale_BJS: float32 scales of values that are codes.
         exact: fixed splits, so that a token's bits do not depend on the rest of the batch.
-        workspace: see :func:`decode_workspace`.
+        workspace: for splits; tokens whose results outgrow it are taken in several launches. By
+            default one is made for the call.
         out: [T, H, E] contiguous, to be filled.
         debug: check the block tables first (waits for the device).
 
@@ -127,94 +123,75 @@ def decode_attention(
         return out
     reach = min(max_length, window + page) if window else max_length
     splits = decode_splits(device, count, kv_heads, reach, exact)
-    group, width = heads // kv_heads, next_power_of_2(dim)
+    group, width = heads // kv_heads, tile_width(dim)
     arch = runtime.arch(runtime.device_index(q_THE))
     tile = decode_tile(arch, group, page, width, k_cache_BJSE.element_size())
     # Of the few lists, of steps that do more than decode, one variant is enough.
     single = splits == 1 and tokens_S is None
-    stats = partial = q_THE
+    partial, stats, counters, step = q_THE, q_THE, positions_T, count
     if not single:
-        cells = count * heads * splits
-        if workspace is None:
-            workspace = decode_workspace(count, heads, dim, splits, device)
-        check_tensor("workspace", workspace, (None,), (torch.float32,), device)
+        space = Workspace(device) if workspace is None else workspace
+        counters, room = space.counters, space.partials.numel()
+        each = heads * splits * (dim + 2)
+        step = min(count, counters.numel() // kv_heads, room // each)
         require(
-            workspace.numel() >= cells * (dim + 2),
+            step > 0,
             lambda: (
-                f"workspace holds {workspace.numel()} floats; {cells * (dim + 2)} are needed for "
-                f"{count} tokens, {heads} heads of {dim} and {splits} splits"
+                f"{heads} heads of {dim} and {splits} splits need {each * 4} bytes and {kv_heads} "
+                f"counters for a token; the workspace has {room * 4} bytes and "
+                f"{counters.numel()} counters"
             ),
+            "enlarge the workspace",
         )
-        partial, stats = workspace[: cells * dim], workspace[cells * dim :]
-    quantized = k_scale_BJS is not None
+        sums = step * heads * splits * dim
+        partial, stats = space.partials[:sums], space.partials[sums:]
     factor, cap = _factors(scale, soft_cap)
     chunk = max(1, EXACT_CHUNK // page) if exact else 0
     least = max(1, LEAST_KEY_CHUNK // page)
     early = dependent_launch(arch)
-    decode_kernel[(count * kv_heads, splits)](
-        q_THE,
-        k_cache_BJSE,
-        v_cache_BJSE,
-        k_scale_BJS if k_scale_BJS is not None else q_THE,
-        v_scale_BJS if v_scale_BJS is not None else q_THE,
-        block_tables_RW,
-        positions_T,
-        row_index_T if row_index_T is not None else positions_T,
-        tokens_S if tokens_S is not None else positions_T,
-        out,
-        partial,
-        stats,
-        q_THE.stride(0) // 16,
-        k_cache_BJSE.stride(0) // 16,
-        k_scale_BJS.stride(0) if k_scale_BJS is not None else 0,
-        block_tables_RW.stride(0),
-        splits,
-        window,
-        factor,
-        cap,
-        KV_HEADS=kv_heads,
-        GROUP=group,
-        ROWS=tile.rows,
-        PAGE=page,
-        DIM=dim,
-        WIDTH=width,
-        CHUNK=chunk,
-        LEAST=least,
-        SINGLE=single,
-        INDEXED=row_index_T is not None,
-        LISTED=tokens_S is not None,
-        WINDOW=window > 0,
-        SOFT_CAP=soft_cap > 0,
-        QUANT=quantized,
-        EARLY=early,
-        PTX=runtime.use_ptx(q_THE),
-        INTERPRET=runtime.INTERPRETED,
-        **tile.launch,
-        **early_launch(early),
-    )
-    if not single:
-        reduce_kernel[(count * heads,)](
-            partial,
-            stats,
+    for first in range(0, count, step):
+        decode_kernel[(min(step, count - first) * kv_heads, splits)](
+            q_THE,
+            _stored(k_cache_BJSE),
+            _stored(v_cache_BJSE),
+            k_scale_BJS if k_scale_BJS is not None else q_THE,
+            v_scale_BJS if v_scale_BJS is not None else q_THE,
+            block_tables_RW,
             positions_T,
+            row_index_T if row_index_T is not None else positions_T,
             tokens_S if tokens_S is not None else positions_T,
             out,
+            partial,
+            stats,
+            counters,
+            first,
+            q_THE.stride(0) // 16,
+            k_cache_BJSE.stride(0) // 16,
+            k_scale_BJS.stride(0) if k_scale_BJS is not None else 0,
+            block_tables_RW.stride(0),
             splits,
             window,
+            factor,
+            cap,
             KV_HEADS=kv_heads,
             GROUP=group,
+            ROWS=tile.rows,
             PAGE=page,
             DIM=dim,
             WIDTH=width,
             CHUNK=chunk,
             LEAST=least,
-            TOGETHER=REDUCE_TOGETHER,
+            SINGLE=single,
+            INDEXED=row_index_T is not None,
             LISTED=tokens_S is not None,
             WINDOW=window > 0,
-            QUANT=quantized,
+            SOFT_CAP=soft_cap > 0,
+            QUANT=_largest_code(k_cache_BJSE),
+            TOGETHER=JOIN_TOGETHER,
             EARLY=early,
-            num_warps=4,
-            num_stages=2,
+            PTX=runtime.use_ptx(q_THE),
+            INTERPRET=runtime.INTERPRETED,
+            **tile.launch,
             **early_launch(early),
         )
     return out
@@ -251,7 +228,7 @@ def prefill_attention(
         window, soft_cap,
     )  # fmt: skip
     check_tensor("table", table_P4, (None, 4), (torch.int32,), q_THE.device)
-    group, width = heads // kv_heads, next_power_of_2(dim)
+    group, width = heads // kv_heads, tile_width(dim)
     arch = runtime.arch(runtime.device_index(q_THE))
     tile = prefill_tile(arch, group, page, width, k_cache_BJSE.element_size())
     require(
@@ -277,8 +254,8 @@ def prefill_attention(
     factor, cap = _factors(scale, soft_cap)
     prefill_kernel[(table_P4.shape[0], kv_heads)](
         q_THE,
-        k_cache_BJSE,
-        v_cache_BJSE,
+        _stored(k_cache_BJSE),
+        _stored(v_cache_BJSE),
         k_scale_BJS if k_scale_BJS is not None else q_THE,
         v_scale_BJS if v_scale_BJS is not None else q_THE,
         block_tables_RW,
@@ -299,13 +276,23 @@ def prefill_attention(
         WIDTH=width,
         WINDOW=window > 0,
         SOFT_CAP=soft_cap > 0,
-        QUANT=k_scale_BJS is not None,
+        QUANT=_largest_code(k_cache_BJSE),
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
         APART=tile.apart,
         **tile.launch,
     )
     return out
+
+
+def _largest_code(cache_BJSE: Tensor) -> int:
+    rule = KV_RULES.get(cache_BJSE.dtype)
+    return 0 if rule is None else int(rule.top)
+
+
+def _stored(cache_BJSE: Tensor) -> Tensor:
+    """A cache as the kernels read it: codes in pairs, [B, J, S, E / 2] int16."""
+    return cache_BJSE.view(torch.int16) if cache_BJSE.dtype in KV_RULES else cache_BJSE
 
 
 def _factors(scale: float, soft_cap: float) -> tuple[float, float]:

@@ -19,7 +19,7 @@ class PagedCache:
     Attributes:
         k: keys [B, J, S, E], blocks strided.
         v: values, the same.
-        k_scale: float32 [B, J, S] of int8 keys, else None.
+        k_scale: float32 [B, J, S] of keys that are codes, else None.
         v_scale: the same of values.
         true_k: what the keys mean, in float64.
         true_v: what the values mean.
@@ -48,11 +48,11 @@ def paged_cache(
     page: int,
     dim: int,
     dtype: torch.dtype,
-    quantized: bool = False,
+    codes: torch.dtype | None = None,
 ) -> PagedCache:
     """Rows of the given lengths in shuffled blocks of ``page`` tokens, [kv_heads, page, dim] each.
 
-    ``quantized``: int8 with float32 scales in place of ``dtype``.
+    ``codes``: such with float32 scales in place of ``dtype``.
     """
     need = [-(-length // page) for length in lengths]
     blocks = sum(need) + 2
@@ -68,15 +68,15 @@ def paged_cache(
             block = int(tables[row, token // page])
             fresh = torch.randn(2, kv_heads, dim, generator=rng)
             whole[block, 1, :, :, token % page] = fresh
-    if not quantized:
+    if codes is None:
         cache = whole.to(dtype)
         k, v = cache[:, 1, 0], cache[:, 1, 1]
         return PagedCache(k, v, None, None, k.double(), v.double(), tables, list(lengths))
     written = ~whole[:, 1, :, :, :, 0].isnan()
-    codes, scales = quantize_kv(whole.nan_to_num())
-    true = dequantize_kv(codes, scales, torch.float64)
+    kept, scales = quantize_kv(whole.nan_to_num(), codes)
+    true = dequantize_kv(kept, scales, torch.float64)
     scales[:, 1][~written] = float("nan")
     return PagedCache(
-        codes[:, 1, 0], codes[:, 1, 1], scales[:, 1, 0], scales[:, 1, 1],
+        kept[:, 1, 0], kept[:, 1, 1], scales[:, 1, 0], scales[:, 1, 1],
         true[:, 1, 0], true[:, 1, 1], tables, list(lengths),
     )  # fmt: skip

@@ -27,7 +27,14 @@ import triton
 import triton.language as tl
 
 from ..device.rounding import narrow
-from .tile import LOWEST, attend_page, normalized
+from .tile import (
+    LOWEST,
+    attend_page,
+    empty_sums,
+    joined_columns,
+    normalized,
+    query_planes,
+)
 
 
 @triton.jit(do_not_specialize=["q_stride", "block_stride", "scale_stride", "table_width", "window"])
@@ -74,7 +81,7 @@ def prefill_kernel(
     member = rows % GROUP
     ahead_of_first = rows // GROUP
     inside = (ahead_of_first[:, None] < count) & (columns[None, :] < DIM)
-    q = tl.load(
+    tile = tl.load(
         q_ptr
         + (first_token + ahead_of_first).to(tl.int64)[:, None] * q_stride * 16
         + (head * GROUP + member)[:, None] * DIM
@@ -82,17 +89,19 @@ def prefill_kernel(
         mask=inside,
         other=0.0,
     )
+    q = query_planes(tile, QUANT)
+    STORED: tl.constexpr = DIM // 2 if QUANT else DIM
     final = position + count - 1
     # Rows past the block's tokens see what its last token sees; nothing of them is stored.
     limits = tl.minimum(position + ahead_of_first, final)
     table = tables_ptr + line.to(tl.int64) * table_width
-    k_head = k_ptr + head * (PAGE * DIM)
-    v_head = v_ptr + head * (PAGE * DIM)
+    k_head = k_ptr + head * (PAGE * STORED)
+    v_head = v_ptr + head * (PAGE * STORED)
     k_scale_head = k_scale_ptr + head * PAGE
     v_scale_head = v_scale_ptr + head * PAGE
     top = tl.full((ROWS,), LOWEST, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
-    acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    acc = empty_sums(ROWS, WIDTH, QUANT)
     begin = 0
     full_begin = 0
     end = (final + PAGE) // PAGE
@@ -108,7 +117,7 @@ def prefill_kernel(
             top, mass, acc = attend_page(
                 q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block, block_stride,
             scale_stride, page, limits, factor, soft_cap, window,
-                PAGE, DIM, True, True, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
+                PAGE, STORED, True, True, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
             )  # fmt: skip
     following = tl.load(table + full_begin, mask=full_begin < full_end, other=0)
     for page in range(full_begin, full_end):
@@ -117,14 +126,14 @@ def prefill_kernel(
         top, mass, acc = attend_page(
             q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
-            PAGE, DIM, False, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
+            PAGE, STORED, False, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
         )  # fmt: skip
     for page in range(full_end, end):
         block = tl.load(table + page)
         top, mass, acc = attend_page(
             q, top, mass, acc, k_head, v_head, k_scale_head, v_scale_head, block,
             block_stride, scale_stride, page, limits, factor, soft_cap, window,
-            PAGE, DIM, True, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
+            PAGE, STORED, True, WINDOW, SOFT_CAP, QUANT, PTX, INTERPRET, APART,
         )  # fmt: skip
     # The line is read again (``shift`` is 0, which the compiler cannot know): addresses derived
     # from the first reading would be kept in registers, and spilled, all through the loops.
@@ -137,5 +146,6 @@ def prefill_kernel(
         + columns[None, :]
     )
     inside = (ahead_of_first[:, None] < count + shift) & (columns[None, :] < DIM)
+    acc = joined_columns(acc, QUANT)
     out = narrow(normalized(acc, mass[:, None], QUANT), out_ptr.dtype.element_ty)
     tl.store(out_ptr + address, out, mask=inside)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..device.checks import require
-from .config import next_power_of_2, prefill_tile
+from .config import prefill_tile, tile_width
 
 
 def prefill_block(
@@ -16,7 +16,7 @@ def prefill_block(
 ) -> int:
     """Tokens of one line of the prefill table: what ``block_q`` of the calls below must be."""
     group = heads // kv_heads
-    tile = prefill_tile(arch, group, page, next_power_of_2(head_dim), itemsize)
+    tile = prefill_tile(arch, group, page, tile_width(head_dim), itemsize)
     return max(1, tile.rows // group)
 
 

@@ -6,57 +6,63 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..codegen.variant import Variant
+from ..device.choice import FLOAT8_ARCH
 from ..device.dependent import dependent_launch, early_launch
-from .config import LEAST_KEY_CHUNK, REDUCE_TOGETHER, decode_tile, next_power_of_2, prefill_tile
-from .decode_kernel import decode_kernel, reduce_kernel
+from .config import JOIN_TOGETHER, LEAST_KEY_CHUNK, decode_tile, prefill_tile, tile_width
+from .decode_kernel import decode_kernel
 from .prefill_kernel import prefill_kernel
+
+CODES = {"int8": 127, "e4m3": 448}
+"""Kinds of codes that a cache may hold, and the largest of each."""
 
 _POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_ptr", "out_ptr")
 _TOKENS = ("positions_ptr", "row_index_ptr", "tokens_ptr")
 _STRIDES = ("q_stride", "block_stride", "scale_stride", "table_width", "window")
 
 
-def _common(arch: int, group: int, page: int, dim: int, **flags: bool) -> dict[str, Any]:
+def _common(arch: int, group: int, page: int, dim: int, **flags: Any) -> dict[str, Any]:
     return {
         "KV_HEADS": 8,
         "GROUP": group,
         "PAGE": page,
         "DIM": dim,
-        "WIDTH": next_power_of_2(dim),
+        "WIDTH": tile_width(dim),
         "WINDOW": flags.get("window", False),
         "SOFT_CAP": flags.get("soft_cap", False),
-        "QUANT": flags.get("quant", False),
+        "QUANT": CODES.get(flags.get("codes", ""), 0),
         "PTX": arch > 0,
         "INTERPRET": False,
     }
 
 
-def _signature(dtype: str, quant: bool) -> dict[str, str]:
-    cache = "*i8" if quant else f"*{dtype}"
+def _signature(dtype: str, codes: str) -> dict[str, str]:
+    cache = "*i16" if codes else f"*{dtype}"
     types = {name: f"*{dtype}" for name in ("q_ptr", "out_ptr")}
     types |= {"k_ptr": cache, "v_ptr": cache, "k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"}
     types |= {"tables_ptr": "*i32", "factor": "fp32", "soft_cap": "fp32"}
     return types | dict.fromkeys(_STRIDES, "i32")
 
 
-def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
-    quant, listed = flags.get("quant", False), flags.get("listed", False)
+def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: Any) -> Variant:
+    codes, listed = flags.get("codes", ""), flags.get("listed", False)
     early = dependent_launch(arch)
-    width = next_power_of_2(dim)
-    tile = decode_tile(arch, group, page, width, 1 if quant else 2)
-    name = " ".join(name for name, on in flags.items() if on)
+    width = tile_width(dim)
+    tile = decode_tile(arch, group, page, width, 1 if codes else 2)
+    name = " ".join(on if name == "codes" else name for name, on in flags.items() if on)
     return Variant(
         kernel="attention.decode",
         config=f"g{group} p{page} d{dim} w{tile.num_warps} s{tile.num_stages} {dtype} "
         f"{name}".strip(),
         fn=decode_kernel,
-        signature=_signature(dtype, quant)
+        signature=_signature(dtype, codes)
         | {"positions_ptr": "*i32", "row_index_ptr": "*i32", "tokens_ptr": "*i32"}
-        | {"splits": "i32", "partial_ptr": "*fp32", "stats_ptr": "*fp32"},
+        | {"partial_ptr": "*fp32", "stats_ptr": "*fp32", "count_ptr": "*i32"}
+        | {"splits": "i32", "first_token": "i32"},
         constants=_common(arch, group, page, dim, **flags)
         | {"ROWS": tile.rows, "CHUNK": 0, "LEAST": LEAST_KEY_CHUNK // page}
-        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed, "EARLY": early},
-        divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr"),
+        | {"SINGLE": False, "INDEXED": listed, "LISTED": listed, "EARLY": early}
+        | {"TOGETHER": JOIN_TOGETHER},
+        divisible=(*_POINTERS, *_TOKENS, "partial_ptr", "stats_ptr", "count_ptr"),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         options=({"maxnreg": tile.registers} if tile.registers else {}) | early_launch(early),
@@ -64,17 +70,17 @@ def _decode(arch: int, dtype: str, group: int, page: int, dim: int, **flags: boo
     )
 
 
-def _prefill(arch: int, dtype: str, group: int, page: int, dim: int, **flags: bool) -> Variant:
-    quant = flags.get("quant", False)
-    width = next_power_of_2(dim)
-    tile = prefill_tile(arch, group, page, width, 1 if quant else 2)
-    name = " ".join(name for name, on in flags.items() if on)
+def _prefill(arch: int, dtype: str, group: int, page: int, dim: int, **flags: Any) -> Variant:
+    codes = flags.get("codes", "")
+    width = tile_width(dim)
+    tile = prefill_tile(arch, group, page, width, 1 if codes else 2)
+    name = " ".join(on if name == "codes" else name for name, on in flags.items() if on)
     return Variant(
         kernel="attention.prefill",
         config=f"g{group} p{page} d{dim} m{tile.rows} w{tile.num_warps} s{tile.num_stages} {dtype} "
         f"{name}".strip(),
         fn=prefill_kernel,
-        signature=_signature(dtype, quant) | {"work_ptr": "*i32"},
+        signature=_signature(dtype, codes) | {"work_ptr": "*i32"},
         constants=_common(arch, group, page, dim, **flags)
         | {"ROWS": tile.rows, "APART": tile.apart},
         divisible=(*_POINTERS, "work_ptr"),
@@ -100,39 +106,9 @@ def variants(arch: int) -> Iterator[Variant]:
         yield make(arch, "fp16", 4, 16, 128)
         for dim in (64, 80, 96, 256):
             yield make(arch, "fp16", 4, 64, dim)
-        yield make(arch, "fp16", 4, 64, 128, quant=True)
-        yield make(arch, "bf16", 4, 64, 128, quant=True)
+        yield make(arch, "fp16", 4, 64, 128, codes="int8")
+        yield make(arch, "bf16", 4, 64, 128, codes="int8")
+        if arch >= FLOAT8_ARCH:
+            yield make(arch, "bf16", 4, 64, 128, codes="e4m3")
         yield make(arch, "bf16", 4, 64, 256, soft_cap=True, window=True)
     yield _decode(arch, "fp16", 4, 64, 128, listed=True)
-    yield Variant(
-        kernel="attention.reduce",
-        config="g4 d128 w4 fp16",
-        fn=reduce_kernel,
-        signature={
-            "partial_ptr": "*fp32",
-            "stats_ptr": "*fp32",
-            "positions_ptr": "*i32",
-            "tokens_ptr": "*i32",
-            "out_ptr": "*fp16",
-            "splits": "i32",
-            "window": "i32",
-        },
-        constants={
-            "KV_HEADS": 8,
-            "GROUP": 4,
-            "PAGE": 64,
-            "DIM": 128,
-            "WIDTH": 128,
-            "CHUNK": 0,
-            "LEAST": LEAST_KEY_CHUNK // 64,
-            "TOGETHER": REDUCE_TOGETHER,
-            "LISTED": False,
-            "WINDOW": False,
-            "QUANT": False,
-            "EARLY": dependent_launch(arch),
-        },
-        divisible=("partial_ptr", "stats_ptr", "positions_ptr", "tokens_ptr", "out_ptr"),
-        num_warps=4,
-        num_stages=2,
-        options=early_launch(dependent_launch(arch)),
-    )

@@ -42,7 +42,13 @@ PreparedCase = Callable[[], Sequence[OutputCheck]]
 PtxCase = Callable[[Variant, Emulation, torch.Generator], PreparedCase]
 """Draws inputs for one variant, outside of the emulation."""
 
-FLOAT_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+ELEMENT_TYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "i8": torch.int8,
+    "fp8e4nv": torch.float8_e4m3fn,
+}
 
 
 def within(name: str, got: Tensor, want: Tensor, allowed: Tensor | float) -> OutputCheck:
@@ -61,8 +67,8 @@ def same_bits(name: str, got: Tensor, want: Tensor) -> OutputCheck:
 
 
 def type_of(variant: Variant, pointer: str) -> torch.dtype:
-    """The float type that an argument of a variant points at."""
-    return FLOAT_TYPES[variant.signature[pointer].removeprefix("*")]
+    """The element type that an argument of a variant points at."""
+    return ELEMENT_TYPES[variant.signature[pointer].removeprefix("*")]
 
 
 def undefined_workspace(emulation: Emulation, partial_bytes: int = 1 << 20) -> Workspace:

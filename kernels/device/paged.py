@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..formats.activations import KV_RULES
 from .checks import require
 
 
@@ -47,14 +48,14 @@ def check_scale(name: str, scale: Tensor | None, k_cache: Tensor, k_scale: Tenso
 
     Args:
         name: ``k`` or ``v``, for the message.
-        scale: float32 [B, J, S] for an int8 cache, else None.
+        scale: float32 [B, J, S] for a cache of codes, else None.
         k_cache: the keys, [B, J, S, E].
         k_scale: the scales of the keys, checked before those of the values.
 
     Raises:
-        KernelInputError: there are none for int8, some for another cache, or they do not fit.
+        KernelInputError: there are none for codes, some for another cache, or they do not fit.
     """
-    quantized = k_cache.dtype == torch.int8
+    quantized = k_cache.dtype in KV_RULES
     require(
         (scale is not None) == quantized,
         lambda: (

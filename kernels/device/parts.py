@@ -268,6 +268,18 @@ def _join(ptrs, there, splits, PARTS: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
+def arrives_last(count_ptr, parts):
+    """Whether this program, whose part is stored, is the last of ``parts`` to say so.
+
+    The counter is zero before the first arrival. The last program puts it back, and sees all that
+    the others have stored; it has to load that from the second cache.
+    """
+    # All warps have stored before one lane announces it.
+    tl.debug_barrier()
+    return tl.atomic_add(count_ptr, 1, sem="acq_rel") == parts - 1
+
+
+@triton.jit
 def finish(
     acc,
     out_ptr,
@@ -310,10 +322,7 @@ def finish(
         cell = m[:, None] * BN + n
         there = (m < live)[:, None]
         tl.store(parts + split * SIZE + cell, acc, mask=there, cache_modifier=".cg")
-        # All warps have stored before one lane announces it.
-        tl.debug_barrier()
-        arrived = tl.atomic_add(count_ptr + slot, 1, sem="acq_rel")
-        if arrived == splits - 1:
+        if arrives_last(count_ptr + slot, splits):
             for first in range(0, live, STEP):
                 some = first + tl.arange(0, STEP)
                 ptrs = parts + (some[:, None] * BN + n)

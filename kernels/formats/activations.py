@@ -54,24 +54,29 @@ def quantize_activations(x_TK: Tensor, rule: ActivationFormat) -> tuple[Tensor, 
     return torch.round((x / scale + zero).clamp(-128.0, 127.0)) - zero, scale
 
 
-# Keys and values kept as int8: dynamic and symmetric, the largest element becomes 127.
-KV_RULE = ActivationFormat(top=127.0)
+KV_RULES = {
+    torch.int8: ActivationFormat(top=127.0),
+    torch.float8_e4m3fn: ActivationFormat(kind="e4m3", top=448.0),
+}
+"""How keys and values are kept as codes: the largest element becomes the largest code."""
 
 
-def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes of keys or values, one scale for each token and head: ``x ~ codes * scale``.
+def quantize_kv(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Codes of keys or values, one scale for each token and head: ``x ~ codes * scale``.
 
     Args:
         x: [..., E] float.
+        dtype: of the codes, one of ``KV_RULES``.
 
     Returns:
-        int8 [..., E] in -127..127, ``round(x / scale)``, ties to even, and float32 [...],
-        ``max |x| / 127``, or 1 for zeros: :func:`quantize_activations` by ``KV_RULE``. Where an
-        element is no finite number, the scale is none, and the codes mean nothing.
+        [..., E] of ``dtype``, ``round(x / scale)``, ties to even, and float32 [...], ``max |x|``
+        over the largest code (127 or 448), or 1 for zeros: :func:`quantize_activations` by
+        ``KV_RULES``. Where an element is no finite number, the scale is none, and the codes mean
+        nothing.
     """
-    codes, scale = quantize_activations(x.reshape(-1, x.shape[-1]), KV_RULE)
+    codes, scale = quantize_activations(x.reshape(-1, x.shape[-1]), KV_RULES[dtype])
     bad = ~codes.isfinite().all(-1, keepdim=True)
-    codes = codes.nan_to_num(0.0, 0.0, 0.0).to(torch.int8)
+    codes = codes.nan_to_num(0.0, 0.0, 0.0).to(dtype)
     scale = scale.masked_fill(bad, torch.nan)
     return codes.view(x.shape), scale.view(x.shape[:-1])
 

@@ -39,24 +39,6 @@ _INT8_BF16 = tl.constexpr(
     lop3.b32 b, w, 0x00800080, 0x43804380, 0x6a;
     fma.rn.bf16x2 $1, b, m, a; }"""
 )
-# float8_e4m3fn: below the sign, exponent and mantissa go to where fp16 or bf16 ends its exponent,
-# whose bias a product puts right: by 256, and by 2**120. All steps are exact, those of subnormal
-# numbers included.
-# Plane 1 has the upper byte of both halves of the word; 0xf8: a | (b & c).
-_FLOAT8 = """{{ .reg .b32 a, m, z, w;
-    mov.b32 m, {1};
-    mov.b32 z, 0x80008000;
-    shl.b32 w, $2, 8;
-    and.b32 a, w, 0x7f007f00;
-    shr.u32 a, a, {0};
-    lop3.b32 a, a, w, 0x80008000, 0xf8;
-    fma.rn.{2} $0, a, m, z;
-    and.b32 a, $2, 0x7f007f00;
-    shr.u32 a, a, {0};
-    lop3.b32 a, a, $2, 0x80008000, 0xf8;
-    fma.rn.{2} $1, a, m, z; }}"""
-_FLOAT8_FP16 = tl.constexpr(_FLOAT8.format(1, "0x5c005c00", "f16x2"))
-_FLOAT8_BF16 = tl.constexpr(_FLOAT8.format(4, "0x7b807b80", "bf16x2"))
 # A 16-entry table of 2-byte values in 8 registers: $5..$8 hold the low bytes of entries 0-15,
 # $9..$12 the high bytes. prmt picks 4 of 8 bytes by the low 3 bits of 4 nibbles; bit 3 of each
 # code then chooses between the picks from entries 0-7 and 8-15 (selector byte i or i + 4).
@@ -91,19 +73,12 @@ def pairs(word, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def float8_value(byte):
-    """What a float8_e4m3fn stands for, in fp32."""
-    bits = ((byte & 0x80) << 24) | ((byte & 0x7F) << 20)
-    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2**120
-
-
-@triton.jit
 def byte_plane(word, J: tl.constexpr, DTYPE: tl.constexpr, FLOAT8: tl.constexpr):
     """Plane J of :func:`byte_planes` without PTX."""
     lo = (word >> (8 * J)) & 0xFF
     hi = (word >> (8 * J + 16)) & 0xFF
     if FLOAT8:
-        return tl.interleave(float8_value(lo), float8_value(hi)).to(DTYPE)
+        return tl.interleave(bits.float8_value(lo), bits.float8_value(hi)).to(DTYPE)
     else:
         return tl.interleave(lo - 128, hi - 128).to(tl.float32).to(DTYPE)
 
@@ -111,7 +86,7 @@ def byte_plane(word, J: tl.constexpr, DTYPE: tl.constexpr, FLOAT8: tl.constexpr)
 @triton.constexpr_function
 def _byte_asm(fp16: bool, float8: bool) -> str:
     if float8:
-        return (_FLOAT8_FP16 if fp16 else _FLOAT8_BF16).value
+        return bits.float8_asm(fp16)
     return (_INT8_FP16 if fp16 else _INT8_BF16).value
 
 

@@ -104,10 +104,8 @@ def _rope_write_kv_case(
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, generator=rng).to(dtype)
     angles = torch.rand(tokens, c["HALF"], generator=rng) * 6
     rope = torch.cat((angles.cos(), angles.sin()), -1)
-    quantized = c["QUANT"]
-    before = torch.full(
-        (3, 2, 2, kv_heads, page, dim), 99, dtype=torch.int8 if quantized else dtype
-    )
+    quantized, kept = c["QUANT"], type_of(variant, "k_ptr")
+    before = torch.full((3, 2, 2, kv_heads, page, dim), 96.0).to(kept)
     before_scales = torch.full((3, 2, kv_heads, page), -1.0)
     norms = [torch.randn(dim, generator=rng) if c["NORM"] else None for _ in range(2)]
     true = [
@@ -120,7 +118,8 @@ def _rope_write_kv_case(
         true[side] = apply_rope(true[side], cos, sin)
     # A rotation mixes two values, rounded once, twice after a norm: errors go by the head's size.
     bound = (1.0 if c["NORM"] else 0.5) * torch.finfo(dtype).eps + 2e-6
-    step = 0.51 / 127 if quantized else 0.0
+    # Half a step of codes where the largest is.
+    step = {torch.int8: 0.51 / 127, torch.float8_e4m3fn: 16.1 / 448}.get(kept, 0.0)
 
     def far(got: Tensor, want: Tensor, extra: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         size = want.abs().amax(-1, keepdim=True)
@@ -145,10 +144,10 @@ def _rope_write_kv_case(
                     got = got * scales[block, side, :, offset].double().unsqueeze(-1)
                 checks.append(within(f"{'kv'[side]}{t}", *far(got, true[1 + side][t], step)))
             if quantized:  # values are stored as they came
-                codes, scale = quantize_kv(qkv[t].view(-1, dim)[-kv_heads:])
+                codes, scale = quantize_kv(qkv[t].view(-1, dim)[-kv_heads:], kept)
                 checks.append(same_bits(f"codes{t}", cache[block, 1, 1, :, offset], codes))
                 checks.append(same_bits(f"scale{t}", scales[block, 1, :, offset], scale))
-            cache[block, 1, :, :, offset] = 99
+            cache[block, 1, :, :, offset] = 96.0
             scales[block, :, :, offset] = -1.0
         return [*checks, same_bits("cache", cache, before), same_bits("s", scales, before_scales)]
 

@@ -12,6 +12,7 @@ from ..device import runtime
 from ..device.checks import check_tensor, require
 from ..device.dependent import dependent_launch, early_launch
 from ..device.paged import check_cache, check_scale
+from ..formats.activations import KV_RULES
 from .config import head_tile, next_power_of_2
 from .outputs import FLOATS
 from .rope_kernel import rope_kernel
@@ -38,14 +39,14 @@ def rope_write_kv(
         qkv_TC: [T, (H + 2 J) E], heads of q, then k, then v; float16, bfloat16 or float32.
         rope_TF2: float32 [T, 2 F], F cosines then F sines of each token; 2 F <= E.
         slots_T: int64, ``block * S + offset`` of each token; negative: k and v are not stored.
-        k_cache_BJSE: the dtype of ``qkv``, or int8; only the first stride may be free.
+        k_cache_BJSE: the dtype of ``qkv``, int8 or float8_e4m3fn; only the first stride is free.
         v_cache_BJSE: laid out as the keys.
         heads: query heads H.
         q_norm_E: weight of the per-head RMSNorm of q, or None; with ``k_norm`` or not at all.
         k_norm_E: the same for k.
         eps: epsilon of those norms.
-        k_scale_BJS: float32 scales of an int8 cache, written.
-        v_scale_BJS: float32 scales of an int8 cache, written.
+        k_scale_BJS: float32 scales of a cache of codes, written.
+        v_scale_BJS: float32 scales of a cache of codes, written.
         out: [T, H, E] to be filled; its rows may be strided (q's own place in ``qkv``, say).
 
     Raises:
@@ -65,9 +66,9 @@ def rope_write_kv(
         lambda: f"rope has {rope_TF2.shape[1]} columns; expected an even number in 2..{dim}",
     )
     check_tensor("slots", slots_T, (tokens,), (torch.int64,), device)
-    quantized = k_cache_BJSE.dtype == torch.int8
+    quantized = k_cache_BJSE.dtype in KV_RULES
     strides = (k_cache_BJSE.stride(0), page * dim, dim, 1)
-    dtype = torch.int8 if quantized else qkv_TC.dtype
+    dtype = k_cache_BJSE.dtype if quantized else qkv_TC.dtype
     check_cache("k", k_cache_BJSE, (blocks, kv_heads, page, dim), strides, dtype, device)
     check_cache("v", v_cache_BJSE, (blocks, kv_heads, page, dim), strides, dtype, device)
     check_scale("k", k_scale_BJS, k_cache_BJSE, k_scale_BJS)

@@ -1,9 +1,10 @@
-"""q/k RMSNorm, RoPE, KV write and int8 KV quantisation from one row of the fused qkv product.
+"""q/k RMSNorm, RoPE, KV write and its rounding to codes from one row of the fused qkv product.
 
 Per head of q and k: ``x = x / sqrt(mean(x**2) + eps) * w`` where the model has such norms (first
 rounded, then multiplied, as :func:`reference.rms_norm`), then ``(a, b) = (a cos - b sin, b cos +
 a sin)`` on the pairs of the first 2 F dimensions; v passes through. All in float32, rounded once
-at the end. int8: ``codes = round(y / (max|y| / 127))`` of the rounded head, one scale each.
+at the end. int8 and float8 e4m3: ``codes = round(y / (max|y| / TOP))`` of the rounded head, one
+scale each, TOP being 127 and 448.
 
 Grid (T, heads / HEADS): a program takes HEADS of the H + 2 J heads of a token, whatever their
 kind. qkv [T, (H + 2 J) E]; rope float32 [T, 2 F], cosines then sines; slots int64 [T], negative
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 
 from ..device.dependent import await_previous, release_next
-from ..device.rounding import int8_codes, narrow, scale_of
+from ..device.rounding import codes_of, narrow, scale_of
 
 
 @triton.jit
@@ -43,7 +44,8 @@ def _store(q, kv, columns, y, scale, q_mask, kv_mask, DTYPE: tl.constexpr, QUANT
     """Some columns of every head, to q's output or into the cache."""
     tl.store(q + columns[None, :], narrow(y, DTYPE), mask=q_mask)
     if QUANT:
-        codes = int8_codes(narrow(y, DTYPE).to(tl.float32), tl.zeros_like(y) + scale, 0.0, -128.0)
+        KIND: tl.constexpr = kv.dtype.element_ty
+        codes = codes_of(narrow(y, DTYPE).to(tl.float32), scale, 0.0, -128.0, KIND)
         tl.store(kv + columns[None, :], codes, mask=kv_mask)
     else:
         tl.store(kv + columns[None, :], narrow(y, DTYPE), mask=kv_mask)
@@ -137,7 +139,8 @@ def rope_kernel(
         largest = tl.maximum(size_a, size_b)
         if REST_TILE > 0:
             largest = tl.maximum(largest, tl.max(tl.abs(narrow(rest, DTYPE).to(tl.float32)), 1))
-        scale_H = scale_of(largest, 127.0)
+        FLOAT8: tl.constexpr = k_ptr.dtype.element_ty == tl.float8e4nv
+        scale_H = scale_of(largest, 448.0 if FLOAT8 else 127.0)
         scale = scale_H[:, None]
         scale_at = block * scale_stride + cell
         scale_ptrs = tl.where(is_k, k_scale_ptr + scale_at, v_scale_ptr + scale_at)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..codegen.variant import Variant
+from ..device.choice import FLOAT8_ARCH
 from ..device.dependent import dependent_launch, early_launch
 from ..device.input_rounding import InputRounding
 from .activation_kernel import gated_kernel, gated_quant_kernel
@@ -101,10 +102,10 @@ def _gated(dtype: str, width: int, gelu: bool, codes: str = "") -> Variant:
 
 
 def _rope(
-    early: bool, dtype: str, heads: int, dim: int, half: int, norm: bool, quant: bool
+    early: bool, dtype: str, heads: int, dim: int, half: int, norm: bool, codes: str
 ) -> Variant:
     count, warps = head_tile(heads + 16, next_power_of_2(half))
-    cache = "*i8" if quant else f"*{dtype}"
+    cache = {"": f"*{dtype}", "int8": "*i8", "e4m3": "*fp8e4nv"}[codes]
     types = {"qkv_ptr": f"*{dtype}", "q_ptr": f"*{dtype}", "k_ptr": cache, "v_ptr": cache}
     types |= {"rope_ptr": "*fp32", "slots_ptr": "*i64", "q_norm_ptr": "*fp32"}
     types |= {"k_norm_ptr": "*fp32", "k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"}
@@ -113,8 +114,8 @@ def _rope(
     constants = {"Q_HEADS": heads, "KV_HEADS": 8, "DIM": dim, "HALF": half, "PAGE": 64}
     constants |= {"HEADS": count, "HALF_TILE": next_power_of_2(half)}
     constants |= {"REST_TILE": next_power_of_2(rest) if rest else 0}
-    constants |= {"NORM": norm, "QUANT": quant, "EARLY": early}
-    name = f"{dtype} h{heads} d{dim} r{2 * half}{' norm' if norm else ''}{' int8' if quant else ''}"
+    constants |= {"NORM": norm, "QUANT": bool(codes), "EARLY": early}
+    name = f"{dtype} h{heads} d{dim} r{2 * half}{' norm' * norm}{codes and ' ' + codes}"
     return _make("rope_write_kv", name, rope_kernel, types, constants, warps, early)
 
 
@@ -125,14 +126,16 @@ def variants(arch: int) -> Iterator[Variant]:
         for width in (4096, 8192):
             yield _norm(early, dtype, width, 0)
         yield _embed(dtype, 4096)
-        yield _rope(early, dtype, 32, 128, 64, False, False)
+        yield _rope(early, dtype, 32, 128, 64, False, "")
     yield _norm(early, "fp16", 4096, 128)
     yield _gated("fp16", 14336, False)
     yield _gated("bf16", 14336, True)
     for codes in CODE_ROUNDINGS:
-        if codes != "e4m3" or arch >= 89:
+        if codes != "e4m3" or arch >= FLOAT8_ARCH:
             yield _norm(early, "bf16", 8192, 0, codes)
             yield _gated("bf16", 28672, False, codes)
-    yield _rope(early, "bf16", 64, 128, 64, True, False)
-    yield _rope(early, "fp16", 32, 128, 64, False, True)
-    yield _rope(early, "fp16", 32, 80, 16, False, False)
+    yield _rope(early, "bf16", 64, 128, 64, True, "")
+    yield _rope(early, "fp16", 32, 128, 64, False, "int8")
+    if arch >= FLOAT8_ARCH:
+        yield _rope(early, "bf16", 32, 128, 64, False, "e4m3")
+    yield _rope(early, "fp16", 32, 80, 16, False, "")

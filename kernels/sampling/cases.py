@@ -8,7 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..codegen.case import OutputCheck, PreparedCase, PtxCase, same_bits, type_of, within
+from ..codegen.case import (
+    OutputCheck,
+    PreparedCase,
+    PtxCase,
+    same_bits,
+    type_of,
+    undefined_workspace,
+    within,
+)
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
 from . import reference as sampling_reference
@@ -35,7 +43,7 @@ def allowed_tokens(logits_V: Tensor, choice: TokenChoice, counts_V: Tensor | Non
 
 
 def _argmax_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
-    """Ties, a row with a NaN, and logits beyond the valid ids."""
+    """Ties, a row with a NaN, and logits beyond the valid ids; two programs a row, and one."""
     dtype, unit = type_of(variant, "logits_ptr"), variant.constants["UNIT"]
     logits = torch.randn(3, _VOCABULARY, generator=rng).clamp(max=2.0).to(dtype)
     logits[:, -unit] = math.nan
@@ -43,9 +51,17 @@ def _argmax_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -
     want = [int((row == row.max()).nonzero()[0]) for row in logits[:, :valid].float()]
     logits[1, 17] = math.nan
     want[1] = -1
+    space = undefined_workspace(emulation)
 
     def call() -> list[OutputCheck]:
-        return [same_bits("ids", argmax(logits, valid=valid), torch.tensor(want))]
+        return [
+            same_bits(
+                f"ids of {rows} rows",
+                argmax(logits[:rows], valid=valid, workspace=space),
+                torch.tensor(want[:rows]),
+            )
+            for rows in (2, 3)
+        ]
 
     return call
 

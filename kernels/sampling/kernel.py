@@ -55,29 +55,76 @@ def or_none(token, best, nan):
     return tl.where(sound, token, -1)
 
 
-@triton.jit(do_not_specialize=["vocabulary", "logits_stride"])
+@triton.jit
+def rank(value, token):
+    """int64 that is larger for a larger finite float32, and among equals for the lower token."""
+    bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
+    # Negative floats grow with falling bits.
+    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (order.to(tl.int64) << 32) + (0x7FFFFFFF - token)
+
+
+@triton.jit(do_not_specialize=["vocabulary", "logits_stride", "span"])
 def argmax_kernel(
-    logits_ptr, out_ptr, vocabulary, logits_stride, BLOCK: tl.constexpr, UNIT: tl.constexpr
+    logits_ptr,
+    out_ptr,
+    parts_ptr,
+    count_ptr,
+    vocabulary,
+    logits_stride,
+    span,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Lowest index of each row's largest logit; -1 for NaN or no finite largest. Grid (R,).
+    """Lowest index of each row's largest logit; -1 for NaN or no finite largest.
+
+    Grid (R, programs of a row), of which each looks at ``span`` tiles. Where there are several,
+    each stores its best in ``parts`` int64 [R, PARTS]; the one that arrives last at the row's
+    counter takes the best of them, and sets the counter back to zero.
 
     The vocabulary and strides are given in units of UNIT entries: only so is it known that loads
     may be 16 bytes wide.
     """
     row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    parts = tl.num_programs(1)
     vocabulary *= UNIT
     logits_stride *= UNIT
+    first = part * span * BLOCK
+    stop = tl.minimum(first + span * BLOCK, vocabulary)
     value = tl.full((BLOCK,), float("-inf"), tl.float32)
     index = tl.full((BLOCK,), 2147483647, tl.int32)
     nan = tl.full((BLOCK,), 0, tl.int32)
-    for begin in range(0, vocabulary, BLOCK):
+    for begin in range(first, stop, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         x = raw_logits(logits_ptr + row * logits_stride, columns, vocabulary)
         nan = tl.where(x == x, nan, 1)
         index = tl.where(x > value, columns, index)
         value = tl.where(x > value, x, value)
     best, token = first_best(value, index)
-    tl.store(out_ptr + row, or_none(token, best, tl.max(nan, 0)).to(tl.int64))
+    if parts == 1:
+        tl.store(out_ptr + row, or_none(token, best, tl.max(nan, 0)).to(tl.int64))
+    else:
+        # A NaN outranks everything, as infinity does: no row with either has a token.
+        best = tl.where(tl.max(nan, 0) == 0, best, float("inf"))
+        tl.store(parts_ptr + row * PARTS + part, rank(best, token), cache_modifier=".cg")
+        # The store comes before the arrival of the same thread.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(count_ptr + row, 1, sem="acq_rel")
+        if arrived == parts - 1:
+            n = tl.arange(0, PARTS)
+            none = -9223372036854775808
+            ranks = tl.load(
+                parts_ptr + row * PARTS + n, mask=n < parts, other=none, cache_modifier=".cg"
+            )
+            best_rank = tl.max(ranks, 0)
+            chosen = 0x7FFFFFFF - (best_rank & 0x7FFFFFFF)
+            infinity = rank(tl.full((), float("inf"), tl.float32), 0x7FFFFFFF)
+            least = rank(tl.full((), float("-inf"), tl.float32), 0)
+            sound = (best_rank < infinity) & (best_rank > least)
+            tl.store(out_ptr + row, tl.where(sound, chosen, -1))
+            tl.store(count_ptr + row, 0)
 
 
 @triton.jit(do_not_specialize=["vocabulary", "logits_stride", "counts_stride"])

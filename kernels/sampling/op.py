@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
-from .config import BINS, CANDIDATES, NUM_WARPS, VOCAB_BLOCK
+from ..device.workspace import Workspace
+from .config import BINS, CANDIDATES, MOST_PARTS, NUM_WARPS, VOCAB_BLOCK, tiles_of_a_part
 from .kernel import argmax_kernel, sample_kernel
 from .rows import FLOAT_FIELDS, INT_FIELDS
 
@@ -39,12 +40,20 @@ def _check_logits(logits_SV: Tensor, valid: int | None) -> int:
     return vocabulary
 
 
-def argmax(logits_SV: Tensor, *, valid: int | None = None, out: Tensor | None = None) -> Tensor:
+def argmax(
+    logits_SV: Tensor,
+    *,
+    valid: int | None = None,
+    workspace: Workspace | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Lowest id of each row's largest logit -> int64 [S]; -1 for NaN or no finite largest.
 
     Args:
         logits_SV: float16, bfloat16 or float32; rows may be strided.
         valid: ids from 0 to ``valid - 1`` may be chosen; all by default.
+        workspace: of this stream, in which the programs of a row meet; required to keep a CUDA
+            graph free of allocations.
         out: int64 [S] to be filled.
 
     Raises:
@@ -57,13 +66,22 @@ def argmax(logits_SV: Tensor, *, valid: int | None = None, out: Tensor | None = 
     check_tensor("out", out, (rows,), (torch.int64,), logits_SV.device)
     if rows:
         unit = _unit(vocabulary, logits_SV)
-        argmax_kernel[(rows,)](
+        space = Workspace(logits_SV.device) if workspace is None else workspace
+        parts = space.partials.view(torch.int64)
+        sms = runtime.multiprocessors(runtime.device_index(logits_SV))
+        fits = rows <= min(space.counters.numel(), parts.numel() // MOST_PARTS)
+        span = tiles_of_a_part(rows, vocabulary, sms if fits else 1)
+        argmax_kernel[(rows, -(-vocabulary // (span * VOCAB_BLOCK)))](
             logits_SV,
             out,
+            parts,
+            space.counters,
             vocabulary // unit,
             logits_SV.stride(0) // unit,
+            span,
             BLOCK=VOCAB_BLOCK,
             UNIT=unit,
+            PARTS=MOST_PARTS,
             num_warps=NUM_WARPS,
         )
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..codegen.variant import Variant
-from .config import BINS, CANDIDATES, NUM_WARPS, VOCAB_BLOCK
+from .config import BINS, CANDIDATES, MOST_PARTS, NUM_WARPS, VOCAB_BLOCK
 from .kernel import argmax_kernel, sample_kernel
 
 _ODD = {8: "", 1: " odd"}
@@ -24,11 +24,14 @@ def variants(arch: int) -> Iterator[Variant]:
             signature={
                 "logits_ptr": f"*{dtype}",
                 "out_ptr": "*i64",
+                "parts_ptr": "*i64",
+                "count_ptr": "*i32",
                 "vocabulary": "i32",
                 "logits_stride": "i32",
+                "span": "i32",
             },
-            constants={"BLOCK": VOCAB_BLOCK, "UNIT": unit},
-            divisible=("logits_ptr", "out_ptr"),
+            constants={"BLOCK": VOCAB_BLOCK, "UNIT": unit, "PARTS": MOST_PARTS},
+            divisible=("logits_ptr", "out_ptr", "parts_ptr", "count_ptr"),
             num_warps=NUM_WARPS,
             num_stages=3,
             unit=VOCAB_BLOCK / 32 / NUM_WARPS,

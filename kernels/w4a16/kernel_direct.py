@@ -6,6 +6,8 @@ integer, so two half-precision instructions a pair give the same bits as float32
 
 Weights are the left operand and never leave the registers: on compute capability 9.0 this
 becomes a warp-group product with a register operand, before it the ordinary tensor-core one.
+Before each product warp groups fence their registers and shared memory, and wait for the last one,
+so there two planes are one product of 64 k.
 Shapes, layout and raggedness as in kernel_late. Deterministic.
 """
 
@@ -107,10 +109,13 @@ def direct_kernel(
     GATED: tl.constexpr,
     GROUPED: tl.constexpr,
     EARLY: tl.constexpr,
+    PLANES: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """One [BN, BM] tile of one split. Grid: (row tiles, splits of K, token tiles).
+
+    PLANES: planes of codes that one product takes, 1 or 2.
 
     GROUPED: the weight holds the rows of all experts, one after the other, and ``experts`` says
     whose rows of x each run of ``per_expert`` tiles has, -1 for nobody's.
@@ -137,7 +142,7 @@ def direct_kernel(
 
     m = tile_m * BM + tl.arange(0, BM)
     m = tl.where(m < M, m, tile_m * BM)
-    k = tl.arange(0, 32)
+    k = tl.arange(0, 32 * PLANES)
     x_ptrs = x_ptr + first * 128 + (m.to(tl.int64) * K)[None, :] + k[:, None]
     start = (tile_w * (BN // 64)).to(tl.int64) * tiles_k + first
     unit_ptrs = units_ptr + start * 2048 + unit_offsets(tiles_k, BN)
@@ -159,13 +164,21 @@ def direct_kernel(
         row_ptrs = table_ptrs + row * width
         entries = tl.load(row_ptrs)
         for j in tl.static_range(4):
-            if EVEN_K:
-                x = tl.load(x_ptrs + 32 * j)
-            else:
-                x = tl.load(x_ptrs + 32 * j, mask=(k + 32 * j < left)[:, None], other=0.0)
             if j > 0 and j * PER_SLICE % 4 == 0:
                 entries = tl.load(row_ptrs + j * PER_SLICE // 4 * width)
-            acc = dot(scaled(p[j], entries, j, SHIFT, ADDITIVE, PTX), x, acc, INTERPRET)
+            w = scaled(p[j], entries, j, SHIFT, ADDITIVE, PTX)
+            if PLANES == 2 and j % 2 == 0:
+                even = w
+            else:
+                begin = 32 * (j + 1 - PLANES)
+                if EVEN_K:
+                    x = tl.load(x_ptrs + begin)
+                else:
+                    x = tl.load(x_ptrs + begin, mask=(k + begin < left)[:, None], other=0.0)
+                if PLANES == 2:
+                    # Side by side along k. No element changes its lane.
+                    w = tl.join(even, w).permute(0, 2, 1).reshape(BN, 64)
+                acc = dot(w, x, acc, INTERPRET)
         x_ptrs += 128
         unit_ptrs += 2048
     finish(

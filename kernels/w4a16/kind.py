@@ -78,7 +78,7 @@ class W4A16Kind(TritonKind[PackedW4]):
             group = math.gcd(group, SLICE)
         device = where.device
         sizes = m, _stored_rows(spec), spec.k, group
-        return Problem(*sizes, where.fp16, device.arch, device.sms, where.exact)
+        return Problem(*sizes, where.fp16, device.arch, device.sms, where.exact, spec.gated)
 
     def choose(self, spec: MatrixSpec, m: int, where: Conditions) -> Chosen:
         """Late scaling, scaling in registers, or a dense product, by table or formula."""

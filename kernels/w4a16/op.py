@@ -17,7 +17,15 @@ from ..device.choice import crossover
 from ..device.dependent import dependent_launch
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.workspace import Workspace
-from .config import Problem, TileChoice, W4A16Config, choose, fits, launch_options
+from .config import (
+    Problem,
+    TileChoice,
+    W4A16Config,
+    choose,
+    fits,
+    joined_planes,
+    launch_options,
+)
 from .kernel_direct import dequantize_kernel, direct_kernel
 from .kernel_late import late_kernel
 from .layout import ATOM_ROWS, SLICE, PackedW4
@@ -166,6 +174,7 @@ def grouped_choice(
         arch=arch,
         sms=runtime.multiprocessors(index),
         exact=exact,
+        gated=weight.gated,
     )
     return choose(
         problem,
@@ -196,6 +205,7 @@ def choice_for(
         arch=runtime.arch(index),
         sms=runtime.multiprocessors(index),
         exact=exact,
+        gated=weight.gated,
     )
     return choose(
         problem,
@@ -317,6 +327,8 @@ def _launch(
     if choice.kernel == "late":
         kernel = late_kernel
         constants["WARPS"] = config.warps
+    else:
+        constants["PLANES"] = joined_planes(config, arch)
     kernel[grid](
         x_MK,
         weight.units,

@@ -20,10 +20,11 @@ from .config import (
     TileChoice,
     W4A16Config,
     choose,
+    count_splits,
     direct_tile,
     late_tile,
     late_tokens,
-    split_count,
+    resident,
 )
 from .config import table_key as table_key
 from .layout import ROW_ALIGN, SLICE
@@ -88,7 +89,9 @@ def check(key: Key, values: Mapping[str, Any], where: str) -> None:
         return
     if not isinstance(kernel, str) or kernel not in _TILES:
         raise fault(where, f"kernel is {kernel!r:.60}; expected late, direct or dequantize")
-    allowed = {"bm": _TILES[kernel], "bn": (ROW_ALIGN,), "warps": (1, 2, 4, 8)}
+    narrow = kernel == "late" and values["bm"] == 8
+    rows = (64, ROW_ALIGN) if narrow else (ROW_ALIGN,)
+    allowed = {"bm": _TILES[kernel], "bn": rows, "warps": (1, 2, 4, 8)}
     for name, choices in allowed.items():
         if type(values[name]) is not int or values[name] not in choices:
             wanted = ", ".join(map(str, choices))
@@ -116,9 +119,9 @@ def adapt(values: Mapping[str, Any], key: Key, sms: int) -> dict[str, Any]:
     """A neighbour's kernel and tile, with splits by the formula for the problem's own shape."""
     if values["kernel"] == "dequantize":
         return dict(values)
-    bm, bn = values["bm"], values["bn"]
-    programs = sms * max(1, 8 // values["warps"])
-    return {**values, "splits": _split(key.rows, key.m, key.k, bm, bn, programs)}
+    config = W4A16Config(**{name: values[name] for name in FIELDS[1:]})
+    programs = sms * resident(config, key.arch)
+    return {**values, "splits": _split(key.rows, key.m, key.k, config, programs)}
 
 
 def timed(problem: Problem) -> tuple[WeightFormat, bool]:
@@ -151,22 +154,25 @@ def _tiles(problem: Problem) -> Iterator[tuple[str, W4A16Config]]:
     for bm in (8, 16, 32):
         if bm <= most and (bm >= problem.m or bm == most) and problem.m <= 4 * most:
             yield "late", late_tile(bm)
+    if problem.m <= 8 and not problem.gated:
+        yield "late", late_tile(8, 64)
     for m in (16, 32, 64, 128):
         if m >= min(problem.m, 128) or 2 * m >= problem.m:
             yield "direct", direct_tile(m, problem.arch)
 
 
 def _splits(problem: Problem, tile: W4A16Config) -> list[int]:
-    programs = problem.sms * max(1, 8 // tile.warps)
-    sizes = problem.rows, problem.m, problem.k, tile.bm, tile.bn
-    return sorted({_split(*sizes, int(programs * w)) for w in _WAVES})
+    programs = problem.sms * resident(tile, problem.arch)
+    sizes = problem.rows, problem.m, problem.k
+    return sorted({_split(*sizes, tile, max(1, int(programs * w))) for w in _WAVES})
 
 
-def _split(rows: int, m: int, k: int, bm: int, bn: int, programs: int) -> int:
+def _split(rows: int, m: int, k: int, config: W4A16Config, programs: int) -> int:
     """Splits of K that keep so many programs busy and fit the workspace."""
+    bm, bn = config.bm, config.bn
     tiles = rows // bn * -(-m // bm)
     cap = max(1, PARTIAL_BYTES // (tiles * bm * bn * 4)) if tiles <= COUNTERS else 1
-    return split_count(tiles, -(-k // SLICE), programs, cap)
+    return count_splits(config, tiles, -(-k // SLICE), programs, cap)
 
 
 def _values(choice: TileChoice) -> dict[str, Any]:

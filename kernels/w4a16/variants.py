@@ -12,6 +12,7 @@ from .config import (
     KernelName,
     W4A16Config,
     direct_tile,
+    joined_planes,
     late_tile,
     late_tokens,
     launch_options,
@@ -70,21 +71,35 @@ def variants(arch: int) -> Iterator[Variant]:
     yield _product("late", arch, tile, 128, "zero", "fp16", residual=True)
     yield _product("late", arch, tile, 128, "zero", "fp16", gated=True)
     yield _product("late", arch, late_tile(8), 128, "zero", "fp16", gated=True, experts=True)
+    narrow = late_tile(8, 64)
+    for group in (128, 64, 32, 256, 0):
+        yield _product("late", arch, narrow, group, "zero", "fp16")
+    for group in (128, 32):
+        yield _product("late", arch, narrow, group, "zero", "bf16")
+    yield _product("late", arch, narrow, 128, "sym", "fp16")
+    yield _product("late", arch, narrow, 32, "add32", "fp16", bias=True)
+    yield _product("late", arch, narrow, 128, "zero", "fp16", residual=True)
+    yield _product("late", arch, narrow, 128, "zero", "fp16", experts=True)
     for m in (16, 32, 64, 128):
         config = direct_tile(m, arch)
         if config.bm < m:
             continue
-        if m <= 16 or (m <= 32 and not tensor_memory(arch)):
-            yield _product("direct", arch, config, 32, "zero", "fp16")
+        few = m <= 16 or (m <= 32 and not tensor_memory(arch))
+        if few:
+            # Late scaling takes the other groups, on compute capability 9.0 in bf16 alone.
             yield _product("direct", arch, config, 32, "add32", "bf16")
+        if few and arch != 90:
+            yield _product("direct", arch, config, 32, "zero", "fp16")
             continue
         for group in (128, 64, 32, 0):
             yield _product("direct", arch, config, group, "zero", "fp16")
         yield _product("direct", arch, config, 128, "sym", "fp16")
+        yield _product("direct", arch, config, 128, "zero", "fp16", gated=True)
+        if few:
+            continue
         yield _product("direct", arch, config, 128, "zero", "bf16")
         yield _product("direct", arch, config, 32, "add32", "fp16")
         yield _product("direct", arch, config, 128, "zero", "fp16", even=False)
-        yield _product("direct", arch, config, 128, "zero", "fp16", gated=True)
         yield _product("direct", arch, config, 128, "zero", "fp16", bias=True, experts=True)
     for dtype in ("fp16", "bf16"):
         for group, form in ((128, "zero"), (32, "add32")):
@@ -129,6 +144,8 @@ def _product(
     }
     if name == "late":
         constants["WARPS"] = config.warps
+    else:
+        constants["PLANES"] = joined_planes(config, arch)
     flags = {"odd": not even, "bias": bias, "residual": residual, "silu": gated}
     flags["experts"] = experts
     words = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..device.choice import FLOAT8_ARCH
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.input_rounding import K_ALIGN, InputRounding, RoundedRows
 from ..formats.canonical import QuantizedLinear, Weight
@@ -210,7 +211,7 @@ class FP8Kind(_RowScales):
             return "float8 activations with a zero point; they stay in 16 bits"
         if form.group_size != -1:
             return f"float8 scales of groups of {form.group_size}; activations stay in 16 bits"
-        if 0 < arch < 89:
+        if 0 < arch < FLOAT8_ARCH:
             return f"sm_{arch} has no float8 product; activations stay in 16 bits"
         return None
 

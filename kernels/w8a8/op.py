@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..device import runtime
 from ..device.checks import check_tensor, require
+from ..device.choice import FLOAT8_ARCH
 from ..device.expert_tiles import ExpertLoad, ExpertTiles
 from ..device.input_rounding import InputRounding, RoundedRows
 from ..device.workspace import Workspace
@@ -97,7 +98,7 @@ def w8a8_linear(
     index = runtime.device_index(xq_MK)
     arch = runtime.arch(index)
     require(
-        not floating or runtime.INTERPRETED or arch >= 89,
+        not floating or runtime.INTERPRETED or arch >= FLOAT8_ARCH,
         lambda: (
             f"float8 needs NVIDIA sm_89 or later; {device} is {f'sm_{arch}' if arch else 'not'}"
         ),

@@ -26,7 +26,7 @@ def test_steps_are_timed_with_their_launches(tmp_path: Path) -> None:
     # A layer: two norms, qkv, RoPE, attention and the reduction of its splits, o, gate_up, gate,
     # down. The embedding's rows come before, the last norm after; the head is dense. Prompts have
     # an attention of their own besides.
-    assert steps["prefill, 40 tokens"]["launches"] == 2 * 11 + 2
-    assert steps["decode, 4 rows"]["launches"] == 2 * 10 + 2
+    assert steps["prefill, 40 tokens"]["launches"] == 2 * 10 + 2
+    assert steps["decode, 4 rows"]["launches"] == 2 * 9 + 2
     assert all(0 < took["replayed_ms"] < took["ms"] < 1000 for took in steps.values())
     assert "prefill, 40 tokens" in done.stdout and "launches" in done.stdout

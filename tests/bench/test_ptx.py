@@ -81,7 +81,7 @@ EACH = {
         ("fused.rope_write_kv", "fp16 h32 d128 r128 int8"),
         ("sampling.argmax", "bf16"),
         ("w4a16.late", "m8 g128 zero 8x128 w2 s4 bf16"),
-        ("w4a16.direct", "m64 g128 zero 64x128 w4 s3 fp16"),
+        ("w4a16.direct", "m64 g128 zero 64x128 w8 s3 fp16"),
         ("w8a16.gemm", "m64 g0 fp16 64x128 w8 s3 fp16"),
         ("w8a8.gemm", "fp8e4nv fp16 64x128x128 w4 s4"),
         ("w8a8.quantize", "fp8e4nv k4096"),
@@ -219,16 +219,16 @@ def check_variant(worker, job):
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     file = tmp_path / "ptx.json"
-    options = ["--kernel", "attention.reduce", "--jobs", "1", "--seed", "5", "--json", str(file)]
+    options = ["--kernel", "experts.place", "--jobs", "1", "--seed", "5", "--json", str(file)]
     assert main(options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len({len(line) for line in lines[:4]}) == 1 and lines[2].count(" right ") == 1
-    assert lines[4].startswith("2 variants: 2 launched as they ship, 2 right; ")
+    assert len({len(line) for line in lines[:6]}) == 1 and lines[2].count(" right ") == 1
+    assert lines[6].startswith("4 variants: 4 launched as they ship, 4 right; ")
     written = json.loads(file.read_text())
     assert written["seed"] == 5
     assert {row["arch"] for row in written["rows"]} == {"sm_80", "sm_90"}
-    assert main(["--kernel", "attention.red"]) == 1
-    assert "no kernel is called 'attention.red'" in capsys.readouterr().err
+    assert main(["--kernel", "experts.pla"]) == 1
+    assert "no kernel is called 'experts.pla'" in capsys.readouterr().err
 
 
 def test_a_launch_of_another_variant_is_told():

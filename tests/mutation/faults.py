@@ -55,11 +55,16 @@ _FP4 = _cpu("compact", "linear")
 
 FAULTS = (
     KernelFault(
-        _DECODE,
-        "of_head = token.to(tl.int64) * (KV_HEADS * GROUP) + index % (KV_HEADS * GROUP)",
-        "of_head = index",
-        ATTENTION,
+        _DECODE, "(token.to(tl.int64) * KV_HEADS + head) * (", "pair.to(tl.int64) * (", ATTENTION
     ),
+    KernelFault(_DECODE, "first_token + pair // KV_HEADS", "pair // KV_HEADS", ATTENTION),
+    KernelFault(_DECODE, "if split == 0:", "if split == 1:", ATTENTION),
+    KernelFault(
+        _DECODE, "tl.store(count_ptr + pair, 0)", "tl.store(count_ptr + pair, 1)", ATTENTION
+    ),
+    KernelFault(_DECODE, "+ (start + j) < live)", "+ (start + j) < live - 1)", ATTENTION),
+    KernelFault(_DECODE, "partial_ptr + start * (GROUP * DIM)", "partial_ptr", ATTENTION),
+    KernelFault(_DECODE, "begin + tl.arange(0, HEADS)[", "tl.arange(0, HEADS)[", ATTENTION),
     KernelFault(_LATE, "(i + 1) % SLICES == 0", "(i + 1 - first) % SLICES == 0", W4A16),
     KernelFault(
         _LATE, "first * PER_SLICE // SLICES * width", "(first + 1) // SLICES * width", W4A16
@@ -76,13 +81,19 @@ FAULTS = (
     ),
     KernelFault(_DIRECT, "row = i * PER_SLICE", "row = (i - first) * PER_SLICE", W4A16),
     KernelFault(
-        _DIRECT, "acc = dot(scaled(p[j], entries, j", "acc = dot(scaled(p[j], entries, 0", W4A16
+        _DIRECT,
+        "w = scaled(p[j], entries, j, SHIFT, ADDITIVE, PTX)\n            if",
+        "w = scaled(p[j], entries, 0, SHIFT, ADDITIVE, PTX)\n            if",
+        W4A16,
     ),
     KernelFault(_DIRECT, "((first_atom + atom)", "((atom)", W4A16),
-    KernelFault(_DIRECT, "mask=(k + 32 * j < left)", "mask=(k + 32 * j <= left)", W4A16),
+    KernelFault(_DIRECT, "mask=(k + begin < left)", "mask=(k + begin <= left)", W4A16),
+    KernelFault(_DIRECT, "tl.join(even, w)", "tl.join(w, even)", W4A16),
+    KernelFault(_DIRECT, "begin = 32 * (j + 1 - PLANES)", "begin = 32 * j", W4A16),
     KernelFault(_PARTS, "+ (start + j) < splits", "+ (start + j) < splits - 1", W4A16),
     KernelFault(_PARTS, "for first in range(0, live, STEP):", "for first in range(0, 1):", W4A16),
     KernelFault(_PARTS, "ptrs += PARTS * SIZE", "ptrs += SIZE", W4A16),
+    KernelFault(_PARTS, "== parts - 1", "== parts - 2", (*ATTENTION, *W4A16)),
     KernelFault(_PARTS, "live = tl.minimum(M - begin, BM)", "live = tl.minimum(M, 1)", W4A16),
     KernelFault(_PARTS, "tl.store(count_ptr + slot, 0)", "tl.store(count_ptr + slot, 1)", W4A16),
     KernelFault(
@@ -154,9 +165,16 @@ FAULTS = (
         _DECODE, "position + 1 - window, 0)", "position + 1 + PAGE - window, 0)", ATTENTION
     ),
     KernelFault(_DECODE, "(last - first + per - 1) // per", "(last - first) // per", ATTENTION),
-    KernelFault(_DECODE, "mass = mass * shrink + tl.sum", "mass = mass + tl.sum", ATTENTION),
+    KernelFault(_DECODE, "mass = mass * shrink", "mass = mass", ATTENTION),
     KernelFault(_TILE, "- tokens[None, :] < window)", "- tokens[None, :] <= window)", ATTENTION),
     KernelFault(_TILE, "mask=written[:, None] & dims", "mask=dims", ATTENTION),
+    KernelFault(_TILE, "total * -code_bias(tile.dtype)", "total * -1024.0", ATTENTION),
+    KernelFault(_TILE, "odd -= bias", "odd -= bias * 1.001", ATTENTION),
+    KernelFault(_TILE, "dot(q[1], tl.trans(k_odd)", "dot(q[0], tl.trans(k_odd)", ATTENTION),
+    KernelFault(_TILE, "interleave(acc[0], acc[1])", "interleave(acc[1], acc[0])", ATTENTION),
+    KernelFault(_TILE, "(8 if QUANT else 16)", "16", ATTENTION),
+    KernelFault("device/bits.py", "high = (x >> 8)", "high = (x >> 7)", ATTENTION),
+    KernelFault("device/bits.py", "u = x ^ -0x7F80", "u = x ^ -0x8000", ATTENTION),
     KernelFault(_TILE, "written, other=0.0)", "tokens >= 0, other=0.0)", ATTENTION),
     KernelFault(
         _PREFILL,
@@ -179,6 +197,12 @@ FAULTS = (
     KernelFault("fused/activation_kernel.py", "0.044715 * x", "0.04 * x", FUSED),
     KernelFault(
         "sampling/kernel.py", "tl.load(c_ptr + token) + 1)", "tl.load(c_ptr + token) + 2)", SAMPLING
+    ),
+    KernelFault("sampling/kernel.py", "bits ^ 0x7FFFFFFF, bits)", "bits, bits)", SAMPLING),
+    KernelFault("sampling/kernel.py", "+ (0x7FFFFFFF - token)", "+ token", SAMPLING),
+    KernelFault("sampling/kernel.py", "tl.where(value == 0.0, 0.0, value)", "value", SAMPLING),
+    KernelFault(
+        "sampling/kernel.py", "store(count_ptr + row, 0)", "store(count_ptr + row, 1)", SAMPLING
     ),
     KernelFault("sampling/op.py", "size % 8 for size", "size % 1 for size", SAMPLING),
     KernelFault("sampling/parts.py", "(token + 1).to(tl.uint64)", "token.to(tl.uint64)", SAMPLING),

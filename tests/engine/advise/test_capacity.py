@@ -54,7 +54,7 @@ FORMS = {
     "NF4": WeightFormat(4, 64, "table", NF4),
     "NF4 blocks of 128, double quantization": WeightFormat(4, 128, "table", NF4),
 }
-CARD = DeviceMemory("card", 80 << 30, 1 << 30, 3e12)
+CARD = DeviceMemory("card", 80 << 30, 1 << 30, 3e12, 80)
 HIDDEN, INNER, VOCAB, LAYERS = 4096, 14336, 128256, 32
 LLAMA_8B = ModelConfig("llama", VOCAB, HIDDEN, LAYERS, 32, 8, 128, INNER, 1e-5, 131072)
 
@@ -174,6 +174,8 @@ def test_ceilings_are_bytes_over_bandwidth():
             "triton",
             "kv_dtype is 'float32'; on a GPU it is one of bfloat16",
         ),
+        (1, 1, "float8_e4m3fn", "triton", "needs sm_89; the GPU is sm_80"),
+        (1, 1, "float8_e4m3fn", "cpu", "'float8_e4m3fn'; on a CPU it is one of float16"),
         (1, 1, "fp8", "cpu", "kv_dtype is 'fp8'; on a CPU it is one of float16, bfloat16, int8"),
     ],
 )

@@ -60,21 +60,31 @@ def test_the_triton_kernels_refuse_what_they_do_not_keep() -> None:
         assert "kv_dtype='auto'" in caught.value.hint and "'int8'" in caught.value.hint
     same = EngineConfig(backend="interpreter", dtype="bfloat16", kv_dtype="bfloat16")
     assert make_backend(same).kv_dtype == torch.bfloat16
-    codes = EngineConfig(backend="interpreter", kv_dtype="int8")
-    assert make_backend(codes).kv_dtype == torch.int8
+    for kept in (torch.int8, torch.float8_e4m3fn):
+        asked = {"backend": "interpreter", "kv_dtype": str(kept).removeprefix("torch.")}
+        assert make_backend(EngineConfig(**asked)).kv_dtype == kept
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_the_triton_kernels_mean_the_same_by_int8(exact: bool) -> None:
+@needs_c
+def test_the_c_kernels_refuse_float8() -> None:
+    with pytest.raises(ConfigError, match="'float8_e4m3fn', in which the C kernels do not") as told:
+        make_backend(EngineConfig(backend="cpu_c", kv_dtype="float8_e4m3fn"))
+    assert "'int8'" in told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("codes", "exact"), [("int8", False), ("int8", True), ("float8_e4m3fn", False)]
+)
+def test_the_triton_kernels_mean_the_same_by_codes(codes: str, exact: bool) -> None:
     """A prompt in two chunks, then two texts that decode."""
     seed = random.randrange(1 << 32)
     print("seed", seed)
     ids = random.Random(seed).choices(range(3, 290), k=28)
     found = {}
     for name, backend, kv_dtype in (
-        ("want", "reference", "int8"),
+        ("want", "reference", codes),
         ("plain", "reference", "float16"),
-        ("got", "interpreter", "int8"),
+        ("got", "interpreter", codes),
     ):
         options: Any = {"backend": backend, "kv_dtype": kv_dtype, "exact": exact}
         options |= {"dtype": "float16", "max_batch": 4, "max_batch_tokens": 24}

@@ -12,8 +12,6 @@ from halfbyte.kernels.attention import (
     build_prefill_table,
     check_block_tables,
     decode_attention,
-    decode_splits,
-    decode_workspace,
     prefill_attention,
     prefill_block,
 )
@@ -28,8 +26,10 @@ from halfbyte.kernels.attention.config import (
 )
 from halfbyte.kernels.attention.paged import paged_cache
 from halfbyte.kernels.attention.reference import paged_attention
+from halfbyte.kernels.device.workspace import Workspace
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+I8, F8 = torch.int8, torch.float8_e4m3fn
 
 
 def check(out, expected, dtype):
@@ -43,39 +43,41 @@ def check(out, expected, dtype):
 
 
 CASES = [
-    # heads, kv heads, dim, page, dtype, window, soft cap, int8
-    (4, 2, 64, 16, F16, 0, 0.0, False),
-    (6, 2, 80, 32, BF16, 0, 0.0, False),
-    (4, 1, 96, 16, F32, 20, 0.0, False),
-    (3, 3, 128, 64, F16, 70, 5.0, False),
-    (8, 1, 64, 128, BF16, 100, 0.0, False),
-    (2, 1, 256, 16, BF16, 0, 30.0, False),
-    (4, 2, 64, 16, F16, 50, 0.0, True),
-    (3, 1, 80, 32, BF16, 0, 0.0, True),
-    (17, 1, 64, 32, F16, 0, 0.0, False),
+    # heads, kv heads, dim, page, dtype, window, soft cap, codes
+    (4, 2, 64, 16, F16, 0, 0.0, None),
+    (6, 2, 80, 32, BF16, 0, 0.0, None),
+    (4, 1, 96, 16, F32, 20, 0.0, None),
+    (3, 3, 128, 64, F16, 70, 5.0, None),
+    (8, 1, 64, 128, BF16, 100, 0.0, None),
+    (2, 1, 256, 16, BF16, 0, 30.0, None),
+    (4, 2, 64, 16, F16, 50, 0.0, I8),
+    (3, 1, 80, 32, BF16, 0, 0.0, I8),
+    (17, 1, 64, 32, F16, 0, 0.0, None),
+    (2, 1, 16, 16, F16, 0, 0.0, I8),
+    (2, 1, 256, 32, F16, 40, 20.0, I8),
+    (4, 2, 64, 16, F16, 50, 0.0, F8),
+    (3, 1, 80, 32, BF16, 0, 0.0, F8),
+    (2, 1, 256, 32, F16, 40, 20.0, F8),
 ]
 
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "quantized"), CASES
+    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "codes"), CASES
 )
-def test_decode(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized, exact):
+def test_decode(rng, space, heads, kv_heads, dim, page, dtype, window, cap, codes, exact):
     if exact and heads > 6:
         pytest.skip("the exact form differs in its splits only")
     lengths = [1, page, page + 3, 0, 270]
-    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, codes)
     q = torch.randn(len(lengths), heads, dim, generator=rng).to(dtype)
     positions = torch.tensor(lengths, dtype=torch.int32) - 1
     rows = torch.arange(len(lengths), dtype=torch.int32)
     scale = dim**-0.5
     out = torch.full_like(q, float("nan"))
-    splits = decode_splits(q.device, len(lengths), kv_heads, 300, exact)
-    workspace = decode_workspace(len(lengths), heads, dim, max(splits, 2), "cpu")
-    workspace.fill_(float("nan"))
     result = decode_attention(
         q, cache.k, cache.v, cache.tables, positions, max_length=300, scale=scale, window=window,
-        soft_cap=cap, exact=exact, workspace=workspace, out=out, debug=True, **cache.scales(),
+        soft_cap=cap, exact=exact, workspace=space, out=out, debug=True, **cache.scales(),
     )  # fmt: skip
     assert result is out
     expected = paged_attention(
@@ -83,14 +85,15 @@ def test_decode(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized, 
     )
     check(out, expected, dtype)
     assert (out[3] == 0).all()
+    assert not space.counters.any()
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "quantized"), CASES
+    ("heads", "kv_heads", "dim", "page", "dtype", "window", "cap", "codes"), CASES
 )
-def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, quantized):
+def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, codes):
     lengths, fresh = [1, page + 2, 110, 20], [1, 5, 27, 20]
-    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, quantized)
+    cache = paged_cache(rng, lengths, kv_heads, page, dim, dtype, codes)
     spans, positions, rows, begin = [], [], [], 0
     for row, (length, count) in enumerate(zip(lengths, fresh, strict=True)):
         spans.append((begin, begin + count, length - count))
@@ -136,6 +139,25 @@ def test_tokens_in_a_list_alone_are_written(rng, splits):
     assert (out[[1, 2]] == 7.0).all()
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_tokens_that_outgrow_the_workspace_take_several_launches(rng, listed):
+    lengths = [270, 30, 0, 5, 300]
+    cache = paged_cache(rng, lengths, 2, 16, 64, F16)
+    q = torch.randn(len(lengths), 4, 64, generator=rng).to(F16)
+    positions = torch.tensor(lengths, dtype=torch.int32) - 1
+    chosen = torch.tensor([4, 1, -1, 0, 2], dtype=torch.int32) if listed else None
+
+    def run(**sizes):
+        return decode_attention(
+            q, cache.k, cache.v, cache.tables, positions, scale=0.125, max_length=300, exact=True,
+            tokens_S=chosen, out=torch.full_like(q, 7.0), workspace=Workspace(q.device, **sizes),
+        )  # fmt: skip
+
+    whole = run()
+    assert torch.equal(run(counters=5), whole)
+    assert torch.equal(run(partial_bytes=3 * 4 * 2 * 66 * 4), whole)
+
+
 def test_exact_results_do_not_depend_on_the_batch(rng):
     lengths = [530, 30, 300, 257]
     cache = paged_cache(rng, lengths, 2, 16, 64, F16)
@@ -171,7 +193,7 @@ def test_one_split_needs_no_workspace_and_q_may_be_a_slice_of_qkv(rng):
 
 def test_split_count_is_bounded_and_ignores_live_lengths():
     assert split_count(132, 8, 32768, False) == 33
-    assert split_count(132, 8, 512, False) == 2
+    assert split_count(132, 8, 512, False) == 4
     assert split_count(132, 264, 32768, False) == 1
     assert split_count(132, 1, 1, False) == 1
     for pairs in (1, 8, 512):
@@ -257,5 +279,5 @@ def test_bad_inputs_are_refused_with_numbers(rng, monkeypatch):
     with pytest.raises(KernelInputError, match="a KV block has 8 tokens"):
         run(k=cache.k[:, :, :8].contiguous(), v=cache.v[:, :, :8].contiguous())
     monkeypatch.setattr(attention_op, "decode_splits", lambda *a: 2)
-    with pytest.raises(KernelInputError, match="workspace holds 3 floats; 528 are needed"):
-        run(workspace=torch.zeros(3))
+    with pytest.raises(KernelInputError, match=r"2 splits need 2112 bytes and 2 .* has 2000"):
+        run(workspace=Workspace(q.device, partial_bytes=2000))

@@ -21,7 +21,7 @@ from halfbyte.kernels.attention import (
     prefill_block,
 )
 from halfbyte.kernels.attention import op as attention_op
-from halfbyte.kernels.attention.config import EXACT_CHUNK, REDUCE_TOGETHER
+from halfbyte.kernels.attention.config import EXACT_CHUNK, JOIN_TOGETHER
 from halfbyte.kernels.attention.paged import paged_cache
 from halfbyte.kernels.attention.reference import paged_attention
 from halfbyte.kernels.codebook import codebook_linear, pack_codebook
@@ -210,7 +210,7 @@ def test_decode_at_every_place_of_a_page(draw, rng, page, exact, monkeypatch):
 
 def test_more_splits_than_are_joined_at_once(draw, rng):
     """What was joined before counts less when a larger score comes."""
-    length = draw.randint(REDUCE_TOGETHER * EXACT_CHUNK + 1, 2 * REDUCE_TOGETHER * EXACT_CHUNK)
+    length = draw.randint(JOIN_TOGETHER * EXACT_CHUNK + 1, 2 * JOIN_TOGETHER * EXACT_CHUNK)
     cache = paged_cache(rng, [length], 1, 128, 64, torch.float32)
     # Scores that rise on the way, whatever is drawn: the last splits have the largest.
     q = torch.randn(1, 2, 64, generator=rng)

@@ -166,23 +166,25 @@ def test_gated(rng, dtype, width, activation):
 
 ROPE = [
     # dtype, heads, kv heads, dim, half, norm, int8
-    (torch.float16, 4, 2, 64, 32, False, False),
-    (torch.bfloat16, 3, 1, 80, 20, True, False),
-    (torch.float32, 4, 2, 96, 24, True, True),
-    (torch.float16, 5, 5, 64, 32, False, True),
-    (torch.bfloat16, 9, 3, 128, 64, True, True),
+    (torch.float16, 4, 2, 64, 32, False, None),
+    (torch.bfloat16, 3, 1, 80, 20, True, None),
+    (torch.float32, 4, 2, 96, 24, True, torch.int8),
+    (torch.float16, 5, 5, 64, 32, False, torch.int8),
+    (torch.bfloat16, 9, 3, 128, 64, True, torch.int8),
+    (torch.float16, 4, 2, 80, 20, True, torch.float8_e4m3fn),
+    (torch.bfloat16, 3, 1, 128, 64, False, torch.float8_e4m3fn),
 ]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize(("dtype", "heads", "kv_heads", "dim", "half", "norm", "quantized"), ROPE)
-def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, quantized, in_place):
+@pytest.mark.parametrize(("dtype", "heads", "kv_heads", "dim", "half", "norm", "codes"), ROPE)
+def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, codes, in_place):
     page, slots = 16, torch.tensor([5, -1, 16 * 5 + 15, 33])
     qkv = torch.randn(4, (heads + 2 * kv_heads) * dim, generator=rng).to(dtype)
     angles = torch.rand(4, half, generator=rng) * 6
     rope = torch.cat((angles.cos(), angles.sin()), -1)
-    kind = torch.int8 if quantized else dtype
-    cache = torch.full((6, 2, 2, kv_heads, page, dim), 99, dtype=kind)
+    kind, quantized = codes or dtype, codes is not None
+    cache = torch.full((6, 2, 2, kv_heads, page, dim), 96.0).to(kind)
     scales = torch.full((6, 2, kv_heads, page), -1.0)
     q_norm, k_norm = (torch.randn(dim, generator=rng) if norm else None for _ in range(2))
     original = qkv.clone().double().view(4, -1, dim)
@@ -213,15 +215,16 @@ def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, quantiz
             step = 0.0
             if quantized:
                 if side:  # values are stored as they came
-                    codes, scale = quantize_kv(qkv[t].view(-1, dim)[-kv_heads:])
-                    assert torch.equal(cache[block, 1, side, :, offset], codes)
+                    want, scale = quantize_kv(qkv[t].view(-1, dim)[-kv_heads:], kind)
+                    assert torch.equal(cache[block, 1, side, :, offset].float(), want.float())
                     assert torch.equal(scales[block, side, :, offset], scale)
                 got *= scales[block, side, :, offset].double().unsqueeze(-1)
-                step = 0.51 / 127
+                # Half a step of codes where the largest is.
+                step = 0.51 / 127 if kind == torch.int8 else 16.1 / 448
             assert (got - true).abs().max() <= (bound + step) * true.abs().max()
-    written = (cache[:, 1] != 99).any(-1).any(2).any(1)
+    written = (cache[:, 1].float() != 96).any(-1).any(2).any(1)
     assert torch.equal(written, touched)
-    assert (cache[:, 0] == 99).all()
+    assert (cache[:, 0].float() == 96).all()
 
 
 def test_bad_inputs_are_refused_with_numbers():

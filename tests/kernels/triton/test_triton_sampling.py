@@ -11,6 +11,8 @@ import torch
 
 from halfbyte.errors import KernelInputError
 from halfbyte.kernels import reference as ref
+from halfbyte.kernels.device import runtime
+from halfbyte.kernels.device.workspace import Workspace
 from halfbyte.kernels.sampling import (
     TokenChoice,
     argmax,
@@ -21,6 +23,7 @@ from halfbyte.kernels.sampling import (
 )
 from halfbyte.kernels.sampling import reference as sampling_reference
 from halfbyte.kernels.sampling.cases import allowed_tokens
+from halfbyte.kernels.sampling.config import MOST_PARTS
 
 
 @pytest.fixture
@@ -177,6 +180,36 @@ def test_broken_rows_have_no_token_and_the_others_theirs(seed):
     assert argmax(broken).tolist() == [
         -1 if i in (1, 3, 5, 6) else int(logits[i].argmax()) for i in range(8)
     ]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_programs_of_a_row_find_what_one_finds(seed, rows, monkeypatch):
+    """Ties in other tiles, zeros of both signs, NaN, infinities; the counters are zero again."""
+    rng, pick = torch.Generator().manual_seed(seed), random.Random(seed)
+    size = 3 * 4096 + 17
+    logits = torch.randn(9, size, generator=rng).clamp(max=2.0)
+    logits[1] = -1.0
+    zeros = [tile * 4096 + pick.randrange(4096) for tile in range(3)]
+    logits[1, zeros] = torch.tensor([-0.0, 0.0, 0.0])
+    logits[2] -= 100.0
+    logits[3, pick.randrange(size)] = math.nan
+    logits[4, pick.randrange(size)] = math.inf
+    logits[5] = -math.inf
+    logits[6] = -math.inf
+    logits[6, pick.randrange(size)] = -3.0
+    logits[7, -1] = 3.0
+    logits[8] = 0.0
+    want = argmax(logits, workspace=(space := Workspace(torch.device("cpu"), counters=9)))
+    assert int((want < 0).sum()) == 3
+    space.partials.fill_(math.nan)
+    monkeypatch.setattr(runtime, "multiprocessors", lambda index: 8)
+    for start in range(9):
+        part = logits[start : start + rows]
+        assert torch.equal(argmax(part, workspace=space), want[start : start + rows])
+        assert int(space.counters.abs().sum()) == 0
+        # Each program has written its own part.
+        parts = space.partials.view(torch.int64).view(-1, MOST_PARTS)
+        assert not (parts[: len(part), : 4 // len(part)] == parts[-1, -1]).any()
 
 
 def test_valid_and_strided_rows(seed):

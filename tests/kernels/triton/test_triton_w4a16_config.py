@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from halfbyte.kernels.device.choice import turn_splits
 from halfbyte.kernels.w4a16 import config
 from halfbyte.kernels.w4a16.config import Problem, choose
 
@@ -49,8 +50,10 @@ def test_every_choice_can_run(m, rows, k, group, arch, exact, sms):
 
 
 def test_few_rows_scale_late_and_many_go_dense():
-    kernels = [pick(problem(m)).kernel for m in (1, 16, 32, 33, 512, 513)]
+    kernels = [pick(problem(m, fp16=False)).kernel for m in (1, 16, 32, 33, 512, 513)]
     assert kernels == ["late", "late", "late", "direct", "direct", "dequantize"]
+    assert [pick(problem(m)).kernel for m in (8, 9)] == ["late", "direct"]
+    assert [pick(problem(m, arch=80)).kernel for m in (32, 33)] == ["late", "direct"]
     assert pick(problem(257, arch=80)).kernel == "dequantize"
 
 
@@ -62,6 +65,36 @@ def test_tiles_stay_at_two_warps_where_products_read_tensor_memory(m):
 def test_small_layers_are_split_until_the_machine_is_full():
     assert pick(problem(1)).config.splits > 1
     assert pick(problem(1, rows=57344 * 2)).config.splits == 1
+
+
+def test_tiles_are_small_where_large_ones_leave_warps_idle():
+    assert pick(problem(1)).config.bn == 64
+    assert pick(problem(1, gated=True)).config.bn == 128
+    assert pick(problem(1, rows=6144)).config.bn == 128
+    # A table's key does not say whether a matrix is gated.
+    entry = {"kernel": "late", "bm": 8, "bn": 64, "warps": 2, "stages": 4, "splits": 3}
+    for gated, bn in ((False, 64), (True, 128)):
+        p = problem(1, rows=6144, gated=gated)
+        assert pick(p, overrides={config.table_key(p): entry}).config.bn == bn
+
+
+@given(
+    tiles=st.integers(1, 500),
+    slices=st.integers(1, 300),
+    programs=st.integers(1, 600),
+    cap=st.integers(1, 40),
+)
+def test_splits_by_turns_end_soonest(tiles, slices, programs, cap):
+    def spent(splits):
+        return -(-tiles * splits // programs) * (-(-slices // splits) + 4)
+
+    chosen = turn_splits(tiles, slices, programs, cap)
+    some = range(1, max(1, min(slices // 4, cap)) + 1)
+    assert chosen in some
+    # Counts that leave a split empty are not asked for.
+    sound = [s for s in some if -(-slices // -(-slices // s)) == s]
+    assert chosen in sound
+    assert spent(chosen) == min(spent(s) for s in sound)
 
 
 def test_exact_does_not_look_at_the_rows_or_the_table():

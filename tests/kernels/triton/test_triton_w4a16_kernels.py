@@ -25,10 +25,22 @@ def test_late_scaling(group, zero, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("zero", ["none", "int", "float"])
-@pytest.mark.parametrize("group", [32, 64, 128, 256, -1])
-def test_scaling_in_registers(group, zero, dtype):
+@pytest.mark.parametrize(
+    ("group", "planes"), [(32, 2), (64, 1), (64, 2), (128, 2), (256, 1), (-1, 1)]
+)
+def test_scaling_in_registers(group, planes, zero, dtype, monkeypatch):
+    """One plane of codes a product, or two as where warp groups multiply."""
+    monkeypatch.setattr(op, "joined_planes", lambda config, arch: planes)
     weight = make(70, 270, group, zero, half=group != 64)
     check(weight, 5, dtype, overrides=tile("direct", 16))
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("group", [32, 128])
+def test_tiles_of_one_atom(group, splits):
+    weight = make(140, 5 * 128 - 6, group, "int")
+    entry = tile("late", 8, splits) | {"bn": 64}
+    check(weight, 5, torch.float16, bias=True, residual=True, overrides=entry)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -190,4 +202,4 @@ def test_config_is_what_the_rules_say():
     x = torch.zeros(2, 256).half()
     choice = op.choice_for(x, weight, workspace=poisoned())
     assert choice.kernel == "late"
-    assert choice.config == W4A16Config(8, 128, 2, 4, 1)
+    assert choice.config == W4A16Config(8, 64, 2, 4, 1)
