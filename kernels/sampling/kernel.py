@@ -22,6 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.parts import arrives_last
 from .parts import (
     INFINITY_BITS,
     distances,
@@ -109,10 +110,7 @@ def argmax_kernel(
         # A NaN outranks everything, as infinity does: no row with either has a token.
         best = tl.where(tl.max(nan, 0) == 0, best, float("inf"))
         tl.store(parts_ptr + row * PARTS + part, rank(best, token), cache_modifier=".cg")
-        # The store comes before the arrival of the same thread.
-        tl.debug_barrier()
-        arrived = tl.atomic_add(count_ptr + row, 1, sem="acq_rel")
-        if arrived == parts - 1:
+        if arrives_last(count_ptr + row, parts):
             n = tl.arange(0, PARTS)
             none = -9223372036854775808
             ranks = tl.load(

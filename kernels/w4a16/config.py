@@ -115,6 +115,8 @@ def launch_options(
         # Four entries a row and slice: fewer instructions with more registers than the assembler
         # aims at, and shared memory allows no more programs a multiprocessor anyway.
         options["maxnreg"] = 224
+    elif arch == 80 and kernel == "late" and config.bn < ROW_ALIGN:
+        options["maxnreg"] = 128  # the assembler's own aim spills in bf16
     return options
 
 

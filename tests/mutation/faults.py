@@ -168,7 +168,7 @@ FAULTS = (
     KernelFault(_DECODE, "mass = mass * shrink", "mass = mass", ATTENTION),
     KernelFault(_TILE, "- tokens[None, :] < window)", "- tokens[None, :] <= window)", ATTENTION),
     KernelFault(_TILE, "mask=written[:, None] & dims", "mask=dims", ATTENTION),
-    KernelFault(_TILE, "total * -code_bias(tile.dtype)", "total * -1024.0", ATTENTION),
+    KernelFault(_TILE, "total * -code_bias(tile.dtype, QUANT)", "total * -1024.0", ATTENTION),
     KernelFault(_TILE, "odd -= bias", "odd -= bias * 1.001", ATTENTION),
     KernelFault(_TILE, "dot(q[1], tl.trans(k_odd)", "dot(q[0], tl.trans(k_odd)", ATTENTION),
     KernelFault(_TILE, "interleave(acc[0], acc[1])", "interleave(acc[1], acc[0])", ATTENTION),

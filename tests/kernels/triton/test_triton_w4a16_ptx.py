@@ -95,7 +95,7 @@ def test_bytes_become_halves_exactly(dtype):
     source = inspect.getsource(bits.code_planes.fn)
     blocks = [b for b in re.findall(r'"""(.*?)"""', source, re.DOTALL) if "lop3" in b]
     (block,) = [b for b in blocks if ("bf16x2" in b) == (dtype == torch.bfloat16)]
-    bias = bits.code_bias.fn(tl.float16 if dtype == torch.float16 else tl.bfloat16)
+    bias = bits.code_bias.fn(tl.float16 if dtype == torch.float16 else tl.bfloat16, 127)
     for start in range(-128, 128, 4):
         values = list(range(start, start + 4))
         packed = sum((v & 0xFF) << 8 * i for i, v in enumerate(values))
