@@ -57,9 +57,10 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
     """
     # Targets on which larger tiles compile to more registers than there are.
     tight = arch in (86, 89, 120)
-    few = (W4A8Config(8, 2, 4),)
+    # Four scaling steps a slice: with two warps entries of 32 bits and zero points spill there.
+    few = (W4A8Config(8, 4 if group == 32 and arch == 80 else 2, 4),)
     if group != 32 and not (additive and tight):
-        few += (W4A8Config(16, 2, 4),)
+        few += (W4A8Config(16, 2, 4, registers=224 if group == 64 and arch == 90 else 0),)
     if tensor_memory(arch):
         # Four scales and offsets a slice are more than two warps have registers for.
         return few if group == 32 and additive else (*few, W4A8Config(32, 2, 3))
@@ -67,13 +68,17 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
     middle = W4A8Config(32, 4, 3, registers=registers)
     if group == 32:
         # Four scaling steps a slice want the registers.
-        return few if additive and tight else (*few, middle)
+        return few if additive and (tight or arch == 80) else (*few, middle)
     if additive:
         return (*few, middle, W4A8Config(64, 8, 3, registers=registers))
     tiles = (*few, middle)
     if group != 64:  # whose two scaling steps a slice spill there
-        tiles += (W4A8Config(64, 4, 3),)
-    return tiles if tight else (*tiles, W4A8Config(128, 8, 3))
+        tiles += (W4A8Config(64, 4, 3, registers=224 if arch == 80 else 0),)
+    if tight:
+        return tiles
+    if group == 64 and arch == 90:
+        return (*tiles, W4A8Config(64, 8, 3))  # 128 rows spill
+    return (*tiles, W4A8Config(128, 8, 3))
 
 
 def signed(bm: int, additive: bool) -> bool:

@@ -38,9 +38,9 @@ def variants(arch: int) -> Iterator[Variant]:
     for group in (128, 32):
         for tile in cfg.tiles_of(group, True, arch):
             yield _product(arch, tile, group, "add32")
-    few = cfg.tiles_of(128, False, arch)[0]
     for form in ("sym32", "zero32", "add"):
-        yield _product(arch, few, 32, form)
+        yield _product(arch, cfg.tiles_of(32, form == "add", arch)[0], 32, form)
+    few = cfg.tiles_of(128, False, arch)[0]
     yield _product(arch, few, 128, "sym", dtype="bf16")
     yield _product(arch, few, 128, "zero", end="bias")
     yield _product(arch, few, 128, "zero", end="residual", dtype="bf16")
