@@ -34,7 +34,8 @@ from .kind import W4A8
 def _product_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -> PreparedCase:
     """Two splits of unequal length, each longer than the pipeline, ragged rows; bit for bit."""
     c, dtype = variant.constants, type_of(variant, "out_ptr")
-    tile = W4A8Config(c["BM"], variant.num_warps, variant.num_stages, splits=2)
+    registers = variant.options.get("maxnreg", 0)
+    tile = W4A8Config(c["BM"], variant.num_warps, variant.num_stages, 2, registers)
     # Two tiles of tokens and of rows where a tile is small.
     m, n = (tile.bm + 3, 140) if tile.bm <= 16 else (tile.bm - 5, 70)
     if c["GATED"]:
