@@ -16,14 +16,19 @@ from halfbyte.errors import ConfigError, HalfbyteError
 
 from . import options as opt
 from .bench import JsonFile, writable
-from .bench_serve_options import FiguresAsked, RequestsAsked, ServerAsked, serve_plan
-from .console import batch_bar, fit_markdown, note, warn
+from .bench_serve_options import (
+    FiguresAsked,
+    RequestsAsked,
+    ServerAsked,
+    key_values,
+    serve_plan,
+)
+from .console import INTERRUPT_EXIT, batch_bar, fit_markdown, note, warn
 
 if TYPE_CHECKING:
     from ..bench.serve.load import LoadResult
     from ..bench.serve.run import ServePlan
 
-_INTERRUPTED = 130
 _EVERY_S = 10.0
 _REASONS = 5
 
@@ -59,11 +64,7 @@ class ResultAsked:
         Raises:
             ConfigError: one is no ``KEY=VALUE``.
         """
-        pairs = [text.partition("=") for text in self.metadata or ()]
-        for key, equals, value in pairs:
-            if not equals or not key.strip():
-                raise ConfigError(f"--metadata is {key + value!r:.60}; expected KEY=VALUE")
-        return {key.strip(): value.strip() for key, _, value in pairs}
+        return key_values(self.metadata or (), "--metadata")
 
     def check(self) -> None:
         """Raises ConfigError for a file that cannot be written, before minutes are spent."""
@@ -175,6 +176,6 @@ def settle(runs: Sequence[LoadResult]) -> None:
     if len(failed) > _REASONS:
         warn(f"and {failed.total()} failed in all, for {len(failed)} reasons")
     if any(run.interrupted for run in runs):
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPT_EXIT)
     if failed and failed.total() == len(samples):
         raise HalfbyteError("no request was answered", hint="see the reasons above")

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +139,8 @@ class ServerAsked:
         """
         variable = "OPENAI_API_KEY" if self.address() else "HALFBYTE_API_KEY"
         key = os.environ.get(variable, "").split(",")[0].strip()
-        found = {"Authorization": f"Bearer {key}"} if key else {}
-        for text in self.header or ():
-            name, equals, value = text.partition("=")
-            if not equals or not name:
-                raise ConfigError(f"--header is {text!r:.60}; expected KEY=VALUE")
-            found[name.strip()] = value.strip()
-        return found
+        own = {"Authorization": f"Bearer {key}"} if key else {}
+        return own | key_values(self.header or (), "--header")
 
     @contextmanager
     def running(self) -> Iterator[tuple[ServeTarget, dict[str, Any]]]:
@@ -175,6 +170,21 @@ class ServerAsked:
         note(f"starting a server of {self.model}")
         with own_server(path, words) as target:
             yield replace(target, headers=headers), identity
+
+
+def key_values(texts: Sequence[str], flag: str) -> dict[str, str]:
+    """``KEY=VALUE`` texts of a repeatable option as a dictionary.
+
+    Raises:
+        ConfigError: one is no such text.
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{flag} is {text!r:.60}; expected KEY=VALUE")
+        found[key.strip()] = value.strip()
+    return found
 
 
 def _serve_words(text: str) -> list[str]:

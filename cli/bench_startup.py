@@ -10,10 +10,8 @@ import typer
 
 from . import options as opt
 from .bench import JsonFile, writable
-from .console import batch_bar, fit_markdown, note, progress_bar
+from .console import INTERRUPT_EXIT, batch_bar, fit_markdown, note, progress_bar
 from .loading import fetch_model
-
-_INTERRUPTED = 130
 
 
 @opt.flat
@@ -60,4 +58,4 @@ def startup(
             write_result(target, result)
             note(f"wrote {target}")
     if found.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPT_EXIT)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..bench.serve.load import LoadResult
     from ..bench.serve.run import ServePlan
 
-_LATENCIES = ("ttft", "tpot", "itl", "e2el")
-
 
 @opt.flat
 def sweep(
@@ -97,7 +95,9 @@ def _loads(at_once: str | None, rates: str | None) -> tuple[tuple[int, ...], tup
 
 def _check_shown(plan: ServePlan) -> None:
     """Raises ConfigError where figures are left out that the table shows."""
-    if set(plan.latencies) != set(_LATENCIES) or 99.0 not in plan.percentiles:
+    from ..bench.serve.figures import LATENCIES
+
+    if set(plan.latencies) != set(LATENCIES) or 99.0 not in plan.percentiles:
         raise ConfigError(
             "a sweep shows all latencies and their 99th percentile",
             hint="leave --percentile-metrics out, and 99 in --metric-percentiles",

@@ -20,6 +20,8 @@ OnProgress = Callable[[int, int], None]
 
 _RED, _DIM, _YELLOW, _OFF = "\x1b[1;31m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
 _KEPT_CONTROLS = "\n\t"
+INTERRUPT_EXIT = 130
+"""Exit code of a command that ctrl-C ended."""
 MIN_WIDTH, MAX_WIDTH = 40, 200
 """Widths in columns that every table fits."""
 _PROSE_WIDTH = 100

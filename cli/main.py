@@ -49,11 +49,11 @@ from . import (
     tune,
 )
 from .bench_serve_options import ServeBenchCommand
-from .console import WarningLines, is_terminal, print_error
+from .console import INTERRUPT_EXIT, WarningLines, is_terminal, print_error
 from .familiar import USAGE_ERROR, Command, CommandGroup
 from .settings import SettingsCommand
 
-_ERROR_EXIT, _USAGE_EXIT, _INTERRUPT_EXIT, _TERMINATED_EXIT = 1, 2, 130, 143
+_ERROR_EXIT, _USAGE_EXIT, _TERMINATED_EXIT = 1, 2, 143
 # Fields of the engine's configuration and of sampling parameters that are options, too.
 _OPTIONS = (
     *("max_context", "max_tokens", "max_batch", "max_batch_tokens", "kv_tokens", "threads"),
@@ -215,7 +215,7 @@ def _run(argv: list[str], settings: Settings) -> int:
     """Run the command; the exit code."""
     try:
         result = app(args=argv, prog_name="halfbyte", standalone_mode=False, obj=settings)
-        if result == _INTERRUPT_EXIT:
+        if result == INTERRUPT_EXIT:
             return _interrupted()
         return result if isinstance(result, int) else 0
     except HalfbyteError as error:
@@ -256,7 +256,7 @@ def _interrupted() -> int:
     """Say in one line that ctrl-C ended the program; the exit code."""
     # The terminal has written ^C.
     print("\ninterrupted" if is_terminal(sys.stderr) else "interrupted", file=sys.stderr)
-    return _INTERRUPT_EXIT
+    return INTERRUPT_EXIT
 
 
 def _misused(error: Any) -> int:

@@ -12,6 +12,7 @@ from ..codegen.case import OutputCheck, PreparedCase, PtxCase, type_of, undefine
 from ..codegen.launcher import Emulation
 from ..codegen.variant import Variant
 from ..formats.activations import KV_RULES
+from .config import largest_code
 from .op import decode_attention, prefill_attention
 from .paged import PagedCache, paged_cache
 from .reference import paged_attention
@@ -88,7 +89,7 @@ def _prefill_case(variant: Variant, emulation: Emulation, rng: torch.Generator) 
 
 def _codes(constants: Mapping[str, Any]) -> torch.dtype | None:
     """What the cache holds in place of floats."""
-    tops = {int(rule.top): dtype for dtype, rule in KV_RULES.items()}
+    tops = {largest_code(dtype): dtype for dtype in KV_RULES}
     return tops.get(constants["QUANT"])
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from ..formats.activations import KV_RULES
+
 PAGES = (16, 32, 64, 128)
 """Tokens in a KV block that the kernels take; one block is one tile."""
 
@@ -63,6 +67,12 @@ def fits(dim: int) -> bool:
 def next_power_of_2(n: int) -> int:
     """Smallest power of two >= ``n``; 1 for 0."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def largest_code(dtype: torch.dtype) -> int:
+    """The largest code of a cache of codes of ``dtype``, 0 for one of floats."""
+    rule = KV_RULES.get(dtype)
+    return 0 if rule is None else int(rule.top)
 
 
 def tile_width(dim: int) -> int:

@@ -23,6 +23,7 @@ from .config import (
     JOIN_TOGETHER,
     LEAST_KEY_CHUNK,
     decode_tile,
+    largest_code,
     prefill_tile,
     split_count,
     tile_width,
@@ -186,7 +187,7 @@ def decode_attention(
             LISTED=tokens_S is not None,
             WINDOW=window > 0,
             SOFT_CAP=soft_cap > 0,
-            QUANT=_largest_code(k_cache_BJSE),
+            QUANT=largest_code(k_cache_BJSE.dtype),
             TOGETHER=JOIN_TOGETHER,
             EARLY=early,
             PTX=runtime.use_ptx(q_THE),
@@ -276,18 +277,13 @@ def prefill_attention(
         WIDTH=width,
         WINDOW=window > 0,
         SOFT_CAP=soft_cap > 0,
-        QUANT=_largest_code(k_cache_BJSE),
+        QUANT=largest_code(k_cache_BJSE.dtype),
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
         APART=tile.apart,
         **tile.launch,
     )
     return out
-
-
-def _largest_code(cache_BJSE: Tensor) -> int:
-    rule = KV_RULES.get(cache_BJSE.dtype)
-    return 0 if rule is None else int(rule.top)
 
 
 def _stored(cache_BJSE: Tensor) -> Tensor:

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from ..codegen.variant import Variant
 from ..device.choice import FLOAT8_ARCH
 from ..device.dependent import dependent_launch, early_launch
-from .config import JOIN_TOGETHER, LEAST_KEY_CHUNK, decode_tile, prefill_tile, tile_width
+from .config import (
+    JOIN_TOGETHER,
+    LEAST_KEY_CHUNK,
+    decode_tile,
+    largest_code,
+    prefill_tile,
+    tile_width,
+)
 from .decode_kernel import decode_kernel
 from .prefill_kernel import prefill_kernel
 
-CODES = {"int8": 127, "e4m3": 448}
-"""Kinds of codes that a cache may hold, and the largest of each."""
-
+_CACHES = {"": torch.float16, "int8": torch.int8, "e4m3": torch.float8_e4m3fn}
 _POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_ptr", "out_ptr")
 _TOKENS = ("positions_ptr", "row_index_ptr", "tokens_ptr")
 _STRIDES = ("q_stride", "block_stride", "scale_stride", "table_width", "window")
@@ -29,7 +36,7 @@ def _common(arch: int, group: int, page: int, dim: int, **flags: Any) -> dict[st
         "WIDTH": tile_width(dim),
         "WINDOW": flags.get("window", False),
         "SOFT_CAP": flags.get("soft_cap", False),
-        "QUANT": CODES.get(flags.get("codes", ""), 0),
+        "QUANT": largest_code(_CACHES[flags.get("codes", "")]),
         "PTX": arch > 0,
         "INTERPRET": False,
     }

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ..device.column_order import column_at
+from ..device.parts import arrives_last
 from ..device.rounding import codes_of, row_scale
 
 
@@ -137,10 +138,7 @@ def gemm(
         tile = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
         parts = work_ptr + pid.to(tl.int64) * (SPLIT * BM * BN) + tile
         tl.store(parts + ps * (BM * BN), acc)
-        # All lanes' stores must be done before one lane tells the other programs about them.
-        tl.debug_barrier()
-        arrived = tl.atomic_add(count_ptr + pid, 1, sem="acq_rel")
-        if arrived != SPLIT - 1:
+        if not arrives_last(count_ptr + pid, SPLIT):
             return
         tl.debug_barrier()
         acc = tl.load(parts, cache_modifier=".cg")

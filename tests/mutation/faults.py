@@ -125,7 +125,12 @@ FAULTS = (
     KernelFault("fragments/decode.py", "byte << 23, 0x400000)", "byte << 23, 0)", FRAGMENTS),
     KernelFault("w8a8/op.py", "1 if fixed else m", "m", W8A8),
     KernelFault(_GEMM8, "acc -= zx[:, None]", "acc -= SPLIT * zx[:, None]", W8A8),
-    KernelFault(_GEMM8, "arrived != SPLIT - 1", "arrived != SPLIT - 2", W8A8),
+    KernelFault(
+        _GEMM8,
+        "arrives_last(count_ptr + pid, SPLIT)",
+        "arrives_last(count_ptr + pid, SPLIT - 1)",
+        W8A8,
+    ),
     KernelFault(
         _GEMM8, "for s in tl.static_range(1, SPLIT)", "for s in tl.static_range(2, SPLIT)", W8A8
     ),
