@@ -1,0 +1,109 @@
+// @ts-check
+/**
+ * An answer's tokens, each coloured and underlined by its surprise. What is pointed at (by the mouse,
+ * a finger or the keyboard) tells its probability and what the model might have written instead.
+ *
+ * The tokens are a listbox: one stop of the Tab key, arrow keys inside of it. All of them share the
+ * listeners of the view and one tooltip, so that 10 000 tokens cost little more than their text.
+ */
+
+import { Cursor } from "./cursor.js";
+import { el } from "./dom.js";
+import { LEVELS, levelRange, surpriseLevel } from "./probability.js";
+import { Tip } from "./tip.js";
+import { percent, tokenName } from "./token_text.js";
+import { t } from "./text.js";
+
+/** @typedef {{text: string, logprob: number | null}} Alternative */
+/** @typedef {Alternative & {top: Alternative[]}} Token `logprob` null: not known. */
+
+/**
+ * The view of an answer's tokens, with a legend.
+ *
+ * @param {Token[]} tokens
+ * @param {{mark?: number, label?: string}} [options] `mark`: index of the token to point out, where
+ *   two answers part; `label`: accessible name of the list.
+ * @returns {HTMLElement}
+ */
+export function tokenView(tokens, { mark = -1, label = t("tokens.label") } = {}) {
+  const spans = tokens.map((token, index) => tokenSpan(token, index === mark));
+  const props = { class: "tokens-list", role: "listbox", "aria-label": label, dir: "auto" };
+  const view = el("div", { class: "tokens" }, legend(), el("div", props, ...spans));
+  const tip = new Tip();
+  view.append(tip.element);
+  listen(view, new Cursor(spans, mark in spans ? mark : 0), tip, (index) => {
+    tip.show(spans[index], tokens[index]);
+  });
+  return view;
+}
+
+/**
+ * @param {Token} token
+ * @param {boolean} marked
+ */
+function tokenSpan({ text, logprob }, marked) {
+  const level = surpriseLevel(logprob) ?? "unknown";
+  const name = tokenName(text);
+  const label = marked ? t("tokens.marked", { token: name }) : text.trim() ? null : name;
+  return el("span", {
+    class: `token token-${level}${marked ? " token-mark" : ""}`,
+    role: "option",
+    tabindex: "-1",
+    "aria-label": label,
+    // A line break needs a sign, or there would be nothing to point at.
+    text: text.replaceAll("\n", "↵\n"),
+  });
+}
+
+/** The colours, by the probabilities they stand for. */
+function legend() {
+  const samples = LEVELS.map((level) => {
+    const { low, high } = levelRange(level);
+    const form = level === 0 ? "from" : low ? "between" : "under";
+    const text = t(`tokens.${form}`, { low: percent(low), high: percent(high) });
+    return el("li", {}, el("span", { class: `token token-${level}`, text }));
+  });
+  return el(
+    "div",
+    { class: "tokens-legend" },
+    el("span", { text: t("tokens.legend") }),
+    el("ul", {}, ...samples),
+  );
+}
+
+/**
+ * Show the tooltip of the token under the pointer, else that of the one with the focus.
+ *
+ * @param {HTMLElement} view
+ * @param {Cursor} cursor
+ * @param {Tip} tip
+ * @param {(index: number) => void} show
+ */
+function listen(view, cursor, tip, show) {
+  const point = (/** @type {number | null} */ index) => {
+    const shown = index ?? cursor.indexOf(document.activeElement);
+    if (shown === null) tip.hide();
+    else show(shown);
+  };
+  view.addEventListener("pointerover", ({ target }) => {
+    // The tooltip itself may be pointed at, to read it with a magnifier.
+    if (!tip.element.contains(/** @type {Node} */ (target))) point(cursor.indexOf(target));
+  });
+  view.addEventListener("pointerleave", () => point(null));
+  view.addEventListener("focusin", ({ target }) => {
+    const index = cursor.indexOf(target);
+    if (index === null) return;
+    cursor.reached(index);
+    show(index);
+  });
+  view.addEventListener("focusout", () => tip.hide());
+  view.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const hides = event.key === "Escape" && tip.open;
+    if (hides) tip.hide();
+    if (!hides && !cursor.follow(event.key)) return;
+    // Neither scrolls the page, nor stops an answer.
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
