@@ -2,19 +2,26 @@
 /** Moves the focus among many inline elements, of which one is a stop of the Tab key. */
 
 export class Cursor {
-  #items;
-  #index;
-  #places;
+  /** @type {HTMLElement[]} */
+  #items = [];
+  /** @type {Map<EventTarget | null, number>} */
+  #places = new Map();
+  #index = 0;
 
   /**
-   * @param {HTMLElement[]} items in reading order, all with `tabindex="-1"`.
-   * @param {number} first index of the one that the Tab key reaches first.
+   * Take in the next item; the Tab key reaches the first one.
+   *
+   * @param {HTMLElement} item with `tabindex="-1"`.
    */
-  constructor(items, first) {
-    this.#items = items;
-    this.#index = first;
-    this.#places = new Map(items.map((item, index) => [item, index]));
-    items[first]?.setAttribute("tabindex", "0");
+  add(item) {
+    this.#places.set(item, this.#items.length);
+    this.#items.push(item);
+    if (this.#items.length === 1) this.reached(0);
+  }
+
+  /** @param {number} index */
+  item(index) {
+    return this.#items[index];
   }
 
   /**
@@ -24,11 +31,11 @@ export class Cursor {
    * @returns {number | null} null for none.
    */
   indexOf(target) {
-    return this.#places.get(/** @type {HTMLElement} */ (target)) ?? null;
+    return this.#places.get(target) ?? null;
   }
 
   /**
-   * An item has got the focus.
+   * An item has got the focus, or is the one that the Tab key is to reach.
    *
    * @param {number} index
    */

@@ -31,7 +31,7 @@ export class Tip {
    * Show it at a token in place of any other.
    *
    * @param {HTMLElement} anchor
-   * @param {import("./tokens.js").Token} token
+   * @param {import("./record.js").Token} token
    */
   show(anchor, token) {
     if (anchor === this.#anchor) return;
@@ -73,7 +73,7 @@ export class Tip {
 /**
  * What is told of a token.
  *
- * @param {import("./tokens.js").Token} token
+ * @param {import("./record.js").Token} token
  * @returns {HTMLElement[]}
  */
 function facts({ text, logprob, top }) {
@@ -89,7 +89,7 @@ function facts({ text, logprob, top }) {
 }
 
 /**
- * @param {import("./tokens.js").Alternative} one
+ * @param {import("./record.js").Rated} one
  * @param {boolean} chosen
  */
 function alternative({ text, logprob }, chosen) {

@@ -22,7 +22,7 @@ export function tokenText(text) {
     const sign = BLANKS.get(part)?.sign;
     return sign ? el("span", { class: "tokens-blank", "aria-hidden": "true", text: sign }) : part;
   });
-  const bare = text.trim() ? null : el("span", { class: "visually-hidden", text: tokenName(text) });
+  const bare = text.trim() ? null : el("span", { class: "unseen", text: tokenName(text) });
   return el("bdi", { class: "tokens-text" }, bare, ...parts);
 }
 

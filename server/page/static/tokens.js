@@ -11,14 +11,16 @@ import { Cursor } from "./cursor.js";
 import { el } from "./dom.js";
 import { LEVELS, levelRange, surpriseLevel } from "./probability.js";
 import { Tip } from "./tip.js";
-import { percent, tokenName } from "./token_text.js";
-import { t } from "./text.js";
+import { tokenName } from "./token_text.js";
+import { number, t } from "./text.js";
 
-/** @typedef {{text: string, logprob: number | null}} Alternative */
-/** @typedef {Alternative & {top: Alternative[]}} Token `logprob` null: not known. */
+/** @typedef {import("./record.js").Token} Token */
+
+/** Milliseconds of work in one go: less than a frame. */
+const SLICE_MS = 8;
 
 /**
- * The view of an answer's tokens, with a legend.
+ * The view of an answer's tokens, with a legend. Many tokens come into it little by little.
  *
  * @param {Token[]} tokens
  * @param {{mark?: number, label?: string}} [options] `mark`: index of the token to point out, where
@@ -26,15 +28,41 @@ import { t } from "./text.js";
  * @returns {HTMLElement}
  */
 export function tokenView(tokens, { mark = -1, label = t("tokens.label") } = {}) {
-  const spans = tokens.map((token, index) => tokenSpan(token, index === mark));
   const props = { class: "tokens-list", role: "listbox", "aria-label": label, dir: "auto" };
-  const view = el("div", { class: "tokens" }, legend(), el("div", props, ...spans));
+  const list = el("div", props);
   const tip = new Tip();
-  view.append(tip.element);
-  listen(view, new Cursor(spans, mark in spans ? mark : 0), tip, (index) => {
-    tip.show(spans[index], tokens[index]);
+  const cursor = new Cursor();
+  const view = el("div", { class: "tokens" }, legend(), list, tip.element);
+  fill(list, tokens, (token, index) => {
+    const span = tokenSpan(token, index === mark);
+    cursor.add(span);
+    if (index === mark) cursor.reached(index);
+    return span;
   });
+  listen(view, cursor, tip, (index) => tip.show(cursor.item(index), tokens[index]));
   return view;
+}
+
+/**
+ * Fill a list line by line. Each line is a block of its own, which the browser neither lays out
+ * again when the next one comes, nor draws while it is out of sight.
+ *
+ * @param {HTMLElement} list
+ * @param {Token[]} tokens
+ * @param {(token: Token, index: number) => HTMLElement} make
+ */
+async function fill(list, tokens, make) {
+  let line = el("div", { class: "tokens-line" });
+  let began = performance.now();
+  for (const [index, token] of tokens.entries()) {
+    line.append(make(token, index));
+    const ended = token.text.includes("\n");
+    if (!line.parentNode) list.append(line);
+    if (ended) line = el("div", { class: "tokens-line" });
+    if (performance.now() - began < SLICE_MS) continue;
+    await new Promise((over) => setTimeout(over));
+    began = performance.now();
+  }
 }
 
 /**
@@ -60,7 +88,7 @@ function legend() {
   const samples = LEVELS.map((level) => {
     const { low, high } = levelRange(level);
     const form = level === 0 ? "from" : low ? "between" : "under";
-    const text = t(`tokens.${form}`, { low: percent(low), high: percent(high) });
+    const text = t(`tokens.${form}`, { low: roughly(low), high: roughly(high) });
     return el("li", {}, el("span", { class: `token token-${level}`, text }));
   });
   return el(
@@ -69,6 +97,12 @@ function legend() {
     el("span", { text: t("tokens.legend") }),
     el("ul", {}, ...samples),
   );
+}
+
+/** @param {number} probability */
+function roughly(probability) {
+  const hundredths = probability * 100;
+  return t("tokens.percent", { value: number(hundredths, hundredths < 1 ? 1 : 0) });
 }
 
 /**

@@ -5,6 +5,8 @@ import { ApiFailure } from "./api.js";
 import { button, el } from "./dom.js";
 import { t } from "./text.js";
 
+/** @typedef {import("./record.js").Call} Call */
+
 /** What the server takes as the name of a function, and how many tools. */
 const NAME = /^[A-Za-z0-9_.:/-]{1,128}$/;
 const MOST = 128;
@@ -81,16 +83,11 @@ function wrong(key, values) {
 }
 
 /**
- * @typedef {{id: string, name: string, arguments: string}} ToolCall
- * @typedef {{call_id: string, content: string}} ToolResult
- */
-
-/**
  * The calls of an answer, with a box for the result of each.
  *
- * @param {ToolCall[]} calls
- * @param {{onResults?: (results: ToolResult[]) => void}} [options] gets the results of all calls,
- *   in their order, once; without it the calls are only shown.
+ * @param {Call[]} calls
+ * @param {{onResults?: (results: {id: string, content: string}[]) => void}} [options] gets the
+ *   results of all calls, by their ids and in their order, once; without it the calls are only shown.
  * @returns {HTMLElement}
  */
 export function callsView(calls, { onResults } = {}) {
@@ -101,7 +98,7 @@ export function callsView(calls, { onResults } = {}) {
   if (!onResults) return el("div", { class: "calls" }, list);
   const send = button(t("tools.send"), () => {
     for (const box of [...boxes, send]) box?.setAttribute("disabled", "");
-    onResults(calls.map(({ id }, index) => ({ call_id: id, content: boxes[index]?.value ?? "" })));
+    onResults(calls.map(({ id }, index) => ({ id, content: boxes[index]?.value ?? "" })));
   });
   return el("div", { class: "calls" }, list, send);
 }
@@ -113,7 +110,7 @@ function resultBox(id) {
 }
 
 /**
- * @param {ToolCall} call
+ * @param {Call} call
  * @param {HTMLTextAreaElement | undefined} box
  */
 function callItem(call, box) {
