@@ -68,7 +68,7 @@ class Comparison {
       this.#run();
     };
     this.#prompt.addEventListener("keydown", keydown);
-    const hint = models.length > 1 ? null : el("p", { class: "compare-note", text: t("compare.hint") });
+    const alone = { class: "compare-note", text: t("compare.hint") };
     return el(
       "form",
       { class: "compare-form", on: { submit } },
@@ -77,7 +77,7 @@ class Comparison {
         ...this.#sides.map((side) => field(t(`compare.${side.name}_model`), side.choice)),
         el("label", { class: "compare-check" }, this.#greedy, " ", t("compare.greedy")),
         el("div", { class: "compare-buttons" }, this.#start, this.#halt)),
-      hint,
+      models.length > 1 ? null : el("p", alone),
     );
   }
 
@@ -128,14 +128,20 @@ class Comparison {
     const [left, right] = this.#sides.map(({ record }) => record);
     const count = agreedTokens(left.tokens, right.tokens);
     this.#said.textContent = verdict(left, right, count);
-    this.#details.replaceChildren(...differenceView(left.tokens, right.tokens));
+    this.#details.replaceChildren(...differenceView(left, right));
     for (const side of this.#sides) side.showTokens(count);
   }
 
-  /** @param {boolean} busy */
+  /**
+   * One of both buttons can be pressed, and has the focus if the other one had it.
+   *
+   * @param {boolean} busy
+   */
   #busy(busy) {
-    this.#start.toggleAttribute("disabled", busy);
-    this.#halt.toggleAttribute("disabled", !busy);
+    const [on, off] = busy ? [this.#halt, this.#start] : [this.#start, this.#halt];
+    on.removeAttribute("disabled");
+    if (document.activeElement === off) on.focus();
+    off.setAttribute("disabled", "");
   }
 }
 
@@ -153,8 +159,9 @@ class Side {
   constructor(name, models, first) {
     this.name = name;
     this.record = newAnswer("");
+    const options = models.map((model) => el("option", { text: model }));
     this.choice = /** @type {HTMLSelectElement} */ (
-      el("select", { id: `compare-${name}` }, ...models.map((model) => el("option", { text: model })))
+      el("select", { id: `compare-${name}` }, ...options)
     );
     this.choice.selectedIndex = Math.min(first, models.length - 1);
     this.element = el(
@@ -177,7 +184,7 @@ class Side {
     const model = this.choice.value;
     this.record = newAnswer(model);
     const view = new AnswerView(this.record);
-    this.#title.textContent = model;
+    this.#title.textContent = t(`compare.${this.name}_named`, { model });
     this.#answer.replaceChildren(view.element);
     this.#tokens.replaceChildren();
     await streamInto(view, { ...body, model }, signal, onEvent);
@@ -191,8 +198,8 @@ class Side {
   showTokens(mark) {
     const { tokens } = this.record;
     if (!tokens.length) return;
-    const label = t(`compare.${this.name}_tokens`);
-    this.#tokens.replaceChildren(el("h3", { text: t("compare.tokens") }), tokenView(tokens, { mark, label }));
+    const view = tokenView(tokens, { mark, label: t(`compare.${this.name}_tokens`) });
+    this.#tokens.replaceChildren(el("h3", { text: t("compare.tokens") }), view);
   }
 }
 

@@ -88,7 +88,8 @@ export class Cursor {
       const there = box(this.#items[at]);
       if (Math.abs(there.top - here.top) < here.height / 2) continue;
       if (line !== null && Math.abs(there.top - line) >= here.height / 2) break;
-      if (line === null || distance(there, here) < distance(box(this.#items[best]), here)) best = at;
+      const nearer = distance(there, here) < distance(box(this.#items[best]), here);
+      if (line === null || nearer) best = at;
       line ??= there.top;
     }
     return best;

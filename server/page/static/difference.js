@@ -30,17 +30,18 @@ export function verdict(left, right, count) {
 /**
  * The probabilities of both tokens where two answers part, and how sure both were before that.
  *
- * @param {Token[]} left
- * @param {Token[]} right
+ * @param {Answer} left
+ * @param {Answer} right
  * @returns {HTMLElement[]} empty where there is nothing to tell.
  */
 export function differenceView(left, right) {
-  const count = agreedTokens(left, right);
+  const tokens = [left.tokens, right.tokens];
+  const count = agreedTokens(left.tokens, right.tokens);
   const parts = [];
-  if (count < Math.max(left.length, right.length) && left.length && right.length) {
-    parts.push(table(left[count], right[count], count));
+  if (tokens.every(({ length }) => length) && tokens.some(({ length }) => length > count)) {
+    parts.push(table(left, right, count));
   }
-  const [one, other] = [left, right].map((tokens) => meanSurprise(tokens.slice(0, count)));
+  const [one, other] = tokens.map((all) => meanSurprise(all.slice(0, count)));
   if (one !== null && other !== null) {
     const values = { count, left: number(one, 3), right: number(other, 3) };
     parts.push(el("p", { class: "compare-note", text: t("compare.means", values) }));
@@ -49,21 +50,29 @@ export function differenceView(left, right) {
 }
 
 /**
- * @param {Token | undefined} left undefined where that answer had ended.
- * @param {Token | undefined} right
+ * A row for each token that was written there, a column for each model.
+ *
+ * @param {Answer} left
+ * @param {Answer} right
  * @param {number} count
  */
 function table(left, right, count) {
-  const written = [left, right].filter((token) => token !== undefined);
-  const rows = written.map(({ text }) => {
-    return el("tr", {}, el("th", { scope: "row" }, tokenText(text)), cell(left, text), cell(right, text));
+  const written = [left.tokens[count], right.tokens[count]];
+  const texts = written.filter((token) => token !== undefined).map(({ text }) => text);
+  const rows = texts.map((text) => {
+    const head = el("th", { scope: "row" }, tokenText(text));
+    return el("tr", {}, head, ...written.map((own) => cell(own, text)));
   });
-  const heads = ["compare.token", "compare.left", "compare.right"];
+  const heads = [
+    t("compare.token"),
+    t("compare.left_named", { model: left.model }),
+    t("compare.right_named", { model: right.model }),
+  ];
   return el(
     "table",
     { class: "compare-table" },
     el("caption", { text: t("compare.place", { place: count + 1 }) }),
-    el("thead", {}, el("tr", {}, ...heads.map((key) => el("th", { scope: "col", text: t(key) })))),
+    el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { scope: "col", text })))),
     el("tbody", {}, ...rows),
   );
 }
@@ -71,7 +80,7 @@ function table(left, right, count) {
 /**
  * How probable a token was to one of the models.
  *
- * @param {Token | undefined} own what that model wrote there.
+ * @param {Token | undefined} own what that model wrote there; undefined where it had ended.
  * @param {string} text of the token.
  */
 function cell(own, text) {
@@ -79,7 +88,9 @@ function cell(own, text) {
   const found = probabilityOf(own, text);
   if (!found) return el("td", { text: t("tokens.unknown") });
   const { probability, exact } = found;
-  const value = exact ? percent(probability) : t("compare.at_most", { percent: percent(probability) });
+  const share = percent(probability);
+  const value = exact ? share : t("compare.at_most", { percent: share });
   if (own.text !== text) return el("td", { text: value });
-  return el("td", { class: "compare-written" }, value, " ", el("span", { text: t("compare.written") }));
+  const note = el("span", { text: t("compare.written") });
+  return el("td", { class: "compare-written" }, value, " ", note);
 }

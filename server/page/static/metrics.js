@@ -2,8 +2,8 @@
 /**
  * Reads the Prometheus text of GET /metrics, as far as the live panel shows it.
  *
- * The prefix of the names is an option of the server (`--metrics-prefix`), so a name is known by what
- * follows its first colon; metrics of the process have no prefix.
+ * The prefix of the names is an option of the server (`--metrics-prefix`), so that a name is known
+ * by what follows its first colon; metrics of the process have no prefix.
  */
 
 const SAMPLE = /^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)(?: -?\d+)?$/;
@@ -61,8 +61,8 @@ function labelValue(labels, wanted) {
  * @param {Map<string, ModelReading>} before models of the earlier reading.
  * @param {Map<string, ModelReading>} after models of the later one.
  * @param {number} seconds between the two.
- * @returns {Map<string, number>} 0 for a model that is new, or whose counter fell because the server
- *   was started again.
+ * @returns {Map<string, number>} 0 for a model that is new, or whose counter fell because the
+ *   server was started again.
  */
 export function tokenRates(before, after, seconds) {
   const rates = new Map();

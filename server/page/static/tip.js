@@ -58,7 +58,7 @@ export class Tip {
     if (this.element.isConnected) this.element.hidePopover();
   }
 
-  /** Above the token, so that it hides nothing of what is read next; below where there is no room. */
+  /** Above the token, where it hides nothing of what is read next; below when there is no room. */
   #place() {
     if (!this.#anchor?.isConnected) return this.hide();
     const at = this.#anchor.getClientRects()[0] ?? this.#anchor.getBoundingClientRect();

@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * An answer's tokens, each coloured and underlined by its surprise. What is pointed at (by the mouse,
- * a finger or the keyboard) tells its probability and what the model might have written instead.
+ * An answer's tokens, each coloured and underlined by its surprise. What is pointed at, by a
+ * mouse, a finger or the keyboard, tells its probability and what the model might have written instead.
  *
  * The tokens are a listbox: one stop of the Tab key, arrow keys inside of it. All of them share the
  * listeners of the view and one tooltip, so that 10 000 tokens cost little more than their text.

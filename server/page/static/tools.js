@@ -87,7 +87,7 @@ function wrong(key, values) {
  *
  * @param {Call[]} calls
  * @param {{onResults?: (results: {id: string, content: string}[]) => void}} [options] gets the
- *   results of all calls, by their ids and in their order, once; without it the calls are only shown.
+ *   results of all calls, by their ids and in their order, once; without it there are no boxes.
  * @returns {HTMLElement}
  */
 export function callsView(calls, { onResults } = {}) {
@@ -121,7 +121,7 @@ function callItem(call, box) {
     "li",
     { class: "call" },
     el("p", { class: "calls-name" }, t("tools.calls"), " ", el("code", { text: call.name })),
-    el("pre", { class: "calls-arguments", tabindex: "0", "aria-label": t("tools.arguments") }, text),
+    el("pre", { class: "calls-arguments", dir: "ltr" }, text),
     note,
     label,
     box,
