@@ -4,10 +4,13 @@
 import { AnswerView, newAnswer, streamInto } from "./answer.js";
 import { differenceView, verdict } from "./difference.js";
 import { button, el } from "./dom.js";
+import { modelNames } from "./models.js";
 import { agreedTokens } from "./probability.js";
 import { requestBody } from "./settings.js";
 import { t } from "./text.js";
 import { tokenView } from "./tokens.js";
+
+/** @typedef {import("./tree.js").ChatSettings} ChatSettings */
 
 /** Alternatives a token; a token of the other answer that is not among them is less likely. */
 const ALTERNATIVES = 10;
@@ -15,12 +18,13 @@ const ALTERNATIVES = 10;
 /**
  * The view in which two models answer the same prompt.
  *
- * @param {{models: string[], settings: () => any}} sources `models`: names that requests may use;
- *   `settings` gives those of the moment, as `requestBody` of settings.js takes them.
+ * @param {{models: import("./models.js").ModelCard[],
+ *   settings: {current: () => ChatSettings}}} sources `models` as
+ *   GET /v1/models lists them; both answer with the settings of the moment, but for the model.
  * @returns {HTMLElement}
  */
 export function compareView({ models, settings }) {
-  return new Comparison(models, settings).element;
+  return new Comparison(modelNames(models), settings).element;
 }
 
 class Comparison {
@@ -40,7 +44,7 @@ class Comparison {
 
   /**
    * @param {string[]} models
-   * @param {() => any} settings
+   * @param {{current: () => ChatSettings}} settings
    */
   constructor(models, settings) {
     this.#settings = settings;
@@ -105,7 +109,7 @@ class Comparison {
 
   /** @param {string} prompt */
   #body(prompt) {
-    const body = requestBody(this.#settings(), [{ role: "user", content: prompt }]);
+    const body = requestBody(this.#settings.current(), [{ role: "user", content: prompt }]);
     const rated = { logprobs: true, top_logprobs: ALTERNATIVES, seed: body.seed ?? 0 };
     return { ...body, ...rated, ...(this.#greedy.checked ? { temperature: 0 } : {}) };
   }

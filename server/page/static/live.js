@@ -15,13 +15,14 @@ const HEIGHT = 24;
 /** @typedef {import("./metrics.js").ModelReading} ModelReading */
 
 /**
- * Show a panel that follows the server, and stands still while the page is hidden.
+ * Fill an element with figures that follow the server, and stand still while the page is hidden.
  *
- * @param {HTMLElement} container
+ * @param {HTMLElement} container a region with a name.
  */
 export function startLivePanel(container) {
   const panel = new LivePanel();
-  container.append(panel.element);
+  container.classList.add("live");
+  container.append(...panel.parts);
   follow(panel);
 }
 
@@ -74,14 +75,8 @@ class LivePanel {
 
   constructor() {
     const box = { class: "live-spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" };
-    this.element = el(
-      "section",
-      { class: "live", "aria-label": t("live.title") },
-      this.#list,
-      svg("svg", { ...box, preserveAspectRatio: "none" }, this.#area, this.#curve),
-      this.#models,
-      this.#trouble,
-    );
+    const spark = svg("svg", { ...box, preserveAspectRatio: "none" }, this.#area, this.#curve);
+    this.parts = [this.#list, spark, this.#models, this.#trouble];
   }
 
   /**
