@@ -11,6 +11,8 @@ const PERIOD_MS = 2000;
 const MOST = 60;
 const WIDTH = 96;
 const HEIGHT = 24;
+const UNKNOWN = "–";
+const TABLE = "live-models";
 
 /** @typedef {import("./metrics.js").ModelReading} ModelReading */
 
@@ -64,19 +66,21 @@ class LivePanel {
   #area = svg("polygon", { class: "live-area" });
   #curve = svg("polyline", { class: "live-curve" });
   #rows = el("tbody");
-  #models = el(
-    "details",
-    { class: "live-models", hidden: true },
-    el("summary", { text: t("live.models") }),
-    el("div", { class: "live-table" }, el("table", {}, heads(), this.#rows)),
+  #table = el(
+    "div",
+    { class: "live-table", id: TABLE, popover: "auto", on: { beforetoggle: () => this.#place() } },
+    el("table", {}, heads(), this.#rows),
   );
+  #models = el("button", {
+    type: "button", class: "quiet", popovertarget: TABLE, hidden: true, text: t("live.models"),
+  });
   #trouble = el("p", { class: "live-trouble", hidden: true, text: t("live.no_answer") });
   #list = el("dl", {}, ...Object.values(this.#figures).map(({ item }) => item));
 
   constructor() {
     const box = { class: "live-spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" };
     const spark = svg("svg", { ...box, preserveAspectRatio: "none" }, this.#area, this.#curve);
-    this.parts = [this.#list, spark, this.#models, this.#trouble];
+    this.parts = [this.#list, spark, this.#models, this.#table, this.#trouble];
   }
 
   /**
@@ -87,18 +91,21 @@ class LivePanel {
    */
   show({ memory, models }, at) {
     const seconds = this.#last ? (at - this.#last.at) / 1000 : 0;
-    const rates = tokenRates(this.#last?.models ?? new Map(), models, seconds);
-    this.#last = { at, models };
+    const rates = this.#last ? tokenRates(this.#last.models, models, seconds) : new Map();
     const all = [...models.values()];
     const speed = sum([...rates.values()]);
     this.#write("running", number(sum(all.map(({ running }) => running))));
     this.#write("waiting", number(sum(all.map(({ waiting }) => waiting))));
     this.#write("kv", share(Math.max(0, ...all.map(({ kv }) => kv))));
-    this.#write("rate", number(speed, 1));
     this.#write("memory", memory === null ? null : gibibytes(memory));
-    if (seconds > 0) this.#draw(speed);
+    if (this.#last) {
+      this.#write("rate", number(speed, 1));
+      this.#draw(speed);
+    }
+    this.#last = { at, models };
     this.#models.hidden = models.size < 2;
-    this.#rows.replaceChildren(...[...models].map((entry) => row(entry, rates.get(entry[0]) ?? 0)));
+    const rows = [...models].map(([name, now]) => row(name, now, rates.get(name)));
+    this.#rows.replaceChildren(...rows);
     this.#say(false);
   }
 
@@ -111,6 +118,11 @@ class LivePanel {
   /** Nobody looks; the next reading is not held against the last one. */
   pause() {
     this.#last = null;
+  }
+
+  /** The table opens below its button. */
+  #place() {
+    this.#table.style.top = `${this.#models.getBoundingClientRect().bottom + 8}px`;
   }
 
   /** @param {boolean} trouble */
@@ -146,7 +158,7 @@ class LivePanel {
 
 /** @param {string} key of its name. */
 function figure(key) {
-  const value = el("dd", { text: "–" });
+  const value = el("dd", { text: UNKNOWN });
   return { value, item: el("div", {}, el("dt", { text: t(key) }), value) };
 }
 
@@ -157,11 +169,13 @@ function heads() {
 }
 
 /**
- * @param {[string, ModelReading]} entry
- * @param {number} rate
+ * @param {string} name
+ * @param {ModelReading} now
+ * @param {number | undefined} rate undefined where there is no earlier reading.
  */
-function row([name, { running, waiting, kv }], rate) {
-  const texts = [number(running), number(waiting), share(kv), number(rate, 1)];
+function row(name, { running, waiting, kv }, rate) {
+  const speed = rate === undefined ? UNKNOWN : number(rate, 1);
+  const texts = [number(running), number(waiting), share(kv), speed];
   const cells = texts.map((text) => el("td", { text }));
   return el("tr", {}, el("th", { scope: "row", text: name }), ...cells);
 }

@@ -60,7 +60,7 @@ function labelValue(labels, wanted) {
  *
  * @param {Map<string, ModelReading>} before models of the earlier reading.
  * @param {Map<string, ModelReading>} after models of the later one.
- * @param {number} seconds between the two.
+ * @param {number} seconds between the two, more than 0.
  * @returns {Map<string, number>} 0 for a model that is new, or whose counter fell because the
  *   server was started again.
  */
@@ -68,7 +68,7 @@ export function tokenRates(before, after, seconds) {
   const rates = new Map();
   for (const [name, { tokens }] of after) {
     const earlier = before.get(name)?.tokens ?? tokens;
-    rates.set(name, seconds > 0 ? Math.max(tokens - earlier, 0) / seconds : 0);
+    rates.set(name, Math.max(tokens - earlier, 0) / seconds);
   }
   return rates;
 }

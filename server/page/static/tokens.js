@@ -18,6 +18,8 @@ import { number, t } from "./text.js";
 
 /** Milliseconds of work in one go: less than a frame. */
 const SLICE_MS = 8;
+/** Tokens after which a line ends where none of them breaks it, or it would be laid out for long. */
+const LINE = 250;
 
 /**
  * The view of an answer's tokens, with a legend. Many tokens come into it little by little.
@@ -52,13 +54,12 @@ export function tokenView(tokens, { mark = -1, label = t("tokens.label") } = {})
  * @param {(token: Token, index: number) => HTMLElement} make
  */
 async function fill(list, tokens, make) {
-  let line = el("div", { class: "tokens-line" });
+  let line = null;
   let began = performance.now();
   for (const [index, token] of tokens.entries()) {
+    line ??= list.appendChild(el("div", { class: "tokens-line" }));
     line.append(make(token, index));
-    const ended = token.text.includes("\n");
-    if (!line.parentNode) list.append(line);
-    if (ended) line = el("div", { class: "tokens-line" });
+    if (token.text.includes("\n") || line.childElementCount === LINE) line = null;
     if (performance.now() - began < SLICE_MS) continue;
     await new Promise((over) => setTimeout(over));
     began = performance.now();
