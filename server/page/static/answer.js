@@ -37,7 +37,6 @@ export class AnswerView {
     el("summary", { text: t("answer.reasoning") }),
     el("div", { class: "plain", dir: "auto" }, this.#thoughts));
   #calls = el("div", { class: "calls" });
-  #figures = el("p", { class: "figures" });
   #trouble = el("div", {});
 
   /**
@@ -47,9 +46,11 @@ export class AnswerView {
    */
   constructor(record, actions = {}) {
     this.record = record;
+    /** The line of figures, which may be moved elsewhere. */
+    this.figures = el("p", { class: "figures" });
     this.#actions = actions;
     this.element = el("div", { class: "answer" },
-      this.#reasoning, this.#body, this.#calls, this.#trouble, this.#figures);
+      this.#reasoning, this.#body, this.#calls, this.#trouble, this.figures);
     this.#draw();
     if (record.finish || record.error) this.#end();
     else this.element.classList.add("busy");
@@ -110,7 +111,7 @@ export class AnswerView {
     const data = this.#pending.parentNode === this.#loose ? rest.trim() : rest;
     if (this.#pending.data !== data) this.#pending.data = data;
     this.#drawReasoning();
-    this.#figures.replaceChildren(...figures(this.record));
+    this.figures.replaceChildren(...figures(this.record));
   }
 
   /** Where text that is not rendered yet goes: on behind the open block's, or below. */
@@ -204,7 +205,8 @@ function figures(record) {
   if (stats.first_ms !== null) {
     parts.push(t("answer.first", { seconds: number(stats.first_ms / 1000, 2) }));
   }
-  if (finish === "length") parts.push(t("answer.length"));
-  if (finish === "stopped") parts.push(t("answer.stopped"));
+  for (const end of ["length", "stopped", "unfinished"]) {
+    if (finish === end) parts.push(t(`answer.${end}`));
+  }
   return parts.map((text) => el("span", { text }));
 }
