@@ -189,7 +189,7 @@ class Side {
     this.record = newAnswer(model);
     const view = new AnswerView(this.record);
     this.#title.textContent = t(`compare.${this.name}_named`, { model });
-    this.#answer.replaceChildren(view.element);
+    this.#answer.replaceChildren(view.element, view.figures);
     this.#tokens.replaceChildren();
     await streamInto(view, { ...body, model }, signal, onEvent);
   }

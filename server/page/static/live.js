@@ -17,14 +17,13 @@ const TABLE = "live-models";
 /** @typedef {import("./metrics.js").ModelReading} ModelReading */
 
 /**
- * Fill an element with figures that follow the server, and stand still while the page is hidden.
+ * Show a panel that follows the server, and stands still while the page is hidden.
  *
- * @param {HTMLElement} container a region with a name.
+ * @param {HTMLElement} container
  */
 export function startLivePanel(container) {
   const panel = new LivePanel();
-  container.classList.add("live");
-  container.append(...panel.parts);
+  container.append(panel.element);
   follow(panel);
 }
 
@@ -80,7 +79,15 @@ class LivePanel {
   constructor() {
     const box = { class: "live-spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" };
     const spark = svg("svg", { ...box, preserveAspectRatio: "none" }, this.#area, this.#curve);
-    this.parts = [this.#list, spark, this.#models, this.#table, this.#trouble];
+    this.element = el(
+      "section",
+      { class: "live", "aria-label": t("live.title") },
+      this.#list,
+      spark,
+      this.#models,
+      this.#table,
+      this.#trouble,
+    );
   }
 
   /**
