@@ -51,6 +51,7 @@ class Comparison {
     this.element = el(
       "div",
       { class: "compare" },
+      el("h1", { class: "unseen", text: t("compare.title") }),
       this.#form(models),
       this.#said,
       this.#details,

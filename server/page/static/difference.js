@@ -79,7 +79,8 @@ function table(left, right, count) {
 /**
  * How probable a token was to one of the models.
  *
- * @param {import("./record.js").Token | undefined} own what that model wrote there; undefined where it had ended.
+ * @param {import("./record.js").Token | undefined} own what that model wrote there; undefined
+ *   where it had ended.
  * @param {string} text of the token.
  */
 function cell(own, text) {
