@@ -11,7 +11,9 @@ import { messageItem } from "./message.js";
 import { followEnd } from "./scroll.js";
 import { requestBody } from "./settings.js";
 import { t } from "./text.js";
-import { append, messagesOf, newConversation, newId, path, remove, select, siblings } from "./tree.js";
+import {
+  append, messagesOf, newConversation, newId, path, remove, select, siblings,
+} from "./tree.js";
 
 /**
  * @typedef {import("./tree.js").Conversation} Conversation
@@ -51,7 +53,8 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
   });
   const box = composer({ onSend: send, onStop: () => stop(current.id), onModel: settings.show });
   const element = el("div", { class: "chat" }, scroller,
-    el("div", { class: "dock" }, toEnd, el("div", { class: "column" }, box.element)));
+    el("div", { class: "dock" }, toEnd,
+      el("div", { class: "dock-inner" }, el("div", { class: "column" }, box.element))));
   const actions = {
     onEdit: (/** @type {TreeNode} */ node, /** @type {string} */ content) =>
       ask({ ...userNode(content), parent: node.parent }),
@@ -209,10 +212,10 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     for (const [at, node] of nodes.entries()) {
       let item = shown.get(node.id);
       if (!item) {
-        const old = node.role === "assistant" && node.id !== run?.node.id ? makeView(node, true) : null;
-        if (old) fresh.push(old);
         const running = node.id === run?.node.id ? run.view : null;
-        item = messageItem(node, old ?? running, actions);
+        const view = running ?? (node.role === "assistant" ? makeView(node, true) : null);
+        if (view && !running) fresh.push(view);
+        item = messageItem(node, view, actions);
         shown.set(node.id, item);
       }
       if (list.children[at] !== item.element) list.insertBefore(item.element, list.children[at]);
@@ -251,8 +254,9 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     element,
     open,
     focus: box.focus,
-    /** The id of the open conversation. */
+    /** Of the open conversation. */
     id: () => current.id,
+    title: () => current.title,
 
     /** Take over the settings that the user has changed. */
     setSettings() {

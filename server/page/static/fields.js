@@ -82,7 +82,8 @@ function control(field, id, text) {
   const many = ["texts", "object", "biases"].includes(field.kind);
   const box = many
     ? el("textarea", { ...props, rows: 2, placeholder, spellcheck: "false" })
-    : el("input", { ...props, type: "text", inputmode: "decimal", placeholder, autocomplete: "off" });
+    : el("input", { ...props, type: "text", inputmode: "decimal", placeholder,
+      autocomplete: "off" });
   return Object.assign(/** @type {HTMLInputElement} */ (box), { value: text });
 }
 
@@ -120,7 +121,8 @@ function parseNumber(field, text) {
   const good = Number.isFinite(value) && (!whole || Number.isInteger(value));
   if (good && value >= low && value <= high) return value;
   const kind = t(whole ? "settings.a_whole" : "settings.a_number");
-  throw new Error(t("settings.wrong_number", { name: field.name, text, kind, range: range(field) }));
+  const values = { name: field.name, text, kind, range: range(field) };
+  throw new Error(t("settings.wrong_number", values));
 }
 
 /** @param {Field} field */
