@@ -96,7 +96,7 @@ async function boot() {
     const live = el("div", { class: "live-place" });
     byId("header").append(
       menu,
-      el("span", { class: "brand", text: "Halfbyte" }),
+      el("h1", { class: "brand", text: "Halfbyte" }),
       el("div", { class: "views" }, links.chat, links.compare),
       live,
       button(t("frame.settings"), settings.show, { icon: icon("settings"), class: "quiet" }));
