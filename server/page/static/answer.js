@@ -14,6 +14,9 @@ export { apply, newAnswer };
 const HOLDS_TEXT =
   "p, li, ul, ol, blockquote, h1, h2, h3, h4, h5, h6, pre, code, table, tbody, tr, td, .table-box";
 
+/** Each block has the direction of its own writing. */
+const BLOCK = { class: "block", dir: "auto" };
+
 /**
  * Shows one answer. Events are drawn once a frame; finished blocks are added once and not touched
  * again, so that a long answer costs no more a token than a short one.
@@ -30,7 +33,7 @@ export class AnswerView {
   #actions;
   #pending = document.createTextNode("");
   #loose = el("div", { class: "plain" });
-  #openBox = el("div", { class: "block" });
+  #openBox = el("div", BLOCK);
   #body = el("div", { class: "content", dir: "auto" }, this.#openBox, this.#loose);
   #thoughts = document.createTextNode("");
   #reasoning = el("details", { class: "reasoning", hidden: true },
@@ -102,7 +105,7 @@ export class AnswerView {
     this.#frame = 0;
     if (this.#replaced) this.#body.replaceChildren(this.#openBox, this.#loose);
     this.#replaced = false;
-    for (const html of this.#blocks) this.#openBox.before(fillBlock(el("div"), html));
+    for (const html of this.#blocks) this.#openBox.before(fillBlock(el("div", BLOCK), html));
     this.#blocks = [];
     if (this.#open !== null) fillBlock(this.#openBox, this.#open);
     if (this.#open !== null || !this.#pending.parentNode) this.#textEnd().append(this.#pending);
@@ -186,7 +189,6 @@ function fault(error) {
  * @param {string} html
  */
 function fillBlock(box, html) {
-  box.className = "block";
   setHtml(box, html);
   decorate(box);
   return box;

@@ -11,7 +11,9 @@ import { messageItem } from "./message.js";
 import { followEnd } from "./scroll.js";
 import { requestBody } from "./settings.js";
 import { t } from "./text.js";
-import { append, messagesOf, newConversation, newId, path, remove, select, siblings } from "./tree.js";
+import {
+  append, messagesOf, newConversation, newId, path, remove, select, siblings,
+} from "./tree.js";
 
 /**
  * @typedef {import("./tree.js").Conversation} Conversation
@@ -38,8 +40,9 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
   /** @type {Map<string, ReturnType<typeof messageItem>>} */
   const shown = new Map();
 
-  const list = el("ol", { class: "log", role: "log", "aria-label": t("chat.log") });
-  const top = el("div", { class: "column" }, list);
+  const list = el("ol", { class: "messages" });
+  const log = el("div", { role: "log", "aria-label": t("chat.log") }, list);
+  const top = el("div", { class: "column" }, log);
   const scroller = el("div", { class: "scroller" }, top);
   const toEnd = button(t("chat.to_end"), () => follow.toEnd(), {
     icon: icon("down"),
@@ -51,7 +54,8 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
   });
   const box = composer({ onSend: send, onStop: () => stop(current.id), onModel: settings.show });
   const element = el("div", { class: "chat" }, scroller,
-    el("div", { class: "dock" }, toEnd, el("div", { class: "column" }, box.element)));
+    el("div", { class: "dock" }, toEnd,
+      el("div", { class: "dock-inner" }, el("div", { class: "column" }, box.element))));
   const actions = {
     onEdit: (/** @type {TreeNode} */ node, /** @type {string} */ content) =>
       ask({ ...userNode(content), parent: node.parent }),
@@ -209,10 +213,10 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     for (const [at, node] of nodes.entries()) {
       let item = shown.get(node.id);
       if (!item) {
-        const old = node.role === "assistant" && node.id !== run?.node.id ? makeView(node, true) : null;
-        if (old) fresh.push(old);
         const running = node.id === run?.node.id ? run.view : null;
-        item = messageItem(node, old ?? running, actions);
+        const view = running ?? (node.role === "assistant" ? makeView(node, true) : null);
+        if (view && !running) fresh.push(view);
+        item = messageItem(node, view, actions);
         shown.set(node.id, item);
       }
       if (list.children[at] !== item.element) list.insertBefore(item.element, list.children[at]);
@@ -222,7 +226,7 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     const { model: name } = settings.current();
     const model = models.find(({ id }) => id === name);
     if (!nodes.length) top.append(emptyState(model, tryThis));
-    list.setAttribute("aria-live", run ? "off" : "polite");
+    log.setAttribute("aria-live", run ? "off" : "polite");
     box.setBusy(run !== undefined);
     box.setModel(name);
     renderAll(fresh.reverse());
@@ -251,8 +255,9 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     element,
     open,
     focus: box.focus,
-    /** The id of the open conversation. */
+    /** Of the open conversation. */
     id: () => current.id,
+    title: () => current.title,
 
     /** Take over the settings that the user has changed. */
     setSettings() {

@@ -36,8 +36,8 @@ async function boot() {
   const store = await openStore((found) => {
     trouble?.remove();
     unsaved = found !== null && found.held > 0;
-    trouble = found && tell(t(`store.${found.kind}`), { lasts: true, trouble: true,
-      action: { label: t("sidebar.export"), run: () => side.exportFile() } });
+    const action = { label: t("sidebar.export"), run: () => side.exportFile() };
+    trouble = found && tell(t(`store.${found.kind}`), { lasts: true, trouble: true, action });
   });
   const settings = settingsPanel({
     models,
@@ -59,7 +59,7 @@ async function boot() {
       showPlace(chat.id());
       side.refresh();
     },
-    onDeleted: (undo) => tell(t("frame.deleted"), { action: { label: t("frame.undo"), run: undo } }),
+    onDeleted: offerUndo,
   });
   const side = sidebar(byId("sidebar"), {
     store,
@@ -68,7 +68,9 @@ async function boot() {
     onRename: rename,
     onDelete: drop,
   });
-  const views = { chat: chat.element, compare: compareView({ models: models.map(nameOf), settings: settings.current }) };
+  const names = models.map((/** @type {import("./settings.js").Model} */ model) => model.id);
+  const compare = compareView({ models: names, settings });
+  const views = { chat: chat.element, compare };
   byId("main").append(...Object.values(views));
   const header = buildHeader();
   document.body.append(settings.element);
@@ -95,7 +97,7 @@ async function boot() {
     const live = el("div", { class: "live-place" });
     byId("header").append(
       menu,
-      el("span", { class: "brand", text: "Halfbyte" }),
+      el("h1", { class: "brand", text: "Halfbyte" }),
       el("div", { class: "views" }, links.chat, links.compare),
       live,
       button(t("frame.settings"), settings.show, { icon: icon("settings"), class: "quiet" }));
@@ -135,6 +137,7 @@ async function boot() {
   /** @param {string} id of the conversation that the address names from now on. */
   function showPlace(id) {
     side.setOpen(id);
+    document.title = chat.title() || "Halfbyte";
     const place = `#chat/${id}`;
     if (location.hash.startsWith("#compare")) return;
     if (location.hash !== place) history.replaceState(null, "", place);
@@ -176,10 +179,15 @@ async function boot() {
     await store.remove(id);
     if (id === chat.id()) await go(null);
     side.refresh();
-    tell(t("frame.deleted"), { action: { label: t("frame.undo"), run: async () => {
+    offerUndo(async () => {
       if (gone) await store.put(gone);
       side.refresh();
-    } } });
+    });
+  }
+
+  /** @param {() => void} run */
+  function offerUndo(run) {
+    tell(t("frame.deleted"), { action: { label: t("frame.undo"), run } });
   }
 
   store.onChange((id) => {
@@ -213,9 +221,4 @@ async function boot() {
 /** @param {string} id of an element of index.html. */
 function byId(id) {
   return /** @type {HTMLElement} */ (document.getElementById(id));
-}
-
-/** @param {import("./settings.js").Model} model */
-function nameOf(model) {
-  return model.id;
 }

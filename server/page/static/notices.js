@@ -20,8 +20,9 @@ export function noticeBoard(container) {
       action.run();
       if (!lasts) close();
     });
-    const kind = { class: trouble ? "notice trouble" : "notice", role: trouble ? "alert" : "status" };
-    const notice = el("div", kind, el("p", { text }), act,
+    const kind = trouble ? "notice trouble" : "notice";
+    const role = trouble ? "alert" : "status";
+    const notice = el("div", { class: kind, role }, el("p", { text }), act,
       button(t("frame.dismiss"), close, { icon: icon("close"), class: "quiet" }));
     container.append(notice);
     if (!lasts) setTimeout(close, LASTS_MS);

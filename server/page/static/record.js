@@ -5,7 +5,8 @@
  * @typedef {{text: string, logprob: number | null}} Rated
  * @typedef {Rated & {top: Rated[]}} Token
  * @typedef {{id: string, name: string, arguments: string}} Call
- * @typedef {{tokens: number, prompt_tokens: number, first_ms: number | null, total_ms: number}} Stats
+ * @typedef {{tokens: number, prompt_tokens: number, first_ms: number | null,
+ *   total_ms: number}} Stats
  * @typedef {{message: string, code: string}} Fault
  * @typedef {{role: "assistant", content: string, reasoning: string, calls: Call[],
  *   tokens: Token[], stats: Stats, finish: string | null, error: Fault | null, model: string,

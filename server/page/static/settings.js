@@ -212,6 +212,7 @@ export function settingsPanel({ models, fields, onChange, onLanguage }) {
     show() {
       draw();
       dialog.showModal();
+      dialog.scrollTop = 0;
     },
   };
 }

@@ -31,9 +31,11 @@ export function sidebar(container, { store, onOpen, onRename, onDelete, tell }) 
     el("input", { type: "file", class: "unseen", accept: ".json,application/json",
       tabindex: "-1", "aria-label": t("sidebar.file"), on: { change: importChosen } })
   );
+  const create = button(t("sidebar.new"), () => onOpen(null), { class: "create" });
+  create.prepend(icon("plus"));
+  container.setAttribute("aria-label", t("sidebar.name"));
   container.append(
-    el("div", { class: "sidebar-head" },
-      button(t("sidebar.new"), () => onOpen(null), { class: "primary wide" }), search),
+    el("div", { class: "sidebar-head" }, create, search),
     list,
     el("div", { class: "sidebar-foot" },
       button(t("sidebar.export"), exportFile, {}),
@@ -108,19 +110,22 @@ export function sidebar(container, { store, onOpen, onRename, onDelete, tell }) 
     );
     box.value = item.title;
     const form = el("form", { on: { submit: done } }, box);
+    // Taking the focused box away makes it lose the focus, which would end the renaming again.
+    let over = false;
     line.replaceChildren(form);
     box.select();
 
     /** @param {Event} event */
     function done(event) {
       event.preventDefault();
-      if (!form.isConnected) return;
+      if (over) return;
       const title = box.value.trim();
       leave();
       if (title && title !== item.title) onRename(item.id, title);
     }
 
     function leave() {
+      over = true;
       const fresh = row(item);
       line.replaceWith(fresh);
       /** @type {HTMLElement} */ (fresh.children[1]).focus();

@@ -95,7 +95,7 @@ export function remove(conversation, id) {
   const nodes = { ...conversation.nodes };
   for (const gone of removed) delete nodes[gone];
   const left = { ...conversation, nodes };
-  if (conversation.leaf !== null && conversation.leaf in nodes) return { conversation: left, removed };
+  if (left.leaf !== null && left.leaf in nodes) return { conversation: left, removed };
   const other = versions[at - 1] ?? versions[at + 1];
   const shown = other ? select(left, other) : { ...left, leaf: parent };
   return { conversation: shown, removed };
