@@ -1,7 +1,9 @@
 // @ts-check
 /** The compare view: one prompt to two models, side by side, and where their answers part. */
 
+
 import { AnswerView, newAnswer, streamInto } from "./answer.js";
+import { ApiFailure } from "./api.js";
 import { differenceView, verdict } from "./difference.js";
 import { button, el } from "./dom.js";
 import { agreedTokens } from "./probability.js";
@@ -18,8 +20,8 @@ const ALTERNATIVES = 10;
 /**
  * The view in which two models answer the same prompt.
  *
- * @param {{models: string[], settings: () => ChatSettings}} sources `models`: their names; both
- *   answer with the settings of the moment, but for the model.
+ * @param {{models: string[], settings: {current: () => ChatSettings}}} sources `models`: their
+ *   names; both answer with the settings of the moment, but for the model.
  * @returns {HTMLElement}
  */
 export function compareView({ models, settings }) {
@@ -43,7 +45,7 @@ class Comparison {
 
   /**
    * @param {string[]} models
-   * @param {() => ChatSettings} settings
+   * @param {{current: () => ChatSettings}} settings
    */
   constructor(models, settings) {
     this.#settings = settings;
@@ -93,7 +95,8 @@ class Comparison {
     try {
       body = this.#body(prompt);
     } catch (error) {
-      this.#said.textContent = /** @type {Error} */ (error).message;
+      if (!(error instanceof ApiFailure)) throw error;
+      this.#said.textContent = error.message;
       return;
     }
     this.#busy(true);
@@ -109,7 +112,7 @@ class Comparison {
 
   /** @param {string} prompt */
   #body(prompt) {
-    const body = requestBody(this.#settings(), [{ role: "user", content: prompt }]);
+    const body = requestBody(this.#settings.current(), [{ role: "user", content: prompt }]);
     const rated = { logprobs: true, top_logprobs: ALTERNATIVES, seed: body.seed ?? 0 };
     return { ...body, ...rated, ...(this.#greedy.checked ? { temperature: 0 } : {}) };
   }

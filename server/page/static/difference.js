@@ -18,7 +18,9 @@ import { number, t } from "./text.js";
  */
 export function verdict(left, right, count) {
   const [one, other] = [left, right].map(({ tokens }) => tokens.length);
+  const cutOff = [left, right].some(({ finish, error }) => finish === "stopped" || error);
   if (!one || !other) return t("compare.nothing");
+  if (cutOff && count === Math.min(one, other)) return t("compare.so_far", { count });
   if (count === one && count === other) return t("compare.identical", { count });
   if (count === other) return t("compare.left_went_on", { count });
   if (count === one) return t("compare.right_went_on", { count });
