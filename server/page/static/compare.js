@@ -1,7 +1,6 @@
 // @ts-check
 /** The compare view: one prompt to two models, side by side, and where their answers part. */
 
-
 import { AnswerView, newAnswer, streamInto } from "./answer.js";
 import { ApiFailure } from "./api.js";
 import { differenceView, verdict } from "./difference.js";

@@ -11,7 +11,7 @@ import { Cursor } from "./cursor.js";
 import { el } from "./dom.js";
 import { LEVELS, levelRange, surpriseLevel } from "./probability.js";
 import { Tip } from "./tip.js";
-import { tokenName } from "./token_text.js";
+import { tokenName, withoutMark } from "./token_text.js";
 import { number, t } from "./text.js";
 
 /** @typedef {import("./record.js").Token} Token */
@@ -80,7 +80,7 @@ function tokenSpan({ text, logprob }, marked) {
     tabindex: "-1",
     "aria-label": label,
     // A line break needs a sign, or there would be nothing to point at.
-    text: text.replaceAll("\n", "↵\n"),
+    text: withoutMark(text).replaceAll("\n", "↵\n"),
   });
 }
 
