@@ -70,7 +70,7 @@ export function agreedTokens(left, right, from = 0) {
 /**
  * The probability that an answer's model gave to a token in the place of one of its own.
  *
- * @param {{text: string, logprob: number|null, top: object[]}} own the token that was drawn there.
+ * @param {import("./record.js").Token} own the token that was drawn there.
  * @param {string} text of the token that is asked about.
  * @returns {{probability: number, exact: boolean}|null} where the token is not among the
  *   alternatives, the probability of the least likely one with `exact` false: it is not above that.
