@@ -77,9 +77,8 @@ export function agreedTokens(left, right, from = 0) {
  *   null where nothing is known.
  */
 export function probabilityOf(own, text) {
-  const known = [own, ...own.top].filter((token) => token.logprob !== null);
-  const found = known.find((token) => token.text === text);
-  if (found) return { probability: Math.exp(found.logprob), exact: true };
+  const found = [own, ...own.top].find((token) => token.text === text)?.logprob;
+  if (typeof found === "number") return { probability: Math.exp(found), exact: true };
   const least = Math.min(...own.top.map((token) => token.logprob ?? -Infinity));
   return own.top.length && least > -Infinity
     ? { probability: Math.exp(least), exact: false }
