@@ -129,11 +129,12 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
   /** @param {Run} run */
   function end(run) {
     const { conversation, node } = run;
-    const last = runs.get(conversation.id) === run;
-    if (last) runs.delete(conversation.id);
-    if (last && node.id in conversation.nodes) keep(conversation);
+    // Another answer in its place keeps what there is of this one.
+    if (runs.get(conversation.id) !== run) return;
+    runs.delete(conversation.id);
+    if (node.id in conversation.nodes) keep(conversation);
     if (conversation.id !== current.id) return;
-    if (last) draw();
+    draw();
     const outcome = node.error ? "failed" : node.finish === "stopped" ? "was_stopped" : "complete";
     say(t(`chat.${outcome}`));
   }
@@ -248,8 +249,8 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     list.replaceChildren();
     draw();
     follow.toEnd();
-    box.focus();
-    return Boolean(found);
+    // On a phone the keyboard would cover what is to be read.
+    if (matchMedia("(hover: hover)").matches) box.focus();
   }
 
   return {
@@ -285,9 +286,8 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
       draw();
     },
 
-    /** Stop every answer and keep what there is of it. */
-    async stopAll() {
-      for (const run of runs.values()) run.controller.abort();
+    /** Keep what there is of the answers that are still coming. */
+    async keepRunning() {
       await Promise.all([...runs.values()].map((run) => store.put(run.conversation)));
     },
 

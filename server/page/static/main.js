@@ -44,7 +44,7 @@ async function boot() {
     fields,
     onChange: () => chat.setSettings(),
     onLanguage: async () => {
-      await chat.stopAll();
+      await chat.keepRunning();
       location.reload();
     },
   });
@@ -154,6 +154,7 @@ async function boot() {
   }
 
   async function route() {
+    setSidebar(false);
     const [name, id] = location.hash.slice(1).split("/");
     if (name === "compare") return show("compare");
     if (id && id !== chat.id()) await chat.open(id);
@@ -195,6 +196,7 @@ async function boot() {
     if (id === chat.id()) chat.reload();
   });
   addEventListener("hashchange", route);
+  addEventListener("pagehide", chat.keepRunning);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey && event.shiftKey && event.code === "KeyO") {
       event.preventDefault();
@@ -209,6 +211,9 @@ async function boot() {
     else chat.focus();
   });
   byId("main").addEventListener("pointerdown", () => setSidebar(false));
+  addEventListener("unhandledrejection", ({ reason }) => {
+    tell(t("answer.page_fault", { what: String(reason) }), { lasts: true, trouble: true });
+  });
   addEventListener("beforeunload", (event) => {
     if (unsaved) event.preventDefault();
   });

@@ -9,10 +9,11 @@ import { tokenView } from "./tokens.js";
 
 /**
  * @typedef {import("./tree.js").TreeNode} TreeNode
- * @typedef {{onEdit: (node: TreeNode, content: string) => void,
+ * @typedef {{onEdit: (node: TreeNode, content: string) => boolean,
  *   onRegenerate: (node: TreeNode) => void, onDelete: (node: TreeNode) => void,
- *   onVersion: (id: string, step: string) => void}} Actions `onVersion`: show the version with this
- *   id; `step` is the button that was pressed, `previous` or `next`.
+ *   onVersion: (id: string, step: string) => void}} Actions `onEdit` says
+ *   whether the text was taken; `onVersion`: show the version with this id; `step` is the button
+ *   that was pressed, `previous` or `next`.
  */
 
 /**
@@ -20,8 +21,9 @@ import { tokenView } from "./tokens.js";
  * @param {import("./answer.js").AnswerView | null} view that of an answer.
  * @param {Actions} actions
  * @returns {{element: HTMLElement, setVersions: (ids: string[]) => void,
- *   focusStep: (step: string) => void}} `setVersions` is told the ids of all versions of the message
- *   whenever there may be others; `focusStep` focuses a button of them, another where that is off.
+ *   focusStep: (step: string) => void}} `setVersions` is told the ids of all versions of the
+ *   message whenever there may be others; `focusStep` focuses a button of them, another where that
+ *   is off.
  */
 export function messageItem(node, view, actions) {
   const versions = el("span", { class: "versions" });
@@ -109,9 +111,7 @@ function edit(node, item, actions) {
   /** @param {Event} event */
   function save(event) {
     event.preventDefault();
-    if (!box.value.trim()) return;
-    leave();
-    actions.onEdit(node, box.value);
+    if (box.value.trim() && actions.onEdit(node, box.value)) leave();
   }
 
   /** @param {KeyboardEvent} event */
