@@ -27,10 +27,12 @@ class AnswerHtml:
 
     Attributes:
         text: the answer so far; whoever reads it off the engine appends to it.
+        complete: nothing follows; set by whoever reads it off the engine.
     """
 
     def __init__(self, renderer: Renderer, begun: str = "") -> None:
         self.text = begun
+        self.complete = False
         self._renderer = renderer
         self._blocks: list[str] = []
         self._used = 0  # characters of finished blocks
@@ -77,11 +79,14 @@ class AnswerHtml:
 async def with_html(
     frames: AsyncGenerator[bytes, None], answer: AnswerHtml
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream, and between them those of the answer's HTML; then the end mark.
+    """The frames of a stream, and between them those of the answer's HTML.
+
+    After a complete answer comes what is left of its HTML, and the end mark; after one that failed
+    neither.
 
     Args:
-        frames: of the answer; whoever makes them appends to ``answer.text``. They have no end
-            mark. Closed at the end.
+        frames: of the answer; whoever makes them writes ``answer.text`` and
+            ``answer.complete``. They have no end mark. Closed at the end.
         answer: renders it.
     """
     coming: asyncio.Task[bytes] | None = None
@@ -105,10 +110,10 @@ async def with_html(
                     break
                 coming = None
                 yield piece
-        if rendering is not None:
-            yield await rendering
-            rendering = None
-        yield await answer.last_version() + DONE
+        if answer.complete:
+            if rendering is not None:
+                yield await rendering
+            yield await answer.last_version() + DONE
     finally:
         for task in (coming, rendering):
             if task is not None:

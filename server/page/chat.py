@@ -33,6 +33,7 @@ class PageChatDialect(ChatDialect):
 
     def closing(self, usage: UsageInfo) -> bytes:
         """The usage chunk, where it is wanted."""
+        self._answer.complete = True
         return self.usage_frame(usage)
 
     def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
