@@ -25,6 +25,9 @@ MAX_TEXT_CHARS = 1 << 18
 """Longer texts are not rendered; an answer of 10 000 tokens has about 50 000 characters."""
 RENDER_SECONDS = 4.0
 """Computing time for one text."""
+WAIT_SECONDS = 10.0
+"""A text that has waited longer for its turn stays as it is: slow texts of others may be before it,
+and an answer ends only when its text was rendered."""
 _MEMORY_BYTES = 512 << 20
 # Of one core, for answers that are being written: at two cores a bit more than 1 % of the machine.
 _SHARE = 0.03
@@ -67,8 +70,8 @@ class Renderer:
     async def whole(self, text: str) -> str | None:
         """HTML of a text; None where it cannot be had: the text is readable as it is.
 
-        It is too long, or takes too much time or memory, or the process failed, which the log
-        tells.
+        It is too long, or takes too much time or memory, or has to wait too long for others, or
+        the process failed, which the log tells.
 
         Args:
             text: Markdown.
@@ -104,12 +107,16 @@ class Renderer:
         if len(text) > MAX_TEXT_CHARS:
             return None
         request = json.dumps({"text": text, "open": is_open}).encode() + b"\n"
-        answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, request)
+        loop, until = asyncio.get_running_loop(), time.monotonic() + WAIT_SECONDS
+        answer = await loop.run_in_executor(self._thread, self._ask, request, until)
         if "blocks" not in answer:
             return None
         return Rendered(json.loads(answer["blocks"]), answer["open"], int(answer["used"]))
 
-    def _ask(self, request: bytes) -> dict[str, str]:
+    def _ask(self, request: bytes, until: float) -> dict[str, str]:
+        """The answer of the process; none where it is later than ``until``."""
+        if time.monotonic() > until:
+            return {"failed": "others took too long"}
         try:
             if self._running is None or not self._running.usable():
                 self._running = _start()

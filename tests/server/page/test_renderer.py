@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 
@@ -51,6 +52,17 @@ async def test_slow_text_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await renderer.whole("a") == "<p>a</p>\n"
     finally:
         renderer.close()
+
+
+async def test_a_text_does_not_wait_for_ever(
+    kept: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One behind a slow text is given up, the next one is rendered."""
+    await kept.whole("a")
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.2)
+    slow, late = await asyncio.gather(kept.whole("[" * 40_000), kept.whole("a"))
+    assert slow is not None and late is None
+    assert await kept.whole("a") == "<p>a</p>\n"
 
 
 async def test_missing_package_is_told(
