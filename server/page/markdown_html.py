@@ -33,7 +33,7 @@ _LEXERS = (
     "html javascript jsx julia jvm lisp make markup matlab ml nix objective pascal perl php prolog "
     "ptx python r ruby rust scripting shell solidity sql tcl textedit textfmts webassembly zig"
 )
-_LINKS = frozenset({"http", "https", "mailto"})
+_SCHEMES = frozenset({"http", "https", "mailto"})
 _TAGS = (
     "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th "
     "thead tr ul "
@@ -89,7 +89,7 @@ class MarkdownHtml:
             tags=set(_TAGS.split()),
             clean_content_tags=set(),
             attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
-            url_schemes=set(_LINKS),
+            url_schemes=set(_SCHEMES),
             url_relative="deny",
             link_rel="noopener noreferrer nofollow",
         )
@@ -165,8 +165,11 @@ def _markdown() -> MarkdownIt:
 
 
 def _is_link(url: str) -> bool:
-    """Whether a link may lead there: out of this server, and to what runs nothing."""
-    return url.strip().partition(":")[0].lower() in _LINKS
+    """Whether a link may lead there: out of this server, and to what runs nothing.
+
+    A browser takes ``http:/path``, without a second slash, for a path of this server.
+    """
+    return url.lower().startswith(("http://", "https://", "mailto:"))
 
 
 def _math_rule(display: str) -> Any:

@@ -53,6 +53,8 @@ ATTACKS = [
     "![a](javascript:alert(1))",
     "![a](https://x.y/z.png)",
     "[a](/models/unload)",
+    "[a](http:/models/unload)",
+    "<https:models/unload>",
     "<javascript:alert(1)>",
     "[a]: javascript:alert(1)\n\n[a]",
     '```"><script>alert(1)</script>\nx\n```',
