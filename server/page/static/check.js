@@ -7,6 +7,10 @@ import { t } from "./text.js";
 const FORMAT = "halfbyte-conversations";
 const VERSION = 1;
 const ROLES = ["user", "assistant", "tool"];
+/** Ids of conversations are part of the page's address. */
+const ID = /^[\w-]{1,64}$/;
+/** The last millisecond that a `Date` can be. */
+const LAST_MS = 8.64e15;
 
 /**
  * @param {import("./tree.js").Conversation[]} conversations
@@ -43,8 +47,15 @@ function readFile(text) {
     throw new Error(t("store.version", values));
   }
   if (!Array.isArray(file.conversations)) throw wrong("conversations", file.conversations);
-  return file.conversations.map((/** @type {unknown} */ item, /** @type {number} */ n) =>
+  /** @type {import("./tree.js").Conversation[]} */
+  const read = file.conversations.map((/** @type {unknown} */ item, /** @type {number} */ n) =>
     readConversation(item, `conversations[${n}]`));
+  const ids = new Set();
+  for (const [n, { id }] of read.entries()) {
+    if (ids.has(id)) throw wrong(`conversations[${n}].id`, id);
+    ids.add(id);
+  }
+  return read;
 }
 
 /** @param {string} text */
@@ -66,15 +77,14 @@ function readConversation(item, where) {
   const nodes = isObject(item.nodes) ? item.nodes : fail(`${where}.nodes`, item.nodes);
   const read = Object.fromEntries(Object.keys(nodes).map((id) =>
     [id, readNode(nodes[id], id, nodes, `${where}.nodes.${id}`)]));
-  for (const id of Object.keys(nodes)) checkEnds(nodes, id, where);
-  const leaf = item.leaf ?? null;
-  if (leaf !== null && !Object.hasOwn(nodes, leaf)) throw wrong(`${where}.leaf`, leaf);
+  checkEnds(read, where);
+  const leaf = place(item.leaf, nodes, `${where}.leaf`);
   const settings = isObject(item.settings) ? item.settings : {};
   return {
-    id: string(item.id, `${where}.id`),
+    id: ID.test(string(item.id, `${where}.id`)) ? item.id : fail(`${where}.id`, item.id),
     title: string(item.title, `${where}.title`),
-    created: finite(item.created, `${where}.created`),
-    updated: finite(item.updated, `${where}.updated`),
+    created: time(item.created, `${where}.created`),
+    updated: time(item.updated, `${where}.updated`),
     settings: {
       model: string(settings.model ?? "", `${where}.settings.model`),
       system: string(settings.system ?? "", `${where}.settings.system`),
@@ -99,14 +109,13 @@ function readNode(node, id, nodes, where) {
   if (!isObject(node)) throw wrong(where, node);
   if (node.id !== id) throw wrong(`${where}.id`, node.id);
   if (!ROLES.includes(node.role)) throw wrong(`${where}.role`, node.role);
-  const parent = node.parent ?? null;
-  if (parent !== null && !Object.hasOwn(nodes, parent)) throw wrong(`${where}.parent`, parent);
+  const parent = place(node.parent, nodes, `${where}.parent`);
   const common = {
     id,
     parent,
     role: node.role,
     content: string(node.content, `${where}.content`),
-    created: finite(node.created, `${where}.created`),
+    created: time(node.created, `${where}.created`),
   };
   if (node.role === "tool") return { ...common, call_id: string(node.call_id, `${where}.call_id`) };
   return node.role === "user" ? common : { ...common, ...readAnswer(node, where) };
@@ -154,16 +163,33 @@ function readRated(item, where) {
 /**
  * Refuse messages that answer one another in a circle, which no path would end in.
  *
- * @param {Record<string, any>} nodes
- * @param {string} from
+ * @param {Record<string, import("./tree.js").TreeNode>} nodes
  * @param {string} where
  */
-function checkEnds(nodes, from, where) {
-  let steps = Object.keys(nodes).length;
-  for (let id = nodes[from].parent ?? null; id !== null; id = nodes[id].parent ?? null) {
-    steps -= 1;
-    if (steps <= 0) throw wrong(`${where}.nodes.${from}.parent`, nodes[from].parent);
+function checkEnds(nodes, where) {
+  /** Ids of messages whose paths are known to end. */
+  const good = new Set();
+  for (const from of Object.keys(nodes)) {
+    const seen = new Set();
+    for (let id = /** @type {string | null} */ (from); id !== null && !good.has(id); ) {
+      if (seen.has(id)) throw wrong(`${where}.nodes.${id}.parent`, nodes[id].parent);
+      seen.add(id);
+      id = nodes[id].parent;
+    }
+    for (const id of seen) good.add(id);
   }
+}
+
+/**
+ * The id of a message that is there, or null.
+ *
+ * @param {unknown} id
+ * @param {Record<string, unknown>} nodes
+ * @param {string} where
+ */
+function place(id, nodes, where) {
+  if (id === undefined || id === null) return null;
+  return Object.hasOwn(nodes, string(id, where)) ? string(id, where) : fail(where, id);
 }
 
 /**
@@ -195,6 +221,15 @@ function string(value, where) {
  */
 function finite(value, where) {
   return typeof value === "number" && Number.isFinite(value) ? value : fail(where, value);
+}
+
+/**
+ * @param {unknown} value
+ * @param {string} where
+ */
+function time(value, where) {
+  const ms = finite(value, where);
+  return Math.abs(ms) <= LAST_MS ? ms : fail(where, value);
 }
 
 /**

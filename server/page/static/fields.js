@@ -105,12 +105,14 @@ function defaultText({ kind, default: usual }) {
  */
 function shown(field, value) {
   if (value === undefined || value === null) return "";
+  // An imported conversation may have values of any kind; they are shown, to be mended.
+  if (typeof value !== "object") return String(value);
+  if (!Array.isArray(value)) return JSON.stringify(value);
   if (field.kind === "texts") {
     const lines = value.some((/** @type {string} */ text) => /^\s|\s$|\n|^\[|^$/.test(text));
     return lines ? JSON.stringify(value) : value.join("\n");
   }
-  if (field.kind === "ids") return value.join(", ");
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  return field.kind === "ids" ? value.join(", ") : JSON.stringify(value);
 }
 
 /**
