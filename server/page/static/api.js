@@ -150,10 +150,13 @@ async function readJson(response) {
   }
 }
 
-/** @param {string} data */
+/**
+ * @param {string} data
+ * @returns {any} an object.
+ */
 function parse(data) {
   try {
-    return JSON.parse(data);
+    return Object(JSON.parse(data));
   } catch {
     throw new ApiFailure(t("api.not_json"), { code: "not_json" });
   }
