@@ -10,10 +10,10 @@ import { tokenView } from "./tokens.js";
 /**
  * @typedef {import("./tree.js").TreeNode} TreeNode
  * @typedef {{onEdit: (node: TreeNode, content: string) => boolean,
- *   onRegenerate: (node: TreeNode) => void, onContinue: (node: TreeNode) => void, onDelete: (node: TreeNode) => void,
- *   onVersion: (id: string, step: string) => void}} Actions `onEdit` says
- *   whether the text was taken; `onVersion`: show the version with this id; `step` is the button
- *   that was pressed, `previous` or `next`.
+ *   onRegenerate: (node: TreeNode) => void, onContinue: (node: TreeNode) => void,
+ *   onDelete: (node: TreeNode) => void, onVersion: (id: string, step: string) => void}} Actions
+ *   `onEdit` says whether the text was taken; `onVersion`: show the version with this id; `step` is
+ *   the button that was pressed, `previous` or `next`.
  */
 
 /**
