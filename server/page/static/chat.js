@@ -12,7 +12,7 @@ import { followEnd } from "./scroll.js";
 import { requestBody } from "./settings.js";
 import { t } from "./text.js";
 import {
-  append, messagesOf, newConversation, newId, path, remove, select, siblings,
+  append, families, messagesOf, newConversation, newId, path, remove, select,
 } from "./tree.js";
 
 /**
@@ -216,7 +216,9 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
       shown.delete(id);
     }
     const fresh = [];
-    for (const [at, node] of nodes.entries()) {
+    const versions = families(current);
+    let place = list.firstElementChild;
+    for (const node of nodes) {
       let item = shown.get(node.id);
       if (!item) {
         const running = node.id === run?.node.id ? run.view : null;
@@ -225,8 +227,9 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
         item = messageItem(node, view, actions);
         shown.set(node.id, item);
       }
-      if (list.children[at] !== item.element) list.insertBefore(item.element, list.children[at]);
-      item.setVersions(siblings(current, node.id));
+      if (place === item.element) place = place.nextElementSibling;
+      else list.insertBefore(item.element, place);
+      item.setVersions(versions.get(node.parent) ?? []);
     }
     top.querySelector(".empty")?.remove();
     const { model: name } = settings.current();

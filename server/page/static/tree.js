@@ -36,14 +36,20 @@ export function append(conversation, node) {
 }
 
 /**
- * The versions of a message, itself among them.
+ * The versions of each message, made in one pass for conversations of thousands of messages.
  *
  * @param {Conversation} conversation
- * @param {string} id
- * @returns {string[]} ids, the oldest first.
+ * @returns {Map<string | null, string[]>} by the id of what they follow: ids, the oldest first.
  */
-export function siblings(conversation, id) {
-  return children(conversation, conversation.nodes[id].parent);
+export function families({ nodes }) {
+  /** @type {Map<string | null, string[]>} */
+  const found = new Map();
+  for (const { id, parent } of Object.values(nodes).sort((a, b) => a.created - b.created)) {
+    const family = found.get(parent);
+    if (family) family.push(id);
+    else found.set(parent, [id]);
+  }
+  return found;
 }
 
 /**
@@ -71,11 +77,9 @@ export function path(conversation, leaf = conversation.leaf) {
  * @returns {Conversation}
  */
 export function select(conversation, id) {
+  const below = families(conversation);
   let leaf = id;
-  for (let below = children(conversation, leaf); below.length; ) {
-    leaf = below[below.length - 1];
-    below = children(conversation, leaf);
-  }
+  for (let next = below.get(leaf); next; next = below.get(leaf)) leaf = next[next.length - 1];
   return { ...conversation, leaf };
 }
 
@@ -88,10 +92,11 @@ export function select(conversation, id) {
  */
 export function remove(conversation, id) {
   const { parent } = conversation.nodes[id];
-  const versions = siblings(conversation, id);
+  const below = families(conversation);
+  const versions = below.get(parent) ?? [];
   const at = versions.indexOf(id);
   const removed = [id];
-  for (const gone of removed) removed.push(...children(conversation, gone));
+  for (const gone of removed) removed.push(...(below.get(gone) ?? []));
   const nodes = { ...conversation.nodes };
   for (const gone of removed) delete nodes[gone];
   const left = { ...conversation, nodes };
@@ -126,16 +131,4 @@ export function messagesOf(nodes) {
 /** @param {import("./record.js").Call} call */
 function callOf({ id, name, arguments: text }) {
   return { id, type: "function", function: { name, arguments: text } };
-}
-
-/**
- * @param {Conversation} conversation
- * @param {string | null} parent
- * @returns {string[]} the oldest first.
- */
-function children(conversation, parent) {
-  return Object.values(conversation.nodes)
-    .filter((node) => node.parent === parent)
-    .sort((a, b) => a.created - b.created)
-    .map((node) => node.id);
 }
