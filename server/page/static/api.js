@@ -70,6 +70,8 @@ export async function render(texts) {
 export async function* chat(body, signal) {
   mayAskAgain();
   const response = await send("/page/chat", { ...post(body), signal });
+  // A proxy may answer with a page of its own.
+  if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw unreadable();
   for await (const data of eventData(response, signal)) {
     if (data === "[DONE]") return;
     const event = parse(data);
@@ -79,12 +81,18 @@ export async function* chat(body, signal) {
   throw new ApiFailure(t("api.cut_off"), { code: "cut_off" });
 }
 
-/** @param {unknown} body */
+/**
+ * Halves of characters, which a text that was cut may end in, are no JSON to the server.
+ *
+ * @param {unknown} body
+ */
 function post(body) {
+  const whole = (/** @type {string} */ _, /** @type {unknown} */ value) =>
+    (typeof value === "string" ? value.replace(/\p{Surrogate}/gu, "\ufffd") : value);
   return {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
+    body: JSON.stringify(body, whole),
   };
 }
 
@@ -121,11 +129,12 @@ async function refusal(response) {
 }
 
 /**
- * @param {{message?: string, code?: unknown, param?: string | null}} error
+ * @param {{message?: unknown, code?: unknown, param?: string | null}} error
  * @param {number} status
  */
 function failureOf(error, status) {
-  const message = error.message || t("api.status", { status: String(status) });
+  const told = typeof error.message === "string" && error.message;
+  const message = told || t("api.status", { status: String(status) });
   const code = error.code === null || error.code === undefined ? "" : String(error.code);
   return new ApiFailure(message, { status, code, param: error.param ?? null });
 }
@@ -146,7 +155,7 @@ async function readJson(response) {
   try {
     return await response.json();
   } catch {
-    throw new ApiFailure(t("api.not_json"), { status: response.status, code: "not_json" });
+    throw unreadable();
   }
 }
 
@@ -158,8 +167,12 @@ function parse(data) {
   try {
     return Object(JSON.parse(data));
   } catch {
-    throw new ApiFailure(t("api.not_json"), { code: "not_json" });
+    throw unreadable();
   }
+}
+
+function unreadable() {
+  return new ApiFailure(t("api.not_json"), { code: "not_json" });
 }
 
 /**

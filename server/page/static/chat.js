@@ -83,7 +83,7 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
    * @returns {boolean} false when the settings do not make a request.
    */
   function ask(node) {
-    const title = current.title || node.content.trim().split("\n")[0].slice(0, TITLE);
+    const title = current.title || titleOf(node.content);
     return answer({ ...append(current, node), title }, node.id);
   }
 
@@ -331,6 +331,12 @@ function goingOn(messages, content) {
  */
 function sameAnswer(a, b) {
   return a?.content === b?.content && a?.reasoning === b?.reasoning && a?.finish === b?.finish;
+}
+
+/** @param {string} content of the first message. */
+function titleOf(content) {
+  const cut = content.trim().split("\n", 1)[0].slice(0, TITLE);
+  return cut.replace(/\p{Surrogate}$/u, "");
 }
 
 /** @param {string} id */
