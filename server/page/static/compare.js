@@ -4,7 +4,7 @@
 import { AnswerView, newAnswer, streamInto } from "./answer.js";
 import { ApiFailure } from "./api.js";
 import { differenceView, verdict } from "./difference.js";
-import { button, el } from "./dom.js";
+import { button, el, isComposing } from "./dom.js";
 import { agreedTokens } from "./probability.js";
 import { requestBody } from "./settings.js";
 import { t } from "./text.js";
@@ -68,7 +68,7 @@ class Comparison {
     };
     const keydown = (/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Escape") this.#stop.abort();
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
       event.preventDefault();
       this.#run();
     };

@@ -1,7 +1,7 @@
 // @ts-check
 /** The box that messages are written in. */
 
-import { button, el } from "./dom.js";
+import { button, el, isComposing } from "./dom.js";
 import { icon } from "./icons.js";
 import { t } from "./text.js";
 
@@ -29,13 +29,13 @@ export function composer({ onSend, onStop, onModel }) {
     box, el("div", { class: "composer-row" }, model, stop, send), wrong);
   let busy = false;
   box.addEventListener("keydown", (event) => {
-    if (event.isComposing) return;
+    if (isComposing(event)) return;
     if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
     sendIt(event);
   });
   element.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && busy && !event.isComposing) onStop();
+    if (event.key === "Escape" && busy && !isComposing(event)) onStop();
   });
   if (!CSS.supports("field-sizing", "content")) box.addEventListener("input", grow);
   setBusy(false);

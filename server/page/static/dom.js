@@ -54,6 +54,16 @@ export function button(label, onClick, props = {}) {
 }
 
 /**
+ * Whether a key belongs to an input method, which Safari says by a code alone where the key ends
+ * the composition.
+ *
+ * @param {KeyboardEvent} event of `keydown`.
+ */
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
+/**
  * Replace what is in a node by HTML that the server has sanitized.
  *
  * @param {Element} node

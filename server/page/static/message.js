@@ -2,7 +2,7 @@
 /** One message of a conversation on the screen, with what can be done to it. */
 
 import { copyFrom } from "./code.js";
-import { button, el } from "./dom.js";
+import { button, el, isComposing } from "./dom.js";
 import { icon } from "./icons.js";
 import { t } from "./text.js";
 import { tokenView } from "./tokens.js";
@@ -127,7 +127,7 @@ function edit(node, item, actions) {
 
   /** @param {KeyboardEvent} event */
   function key(event) {
-    if (event.isComposing) return;
+    if (isComposing(event)) return;
     if (event.key === "Escape") leave();
     else if (event.key === "Enter" && !event.shiftKey && event.target === box) save(event);
   }
