@@ -111,7 +111,7 @@ test-page: $(BROWSER)
 # make page-pictures: docs/page/*.png, taken of the page as it is.
 .PHONY: page-pictures
 page-pictures: $(BROWSER)
-	cd tests/server/page && $(abspath $(BIN))/python take_screenshots.py
+	HALFBYTE_PICTURES=docs/page $(BIN)/python -m pytest -m browser tests/server/page/test_page_pictures.py
 
 # Playwright brings no browser of its own here.
 $(BROWSER): $(STAMP) pyproject.toml constraints.txt

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from page_driver import PacedEngine, Visitor, launched, site_of
-from server_support import LiveServer
+from server_support import ROOT, LiveServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser  # pyright: ignore[reportMissingImports]
@@ -22,6 +23,17 @@ def browser() -> Iterator[Browser]:
         browser = launched(playwright)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def languages() -> dict[str, dict[str, str]]:
+    """The page's texts: language to name (``section.key``) to text."""
+    folder = ROOT / "server" / "page" / "static" / "lang"
+    files = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    return {
+        language: {f"{s}.{key}": text for s, texts in file.items() for key, text in texts.items()}
+        for language, file in files.items()
+    }
 
 
 @pytest.fixture

@@ -204,6 +204,14 @@ class Visitor:
     def sidebar(self) -> Locator:
         return self.page.get_by_role("navigation", name="Conversations")
 
+    def title(self, name: str) -> Locator:
+        """A conversation in the sidebar: the button that opens it."""
+        return self.button(name, self.sidebar)
+
+    def row(self, name: str) -> Locator:
+        """A conversation in the sidebar, with all of its buttons."""
+        return self.sidebar.get_by_role("listitem").filter(has=self.title(name))
+
     @property
     def settings(self) -> Locator:
         return self.page.get_by_role("dialog", name="Settings")
@@ -234,12 +242,22 @@ class Visitor:
         self.button("Close", self.settings).click()
         see(self.settings).to_be_hidden()
 
+    def delete(self, thing: Locator) -> None:
+        """Delete a message or conversation, and say that it is meant."""
+        thing.get_by_role("button", name=re.compile("^Delete")).click()
+        self.button("Delete", self.page.get_by_role("dialog")).click()
+
     def set(self, **values: str) -> None:
         """Fill text boxes of the settings, by the first word of their names."""
         dialog = self.open_settings()
         for name, value in values.items():
             dialog.get_by_role("textbox", name=re.compile(f"^{name}", re.I)).fill(value)
         self.close_settings()
+
+    def told(self, pattern: str) -> Locator:
+        """An alert or a status with a text that fits."""
+        spoken = self.page.locator("[role=alert], [role=status]")
+        return spoken.filter(has_text=re.compile(pattern, re.I)).first
 
     def export(self) -> str:
         """The file that "Export" gives."""
@@ -257,11 +275,11 @@ class Visitor:
         return self.page.evaluate("() => 'ran' in window")
 
 
-def see(locator: Locator) -> Any:
-    """What Playwright expects of a locator, and waits for."""
+def see(locator: Locator, message: str | None = None) -> Any:
+    """What Playwright expects of a locator, and waits for; ``message`` heads a failure."""
     expect = importlib.import_module("playwright.sync_api").expect
     expect.set_options(timeout=PATIENCE_MS)
-    return expect(locator)
+    return expect(locator, message)
 
 
 def chromium() -> str:

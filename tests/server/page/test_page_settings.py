@@ -1,0 +1,154 @@
+"""The page's settings: what is asked of the server, what it looks like, in which language."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from page_driver import PacedEngine, Visitor, see
+
+from halfbyte.engine.grammar.base import GrammarSpec
+
+pytestmark = pytest.mark.browser
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+
+
+def test_sampling_reaches_the_engine(visitor: Visitor, engine: PacedEngine) -> None:
+    engine.script = "Yes."
+    visitor.ask("Plain")
+    assert engine.asked[-1].temperature == 1.0
+    dialog = visitor.open_settings()
+    for name, value in (("temperature", "0.25"), ("top_p", "0.5"), ("seed", "17")):
+        dialog.get_by_label(name, exact=True).fill(value)
+    dialog.get_by_label("System prompt").fill("Be brief.")
+    visitor.close_settings()
+    visitor.ask("Set")
+    asked = engine.asked[-1]
+    assert (asked.temperature, asked.top_p, asked.seed) == (0.25, 0.5, 17)
+    system = engine.tokenizer.rendered[-1]["messages"][0]
+    assert system == {"role": "system", "content": "Be brief."}
+    visitor.page.reload()
+    see(visitor.answers).to_have_count(2)
+    see(visitor.open_settings().get_by_label("temperature", exact=True)).to_have_value("0.25")
+    visitor.button("Reset", visitor.settings).click()
+    see(visitor.settings.get_by_label("temperature", exact=True)).to_have_value("")
+    visitor.close_settings()
+    visitor.ask("Reset")
+    assert engine.asked[-1].temperature == 1.0
+
+
+def test_a_field_that_is_not_usual(visitor: Visitor, engine: PacedEngine) -> None:
+    dialog = visitor.open_settings()
+    dialog.get_by_text("More", exact=True).click()
+    field = dialog.get_by_label("ignore_eos", exact=True)
+    field.scroll_into_view_if_needed()
+    see(field).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "range"),
+    [("temperature", "3", "2"), ("top_p", "1.5", "1"), ("seed", "x", "")],
+)
+def test_a_value_out_of_range_is_refused(
+    visitor: Visitor, engine: PacedEngine, name: str, value: str, range: str
+) -> None:
+    field = visitor.open_settings().get_by_label(name, exact=True)
+    field.focus()
+    visitor.page.keyboard.type(value)
+    visitor.page.keyboard.press("Tab")
+    see(field).to_have_attribute("aria-invalid", "true")
+    told = visitor.settings.get_by_role("alert").or_(visitor.settings.locator("[id$=error]"))
+    see(told.filter(has_text=re.compile(re.escape(range))).first).to_contain_text(value)
+    visitor.page.keyboard.press("Escape")
+    engine.script = "Yes."
+    visitor.ask("Sent all the same?")
+    assert engine.asked[-1].temperature == 1.0 and engine.asked[-1].top_p == 1.0
+
+
+def test_a_schema_is_asked_for(visitor: Visitor, engine: PacedEngine) -> None:
+    engine.script = '{"city": "Köln"}'
+    visitor.set(JSON=json.dumps(SCHEMA))
+    visitor.ask("Where?")
+    assert engine.asked[-1].grammar == GrammarSpec.json_schema(SCHEMA)
+    visitor.set(JSON="")
+    visitor.ask("Where?")
+    assert engine.asked[-1].grammar is None
+
+
+@pytest.mark.parametrize("box", ["JSON", "Tools"])
+def test_a_box_that_is_no_json_is_told(visitor: Visitor, engine: PacedEngine, box: str) -> None:
+    visitor.open_settings()
+    field = visitor.settings.get_by_role("textbox", name=re.compile(f"^{box}"))
+    field.fill('{"type": ')
+    field.press("Tab")
+    see(field).to_have_attribute("aria-invalid", "true")
+
+
+@pytest.mark.parametrize(
+    ("locale", "code"), [("de-DE", "de"), ("zh-CN", "zh"), ("es-ES", "es"), ("fr-FR", "fr")]
+)
+def test_the_page_speaks_the_browsers_language(
+    visit: Callable[..., Visitor], languages: dict[str, dict[str, str]], locale: str, code: str
+) -> None:
+    visitor = visit(locale=locale)
+    see(visitor.page.locator("html")).to_have_attribute("lang", re.compile(f"^{code}"))
+    english, other = languages["en"], languages[code]
+    for name in ("New chat", "Settings", "Send", "Export"):
+        keys = [key for key, text in english.items() if text == name]
+        spoken = {other[key] for key in keys}
+        assert spoken and name not in spoken
+        pattern = re.compile("|".join(f"^{re.escape(text)}$" for text in spoken))
+        see(visitor.page.get_by_role("button", name=pattern).first).to_be_visible()
+
+
+def test_an_unknown_language_gets_english(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(locale="eo")
+    see(visitor.button("New chat")).to_be_visible()
+    see(visitor.page.locator("html")).to_have_attribute("lang", re.compile("^en"))
+
+
+def test_the_language_is_chosen(visitor: Visitor, languages: dict[str, dict[str, str]]) -> None:
+    visitor.open_settings().get_by_label("Language").select_option("de")
+    see(visitor.page.locator("html")).to_have_attribute("lang", re.compile("^de"))
+    key = next(key for key, text in languages["en"].items() if text == "New chat")
+    visitor.page.reload()
+    see(visitor.page.get_by_role("button", name=languages["de"][key]).first).to_be_visible()
+
+
+def colours(visitor: Visitor) -> list[str]:
+    return visitor.page.evaluate(
+        "() => [getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.body).color]"
+    )
+
+
+def test_both_themes(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(color_scheme="light")
+    light = colours(visitor)
+    visitor.page.emulate_media(color_scheme="dark")
+    dark = colours(visitor)
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+    theme = visitor.open_settings().get_by_label("Theme")
+    theme.select_option(label="Light")
+    assert colours(visitor) == light
+    visitor.page.reload()
+    assert colours(visitor) == light
+    visitor.open_settings().get_by_label("Theme").select_option(label="System")
+    assert colours(visitor) == dark
+
+
+def test_the_live_panel_shows_what_metrics_say(visitor: Visitor, engine: PacedEngine) -> None:
+    panel = visitor.page.get_by_role("region", name="Server")
+    see(panel).to_contain_text(re.compile("running", re.I))
+    engine.count(kv_blocks_used=42)
+    engine.script = "One two three."
+    engine.pace(3)
+    visitor.send("Count")
+    see(visitor.written).to_have_text("One")
+    see(panel).to_contain_text(re.compile(r"1\s*running|running\s*:?\s*1", re.I))
+    see(panel).to_contain_text(re.compile(r"1\s?%"))  # the fake's cache: as many of 100 as run
+    engine.run_on()
+    see(panel).to_contain_text(re.compile(r"0\s*running|running\s*:?\s*0", re.I))
