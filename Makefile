@@ -106,12 +106,12 @@ test-page: $(BROWSER)
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 			&& apt-get update && apt-get install --yes --no-install-recommends chromium; } \
 		|| { echo "make test-page needs Chromium; on Debian: apt install chromium" >&2; exit 1; }
-	$(BIN)/python -m pytest -m browser tests/server/page
+	$(BIN)/python -m pytest -m browser tests/server/page/browser
 
 # make page-pictures: docs/page/*.png, taken of the page as it is.
 .PHONY: page-pictures
 page-pictures: $(BROWSER)
-	HALFBYTE_PICTURES=docs/page $(BIN)/python -m pytest -m browser tests/server/page/test_page_pictures.py
+	HALFBYTE_PICTURES=docs/page $(BIN)/python -m pytest -m browser tests/server/page/browser/test_browser_pictures.py
 
 # Playwright brings no browser of its own here.
 $(BROWSER): $(STAMP) pyproject.toml constraints.txt

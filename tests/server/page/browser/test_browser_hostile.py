@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from page_driver import PATIENCE_MS, PacedEngine, Visitor, see
-from test_page_conversations import a_conversation, a_file
+from test_browser_conversations import a_conversation, a_file
 
 pytestmark = pytest.mark.browser
 

@@ -21,6 +21,7 @@ from halfbyte.server.hosting.host import HostLimits, ModelHost
 from halfbyte.server.hosting.offer import Offer
 from halfbyte.server.kept import KeptResponses
 from halfbyte.server.metric_families import Exposition
+from halfbyte.server.page.site import ChatPage
 from halfbyte.server.service import OpenAIService, ServiceConfig
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def site_of(**engines: PacedEngine) -> Site:
 
     site = Site(next(iter(engines.values())))
     site.host = ModelHost(offers, load, HostLimits(), exposition=exposition, kept=kept)
-    site.app = create_app(site.host)
+    site.app = create_app(site.host, page=ChatPage())
     return site
 
 

@@ -9,7 +9,7 @@ import pytest
 from accessibility import axe_source, findings
 from page_driver import PacedEngine, Visitor, see
 from server_support import LiveServer
-from test_page_chat import ANSWER
+from test_browser_chat import ANSWER
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator  # pyright: ignore[reportMissingImports]

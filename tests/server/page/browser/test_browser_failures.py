@@ -11,6 +11,7 @@ import pytest
 from page_driver import FAILED_LOAD, PacedEngine, Visitor, Wire, see
 from server_support import LiveServer
 
+from halfbyte.server.page.site import ChatPage
 from halfbyte.server.tenant import Keyring
 
 pytestmark = pytest.mark.browser
@@ -155,7 +156,7 @@ def test_a_full_store(visit: Callable[..., Visitor], engine: PacedEngine) -> Non
 def test_a_key_is_asked_for(
     visit: Callable[..., Visitor], live: Callable[..., LiveServer], engine: PacedEngine
 ) -> None:
-    keyed = live(engine, keyring=Keyring(["the-key"]))
+    keyed = live(engine, keyring=Keyring(["the-key"]), page=ChatPage())
     visitor = visit(keyed.url)
     visitor.expected += [FAILED_LOAD]
     box = visitor.page.get_by_role("dialog").get_by_label(re.compile("key", re.I))
@@ -179,7 +180,6 @@ def test_a_key_is_asked_for(
 
 
 def test_without_the_page_there_is_a_reason(live: Callable[..., LiveServer]) -> None:
-    options: dict[str, Any] = {"page": False}
-    answer = httpx.get(live(**options).url + "/")
+    answer = httpx.get(live().url + "/")
     assert answer.status_code == 404
     assert "page" in answer.json()["error"]["message"]

@@ -11,6 +11,8 @@ import pytest
 from page_driver import PacedEngine, Visitor, launched, site_of
 from server_support import ROOT, LiveServer
 
+from halfbyte.server.page.site import ChatPage
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser  # pyright: ignore[reportMissingImports]
 
@@ -44,7 +46,7 @@ def engine() -> PacedEngine:
 @pytest.fixture
 def server(live: Callable[..., LiveServer], engine: PacedEngine) -> Iterator[LiveServer]:
     """A server with the page, over the test's engine."""
-    yield live(engine)
+    yield live(engine, page=ChatPage())
     engine.run_on()  # or it waits for a step, and the server for it
 
 
