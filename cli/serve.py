@@ -79,6 +79,9 @@ def serve(
             "this folder.",
         ),
     ] = None,
+    no_page: Annotated[
+        bool, typer.Option("--no-page", help="Serve the API alone, without the chat page at /.")
+    ] = False,
     max_batch: opt.MaxBatch = 32,
     max_step_ms: Annotated[
         int | None,
@@ -123,6 +126,7 @@ def serve(
         models_bytes=gibibytes(models_memory, "--models-memory"),
         drain_s=drain,
         files=files,
+        page=not no_page,
     )
     asked = asked_models(model, split_values(models), served_name)
     if settings.watch.log_format == "json":

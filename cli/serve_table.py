@@ -84,6 +84,7 @@ def start_rows(facts: StartFacts) -> list[tuple[str, str]]:
         *rows,
         ("batch", f"{plan.batch} requests, {plan.step_tokens} tokens a step"),
         ("URL", f"{facts.url}/v1"),
+        ("page", f"{facts.url}/" if facts.page else "none"),
         ("API key", "required" if facts.keyed else "none"),
     ]
 

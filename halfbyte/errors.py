@@ -65,6 +65,10 @@ class TemplateProcessError(TokenizerError):
     """The process that renders chat templates cannot start, or ended; the next use starts it."""
 
 
+class RenderProcessError(HalfbyteError):
+    """The process that renders Markdown cannot start, or ended; the next use starts it."""
+
+
 class RequestError(HalfbyteError):
     """A request cannot be run as asked.
 

@@ -40,9 +40,11 @@ from .json_body import asked_model, json_answer
 from .metrics import CONTENT_TYPE
 from .middleware import Exchange, Gate, RequestLog
 from .openapi import OF_MODELS, Operation, Routes
+from .page.fields import PageFields, page_fields
+from .page.site import PAGE_OFF, ChatPage, add_page_files
 from .responses import HealthStatus, ModelCard, VersionInfo
 from .service import OpenAIService
-from .tenant import Keyring
+from .tenant import OPEN_PATHS, Keyring
 from .tracing import RequestTracer
 from .uploads.routes import FILES_PATH, UPLOADS_REFUSED, Uploads, add_upload_routes
 
@@ -57,6 +59,7 @@ def create_app(
     origins: Sequence[str] = (),
     body_limits: BodyLimits | None = None,
     uploads: Uploads | None = None,
+    page: ChatPage | None = None,
     tracer: RequestTracer | None = None,
 ) -> ASGIApp:
     """The ASGI application of a server's models; its lifespan starts and closes them.
@@ -68,6 +71,7 @@ def create_app(
         origins: web origins whose pages may read the answers (CORS); ``*`` is all of them.
         body_limits: of request bodies; None takes the usual ones.
         uploads: files of clients, and batches over them; None refuses both.
+        page: what is at ``/``; None has nothing there.
         tracer: makes spans of requests, or None.
     """
 
@@ -82,6 +86,8 @@ def create_app(
             if uploads is not None:
                 await uploads.batches.close()
             await host.close()
+            if page is not None:
+                page.close()
 
     app = FastAPI(
         title="Halfbyte",
@@ -93,8 +99,17 @@ def create_app(
     )
     keyring = keyring or Keyring()
     routes = Routes(app, closed=not keyring.open)
-    _add_endpoints(routes, host)
+    _add_endpoints(routes, host, {**ENDPOINTS, **FAMILY_ENDPOINTS}, HOST_ENDPOINTS)
+    for (method, path), work in KEPT.items():
+        told = Operation((work.gives,), statuses=(404,))
+        routes.add(method, path, _kept_route(host, work), told)
     _add_information(routes, host)
+    if page is not None:
+        _add_endpoints(routes, host, page.endpoints, page.host_endpoints)
+        routes.add("GET", "/page/fields", _fields_route, Operation((PageFields,)))
+        add_page_files(app, page)
+    else:
+        _add_refusals(app, {"/": (404, PAGE_OFF)})
     _add_refusals(app, ABSENT)
     if uploads is not None:
         add_upload_routes(routes, uploads, origins)
@@ -104,8 +119,10 @@ def create_app(
     paths = list(routes.complete()["paths"])
     bodies = Bodies(body_limits or BodyLimits(), host.http_metrics)
     inner = Exchange(app, host.http_metrics, bodies, FILES_PATH if uploads else None)
-    gate = Gate(inner, keyring, hosts)
-    outer = RequestLog(gate, host.http_metrics, [*paths, "/openapi.json"], tracer)
+    files = () if page is None else page.files
+    gate = Gate(inner, keyring, hosts, OPEN_PATHS.union(files))
+    paths += ["/openapi.json", *files]
+    outer = RequestLog(gate, host.http_metrics, paths, tracer)
     if not origins:
         return outer
     # Outermost: a preflight carries no key, and a page must be able to read refusals as well.
@@ -141,16 +158,22 @@ class EventResponse(Response):
                 self._lease.release()
 
 
-def _add_endpoints(routes: Routes, host: ModelHost) -> None:
-    for path, endpoint in {**ENDPOINTS, **FAMILY_ENDPOINTS}.items():
+def _add_endpoints(
+    routes: Routes,
+    host: ModelHost,
+    of_models: Mapping[str, Endpoint],
+    of_all: Mapping[str, HostEndpoint],
+) -> None:
+    for path, endpoint in of_models.items():
         told = Operation(endpoint.gives, endpoint.asks, OF_MODELS, endpoint.streams)
         routes.add("POST", path, _route(host, endpoint), told)
-    for path, endpoint in HOST_ENDPOINTS.items():
+    for path, endpoint in of_all.items():
         told = Operation((endpoint.gives,), endpoint.asks, OF_MODELS)
         routes.add("POST", path, _host_route(host, endpoint), told)
-    for (method, path), work in KEPT.items():
-        told = Operation((work.gives,), statuses=(404,))
-        routes.add(method, path, _kept_route(host, work), told)
+
+
+async def _fields_route() -> Response:
+    return json_answer(page_fields())
 
 
 def _kept_route(host: ModelHost, work: KeptWork) -> Callable[[Request, str], Awaitable[Response]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from .job import Job
 
@@ -23,6 +23,16 @@ class EventStream:
 
     def __aiter__(self) -> AsyncGenerator[bytes, None]:
         return self._events
+
+    def mapped(
+        self, change: Callable[[AsyncGenerator[bytes, None]], AsyncGenerator[bytes, None]]
+    ) -> EventStream:
+        """The same work behind changed frames.
+
+        Args:
+            change: makes the new frames of these, which it closes when it is closed.
+        """
+        return EventStream(change(self._events), self._job, self.headers)
 
     async def aclose(self) -> None:
         """End the stream. A generator never started runs no finally, hence the job here."""

@@ -113,11 +113,19 @@ class Gate:
         keyring: knows the API keys.
         hosts: names that the Host header may have, without port; None allows all. A server on
             the loopback address without keys needs it against DNS rebinding.
+        open_paths: what anybody may ask for, without a key.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, hosts: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: Keyring,
+        hosts: Collection[str] | None,
+        open_paths: Collection[str] = OPEN_PATHS,
+    ) -> None:
         self._app = app
         self._keyring = keyring
+        self._open_paths = open_paths
         self._hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,7 +136,7 @@ class Gate:
         """
         if scope["type"] == "http":
             self._check_host(_header(scope, b"host"))
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in self._open_paths:
                 call: Call = scope["state"]["call"]
                 given = _header(scope, b"authorization"), _header(scope, b"x-api-key")
                 call.tenant = self._keyring.tenant(*given)

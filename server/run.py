@@ -34,6 +34,7 @@ from .loading import answering
 from .log import log_to_stderr
 from .metric_families import Exposition
 from .names import AskedModel, model_names
+from .page.site import ChatPage
 from .service import OpenAIService, ServiceConfig
 from .settings import ServerSettings
 from .start import PlannedModel, StartFacts, StartReport
@@ -180,6 +181,7 @@ def serve(
             origins=access.cors_origins,
             tracer=prepared.tracer,
             uploads=uploads,
+            page=ChatPage() if settings.page else None,
         )
         server = DrainingServer(
             uvicorn_config(app, prepared.connections, settings.listen.tls),
@@ -244,6 +246,7 @@ def _prepared(
             url=url_of(where.host, listener.getsockname()[1], secure=tls is not None),
             keyed=access.keyed,
             exposed=not loopback and not access.keyed,
+            page=settings.page,
         )
         yield _Prepared(listener, tls, connections, hosts, facts, tracer)
 

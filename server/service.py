@@ -37,7 +37,6 @@ from .kept import KeptResponses
 from .metric_families import Exposition
 from .metrics import Metrics
 from .responses import (
-    ChatCompletion,
     DetokenizeResponse,
     TemplateResponse,
     TextCompletion,
@@ -203,14 +202,26 @@ class OpenAIService:
         return dialect.body(await self._finish(job), job.usage())
 
     async def chat(
-        self, request: ChatCompletionRequest, call: Call
-    ) -> ChatCompletion | EventStream:
-        """POST /v1/chat/completions."""
+        self,
+        request: ChatCompletionRequest,
+        call: Call,
+        dialect: Callable[..., ChatDialect] = ChatDialect,
+    ) -> Any:
+        """POST /v1/chat/completions.
+
+        Args:
+            request: the conversation.
+            call: the request's record.
+            dialect: makes the writer of the answers; takes what `ChatDialect` does.
+
+        Returns:
+            A `ChatCompletion`, or an `EventStream`.
+        """
         n, rated = request.n or 1, bool(request.logprobs)
         return await self.converse(
             request,
             call,
-            lambda head, plan, ids: ChatDialect(
+            lambda head, plan, ids: dialect(
                 head,
                 self._token_text(request),
                 n,

@@ -115,6 +115,7 @@ class ServerSettings:
             at its start.
         drain_s: seconds that running requests have to end after the first signal.
         files: folder of files that clients send, and of batches over them; None refuses both.
+        page: there is a chat page at ``/``.
 
     Raises:
         ConfigError: a time that is no number of seconds.
@@ -127,6 +128,7 @@ class ServerSettings:
     models_bytes: int = 0
     drain_s: float = 30.0
     files: Path | None = None
+    page: bool = True
 
     def __post_init__(self) -> None:
         for flag, seconds in (("--max-wait", self.queue.wait_s), ("--drain", self.drain_s)):

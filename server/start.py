@@ -40,6 +40,7 @@ class StartFacts:
         url: under which this machine reaches the server.
         keyed: whether a request needs a key.
         exposed: the network can connect, and no key is needed.
+        page: there is a chat page at ``/``.
     """
 
     models: Sequence[PlannedModel]
@@ -47,6 +48,7 @@ class StartFacts:
     url: str
     keyed: bool
     exposed: bool
+    page: bool
 
     @property
     def names(self) -> list[str]:

@@ -133,7 +133,11 @@ class Dialect(ResponseWriter):
 
     def closing(self, usage: UsageInfo) -> bytes:
         """The usage chunk, which has no choices, where it is wanted, and the end mark."""
-        return (self._frame([], usage.model_dump()) if self.head.with_usage else b"") + DONE
+        return self.usage_frame(usage) + DONE
+
+    def usage_frame(self, usage: UsageInfo) -> bytes:
+        """The usage chunk; empty where it is not wanted."""
+        return self._frame([], usage.model_dump()) if self.head.with_usage else b""
 
     def failure(self, error: ApiError) -> bytes:
         """One event with the error, and no end mark."""

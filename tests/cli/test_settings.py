@@ -32,6 +32,7 @@ FLAGS = {
     "--max-waiting-tokens": ["0", "4096"],
     "--max-wait": ["0.5", "60.0"],
     "--drain": ["0.0", "2.25"],
+    "--no-page": ["true"],
     "--served-name": ["n", "42", "true"],
     "--models-memory": ["0.5", "16.0"],
     "--max-batch": ["1", "7"],

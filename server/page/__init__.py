@@ -1,0 +1,1 @@
+"""The chat page at ``/``: its files, and what the server does for it alone."""

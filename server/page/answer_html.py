@@ -1,0 +1,126 @@
+"""The HTML of an answer while it is written, between the chunks of its stream.
+
+What is finished of it is sent once. The last block, which may go on, is sent again as it grows, at
+most `PERIOD_S` apart and as the renderer's share of the machine allows. The answer as a whole is
+rendered in the end, and sent if it differs from its parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ..sse import DONE, frame
+from .renderer import Renderer
+
+PERIOD_S = 0.1
+"""Least time between two versions of the open block."""
+
+
+class AnswerHtml:
+    """Renders one answer as it grows.
+
+    Args:
+        renderer: of the server.
+
+    Attributes:
+        text: the answer so far; whoever reads it off the engine appends to it.
+    """
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.text = ""
+        self._renderer = renderer
+        self._blocks: list[str] = []
+        self._used = 0  # characters of finished blocks
+        self._units = 0  # the same as a browser counts them
+        self._shown = 0  # characters of the last version
+        self._next = 0.0
+        self._failed = False
+
+    @property
+    def due_s(self) -> float | None:
+        """Seconds until the next version may be rendered; None while there is nothing new."""
+        if self._failed or self._shown == len(self.text):
+            return None
+        return max(self._next - asyncio.get_running_loop().time(), self._renderer.rest_s, 0.0)
+
+    async def next_version(self) -> bytes:
+        """Render what is new; the frame that shows it, empty where that failed."""
+        whole = len(self.text)
+        tail = self.text[self._used :]
+        self._next = asyncio.get_running_loop().time() + PERIOD_S
+        rendered = await self._renderer.grow(tail)
+        if rendered is None:
+            self._failed = True
+            return b""
+        self._shown = whole
+        self._blocks += rendered.blocks
+        self._used += rendered.used
+        self._units += _units(tail[: rendered.used])
+        length = self._units + _units(tail[rendered.used :])
+        return _html_frame(rendered.blocks, rendered.open, length, replace=False)
+
+    async def last_version(self) -> bytes:
+        """Render the whole answer; the frame that shows what is left, or all where it differs."""
+        html = await self._renderer.whole(self.text) if self.text else None
+        if html is None:
+            return b""
+        length = _units(self.text)
+        known = "".join(block + "\n" for block in self._blocks)
+        if not html.startswith(known):
+            return _html_frame([html], "", length, replace=True)
+        return _html_frame([html[len(known) :]], "", length, replace=False)
+
+
+async def with_html(
+    frames: AsyncGenerator[bytes, None], answer: AnswerHtml
+) -> AsyncGenerator[bytes, None]:
+    """The frames of a stream, and between them those of the answer's HTML; then the end mark.
+
+    Args:
+        frames: of the answer; whoever makes them appends to ``answer.text``. They have no end
+            mark. Closed at the end.
+        answer: renders it.
+    """
+    coming: asyncio.Task[bytes] | None = None
+    rendering: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(frames))
+            due = None if rendering is not None else answer.due_s
+            if due == 0.0:
+                rendering, due = asyncio.ensure_future(answer.next_version()), None
+            waited = [task for task in (coming, rendering) if task is not None]
+            await asyncio.wait(waited, timeout=due, return_when=asyncio.FIRST_COMPLETED)
+            if rendering is not None and rendering.done():
+                version, rendering = rendering.result(), None
+                if version:
+                    yield version
+            if coming.done():
+                try:
+                    piece = coming.result()
+                except StopAsyncIteration:
+                    break
+                coming = None
+                yield piece
+        if rendering is not None:
+            yield await rendering
+            rendering = None
+        yield await answer.last_version() + DONE
+    finally:
+        for task in (coming, rendering):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await frames.aclose()
+
+
+def _units(text: str) -> int:
+    """Length of a text as JavaScript counts it: in units of 16 bits."""
+    return len(text) + sum(char > "\uffff" for char in text)
+
+
+def _html_frame(blocks: list[str], opened: str, length: int, *, replace: bool) -> bytes:
+    body: dict[str, Any] = {"object": "halfbyte.html", "blocks": blocks, "open": opened}
+    return frame({**body, "length": length, "replace": replace})
