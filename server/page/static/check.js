@@ -1,0 +1,210 @@
+// @ts-check
+/** Reads an export of conversations, and refuses a damaged one as a whole. */
+
+import { ApiFailure } from "./api.js";
+import { t } from "./text.js";
+
+const FORMAT = "halfbyte-conversations";
+const VERSION = 1;
+const ROLES = ["user", "assistant", "tool"];
+
+/**
+ * @param {import("./tree.js").Conversation[]} conversations
+ * @returns {string} the file's text.
+ */
+export function exportText(conversations) {
+  return JSON.stringify({ format: FORMAT, version: VERSION, conversations }, null, 1);
+}
+
+/**
+ * @param {string} text of a file that `exportText` made.
+ * @returns {import("./tree.js").Conversation[]}
+ * @throws {ApiFailure} what is wrong with it, and where.
+ */
+export function parseExport(text) {
+  let file;
+  try {
+    file = JSON.parse(text);
+  } catch (error) {
+    throw damaged(t("store.not_json", { what: error instanceof Error ? error.message : "" }));
+  }
+  if (file?.format !== FORMAT) throw damaged(t("store.not_export", { format: FORMAT }));
+  if (file.version !== VERSION) {
+    throw damaged(t("store.version", { found: String(file.version), known: String(VERSION) }));
+  }
+  if (!Array.isArray(file.conversations)) throw wrong("conversations", file.conversations);
+  return file.conversations.map((/** @type {unknown} */ item, /** @type {number} */ n) =>
+    readConversation(item, `conversations[${n}]`));
+}
+
+/**
+ * @param {any} item
+ * @param {string} where
+ * @returns {import("./tree.js").Conversation}
+ */
+function readConversation(item, where) {
+  if (!isObject(item)) throw wrong(where, item);
+  const nodes = isObject(item.nodes) ? item.nodes : fail(`${where}.nodes`, item.nodes);
+  const read = Object.fromEntries(Object.keys(nodes).map((id) =>
+    [id, readNode(nodes[id], id, nodes, `${where}.nodes.${id}`)]));
+  for (const id of Object.keys(nodes)) checkEnds(nodes, id, where);
+  const leaf = item.leaf ?? null;
+  if (leaf !== null && !Object.hasOwn(nodes, leaf)) throw wrong(`${where}.leaf`, leaf);
+  const settings = isObject(item.settings) ? item.settings : {};
+  return {
+    id: string(item.id, `${where}.id`),
+    title: string(item.title, `${where}.title`),
+    created: finite(item.created, `${where}.created`),
+    updated: finite(item.updated, `${where}.updated`),
+    settings: {
+      model: string(settings.model ?? "", `${where}.settings.model`),
+      system: string(settings.system ?? "", `${where}.settings.system`),
+      params: isObject(settings.params) ? settings.params : {},
+      schema: string(settings.schema ?? "", `${where}.settings.schema`),
+      tools: string(settings.tools ?? "", `${where}.settings.tools`),
+      probabilities: settings.probabilities === true,
+    },
+    nodes: read,
+    leaf,
+  };
+}
+
+/**
+ * @param {any} node
+ * @param {string} id
+ * @param {Record<string, unknown>} nodes
+ * @param {string} where
+ * @returns {import("./tree.js").TreeNode}
+ */
+function readNode(node, id, nodes, where) {
+  if (!isObject(node)) throw wrong(where, node);
+  if (node.id !== id) throw wrong(`${where}.id`, node.id);
+  if (!ROLES.includes(node.role)) throw wrong(`${where}.role`, node.role);
+  const parent = node.parent ?? null;
+  if (parent !== null && !Object.hasOwn(nodes, parent)) throw wrong(`${where}.parent`, parent);
+  const common = {
+    id,
+    parent,
+    role: node.role,
+    content: string(node.content, `${where}.content`),
+    created: finite(node.created, `${where}.created`),
+  };
+  if (node.role === "tool") return { ...common, call_id: string(node.call_id, `${where}.call_id`) };
+  return node.role === "user" ? common : { ...common, ...readAnswer(node, where) };
+}
+
+/**
+ * @param {any} node
+ * @param {string} where
+ */
+function readAnswer(node, where) {
+  const stats = isObject(node.stats) ? node.stats : {};
+  const error = isObject(node.error) ? node.error : null;
+  return {
+    reasoning: string(node.reasoning ?? "", `${where}.reasoning`),
+    model: string(node.model ?? "", `${where}.model`),
+    finish: node.finish == null ? null : string(node.finish, `${where}.finish`),
+    error: error && { message: string(error.message, `${where}.error`), code: String(error.code) },
+    calls: list(node.calls, `${where}.calls`, (call, here) => ({
+      id: string(call?.id, `${here}.id`),
+      name: string(call?.name, `${here}.name`),
+      arguments: string(call?.arguments, `${here}.arguments`),
+    })),
+    tokens: list(node.tokens, `${where}.tokens`, (token, here) => ({
+      ...readRated(token, here),
+      top: list(token.top, `${here}.top`, readRated),
+    })),
+    stats: {
+      tokens: finite(stats.tokens ?? 0, `${where}.stats.tokens`),
+      prompt_tokens: finite(stats.prompt_tokens ?? 0, `${where}.stats.prompt_tokens`),
+      first_ms: stats.first_ms == null ? null : finite(stats.first_ms, `${where}.stats.first_ms`),
+      total_ms: finite(stats.total_ms ?? 0, `${where}.stats.total_ms`),
+    },
+  };
+}
+
+/**
+ * @param {any} item
+ * @param {string} where
+ */
+function readRated(item, where) {
+  const logprob = item?.logprob == null ? null : finite(item.logprob, `${where}.logprob`);
+  return { text: string(item?.text, `${where}.text`), logprob };
+}
+
+/**
+ * Refuse messages that answer one another in a circle, which no path would end in.
+ *
+ * @param {Record<string, any>} nodes
+ * @param {string} from
+ * @param {string} where
+ */
+function checkEnds(nodes, from, where) {
+  let steps = Object.keys(nodes).length;
+  for (let id = nodes[from].parent ?? null; id !== null; id = nodes[id].parent ?? null) {
+    steps -= 1;
+    if (steps <= 0) throw wrong(`${where}.nodes.${from}.parent`, nodes[from].parent);
+  }
+}
+
+/**
+ * @template T
+ * @param {any} items
+ * @param {string} where
+ * @param {(item: any, where: string) => T} read
+ * @returns {T[]}
+ */
+function list(items, where, read) {
+  if (items === undefined || items === null) return [];
+  if (!Array.isArray(items)) throw wrong(where, items);
+  return items.map((item, n) => read(item, `${where}[${n}]`));
+}
+
+/**
+ * @param {unknown} value
+ * @param {string} where
+ * @returns {string}
+ */
+function string(value, where) {
+  return typeof value === "string" ? value : fail(where, value);
+}
+
+/**
+ * @param {unknown} value
+ * @param {string} where
+ * @returns {number}
+ */
+function finite(value, where) {
+  return typeof value === "number" && Number.isFinite(value) ? value : fail(where, value);
+}
+
+/**
+ * @param {unknown} value
+ * @returns {value is Record<string, any>}
+ */
+function isObject(value) {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/**
+ * @param {string} where
+ * @param {unknown} value
+ * @returns {never}
+ */
+function fail(where, value) {
+  throw wrong(where, value);
+}
+
+/**
+ * @param {string} where
+ * @param {unknown} value
+ */
+function wrong(where, value) {
+  const found = value === undefined ? t("store.missing") : JSON.stringify(value).slice(0, 60);
+  return damaged(t("store.wrong", { where, found }));
+}
+
+/** @param {string} what */
+function damaged(what) {
+  return new ApiFailure(t("store.damaged", { what }), { code: "damaged_file" });
+}

@@ -1,0 +1,185 @@
+// @ts-check
+/** Inputs for sampling fields, made from the server's own table of them. */
+
+import { el } from "./dom.js";
+import { number, t } from "./text.js";
+
+/**
+ * @typedef {{name: string, kind: string, low: number | null, high: number | null,
+ *   default: unknown, optional: boolean, names: string[], meaning: string, usual: boolean}} Field
+ */
+
+const PARSERS = {
+  number: parseNumber,
+  whole: parseNumber,
+  switch: (/** @type {Field} */ _, /** @type {string} */ text) => text === "true",
+  name: (/** @type {Field} */ _, /** @type {string} */ text) => text,
+  texts: parseTexts,
+  ids: parseIds,
+  biases: parseObject,
+  object: parseObject,
+};
+
+/**
+ * What the user typed as the value of a field.
+ *
+ * @param {Field} field
+ * @param {string} text not empty.
+ * @returns {unknown}
+ * @throws {Error} its message is for the user and names the value and what is expected.
+ */
+export function parseField(field, text) {
+  return PARSERS[/** @type {keyof typeof PARSERS} */ (field.kind)](field, text.trim());
+}
+
+/**
+ * A labelled input. What is refused is said beside it and does not become a value.
+ *
+ * @param {Field} field
+ * @param {unknown} value undefined where the server's default is taken.
+ * @param {(value: unknown) => void} onValue told of each good value; undefined when emptied.
+ * @returns {HTMLElement}
+ */
+export function fieldInput(field, value, onValue) {
+  const id = `field-${field.name}`;
+  const wrong = el("p", { class: "field-error", id: `${id}-wrong`, role: "alert" });
+  const input = control(field, id, shown(field, value));
+  input.addEventListener("change", () => {
+    const text = input.value.trim();
+    wrong.textContent = "";
+    input.removeAttribute("aria-invalid");
+    try {
+      onValue(text === "" ? undefined : parseField(field, text));
+    } catch (error) {
+      wrong.textContent = error instanceof Error ? error.message : String(error);
+      input.setAttribute("aria-invalid", "true");
+    }
+  });
+  const wide = ["texts", "object", "biases"].includes(field.kind) ? " wide" : "";
+  return el("div", { class: `field${wide}` },
+    el("label", { for: id, class: "mono", text: field.name }),
+    input,
+    wrong,
+    el("p", { class: "hint", id: `${id}-hint`, text: field.meaning }));
+}
+
+/**
+ * @param {Field} field
+ * @param {string} id
+ * @param {string} text
+ * @returns {HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement}
+ */
+function control(field, id, text) {
+  const props = { id, "aria-describedby": `${id}-hint ${id}-wrong` };
+  const choices = field.kind === "switch" ? ["true", "false"] : field.names ?? [];
+  if (choices.length) {
+    const usual = t("settings.default", { value: defaultText(field) });
+    const options = choices.map((name) => el("option", { value: name, text: name }));
+    const select = el("select", props, el("option", { value: "", text: usual }), ...options);
+    return Object.assign(/** @type {HTMLSelectElement} */ (select), { value: text });
+  }
+  const placeholder = field.kind === "texts" ? t("settings.texts_hint") : defaultText(field);
+  const many = ["texts", "object", "biases"].includes(field.kind);
+  const box = many
+    ? el("textarea", { ...props, rows: 2, placeholder, spellcheck: "false" })
+    : el("input", { ...props, type: "text", inputmode: "decimal", placeholder,
+      autocomplete: "off" });
+  return Object.assign(/** @type {HTMLInputElement} */ (box), { value: text });
+}
+
+/** @param {Field} field */
+function defaultText(field) {
+  const { default: usual } = field;
+  if (usual === null || usual === undefined || usual === "") return t("settings.none");
+  return typeof usual === "object" ? JSON.stringify(usual) : String(usual);
+}
+
+/**
+ * @param {Field} field
+ * @param {any} value
+ * @returns {string}
+ */
+function shown(field, value) {
+  if (value === undefined || value === null) return "";
+  if (field.kind === "texts") {
+    const lines = value.some((/** @type {string} */ text) => /^\s|\s$|\n|^\[|^$/.test(text));
+    return lines ? JSON.stringify(value) : value.join("\n");
+  }
+  if (field.kind === "ids") return value.join(", ");
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/**
+ * @param {Field} field
+ * @param {string} text
+ */
+function parseNumber(field, text) {
+  const value = Number(text.replace(",", "."));
+  const whole = field.kind === "whole";
+  const low = field.low ?? -Infinity;
+  const high = field.high ?? Infinity;
+  const good = Number.isFinite(value) && (!whole || Number.isInteger(value));
+  if (good && value >= low && value <= high) return value;
+  const kind = t(whole ? "settings.a_whole" : "settings.a_number");
+  const values = { name: field.name, text, kind, range: range(field) };
+  throw new Error(t("settings.wrong_number", values));
+}
+
+/** @param {Field} field */
+function range({ low, high }) {
+  const shownLow = low === null || low === undefined ? null : plain(low);
+  const shownHigh = high === null || high === undefined ? null : plain(high);
+  if (shownLow && shownHigh) return t("settings.between", { low: shownLow, high: shownHigh });
+  if (shownLow) return t("settings.at_least", { low: shownLow });
+  return shownHigh ? t("settings.at_most", { high: shownHigh }) : "";
+}
+
+/** @param {number} x as many digits as it has. */
+function plain(x) {
+  return Number.isInteger(x) && Math.abs(x) < 1e6 ? number(x) : String(x);
+}
+
+/**
+ * @param {Field} field
+ * @param {string} text one text a line, or a JSON list of texts.
+ */
+function parseTexts(field, text) {
+  if (!text.startsWith("[")) return text.split("\n").filter((line) => line !== "");
+  const list = json(field, text);
+  if (Array.isArray(list) && list.every((item) => typeof item === "string")) return list;
+  throw new Error(t("settings.wrong_texts", { name: field.name }));
+}
+
+/**
+ * @param {Field} field
+ * @param {string} text numbers with commas or blanks between them.
+ */
+function parseIds(field, text) {
+  return text.replace(/^\[|\]$/g, "").split(/[\s,]+/).filter(Boolean).map((part) => {
+    if (/^-?\d+$/.test(part)) return Number(part);
+    throw new Error(t("settings.wrong_id", { name: field.name, text: part }));
+  });
+}
+
+/**
+ * @param {Field} field
+ * @param {string} text
+ */
+function parseObject(field, text) {
+  const value = json(field, text);
+  if (typeof value === "object" && value !== null && !Array.isArray(value)) return value;
+  throw new Error(t("settings.wrong_object", { name: field.name }));
+}
+
+/**
+ * @param {Field} field
+ * @param {string} text
+ */
+function json(field, text) {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    const what = error instanceof Error ? error.message : "";
+    throw new Error(t("settings.wrong_json", { name: field.name, what }));
+  }
+}
