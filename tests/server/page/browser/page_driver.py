@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
 
 # Longest wait for what a test expects, milliseconds; other tests may have the cores.
-PATIENCE_MS = 15_000
+PATIENCE_MS = 8_000
 # What Chromium says of an answer whose status is an error: tests that provoke one expect it.
 FAILED_LOAD = r"Failed to load resource"
 
@@ -211,7 +211,7 @@ class Visitor:
 
     def row(self, name: str) -> Locator:
         """A conversation in the sidebar, with all of its buttons."""
-        return self.sidebar.get_by_role("listitem").filter(has=self.title(name))
+        return self.sidebar.get_by_role("listitem").filter(has=self.button(name))
 
     @property
     def settings(self) -> Locator:
@@ -231,7 +231,7 @@ class Visitor:
 
     def finished(self) -> None:
         """Wait for the end of the last answer."""
-        see(self.answer.locator(".figures")).to_contain_text("tokens/s")
+        see(self.answer.locator(".figures")).to_contain_text("first token")
         see(self.button("Send")).to_be_visible()
 
     def open_settings(self) -> Locator:
@@ -244,9 +244,10 @@ class Visitor:
         see(self.settings).to_be_hidden()
 
     def delete(self, thing: Locator) -> None:
-        """Delete a message or conversation, and say that it is meant."""
-        thing.get_by_role("button", name=re.compile("^Delete")).click()
-        self.button("Delete", self.page.get_by_role("dialog")).click()
+        """Delete a message or conversation; the page offers to undo that."""
+        thing.hover()
+        self.button("Delete", thing).click()
+        see(self.button("Undo")).to_be_visible()
 
     def set(self, **values: str) -> None:
         """Fill text boxes of the settings, by the first word of their names."""

@@ -35,10 +35,15 @@ $${"+".join(f"x_{{{i}}}" for i in range(80))}$$
 https://example.org/{"path/" * 40}
 
 {ANSWER}"""
+# Of the element that has the focus, or of the box around it.
 FOCUS_SHOWS = """() => {
-    const style = getComputedStyle(document.activeElement);
-    return (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1)
-        || style.boxShadow !== 'none';
+    const ring = node => {
+        const style = getComputedStyle(node);
+        return (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1)
+            || style.boxShadow !== 'none';
+    };
+    const node = document.activeElement;
+    return ring(node) || ring(node.parentElement) || ring(node.parentElement.parentElement);
 }"""
 
 

@@ -95,7 +95,8 @@ def test_conversations_are_searched(visitor: Visitor, engine: PacedEngine) -> No
 
 def test_a_conversation_is_renamed(visitor: Visitor, engine: PacedEngine) -> None:
     two_conversations(visitor, engine)
-    visitor.row("What is an oak?").get_by_role("button", name=re.compile("^Rename")).click()
+    visitor.row("What is an oak?").hover()
+    visitor.button("Rename", visitor.row("What is an oak?")).click()
     see(visitor.sidebar.locator("input:focus")).to_have_value("What is an oak?")
     visitor.page.keyboard.press("Control+A")
     visitor.page.keyboard.type("Trees")
@@ -114,6 +115,23 @@ def test_a_conversation_is_deleted(visitor: Visitor, engine: PacedEngine) -> Non
     visitor.page.reload()
     see(visitor.title("What is an oak?")).to_be_visible()
     see(visitor.title("What is a robin?")).to_have_count(0)
+
+
+def test_deleting_is_undone(visitor: Visitor, engine: PacedEngine) -> None:
+    two_conversations(visitor, engine)
+    before = json.loads(visitor.export())["conversations"]
+    visitor.delete(visitor.row("What is a robin?"))
+    visitor.button("Undo").click()
+    visitor.title("What is a robin?").click()
+    see(visitor.written).to_have_text("It is a bird.")
+    visitor.delete(visitor.questions.last)
+    see(visitor.messages).to_have_count(0)
+    visitor.button("Undo").click()
+    see(visitor.written).to_have_text("It is a bird.")
+    visitor.page.reload()
+    see(visitor.written).to_have_text("It is a bird.")
+    after = json.loads(visitor.export())["conversations"]
+    assert [c["nodes"] for c in after] == [c["nodes"] for c in before]
 
 
 def test_an_export_is_imported_elsewhere(

@@ -30,7 +30,7 @@ $\\href{javascript:window.ran=1}{x}$ <div style="position:fixed;inset:0">over</d
 
 The end."""
 # What may not be anywhere in the page.
-HARMFUL = """() => [...document.querySelectorAll('*')].flatMap(node => [
+HARMFUL = """() => [...document.body.querySelectorAll('*')].flatMap(node => [
     ...['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED', 'FORM', 'STYLE', 'BASE', 'META', 'LINK', 'IMG']
         .filter(name => node.closest('li[data-role]') && node.nodeName.toUpperCase() === name),
     ...[...node.attributes]
