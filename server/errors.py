@@ -93,15 +93,15 @@ class ApiError(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         return headers
 
-    def response(self, body: bytes | None = None) -> bytes:
+    def response(self, body: bytes | None = None, media: str = "application/json") -> bytes:
         """A whole HTTP/1.1 response that ends its connection, for where no application runs.
 
-        ``body`` is JSON text in place of the usual one.
+        ``body`` stands in place of the usual one, and is of the media type ``media``.
         """
         body = self.json() if body is None else body
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers().items()]
-        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        lines += [f"Content-Type: {media}", f"Content-Length: {len(body)}"]
         return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + body
 
 

@@ -1,6 +1,7 @@
 """What a server answers while its model is being loaded: 503 to everybody, at once.
 
-The body is in the form of the API whose path is asked for.
+The body is in the form of the API whose path is asked for; a browser that opens the page gets one
+that asks again by itself.
 """
 
 from __future__ import annotations
@@ -17,19 +18,31 @@ from .errors import ApiError
 # Clients are answered in turn, and each costs at most twice this, seconds.
 _PATIENCE_S = 0.5
 _POLL_S = 0.1
+_PAGE = b"""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="2">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>Halfbyte</title>
+<p>The model is being loaded. The page opens by itself when it is there.
+"""
 
 
 @contextlib.contextmanager
-def answering(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Iterator[None]:
+def answering(
+    listener: socket.socket, tls: ssl.SSLContext | None = None, *, page: bool = False
+) -> Iterator[None]:
     """Answer whoever connects to a listening socket, in a thread, until the block is left.
 
-    With ``tls``, connections are wrapped in it.
+    With ``tls``, connections are wrapped in it. With ``page``, there will be one at ``/``.
 
     The main thread is free to load, and to be interrupted by a signal.
     """
     stop = threading.Event()
     thread = threading.Thread(
-        target=_answer, args=(listener, tls, stop), name="halfbyte-loading", daemon=True
+        target=_answer, args=(listener, tls, page, stop), name="halfbyte-loading", daemon=True
     )
     thread.start()
     try:
@@ -39,7 +52,9 @@ def answering(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Ite
         thread.join()
 
 
-def _answer(listener: socket.socket, tls: ssl.SSLContext | None, stop: threading.Event) -> None:
+def _answer(
+    listener: socket.socket, tls: ssl.SSLContext | None, page: bool, stop: threading.Event
+) -> None:
     listener.settimeout(_POLL_S)
     while not stop.is_set():
         try:
@@ -54,15 +69,17 @@ def _answer(listener: socket.socket, tls: ssl.SSLContext | None, stop: threading
             stack.enter_context(connection).settimeout(_PATIENCE_S)
             if tls is not None:
                 connection = stack.enter_context(tls.wrap_socket(connection, server_side=True))
-            connection.sendall(_refusal(connection.recv(1 << 16)))
+            connection.sendall(_refusal(connection.recv(1 << 16), page))
             # Closing with unread bytes would take the answer away from the client.
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1 << 16)
 
 
-def _refusal(head: bytes) -> bytes:
+def _refusal(head: bytes, page: bool) -> bytes:
     """The whole response to a request that begins so."""
     error = ApiError(503, "The model is being loaded.", code="model_loading", retry_after=1)
     words = head.partition(b"\r\n")[0].split(b" ")
     path = words[1].partition(b"?")[0].decode("latin-1") if len(words) == 3 else ""
+    if page and path == "/":
+        return error.response(_PAGE, "text/html; charset=utf-8")
     return error.response(error_json(error, path))

@@ -158,7 +158,7 @@ def serve(
         )
         for model, offer in zip(facts.models, shop.offers, strict=True):
             if model.at_start:
-                with answering(prepared.listener, prepared.tls):
+                with answering(prepared.listener, prepared.tls, page=settings.page):
                     engine = shop.engine(offer, report.progress)
                 report.loaded(engine.startup, engine.report.warnings)
                 host.put(shop.service(offer, engine))
@@ -238,7 +238,7 @@ def _prepared(
         loopback = is_loopback(listener)
         guarded = loopback and not access.keyed
         hosts = host_names(where.host, access.allowed_hosts, guarded=guarded)
-        with answering(listener, tls):
+        with answering(listener, tls, page=settings.page):
             planned = _planned(models, options, settings.models_bytes)
         facts = StartFacts(
             models=planned,

@@ -231,15 +231,16 @@ class Emulation:
             )
         finally:
             # All at once: tensors may share memory, as the keys and values of a cache do.
-            changes = [(data, b.data, b.data != data) for b, data in memory.values()]
-            for data, new, changed in changes:
+            changes = {key: (data, b.data, b.data != data) for key, (b, data) in memory.items()}
+            for data, new, changed in changes.values():
                 data[changed] = new[changed]
         for tensor in given.values():
             if isinstance(tensor, Tensor):
                 self._unwritten.pop(_storage(tensor), None)
         self.launches.append(EmulatedLaunch(kernel, grid, counts))
         for name in COUNTER_ARGUMENTS:
-            if name in given and bool(given[name].any()):
+            # A launch that has nothing to count gets any tensor there, and leaves it as it is.
+            if name in given and changes[_span(given[name])][2].any():
                 given[name].zero_()
                 raise CountersLeft(f"{kernel.fn.__name__} left counters that are not zero")
 
@@ -247,10 +248,9 @@ class Emulation:
         self, name: str, x: Tensor, memory: dict[tuple[int, int], tuple[Buffer, Any]]
     ) -> Buffer:
         """The memory from a tensor's first to its last element; one for equal tensors."""
-        data = _bytes(x)
-        key = x.data_ptr(), len(data)
+        key = _span(x)
         if key not in memory:
-            written = not self._is_unwritten(x)
+            data, written = _bytes(x), not self._is_unwritten(x)
             memory[key] = Buffer(name, data.copy(), written), data
         return memory[key][0]
 
@@ -278,6 +278,11 @@ def _bytes(x: Tensor) -> np.ndarray:
     extent = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
     flat = x.detach().as_strided((extent if x.numel() else 0,), (1,))
     return flat.view(torch.uint8).numpy()
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """Where those bytes begin, and how many they are."""
+    return x.data_ptr(), len(_bytes(x))
 
 
 def _storage(x: Tensor) -> int:

@@ -14,6 +14,7 @@ from ..responses import UsageInfo
 from ..schema import ChatCompletionRequest
 from ..service import OpenAIService
 from .answer_html import AnswerHtml, with_html
+from .fields import CHAT_DEFAULTS
 from .renderer import Renderer
 
 
@@ -43,7 +44,7 @@ class PageChatDialect(ChatDialect):
 async def page_chat(
     renderer: Renderer, service: OpenAIService, request: ChatCompletionRequest, call: Call
 ) -> EventStream:
-    """One streamed answer, with its HTML.
+    """One streamed answer, with its HTML; sampling fields that are not given are a chat's.
 
     Args:
         renderer: of the server.
@@ -61,6 +62,8 @@ async def page_chat(
                 param=field,
                 hint="use /v1/chat/completions",
             )
+    absent = {name for name in CHAT_DEFAULTS if getattr(request, name) is None}
+    request = request.model_copy(update={name: CHAT_DEFAULTS[name] for name in absent})
     answer = AnswerHtml(renderer)
     stream: EventStream = await service.chat(
         request, call, lambda *given, **options: PageChatDialect(answer, *given, **options)

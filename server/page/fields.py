@@ -7,8 +7,14 @@ from typing import Any
 from ...engine.params import defaults, table
 from ..responses import ResponseModel
 
-# A chat goes on to the end of the context where nothing else is said.
-_DEFAULTS = {**defaults(), "max_tokens": None}
+CHAT_DEFAULTS = {
+    name: param.cli_default
+    for name, param in table().items()
+    if param.http and param.cli_default is not None
+}
+"""What a chat on the page begins with, as one on the command line does."""
+# Without a limit a chat goes on to the end of the context.
+_DEFAULTS = {**defaults(), **CHAT_DEFAULTS, "max_tokens": None}
 
 
 class PageField(ResponseModel):

@@ -228,8 +228,13 @@ def test_whoever_comes_while_the_model_loads_is_told() -> None:
             ):
                 response = httpx.post(url + path, json={}, timeout=10)
                 assert (response.status_code, response.json()) == (503, body)
+            assert httpx.get(url).headers["content-type"] == "application/json"
             for raw in silent:
                 raw.close()
+        with answering(listener, page=True):
+            opened = httpx.get(url, timeout=10)
+            assert opened.status_code == 503 and "loaded" in opened.text
+            assert opened.headers["content-type"] == "text/html; charset=utf-8"
         # The socket is free for the server itself.
         with socket.create_connection(listener.getsockname()) as waiting:
             listener.settimeout(5)

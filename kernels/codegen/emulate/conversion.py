@@ -120,7 +120,12 @@ def _to_float(target: str, source: str) -> Conversion | None:
         return None
     came, to = PTX_TYPES[source], PTX_TYPES[target]
     if to.itemsize == 2 and came.kind != "f":
-        return None
+        # Through float64, which holds them all: rounded once. One that is too large is infinite.
+        def halved(bits: Any) -> Any:
+            with np.errstate(over="ignore"):
+                return bits.view(came).astype("f8").astype(to).view("u2")
+
+        return halved if came.itemsize <= 4 else None
     return lambda bits: bits.view(came).astype(to).view(f"u{to.itemsize}")
 
 

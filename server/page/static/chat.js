@@ -40,8 +40,9 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
   /** @type {Map<string, ReturnType<typeof messageItem>>} */
   const shown = new Map();
 
-  const list = el("ol", { class: "log", role: "log", "aria-label": t("chat.log") });
-  const top = el("div", { class: "column" }, list);
+  const list = el("ol", { class: "messages" });
+  const log = el("div", { role: "log", "aria-label": t("chat.log") }, list);
+  const top = el("div", { class: "column" }, log);
   const scroller = el("div", { class: "scroller" }, top);
   const toEnd = button(t("chat.to_end"), () => follow.toEnd(), {
     icon: icon("down"),
@@ -225,7 +226,7 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     const { model: name } = settings.current();
     const model = models.find(({ id }) => id === name);
     if (!nodes.length) top.append(emptyState(model, tryThis));
-    list.setAttribute("aria-live", run ? "off" : "polite");
+    log.setAttribute("aria-live", run ? "off" : "polite");
     box.setBusy(run !== undefined);
     box.setModel(name);
     renderAll(fresh.reverse());

@@ -4,12 +4,12 @@
 import { AnswerView, newAnswer, streamInto } from "./answer.js";
 import { differenceView, verdict } from "./difference.js";
 import { button, el } from "./dom.js";
-import { modelNames } from "./models.js";
 import { agreedTokens } from "./probability.js";
 import { requestBody } from "./settings.js";
 import { t } from "./text.js";
 import { tokenView } from "./tokens.js";
 
+/** @typedef {import("./record.js").Answer} Answer */
 /** @typedef {import("./tree.js").ChatSettings} ChatSettings */
 
 /** Alternatives a token; a token of the other answer that is not among them is less likely. */
@@ -18,13 +18,12 @@ const ALTERNATIVES = 10;
 /**
  * The view in which two models answer the same prompt.
  *
- * @param {{models: import("./models.js").ModelCard[],
- *   settings: {current: () => ChatSettings}}} sources `models` as
- *   GET /v1/models lists them; both answer with the settings of the moment, but for the model.
+ * @param {{models: string[], settings: () => ChatSettings}} sources `models`: their names; both
+ *   answer with the settings of the moment, but for the model.
  * @returns {HTMLElement}
  */
 export function compareView({ models, settings }) {
-  return new Comparison(modelNames(models), settings).element;
+  return new Comparison(models, settings).element;
 }
 
 class Comparison {
@@ -44,7 +43,7 @@ class Comparison {
 
   /**
    * @param {string[]} models
-   * @param {{current: () => ChatSettings}} settings
+   * @param {() => ChatSettings} settings
    */
   constructor(models, settings) {
     this.#settings = settings;
@@ -109,7 +108,7 @@ class Comparison {
 
   /** @param {string} prompt */
   #body(prompt) {
-    const body = requestBody(this.#settings.current(), [{ role: "user", content: prompt }]);
+    const body = requestBody(this.#settings(), [{ role: "user", content: prompt }]);
     const rated = { logprobs: true, top_logprobs: ALTERNATIVES, seed: body.seed ?? 0 };
     return { ...body, ...rated, ...(this.#greedy.checked ? { temperature: 0 } : {}) };
   }
@@ -123,16 +122,27 @@ class Comparison {
       const [left, right] = this.#sides.map(({ record }) => record);
       count = agreedTokens(left.tokens, right.tokens, count);
       told = count < Math.min(left.tokens.length, right.tokens.length);
-      if (told) this.#said.textContent = verdict(left, right, count);
+      if (told) this.#tell(left, right, count);
     };
   }
 
-  /** Both have ended: the verdict, the probabilities, and the tokens of both. */
+  /**
+   * Say how far both agree, and the probabilities where they part.
+   *
+   * @param {Answer} left
+   * @param {Answer} right
+   * @param {number} count tokens that agree.
+   */
+  #tell(left, right, count) {
+    this.#said.textContent = verdict(left, right, count);
+    this.#details.replaceChildren(...differenceView(left, right, count));
+  }
+
+  /** Both have ended: tell about them, and show the tokens of both. */
   #conclude() {
     const [left, right] = this.#sides.map(({ record }) => record);
     const count = agreedTokens(left.tokens, right.tokens);
-    this.#said.textContent = verdict(left, right, count);
-    this.#details.replaceChildren(...differenceView(left, right));
+    this.#tell(left, right, count);
     for (const side of this.#sides) side.showTokens(count);
   }
 

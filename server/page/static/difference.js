@@ -2,12 +2,11 @@
 /** What two answers to one prompt have in common, and the probabilities where they part. */
 
 import { el } from "./dom.js";
-import { agreedTokens, meanSurprise, probabilityOf } from "./probability.js";
+import { meanSurprise, probabilityOf } from "./probability.js";
 import { percent, tokenText } from "./token_text.js";
 import { number, t } from "./text.js";
 
 /** @typedef {import("./record.js").Answer} Answer */
-/** @typedef {import("./record.js").Token} Token */
 
 /**
  * How far two answers agree, in a sentence.
@@ -32,11 +31,11 @@ export function verdict(left, right, count) {
  *
  * @param {Answer} left
  * @param {Answer} right
+ * @param {number} count tokens that agree from the beginning.
  * @returns {HTMLElement[]} empty where there is nothing to tell.
  */
-export function differenceView(left, right) {
+export function differenceView(left, right, count) {
   const tokens = [left.tokens, right.tokens];
-  const count = agreedTokens(left.tokens, right.tokens);
   const parts = [];
   if (tokens.every(({ length }) => length) && tokens.some(({ length }) => length > count)) {
     parts.push(table(left, right, count));
@@ -80,7 +79,7 @@ function table(left, right, count) {
 /**
  * How probable a token was to one of the models.
  *
- * @param {Token | undefined} own what that model wrote there; undefined where it had ended.
+ * @param {import("./record.js").Token | undefined} own what that model wrote there; undefined where it had ended.
  * @param {string} text of the token.
  */
 function cell(own, text) {

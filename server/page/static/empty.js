@@ -15,7 +15,7 @@ const KEYS = ["send", "break", "stop", "new"];
 export function emptyState(model, onTry) {
   const context = model?.max_model_len;
   return el("div", { class: "empty" },
-    el("h1", { text: model?.id ?? t("empty.no_model") }),
+    el("h2", { text: model?.id ?? t("empty.no_model") }),
     el("p", { class: "lead" }, t("empty.what"),
       context ? ` ${t("empty.context", { count: context })}` : null),
     el("ul", { class: "tries" }, ...TRIES.map((name) => {

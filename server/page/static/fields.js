@@ -5,8 +5,8 @@ import { el } from "./dom.js";
 import { number, t } from "./text.js";
 
 /**
- * @typedef {{name: string, kind: string, low: number | null, high: number | null,
- *   default: unknown, optional: boolean, names: string[], meaning: string, usual: boolean}} Field
+ * @typedef {{name: string, kind: string, low: number, high: number, default: unknown,
+ *   names: string[], meaning: string, usual: boolean}} Field
  */
 
 const PARSERS = {
@@ -60,7 +60,8 @@ export function fieldInput(field, value, onValue) {
     el("label", { for: id, class: "mono", text: field.name }),
     input,
     wrong,
-    el("p", { class: "hint", id: `${id}-hint`, text: field.meaning }));
+    // The table marks the names of other fields as its own document does.
+    el("p", { class: "hint", id: `${id}-hint`, text: field.meaning.replaceAll("``", "") }));
 }
 
 /**
@@ -71,14 +72,14 @@ export function fieldInput(field, value, onValue) {
  */
 function control(field, id, text) {
   const props = { id, "aria-describedby": `${id}-hint ${id}-wrong` };
-  const choices = field.kind === "switch" ? ["true", "false"] : field.names ?? [];
+  const choices = field.kind === "switch" ? ["true", "false"] : field.names;
   if (choices.length) {
     const usual = t("settings.default", { value: defaultText(field) });
     const options = choices.map((name) => el("option", { value: name, text: name }));
     const select = el("select", props, el("option", { value: "", text: usual }), ...options);
     return Object.assign(/** @type {HTMLSelectElement} */ (select), { value: text });
   }
-  const placeholder = field.kind === "texts" ? t("settings.texts_hint") : defaultText(field);
+  const placeholder = defaultText(field);
   const many = ["texts", "object", "biases"].includes(field.kind);
   const box = many
     ? el("textarea", { ...props, rows: 2, placeholder, spellcheck: "false" })
@@ -88,10 +89,13 @@ function control(field, id, text) {
 }
 
 /** @param {Field} field */
-function defaultText(field) {
-  const { default: usual } = field;
-  if (usual === null || usual === undefined || usual === "") return t("settings.none");
-  return typeof usual === "object" ? JSON.stringify(usual) : String(usual);
+function defaultText({ kind, default: usual }) {
+  const list = typeof usual === "object" && usual !== null;
+  if (kind === "texts" && (!list || !Object.keys(usual).length)) return t("settings.texts_hint");
+  if (usual === null || usual === "" || (list && !Object.keys(usual).length)) {
+    return t("settings.none");
+  }
+  return list ? JSON.stringify(usual) : String(usual);
 }
 
 /**
@@ -114,24 +118,32 @@ function shown(field, value) {
  * @param {string} text
  */
 function parseNumber(field, text) {
-  const value = Number(text.replace(",", "."));
   const whole = field.kind === "whole";
-  const low = field.low ?? -Infinity;
-  const high = field.high ?? Infinity;
-  const good = Number.isFinite(value) && (!whole || Number.isInteger(value));
+  // Many write 0,7; but 1,000 is no whole number to everybody.
+  const value = Number(whole ? text : text.replace(",", "."));
+  const { low, high } = ends(field);
+  const good = whole ? Number.isInteger(value) : Number.isFinite(value);
   if (good && value >= low && value <= high) return value;
   const kind = t(whole ? "settings.a_whole" : "settings.a_number");
   const values = { name: field.name, text, kind, range: range(field) };
   throw new Error(t("settings.wrong_number", values));
 }
 
+/**
+ * The least and the largest value that this page can send: JSON numbers of a browser are exact up
+ * to 2 ** 53.
+ *
+ * @param {Field} field
+ */
+function ends({ kind, low, high }) {
+  const most = kind === "whole" ? Number.MAX_SAFE_INTEGER : Number.MAX_VALUE;
+  return { low: Math.max(low, -most), high: Math.min(high, most) };
+}
+
 /** @param {Field} field */
-function range({ low, high }) {
-  const shownLow = low === null || low === undefined ? null : plain(low);
-  const shownHigh = high === null || high === undefined ? null : plain(high);
-  if (shownLow && shownHigh) return t("settings.between", { low: shownLow, high: shownHigh });
-  if (shownLow) return t("settings.at_least", { low: shownLow });
-  return shownHigh ? t("settings.at_most", { high: shownHigh }) : "";
+function range(field) {
+  const { low, high } = ends(field);
+  return t("settings.between", { low: plain(low), high: plain(high) });
 }
 
 /** @param {number} x as many digits as it has. */

@@ -8,6 +8,7 @@ import { button, el } from "./dom.js";
 import { icon } from "./icons.js";
 import { startLivePanel } from "./live.js";
 import { readLook, showLook } from "./look.js";
+import { eachOnce } from "./models.js";
 import { noticeBoard } from "./notices.js";
 import { settingsPanel } from "./settings.js";
 import { sidebar } from "./sidebar.js";
@@ -26,7 +27,7 @@ async function boot() {
   byId("skip").textContent = t("frame.skip");
   const tell = noticeBoard(byId("notices"));
   const [models, fields] = await Promise.all([
-    getJson("/v1/models").then((found) => found.data, complain([])),
+    getJson("/v1/models").then((found) => eachOnce(found.data), complain([])),
     getJson("/page/fields").then((found) => found.fields, complain([])),
   ]);
   /** @type {HTMLElement | null} */
@@ -96,7 +97,7 @@ async function boot() {
     const live = el("div", { class: "live-place" });
     byId("header").append(
       menu,
-      el("span", { class: "brand", text: "Halfbyte" }),
+      el("h1", { class: "brand", text: "Halfbyte" }),
       el("div", { class: "views" }, links.chat, links.compare),
       live,
       button(t("frame.settings"), settings.show, { icon: icon("settings"), class: "quiet" }));

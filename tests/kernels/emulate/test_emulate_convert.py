@@ -53,6 +53,15 @@ def test_bytes_in_wider_registers(target: str, source: str, kept: str) -> None:
     assert found.tolist() == [((x & 255) ^ 128) - 128 for x in a.tolist()]
 
 
+@pytest.mark.parametrize("source", ["s16", "u16", "s32", "u32"])
+def test_integers_to_float16(source: str) -> None:
+    a = integers(_TYPES[source])
+    near = np.arange(len(a)).astype(_TYPES[source]) * 37 + 2000  # where not every number is one
+    for x in (a, near):
+        found = compute(f"cvt.rn.f16.{source} $r, $0;", [x], "f2")
+        assert same(found, np.array([rounded(Fraction(n), "f16") for n in x.tolist()], "f2"))
+
+
 @pytest.mark.parametrize("source", ["s32", "u32", "s64", "u64"])
 def test_integers_to_float32(source: str) -> None:
     a = integers(_TYPES[source])
