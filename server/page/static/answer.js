@@ -105,7 +105,7 @@ export class AnswerView {
     this.#frame = 0;
     if (this.#replaced) this.#body.replaceChildren(this.#openBox, this.#loose);
     this.#replaced = false;
-    for (const html of this.#blocks) this.#openBox.before(fillBlock(el("div", BLOCK), html));
+    for (const html of this.#blocks) this.#openBox.before(...blocksOf(html));
     this.#blocks = [];
     if (this.#open !== null) fillBlock(this.#openBox, this.#open);
     if (this.#open !== null || !this.#pending.parentNode) this.#textEnd().append(this.#pending);
@@ -192,6 +192,16 @@ function fillBlock(box, html) {
   setHtml(box, html);
   decorate(box);
   return box;
+}
+
+/**
+ * Each element of some HTML in a box of its own, which the browser may leave out of the layout
+ * while it is out of sight.
+ *
+ * @param {string} html
+ */
+function blocksOf(html) {
+  return [...fillBlock(el("div"), html).children].map((part) => el("div", BLOCK, part));
 }
 
 /**

@@ -17,7 +17,10 @@ export function composer({ onSend, onStop, onModel }) {
   const wrong = el("p", { id: "message-wrong", class: "field-error", role: "alert" });
   const send = el("button", { type: "submit", class: "primary round", "aria-label": t("chat.send"),
     title: t("chat.send") }, icon("send"));
-  const stop = button(t("chat.stop"), onStop, { icon: icon("stop"), class: "primary round" });
+  const stop = button(t("chat.stop"), onStop, {
+    icon: icon("stop"),
+    class: "primary round stop",
+  });
   const model = button("", onModel, { class: "quiet model", title: t("chat.choose_model") });
   const element = el("form", { class: "composer", on: { submit: sendIt } },
     box, el("div", { class: "composer-row" }, model, stop, send), wrong);

@@ -25,8 +25,9 @@ export function apiKey() {
   return state.key;
 }
 
-/** Forget the key, here and in the browser's storage. */
+/** Forget the key, here and in the browser's storage; the next message asks for one. */
 export function forgetKey() {
+  state.declined = true;
   keep("");
 }
 

@@ -156,7 +156,7 @@ export async function openStore(onTrouble) {
 }
 
 /** @returns {Promise<IDBDatabase>} */
-function openDatabase() {
+async function openDatabase() {
   const opening = indexedDB.open(NAME, VERSION);
   opening.onupgradeneeded = () => {
     opening.result.createObjectStore(WHOLE, { keyPath: "id" });
