@@ -2,6 +2,7 @@
 /** The compare view: one prompt to two models, side by side, and where their answers part. */
 
 import { AnswerView, newAnswer, streamInto } from "./answer.js";
+import { ApiFailure } from "./api.js";
 import { differenceView, verdict } from "./difference.js";
 import { button, el } from "./dom.js";
 import { agreedTokens } from "./probability.js";
@@ -18,8 +19,8 @@ const ALTERNATIVES = 10;
 /**
  * The view in which two models answer the same prompt.
  *
- * @param {{models: string[], settings: () => ChatSettings}} sources `models`: their names; both
- *   answer with the settings of the moment, but for the model.
+ * @param {{models: string[], settings: {current: () => ChatSettings}}} sources `models`: their
+ *   names; both answer with the settings of the moment, but for the model.
  * @returns {HTMLElement}
  */
 export function compareView({ models, settings }) {
@@ -43,7 +44,7 @@ class Comparison {
 
   /**
    * @param {string[]} models
-   * @param {() => ChatSettings} settings
+   * @param {{current: () => ChatSettings}} settings
    */
   constructor(models, settings) {
     this.#settings = settings;
@@ -51,6 +52,7 @@ class Comparison {
     this.element = el(
       "div",
       { class: "compare" },
+      el("h1", { class: "unseen", text: t("compare.title") }),
       this.#form(models),
       this.#said,
       this.#details,
@@ -92,7 +94,8 @@ class Comparison {
     try {
       body = this.#body(prompt);
     } catch (error) {
-      this.#said.textContent = /** @type {Error} */ (error).message;
+      if (!(error instanceof ApiFailure)) throw error;
+      this.#said.textContent = error.message;
       return;
     }
     this.#busy(true);
@@ -108,7 +111,7 @@ class Comparison {
 
   /** @param {string} prompt */
   #body(prompt) {
-    const body = requestBody(this.#settings(), [{ role: "user", content: prompt }]);
+    const body = requestBody(this.#settings.current(), [{ role: "user", content: prompt }]);
     const rated = { logprobs: true, top_logprobs: ALTERNATIVES, seed: body.seed ?? 0 };
     return { ...body, ...rated, ...(this.#greedy.checked ? { temperature: 0 } : {}) };
   }

@@ -19,6 +19,7 @@ import { number, t } from "./text.js";
 export function verdict(left, right, count) {
   const [one, other] = [left, right].map(({ tokens }) => tokens.length);
   if (!one || !other) return t("compare.nothing");
+  if (cutShort(left, right, count)) return t("compare.so_far", { count });
   if (count === one && count === other) return t("compare.identical", { count });
   if (count === other) return t("compare.left_went_on", { count });
   if (count === one) return t("compare.right_went_on", { count });
@@ -36,16 +37,28 @@ export function verdict(left, right, count) {
  */
 export function differenceView(left, right, count) {
   const tokens = [left.tokens, right.tokens];
-  const parts = [];
-  if (tokens.every(({ length }) => length) && tokens.some(({ length }) => length > count)) {
-    parts.push(table(left, right, count));
-  }
+  const lengths = tokens.map(({ length }) => length);
+  const differ = Math.min(...lengths) > 0 && Math.max(...lengths) > count;
+  const parts = differ && !cutShort(left, right, count) ? [table(left, right, count)] : [];
   const [one, other] = tokens.map((all) => meanSurprise(all.slice(0, count)));
   if (one !== null && other !== null) {
     const values = { count, left: number(one, 3), right: number(other, 3) };
     parts.push(el("p", { class: "compare-note", text: t("compare.means", values) }));
   }
   return parts;
+}
+
+/**
+ * Whether the answers agree only because one of them was not written to its end.
+ *
+ * @param {Answer} left
+ * @param {Answer} right
+ * @param {number} count
+ */
+function cutShort(left, right, count) {
+  const unfinished = (/** @type {Answer} */ { finish, error }) => finish === "stopped" || error !== null;
+  const atEnd = count === Math.min(left.tokens.length, right.tokens.length);
+  return atEnd && [left, right].some(unfinished);
 }
 
 /**
@@ -79,7 +92,8 @@ function table(left, right, count) {
 /**
  * How probable a token was to one of the models.
  *
- * @param {import("./record.js").Token | undefined} own what that model wrote there; undefined where it had ended.
+ * @param {import("./record.js").Token | undefined} own what that model wrote there; undefined
+ *   where it had ended.
  * @param {string} text of the token.
  */
 function cell(own, text) {

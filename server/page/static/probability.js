@@ -4,8 +4,8 @@
  * how surprising each was, and where two answers part. Nothing of it touches the page.
  */
 
-/** Surprises, in bits, from which on the next of the levels 0 to 4 begins. */
-const STEPS = [1, 2, 4, 7];
+/** Probabilities below which the next of the levels 0 to 4 begins. */
+const STEPS = [0.5, 0.2, 0.05, 0.01];
 
 /** The levels of surprise there are, 0 the least. */
 export const LEVELS = [0, 1, 2, 3, 4];
@@ -21,25 +21,23 @@ export function surprise(logprob) {
 }
 
 /**
- * The level of a surprise.
+ * The level of a token's surprise.
  *
  * @param {number|null} logprob as above.
  * @returns {number|null} one of `LEVELS`.
  */
 export function surpriseLevel(logprob) {
-  const bits = surprise(logprob);
-  return bits === null ? null : STEPS.filter((step) => bits >= step).length;
+  return logprob === null ? null : STEPS.filter((step) => Math.exp(logprob) < step).length;
 }
 
 /**
- * The probabilities that a level reaches from and to.
+ * The probabilities of a level.
  *
  * @param {number} level one of `LEVELS`.
- * @returns {{low: number, high: number}} `low` belongs to the next level, 0 for the last.
+ * @returns {{low: number, high: number}} `low` belongs to it, `high` to the one before.
  */
 export function levelRange(level) {
-  const low = level < STEPS.length ? 2 ** -STEPS[level] : 0;
-  return { low, high: level ? 2 ** -STEPS[level - 1] : 1 };
+  return { low: STEPS[level] ?? 0, high: STEPS[level - 1] ?? 1 };
 }
 
 /**

@@ -7,6 +7,8 @@ import { percent, tokenText } from "./token_text.js";
 import { number, t } from "./text.js";
 
 const GAP = 4;
+/** Alternatives that are shown. */
+const MOST = 5;
 let made = 0;
 
 /** One tooltip, shown beside one token at a time, above everything else on the page. */
@@ -83,7 +85,7 @@ function facts({ text, logprob, top }) {
     : t("tokens.probability", { percent: percent(Math.exp(logprob)), bits: number(bits, 2) });
   const head = el("p", { class: "tokens-tip-head" }, tokenText(text), " ", known);
   if (!top.length) return [head];
-  const rows = top.map((one) => alternative(one, one.text === text));
+  const rows = top.slice(0, MOST).map((one) => alternative(one, one.text === text));
   const caption = el("caption", { text: t("tokens.alternatives") });
   return [head, el("table", {}, caption, el("tbody", {}, ...rows))];
 }

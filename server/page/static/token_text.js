@@ -18,7 +18,7 @@ const BLANKS = new Map([
  * @returns {HTMLElement}
  */
 export function tokenText(text) {
-  const parts = text.split(/([ \n\t])/).map((part) => {
+  const parts = withoutMark(text).split(/([ \n\t])/).map((part) => {
     const sign = BLANKS.get(part)?.sign;
     return sign ? el("span", { class: "tokens-blank", "aria-hidden": "true", text: sign }) : part;
   });
@@ -37,6 +37,17 @@ export function tokenName(text) {
   if (text.trim()) return text.trim();
   const names = [...text].map((char) => BLANKS.get(char)?.name ?? "tokens.blank");
   return [...new Set(names)].map((name) => t(name)).join(", ") || t("tokens.empty");
+}
+
+/**
+ * A token's text; bytes that are only part of a character, which the server writes as
+ * `bytes:\\xd8`, as `\\xd8`.
+ *
+ * @param {string} text
+ * @returns {string}
+ */
+export function withoutMark(text) {
+  return text.replace(/^bytes:(?=\\x)/, "");
 }
 
 /**

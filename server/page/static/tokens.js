@@ -1,7 +1,7 @@
 // @ts-check
 /**
  * An answer's tokens, each coloured and underlined by its surprise. What is pointed at, by a
- * mouse, a finger or the keyboard, tells its probability and what the model might have written instead.
+ * mouse, a finger or the keyboard, tells its probability and what might have been written instead.
  *
  * The tokens are a listbox: one stop of the Tab key, arrow keys inside of it. All of them share the
  * listeners of the view and one tooltip, so that 10 000 tokens cost little more than their text.
@@ -11,14 +11,14 @@ import { Cursor } from "./cursor.js";
 import { el } from "./dom.js";
 import { LEVELS, levelRange, surpriseLevel } from "./probability.js";
 import { Tip } from "./tip.js";
-import { tokenName } from "./token_text.js";
+import { tokenName, withoutMark } from "./token_text.js";
 import { number, t } from "./text.js";
 
 /** @typedef {import("./record.js").Token} Token */
 
 /** Milliseconds of work in one go: less than a frame. */
 const SLICE_MS = 8;
-/** Tokens after which a line ends where none of them breaks it, or it would be laid out for long. */
+/** Tokens after which a line ends where none of them breaks it: laying it out takes too long. */
 const LINE = 250;
 
 /**
@@ -80,7 +80,7 @@ function tokenSpan({ text, logprob }, marked) {
     tabindex: "-1",
     "aria-label": label,
     // A line break needs a sign, or there would be nothing to point at.
-    text: text.replaceAll("\n", "↵\n"),
+    text: withoutMark(text).replaceAll("\n", "↵\n"),
   });
 }
 
@@ -89,7 +89,7 @@ function legend() {
   const samples = LEVELS.map((level) => {
     const { low, high } = levelRange(level);
     const form = level === 0 ? "from" : low ? "between" : "under";
-    const text = t(`tokens.${form}`, { low: roughly(low), high: roughly(high) });
+    const text = t(`tokens.${form}`, { low: number(low * 100), high: number(high * 100) });
     return el("li", {}, el("span", { class: `token token-${level}`, text }));
   });
   return el(
@@ -98,12 +98,6 @@ function legend() {
     el("span", { text: t("tokens.legend") }),
     el("ul", {}, ...samples),
   );
-}
-
-/** @param {number} probability */
-function roughly(probability) {
-  const hundredths = probability * 100;
-  return t("tokens.percent", { value: number(hundredths, hundredths < 1 ? 1 : 0) });
 }
 
 /**
