@@ -176,6 +176,8 @@ def test_no_serious_findings(
         visitor.button("Conversations").click()
         see(visitor.sidebar).to_be_visible()
         assert findings(visitor, source) == []
+        visitor.page.keyboard.press("Escape")
+        see(visitor.sidebar).to_be_hidden()
     engines["left"].script, engines["right"].script = "A big cat.", "A big bat."
     visitor.open("#compare")
     visitor.page.get_by_role("combobox", name="Right model").select_option("right")

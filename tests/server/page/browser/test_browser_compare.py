@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from page_driver import PacedEngine, Visitor, see
+from page_driver import FAILED_LOAD, PacedEngine, Visitor, see
 from server_support import LiveServer
 
 pytestmark = pytest.mark.browser
@@ -90,6 +90,7 @@ def test_stop_ends_both(comparing: Visitor, engines: Engines) -> None:
 
 def test_one_that_fails_leaves_the_other(comparing: Visitor, engines: Engines) -> None:
     engines["left"].script = engines["right"].script = "A cat."
+    comparing.expected += [FAILED_LOAD]
     engines["right"].failures.append(ValueError("a cosmic ray"))
     compare(comparing, "An animal?")
     page = comparing.page
