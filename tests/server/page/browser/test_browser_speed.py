@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
+import httpx
 import pytest
 from page_driver import PacedEngine, Visitor, see
+from server_support import LiveServer
 
 pytestmark = pytest.mark.browser
 
@@ -41,9 +45,9 @@ WATCH = """() => {
     requestAnimationFrame(frame);
 }"""
 # A person takes what happens within 100 ms as immediate (Nielsen, Usability Engineering, 1993); a
-# pause that is seen is longer. Here the engine, the server and the browser, which draws without a
-# GPU, share two cores.
+# pause that is seen is longer.
 SEEN_MS = 100
+QUIET_S = 3
 
 
 def long_answer() -> str:
@@ -52,27 +56,51 @@ def long_answer() -> str:
     return text[: TOKENS - len("The end.")] + "The end."
 
 
-def assert_smooth(gaps: list[float]) -> None:
-    ordered = sorted(gaps)
-    worst = ordered[int(len(ordered) * 0.99)]
-    told = f"{len(gaps)} frames, p50 {ordered[len(gaps) // 2]:.0f} ms, p99 {worst:.0f} ms, "
-    print(told + f"longest {ordered[-1]:.0f} ms")
-    assert worst < SEEN_MS, told
+def p99(gaps: list[float]) -> float:
+    return sorted(gaps)[int(len(gaps) * 0.99)]
+
+
+def of_the_machine(visitor: Visitor, url: str) -> float:
+    """99th percentile of the time between frames while nobody writes to the page, milliseconds.
+
+    Engine and server work as they will for the page, but for another client: they, the browser,
+    which draws without a GPU, and whatever else runs share the cores, so that frames are late that
+    the page has nothing to do with.
+    """
+
+    def read() -> None:
+        body: Any = {"messages": [{"role": "user", "content": "Write"}], "stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+            end = time.monotonic() + QUIET_S
+            for _ in answer.iter_lines():
+                if time.monotonic() > end:
+                    return
+
+    visitor.page.evaluate(WATCH)
+    reader = threading.Thread(target=read)
+    reader.start()
+    reader.join()
+    return p99(visitor.page.evaluate("() => window.stopWatch()"))
 
 
 @pytest.mark.parametrize("rated", [False, True], ids=["plain", "probabilities"])
-def test_a_long_answer_does_not_stutter(visitor: Visitor, engine: PacedEngine, rated: bool) -> None:
+def test_a_long_answer_does_not_stutter(
+    visitor: Visitor, server: LiveServer, engine: PacedEngine, rated: bool
+) -> None:
     engine.script = long_answer()
     engine.step_s = 0.001
     if rated:
         visitor.open_settings().get_by_role("checkbox", name="Token probabilities").check()
         visitor.close_settings()
+    quiet = of_the_machine(visitor, server.url)
     visitor.page.evaluate(WATCH)
     visitor.send("Write")
     see(visitor.written).to_contain_text("The end.", timeout=90_000)
     gaps: Any = visitor.page.evaluate("() => window.stopWatch()")
     visitor.finished()
-    assert_smooth(gaps)
+    told = f"{len(gaps)} frames, p99 {p99(gaps):.0f} ms, of the machine alone {quiet:.0f} ms"
+    print(told)
+    assert p99(gaps) < quiet + SEEN_MS, told
     nodes = visitor.page.evaluate("() => document.querySelectorAll('*').length")
     assert nodes < TOKENS  # far fewer elements than tokens
     if rated:
