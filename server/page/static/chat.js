@@ -61,9 +61,10 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
       ask({ ...userNode(content), parent: node.parent }),
     onRegenerate: (/** @type {TreeNode} */ node) => answer(current, node.parent),
     onDelete: drop,
-    onVersion: (/** @type {string} */ id) => {
+    onVersion: (/** @type {string} */ id, /** @type {string} */ step) => {
       keep(select(current, id));
       draw();
+      shown.get(id)?.focusStep(step);
     },
   };
 

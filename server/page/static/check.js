@@ -18,23 +18,42 @@ export function exportText(conversations) {
 
 /**
  * @param {string} text of a file that `exportText` made.
+ * @param {string} name of the file.
  * @returns {import("./tree.js").Conversation[]}
  * @throws {ApiFailure} what is wrong with it, and where.
  */
-export function parseExport(text) {
-  let file;
+export function parseExport(text, name) {
   try {
-    file = JSON.parse(text);
+    return readFile(text);
   } catch (error) {
-    throw damaged(t("store.not_json", { what: error instanceof Error ? error.message : "" }));
+    const what = error instanceof Error ? error.message : String(error);
+    throw new ApiFailure(t("store.damaged", { name, what }), { code: "damaged_file" });
   }
-  if (file?.format !== FORMAT) throw damaged(t("store.not_export", { format: FORMAT }));
+}
+
+/**
+ * @param {string} text
+ * @returns {import("./tree.js").Conversation[]}
+ */
+function readFile(text) {
+  const file = parseJson(text);
+  if (file?.format !== FORMAT) throw new Error(t("store.not_export", { format: FORMAT }));
   if (file.version !== VERSION) {
-    throw damaged(t("store.version", { found: String(file.version), known: String(VERSION) }));
+    const values = { found: String(file.version), known: String(VERSION) };
+    throw new Error(t("store.version", values));
   }
   if (!Array.isArray(file.conversations)) throw wrong("conversations", file.conversations);
   return file.conversations.map((/** @type {unknown} */ item, /** @type {number} */ n) =>
     readConversation(item, `conversations[${n}]`));
+}
+
+/** @param {string} text */
+function parseJson(text) {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new Error(t("store.not_json", { what: error instanceof Error ? error.message : "" }));
+  }
 }
 
 /**
@@ -201,10 +220,5 @@ function fail(where, value) {
  */
 function wrong(where, value) {
   const found = value === undefined ? t("store.missing") : JSON.stringify(value).slice(0, 60);
-  return damaged(t("store.wrong", { where, found }));
-}
-
-/** @param {string} what */
-function damaged(what) {
-  return new ApiFailure(t("store.damaged", { what }), { code: "damaged_file" });
+  return new Error(t("store.wrong", { where, found }));
 }

@@ -56,9 +56,8 @@ export function differenceView(left, right, count) {
  * @param {number} count
  */
 function cutShort(left, right, count) {
-  const unfinished = (/** @type {Answer} */ { finish, error }) => finish === "stopped" || error !== null;
-  const atEnd = count === Math.min(left.tokens.length, right.tokens.length);
-  return atEnd && [left, right].some(unfinished);
+  const unfinished = [left, right].some(({ finish, error }) => finish === "stopped" || error);
+  return unfinished && count === Math.min(left.tokens.length, right.tokens.length);
 }
 
 /**

@@ -11,15 +11,17 @@ import { tokenView } from "./tokens.js";
  * @typedef {import("./tree.js").TreeNode} TreeNode
  * @typedef {{onEdit: (node: TreeNode, content: string) => void,
  *   onRegenerate: (node: TreeNode) => void, onDelete: (node: TreeNode) => void,
- *   onVersion: (id: string) => void}} Actions
+ *   onVersion: (id: string, step: string) => void}} Actions `onVersion`: show the version with this
+ *   id; `step` is the button that was pressed, `previous` or `next`.
  */
 
 /**
  * @param {TreeNode} node
  * @param {import("./answer.js").AnswerView | null} view that of an answer.
  * @param {Actions} actions
- * @returns {{element: HTMLElement, setVersions: (ids: string[]) => void}} `setVersions` is told the
- *   ids of all versions of the message whenever there may be others.
+ * @returns {{element: HTMLElement, setVersions: (ids: string[]) => void,
+ *   focusStep: (step: string) => void}} `setVersions` is told the ids of all versions of the message
+ *   whenever there may be others; `focusStep` focuses a button of them, another where that is off.
  */
 export function messageItem(node, view, actions) {
   const versions = el("span", { class: "versions" });
@@ -28,7 +30,15 @@ export function messageItem(node, view, actions) {
   element.append(el("div", { class: "who", text: who(node) }), view?.element ?? plain(node), bar);
   bar.append(...buttons(node, element, actions));
   if (view) bar.append(view.figures);
-  return { element, setVersions: (ids) => drawVersions(versions, node.id, ids, actions.onVersion) };
+  return {
+    element,
+    setVersions: (ids) => drawVersions(versions, node.id, ids, actions.onVersion),
+    focusStep: (step) => {
+      const same = versions.querySelector(`[data-step="${step}"]:enabled`);
+      const button = same ?? versions.querySelector("button:enabled");
+      /** @type {HTMLElement | null} */ (button)?.focus();
+    },
+  };
 }
 
 /** @param {TreeNode} node */
@@ -136,21 +146,22 @@ function toggleTokens(node, item, from) {
  * @param {HTMLElement} box
  * @param {string} id
  * @param {string[]} ids
- * @param {(id: string) => void} onVersion
+ * @param {Actions["onVersion"]} onVersion
  */
 function drawVersions(box, id, ids, onVersion) {
-  if (ids.length < 2) return box.replaceChildren();
+  // What has not changed keeps the focus that it may have.
+  if (box.dataset.ids === ids.join()) return;
+  box.dataset.ids = ids.join();
   const at = ids.indexOf(id);
   const step = (/** @type {string} */ name, /** @type {number} */ to, /** @type {any} */ shape) =>
-    button(t(`chat.${name}`), () => onVersion(ids[to]), {
+    button(t(`chat.${name}`), () => onVersion(ids[to], name), {
       icon: icon(shape),
       class: "quiet",
+      "data-step": name,
       disabled: to < 0 || to >= ids.length,
     });
   const place = t("chat.version", { at: at + 1, count: ids.length });
-  box.replaceChildren(
-    step("previous", at - 1, "back"),
-    el("span", { class: "number", text: place }),
-    step("next", at + 1, "chevron"),
-  );
+  const parts = [step("previous", at - 1, "back"), el("span", { class: "number", text: place }),
+    step("next", at + 1, "chevron")];
+  box.replaceChildren(...(ids.length > 1 ? parts : []));
 }

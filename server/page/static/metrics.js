@@ -10,12 +10,12 @@ const SAMPLE = /^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)(?: -?\d+)?$/;
 const LABEL = /([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"/g;
 
 /** Names that hold for one model each, and the fields of a reading that they become. */
-const OF_A_MODEL = {
-  num_requests_running: "running",
-  num_requests_waiting: "waiting",
-  kv_cache_usage_perc: "kv",
-  generation_tokens_total: "tokens",
-};
+const OF_A_MODEL = new Map(/** @type {[string, keyof ModelReading][]} */ ([
+  ["num_requests_running", "running"],
+  ["num_requests_waiting", "waiting"],
+  ["kv_cache_usage_perc", "kv"],
+  ["generation_tokens_total", "tokens"],
+]));
 const MEMORY = "process_resident_memory_bytes";
 
 /**
@@ -29,27 +29,34 @@ const MEMORY = "process_resident_memory_bytes";
  *   `kv` is the share of the KV cache in use, 0 to 1; `tokens` all that were generated so far.
  */
 export function readMetrics(text) {
+  /** @type {Map<string, ModelReading>} */
   const models = new Map();
   let memory = null;
   for (const line of text.split("\n")) {
     const sample = SAMPLE.exec(line);
     if (!sample) continue;
     const [, name, labels, value] = sample;
-    const field = OF_A_MODEL[name.slice(name.indexOf(":") + 1)];
+    const field = OF_A_MODEL.get(name.slice(name.indexOf(":") + 1));
     if (name === MEMORY) memory = Number(value);
     if (!field) continue;
     const model = labelValue(labels ?? "", "model_name");
-    if (!models.has(model)) models.set(model, { running: 0, waiting: 0, kv: 0, tokens: 0 });
-    models.get(model)[field] += Number(value);
+    const reading = models.get(model) ?? { running: 0, waiting: 0, kv: 0, tokens: 0 };
+    reading[field] += Number(value);
+    models.set(model, reading);
   }
   return { memory, models };
 }
 
-/** The value of a label, its escapes undone; empty where there is none of that name. */
+/**
+ * The value of a label, its escapes undone; empty where there is none of that name.
+ *
+ * @param {string} labels
+ * @param {string} wanted
+ */
 function labelValue(labels, wanted) {
   for (const [, name, value] of labels.matchAll(LABEL)) {
     if (name === wanted) {
-      return value.replace(/\\(.)/g, (_, char) => (char === "n" ? "\n" : char));
+      return value.replace(/\\(.)/g, (_, sign) => (sign === "n" ? "\n" : sign));
     }
   }
   return "";

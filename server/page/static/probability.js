@@ -70,16 +70,15 @@ export function agreedTokens(left, right, from = 0) {
 /**
  * The probability that an answer's model gave to a token in the place of one of its own.
  *
- * @param {{text: string, logprob: number|null, top: object[]}} own the token that was drawn there.
+ * @param {import("./record.js").Token} own the token that was drawn there.
  * @param {string} text of the token that is asked about.
  * @returns {{probability: number, exact: boolean}|null} where the token is not among the
  *   alternatives, the probability of the least likely one with `exact` false: it is not above that.
  *   null where nothing is known.
  */
 export function probabilityOf(own, text) {
-  const known = [own, ...own.top].filter((token) => token.logprob !== null);
-  const found = known.find((token) => token.text === text);
-  if (found) return { probability: Math.exp(found.logprob), exact: true };
+  const found = [own, ...own.top].find((token) => token.text === text)?.logprob;
+  if (typeof found === "number") return { probability: Math.exp(found), exact: true };
   const least = Math.min(...own.top.map((token) => token.logprob ?? -Infinity));
   return own.top.length && least > -Infinity
     ? { probability: Math.exp(least), exact: false }

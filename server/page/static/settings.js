@@ -47,6 +47,24 @@ export function requestBody(settings, messages) {
   };
 }
 
+/**
+ * What is wrong with a box's text, empty when nothing is. The text stays as it is, to be mended;
+ * until then no request is made with it.
+ *
+ * @param {"system" | "schema" | "tools"} name
+ * @param {string} text
+ */
+function problem(name, text) {
+  if (!text.trim()) return "";
+  try {
+    if (name === "schema") responseFormat(text);
+    if (name === "tools") parseTools(text);
+    return "";
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
+}
+
 /** @param {string} text */
 function responseFormat(text) {
   let schema;
@@ -74,6 +92,10 @@ export function settingsPanel({ models, fields, onChange, onLanguage }) {
   );
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close();
+  });
+  // A box that the Escape key is pressed in says what was typed into it.
+  dialog.addEventListener("cancel", () => {
+    /** @type {HTMLElement | null} */ (document.activeElement)?.blur();
   });
 
   /**
@@ -114,13 +136,24 @@ export function settingsPanel({ models, fields, onChange, onLanguage }) {
     const id = `settings-${name}`;
     const box = /** @type {HTMLTextAreaElement} */ (
       el("textarea", { id, rows, spellcheck: name === "system" ? null : "false",
-        class: name === "system" ? "" : "mono", "aria-describedby": `${id}-hint` })
+        class: name === "system" ? "" : "mono", "aria-describedby": `${id}-hint ${id}-wrong` })
     );
+    const wrong = el("p", { class: "field-error", id: `${id}-wrong`, role: "alert" });
+    const check = () => {
+      wrong.textContent = problem(name, box.value);
+      box.removeAttribute("aria-invalid");
+      if (wrong.textContent) box.setAttribute("aria-invalid", "true");
+    };
     box.value = settings[name];
-    box.addEventListener("change", () => change({ [name]: box.value }));
+    check();
+    box.addEventListener("change", () => {
+      change({ [name]: box.value });
+      check();
+    });
     return el("div", { class: "field wide" },
       el("label", { for: id, text: t(`settings.${name}`) }),
       box,
+      wrong,
       el("p", { class: "hint", id: `${id}-hint`, text: t(`settings.${name}_hint`) }));
   }
 

@@ -127,12 +127,12 @@ export async function openStore(onTrouble) {
      * Add the conversations of a file. One that is here already is not added again; one that has
      * changed since is added beside it.
      *
-     * @param {Blob} file
+     * @param {File} file
      * @returns {Promise<{added: number, known: number}>}
      * @throws {ApiFailure} the file is damaged or there is no room for it; nothing has changed.
      */
     async importFile(file) {
-      const items = parseExport(await file.text());
+      const items = parseExport(await file.text(), file.name);
       const here = new Map((await all()).map((item) => [item.id, item]));
       const fresh = items.filter((item) => !holds(here.get(item.id), item))
         .map((item) => (here.has(item.id) ? { ...item, id: newId() } : item));
