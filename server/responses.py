@@ -156,13 +156,17 @@ class EmbeddingList(ResponseModel):
 
 
 class ModelCard(ResponseModel):
-    """One entry of GET /v1/models; ``status`` is as llama.cpp has it."""
+    """One entry of GET /v1/models; ``status`` is as llama.cpp has it.
+
+    ``aliases`` are the model's other names, which have entries of their own.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "halfbyte"
     root: str
+    aliases: list[str]
     max_model_len: int
     status: dict[str, str]
 

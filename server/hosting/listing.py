@@ -55,6 +55,7 @@ def _card(model: HostedModel, name: str) -> ModelCard:
         id=name,
         created=model.created,
         root=model.offer.root,
+        aliases=[other for other in model.offer.names if other != name],
         max_model_len=model.offer.max_context,
         status={"value": model.state.value},
     )

@@ -228,6 +228,7 @@ async def test_models(http: httpx.AsyncClient) -> None:
     (card,) = listed["data"]
     assert card["id"] == "fake-model" and card["object"] == "model"
     assert card["max_model_len"] == 512 and card["owned_by"] == "halfbyte"
+    assert card["aliases"] == []
     assert (await http.get("/v1/models/fake-model")).json() == card
     assert (await http.get("/v1/models/")).status_code == 404
 

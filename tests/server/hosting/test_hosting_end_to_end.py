@@ -63,6 +63,9 @@ def test_answers_are_each_models_own_while_they_come_and_go() -> None:
                 assert asked.json() == {"success": True}
             told = client.get("/v1/models").json()["data"]
             assert {card["status"]["value"] for card in told} == {"unloaded"}
+            aliases = {card["id"]: card["aliases"] for card in told}
+            assert any(aliases.values())
+            assert all(name in aliases[other] for name in aliases for other in aliases[name])
         status, log = server.end()
         assert status == 0
         assert "unloaded one" in log and "Traceback" not in log
