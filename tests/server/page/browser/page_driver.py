@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
 
 # Longest wait for what a test expects, milliseconds; other tests may have the cores.
-PATIENCE_MS = 8_000
+PATIENCE_MS = 15_000
 # What Chromium says of an answer whose status is an error: tests that provoke one expect it.
 FAILED_LOAD = r"Failed to load resource"
 
