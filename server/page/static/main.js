@@ -154,6 +154,7 @@ async function boot() {
   }
 
   async function route() {
+    setSidebar(false);
     const [name, id] = location.hash.slice(1).split("/");
     if (name === "compare") return show("compare");
     if (id && id !== chat.id()) await chat.open(id);
