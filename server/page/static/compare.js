@@ -73,7 +73,7 @@ class Comparison {
       this.#run();
     };
     this.#prompt.addEventListener("keydown", keydown);
-    const alone = { class: "compare-note", text: t("compare.hint") };
+    const note = t(models.length > 1 ? "compare.at_once" : "compare.hint");
     return el(
       "form",
       { class: "compare-form", on: { submit } },
@@ -82,7 +82,7 @@ class Comparison {
         ...this.#sides.map((side) => field(t(`compare.${side.name}_model`), side.choice)),
         el("label", { class: "compare-check" }, this.#greedy, " ", t("compare.greedy")),
         el("div", { class: "compare-buttons" }, this.#start, this.#halt)),
-      models.length > 1 ? null : el("p", alone),
+      el("p", { class: "compare-note", text: note }),
     );
   }
 
