@@ -285,9 +285,8 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
       draw();
     },
 
-    /** Stop every answer and keep what there is of it. */
-    async stopAll() {
-      for (const run of runs.values()) run.controller.abort();
+    /** Keep what there is of the answers that are still coming. */
+    async keepRunning() {
       await Promise.all([...runs.values()].map((run) => store.put(run.conversation)));
     },
 

@@ -5,6 +5,9 @@ import { button, el } from "./dom.js";
 import { icon } from "./icons.js";
 import { t } from "./text.js";
 
+/** What is written and not sent lasts as long as the tab. */
+const DRAFT = "halfbyte.draft";
+
 /**
  * @param {{onSend: (text: string) => boolean, onStop: () => void, onModel: () => void}} actions
  *   `onSend` says whether the message was taken; if not, the text stays.
@@ -34,6 +37,8 @@ export function composer({ onSend, onStop, onModel }) {
   });
   if (!CSS.supports("field-sizing", "content")) box.addEventListener("input", grow);
   setBusy(false);
+  box.value = readDraft();
+  box.addEventListener("input", () => keepDraft(box.value));
 
   /** @param {Event} event */
   function sendIt(event) {
@@ -79,4 +84,21 @@ export function composer({ onSend, onStop, onModel }) {
       wrong.textContent = message;
     },
   };
+}
+
+function readDraft() {
+  try {
+    return sessionStorage.getItem(DRAFT) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+/** @param {string} text */
+function keepDraft(text) {
+  try {
+    sessionStorage.setItem(DRAFT, text);
+  } catch {
+    // It lasts as long as the page then.
+  }
 }

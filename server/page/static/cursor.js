@@ -64,9 +64,11 @@ export class Cursor {
    */
   #target(key) {
     const last = this.#items.length - 1;
+    const right = getComputedStyle(this.#items[this.#index]).direction === "rtl" ? -1 : 1;
+    const within = (/** @type {number} */ index) => Math.max(0, Math.min(index, last));
     switch (key) {
-      case "ArrowRight": return Math.min(this.#index + 1, last);
-      case "ArrowLeft": return Math.max(this.#index - 1, 0);
+      case "ArrowRight": return within(this.#index + right);
+      case "ArrowLeft": return within(this.#index - right);
       case "ArrowDown": return this.#lineAway(1);
       case "ArrowUp": return this.#lineAway(-1);
       case "Home": return 0;

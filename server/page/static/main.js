@@ -44,7 +44,7 @@ async function boot() {
     fields,
     onChange: () => chat.setSettings(),
     onLanguage: async () => {
-      await chat.stopAll();
+      await chat.keepRunning();
       location.reload();
     },
   });
@@ -196,6 +196,7 @@ async function boot() {
     if (id === chat.id()) chat.reload();
   });
   addEventListener("hashchange", route);
+  addEventListener("pagehide", chat.keepRunning);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey && event.shiftKey && event.code === "KeyO") {
       event.preventDefault();

@@ -12,7 +12,14 @@ export const LANGUAGES = Object.freeze({
 
 /** @typedef {{[key: string]: string | Texts}} Texts */
 
-const state = { language: "en", texts: /** @type {Texts} */ ({}), rest: /** @type {Texts} */ ({}) };
+const state = {
+  language: "en",
+  texts: /** @type {Texts} */ ({}),
+  rest: /** @type {Texts} */ ({}),
+  plurals: new Intl.PluralRules("en"),
+  /** By the digits behind the point. Making one costs more than using it a hundred times. */
+  numbers: /** @type {Map<number, Intl.NumberFormat>} */ (new Map()),
+};
 
 /**
  * Load the texts; English ones stand in for what a language lacks.
@@ -29,6 +36,8 @@ export async function loadTexts(preferred = "") {
   state.rest = english;
   state.texts = own ?? english;
   state.language = own === null ? "en" : language;
+  state.plurals = new Intl.PluralRules(state.language);
+  state.numbers.clear();
   document.documentElement.lang = state.language;
 }
 
@@ -48,7 +57,7 @@ export function language() {
 export function t(key, values = {}) {
   let found = find(state.texts, key) ?? find(state.rest, key) ?? key;
   if (typeof found === "object") {
-    const form = new Intl.PluralRules(state.language).select(Number(values.count));
+    const form = state.plurals.select(Number(values.count));
     found = String(found[form] ?? found.other);
   }
   return found.replace(/\{(\w+)\}/g, (whole, name) => {
@@ -66,8 +75,13 @@ export function t(key, values = {}) {
  * @returns {string}
  */
 export function number(x, digits = 0) {
-  const form = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return new Intl.NumberFormat(state.language, form).format(x);
+  let format = state.numbers.get(digits);
+  if (!format) {
+    const form = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+    format = new Intl.NumberFormat(state.language, form);
+    state.numbers.set(digits, format);
+  }
+  return format.format(x);
 }
 
 /**

@@ -72,15 +72,17 @@ async function fill(list, tokens, make) {
  */
 function tokenSpan({ text, logprob }, marked) {
   const level = surpriseLevel(logprob) ?? "unknown";
+  const shown = withoutMark(text);
+  const kinds = `${shown === text ? "" : " token-bytes"}${marked ? " token-mark" : ""}`;
   const name = tokenName(text);
   const label = marked ? t("tokens.marked", { token: name }) : text.trim() ? null : name;
   return el("span", {
-    class: `token token-${level}${marked ? " token-mark" : ""}`,
+    class: `token token-${level}${kinds}`,
     role: "option",
     tabindex: "-1",
     "aria-label": label,
     // A line break needs a sign, or there would be nothing to point at.
-    text: withoutMark(text).replaceAll("\n", "↵\n"),
+    text: shown.replaceAll("\n", "↵\n"),
   });
 }
 
