@@ -20,8 +20,9 @@ import { tokenView } from "./tokens.js";
  * @param {import("./answer.js").AnswerView | null} view that of an answer.
  * @param {Actions} actions
  * @returns {{element: HTMLElement, setVersions: (ids: string[]) => void,
- *   focusStep: (step: string) => void}} `setVersions` is told the ids of all versions of the message
- *   whenever there may be others; `focusStep` focuses a button of them, another where that is off.
+ *   focusStep: (step: string) => void}} `setVersions` is told the ids of all versions of the
+ *   message whenever there may be others; `focusStep` focuses a button of them, another where that
+ *   is off.
  */
 export function messageItem(node, view, actions) {
   const versions = el("span", { class: "versions" });
