@@ -24,7 +24,8 @@ def ships(path: str) -> bool:
     # Results under bench/ are JSON too, and stay in the repository.
     table = path.startswith("kernels/tables/") and path.endswith(".json")
     code = path.endswith((".py", ".c", ".h", "py.typed"))
-    return table or (code and path.split("/")[0] in FOLDERS)
+    page = path.startswith("server/page/static/")
+    return table or page or (code and path.split("/")[0] in FOLDERS)
 
 
 def wheel_problems(wheel: Path) -> list[str]:
