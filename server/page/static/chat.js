@@ -248,8 +248,8 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     list.replaceChildren();
     draw();
     follow.toEnd();
-    box.focus();
-    return Boolean(found);
+    // On a phone the keyboard would cover what is to be read.
+    if (matchMedia("(hover: hover)").matches) box.focus();
   }
 
   return {

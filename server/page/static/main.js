@@ -211,6 +211,9 @@ async function boot() {
     else chat.focus();
   });
   byId("main").addEventListener("pointerdown", () => setSidebar(false));
+  addEventListener("unhandledrejection", ({ reason }) => {
+    tell(t("answer.page_fault", { what: String(reason) }), { lasts: true, trouble: true });
+  });
   addEventListener("beforeunload", (event) => {
     if (unsaved) event.preventDefault();
   });

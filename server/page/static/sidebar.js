@@ -163,7 +163,7 @@ export function sidebar(container, { store, onOpen, onRename, onDelete, tell }) 
   return {
     refresh,
     exportFile,
-    focus: () => search.focus(),
+    focus: () => create.focus(),
 
     /** @param {string} id the conversation that is open. */
     setOpen(id) {

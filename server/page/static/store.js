@@ -26,6 +26,12 @@ const BRIEF = "summaries";
 export async function openStore(onTrouble) {
   /** @type {Map<string, Conversation>} */
   const held = new Map();
+  /**
+   * Ids of messages that are gone from conversations which are not written yet.
+   *
+   * @type {Map<string, string[]>}
+   */
+  const dropped = new Map();
   /** @type {IDBDatabase | null} */
   const db = await openDatabase().catch(() => null);
   const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel(NAME) : null;
@@ -50,12 +56,20 @@ export async function openStore(onTrouble) {
     if (!db || !held.size) return report(null);
     const waiting = [...held.values()];
     try {
-      await write(db, waiting, []);
+      await write(db, waiting, dropped);
     } catch {
       return;
     }
-    for (const item of waiting) if (held.get(item.id) === item) held.delete(item.id);
+    waiting.forEach(written);
     if (!held.size) report(null);
+  }
+
+  /** @param {Conversation} conversation */
+  function written(conversation) {
+    const { id } = conversation;
+    if (held.get(id) !== conversation) return;
+    held.delete(id);
+    dropped.delete(id);
   }
 
   return {
@@ -82,26 +96,33 @@ export async function openStore(onTrouble) {
      * @param {string[]} [removed] ids of messages to drop.
      */
     async put(conversation, removed = []) {
-      held.set(conversation.id, conversation);
+      const { id } = conversation;
+      held.set(id, conversation);
+      dropped.set(id, [...(dropped.get(id) ?? []), ...removed]);
       if (!db) return report("refused");
       try {
-        await write(db, [conversation], removed);
+        await write(db, [conversation], dropped);
       } catch (error) {
         return report(isFull(error) ? "full" : "refused");
       }
-      if (held.get(conversation.id) === conversation) held.delete(conversation.id);
-      channel?.postMessage(conversation.id);
+      written(conversation);
+      channel?.postMessage(id);
       await writeHeld();
     },
 
     /** @param {string} id */
     async remove(id) {
       held.delete(id);
+      dropped.delete(id);
       if (!db) return;
-      await change(db, (whole, brief) => {
-        whole.delete(id);
-        brief.delete(id);
-      });
+      try {
+        await change(db, (whole, brief) => {
+          whole.delete(id);
+          brief.delete(id);
+        });
+      } catch {
+        return report("refused");
+      }
       channel?.postMessage(id);
       await writeHeld();
     },
@@ -140,7 +161,7 @@ export async function openStore(onTrouble) {
         for (const item of fresh) held.set(item.id, item);
         report("refused");
       } else {
-        await write(db, fresh, []).catch((error) => {
+        await write(db, fresh, dropped).catch((error) => {
           throw new ApiFailure(t(isFull(error) ? "store.import_full" : "store.import_refused"));
         });
         for (const item of fresh) channel?.postMessage(item.id);
@@ -170,17 +191,18 @@ async function openDatabase() {
  *
  * @param {IDBDatabase} db
  * @param {Conversation[]} conversations
- * @param {string[]} removed ids of messages that are not taken over from what is kept.
+ * @param {Map<string, string[]>} dropped ids of messages, by conversation, that are not taken over
+ *   from what is kept, unless they are there again.
  */
-function write(db, conversations, removed) {
+function write(db, conversations, dropped) {
   return change(db, (whole, brief, fail) => {
     for (const item of conversations) {
       const reading = whole.get(item.id);
       reading.onsuccess = () => {
-        const nodes = { ...reading.result?.nodes, ...item.nodes };
-        for (const id of removed) delete nodes[id];
+        const kept = { ...reading.result?.nodes };
+        for (const id of dropped.get(item.id) ?? []) delete kept[id];
         try {
-          whole.put({ ...item, nodes });
+          whole.put({ ...item, nodes: { ...kept, ...item.nodes } });
           brief.put(summary(item));
         } catch (error) {
           fail(error);
