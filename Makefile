@@ -106,7 +106,7 @@ test-page: $(BROWSER)
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 			&& apt-get update && apt-get install --yes --no-install-recommends chromium; } \
 		|| { echo "make test-page needs Chromium; on Debian: apt install chromium" >&2; exit 1; }
-	$(BIN)/python -m pytest -m browser tests/server/page/browser
+	$(BIN)/python -m pytest $(PARALLEL) -m browser tests/server/page/browser
 
 # make page-pictures: docs/page/*.png, taken of the page as it is.
 .PHONY: page-pictures

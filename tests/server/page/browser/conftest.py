@@ -59,7 +59,7 @@ def engines() -> dict[str, PacedEngine]:
 @pytest.fixture
 def two_models(engines: dict[str, PacedEngine]) -> Iterator[LiveServer]:
     """A server of both engines."""
-    server = LiveServer(site_of(**engines))
+    server = LiveServer(site_of(engines))
     yield server
     for engine in engines.values():
         engine.run_on()

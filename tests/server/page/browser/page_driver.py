@@ -8,13 +8,14 @@ import re
 import shutil
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fake_engine import FakeEngine
 from server_support import LiveServer, Site
 
-from halfbyte.engine.serve.async_engine import AsyncEngine
+from halfbyte.engine.serve.async_engine import AsyncEngine, StepEngine
 from halfbyte.server.app import create_app
 from halfbyte.server.facts import ServedModel
 from halfbyte.server.hosting.host import HostLimits, ModelHost
@@ -62,11 +63,11 @@ class PacedEngine(FakeEngine):
         return super().step()
 
 
-def site_of(**engines: PacedEngine) -> Site:
+def site_of(engines: Mapping[str, StepEngine]) -> Site:
     """One server of several models, by name, each with an engine of its own."""
     exposition, kept = Exposition(), KeptResponses(1 << 20)
     offers = [
-        Offer([name], f"root-{name}", 512, name * 8, ServedModel(), 32, 16, 1) for name in engines
+        Offer([name], f"root-{name}", 2048, name * 8, ServedModel(), 32, 16, 1) for name in engines
     ]
 
     async def load(offer: Offer) -> OpenAIService:

@@ -1,48 +1,63 @@
-"""Takes the pictures of `docs/page/`: ``make page-pictures``."""
+"""Takes the pictures of `docs/page/`, of the default model's answers: ``make page-pictures``."""
 
 from __future__ import annotations
 
 import importlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page_driver import PacedEngine, Visitor, see
+from page_driver import Visitor, see, site_of
 from server_support import LiveServer
+
+from halfbyte import Engine
 
 FOLDER = os.environ.get("HALFBYTE_PICTURES")
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.model,
     pytest.mark.skipif(not FOLDER, reason="takes pictures: make page-pictures"),
 ]
 
 MAX_BYTES = 200_000
-QUESTION = "How is a sum of squares computed, and what does it cost?"
-ANSWER = """The sum of squares of $n$ numbers is
+SIZE: Any = {"width": 1200, "height": 760}
+PHONE: Any = {"width": 390, "height": 760}
+STILL: Any = {"color_scheme": "light", "reduced_motion": "reduce"}
+GRAVITY = "What is gravity? Answer in two sentences."
+FACTORIAL = "Write a Python function that returns the factorial of n."
+# An answer of the model on a busy machine, milliseconds.
+SLOW_MS = 120_000
 
-$$s = \\sum_{i=1}^{n} x_i^2$$
 
-```python
-def sum_of_squares(values: list[float]) -> float:
-    return sum(value * value for value in values)
-```
+@pytest.fixture(scope="module")
+def served(smollm2: Path) -> Iterator[LiveServer]:
+    """The default model twice: inputs of its matrices left as they are, and rounded to 8 bits."""
+    engines = {
+        "smollm2": Engine(smollm2, max_context=2048, activations="float"),
+        "smollm2-int8": Engine(smollm2, max_context=2048, activations="int8-token"),
+    }
+    server = LiveServer(site_of(engines))
+    yield server
+    server.stop()
 
-| n | multiplications | additions |
-|---|---|---|
-| 10 | 10 | 9 |
-| 1000 | 1000 | 999 |
 
-It is **linear**: each number is read once.
-"""
+@pytest.fixture
+def onlooker(visit: Callable[..., Visitor], served: LiveServer) -> Visitor:
+    """Somebody whose answers are the likeliest ones, and come with probabilities."""
+    visitor = visit(served.url, viewport=SIZE, **STILL)
+    dialog = visitor.open_settings()
+    dialog.get_by_label("temperature", exact=True).fill("0")
+    dialog.get_by_role("checkbox", name="Token probabilities").check()
+    visitor.close_settings()
+    return visitor
 
 
 def take(visitor: Visitor, name: str) -> None:
     """Write a picture in 64 colours, which is a third of the bytes of one in all."""
-    visitor.page.mouse.move(0, 0)
     image: Any = importlib.import_module("PIL.Image")
     whole = image.open(io.BytesIO(visitor.page.screenshot()))
     file = Path(FOLDER or "", f"{name}.png")
@@ -51,51 +66,39 @@ def take(visitor: Visitor, name: str) -> None:
     assert file.stat().st_size < MAX_BYTES, file
 
 
-def ask(visitor: Visitor, engine: PacedEngine) -> None:
-    engine.script = "It is a tree with acorns."
-    visitor.ask("What is an oak?")
-    visitor.button("New chat").click()
-    engine.script = ANSWER
-    engine.step_s = 0.005  # or the figures are those of no model
-    visitor.ask(QUESTION)
-
-
-@pytest.mark.parametrize(
-    ("name", "theme", "width"),
-    [("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)],
-)
 def test_pictures_of_a_chat(
-    visit: Callable[..., Visitor], engine: PacedEngine, name: str, theme: str, width: int
+    onlooker: Visitor, visit: Callable[..., Visitor], served: LiveServer
 ) -> None:
-    size = {"width": width, "height": 760}
-    visitor = visit(color_scheme=theme, viewport={"width": 1200, "height": 760})
-    ask(visitor, engine)
-    visitor.page.set_viewport_size(size)  # type: ignore[arg-type]
-    visitor.written.get_by_text("linear").scroll_into_view_if_needed()
-    take(visitor, name)
+    page = onlooker.page
+    for question in (FACTORIAL, GRAVITY):
+        onlooker.send(question)
+        see(onlooker.written).to_contain_text(".", timeout=SLOW_MS)
+        see(onlooker.button("Send")).to_be_visible(timeout=SLOW_MS)
+    page.mouse.move(600, 750)  # or what it is over looks pressed
+    take(onlooker, "light")
+    page.emulate_media(color_scheme="dark")
+    take(onlooker, "dark")
+    page.emulate_media(color_scheme="light")
+    onlooker.button("Tokens", onlooker.answer).click()
+    onlooker.answer.locator("[tabindex]").nth(8).hover()
+    see(page.get_by_role("tooltip")).to_be_visible()
+    take(onlooker, "tokens")
+    phone = visit(served.url, viewport=PHONE, is_mobile=True, has_touch=True, **STILL)
+    phone.take_in(onlooker.export())
+    phone.button("Dismiss").click()
+    phone.button("Conversations").click()
+    phone.title(FACTORIAL).click()
+    see(phone.answers).to_have_count(2)
+    take(phone, "phone")
 
 
-def test_picture_of_tokens(visit: Callable[..., Visitor], engine: PacedEngine) -> None:
-    visitor = visit(color_scheme="light", viewport={"width": 1200, "height": 760})
-    visitor.open_settings().get_by_role("checkbox", name="Token probabilities").check()
-    visitor.close_settings()
-    engine.script = "The oak is a tree with acorns, and lives for centuries."
-    visitor.ask("What is an oak?")
-    visitor.button("Tokens", visitor.answer).click()
-    visitor.answer.locator("[tabindex]").filter(has_text="k").first.focus()
-    see(visitor.page.get_by_role("tooltip")).to_be_visible()
-    take(visitor, "tokens")
-
-
-def test_picture_of_two_models(
-    visit: Callable[..., Visitor], two_models: LiveServer, engines: dict[str, PacedEngine]
-) -> None:
-    visitor = visit(two_models.url, "#compare", viewport={"width": 1200, "height": 760})
-    engines["left"].script = "An oak is a tree with acorns, and lives for centuries."
-    engines["right"].script = "An oak is a tree with acorns, all of them edible."
-    page = visitor.page
-    page.get_by_role("combobox", name="Right model").select_option("right")
-    page.get_by_role("textbox", name="Prompt").fill("What is an oak?")
-    visitor.button("Compare", page.get_by_role("main")).click()
-    see(page.get_by_role("table").last).to_contain_text("%")
-    take(visitor, "compare")
+def test_picture_of_two_models(onlooker: Visitor) -> None:
+    page = onlooker.open("#compare").page
+    page.get_by_role("combobox", name="Right model").select_option("smollm2-int8")
+    page.get_by_role("textbox", name="Prompt").fill(FACTORIAL)
+    compare = onlooker.button("Compare", page.get_by_role("main"))
+    compare.click()
+    see(onlooker.button("Stop", page.get_by_role("main"))).to_be_enabled()
+    see(compare).to_be_enabled(timeout=SLOW_MS)
+    see(page.get_by_role("main").get_by_role("table").last).to_contain_text("%")
+    take(onlooker, "compare")
