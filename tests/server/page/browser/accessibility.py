@@ -30,12 +30,12 @@ def axe_source(config: pytest.Config) -> str:
 
 
 def findings(visitor: Visitor, source: str) -> list[str]:
-    """Serious and critical violations in what the page shows now: rule, reason, elements."""
+    """Violations of any impact in what the page shows now: impact, rule, reason, element."""
     visitor.page.evaluate(f"() => {{ if (!window.axe) {{ {source} }} }}")
     found: Any = visitor.page.evaluate("async () => (await axe.run()).violations")
     return [
-        f"{rule['id']}: {rule['help']}: {node['html'][:200]} {node['failureSummary']}"
+        f"{rule['impact']}, {rule['id']}: {rule['help']}: {node['html'][:200]}"
+        f" {node['failureSummary']}"
         for rule in found
-        if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
     ]

@@ -287,7 +287,7 @@ def see(locator: Locator, message: str | None = None) -> Any:
 
 def chromium() -> str:
     """The browser's program. Raises RuntimeError where there is none."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
+    for name in ("chromium", "google-chrome"):
         if path := shutil.which(name):
             return path
     raise RuntimeError("tests of the page need Chromium; on Debian: apt install chromium")

@@ -153,7 +153,7 @@ def test_it_fits_a_phone(visit: Callable[..., Visitor], engine: PacedEngine) -> 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_serious_findings(
+def test_axe_finds_nothing(
     visit: Callable[..., Visitor],
     two_models: LiveServer,
     engines: dict[str, PacedEngine],
