@@ -175,7 +175,9 @@ def test_axe_finds_nothing(
     if size == PHONE:
         visitor.button("Conversations").click()
         see(visitor.sidebar).to_be_visible()
-        assert findings(visitor, source) == []
+        # What the sidebar covers is out of reach meanwhile, the main part with it.
+        found = findings(visitor, source)
+        assert [text for text in found if "landmark-one-main" not in text] == []
         visitor.page.keyboard.press("Escape")
         see(visitor.sidebar).to_be_hidden()
     engines["left"].script, engines["right"].script = "A big cat.", "A big bat."
