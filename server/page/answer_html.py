@@ -23,13 +23,14 @@ class AnswerHtml:
 
     Args:
         renderer: of the server.
+        begun: what the answer begins with, where it goes on from an earlier one.
 
     Attributes:
         text: the answer so far; whoever reads it off the engine appends to it.
     """
 
-    def __init__(self, renderer: Renderer) -> None:
-        self.text = ""
+    def __init__(self, renderer: Renderer, begun: str = "") -> None:
+        self.text = begun
         self._renderer = renderer
         self._blocks: list[str] = []
         self._used = 0  # characters of finished blocks

@@ -64,7 +64,8 @@ async def page_chat(
             )
     absent = {name for name in CHAT_DEFAULTS if getattr(request, name) is None}
     request = request.model_copy(update={name: CHAT_DEFAULTS[name] for name in absent})
-    answer = AnswerHtml(renderer)
+    last = request.messages[-1].content if request.continue_final_message else None
+    answer = AnswerHtml(renderer, last if isinstance(last, str) else "")
     stream: EventStream = await service.chat(
         request, call, lambda *given, **options: PageChatDialect(answer, *given, **options)
     )

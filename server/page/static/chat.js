@@ -129,11 +129,12 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
   /** @param {Run} run */
   function end(run) {
     const { conversation, node } = run;
-    const last = runs.get(conversation.id) === run;
-    if (last) runs.delete(conversation.id);
-    if (last && node.id in conversation.nodes) keep(conversation);
+    // Another answer in its place keeps what there is of this one.
+    if (runs.get(conversation.id) !== run) return;
+    runs.delete(conversation.id);
+    if (node.id in conversation.nodes) keep(conversation);
     if (conversation.id !== current.id) return;
-    if (last) draw();
+    draw();
     const outcome = node.error ? "failed" : node.finish === "stopped" ? "was_stopped" : "complete";
     say(t(`chat.${outcome}`));
   }

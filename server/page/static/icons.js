@@ -7,22 +7,18 @@ const STROKES = {
   chevron: "M6 3.5 10.5 8 6 12.5",
   back: "M10 3.5 5.5 8 10 12.5",
   close: "M4 4l8 8M12 4l-8 8",
-  compare: "M2.5 3.5h4.5v9H2.5zM9 3.5h4.5v9H9z",
   copy: "M5.5 5.5h7v8h-7zM3.5 10.5v-8h7",
   down: "M8 3v9.5M4 8.5 8 12.5l4-4",
-  download: "M8 2.5v7M5 6.5l3 3 3-3M3 13h10",
   edit: "M3 13l.7-2.9L10.6 3.2l2.2 2.2L5.9 12.3zM9.3 4.5l2.2 2.2",
   menu: "M2.5 4.5h11M2.5 8h11M2.5 11.5h11",
   plus: "M8 3v10M3 8h10",
   refresh: "M12.8 6.5A5 5 0 1 0 13 9M13 3v3.5H9.5",
-  search: "M7 3a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM10 10l3.2 3.2",
   send: "M8 13V3.5M4 7.2l4-4 4 4",
   settings: "M2.5 5h6M12.5 5h1M2.5 11h1M7.5 11h6M10.5 3a2 2 0 1 0 0 4 2 2 0 0 0 0-4z"
     + "M5.5 9a2 2 0 1 0 0 4 2 2 0 0 0 0-4z",
   stop: "M4.5 4.5h7v7h-7z",
   tokens: "M3 13V9M6.3 13V5M9.7 13V7.5M13 13V3",
   trash: "M3 4.5h10M6.5 4V2.5h3V4M4.5 4.5l.6 9h5.8l.6-9M6.8 7v4M9.2 7v4",
-  upload: "M8 9.5v-7M5 5.5l3-3 3 3M3 13h10",
 };
 
 /**

@@ -9,10 +9,11 @@ import { tokenView } from "./tokens.js";
 
 /**
  * @typedef {import("./tree.js").TreeNode} TreeNode
- * @typedef {{onEdit: (node: TreeNode, content: string) => void,
+ * @typedef {{onEdit: (node: TreeNode, content: string) => boolean,
  *   onRegenerate: (node: TreeNode) => void, onDelete: (node: TreeNode) => void,
- *   onVersion: (id: string, step: string) => void}} Actions `onVersion`: show the version with this
- *   id; `step` is the button that was pressed, `previous` or `next`.
+ *   onVersion: (id: string, step: string) => void}} Actions `onEdit` says
+ *   whether the text was taken; `onVersion`: show the version with this id; `step` is the button
+ *   that was pressed, `previous` or `next`.
  */
 
 /**
@@ -110,9 +111,7 @@ function edit(node, item, actions) {
   /** @param {Event} event */
   function save(event) {
     event.preventDefault();
-    if (!box.value.trim()) return;
-    leave();
-    actions.onEdit(node, box.value);
+    if (box.value.trim() && actions.onEdit(node, box.value)) leave();
   }
 
   /** @param {KeyboardEvent} event */

@@ -99,6 +99,17 @@ async def test_chunks_are_those_of_the_api(
     assert found[-1] == wanted[-1] and found[0] == wanted[0]
 
 
+async def test_an_answer_that_goes_on_is_shown_as_a_whole(
+    page_http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.script = "c* d"
+    begun = [*ASKED["messages"], {"role": "assistant", "content": "a *b "}]
+    more = {"continue_final_message": True, "add_generation_prompt": False}
+    found = await events(page_http, messages=begun, **more)
+    assert "".join(_text(e) for e in found[:-1] if not is_html(e)) == "c* d"
+    assert (found[-2]["blocks"], found[-2]["length"]) == (["<p>a <em>b c</em> d</p>\n"], 9)
+
+
 async def test_begins_with_what_the_command_line_does(
     page_http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
