@@ -295,4 +295,7 @@ def chromium() -> str:
 
 def launched(playwright: Any) -> Browser:
     """A headless Chromium. It has no sandbox of its own where root, in a container, starts it."""
-    return playwright.chromium.launch(executable_path=chromium(), chromium_sandbox=False)
+    at_once = ["--disable-smooth-scrolling"]  # or a test measures what still moves
+    return playwright.chromium.launch(
+        executable_path=chromium(), chromium_sandbox=False, args=at_once
+    )

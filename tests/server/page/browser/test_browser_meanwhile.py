@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from page_driver import PacedEngine, Visitor, see
@@ -12,6 +14,9 @@ from test_browser_conversations import a_conversation, a_file, two_conversations
 
 from halfbyte.server.page.site import ChatPage
 from halfbyte.server.service import ServiceConfig
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator  # pyright: ignore[reportMissingImports]
 
 pytestmark = pytest.mark.browser
 
@@ -99,24 +104,27 @@ def test_enter_ends_a_composition_and_sends_nothing(visitor: Visitor, engine: Pa
     see(visitor.written).to_have_text("Yes.")
 
 
+def line(visitor: Visitor, number: int) -> Locator:
+    """A paragraph of the last answer, formatted by the server."""
+    return visitor.answer.locator("p").filter(has_text=re.compile(rf"^Line {number}\.$"))
+
+
 def test_reading_further_up_is_not_disturbed(visitor: Visitor, engine: PacedEngine) -> None:
-    lines = [f"Line {number}." for number in range(60)]
-    engine.script = "\n\n".join(lines)
+    engine.script = "\n\n".join(f"Line {number}." for number in range(60))
     visitor.ask("Write")
-    see(visitor.written.get_by_text("Line 59.")).to_be_in_viewport()
+    see(line(visitor, 59)).to_be_in_viewport()
     engine.pace(len(engine.script) - 30)
     visitor.send("Again")
     see(visitor.answers).to_have_count(2)
-    see(visitor.answer.get_by_text("Line 55.")).to_be_in_viewport()  # it follows what is written
+    see(line(visitor, 55)).to_be_in_viewport()  # it follows what is written
     visitor.answers.first.hover()
     visitor.page.mouse.wheel(0, -1200)
-    above = visitor.answer.get_by_text("Line 20.")
-    see(visitor.answer.get_by_text("Line 55.")).not_to_be_in_viewport()
-    before = above.bounding_box()
+    see(line(visitor, 55)).not_to_be_in_viewport()
+    before = line(visitor, 20).bounding_box()
     engine.run_on()
-    see(visitor.answer.get_by_text("Line 59.")).to_have_count(1)
+    see(line(visitor, 59)).to_have_count(1)
     visitor.finished()
-    assert above.bounding_box() == before
+    assert line(visitor, 20).bounding_box() == before
 
 
 def test_an_address_of_nothing(visit: Callable[..., Visitor], engine: PacedEngine) -> None:
