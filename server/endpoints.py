@@ -84,6 +84,9 @@ class Endpoint:
     streams: str = ""
 
 
+PAGE_CHAT = "/page/chat"
+"""Where the server's own page asks; its endpoint is made with the page."""
+
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(
         CompletionRequest, OpenAIService.complete, (TextCompletion,), "text_completion", SSE
@@ -222,7 +225,7 @@ OPERATIONS: Mapping[str, str] = {
     path: endpoint.operation
     for path, endpoint in {**ENDPOINTS, **FAMILY_ENDPOINTS}.items()
     if endpoint.operation
-}
+} | {PAGE_CHAT: "chat"}
 """Path -> what is done there, for traces."""
 
 

@@ -25,6 +25,7 @@ _PAGE = b"""\
 <meta http-equiv="refresh" content="2">
 <meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
 <title>Halfbyte</title>
 <p>The model is being loaded. The page opens by itself when it is there.
 """

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request, Response
 from pydantic import Field
 
-from ..endpoints import Endpoint, HostEndpoint
+from ..endpoints import PAGE_CHAT, Endpoint, HostEndpoint
 from ..hosting.host import ModelHost
 from ..job import Call
 from ..request_model import RequestModel
@@ -105,7 +105,7 @@ class ChatPage:
         self._renderer = Renderer()
         self.files = _files()
         self.endpoints: Mapping[str, Endpoint] = {
-            "/page/chat": Endpoint(
+            PAGE_CHAT: Endpoint(
                 ChatCompletionRequest, partial(page_chat, self._renderer), (), "chat", SSE
             )
         }

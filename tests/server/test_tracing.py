@@ -202,5 +202,5 @@ def test_without_the_packages_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_endpoint_that_generates_is_traced() -> None:
-    assert OPERATIONS.keys() >= {"/v1/chat/completions", "/v1/messages", "/api/chat"}
+    assert OPERATIONS.keys() >= {"/v1/chat/completions", "/v1/messages", "/api/chat", "/page/chat"}
     assert set(OPERATIONS.values()) == {"chat", "text_completion", "embeddings"}

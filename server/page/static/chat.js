@@ -60,6 +60,7 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
     onEdit: (/** @type {TreeNode} */ node, /** @type {string} */ content) =>
       ask({ ...userNode(content), parent: node.parent }),
     onRegenerate: (/** @type {TreeNode} */ node) => answer(current, node.parent),
+    onContinue: (/** @type {TreeNode} */ node) => answer(current, node.parent, node),
     onDelete: drop,
     onVersion: (/** @type {string} */ id, /** @type {string} */ step) => {
       keep(select(current, id));
@@ -101,18 +102,21 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
    *
    * @param {Conversation} asked
    * @param {string | null} parent
+   * @param {TreeNode} [begun] an answer to it that is to go on.
    * @returns {boolean} false when the settings do not make a request.
    */
-  function answer(asked, parent) {
+  function answer(asked, parent, begun) {
     let body;
     try {
-      body = requestBody(settings.current(), messagesOf(path(asked, parent)));
+      const messages = messagesOf(path(asked, parent));
+      body = requestBody(settings.current(), messages);
+      if (begun) Object.assign(body, goingOn(body.messages, begun.content));
     } catch (error) {
       box.refuse(error instanceof Error ? error.message : String(error));
       return false;
     }
     stop(asked.id);
-    const node = { ...newAnswer(body.model), id: newId(), parent };
+    const node = { ...newAnswer(body.model, begun), id: newId(), parent };
     const view = makeView(node);
     const now = { ...asked, settings: settings.current(), updated: Date.now() };
     const conversation = append(now, node);
@@ -302,6 +306,20 @@ export function chatView({ store, settings, models, say, onChange, onDeleted }) 
  */
 function userNode(content) {
   return { id: newId(), parent: null, role: "user", content, created: Date.now() };
+}
+
+/**
+ * Fields of a request whose answer goes on from a text.
+ *
+ * @param {object[]} messages
+ * @param {string} content
+ */
+function goingOn(messages, content) {
+  return {
+    messages: [...messages, { role: "assistant", content }],
+    add_generation_prompt: false,
+    continue_final_message: true,
+  };
 }
 
 /**

@@ -30,10 +30,12 @@ export function composer({ onSend, onStop, onModel }) {
   let busy = false;
   box.addEventListener("keydown", (event) => {
     if (event.isComposing) return;
-    if (event.key === "Escape" && busy) onStop();
     if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
     sendIt(event);
+  });
+  element.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && busy && !event.isComposing) onStop();
   });
   if (!CSS.supports("field-sizing", "content")) box.addEventListener("input", grow);
   setBusy(false);
@@ -61,7 +63,10 @@ export function composer({ onSend, onStop, onModel }) {
 
   /** @param {boolean} answering */
   function setBusy(answering) {
-    const hadFocus = document.activeElement === send || document.activeElement === stop;
+    const { activeElement: active } = document;
+    // The button that asked for another answer has gone with the one before.
+    const lost = answering && active === document.body;
+    const hadFocus = active === send || active === stop || lost;
     busy = answering;
     send.hidden = answering;
     stop.hidden = !answering;

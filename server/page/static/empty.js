@@ -5,7 +5,7 @@ import { button, el } from "./dom.js";
 import { t } from "./text.js";
 
 const TRIES = ["explain", "code", "table", "maths"];
-const KEYS = ["send", "break", "stop", "new"];
+const KEYS = ["send", "break", "stop", "new", "search"];
 
 /**
  * @param {import("./settings.js").Model | undefined} model

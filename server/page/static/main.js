@@ -202,6 +202,11 @@ async function boot() {
       event.preventDefault();
       go(null).then(chat.focus);
     }
+    if ((event.ctrlKey || event.metaKey) && event.key === "k") {
+      event.preventDefault();
+      if (!WIDE.matches) setSidebar(true);
+      side.search();
+    }
     if (event.key === "Escape") setSidebar(false);
   });
   byId("skip").addEventListener("click", (event) => {

@@ -10,7 +10,7 @@ import { tokenView } from "./tokens.js";
 /**
  * @typedef {import("./tree.js").TreeNode} TreeNode
  * @typedef {{onEdit: (node: TreeNode, content: string) => boolean,
- *   onRegenerate: (node: TreeNode) => void, onDelete: (node: TreeNode) => void,
+ *   onRegenerate: (node: TreeNode) => void, onContinue: (node: TreeNode) => void, onDelete: (node: TreeNode) => void,
  *   onVersion: (id: string, step: string) => void}} Actions `onEdit` says
  *   whether the text was taken; `onVersion`: show the version with this id; `step` is the button
  *   that was pressed, `previous` or `next`.
@@ -34,7 +34,10 @@ export function messageItem(node, view, actions) {
   if (view) bar.append(view.figures);
   return {
     element,
-    setVersions: (ids) => drawVersions(versions, node.id, ids, actions.onVersion),
+    setVersions: (ids) => {
+      drawVersions(versions, node.id, ids, actions.onVersion);
+      element.querySelector(".continue")?.toggleAttribute("hidden", !wasCut(node));
+    },
     focusStep: (step) => {
       const same = versions.querySelector(`[data-step="${step}"]:enabled`);
       const button = same ?? versions.querySelector("button:enabled");
@@ -47,6 +50,12 @@ export function messageItem(node, view, actions) {
 function who(node) {
   if (node.role === "assistant") return node.model || t("chat.assistant");
   return t(node.role === "user" ? "chat.you" : "chat.result");
+}
+
+/** Whether an answer has more to say. @param {TreeNode} node */
+function wasCut(node) {
+  const early = ["stopped", "length", "unfinished"].includes(node.finish ?? "");
+  return Boolean((early || node.error) && node.content && !node.calls?.length);
 }
 
 /** @param {TreeNode} node */
@@ -65,9 +74,11 @@ function buttons(node, item, actions) {
   if (node.role === "tool") return [copy, drop];
   if (node.role === "user") return [tool("edit", () => edit(node, item, actions)), copy, drop];
   const again = tool("regenerate", () => actions.onRegenerate(node), "refresh");
+  const on = tool("continue", () => actions.onContinue(node));
+  on.classList.add("continue");
   const tokens = tool("tokens", () => toggleTokens(node, item, tokens));
   tokens.setAttribute("aria-pressed", "false");
-  return [again, copy, tokens, drop];
+  return [again, on, copy, tokens, drop];
 }
 
 /**

@@ -17,15 +17,16 @@
  * An answer to a request that is sent now.
  *
  * @param {string} model
+ * @param {{content: string, reasoning?: string, tokens?: Token[]}} [begun] what it goes on from.
  * @returns {Answer} times in it are milliseconds from now on.
  */
-export function newAnswer(model) {
+export function newAnswer(model, begun = { content: "" }) {
   return {
     role: "assistant",
-    content: "",
-    reasoning: "",
+    content: begun.content,
+    reasoning: begun.reasoning ?? "",
     calls: [],
-    tokens: [],
+    tokens: [...(begun.tokens ?? [])],
     stats: { tokens: 0, prompt_tokens: 0, first_ms: null, total_ms: 0 },
     finish: null,
     error: null,

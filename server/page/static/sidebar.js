@@ -165,6 +165,9 @@ export function sidebar(container, { store, onOpen, onRename, onDelete, tell }) 
     exportFile,
     focus: () => create.focus(),
 
+    /** Let the user type what to search for. */
+    search: () => search.focus(),
+
     /** @param {string} id the conversation that is open. */
     setOpen(id) {
       open = id;
