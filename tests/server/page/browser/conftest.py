@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from page_driver import PacedEngine, Visitor, launched, site_of
-from server_support import ROOT, LiveServer
+from server_support import LiveServer
 
 from halfbyte.server.page.site import ChatPage
 
@@ -25,17 +24,6 @@ def browser() -> Iterator[Browser]:
         browser = launched(playwright)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="session")
-def languages() -> dict[str, dict[str, str]]:
-    """The page's texts: language to name (``section.key``) to text."""
-    folder = ROOT / "server" / "page" / "static" / "lang"
-    files = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
-    return {
-        language: {f"{s}.{key}": text for s, texts in file.items() for key, text in texts.items()}
-        for language, file in files.items()
-    }
 
 
 @pytest.fixture
