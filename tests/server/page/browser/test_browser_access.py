@@ -112,7 +112,9 @@ def test_a_conversation_by_keyboard(visitor: Visitor, engine: PacedEngine) -> No
     keyboard.press("Control+Shift+O")
     see(visitor.messages).to_have_count(0)
     see(visitor.composer).to_be_focused()
-    press(visitor, visitor.title("First question"), "Shift+Tab")
+    keyboard.press("Control+k")
+    see(visitor.sidebar.get_by_role("searchbox")).to_be_focused()
+    press(visitor, visitor.title("First question"))
     see(visitor.answers).to_have_count(1)
 
 
@@ -148,6 +150,18 @@ def test_it_fits_a_phone(visit: Callable[..., Visitor], engine: PacedEngine) -> 
     visitor.close_settings()
     visitor.open("#compare")
     see(visitor.page.get_by_role("textbox", name="Prompt")).to_be_visible()
+    assert_fits(visitor)
+
+
+@pytest.mark.parametrize("locale", ["de", "es", "fr", "zh"])
+def test_other_languages_fit_a_phone(visit: Callable[..., Visitor], locale: str) -> None:
+    visitor = visit(viewport=PHONE, is_mobile=True, locale=locale, hash="#compare")
+    see(visitor.page.locator("main textarea:visible")).to_be_visible()
+    assert_fits(visitor)
+    visitor.open("#chat")
+    assert_fits(visitor)
+    visitor.page.locator("header button[aria-haspopup=dialog], header button").last.click()
+    see(visitor.page.locator("dialog[open]")).to_be_visible()
     assert_fits(visitor)
 
 

@@ -88,6 +88,25 @@ def test_stop_keeps_what_came(visitor: Visitor, engine: PacedEngine, by: str) ->
     assert [m["content"] for m in told] == ["Count", "One two", "Go on"]
 
 
+def test_an_answer_that_was_stopped_goes_on(visitor: Visitor, engine: PacedEngine) -> None:
+    engine.script = "One **two** three."
+    engine.pace(len("One **two**"))
+    visitor.send("Count")
+    see(visitor.written.locator("strong")).to_have_text("two")
+    visitor.button("Stop").click()
+    engine.run_on()
+    engine.script = " three."
+    visitor.button("Continue", visitor.answer).click()
+    see(visitor.written).to_have_text("One two three.")
+    visitor.finished()
+    told = engine.tokenizer.rendered[-1]["messages"]
+    assert [m["content"] for m in told] == ["Count", "One **two**"]
+    visitor.page.reload()
+    see(visitor.written).to_have_text("One two three.")
+    visitor.button("Previous version", visitor.answer).click()
+    see(visitor.written).to_have_text("One two")
+
+
 def test_enter_sends_and_shift_enter_breaks_the_line(visitor: Visitor, engine: PacedEngine) -> None:
     engine.script = "Yes."
     visitor.composer.press_sequentially("a")

@@ -75,9 +75,9 @@ def test_pictures_of_a_chat(
         see(onlooker.written).to_contain_text(".", timeout=SLOW_MS)
         see(onlooker.button("Send")).to_be_visible(timeout=SLOW_MS)
     page.mouse.move(600, 750)  # or what it is over looks pressed
-    take(onlooker, "light")
+    take(onlooker, "chat-light")
     page.emulate_media(color_scheme="dark")
-    take(onlooker, "dark")
+    take(onlooker, "chat-dark")
     page.emulate_media(color_scheme="light")
     onlooker.button("Tokens", onlooker.answer).click()
     onlooker.answer.locator("[tabindex]").nth(8).hover()
