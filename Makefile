@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-user --cons
 # Packages of another environment would hide what is missing in this one.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: install demo test test-repeat test-slow test-arm test-ptx lint format check-install peers clean FORCE
+.PHONY: install demo test test-repeat test-slow test-arm test-ptx test-page lint format check-install peers clean FORCE
 
 # Whether the environment can be used: it runs and has pip (not so when its making was interrupted,
 # or its Python was replaced), was made in this folder, and by what is asked for now.
@@ -98,6 +98,25 @@ ifneq ($(TRITON),)
 else
 	$(BIN)/python -m pytest $(PARALLEL) -m ptx tests/bench tests/parity
 endif
+
+# The page at /, driven in a headless Chromium: Debian's, installed where there is none.
+BROWSER := $(VENV)/browser
+test-page: $(BROWSER)
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+			&& apt-get update && apt-get install --yes --no-install-recommends chromium; } \
+		|| { echo "make test-page needs Chromium; on Debian: apt install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest $(PARALLEL) -m browser tests/server/page/browser
+
+# make page-pictures: docs/page/*.png, taken of the page as it is.
+.PHONY: page-pictures
+page-pictures: $(BROWSER)
+	HALFBYTE_PICTURES=docs/page $(BIN)/python -m pytest -m browser tests/server/page/browser/test_browser_pictures.py
+
+# Playwright brings no browser of its own here.
+$(BROWSER): $(STAMP) pyproject.toml constraints.txt
+	$(PIP) --editable '.[browser]'
+	@touch $(BROWSER)
 
 lint: install
 	$(BIN)/ruff check .

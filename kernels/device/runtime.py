@@ -37,7 +37,10 @@ def _mend_loop_bounds() -> None:
     interpreter._patch_lang_tensor = patched
 
 
-if INTERPRETED and triton.__version__.startswith("3.6."):
+TRITON = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:2])
+"""Its version, such as (3, 9)."""
+
+if INTERPRETED and TRITON == (3, 6):
     _mend_loop_bounds()
 
 

@@ -199,7 +199,7 @@ def _launch(
         GROUP=weight.group,
         SHIFT=weight.shift,
         ADDITIVE=weight.additive,
-        SIGNED=cfg.signed(tile.bm, weight.additive),
+        SIGNED=cfg.signed(tile.bm, weight.shift, weight.additive),
         BIAS=bias is not None,
         RESIDUAL=residual is not None,
         GATED=weight.gated,

@@ -73,7 +73,7 @@ def _product(
             "GROUP": group,
             "SHIFT": shift,
             "ADDITIVE": additive,
-            "SIGNED": cfg.signed(tile.bm, additive),
+            "SIGNED": cfg.signed(tile.bm, shift, additive),
             "BIAS": end == "bias",
             "RESIDUAL": end == "residual",
             "GATED": end == "silu",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import triton
+from left_out import FENCE, FENCED, LEFT_OUT
 
 from halfbyte.bench.ptx import budget
 from halfbyte.bench.ptx.__main__ import main
@@ -20,19 +20,6 @@ from halfbyte.kernels.codegen.emulate import PtxProgram
 from halfbyte.kernels.codegen.launcher import EmulatedKernel, PtxEdit
 from halfbyte.kernels.codegen.shipped import families, family_cases, family_variants
 from halfbyte.kernels.codegen.targets import TARGETS
-
-FENCED = tuple(map(int, triton.__version__.split(".")[:3])) >= (3, 7, 1)
-"""Whether Triton puts a fence between copies and products of warp groups (docs/kernels.md)."""
-FENCE = PtxEdit(r"wgmma\.fence", r"fence.proxy.async.shared::cta;\n\twgmma.fence")
-WAIT = PtxEdit(r"(wgmma\.commit_group\S*;)", r"\1\n\twgmma.wait_group.sync.aligned 0;")
-AGAIN = PtxEdit(r"(wgmma\.mma_async)", r"wgmma.fence.sync.aligned;\n\t\1")
-LEFT_OUT = [
-    (r"without fence\.proxy\.async", FENCE, "no fence between copies and products of warp groups"),
-    # The assembler says so (C7515) and puts the waits there.
-    (r"^EarlyReadFault", WAIT, "registers of products change before the wait for these"),
-    # triton-lang/triton 9530.
-    (r"no wgmma\.fence", AGAIN, "registers of products change after the fence before these"),
-]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from left_out import FENCED
 from test_checkpoints_interpreter import ONE_OF_EACH
 
 from halfbyte.bench.ptx.run import EMULATED_ARCHS
@@ -31,3 +32,5 @@ def test_one_of_each_kind_in_ptx(name: str, arch: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith(" launches\n")
+    if not FENCED and arch == "sm_90":
+        pytest.xfail("right with what this Triton leaves out between copies and products put in")

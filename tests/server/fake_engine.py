@@ -1,8 +1,8 @@
 """An engine without a model: the contract of halfbyte.Engine, deterministic answers, faults.
 
-One token is one byte of UTF-8, so every non-ASCII character is split across tokens. Greedy
-answers are the engine's ``script``, or echo the prompt; sampled ones are a function of prompt,
-seed and position.
+One token is one byte of UTF-8, so every non-ASCII character is split across tokens. Answers are
+the engine's ``script`` where there is one; else greedy ones echo the prompt and sampled ones are a
+function of prompt, seed and position.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import itertools
+import math
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from halfbyte.engine.request import (
     FinishReason,
     MemoryFault,
     PromptReader,
+    Sampled,
     Timings,
     Usage,
 )
@@ -34,6 +36,8 @@ from halfbyte.errors import EngineDeadError, RequestError, TemplateError
 
 BOS, EOS, TURN, END = 256, 257, 258, 259
 LETTERS = ["a", "b", " ", "é", "漢", "🙂", "\n", "z"]
+# Probabilities of a byte that is drawn, and of those that differ from it by their lowest bits.
+ODDS = (0.6, 0.2, 0.1, 0.05, 0.02)
 
 
 class FakeTokenizer:
@@ -147,6 +151,14 @@ class _Text:
         return self._all
 
 
+def rated(token: int, count: int) -> Sampled:
+    """A token with its probability and the ``count`` likeliest; a special one is certain."""
+    if token >= 256:
+        return Sampled(token, 0.0, ((token, 0.0),)[:count])
+    logprobs = [math.log(p) for p in ODDS]
+    return Sampled(token, logprobs[0], tuple((token ^ i, logprobs[i]) for i in range(5))[:count])
+
+
 class _Request:
     def __init__(
         self,
@@ -161,9 +173,12 @@ class _Request:
         self.seed = params.seed
         if not params.greedy and self.seed is None:
             self.seed = int.from_bytes(os.urandom(7), "big")
-        self.source = self._greedy() if params.greedy else self._sampled()
+        scripted = params.greedy or script is not None
+        self.source = self._greedy() if scripted else self._sampled()
         self.text = _Text(params.stop)
         self.tokens: list[int] = []
+        self.sampled: list[Sampled] = []
+        self.offsets: list[int] = []
         self.submitted = time.perf_counter()
         self.started = self.first = 0.0
 
@@ -195,6 +210,9 @@ class _Request:
         while token == EOS and len(self.tokens) < self.params.min_tokens:
             token = next(self.source)
         self.tokens.append(token)
+        if self.params.logprobs is not None:
+            self.sampled.append(rated(token, self.params.logprobs))
+            self.offsets.append(len(self.text.text))
         self.first = self.first or time.perf_counter()
         return token
 
@@ -330,7 +348,13 @@ class FakeEngine:
         limit = params.max_tokens or self.max_context - len(request.prompt)
         if len(request.tokens) >= limit:
             return self._end(request, FinishReason.LENGTH, (token,), text)
-        return Delta(request.name, text, (token,))
+        return Delta(
+            request.name,
+            text,
+            (token,),
+            logprobs=tuple(request.sampled[-1:]),
+            text_offsets=tuple(request.offsets[-1:]),
+        )
 
     def _end(
         self, request: _Request, reason: FinishReason, tokens: tuple[int, ...], text: str = ""
@@ -346,6 +370,7 @@ class FakeEngine:
         finished = self._stats.finished
         finished[reason.value] = finished.get(reason.value, 0) + 1
         started = request.started or time.perf_counter()
+        shown = request.params.logprobs is not None
         completion = Completion(
             request.text.text,
             list(request.tokens),
@@ -358,12 +383,16 @@ class FakeEngine:
             ),
             request.seed,
             stopped,
+            logprobs=tuple(request.sampled) if shown else None,
+            text_offsets=tuple(request.offsets) if shown else None,
         )
         return Delta(
             request.name,
             text,
             tokens,
             completion,
+            logprobs=tuple(request.sampled[-1:] if tokens else ()),
+            text_offsets=tuple(request.offsets[-1:] if tokens else ()),
             finish=completion.finish_reason,
             stop_reason=completion.stop_reason,
         )

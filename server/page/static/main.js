@@ -202,7 +202,7 @@ async function boot() {
       event.preventDefault();
       go(null).then(chat.focus);
     }
-    if ((event.ctrlKey || event.metaKey) && event.key === "k") {
+    if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
       event.preventDefault();
       if (!WIDE.matches) setSidebar(true);
       side.search();
