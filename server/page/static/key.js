@@ -5,6 +5,8 @@ import { button, el } from "./dom.js";
 import { t } from "./text.js";
 
 const NAME = "halfbyte.key";
+/** What a header can carry; with another key no request could be sent at all. */
+const SENDABLE = /^[\x21-\x7e]+$/;
 const state = {
   key: "",
   read: false,
@@ -60,15 +62,21 @@ function ask(again) {
     const dialog = /** @type {HTMLDialogElement} */ (
       el("dialog", { class: "small-dialog", "aria-labelledby": "key-title" })
     );
+    const why = el("p", {});
+    const explain = (/** @type {boolean} */ refused) => why.replaceChildren(
+      el("span", { class: refused ? "field-error" : "hint", role: refused ? "alert" : null },
+        t(refused ? "key.refused" : "key.why")));
     const submit = (/** @type {Event} */ event) => {
       event.preventDefault();
-      if (input.value.trim()) dialog.close("use");
+      const key = input.value.trim();
+      if (SENDABLE.test(key)) dialog.close("use");
+      else if (key) explain(true);
     };
+    explain(again);
     dialog.append(
       el("form", { on: { submit } },
         el("h2", { id: "key-title", text: t("key.title") }),
-        el("p", { class: again ? "field-error" : "hint", role: again ? "alert" : null },
-          t(again ? "key.refused" : "key.why")),
+        why,
         el("label", { for: "key-input", text: t("key.label") }),
         input,
         el("div", { class: "row end" },
