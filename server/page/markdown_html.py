@@ -194,8 +194,11 @@ def _math(source: str, display: str) -> str:
 
 
 def _is_whole(element: Element) -> bool:
-    """Whether all parts of a formula have as many parts as they need."""
-    return all(len(part) == _ARITY.get(part.tag, len(part)) for part in element.iter())
+    """Whether all parts of a formula have as many parts as they need, and tables have rows."""
+    return all(
+        len(part) == _ARITY.get(part.tag, len(part)) and (part.tag != "mtable" or len(part))
+        for part in element.iter()
+    )
 
 
 def _code_rule() -> Any:

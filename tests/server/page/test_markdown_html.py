@@ -132,3 +132,7 @@ def test_finished_blocks_are_not_used_twice() -> None:
     grown = HTML.grow(text)
     assert grown.blocks == ["<h1>a</h1>\n", "<p>b</p>\n"]
     assert text[grown.used :] == "c" and grown.open == "<p>c</p>\n"
+
+
+def test_a_table_that_the_library_empties_is_shown_as_written() -> None:
+    assert "a &amp; b &amp;" in HTML.whole(r"$\begin{matrix} a & b & \end{matrix}$")
