@@ -42,11 +42,11 @@ class AnswerHtml:
         self._failed = False
 
     @property
-    def due_s(self) -> float | None:
-        """Seconds until the next version may be rendered; None while there is nothing new."""
+    def is_due(self) -> bool:
+        """Whether there is something new to be rendered now."""
         if self._failed or self._shown == len(self.text):
-            return None
-        return max(self._next - asyncio.get_running_loop().time(), self._renderer.rest_s, 0.0)
+            return False
+        return asyncio.get_running_loop().time() >= self._next and self._renderer.rest_s == 0.0
 
     async def next_version(self) -> bytes:
         """Render what is new; the frame that shows it, empty where that failed."""
@@ -79,7 +79,7 @@ class AnswerHtml:
 async def with_html(
     frames: AsyncGenerator[bytes, None], answer: AnswerHtml
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream, and between them those of the answer's HTML.
+    """The frames of a stream, and before some of them those of the answer's HTML.
 
     After a complete answer comes what is left of its HTML, and the end mark; after one that failed
     neither.
@@ -89,36 +89,22 @@ async def with_html(
             ``answer.complete``. They have no end mark. Closed at the end.
         answer: renders it.
     """
-    coming: asyncio.Task[bytes] | None = None
     rendering: asyncio.Task[bytes] | None = None
     try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(frames))
-            due = None if rendering is not None else answer.due_s
-            if due == 0.0:
-                rendering, due = asyncio.ensure_future(answer.next_version()), None
-            waited = [task for task in (coming, rendering) if task is not None]
-            await asyncio.wait(waited, timeout=due, return_when=asyncio.FIRST_COMPLETED)
+        async for piece in frames:
+            version = b""
             if rendering is not None and rendering.done():
                 version, rendering = rendering.result(), None
-                if version:
-                    yield version
-            if coming.done():
-                try:
-                    piece = coming.result()
-                except StopAsyncIteration:
-                    break
-                coming = None
-                yield piece
+            if rendering is None and answer.is_due:
+                rendering = asyncio.ensure_future(answer.next_version())
+            yield version + piece
         if answer.complete:
-            if rendering is not None:
-                yield await rendering
-            yield await answer.last_version() + DONE
+            version = b"" if rendering is None else await rendering
+            yield version + await answer.last_version() + DONE
     finally:
-        for task in (coming, rendering):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if rendering is not None:
+            rendering.cancel()
+            await asyncio.gather(rendering, return_exceptions=True)
         await frames.aclose()
 
 
