@@ -257,7 +257,7 @@ def test_too_many_strings_in_all_arrays_together(tmp_path, monkeypatch):
     refuses(lambda: GGUFFile(path), CheckpointError, "strings in metadata arrays to 12", "'k2'")
 
 
-def test_the_most_strings_allowed_are_walked_in_a_second(tmp_path):
+def test_the_most_strings_allowed_are_walked_in_the_time_of_a_few_loops(tmp_path):
     count = 1 << 21
     data = container([string("k") + u32(ARRAY) + u32(STRING) + u64(count) + bytes(8 * count)])
     path = write(tmp_path / "big.gguf", data)
@@ -265,7 +265,11 @@ def test_the_most_strings_allowed_are_walked_in_a_second(tmp_path):
     file = GGUFFile(path)
     seconds = time.process_time() - start
     assert file.metadata["k"].count == count
-    assert seconds < 1
+    # A walk is three to four times a bare loop; one that copied what is left would be hundreds.
+    start = time.process_time()
+    for number in range(count):
+        start + number
+    assert seconds < 10 * (time.process_time() - start)
     file.close()
 
 
