@@ -37,6 +37,7 @@ from .kept import KeptResponses
 from .metric_families import Exposition
 from .metrics import Metrics
 from .responses import (
+    ChatCompletion,
     DetokenizeResponse,
     TemplateResponse,
     TextCompletion,
@@ -206,16 +207,13 @@ class OpenAIService:
         request: ChatCompletionRequest,
         call: Call,
         dialect: Callable[..., ChatDialect] = ChatDialect,
-    ) -> Any:
+    ) -> ChatCompletion | EventStream:
         """POST /v1/chat/completions.
 
         Args:
             request: the conversation.
             call: the request's record.
             dialect: makes the writer of the answers; takes what `ChatDialect` does.
-
-        Returns:
-            A `ChatCompletion`, or an `EventStream`.
         """
         n, rated = request.n or 1, bool(request.logprobs)
         return await self.converse(

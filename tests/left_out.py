@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import triton
 
+from halfbyte.engine.backends.gpu_choice import FENCED_TRITON
 from halfbyte.kernels.codegen.launcher import PtxEdit
+from halfbyte.kernels.device.versions import version_numbers
 
-FENCED = tuple(map(int, triton.__version__.split(".")[:3])) >= (3, 7, 1)
+FENCED = version_numbers(triton.__version__, 3) >= FENCED_TRITON
 """Whether Triton puts a fence between copies and products of warp groups (docs/kernels.md)."""
 FENCE = PtxEdit(r"wgmma\.fence", r"fence.proxy.async.shared::cta;\n\twgmma.fence")
 WAIT = PtxEdit(r"(wgmma\.commit_group\S*;)", r"\1\n\twgmma.wait_group.sync.aligned 0;")

@@ -24,8 +24,9 @@ from halfbyte.errors import ConfigError
 
 from ...kernels.cpu.build import BuildError, find_compiler
 from ...kernels.cpu.forms import VARIABLE, available_forms, chosen_forms, cpu_features
+from ...kernels.device.versions import version_numbers
 from ..backends.cpu_cores import cpu_quota, physical_cores
-from ..backends.gpu_choice import FENCED_TRITON, MIN_TRITON, refused_gpu, version_numbers
+from ..backends.gpu_choice import FENCED_TRITON, MIN_TRITON, refused_gpu
 
 Status = Literal["ok", "warn", "fail"]
 

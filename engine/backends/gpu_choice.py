@@ -13,6 +13,7 @@ from importlib import metadata
 import torch
 
 from ...kernels.codegen.targets import TARGETS
+from ...kernels.device.versions import version_numbers
 from ..config import EngineConfig
 
 MIN_TRITON = (3, 6)
@@ -57,9 +58,3 @@ def wants_cpu(config: EngineConfig) -> bool:
         or config.packed_cache
         or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
     )
-
-
-def version_numbers(version: str, count: int = 2) -> tuple[int, ...]:
-    """Major and minor version, or more numbers; (0,) when the text has none."""
-    parts = version.split("+")[0].split(".")[:count]
-    return tuple(int(part) for part in parts if part.isdigit()) or (0,)

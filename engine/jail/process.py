@@ -7,6 +7,7 @@ is answered with one whose keys and values are text.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -50,6 +51,26 @@ class Jail:
     max_answer_bytes: int
     memory_bytes: int
     failure: type[HalfbyteError]
+
+
+def package_folder(jail: Jail, package: str, needs: str, install: str) -> str:
+    """Where a package that a worker imports lies, without importing it.
+
+    Args:
+        jail: the worker's.
+        package: its name.
+        needs: a clause that says what needs it, for the error.
+        install: what to install, for the error's hint.
+
+    Raises:
+        HalfbyteError: it is not installed; of the jail's kind.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise jail.failure(
+            f"the Python package {package} is missing; {needs}", hint=f"pip install {install}"
+        )
+    return spec.submodule_search_locations[0]
 
 
 class JailedProcess:

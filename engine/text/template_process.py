@@ -6,7 +6,6 @@ it ended.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from halfbyte.errors import RequestError, TemplateProcessError
 
-from ..jail.process import START_SECONDS, WALL_SECONDS, Jail, JailedProcess
+from ..jail.process import START_SECONDS, WALL_SECONDS, Jail, JailedProcess, package_folder
 
 MAX_OUTPUT_CHARS = 4 << 20
 MAX_INPUT_BYTES = 32 << 20
@@ -103,11 +102,4 @@ class TemplateProcess:
 
 
 def _folder(package: str) -> str:
-    """Where a package lies, without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise TemplateProcessError(
-            f"the Python package {package} is missing; chat templates need it",
-            hint="pip install jinja2",
-        )
-    return spec.submodule_search_locations[0]
+    return package_folder(_JAIL, package, "chat templates need it", "jinja2")

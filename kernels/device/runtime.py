@@ -11,10 +11,14 @@ import triton
 from torch import Tensor
 from triton import knobs
 
+from .versions import version_numbers
+
 # Multiply-adds are fused unless a launch says otherwise. So does Triton up to 3.9, which warns that
 # 3.10 will not.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+TRITON = version_numbers(triton.__version__)
+"""Its version, such as (3, 9)."""
 INTERPRETED: bool = bool(knobs.runtime.interpret)
 """Whether kernels of this process run in Triton's interpreter (``TRITON_INTERPRET=1``)."""
 
@@ -36,9 +40,6 @@ def _mend_loop_bounds() -> None:
 
     interpreter._patch_lang_tensor = patched
 
-
-TRITON = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:2])
-"""Its version, such as (3, 9)."""
 
 if INTERPRETED and TRITON == (3, 6):
     _mend_loop_bounds()

@@ -20,6 +20,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device.runtime import TRITON
+
+
+def signed(bm: int, shift: int, additive: bool) -> bool:
+    """Whether zero points are taken from codes, which pays where many rows share a code.
+
+    Triton before 3.8 lets the layout of broadcast zero points (``shift`` < 0) decide in which order
+    the bytes of codes are read, and reads them wrongly.
+    """
+    return bm >= 32 and not additive and (shift >= 0 or TRITON >= (3, 8))
+
 
 @triton.constexpr_function
 def _codes_asm(apart: bool) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..device import runtime
 from ..device.choice import split_count, tensor_memory
 from ..device.column_order import SLICE
 from ..device.workspace import COUNTERS, PARTIAL_BYTES
@@ -80,15 +79,6 @@ def tiles_of(group: int, additive: bool, arch: int) -> tuple[W4A8Config, ...]:
     if group == 64 and arch == 90:
         return (*tiles, W4A8Config(64, 8, 3))  # 128 rows spill
     return (*tiles, W4A8Config(128, 8, 3))
-
-
-def signed(bm: int, shift: int, additive: bool) -> bool:
-    """Whether zero points are taken from codes, which pays where many rows share a code.
-
-    Triton before 3.8 lets the layout of broadcast zero points (``shift`` < 0) decide in which order
-    the bytes of codes are read, and reads them wrongly.
-    """
-    return bm >= 32 and not additive and (shift >= 0 or runtime.TRITON >= (3, 8))
 
 
 def choose(

@@ -19,6 +19,7 @@ from ..device.workspace import Workspace
 from ..w4a16.layout import ATOM_ROWS, PackedW4
 from ..w8a8 import quantize_rows
 from . import config as cfg
+from .codes import signed
 from .kernel import product_kernel
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -199,7 +200,7 @@ def _launch(
         GROUP=weight.group,
         SHIFT=weight.shift,
         ADDITIVE=weight.additive,
-        SIGNED=cfg.signed(tile.bm, weight.shift, weight.additive),
+        SIGNED=signed(tile.bm, weight.shift, weight.additive),
         BIAS=bias is not None,
         RESIDUAL=residual is not None,
         GATED=weight.gated,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ..codegen.variant import Variant
 from ..device.column_order import SLICE
 from . import config as cfg
+from .codes import signed
 from .kernel import product_kernel
 
 _POINTERS: tuple[str, ...] = (
@@ -73,7 +74,7 @@ def _product(
             "GROUP": group,
             "SHIFT": shift,
             "ADDITIVE": additive,
-            "SIGNED": cfg.signed(tile.bm, shift, additive),
+            "SIGNED": signed(tile.bm, shift, additive),
             "BIAS": end == "bias",
             "RESIDUAL": end == "residual",
             "GATED": end == "silu",

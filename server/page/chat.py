@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from halfbyte.errors import RequestError
@@ -67,7 +68,6 @@ async def page_chat(
     request = request.model_copy(update={name: CHAT_DEFAULTS[name] for name in absent})
     last = request.messages[-1].content if request.continue_final_message else None
     answer = AnswerHtml(renderer, last if isinstance(last, str) else "")
-    stream: EventStream = await service.chat(
-        request, call, lambda *given, **options: PageChatDialect(answer, *given, **options)
-    )
+    stream = await service.chat(request, call, partial(PageChatDialect, answer))
+    assert isinstance(stream, EventStream), "it was asked for"
     return stream.mapped(lambda frames: with_html(frames, answer))

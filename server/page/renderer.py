@@ -7,7 +7,6 @@ it ended.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import logging
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from halfbyte.errors import RenderProcessError
 
-from ...engine.jail.process import START_SECONDS, WALL_SECONDS, Jail, JailedProcess
+from ...engine.jail.process import START_SECONDS, WALL_SECONDS, Jail, JailedProcess, package_folder
 
 logger = logging.getLogger("halfbyte.server")
 
@@ -131,7 +130,10 @@ class Renderer:
 
 
 def _start() -> JailedProcess:
-    arguments = [part for name in _PACKAGES for part in (name, _folder(name))]
+    arguments: list[str] = []
+    needs = "the page needs it to show Markdown"
+    for name in _PACKAGES:
+        arguments += [name, package_folder(_JAIL, name, needs, name.replace("_", "-"))]
     running = JailedProcess(_JAIL, arguments)
     limits = {"memory_bytes": _MEMORY_BYTES, "seconds": RENDER_SECONDS}
     set_up = json.dumps(limits).encode() + b"\n"
@@ -141,14 +143,3 @@ def _start() -> JailedProcess:
             f"the process that renders Markdown cannot start: {answer.get('exceeded')}"
         )
     return running
-
-
-def _folder(package: str) -> str:
-    """Where a package lies, without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise RenderProcessError(
-            f"the Python package {package} is missing; the page needs it to show Markdown",
-            hint=f"pip install {package.replace('_', '-')}",
-        )
-    return spec.submodule_search_locations[0]

@@ -41,22 +41,13 @@ export async function getText(path) {
 }
 
 /**
- * @param {string} path
- * @param {unknown} body
- * @returns {Promise<any>}
- */
-export async function postJson(path, body) {
-  return readJson(await send(path, post(body)));
-}
-
-/**
  * Markdown as HTML.
  *
  * @param {string[]} texts
  * @returns {Promise<(string | null)[]>} null for a text that stays plain.
  */
 export async function render(texts) {
-  return (await postJson("/page/render", { texts })).html;
+  return (await readJson(await send("/page/render", post({ texts })))).html;
 }
 
 /**

@@ -2,6 +2,7 @@
 /** Reads an export of conversations, and refuses a damaged one as a whole. */
 
 import { ApiFailure } from "./api.js";
+import { isObject, parseJson } from "./json.js";
 import { t } from "./text.js";
 
 const FORMAT = "halfbyte-conversations";
@@ -40,7 +41,7 @@ export function parseExport(text, name) {
  * @returns {import("./tree.js").Conversation[]}
  */
 function readFile(text) {
-  const file = parseJson(text);
+  const file = parseJson(text, (what) => new Error(t("store.not_json", { what })));
   if (file?.format !== FORMAT) throw new Error(t("store.not_export", { format: FORMAT }));
   if (file.version !== VERSION) {
     const values = { found: String(file.version), known: String(VERSION) };
@@ -56,15 +57,6 @@ function readFile(text) {
     ids.add(id);
   }
   return read;
-}
-
-/** @param {string} text */
-function parseJson(text) {
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    throw new Error(t("store.not_json", { what: error instanceof Error ? error.message : "" }));
-  }
 }
 
 /**
@@ -230,14 +222,6 @@ function finite(value, where) {
 function time(value, where) {
   const ms = finite(value, where);
   return Math.abs(ms) <= LAST_MS ? ms : fail(where, value);
-}
-
-/**
- * @param {unknown} value
- * @returns {value is Record<string, any>}
- */
-function isObject(value) {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 /**

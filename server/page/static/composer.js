@@ -3,6 +3,7 @@
 
 import { button, el, isComposing } from "./dom.js";
 import { icon } from "./icons.js";
+import { readText, writeText } from "./storage.js";
 import { t } from "./text.js";
 
 /** What is written and not sent lasts as long as the tab. */
@@ -39,8 +40,8 @@ export function composer({ onSend, onStop, onModel }) {
   });
   if (!CSS.supports("field-sizing", "content")) box.addEventListener("input", grow);
   setBusy(false);
-  box.value = readDraft();
-  box.addEventListener("input", () => keepDraft(box.value));
+  box.value = readText("sessionStorage", DRAFT);
+  box.addEventListener("input", () => writeText("sessionStorage", DRAFT, box.value));
 
   /** @param {Event} event */
   function sendIt(event) {
@@ -89,21 +90,4 @@ export function composer({ onSend, onStop, onModel }) {
       wrong.textContent = message;
     },
   };
-}
-
-function readDraft() {
-  try {
-    return sessionStorage.getItem(DRAFT) ?? "";
-  } catch {
-    return "";
-  }
-}
-
-/** @param {string} text */
-function keepDraft(text) {
-  try {
-    sessionStorage.setItem(DRAFT, text);
-  } catch {
-    // It lasts as long as the page then.
-  }
 }

@@ -1,7 +1,9 @@
 // @ts-check
 /** Inputs for sampling fields, made from the server's own table of them. */
 
+import { ApiFailure } from "./api.js";
 import { el } from "./dom.js";
+import { isObject, parseJson } from "./json.js";
 import { number, t } from "./text.js";
 
 /**
@@ -16,8 +18,8 @@ const PARSERS = {
   name: (/** @type {Field} */ _, /** @type {string} */ text) => text,
   texts: parseTexts,
   ids: parseIds,
-  biases: parseObject,
-  object: parseObject,
+  biases: parseNamed,
+  object: parseNamed,
 };
 
 /**
@@ -28,7 +30,7 @@ const PARSERS = {
  * @returns {unknown}
  * @throws {Error} its message is for the user and names the value and what is expected.
  */
-export function parseField(field, text) {
+function parseField(field, text) {
   return PARSERS[/** @type {keyof typeof PARSERS} */ (field.kind)](field, text.trim());
 }
 
@@ -159,7 +161,7 @@ function plain(x) {
  */
 function parseTexts(field, text) {
   if (!text.startsWith("[")) return text.split("\n").filter((line) => line !== "");
-  const list = json(field, text);
+  const list = json(field.name, text);
   if (Array.isArray(list) && list.every((item) => typeof item === "string")) return list;
   throw new Error(t("settings.wrong_texts", { name: field.name }));
 }
@@ -179,21 +181,28 @@ function parseIds(field, text) {
  * @param {Field} field
  * @param {string} text
  */
-function parseObject(field, text) {
-  const value = json(field, text);
-  if (typeof value === "object" && value !== null && !Array.isArray(value)) return value;
-  throw new Error(t("settings.wrong_object", { name: field.name }));
+function parseNamed(field, text) {
+  return parseObject(field.name, text);
 }
 
 /**
- * @param {Field} field
+ * A JSON object that the user typed.
+ *
+ * @param {string} name of what it was typed into.
+ * @param {string} text
+ * @returns {Record<string, any>}
+ * @throws {ApiFailure} it is none.
+ */
+export function parseObject(name, text) {
+  const value = json(name, text);
+  if (isObject(value)) return value;
+  throw new ApiFailure(t("settings.wrong_object", { name }));
+}
+
+/**
+ * @param {string} name
  * @param {string} text
  */
-function json(field, text) {
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    const what = error instanceof Error ? error.message : "";
-    throw new Error(t("settings.wrong_json", { name: field.name, what }));
-  }
+function json(name, text) {
+  return parseJson(text, (what) => new ApiFailure(t("settings.wrong_json", { name, what })));
 }

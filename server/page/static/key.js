@@ -2,6 +2,7 @@
 /** The server's API key, where it wants one: asked for once, kept by the browser. */
 
 import { button, el } from "./dom.js";
+import { readText, writeText } from "./storage.js";
 import { t } from "./text.js";
 
 const NAME = "halfbyte.key";
@@ -18,11 +19,7 @@ const state = {
 export function apiKey() {
   if (!state.read) {
     state.read = true;
-    try {
-      state.key = localStorage.getItem(NAME) ?? "";
-    } catch {
-      // A browser that keeps nothing is asked again after a reload.
-    }
+    state.key = readText("localStorage", NAME);
   }
   return state.key;
 }
@@ -99,10 +96,5 @@ function ask(again) {
 /** @param {string} key */
 function keep(key) {
   state.key = key;
-  try {
-    if (key) localStorage.setItem(NAME, key);
-    else localStorage.removeItem(NAME);
-  } catch {
-    // It stays in this tab.
-  }
+  writeText("localStorage", NAME, key);
 }

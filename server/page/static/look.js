@@ -1,6 +1,8 @@
 // @ts-check
 /** Theme and language, which belong to the browser and not to a conversation. */
 
+import { readText, writeText } from "./storage.js";
+
 const NAME = "halfbyte.look";
 
 /**
@@ -33,7 +35,7 @@ export function showLook({ theme }) {
  */
 export function readItem(name) {
   try {
-    return JSON.parse(localStorage.getItem(name) ?? "{}") ?? {};
+    return JSON.parse(readText("localStorage", name) || "{}") ?? {};
   } catch {
     return {};
   }
@@ -44,9 +46,5 @@ export function readItem(name) {
  * @param {object} value
  */
 export function writeItem(name, value) {
-  try {
-    localStorage.setItem(name, JSON.stringify(value));
-  } catch {
-    // The choice lasts as long as the page then.
-  }
+  writeText("localStorage", name, JSON.stringify(value));
 }

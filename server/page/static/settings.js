@@ -1,9 +1,8 @@
 // @ts-check
 /** The panel of settings, and the request that they make. */
 
-import { ApiFailure } from "./api.js";
 import { button, el } from "./dom.js";
-import { fieldInput } from "./fields.js";
+import { fieldInput, parseObject } from "./fields.js";
 import { icon } from "./icons.js";
 import { apiKey, forgetKey } from "./key.js";
 import { keepLook, readItem, readLook, writeItem } from "./look.js";
@@ -30,7 +29,7 @@ function untouched() {
  * @param {ChatSettings} settings
  * @param {object[]} messages as the API takes them, without the system prompt.
  * @returns {Record<string, any>}
- * @throws {ApiFailure} the schema or the tools cannot be read.
+ * @throws {import("./api.js").ApiFailure} the schema or the tools cannot be read.
  */
 export function requestBody(settings, messages) {
   const { model, system, params, schema, tools, probabilities } = settings;
@@ -67,16 +66,7 @@ function problem(name, text) {
 
 /** @param {string} text */
 function responseFormat(text) {
-  let schema;
-  try {
-    schema = JSON.parse(text);
-  } catch (error) {
-    const what = error instanceof Error ? error.message : "";
-    throw new ApiFailure(t("settings.wrong_json", { name: t("settings.schema"), what }));
-  }
-  if (typeof schema !== "object" || schema === null || Array.isArray(schema)) {
-    throw new ApiFailure(t("settings.wrong_object", { name: t("settings.schema") }));
-  }
+  const schema = parseObject(t("settings.schema"), text);
   return { type: "json_schema", json_schema: { name: "answer", schema } };
 }
 

@@ -3,6 +3,7 @@
 
 import { ApiFailure } from "./api.js";
 import { button, el } from "./dom.js";
+import { isObject, parseJson } from "./json.js";
 import { t } from "./text.js";
 
 /** @typedef {import("./record.js").Call} Call */
@@ -21,22 +22,13 @@ let views = 0;
  */
 export function parseTools(text) {
   if (!text.trim()) return [];
-  const tools = parseJson(text);
+  const tools = parseJson(text, (reason) => wrong("tools.not_json", { reason }));
   if (!Array.isArray(tools)) throw wrong("tools.not_a_list", { found: kindOf(tools) });
   if (tools.length > MOST) throw wrong("tools.too_many", { count: tools.length, most: MOST });
   const names = tools.map((tool, index) => checkedName(tool, index + 1));
   const twice = names.find((name, index) => names.indexOf(name) !== index);
   if (twice !== undefined) throw wrong("tools.twice", { name: twice });
   return tools;
-}
-
-/** @param {string} text */
-function parseJson(text) {
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    throw wrong("tools.not_json", { reason: /** @type {Error} */ (error).message });
-  }
 }
 
 /**
@@ -48,7 +40,7 @@ function parseJson(text) {
  */
 function checkedName(tool, place) {
   const called = tool?.function;
-  if (tool?.type !== "function" || kindOf(called) !== "object") {
+  if (tool?.type !== "function" || !isObject(called)) {
     throw wrong("tools.no_function", { place });
   }
   const { name, description, parameters } = called;
@@ -58,7 +50,7 @@ function checkedName(tool, place) {
   if (description !== undefined && typeof description !== "string") {
     throw wrong("tools.bad_description", { name, found: kindOf(description) });
   }
-  if (parameters !== undefined && kindOf(parameters) !== "object") {
+  if (parameters !== undefined && !isObject(parameters)) {
     throw wrong("tools.bad_parameters", { name, found: kindOf(parameters) });
   }
   return name;
