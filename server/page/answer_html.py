@@ -38,7 +38,6 @@ class AnswerHtml:
         self._used = 0  # characters of finished blocks
         self._units = 0  # the same as a browser counts them
         self._shown = 0  # characters of the last version
-        self._next = 0.0
         self._failed = False
 
     @property
@@ -46,13 +45,12 @@ class AnswerHtml:
         """Whether there is something new to be rendered now."""
         if self._failed or self._shown == len(self.text):
             return False
-        return asyncio.get_running_loop().time() >= self._next and self._renderer.rest_s == 0.0
+        return self._renderer.rest_s == 0.0
 
     async def next_version(self) -> bytes:
         """Render what is new; the frame that shows it, empty where that failed."""
         whole = len(self.text)
         tail = self.text[self._used :]
-        self._next = asyncio.get_running_loop().time() + PERIOD_S
         rendered = await self._renderer.grow(tail)
         if rendered is None:
             self._failed = True
@@ -89,22 +87,44 @@ async def with_html(
             ``answer.complete``. They have no end mark. Closed at the end.
         answer: renders it.
     """
-    rendering: asyncio.Task[bytes] | None = None
+    # One chunk ahead; an empty one wakes the reader when HTML is there and no chunk comes.
+    ready: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+    versions: list[bytes] = []
+
+    async def pass_on() -> None:
+        failure: Exception | None = None
+        try:
+            async for piece in frames:
+                await ready.put(piece)
+        except Exception as error:
+            failure = error
+        await ready.put(None)
+        if failure is not None:
+            raise failure
+
+    async def render() -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            if answer.is_due:
+                versions.append(await answer.next_version())
+                if ready.empty():
+                    ready.put_nowait(b"")
+
+    passing, rendering = asyncio.ensure_future(pass_on()), asyncio.ensure_future(render())
     try:
-        async for piece in frames:
-            version = b""
-            if rendering is not None and rendering.done():
-                version, rendering = rendering.result(), None
-            if rendering is None and answer.is_due:
-                rendering = asyncio.ensure_future(answer.next_version())
-            yield version + piece
+        while (piece := await ready.get()) is not None:
+            out = b"".join(versions) + piece
+            versions.clear()
+            if out:
+                yield out
+        await passing
         if answer.complete:
-            version = b"" if rendering is None else await rendering
-            yield version + await answer.last_version() + DONE
-    finally:
-        if rendering is not None:
             rendering.cancel()
-            await asyncio.gather(rendering, return_exceptions=True)
+            yield b"".join(versions) + await answer.last_version() + DONE
+    finally:
+        passing.cancel()
+        rendering.cancel()
+        await asyncio.gather(passing, rendering, return_exceptions=True)
         await frames.aclose()
 
 
