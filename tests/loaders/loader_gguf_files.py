@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from computing_time import assert_computed
 
 from halfbyte.errors import HalfbyteError
 
@@ -167,7 +168,7 @@ def refuses(action: Callable[[], object], kind: type[HalfbyteError], *parts: str
     message = str(caught.value)
     for part in parts:
         assert re.search(part, message), f"{part!r} is not in {message!r}"
-    assert seconds < 1, f"took {seconds:.2f} s"
+    assert_computed(seconds, 1)
     assert peak < 100e6, f"allocated {peak / 1e6:.0f} MB"
     assert grown < 100e6, f"resident size grew by {grown / 1e6:.0f} MB"
     return message

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 
 import pytest
+from computing_time import computes_within
 from loader_gguf_files import (
     ARRAY,
     F32,
@@ -257,19 +257,13 @@ def test_too_many_strings_in_all_arrays_together(tmp_path, monkeypatch):
     refuses(lambda: GGUFFile(path), CheckpointError, "strings in metadata arrays to 12", "'k2'")
 
 
-def test_the_most_strings_allowed_are_walked_in_the_time_of_a_few_loops(tmp_path):
+def test_the_most_strings_allowed_are_walked_quickly(tmp_path):
     count = 1 << 21
     data = container([string("k") + u32(ARRAY) + u32(STRING) + u64(count) + bytes(8 * count)])
     path = write(tmp_path / "big.gguf", data)
-    start = time.process_time()
-    file = GGUFFile(path)
-    seconds = time.process_time() - start
+    with computes_within(2):  # half a second; copying what is left each time would be minutes
+        file = GGUFFile(path)
     assert file.metadata["k"].count == count
-    # A walk is three to four times a bare loop; one that copied what is left would be hundreds.
-    start, total = time.process_time(), 0
-    for number in range(count):
-        total += number
-    assert seconds < 10 * (time.process_time() - start)
     file.close()
 
 
