@@ -1,14 +1,14 @@
-"""Curves and tables of measurements."""
+"""Curves and tables of measurements; what can be compared stands in one of them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...quantize.report.charts import Point
+from ...quantize.report.charts import MOST_LINES, Line, Point
 from ...quantize.report.page import PageTable, visible
 from .collect import MeasuredFile
 
@@ -22,25 +22,41 @@ _SERVE = {
     "mean_itl_ms": "ITL ms",
     "mean_e2el_ms": "E2EL ms",
 }
+_FORMATS = {
+    "bits": "bits",
+    "megabytes": "MB",
+    "prefill": "prefill",
+    "decode": "decode",
+    "ppl": "ppl",
+    "kl": "KL",
+    "top1": "top-1",
+}
+_ACCURACY = {
+    "kl_mean": "KL",
+    "kl_p99": "p99",
+    "top1": "top-1",
+    "ppl": "ppl",
+    "ppl_reference": "reference's",
+}
 _MOST_POINTS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnCurve:
-    """A curve to be drawn.
+    """A chart to be drawn.
 
     Attributes:
         title: above it.
         caption: what it shows.
-        points: of it.
+        lines: of it.
         x_title: of the horizontal axis.
         y_title: of the vertical one.
-        joined: whether a line goes through the points.
+        joined: whether lines go through the points.
     """
 
     title: str
     caption: str
-    points: list[Point]
+    lines: Sequence[Line]
     x_title: str
     y_title: str
     joined: bool = True
@@ -49,58 +65,79 @@ class DrawnCurve:
 def curves(files: Sequence[MeasuredFile]) -> list[DrawnCurve]:
     """What can be seen of all files."""
     found: list[DrawnCurve] = []
+    for latency, words in (("tpot", "TPOT"), ("ttft", "TTFT")):
+        found += _charts(
+            f"{words} by load",
+            f"Mean {words} by output tokens a second; a point for each load of a sweep.",
+            _lines(files, "sweep", lambda file, of=(latency, words): _sweep(file, *of)),
+            "output tokens/s",
+            f"{words} ms",
+        )
+    for latency, words in (("ttft", "TTFT"), ("e2el", "E2EL")):
+        found += _charts(
+            f"{words} of requests",
+            f"Which share of a run's requests had its {words} within a time.",
+            _lines(files, "serve", lambda file, of=latency: _shares(file, of)),
+            f"{words} ms",
+            "% of requests",
+        )
     for file in files:
-        name = visible(file.name)
-        if file.kind == "sweep":
-            found += _sweep(file, name)
-        elif file.kind == "serve":
-            found += _shares(file, name)
-        elif file.kind == "formats":
-            found += _formats(file, name)
+        if file.kind == "formats":
+            found += _formats(file)
     return found
 
 
-def _sweep(file: MeasuredFile, name: str) -> list[DrawnCurve]:
+def _lines(
+    files: Iterable[MeasuredFile], kind: str, points: Callable[[MeasuredFile], list[Point]]
+) -> list[Line]:
+    """A line for each file of a kind that has points."""
+    found = [Line(_stem(file), points(file)) for file in files if file.kind == kind]
+    return [line for line in found if line.points]
+
+
+def _charts(
+    title: str, caption: str, lines: Sequence[Line], x_title: str, y_title: str
+) -> list[DrawnCurve]:
+    """One chart; more where there are too many lines to be told apart."""
+    parts = [lines[i : i + MOST_LINES] for i in range(0, len(lines), MOST_LINES)]
+    return [
+        DrawnCurve(
+            f"{title} ({number} of {len(parts)})" if len(parts) > 1 else title,
+            caption,
+            part,
+            x_title,
+            y_title,
+        )
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+def _sweep(file: MeasuredFile, latency: str, words: str) -> list[Point]:
     """Throughput against latency, a point for each load."""
     figures = file.figures
-    loads = dict.fromkeys(key.rpartition(": ")[0] for key in figures)
-    found = []
-    for latency, words in (("tpot", "TPOT"), ("ttft", "TTFT")):
-        points = []
-        for load in loads:
-            x = figures.get(f"{load}: output_throughput")
-            y = figures.get(f"{load}: mean_{latency}_ms")
-            if x is not None and y is not None:
-                label = f"{visible(load)}: {x:.1f} tokens/s, {words} {y:.1f} ms"
-                points.append(Point(x, y, label, visible(load).removesuffix(" at once")))
-        caption = f"Mean {words} by output tokens a second; {visible(file.model)}. A point a load."
-        if points:
-            found.append(
-                DrawnCurve(f"{name}: {words}", caption, points, "output tokens/s", f"{words} ms")
-            )
-    return found
+    points = []
+    for load in dict.fromkeys(key.rpartition(": ")[0] for key in figures):
+        x = figures.get(f"{load}: output_throughput")
+        y = figures.get(f"{load}: mean_{latency}_ms")
+        if x is not None and y is not None:
+            label = f"{_stem(file)}, {visible(load)}: {x:.1f} tokens/s, {words} {y:.1f} ms"
+            points.append(Point(x, y, label, visible(load).removesuffix(" at once")))
+    return points
 
 
-def _shares(file: MeasuredFile, name: str) -> list[DrawnCurve]:
-    """Which share of the requests was answered by when."""
-    found = []
-    for latency, words in (("ttft", "TTFT"), ("e2el", "E2EL")):
-        values = sorted(file.values(f"mean_{latency}_ms"))
-        if len(values) < 2:
-            continue
-        shares = np.linspace(0, 100, min(len(values), _MOST_POINTS))
-        points = [
-            Point(float(ms), float(share), f"{share:.0f} % within {ms:.1f} ms")
-            for share, ms in zip(shares, np.percentile(values, shares), strict=True)
-        ]
-        caption = f"Share of {len(values)} requests within a time; {visible(file.model)}."
-        found.append(
-            DrawnCurve(f"{name}: {words}", caption, points, f"{words} ms", "% of requests")
-        )
-    return found
+def _shares(file: MeasuredFile, latency: str) -> list[Point]:
+    """Which share of the requests was answered by when; nothing of a single one."""
+    values = sorted(file.values(f"mean_{latency}_ms"))
+    if len(values) < 2:
+        return []
+    shares = np.linspace(0, 100, min(len(values), _MOST_POINTS))
+    return [
+        Point(float(ms), float(share), f"{_stem(file)}: {share:.0f} % within {ms:.1f} ms")
+        for share, ms in zip(shares, np.percentile(values, shares), strict=True)
+    ]
 
 
-def _formats(file: MeasuredFile, name: str) -> list[DrawnCurve]:
+def _formats(file: MeasuredFile) -> list[DrawnCurve]:
     """What fewer bits cost, and what they bring."""
     found = []
     for key, y_title in (("kl", "KL, nats a token"), ("decode", "decode, tokens/s")):
@@ -114,54 +151,81 @@ def _formats(file: MeasuredFile, name: str) -> list[DrawnCurve]:
             for row in file.rows
         ]
         caption = "A point for each format, by bits of a weight in the layers."
-        found.append(
-            DrawnCurve(
-                f"{name}: {y_title}", caption, points, "bits a weight", y_title, joined=False
-            )
-        )
+        title, lines = f"{_stem(file)}: {y_title}", [Line("", points)]
+        found.append(DrawnCurve(title, caption, lines, "bits a weight", y_title, joined=False))
     return found
 
 
 def tables(files: Sequence[MeasuredFile], left_out: Sequence[tuple[str, str]]) -> list[PageTable]:
     """All figures, and what is in no figure and why."""
+    found = [_formats_table(file) for file in files if file.kind == "formats"]
+    found += _joint(files, "accuracy", "Accuracy", ("model", *_ACCURACY.values()), _accuracy_rows)
+    found += _joint(files, "engine", "Engine", ("file", "test", "tokens/s", "\u00b1"), _mean_rows)
+    found += _joint(files, "serve", "Server", ("file", *_SERVE.values()), _serve_rows)
+    found += _joint(files, "sweep", "Sweeps", ("file", "load", *_SERVE.values()), _sweep_rows)
+    found += _joint(files, "startup", "Starts", ("file", "phase", "seconds", "\u00b1"), _mean_rows)
     rows = [(f.name, f.kind, f.model, f.machine) for f in files]
-    found = [_table("Files", ("file", "kind", "model", "machine"), rows)]
+    found.append(_table("Files", ("file", "kind", "model", "machine"), rows))
     if left_out:
         found.append(_table("Left out", ("file", "why"), left_out))
-    for file in files:
-        if file.kind in ("serve", "sweep"):
-            found.append(_serve_table(file))
-        elif file.kind in ("startup", "engine"):
-            figures = file.figures
-            deviations = {k: statistics.pstdev(file.values(k)) for k in figures}
-            cells = [(k, f"{v:.4g}", f"{deviations[k]:.2g}") for k, v in figures.items()]
-            unit = "seconds" if file.kind == "startup" else "tokens/s"
-            found.append(_table(file.name, (file.kind, unit, "standard deviation"), cells))
-        elif file.kind == "formats":
-            heads = ("format", "bits", "MB", "prefill", "decode", "ppl", "KL", "top-1")
-            keys = ("bits", "megabytes", "prefill", "decode", "ppl", "kl", "top1")
-            cells = [(str(r["format"]), *(f"{r[k]:.4g}" for k in keys)) for r in file.rows]
-            found.append(_table(file.name, heads, cells))
-        else:
-            heads = ("model", "KL", "p99", "top-1", "ppl", "reference's")
-            keys = ("kl_mean", "kl_p99", "top1", "ppl", "ppl_reference")
-            cells = [(file.model, *(f"{r[k]:.4g}" for k in keys)) for r in file.rows]
-            found.append(_table(file.name, heads, cells))
     return found
 
 
-def _serve_table(file: MeasuredFile) -> PageTable:
-    """A line for each load; one without a name for a single run."""
+def _joint(
+    files: Iterable[MeasuredFile],
+    kind: str,
+    title: str,
+    heads: Sequence[str],
+    rows: Callable[[MeasuredFile], list[Sequence[str]]],
+) -> list[PageTable]:
+    """One table of all files of a kind; none where there are none."""
+    lines = [line for file in files if file.kind == kind for line in rows(file)]
+    return [_table(title, heads, lines)] if lines else []
+
+
+def _formats_table(file: MeasuredFile) -> PageTable:
+    rows = [(str(row["format"]), *(_number(row[key]) for key in _FORMATS)) for row in file.rows]
+    return _table(_stem(file), ("format", *_FORMATS.values()), rows)
+
+
+def _accuracy_rows(file: MeasuredFile) -> list[Sequence[str]]:
+    return [(file.model, *(_number(row[key]) for key in _ACCURACY)) for row in file.rows]
+
+
+def _mean_rows(file: MeasuredFile) -> list[Sequence[str]]:
+    """Each figure's mean and standard deviation."""
+    return [
+        (file.name, name, _number(mean), _number(statistics.pstdev(file.values(name))))
+        for name, mean in file.figures.items()
+    ]
+
+
+def _serve_rows(file: MeasuredFile) -> list[Sequence[str]]:
+    return [(file.name, *_served(file.figures, ""))]
+
+
+def _sweep_rows(file: MeasuredFile) -> list[Sequence[str]]:
     figures = file.figures
     loads = dict.fromkeys(key.rpartition(": ")[0] for key in figures)
-    several = file.kind == "sweep"
-    rows = []
-    for load in loads:
-        values = [figures.get(f"{load}: {key}" if several else key) for key in _SERVE]
-        cells = ("" if value is None else f"{value:.4g}" for value in values)
-        rows.append((load if several else "all", *cells))
-    return _table(file.name, ("load", *_SERVE.values()), rows)
+    return [(file.name, load, *_served(figures, f"{load}: ")) for load in loads]
+
+
+def _served(figures: dict[str, float], prefix: str) -> list[str]:
+    values = [figures.get(prefix + key) for key in _SERVE]
+    return ["" if value is None else _number(value) for value in values]
+
+
+def _stem(file: MeasuredFile) -> str:
+    return visible(file.name.removesuffix(".json"))
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> PageTable:
-    return PageTable(visible(title), heads, [[visible(cell) for cell in row] for row in rows])
+    """A table without the columns that are empty in every row."""
+    kept = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    cells = [[visible(row[i]) for i in kept] for row in rows]
+    return PageTable(title, [heads[i] for i in kept], cells, wide=True)
+
+
+def _number(value: float) -> str:
+    """Four digits, without an exponent where the number has more."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

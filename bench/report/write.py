@@ -26,7 +26,7 @@ def report_page(
         left_out: files that could not be used, and why.
     """
     charts = [
-        PageChart(c.title, line_chart(c.points, c.x_title, c.y_title, c.joined), c.caption)
+        PageChart(c.title, line_chart(c.lines, c.x_title, c.y_title, c.joined), c.caption)
         for c in curves(files)
     ]
     subtitle = f"{len(files)} files of measurements"
@@ -36,7 +36,7 @@ def report_page(
 
 
 def save_plots(folder: Path, files: Sequence[MeasuredFile]) -> list[Path]:
-    """Every curve as an SVG and a PNG file in a folder -> the files.
+    """Every chart as an SVG and a PNG file in a folder -> the files.
 
     Raises:
         ConfigError: matplotlib is not installed, or a file cannot be written.
@@ -64,11 +64,13 @@ def save_plots(folder: Path, files: Sequence[MeasuredFile]) -> list[Path]:
 
 
 def _draw(figure: Any, curve: DrawnCurve) -> None:
-    """One curve on an empty figure of matplotlib; texts stand as they are, dollars among them."""
+    """One chart on an empty figure of matplotlib; texts stand as they are, dollars among them."""
     axes = figure.add_subplot()
-    xs, ys = [p.x for p in curve.points], [p.y for p in curve.points]
-    axes.plot(xs, ys, "o-" if curve.joined else "o", markersize=4)
-    for point in curve.points:
+    for line in curve.lines:
+        xs, ys = [p.x for p in line.points], [p.y for p in line.points]
+        axes.plot(xs, ys, "o-" if curve.joined else "o", markersize=4, label=line.name)
+    points = [point for line in curve.lines for point in line.points]
+    for point in points:
         if point.name:
             axes.annotate(
                 point.name,
@@ -82,7 +84,10 @@ def _draw(figure: Any, curve: DrawnCurve) -> None:
     axes.set_xlabel(curve.x_title)
     axes.set_ylabel(curve.y_title)
     # Room for the names of the highest points.
-    axes.set_ylim(0, 1.1 * max(ys) or 1)
+    axes.set_ylim(0, 1.1 * max(point.y for point in points) or 1)
+    if any(line.name for line in curve.lines):
+        for text in axes.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)
     axes.grid(alpha=0.3)
 
 

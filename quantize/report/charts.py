@@ -14,6 +14,8 @@ from markupsafe import Markup
 _WIDTH, _HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 30, 40
 _CELL = 17
+_KEY, _KEY_LETTERS = 18, 50  # a line of the key: its height, and its most letters
+MOST_LINES = 8  # of one chart: so many colours the style sheet has
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +35,65 @@ class Point:
     name: str = ""
 
 
-def line_chart(points: Sequence[Point], x_title: str, y_title: str, joined: bool = True) -> Markup:
-    """Points, joined by a line or not, over axes that begin at 0 (y) and at the least x."""
-    frame = _Frame.around(points)
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Points that belong together.
+
+    Attributes:
+        name: in the key; "" where there is only one line.
+        points: of it, in the order in which they are joined.
+    """
+
+    name: str
+    points: Sequence[Point]
+
+
+def line_chart(lines: Sequence[Line], x_title: str, y_title: str, joined: bool = True) -> Markup:
+    """Points, joined by lines or not, over axes that begin at 0 (y) and at the least x.
+
+    Args:
+        lines: at most ``MOST_LINES``, each in a colour of its own; a key below tells their names.
+        x_title: of the horizontal axis.
+        y_title: of the vertical one.
+        joined: whether lines go through the points.
+    """
+    frame = _Frame.around([p for line in lines for p in line.points])
     body = [frame.axes(x_title, y_title)]
+    height = _HEIGHT
+    for colour, line in enumerate(lines):
+        body += _line(frame, line.points, colour, joined)
+        if line.name:
+            height += _KEY
+            body.append(_key(line.name, colour, height - 6))
+    return _svg(_WIDTH, height, f"{y_title} by {x_title}", body)
+
+
+def _line(frame: _Frame, points: Sequence[Point], colour: int, joined: bool) -> list[Markup]:
+    parts = []
     if joined and len(points) > 1:
         path = " ".join(f"{frame.x(p.x):.1f},{frame.y(p.y):.1f}" for p in points)
-        body.append(Markup('<polyline class="line" points="{}"/>').format(path))
+        parts.append(Markup('<polyline class="line c{}" points="{}"/>').format(colour, path))
     for p in points:
         x, y = frame.x(p.x), frame.y(p.y)
-        body.append(
+        parts.append(
             Markup(
-                '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>'
-            ).format(x, y, p.label)
+                '<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>'
+            ).format(colour, x, y, p.label)
         )
         if p.name:
             right = x > _WIDTH * 0.7
-            body.append(_text(x + (-6 if right else 6), y - 6, p.name, "end" if right else "start"))
-    return _svg(_WIDTH, _HEIGHT, f"{y_title} by {x_title}", body)
+            place, anchor = (x - 6, "end") if right else (x + 6, "start")
+            parts.append(_text(place, y - 6, p.name, anchor))
+    return parts
+
+
+def _key(name: str, colour: int, y: float) -> Markup:
+    """The name of a line beside a piece of it."""
+    short = name if len(name) <= _KEY_LETTERS else f"{name[: _KEY_LETTERS - 1]}\u2026"
+    piece = Markup('<polyline class="line c{}" points="{},{:.1f} {},{:.1f}"/>').format(
+        colour, _LEFT, y - 4, _LEFT + 24, y - 4
+    )
+    return piece + _text(_LEFT + 32, y, short, "start")
 
 
 def bar_chart(values: Sequence[float], labels: Sequence[str], x_title: str, y_title: str) -> Markup:
@@ -188,7 +231,9 @@ def _short(value: float) -> str:
     """Two or three digits."""
     if value == 0:
         return "0"
-    if abs(value) < 0.001 or abs(value) >= 10_000:
+    if 10_000 <= abs(value) < 1e6:
+        return f"{value / 1000:.4g}k"
+    if abs(value) < 0.001 or abs(value) >= 1e6:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     digits = max(0, 1 - math.floor(math.log10(abs(value))))
     text = f"{value:.{digits}f}"

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ..judge import Accuracy, LayerScore
 from .bootstrap import Difference
-from .charts import Point, bar_chart, heat_map, line_chart
+from .charts import Line, Point, bar_chart, heat_map, line_chart
 from .page import PageChart, PageTable, fill_page, visible
 from .sizes import ModelSize
 from .worst import WorstToken
@@ -89,7 +89,7 @@ def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[PageChart]:
     charts = [
         PageChart(
             "Error by depth",
-            line_chart(depth, "layer", "relative error"),
+            line_chart([Line("", depth)], "layer", "relative error"),
             "Of the residual behind each layer, norm of the difference over the norm: what all "
             "layers up to there have done.",
         ),
@@ -107,7 +107,7 @@ def _charts(found: Accuracy, tradeoffs: Sequence[Tradeoff]) -> list[PageChart]:
         charts.append(
             PageChart(
                 "Size and loss",
-                line_chart(points, "bits of a weight", "KL, nats a token"),
+                line_chart([Line("", points)], "bits of a weight", "KL, nats a token"),
                 "What the best choice of bits for each matrix is predicted to lose.",
             )
         )

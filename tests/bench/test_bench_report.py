@@ -53,6 +53,22 @@ def results() -> dict[str, Any]:
     }
 
 
+def test_what_can_be_compared_stands_in_one_chart_and_one_table(tmp_path: Path) -> None:
+    found = results()
+    again = {f"z-{n}.json": found["b-sweep.json"] for n in range(9)}
+    files, _ = collect(
+        folder_of(tmp_path, {**found, **again, "z-serve.json": found["a-serve.json"]})
+    )
+    text = report_page("x", files, [])
+    page = Page(text)
+    # Ten sweeps are too many for one chart; two runs are not.
+    assert page.tags.count("svg") == 2 * 2 + 2 + 2 and page.tags.count("table") == 1 + 6
+    assert "TPOT by load (2 of 2)" in page.texts
+    assert {"a-serve", "z-serve", *(f"z-{n}" for n in range(9))} <= set(page.texts)
+    colours = {value for name, value in page.attributes if name == "class" and "line" in str(value)}
+    assert colours == {f"line c{n}" for n in range(8)}
+
+
 def folder_of(path: Path, files: dict[str, Any]) -> Path:
     for name, found in files.items():
         (path / name).write_text(json.dumps(found))
@@ -84,7 +100,7 @@ def test_everything_is_on_the_page_and_nothing_runs(tmp_path: Path) -> None:
     ]
     assert left_out == []
     page = Page(report_page(EVIL, files, left_out))
-    # Two curves of the run, two of the sweep and two of the formats.
+    # Two charts of runs, two of sweeps and two of the formats.
     assert page.tags.count("svg") == 6 and page.tags.count("table") == 1 + 6
     assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
     names = {name for name, _ in page.attributes}

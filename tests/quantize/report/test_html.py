@@ -15,7 +15,7 @@ from halfbyte.quantize.judge import Accuracy, compare
 from halfbyte.quantize.methods.base import UniformCodes
 from halfbyte.quantize.methods.nearest import NearestQuantizer
 from halfbyte.quantize.pipeline import quantize_model
-from halfbyte.quantize.report.charts import Point, bar_chart, heat_map, line_chart
+from halfbyte.quantize.report.charts import Line, Point, bar_chart, heat_map, line_chart
 from halfbyte.quantize.report.html import Tradeoff, render_page
 from halfbyte.quantize.report.page import visible
 from halfbyte.quantize.report.sizes import ModelSize, model_size
@@ -120,7 +120,8 @@ def test_undone_scales_are_told(judged) -> None:
 
 
 def test_charts_of_little_or_nothing() -> None:
-    assert "polyline" not in line_chart([Point(3, 0.0, "one")], "x", "y")
+    assert "polyline" not in line_chart([Line("", [Point(3, 0.0, "one")])], "x", "y")
+    assert "nan" not in line_chart([], "x", "y")
     assert "nan" not in bar_chart([0.0], ["a"], "x", "y")
     assert "<rect" not in heat_map(["0"], ["q"], [[None]], "t")
     assert "nan" not in heat_map(["0"], ["q"], [[0.0]], "t")
