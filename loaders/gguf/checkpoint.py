@@ -13,7 +13,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..base import TensorInfo, TokenizerSource
 from ..model import checks as model_checks
-from ..model.families import GGUFFacts
+from ..model.family import GGUFFacts
 from ..model.fused import FUSED, split_fused
 from ..model.report import LoadReport
 from . import config as gguf_config

@@ -11,7 +11,8 @@ from ..files.fields import Fields, display_name, shown
 from ..hf.config import rounded
 from ..model import checks as limits
 from ..model.config import ModelConfig, RopeConfig
-from ..model.families import ModelFamily, architectures, family_of_architecture
+from ..model.families import architectures, family_of_architecture
+from ..model.family import ModelFamily
 from ..model.report import LoadReport
 from .experts import EXPERT_KEYS, read_experts
 from .reader import GGUFArray, GGUFTensor

@@ -12,7 +12,8 @@ from ..base import TensorInfo
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Experts
-from ..model.families import MODEL_FAMILIES, ModelFamily, architectures
+from ..model.families import MODEL_FAMILIES, architectures
+from ..model.family import ModelFamily
 from ..model.fused import RowRange
 
 # Keys that only mixtures have -> the values that ask for nothing beyond Mixtral's arithmetic:

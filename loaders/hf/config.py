@@ -12,7 +12,8 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Activation, ModelConfig, RopeConfig
-from ..model.families import ModelFamily, family_of_type, model_types
+from ..model.families import family_of_type, model_types
+from ..model.family import ModelFamily
 from ..model.report import LoadReport
 from .layers import read_experts, rotated_layers, sliding_windows
 from .rope import read_local_rope, read_rope

@@ -7,7 +7,8 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Experts
-from ..model.families import EXPERT_COUNTS, ModelFamily, WindowRule
+from ..model.families import EXPERT_COUNTS
+from ..model.family import ModelFamily, WindowRule
 
 
 def sliding_windows(

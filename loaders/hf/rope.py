@@ -11,7 +11,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import RopeConfig
-from ..model.families import ModelFamily
+from ..model.family import ModelFamily
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _KNOWN = frozenset(

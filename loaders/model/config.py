@@ -75,7 +75,7 @@ class ModelConfig:
     """Architecture of one model; all sizes are counts of elements.
 
     Attributes:
-        architecture: name of a :class:`~.families.ModelFamily`.
+        architecture: name of a :class:`~.family.ModelFamily`.
         vocab_size: rows V of the embedding matrix [V, hidden_size].
         hidden_size: width of the residual stream.
         num_layers: decoder layers.

@@ -18,7 +18,8 @@ from ...engine.models.rope import attention_factor, inverse_frequencies
 from ...loaders.gguf.parts import GGUFParts
 from ...loaders.gguf.reader import GGUFArray
 from ...loaders.model.config import ModelConfig, RopeConfig
-from ...loaders.model.families import MODEL_FAMILIES, ModelFamily
+from ...loaders.model.families import MODEL_FAMILIES
+from ...loaders.model.family import ModelFamily
 
 # Families whose own name llama.cpp does not know, and the one that it runs them as.
 _WRITTEN_AS = {"mistral": "llama"}

@@ -15,7 +15,7 @@ from ...loaders.base import Checkpoint
 from ...loaders.files.folder_files import ModelFolder
 from ...loaders.hf.config import wraps
 from ...loaders.model.config import ModelConfig, RopeConfig
-from ...loaders.model.families import ModelFamily
+from ...loaders.model.family import ModelFamily
 from .names import family_of
 
 # Llama 3.1 and 3.2 were scaled from this context; GGUF files keep only the divisors.

@@ -15,7 +15,8 @@ from ...loaders.base import Checkpoint
 from ...loaders.hf.names import spelling
 from ...loaders.model.checks import EMBED, LM_HEAD, expected_tensors
 from ...loaders.model.config import ModelConfig
-from ...loaders.model.families import MODEL_FAMILIES, ModelFamily
+from ...loaders.model.families import MODEL_FAMILIES
+from ...loaders.model.family import ModelFamily
 from ...loaders.model.fused import stacked_parts
 
 

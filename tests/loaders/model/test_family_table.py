@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from halfbyte.loaders import open_checkpoint
 from halfbyte.loaders.model import families
-from halfbyte.loaders.model.families import FolderFacts, GGUFFacts, ModelFamily
+from halfbyte.loaders.model.family import FolderFacts, GGUFFacts, ModelFamily
 
 CONFIG = {
     "model_type": "newcomer",
