@@ -33,6 +33,10 @@ HALVES = {
     "IQ4_XS": (0,),
     "MXFP4": (),
     "NVFP4": (),
+    **{name: (0,) for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "Q1_0")},
+    "IQ1_M": (),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
 }
 # Scales of one byte at the start of a block, and the least byte that is not a number of the format.
 # Scales of MXFP4 up to 2 ** 124, with which the largest weight, 6, is still a float32.
@@ -52,6 +56,10 @@ EXPECTED = {  # bits, group, zero kind, scale dtype
     "IQ4_XS": (4, 32, "table", torch.float32),
     "MXFP4": (4, 32, "table", torch.float32),
     "NVFP4": (4, 16, "table", torch.float32),
+    **{name: (4, 32, "table", torch.float32) for name in ("IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ1_S")},
+    **{name: (4, 16, "table", torch.float32) for name in ("IQ2_XS", "IQ2_S", "IQ1_M")},
+    **{name: (2, 128, "int", torch.float32) for name in ("TQ1_0", "TQ2_0")},
+    "Q1_0": (2, 128, "int", torch.float16),
 }
 
 
@@ -70,7 +78,19 @@ def random_blocks(name: str, rows: int, blocks: int, rng: np.random.Generator) -
         raw[..., at : at + 2] = half.astype("<u2")[..., None].view(np.uint8)
     count, bad = BYTES.get(name, (0, 1))
     raw[..., :count] %= bad
+    if name == "IQ1_M":  # its float16 is in four nibbles; the highest has the sign and an exponent
+        raw[..., 55] &= 0xBF
     return raw
+
+
+def dequantized(name: str, raw: np.ndarray) -> np.ndarray:
+    """uint8 [rows, bytes] by the package; signs with a scale, which it has no code for, by hand."""
+    if name != "Q1_0":
+        return dequantize(raw, gguf.GGMLQuantizationType[name])
+    blocks = raw.reshape(len(raw), -1, 18)
+    scales = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+    signs = np.unpackbits(blocks[..., 2:], axis=-1, bitorder="little")
+    return np.where(signs == 1, scales, -scales).reshape(len(raw), -1)
 
 
 def bits_of(values: np.ndarray) -> np.ndarray:
@@ -86,7 +106,7 @@ def test_dequantized_blocks_equal_the_package(name, rows, blocks):
     shape = (rows, blocks * kind.elements)
     weight = convert_tensor("w", kind, shape, torch.from_numpy(raw).view(-1))
     assert isinstance(weight, QuantizedLinear)
-    expected = dequantize(raw.reshape(rows, -1), gguf.GGMLQuantizationType[name])
+    expected = dequantized(name, raw.reshape(rows, -1))
     assert np.array_equal(bits_of(weight.dequantize().numpy()), bits_of(expected))
 
 
@@ -102,14 +122,23 @@ def test_canonical_form(name):
     assert (weight.format.zero, weight.format.act) == (zero, None)
     doubled = tuple(value / 2 for value in gguf.quants.MXFP4.kvalues)
     table = doubled if name in BYTES else gguf.quants.IQ4_NL.kvalues
-    assert weight.format.table == (table if zero == "table" else ())
+    if zero == "table" and name[:3] in ("IQ1", "IQ2", "IQ3"):
+        # A magnitude with either sign, or shifted by an eighth either way; zeros stand for nothing.
+        values = np.array(gguf.quants.__dict__[name.replace("1_M", "1_S")].grid_map, np.float32)
+        both = (values + 0.125, values - 0.125) if "IQ1" in name else (values, -values)
+        times = 8 if "IQ1" in name else 1
+        assert set(weight.format.table) - {0.0} == {float(v) * times for half in both for v in half}
+    else:
+        assert weight.format.table == (table if zero == "table" else ())
     assert weight.shape == (rows, k)
     assert weight.codes.dtype == torch.uint8
     assert weight.codes.shape == (rows, k * bits // 8)
     assert weight.scales.dtype == dtype
     assert weight.scales.shape == (rows, k // group)
-    assert (weight.zeros is None) == (zero != "float")
-    if weight.zeros is not None:
+    assert (weight.zeros is None) == (zero not in ("float", "int"))
+    if weight.zeros is not None and zero == "int":
+        assert weight.zeros.shape == weight.scales.shape and (weight.zeros == 1).all()
+    elif weight.zeros is not None:
         assert weight.zeros.dtype == dtype
         assert weight.zeros.shape == weight.scales.shape
     assert weight.codes.is_contiguous()
@@ -239,10 +268,17 @@ def test_zero_and_negative_scales_are_legal():
 
 
 def test_types_without_a_converter_are_refused_by_name():
-    with pytest.raises(
-        UnsupportedModelError, match=r"tensor w has type IQ2_XXS; supported are F32,"
-    ):
-        convert_tensor("w", TYPES["IQ2_XXS"], (1, 256), torch.zeros(66, dtype=torch.uint8))
+    with pytest.raises(UnsupportedModelError, match=r"tensor w has type Q8_K; supported are F32,"):
+        convert_tensor("w", TYPES["Q8_K"], (1, 256), torch.zeros(292, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("value", [0x7C, 0xFC, 0x7E], ids=["inf", "-inf", "nan"])
+def test_a_scale_in_four_nibbles_that_is_not_finite_is_refused(value):
+    raw = random_blocks("IQ1_M", 4, 3, fresh_rng())
+    for at, nibble in zip((53, 55), (value & 15, value >> 4), strict=True):
+        raw[2, 1, at] = (raw[2, 1, at] & 15) | (nibble << 4)
+    with pytest.raises(CheckpointError, match=r"tensor w \(IQ1_M\): scale of row 2, group 16 "):
+        convert_tensor("w", TYPES["IQ1_M"], (4, 768), torch.from_numpy(raw).view(-1))
 
 
 def test_quantized_vectors_are_refused():

@@ -41,8 +41,10 @@ def relative(w: Tensor, q: Tensor, h: Tensor | float = 1.0) -> float:
     return float(((q - w).square() * h).sum() / (w.square() * h).sum())
 
 
-def test_every_type_that_is_read_can_be_made_but_4_bit_floats():
-    assert set(TYPES) == set(CANONICAL) - {"MXFP4", "NVFP4"}
+def test_every_type_that_is_read_can_be_made_but_4_bit_floats_grids_and_ternary():
+    grids = {name for name in CANONICAL if name.startswith(("IQ1", "IQ2", "IQ3"))}
+    others = {"MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0"}
+    assert len(grids) == 7 and set(TYPES) == set(CANONICAL) - grids - others
 
 
 @pytest.mark.parametrize("kind", TYPES)
