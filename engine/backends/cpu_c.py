@@ -195,6 +195,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             qkv=qkv_TC,
             angles=angles,
             slots=step.slots,
+            factors=step.query_factors,
             q_norm=shape.q_norm,
             k_norm=shape.k_norm,
             k=kv.k,

@@ -104,6 +104,8 @@ class PlainOps(CpuParts[P]):
             k = ref.rms_norm(k, shape.k_norm, shape.eps)
         cos, sin = rope_of(shape, step).chunk(2, dim=-1)
         q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
+        if step.query_factors is not None:
+            q = q * step.query_factors[:, None, None].to(q.dtype)
         if kv.k_scale is not None and kv.v_scale is not None:
             (k, k_scale), (v, v_scale) = (quantize_kv(x, kv.k.dtype) for x in (k, v))
             ref.write_scales(k_scale, v_scale, kv.k_scale, kv.v_scale, step.slots)

@@ -201,7 +201,7 @@ class TritonOps:
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
     ) -> Tensor:
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
-        return rope_write_kv(
+        q = rope_write_kv(
             qkv_TC,
             rope_of(shape, step),
             step.slots,
@@ -214,6 +214,7 @@ class TritonOps:
             k_scale_BJS=kv.k_scale,
             v_scale_BJS=kv.v_scale,
         )
+        return q if step.query_factors is None else q.mul_(step.query_factors[:, None, None])
 
     def attention(
         self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs

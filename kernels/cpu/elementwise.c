@@ -70,7 +70,10 @@ void hb_rope_kv(const struct rope_kv *op, int tid, int threads) {
             x = normed;
         }
         if (h < heads) {
-            rotate(x, angles, op->q + ((size_t)t * heads + h) * dim, dim, half);
+            float *q = op->q + ((size_t)t * heads + h) * dim;
+            rotate(x, angles, q, dim, half);
+            if (op->factors)
+                for (int i = 0; i < dim; i++) q[i] *= op->factors[t];
             continue;
         }
         int head = (h - heads) % kv_heads;

@@ -218,6 +218,7 @@ class RopeKv(Op):
         qkv: [T, (H + 2 J) E].
         angles: [T, 2 half]: cosines, then sines.
         slots: [T], where each token's key and value go.
+        factors: [T], by which rotated queries are multiplied, or None: 1.
         q_norm: [E], or None for no norm; ``k_norm`` likewise.
         k: cache [blocks, J, block_size, E] of type ``kv``; ``v`` likewise.
         k_scales: of int8 keys, [blocks, J, block_size], else None; ``v_scales`` likewise.
@@ -230,6 +231,7 @@ class RopeKv(Op):
     qkv: ReadFloats
     angles: ReadFloats
     slots: ReadLongs
+    factors: ReadFloats | None = None
     q_norm: ReadFloats | None
     k_norm: ReadFloats | None
     k: Memory

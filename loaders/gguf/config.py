@@ -33,8 +33,8 @@ _NEUTRAL: dict[str, float] = {
     "leading_dense_block_count": 0,
     "nextn_predict_layers": 0,
     "rope.scaling.alpha": 0,
-    "rope.scaling.yarn_log_multiplier": 0,
     "rope.scaling.yarn_ext_factor": 1,
+    "rope.scaling.yarn_log_multiplier": 0,
     "rope.scaling.yarn_attn_factor": 1,
     "use_parallel_residual": 0,
 }
@@ -193,7 +193,8 @@ def read_config(
 def read_family(where: str, metadata: Mapping[str, Any]) -> ModelFamily:
     """The family of a file. Raises UnsupportedModelError, naming the known, for another."""
     arch = Fields(where, metadata).text("general.architecture")
-    family = family_of_architecture(arch, bool(metadata.get(f"{arch}.expert_count")))
+    keys = {key.removeprefix(f"{arch}.") for key in metadata}
+    family = family_of_architecture(arch, bool(metadata.get(f"{arch}.expert_count")), keys)
     if family is None:
         raise UnsupportedModelError(
             f"{where}: general.architecture is {shown(arch)}; supported are "
@@ -252,7 +253,7 @@ class _ArchFields(Fields):
         """Refuse keys that change the numbers and that the family does not use."""
         for key, neutral in _NEUTRAL.items():
             value = self.values.get(key, neutral)
-            if value != neutral and key not in family.softcaps:
+            if value != neutral and key not in {*family.softcaps, *family.gguf.own_keys}:
                 raise UnsupportedModelError(
                     f"{self.name(key)} is {shown(value)}; only {neutral} is supported"
                 )

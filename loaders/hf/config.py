@@ -12,7 +12,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Activation, ModelConfig, RopeConfig
-from ..model.families import family_of_type, model_types
+from ..model.families import family_of_config, family_of_type, model_types
 from ..model.family import ModelFamily
 from ..model.report import LoadReport
 from .layers import read_experts, rotated_layers, sliding_windows
@@ -132,7 +132,7 @@ def read_config(
 
 def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
     """The keys that counts and sizes are under in this ``config.json``, for messages."""
-    family = family_of_type(values.get("model_type"))
+    family = family_of_config(values)
     if family is None:
         return _KEYS
     own = {"experts": family.hf.expert_count, "expert_inner": family.hf.expert_width}
@@ -147,7 +147,7 @@ def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
 
 def wraps(values: Mapping[str, Any]) -> bool:
     """Whether a parsed ``config.json`` holds the model that is read under ``text_config``."""
-    family = family_of_type(values.get("model_type"))
+    family = family_of_config(values)
     return family is not None and values["model_type"] == family.hf.wrapper
 
 
@@ -170,7 +170,14 @@ def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Field
 def check_family(read: Fields, report: LoadReport) -> ModelFamily:
     """The family, refused with UnsupportedModelError when it or a variant of it is unknown."""
     model_type = read.text("model_type")
-    family = family_of_type(model_type)
+    family = family_of_config(read.values)
+    if family is None and family_of_type(model_type) is not None:
+        inner = read.mapping("text_config").get("model_type")
+        raise UnsupportedModelError(
+            f"{read.name('text_config.model_type')} is {shown(inner)}; it is none of the text models "
+            f"that are supported in {shown(model_type)}",
+            hint="this architecture is not implemented: take a model of a supported family",
+        )
     if family is None:
         raise UnsupportedModelError(
             f"{read.name('model_type')} is {shown(model_type)}; supported are "

@@ -33,6 +33,8 @@ _KNOWN = frozenset(
         "low_freq_factor",
         "high_freq_factor",
         "finetuned",
+        "max_position_embeddings",  # Ministral 3 has it here once more
+        "llama_4_scaling_beta",
     )
 )
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -59,6 +61,7 @@ def read_rope(
         values, name = _of_layers(config, "full_attention")
         values = {**values, **scaling}
     partial = family is not None and family.hf.partial_rotary
+    query_scale = family is not None and family.query_scale
     _refuse(config, name, values, partial)
     rope = Fields(config.where, values, f"{config.prefix}{name}.")
     low, high = limits.MIN_THETA, limits.MAX_THETA
@@ -72,6 +75,11 @@ def read_rope(
     if rotary < 2:  # 0 would mean the whole head
         raise rope.error("partial_rotary_factor", rotary / head_dim, f"2 of {head_dim} or more")
     base = RopeConfig(theta=theta, rotary_dim=rotary)
+    if rope.present("llama_4_scaling_beta") and not (query_scale and kind == "yarn"):
+        raise UnsupportedModelError(
+            f"{rope.name('llama_4_scaling_beta')} is {shown(values['llama_4_scaling_beta'])} with "
+            f"rope_type {shown(kind)}; supported is yarn, of ministral3"
+        )
     if kind == "default":
         return base
     if kind in ("linear", "dynamic"):
@@ -186,6 +194,7 @@ def _yarn(rope: Fields, base: RopeConfig) -> RopeConfig:
         truncate=rope.flag("truncate", True),
         mscale=rope.number("mscale", 0.0, 1e6, 0.0),
         mscale_all_dim=rope.number("mscale_all_dim", 0.0, 1e6, 0.0),
+        query_scale=rope.number("llama_4_scaling_beta", 0.0, 1e6, 0.0),
     )
 
 

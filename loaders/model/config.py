@@ -31,6 +31,8 @@ class RopeConfig:
         short_factor: longrope divisors ``[rotary_dim / 2]`` up to ``original_max_position``.
         long_factor: longrope divisors ``[rotary_dim / 2]`` beyond it.
         freq_factors: divisors ``[rotary_dim / 2]`` stored as a tensor (GGUF ``rope_freqs``).
+        query_scale: s > 0: a rotated query at position p is multiplied by
+            ``1 + s log(1 + floor(p / original_max_position))`` (Ministral 3); 0 = not.
     """
 
     theta: float = 10000.0
@@ -49,6 +51,7 @@ class RopeConfig:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     freq_factors: tuple[float, ...] = ()
+    query_scale: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,10 @@ class GGUFFacts:
     """A family in GGUF files.
 
     Attributes:
-        architectures: values of ``general.architecture``. Two families share one where only a
-            mixture of experts tells them apart.
+        architectures: values of ``general.architecture``. Two families share one where a
+            mixture of experts or a marker tells them apart.
+        own_keys: keys that change the numbers, which most other families must not have.
+        marker: key, without the architecture, that only files of this family have; "" = none.
         interleaved: q and k rows are stored in interleaved order.
         stacked: q, k and v, and gate and up, may be one tensor each.
         window: sliding window in tokens when the file names none; 0 = none.
@@ -79,6 +81,8 @@ class GGUFFacts:
     """
 
     architectures: tuple[str, ...]
+    own_keys: tuple[str, ...] = ()
+    marker: str = ""
     interleaved: bool = False
     stacked: bool = False
     window: int = 0
@@ -104,6 +108,7 @@ class ModelFamily:
         gemma: scaled embeddings, and norms by 1 + w (GGUF files hold 1 + w).
         post_norms: four norms a layer.
         local_rope: sliding layers have a rotary rule of their own.
+        query_scale: queries far into a text are scaled by their position.
         softcaps: key -> default of the soft caps that it has; 0 = none. Both kinds of checkpoint
             use the same keys.
         experts: number of experts where a folder names none; 0 = the family has no experts.
@@ -118,5 +123,6 @@ class ModelFamily:
     gemma: bool = False
     post_norms: bool = False
     local_rope: bool = False
+    query_scale: bool = False
     softcaps: Mapping[str, float] = field(default_factory=dict)
     experts: int = 0

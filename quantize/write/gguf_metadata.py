@@ -199,6 +199,11 @@ def _scaling(config: ModelConfig, rope: RopeConfig) -> Metadata:
     if rope.kind == "yarn":
         found["rope.scaling.yarn_beta_fast"] = MetadataEntry(rope.beta_fast, Kind.FLOAT32)
         found["rope.scaling.yarn_beta_slow"] = MetadataEntry(rope.beta_slow, Kind.FLOAT32)
+        if rope.mscale_all_dim and family_of(config).gguf.own_keys:  # compared when read back
+            entry = MetadataEntry(rope.mscale_all_dim, Kind.FLOAT32)
+            found["rope.scaling.yarn_log_multiplier"] = entry
+    if family_of(config).query_scale:
+        found["attention.temperature_scale"] = MetadataEntry(rope.query_scale, Kind.FLOAT32)
     if rope.kind == "longrope":
         factor = attention_factor(rope, config.max_position)
         found["rope.scaling.attn_factor"] = MetadataEntry(factor, Kind.FLOAT32)
@@ -295,6 +300,6 @@ def _same_rope(
         dim = rope.rotary_dim or model.head_dim
         inverse = inverse_frequencies(rope, dim, model.max_position)
         factor = attention_factor(rope, model.max_position)
-        more = (*rope.short_factor, *rope.long_factor, factor)
+        more = (*rope.short_factor, *rope.long_factor, factor, rope.query_scale)
         values.append(torch.cat((inverse, torch.tensor(more))))
     return values[0].shape == values[1].shape and torch.allclose(*values, rtol=1e-5, atol=0)

@@ -177,6 +177,10 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
         scaling["high_freq_factor"] = rope.high_freq_factor
     if rope.kind == "yarn":
         scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+        if rope.mscale and rope.mscale_all_dim:
+            scaling |= {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
+        if family.query_scale:
+            scaling["llama_4_scaling_beta"] = rope.query_scale
     if rope.kind == "longrope":
         scaling |= {
             "short_factor": list(rope.short_factor),

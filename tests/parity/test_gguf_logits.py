@@ -53,6 +53,7 @@ ARCHITECTURES = {
     "llama-yarn": "llama",
     "mistral-window": "llama",  # how files of Mistral 7B are labelled
     "mistral-no-window": "mistral3",
+    "ministral3": "mistral3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "smollm3": "smollm3",
@@ -187,6 +188,9 @@ def _write_rope(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: int) 
         writer.add_rope_scaling_factor(rope["factor"])
     if "original_max_position_embeddings" in rope and kind != "llama3":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if "llama_4_scaling_beta" in rope:
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, dims))
     if kind == "longrope":

@@ -17,6 +17,8 @@ from transformers import (
     GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -37,6 +39,7 @@ VOCAB = 270  # 256 bytes, some rows that no token has, and an end
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
+    "ministral3": (Ministral3Config, Ministral3ForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "mixtral": (MixtralConfig, MixtralForCausalLM),
@@ -104,6 +107,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral-window": ("mistral", {"sliding_window": 16}),
     "mistral-no-window": ("mistral", {"sliding_window": None, "head_dim": 32}),
+    # The scale of the queries changes at 32, 64 and 96.
+    "ministral3": (
+        "ministral3",
+        {
+            "head_dim": 32,
+            **rope(
+                "yarn",
+                factor=8.0,
+                original_max_position_embeddings=32,
+                beta_fast=32.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+                llama_4_scaling_beta=0.8,
+            ),
+        },
+    ),
     "qwen2": ("qwen2", {}),
     "qwen2-tied-window": (
         "qwen2",
