@@ -34,8 +34,8 @@ class AttentionShape:
         head_dim: E.
         scale: factor on the scores, ``head_dim ** -0.5`` as a rule.
         window: sliding window in tokens, 0 = full.
-        q_norm: per-head RMSNorm weight [E] on queries before RoPE, or None.
-        k_norm: the same for keys.
+        q_norm: RMSNorm weight on queries before RoPE, per head [E] or over all heads [H E], or None.
+        k_norm: the same for keys, [E] or [J E].
         eps: epsilon of those norms.
         softcap: scores become ``cap * tanh(score / cap)`` before the mask (Gemma 2); 0 = none.
         local_rope: rotate by the step's ``rope_local`` (Gemma 3's sliding layers).
@@ -51,6 +51,11 @@ class AttentionShape:
     eps: float = 0.0
     softcap: float = 0.0
     local_rope: bool = False
+
+    @property
+    def whole_norms(self) -> bool:
+        """Whether q and k are normed over all heads of a token at once."""
+        return self.q_norm is not None and self.q_norm.shape[0] != self.head_dim
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,9 +41,9 @@ from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .activations import left_as_floats
 from .base import Activation, AttentionShape
-from .cpu_fields import CODE_TYPES, GATES, KV_TYPES, runs_of, scale_stride
+from .cpu_fields import CODE_TYPES, GATES, KV_TYPES, norm_fields, runs_of, scale_stride
 from .cpu_sampling import draw_rows
-from .plain import CpuParts, rope_of
+from .plain import CpuParts, rope_of, whole_norms
 from .scratch import Scratch
 
 OpFields = ParamSpec("OpFields")
@@ -155,20 +155,8 @@ class CompiledOps(CpuParts[TiledLinear]):
         readers: Sequence[TiledLinear] = (),
     ) -> Tensor:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
-        count, width = (x_TD if rows is None else rows).shape[0], x_TD.shape[1]
-        out = self._activation(count, width)
-        self._emit(
-            ops.RmsNorm,
-            x=x_TD,
-            weight=weight_D,
-            rows=rows,
-            out=out,
-            tokens=count,
-            width=width,
-            out_stride=out.stride(0),
-            half=out.dtype == torch.bfloat16,
-            eps=eps,
-        )
+        out = self._activation((x_TD if rows is None else rows).shape[0], x_TD.shape[1])
+        self._emit(ops.RmsNorm, **norm_fields(x_TD, weight_D, eps, out, rows))
         return out
 
     def linear(self, x_TK: Tensor, weight: TiledLinear, out: Tensor | None = None) -> Tensor:
@@ -189,15 +177,17 @@ class CompiledOps(CpuParts[TiledLinear]):
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
         tokens = qkv_TC.shape[0]
         q = self._scratch.take((tokens, shape.heads, shape.head_dim))
-        angles = rope_of(shape, step)
+        angles, whole = rope_of(shape, step), whole_norms(qkv_TC, shape)
+        for part, weight in whole:
+            self._emit(ops.RmsNorm, **norm_fields(part, weight, shape.eps, part))
         self._emit(
             ops.RopeKv,
             qkv=qkv_TC,
             angles=angles,
             slots=step.slots,
             factors=step.query_factors,
-            q_norm=shape.q_norm,
-            k_norm=shape.k_norm,
+            q_norm=None if whole else shape.q_norm,
+            k_norm=None if whole else shape.k_norm,
             k=kv.k,
             v=kv.v,
             k_scales=kv.k_scale,

@@ -98,10 +98,10 @@ class PlainOps(CpuParts[P]):
     ) -> Tensor:
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
         q, k, v = split_heads(qkv_TC, shape)
-        if shape.q_norm is not None:
-            q = ref.rms_norm(q, shape.q_norm, shape.eps)
-        if shape.k_norm is not None:
-            k = ref.rms_norm(k, shape.k_norm, shape.eps)
+        if shape.q_norm is not None and shape.k_norm is not None:
+            own_q, own_k = (x.flatten(1) if shape.whole_norms else x for x in (q, k))
+            q = ref.rms_norm(own_q, shape.q_norm, shape.eps).view_as(q)
+            k = ref.rms_norm(own_k, shape.k_norm, shape.eps).view_as(k)
         cos, sin = rope_of(shape, step).chunk(2, dim=-1)
         q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
         if step.query_factors is not None:
@@ -176,6 +176,17 @@ def rope_of(shape: AttentionShape, step: StepInputs) -> Tensor:
         return step.rope
     assert step.rope_local is not None
     return step.rope_local
+
+
+def whole_norms(qkv_TC: Tensor, shape: AttentionShape) -> list[tuple[Tensor, Tensor]]:
+    """Views of q [T, H E] and k [T, J E] beside the weights of norms over all of their heads.
+
+    None where norms are per head, or there are none.
+    """
+    if shape.q_norm is None or shape.k_norm is None or not shape.whole_norms:
+        return []
+    q, k, _ = split_heads(qkv_TC, shape)
+    return [(q.flatten(1), shape.q_norm), (k.flatten(1), shape.k_norm)]
 
 
 def split_heads(qkv_TC: Tensor, shape: AttentionShape) -> tuple[Tensor, Tensor, Tensor]:

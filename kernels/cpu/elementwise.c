@@ -22,7 +22,7 @@ void hb_rms_norm(const struct rms_norm *op, int tid, int threads) {
     hb_share(op->tokens, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
         size_t row = (size_t)(op->rows ? op->rows[t] : t);
-        norm_row(op->x + row * d, op->weight, normed, d, op->eps);
+        norm_row(op->x + row * (size_t)op->x_stride, op->weight, normed, d, op->eps);
         put_row(normed, op->out, (size_t)t, d, op->out_stride, op->half);
     }
     if (op->half && tid == 0) pad_rows(op->out, op->tokens, op->out_stride);

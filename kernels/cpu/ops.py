@@ -197,7 +197,7 @@ class Gemm(Op):
 class RmsNorm(Op):
     """RMSNorm of ``x`` [any, D] with ``weight`` [D] to ``out`` [T, D], float or (``half``) blocks.
 
-    ``rows`` [T] are those of ``x`` to take, None: the first T.
+    ``rows`` [T] are those of ``x`` to take, None: the first T. ``out`` may be ``x``.
     """
 
     x: ReadFloats
@@ -206,6 +206,7 @@ class RmsNorm(Op):
     out: Memory
     tokens: Int
     width: Int
+    x_stride: Int
     out_stride: Int
     half: Flag
     eps: Float

@@ -163,6 +163,7 @@ def read_config(
         o_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
         qk_norm=family.qk_norm,
+        whole_qk_norm=family.whole_qk_norm,
         sliding_window=_windows(slides, window, position),
         activation=family.activation,
         embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,
@@ -170,6 +171,7 @@ def read_config(
         attn_softcap=_softcap(read, family, "attn_logit_softcapping"),
         logit_softcap=_softcap(read, family, "final_logit_softcapping"),
         post_norms=family.post_norms,
+        pre_norms=family.pre_norms,
         rope_local=rope_local,
         local_layers=local_layers,
         experts=experts,
@@ -329,7 +331,8 @@ def _local_rope(
     """The second rotary rule and the layers that have it."""
     key = "rope.freq_base_swa"
     if family.local_rope and any(slides):
-        theta = read.number(key, limits.MIN_THETA, limits.MAX_THETA, 10000.0)
+        usual = family.hf.defaults.get("rope_local_base_freq", rope.theta)
+        theta = read.number(key, limits.MIN_THETA, limits.MAX_THETA, usual)
         return RopeConfig(theta, rope.rotary_dim), slides
     if read.present(key) and any(slides) and read.values[key] != rope.theta:
         raise UnsupportedModelError(

@@ -117,7 +117,7 @@ def read_rope(
 
 
 def read_local_rope(config: Fields, head_dim: int) -> RopeConfig:
-    """The rotary embedding of Gemma 3's sliding layers, which never is a scaled one.
+    """The rotary embedding of sliding layers (Gemma 3, OLMo 3), which never is a scaled one.
 
     Raises:
         UnsupportedModelError: it is scaled.
@@ -132,7 +132,8 @@ def read_local_rope(config: Fields, head_dim: int) -> RopeConfig:
             f"{rope.name('rope_type')} is {shown(kind)}; supported for these layers is default"
         )
     low, high = limits.MIN_THETA, limits.MAX_THETA
-    outer = config.number("rope_local_base_freq", low, high, 10000.0)
+    outer = config.number("rope_theta", low, high, 10000.0)
+    outer = config.number("rope_local_base_freq", low, high, outer)
     return RopeConfig(theta=rope.number("rope_theta", low, high, outer), rotary_dim=head_dim)
 
 

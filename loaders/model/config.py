@@ -94,6 +94,7 @@ class ModelConfig:
         o_bias: the attention output projection has a bias.
         mlp_bias: gate, up and down projections have biases.
         qk_norm: per-head RMSNorm on q and k before RoPE (Qwen3, Gemma 3).
+        whole_qk_norm: with ``qk_norm``: over all heads of a token at once (OLMo 2).
         sliding_window: attention window in tokens per layer, 0 = full; empty = all full.
         activation: what the MLP applies to its gate.
         embedding_scale: factor on the embeddings (Gemma: ``sqrt(hidden_size)``), rounded to the
@@ -105,6 +106,8 @@ class ModelConfig:
             ``post_attention_layernorm`` around attention, ``pre_feedforward_layernorm`` and
             ``post_feedforward_layernorm`` around the MLP. Otherwise ``post_attention_layernorm``
             is the one before the MLP.
+        pre_norms: blocks norm what they read. Where they do not (OLMo 2), ``post_norms`` are the
+            only two of a layer.
         norm_offset: what is added to every stored norm weight, q and k norms too: 1 where the
             file holds w and the model multiplies by 1 + w (Gemma in Hugging Face folders; GGUF
             files hold 1 + w).
@@ -133,6 +136,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    whole_qk_norm: bool = False
     sliding_window: tuple[int, ...] = ()
     activation: Activation = "silu"
     embedding_scale: float = 1.0
@@ -140,6 +144,7 @@ class ModelConfig:
     attn_softcap: float = 0.0
     logit_softcap: float = 0.0
     post_norms: bool = False
+    pre_norms: bool = True
     norm_offset: float = 0.0
     rope_local: RopeConfig | None = None
     local_layers: tuple[bool, ...] = ()

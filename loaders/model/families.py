@@ -208,6 +208,47 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         ),
     ),
     ModelFamily(
+        "olmo2",
+        FolderFacts(
+            "olmo2",
+            "Olmo2ForCausalLM",
+            {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+            attention_bias=True,
+        ),
+        GGUFFacts(("olmo2",), renamed=_POST_NORM_NAMES),
+        qk_norm=True,
+        whole_qk_norm=True,
+        post_norms=True,
+        pre_norms=False,
+    ),
+    ModelFamily(
+        "olmo3",
+        FolderFacts(
+            "olmo3",
+            "Olmo3ForCausalLM",
+            {
+                "max_position_embeddings": 2048,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 500000.0,
+                "sliding_window": 4096,
+                "sliding_window_pattern": 4,
+            },
+            attention_bias=True,
+            windows="pattern",
+        ),
+        GGUFFacts(
+            ("olmo2",),
+            marker="attention.sliding_window",
+            window_every=4,
+            renamed=_POST_NORM_NAMES,
+        ),
+        qk_norm=True,
+        whole_qk_norm=True,
+        post_norms=True,
+        pre_norms=False,
+        local_rope=True,
+    ),
+    ModelFamily(
         "gemma",
         FolderFacts(
             "gemma",
@@ -289,7 +330,9 @@ def family_of_config(values: Mapping[str, Any]) -> ModelFamily | None:
     A text model that does not say its type is of the first family with that wrapper, as it is in
     transformers.
     """
-    inside = [f for f in MODEL_FAMILIES if f.hf.wrapper and f.hf.wrapper == values.get("model_type")]
+    inside = [
+        f for f in MODEL_FAMILIES if f.hf.wrapper and f.hf.wrapper == values.get("model_type")
+    ]
     if not inside:
         return family_of_type(values.get("model_type"))
     text = values.get("text_config")

@@ -105,8 +105,10 @@ class ModelFamily:
         activation: what the MLP applies to its gate.
         qkv_bias: q, k and v always have biases.
         qk_norm: q and k are normed per head.
+        whole_qk_norm: with ``qk_norm``: over all heads at once.
         gemma: scaled embeddings, and norms by 1 + w (GGUF files hold 1 + w).
-        post_norms: four norms a layer.
+        post_norms: norms on what a block adds, four norms a layer.
+        pre_norms: norms on what a block reads.
         local_rope: sliding layers have a rotary rule of their own.
         query_scale: queries far into a text are scaled by their position.
         softcaps: key -> default of the soft caps that it has; 0 = none. Both kinds of checkpoint
@@ -120,8 +122,10 @@ class ModelFamily:
     activation: Activation = "silu"
     qkv_bias: bool = False
     qk_norm: bool = False
+    whole_qk_norm: bool = False
     gemma: bool = False
     post_norms: bool = False
+    pre_norms: bool = True
     local_rope: bool = False
     query_scale: bool = False
     softcaps: Mapping[str, float] = field(default_factory=dict)

@@ -161,8 +161,15 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
     if rope.freq_factors:
         rope = llama3_of(rope, config.head_dim, config.max_position)
     found: dict[str, Any] = {"rope_theta": rope.theta}
-    if config.rope_local is not None and config.rope_local.kind != "none":
-        found["rope_local_base_freq"] = config.rope_local.theta
+    local = config.rope_local
+    if local is not None and local.kind != "none" and local.theta != rope.theta:
+        if "rope_local_base_freq" not in family.hf.defaults:
+            raise QuantizeError(
+                f"sliding layers rotate by a base of {local.theta:g} and others by {rope.theta:g}; "
+                f"config.json of {family.hf.model_type} has one base",
+                hint="start from the model's Hugging Face folder",
+            )
+        found["rope_local_base_freq"] = local.theta
     rotary = rope.rotary_dim or config.head_dim
     if rotary != config.head_dim:
         found["partial_rotary_factor"] = rotary / config.head_dim

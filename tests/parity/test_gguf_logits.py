@@ -60,6 +60,8 @@ ARCHITECTURES = {
     "phi3": "phi3",
     "phi3-window": "phi3",
     "phi3-partial-longrope": "phi3",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma2-caps": "gemma2",
@@ -69,6 +71,7 @@ ARCHITECTURES = {
     "qwen3_moe-shares": "qwen3moe",
 }
 SUFFIXES = (".weight", ".bias")
+PATTERNED = ("olmo2", "exaone4")
 PERMUTED = ("llama", "mistral3", "smollm3")
 
 
@@ -170,6 +173,9 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: i
         writer.add_expert_used_count(config.num_experts_per_tok)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
+        if arch in PATTERNED:
+            slides = [kind == "sliding_attention" for kind in config.layer_types]
+            writer.add_sliding_window_pattern(slides)
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)

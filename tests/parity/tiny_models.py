@@ -23,6 +23,10 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen2Config,
@@ -46,6 +50,8 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
     "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
     "phi3": (Phi3Config, Phi3ForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+    "olmo3": (Olmo3Config, Olmo3ForCausalLM),
     "gemma": (GemmaConfig, GemmaForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
@@ -186,6 +192,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 original_max_position_embeddings=64,
                 **FACTORS,
             ),
+        },
+    ),
+    "olmo2": ("olmo2", {"pad_token_id": None}),
+    "olmo2-bias": (
+        "olmo2",
+        {"attention_bias": True, "num_key_value_heads": 1, "pad_token_id": None},
+    ),
+    "olmo3": (
+        "olmo3",
+        {
+            "pad_token_id": None,
+            "num_hidden_layers": 5,
+            "sliding_window": 16,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "rope_theta": 5e5,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
         },
     ),
     # It has no query_pre_attn_scalar: the key must be without effect.

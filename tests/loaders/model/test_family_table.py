@@ -93,9 +93,7 @@ def test_entries_have_names_of_their_own():
     table = families.MODEL_FAMILIES
     assert len({f.name for f in table}) == len(table)
     assert len(families.model_types()) == len(set(families.model_types()))
-    sides = [
-        (arch, bool(f.experts), f.gguf.marker) for f in table for arch in f.gguf.architectures
-    ]
+    sides = [(arch, bool(f.experts), f.gguf.marker) for f in table for arch in f.gguf.architectures]
     assert len(sides) == len(set(sides))
     for family in table:
         assert families.family_of_type(family.hf.model_type) is family
