@@ -79,6 +79,7 @@ def find_folded(
     between = (
         "pre_feedforward_layernorm" if theirs.config.post_norms else "post_attention_layernorm"
     )
+    between = "input_layernorm" if theirs.config.parallel else between
     norms = {"self_attn": "input_layernorm", "mlp": between} if theirs.config.pre_norms else {}
     before = {
         block: _norm_factor(ours, theirs, f"{name}.{norm}.weight") for block, norm in norms.items()

@@ -198,6 +198,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
             half=angles.shape[1] // 2,
+            interleaved=shape.interleaved,
             kv=KV_TYPES[kv.k.dtype],
             block_size=kv.k.shape[2],
             block_stride=kv.k.stride(0),
@@ -258,6 +259,12 @@ class CompiledOps(CpuParts[TiledLinear]):
         self._emit(ops.AttentionSplit, attention=attention)
         self._emit(ops.AttentionMerge, attention=attention)
         return out
+
+    def center(self, x_TD: Tensor) -> None:
+        """Subtract from each row of [T, D] its mean, in place."""
+        tokens, width = x_TD.shape
+        self._emit(ops.Center, x=x_TD, tokens=tokens, width=width, stride=x_TD.stride(0))
+        self._rounded_input = None
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""

@@ -103,7 +103,7 @@ class PlainOps(CpuParts[P]):
             q = ref.rms_norm(own_q, shape.q_norm, shape.eps).view_as(q)
             k = ref.rms_norm(own_k, shape.k_norm, shape.eps).view_as(k)
         cos, sin = rope_of(shape, step).chunk(2, dim=-1)
-        q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
+        q, k = (ref.apply_rope(x, cos, sin, shape.interleaved) for x in (q, k))
         if step.query_factors is not None:
             q = q * step.query_factors[:, None, None].to(q.dtype)
         if kv.k_scale is not None and kv.v_scale is not None:
@@ -129,6 +129,10 @@ class PlainOps(CpuParts[P]):
                 shape.softcap,
             )
         return out.flatten(1)
+
+    def center(self, x_TD: Tensor) -> None:
+        """Subtract from each row of [T, D] its mean, in place."""
+        x_TD -= x_TD.mean(-1, keepdim=True)
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""

@@ -216,6 +216,7 @@ class TritonOps:
             q_norm_E=None if whole else shape.q_norm,
             k_norm_E=None if whole else shape.k_norm,
             eps=shape.eps,
+            interleaved=shape.interleaved,
             k_scale_BJS=kv.k_scale,
             v_scale_BJS=kv.v_scale,
         )
@@ -262,6 +263,10 @@ class TritonOps:
             out=out,
         )
         return out.flatten(1)
+
+    def center(self, x_TD: Tensor) -> None:
+        """Subtract from each row of [T, D] its mean, in place."""
+        x_TD -= x_TD.mean(-1, keepdim=True, dtype=torch.float32)
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""

@@ -52,6 +52,7 @@ class AttentionBlock:
             config.rms_norm_eps,
             config.attn_softcap,
             config.local_rope(layer),
+            config.interleaved_rope,
         )
         return cls(
             source.norm(f"{name}.input_layernorm") if config.pre_norms else None,
@@ -80,13 +81,18 @@ class AttentionBlock:
 
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add attention's output to the residual [T, D]; write the tokens' keys and values."""
-        kv = LayerKV(*state.tokens)
         # What the last projection reads is all that is held: quantizing stops here with each batch.
-        a_TC = ops.attention(
-            ops.rope_write_kv(
-                self.qkv(ops, pre_normed(ops, x_TD, self.norm, self.eps, self.qkv.parts)),
-                *(self.shape, kv, step),
-            ),
-            *(self.shape, kv, step),
+        a_TC = self.attend(
+            ops,
+            self.qkv(ops, pre_normed(ops, x_TD, self.norm, self.eps, self.qkv.parts)),
+            *(step, state),
         )
         project_add(ops, a_TC, self.o, self.post_norm, self.eps, x_TD)
+
+    def attend(
+        self, ops: Ops[Any], qkv_TC: Tensor, step: StepInputs, state: BlockState
+    ) -> Tensor:
+        """From projections [T, (H + 2 J) E] to what the last one reads, [T, H E]."""
+        kv = LayerKV(*state.tokens)
+        q_THE = ops.rope_write_kv(qkv_TC, self.shape, kv, step)
+        return ops.attention(q_THE, self.shape, kv, step)

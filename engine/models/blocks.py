@@ -47,6 +47,12 @@ class Block(Protocol):
         ...
 
 
+def centered(ops: Ops[Any], config: ModelConfig, x_TD: Tensor) -> None:
+    """Make an RMSNorm of the residual [T, D] the norm that the model has of it."""
+    if config.centered_norms:
+        ops.center(x_TD)
+
+
 def pre_normed(
     ops: Ops[Any], x_TD: Tensor, norm_D: Tensor | None, eps: float, readers: Sequence[Any]
 ) -> Tensor:

@@ -224,6 +224,7 @@ class RopeKv(Op):
         k: cache [blocks, J, block_size, E] of type ``kv``; ``v`` likewise.
         k_scales: of int8 keys, [blocks, J, block_size], else None; ``v_scales`` likewise.
         q: [T, H, E], written.
+        interleaved: rotated pairs are neighbours, else they are ``half`` apart.
         block_stride: elements between blocks.
         scale_stride: scales between blocks.
         top: the code that the largest element of an int8 key or value becomes.
@@ -245,12 +246,22 @@ class RopeKv(Op):
     kv_heads: Int
     head_dim: Int
     half: Int
+    interleaved: Flag
     kv: Annotated[KVType, "int32_t"]
     block_size: Int
     block_stride: Int
     scale_stride: Int
     eps: Float
     top: Float
+
+
+class Center(Op):
+    """Subtract from each row of ``x`` [T, width] its mean."""
+
+    x: Floats
+    tokens: Int
+    width: Int
+    stride: Int
 
 
 class Attention(Op):
@@ -462,6 +473,7 @@ RECORDS = Records(
             Argmax,
             Draw,
             Add,
+            Center,
             Gather,
             Quantize,
             PackRows,

@@ -69,7 +69,8 @@ def read_rope(
     theta = rope.number("rope_theta", low, high, outer)
     kind = rope.text("rope_type", rope.text("type", "default"))
     # Phi-3's first files call longrope "su", or "yarn".
-    kind = "longrope" if kind == "su" or (kind == "yarn" and partial) else kind
+    named_so = family is not None and "original_max_position_embeddings" in family.hf.defaults
+    kind = "longrope" if kind == "su" or (kind == "yarn" and named_so) else kind
     factor = config.number("partial_rotary_factor", 1e-6, 1.0, 1.0)
     rotary = int(head_dim * rope.number("partial_rotary_factor", 1e-6, 1.0, factor))
     if rotary < 2:  # 0 would mean the whole head

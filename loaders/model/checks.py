@@ -114,6 +114,7 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]
     )
     norms = _POST_NORMS if config.post_norms else _NORMS
     norms = norms if config.pre_norms else _ONLY_POST_NORMS
+    norms = _NORMS[:1] if config.parallel else norms
     q_side, k_side = (q_rows, kv_rows) if config.whole_qk_norm else (head_dim, head_dim)
     yield EMBED, (vocab, hidden)
     for layer in range(config.num_layers):

@@ -89,6 +89,8 @@ class ModelConfig:
         rms_norm_eps: epsilon added to the mean square.
         max_position: context length in tokens the model was made for.
         rope: rotary embedding.
+        interleaved_rope: the rotated pairs of a head are its elements 2 i and 2 i + 1 (GLM), else
+            i and i + ``rotary_dim / 2``.
         tie_word_embeddings: the LM head is the embedding matrix.
         qkv_bias: q, k and v projections have biases.
         o_bias: the attention output projection has a bias.
@@ -102,10 +104,14 @@ class ModelConfig:
         attention_scale: factor on the scores; 0 means ``head_dim ** -0.5``.
         attn_softcap: scores become ``cap * tanh(score / cap)`` before the mask; 0 = none.
         logit_softcap: the same for the final logits; 0 = none.
+        logit_scale: factor on the final logits, before their soft cap.
         post_norms: four norms a layer (Gemma 2 and 3): ``input_layernorm`` and
             ``post_attention_layernorm`` around attention, ``pre_feedforward_layernorm`` and
             ``post_feedforward_layernorm`` around the MLP. Otherwise ``post_attention_layernorm``
             is the one before the MLP.
+        parallel: attention and MLP both read the layer's one norm, ``input_layernorm`` (Cohere 2).
+        centered_norms: norms of the residual subtract the mean of a row first: LayerNorm without a
+            bias (Cohere 2).
         pre_norms: blocks norm what they read. Where they do not (OLMo 2), ``post_norms`` are the
             only two of a layer.
         norm_offset: what is added to every stored norm weight, q and k norms too: 1 where the
@@ -131,6 +137,7 @@ class ModelConfig:
     rms_norm_eps: float
     max_position: int
     rope: RopeConfig = field(default_factory=RopeConfig)
+    interleaved_rope: bool = False
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
@@ -143,8 +150,11 @@ class ModelConfig:
     attention_scale: float = 0.0
     attn_softcap: float = 0.0
     logit_softcap: float = 0.0
+    logit_scale: float = 1.0
     post_norms: bool = False
     pre_norms: bool = True
+    parallel: bool = False
+    centered_norms: bool = False
     norm_offset: float = 0.0
     rope_local: RopeConfig | None = None
     local_layers: tuple[bool, ...] = ()

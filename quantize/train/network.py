@@ -215,8 +215,10 @@ class TrainNetwork:
 
     def logits(self, x_SD: Tensor) -> Tensor:
         """Float32 logits [S, V] of residuals behind the last layer."""
+        if self.config.centered_norms:  # in place would change what others keep
+            x_SD = x_SD - x_SD.mean(-1, keepdim=True)
         normed = self._ops.rms_norm(x_SD, self._norm, self.config.rms_norm_eps)
-        logits, cap = self._head(normed), self.config.logit_softcap
+        logits, cap = self._head(normed) * self.config.logit_scale, self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def _layer(self, blocks: list[Block], x_TD: Tensor, step: StepInputs) -> Tensor:

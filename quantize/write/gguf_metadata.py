@@ -130,7 +130,7 @@ def described_metadata(config: ModelConfig, path: Path) -> Metadata:
         "attention.head_count_kv": count(config.num_kv_heads),
         "attention.key_length": count(config.head_dim),
         "attention.value_length": count(config.head_dim),
-        "attention.layer_norm_rms_epsilon": MetadataEntry(config.rms_norm_eps, Kind.FLOAT32),
+        family.gguf.norm_eps: MetadataEntry(config.rms_norm_eps, Kind.FLOAT32),
         "vocab_size": count(config.vocab_size),
         "rope.dimension_count": count(config.rope.rotary_dim or config.head_dim),
         "rope.freq_base": MetadataEntry(config.rope.theta, Kind.FLOAT32),
@@ -143,6 +143,12 @@ def described_metadata(config: ModelConfig, path: Path) -> Metadata:
     ):
         if key in family.softcaps:
             own[key] = MetadataEntry(value, Kind.FLOAT32)
+    if family.logit_scale:
+        own["logit_scale"] = MetadataEntry(config.logit_scale, Kind.FLOAT32)
+    if family.multipliers:  # that on the residual was put away
+        own["embedding_scale"] = MetadataEntry(config.embedding_scale, Kind.FLOAT32)
+        own["attention.scale"] = MetadataEntry(config.score_scale, Kind.FLOAT32)
+        own["logit_scale"] = MetadataEntry(1.0 / config.logit_scale, Kind.FLOAT32)
     if config.rope_local is not None and config.rope_local.kind == "default":
         own["rope.freq_base_swa"] = MetadataEntry(config.rope_local.theta, Kind.FLOAT32)
     if config.experts is not None:
@@ -248,6 +254,7 @@ _SAME = (
     "score_scale",
     "attn_softcap",
     "logit_softcap",
+    "logit_scale",
     "post_norms",
     "local_layers",
     "experts",

@@ -62,6 +62,16 @@ ARCHITECTURES = {
     "phi3-partial-longrope": "phi3",
     "olmo2": "olmo2",
     "olmo3": "olmo2",
+    "granite": "granite",
+    "granite-biases": "granite",
+    "glm": "chatglm",
+    "glm4": "glm4",
+    "glm4-no-bias": "glm4",
+    "seed_oss": "seed_oss",
+    "exaone4": "exaone4",
+    "exaone4-full": "exaone4",
+    "cohere2": "cohere2",
+    "ernie4_5": "ernie4_5",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma2-caps": "gemma2",
@@ -72,7 +82,7 @@ ARCHITECTURES = {
 }
 SUFFIXES = (".weight", ".bias")
 PATTERNED = ("olmo2", "exaone4")
-PERMUTED = ("llama", "mistral3", "smollm3")
+PERMUTED = ("llama", "mistral3", "smollm3", "granite")
 
 
 def write_model(
@@ -160,7 +170,16 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: i
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if arch == "cohere2":
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_logit_scale(config.logit_scale)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if arch == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(VOCAB)
     if arch != "phi3":
         writer.add_key_length(head_dim)

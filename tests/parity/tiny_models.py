@@ -9,12 +9,24 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    Ernie4_5Config,
+    Ernie4_5ForCausalLM,
+    Exaone4Config,
+    Exaone4ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Ministral3Config,
@@ -35,6 +47,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -52,6 +66,13 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "phi3": (Phi3Config, Phi3ForCausalLM),
     "olmo2": (Olmo2Config, Olmo2ForCausalLM),
     "olmo3": (Olmo3Config, Olmo3ForCausalLM),
+    "granite": (GraniteConfig, GraniteForCausalLM),
+    "glm": (GlmConfig, GlmForCausalLM),
+    "glm4": (Glm4Config, Glm4ForCausalLM),
+    "seed_oss": (SeedOssConfig, SeedOssForCausalLM),
+    "exaone4": (Exaone4Config, Exaone4ForCausalLM),
+    "cohere2": (Cohere2Config, Cohere2ForCausalLM),
+    "ernie4_5": (Ernie4_5Config, Ernie4_5ForCausalLM),
     "gemma": (GemmaConfig, GemmaForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
@@ -216,6 +237,72 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.4,
+            "logits_scaling": 0.5,
+            # So large that it matters what it is divided by.
+            "rms_norm_eps": 1e-2,
+        },
+    ),
+    "granite-biases": (
+        "granite",
+        {"attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.3},
+    ),
+    "glm": ("glm", {"head_dim": 32, "pad_token_id": None}),
+    "glm4": ("glm4", {"head_dim": 32, "pad_token_id": None}),
+    "glm4-no-bias": (
+        "glm4",
+        {
+            "head_dim": 16,
+            "attention_bias": False,
+            "partial_rotary_factor": 0.25,
+            "pad_token_id": None,
+        },
+    ),
+    "seed_oss": ("seed_oss", {"head_dim": 32, "pad_token_id": None}),
+    "seed_oss-biases": (
+        "seed_oss",
+        {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True, "pad_token_id": None},
+    ),
+    "exaone4": (
+        "exaone4",
+        {"num_hidden_layers": 5, "sliding_window": 16, "head_dim": 16, "pad_token_id": None},
+    ),
+    "exaone4-full": (
+        "exaone4",
+        {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 3,
+            "head_dim": 16,
+            "pad_token_id": None,
+        },
+    ),
+    "cohere2": (
+        "cohere2",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 16,
+            "logit_scale": 0.7,
+            "pad_token_id": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "cohere2-bias": (
+        "cohere2",
+        {
+            "attention_bias": True,
+            "sliding_window": 16,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "logit_scale": 1.5,
+            "pad_token_id": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "ernie4_5": ("ernie4_5", {"head_dim": 16, "pad_token_id": None}),
     # It has no query_pre_attn_scalar: the key must be without effect.
     "gemma": ("gemma", {**GEMMA, "num_key_value_heads": 1, "head_dim": 32}),
     # The square root of 72 is no bfloat16.
