@@ -151,9 +151,7 @@ def gated_mul(gate_up_TI2: Tensor, activation: str = "silu") -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
-def apply_rope(
-    x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor, interleaved: bool = False
-) -> Tensor:
+def apply_rope(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate the first 2 F of E dimensions -> [T, H, E].
 
     Dimension i pairs with i + F (GPT-NeoX), or 2 i with 2 i + 1 where they are ``interleaved``.

@@ -89,9 +89,7 @@ class AttentionBlock:
         )
         project_add(ops, a_TC, self.o, self.post_norm, self.eps, x_TD)
 
-    def attend(
-        self, ops: Ops[Any], qkv_TC: Tensor, step: StepInputs, state: BlockState
-    ) -> Tensor:
+    def attend(self, ops: Ops[Any], qkv_TC: Tensor, step: StepInputs, state: BlockState) -> Tensor:
         """From projections [T, (H + 2 J) E] to what the last one reads, [T, H E]."""
         kv = LayerKV(*state.tokens)
         q_THE = ops.rope_write_kv(qkv_TC, self.shape, kv, step)

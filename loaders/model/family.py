@@ -21,6 +21,13 @@ WindowRule = Literal[
     "optional_pattern",
 ]
 
+POST_NORM_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""Of modules in GGUF files, where families that norm what a block adds use one name for another."""
+
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
