@@ -134,11 +134,8 @@ def _windows(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
     slides = [bool(window) for window in windows or (0,) * config.num_layers]
     if rule == "optional_pattern" and not size and config.rope_local is None:
         return own | {"sliding_window": None, "layer_types": ["full_attention"] * len(slides)}
-    if rule in (
-        "even",
-        "pattern",
-        "optional_pattern",
-    ):  # must name a window: one as long as the context is none
+    if rule in ("even", "pattern", "optional_pattern"):
+        # They must name a window: one as long as the context is none.
         own["sliding_window"] = size or config.max_position
         if config.rope_local is not None:
             slides = [has != family.unrotated_full for has in local]
