@@ -1,8 +1,9 @@
-"""The pre-norm decoder that Llama, Mistral, Qwen, SmolLM3, Phi-3 and Gemma share.
+"""The decoder that all families share.
 
-The families differ in biases, q/k norms, windows, RoPE, activation and scales, and Gemma 2 and 3
-also norm what a block adds; Mixtral and Qwen3-MoE have experts in place of the MLP.
-``ModelConfig`` says all of that; :func:`layer_blocks` chooses the blocks of a layer by it.
+They differ in biases, q/k norms, windows, RoPE, activation and scales; Gemma 2 and 3 also norm what
+a block adds, OLMo 2 only that, Cohere 2 has attention and MLP side by side, Mixtral and Qwen3-MoE
+have experts in place of the MLP. ``ModelConfig`` says all of that; :func:`layer_blocks` chooses the
+blocks of a layer by it.
 """
 
 from __future__ import annotations
