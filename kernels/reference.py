@@ -151,11 +151,16 @@ def gated_mul(gate_up_TI2: Tensor, activation: str = "silu") -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
-def apply_rope(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    """Rotate the first 2 F of E dimensions, half-split layout (GPT-NeoX) -> [T, H, E].
+def apply_rope(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotate the first 2 F of E dimensions -> [T, H, E].
 
-    Dimension i pairs with i + F. Source: Su et al., 2021.
+    Dimension i pairs with i + F (GPT-NeoX), or 2 i with 2 i + 1 where they are ``interleaved``.
+    Source: Su et al., 2021.
     """
+    if interleaved:
+        turned = x_THE[..., : 2 * cos_TF.shape[-1]].unflatten(-1, (-1, 2)).mT.flatten(-2)
+        pairs = apply_rope(turned, cos_TF, sin_TF).unflatten(-1, (2, -1)).mT.flatten(-2)
+        return torch.cat((pairs, x_THE[..., pairs.shape[-1] :]), dim=-1)
     half = cos_TF.shape[-1]
     cos, sin = cos_TF.unsqueeze(1).to(x_THE.dtype), sin_TF.unsqueeze(1).to(x_THE.dtype)
     a, b, rest = x_THE[..., :half], x_THE[..., half : 2 * half], x_THE[..., 2 * half :]

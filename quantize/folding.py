@@ -52,6 +52,8 @@ def origin_of(config: ModelConfig, layer: int, modules: tuple[str, ...]) -> Orig
     projection has its own up projection before it.
     """
     first, name = modules[0], f"model.layers.{layer}"
+    if first.endswith((".q_proj", ".gate_proj")) and (config.parallel or not config.pre_norms):
+        return None  # others read the same norm, or they read the residual itself
     if first == f"{name}.self_attn.q_proj":
         return Origin(f"{name}.input_layernorm", True)
     if first == f"{name}.self_attn.o_proj":

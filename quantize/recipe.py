@@ -127,7 +127,7 @@ def make_recipe(request: Order, model: Checkpoint) -> Recipe:
         )
     own = _OWN.get(request.method)
     if own is not None or form == "bitsandbytes":
-        stacked = family_of(model.config).hf.stacked
+        stacked = bool(family_of(model.config).hf.stacked)
         return _tables(request, form, own, linears, stacked)
     if request.method == "lloyd-max":
         raise ConfigError(

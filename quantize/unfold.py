@@ -79,9 +79,10 @@ def find_folded(
     between = (
         "pre_feedforward_layernorm" if theirs.config.post_norms else "post_attention_layernorm"
     )
+    between = "input_layernorm" if theirs.config.parallel else between
+    norms = {"self_attn": "input_layernorm", "mlp": between} if theirs.config.pre_norms else {}
     before = {
-        "self_attn": _norm_factor(ours, theirs, f"{name}.input_layernorm.weight"),
-        "mlp": _norm_factor(ours, theirs, f"{name}.{between}.weight"),
+        block: _norm_factor(ours, theirs, f"{name}.{norm}.weight") for block, norm in norms.items()
     }
     found: dict[str, Folded] = {}
     for module in modules:

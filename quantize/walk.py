@@ -25,8 +25,8 @@ from halfbyte.errors import ConfigError
 from ..engine.backends import make_backend
 from ..engine.backends.base import Backend, Ops, PackedLinear
 from ..engine.config import EngineConfig
-from ..engine.models.blocks import Block
-from ..engine.models.decoder import layer_blocks
+from ..engine.models.blocks import Block, centered
+from ..engine.models.decoder import finished_logits, layer_blocks
 from ..engine.models.projections import FusedLinear
 from ..engine.models.rope import Rotaries
 from ..engine.models.weights import WeightSource
@@ -343,7 +343,6 @@ class Walk:
         source, config = self._source(), self._model
         norm = source.norm("model.norm")
         head = self._head = source.packed("lm_head") if self._head is None else self._head
-        cap = config.logit_softcap
         self._blocks, self._kv = [], None
         last = self._length if last is None else last
         for batch in self._batches:
@@ -353,10 +352,11 @@ class Walk:
 
                     def forward(step: StepInputs, kv: KVCache, x_RD: Tensor = x_RD) -> Tensor:
                         ops = self.backend.ops
+                        centered(ops, config, x_RD)
                         return ops.linear(ops.rms_norm(x_RD, norm, config.rms_norm_eps), head)
 
                     logits = self._run(forward, batch.step).to("cpu", torch.float32)
-                    yield logits.div_(cap).tanh_().mul_(cap) if cap else logits
+                    yield finished_logits(config, logits)
 
     def _source(self) -> _NamedSource:
         return _NamedSource(self.checkpoint, self.backend, self._model.norm_offset)

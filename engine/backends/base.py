@@ -34,11 +34,13 @@ class AttentionShape:
         head_dim: E.
         scale: factor on the scores, ``head_dim ** -0.5`` as a rule.
         window: sliding window in tokens, 0 = full.
-        q_norm: per-head RMSNorm weight [E] on queries before RoPE, or None.
-        k_norm: the same for keys.
+        q_norm: RMSNorm weight on queries before RoPE, per head [E] or over all heads [H E], or
+            None.
+        k_norm: the same for keys, [E] or [J E].
         eps: epsilon of those norms.
         softcap: scores become ``cap * tanh(score / cap)`` before the mask (Gemma 2); 0 = none.
         local_rope: rotate by the step's ``rope_local`` (Gemma 3's sliding layers).
+        interleaved: rotated pairs are neighbours (GLM), else they are half the rotation apart.
     """
 
     heads: int
@@ -51,6 +53,12 @@ class AttentionShape:
     eps: float = 0.0
     softcap: float = 0.0
     local_rope: bool = False
+    interleaved: bool = False
+
+    @property
+    def whole_norms(self) -> bool:
+        """Whether q and k are normed over all heads of a token at once."""
+        return self.q_norm is not None and self.q_norm.shape[0] != self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +206,14 @@ class Ops(Protocol[Taken]):
         self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
     ) -> Tensor:
         """Causal attention over the cache -> [T, H * E]."""
+        ...
+
+    def center(self, x_TD: Tensor) -> None:
+        """Subtract from each row of a residual [T, D] its mean, in place.
+
+        A LayerNorm without a bias is the RMSNorm of what is left. Whoever reads the residual does
+        so through LayerNorms, which do not see the mean.
+        """
         ...
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:

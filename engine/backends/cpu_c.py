@@ -41,9 +41,9 @@ from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .activations import left_as_floats
 from .base import Activation, AttentionShape
-from .cpu_fields import CODE_TYPES, GATES, KV_TYPES, runs_of, scale_stride
+from .cpu_fields import CODE_TYPES, GATES, KV_TYPES, norm_fields, runs_of, scale_stride
 from .cpu_sampling import draw_rows
-from .plain import CpuParts, rope_of
+from .plain import CpuParts, rope_of, whole_norms
 from .scratch import Scratch
 
 OpFields = ParamSpec("OpFields")
@@ -155,20 +155,8 @@ class CompiledOps(CpuParts[TiledLinear]):
         readers: Sequence[TiledLinear] = (),
     ) -> Tensor:
         """RMSNorm -> [T, D], or of some rows [S, D]."""
-        count, width = (x_TD if rows is None else rows).shape[0], x_TD.shape[1]
-        out = self._activation(count, width)
-        self._emit(
-            ops.RmsNorm,
-            x=x_TD,
-            weight=weight_D,
-            rows=rows,
-            out=out,
-            tokens=count,
-            width=width,
-            out_stride=out.stride(0),
-            half=out.dtype == torch.bfloat16,
-            eps=eps,
-        )
+        out = self._activation((x_TD if rows is None else rows).shape[0], x_TD.shape[1])
+        self._emit(ops.RmsNorm, **norm_fields(x_TD, weight_D, eps, out, rows))
         return out
 
     def linear(self, x_TK: Tensor, weight: TiledLinear, out: Tensor | None = None) -> Tensor:
@@ -189,14 +177,17 @@ class CompiledOps(CpuParts[TiledLinear]):
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
         tokens = qkv_TC.shape[0]
         q = self._scratch.take((tokens, shape.heads, shape.head_dim))
-        angles = rope_of(shape, step)
+        angles, whole = rope_of(shape, step), whole_norms(qkv_TC, shape)
+        for part, weight in whole:
+            self._emit(ops.RmsNorm, **norm_fields(part, weight, shape.eps, part))
         self._emit(
             ops.RopeKv,
             qkv=qkv_TC,
             angles=angles,
             slots=step.slots,
-            q_norm=shape.q_norm,
-            k_norm=shape.k_norm,
+            factors=step.query_factors,
+            q_norm=None if whole else shape.q_norm,
+            k_norm=None if whole else shape.k_norm,
             k=kv.k,
             v=kv.v,
             k_scales=kv.k_scale,
@@ -207,6 +198,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
             half=angles.shape[1] // 2,
+            interleaved=shape.interleaved,
             kv=KV_TYPES[kv.k.dtype],
             block_size=kv.k.shape[2],
             block_stride=kv.k.stride(0),
@@ -267,6 +259,12 @@ class CompiledOps(CpuParts[TiledLinear]):
         self._emit(ops.AttentionSplit, attention=attention)
         self._emit(ops.AttentionMerge, attention=attention)
         return out
+
+    def center(self, x_TD: Tensor) -> None:
+        """Subtract from each row of [T, D] its mean, in place."""
+        tokens, width = x_TD.shape
+        self._emit(ops.Center, x=x_TD, tokens=tokens, width=width, stride=x_TD.stride(0))
+        self._rounded_input = None
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""

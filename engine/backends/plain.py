@@ -98,12 +98,14 @@ class PlainOps(CpuParts[P]):
     ) -> Tensor:
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
         q, k, v = split_heads(qkv_TC, shape)
-        if shape.q_norm is not None:
-            q = ref.rms_norm(q, shape.q_norm, shape.eps)
-        if shape.k_norm is not None:
-            k = ref.rms_norm(k, shape.k_norm, shape.eps)
+        if shape.q_norm is not None and shape.k_norm is not None:
+            own_q, own_k = (x.flatten(1) if shape.whole_norms else x for x in (q, k))
+            q = ref.rms_norm(own_q, shape.q_norm, shape.eps).view_as(q)
+            k = ref.rms_norm(own_k, shape.k_norm, shape.eps).view_as(k)
         cos, sin = rope_of(shape, step).chunk(2, dim=-1)
-        q, k = ref.apply_rope(q, cos, sin), ref.apply_rope(k, cos, sin)
+        q, k = (ref.apply_rope(x, cos, sin, shape.interleaved) for x in (q, k))
+        if step.query_factors is not None:
+            q = q * step.query_factors[:, None, None].to(q.dtype)
         if kv.k_scale is not None and kv.v_scale is not None:
             (k, k_scale), (v, v_scale) = (quantize_kv(x, kv.k.dtype) for x in (k, v))
             ref.write_scales(k_scale, v_scale, kv.k_scale, kv.v_scale, step.slots)
@@ -127,6 +129,10 @@ class PlainOps(CpuParts[P]):
                 shape.softcap,
             )
         return out.flatten(1)
+
+    def center(self, x_TD: Tensor) -> None:
+        """Subtract from each row of [T, D] its mean, in place."""
+        x_TD -= x_TD.mean(-1, keepdim=True)
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""
@@ -174,6 +180,17 @@ def rope_of(shape: AttentionShape, step: StepInputs) -> Tensor:
         return step.rope
     assert step.rope_local is not None
     return step.rope_local
+
+
+def whole_norms(qkv_TC: Tensor, shape: AttentionShape) -> list[tuple[Tensor, Tensor]]:
+    """Views of q [T, H E] and k [T, J E] beside the weights of norms over all of their heads.
+
+    None where norms are per head, or there are none.
+    """
+    if shape.q_norm is None or shape.k_norm is None or not shape.whole_norms:
+        return []
+    q, k, _ = split_heads(qkv_TC, shape)
+    return [(q.flatten(1), shape.q_norm), (k.flatten(1), shape.k_norm)]
 
 
 def split_heads(qkv_TC: Tensor, shape: AttentionShape) -> tuple[Tensor, Tensor, Tensor]:

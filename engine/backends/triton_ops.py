@@ -32,7 +32,7 @@ from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape, MixtureShape
 from .device_step import DeviceStep
-from .plain import rope_of
+from .plain import rope_of, whole_norms
 from .triton_mixture import ExpertLinear, TritonMixture
 from .triton_sampling import DeviceSampler
 from .triton_weights import TritonLinear, linear, pack, refused, shared_rounding
@@ -201,19 +201,26 @@ class TritonOps:
         self, qkv_TC: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
     ) -> Tensor:
         """Norm and rotate q and k, store k and v -> q [T, H, E]."""
-        return rope_write_kv(
+        whole = whole_norms(qkv_TC, shape)
+        for part, weight in whole:  # the kernel of norms takes whole rows alone
+            made = rms_norm(part.contiguous(), weight, shape.eps).values
+            assert made is not None
+            part.copy_(made)
+        q = rope_write_kv(
             qkv_TC,
             rope_of(shape, step),
             step.slots,
             kv.k,
             kv.v,
             shape.heads,
-            q_norm_E=shape.q_norm,
-            k_norm_E=shape.k_norm,
+            q_norm_E=None if whole else shape.q_norm,
+            k_norm_E=None if whole else shape.k_norm,
             eps=shape.eps,
+            interleaved=shape.interleaved,
             k_scale_BJS=kv.k_scale,
             v_scale_BJS=kv.v_scale,
         )
+        return q if step.query_factors is None else q.mul_(step.query_factors[:, None, None])
 
     def attention(
         self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
@@ -256,6 +263,10 @@ class TritonOps:
             out=out,
         )
         return out.flatten(1)
+
+    def center(self, x_TD: Tensor) -> None:
+        """Subtract from each row of [T, D] its mean, in place."""
+        x_TD -= x_TD.mean(-1, keepdim=True, dtype=torch.float32)
 
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> None:
         """``residual += x`` in place, for x [T, D]."""

@@ -11,7 +11,7 @@ from ...loaders.model.config import ModelConfig
 from ..backends.base import AttentionShape, Ops, PackedLinear
 from ..run.kv_cache import BlockState, LayerKV, StateSpec
 from ..run.step import StepInputs
-from .blocks import project_add
+from .blocks import pre_normed, project_add
 from .projections import FusedLinear
 from .weights import WeightSource
 
@@ -21,7 +21,7 @@ class AttentionBlock:
     """Norm, q, k and v with rotary positions, attention over the cache, output projection.
 
     Attributes:
-        norm: RMSNorm weight before the projections, float32 [D].
+        norm: RMSNorm weight before the projections, float32 [D], or None.
         qkv: query, key and value projections as one.
         shape: head counts, scale, window and norms of the heads.
         o: output projection.
@@ -29,7 +29,7 @@ class AttentionBlock:
         eps: epsilon of the norms.
     """
 
-    norm: Tensor
+    norm: Tensor | None
     qkv: FusedLinear[Any]
     shape: AttentionShape
     o: PackedLinear
@@ -52,9 +52,10 @@ class AttentionBlock:
             config.rms_norm_eps,
             config.attn_softcap,
             config.local_rope(layer),
+            config.interleaved_rope,
         )
         return cls(
-            source.norm(f"{name}.input_layernorm"),
+            source.norm(f"{name}.input_layernorm") if config.pre_norms else None,
             source.fused([f"{attn}.{p}_proj" for p in "qkv"], config.qkv_bias),
             shape,
             source.packed(f"{attn}.o_proj", config.o_bias),
@@ -80,13 +81,16 @@ class AttentionBlock:
 
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add attention's output to the residual [T, D]; write the tokens' keys and values."""
-        kv = LayerKV(*state.tokens)
         # What the last projection reads is all that is held: quantizing stops here with each batch.
-        a_TC = ops.attention(
-            ops.rope_write_kv(
-                self.qkv(ops, ops.rms_norm(x_TD, self.norm, self.eps, readers=self.qkv.parts)),
-                *(self.shape, kv, step),
-            ),
-            *(self.shape, kv, step),
+        a_TC = self.attend(
+            ops,
+            self.qkv(ops, pre_normed(ops, x_TD, self.norm, self.eps, self.qkv.parts)),
+            *(step, state),
         )
         project_add(ops, a_TC, self.o, self.post_norm, self.eps, x_TD)
+
+    def attend(self, ops: Ops[Any], qkv_TC: Tensor, step: StepInputs, state: BlockState) -> Tensor:
+        """From projections [T, (H + 2 J) E] to what the last one reads, [T, H E]."""
+        kv = LayerKV(*state.tokens)
+        q_THE = ops.rope_write_kv(qkv_TC, self.shape, kv, step)
+        return ops.attention(q_THE, self.shape, kv, step)

@@ -7,6 +7,7 @@ a case in :func:`.decoder.layer_blocks`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 from torch import Tensor
@@ -44,6 +45,22 @@ class Block(Protocol):
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Compute from the residual [T, D], and add to it in place."""
         ...
+
+
+def centered(ops: Ops[Any], config: ModelConfig, x_TD: Tensor) -> None:
+    """Make an RMSNorm of the residual [T, D] the norm that the model has of it."""
+    if config.centered_norms:
+        ops.center(x_TD)
+
+
+def pre_normed(
+    ops: Ops[Any], x_TD: Tensor, norm_D: Tensor | None, eps: float, readers: Sequence[Any]
+) -> Tensor:
+    """What a block reads of the residual [T, D]: normed where it has a norm [D] for that.
+
+    ``readers`` are the matrices that read it, see :meth:`~.base.Ops.rms_norm`.
+    """
+    return x_TD if norm_D is None else ops.rms_norm(x_TD, norm_D, eps, readers=readers)
 
 
 def project_add(

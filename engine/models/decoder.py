@@ -1,8 +1,9 @@
-"""The pre-norm decoder that Llama, Mistral, Qwen, SmolLM3, Phi-3 and Gemma share.
+"""The decoder that all families share.
 
-The families differ in biases, q/k norms, windows, RoPE, activation and scales, and Gemma 2 and 3
-also norm what a block adds; Mixtral and Qwen3-MoE have experts in place of the MLP.
-``ModelConfig`` says all of that; :func:`layer_blocks` chooses the blocks of a layer by it.
+They differ in biases, q/k norms, windows, RoPE, activation and scales; Gemma 2 and 3 also norm what
+a block adds, OLMo 2 only that, Cohere 2 has attention and MLP side by side, Mixtral and Qwen3-MoE
+have experts in place of the MLP. ``ModelConfig`` says all of that; :func:`layer_blocks` chooses the
+blocks of a layer by it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from ..backends.packed_cache import PackedCache
 from ..run.kv_cache import KVCache, StateSpec
 from ..run.step import StepInputs
 from .attention import AttentionBlock
-from .blocks import Block
+from .blocks import Block, centered
 from .mixture import MixtureBlock
 from .mlp import MlpBlock
+from .parallel import ParallelBlock
 from .weights import WeightSource
 
 
 def layer_blocks(config: ModelConfig, layer: int) -> tuple[type[Block], ...]:
     """The kinds of block that a layer is made of, in their order."""
+    if config.parallel:
+        return (ParallelBlock,)
     plain = config.experts_of(layer) is None
     return AttentionBlock, MlpBlock if plain else MixtureBlock
 
@@ -105,6 +109,7 @@ class Decoder:
         for block, state in zip(self.blocks, kv.states, strict=True):
             block.add(ops, x_TD, step, state)
         eps = self.config.rms_norm_eps
+        centered(ops, self.config, x_TD)
         if step.hidden is not None:
             index_H = step.hidden.index.to(x_TD.device)
             step.hidden.rows = ops.rms_norm(x_TD, self.norm, eps, index_H)
@@ -117,6 +122,13 @@ class Decoder:
         return torch.empty(size, dtype=backend.ops.dtype, device=backend.device)
 
     def cap(self, logits_SV: Tensor) -> Tensor:
-        """The model's final soft cap, in place, on computed logits [S, V]."""
-        cap = self.config.logit_softcap
-        return logits_SV.div_(cap).tanh_().mul_(cap) if cap else logits_SV
+        """The model's final scale and soft cap, in place, on computed logits [S, V]."""
+        return finished_logits(self.config, logits_SV)
+
+
+def finished_logits(config: ModelConfig, logits_SV: Tensor) -> Tensor:
+    """A model's final scale and soft cap, in place, on logits [S, V]."""
+    cap, scale = config.logit_softcap, config.logit_scale
+    if scale != 1.0:
+        logits_SV.mul_(scale)
+    return logits_SV.div_(cap).tanh_().mul_(cap) if cap else logits_SV

@@ -11,7 +11,7 @@ from ...loaders.model.config import ModelConfig
 from ..backends.base import Ops, PackedLinear
 from ..run.kv_cache import BlockState, StateSpec
 from ..run.step import StepInputs
-from .blocks import project_add
+from .blocks import pre_normed, project_add
 from .projections import FusedLinear
 from .weights import WeightSource
 
@@ -48,13 +48,13 @@ class MlpBlock:
     """Norm and a gated MLP.
 
     Attributes:
-        norm: RMSNorm weight before the MLP, float32 [D].
+        norm: RMSNorm weight before the MLP, float32 [D], or None.
         mlp: the MLP.
         post_norm: RMSNorm weight [D] on what is added to the residual, or None.
         eps: epsilon of the norms.
     """
 
-    norm: Tensor
+    norm: Tensor | None
     mlp: Mlp
     post_norm: Tensor | None
     eps: float
@@ -64,7 +64,7 @@ class MlpBlock:
         """The MLP of a layer."""
         name = f"model.layers.{layer}"
         return cls(
-            mlp_norm(config, layer, source),
+            mlp_norm(config, layer, source) if config.pre_norms else None,
             Mlp.load(config, f"{name}.mlp", source),
             source.norm(f"{name}.post_feedforward_layernorm") if config.post_norms else None,
             config.rms_norm_eps,
@@ -88,7 +88,7 @@ class MlpBlock:
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add the MLP's output to the residual [T, D]."""
         gate_up = self.mlp.gate_up
-        h_TD = ops.rms_norm(x_TD, self.norm, self.eps, readers=gate_up.parts)
+        h_TD = pre_normed(ops, x_TD, self.norm, self.eps, gate_up.parts)
         act_TI = gate_up.gated(ops, h_TD, self.mlp.down)
         project_add(ops, act_TI, self.mlp.down, self.post_norm, self.eps, x_TD)
 

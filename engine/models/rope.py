@@ -41,6 +41,14 @@ class Rotaries:
         local = self._local and self._local.lookup(positions_T, lengths_T)
         return self._own.lookup(positions_T, lengths_T), local
 
+    def query_factors(self, positions_T: Tensor) -> Tensor | None:
+        """What rotated queries at positions [T] are multiplied by, float32 [T]; None: by 1."""
+        rope = self._own.rope
+        if not rope.query_scale:
+            return None
+        spans_T = (positions_T // rope.original_max_position).to(torch.float32)
+        return 1.0 + rope.query_scale * spans_T.log1p()
+
 
 class Rotary:
     """Cosines and sines by position, computed in float32 and grown on demand.

@@ -147,6 +147,7 @@ class Rows:
             positions=at,
             rope=rope,
             rope_local=rope_local,
+            query_factors=self.rotary.query_factors(at),
             slots=torch.from_numpy(block * self.block_size + positions % self.block_size),
             row_index=torch.from_numpy(row_index),
             block_tables=torch.from_numpy(block_tables[rows]),

@@ -55,6 +55,7 @@ class StepInputs:
         spans: R spans in token order.
         sample_index: int64 [S], tokens whose logits are wanted, or None for all T.
         rope_local: like ``rope``, for layers with another rule (Gemma 3), or None.
+        query_factors: float32 [T], by which rotated queries are multiplied, or None.
         hidden: where the normed hidden states of some tokens go, or None.
         drawn: int64, on the device, the token that was drawn last in each row of the engine: an id
             of ``-1 - r`` stands for that of row r, which the host has not read yet. None where no
@@ -70,6 +71,7 @@ class StepInputs:
     spans: list[RowSpan]
     sample_index: Tensor | None
     rope_local: Tensor | None = None
+    query_factors: Tensor | None = None
     hidden: HiddenRows | None = None
     drawn: Tensor | None = None
 
@@ -97,7 +99,7 @@ class StepInputs:
         """All that a device has to have, in a fixed order."""
         every = (
             *(self.token_ids, self.positions, self.rope, self.slots, self.row_index),
-            *(self.block_tables, self.sample_index, self.rope_local),
+            *(self.block_tables, self.sample_index, self.rope_local, self.query_factors),
         )
         return [tensor for tensor in every if tensor is not None]
 
@@ -109,7 +111,7 @@ class StepInputs:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The step with every tensor changed."""
-        local, sample = self.rope_local, self.sample_index
+        local, sample, factors = self.rope_local, self.sample_index, self.query_factors
         return replace(
             self,
             token_ids=change(self.token_ids),
@@ -120,6 +122,7 @@ class StepInputs:
             block_tables=change(self.block_tables),
             sample_index=None if sample is None else change(sample),
             rope_local=None if local is None else change(local),
+            query_factors=None if factors is None else change(factors),
         )
 
     def clone(self) -> Self:
@@ -145,7 +148,7 @@ class StepInputs:
             added = tensor.new_full((count - len(tensor), *tensor.shape[1:]), value)
             return torch.cat([tensor, added])
 
-        more = rows - len(self.block_tables)
+        more, factors = rows - len(self.block_tables), self.query_factors
         spans, sample = self.spans, self.sample_index
         if self.decodes:
             spans = spans + [RowSpan(i, i + 1, 0) for i in range(len(spans), rows)]
@@ -155,6 +158,7 @@ class StepInputs:
             positions=fill(self.positions, tokens, 0),
             rope=fill(self.rope, tokens, 0),
             rope_local=None if self.rope_local is None else fill(self.rope_local, tokens, 0),
+            query_factors=None if factors is None else fill(factors, tokens, 1),
             slots=fill(self.slots, tokens, -1),
             row_index=fill(self.row_index, tokens, 0),
             block_tables=torch.cat([self.block_tables, self.block_tables[:1].expand(more, -1)]),
@@ -177,6 +181,7 @@ class StepInputs:
             positions=self.positions[order],
             rope=self.rope[order],
             rope_local=None if self.rope_local is None else self.rope_local[order],
+            query_factors=None if self.query_factors is None else self.query_factors[order],
             slots=self.slots[order],
             row_index=torch.arange(len(order), dtype=torch.int32),
             block_tables=self.block_tables[self.row_index[order].long()],
@@ -189,12 +194,13 @@ class StepInputs:
         """Each token as a step by itself that wants its logits, in order."""
         for row, span in enumerate(self.spans):
             for t in range(span.begin, span.end):
-                local = self.rope_local
+                local, factors = self.rope_local, self.query_factors
                 yield StepInputs(
                     token_ids=self.token_ids[t : t + 1],
                     positions=self.positions[t : t + 1],
                     rope=self.rope[t : t + 1],
                     rope_local=None if local is None else local[t : t + 1],
+                    query_factors=None if factors is None else factors[t : t + 1],
                     slots=self.slots[t : t + 1],
                     row_index=torch.zeros(1, dtype=torch.int32),
                     block_tables=self.block_tables[row : row + 1],

@@ -22,10 +22,20 @@ void hb_rms_norm(const struct rms_norm *op, int tid, int threads) {
     hb_share(op->tokens, tid, threads, &begin, &end);
     for (int t = begin; t < end; t++) {
         size_t row = (size_t)(op->rows ? op->rows[t] : t);
-        norm_row(op->x + row * d, op->weight, normed, d, op->eps);
+        norm_row(op->x + row * (size_t)op->x_stride, op->weight, normed, d, op->eps);
         put_row(normed, op->out, (size_t)t, d, op->out_stride, op->half);
     }
     if (op->half && tid == 0) pad_rows(op->out, op->tokens, op->out_stride);
+}
+
+static void rotate_neighbours(const float *x, const float *angles, float *out, int dim, int half) {
+    const float *cosine = angles, *sine = angles + half;
+    for (int i = 0; i < half; i++) {
+        float a = x[2 * i], b = x[2 * i + 1];
+        out[2 * i] = a * cosine[i] - b * sine[i];
+        out[2 * i + 1] = b * cosine[i] + a * sine[i];
+    }
+    for (int i = 2 * half; i < dim; i++) out[i] = x[i];
 }
 
 static void rotate(const float *x, const float *angles, float *out, int dim, int half) {
@@ -59,6 +69,8 @@ static void put_kv(const struct rope_kv *op, const float *x, int value, size_t b
 void hb_rope_kv(const struct rope_kv *op, int tid, int threads) {
     int heads = op->heads, kv_heads = op->kv_heads, dim = op->head_dim, half = op->half;
     int size = op->block_size, all = heads + 2 * kv_heads;
+    void (*turn)(const float *, const float *, float *, int, int) =
+        op->interleaved ? rotate_neighbours : rotate;
     float *normed = hb_scratch((size_t)dim * 3), *rotated = normed + dim, *work = rotated + dim;
     for (int unit = tid; unit < op->tokens * all; unit += threads) {
         int t = unit / all, h = unit % all;
@@ -70,14 +82,17 @@ void hb_rope_kv(const struct rope_kv *op, int tid, int threads) {
             x = normed;
         }
         if (h < heads) {
-            rotate(x, angles, op->q + ((size_t)t * heads + h) * dim, dim, half);
+            float *q = op->q + ((size_t)t * heads + h) * dim;
+            turn(x, angles, q, dim, half);
+            if (op->factors)
+                for (int i = 0; i < dim; i++) q[i] *= op->factors[t];
             continue;
         }
         int head = (h - heads) % kv_heads;
         size_t block = (size_t)(op->slots[t] / size), offset = (size_t)(op->slots[t] % size);
         int value = h >= heads + kv_heads;
         if (!value) {
-            rotate(x, angles, rotated, dim, half);
+            turn(x, angles, rotated, dim, half);
             x = rotated;
         }
         put_kv(op, x, value, block, (size_t)head * size + offset, work);
@@ -129,6 +144,20 @@ void hb_gated_mul(const struct gated_mul *op, int tid, int threads) {
         put_row(row, op->out, (size_t)t, width, op->out_stride, 1);
     }
     if (tid == 0) pad_rows(op->out, total, op->out_stride);
+}
+
+void hb_center(const struct center *op, int tid, int threads) {
+    int d = op->width, begin, end;
+    hb_share(op->tokens, tid, threads, &begin, &end);
+    for (int t = begin; t < end; t++) {
+        float *x = op->x + (size_t)t * op->stride, sum = 0;
+        vf part = {0};
+        int i = 0;
+        for (; i + LANES <= d; i += LANES) part += vf_load(x + i);
+        for (; i < d; i++) sum += x[i];
+        float mean = (vf_sum(part) + sum) / (float)d;
+        for (i = 0; i < d; i++) x[i] -= mean;
+    }
 }
 
 void hb_add(const struct add *op, int tid, int threads) {

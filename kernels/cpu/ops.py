@@ -197,7 +197,7 @@ class Gemm(Op):
 class RmsNorm(Op):
     """RMSNorm of ``x`` [any, D] with ``weight`` [D] to ``out`` [T, D], float or (``half``) blocks.
 
-    ``rows`` [T] are those of ``x`` to take, None: the first T.
+    ``rows`` [T] are those of ``x`` to take, None: the first T. ``out`` may be ``x``.
     """
 
     x: ReadFloats
@@ -206,6 +206,7 @@ class RmsNorm(Op):
     out: Memory
     tokens: Int
     width: Int
+    x_stride: Int
     out_stride: Int
     half: Flag
     eps: Float
@@ -218,10 +219,12 @@ class RopeKv(Op):
         qkv: [T, (H + 2 J) E].
         angles: [T, 2 half]: cosines, then sines.
         slots: [T], where each token's key and value go.
+        factors: [T], by which rotated queries are multiplied, or None: 1.
         q_norm: [E], or None for no norm; ``k_norm`` likewise.
         k: cache [blocks, J, block_size, E] of type ``kv``; ``v`` likewise.
         k_scales: of int8 keys, [blocks, J, block_size], else None; ``v_scales`` likewise.
         q: [T, H, E], written.
+        interleaved: rotated pairs are neighbours, else they are ``half`` apart.
         block_stride: elements between blocks.
         scale_stride: scales between blocks.
         top: the code that the largest element of an int8 key or value becomes.
@@ -230,6 +233,7 @@ class RopeKv(Op):
     qkv: ReadFloats
     angles: ReadFloats
     slots: ReadLongs
+    factors: ReadFloats | None = None
     q_norm: ReadFloats | None
     k_norm: ReadFloats | None
     k: Memory
@@ -242,12 +246,22 @@ class RopeKv(Op):
     kv_heads: Int
     head_dim: Int
     half: Int
+    interleaved: Flag
     kv: Annotated[KVType, "int32_t"]
     block_size: Int
     block_stride: Int
     scale_stride: Int
     eps: Float
     top: Float
+
+
+class Center(Op):
+    """Subtract from each row of ``x`` [T, width] its mean."""
+
+    x: Floats
+    tokens: Int
+    width: Int
+    stride: Int
 
 
 class Attention(Op):
@@ -459,6 +473,7 @@ RECORDS = Records(
             Argmax,
             Draw,
             Add,
+            Center,
             Gather,
             Quantize,
             PackRows,

@@ -29,6 +29,7 @@ def rope_write_kv(
     q_norm_E: Tensor | None = None,
     k_norm_E: Tensor | None = None,
     eps: float = 0.0,
+    interleaved: bool = False,
     k_scale_BJS: Tensor | None = None,
     v_scale_BJS: Tensor | None = None,
     out: Tensor | None = None,
@@ -45,6 +46,7 @@ def rope_write_kv(
         q_norm_E: weight of the per-head RMSNorm of q, or None; with ``k_norm`` or not at all.
         k_norm_E: the same for k.
         eps: epsilon of those norms.
+        interleaved: rotated pairs are elements 2 i and 2 i + 1 of a head, else i and i + F.
         k_scale_BJS: float32 scales of a cache of codes, written.
         v_scale_BJS: float32 scales of a cache of codes, written.
         out: [T, H, E] to be filled; its rows may be strided (q's own place in ``qkv``, say).
@@ -118,6 +120,7 @@ def rope_write_kv(
         HALF_TILE=next_power_of_2(half),
         REST_TILE=next_power_of_2(rest) if rest else 0,
         NORM=q_norm_E is not None,
+        INTERLEAVED=interleaved,
         QUANT=quantized,
         EARLY=early,
         num_warps=num_warps,

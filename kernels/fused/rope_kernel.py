@@ -2,9 +2,9 @@
 
 Per head of q and k: ``x = x / sqrt(mean(x**2) + eps) * w`` where the model has such norms (first
 rounded, then multiplied, as :func:`reference.rms_norm`), then ``(a, b) = (a cos - b sin, b cos +
-a sin)`` on the pairs of the first 2 F dimensions; v passes through. All in float32, rounded once
-at the end. int8 and float8 e4m3: ``codes = round(y / (max|y| / TOP))`` of the rounded head, one
-scale each, TOP being 127 and 448.
+a sin)`` on the pairs of the first 2 F dimensions, F apart or (INTERLEAVED) neighbours; v passes
+through. All in float32, rounded once at the end. int8 and float8 e4m3: ``codes = round(y / (max|y|
+/ TOP))`` of the rounded head, one scale each, TOP being 127 and 448.
 
 Grid (T, heads / HEADS): a program takes HEADS of the H + 2 J heads of a token, whatever their
 kind. qkv [T, (H + 2 J) E]; rope float32 [T, 2 F], cosines then sines; slots int64 [T], negative
@@ -76,6 +76,7 @@ def rope_kernel(
     HALF_TILE: tl.constexpr,
     REST_TILE: tl.constexpr,
     NORM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     QUANT: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -91,7 +92,8 @@ def rope_kernel(
     is_v = (head >= Q_HEADS + KV_HEADS) & (head < ALL)
     pair = tl.arange(0, HALF_TILE)
     paired = pair < HALF
-    first, second = pair, pair + HALF
+    first = pair * 2 if INTERLEAVED else pair
+    second = first + 1 if INTERLEAVED else pair + HALF
     both = (head[:, None] < ALL) & paired[None, :]
     source = qkv_ptr + token * (ALL * DIM) + head[:, None] * DIM
     a = tl.load(source + first[None, :], mask=both, other=0.0).to(tl.float32)

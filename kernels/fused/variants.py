@@ -114,7 +114,7 @@ def _rope(
     constants = {"Q_HEADS": heads, "KV_HEADS": 8, "DIM": dim, "HALF": half, "PAGE": 64}
     constants |= {"HEADS": count, "HALF_TILE": next_power_of_2(half)}
     constants |= {"REST_TILE": next_power_of_2(rest) if rest else 0}
-    constants |= {"NORM": norm, "QUANT": bool(codes), "EARLY": early}
+    constants |= {"NORM": norm, "INTERLEAVED": False, "QUANT": bool(codes), "EARLY": early}
     name = f"{dtype} h{heads} d{dim} r{2 * half}{' norm' * norm}{codes and ' ' + codes}"
     return _make("rope_write_kv", name, rope_kernel, types, constants, warps, early)
 

@@ -51,6 +51,7 @@ _LAYER_NAMES = {
 _TOP_FILE_NAMES = {canonical: own for own, canonical in _TOP_NAMES.items()}
 # Where q, k and v, or gate and up, are one tensor.
 _STACKED = {
+    "self_attn.qkv_proj": "attn_qkv",
     **dict.fromkeys(FUSED["self_attn.qkv_proj"], "attn_qkv"),
     **dict.fromkeys(FUSED["mlp.gate_up_proj"], "ffn_up"),
     "mlp.gate_up_proj": "ffn_up",
@@ -243,7 +244,8 @@ def _canonical_name(name: str, facts: GGUFFacts, stored: Container[str]) -> str:
         known = {**_LAYER_NAMES, **facts.renamed}
         canonical = known.get(module) or expert_module(module) or module
         # Phi-3's "up" is gate and up in one, unless there is a separate gate.
-        if facts.stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
+        stacked = "mlp.gate_up_proj" in facts.stacked
+        if stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
             canonical = "mlp.gate_up_proj"
         return f"model.layers.{index}.{canonical}.{ending}"
     top = _TOP_NAME.fullmatch(name)
@@ -268,7 +270,7 @@ def file_name(name: str, facts: GGUFFacts) -> str:
     index, module = layer.groups()
     known = {**_LAYER_NAMES, **facts.renamed}
     modules = {canonical: own for own, canonical in known.items()}
-    if facts.stacked and module in _STACKED:
+    if any(module in (whole, *FUSED[whole]) for whole in facts.stacked):
         return f"blk.{index}.{_STACKED[module]}.{ending}"
     return f"blk.{index}.{modules.get(module) or expert_file_module(module) or module}.{ending}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
@@ -13,6 +14,7 @@ from ..model import checks as limits
 from ..model.config import ModelConfig, RopeConfig
 from ..model.families import architectures, family_of_architecture
 from ..model.family import ModelFamily
+from ..model.multipliers import LEAST, MOST, with_multipliers
 from ..model.report import LoadReport
 from .experts import EXPERT_KEYS, read_experts
 from .reader import GGUFArray, GGUFTensor
@@ -33,8 +35,8 @@ _NEUTRAL: dict[str, float] = {
     "leading_dense_block_count": 0,
     "nextn_predict_layers": 0,
     "rope.scaling.alpha": 0,
-    "rope.scaling.yarn_log_multiplier": 0,
     "rope.scaling.yarn_ext_factor": 1,
+    "rope.scaling.yarn_log_multiplier": 0,
     "rope.scaling.yarn_attn_factor": 1,
     "use_parallel_residual": 0,
 }
@@ -153,9 +155,10 @@ def read_config(
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=inner,
-        rms_norm_eps=read.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        rms_norm_eps=read.number(family.gguf.norm_eps, 0.0, 1.0),
         max_position=position,
         rope=rope,
+        interleaved_rope=family.interleaved_rope,
         tie_word_embeddings="output.weight" not in tensors,
         qkv_bias=family.qkv_bias
         or "blk.0.attn_q.bias" in tensors
@@ -163,6 +166,7 @@ def read_config(
         o_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
         qk_norm=family.qk_norm,
+        whole_qk_norm=family.whole_qk_norm,
         sliding_window=_windows(slides, window, position),
         activation=family.activation,
         embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,
@@ -170,6 +174,9 @@ def read_config(
         attn_softcap=_softcap(read, family, "attn_logit_softcapping"),
         logit_softcap=_softcap(read, family, "final_logit_softcapping"),
         post_norms=family.post_norms,
+        pre_norms=family.pre_norms,
+        parallel=family.parallel,
+        centered_norms=family.centered_norms,
         rope_local=rope_local,
         local_layers=local_layers,
         experts=experts,
@@ -178,6 +185,10 @@ def read_config(
         dtype=dtype,
         name=display_name(top.text("general.name", "")),
     )
+    if family.logit_scale:
+        config = replace(config, logit_scale=read.number("logit_scale", LEAST, MOST))
+    if family.multipliers:
+        config = _multiplied(read, config, report)
     limits.check_heads(where, config, keys_of(arch))
     if config.tie_word_embeddings:
         report.decide("no output.weight: the LM head is the embedding matrix")
@@ -193,7 +204,8 @@ def read_config(
 def read_family(where: str, metadata: Mapping[str, Any]) -> ModelFamily:
     """The family of a file. Raises UnsupportedModelError, naming the known, for another."""
     arch = Fields(where, metadata).text("general.architecture")
-    family = family_of_architecture(arch, bool(metadata.get(f"{arch}.expert_count")))
+    keys = {key.removeprefix(f"{arch}.") for key in metadata}
+    family = family_of_architecture(arch, bool(metadata.get(f"{arch}.expert_count")), keys)
     if family is None:
         raise UnsupportedModelError(
             f"{where}: general.architecture is {shown(arch)}; supported are "
@@ -252,17 +264,18 @@ class _ArchFields(Fields):
         """Refuse keys that change the numbers and that the family does not use."""
         for key, neutral in _NEUTRAL.items():
             value = self.values.get(key, neutral)
-            if value != neutral and key not in family.softcaps:
+            if value != neutral and key not in {*family.softcaps, *family.gguf.own_keys}:
                 raise UnsupportedModelError(
                     f"{self.name(key)} is {shown(value)}; only {neutral} is supported"
                 )
         for key in _REFUSED:
-            if key in self.values:
+            if key in self.values and key != family.gguf.norm_eps:
                 raise UnsupportedModelError(
                     f"{self.name(key)} is set; this variant of the model is not supported"
                 )
         for key in self.values:
-            if key not in _NEUTRAL and key not in _KNOWN and key not in EXPERT_KEYS:
+            known = {*_NEUTRAL, *_KNOWN, *EXPERT_KEYS, family.gguf.norm_eps}
+            if key not in known:
                 report.warn(f"metadata key {self.prefix}{shown(key)[1:-1]} is not known; not used")
 
 
@@ -288,7 +301,10 @@ def _sliding_layers(
         CheckpointError: a value is out of bounds.
         UnsupportedModelError: which layers have the window is unknown.
     """
-    window = read.integer("attention.sliding_window", 0, limits.MAX_POSITION, family.gguf.window)
+    # Without one no layer of some families would have a rotary embedding.
+    least = int(family.unrotated_full and family.gguf.window > 0)
+    usual = family.gguf.window
+    window = read.integer("attention.sliding_window", least, limits.MAX_POSITION, usual)
     if window == 0:
         return (), 0
     key = "attention.sliding_window_pattern"
@@ -328,18 +344,39 @@ def _local_rope(
     """The second rotary rule and the layers that have it."""
     key = "rope.freq_base_swa"
     if family.local_rope and any(slides):
-        theta = read.number(key, limits.MIN_THETA, limits.MAX_THETA, 10000.0)
+        usual = family.hf.defaults.get("rope_local_base_freq", rope.theta)
+        theta = read.number(key, limits.MIN_THETA, limits.MAX_THETA, usual)
         return RopeConfig(theta, rope.rotary_dim), slides
     if read.present(key) and any(slides) and read.values[key] != rope.theta:
         raise UnsupportedModelError(
             f"{read.name(key)} is {shown(read.values[key])}; only {rope.theta:g}, the base of the "
             f"other layers, is supported for {family.name}"
         )
+    if family.unrotated_full:
+        unrotated = tuple(not flag for flag in slides)
+        return (RopeConfig(kind="none"), unrotated) if any(unrotated) else (None, ())
     every = family.gguf.unrotated_every
     if every:
         unrotated = tuple((i + 1) % every == 0 for i in range(layers))
         return (RopeConfig(kind="none"), unrotated) if any(unrotated) else (None, ())
     return None, ()
+
+
+def _multiplied(read: _ArchFields, config: ModelConfig, report: LoadReport) -> ModelConfig:
+    """Granite's factors; 0 stands for none but on the logits."""
+
+    def factor(key: str, absent: float) -> float:
+        there = read.values.get(key, 0) != 0
+        return read.number(key, LEAST, MOST) if there else absent
+
+    return with_multipliers(
+        config,
+        report,
+        embedding=factor("embedding_scale", 1.0),
+        residual=factor("residual_scale", 1.0),
+        attention=factor("attention.scale", 0.0),
+        logits=read.number("logit_scale", LEAST, MOST),
+    )
 
 
 def _softcap(read: _ArchFields, family: ModelFamily, key: str) -> float:

@@ -45,6 +45,12 @@ def read_rope(
             f"{read.where}: rope_freqs.weight together with another rotary scaling "
             f"({shown(kind)}) is not supported"
         )
+    query_scale = read.number("attention.temperature_scale", 0.0, 1e6, 0.0)
+    if query_scale and kind != "yarn":  # it goes by the context before scaling
+        raise UnsupportedModelError(
+            f"{read.name('attention.temperature_scale')} is {query_scale:g} with rotary scaling "
+            f"{shown(kind)}; supported is yarn"
+        )
     if kind == "linear" and not read.present("rope.scaling.type"):
         return RopeConfig(theta, rotary, "linear", factor=old_linear)
     if kind == "none":
@@ -73,6 +79,8 @@ def read_rope(
                 fast,
                 f"more than {read.prefix}rope.scaling.yarn_beta_slow {slow:g}",
             )
+        # llama.cpp takes the other multiplier for 1.
+        multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0, 1e6, 0.0)
         return RopeConfig(
             theta,
             rotary,
@@ -81,6 +89,9 @@ def read_rope(
             original_max_position=original,
             beta_fast=fast,
             beta_slow=slow,
+            mscale=1.0 if multiplier else 0.0,
+            mscale_all_dim=multiplier,
+            query_scale=query_scale,
         )
     raise UnsupportedModelError(
         f"{read.name('rope.scaling.type')} is {shown(kind)} with rope.scaling.attn_factor "

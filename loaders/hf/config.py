@@ -12,8 +12,9 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..files.fields import Fields, shown
 from ..model import checks as limits
 from ..model.config import Activation, ModelConfig, RopeConfig
-from ..model.families import family_of_type, model_types
+from ..model.families import family_of_config, family_of_type, model_types
 from ..model.family import ModelFamily
+from ..model.multipliers import LEAST, MOST, with_multipliers
 from ..model.report import LoadReport
 from .layers import read_experts, rotated_layers, sliding_windows
 from .rope import read_local_rope, read_rope
@@ -41,6 +42,7 @@ _NEUTRAL: dict[str, Any] = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "logit_scale": 1.0,
+    "logits_scaling": 1.0,
     "embedding_multiplier": 1.0,
     "residual_multiplier": 1.0,
     "attention_multiplier": None,
@@ -94,17 +96,22 @@ def read_config(
         num_kv_heads=read.integer("num_key_value_heads", 1, limits.MAX_HEADS, heads),
         head_dim=head_dim,
         intermediate_size=read.integer("intermediate_size", 1, limits.MAX_INTERMEDIATE),
-        rms_norm_eps=read.number("rms_norm_eps", 0.0, 1.0, 1e-6),
+        rms_norm_eps=read.number(facts.norm_eps, 0.0, 1.0, 1e-6),
         max_position=_context(rope, position, report),
         rope=rope,
+        interleaved_rope=family.interleaved_rope,
         tie_word_embeddings=read.flag("tie_word_embeddings", False),
         qkv_bias=bias or family.qkv_bias,
-        o_bias=bias,
+        o_bias=facts.attention_bias and bool(facts.o_bias) and read.flag(facts.o_bias, False),
         mlp_bias=facts.mlp_bias and read.flag("mlp_bias", False),
         qk_norm=family.qk_norm,
+        whole_qk_norm=family.whole_qk_norm,
         sliding_window=sliding_windows(read, facts.windows, layers, rotated),
         activation=_activation(read, family),
         post_norms=family.post_norms,
+        pre_norms=family.pre_norms,
+        parallel=family.parallel,
+        centered_norms=family.centered_norms,
         attn_softcap=_softcap(read, family, "attn_logit_softcapping"),
         experts=read_experts(read, family, layers),
         logit_softcap=_softcap(read, family, "final_logit_softcapping"),
@@ -115,9 +122,13 @@ def read_config(
     )
     if family.gemma:
         config = _gemma(read, family, config)
+    if family.multipliers or family.logit_scale:
+        config = _multiplied(read, family, config, report)
     if family.local_rope and config.sliding_window:
         local = tuple(window > 0 for window in config.sliding_window)
         config = replace(config, rope_local=read_local_rope(read, head_dim), local_layers=local)
+    if family.unrotated_full and read.present("sliding_window"):
+        rotated = tuple(config.window(layer) > 0 for layer in range(layers))
     if not all(rotated):
         unrotated = tuple(not has_rope for has_rope in rotated)
         config = replace(config, rope_local=RopeConfig(kind="none"), local_layers=unrotated)
@@ -132,7 +143,7 @@ def read_config(
 
 def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
     """The keys that counts and sizes are under in this ``config.json``, for messages."""
-    family = family_of_type(values.get("model_type"))
+    family = family_of_config(values)
     if family is None:
         return _KEYS
     own = {"experts": family.hf.expert_count, "expert_inner": family.hf.expert_width}
@@ -147,7 +158,7 @@ def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
 
 def wraps(values: Mapping[str, Any]) -> bool:
     """Whether a parsed ``config.json`` holds the model that is read under ``text_config``."""
-    family = family_of_type(values.get("model_type"))
+    family = family_of_config(values)
     return family is not None and values["model_type"] == family.hf.wrapper
 
 
@@ -170,7 +181,14 @@ def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Field
 def check_family(read: Fields, report: LoadReport) -> ModelFamily:
     """The family, refused with UnsupportedModelError when it or a variant of it is unknown."""
     model_type = read.text("model_type")
-    family = family_of_type(model_type)
+    family = family_of_config(read.values)
+    if family is None and family_of_type(model_type) is not None:
+        inner = read.mapping("text_config").get("model_type")
+        raise UnsupportedModelError(
+            f"{read.name('text_config.model_type')} is {shown(inner)}; it is none of the text "
+            f"models that are supported in {shown(model_type)}",
+            hint="this architecture is not implemented: take a model of a supported family",
+        )
     if family is None:
         raise UnsupportedModelError(
             f"{read.name('model_type')} is {shown(model_type)}; supported are "
@@ -232,6 +250,22 @@ def _gemma(read: Fields, family: ModelFamily, config: ModelConfig) -> ModelConfi
         embedding_scale=rounded(config.hidden_size**0.5, config.dtype),
         attention_scale=scalar**-0.5,
         norm_offset=1.0,
+    )
+
+
+def _multiplied(
+    read: Fields, family: ModelFamily, config: ModelConfig, report: LoadReport
+) -> ModelConfig:
+    """Granite's factors, or Cohere's on the logits."""
+    if family.logit_scale:
+        return replace(config, logit_scale=read.number("logit_scale", LEAST, MOST))
+    return with_multipliers(
+        config,
+        report,
+        embedding=read.number("embedding_multiplier", LEAST, MOST),
+        residual=read.number("residual_multiplier", LEAST, MOST),
+        attention=read.number("attention_multiplier", LEAST, MOST),
+        logits=read.number("logits_scaling", LEAST, MOST),
     )
 
 

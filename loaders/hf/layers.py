@@ -49,7 +49,7 @@ def _window(read: Fields, rule: WindowRule) -> int:
         return 0
     if rule in ("even", "pattern"):  # layers without one would be another model
         return read.integer("sliding_window", 1, limits.MAX_POSITION)
-    if rule == "all":
+    if rule in ("all", "optional_pattern"):
         return read.integer("sliding_window", 0, limits.MAX_POSITION, 0)
     if not read.flag("use_sliding_window", False):
         return 0
@@ -65,9 +65,14 @@ def _slides(read: Fields, rule: WindowRule, layer: int, rotated: tuple[bool, ...
         return not rotated[layer]
     if rule == "even":
         return layer % 2 == 0
-    if rule == "pattern":
+    if rule in ("pattern", "optional_pattern"):
         key = "sliding_window_pattern"
         key = key if read.present(key) else "_sliding_window_pattern"
+        letters = read.values.get(key)
+        if rule == "optional_pattern" and isinstance(letters, str):
+            if not letters or set(letters) - {"L", "G"}:
+                raise read.error(key, letters, "a number, or letters L and G")
+            return letters[layer % len(letters)] == "L"
         return (layer + 1) % read.integer(key, 1, limits.MAX_LAYERS, 6) != 0
     return True
 

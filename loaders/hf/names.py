@@ -8,7 +8,7 @@ from typing import Any
 from halfbyte.errors import CheckpointError
 
 from ..files.safetensors_index import StoredTensor
-from ..model.families import family_of_type
+from ..model.families import family_of_config
 from ..model.report import LoadReport
 from .config import wraps
 
@@ -27,7 +27,7 @@ def canonical(
     Raises:
         CheckpointError: one tensor is stored under two spellings.
     """
-    family = family_of_type(values.get("model_type"))
+    family = family_of_config(values)
     wrapped = wraps(values)
     if family is None or not (wrapped or family.hf.renamed):
         return stored
@@ -54,7 +54,7 @@ def spelling(names: Iterable[str], values: dict[str, Any]) -> Callable[[str], st
         names: of the tensors in the files.
         values: the parsed ``config.json``.
     """
-    family = family_of_type(values.get("model_type"))
+    family = family_of_config(values)
     if family is None:
         return str
     own = {canonical: part for part, canonical in family.hf.renamed.items()}

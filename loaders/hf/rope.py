@@ -33,6 +33,8 @@ _KNOWN = frozenset(
         "low_freq_factor",
         "high_freq_factor",
         "finetuned",
+        "max_position_embeddings",  # Ministral 3 has it here once more
+        "llama_4_scaling_beta",
     )
 )
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -59,6 +61,7 @@ def read_rope(
         values, name = _of_layers(config, "full_attention")
         values = {**values, **scaling}
     partial = family is not None and family.hf.partial_rotary
+    query_scale = family is not None and family.query_scale
     _refuse(config, name, values, partial)
     rope = Fields(config.where, values, f"{config.prefix}{name}.")
     low, high = limits.MIN_THETA, limits.MAX_THETA
@@ -66,12 +69,18 @@ def read_rope(
     theta = rope.number("rope_theta", low, high, outer)
     kind = rope.text("rope_type", rope.text("type", "default"))
     # Phi-3's first files call longrope "su", or "yarn".
-    kind = "longrope" if kind == "su" or (kind == "yarn" and partial) else kind
+    named_so = family is not None and "original_max_position_embeddings" in family.hf.defaults
+    kind = "longrope" if kind == "su" or (kind == "yarn" and named_so) else kind
     factor = config.number("partial_rotary_factor", 1e-6, 1.0, 1.0)
     rotary = int(head_dim * rope.number("partial_rotary_factor", 1e-6, 1.0, factor))
     if rotary < 2:  # 0 would mean the whole head
         raise rope.error("partial_rotary_factor", rotary / head_dim, f"2 of {head_dim} or more")
     base = RopeConfig(theta=theta, rotary_dim=rotary)
+    if rope.present("llama_4_scaling_beta") and not (query_scale and kind == "yarn"):
+        raise UnsupportedModelError(
+            f"{rope.name('llama_4_scaling_beta')} is {shown(values['llama_4_scaling_beta'])} with "
+            f"rope_type {shown(kind)}; supported is yarn, of ministral3"
+        )
     if kind == "default":
         return base
     if kind in ("linear", "dynamic"):
@@ -109,7 +118,7 @@ def read_rope(
 
 
 def read_local_rope(config: Fields, head_dim: int) -> RopeConfig:
-    """The rotary embedding of Gemma 3's sliding layers, which never is a scaled one.
+    """The rotary embedding of sliding layers (Gemma 3, OLMo 3), which never is a scaled one.
 
     Raises:
         UnsupportedModelError: it is scaled.
@@ -124,7 +133,8 @@ def read_local_rope(config: Fields, head_dim: int) -> RopeConfig:
             f"{rope.name('rope_type')} is {shown(kind)}; supported for these layers is default"
         )
     low, high = limits.MIN_THETA, limits.MAX_THETA
-    outer = config.number("rope_local_base_freq", low, high, 10000.0)
+    outer = config.number("rope_theta", low, high, 10000.0)
+    outer = config.number("rope_local_base_freq", low, high, outer)
     return RopeConfig(theta=rope.number("rope_theta", low, high, outer), rotary_dim=head_dim)
 
 
@@ -186,6 +196,7 @@ def _yarn(rope: Fields, base: RopeConfig) -> RopeConfig:
         truncate=rope.flag("truncate", True),
         mscale=rope.number("mscale", 0.0, 1e6, 0.0),
         mscale_all_dim=rope.number("mscale_all_dim", 0.0, 1e6, 0.0),
+        query_scale=rope.number("llama_4_scaling_beta", 0.0, 1e6, 0.0),
     )
 
 

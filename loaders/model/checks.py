@@ -33,6 +33,7 @@ LM_HEAD = "lm_head.weight"
 
 # Norms of a layer over the hidden size; Gemma 2 and 3 also norm what a block adds.
 _NORMS = ("input_layernorm", "post_attention_layernorm")
+_ONLY_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 _POST_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 # Stored by some tools although nothing computes with them.
@@ -112,14 +113,17 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]
         ("self_attn.o_proj", hidden, q_rows, config.o_bias),
     )
     norms = _POST_NORMS if config.post_norms else _NORMS
+    norms = norms if config.pre_norms else _ONLY_POST_NORMS
+    norms = _NORMS[:1] if config.parallel else norms
+    q_side, k_side = (q_rows, kv_rows) if config.whole_qk_norm else (head_dim, head_dim)
     yield EMBED, (vocab, hidden)
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         for name in norms:
             yield f"{prefix}{name}.weight", (hidden,)
         if config.qk_norm:
-            yield prefix + "self_attn.q_norm.weight", (head_dim,)
-            yield prefix + "self_attn.k_norm.weight", (head_dim,)
+            yield prefix + "self_attn.q_norm.weight", (q_side,)
+            yield prefix + "self_attn.k_norm.weight", (k_side,)
         for name, rows, columns, bias in (*attention, *_mlp(config, layer)):
             yield f"{prefix}{name}.weight", (rows, columns)
             if bias:

@@ -31,6 +31,8 @@ class RopeConfig:
         short_factor: longrope divisors ``[rotary_dim / 2]`` up to ``original_max_position``.
         long_factor: longrope divisors ``[rotary_dim / 2]`` beyond it.
         freq_factors: divisors ``[rotary_dim / 2]`` stored as a tensor (GGUF ``rope_freqs``).
+        query_scale: s > 0: a rotated query at position p is multiplied by
+            ``1 + s log(1 + floor(p / original_max_position))`` (Ministral 3); 0 = not.
     """
 
     theta: float = 10000.0
@@ -49,6 +51,7 @@ class RopeConfig:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     freq_factors: tuple[float, ...] = ()
+    query_scale: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,14 @@ class ModelConfig:
         rms_norm_eps: epsilon added to the mean square.
         max_position: context length in tokens the model was made for.
         rope: rotary embedding.
+        interleaved_rope: the rotated pairs of a head are its elements 2 i and 2 i + 1 (GLM), else
+            i and i + ``rotary_dim / 2``.
         tie_word_embeddings: the LM head is the embedding matrix.
         qkv_bias: q, k and v projections have biases.
         o_bias: the attention output projection has a bias.
         mlp_bias: gate, up and down projections have biases.
         qk_norm: per-head RMSNorm on q and k before RoPE (Qwen3, Gemma 3).
+        whole_qk_norm: with ``qk_norm``: over all heads of a token at once (OLMo 2).
         sliding_window: attention window in tokens per layer, 0 = full; empty = all full.
         activation: what the MLP applies to its gate.
         embedding_scale: factor on the embeddings (Gemma: ``sqrt(hidden_size)``), rounded to the
@@ -98,10 +104,16 @@ class ModelConfig:
         attention_scale: factor on the scores; 0 means ``head_dim ** -0.5``.
         attn_softcap: scores become ``cap * tanh(score / cap)`` before the mask; 0 = none.
         logit_softcap: the same for the final logits; 0 = none.
+        logit_scale: factor on the final logits, before their soft cap.
         post_norms: four norms a layer (Gemma 2 and 3): ``input_layernorm`` and
             ``post_attention_layernorm`` around attention, ``pre_feedforward_layernorm`` and
             ``post_feedforward_layernorm`` around the MLP. Otherwise ``post_attention_layernorm``
             is the one before the MLP.
+        parallel: attention and MLP both read the layer's one norm, ``input_layernorm`` (Cohere 2).
+        centered_norms: norms of the residual subtract the mean of a row first: LayerNorm without a
+            bias (Cohere 2).
+        pre_norms: blocks norm what they read. Where they do not (OLMo 2), ``post_norms`` are the
+            only two of a layer.
         norm_offset: what is added to every stored norm weight, q and k norms too: 1 where the
             file holds w and the model multiplies by 1 + w (Gemma in Hugging Face folders; GGUF
             files hold 1 + w).
@@ -125,18 +137,24 @@ class ModelConfig:
     rms_norm_eps: float
     max_position: int
     rope: RopeConfig = field(default_factory=RopeConfig)
+    interleaved_rope: bool = False
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    whole_qk_norm: bool = False
     sliding_window: tuple[int, ...] = ()
     activation: Activation = "silu"
     embedding_scale: float = 1.0
     attention_scale: float = 0.0
     attn_softcap: float = 0.0
     logit_softcap: float = 0.0
+    logit_scale: float = 1.0
     post_norms: bool = False
+    pre_norms: bool = True
+    parallel: bool = False
+    centered_norms: bool = False
     norm_offset: float = 0.0
     rope_local: RopeConfig | None = None
     local_layers: tuple[bool, ...] = ()

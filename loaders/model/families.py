@@ -8,10 +8,11 @@ whose wiring ``ModelConfig`` can describe is added by an entry here alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from .family import FolderFacts, GGUFFacts, ModelFamily
+from .family import POST_NORM_NAMES, FolderFacts, GGUFFacts, ModelFamily
+from .wired_families import WIRED_FAMILIES
 
 _GEMMA: dict[str, Any] = {
     "vocab_size": 256000,
@@ -28,12 +29,14 @@ _GEMMA2: dict[str, Any] = {
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
 }
-# Families with four norms a layer use one name for another.
-_POST_NORM_NAMES = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+_YARN_KEYS = ("rope.scaling.yarn_log_multiplier", "attention.temperature_scale")
+# A text model beside a vision tower: transformers from 4.52 on, and before.
+_WRAPPER_PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+_WRAPPER_EXTRAS = ("vision_tower.", "multi_modal_projector.")
 # Two spellings of one number; which one is written depends on the version of transformers.
 EXPERT_COUNTS = ("num_experts", "num_local_experts")
 
@@ -56,8 +59,39 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             "MistralForCausalLM",
             {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
             windows="all",
+            wrapper="mistral3",
+            wrapper_prefixes=_WRAPPER_PREFIXES,
+            wrapper_extras=_WRAPPER_EXTRAS,
         ),
-        GGUFFacts(("mistral", "mistral3"), interleaved=True),
+        GGUFFacts(("mistral", "mistral3"), _YARN_KEYS[:1], interleaved=True),
+    ),
+    ModelFamily(
+        "ministral3",
+        FolderFacts(
+            "ministral3",
+            "Ministral3ForCausalLM",
+            {
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-5,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1000000.0,
+                    "factor": 16.0,
+                    "original_max_position_embeddings": 16384,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 1.0,
+                    "llama_4_scaling_beta": 0.1,
+                },
+            },
+            windows="all",
+            wrapper="mistral3",
+            wrapper_prefixes=_WRAPPER_PREFIXES,
+            wrapper_extras=_WRAPPER_EXTRAS,
+        ),
+        GGUFFacts(("mistral3",), _YARN_KEYS, _YARN_KEYS[1], interleaved=True),
+        query_scale=True,
     ),
     ModelFamily(
         "qwen2",
@@ -158,12 +192,12 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             },
             windows="all",
             partial_rotary=True,
-            stacked=True,
+            stacked=("self_attn.qkv_proj", "mlp.gate_up_proj"),
         ),
         # llama.cpp, too, goes by the model's name.
         GGUFFacts(
             ("phi3",),
-            stacked=True,
+            stacked=("self_attn.qkv_proj", "mlp.gate_up_proj"),
             stripping_names=("phi-3", "phi3"),
             plain_tokens=frozenset(("<unk>", "<s>", "<|endoftext|>")),
         ),
@@ -194,7 +228,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             windows="even",
         ),
         GGUFFacts(
-            ("gemma2",), window=4096, window_every=2, wide_layers=46, renamed=_POST_NORM_NAMES
+            ("gemma2",), window=4096, window_every=2, wide_layers=46, renamed=POST_NORM_NAMES
         ),
         activation="gelu_tanh",
         gemma=True,
@@ -218,15 +252,10 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             attention_bias=True,
             windows="pattern",
             wrapper="gemma3",
-            # transformers from 4.52 on, and before.
-            wrapper_prefixes=(
-                ("model.language_model.", "model."),
-                ("language_model.model.", "model."),
-                ("language_model.lm_head.", "lm_head."),
-            ),
-            wrapper_extras=("vision_tower.", "multi_modal_projector."),
+            wrapper_prefixes=_WRAPPER_PREFIXES,
+            wrapper_extras=_WRAPPER_EXTRAS,
         ),
-        GGUFFacts(("gemma3",), window_every=6, wide_layers=62, renamed=_POST_NORM_NAMES),
+        GGUFFacts(("gemma3",), window_every=6, wide_layers=62, renamed=POST_NORM_NAMES),
         activation="gelu_tanh",
         qk_norm=True,
         gemma=True,
@@ -234,13 +263,14 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         local_rope=True,
         softcaps={"final_logit_softcapping": 0.0},
     ),
+    *WIRED_FAMILIES,
 )
 
 
 def model_types() -> list[str]:
     """Every ``model_type`` of a Hugging Face folder that is read, wrappers last."""
-    wrappers = [f.hf.wrapper for f in MODEL_FAMILIES if f.hf.wrapper]
-    return [f.hf.model_type for f in MODEL_FAMILIES] + wrappers
+    wrappers = dict.fromkeys(f.hf.wrapper for f in MODEL_FAMILIES if f.hf.wrapper)
+    return [f.hf.model_type for f in MODEL_FAMILIES] + list(wrappers)
 
 
 def family_of_type(model_type: object) -> ModelFamily | None:
@@ -249,17 +279,38 @@ def family_of_type(model_type: object) -> ModelFamily | None:
     return next(known, None) if model_type else None
 
 
+def family_of_config(values: Mapping[str, Any]) -> ModelFamily | None:
+    """The family of a parsed ``config.json``, in a wrapper that of its text model; None if none.
+
+    A text model that does not say its type is of the first family with that wrapper, as it is in
+    transformers.
+    """
+    inside = [
+        f for f in MODEL_FAMILIES if f.hf.wrapper and f.hf.wrapper == values.get("model_type")
+    ]
+    if not inside:
+        return family_of_type(values.get("model_type"))
+    text = values.get("text_config")
+    kind = text.get("model_type") if isinstance(text, Mapping) else None
+    return next((f for f in inside if kind in (None, f.hf.model_type)), None)
+
+
 def architectures(families: Iterable[ModelFamily] | None = None) -> list[str]:
     """Every ``general.architecture`` of GGUF files of these families, or of all."""
     names = (a for f in families or MODEL_FAMILIES for a in f.gguf.architectures)
     return list(dict.fromkeys(names))
 
 
-def family_of_architecture(architecture: str, experts: bool) -> ModelFamily | None:
+def family_of_architecture(
+    architecture: str, experts: bool, keys: Container[str] = ()
+) -> ModelFamily | None:
     """The family of a ``general.architecture``; None when there is none.
 
-    ``experts`` is whether the file has a mixture, which decides where two families share the name.
+    Where families share the name, the one whose marker is among the file's ``keys`` (without the
+    architecture) is meant, and else ``experts`` decides: whether the file has a mixture.
     """
     known = [f for f in MODEL_FAMILIES if architecture in f.gguf.architectures]
-    fitting = [f for f in known if bool(f.experts) == experts]
-    return next(iter(fitting or known), None)
+    marked = [f for f in known if f.gguf.marker and f.gguf.marker in keys]
+    plain = [f for f in known if not f.gguf.marker]
+    fitting = [f for f in plain if bool(f.experts) == experts]
+    return next(iter(marked or fitting or plain), None)

@@ -9,8 +9,24 @@ from typing import Any, Literal
 from .config import Activation
 
 # Window rules: none at all, all layers, on a switch from some layer on, where there is no
-# rotary embedding, every second layer, or all but every sixth.
-WindowRule = Literal["none", "all", "switched", "all_switched", "unrotated", "even", "pattern"]
+# rotary embedding, every second layer, all but every sixth or so, or so unless there is no window.
+WindowRule = Literal[
+    "none",
+    "all",
+    "switched",
+    "all_switched",
+    "unrotated",
+    "even",
+    "pattern",
+    "optional_pattern",
+]
+
+POST_NORM_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""Of modules in GGUF files, where families that norm what a block adds use one name for another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +39,13 @@ class FolderFacts:
         defaults: values of keys that a file may leave out; a null in the file is not replaced.
         activation_names: accepted names of the family's activation.
         activation_key: key that names it.
-        attention_bias: ``attention_bias`` switches the biases of q, k, v and o.
+        attention_bias: ``attention_bias`` switches the biases of q, k and v.
+        o_bias: key that switches the bias of o where ``attention_bias`` is; "" = it has none.
+        norm_eps: key of the epsilon of norms.
         mlp_bias: ``mlp_bias`` switches the biases of the MLP.
         windows: which layers have the sliding window.
         partial_rotary: ``partial_rotary_factor`` may be less than 1.
-        stacked: q, k and v, and gate and up, are one tensor each in transformers' own files.
+        stacked: what is one tensor in transformers' own files, of q, k and v, and gate and up.
         own_keys: keys that other families must not have.
         expert_count: key of the number of experts, as the family's own files spell it.
         expert_width: key of the width of an expert's MLP.
@@ -44,10 +62,12 @@ class FolderFacts:
     activation_names: tuple[str, ...] = ("silu", "swish")
     activation_key: str = "hidden_act"
     attention_bias: bool = False
+    o_bias: str = "attention_bias"
+    norm_eps: str = "rms_norm_eps"
     mlp_bias: bool = False
     windows: WindowRule = "none"
     partial_rotary: bool = False
-    stacked: bool = False
+    stacked: tuple[str, ...] = ()
     own_keys: tuple[str, ...] = ()
     expert_count: str = "num_experts"
     expert_width: str = "intermediate_size"
@@ -62,10 +82,13 @@ class GGUFFacts:
     """A family in GGUF files.
 
     Attributes:
-        architectures: values of ``general.architecture``. Two families share one where only a
-            mixture of experts tells them apart.
+        architectures: values of ``general.architecture``. Two families share one where a
+            mixture of experts or a marker tells them apart.
+        own_keys: keys that change the numbers, which most other families must not have.
+        marker: key, without the architecture, that only files of this family have; "" = none.
         interleaved: q and k rows are stored in interleaved order.
-        stacked: q, k and v, and gate and up, may be one tensor each.
+        stacked: what may be one tensor, of q, k and v, and gate and up.
+        norm_eps: key of the epsilon of norms.
         window: sliding window in tokens when the file names none; 0 = none.
         window_every: where the file has no pattern, every so many layers the last has full
             attention; 0 = none has; -1 = which layers have it is unknown.
@@ -79,8 +102,11 @@ class GGUFFacts:
     """
 
     architectures: tuple[str, ...]
+    own_keys: tuple[str, ...] = ()
+    marker: str = ""
     interleaved: bool = False
-    stacked: bool = False
+    stacked: tuple[str, ...] = ()
+    norm_eps: str = "attention.layer_norm_rms_epsilon"
     window: int = 0
     window_every: int = 0
     unrotated_every: int = 0
@@ -101,9 +127,18 @@ class ModelFamily:
         activation: what the MLP applies to its gate.
         qkv_bias: q, k and v always have biases.
         qk_norm: q and k are normed per head.
+        whole_qk_norm: with ``qk_norm``: over all heads at once.
         gemma: scaled embeddings, and norms by 1 + w (GGUF files hold 1 + w).
-        post_norms: four norms a layer.
+        post_norms: norms on what a block adds, four norms a layer.
+        pre_norms: norms on what a block reads.
         local_rope: sliding layers have a rotary rule of their own.
+        interleaved_rope: rotated pairs are neighbours.
+        unrotated_full: where there is a window, layers without it have no rotary embedding.
+        parallel: attention and MLP read one norm.
+        centered_norms: norms of the residual are LayerNorms without a bias.
+        multipliers: factors on embeddings, residual, scores and logits (Granite).
+        logit_scale: a factor on the logits (Cohere).
+        query_scale: queries far into a text are scaled by their position.
         softcaps: key -> default of the soft caps that it has; 0 = none. Both kinds of checkpoint
             use the same keys.
         experts: number of experts where a folder names none; 0 = the family has no experts.
@@ -115,8 +150,17 @@ class ModelFamily:
     activation: Activation = "silu"
     qkv_bias: bool = False
     qk_norm: bool = False
+    whole_qk_norm: bool = False
     gemma: bool = False
     post_norms: bool = False
+    pre_norms: bool = True
     local_rope: bool = False
+    interleaved_rope: bool = False
+    unrotated_full: bool = False
+    parallel: bool = False
+    centered_norms: bool = False
+    multipliers: bool = False
+    logit_scale: bool = False
+    query_scale: bool = False
     softcaps: Mapping[str, float] = field(default_factory=dict)
     experts: int = 0

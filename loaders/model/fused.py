@@ -6,7 +6,7 @@ the parts of a stacked tensor are rows of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -99,10 +99,13 @@ def take_rows(weight: Weight, rows: RowRange) -> Weight:
     return weight[rows.start : rows.stop]
 
 
-def stacked_parts(expected: Mapping[str, tuple[int, ...]]) -> list[tuple[str, list[str]]]:
-    """Stacked name -> parts, for all parts that ``expected`` holds."""
+def stacked_parts(
+    expected: Mapping[str, tuple[int, ...]], stacks: Iterable[str] = tuple(FUSED)
+) -> list[tuple[str, list[str]]]:
+    """Stacked name -> parts, for all parts that ``expected`` holds of some ``stacks``."""
     found = []
-    for fused, parts in FUSED.items():
+    for fused in stacks:
+        parts = FUSED[fused]
         first = parts[0]
         for name in expected:
             prefix, _, suffix = name.rpartition(f"{first}.")

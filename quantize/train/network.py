@@ -72,6 +72,8 @@ class TrainOps(PlainOps[Any]):
     def __init__(self, compute: torch.dtype = torch.float32) -> None:
         super().__init__(torch.float32)
         self.compute = compute
+        # Blocks without a norm before them read it as it is, and then add to it.
+        self.residual: Tensor | None = None
 
     def pack(self, weight: Weight, bias: Tensor | None = None) -> Stack:
         """A weight [N, K] and its bias [N] that stay as they are."""
@@ -99,7 +101,8 @@ class TrainOps(PlainOps[Any]):
     def linear(self, x_TK: Tensor, weight: Stack, out: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias`` -> [T, N]."""
         assert out is None
-        return weight(x_TK)
+        # What is saved for the gradient must not change, as for norms.
+        return weight(x_TK.clone() if x_TK is self.residual else x_TK)
 
     def attention(
         self, q_THE: Tensor, shape: AttentionShape, kv: LayerKV, step: StepInputs
@@ -212,12 +215,15 @@ class TrainNetwork:
 
     def logits(self, x_SD: Tensor) -> Tensor:
         """Float32 logits [S, V] of residuals behind the last layer."""
+        if self.config.centered_norms:  # in place would change what others keep
+            x_SD = x_SD - x_SD.mean(-1, keepdim=True)
         normed = self._ops.rms_norm(x_SD, self._norm, self.config.rms_norm_eps)
-        logits, cap = self._head(normed), self.config.logit_softcap
+        logits, cap = self._head(normed) * self.config.logit_scale, self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def _layer(self, blocks: list[Block], x_TD: Tensor, step: StepInputs) -> Tensor:
         x_TD = x_TD.clone()  # the one before is kept for the backward pass
+        self._ops.residual = x_TD
         windows = len(step.spans)
         for block in blocks:
             sides = block.state(self.config).per_token

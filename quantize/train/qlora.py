@@ -129,11 +129,11 @@ def check_targets(checkpoint: Checkpoint, targets: tuple[str, ...]) -> None:
     so that no adapter of it could be loaded there.
     """
     config = checkpoint.config
-    stacked = any(f.gguf.stacked for f in MODEL_FAMILIES if f.name == config.architecture)
+    family = next(f for f in MODEL_FAMILIES if f.name == config.architecture)
     for whole, parts in FUSED.items():
         names = [part.rpartition(".")[2] for part in parts]
         for target in targets:
-            if stacked and target in names:
+            if whole in family.hf.stacked and target in names:
                 raise ConfigError(
                     f"targets has {target!r}, which is a part of {whole} in {config.architecture}",
                     hint="use o_proj,down_proj",

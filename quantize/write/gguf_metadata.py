@@ -130,7 +130,7 @@ def described_metadata(config: ModelConfig, path: Path) -> Metadata:
         "attention.head_count_kv": count(config.num_kv_heads),
         "attention.key_length": count(config.head_dim),
         "attention.value_length": count(config.head_dim),
-        "attention.layer_norm_rms_epsilon": MetadataEntry(config.rms_norm_eps, Kind.FLOAT32),
+        family.gguf.norm_eps: MetadataEntry(config.rms_norm_eps, Kind.FLOAT32),
         "vocab_size": count(config.vocab_size),
         "rope.dimension_count": count(config.rope.rotary_dim or config.head_dim),
         "rope.freq_base": MetadataEntry(config.rope.theta, Kind.FLOAT32),
@@ -143,6 +143,12 @@ def described_metadata(config: ModelConfig, path: Path) -> Metadata:
     ):
         if key in family.softcaps:
             own[key] = MetadataEntry(value, Kind.FLOAT32)
+    if family.logit_scale:
+        own["logit_scale"] = MetadataEntry(config.logit_scale, Kind.FLOAT32)
+    if family.multipliers:  # that on the residual was put away
+        own["embedding_scale"] = MetadataEntry(config.embedding_scale, Kind.FLOAT32)
+        own["attention.scale"] = MetadataEntry(config.score_scale, Kind.FLOAT32)
+        own["logit_scale"] = MetadataEntry(1.0 / config.logit_scale, Kind.FLOAT32)
     if config.rope_local is not None and config.rope_local.kind == "default":
         own["rope.freq_base_swa"] = MetadataEntry(config.rope_local.theta, Kind.FLOAT32)
     if config.experts is not None:
@@ -199,6 +205,11 @@ def _scaling(config: ModelConfig, rope: RopeConfig) -> Metadata:
     if rope.kind == "yarn":
         found["rope.scaling.yarn_beta_fast"] = MetadataEntry(rope.beta_fast, Kind.FLOAT32)
         found["rope.scaling.yarn_beta_slow"] = MetadataEntry(rope.beta_slow, Kind.FLOAT32)
+        if rope.mscale_all_dim and family_of(config).gguf.own_keys:  # compared when read back
+            entry = MetadataEntry(rope.mscale_all_dim, Kind.FLOAT32)
+            found["rope.scaling.yarn_log_multiplier"] = entry
+    if family_of(config).query_scale:
+        found["attention.temperature_scale"] = MetadataEntry(rope.query_scale, Kind.FLOAT32)
     if rope.kind == "longrope":
         factor = attention_factor(rope, config.max_position)
         found["rope.scaling.attn_factor"] = MetadataEntry(factor, Kind.FLOAT32)
@@ -243,6 +254,7 @@ _SAME = (
     "score_scale",
     "attn_softcap",
     "logit_softcap",
+    "logit_scale",
     "post_norms",
     "local_layers",
     "experts",
@@ -295,6 +307,6 @@ def _same_rope(
         dim = rope.rotary_dim or model.head_dim
         inverse = inverse_frequencies(rope, dim, model.max_position)
         factor = attention_factor(rope, model.max_position)
-        more = (*rope.short_factor, *rope.long_factor, factor)
+        more = (*rope.short_factor, *rope.long_factor, factor, rope.query_scale)
         values.append(torch.cat((inverse, torch.tensor(more))))
     return values[0].shape == values[1].shape and torch.allclose(*values, rtol=1e-5, atol=0)

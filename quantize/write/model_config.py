@@ -77,7 +77,7 @@ def _built(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "head_dim": config.head_dim,
         facts.activation_key: facts.activation_names[0],
         "max_position_embeddings": config.max_position,
-        "rms_norm_eps": config.rms_norm_eps,
+        facts.norm_eps: config.rms_norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
@@ -85,11 +85,21 @@ def _built(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "torch_dtype": dtype,
         "use_cache": True,
     }
+    own_o = facts.o_bias != "attention_bias"
     if facts.attention_bias:
-        values["attention_bias"] = config.o_bias
+        values["attention_bias"] = config.qkv_bias if own_o else config.o_bias
+    if own_o and facts.o_bias:
+        values[facts.o_bias] = config.o_bias
+    if family.logit_scale:
+        values["logit_scale"] = config.logit_scale
+    if family.multipliers:  # that on the residual was put away
+        values |= {"embedding_multiplier": config.embedding_scale, "residual_multiplier": 1.0}
+        values["attention_multiplier"] = config.score_scale
+        values["logits_scaling"] = 1.0 / config.logit_scale
     if facts.mlp_bias:
         values["mlp_bias"] = config.mlp_bias
-    if config.qkv_bias != (family.qkv_bias or (facts.attention_bias and config.o_bias)):
+    says = family.qkv_bias or bool(values.get("attention_bias"))
+    if config.qkv_bias != says or (config.o_bias and not facts.o_bias):
         raise QuantizeError(
             f"biases of q, k and v: {config.qkv_bias}, of o: {config.o_bias}; config.json of "
             f"{facts.model_type} cannot say so"
@@ -122,10 +132,13 @@ def _windows(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
             )
         return own | {"sliding_window": size or None}
     slides = [bool(window) for window in windows or (0,) * config.num_layers]
-    if rule in ("even", "pattern"):  # must name a window: one as long as the context is none
+    if rule == "optional_pattern" and not size and config.rope_local is None:
+        return own | {"sliding_window": None, "layer_types": ["full_attention"] * len(slides)}
+    if rule in ("even", "pattern", "optional_pattern"):
+        # They must name a window: one as long as the context is none.
         own["sliding_window"] = size or config.max_position
         if config.rope_local is not None:
-            slides = list(local)
+            slides = [has != family.unrotated_full for has in local]
     else:
         own |= {"use_sliding_window": bool(size), "sliding_window": size or None}
     kinds = ("full_attention", "sliding_attention")
@@ -161,8 +174,15 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
     if rope.freq_factors:
         rope = llama3_of(rope, config.head_dim, config.max_position)
     found: dict[str, Any] = {"rope_theta": rope.theta}
-    if config.rope_local is not None and config.rope_local.kind != "none":
-        found["rope_local_base_freq"] = config.rope_local.theta
+    local = config.rope_local
+    if local is not None and local.kind != "none" and local.theta != rope.theta:
+        if "rope_local_base_freq" not in family.hf.defaults:
+            raise QuantizeError(
+                f"sliding layers rotate by a base of {local.theta:g} and others by {rope.theta:g}; "
+                f"config.json of {family.hf.model_type} has one base",
+                hint="start from the model's Hugging Face folder",
+            )
+        found["rope_local_base_freq"] = local.theta
     rotary = rope.rotary_dim or config.head_dim
     if rotary != config.head_dim:
         found["partial_rotary_factor"] = rotary / config.head_dim
@@ -177,6 +197,10 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
         scaling["high_freq_factor"] = rope.high_freq_factor
     if rope.kind == "yarn":
         scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+        if rope.mscale and rope.mscale_all_dim:
+            scaling |= {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
+        if family.query_scale:
+            scaling["llama_4_scaling_beta"] = rope.query_scale
     if rope.kind == "longrope":
         scaling |= {
             "short_factor": list(rope.short_factor),

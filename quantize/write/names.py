@@ -62,7 +62,7 @@ def folder_tensors(config: ModelConfig) -> Iterator[FolderTensor]:
     """
     family = family_of(config)
     expected = expected_tensors(config)
-    stacks = dict(stacked_parts(expected)) if family.hf.stacked else {}
+    stacks = dict(stacked_parts(expected, family.hf.stacked))
     starts = {parts[0]: (name, tuple(parts)) for name, parts in stacks.items()}
     inner = {part for parts in stacks.values() for part in parts}
     spelled = spelling((), {"model_type": family.hf.model_type})

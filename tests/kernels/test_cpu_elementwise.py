@@ -184,7 +184,22 @@ def cache(kv_heads: int, dim: int, size: int, dtype: torch.dtype = torch.float32
     return [LayerKV(*state.tokens) for state in kv.states]
 
 
-@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_center(width: int) -> None:
+    seed = fresh_seed()
+    ops = make_ops()
+    for t in (1, 2, 33):
+        wide = torch.full((t, width + 5), 7.25)
+        x = wide[:, 2 : width + 2].copy_(tokens(seed + t, t, width) + 3.0)
+        before = x.double()
+        run(ops, ops.center, x)
+        error = (x - (before - before.mean(-1, keepdim=True))).abs().max()
+        # A float32 sum, a quotient and a difference.
+        assert error <= (width + 8) * F32 * before.abs().max()
+        assert (wide[:, :2] == 7.25).all() and (wide[:, width + 2 :] == 7.25).all()
+
+
+@pytest.mark.parametrize("norms", ["none", "per head", "whole"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "rotary", "size"),
     [
@@ -197,14 +212,18 @@ def cache(kv_heads: int, dim: int, size: int, dtype: torch.dtype = torch.float32
     ],
 )
 def test_rope_and_kv_write(
-    heads: int, kv_heads: int, dim: int, rotary: int, size: int, norms: bool
+    heads: int, kv_heads: int, dim: int, rotary: int, size: int, norms: str
 ) -> None:
     seed = fresh_seed()
     rng = random.Random(seed)
     ops = make_ops()
-    q_gain, k_gain = tokens(seed + 7, 2, dim)
-    gains = (q_gain, k_gain) if norms else (None, None)
-    shape = AttentionShape(heads, kv_heads, dim, 1.0, 0, gains[0], gains[1], 1e-6)
+    widths = (heads, kv_heads) if norms == "whole" else (1, 1)
+    q_gain, k_gain = (tokens(seed + 7 + n, 1, n * dim)[0] for n in widths)
+    gains = (None, None) if norms == "none" else (q_gain, k_gain)
+    interleaved = rng.random() < 0.5
+    shape = AttentionShape(
+        *(heads, kv_heads, dim, 1.0, 0, gains[0], gains[1], 1e-6), interleaved=interleaved
+    )
     for t in (1, 2, 11, 40):
         kv = cache(kv_heads, dim, size)
         qkv = tokens(seed + t, t, (heads + 2 * kv_heads) * dim)
@@ -214,18 +233,27 @@ def test_rope_and_kv_write(
         index = torch.arange(t, dtype=torch.int32)
         table = torch.zeros(1, 1, dtype=torch.int32)
         step = StepInputs(index.long(), index, rope, slots, index, table, [RowSpan(0, t, 0)], None)
-        q = run(ops, ops.rope_write_kv, qkv, shape, kv[1], step)
+        factors = tokens(seed, 1, t)[0] if rng.random() < 0.5 else None
+        step.query_factors = factors
+        given = qkv.clone()  # norms of whole rows are written into it
+        q = run(ops, ops.rope_write_kv, given, shape, kv[1], step)
         want_q, want_k, want_v = qkv.double().view(t, -1, dim).split((heads, kv_heads, kv_heads), 1)
-        if norms:
-            want_q = ref.rms_norm(want_q, q_gain.double(), 1e-6)
-            want_k = ref.rms_norm(want_k, k_gain.double(), 1e-6)
+        if norms != "none":
+            own_q, own_k = (x.flatten(1) if norms == "whole" else x for x in (want_q, want_k))
+            want_q = ref.rms_norm(own_q, q_gain.double(), 1e-6).view_as(want_q)
+            want_k = ref.rms_norm(own_k, k_gain.double(), 1e-6).view_as(want_k)
         cos, sin = rope.double().chunk(2, -1)
-        # Two products and a sum of magnitudes of a few, after a norm of 128 terms at most.
+        # Two products and a sum of magnitudes of a few, after a norm of 1024 terms at most, whose
+        # squares are summed in lanes.
         close: dict[str, Any] = {"rtol": 70 * F32, "atol": 70 * F32 * 5}
-        torch.testing.assert_close(q.double(), ref.apply_rope(want_q, cos, sin), **close)
+        rotated = ref.apply_rope(want_q, cos, sin, interleaved)
+        if factors is not None:
+            rotated = rotated * factors.double()[:, None, None]
+        torch.testing.assert_close(q.double(), rotated, **close)
         k_want = torch.full_like(kv[1].k, torch.nan, dtype=torch.float64)
         v_want = k_want.clone()
-        ref.write_kv(ref.apply_rope(want_k, cos, sin), want_v, k_want, v_want, slots)
+        rotated = ref.apply_rope(want_k, cos, sin, interleaved)
+        ref.write_kv(rotated, want_v, k_want, v_want, slots)
         # Equal NaN included: nothing but the slots is written.
         torch.testing.assert_close(kv[1].k.double(), k_want, equal_nan=True, **close)
         assert torch.equal(kv[1].v.nan_to_num(9e9), v_want.float().nan_to_num(9e9))

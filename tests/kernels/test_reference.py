@@ -75,6 +75,11 @@ def test_rope_turns_pairs_as_complex_numbers(dim: int, rotary: int) -> None:
     torch.testing.assert_close(out[..., half:rotary], turned.imag, **EXACT)
     assert torch.equal(out[..., rotary:], x[..., rotary:])
     assert torch.equal(out[0], x[0])
+    beside = ref.apply_rope(x, angles.cos(), angles.sin(), interleaved=True)
+    pairs = torch.view_as_complex(x[..., :rotary].unflatten(-1, (-1, 2)).contiguous())
+    turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None])
+    torch.testing.assert_close(beside[..., :rotary], turned.flatten(-2), **EXACT)
+    assert torch.equal(beside[..., rotary:], x[..., rotary:])
 
 
 def test_rope_scores_depend_on_the_distance_only() -> None:

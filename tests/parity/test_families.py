@@ -146,19 +146,24 @@ def test_exact_experts_do_not_see_the_batch(
 
 
 @pytest.mark.parametrize("spelling", ["model.language_model.", "language_model.model."])
-def test_the_language_model_of_a_multimodal_gemma3(spelling: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gemma3", "ministral3", "mistral-no-window"])
+def test_the_language_model_of_a_multimodal_one(name: str, spelling: str, tmp_path: Path) -> None:
     """The same text model inside a wrapper, in both spellings of its tensors."""
     seed = fresh_seed()
-    model = make_model("gemma3", seed)
+    model = make_model(name, seed)
     folder = save_model(model, tmp_path)
     tensors = load_file(folder / "model.safetensors")
-    wrapped = {spelling + name.removeprefix("model."): value for name, value in tensors.items()}
+    wrapped = {spelling + key.removeprefix("model."): value for key, value in tensors.items()}
+    if (head := wrapped.pop(f"{spelling}lm_head.weight", None)) is not None:
+        beside = spelling.removesuffix("model.") if "language_model.model" in spelling else ""
+        wrapped[f"{beside}lm_head.weight"] = head
     wrapped["vision_tower.patch.weight"] = torch.zeros(3)
     wrapped["model.multi_modal_projector.norm.weight"] = torch.zeros(3)
     save_file(wrapped, folder / "model.safetensors")
     inner = json.loads((folder / "config.json").read_text())
-    assert inner["model_type"] == "gemma3_text"
-    outer = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}
+    kind = {"gemma3_text": "Gemma3", "ministral3": "Mistral3", "mistral": "Mistral3"}
+    wrapper = kind[inner["model_type"]]
+    outer = {"model_type": wrapper.lower(), "architectures": [f"{wrapper}ForConditionalGeneration"]}
     (folder / "config.json").write_text(json.dumps(outer | {"text_config": inner}))
     prompts = prompts_of(seed)[:6]
     with Engine(folder, backend="cpu_torch", dtype="float32") as engine:

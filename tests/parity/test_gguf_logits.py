@@ -53,12 +53,25 @@ ARCHITECTURES = {
     "llama-yarn": "llama",
     "mistral-window": "llama",  # how files of Mistral 7B are labelled
     "mistral-no-window": "mistral3",
+    "ministral3": "mistral3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "smollm3": "smollm3",
     "phi3": "phi3",
     "phi3-window": "phi3",
     "phi3-partial-longrope": "phi3",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "granite": "granite",
+    "granite-biases": "granite",
+    "glm": "chatglm",
+    "glm4": "glm4",
+    "glm4-no-bias": "glm4",
+    "seed_oss": "seed_oss",
+    "exaone4": "exaone4",
+    "exaone4-full": "exaone4",
+    "cohere2": "cohere2",
+    "ernie4_5": "ernie4_5",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma2-caps": "gemma2",
@@ -68,7 +81,8 @@ ARCHITECTURES = {
     "qwen3_moe-shares": "qwen3moe",
 }
 SUFFIXES = (".weight", ".bias")
-PERMUTED = ("llama", "mistral3", "smollm3")
+PATTERNED = ("olmo2", "exaone4")
+PERMUTED = ("llama", "mistral3", "smollm3", "granite")
 
 
 def write_model(
@@ -156,7 +170,16 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: i
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if arch == "cohere2":
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_logit_scale(config.logit_scale)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if arch == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(VOCAB)
     if arch != "phi3":
         writer.add_key_length(head_dim)
@@ -169,6 +192,9 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: i
         writer.add_expert_used_count(config.num_experts_per_tok)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
+        if arch in PATTERNED:
+            slides = [kind == "sliding_attention" for kind in config.layer_types]
+            writer.add_sliding_window_pattern(slides)
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
@@ -187,6 +213,9 @@ def _write_rope(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: int) 
         writer.add_rope_scaling_factor(rope["factor"])
     if "original_max_position_embeddings" in rope and kind != "llama3":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if "llama_4_scaling_beta" in rope:
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, dims))
     if kind == "longrope":

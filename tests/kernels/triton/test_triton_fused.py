@@ -179,6 +179,8 @@ ROPE = [
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(("dtype", "heads", "kv_heads", "dim", "half", "norm", "codes"), ROPE)
 def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, codes, in_place):
+    # Each form of the kernel once, in place or not.
+    interleaved = in_place == norm
     page, slots = 16, torch.tensor([5, -1, 16 * 5 + 15, 33])
     qkv = torch.randn(4, (heads + 2 * kv_heads) * dim, generator=rng).to(dtype)
     angles = torch.rand(4, half, generator=rng) * 6
@@ -191,7 +193,7 @@ def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, codes, 
     out = qkv[:, : heads * dim].unflatten(1, (heads, dim)) if in_place else None
     q = rope_write_kv(
         qkv, rope, slots, cache[:, 1, 0], cache[:, 1, 1], heads,
-        q_norm_E=q_norm, k_norm_E=k_norm, eps=1e-6,
+        q_norm_E=q_norm, k_norm_E=k_norm, eps=1e-6, interleaved=interleaved,
         k_scale_BJS=scales[:, 0] if quantized else None,
         v_scale_BJS=scales[:, 1] if quantized else None, out=out,
     )  # fmt: skip
@@ -200,7 +202,7 @@ def test_rope_and_kv_write(rng, dtype, heads, kv_heads, dim, half, norm, codes, 
         true_q = ref.rms_norm(true_q, q_norm.to(dtype).double(), 1e-6)
         true_k = ref.rms_norm(true_k, k_norm.to(dtype).double(), 1e-6)
     cos, sin = rope.double().chunk(2, -1)
-    true_q, true_k = apply_rope(true_q, cos, sin), apply_rope(true_k, cos, sin)
+    true_q, true_k = (apply_rope(true, cos, sin, interleaved) for true in (true_q, true_k))
     # A rotation mixes two normed and rounded values, so errors go by the head's size.
     bound = (2.0 if norm else 1.0) * torch.finfo(dtype).eps + 1e-6
     assert (q.double() - true_q).abs().max() <= bound * true_q.abs().max()

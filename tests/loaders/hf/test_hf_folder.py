@@ -270,6 +270,6 @@ def test_custom_code_never_runs(tmp_path):
     refuses(
         lambda: open_checkpoint(folder),
         UnsupportedModelError,
-        "model_type is 'evil'; supported are llama, mistral, qwen2, qwen3",
+        "model_type is 'evil'; supported are llama, mistral, ministral3, qwen2",
     )
     assert not mark.exists()

@@ -89,13 +89,14 @@ def test_one_entry_opens_both_kinds_of_checkpoint(tmp_path, monkeypatch):
 
 
 def test_entries_have_names_of_their_own():
-    """Two families may share an architecture of GGUF files when experts tell them apart."""
+    """Families may share an architecture of GGUF files when experts or a key tell them apart."""
     table = families.MODEL_FAMILIES
     assert len({f.name for f in table}) == len(table)
     assert len(families.model_types()) == len(set(families.model_types()))
-    sides = [(arch, bool(f.experts)) for f in table for arch in f.gguf.architectures]
+    sides = [(arch, bool(f.experts), f.gguf.marker) for f in table for arch in f.gguf.architectures]
     assert len(sides) == len(set(sides))
     for family in table:
         assert families.family_of_type(family.hf.model_type) is family
         for arch in family.gguf.architectures:
-            assert families.family_of_architecture(arch, bool(family.experts)) is family
+            keys = {family.gguf.marker, "block_count"} - {""}
+            assert families.family_of_architecture(arch, bool(family.experts), keys) is family
