@@ -39,6 +39,8 @@ class AttentionShape:
         eps: epsilon of those norms.
         softcap: scores become ``cap * tanh(score / cap)`` before the mask (Gemma 2); 0 = none.
         local_rope: rotate by the step's ``rope_local`` (Gemma 3's sliding layers).
+        sinks: logits float32 [H] that take a share of the softmax and have no value (gpt-oss), or
+            None.
     """
 
     heads: int
@@ -51,6 +53,7 @@ class AttentionShape:
     eps: float = 0.0
     softcap: float = 0.0
     local_rope: bool = False
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class MixtureShape:
     Attributes:
         per_token: experts that a token goes through.
         normalize: the shares of a token's experts are scaled to a sum of 1.
-        activation: of their gates.
+        activation: of their gates and ups.
     """
 
     per_token: int

@@ -128,7 +128,7 @@ def read_config(
             f"{arch}.attention.key_length {head_dim}; only equal sizes are supported"
         )
     position = read.integer("context_length", 1, limits.MAX_POSITION)
-    rope = read_rope(read, head_dim, position, factors)
+    rope = read_rope(read, head_dim, position, factors, family.gguf.whole_ramp)
     if family.gguf.interleaved and rope.rotary_dim not in (0, head_dim):
         raise UnsupportedModelError(
             f"{where}: {arch}.rope.dimension_count is {rope.rotary_dim} of {head_dim}; only whole "
@@ -161,8 +161,9 @@ def read_config(
         or "blk.0.attn_q.bias" in tensors
         or "blk.0.attn_qkv.bias" in tensors,
         o_bias="blk.0.attn_output.bias" in tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        mlp_bias=family.expert_bias or "blk.0.ffn_gate.bias" in tensors,
         qk_norm=family.qk_norm,
+        sinks=family.sinks,
         sliding_window=_windows(slides, window, position),
         activation=family.activation,
         embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,

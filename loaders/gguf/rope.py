@@ -12,7 +12,11 @@ from ..model.config import RopeConfig
 
 
 def read_rope(
-    read: Fields, head_dim: int, position: int, factors: Mapping[str, tuple[float, ...]]
+    read: Fields,
+    head_dim: int,
+    position: int,
+    factors: Mapping[str, tuple[float, ...]],
+    whole_ramp: bool = True,
 ) -> RopeConfig:
     """The rotary embedding.
 
@@ -21,6 +25,7 @@ def read_rope(
         head_dim: elements of a head.
         position: context length in tokens.
         factors: contents of the factor tensors that are stored, by GGUF name.
+        whole_ramp: as :class:`~..model.family.GGUFFacts` has it.
 
     Raises:
         CheckpointError: a value is missing or out of bounds, or a factor tensor has another length.
@@ -81,6 +86,7 @@ def read_rope(
             original_max_position=original,
             beta_fast=fast,
             beta_slow=slow,
+            truncate=whole_ramp,
         )
     raise UnsupportedModelError(
         f"{read.name('rope.scaling.type')} is {shown(kind)} with rope.scaling.attn_factor "

@@ -100,8 +100,9 @@ def read_config(
         tie_word_embeddings=read.flag("tie_word_embeddings", False),
         qkv_bias=bias or family.qkv_bias,
         o_bias=bias,
-        mlp_bias=facts.mlp_bias and read.flag("mlp_bias", False),
+        mlp_bias=family.expert_bias or (facts.mlp_bias and read.flag("mlp_bias", False)),
         qk_norm=family.qk_norm,
+        sinks=family.sinks,
         sliding_window=sliding_windows(read, facts.windows, layers, rotated),
         activation=_activation(read, family),
         post_norms=family.post_norms,
@@ -196,7 +197,7 @@ def check_family(read: Fields, report: LoadReport) -> ModelFamily:
 def _check_math(read: Fields, family: ModelFamily) -> None:
     """Refuse what would change the numbers and the family does not have."""
     _activation(read, family)
-    for key, neutral in _NEUTRAL.items():
+    for key, neutral in (_NEUTRAL | family.hf.fixed).items():
         value = read.values.get(key)
         own = key in family.softcaps or key in family.hf.own_keys
         if own or value is None or value == neutral:

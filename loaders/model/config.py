@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "none"]
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "clipped_swiglu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Experts:
         intermediate_size: width of one expert's gated MLP.
         normalize: the shares of a token's experts are scaled to a sum of 1.
         layers: per layer whether it has experts; the others have the plain MLP.
+        router_bias: the router's scores have a bias (gpt-oss).
     """
 
     count: int
@@ -68,6 +69,7 @@ class Experts:
     intermediate_size: int
     normalize: bool
     layers: tuple[bool, ...]
+    router_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,10 @@ class ModelConfig:
         o_bias: the attention output projection has a bias.
         mlp_bias: gate, up and down projections have biases.
         qk_norm: per-head RMSNorm on q and k before RoPE (Qwen3, Gemma 3).
+        sinks: each layer has a logit for each head, ``self_attn.sinks`` [num_heads], that takes a
+            share of attention and has no value (gpt-oss).
         sliding_window: attention window in tokens per layer, 0 = full; empty = all full.
-        activation: what the MLP applies to its gate.
+        activation: what the MLP makes of its gate and up.
         embedding_scale: factor on the embeddings (Gemma: ``sqrt(hidden_size)``), rounded to the
             type that the model computes with.
         attention_scale: factor on the scores; 0 means ``head_dim ** -0.5``.
@@ -130,6 +134,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    sinks: bool = False
     sliding_window: tuple[int, ...] = ()
     activation: Activation = "silu"
     embedding_scale: float = 1.0

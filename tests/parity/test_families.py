@@ -27,7 +27,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
 # One token, less and more than a window, a scaling limit (64) and a KV block.
 LENGTHS = [1, 2, 15, 17, 60, 64, 65, 100]
 STEPS = 24
-MIXTURES = ("mixtral", "qwen3_moe")
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 BY_LENGTH = ("dynamic", "longrope")
 
 
