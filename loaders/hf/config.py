@@ -165,6 +165,8 @@ def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Field
         _check_math(Fields(where, inner, "text_config."), family)
     prefix = "" if inner is values else "text_config."
     caps = {key: cap for key, cap in family.softcaps.items() if cap}
+    if inner.get("rope_parameters", {}) is None:  # no rule, so the family's own
+        inner = {key: value for key, value in inner.items() if key != "rope_parameters"}
     return Fields(where, {**caps, **family.hf.defaults, **inner}, prefix), family
 
 

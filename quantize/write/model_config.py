@@ -169,7 +169,9 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
     scaling: dict[str, Any] = {"rope_type": rope.kind}
     original = rope.original_max_position
     if rope.kind == "default":
-        return found
+        # Where the key is missing, some families scale.
+        said = "rope_parameters" in family.hf.defaults
+        return found | ({"rope_scaling": scaling} if said else {})
     if rope.kind in ("linear", "llama3", "yarn"):
         scaling["factor"] = rope.factor
     if rope.kind == "llama3":
@@ -177,6 +179,7 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
         scaling["high_freq_factor"] = rope.high_freq_factor
     if rope.kind == "yarn":
         scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+        scaling |= {} if rope.truncate else {"truncate": False}
     if rope.kind == "longrope":
         scaling |= {
             "short_factor": list(rope.short_factor),

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from seeds import fresh_seed
 from test_families import BACKENDS, assert_greedy, assert_logits, greedy, prompts_of
-from test_gguf_logits import write_model
+from test_gguf_logits import gpt_oss_parts, write_model
+from test_quantized_families import TOOLS, compare, quantize, write
 from tiny_models import CASES, VOCAB, Truth, make_model, save_model
 from torch import Tensor
 
@@ -167,26 +168,49 @@ def test_chunks_and_kept_beginnings_do_not_change_bits(tmp_path: Path) -> None:
         assert greedy(wide, longer) == first == greedy(narrow, longer)
 
 
-def test_experts_one_by_one(tmp_path: Path) -> None:
-    """As tools write them that quantize each expert as a linear module of its own."""
-    model, parts = drawn(7)
-    save_model(model, tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    for name in [name for name in tensors if ".experts." in name]:
-        stack = tensors.pop(name)
-        ending = "bias" if name.endswith("_bias") else "weight"
-        rows = stack if ending == "bias" else stack.transpose(1, 2)
-        head, _, module = name.removesuffix("_bias").rpartition(".")
-        split = {module: rows}
-        if module == "gate_up_proj":
-            split = {"gate_proj": rows[:, ::2], "up_proj": rows[:, 1::2]}
-        for part, whole in split.items():
-            for i, one in enumerate(whole):
-                tensors[f"{head}.{i}.{part}.{ending}"] = one.contiguous()
-    save_file(tensors, tmp_path / "model.safetensors")
-    prompts = prompts_of(7)[:5]
-    with Engine(tmp_path, backend="cpu_torch", dtype="float32") as engine:
-        assert_logits(engine, [Truth(model).logits(prompt) for prompt in prompts], prompts)
+def apart(tensors: Tensors) -> Tensors:
+    """The experts as linear modules, as tools make them to quantize each for itself."""
+    found: Tensors = {}
+    for name, value in tensors.items():
+        if ".experts." not in name:
+            found[name] = value
+            continue
+        for part, rows in gpt_oss_parts(name, value).items():
+            head, module, ending = part.rsplit(".", 2)
+            for i, one in enumerate(rows):
+                found[f"{head}.{i}.{module}.{ending}"] = one.contiguous()
+    return found
+
+
+def put_back(model: Any, tensors: Tensors) -> None:
+    """Those weights in the model."""
+    for name, value in model.state_dict().items():
+        if ".experts." not in name:
+            value.copy_(tensors[name])
+            continue
+        for part, rows in gpt_oss_parts(name, value).items():  # views
+            head, module, ending = part.rsplit(".", 2)
+            for i, one in enumerate(rows):
+                one.copy_(tensors[f"{head}.{i}.{module}.{ending}"])
+
+
+@pytest.mark.parametrize("tool", ["none", *TOOLS])
+def test_experts_one_by_one(tool: str, tmp_path: Path) -> None:
+    """Each a module of its own, as they are and quantized as other methods do."""
+    model = make_model(NAME, 7)
+    folder = save_model(model, tmp_path / "m")
+    tensors = apart(load_file(folder / "model.safetensors"))
+    if tool == "none":
+        write(folder, tensors)
+    else:
+        special = r"model\.layers\.\d+\.mlp\.experts\.2\.down_proj"
+        tensors, dense = quantize(tensors, special, tool)
+        put_back(model, dense)
+        config = TOOLS[tool][1](special)
+        if "ignore" in config:
+            config["ignore"][1] = "re:.*router$"
+        write(folder, tensors, quantization_config=config)
+    compare(model, folder, [], 7)
 
 
 def one_nan(scales: Tensor) -> Tensor:
