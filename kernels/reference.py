@@ -21,7 +21,6 @@ from .formats.canonical import QuantizedLinear
 from .formats.weight_format import ActivationFormat
 from .formats.whole import whole_numbers
 
-
 # Of the activation clipped_swiglu.
 SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
 

@@ -121,7 +121,7 @@ class WeightSource:
         return load_stored(self._checkpoint, name)
 
     def vector(self, name: str) -> Tensor:
-        """A vector in float32, on the backend's device."""
+        """A vector [N] in float32, on the backend's device."""
         weight = self._take(name)
         assert not isinstance(weight, QuantizedLinear)
         return weight.to(self._backend.device, torch.float32)

@@ -231,7 +231,9 @@ def decode_kernel(
     top = tl.full((ROWS,), LOWEST, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
     if SINKS:
-        top, mass = sink_state(sinks_ptr, head * GROUP + rows, rows < tl.where(split == 0, GROUP, 0))
+        top, mass = sink_state(
+            sinks_ptr, head * GROUP + rows, rows < tl.where(split == 0, GROUP, 0)
+        )
     sums = empty_sums(ROWS, WIDTH, QUANT)
     limits = tl.full((ROWS,), 0, tl.int32) + position
     # The block number of the next page is read one page ahead, so that its latency hides behind

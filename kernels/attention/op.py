@@ -35,7 +35,6 @@ from .table import check_block_tables
 from .tile import LOG2E
 
 
-
 def decode_splits(
     device: torch.device, tokens: int, kv_heads: int, max_length: int, exact: bool = False
 ) -> int:

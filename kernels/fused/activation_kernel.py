@@ -26,9 +26,7 @@ from .row import store_sums
 
 
 @triton.jit
-def gate(
-    row_ptr, columns, WIDTH, GELU: tl.constexpr, CLIPPED: tl.constexpr, DTYPE: tl.constexpr
-):
+def gate(row_ptr, columns, WIDTH, GELU: tl.constexpr, CLIPPED: tl.constexpr, DTYPE: tl.constexpr):
     """The op on some columns of one row, rounded to ``DTYPE``, as float32; zeros past WIDTH."""
     inside = columns < WIDTH
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)

@@ -199,7 +199,7 @@ def check_family(read: Fields, report: LoadReport) -> ModelFamily:
 def _check_math(read: Fields, family: ModelFamily) -> None:
     """Refuse what would change the numbers and the family does not have."""
     _activation(read, family)
-    for key, neutral in (_NEUTRAL | family.hf.fixed).items():
+    for key, neutral in {**_NEUTRAL, **family.hf.fixed}.items():
         value = read.values.get(key)
         own = key in family.softcaps or key in family.hf.own_keys
         if own or value is None or value == neutral:

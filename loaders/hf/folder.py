@@ -14,13 +14,13 @@ from ..files.fields import Fields
 from ..files.folder_files import ModelFolder
 from ..files.safetensors_index import INDEX, SafetensorsFiles, StoredTensor
 from ..model import checks as model_checks
+from ..model.expert_stacks import ExpertRows, split_expert_stacks, stack_spelling
 from ..model.fused import RowRange, fused_shapes, split_fused, take_rows
 from ..model.report import LoadReport
 from . import config as hf_config
 from . import methods
 from . import names as hf_names
 from . import tokenizer as hf_tokenizer
-from .expert_stacks import ExpertRows, split_expert_stacks, stack_spelling
 from .methods.detect import claim, quantization_config, refuse_quantized_tensors
 from .smoothquant import refuse_smoothquant
 

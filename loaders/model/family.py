@@ -34,7 +34,7 @@ class FolderFacts:
         expert_count: key of the number of experts, as the family's own files spell it.
         expert_width: key of the width of an expert's MLP.
         renamed: part of a tensor's name -> the canonical part.
-        expert_stacks: the experts of a layer may be one tensor (:mod:`..hf.expert_stacks`).
+        expert_stacks: the experts of a layer may be one tensor (:mod:`.expert_stacks`).
         wrapper: ``model_type`` of files that hold such a model under ``text_config``; "" = none.
         wrapper_prefixes: beginnings of a wrapped model's tensor names -> canonical beginnings, the
             newest spelling first.

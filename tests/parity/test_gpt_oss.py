@@ -138,8 +138,10 @@ def test_both_kinds_of_file_hold_the_weights_of_transformers(tmp_path: Path) -> 
                 weight = checkpoint.load(f"{STACK}{i}.{name}.weight")
                 assert isinstance(weight, QuantizedLinear) and weight.compact is not None
                 assert torch.equal(weight.dequantize(), matrices[i].T)
-                assert torch.equal(checkpoint.load(f"{STACK}{i}.{name}.bias"), biases[i])
+                bias = checkpoint.load(f"{STACK}{i}.{name}.bias")
+                assert isinstance(bias, Tensor) and torch.equal(bias, biases[i])
         sinks = checkpoint.load(f"{LAYER}self_attn.sinks")
+        assert isinstance(sinks, Tensor)
         assert torch.equal(sinks, model.model.layers[1].self_attn.sinks)
         assert sum(info.nbytes for info in checkpoint.tensors() if info.label == "MXFP4") == (
             LAYERS * EXPERTS * 3 * HIDDEN * INNER // 32 * 17

@@ -3,7 +3,8 @@
 ``P_blocks`` [N, K / 32, 16] has the pairs of codes of a matrix, ``P_scales`` [N, K / 32] an
 exponent for each group. Experts of one layer are stacked: ``experts.P_blocks`` [E, N, K / 32, 16]
 has those of the matrices ``experts.0.P`` to ``experts.(E - 1).P``, and
-``experts.gate_up_proj_blocks`` [E, 2 N, K / 32, 16] those of gates and ups, row by row in turn (gpt-oss).
+``experts.gate_up_proj_blocks`` [E, 2 N, K / 32, 16] those of gates and ups, whose rows alternate
+(gpt-oss).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...files.fields import Fields
+from ...model.expert_stacks import ExpertRows, expert_rows
 from ...model.report import LoadReport
-from ..expert_stacks import ExpertRows, expert_rows
 from .base import FolderTensors, Method, QuantizedModule, Read
 from .checks import check_dtype, check_shape, missing
 from .ct_rules import texts

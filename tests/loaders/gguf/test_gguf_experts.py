@@ -269,6 +269,7 @@ def test_gpt_oss(tmp_path):
             want = made[f"blk.0.ffn_{short}_exps.bias"][0][index]
             np.testing.assert_array_equal(bias.numpy(), want)
     sinks = checkpoint.load("model.layers.0.self_attn.sinks")
+    assert isinstance(sinks, torch.Tensor)
     np.testing.assert_array_equal(sinks.numpy(), made["blk.0.attn_sinks.weight"][0])
     checkpoint.close()
 

@@ -3,7 +3,7 @@
 ``experts.gate_up_proj`` [E, D, 2 I] and ``experts.down_proj`` [E, I, D] are matrices as they stand
 behind their inputs, so a row here is a column there; biases are ``experts.gate_up_proj_bias``
 [E, 2 I] and ``experts.down_proj_bias`` [E, D]. Gate and up alternate, gate first. Quantized stacks
-(:mod:`.methods.mxfp4`) have their rows in the same order, and are not transposed.
+(:mod:`..hf.methods.mxfp4`) have their rows in the same order, and are not transposed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from halfbyte.errors import CheckpointError
 
 from ..base import TensorInfo
-from ..model.checks import Spelling
+from .checks import Spelling
 
 if TYPE_CHECKING:
     from torch import Tensor
