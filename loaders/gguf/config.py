@@ -139,6 +139,8 @@ def read_config(
         position = min(max(position, longest), limits.MAX_POSITION)
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}; context {position}")
+    if rope.kind == "yarn" and not rope.truncate:
+        report.decide("the ramp of yarn scaling ends between dimensions, which no key can tell")
     slides, window = _sliding_layers(read, family, layers, report)
     rope_local, local_layers = _local_rope(read, family, rope, slides, layers)
     dtype = _dtype(tensors)

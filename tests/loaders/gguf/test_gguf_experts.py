@@ -262,6 +262,7 @@ def test_gpt_oss(tmp_path):
     )
     assert (config.qkv_bias, config.o_bias, config.mlp_bias) == (True, True, True)
     assert config.sliding_window == (16,) and not config.rope.truncate
+    assert any("ramp of yarn" in text for text in checkpoint.report().decisions)
     for short in KINDS:
         for index in range(E):
             bias = checkpoint.load(f"model.layers.0.mlp.experts.{index}.{short}_proj.bias")
