@@ -21,6 +21,9 @@ from .formats.canonical import QuantizedLinear
 from .formats.weight_format import ActivationFormat
 from .formats.whole import whole_numbers
 
+# Of the activation clipped_swiglu.
+SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension -> [..., D].
@@ -142,9 +145,15 @@ def gated_mul(gate_up_TI2: Tensor, activation: str = "silu") -> Tensor:
     """``act(gate) * up`` for [T, 2 I] whose first half is gate -> [T, I].
 
     ``activation`` is ``silu``, or ``gelu_tanh``: ``0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715
-    x**3)))`` (Hendrycks and Gimpel, 2016).
+    x**3)))`` (Hendrycks and Gimpel, 2016). ``clipped_swiglu`` is ``g sigmoid(1.702 g) (u + 1)``
+    with g the gate up to 7 and u up within -7 to 7 (OpenAI's gpt-oss, 2025).
     """
     gate, up = gate_up_TI2.chunk(2, dim=-1)
+    if activation == "clipped_swiglu":
+        gate = gate.clamp(max=SWIGLU_LIMIT)
+        return (
+            gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1)
+        )
     if activation == "gelu_tanh":
         inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
         return 0.5 * gate * (1 + torch.tanh(inner)) * up
@@ -201,10 +210,13 @@ def attend_row(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of one row's T queries over its L cached keys -> [T, H, E].
 
-    With a ``softcap`` C, scores become ``C * tanh(score / C)`` before the mask.
+    With a ``softcap`` C, scores become ``C * tanh(score / C)`` before the mask. ``sinks`` are one
+    more score for each query head, whose share of the softmax has no value (Xiao et al., 2023, in
+    gpt-oss's form, where it is learned).
 
     A key at position p is visible to a query at position q iff p <= q and, with a window W,
     q - p < W. Query head h reads key/value head ``h // (H / J)``. Softmax in at least float32.
@@ -222,7 +234,11 @@ def attend_row(
     if window:
         hidden |= distance >= window
     scores.masked_fill_(hidden[:, None, None, :], float("-inf"))
-    out = torch.einsum("tjgl,jle->tjge", scores.softmax(-1), v_JLE.to(compute))
+    if sinks_H is not None:
+        sinks = sinks_H.to(scores).view(j, h // j, 1).expand(t, -1, -1, 1)
+        scores = torch.cat((scores, sinks), dim=-1)
+    shares = scores.softmax(-1)[..., :length]
+    out = torch.einsum("tjgl,jle->tjge", shares, v_JLE.to(compute))
     return out.reshape(t, h, e).to(q_THE.dtype)
 
 

@@ -41,6 +41,8 @@ class AttentionShape:
         softcap: scores become ``cap * tanh(score / cap)`` before the mask (Gemma 2); 0 = none.
         local_rope: rotate by the step's ``rope_local`` (Gemma 3's sliding layers).
         interleaved: rotated pairs are neighbours (GLM), else they are half the rotation apart.
+        sinks: logits float32 [H] that take a share of the softmax and have no value (gpt-oss), or
+            None.
     """
 
     heads: int
@@ -54,6 +56,7 @@ class AttentionShape:
     softcap: float = 0.0
     local_rope: bool = False
     interleaved: bool = False
+    sinks: Tensor | None = None
 
     @property
     def whole_norms(self) -> bool:
@@ -68,7 +71,7 @@ class MixtureShape:
     Attributes:
         per_token: experts that a token goes through.
         normalize: the shares of a token's experts are scaled to a sum of 1.
-        activation: of their gates.
+        activation: of their gates and ups.
     """
 
     per_token: int

@@ -227,6 +227,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             rows=step.row_index,
             tables=step.block_tables,
             runs=None if single else torch.tensor(runs, dtype=torch.int32),
+            sinks=shape.sinks,
             out=out,
             tokens=tokens,
             run_count=len(runs),

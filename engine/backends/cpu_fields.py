@@ -27,6 +27,7 @@ KV_TYPES = {
 GATES: dict[Activation, GateFunction] = {
     "silu": GateFunction.SILU,
     "gelu_tanh": GateFunction.GELU_TANH,
+    "clipped_swiglu": GateFunction.CLIPPED_SWIGLU,
 }
 
 

@@ -139,6 +139,8 @@ class TorchOps(PlainOps[Int4Linear | DenseLinear]):
         readers: Sequence[Int4Linear | DenseLinear] = (),
     ) -> Tensor:
         """``act(gate) * up`` -> [T, I]."""
+        if activation == "clipped_swiglu":
+            return super().gated_mul(gate_up_TI2, activation)
         gate, up = gate_up_TI2.chunk(2, dim=-1)
         act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
         return act.mul_(up)

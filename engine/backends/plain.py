@@ -127,6 +127,7 @@ class PlainOps(CpuParts[P]):
                 shape.scale,
                 shape.window,
                 shape.softcap,
+                shape.sinks,
             )
         return out.flatten(1)
 

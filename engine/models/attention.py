@@ -23,7 +23,7 @@ class AttentionBlock:
     Attributes:
         norm: RMSNorm weight before the projections, float32 [D], or None.
         qkv: query, key and value projections as one.
-        shape: head counts, scale, window and norms of the heads.
+        shape: head counts, scale, window, norms and sinks of the heads.
         o: output projection.
         post_norm: RMSNorm weight [D] on what is added to the residual, or None.
         eps: epsilon of the norms.
@@ -53,6 +53,7 @@ class AttentionBlock:
             config.attn_softcap,
             config.local_rope(layer),
             config.interleaved_rope,
+            source.vector(f"{attn}.sinks") if config.sinks else None,
         )
         return cls(
             source.norm(f"{name}.input_layernorm") if config.pre_norms else None,

@@ -52,7 +52,7 @@ class MixtureBlock:
         assert experts is not None
         made = cls(
             mlp_norm(config, layer, source),
-            source.packed(f"{name}.gate"),
+            source.packed(f"{name}.gate", experts.router_bias),
             [Mlp.load(config, f"{name}.experts.{i}", source) for i in range(experts.count)],
             MixtureShape(experts.per_token, experts.normalize, config.activation),
             config.rms_norm_eps,

@@ -31,7 +31,7 @@ def _decode_case(variant: Variant, emulation: Emulation, rng: torch.Generator) -
     cache = paged_cache(rng, lengths, c["KV_HEADS"], c["PAGE"], c["DIM"], dtype, _codes(c))
     q = torch.randn(len(lengths), heads, c["DIM"], generator=rng).to(dtype)
     positions = torch.tensor(lengths, dtype=torch.int32) - 1
-    options = _options(variant)
+    options = _options(variant, rng)
     # As many multiprocessors as make two splits of the longest row.
     emulation.multiprocessors = len(lengths) * c["KV_HEADS"]
     rows = torch.arange(len(lengths), dtype=torch.int32)
@@ -74,7 +74,7 @@ def _prefill_case(variant: Variant, emulation: Emulation, rng: torch.Generator) 
     block_q = prefill_block(emulation.on.arch, heads, kv_heads, page, c["DIM"], itemsize)
     table = build_prefill_table(spans, block_q)
     table = build_prefill_table(spans, block_q, lines=table.shape[0] + 1)
-    options = _options(variant)
+    options = _options(variant, rng)
     want = _true(q, cache, torch.tensor(positions), torch.tensor(rows), options)
 
     def call() -> list[OutputCheck]:
@@ -93,12 +93,14 @@ def _codes(constants: Mapping[str, Any]) -> torch.dtype | None:
     return tops.get(constants["QUANT"])
 
 
-def _options(variant: Variant) -> dict[str, Any]:
+def _options(variant: Variant, rng: torch.Generator) -> dict[str, Any]:
     c = variant.constants
+    sinks = torch.randn(c["KV_HEADS"] * c["GROUP"], generator=rng) * 3 if c["SINKS"] else None
     return {
         "scale": c["DIM"] ** -0.5,
         "window": _WINDOW if c["WINDOW"] else 0,
         "soft_cap": _SOFT_CAP if c.get("SOFT_CAP") else 0.0,
+        "sinks_H": sinks,
     }
 
 
@@ -107,7 +109,7 @@ def _true(
 ) -> Tensor:
     return paged_attention(
         q.double(), cache.true_k, cache.true_v, cache.tables, positions, rows,
-        options["scale"], options["window"], options["soft_cap"],
+        options["scale"], options["window"], options["soft_cap"], options["sinks_H"],
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ row (or the last ``window`` of them).
   [B, J, PAGE, E / 2], with float32 scales [B, J, PAGE]; tables int32 [R, width]; positions int32
   [T], negative for no token. The strides of q's tokens and of blocks are given in units of 16
   values.
+* With SINKS each head has one more score, float32 [H], without a value: the first split counts it.
 * With LISTED the programs are those of the tokens in a list int32 [S], negative for nothing; the
   others keep what out held.
 * Ragged: lengths, and E up to the tile's power of two. A page is one tile, and masked.
@@ -40,6 +41,7 @@ from .tile import (
     joined_columns,
     normalized,
     query_planes,
+    sink_state,
 )
 
 
@@ -145,6 +147,7 @@ def decode_kernel(
     v_ptr,
     k_scale_ptr,
     v_scale_ptr,
+    sinks_ptr,
     tables_ptr,
     positions_ptr,
     row_index_ptr,
@@ -175,6 +178,7 @@ def decode_kernel(
     LISTED: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
+    SINKS: tl.constexpr,
     QUANT: tl.constexpr,
     TOGETHER: tl.constexpr,
     EARLY: tl.constexpr,
@@ -226,6 +230,10 @@ def decode_kernel(
     v_scale_head = v_scale_ptr + head * PAGE
     top = tl.full((ROWS,), LOWEST, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
+    if SINKS:
+        top, mass = sink_state(
+            sinks_ptr, head * GROUP + rows, rows < tl.where(split == 0, GROUP, 0)
+        )
     sums = empty_sums(ROWS, WIDTH, QUANT)
     limits = tl.full((ROWS,), 0, tl.int32) + position
     # The block number of the next page is read one page ahead, so that its latency hides behind

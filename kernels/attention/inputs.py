@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..device import runtime
-from ..device.checks import require
+from ..device.checks import check_tensor, require
 from ..device.paged import check_cache, check_scale
 from ..formats.activations import KV_RULES
 from .config import DIMS, PAGES, fits
@@ -27,6 +27,7 @@ def check_inputs(
     scale: float,
     window: int,
     soft_cap: float,
+    sinks: Tensor | None,
 ) -> tuple[int, int]:
     """Everything both kernels rely on; returns (kv heads, tokens of a block).
 
@@ -40,6 +41,7 @@ def check_inputs(
         scale: finite and > 0.
         window: >= 0.
         soft_cap: >= 0.
+        sinks: float32 [H], or None.
 
     Raises:
         KernelInputError: any of that does not hold, or devices differ.
@@ -91,4 +93,6 @@ def check_inputs(
         window >= 0 and soft_cap >= 0,
         lambda: f"window {window} and soft_cap {soft_cap} must be >= 0",
     )
+    if sinks is not None:
+        check_tensor("sinks", sinks, (heads,), (torch.float32,), q_THE.device)
     return kv_heads, page

@@ -32,8 +32,7 @@ from .decode_kernel import decode_kernel
 from .inputs import check_inputs
 from .prefill_kernel import prefill_kernel
 from .table import check_block_tables
-
-LOG2E = 1.4426950408889634
+from .tile import LOG2E
 
 
 def decode_splits(
@@ -59,6 +58,7 @@ def decode_attention(
     soft_cap: float = 0.0,
     k_scale_BJS: Tensor | None = None,
     v_scale_BJS: Tensor | None = None,
+    sinks_H: Tensor | None = None,
     exact: bool = False,
     workspace: Workspace | None = None,
     out: Tensor | None = None,
@@ -82,6 +82,7 @@ def decode_attention(
         soft_cap: scores become ``soft_cap * tanh(score / soft_cap)``; 0 is none.
         k_scale_BJS: float32 scales of keys that are codes.
         v_scale_BJS: float32 scales of values that are codes.
+        sinks_H: float32, one more score for each head, which has no value; None is none.
         exact: fixed splits, so that a token's bits do not depend on the rest of the batch.
         workspace: for splits; tokens whose results outgrow it are taken in several launches. By
             default one is made for the call.
@@ -94,7 +95,7 @@ def decode_attention(
     tokens, heads, dim = q_THE.shape
     kv_heads, page = check_inputs(
         q_THE, k_cache_BJSE, v_cache_BJSE, k_scale_BJS, v_scale_BJS, block_tables_RW, scale,
-        window, soft_cap,
+        window, soft_cap, sinks_H,
     )  # fmt: skip
     device = q_THE.device
     check_tensor("positions", positions_T, (tokens,), (torch.int32,), device)
@@ -157,6 +158,7 @@ def decode_attention(
             _stored(v_cache_BJSE),
             k_scale_BJS if k_scale_BJS is not None else q_THE,
             v_scale_BJS if v_scale_BJS is not None else q_THE,
+            sinks_H if sinks_H is not None else q_THE,
             block_tables_RW,
             positions_T,
             row_index_T if row_index_T is not None else positions_T,
@@ -187,6 +189,7 @@ def decode_attention(
             LISTED=tokens_S is not None,
             WINDOW=window > 0,
             SOFT_CAP=soft_cap > 0,
+            SINKS=sinks_H is not None,
             QUANT=largest_code(k_cache_BJSE.dtype),
             TOGETHER=JOIN_TOGETHER,
             EARLY=early,
@@ -211,6 +214,7 @@ def prefill_attention(
     soft_cap: float = 0.0,
     k_scale_BJS: Tensor | None = None,
     v_scale_BJS: Tensor | None = None,
+    sinks_H: Tensor | None = None,
     out: Tensor | None = None,
     debug: bool = False,
 ) -> Tensor:
@@ -226,7 +230,7 @@ def prefill_attention(
     tokens, heads, dim = q_THE.shape
     kv_heads, page = check_inputs(
         q_THE, k_cache_BJSE, v_cache_BJSE, k_scale_BJS, v_scale_BJS, block_tables_RW, scale,
-        window, soft_cap,
+        window, soft_cap, sinks_H,
     )  # fmt: skip
     check_tensor("table", table_P4, (None, 4), (torch.int32,), q_THE.device)
     group, width = heads // kv_heads, tile_width(dim)
@@ -259,6 +263,7 @@ def prefill_attention(
         _stored(v_cache_BJSE),
         k_scale_BJS if k_scale_BJS is not None else q_THE,
         v_scale_BJS if v_scale_BJS is not None else q_THE,
+        sinks_H if sinks_H is not None else q_THE,
         block_tables_RW,
         table_P4,
         out,
@@ -277,6 +282,7 @@ def prefill_attention(
         WIDTH=width,
         WINDOW=window > 0,
         SOFT_CAP=soft_cap > 0,
+        SINKS=sinks_H is not None,
         QUANT=largest_code(k_cache_BJSE.dtype),
         PTX=runtime.use_ptx(q_THE),
         INTERPRET=runtime.INTERPRETED,
@@ -294,8 +300,8 @@ def _stored(cache_BJSE: Tensor) -> Tensor:
 def _factors(scale: float, soft_cap: float) -> tuple[float, float]:
     """The kernel's two floats: see ``attend_page``."""
     if soft_cap:
-        return 2.0 * LOG2E * scale / soft_cap, soft_cap * LOG2E
-    return scale * LOG2E, 0.0
+        return 2.0 * LOG2E.value * scale / soft_cap, soft_cap * LOG2E.value
+    return scale * LOG2E.value, 0.0
 
 
 def _output(q_THE: Tensor, out: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ the chunk are read in the same way, through the block table.
   nothing), position of the first token, line of the block table.
 * q [T, H, E] fp16, bf16 or fp32; caches [B, J, PAGE, E] of the same type, or int8 with float32
   scales [B, J, PAGE]. The strides of q's tokens and of blocks are given in units of 16 elements.
+* With SINKS each head has one more score, float32 [H], without a value.
 * Pages that every row of the block sees whole run without masks; pages outside of the causal
   range or the window are never visited.
 * Deterministic: no atomics, one program per output tile.
@@ -34,6 +35,7 @@ from .tile import (
     joined_columns,
     normalized,
     query_planes,
+    sink_state,
 )
 
 
@@ -44,6 +46,7 @@ def prefill_kernel(
     v_ptr,
     k_scale_ptr,
     v_scale_ptr,
+    sinks_ptr,
     tables_ptr,
     work_ptr,
     out_ptr,
@@ -62,6 +65,7 @@ def prefill_kernel(
     WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
+    SINKS: tl.constexpr,
     QUANT: tl.constexpr,
     PTX: tl.constexpr,
     INTERPRET: tl.constexpr,
@@ -101,6 +105,8 @@ def prefill_kernel(
     v_scale_head = v_scale_ptr + head * PAGE
     top = tl.full((ROWS,), LOWEST, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
+    if SINKS:
+        top, mass = sink_state(sinks_ptr, head * GROUP + member, member < GROUP)
     acc = empty_sums(ROWS, WIDTH, QUANT)
     begin = 0
     full_begin = 0

@@ -22,11 +22,13 @@ def paged_attention(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each token over its row's cached keys -> [T, H, E].
 
     A key at position p is seen by a query at position x iff p <= x and, with a window W,
-    x - p < W. With a soft cap c, a score s becomes ``c tanh(s / c)``. A token at a negative
+    x - p < W. With a soft cap c, a score s becomes ``c tanh(s / c)``. Sinks are one more score of
+    each head, which has a share and no value. A token at a negative
     position sees nothing and gets zeros. Softmax in the caches' dtype, at least float32.
     """
     out = torch.zeros_like(q_THE)
@@ -45,6 +47,10 @@ def paged_attention(
         scores = torch.einsum("jge,jle->jgl", q_JGE, k_JLE) * scale
         if soft_cap:
             scores = soft_cap * torch.tanh(scores / soft_cap)
-        mixed = torch.einsum("jgl,jle->jge", scores.softmax(-1), v_JLE)
+        shares = scores.softmax(-1)
+        if sinks_H is not None:
+            sinks = sinks_H.to(scores).view(kv_heads, -1, 1)
+            shares = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+        mixed = torch.einsum("jgl,jle->jge", shares, v_JLE)
         out[t] = mixed.reshape(heads, dim).to(out.dtype)
     return out

@@ -30,6 +30,17 @@ from ..device.rounding import narrow
 # Below any score, yet finite: the first tile's rescaling factor is exp2(LOWEST - m) = 0 and a
 # row that has seen nothing yet gives exp2(-inf - LOWEST) = 0, never inf - inf.
 LOWEST = tl.constexpr(-1e30)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sink_state(sinks_ptr, heads, there):
+    """Maximum and mass [M] to begin with: those of a score that has no value (a sink of a head).
+
+    sinks_ptr: float32 [H]; heads [M]: which one each row has; there: whether it counts here.
+    """
+    sink = tl.load(sinks_ptr + heads, mask=there, other=float("-inf")) * LOG2E
+    return tl.maximum(sink, LOWEST), tl.where(sink > LOWEST, 1.0, 0.0)
 
 
 @triton.jit

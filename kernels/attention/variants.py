@@ -1,4 +1,5 @@
-"""Attention as it ships: Llama-3-8B and 70B shapes (head_dim 128, 4 and 8 heads per KV head)."""
+"""Attention as it ships: Llama-3-8B and 70B shapes (head_dim 128, 4 and 8 heads per KV head)
+and others."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from .decode_kernel import decode_kernel
 from .prefill_kernel import prefill_kernel
 
 _CACHES = {"": torch.float16, "int8": torch.int8, "e4m3": torch.float8_e4m3fn}
-_POINTERS = ("q_ptr", "k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr", "tables_ptr", "out_ptr")
+_CACHE_POINTERS = ("k_ptr", "v_ptr", "k_scale_ptr", "v_scale_ptr")
+_POINTERS = ("q_ptr", *_CACHE_POINTERS, "sinks_ptr", "tables_ptr", "out_ptr")
 _TOKENS = ("positions_ptr", "row_index_ptr", "tokens_ptr")
 _STRIDES = ("q_stride", "block_stride", "scale_stride", "table_width", "window")
 
@@ -36,6 +38,7 @@ def _common(arch: int, group: int, page: int, dim: int, **flags: Any) -> dict[st
         "WIDTH": tile_width(dim),
         "WINDOW": flags.get("window", False),
         "SOFT_CAP": flags.get("soft_cap", False),
+        "SINKS": flags.get("sinks", False),
         "QUANT": largest_code(_CACHES[flags.get("codes", "")]),
         "PTX": arch > 0,
         "INTERPRET": False,
@@ -46,7 +49,7 @@ def _signature(dtype: str, codes: str) -> dict[str, str]:
     cache = "*i16" if codes else f"*{dtype}"
     types = {name: f"*{dtype}" for name in ("q_ptr", "out_ptr")}
     types |= {"k_ptr": cache, "v_ptr": cache, "k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"}
-    types |= {"tables_ptr": "*i32", "factor": "fp32", "soft_cap": "fp32"}
+    types |= {"sinks_ptr": "*fp32", "tables_ptr": "*i32", "factor": "fp32", "soft_cap": "fp32"}
     return types | dict.fromkeys(_STRIDES, "i32")
 
 
@@ -118,4 +121,5 @@ def variants(arch: int) -> Iterator[Variant]:
         if arch >= FLOAT8_ARCH:
             yield make(arch, "bf16", 4, 64, 128, codes="e4m3")
         yield make(arch, "bf16", 4, 64, 256, soft_cap=True, window=True)
+        yield make(arch, "bf16", 8, 64, 64, sinks=True, window=True)
     yield _decode(arch, "fp16", 4, 64, 128, listed=True)

@@ -307,6 +307,11 @@ static void merge(float *into, const float *from, int wide) {
 static void finish(const attention *a, int token, int head, const float *state, int wide) {
     float *out = a->out + ((size_t)token * a->heads + head) * a->dim;
     float inverse = 1.0f / state[wide + 1];
+    if (a->sinks) { /* merged as a state without values would be */
+        float sink = a->sinks[head], peak = state[wide] > sink ? state[wide] : sink;
+        float keep = expf(state[wide] - peak);
+        inverse = keep / (state[wide + 1] * keep + expf(sink - peak));
+    }
     for (int i = 0; i < a->dim; i++) out[i] = state[i] * inverse;
 }
 

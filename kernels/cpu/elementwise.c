@@ -111,8 +111,34 @@ static inline vf activate(vf g, int kind) {
     return gate_by(g, g * vf_fma(g * 0.0713548163f, g, vf_set(1.59576912f)));
 }
 
+/* Gates up to 7, ups within -7 to 7; numbers that are none stay so. */
+static inline vf clipped(vf g, vf u) {
+    const vf limit = vf_set(7.0f);
+    g = vf_pick(g > limit, limit, g);
+    u = vf_pick(u > limit, limit, vf_pick(u < -limit, -limit, u));
+    return gate_by(g, g * 1.702f) * (u + 1.0f);
+}
+
+static void clip_range(const float *gate, const float *up, float *out, int begin, int end) {
+    int i = begin;
+    for (; i + LANES <= end; i += LANES)
+        vf_store(out + i, clipped(vf_load(gate + i), vf_load(up + i)));
+    if (i < end) {
+        float g[LANES] = {0}, u[LANES] = {0};
+        size_t size = (size_t)(end - i) * sizeof(float);
+        memcpy(g, gate + i, size);
+        memcpy(u, up + i, size);
+        vf_store(g, clipped(vf_load(g), vf_load(u)));
+        memcpy(out + i, g, size);
+    }
+}
+
 static void gate_range(const float *gate, const float *up, float *out, int begin, int end,
                        int kind) {
+    if (kind == GATE_CLIPPED_SWIGLU) {
+        clip_range(gate, up, out, begin, end);
+        return;
+    }
     int i = begin;
     for (; i + LANES <= end; i += LANES)
         vf_store(out + i, activate(vf_load(gate + i), kind) * vf_load(up + i));

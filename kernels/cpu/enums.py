@@ -71,10 +71,11 @@ class Added(IntEnum):
 
 
 class GateFunction(IntEnum):
-    """What is applied to the gate of a gated product."""
+    """What a gated product makes of gate and up."""
 
     SILU = 0
     GELU_TANH = 1
+    CLIPPED_SWIGLU = 2
 
 
 class CodeType(IntEnum):

@@ -275,6 +275,7 @@ class Attention(Op):
         rows: [T], which block table a token has.
         tables: [rows, table_width].
         runs: [run_count, 2] first token and last + 1, or None: each token is one.
+        sinks: [H], one more score for each head, without a value, or None.
         out: [T, H, E].
         partial: states [T, H, pieces, state_size] of what is split, else None.
         group: query heads of a key/value head.
@@ -298,6 +299,7 @@ class Attention(Op):
     rows: ReadInts
     tables: ReadInts
     runs: ReadInts | None = None
+    sinks: ReadFloats | None = None
     out: Floats
     partial: Floats | None = None
     tokens: Int

@@ -13,6 +13,8 @@ from .activation_kernel import gated_kernel, gated_quant_kernel
 from .config import gated_tile
 from .outputs import FLOATS, RowOutputs, allocate, code_pointers
 
+_ACTIVATIONS = ("silu", "gelu_tanh", "clipped_swiglu")
+
 
 def gated_mul(
     gate_up_TI2: Tensor,
@@ -27,7 +29,7 @@ def gated_mul(
 
     Args:
         gate_up_TI2: [T, 2 I], first half gate; float16, bfloat16 or float32.
-        activation: ``silu`` or ``gelu_tanh``.
+        activation: ``silu``, ``gelu_tanh`` or ``clipped_swiglu``.
         group: also write float32 sums of groups of this many rounded values (a power of two).
         rounding: also write the values rounded so.
         values: write the values themselves.
@@ -43,8 +45,8 @@ def gated_mul(
         lambda: f"gate_up has {twice} columns; expected an even number",
     )
     require(
-        activation in ("silu", "gelu_tanh"),
-        lambda: f"activation is {activation!r}; expected 'silu' or 'gelu_tanh'",
+        activation in _ACTIVATIONS,
+        lambda: f"activation is {activation!r}; expected one of {', '.join(_ACTIVATIONS)}",
     )
     width = twice // 2
     written = allocate(tokens, width, gate_up_TI2, out, group, rounding, values)
@@ -65,6 +67,7 @@ def gated_mul(
             BLOCK=block,
             GROUP=max(group, 1),
             GELU=activation == "gelu_tanh",
+            CLIPPED=activation == "clipped_swiglu",
             STORE=values,
             SUMS=group > 0,
             **rounding.constants,
@@ -79,6 +82,7 @@ def gated_mul(
             BLOCK=block,
             GROUP=max(group, 1),
             GELU=activation == "gelu_tanh",
+            CLIPPED=activation == "clipped_swiglu",
             SUMS=group > 0,
             num_warps=num_warps,
         )

@@ -3,6 +3,9 @@
 ``silu(x) = x / (1 + exp(-x))``; ``gelu_tanh(x) = x / (1 + exp(-2 c (x + 0.044715 x**3)))`` with
 ``c = sqrt(2 / pi)``, the same as ``0.5 x (1 + tanh(..))``. float32, rounded once.
 
+CLIPPED, whatever GELU is: ``g / (1 + exp(-1.702 g)) * (u + 1)`` with g the gate up to 7 and u up
+within -7 to 7 (gpt-oss).
+
 ``gated_kernel``: grid (T, I / BLOCK). ``gated_quant_kernel``: grid (T,), two passes over the row,
 the second of which finds it in the cache, so that rows may have any length. gate_up [T, 2 I] fp16,
 bf16 or fp32. Ragged I. Deterministic.
@@ -23,14 +26,19 @@ from .row import store_sums
 
 
 @triton.jit
-def gate(row_ptr, columns, WIDTH, GELU: tl.constexpr, DTYPE: tl.constexpr):
+def gate(row_ptr, columns, WIDTH, GELU: tl.constexpr, CLIPPED: tl.constexpr, DTYPE: tl.constexpr):
     """The op on some columns of one row, rounded to ``DTYPE``, as float32; zeros past WIDTH."""
     inside = columns < WIDTH
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(row_ptr + WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-    inner = x
-    if GELU:
+    if CLIPPED:  # where, unlike minimum, keeps what is no number
+        x = tl.where(x > 7.0, 7.0, x)
+        up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up)) + 1.0
+        inner = 1.702 * x
+    elif GELU:
         inner = 1.5957691216057308 * x * tl.fma(0.044715 * x, x, tl.full(x.shape, 1.0, tl.float32))
+    else:
+        inner = x
     # exp overflows to inf for a large negative argument, and x / inf is the right limit, 0.
     y = x / (1.0 + tl.exp(-inner)) * up
     return narrow(y, DTYPE).to(tl.float32)
@@ -45,13 +53,14 @@ def gated_kernel(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     GELU: tl.constexpr,
+    CLIPPED: tl.constexpr,
     SUMS: tl.constexpr,
 ):
     """BLOCK columns of one row."""
     row = tl.program_id(0).to(tl.int64)
     begin = tl.program_id(1) * BLOCK
     columns = begin + tl.arange(0, BLOCK)
-    y = gate(x_ptr + row * (2 * WIDTH), columns, WIDTH, GELU, out_ptr.dtype.element_ty)
+    y = gate(x_ptr + row * (2 * WIDTH), columns, WIDTH, GELU, CLIPPED, out_ptr.dtype.element_ty)
     tl.store(
         out_ptr + row * WIDTH + columns, narrow(y, out_ptr.dtype.element_ty), mask=columns < WIDTH
     )
@@ -73,6 +82,7 @@ def gated_quant_kernel(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     GELU: tl.constexpr,
+    CLIPPED: tl.constexpr,
     STORE: tl.constexpr,
     SUMS: tl.constexpr,
     STATIC: tl.constexpr,
@@ -91,7 +101,7 @@ def gated_quant_kernel(
     if STORE or SUMS or not STATIC:
         for begin in range(0, WIDTH, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
-            y = gate(x_row, columns, WIDTH, GELU, DTYPE)
+            y = gate(x_row, columns, WIDTH, GELU, CLIPPED, DTYPE)
             high = tl.maximum(high, y if HAS_Z else tl.abs(y))
             low = tl.minimum(low, y)
             poison += y * 0.0
@@ -106,6 +116,6 @@ def gated_quant_kernel(
     )  # fmt: skip
     for begin in range(0, PADDED, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
-        y = gate(x_row, columns, WIDTH, GELU, DTYPE)
+        y = gate(x_row, columns, WIDTH, GELU, CLIPPED, DTYPE)
         codes = codes_of(y, scale, zero, -128.0, codes_ptr.dtype.element_ty)
         tl.store(codes_ptr + row * PADDED + columns, codes, mask=columns < PADDED)

@@ -74,7 +74,7 @@ def _gated_case(variant: Variant, emulation: Emulation, rng: torch.Generator) ->
     c, dtype = variant.constants, type_of(variant, "x_ptr")
     x = (torch.randn(2, 2 * c["WIDTH"], generator=rng) * 4).to(dtype)
     x[0, :2] = torch.tensor([-300.0, 300.0])
-    activation = "gelu_tanh" if c["GELU"] else "silu"
+    activation = "gelu_tanh" if c["GELU"] else "clipped_swiglu" if c["CLIPPED"] else "silu"
     want = fused_reference.gated(x.double(), activation)
     rounding = CODE_ROUNDINGS.get(variant.config.split()[-1])
     # The exponentials have errors of some units of float32; gelu's 1 + tanh is near 0 far out.

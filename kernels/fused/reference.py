@@ -32,8 +32,14 @@ def group_sums(x_TD: Tensor, group: int) -> Tensor:
 
 
 def gated(gate_up_TI2: Tensor, activation: str) -> Tensor:
-    """``act(gate) * up`` [T, I], gate being the first half of a row; ``silu`` or ``gelu_tanh``."""
+    """``act(gate) * up`` [T, I], gate being the first half of a row.
+
+    ``silu``, ``gelu_tanh``, or ``clipped_swiglu``: see :func:`~..reference.gated_mul`.
+    """
     gate, up = gate_up_TI2.chunk(2, dim=-1)
+    if activation == "clipped_swiglu":
+        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+        return gate / (1.0 + torch.exp(-1.702 * gate)) * (up + 1.0)
     if activation == "silu":
         return gate * torch.sigmoid(gate) * up
     inner = 0.7978845608028654 * (gate + 0.044715 * gate**3)

@@ -87,13 +87,13 @@ def _embed(dtype: str, width: int) -> Variant:
     return _make("embed_norm", f"{dtype} {width}", embed_norm_kernel, types, constants, warps)
 
 
-def _gated(dtype: str, width: int, gelu: bool, codes: str = "") -> Variant:
+def _gated(dtype: str, width: int, activation: str, codes: str = "") -> Variant:
     group = 0 if codes else 128
     block, warps = gated_tile(width, group)
     types = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "sums_ptr": "*fp32"}
-    constants = {"WIDTH": width, "BLOCK": block, "GROUP": max(group, 1), "GELU": gelu}
-    constants |= {"SUMS": group > 0}
-    config = f"{dtype} {width} {'gelu' if gelu else 'silu'} {codes or f'g{group}'}"
+    constants = {"WIDTH": width, "BLOCK": block, "GROUP": max(group, 1), "SUMS": group > 0}
+    constants |= {"GELU": activation == "gelu", "CLIPPED": activation == "clipped"}
+    config = f"{dtype} {width} {activation} {codes or f'g{group}'}"
     if not codes:
         return _make("gated", config, gated_kernel, types, constants, warps)
     types |= _code_types(codes)
@@ -128,12 +128,13 @@ def variants(arch: int) -> Iterator[Variant]:
         yield _embed(dtype, 4096)
         yield _rope(early, dtype, 32, 128, 64, False, "")
     yield _norm(early, "fp16", 4096, 128)
-    yield _gated("fp16", 14336, False)
-    yield _gated("bf16", 14336, True)
+    yield _gated("fp16", 14336, "silu")
+    yield _gated("bf16", 14336, "gelu")
+    yield _gated("bf16", 2880, "clipped")
     for codes in CODE_ROUNDINGS:
         if codes != "e4m3" or arch >= FLOAT8_ARCH:
             yield _norm(early, "bf16", 8192, 0, codes)
-            yield _gated("bf16", 28672, False, codes)
+            yield _gated("bf16", 28672, "silu", codes)
     yield _rope(early, "bf16", 64, 128, 64, True, "")
     yield _rope(early, "fp16", 32, 128, 64, False, "int8")
     if arch >= FLOAT8_ARCH:

@@ -41,6 +41,7 @@ _LAYER_NAMES = {
     "attn_v": "self_attn.v_proj",
     "attn_qkv": "self_attn.qkv_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_sinks": "self_attn.sinks",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
@@ -48,6 +49,8 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# A parameter without a suffix where models have it.
+_SINKS = _LAYER_NAMES["attn_sinks"]
 _TOP_FILE_NAMES = {canonical: own for own, canonical in _TOP_NAMES.items()}
 # Where q, k and v, or gate and up, are one tensor.
 _STACKED = {
@@ -196,8 +199,8 @@ class GGUFCheckpoint:
         rows, tensor = self._rows.get(name), self._source(name)
         raw = self._parts.raw(tensor)
         if rows is not None:  # rows follow each other, whatever their type
-            *heights, width = tensor.shape
-            count = math.prod(heights) if heights else width  # a vector's rows are its elements
+            # A vector's rows are its elements.
+            count = math.prod(tensor.shape if len(info.shape) == 1 else tensor.shape[:-1])
             raw = raw.view(count, -1)[rows.start : rows.stop]
         heads = self._heads_of(name)
         if heads:
@@ -247,6 +250,8 @@ def _canonical_name(name: str, facts: GGUFFacts, stored: Container[str]) -> str:
         stacked = "mlp.gate_up_proj" in facts.stacked
         if stacked and module == "ffn_up" and f"blk.{index}.ffn_gate.{ending}" not in stored:
             canonical = "mlp.gate_up_proj"
+        if canonical == _SINKS and ending == "weight":
+            return f"model.layers.{index}.{canonical}"
         return f"model.layers.{index}.{canonical}.{ending}"
     top = _TOP_NAME.fullmatch(name)
     if top and top[1] in _TOP_NAMES:
@@ -261,7 +266,7 @@ def file_name(name: str, facts: GGUFFacts) -> str:
         name: canonical; one that has no GGUF name stays as it is.
         facts: of the model's family.
     """
-    head, _, ending = name.rpartition(".")
+    head, _, ending = f"{name}{'.weight' * name.endswith(_SINKS)}".rpartition(".")
     if head in _TOP_FILE_NAMES:
         return f"{_TOP_FILE_NAMES[head]}.{ending}"
     layer = re.fullmatch(r"model\.layers\.([0-9]+)\.(.+)", head)

@@ -130,7 +130,7 @@ def read_config(
             f"{arch}.attention.key_length {head_dim}; only equal sizes are supported"
         )
     position = read.integer("context_length", 1, limits.MAX_POSITION)
-    rope = read_rope(read, head_dim, position, factors)
+    rope = read_rope(read, head_dim, position, factors, family.gguf.whole_ramp)
     if family.gguf.interleaved and rope.rotary_dim not in (0, head_dim):
         raise UnsupportedModelError(
             f"{where}: {arch}.rope.dimension_count is {rope.rotary_dim} of {head_dim}; only whole "
@@ -141,6 +141,8 @@ def read_config(
         position = min(max(position, longest), limits.MAX_POSITION)
     if rope.kind != "default":
         report.decide(f"rotary scaling: {rope.kind}, factor {rope.factor:g}; context {position}")
+    if rope.kind == "yarn" and not rope.truncate:
+        report.decide("the ramp of yarn scaling ends between dimensions, which no key can tell")
     slides, window = _sliding_layers(read, family, layers, report)
     rope_local, local_layers = _local_rope(read, family, rope, slides, layers)
     dtype = _dtype(tensors)
@@ -164,9 +166,10 @@ def read_config(
         or "blk.0.attn_q.bias" in tensors
         or "blk.0.attn_qkv.bias" in tensors,
         o_bias="blk.0.attn_output.bias" in tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        mlp_bias=family.expert_bias or "blk.0.ffn_gate.bias" in tensors,
         qk_norm=family.qk_norm,
         whole_qk_norm=family.whole_qk_norm,
+        sinks=family.sinks,
         sliding_window=_windows(slides, window, position),
         activation=family.activation,
         embedding_scale=rounded(hidden**0.5, dtype) if family.gemma else 1.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from itertools import product
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
@@ -96,6 +97,7 @@ def read_experts(
         ),
         normalize=read.flag("expert_weights_norm", True),  # the format's own runner always does
         layers=tuple(f"blk.{i}.ffn_gate_inp.weight" in stored for i in range(layers)),
+        router_bias=family.expert_bias,
     )
 
 
@@ -118,7 +120,7 @@ def split_stacks(
     where: str,
     spelled: Callable[[str], str],
 ) -> tuple[dict[str, TensorInfo], dict[str, RowRange]]:
-    """Replace stacks [E, N, K] of experts by the matrices [N, K] in them.
+    """Replace stacks [E, N, K] of experts by the matrices [N, K] in them, and [E, N] of biases.
 
     A stack of gates and ups together is [E, 2 N, K], each expert's gate before its up.
 
@@ -131,7 +133,7 @@ def split_stacks(
 
     Returns:
         name -> header with the experts in place of each stack, and expert -> rows of the stack
-        read as one matrix of K columns.
+        read as one matrix of K columns, or as one vector.
 
     Raises:
         CheckpointError: a stack has another shape, or an expert is stored twice.
@@ -139,24 +141,25 @@ def split_stacks(
     infos, rows = dict(stored), {}
     for layer, present in enumerate(experts.layers if experts else ()):
         prefix = f"model.layers.{layer}.mlp.experts."
-        for stack, parts in _PARTS.items():
-            whole = stored.get(f"{prefix}{stack}.weight")
-            if whole is None or not present or experts is None:
+        for (stack, parts), ending in product(_PARTS.items(), ("weight", "bias")):
+            whole = stored.get(f"{prefix}{stack}.{ending}")
+            one = expected.get(f"{prefix}0.{parts[0]}.{ending}")
+            if whole is None or one is None or not present or experts is None:
                 continue
-            n, k = expected[f"{prefix}0.{parts[0]}.weight"]
-            shape = (experts.count, len(parts) * n, k)
+            n, *width = one
+            shape = (experts.count, len(parts) * n, *width)
             if whole.shape != shape:
                 raise CheckpointError(
                     f"{where}: {spelled(whole.name)} is {list(whole.shape)}; expected {list(shape)}"
                 )
             del infos[whole.name]
-            names = [f"{prefix}{i}.{part}.weight" for i in range(experts.count) for part in parts]
+            names = [f"{prefix}{i}.{p}.{ending}" for i in range(experts.count) for p in parts]
             for index, name in enumerate(names):
                 if name in infos:
                     raise CheckpointError(
                         f"{where}: {spelled(name)} is stored alone and in {spelled(whole.name)}"
                     )
                 size = whole.nbytes // len(names)
-                infos[name] = replace(whole, name=name, shape=(n, k), nbytes=size)
+                infos[name] = replace(whole, name=name, shape=one, nbytes=size)
                 rows[name] = RowRange(whole.name, index * n, (index + 1) * n)
     return infos, rows

@@ -12,7 +12,11 @@ from ..model.config import RopeConfig
 
 
 def read_rope(
-    read: Fields, head_dim: int, position: int, factors: Mapping[str, tuple[float, ...]]
+    read: Fields,
+    head_dim: int,
+    position: int,
+    factors: Mapping[str, tuple[float, ...]],
+    whole_ramp: bool = True,
 ) -> RopeConfig:
     """The rotary embedding.
 
@@ -21,6 +25,7 @@ def read_rope(
         head_dim: elements of a head.
         position: context length in tokens.
         factors: contents of the factor tensors that are stored, by GGUF name.
+        whole_ramp: as :class:`~..model.family.GGUFFacts` has it.
 
     Raises:
         CheckpointError: a value is missing or out of bounds, or a factor tensor has another length.
@@ -92,6 +97,7 @@ def read_rope(
             mscale=1.0 if multiplier else 0.0,
             mscale_all_dim=multiplier,
             query_scale=query_scale,
+            truncate=whole_ramp,
         )
     raise UnsupportedModelError(
         f"{read.name('rope.scaling.type')} is {shown(kind)} with rope.scaling.attn_factor "

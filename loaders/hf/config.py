@@ -103,9 +103,10 @@ def read_config(
         tie_word_embeddings=read.flag("tie_word_embeddings", False),
         qkv_bias=bias or family.qkv_bias,
         o_bias=facts.attention_bias and bool(facts.o_bias) and read.flag(facts.o_bias, False),
-        mlp_bias=facts.mlp_bias and read.flag("mlp_bias", False),
-        qk_norm=family.qk_norm,
         whole_qk_norm=family.whole_qk_norm,
+        mlp_bias=family.expert_bias or (facts.mlp_bias and read.flag("mlp_bias", False)),
+        qk_norm=family.qk_norm,
+        sinks=family.sinks,
         sliding_window=sliding_windows(read, facts.windows, layers, rotated),
         activation=_activation(read, family),
         post_norms=family.post_norms,
@@ -175,6 +176,8 @@ def _open(where: str, values: dict[str, Any], report: LoadReport) -> tuple[Field
         _check_math(Fields(where, inner, "text_config."), family)
     prefix = "" if inner is values else "text_config."
     caps = {key: cap for key, cap in family.softcaps.items() if cap}
+    if inner.get("rope_parameters", {}) is None:  # no rule, so the family's own
+        inner = {key: value for key, value in inner.items() if key != "rope_parameters"}
     return Fields(where, {**caps, **family.hf.defaults, **inner}, prefix), family
 
 
@@ -214,7 +217,7 @@ def check_family(read: Fields, report: LoadReport) -> ModelFamily:
 def _check_math(read: Fields, family: ModelFamily) -> None:
     """Refuse what would change the numbers and the family does not have."""
     _activation(read, family)
-    for key, neutral in _NEUTRAL.items():
+    for key, neutral in {**_NEUTRAL, **family.hf.fixed}.items():
         value = read.values.get(key)
         own = key in family.softcaps or key in family.hf.own_keys
         if own or value is None or value == neutral:

@@ -14,6 +14,7 @@ from ..files.fields import Fields
 from ..files.folder_files import ModelFolder
 from ..files.safetensors_index import INDEX, SafetensorsFiles, StoredTensor
 from ..model import checks as model_checks
+from ..model.expert_stacks import ExpertRows, split_expert_stacks, stack_spelling
 from ..model.fused import RowRange, fused_shapes, split_fused, take_rows
 from ..model.report import LoadReport
 from . import config as hf_config
@@ -77,12 +78,14 @@ class HFFolderCheckpoint:
         )
         # The model type first: an unknown one says more than what its tensors look like.
         refuse_smoothquant(str(where), values)
-        hf_config.check_family(Fields(str(where), values), self._report)
+        family = hf_config.check_family(Fields(str(where), values), self._report)
+        self._expert_stacks = family.hf.expert_stacks
         found = quantization_config(self._folder, values, self._report)
         self._claim = "" if found is None else claim(found)
         self._method = None if found is None else methods.open_method(found, self._report)
         self._modules: dict[str, methods.QuantizedModule] = {}
         self._rows: dict[str, RowRange] = {}
+        self._experts: dict[str, ExpertRows] = {}
         self._said_tied = False
         self._stacked: tuple[str, Weight] | None = None
         self._files = SafetensorsFiles(self._folder)
@@ -170,6 +173,10 @@ class HFFolderCheckpoint:
         for info in infos.values():
             report.count(info.label, info.nbytes)
         infos, self._rows = split_fused(infos, expected, str(self.path), spelled)
+        if self._expert_stacks:
+            infos, self._experts = split_expert_stacks(infos, expected, str(self.path), spelling)
+            own = self._files.tensors
+            spelling = replace(spelling, tensor=stack_spelling(spelled, own))
         used = model_checks.check_tensors(self.config, infos, str(self.path), report, spelling)
         for info in used.values():
             source = self._rows[info.name].source if info.name in self._rows else info.name
@@ -255,7 +262,11 @@ class HFFolderCheckpoint:
         """As :meth:`load`, but a matrix may still be as in the file: see ``StoredLinear``."""
         if name not in self._infos:
             raise CheckpointError(f"{self.path}: there is no tensor {name}")
-        rows = self._rows.get(name)
+        rows, expert = self._rows.get(name), self._experts.get(name)
+        if expert is not None:
+            weight = expert.take(self._read(self._stored[expert.tensor]))
+            self._check_finite(expert.tensor, weight, name)
+            return weight
         if rows is None:
             return self._load_whole(name)
         # The parts are asked for one after another: keep the whole until another is wanted.
@@ -272,7 +283,8 @@ class HFFolderCheckpoint:
         self._check_finite(name, weight)
         return weight
 
-    def _check_finite(self, name: str, values: Tensor) -> None:
+    def _check_finite(self, name: str, values: Tensor, part: str = "") -> None:
+        """Refuse what is no number in a stored tensor, or in the part of it that is called so."""
         import torch
 
         # The extremes are NaN where a value is: one pass, and no mask of the size of the weight.
@@ -282,8 +294,8 @@ class HFFolderCheckpoint:
         stored = self._stored[name]
         file = self._files.files[stored.file].path
         raise CheckpointError(
-            f"{file}: tensor {stored.name} holds {float(values.flatten()[at])} at element {at}; "
-            "expected finite numbers",
+            f"{file}: tensor {stored.name} holds {float(values.flatten()[at])} at element {at}"
+            f"{f' of {part}' * bool(part)}; expected finite numbers",
             hint="the file is damaged: download it again",
         )
 
@@ -292,6 +304,7 @@ class HFFolderCheckpoint:
         self._stacked = None
         for name in names:
             name = self._rows[name].source if name in self._rows else name
+            name = self._experts[name].tensor if name in self._experts else name
             module = self._modules.get(name)
             if module is not None:
                 self._files.release(module.parts.values())

@@ -117,4 +117,5 @@ def read_experts(read: Fields, family: ModelFamily, layers: int) -> Experts | No
         intermediate_size=read.integer(family.hf.expert_width, 1, limits.MAX_INTERMEDIATE),
         normalize=read.flag("norm_topk_prob", False),
         layers=tuple(i not in without and (i + 1) % step == 0 for i in range(layers)),
+        router_bias=family.expert_bias,
     )

@@ -124,6 +124,8 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]
         if config.qk_norm:
             yield prefix + "self_attn.q_norm.weight", (q_side,)
             yield prefix + "self_attn.k_norm.weight", (k_side,)
+        if config.sinks:
+            yield prefix + "self_attn.sinks", (("heads", config.num_heads),)
         for name, rows, columns, bias in (*attention, *_mlp(config, layer)):
             yield f"{prefix}{name}.weight", (rows, columns)
             if bias:
@@ -138,7 +140,7 @@ def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, Dimension, Dime
     hidden, inner = ("hidden", config.hidden_size), ("inner", config.intermediate_size)
     prefixes, experts = ["mlp."], config.experts_of(layer)
     if experts is not None:
-        yield "mlp.gate", ("experts", experts.count), hidden, False
+        yield "mlp.gate", ("experts", experts.count), hidden, experts.router_bias
         inner = ("expert_inner", experts.intermediate_size)
         prefixes = [f"mlp.experts.{index}." for index in range(experts.count)]
     for prefix in prefixes:

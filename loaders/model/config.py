@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "none"]
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "clipped_swiglu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class Experts:
         intermediate_size: width of one expert's gated MLP.
         normalize: the shares of a token's experts are scaled to a sum of 1.
         layers: per layer whether it has experts; the others have the plain MLP.
+        router_bias: the router's scores have a bias (gpt-oss).
     """
 
     count: int
@@ -71,6 +72,7 @@ class Experts:
     intermediate_size: int
     normalize: bool
     layers: tuple[bool, ...]
+    router_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,10 @@ class ModelConfig:
         mlp_bias: gate, up and down projections have biases.
         qk_norm: per-head RMSNorm on q and k before RoPE (Qwen3, Gemma 3).
         whole_qk_norm: with ``qk_norm``: over all heads of a token at once (OLMo 2).
+        sinks: each layer has a logit for each head, ``self_attn.sinks`` [num_heads], that takes a
+            share of attention and has no value (gpt-oss).
         sliding_window: attention window in tokens per layer, 0 = full; empty = all full.
-        activation: what the MLP applies to its gate.
+        activation: what the MLP makes of its gate and up.
         embedding_scale: factor on the embeddings (Gemma: ``sqrt(hidden_size)``), rounded to the
             type that the model computes with.
         attention_scale: factor on the scores; 0 means ``head_dim ** -0.5``.
@@ -144,6 +148,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     whole_qk_norm: bool = False
+    sinks: bool = False
     sliding_window: tuple[int, ...] = ()
     activation: Activation = "silu"
     embedding_scale: float = 1.0

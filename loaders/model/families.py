@@ -264,6 +264,47 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         softcaps={"final_logit_softcapping": 0.0},
     ),
     *WIRED_FAMILIES,
+    ModelFamily(
+        "gpt_oss",
+        FolderFacts(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            {
+                "num_key_value_heads": 8,
+                "head_dim": 64,
+                "max_position_embeddings": 131072,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 150000.0,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 32.0,
+                    "truncate": False,
+                    "original_max_position_embeddings": 4096,
+                },
+                "sliding_window": 128,
+                "attention_bias": True,
+                "num_experts_per_tok": 4,
+                "norm_topk_prob": True,  # no key of its files: a softmax over the best alone
+            },
+            attention_bias=True,
+            windows="even",
+            own_keys=EXPERT_COUNTS,
+            fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+            expert_count="num_local_experts",
+            renamed={"router": "gate"},
+            expert_stacks=True,
+        ),
+        GGUFFacts(
+            ("gpt-oss",),
+            window_every=2,
+            whole_ramp=False,
+            renamed={"post_attention_norm": "post_attention_layernorm"},
+        ),
+        activation="clipped_swiglu",
+        sinks=True,
+        expert_bias=True,
+        experts=128,
+    ),
 )
 
 

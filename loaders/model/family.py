@@ -47,9 +47,12 @@ class FolderFacts:
         partial_rotary: ``partial_rotary_factor`` may be less than 1.
         stacked: what is one tensor in transformers' own files, of q, k and v, and gate and up.
         own_keys: keys that other families must not have.
+        fixed: keys of constants that are the same in every model -> their values; others are
+            refused.
         expert_count: key of the number of experts, as the family's own files spell it.
         expert_width: key of the width of an expert's MLP.
         renamed: part of a tensor's name -> the canonical part.
+        expert_stacks: the experts of a layer may be one tensor (:mod:`.expert_stacks`).
         wrapper: ``model_type`` of files that hold such a model under ``text_config``; "" = none.
         wrapper_prefixes: beginnings of a wrapped model's tensor names -> canonical beginnings, the
             newest spelling first.
@@ -69,9 +72,11 @@ class FolderFacts:
     partial_rotary: bool = False
     stacked: tuple[str, ...] = ()
     own_keys: tuple[str, ...] = ()
+    fixed: Mapping[str, float] = field(default_factory=dict)
     expert_count: str = "num_experts"
     expert_width: str = "intermediate_size"
     renamed: Mapping[str, str] = field(default_factory=dict)
+    expert_stacks: bool = False
     wrapper: str = ""
     wrapper_prefixes: tuple[tuple[str, str], ...] = ()
     wrapper_extras: tuple[str, ...] = ()
@@ -93,6 +98,7 @@ class GGUFFacts:
         window_every: where the file has no pattern, every so many layers the last has full
             attention; 0 = none has; -1 = which layers have it is unknown.
         unrotated_every: every so many layers the last has no rotary embedding; 0 = all have.
+        whole_ramp: the ramp of yarn scaling ends at whole dimensions; no key tells.
         wide_layers: models of so many layers scale attention scores by
             ``(hidden_size // num_heads) ** -0.5``; all others by ``head_dim ** -0.5``.
         renamed: module of a layer -> its canonical name, where other families name it otherwise.
@@ -110,6 +116,7 @@ class GGUFFacts:
     window: int = 0
     window_every: int = 0
     unrotated_every: int = 0
+    whole_ramp: bool = True
     wide_layers: int = 0
     renamed: Mapping[str, str] = field(default_factory=dict)
     stripping_names: tuple[str, ...] = ()
@@ -124,10 +131,12 @@ class ModelFamily:
         name: ``ModelConfig.architecture``.
         hf: its Hugging Face folders.
         gguf: its GGUF files.
-        activation: what the MLP applies to its gate.
+        activation: what the MLP makes of its gate and up.
         qkv_bias: q, k and v always have biases.
         qk_norm: q and k are normed per head.
         whole_qk_norm: with ``qk_norm``: over all heads at once.
+        sinks: attention has a sink for each head.
+        expert_bias: router and experts have biases.
         gemma: scaled embeddings, and norms by 1 + w (GGUF files hold 1 + w).
         post_norms: norms on what a block adds, four norms a layer.
         pre_norms: norms on what a block reads.
@@ -151,6 +160,8 @@ class ModelFamily:
     qkv_bias: bool = False
     qk_norm: bool = False
     whole_qk_norm: bool = False
+    sinks: bool = False
+    expert_bias: bool = False
     gemma: bool = False
     post_norms: bool = False
     pre_norms: bool = True

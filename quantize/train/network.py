@@ -109,7 +109,7 @@ class TrainOps(PlainOps[Any]):
     ) -> Tensor:
         """Causal attention of whole windows -> [T, H * E]; their keys are blocks of the cache."""
         windows, _, length, _ = kv.k.shape
-        if shape.softcap:
+        if shape.softcap or shape.sinks is not None:
             return super().attention(q_THE, shape, kv, step)
         q_BHLE = q_THE.view(windows, length, shape.heads, shape.head_dim).transpose(1, 2)
         seen = None

@@ -222,7 +222,7 @@ def _header(model: Checkpoint, name: str, parts: tuple[str, ...]) -> _Header:
             "they are one tensor in a GGUF file"
         )
     first, rows = weights[0].shape, sum(weight.shape[0] for weight in weights)
-    if name.endswith("_exps.weight"):
+    if name.endswith(("_exps.weight", "_exps.bias")):
         shape: tuple[int, ...] = (len(parts), *first)
     else:
         shape = (rows, *first[1:])

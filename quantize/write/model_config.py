@@ -189,7 +189,9 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
     scaling: dict[str, Any] = {"rope_type": rope.kind}
     original = rope.original_max_position
     if rope.kind == "default":
-        return found
+        # Where the key is missing, some families scale.
+        said = "rope_parameters" in family.hf.defaults
+        return found | ({"rope_scaling": scaling} if said else {})
     if rope.kind in ("linear", "llama3", "yarn"):
         scaling["factor"] = rope.factor
     if rope.kind == "llama3":
@@ -201,6 +203,7 @@ def _rope(config: ModelConfig, family: ModelFamily) -> dict[str, Any]:
             scaling |= {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
         if family.query_scale:
             scaling["llama_4_scaling_beta"] = rope.query_scale
+        scaling |= {} if rope.truncate else {"truncate": False}
     if rope.kind == "longrope":
         scaling |= {
             "short_factor": list(rope.short_factor),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -139,7 +139,8 @@ def truth(shape: AttentionShape, text: Text, start: int, count: int, kv: torch.d
     k, v = kept(text.k[:, :end], kv), kept(text.v[:, :end], kv)
     positions = torch.arange(start, end)
     q = text.q[start:end].double()
-    return ref.attend_row(q, k, v, positions, shape.scale, shape.window, shape.softcap)
+    rest = shape.window, shape.softcap, shape.sinks
+    return ref.attend_row(q, k, v, positions, shape.scale, *rest)
 
 
 def check(
@@ -217,6 +218,50 @@ def test_soft_caps(softcap: float, window: int) -> None:
         check(ops, shape, [(text, 0, length)], 64, seed)
         crowd = [(text, length - 1, 1)] * 9 + [(text, length // 2, length - length // 2)]
         check(ops, shape, crowd, 32, seed)
+
+
+@pytest.mark.parametrize("window", [0, 17])
+def test_sinks(window: int) -> None:
+    """Heads whose sink takes nothing, little, about as much as a key, and nearly everything."""
+    seed = fresh_seed()
+    sinks = torch.tensor([-torch.inf, -1e30, -5.0, 0.0, 5.0, 200.0])
+    sinks[3] += torch.randn((), generator=generator(seed))
+    shape = replace(shape_of(6, 2, 40, window), sinks=sinks)
+    for length in (1, 17, 129, 300):
+        text = make_text(length, shape, seed + length)
+        check(make_ops(), shape, [(text, length - 1, 1)], 16, seed)
+        check(make_ops(), shape, [(text, 0, length)], 64, seed)
+        crowd = [(text, length - 1, 1)] * 9 + [(text, length // 2, length - length // 2)]
+        check(make_ops(), shape, crowd, 32, seed)
+
+
+@pytest.mark.exact
+def test_a_sink_that_takes_nothing_changes_no_bit() -> None:
+    seed = fresh_seed()
+    shape = shape_of(6, 2, 32)
+    without = replace(shape, sinks=torch.tensor([-torch.inf, -1e4] * 3))
+    for length, count in ((1, 1), (300, 1), (300, 40), (2100, 1)):
+        text = make_text(length, shape, seed + length)
+        pieces = [(text, length - count, count)]
+        got = [attend(make_ops(), s, pieces, 16, seed, torch.float32) for s in (shape, without)]
+        assert torch.equal(got[0][0], got[1][0])
+
+
+@pytest.mark.exact
+def test_sinks_do_not_see_the_batch() -> None:
+    """Decode, a chunk, a whole prompt and a crowd: the same bits."""
+    seed = fresh_seed()
+    g = generator(seed)
+    shape = replace(shape_of(6, 2, 32), sinks=3 * torch.randn(6, generator=g))
+    for length in (40, 300, 1200):
+        text, kv = make_text(length, shape, seed), torch.float16
+        whole = attend(make_ops(), shape, [(text, 0, length)], 16, seed, kv)[0]
+        (alone,) = attend(make_ops(), shape, [(text, length - 1, 1)], 32, seed, kv)
+        half = length // 2
+        crowd = [(text, length - 1, 1)] * 9 + [(text, half, length - half)]
+        mixed = attend(make_ops(), shape, crowd, 64, seed, kv)
+        assert torch.equal(whole[-1:], alone) and torch.equal(alone, mixed[0])
+        assert torch.equal(whole[half:], mixed[-1])
 
 
 @pytest.mark.parametrize("window", [0, 48])

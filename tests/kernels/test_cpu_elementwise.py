@@ -120,6 +120,33 @@ def test_gelu_mul(width: int, exact: bool) -> None:
             assert_padding_is_zero(out)
 
 
+@pytest.mark.parametrize("exact", modes())
+@pytest.mark.parametrize("width", WIDTHS)
+def test_clipped_swiglu_mul(width: int, exact: bool) -> None:
+    """Many gates and ups beyond the limits of 7, on both sides."""
+    seed = fresh_seed()
+    ops = make_ops(exact=exact)
+    for t in (1, 9, 33):
+        x = tokens(seed + t, t, 2 * width) * 6
+        ops.begin_record()
+        out = ops.gated_mul(x, "clipped_swiglu")
+        program = ops.end_record()
+        out.as_strided((t, out.stride(0)), (out.stride(0), 1)).fill_(torch.nan)
+        program.run()
+        gate, up = x.double().chunk(2, -1)
+        gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+        want = gate / (1 + torch.exp(-1.702 * gate)) * (up + 1)
+        # As for silu, with an exponent below 90 in size that is rounded, and up + 1.
+        unit = 2 * BF16 if out.dtype == torch.bfloat16 else 0.0
+        slack = (8e-7 + unit + 4 * F32 * (1.702 * gate).abs()) * want.abs()
+        slack += 2 * F32 * gate.abs() + 1e-36
+        excess = (out.double() - want).abs() - slack
+        assert not out.isnan().any() and excess.max() <= 0, f"off by {float(excess.max())}"
+        torch.testing.assert_close(want, ref.gated_mul(x.double(), "clipped_swiglu"))
+        if out.dtype == torch.bfloat16:
+            assert_padding_is_zero(out)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_add(width: int) -> None:
     seed = fresh_seed()
@@ -138,7 +165,7 @@ def test_add(width: int) -> None:
         assert (wide[:, :2] == 7.25).all() and (wide[:, width + 2 :] == 7.25).all()
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "clipped_swiglu"])
 @pytest.mark.parametrize("exact", modes())
 @pytest.mark.parametrize("t", [1, 40])
 def test_gated_mul_at_the_ends(t: int, exact: bool, activation: Activation) -> None:

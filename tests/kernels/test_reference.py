@@ -61,6 +61,14 @@ def test_linear_and_silu() -> None:
     torch.testing.assert_close(ref.gated_mul(gate_up), torch.from_numpy(want), **EXACT)
 
 
+def test_clipped_swiglu() -> None:
+    gate_up = normal(4, 40, seed=fresh_seed()) * 8
+    gate, up = np.minimum(gate_up.numpy()[:, :20], 7), np.clip(gate_up.numpy()[:, 20:], -7, 7)
+    want = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+    got = ref.gated_mul(gate_up, "clipped_swiglu")
+    torch.testing.assert_close(got, torch.from_numpy(want), **EXACT)
+
+
 @pytest.mark.parametrize(("dim", "rotary"), [(2, 2), (8, 8), (20, 20), (64, 64), (16, 8)])
 def test_rope_turns_pairs_as_complex_numbers(dim: int, rotary: int) -> None:
     """Dimension i and i + F are real and imaginary part of z; z becomes z e^(i angle)."""
@@ -117,6 +125,27 @@ def test_attention(heads: int, kv_heads: int, window: int) -> None:
             keys, values = k[head // (heads // kv_heads)], v[head // (heads // kv_heads)]
             weights = [math.exp(scale * float(q[t, head] @ keys[p])) for p in seen]
             want = sum(w * values[p] for w, p in zip(weights, seen, strict=True)) / sum(weights)
+            torch.testing.assert_close(out[t, head], want, **EXACT)
+
+
+@pytest.mark.parametrize("size", [-math.inf, -50.0, 0.0, 5.0, 500.0])
+def test_attention_with_sinks(size: float) -> None:
+    """Written out: a sink is in the sum of weights, and adds nothing to that of values."""
+    seed = fresh_seed()
+    heads, kv_heads, length, dim, scale = 6, 2, 9, 8, 0.31
+    positions = torch.tensor([0, 4, 8])
+    q = normal(3, heads, dim, seed=seed)
+    k = normal(kv_heads, length, dim, seed=seed + 1)
+    v = normal(kv_heads, length, dim, seed=seed + 2)
+    sinks = size + normal(heads, seed=seed + 3)
+    out = ref.attend_row(q, k, v, positions, scale, 3, 0.0, sinks)
+    for t, at in enumerate(positions.tolist()):
+        for head in range(heads):
+            keys, values = k[head // 3], v[head // 3]
+            seen = range(max(0, at - 2), at + 1)
+            weights = [math.exp(scale * float(q[t, head] @ keys[p])) for p in seen]
+            mass = math.exp(float(sinks[head])) + sum(weights)
+            want = sum(w * values[p] for w, p in zip(weights, seen, strict=True)) / mass
             torch.testing.assert_close(out[t, head], want, **EXACT)
 
 

@@ -27,7 +27,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
 # One token, less and more than a window, a scaling limit (64) and a KV block.
 LENGTHS = [1, 2, 15, 17, 60, 64, 65, 100]
 STEPS = 24
-MIXTURES = ("mixtral", "qwen3_moe")
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 BY_LENGTH = ("dynamic", "longrope")
 
 
@@ -49,10 +49,13 @@ def greedy(engine: Engine, prompts: list[list[int]]) -> list[tuple[int, ...]]:
     return [tuple(done.token_ids) for done in engine.generate(prompts, params)]
 
 
-def assert_greedy(model: Any, prompt: list[int], answer: tuple[int, ...], grows: bool) -> None:
+def assert_greedy(
+    model: Any, prompt: list[int], answer: tuple[int, ...], grows: bool, ids: int = 257
+) -> None:
     """Each token is the best that transformers knows there, ties within the error aside.
 
     Where rotations go by a text's length as it ``grows``, transformers generates step by step too.
+    ``ids`` are those of the tokenizer.
     """
     assert len(answer) == STEPS
     truth = Truth(model)
@@ -61,7 +64,7 @@ def assert_greedy(model: Any, prompt: list[int], answer: tuple[int, ...], grows:
         rows = torch.stack([truth.advance(tokens) for tokens in before])
     else:
         rows = truth.logits([*prompt, *answer[:-1]])[-STEPS:]
-    rows = rows[:, :257]  # rows beyond the tokenizer's 257 ids are padding and never drawn
+    rows = rows[:, :ids]  # rows beyond the tokenizer's ids are padding and never drawn
     for step, (token, logits) in enumerate(zip(answer, rows, strict=True)):
         assert logits[token] >= logits.max() - 2 * CLOSE, f"step {step} after {len(prompt)} tokens"
 

@@ -79,6 +79,7 @@ ARCHITECTURES = {
     "mixtral": "llama",
     "qwen3_moe": "qwen3moe",
     "qwen3_moe-shares": "qwen3moe",
+    "gpt_oss": "gpt-oss",
 }
 SUFFIXES = (".weight", ".bias")
 PATTERNED = ("olmo2", "exaone4")
@@ -133,9 +134,15 @@ def write_model(
 
 
 def _expert_by_expert(model: Any, stacks: str) -> dict[str, torch.Tensor]:
-    """The weights; transformers has the experts in stacks [E, 2 N, K] and [E, K, N]."""
+    """The weights; transformers has the experts in stacks [E, 2 N, K] and [E, K, N].
+
+    Those of gpt-oss are transposed, its gates and ups alternate, and it has biases.
+    """
     found: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
+        if model.config.model_type == "gpt_oss":
+            found |= gpt_oss_parts(name, value)
+            continue
         whole = stacks == "two" or ".gate_up_proj" not in name
         if ".experts." not in name or (whole and stacks != "none"):
             found[name] = value
@@ -153,14 +160,29 @@ def _expert_by_expert(model: Any, stacks: str) -> dict[str, torch.Tensor]:
     return found
 
 
+def gpt_oss_parts(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the converter makes of a tensor of gpt-oss, by names with ``.weight`` and ``.bias``."""
+    if name.endswith(".sinks"):
+        return {f"{name}.weight": value}
+    if ".experts." not in name:
+        return {name: value}
+    ending = "bias" if name.endswith("_bias") else "weight"
+    rows = value if ending == "bias" else value.transpose(1, 2)
+    stem = f"{name.removesuffix('_bias')}.{ending}"
+    if "gate_up" not in stem:
+        return {stem: rows}
+    return {stem.replace("gate_up", part): rows[:, i::2] for i, part in enumerate(("gate", "up"))}
+
+
 def _expert_name(name: str) -> str | None:
     """The file's name of an expert or a stack of them; None for anything else."""
     head, found, tail = name.partition(".mlp.experts.")
     if not found:
         return None
+    tail, _, ending = tail.rpartition(".") if tail.endswith(SUFFIXES) else (tail, ".", "weight")
     *index, module = tail.split(".")
     kind = module.removesuffix("_proj")
-    return f"blk.{head.split('.')[2]}.ffn_{kind}{f'.{index[0]}' if index else '_exps'}.weight"
+    return f"blk.{head.split('.')[2]}.ffn_{kind}{f'.{index[0]}' if index else '_exps'}.{ending}"
 
 
 def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: int) -> None:
@@ -187,6 +209,8 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: i
     if "Moe" in type(config).__name__:
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_expert_weights_norm(config.norm_topk_prob)
+    if arch == "gpt-oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
     if hasattr(config, "num_experts_per_tok"):
         writer.add_expert_count(config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)

@@ -60,6 +60,7 @@ def test_exact_bits_do_not_depend_on_chunks(tiny_gguf: Path) -> None:
         pytest.param("phi3-partial-longrope", 70, marks=pytest.mark.slow),
         ("smollm3-window", 21),
         ("gemma2-caps", 21),
+        ("gpt_oss", 21),
     ],
 )
 def test_families_within_half_precision(name: str, length: int, tmp_path: Path) -> None:

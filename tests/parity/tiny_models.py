@@ -25,6 +25,8 @@ from transformers import (
     Glm4ForCausalLM,
     GlmConfig,
     GlmForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -76,6 +78,7 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "gemma": (GemmaConfig, GemmaForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "gpt_oss": (GptOssConfig, GptOssForCausalLM),
 }
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -324,6 +327,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
+        },
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "head_dim": 32,
+            "sliding_window": 16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            **rope("yarn", factor=4.0, truncate=False, original_max_position_embeddings=64),
+        },
+    ),
+    "gpt_oss-full": (
+        "gpt_oss",
+        {
+            "head_dim": 16,
+            "num_hidden_layers": 2,
+            "layer_types": ["full_attention"] * 2,
+            "attention_bias": False,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 4,
+            **rope("default"),
         },
     ),
 }

@@ -2,17 +2,19 @@
 
 ``P_blocks`` [N, K / 32, 16] has the pairs of codes of a matrix, ``P_scales`` [N, K / 32] an
 exponent for each group. Experts of one layer are stacked: ``experts.P_blocks`` [E, N, K / 32, 16]
-has those of the matrices ``experts.0.P`` to ``experts.(E - 1).P``.
+has those of the matrices ``experts.0.P`` to ``experts.(E - 1).P``, and
+``experts.gate_up_proj_blocks`` [E, 2 N, K / 32, 16] those of gates and ups, whose rows alternate
+(gpt-oss).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...files.fields import Fields
+from ...model.expert_stacks import ExpertRows, expert_rows
 from ...model.report import LoadReport
 from .base import FolderTensors, Method, QuantizedModule, Read
 from .checks import check_dtype, check_shape, missing
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from ....kernels.formats.canonical import Weight
 
 _GROUP = 32
-_EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 
 
 class Mxfp4(Method):
@@ -41,19 +42,22 @@ class Mxfp4(Method):
         super().__init__(place, report)
         fields = Fields(place, config)
         texts(fields.name("modules_to_not_convert"), config.get("modules_to_not_convert"))
-        self._expert: dict[str, int] = {}
+        self._expert: dict[str, ExpertRows] = {}
         self._counts: dict[str, int] = {}
 
     def _module(
         self, module: str, shape: tuple[int, int], tensors: FolderTensors
     ) -> QuantizedModule | None:
         stored, (n, k) = tensors.stored, shape
-        expert = _EXPERT.fullmatch(module)
+        expert = expert_rows(f"{module}.weight")
         stem, stack = module, ()
         if f"{module}_blocks" not in stored and expert is not None:
-            stem = f"{expert[1]}.{expert[3]}"
-            stack = (self._experts(expert[1], expert[3], tensors),)
-            self._expert[module] = int(expert[2])
+            prefix, _, name = module.rpartition(f".{expert.expert}.")
+            alone = ExpertRows(f"{prefix}.{name}", expert.expert, 0, 1, "weight")
+            expert = alone if f"{alone.stack}_blocks" in stored else expert
+            stem, n = expert.stack, n * expert.step
+            stack = (self._experts(prefix, name, tensors),)
+            self._expert[module] = expert
         if f"{stem}_blocks" not in stored:
             return None
         blocks, scales = stored[f"{stem}_blocks"], stored.get(f"{stem}_scales")
@@ -66,7 +70,8 @@ class Mxfp4(Method):
             check_dtype(self._where, tensor, ("U8",))
             check_shape(self._where, tensor, (*stack, n, groups, *ends), why)
         parts = {"blocks": blocks, "scales": scales}
-        return replace(pairs_module(module, shape, _GROUP, parts), shared=stack[0] if stack else 1)
+        shared = stack[0] * (n // shape[0]) if stack else 1
+        return replace(pairs_module(module, shape, _GROUP, parts), shared=shared)
 
     def _experts(self, prefix: str, name: str, tensors: FolderTensors) -> int:
         """How many experts of a layer have a matrix of that name."""
@@ -81,9 +86,11 @@ class Mxfp4(Method):
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The weight [N, K]; raises CheckpointError for exponents that are no numbers."""
         blocks, scales = (read(module.parts[key]) for key in ("blocks", "scales"))
-        if module.module in self._expert:
-            index = self._expert[module.module]
-            blocks, scales = blocks[index], scales[index]
         name = module.parts["scales"].name
+        expert = self._expert.get(module.module)
+        if expert is not None:
+            blocks, scales = (expert.of_rows(x).contiguous() for x in (blocks, scales))
+            rows = f", {expert.first}::{expert.step}" if expert.step > 1 else ""
+            name = f"{name}[{expert.expert}{rows}]"
         compact = exponents(self._where, name, scales)
         return pairs_weight(self._where, name, module, blocks.flatten(1), compact)

@@ -116,6 +116,49 @@ def test_prefill(rng, heads, kv_heads, dim, page, dtype, window, cap, codes):
     check(out, expected, dtype)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    ("group", "window", "codes"), [(1, 0, None), (4, 50, None), (2, 0, I8), (3, 20, F8)]
+)
+def test_sinks(rng, space, group, window, codes, exact):
+    """Decode in one and in several splits, and prefill: sinks of nothing, little and nearly all."""
+    lengths, fresh, page, dim, dtype = [1, 35, 0, 270], [1, 5, 0, 27], 16, 64, F16
+    cache = paged_cache(rng, lengths, 2, page, dim, dtype, codes)
+    heads, scale = 2 * group, dim**-0.5
+    sinks = torch.randn(heads, generator=rng)
+    sinks[:2] = torch.tensor([float("-inf"), 6.0])
+    options = {"scale": scale, "window": window, "sinks_H": sinks, **cache.scales()}
+
+    def truth(q, positions, rows):
+        true = q.double(), cache.true_k, cache.true_v, cache.tables, positions, rows
+        return paged_attention(*true, scale, window, 0.0, sinks)
+
+    q = torch.randn(len(lengths), heads, dim, generator=rng).to(dtype)
+    positions = torch.tensor(lengths, dtype=torch.int32) - 1
+    out = decode_attention(
+        q, cache.k, cache.v, cache.tables, positions, max_length=300, exact=exact,
+        workspace=space, **options,
+    )  # fmt: skip
+    expected = truth(q, positions, torch.arange(len(lengths)))
+    check(out, expected, dtype)
+    assert (out[2] == 0).all()
+    alone = decode_attention(
+        q[:1], cache.k, cache.v, cache.tables, positions[:1], max_length=1, exact=exact, **options
+    )
+    check(alone, expected[:1], dtype)
+    spans, places, rows, begin = [], [], [], 0
+    for row, (length, count) in enumerate(zip(lengths, fresh, strict=True)):
+        spans.append((begin, begin + count, length - count))
+        places += range(length - count, length)
+        rows += [row] * count
+        begin += count
+    q = torch.randn(begin, heads, dim, generator=rng).to(dtype)
+    block_q = prefill_block(0, heads, 2, page, dim, cache.k.element_size())
+    table = build_prefill_table(spans, block_q)
+    out = prefill_attention(q, cache.k, cache.v, cache.tables, table, block_q=block_q, **options)
+    check(out, truth(q, torch.tensor(places), torch.tensor(rows)), dtype)
+
+
 @pytest.mark.parametrize("splits", [1, 3])
 def test_tokens_in_a_list_alone_are_written(rng, splits):
     """A step's tokens are in one tensor, whoever attends for them; a list may have gaps."""

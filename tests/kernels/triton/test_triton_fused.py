@@ -146,7 +146,7 @@ def test_embedding_and_first_norm(rng, dtype):
     assert none is None and torch.equal(alone, table[[8, 0]])
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "clipped_swiglu"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 100, 1500])
 def test_gated(rng, dtype, width, activation):

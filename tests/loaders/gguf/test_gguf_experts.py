@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 from loader_gguf_files import refuses
-from loader_gguf_models import HIDDEN, INNER, basic_metadata, gguf_name, random_state
+from loader_gguf_models import (
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    INNER,
+    KV_HEADS,
+    basic_metadata,
+    gguf_name,
+    random_state,
+)
 
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 from halfbyte.kernels.formats.canonical import QuantizedLinear
@@ -212,3 +222,92 @@ def test_families_without_experts(tmp_path):
         UnsupportedModelError,
         r"phi3\.expert_count is 3; mixtures of experts are supported for",
     )
+
+
+def gpt_oss() -> Tensors:
+    """A layer of gpt-oss with three experts, by the converter's names."""
+    made = tensors()
+    rng = np.random.default_rng(made["output_norm.weight"][0].view(np.uint32))
+    made["blk.0.post_attention_norm.weight"] = made.pop("blk.0.ffn_norm.weight")
+    made["blk.0.attn_sinks.weight"] = (random(rng, HEADS), "F32")
+    made["blk.0.ffn_gate_inp.bias"] = (random(rng, E), "F32")
+    for name, width in (("gate", INNER), ("up", INNER), ("down", HIDDEN)):
+        made[f"blk.0.ffn_{name}_exps.bias"] = (random(rng, E, width), "F32")
+        matrix = f"blk.0.ffn_{name}_exps.weight"
+        made[matrix] = made[matrix][0], "MXFP4"
+    for name, width in (("q", HEADS * HEAD_DIM), ("k", KV_HEADS * HEAD_DIM)):
+        made[f"blk.0.attn_{name}.bias"] = (random(rng, width), "F32")
+    made["blk.0.attn_v.bias"] = (random(rng, KV_HEADS * HEAD_DIM), "F32")
+    made["blk.0.attn_output.bias"] = (random(rng, HIDDEN), "F32")
+    return made
+
+
+def yarn(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(32.0)
+    writer.add_rope_scaling_orig_ctx_len(64)
+    writer.add_sliding_window(16)
+    writer.add_expert_feed_forward_length(INNER)
+
+
+def test_gpt_oss(tmp_path):
+    """Biases of experts are rows of stacks; a family's facts stand for keys that are not there."""
+    made = gpt_oss()
+    checkpoint = GGUFCheckpoint(written(tmp_path / "m.gguf", made, yarn, arch="gpt-oss"))
+    config = checkpoint.config
+    assert config.experts == Experts(E, 2, INNER, True, (True,), router_bias=True)
+    assert (config.architecture, config.activation, config.sinks) == (
+        *("gpt_oss", "clipped_swiglu"),
+        True,
+    )
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias) == (True, True, True)
+    assert config.sliding_window == (16,) and not config.rope.truncate
+    assert any("ramp of yarn" in text for text in checkpoint.report().decisions)
+    for short in KINDS:
+        for index in range(E):
+            bias = checkpoint.load(f"model.layers.0.mlp.experts.{index}.{short}_proj.bias")
+            assert isinstance(bias, torch.Tensor)
+            want = made[f"blk.0.ffn_{short}_exps.bias"][0][index]
+            np.testing.assert_array_equal(bias.numpy(), want)
+    sinks = checkpoint.load("model.layers.0.self_attn.sinks")
+    assert isinstance(sinks, torch.Tensor)
+    np.testing.assert_array_equal(sinks.numpy(), made["blk.0.attn_sinks.weight"][0])
+    checkpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("attn_sinks.weight", np.zeros(5), "blk.0.attn_sinks.weight is [5], expected [4]"),
+        ("attn_sinks.weight", None, "blk.0.attn_sinks.weight is missing"),
+        ("ffn_up_exps.bias", np.zeros((2, INNER)), f"is [2, {INNER}]; expected [3, {INNER}]"),
+        ("ffn_up_exps.bias", None, "blk.0.ffn_up_exps.bias is missing"),
+        ("ffn_gate_inp.bias", None, "blk.0.ffn_gate_inp.bias is missing"),
+        ("ffn_gate_exps.weight", np.zeros((2, INNER, HIDDEN)), "expected [3, "),
+    ],
+)
+def test_damaged_gpt_oss_files_are_refused(tmp_path, name, values, says):
+    made = gpt_oss()
+    del made[f"blk.0.{name}"]
+    if values is not None:
+        made[f"blk.0.{name}"] = (values.astype(np.float32), "F32")
+    path = written(tmp_path / "m.gguf", made, yarn, arch="gpt-oss")
+    parts = (re.escape(part) for part in (str(path), says, f"blk.0.{name}"))
+    refuses(lambda: GGUFCheckpoint(path), CheckpointError, *parts)
+
+
+def test_mxfp4_scales_of_experts_that_are_no_numbers_are_refused(tmp_path):
+    made = gpt_oss()
+    path = written(tmp_path / "m.gguf", made, yarn, arch="gpt-oss")
+    reader = gguf.GGUFReader(path)
+    (tensor,) = [t for t in reader.tensors if t.name == "blk.0.ffn_up_exps.weight"]
+    content = bytearray(path.read_bytes())
+    content[tensor.data_offset + 17 * (2 * INNER * HIDDEN // 32 + 5)] = 255  # of the last expert
+    path.write_bytes(content)
+    checkpoint = GGUFCheckpoint(path)
+    checkpoint.load("model.layers.0.mlp.experts.1.up_proj.weight")
+    with pytest.raises(CheckpointError, match=r"blk\.0\.ffn_up_exps\.weight") as caught:
+        checkpoint.load("model.layers.0.mlp.experts.2.up_proj.weight")
+    assert "scale of row 2, group 1 is nan" in str(caught.value)
+    assert str(path) in str(caught.value)
+    checkpoint.close()
