@@ -81,13 +81,12 @@ def test_bits_do_not_depend_on_chunks_or_cached_prefixes(name: str, tmp_path: Pa
             assert torch.equal(narrow.logits(prompt), wide.logits(prompt))
         want = greedy(narrow, prompts)
         params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=3)
-        told = []
-        for _ in range(2):  # the second time from the cache
-            done = wide.generate(prompts, params)
+        # The second time from the cache.
+        first, again = (wide.generate(prompts, params) for _ in range(2))
+        for done in (first, again):
             assert [tuple(d.token_ids) for d in done] == want
-            told.append([d.logprobs for d in done])
-        assert done[0].usage.cached_tokens >= 64 and done[1].usage.cached_tokens >= 48
-        assert told[0] == told[1]
+        assert again[0].usage.cached_tokens >= 64 and again[1].usage.cached_tokens >= 48
+        assert [d.logprobs for d in first] == [d.logprobs for d in again]
 
 
 @pytest.mark.parametrize("form", ["compressed-tensors", "gguf:q8_0"])

@@ -8,7 +8,7 @@ import pytest
 from loader_gguf_files import refuses
 from test_hf_config import read
 
-from halfbyte.errors import CheckpointError, UnsupportedModelError
+from halfbyte.errors import CheckpointError, HalfbyteError, UnsupportedModelError
 from halfbyte.loaders.model.checks import expected_tensors
 from halfbyte.loaders.model.config import RopeConfig
 
@@ -108,7 +108,7 @@ def test_layers_without_positions_are_those_without_a_window():
     assert [name for name in names if "norm" in name] == ["model.layers.3.input_layernorm.weight"]
 
 
-REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[HalfbyteError], str]] = [
     (MINISTRAL, {"sliding_window": -1}, CheckpointError, "sliding_window is -1; expected a whole"),
     (
         MINISTRAL,
