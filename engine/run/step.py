@@ -59,6 +59,9 @@ class StepInputs:
         drawn: int64, on the device, the token that was drawn last in each row of the engine: an id
             of ``-1 - r`` stands for that of row r, which the host has not read yet. None where no
             id does so.
+        states: int32 [R], the slot of each span's state in ``BlockState.sequences``; -1 keeps
+            nothing. None where the model keeps no state. A state counts as zeros for a span that
+            begins at position 0, whatever its slot holds.
     """
 
     token_ids: Tensor
@@ -72,6 +75,7 @@ class StepInputs:
     rope_local: Tensor | None = None
     hidden: HiddenRows | None = None
     drawn: Tensor | None = None
+    states: Tensor | None = None
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -97,7 +101,7 @@ class StepInputs:
         """All that a device has to have, in a fixed order."""
         every = (
             *(self.token_ids, self.positions, self.rope, self.slots, self.row_index),
-            *(self.block_tables, self.sample_index, self.rope_local),
+            *(self.block_tables, self.sample_index, self.rope_local, self.states),
         )
         return [tensor for tensor in every if tensor is not None]
 
@@ -109,7 +113,7 @@ class StepInputs:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The step with every tensor changed."""
-        local, sample = self.rope_local, self.sample_index
+        local, sample, states = self.rope_local, self.sample_index, self.states
         return replace(
             self,
             token_ids=change(self.token_ids),
@@ -120,6 +124,7 @@ class StepInputs:
             block_tables=change(self.block_tables),
             sample_index=None if sample is None else change(sample),
             rope_local=None if local is None else change(local),
+            states=None if states is None else change(states),
         )
 
     def clone(self) -> Self:
@@ -134,7 +139,7 @@ class StepInputs:
     def padded(self, tokens: int, rows: int) -> StepInputs:
         """A step of so many tokens and block tables; those that are added stand for nothing.
 
-        Their keys and values are not kept (their slots are negative), they look at the first
+        Nothing of theirs is kept (their slots are negative), they look at the first
         token of the step's first row, and they are in no span, except where each row has one
         token. Where some tokens' logits are wanted, those of ``rows`` are.
         """
@@ -160,14 +165,16 @@ class StepInputs:
             block_tables=torch.cat([self.block_tables, self.block_tables[:1].expand(more, -1)]),
             spans=spans,
             sample_index=None if sample is None else fill(sample, rows, 0),
+            states=None if self.states is None else fill(self.states, rows, -1),
         )
 
     def as_decode(self) -> StepInputs:
         """The same tokens as a decode step: each is a row, those whose logits are wanted first.
 
-        A text's keys are all written before any of its tokens looks at them.
+        A text's keys are all written before any of its tokens looks at them. A state goes through
+        the tokens in turn, so that there must be none.
         """
-        assert self.sample_index is not None and self.hidden is None
+        assert self.sample_index is not None and self.hidden is None and self.states is None
         wanted = torch.zeros(self.token_ids.shape[0], dtype=torch.bool)
         wanted[self.sample_index] = True
         order = torch.cat([self.sample_index, (~wanted).nonzero().squeeze(-1)])
@@ -202,4 +209,5 @@ class StepInputs:
                     sample_index=None,
                     hidden=None if self.hidden is None else HiddenRows(torch.zeros(1).long()),
                     drawn=self.drawn,
+                    states=None if self.states is None else self.states[row : row + 1],
                 )
