@@ -104,6 +104,7 @@ def one_object_backend(
         ops=ops,
         drawer=ops,
         executor=executor,
+        recurrent=ops if isinstance(ops, PlainOps) else None,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...loaders.model.config import ModelConfig
-from ..backends.base import AttentionShape, Ops, PackedLinear
+from ..backends.base import AttentionShape, Ops, PackedLinear, RecurrentOps
 from ..run.kv_cache import BlockState, LayerKV, StateSpec
 from ..run.step import StepInputs
 from .blocks import project_add
@@ -27,6 +27,8 @@ class AttentionBlock:
         o: output projection.
         post_norm: RMSNorm weight [D] on what is added to the residual, or None.
         eps: epsilon of the norms.
+        gate: projection to what the attention's output is multiplied by the sigmoid of, and the
+            op that does so; None = it has none.
     """
 
     norm: Tensor
@@ -35,6 +37,7 @@ class AttentionBlock:
     o: PackedLinear
     post_norm: Tensor | None
     eps: float
+    gate: tuple[PackedLinear, RecurrentOps] | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> AttentionBlock:
@@ -53,13 +56,16 @@ class AttentionBlock:
             config.attn_softcap,
             config.local_rope(layer),
         )
+        gated = config.delta is not None
+        query = "query" if gated else "q"
         return cls(
             source.norm(f"{name}.input_layernorm"),
-            source.fused([f"{attn}.{p}_proj" for p in "qkv"], config.qkv_bias),
+            source.fused([f"{attn}.{p}_proj" for p in (query, "k", "v")], config.qkv_bias),
             shape,
             source.packed(f"{attn}.o_proj", config.o_bias),
             source.norm(f"{name}.post_attention_layernorm") if config.post_norms else None,
             config.rms_norm_eps,
+            (source.packed(f"{attn}.output_gate_proj"), source.recurrent()) if gated else None,
         )
 
     @property
@@ -76,17 +82,25 @@ class AttentionBlock:
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one decode step reads."""
-        return self.qkv.nbytes + self.o.nbytes
+        return self.qkv.nbytes + self.o.nbytes + (self.gate[0].nbytes if self.gate else 0)
 
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add attention's output to the residual [T, D]; write the tokens' keys and values."""
         kv = LayerKV(*state.tokens)
         # What the last projection reads is all that is held: quantizing stops here with each batch.
-        a_TC = ops.attention(
-            ops.rope_write_kv(
-                self.qkv(ops, ops.rms_norm(x_TD, self.norm, self.eps, readers=self.qkv.parts)),
-                *(self.shape, kv, step),
-            ),
-            *(self.shape, kv, step),
-        )
+        a_TC = self._attend(ops, x_TD, step, kv)
         project_add(ops, a_TC, self.o, self.post_norm, self.eps, x_TD)
+
+    def _attend(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, kv: LayerKV) -> Tensor:
+        """Attention of the normed residual, and its gate -> [T, H * E]."""
+        readers = [*self.qkv.parts, *(self.gate[:1] if self.gate else ())]
+        h_TD = ops.rms_norm(x_TD, self.norm, self.eps, readers=readers)
+        q_THE = ops.rope_write_kv(self.qkv(ops, h_TD), self.shape, kv, step)
+        if self.gate is None:
+            del h_TD  # its memory may serve what follows
+            return ops.attention(q_THE, self.shape, kv, step)
+        weight, recurrent = self.gate
+        gate_TC = ops.linear(h_TD, weight)
+        a_TC = ops.attention(q_THE, self.shape, kv, step)
+        recurrent.sigmoid_mul(a_TC, gate_TC)
+        return a_TC

@@ -13,7 +13,14 @@ from halfbyte.errors import UnsupportedWeightError
 from ...kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
 from ...kernels.formats.stored import StoredLinear
 from ...loaders.base import Checkpoint, load_stored
-from ..backends.base import Activation, Backend, ExpertMixture, MixtureShape, PackedLinear
+from ..backends.base import (
+    Activation,
+    Backend,
+    ExpertMixture,
+    MixtureShape,
+    PackedLinear,
+    RecurrentOps,
+)
 from ..backends.packed_cache import PackedCache
 from .projections import FusedLinear
 
@@ -43,7 +50,12 @@ class WeightSource:
 
     def norm(self, module: str) -> Tensor:
         """What an RMSNorm multiplies by, float32 [D]: the stored weight, or 1 plus it (Gemma)."""
-        return self._vector(f"{module}.weight") + self._norm_offset
+        return self.vector(f"{module}.weight") + self._norm_offset
+
+    def recurrent(self) -> RecurrentOps:
+        """The backend's ops for blocks with states, which a decoder has asked for before."""
+        assert self._backend.recurrent is not None
+        return self._backend.recurrent
 
     def embedding(self, module: str) -> PackedLinear:
         """A table [V, D]."""
@@ -91,7 +103,7 @@ class WeightSource:
             parts = [packer.pack(w, b) for w, b in zip(weights, biases, strict=True)]
             return FusedLinear(parts, activation=activation)
         whole = _stack(weights)
-        bias = torch.cat([self._vector(f"{m}.bias") for m in modules]) if has_bias else None
+        bias = torch.cat([self.vector(f"{m}.bias") for m in modules]) if has_bias else None
         self._check(whole, " + ".join(modules))
         fused = packer.pack_gated(whole, bias, gate) if gate else None
         if fused is not None:
@@ -120,14 +132,14 @@ class WeightSource:
         self._taken.append(name)
         return load_stored(self._checkpoint, name)
 
-    def _vector(self, name: str) -> Tensor:
-        """A vector in float32, on the backend's device."""
+    def vector(self, name: str) -> Tensor:
+        """A small tensor [...] as it is stored, in float32, on the backend's device."""
         weight = self._take(name)
         assert not isinstance(weight, QuantizedLinear)
         return weight.to(self._backend.device, torch.float32)
 
     def _bias(self, module: str, expected: bool) -> Tensor | None:
-        return self._vector(f"{module}.bias") if expected else None
+        return self.vector(f"{module}.bias") if expected else None
 
     def _check(self, weight: Weight, module: str) -> None:
         reason = self._backend.packer.supports(weight)

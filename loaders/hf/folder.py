@@ -14,7 +14,7 @@ from ..files.fields import Fields
 from ..files.folder_files import ModelFolder
 from ..files.safetensors_index import INDEX, SafetensorsFiles, StoredTensor
 from ..model import checks as model_checks
-from ..model.fused import RowRange, fused_shapes, split_fused, take_rows
+from ..model.fused import RowRange, fused_shapes, heads_of, split_fused, take_rows
 from ..model.report import LoadReport
 from . import config as hf_config
 from . import methods
@@ -169,7 +169,8 @@ class HFFolderCheckpoint:
         infos = self._logical(stored, fused_shapes(expected), spelled)
         for info in infos.values():
             report.count(info.label, info.nbytes)
-        infos, self._rows = split_fused(infos, expected, str(self.path), spelled)
+        heads = heads_of(self.config)
+        infos, self._rows = split_fused(infos, expected, str(self.path), spelled, heads)
         used = model_checks.check_tensors(self.config, infos, str(self.path), report, spelling)
         for info in used.values():
             source = self._rows[info.name].source if info.name in self._rows else info.name

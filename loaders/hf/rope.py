@@ -59,14 +59,16 @@ def read_rope(
         values, name = _of_layers(config, "full_attention")
         values = {**values, **scaling}
     partial = family is not None and family.hf.partial_rotary
-    _refuse(config, name, values, partial)
+    extras = () if family is None else family.hf.rotary_extras
+    _refuse(config, name, values, partial, extras)
     rope = Fields(config.where, values, f"{config.prefix}{name}.")
     low, high = limits.MIN_THETA, limits.MAX_THETA
     outer = config.number("rope_theta", low, high, 10000.0)
     theta = rope.number("rope_theta", low, high, outer)
     kind = rope.text("rope_type", rope.text("type", "default"))
+    short = partial and rope.present("short_factor")
     # Phi-3's first files call longrope "su", or "yarn".
-    kind = "longrope" if kind == "su" or (kind == "yarn" and partial) else kind
+    kind = "longrope" if kind == "su" or (kind == "yarn" and short) else kind
     factor = config.number("partial_rotary_factor", 1e-6, 1.0, 1.0)
     rotary = int(head_dim * rope.number("partial_rotary_factor", 1e-6, 1.0, factor))
     if rotary < 2:  # 0 would mean the whole head
@@ -140,7 +142,13 @@ def _of_layers(config: Fields, layers: str) -> tuple[Mapping[str, Any], str]:
     return fields.mapping(layers), f"rope_parameters.{layers}"
 
 
-def _refuse(config: Fields, name: str, values: Mapping[str, Any], partial: bool) -> None:
+def _refuse(
+    config: Fields,
+    name: str,
+    values: Mapping[str, Any],
+    partial: bool,
+    extras: tuple[str, ...] = (),
+) -> None:
     """Refuse settings that these families do not have, by name."""
     for key in values:
         if key in _LAYER_TYPES:
@@ -148,7 +156,7 @@ def _refuse(config: Fields, name: str, values: Mapping[str, Any], partial: bool)
                 f"{config.name(name)} has separate settings for {key} layers; only one setting "
                 "for all layers is supported"
             )
-        if key not in _KNOWN:
+        if key not in _KNOWN and key not in extras:
             what = "multi-axis rotary embedding" if "mrope" in key else "this rotary setting"
             raise UnsupportedModelError(
                 f"{config.name(name)}.{shown(key)[1:-1]} is set; {what} is not supported"

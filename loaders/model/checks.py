@@ -9,7 +9,7 @@ from itertools import islice
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..base import TensorInfo
-from .config import ModelConfig
+from .config import DeltaLayers, ModelConfig
 from .report import LoadReport, TensorReport
 
 # Upper bounds on config values, checked before anything of that size exists.
@@ -20,6 +20,7 @@ MAX_INTERMEDIATE = 1 << 22
 MAX_HEADS = 1 << 14
 MAX_HEAD_DIM = 1 << 13
 MAX_POSITION = 1 << 30
+MAX_CONVOLUTION = 64
 # Rotary rules take logarithms of these two: 1 would divide by zero.
 MIN_THETA, MAX_THETA = 1.001, 1e15
 MIN_ORIGINAL_POSITION = 2
@@ -62,6 +63,12 @@ def check_heads(where: str, config: ModelConfig, keys: Mapping[str, str]) -> Non
 
     ``keys`` as in :class:`Spelling`.
     """
+    delta = config.delta
+    if delta is not None and delta.value_heads % delta.key_heads:
+        raise CheckpointError(
+            f"{where}: {keys['delta_heads']} is {delta.value_heads} and {keys['delta_key_heads']} "
+            f"is {delta.key_heads}; expected a multiple"
+        )
     if config.num_heads % config.num_kv_heads:
         raise CheckpointError(
             f"{where}: {keys['heads']} is {config.num_heads} and {keys['kv_heads']} is "
@@ -105,11 +112,13 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]
     head_dim = ("head_dim", config.head_dim)
     q_rows = ("q", config.num_heads * config.head_dim)
     kv_rows = ("kv", config.num_kv_heads * config.head_dim)
+    query = "self_attn.query_proj" if config.delta else "self_attn.q_proj"
     attention = (
-        ("self_attn.q_proj", q_rows, hidden, config.qkv_bias),
+        (query, q_rows, hidden, config.qkv_bias),
         ("self_attn.k_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.v_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.o_proj", hidden, q_rows, config.o_bias),
+        *((("self_attn.output_gate_proj", q_rows, hidden, False),) if config.delta else ()),
     )
     norms = _POST_NORMS if config.post_norms else _NORMS
     yield EMBED, (vocab, hidden)
@@ -117,16 +126,37 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]
         prefix = f"model.layers.{layer}."
         for name in norms:
             yield f"{prefix}{name}.weight", (hidden,)
-        if config.qk_norm:
+        delta = config.delta_of(layer)
+        if delta is not None:
+            yield from _delta(prefix + "linear_attn.", delta, hidden)
+        elif config.qk_norm:
             yield prefix + "self_attn.q_norm.weight", (head_dim,)
             yield prefix + "self_attn.k_norm.weight", (head_dim,)
-        for name, rows, columns, bias in (*attention, *_mlp(config, layer)):
+        mixer = attention if delta is None else ()
+        for name, rows, columns, bias in (*mixer, *_mlp(config, layer)):
             yield f"{prefix}{name}.weight", (rows, columns)
             if bias:
                 yield f"{prefix}{name}.bias", (rows,)
     yield FINAL_NORM, (hidden,)
     if not config.tie_word_embeddings:
         yield LM_HEAD, (vocab, hidden)
+
+
+def _delta(
+    prefix: str, delta: DeltaLayers, hidden: Dimension
+) -> Iterator[tuple[str, tuple[Dimension, ...]]]:
+    """Names and dimensions of a layer of the gated delta rule."""
+    keys, values = ("delta_keys", delta.keys), ("delta_values", delta.values)
+    heads = ("delta_heads", delta.value_heads)
+    sides = {"q": keys, "k": keys, "v": values, "z": values, "b": heads, "a": heads}
+    for part, rows in sides.items():
+        yield f"{prefix}in_proj_{part}.weight", (rows, hidden)
+    mixed = ("delta_mixed", delta.mixed)
+    yield f"{prefix}conv1d.weight", (mixed, ("one", 1), ("delta_kernel", delta.kernel))
+    yield f"{prefix}A_log", (heads,)
+    yield f"{prefix}dt_bias", (heads,)
+    yield f"{prefix}norm.weight", (("delta_value", delta.value_dim),)
+    yield f"{prefix}out_proj.weight", (hidden, values)
 
 
 def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, Dimension, Dimension, bool]]:
@@ -136,6 +166,12 @@ def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, Dimension, Dime
     if experts is not None:
         yield "mlp.gate", ("experts", experts.count), hidden, False
         inner = ("expert_inner", experts.intermediate_size)
+        if experts.shared_size:
+            shared = ("shared_inner", experts.shared_size)
+            yield "mlp.shared_expert_gate", ("one", 1), hidden, False
+            yield "mlp.shared_expert.gate_proj", shared, hidden, False
+            yield "mlp.shared_expert.up_proj", shared, hidden, False
+            yield "mlp.shared_expert.down_proj", hidden, shared, False
         prefixes = [f"mlp.experts.{index}." for index in range(experts.count)]
     for prefix in prefixes:
         yield prefix + "gate_proj", inner, hidden, config.mlp_bias
@@ -210,6 +246,11 @@ def _check_unused(
     for name in names:
         if name.endswith(_HARMLESS_ENDINGS):
             report.warn("stored rotary tables are not used: they follow from the config")
+        elif name.startswith("mtp."):
+            report.warn(
+                "the layers for multi-token prediction (mtp.*) are left out: tokens are drawn one "
+                "at a time"
+            )
         elif name.startswith(("model.", "lm_head.")):
             refused.append(spelled(name))
         else:

@@ -37,6 +37,18 @@ _POST_NORM_NAMES = {
 # Two spellings of one number; which one is written depends on the version of transformers.
 EXPERT_COUNTS = ("num_experts", "num_local_experts")
 
+_DELTA: dict[str, Any] = {
+    "max_position_embeddings": 32768,
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+_MERGED_QUERY = {"query_proj": "q_proj", "output_gate_proj": "q_proj"}
+
 MODEL_FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         "llama",
@@ -233,6 +245,53 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         post_norms=True,
         local_rope=True,
         softcaps={"final_logit_softcapping": 0.0},
+    ),
+    ModelFamily(
+        "qwen3_next",
+        FolderFacts(
+            "qwen3_next",
+            "Qwen3NextForCausalLM",
+            {
+                **_DELTA,
+                "num_key_value_heads": 2,
+                "num_experts": 512,
+                "num_experts_per_tok": 10,
+                "moe_intermediate_size": 512,
+                "shared_expert_intermediate_size": 512,
+                "norm_topk_prob": True,
+            },
+            partial_rotary=True,
+            own_keys=("num_experts",),
+            expert_width="moe_intermediate_size",
+            shared_width="shared_expert_intermediate_size",
+            stacked_in={
+                **_MERGED_QUERY,
+                **{f"in_proj_{part}": "in_proj_qkvz" for part in "qkvz"},
+                **{f"in_proj_{part}": "in_proj_ba" for part in "ba"},
+            },
+        ),
+        GGUFFacts(()),
+        qk_norm=True,
+        delta=True,
+        experts=512,
+    ),
+    ModelFamily(
+        "qwen3_5",
+        FolderFacts(
+            "qwen3_5_text",
+            "Qwen3_5ForCausalLM",
+            {**_DELTA, "num_key_value_heads": 4},
+            partial_rotary=True,
+            stacked_in={**_MERGED_QUERY, **{f"in_proj_{part}": "in_proj_qkv" for part in "qkv"}},
+            # A text's positions are the same on all axes.
+            rotary_extras=("mrope_section", "mrope_interleaved"),
+            wrapper="qwen3_5",
+            wrapper_prefixes=(("model.language_model.", "model."),),
+            wrapper_extras=("visual.",),
+        ),
+        GGUFFacts(()),
+        qk_norm=True,
+        delta=True,
     ),
 )
 

@@ -31,7 +31,12 @@ class FolderFacts:
         own_keys: keys that other families must not have.
         expert_count: key of the number of experts, as the family's own files spell it.
         expert_width: key of the width of an expert's MLP.
+        shared_width: key of the width of the expert that all tokens share; "" = there is none, and
+            a model of such a family always has experts.
         renamed: part of a tensor's name -> the canonical part.
+        stacked_in: part of a tensor's name -> the part in the file's name for the tensor that it
+            is stacked in, for messages.
+        rotary_extras: rotary settings that change nothing for a text.
         wrapper: ``model_type`` of files that hold such a model under ``text_config``; "" = none.
         wrapper_prefixes: beginnings of a wrapped model's tensor names -> canonical beginnings, the
             newest spelling first.
@@ -51,7 +56,10 @@ class FolderFacts:
     own_keys: tuple[str, ...] = ()
     expert_count: str = "num_experts"
     expert_width: str = "intermediate_size"
+    shared_width: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
+    stacked_in: Mapping[str, str] = field(default_factory=dict)
+    rotary_extras: tuple[str, ...] = ()
     wrapper: str = ""
     wrapper_prefixes: tuple[tuple[str, str], ...] = ()
     wrapper_extras: tuple[str, ...] = ()
@@ -106,6 +114,8 @@ class ModelFamily:
         local_rope: sliding layers have a rotary rule of their own.
         softcaps: key -> default of the soft caps that it has; 0 = none. Both kinds of checkpoint
             use the same keys.
+        delta: layers of the gated delta rule between layers of gated attention, and norms by 1 + w
+            (GGUF files hold 1 + w).
         experts: number of experts where a folder names none; 0 = the family has no experts.
     """
 
@@ -119,4 +129,5 @@ class ModelFamily:
     post_norms: bool = False
     local_rope: bool = False
     softcaps: Mapping[str, float] = field(default_factory=dict)
+    delta: bool = False
     experts: int = 0
