@@ -151,17 +151,17 @@ def gated_mul(gate_up_TI2: Tensor, activation: str = "silu") -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
-def conv_tail(x_TC: Tensor, weight_CK: Tensor, tail_LC: Tensor) -> tuple[Tensor, Tensor]:
+def conv_tail(x_TC: Tensor, weight_KC: Tensor, tail_LC: Tensor) -> tuple[Tensor, Tensor]:
     """A causal convolution of each channel and SiLU -> [T, C], and the tail for what comes next.
 
     Token t sees itself and the K - 1 = L inputs before it, the first ones those of ``tail``.
     Sums are taken oldest first, in the dtype of ``tail``; both results have that dtype.
     """
     window_WC = torch.cat([tail_LC, x_TC.to(tail_LC.dtype)])
-    tokens, weight_CK = x_TC.shape[0], weight_CK.to(tail_LC.dtype)
-    y_TC = window_WC[:tokens] * weight_CK[:, 0]
-    for age in range(1, weight_CK.shape[1]):
-        y_TC = y_TC + window_WC[age : age + tokens] * weight_CK[:, age]
+    tokens, weight_KC = x_TC.shape[0], weight_KC.to(tail_LC.dtype)
+    y_TC = window_WC[:tokens] * weight_KC[0]
+    for place in range(1, weight_KC.shape[0]):
+        y_TC = y_TC + window_WC[place : place + tokens] * weight_KC[place]
     return y_TC * torch.sigmoid(y_TC), window_WC[tokens:]
 
 

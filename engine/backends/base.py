@@ -255,9 +255,10 @@ class RecurrentOps(Protocol):
     C channels, H value heads; slots of states as in ``StepInputs.states``.
     """
 
-    def conv_tail(self, x_TC: Tensor, weight_CK: Tensor, tails: Tensor, step: StepInputs) -> Tensor:
-        """Causal convolution and SiLU of each span after its tail -> [T, C]; replaces the tails,
-        float32 [slots, K - 1, C].
+    def conv_tail(self, x_TN: Tensor, weight_KC: Tensor, tails: Tensor, step: StepInputs) -> Tensor:
+        """Causal convolution and SiLU of the first C columns, each span after its tail -> [T, C].
+
+        Replaces the tails, float32 [slots, K - 1, C]. The weight has the oldest input's row first.
         """
         ...
 
@@ -271,8 +272,10 @@ class RecurrentOps(Protocol):
         """
         ...
 
-    def gated_norm(self, x_TV: Tensor, z_TV: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-        """RMSNorm of each head of E elements, times SiLU of ``z`` -> [T, V]."""
+    def gated_norm(self, x_TV: Tensor, z_TN: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+        """RMSNorm of each head of E elements, times SiLU of the last V columns of ``z`` -> [T, V],
+        which may be in a form that only the next product reads.
+        """
         ...
 
     def sigmoid_mul(self, x_TD: Tensor, gate_TD: Tensor) -> None:

@@ -13,13 +13,14 @@ from .base import DeltaShape
 class PlainRecurrence:
     """Implements ``RecurrentOps`` with :mod:`halfbyte.kernels.reference`, span by span."""
 
-    def conv_tail(self, x_TC: Tensor, weight_CK: Tensor, tails: Tensor, step: StepInputs) -> Tensor:
-        """Causal convolution and SiLU of each span after its tail -> [T, C]."""
-        out = torch.empty_like(x_TC)
+    def conv_tail(self, x_TN: Tensor, weight_KC: Tensor, tails: Tensor, step: StepInputs) -> Tensor:
+        """Causal convolution and SiLU of the first C columns, span by span -> [T, C]."""
+        x_TC = x_TN[:, : weight_KC.shape[1]]
+        out = torch.zeros_like(x_TC)
         for span, slot in _kept(step):
             tail_LC = _before(tails, span, slot)
             part = slice(span.begin, span.end)
-            out[part], tails[slot] = ref.conv_tail(x_TC[part], weight_CK, tail_LC)
+            out[part], tails[slot] = ref.conv_tail(x_TC[part], weight_KC, tail_LC)
         return out
 
     def gated_delta(
@@ -30,7 +31,7 @@ class PlainRecurrence:
         q, k, v = x_TC.split((shape.keys, shape.keys, shape.values), dim=-1)
         q, k = (x.unflatten(-1, (shape.key_heads, shape.key_dim)) for x in (q, k))
         v = v.unflatten(-1, (shape.value_heads, shape.value_dim))
-        out = torch.empty_like(v)
+        out = torch.zeros_like(v)
         for span, slot in _kept(step):
             state_HKV = _before(states, span, slot)
             part = slice(span.begin, span.end)
@@ -39,8 +40,9 @@ class PlainRecurrence:
             states[slot] = state_HKV
         return out.flatten(1)
 
-    def gated_norm(self, x_TV: Tensor, z_TV: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-        """RMSNorm of each head of E elements, times SiLU of ``z`` -> [T, V]."""
+    def gated_norm(self, x_TV: Tensor, z_TN: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+        """RMSNorm of each head of E elements, times SiLU of the last V columns of ``z``."""
+        z_TV = z_TN[:, -x_TV.shape[1] :]
         heads = x_TV.unflatten(-1, (-1, weight_E.shape[0]))
         return ref.rms_norm(heads, weight_E, eps).flatten(1) * (z_TV * torch.sigmoid(z_TV))
 

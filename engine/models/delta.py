@@ -28,7 +28,7 @@ class DeltaBlock:
         norm: RMSNorm weight before the projections, float32 [D].
         qkvz: queries, keys, values and the gates of the output as one projection.
         ba: what beta and decay are made of, as one projection.
-        conv: weights of the convolution, float32 [C, K], each channel's oldest first.
+        conv: weights of the convolution, float32 [K, C], those of the oldest input first.
         shape: head counts, sizes and the heads' own numbers.
         out_norm: RMSNorm weight of a value head, float32 [E].
         out: output projection.
@@ -64,7 +64,7 @@ class DeltaBlock:
             source.norm(f"{name}.input_layernorm"),
             source.fused([f"{module}.in_proj_{part}" for part in "qkvz"], False),
             source.fused([f"{module}.in_proj_{part}" for part in "ba"], False),
-            source.vector(f"{module}.conv1d.weight").flatten(1),
+            source.vector(f"{module}.conv1d.weight").flatten(1).T.contiguous(),
             shape,
             source.vector(f"{module}.norm.weight"),
             source.packed(f"{module}.out_proj"),
@@ -93,11 +93,11 @@ class DeltaBlock:
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add the layer's output to the residual [T, D]; the states of the step's rows go on."""
         tails, states = state.sequences
-        recurrent, mixed = self.recurrent, 2 * self.shape.keys + self.shape.values
+        recurrent = self.recurrent
         readers = [*self.qkvz.parts, *self.ba.parts]
         h_TD = ops.rms_norm(x_TD, self.norm, self.eps, readers=readers)
         qkvz_TN = self.qkvz(ops, h_TD)
-        qkv_TC = recurrent.conv_tail(qkvz_TN[:, :mixed], self.conv, tails, step)
+        qkv_TC = recurrent.conv_tail(qkvz_TN, self.conv, tails, step)
         out_TV = recurrent.gated_delta(qkv_TC, self.ba(ops, h_TD), self.shape, states, step)
-        out_TV = recurrent.gated_norm(out_TV, qkvz_TN[:, mixed:], self.out_norm, self.eps)
+        out_TV = recurrent.gated_norm(out_TV, qkvz_TN, self.out_norm, self.eps)
         project_add(ops, out_TV, self.out, None, self.eps, x_TD)

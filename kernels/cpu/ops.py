@@ -50,6 +50,7 @@ from .records import (
     ReadMemory,
     Records,
 )
+from .recurrence_ops import ConvTail, GatedDelta, GatedNorm, SigmoidMul
 
 # Tokens of one text that attention takes together, keys of a partition of it, partitions of a span.
 RUN, PARTITION, SPAN = 32, 128, 8
@@ -470,6 +471,10 @@ RECORDS = Records(
             GptqBlock,
             MomentsPack,
             MomentsAdd,
+            ConvTail,
+            GatedDelta,
+            GatedNorm,
+            SigmoidMul,
         ),
     )
 )
