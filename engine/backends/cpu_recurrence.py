@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -23,7 +24,7 @@ from .scratch import Scratch
 OpFields = ParamSpec("OpFields")
 
 
-class CompiledRecurrence:
+class CompiledRecurrence(ABC):
     """Implements ``RecurrentOps`` for a class that notes ops down."""
 
     _scratch: Scratch
@@ -67,7 +68,7 @@ class CompiledRecurrence:
         return out
 
     def gated_norm(self, x_TV: Tensor, z_TN: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-        """RMSNorm of each head of E elements, times SiLU of the last V columns of ``z``."""
+        """RMSNorm of each head of E elements, times SiLU of the last columns of ``z``, [T, V]."""
         tokens, width = x_TV.shape
         out = self._activation(tokens, width)
         self._emit(
@@ -102,19 +103,19 @@ class CompiledRecurrence:
         )
         self._rewritten()
 
+    @abstractmethod
     def _activation(self, tokens: int, width: int) -> Tensor:
         """Input [tokens, width] of a matrix product, in the type that its kernel reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _rewritten(self) -> None:
         """A tensor was written to: what was made of it is no longer true."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _emit(
         self, kind: Callable[OpFields, Op], *_: OpFields.args, **fields: OpFields.kwargs
     ) -> None:
         """Note an op down."""
-        raise NotImplementedError
 
 
 def _sequences(step: StepInputs) -> Sequences:

@@ -41,7 +41,7 @@ class PlainRecurrence:
         return out.flatten(1)
 
     def gated_norm(self, x_TV: Tensor, z_TN: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-        """RMSNorm of each head of E elements, times SiLU of the last V columns of ``z``."""
+        """RMSNorm of each head of E elements, times SiLU of the last columns of ``z``, [T, V]."""
         z_TV = z_TN[:, -x_TV.shape[1] :]
         heads = x_TV.unflatten(-1, (-1, weight_E.shape[0]))
         return ref.rms_norm(heads, weight_E, eps).flatten(1) * (z_TV * torch.sigmoid(z_TV))
