@@ -14,6 +14,9 @@ from seeds import fresh_seed
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from halfbyte import Engine, SamplingParams
+from halfbyte.engine.advise.capacity import measure
+from halfbyte.errors import UnsupportedModelError
+from halfbyte.loaders import open_checkpoint
 
 pytestmark = pytest.mark.exact
 
@@ -133,7 +136,7 @@ def test_a_row_that_a_cancelled_text_leaves_begins_anew(model: Path) -> None:
     prompts = [[rng.randrange(3, 600) for _ in range(30)] for _ in range(2)]
     params = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
     with Engine(model, exact=True, max_batch=1) as engine:
-        want = engine.generate(prompts[1], params)
+        want = engine.generate(prompts[1:], params)[0]
     with Engine(model, exact=True, max_batch=1) as engine:
         name = engine.submit(prompts[0], params)
         for _ in range(rng.randint(1, 6)):
@@ -141,4 +144,29 @@ def test_a_row_that_a_cancelled_text_leaves_begins_anew(model: Path) -> None:
         engine.cancel(name)
         while engine.has_work():
             engine.step()
-        assert engine.generate([prompts[1]], params)[0].token_ids == want.token_ids
+        assert engine.generate(prompts[1:], params)[0].token_ids == want.token_ids
+
+
+def test_a_backend_without_kernels_says_what_is_missing(model: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="qwen3_5: backend 'interpreter'.*gated_delta"):
+        Engine(model, backend="interpreter")
+
+
+def test_plans_count_the_states(model: Path) -> None:
+    checkpoint = open_checkpoint(model)
+    with Engine(model, max_batch=5, snapshot_mib=1, **SMALL) as engine:
+        kv = engine._loop.runner.kv
+        held = [kept for state in kv.states for kept in state.sequences]
+        one = sum(kept[0].nbytes for kept in held)
+        memory, slots = engine.memory, 5 + (1 << 20) // one
+        assert {len(kept) for kept in held} == {slots}
+        assert (memory.state_bytes, memory.snapshots) == (one, slots - 5)
+        tokens = memory.blocks * memory.block_size * memory.bytes_per_token
+        assert memory.kv_bytes == tokens + slots * one
+    need = measure(checkpoint, "float32", "cpu")
+    assert need.state == one
+    assert need.total(64, 3) - need.total(64, 2) == need.row + one + need.kv_held(64)
+    # Matrices, and all else in float32, of what the file holds in float32.
+    sizes = {info.name: info.nbytes for info in checkpoint.tensors()}
+    assert need.weights >= sum(sizes.values())
+    checkpoint.close()
