@@ -148,7 +148,7 @@ def test_a_row_that_a_cancelled_text_leaves_begins_anew(model: Path) -> None:
 
 
 def test_a_backend_without_kernels_says_what_is_missing(model: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="qwen3_5: backend 'interpreter'.*gated_delta"):
+    with pytest.raises(UnsupportedModelError, match=r"qwen3_5: backend 'interp.*gated_delta"):
         Engine(model, backend="interpreter")
 
 
