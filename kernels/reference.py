@@ -172,6 +172,7 @@ def gated_delta(
     decay_TH: Tensor,
     beta_TH: Tensor,
     state_HKV: Tensor,
+    tiled: bool = False,
 ) -> Tensor:
     """The gated delta rule, token by token -> [T, H, V]; the state is replaced in place.
 
@@ -179,13 +180,14 @@ def gated_delta(
 
         S = decay * S;  S = S + k (beta * (v - k S));  out = q S
 
-    Value head h goes with query and key head ``h // (H / J)``. Sums over K are taken in the order
-    of its elements, in the dtype of the state, so that results depend on nothing but the tokens
-    before. Source: Yang, Kautz and Hatamizadeh, 2024.
+    Value head h goes with query and key head ``h // (H / J)``, or ``h % J`` when ``tiled``. Sums
+    over K are taken in the order of its elements, in the dtype of the state, so that results depend
+    on nothing but the tokens before. Source: Yang, Kautz and Hatamizadeh, 2024.
     """
     tokens, heads, _ = v_THV.shape
     kind, group = state_HKV.dtype, heads // q_TJK.shape[1]
-    q, k = (unit_length(x.to(kind)).repeat_interleave(group, 1) for x in (q_TJK, k_TJK))
+    q, k = (unit_length(x.to(kind)) for x in (q_TJK, k_TJK))
+    q, k = (x.repeat(1, group, 1) if tiled else x.repeat_interleave(group, 1) for x in (q, k))
     q = q * q.shape[-1] ** -0.5
     out_THV = torch.empty(v_THV.shape, dtype=kind)
     for t in range(tokens):

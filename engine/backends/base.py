@@ -64,6 +64,7 @@ class DeltaShape:
         value_dim: elements of a value head.
         rate: float32 [value_heads], what the decay's exponent is multiplied by, below 0.
         bias: float32 [value_heads], added to the inputs of the decay.
+        tiled: value head h goes with key head ``h % key_heads``, not with its share of them.
     """
 
     key_heads: int
@@ -72,6 +73,7 @@ class DeltaShape:
     value_dim: int
     rate: Tensor
     bias: Tensor
+    tiled: bool = False
 
     @property
     def keys(self) -> int:

@@ -64,6 +64,7 @@ class CompiledRecurrence(ABC):
             value_heads=shape.value_heads,
             key_dim=shape.key_dim,
             value_dim=shape.value_dim,
+            tiled=shape.tiled,
         )
         return out
 

@@ -36,7 +36,7 @@ class PlainRecurrence:
             state_HKV = _before(states, span, slot)
             part = slice(span.begin, span.end)
             inputs = q[part], k[part], v[part], decay_TH[part], beta_TH[part]
-            out[part] = ref.gated_delta(*inputs, state_HKV)
+            out[part] = ref.gated_delta(*inputs, state_HKV, shape.tiled)
             states[slot] = state_HKV
         return out.flatten(1)
 

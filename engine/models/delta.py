@@ -52,13 +52,18 @@ class DeltaBlock:
         name, delta = f"model.layers.{layer}", config.delta
         assert delta is not None
         module = f"{name}.linear_attn"
+        if delta.rates:
+            rate = source.vector(f"{module}.A")
+        else:
+            rate = -torch.exp(source.vector(f"{module}.A_log"))
         shape = DeltaShape(
             delta.key_heads,
             delta.value_heads,
             delta.key_dim,
             delta.value_dim,
-            -torch.exp(source.vector(f"{module}.A_log")),
+            rate,
             source.vector(f"{module}.dt_bias"),
+            delta.tiled,
         )
         return cls(
             source.norm(f"{name}.input_layernorm"),

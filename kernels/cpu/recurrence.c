@@ -102,7 +102,7 @@ INLINE void delta_step(float *state, const float *q, const float *k, const float
 static void delta_head(const struct gated_delta *op, int begin, int end, int h, float *state,
                        float *work) {
     int keys = op->key_dim, values = op->value_dim, heads = op->value_heads;
-    int key_head = h / (heads / op->key_heads), all_keys = op->key_heads * keys;
+    int key_head = op->tiled ? h % op->key_heads : h / (heads / op->key_heads), all_keys = op->key_heads * keys;
     size_t width = (size_t)2 * all_keys + (size_t)heads * values;
     float *q = work, *k = work + keys, scale = 1.0f / sqrtf((float)keys);
     for (int t = begin; t < end; t++) {

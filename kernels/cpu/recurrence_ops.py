@@ -56,6 +56,7 @@ class GatedDelta(Op):
         rate: [H], below 0.
         bias: [H].
         states: [slots, H, key_dim, value_dim], replaced.
+        tiled: value head h goes with key head ``h % key_heads``, not with its share of them.
     """
 
     sequences: Sequences
@@ -69,6 +70,7 @@ class GatedDelta(Op):
     value_heads: Int
     key_dim: Int
     value_dim: Int
+    tiled: Flag
 
 
 class GatedNorm(Op):

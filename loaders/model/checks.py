@@ -32,6 +32,8 @@ EMBED = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
 
+NO_PREDICTION = "the layers for multi-token prediction are left out: tokens are drawn one at a time"
+
 # Norms of a layer over the hidden size; Gemma 2 and 3 also norm what a block adds.
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _POST_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -152,8 +154,9 @@ def _delta(
     for part, rows in sides.items():
         yield f"{prefix}in_proj_{part}.weight", (rows, hidden)
     mixed = ("delta_mixed", delta.mixed)
-    yield f"{prefix}conv1d.weight", (mixed, ("one", 1), ("delta_kernel", delta.kernel))
-    yield f"{prefix}A_log", (heads,)
+    between = () if delta.rates else (("one", 1),)
+    yield f"{prefix}conv1d.weight", (mixed, *between, ("delta_kernel", delta.kernel))
+    yield prefix + ("A" if delta.rates else "A_log"), (heads,)
     yield f"{prefix}dt_bias", (heads,)
     yield f"{prefix}norm.weight", (("delta_value", delta.value_dim),)
     yield f"{prefix}out_proj.weight", (hidden, values)
@@ -247,10 +250,7 @@ def _check_unused(
         if name.endswith(_HARMLESS_ENDINGS):
             report.warn("stored rotary tables are not used: they follow from the config")
         elif name.startswith("mtp."):
-            report.warn(
-                "the layers for multi-token prediction (mtp.*) are left out: tokens are drawn one "
-                "at a time"
-            )
+            report.warn(NO_PREDICTION)
         elif name.startswith(("model.", "lm_head.")):
             refused.append(spelled(name))
         else:

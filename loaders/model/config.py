@@ -84,6 +84,10 @@ class DeltaLayers:
         value_dim: elements of a value head.
         kernel: inputs that the causal convolution of a channel sees, the token's own among them.
         layers: per layer whether it is one; the others have attention.
+        tiled: value head h goes with key head ``h % key_heads``, in place of
+            ``h // (value_heads / key_heads)``.
+        rates: the checkpoint has ``A`` = -exp(A_log) in place of that, and the convolution's
+            weights as [channels, kernel] (GGUF).
     """
 
     key_heads: int
@@ -92,6 +96,8 @@ class DeltaLayers:
     value_dim: int
     kernel: int
     layers: tuple[bool, ...]
+    tiled: bool = False
+    rates: bool = False
 
     @property
     def keys(self) -> int:

@@ -47,6 +47,22 @@ _DELTA: dict[str, Any] = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
+_DELTA_MODULES: dict[str, str] = {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_in": "linear_attn.in_proj_qkvz",
+    "ssm_ba": "linear_attn.in_proj_ba",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
 _MERGED_QUERY = {"query_proj": "q_proj", "output_gate_proj": "q_proj"}
 
 MODEL_FAMILIES: tuple[ModelFamily, ...] = (
@@ -270,7 +286,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
                 **{f"in_proj_{part}": "in_proj_ba" for part in "ba"},
             },
         ),
-        GGUFFacts(()),
+        GGUFFacts(("qwen3next",), renamed=_DELTA_MODULES),
         qk_norm=True,
         delta=True,
         experts=512,
@@ -289,7 +305,7 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
             wrapper_prefixes=(("model.language_model.", "model."),),
             wrapper_extras=("visual.",),
         ),
-        GGUFFacts(()),
+        GGUFFacts(("qwen35",), tiled=True, renamed=_DELTA_MODULES),
         qk_norm=True,
         delta=True,
     ),

@@ -80,6 +80,8 @@ class GGUFFacts:
         unrotated_every: every so many layers the last has no rotary embedding; 0 = all have.
         wide_layers: models of so many layers scale attention scores by
             ``(hidden_size // num_heads) ** -0.5``; all others by ``head_dim ** -0.5``.
+        tiled: heads of values are stored in another order, see
+            :class:`~.config.DeltaLayers`.
         renamed: module of a layer -> its canonical name, where other families name it otherwise.
         stripping_names: parts of ``general.name`` of models whose added tokens swallow the
             whitespace after them, which the format has no key for.
@@ -93,6 +95,7 @@ class GGUFFacts:
     window_every: int = 0
     unrotated_every: int = 0
     wide_layers: int = 0
+    tiled: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     stripping_names: tuple[str, ...] = ()
     plain_tokens: frozenset[str] = frozenset()

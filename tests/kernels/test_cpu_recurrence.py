@@ -43,7 +43,7 @@ def step_of(lengths: list[int], starts: list[int], slots: list[int]) -> StepInpu
 
 def random_shape(shape: tuple[int, int, int, int], g: torch.Generator) -> DeltaShape:
     rate, bias = -torch.rand(shape[1], generator=g), torch.randn(shape[1], generator=g)
-    return DeltaShape(*shape, rate, bias)
+    return DeltaShape(*shape, rate, bias, tiled=bool(torch.randint(2, (1,), generator=g)))
 
 
 def true_delta(x: Tensor, ba: Tensor, shape: DeltaShape, state: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def true_delta(x: Tensor, ba: Tensor, shape: DeltaShape, state: Tensor) -> Tenso
     q, k, v = x.double().split((shape.keys, shape.keys, shape.values), -1)
     heads = [y.unflatten(-1, (shape.key_heads, shape.key_dim)) for y in (q, k)]
     v = v.unflatten(-1, (shape.value_heads, shape.value_dim))
-    return ref.gated_delta(*heads, v, decay, beta, state).flatten(1)
+    return ref.gated_delta(*heads, v, decay, beta, state, shape.tiled).flatten(1)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

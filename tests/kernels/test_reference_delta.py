@@ -32,6 +32,20 @@ def test_gated_delta_is_that_of_transformers() -> None:
     assert torch.allclose(state, after[0], atol=1e-5, rtol=1e-5)
 
 
+def test_tiled_value_heads_are_the_same_in_another_order() -> None:
+    g = torch.Generator().manual_seed(fresh_seed())
+    q, k = (torch.randn(5, 2, 8, generator=g) for _ in range(2))
+    v, state = torch.randn(5, 6, 4, generator=g), torch.randn(6, 8, 4, generator=g)
+    decay, beta = torch.rand(5, 6, generator=g), torch.rand(5, 6, generator=g)
+    # Head h of key head h // 3 stands at place (h % 3) * 2 + h // 3.
+    order = torch.arange(6).view(2, 3).T.flatten()
+    turned, kept = state[order].clone(), state.clone()
+    want = ref.gated_delta(q, k, v, decay, beta, kept)
+    inputs = q, k, v[:, order], decay[:, order], beta[:, order]
+    assert torch.equal(ref.gated_delta(*inputs, turned, tiled=True), want[:, order])
+    assert torch.equal(turned, kept[order])
+
+
 def test_conv_tail_goes_on_where_the_tail_ends() -> None:
     g = torch.Generator().manual_seed(fresh_seed())
     x, weight = torch.randn(17, 9, generator=g), torch.randn(4, 9, generator=g)
