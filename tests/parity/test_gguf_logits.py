@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 from seeds import fresh_seed
 from test_families import BACKENDS, MIXTURES, assert_logits, prompts_of
 from tiny_models import CASES, GEMMA, VOCAB, Truth, make_model
@@ -105,7 +105,10 @@ def write_model(
         data = value.float().numpy()
         if arch in DELTA:
             for theirs, part in _delta_tensors(arch, config, name, value.float()):
-                writer.add_tensor(theirs, np.ascontiguousarray(part.numpy()))
+                if blocks and name in blocks:
+                    writer.add_tensor(theirs, blocks[name][0], raw_dtype=blocks[name][1])
+                else:
+                    writer.add_tensor(theirs, np.ascontiguousarray(part.numpy()))
             continue
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             data = data + 1
@@ -344,6 +347,24 @@ def test_other_layouts_of_experts(stacks: str, tmp_path: Path) -> None:
     prompts = prompts_of(7)
     wanted = [Truth(model).logits(prompt) for prompt in prompts]
     with Engine(path, dtype="float32") as engine:
+        assert_logits(engine, wanted, prompts)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu_c"])
+def test_blocks_whose_rows_come_head_by_head(backend: str, tmp_path: Path) -> None:
+    """Queries with their gates, beta with decay: rows of a quantized tensor taken apart."""
+    seed = fresh_seed()
+    model = make_model("qwen3_next", seed)
+    kind, raw = gguf.GGMLQuantizationType.Q8_0, {}
+    for key, value in model.state_dict().items():
+        if key.endswith(("self_attn.q_proj.weight", "in_proj_ba.weight")):
+            raw[key] = quantize(value.numpy(), kind), kind
+            value.copy_(torch.from_numpy(dequantize(raw[key][0], kind)))
+    assert {key.split(".")[-2] for key in raw} == {"q_proj", "in_proj_ba"}
+    path = write_model(tmp_path / "m.gguf", "qwen3next", model, raw)
+    prompts = prompts_of(seed)[:5]
+    wanted = [Truth(model).logits(prompt) for prompt in prompts]
+    with Engine(path, **BACKENDS[backend]) as engine:
         assert_logits(engine, wanted, prompts)
 
 
