@@ -100,6 +100,7 @@ def describe(name: str, kv: str, found: Capacity) -> dict[str, Any]:
         "bandwidth": memory.bandwidth,
         "weights": dict(need.by_family),
         "kv": found.batch * need.kv_held(found.context),
+        "states": found.batch * need.state,
         "kv_per_token": need.kv_token,
         "kv_tokens": found.kv_tokens,
         "workspace": need.fixed + found.batch * need.row,
@@ -129,6 +130,8 @@ def render(facts: dict[str, Any]) -> str:
     )
     rows = [(f"weights, {kind}", size) for kind, size in facts["weights"].items() if size]
     rows.append((f"KV of {batch} x {context} tokens, {facts['kv_dtype']}", facts["kv"]))
+    if facts["states"]:
+        rows.append((f"states of {batch} texts", facts["states"]))
     rows.append(("workspace, activations, logits", facts["workspace"]))
     rows.append(("reserve: driver, program, fragments", facts["reserve"]))
     total = facts["total"]

@@ -51,6 +51,10 @@ class EngineConfig:
         block_size: tokens in one KV block: 16, 32, 64 or 128.
         kv_tokens: KV cache capacity in tokens; 0 = chosen from the free memory.
         prefix_cache: share the KV blocks of equal prompt beginnings.
+        snapshot_mib: MiB for snapshots of the states that models such as Qwen3-Next keep beside
+            keys and values; a prompt's beginning is shared only where one was taken. None = two
+            for each of ``max_batch``, in an eighth of the cache's memory at most; 0 = none, and no
+            beginnings are shared then. Without effect on other models.
         exact: outputs do not depend on batch neighbours, chunking, prefix cache or preemption.
         threads: CPU threads; 0 = the physical cores this process may use.
         overlap: plan step N + 1 before the results of step N are committed; on a GPU also launch
@@ -81,6 +85,7 @@ class EngineConfig:
     block_size: int = 64
     kv_tokens: int = 0
     prefix_cache: bool = True
+    snapshot_mib: int | None = None
     exact: bool = False
     threads: int = 0
     overlap: bool | None = None
@@ -107,6 +112,8 @@ class EngineConfig:
         if self.max_step_ms is not None:
             _whole("max_step_ms", self.max_step_ms, 0, 1 << 20)
         _whole("kv_tokens", self.kv_tokens, 0, 1 << 40)
+        if self.snapshot_mib is not None:
+            _whole("snapshot_mib", self.snapshot_mib, 0, 1 << 30)
         _whole("threads", self.threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, (1 << 63) - 1)

@@ -33,6 +33,7 @@ class EngineOptions(TypedDict, total=False):
     block_size: int
     kv_tokens: int
     prefix_cache: bool
+    snapshot_mib: int | None
     exact: bool
     threads: int
     overlap: bool | None

@@ -160,6 +160,69 @@ def gated_mul(gate_up_TI2: Tensor, activation: str = "silu") -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
+def conv_tail(x_TC: Tensor, weight_KC: Tensor, tail_LC: Tensor) -> tuple[Tensor, Tensor]:
+    """A causal convolution of each channel and SiLU -> [T, C], and the tail for what comes next.
+
+    Token t sees itself and the K - 1 = L inputs before it, the first ones those of ``tail``.
+    Sums are taken oldest first, in the dtype of ``tail``; both results have that dtype.
+    """
+    window_WC = torch.cat([tail_LC, x_TC.to(tail_LC.dtype)])
+    tokens, weight_KC = x_TC.shape[0], weight_KC.to(tail_LC.dtype)
+    y_TC = window_WC[:tokens] * weight_KC[0]
+    for place in range(1, weight_KC.shape[0]):
+        y_TC = y_TC + window_WC[place : place + tokens] * weight_KC[place]
+    return y_TC * torch.sigmoid(y_TC), window_WC[tokens:]
+
+
+def gated_delta(
+    q_TJK: Tensor,
+    k_TJK: Tensor,
+    v_THV: Tensor,
+    decay_TH: Tensor,
+    beta_TH: Tensor,
+    state_HKV: Tensor,
+    tiled: bool = False,
+) -> Tensor:
+    """The gated delta rule, token by token -> [T, H, V]; the state is replaced in place.
+
+    For each token, with q and k of length 1, q over ``sqrt(K)``, and the state S of a head:
+
+        S = decay * S;  S = S + k (beta * (v - k S));  out = q S
+
+    Value head h goes with query and key head ``h // (H / J)``, or ``h % J`` when ``tiled``. Sums
+    over K are taken in the order of its elements, in the dtype of the state, so that results depend
+    on nothing but the tokens before. Source: Yang, Kautz and Hatamizadeh, 2024.
+    """
+    tokens, heads, _ = v_THV.shape
+    kind, group = state_HKV.dtype, heads // q_TJK.shape[1]
+    q, k = (unit_length(x.to(kind)) for x in (q_TJK, k_TJK))
+    q, k = (x.repeat(1, group, 1) if tiled else x.repeat_interleave(group, 1) for x in (q, k))
+    q = q * q.shape[-1] ** -0.5
+    out_THV = torch.empty(v_THV.shape, dtype=kind)
+    for t in range(tokens):
+        state_HKV *= decay_TH[t, :, None, None].to(kind)
+        change_HV = v_THV[t].to(kind) - (state_HKV * k[t, :, :, None]).sum(1)
+        state_HKV += k[t, :, :, None] * (change_HV * beta_TH[t, :, None].to(kind))[:, None]
+        out_THV[t] = (state_HKV * q[t, :, :, None]).sum(1)
+    return out_THV
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """``x / sqrt(sum(x**2) + 1e-6)`` over the last dimension -> [..., K]."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def delta_gates(ba_TG: Tensor, rate_H: Tensor, bias_H: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay and beta [T, H] of the gated delta rule from [T, 2 H], beta's half first.
+
+    ``decay = exp(rate * softplus(a + bias))`` with ``rate = -exp(A_log)``, ``beta = sigmoid(b)``.
+    """
+    b_TH, a_TH = ba_TG.to(rate_H.dtype).chunk(2, dim=-1)
+    shifted = a_TH + bias_H
+    softplus = torch.log1p(torch.exp(-shifted.abs())) + shifted.clamp(min=0)
+    return torch.exp(rate_H * softplus), torch.sigmoid(b_TH)
+
+
 def apply_rope(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate the first 2 F of E dimensions -> [T, H, E].
 

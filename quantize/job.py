@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, UnsupportedModelError
 
 from ..engine.config import EngineConfig
 from ..loaders import open_checkpoint
@@ -90,10 +90,17 @@ def run_job(
 
     Raises:
         ConfigError: options contradict each other, or the model is quantized.
+        UnsupportedModelError: the model has layers of a kind that no writer knows.
         QuantizeError: see :func:`.pipeline.quantize_model`, :class:`.staging.Staging` and the
             writers.
         RequestError: the calibration text does not do.
     """
+    if job.model.config.delta is not None:
+        raise UnsupportedModelError(
+            f"{job.model.config.architecture} has layers of the gated delta rule, which cannot be "
+            "written yet",
+            hint="it can be rounded as it is loaded: see the engine option quantize",
+        )
     recipe, windows = make_recipe(job.request, job.model), None
     mixed = job.budget is not None or job.max_kl is not None
     if job.calibration is not None and not _calibrated(recipe) and not mixed:

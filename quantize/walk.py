@@ -26,7 +26,7 @@ from ..engine.backends import make_backend
 from ..engine.backends.base import Backend, Ops, PackedLinear
 from ..engine.config import EngineConfig
 from ..engine.models.blocks import Block, centered
-from ..engine.models.decoder import finished_logits, layer_blocks
+from ..engine.models.decoder import block_states, finished_logits, layer_blocks
 from ..engine.models.projections import FusedLinear
 from ..engine.models.rope import Rotaries
 from ..engine.models.weights import WeightSource
@@ -141,7 +141,7 @@ class _Batch:
 
 
 def whole_windows(
-    windows: Sequence[Sequence[int]], block_size: int, rotary: Rotaries
+    windows: Sequence[Sequence[int]], block_size: int, rotary: Rotaries, stateful: bool = False
 ) -> StepInputs:
     """A step of all tokens of some windows, equally long, whose keys and values lie in order.
 
@@ -149,10 +149,11 @@ def whole_windows(
         windows: token ids.
         block_size: tokens in a KV block; a window begins a block.
         rotary: position embedding tables.
+        stateful: the model keeps a state for each window.
     """
     length = len(windows[0])
     width = -(-length // block_size)
-    rows = Rows(len(windows), length, block_size, rotary)
+    rows = Rows(len(windows), length, block_size, rotary, stateful)
     rows.tokens[:, :length] = torch.tensor([list(ids) for ids in windows])
     rows.block_tables.copy_(torch.arange(len(windows) * width, dtype=torch.int32).view(-1, width))
     rows.prompt_lengths.fill_(length)
@@ -201,9 +202,11 @@ class Walk:
             )
         many = max(1, min(len(windows), batch // self._length))
         rotary = Rotaries(self._model)
+        stateful = any(spec.per_sequence for spec in block_states(self._model))
         self._shapes = {info.name: info.shape for info in checkpoint.tensors()}
         self._blocks: list[Block] = []
         self._kv: KVCache | None = None
+        self._kinds: tuple[type[Block], ...] = ()
         self._size, self._many = size, many
         self.linears: dict[str, tuple[StackedLinear, slice]] = {}
         source = self._source()
@@ -211,7 +214,7 @@ class Walk:
         self._head = embedding if to_logits and self._model.tie_word_embeddings else None
         self._batches: list[_Batch] = []
         for start in range(0, len(windows), many):
-            step = whole_windows(windows[start : start + many], size, rotary)
+            step = whole_windows(windows[start : start + many], size, rotary, stateful)
             x_TD = self._run(
                 lambda step, kv: self.backend.ops.embed(
                     step.token_ids, embedding, self._model.embedding_scale
@@ -284,11 +287,13 @@ class Walk:
     def _load(self, source: WeightSource) -> None:
         kinds = layer_blocks(self._model, self.layer)
         self._blocks = [kind.load(self._model, self.layer, source) for kind in kinds]
-        if self._kv is None:
+        if self._kv is None or self._kinds != kinds:
+            # Layers of other kinds keep other things, and begin with none of them.
+            self._kinds = kinds
             states = [kind.state(self._model) for kind in kinds]
             blocks = self._many * self._width
             dtype, device = self.backend.kv_dtype, self.backend.device
-            self._kv = KVCache(states, blocks, self._size, dtype, device)
+            self._kv = KVCache(states, blocks, self._size, dtype, device, self._many)
         source.release()
 
     def _add(self, ops: Any) -> None:
@@ -318,7 +323,7 @@ class Walk:
     def share_layer(self, other: Walk) -> None:
         """Take the layer, or the head, that another walk of the same model has loaded."""
         assert self.layer == other.layer and self.backend is other.backend
-        self._blocks, self._kv = other._blocks, other._kv
+        self._blocks, self._kv, self._kinds = other._blocks, other._kv, other._kinds
         self._named, self.linears, self._head = other._named, other.linears, other._head
 
     def product(self, packed: PackedLinear, x_TK: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ...kernels.formats.weight_format import InputRule
 from ...kernels.kind import carrier
 from ...loaders.base import Checkpoint
 from ...loaders.model.config import ModelConfig
-from ..models.decoder import layer_blocks
+from ..models.decoder import block_states, layer_blocks
 from ..run.memory import KV_SHARE
 from .products import Product, embedding, matrices
 
@@ -77,6 +77,8 @@ class Need:
         kv_windows: for each layer, its bytes a token and the tokens it attends to at most.
         fixed: workspace and activations, whatever the batch.
         row: logits of one row.
+        state: what is kept of one row's text beside keys and values; a decode step reads and
+            writes it.
     """
 
     weights: int
@@ -86,6 +88,7 @@ class Need:
     kv_windows: tuple[tuple[int, int], ...]
     fixed: int
     row: int
+    state: int = 0
 
     def kv_held(self, context: int) -> int:
         """Bytes of the blocks of one row of ``context`` tokens."""
@@ -97,7 +100,7 @@ class Need:
 
     def total(self, context: int, batch: int) -> int:
         """Bytes of everything."""
-        return self.weights + self.fixed + batch * (self.row + self.kv_held(context))
+        return self.weights + self.fixed + batch * (self.row + self.state + self.kv_held(context))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ def capacity(
     context = context or longest
     need = measure(checkpoint, kv, target, memory.arch)
     left = memory.total - memory.reserve - need.weights - need.fixed
-    blocks = (left // batch - need.row) // (BLOCK_TOKENS * need.kv_token)
+    blocks = (left // batch - need.row - need.state) // (BLOCK_TOKENS * need.kv_token)
     total = need.total(context, batch) + memory.reserve
     rates = tuple(
         (rows, _rate(need, memory, rows, context), _rate(need, memory, rows, 0))
@@ -184,7 +187,7 @@ def capacity(
         total,
         total <= memory.total,
         min(max(blocks, 0) * BLOCK_TOKENS, longest),
-        min(max(left // (need.row + need.kv_held(context)), 0), MAX_BATCH),
+        min(max(left // (need.row + need.state + need.kv_held(context)), 0), MAX_BATCH),
         rates,
     )
 
@@ -213,12 +216,13 @@ def measure(
         if matrix.expert and config.experts is not None:
             idle += size * (1 - config.experts.per_token / config.experts.count)
     infos = checkpoint.tensors()
-    vectors = sum(_FLOAT * math.prod(i.shape) for i in infos if len(i.shape) == 1)
+    vectors = sum(_FLOAT * math.prod(i.shape) for i in infos if len(i.shape) != 2)
     families["norms and biases"] = vectors
     read = sum(families.values()) - round(idle)
     if not config.tie_word_embeddings:
         _, families["embedding"] = find(embedding(checkpoint).product)
     windows = tuple((_kv_bytes(config, i, kv), config.window(i)) for i in range(config.num_layers))
+    state = sum(spec.sequence_bytes for spec in block_states(config))
     return Need(
         sum(families.values()),
         read,
@@ -227,6 +231,7 @@ def measure(
         windows,
         _workspace(config, target),
         config.vocab_size * (_LOGIT_BYTES if target == "triton" else 4 * _FLOAT),
+        state,
     )
 
 
@@ -241,7 +246,7 @@ def packed(linear: Product, target: PlanTarget, arch: int = 0) -> tuple[str, int
 
 def _rate(need: Need, memory: DeviceMemory, rows: int, context: int) -> float:
     """Tokens per second when a step takes no longer than reading its bytes."""
-    return rows * memory.bandwidth / (need.read + rows * need.kv_read(context))
+    return rows * memory.bandwidth / (need.read + rows * (need.kv_read(context) + 2 * need.state))
 
 
 def _kv_bytes(config: ModelConfig, layer: int, kv: PlannedKV) -> int:

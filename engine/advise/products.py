@@ -114,13 +114,28 @@ def _layer(infos: dict[str, TensorInfo], index: int) -> Iterator[Matrix]:
         yield from _fused(("gate_proj", "up_proj"), take, block)
         yield _matrix("down_proj", take(block, ["down_proj"]))
 
-    def own() -> Iterator[Matrix]:
-        yield from _fused(("q_proj", "k_proj", "v_proj"), take, "self_attn")
+    def mixer() -> Iterator[Matrix]:
+        if f"{layer}.linear_attn.out_proj.weight" in infos:
+            yield from _fused(tuple(f"in_proj_{part}" for part in "qkvz"), take, "linear_attn")
+            yield from _fused(("in_proj_b", "in_proj_a"), take, "linear_attn")
+            yield _matrix("out_proj", take("linear_attn", ["out_proj"]))
+            return
+        gated = f"{layer}.self_attn.output_gate_proj.weight" in infos
+        query = "query_proj" if gated else "q_proj"
+        yield from _fused((query, "k_proj", "v_proj"), take, "self_attn")
+        if gated:
+            yield _matrix("output_gate_proj", take("self_attn", ["output_gate_proj"]))
         yield _matrix("o_proj", take("self_attn", ["o_proj"]))
+
+    def own() -> Iterator[Matrix]:
+        yield from mixer()
         if router is None:
             yield from mlp("mlp")
             return
         yield _matrix("gate", [router])
+        if f"{layer}.mlp.shared_expert_gate.weight" in infos:
+            yield _matrix("shared_expert_gate", take("mlp", ["shared_expert_gate"]))
+            yield from mlp("mlp.shared_expert")
         for expert in range(router.shape[0]):
             yield from (replace(m, expert=True) for m in mlp(f"mlp.experts.{expert}"))
 
@@ -136,13 +151,13 @@ def _fused(
     """One matrix when ``can_fuse`` would stack the weights, else one for each."""
     parts = take(block, names)
     forms = [p.format for p in parts]
-    same = forms[0] == forms[-1] == forms[1] and len({p.shape[1] for p in parts}) == 1
+    same = all(form == forms[0] for form in forms) and len({p.shape[1] for p in parts}) == 1
     same = same and len({p.encoding for p in parts}) == 1
     if not same or (forms[0] is None and len({p.label for p in parts}) > 1):
         for name, part in zip(names, parts, strict=True):
             yield _matrix(name, [part])
         return
-    gated = block != "self_attn" and forms[0] is not None
+    gated = names[0] == "gate_proj" and forms[0] is not None
     yield _matrix(" + ".join(names), parts, gated)
 
 

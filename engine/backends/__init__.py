@@ -22,8 +22,10 @@ from ..run.executors import (
 )
 from .activations import chosen_rule, refuse_rules
 from .base import Backend
+from .cpu_recurrence import CompiledRecurrence
 from .gpu_choice import refused_gpu, wants_cpu
 from .plain import PlainOps
+from .plain_recurrence import PlainRecurrence
 
 if TYPE_CHECKING:
     from .cpu_c import CompiledOps
@@ -104,6 +106,7 @@ def one_object_backend(
         ops=ops,
         drawer=ops,
         executor=executor,
+        recurrent=ops if isinstance(ops, PlainRecurrence | CompiledRecurrence) else None,
     )
 
 

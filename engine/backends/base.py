@@ -65,6 +65,39 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaShape:
+    """One layer of the gated delta rule: head counts, sizes and the heads' own numbers.
+
+    Attributes:
+        key_heads: query and key heads.
+        value_heads: value heads, a multiple of these.
+        key_dim: elements of a query or key head.
+        value_dim: elements of a value head.
+        rate: float32 [value_heads], what the decay's exponent is multiplied by, below 0.
+        bias: float32 [value_heads], added to the inputs of the decay.
+        tiled: value head h goes with key head ``h % key_heads``, not with its share of them.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    rate: Tensor
+    bias: Tensor
+    tiled: bool = False
+
+    @property
+    def keys(self) -> int:
+        """Channels of all key heads."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Channels of all value heads."""
+        return self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True)
 class MixtureShape:
     """How a mixture chooses its experts, and what they are.
 
@@ -237,6 +270,40 @@ class Ops(Protocol[Taken]):
         ...
 
 
+class RecurrentOps(Protocol):
+    """The ops of blocks that keep a state once per sequence, and of the attention beside them.
+
+    C channels, H value heads; slots of states as in ``StepInputs.states``.
+    """
+
+    def conv_tail(self, x_TN: Tensor, weight_KC: Tensor, tails: Tensor, step: StepInputs) -> Tensor:
+        """Causal convolution and SiLU of the first C columns, each span after its tail -> [T, C].
+
+        Replaces the tails, float32 [slots, K - 1, C]. The weight has the oldest input's row first.
+        """
+        ...
+
+    def gated_delta(
+        self, x_TC: Tensor, ba_TG: Tensor, shape: DeltaShape, states: Tensor, step: StepInputs
+    ) -> Tensor:
+        """The gated delta rule on queries, keys and values side by side -> [T, H * value_dim].
+
+        ``ba`` [T, 2 H] are what beta and decay are made of. Replaces the states, float32
+        [slots, H, key_dim, value_dim].
+        """
+        ...
+
+    def gated_norm(self, x_TV: Tensor, z_TN: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+        """RMSNorm of each head of E elements, times SiLU of the last V columns of ``z`` -> [T, V],
+        which may be in a form that only the next product reads.
+        """
+        ...
+
+    def sigmoid_mul(self, x_TD: Tensor, gate_TD: Tensor) -> None:
+        """``x *= sigmoid(gate)`` in place; the gate is [T, D], or [T, 1] for all of a row."""
+        ...
+
+
 class Drawer(Protocol):
     """Draws tokens from computed logits.
 
@@ -276,6 +343,7 @@ class Backend(Generic[P]):
         ops: the arithmetic of a step.
         drawer: draws tokens.
         executor: makes what runs the steps of a network.
+        recurrent: the ops of models with states; None where there are no kernels for them.
     """
 
     name: str
@@ -286,3 +354,4 @@ class Backend(Generic[P]):
     ops: Ops[P]
     drawer: Drawer
     executor: ExecutorFactory
+    recurrent: RecurrentOps | None = None

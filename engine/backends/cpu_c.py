@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,11 +42,11 @@ from ..run.step import StepInputs
 from .activations import left_as_floats
 from .base import Activation, AttentionShape
 from .cpu_fields import CODE_TYPES, GATES, KV_TYPES, norm_fields, runs_of, scale_stride
+from .cpu_recurrence import CompiledRecurrence, OpFields
 from .cpu_sampling import draw_rows
 from .plain import CpuParts, rope_of, whole_norms
 from .scratch import Scratch
 
-OpFields = ParamSpec("OpFields")
 RoundedInput = tuple[Tensor, Tensor, Tensor | None]
 """int8 codes, what comes with each chunk of them, and scales of rows where those have one."""
 
@@ -62,8 +62,8 @@ SPLIT_TOKENS = 8
 SPAN_TOKENS, SPAN_TOKENS_PER_THREAD = 64, 8
 
 
-class CompiledOps(CpuParts[TiledLinear]):
-    """Implements ``Packer``, ``Ops``, ``Drawer`` and ``Recorder`` with the C kernels.
+class CompiledOps(CompiledRecurrence, CpuParts[TiledLinear]):
+    """Implements ``Packer``, ``Ops``, ``RecurrentOps``, ``Drawer`` and ``Recorder`` in C.
 
     Args:
         library: the loaded kernels.
@@ -280,7 +280,7 @@ class CompiledOps(CpuParts[TiledLinear]):
             y_stride=residual_TD.stride(0),
             half=x_TD.dtype == torch.bfloat16,
         )
-        self._rounded_input = None  # in case that it was written to
+        self._rewritten()
 
     def gated_mul(
         self,
@@ -331,6 +331,9 @@ class CompiledOps(CpuParts[TiledLinear]):
     def flush(self) -> None:
         """Run what was noted so far, and go on noting."""
         self.end_record().run()
+
+    def _rewritten(self) -> None:
+        self._rounded_input = None  # in case that it was made of what was written to
 
     def _fetch(self) -> WeightFetch:
         """How weights are fetched, which depends on how many bytes a step reads."""

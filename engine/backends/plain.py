@@ -16,6 +16,7 @@ from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
 from ..run.step import StepInputs
 from .base import Activation, AttentionShape, ExpertMixture, MixtureShape, P
+from .plain_recurrence import PlainRecurrence
 
 
 class CpuParts(ABC, Generic[P]):
@@ -57,7 +58,7 @@ class CpuParts(ABC, Generic[P]):
         return None
 
 
-class PlainOps(CpuParts[P]):
+class PlainOps(CpuParts[P], PlainRecurrence):
     """A backend by :mod:`halfbyte.kernels.reference`, without packing and matrix products.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...loaders.model.config import ModelConfig
-from ..backends.base import AttentionShape, Ops, PackedLinear
+from ..backends.base import AttentionShape, Ops, PackedLinear, RecurrentOps
 from ..run.kv_cache import BlockState, LayerKV, StateSpec
 from ..run.step import StepInputs
 from .blocks import pre_normed, project_add
@@ -27,6 +27,8 @@ class AttentionBlock:
         o: output projection.
         post_norm: RMSNorm weight [D] on what is added to the residual, or None.
         eps: epsilon of the norms.
+        gate: projection to what the attention's output is multiplied by the sigmoid of, and the
+            op that does so; None = it has none.
     """
 
     norm: Tensor | None
@@ -35,6 +37,7 @@ class AttentionBlock:
     o: PackedLinear
     post_norm: Tensor | None
     eps: float
+    gate: tuple[PackedLinear, RecurrentOps] | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> AttentionBlock:
@@ -55,13 +58,16 @@ class AttentionBlock:
             config.interleaved_rope,
             source.vector(f"{attn}.sinks") if config.sinks else None,
         )
+        gated = config.delta is not None
+        query = "query" if gated else "q"
         return cls(
             source.norm(f"{name}.input_layernorm") if config.pre_norms else None,
-            source.fused([f"{attn}.{p}_proj" for p in "qkv"], config.qkv_bias),
+            source.fused([f"{attn}.{p}_proj" for p in (query, "k", "v")], config.qkv_bias),
             shape,
             source.packed(f"{attn}.o_proj", config.o_bias),
             source.norm(f"{name}.post_attention_layernorm") if config.post_norms else None,
             config.rms_norm_eps,
+            (source.packed(f"{attn}.output_gate_proj"), source.recurrent()) if gated else None,
         )
 
     @property
@@ -78,17 +84,27 @@ class AttentionBlock:
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one decode step reads."""
-        return self.qkv.nbytes + self.o.nbytes
+        return self.qkv.nbytes + self.o.nbytes + (self.gate[0].nbytes if self.gate else 0)
 
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add attention's output to the residual [T, D]; write the tokens' keys and values."""
         # What the last projection reads is all that is held: quantizing stops here with each batch.
-        a_TC = self.attend(
-            ops,
-            self.qkv(ops, pre_normed(ops, x_TD, self.norm, self.eps, self.qkv.parts)),
-            *(step, state),
-        )
+        readers = [*self.qkv.parts, *(self.gate[:1] if self.gate else ())]
+        h_TD = pre_normed(ops, x_TD, self.norm, self.eps, readers)
+        a_TC = self._attend(ops, h_TD, step, state)
         project_add(ops, a_TC, self.o, self.post_norm, self.eps, x_TD)
+
+    def _attend(self, ops: Ops[Any], h_TD: Tensor, step: StepInputs, state: BlockState) -> Tensor:
+        """Attention of the normed residual [T, D], and its gate -> [T, H E]."""
+        qkv_TC = self.qkv(ops, h_TD)
+        if self.gate is None:
+            del h_TD  # its memory may serve what follows
+            return self.attend(ops, qkv_TC, step, state)
+        weight, recurrent = self.gate
+        gate_TC = ops.linear(h_TD, weight)
+        a_TC = self.attend(ops, qkv_TC, step, state)
+        recurrent.sigmoid_mul(a_TC, gate_TC)
+        return a_TC
 
     def attend(self, ops: Ops[Any], qkv_TC: Tensor, step: StepInputs, state: BlockState) -> Tensor:
         """From projections [T, (H + 2 J) E] to what the last one reads, [T, H E]."""

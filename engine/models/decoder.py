@@ -2,8 +2,9 @@
 
 They differ in biases, q/k norms, windows, RoPE, activation and scales; Gemma 2 and 3 also norm what
 a block adds, OLMo 2 only that, Cohere 2 has attention and MLP side by side, Mixtral and Qwen3-MoE
-have experts in place of the MLP. ``ModelConfig`` says all of that; :func:`layer_blocks` chooses the
-blocks of a layer by it.
+have experts in place of the MLP, Qwen3-Next and Qwen3.5 the gated delta rule in place of most
+attention. ``ModelConfig`` says all of that; :func:`layer_blocks` chooses the blocks of a layer by
+it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..run.kv_cache import KVCache, StateSpec
 from ..run.step import StepInputs
 from .attention import AttentionBlock
 from .blocks import Block, centered
+from .delta import DeltaBlock
 from .mixture import MixtureBlock
 from .mlp import MlpBlock
 from .parallel import ParallelBlock
@@ -34,8 +36,9 @@ def layer_blocks(config: ModelConfig, layer: int) -> tuple[type[Block], ...]:
     """The kinds of block that a layer is made of, in their order."""
     if config.parallel:
         return (ParallelBlock,)
+    mixer = AttentionBlock if config.delta_of(layer) is None else DeltaBlock
     plain = config.experts_of(layer) is None
-    return AttentionBlock, MlpBlock if plain else MixtureBlock
+    return mixer, MlpBlock if plain else MixtureBlock
 
 
 def block_states(config: ModelConfig) -> list[StateSpec]:
@@ -55,7 +58,8 @@ class Decoder:
         cache: packed weights of an earlier run; None packs all.
 
     Raises:
-        UnsupportedModelError: the backend cannot attend with heads of this size.
+        UnsupportedModelError: the backend cannot attend with heads of this size, or has no kernels
+            for layers with states.
         UnsupportedWeightError: the backend cannot run a weight's format.
     """
 
@@ -74,6 +78,12 @@ class Decoder:
             raise UnsupportedModelError(
                 f"{config.architecture}: {reason}",
                 hint=f"backend {backend.name!r} cannot run it; try device='cpu'",
+            )
+        if config.delta is not None and backend.recurrent is None:
+            raise UnsupportedModelError(
+                f"{config.architecture}: backend {backend.name!r} has no kernels for the gated "
+                "delta rule (conv_tail, gated_delta, gated_norm, sigmoid_mul)",
+                hint="try device='cpu'",
             )
         source = WeightSource(checkpoint, backend, config.norm_offset, cache)
         self.embedding = source.embedding("model.embed_tokens")

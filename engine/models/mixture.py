@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...loaders.model.config import ModelConfig
-from ..backends.base import ExpertMixture, MixtureShape, Ops, PackedLinear
+from ..backends.base import ExpertMixture, MixtureShape, Ops, PackedLinear, RecurrentOps
 from ..run.kv_cache import BlockState, StateSpec
 from ..run.step import StepInputs
 from .mlp import Mlp, mlp_norm
@@ -36,6 +36,8 @@ class MixtureBlock:
         shape: how experts are chosen.
         eps: epsilon of the norm.
         mixture: all experts as one, where the backend has that.
+        shared: an MLP that all tokens go through as well, the matrix [1, D] of its share, and the
+            op that takes that; or None.
     """
 
     norm: Tensor
@@ -44,6 +46,7 @@ class MixtureBlock:
     shape: MixtureShape
     eps: float
     mixture: ExpertMixture | None = None
+    shared: tuple[Mlp, PackedLinear, RecurrentOps] | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, layer: int, source: WeightSource) -> MixtureBlock:
@@ -57,6 +60,9 @@ class MixtureBlock:
             MixtureShape(experts.per_token, experts.normalize, config.activation),
             config.rms_norm_eps,
         )
+        if experts.shared_size:
+            shared = Mlp.load(config, f"{name}.shared_expert", source)
+            made.shared = shared, source.packed(f"{name}.shared_expert_gate"), source.recurrent()
         pairs = [(expert.gate_up, expert.down) for expert in made.experts]
         made.mixture = source.mixture(pairs, made.shape)
         if made.mixture is not None:
@@ -76,15 +82,23 @@ class MixtureBlock:
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one token reads."""
+        own = self.router.nbytes
+        if self.shared is not None:
+            own += self.shared[0].nbytes + self.shared[1].nbytes
         if self.mixture is not None:
-            return self.router.nbytes + self.mixture.nbytes
+            return own + self.mixture.nbytes
         every = sum(expert.nbytes for expert in self.experts)
-        return self.router.nbytes + every * self.shape.per_token // len(self.experts)
+        return own + every * self.shape.per_token // len(self.experts)
 
     def add(self, ops: Ops[Any], x_TD: Tensor, step: StepInputs, state: BlockState) -> None:
         """Add the shares of the experts' outputs to the residual [T, D]."""
         h_TD = ops.rms_norm(x_TD, self.norm, self.eps)
         scores_TE = ops.linear(h_TD, self.router)
+        if self.shared is not None:
+            mlp, gate, recurrent = self.shared
+            y_TD = ops.linear(mlp.gate_up.gated(ops, h_TD, mlp.down), mlp.down)
+            recurrent.sigmoid_mul(y_TD, ops.linear(h_TD, gate))
+            ops.add(y_TD, x_TD)
         if self.mixture is not None:
             self.mixture.add(h_TD, scores_TE, x_TD)
             return

@@ -13,7 +13,14 @@ from halfbyte.errors import UnsupportedWeightError
 from ...kernels.formats.canonical import QuantizedLinear, Weight, can_fuse
 from ...kernels.formats.stored import StoredLinear
 from ...loaders.base import Checkpoint, load_stored
-from ..backends.base import Activation, Backend, ExpertMixture, MixtureShape, PackedLinear
+from ..backends.base import (
+    Activation,
+    Backend,
+    ExpertMixture,
+    MixtureShape,
+    PackedLinear,
+    RecurrentOps,
+)
 from ..backends.packed_cache import PackedCache
 from .projections import FusedLinear
 
@@ -44,6 +51,11 @@ class WeightSource:
     def norm(self, module: str) -> Tensor:
         """What an RMSNorm multiplies by, float32 [D]: the stored weight, or 1 plus it (Gemma)."""
         return self.vector(f"{module}.weight") + self._norm_offset
+
+    def recurrent(self) -> RecurrentOps:
+        """The backend's ops for blocks with states, which a decoder has asked for before."""
+        assert self._backend.recurrent is not None
+        return self._backend.recurrent
 
     def embedding(self, module: str) -> PackedLinear:
         """A table [V, D]."""
@@ -121,7 +133,7 @@ class WeightSource:
         return load_stored(self._checkpoint, name)
 
     def vector(self, name: str) -> Tensor:
-        """A vector [N] in float32, on the backend's device."""
+        """A small tensor [...] as it is stored, in float32, on the backend's device."""
         weight = self._take(name)
         assert not isinstance(weight, QuantizedLinear)
         return weight.to(self._backend.device, torch.float32)

@@ -225,6 +225,8 @@ class RecordingExecutor(Executor):
         """Whether a step is none that decodes, but can be replayed as one."""
         if not self.spare_tokens or step.sample_index is None or step.hidden is not None:
             return False
+        if step.states is not None:
+            return False
         tokens = len(step.token_ids)
         return tokens <= self._rows and tokens - step.wanted <= self.spare_tokens
 

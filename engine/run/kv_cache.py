@@ -30,7 +30,7 @@ class StateSpec:
         per_token: (heads, elements) of each tensor that is kept of every token; attention keeps
             keys and values.
         per_sequence: shapes of the float32 tensors that are kept once for a whole text, whatever
-            its length; no block of today keeps any.
+            its length; they count as zeros where a text begins.
     """
 
     per_token: tuple[tuple[int, int], ...] = ()
@@ -55,7 +55,8 @@ class BlockState:
         tokens: for each tensor of ``per_token`` [blocks, heads, block_size, elements], and in a
             cache of codes their float32 scales [blocks, heads, block_size] after them: views
             whose first stride is that of a whole cache block.
-        sequences: for each tensor of ``per_sequence`` [rows, *shape].
+        sequences: for each tensor of ``per_sequence`` [slots, *shape]; slot r is that of row r of
+            the engine, those behind the rows hold snapshots.
     """
 
     tokens: tuple[Tensor, ...]
@@ -86,10 +87,11 @@ class KVCache:
         block_size: tokens in a cache block.
         dtype: element type of what is kept of tokens; those of ``KV_RULES`` are codes with scales.
         device: where the cache lies.
-        rows: sequences that may be kept at once.
+        slots: of states kept once per sequence: one for each row, then the snapshots.
 
     Attributes:
         states: the memory of each block of the network, in their order.
+        stateful: some block keeps a state once per sequence.
 
     On a CPU the memory is not touched on allocation, so the system hands out pages only as
     blocks are first used.
@@ -102,7 +104,7 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device | None = None,
-        rows: int = 1,
+        slots: int = 1,
     ) -> None:
         self.block_size = block_size
         self.blocks = blocks
@@ -126,12 +128,19 @@ class KVCache:
             tokens = [part(dtype, heads, block_size, width) for heads, width in spec.per_token]
             if dtype in KV_RULES:
                 tokens += [part(SCALE, heads, block_size) for heads, _ in spec.per_token]
-            sequences = (torch.zeros(rows, *shape, device=device) for shape in spec.per_sequence)
+            sequences = (torch.zeros(slots, *shape, device=device) for shape in spec.per_sequence)
             self.states.append(BlockState(tuple(tokens), tuple(sequences)))
+        self.stateful = any(spec.per_sequence for spec in specs)
 
     def copy(self, source: int, target: int) -> None:
         """Copy all that one block holds of its tokens to another."""
         self._whole[target].copy_(self._whole[source])
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy all that one slot holds of a sequence to another."""
+        for state in self.states:
+            for kept in state.sequences:
+                kept[target].copy_(kept[source])
 
     def touch(self, blocks: int) -> None:
         """Make the system give the memory of the first ``blocks`` blocks now; clears them."""

@@ -17,6 +17,8 @@ from ..models.decoder import block_states
 KV_SHARE = 0.5
 # Of a cache that was sized by the free memory, prefixes may take this part beside what is in use.
 CACHE_SHARE = 1 / 32
+# Of the memory for a cache, snapshots of states have at most this part, unless it is said.
+SNAPSHOT_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class MemoryPlan:
         bytes_per_token: KV bytes of one token.
         kv_dtype: type of the cache, such as ``float16``.
         free_bytes: memory the system said was available.
+        state_bytes: bytes of one sequence beside its tokens; every row and snapshot has them.
+        snapshots: states that are put aside for the prefix cache.
     """
 
     max_context: int
@@ -40,6 +44,8 @@ class MemoryPlan:
     bytes_per_token: int
     kv_dtype: str
     free_bytes: int
+    state_bytes: int = 0
+    snapshots: int = 0
 
 
 def plan_memory(
@@ -69,7 +75,9 @@ def plan_memory(
             hint=f"use at most {model.max_position}, or 0 for the model's own length",
         )
     context = config.max_context or model.max_position
-    fixed = config.max_batch * sum(spec.sequence_bytes for spec in specs)
+    state = sum(spec.sequence_bytes for spec in specs)
+    snapshots = _snapshots(config, state, int(free_bytes * share))
+    fixed = (config.max_batch + snapshots) * state
     affordable = (int(free_bytes * share) - fixed) // (per_token * size)
     if config.kv_tokens:
         blocks = -(-config.kv_tokens // size)
@@ -77,10 +85,13 @@ def plan_memory(
         blocks = min(-(-context // size) * config.max_batch, affordable)
     needed = fixed + max(blocks, 1) * size * per_token
     if needed > free_bytes or blocks < 1:
+        held = f"a KV cache of {max(blocks, 1) * size} tokens"
+        hint = "lower kv_tokens or max_context, or free memory"
+        if state:
+            held += f" beside {config.max_batch + snapshots} states of {state} bytes"
+            hint = f"lower max_batch, snapshot_mib, {hint.removeprefix('lower ')}"
         raise ConfigError(
-            f"a KV cache of {max(blocks, 1) * size} tokens needs "
-            f"{needed >> 20} MiB, but {free_bytes >> 20} MiB are free",
-            hint="lower kv_tokens or max_context, or free memory",
+            f"{held} needs {needed >> 20} MiB, but {free_bytes >> 20} MiB are free", hint=hint
         )
     if config.max_context and blocks * size < config.max_context:
         raise ConfigError(
@@ -89,7 +100,17 @@ def plan_memory(
         )
     name = str(kv_dtype).removeprefix("torch.")
     limit = min(context, blocks * size)
-    return MemoryPlan(limit, blocks, size, needed, per_token, name, free_bytes)
+    sizes = limit, blocks, size, needed, per_token
+    return MemoryPlan(*sizes, name, free_bytes, state, snapshots)
+
+
+def _snapshots(config: EngineConfig, state: int, room: int) -> int:
+    """How many states of so many bytes are put aside for the prefix cache."""
+    if not state or not config.prefix_cache:
+        return 0
+    if config.snapshot_mib is not None:
+        return (config.snapshot_mib << 20) // state
+    return min(2 * config.max_batch, int(room * SNAPSHOT_SHARE) // state)
 
 
 def prefix_blocks(plan: MemoryPlan, config: EngineConfig, device: torch.device) -> int:

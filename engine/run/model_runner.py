@@ -80,11 +80,17 @@ class ModelRunner:
         for init in plan.admitted:
             if init.copy is not None:
                 self.kv.copy(*init.copy)
+            if init.restore >= 0:
+                self.kv.copy_state(init.restore, init.row)
         self.rows.apply(plan)
         step = self.rows.gather(plan)
         if bool((step.token_ids < 0).any()):
             step.drawn = self._drawn
-        return Forward(plan, self.executor.run(step), began, step.hidden)
+        logits = self.executor.run(step)
+        for item in plan.work:
+            if item.save >= 0:
+                self.kv.copy_state(item.row, item.save)
+        return Forward(plan, logits, began, step.hidden)
 
     def draw(self, forward: Forward, late: bool = False) -> Callable[[], StepResult]:
         """Begin to draw the rows' next tokens; the result is what comes out when it is asked for.

@@ -41,13 +41,22 @@ class Rows:
         max_context: tokens of a row.
         block_size: tokens in a KV block.
         rotary: position embedding tables.
+        stateful: the model keeps a state for each row, in the slot of its number.
     """
 
-    def __init__(self, count: int, max_context: int, block_size: int, rotary: Rotaries) -> None:
+    def __init__(
+        self,
+        count: int,
+        max_context: int,
+        block_size: int,
+        rotary: Rotaries,
+        stateful: bool = False,
+    ) -> None:
         width = (max_context + block_size - 1) // block_size
         self.block_size = block_size
         self.max_context = max_context
         self.rotary = rotary
+        self.stateful = stateful
         self.tokens = torch.zeros(count, max_context + 1, dtype=torch.int64)
         self.block_tables = torch.zeros(count, width, dtype=torch.int32)
         self.prompt_lengths = torch.zeros(count, dtype=torch.int32)
@@ -154,6 +163,7 @@ class Rows:
             spans=spans,
             sample_index=sample,
             hidden=HiddenRows(_last(spans, hidden)) if any(hidden) else None,
+            states=torch.from_numpy(rows.astype(np.int32)) if self.stateful else None,
         )
 
     def undecided(self, item: RowWork) -> bool:

@@ -60,6 +60,9 @@ class StepInputs:
         drawn: int64, on the device, the token that was drawn last in each row of the engine: an id
             of ``-1 - r`` stands for that of row r, which the host has not read yet. None where no
             id does so.
+        states: int32 [R], the slot of each span's state in ``BlockState.sequences``; -1 keeps
+            nothing. None where the model keeps no state. A state counts as zeros for a span that
+            begins at position 0, whatever its slot holds.
     """
 
     token_ids: Tensor
@@ -74,6 +77,7 @@ class StepInputs:
     query_factors: Tensor | None = None
     hidden: HiddenRows | None = None
     drawn: Tensor | None = None
+    states: Tensor | None = None
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -100,6 +104,7 @@ class StepInputs:
         every = (
             *(self.token_ids, self.positions, self.rope, self.slots, self.row_index),
             *(self.block_tables, self.sample_index, self.rope_local, self.query_factors),
+            self.states,
         )
         return [tensor for tensor in every if tensor is not None]
 
@@ -112,6 +117,7 @@ class StepInputs:
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The step with every tensor changed."""
         local, sample, factors = self.rope_local, self.sample_index, self.query_factors
+        states = self.states
         return replace(
             self,
             token_ids=change(self.token_ids),
@@ -123,6 +129,7 @@ class StepInputs:
             sample_index=None if sample is None else change(sample),
             rope_local=None if local is None else change(local),
             query_factors=None if factors is None else change(factors),
+            states=None if states is None else change(states),
         )
 
     def clone(self) -> Self:
@@ -137,7 +144,7 @@ class StepInputs:
     def padded(self, tokens: int, rows: int) -> StepInputs:
         """A step of so many tokens and block tables; those that are added stand for nothing.
 
-        Their keys and values are not kept (their slots are negative), they look at the first
+        Nothing of theirs is kept (their slots are negative), they look at the first
         token of the step's first row, and they are in no span, except where each row has one
         token. Where some tokens' logits are wanted, those of ``rows`` are.
         """
@@ -164,14 +171,16 @@ class StepInputs:
             block_tables=torch.cat([self.block_tables, self.block_tables[:1].expand(more, -1)]),
             spans=spans,
             sample_index=None if sample is None else fill(sample, rows, 0),
+            states=None if self.states is None else fill(self.states, rows, -1),
         )
 
     def as_decode(self) -> StepInputs:
         """The same tokens as a decode step: each is a row, those whose logits are wanted first.
 
-        A text's keys are all written before any of its tokens looks at them.
+        A text's keys are all written before any of its tokens looks at them. A state goes through
+        the tokens in turn, so that there must be none.
         """
-        assert self.sample_index is not None and self.hidden is None
+        assert self.sample_index is not None and self.hidden is None and self.states is None
         wanted = torch.zeros(self.token_ids.shape[0], dtype=torch.bool)
         wanted[self.sample_index] = True
         order = torch.cat([self.sample_index, (~wanted).nonzero().squeeze(-1)])
@@ -208,4 +217,5 @@ class StepInputs:
                     sample_index=None,
                     hidden=None if self.hidden is None else HiddenRows(torch.zeros(1).long()),
                     drawn=self.drawn,
+                    states=None if self.states is None else self.states[row : row + 1],
                 )

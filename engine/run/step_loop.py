@@ -25,6 +25,7 @@ from ..schedule.block_pool import BlockPool
 from ..schedule.plan import NO_PLAN, StepPlan, StepResult
 from ..schedule.scheduler import Scheduler
 from ..schedule.scheduler_state import SchedulerConfig
+from ..schedule.snapshots import SnapshotPool
 from ..serve.outbox import Outbox
 from ..serve.output import OutputProcessor
 from ..text.tokenizer import Tokenizer
@@ -340,10 +341,15 @@ def build_loop(
     limits = SchedulerConfig(
         config.max_batch, config.max_batch_tokens, longest, share, step_ms / 1000
     )
-    scheduler = Scheduler(limits, pool, end_tokens)
-    specs, backend = block_states(network.config), network.backend
-    kv = KVCache(specs, memory.blocks, size, backend.kv_dtype, backend.device, config.max_batch)
-    rows = Rows(config.max_batch, longest, size, rotary)
+    specs, backend, batch = block_states(network.config), network.backend, config.max_batch
+    slots = batch + memory.snapshots
+    kv = KVCache(specs, memory.blocks, size, backend.kv_dtype, backend.device, slots)
+    kept = memory.snapshots if share else 0
+    if kv.stateful and not kept:
+        log.info("no snapshots of states are kept: every prompt is computed from its beginning")
+    snapshots = SnapshotPool(batch, kept, size) if kv.stateful else None
+    scheduler = Scheduler(limits, pool, end_tokens, snapshots)
+    rows = Rows(batch, longest, size, rotary, kv.stateful)
     valid = min(tokenizer.vocab_size, network.config.vocab_size)
     sampler = Sampler(valid, backend.drawer, tokenizer.suppressed, end_tokens)
     executor = backend.executor(network, kv, config.max_batch)

@@ -111,6 +111,11 @@ class BlockPool:
             found.append(index)
         return found
 
+    def texts(self, blocks: Sequence[int]) -> list[Prefix]:
+        """The texts up to the ends of blocks that :meth:`match` found."""
+        prefixes = [self._blocks[index].prefix for index in blocks]
+        return [prefix for prefix in prefixes if prefix is not None]
+
     def allocate(self, count: int) -> list[int] | None:
         """``count`` blocks with one reference each, or None (and nothing taken) if too few."""
         if count > self.free_count():

@@ -13,7 +13,7 @@ class RowInit:
     """A request takes a row: its known tokens and the blocks that are already filled.
 
     Before the step, the contents of block ``copy[0]`` are copied to block ``copy[1]``, one of the
-    row's new blocks.
+    row's new blocks. Where ``restore`` is a slot, the state in it becomes the row's.
     """
 
     row: int
@@ -21,6 +21,7 @@ class RowInit:
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     copy: tuple[int, int] | None = None
+    restore: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class RowWork:
     ``new_blocks`` extend the row's block table before the step; ``needs_sample`` says that the
     last position's logits give the next token; ``reads`` that the request's reader takes in what
     is computed of each position, all of which are of the prompt; ``epoch`` counts the request's
-    preemptions, so that a result from before one is recognised.
+    preemptions, so that a result from before one is recognised; where ``save`` is a slot, the
+    row's state is put into it after the step.
     """
 
     row: int
@@ -41,6 +43,7 @@ class RowWork:
     needs_sample: bool
     epoch: int = 0
     reads: bool = False
+    save: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from ..request import FinishReason, Request, Sampled, TokenEvent
 from .block_pool import BlockPool, Prefix
 from .plan import NO_PLAN, RowInit, RowWork, StepPlan, StepResult
 from .scheduler_state import RequestState, SchedulerConfig
+from .snapshots import SnapshotPool
 from .step_cost import StepCost
 
 _URGENCY = attrgetter("urgency")
@@ -42,14 +43,21 @@ class Scheduler:
         config: limits.
         pool: KV blocks.
         end_tokens: ids that end a text unless the request ignores them.
+        snapshots: of what a model keeps once per sequence; None where it keeps nothing.
     """
 
     def __init__(
-        self, config: SchedulerConfig, pool: BlockPool, end_tokens: frozenset[int] = frozenset()
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        end_tokens: frozenset[int] = frozenset(),
+        snapshots: SnapshotPool | None = None,
     ) -> None:
+        assert config.prefix_cache or not snapshots, "snapshots that no prefix leads to"
         self.config = config
         self.pool = pool
         self.end_tokens = end_tokens
+        self.snapshots = snapshots
         self.preemptions = 0
         self.cost = StepCost()
         self._states: dict[str, RequestState] = {}
@@ -138,11 +146,11 @@ class Scheduler:
         preempted = False
         decodes: dict[str, RowWork] = {}
         if self.config.max_step_s > 0:
-            decodes = {s.request.id: _next_token(s) for s in self._running if self._decodes(s)}
+            decodes = {s.request.id: s.next_token for s in self._running if self._decodes(s)}
         for state in sorted(self._running, key=_URGENCY):
             if state.row < 0 or budget == 0:
                 continue
-            count = self._chunk(state, min(self._pending(state), budget))
+            count = self._chunk(state, min(state.pending(self.config.max_context), budget))
             if decodes and state.request.id not in decodes:
                 # Rows that decode are less urgent, perhaps, but a token of each has its place.
                 room = budget - len(decodes.keys() - planned)
@@ -180,22 +188,8 @@ class Scheduler:
         self.cost.observe(plan.work, result.seconds)
         for item in plan.work:
             state = self._states.get(item.request_id)
-            if state is None:
-                continue
-            if item.needs_sample:
-                state.in_flight -= 1
-            if state.finish is not None or state.epoch != item.epoch:
-                continue
-            if item.request_id in result.errors:
-                self.end(item.request_id, FinishReason.ERROR, result.errors[item.request_id])
-                continue
-            state.done = item.start + item.count
-            for sampled in result.tokens[item.request_id] if item.needs_sample else ():
-                if state.finish is None:
-                    self._append(state, sampled)
-            if state.finish is None:
-                self._publish(state)
-                self._prompt_done(state)
+            good = state is not None and self._take_in(state, item, result)
+            self._settle(item, state if good else None)
         self._drain()
         events, self._events = self._events, []
         return events
@@ -203,6 +197,7 @@ class Scheduler:
     def abort(self, plan: StepPlan, error: str) -> list[TokenEvent]:
         """Give up the requests of a plan whose step failed; the others are untouched."""
         for item in plan.work:
+            self._settle(item, None)
             state = self._states.get(item.request_id)
             if state is None:
                 continue
@@ -215,42 +210,63 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError when blocks, rows or states disagree."""
         self.pool.check()
-        held: dict[int, int] = {}
-        for state in [*self._running, *self._draining]:
-            for block in state.blocks:
-                held[block] = held.get(block, 0) + 1
+        if self.snapshots is not None:
+            self.snapshots.check()
+        busy = [*self._running, *self._draining]
+        tables = [*(s.blocks for s in busy), *(s.lent for s in self._waiting)]
+        held = set(itertools.chain.from_iterable(tables))
         for first, held_back in self._held.items():
             assert self._computes(first), "a choice waits for a prompt that is computed"
             assert held_back, "an empty list is kept"
-        for state in self._waiting:
-            for block in state.lent:
-                held[block] = held.get(block, 0) + 1
         for state in [*self._waiting, *itertools.chain.from_iterable(self._held.values())]:
             assert not state.blocks and state.computed == 0 and state.row == -1
         used = len(self.pool) - self.pool.free_count()
         assert used == len(held), f"{used} blocks in use, {len(held)} held by requests"
-        rows = [s.row for s in [*self._running, *self._draining]] + self._free_rows
+        rows = [s.row for s in busy] + self._free_rows
         assert sorted(rows) == list(range(self.config.max_batch)), "a row leaked"
-        live = len(self._running) + self.waiting + len(self._draining)
+        live = len(busy) + self.waiting
         assert live == len(self._states), "a request leaked"
 
-    def _pending(self, state: RequestState) -> int:
-        """Tokens known (or in flight, hence known to the device) and not yet computed."""
-        limit, known = state.request.params.max_tokens, state.known
-        ends = known >= self.config.max_context
-        if limit is not None:
-            ends |= known - len(state.request.prompt) >= limit
-        return 0 if ends and state.in_flight else known - state.computed
+    def _take_in(self, state: RequestState, item: RowWork, result: StepResult) -> bool:
+        """Take in what a step gave for a row; whether what it computed is of use."""
+        if item.needs_sample:
+            state.in_flight -= 1
+        if state.finish is not None or state.epoch != item.epoch:
+            return False
+        if item.request_id in result.errors:
+            self.end(item.request_id, FinishReason.ERROR, result.errors[item.request_id])
+            return False
+        state.done = item.start + item.count
+        for sampled in result.tokens[item.request_id] if item.needs_sample else ():
+            if state.finish is None:
+                self._append(state, sampled)
+        if state.finish is None:
+            self._publish(state)
+            self._prompt_done(state)
+        return True
+
+    def _settle(self, item: RowWork, state: RequestState | None) -> None:
+        """What becomes of a state that a step put aside: of no use without the request's."""
+        if self.snapshots is not None and item.save >= 0:
+            border = (item.start + item.count) // self.pool.block_size
+            self.snapshots.settle(item.save, None if state is None else state.prefixes[border - 1])
 
     def _chunk(self, state: RequestState, count: int) -> int:
-        """Of ``count`` tokens those that one chunk may have: a reader's rows need room."""
+        """How many of ``count`` tokens a chunk has: readers need room, a state's copy its end."""
+        stop = self._stop(state)
+        count = min(count, stop - state.computed) if stop else count
         reader = state.request.reader
         if reader is not None and state.computed < reader.begin:
             return min(count, reader.begin - state.computed)
         if not state.reads:
             return count
         count = min(count, len(state.request.prompt) - state.computed)
-        return min(count, self._read_room) if _reads_logits(state) else count
+        return min(count, self._read_room) if state.reads_logits else count
+
+    def _stop(self, state: RequestState) -> int:
+        """Where the state of a request's prompt is put aside next, 0 when nowhere."""
+        length = len(state.request.prompt)
+        return 0 if self.snapshots is None else self.snapshots.stop(state.computed, length)
 
     def _computes(self, request_id: str) -> bool:
         """Whether a request is live and its prompt is not computed."""
@@ -266,8 +282,10 @@ class Scheduler:
         # Its last token is computed by each request, for the logits.
         shared = state.blocks[: self._blocks_of(len(state.request.prompt) - 1)]
         for other in self._held.pop(state.request.id, ()):
-            self.pool.share(shared)
-            other.lent = list(shared)
+            # A state has gone on with the text: the prefix cache has snapshots of it.
+            if self.snapshots is None:
+                self.pool.share(shared)
+                other.lent = list(shared)
             self._enqueue(other)
         if state.request.params.max_tokens == 0:
             self._events.append(TokenEvent(state.request.id, (), FinishReason.LENGTH))
@@ -334,7 +352,9 @@ class Scheduler:
 
     def _decodes(self, state: RequestState) -> bool:
         """Whether a request is past its prompt, and somebody waits for its next token."""
-        return state.known > len(state.request.prompt) and self._pending(state) == 1
+        return (
+            state.known > len(state.request.prompt) and state.pending(self.config.max_context) == 1
+        )
 
     def _fitting(
         self, decodes: dict[str, RowWork], work: list[RowWork], start: int, most: int
@@ -382,10 +402,11 @@ class Scheduler:
         parent: Prefix | None = None
         for index in range(len(hit) if self.config.prefix_cache else 0):
             parent = self.pool.publish(
-                hit[index], parent, self._piece(state, index), state.extra_key
+                hit[index], parent, state.piece(index, self.pool.block_size), state.extra_key
             )
             state.prefixes.append(parent)
-        init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit), copy)
+        restore = -1 if self.snapshots is None or parent is None else self.snapshots.slot(parent)
+        init = RowInit(state.row, state.request, tuple(state.tokens), tuple(hit), copy, restore)
         return init, self._launch(state, count, blocks)
 
     def _found(self, state: RequestState) -> tuple[list[int], int]:
@@ -401,50 +422,34 @@ class Scheduler:
             if state.request.reader is not None:
                 last = min(last, state.request.reader.begin)
             hit = self.pool.match(state.tokens[:last], state.extra_key)
+            if self.snapshots is not None:
+                hit = hit[: self.snapshots.covered(self.pool.texts(hit))]
         self.pool.share(hit)
         return hit, len(hit) * self.pool.block_size
 
     def _launch(self, state: RequestState, count: int, blocks: list[int]) -> RowWork:
-        start, reads = state.computed, state.reads
+        start, reads, stop, save = state.computed, state.reads, self._stop(state), -1
+        if self.snapshots is not None and stop and start + count == stop:
+            save = self.snapshots.reserve()
         state.blocks += blocks
         state.computed += count
         needs_sample = state.computed == state.known and state.request.params.max_tokens != 0
-        if reads and _reads_logits(state):
+        if reads and state.reads_logits:
             self._read_room -= count
         if needs_sample:
             state.in_flight += 1
             state.promised = state.known + 1
-        return RowWork(
-            state.row,
-            state.request.id,
-            start,
-            count,
-            tuple(blocks),
-            needs_sample,
-            state.epoch,
-            reads,
-        )
+        place = state.row, state.request.id, start, count
+        return RowWork(*place, tuple(blocks), needs_sample, state.epoch, reads, save)
 
     def _append(self, state: RequestState, sampled: Sampled) -> None:
         """Append a sampled token and decide whether the text ends with it."""
-        params, token = state.request.params, sampled.token
-        state.tokens.append(token)
-        reason: FinishReason | None = None
-        # Before ``min_tokens`` the sampler draws none of them, unless nothing else is left.
-        ended = token in self.end_tokens and not params.ignore_eos
-        if ended or token in params.stop_token_ids:
-            reason = FinishReason.STOP
-        full = params.max_tokens is not None and state.generated >= params.max_tokens
-        if reason is None and (full or len(state.tokens) >= self.config.max_context):
-            reason = FinishReason.LENGTH
+        state.tokens.append(sampled.token)
+        reason = state.end_by(sampled.token, self.end_tokens, self.config.max_context)
         self._events.append(TokenEvent(state.request.id, (sampled,), reason))
         if reason is not None:
             self._publish(state)
             self._finish(state, reason)
-
-    def _piece(self, state: RequestState, index: int) -> tuple[int, ...]:
-        size = self.pool.block_size
-        return tuple(state.tokens[index * size : (index + 1) * size])
 
     def _publish(self, state: RequestState) -> None:
         """Enter blocks whose tokens are all known and computed into the prefix index."""
@@ -455,7 +460,10 @@ class Scheduler:
             parent = state.prefixes[-1] if state.prefixes else None
             state.prefixes.append(
                 self.pool.publish(
-                    state.blocks[index], parent, self._piece(state, index), state.extra_key
+                    state.blocks[index],
+                    parent,
+                    state.piece(index, self.pool.block_size),
+                    state.extra_key,
                 )
             )
 
@@ -486,13 +494,3 @@ class Scheduler:
         while index > 0 and self._waiting[index - 1].urgency > state.urgency:
             index -= 1
         self._waiting.insert(index, state)
-
-
-def _reads_logits(state: RequestState) -> bool:
-    reader = state.request.reader
-    return reader is not None and not reader.hidden
-
-
-def _next_token(state: RequestState) -> RowWork:
-    """The work of a row that decodes."""
-    return RowWork(state.row, state.request.id, state.computed, 1, (), True)

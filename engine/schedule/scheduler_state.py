@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..request import FinishReason, Request
 from .block_pool import Prefix
+from .plan import RowWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,41 @@ class RequestState:
         """Whether a reader waits for the next position to be computed."""
         reader = self.request.reader
         return reader is not None and reader.begin <= self.computed < len(self.request.prompt)
+
+    def pending(self, max_context: int) -> int:
+        """Tokens known (or in flight, hence known to the device) and not yet computed."""
+        limit, known = self.request.params.max_tokens, self.known
+        ends = known >= max_context
+        if limit is not None:
+            ends |= known - len(self.request.prompt) >= limit
+        return 0 if ends and self.in_flight else known - self.computed
+
+    def piece(self, index: int, size: int) -> tuple[int, ...]:
+        """The tokens of its block ``index``, of ``size`` tokens."""
+        return tuple(self.tokens[index * size : (index + 1) * size])
+
+    def end_by(
+        self, token: int, end_tokens: frozenset[int], max_context: int
+    ) -> FinishReason | None:
+        """Why its text ends with a token that was appended, or None."""
+        params = self.request.params
+        # Before ``min_tokens`` the sampler draws none of them, unless nothing else is left.
+        ended = token in end_tokens and not params.ignore_eos
+        if ended or token in params.stop_token_ids:
+            return FinishReason.STOP
+        full = params.max_tokens is not None and self.generated >= params.max_tokens
+        return FinishReason.LENGTH if full or len(self.tokens) >= max_context else None
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether a reader wants the logits of the prompt."""
+        reader = self.request.reader
+        return reader is not None and not reader.hidden
+
+    @property
+    def next_token(self) -> RowWork:
+        """The work of its row when it decodes."""
+        return RowWork(self.row, self.request.id, self.computed, 1, (), True)
 
     @property
     def extra_key(self) -> bytes:

@@ -46,6 +46,7 @@ SOURCES = (
     "columns.c",
     "moments.c",
     "elementwise.c",
+    "recurrence.c",
     "draw.c",
     "inputs.c",
     "pool.c",

@@ -1,4 +1,4 @@
-/* RMSNorm, RoPE with KV write, the gated activation and addition. */
+/* RMSNorm, RoPE with KV write, gates and addition. */
 #include "rows.h"
 
 static void norm_row(const float *x, const float *gain, float *out, int d, float eps) {
@@ -99,16 +99,10 @@ void hb_rope_kv(const struct rope_kv *op, int tid, int threads) {
     }
 }
 
-/* g * sigmoid(s), 0 for s below -88, where vf_exp(-s) ends and the sigmoid is under 1e-38. */
-static inline vf gate_by(vf g, vf s) {
-    vi under = s < -88.0f;
-    return (vf)((vi)(g / (1.0f + vf_exp(-s))) & ~under);
-}
-
 /* GELU's tanh form is a sigmoid, too: (1 + tanh(u)) / 2 = sigmoid(2 u). */
 static inline vf activate(vf g, int kind) {
-    if (kind == GATE_SILU) return gate_by(g, g);
-    return gate_by(g, g * vf_fma(g * 0.0713548163f, g, vf_set(1.59576912f)));
+    if (kind == GATE_SILU) return vf_sigmoid_mul(g, g);
+    return vf_sigmoid_mul(g, g * vf_fma(g * 0.0713548163f, g, vf_set(1.59576912f)));
 }
 
 /* Gates up to 7, ups within -7 to 7; numbers that are none stay so. */
@@ -197,5 +191,52 @@ void hb_add(const struct add *op, int tid, int threads) {
             for (int i = begin; i < end; i++) y[i] += from_bf16(half[i]);
         else
             for (int i = begin; i < end; i++) y[i] += x[i];
+    }
+}
+
+/* One head of GatedNorm. */
+static void gated_head(const struct gated_norm *op, int t, int head, float *out) {
+    int dim = op->dim;
+    const float *x = op->x + ((size_t)t * op->heads + head) * dim;
+    const float *z = op->z + (size_t)t * op->z_stride + op->z_begin + (size_t)head * dim;
+    norm_row(x, op->weight, out, dim, op->eps);
+    gate_range(z, out, out, 0, dim, GATE_SILU);
+}
+
+void hb_gated_norm(const struct gated_norm *op, int tid, int threads) {
+    int width = op->heads * op->dim, heads = op->heads;
+    if (!op->half) {
+        for (int unit = tid; unit < op->tokens * heads; unit += threads) {
+            int t = unit / heads, head = unit % heads;
+            gated_head(op, t, head,
+                       (float *)op->out + (size_t)t * op->out_stride + (size_t)head * op->dim);
+        }
+        return;
+    }
+    float *row = hb_scratch((size_t)width);
+    for (int t = tid; t < op->tokens; t += threads) {
+        for (int head = 0; head < heads; head++) gated_head(op, t, head, row + head * op->dim);
+        put_row(row, op->out, (size_t)t, width, op->out_stride, 1);
+    }
+    if (tid == 0) pad_rows(op->out, op->tokens, op->out_stride);
+}
+
+void hb_sigmoid_mul(const struct sigmoid_mul *op, int tid, int threads) {
+    int width = op->width, begin, end;
+    hb_share((width + LANES - 1) / LANES, tid, threads, &begin, &end);
+    begin *= LANES;
+    end = end * LANES < width ? end * LANES : width;
+    for (int t = 0; t < op->tokens; t++) {
+        float *x = op->x + (size_t)t * op->x_stride;
+        const float *gate = op->gate + (size_t)t * op->gate_stride;
+        for (int i = begin; i < end; i += LANES) {
+            size_t bytes = (size_t)(end - i < LANES ? end - i : LANES) * sizeof(float);
+            vf a = {0}, g = {0};
+            memcpy(&a, x + i, bytes);
+            if (op->single) g = vf_set(gate[0]);
+            else memcpy(&g, gate + i, bytes);
+            a = vf_sigmoid_mul(a, g);
+            memcpy(x + i, &a, bytes);
+        }
     }
 }

@@ -212,6 +212,12 @@ static inline vf vf_exp(vf x) {
     return (vf)((vi)(y * scale) & ~under);
 }
 
+/* g * sigmoid(s), 0 for s below -88, where vf_exp(-s) ends and the sigmoid is under 1e-38. */
+static inline vf vf_sigmoid_mul(vf g, vf s) {
+    vi under = s < -88.0f;
+    return (vf)((vi)(g / (1.0f + vf_exp(-s))) & ~under);
+}
+
 /* tanh, relative error below 3e-7: a polynomial near 0 (Moshier's Cephes, tanhf), else by the
  * exponential. */
 static inline vf vf_tanh(vf x) {

@@ -50,6 +50,7 @@ from .records import (
     ReadMemory,
     Records,
 )
+from .recurrence_ops import RECURRENCE_OPS
 
 # Tokens of one text that attention takes together, keys of a partition of it, partitions of a span.
 RUN, PARTITION, SPAN = 32, 128, 8
@@ -467,27 +468,10 @@ class PackBlocks(Op):
 RECORDS = Records(
     (
         *(Embed, RmsNorm, Linear, RopeKv, AttentionSplit, AttentionMerge, AttentionRun, GatedMul),
-        *(
-            RoundBlocks,
-            LinearRounded,
-            ToBf16,
-            Gemm,
-            Argmax,
-            Draw,
-            Add,
-            Center,
-            Gather,
-            Quantize,
-            PackRows,
-            PackWords,
-            PackBlocks,
-            FitGroups,
-            TryGroups,
-            FitUniform,
-            GptqBlock,
-            MomentsPack,
-            MomentsAdd,
-        ),
+        *(RoundBlocks, LinearRounded, ToBf16, Gemm, Argmax, Draw, Add, Center, Gather, Quantize),
+        *(PackRows, PackWords, PackBlocks, FitGroups, TryGroups, FitUniform, GptqBlock),
+        *(MomentsPack, MomentsAdd),
+        *RECURRENCE_OPS,
     )
 )
 

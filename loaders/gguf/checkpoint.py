@@ -14,10 +14,11 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 from ..base import TensorInfo, TokenizerSource
 from ..model import checks as model_checks
 from ..model.family import GGUFFacts
-from ..model.fused import FUSED, split_fused
+from ..model.fused import FUSED, heads_of, split_fused
 from ..model.report import LoadReport
 from . import config as gguf_config
 from . import tokenizer as gguf_tokenizer
+from .delta import delta_file_name, delta_name
 from .experts import expert_file_module, expert_module, split_stacks
 from .parts import GGUFParts
 from .reader import GGUFTensor
@@ -115,12 +116,13 @@ class GGUFCheckpoint:
         self._by_name = {
             _canonical_name(name, facts, parts.tensors): tensor
             for name, tensor in parts.tensors.items()
-            if name not in beside
+            if name not in beside and not self._predicts_more(name)
         }
         spelled = self._spelling(facts)
         stored = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
         expected = model_checks.expected_tensors(self.config)
-        stored, self._rows = split_fused(stored, expected, where, spelled)
+        heads = heads_of(self.config)
+        stored, self._rows = split_fused(stored, expected, where, spelled, heads)
         stored, experts = split_stacks(stored, expected, self.config.experts, where, spelled)
         self._rows |= experts
         keys = gguf_config.keys_of(metadata["general.architecture"])
@@ -132,6 +134,14 @@ class GGUFCheckpoint:
         self._interleaved = facts.interleaved
         if self._interleaved:
             report.decide("q and k rows put back from interleaved to half-split order")
+
+    def _predicts_more(self, name: str) -> bool:
+        """Whether a tensor is of the layers for multi-token prediction, which are left out."""
+        layer = re.match(r"blk\.([0-9]{1,9})\.", name)
+        if self.config.delta is None or layer is None or int(layer[1]) < self.config.num_layers:
+            return False
+        self._report.warn(model_checks.NO_PREDICTION)
+        return True
 
     def _spelling(self, facts: GGUFFacts) -> Callable[[str], str]:
         """What turns a canonical name into the file's, or into the one that it should have."""
@@ -199,9 +209,15 @@ class GGUFCheckpoint:
         rows, tensor = self._rows.get(name), self._source(name)
         raw = self._parts.raw(tensor)
         if rows is not None:  # rows follow each other, whatever their type
+            *heights, width = tensor.shape
             # A vector's rows are its elements.
-            count = math.prod(tensor.shape if len(info.shape) == 1 else tensor.shape[:-1])
-            raw = raw.view(count, -1)[rows.start : rows.stop]
+            count = width if len(info.shape) == 1 else math.prod(heights)
+            raw = raw.view(count, -1)
+            if rows.count == 1:
+                raw = raw[rows.start : rows.stop]
+            else:
+                by_head = raw.view(rows.count, rows.period, -1)
+                raw = by_head[:, rows.start : rows.stop].flatten(0, 1)
         heads = self._heads_of(name)
         if heads:
             raw = _half_split_rows(raw, heads, info.shape[0])
@@ -241,6 +257,9 @@ class GGUFCheckpoint:
 
 def _canonical_name(name: str, facts: GGUFFacts, stored: Container[str]) -> str:
     """The Hugging Face name of a GGUF tensor, or the name itself when there is none."""
+    odd = re.fullmatch(r"blk\.(0|[1-9][0-9]{0,8})\.(.+)", name)
+    if odd and delta_name(odd[2]):
+        return f"model.layers.{odd[1]}.{delta_name(odd[2])}"
     layer = _LAYER_NAME.fullmatch(name)
     if layer:
         index, module, ending = layer.groups()
@@ -266,6 +285,9 @@ def file_name(name: str, facts: GGUFFacts) -> str:
         name: canonical; one that has no GGUF name stays as it is.
         facts: of the model's family.
     """
+    odd = re.fullmatch(r"model\.layers\.([0-9]+)\.(.+)", name)
+    if odd and delta_file_name(odd[2]):
+        return f"blk.{odd[1]}.{delta_file_name(odd[2])}"
     head, _, ending = f"{name}{'.weight' * name.endswith(_SINKS)}".rpartition(".")
     if head in _TOP_FILE_NAMES:
         return f"{_TOP_FILE_NAMES[head]}.{ending}"

@@ -16,6 +16,7 @@ from ..model.families import architectures, family_of_architecture
 from ..model.family import ModelFamily
 from ..model.multipliers import LEAST, MOST, with_multipliers
 from ..model.report import LoadReport
+from .delta import DELTA_KEYS, read_delta
 from .experts import EXPERT_KEYS, read_experts
 from .reader import GGUFArray, GGUFTensor
 from .rope import read_rope
@@ -85,6 +86,15 @@ _KEYS: dict[str, str] = {
     "inner": "{}.feed_forward_length",
     "experts": "{}.expert_count",
     "expert_inner": "{}.expert_feed_forward_length",
+    "shared_inner": "{}.expert_shared_feed_forward_length",
+    "delta_keys": "{}.ssm.group_count x {}.ssm.state_size",
+    "delta_values": "{}.ssm.inner_size",
+    "delta_mixed": "2 x {}.ssm.group_count x {}.ssm.state_size + {}.ssm.inner_size",
+    "delta_heads": "{}.ssm.time_step_rank",
+    "delta_key_heads": "{}.ssm.group_count",
+    "delta_value": "{}.ssm.inner_size over {}.ssm.time_step_rank",
+    "delta_kernel": "{}.ssm.conv_kernel",
+    "one": "1",
 }
 _LAST_U32 = (1 << 32) - 1  # how writers spell "no such token"
 
@@ -114,7 +124,9 @@ def read_config(
     read = _ArchFields(where, metadata, arch)
     read.refuse_unknown_math(family, report)
     hidden = read.integer("embedding_length", 1, limits.MAX_HIDDEN)
-    layers = read.integer("block_count", 1, limits.MAX_LAYERS)
+    layers = stored_layers = read.integer("block_count", 1, limits.MAX_LAYERS)
+    if family.delta:
+        layers -= read.integer("nextn_predict_layers", 0, layers - 1, 0)
     heads = read.uniform("attention.head_count", layers, limits.MAX_HEADS)
     kv_heads = read.uniform("attention.head_count_kv", layers, limits.MAX_HEADS, default=heads)
     if not read.present("attention.key_length") and hidden % heads:
@@ -183,6 +195,9 @@ def read_config(
         rope_local=rope_local,
         local_layers=local_layers,
         experts=experts,
+        delta=(
+            read_delta(read, layers, stored_layers, family.gguf.tiled) if family.delta else None
+        ),
         bos_token_id=token_id(top, "tokenizer.ggml.bos_token_id"),
         eos_token_ids=end_ids(top),
         dtype=dtype,
@@ -267,18 +282,20 @@ class _ArchFields(Fields):
         """Refuse keys that change the numbers and that the family does not use."""
         for key, neutral in _NEUTRAL.items():
             value = self.values.get(key, neutral)
-            if value != neutral and key not in {*family.softcaps, *family.gguf.own_keys}:
+            own = {*family.softcaps, *family.gguf.own_keys, *(DELTA_KEYS if family.delta else ())}
+            if value != neutral and key not in own:
                 raise UnsupportedModelError(
                     f"{self.name(key)} is {shown(value)}; only {neutral} is supported"
                 )
         for key in _REFUSED:
-            if key in self.values and key != family.gguf.norm_eps:
+            own = key == family.gguf.norm_eps or (family.delta and key in DELTA_KEYS)
+            if key in self.values and not own:
                 raise UnsupportedModelError(
                     f"{self.name(key)} is set; this variant of the model is not supported"
                 )
         for key in self.values:
             known = {*_NEUTRAL, *_KNOWN, *EXPERT_KEYS, family.gguf.norm_eps}
-            if key not in known:
+            if key not in known and not (family.delta and key in DELTA_KEYS):
                 report.warn(f"metadata key {self.prefix}{shown(key)[1:-1]} is not known; not used")
 
 

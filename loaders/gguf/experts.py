@@ -33,6 +33,7 @@ _PLAIN: dict[str, tuple[int, ...]] = {
     "moe_every_n_layers": (0, 1),
     "moe_latent_size": (0,),
 }
+_SHARED = "expert_shared_feed_forward_length"
 _OWN = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_weights_norm")
 EXPERT_KEYS = frozenset((*_PLAIN, *_OWN))
 # One tensor for each expert, as files of early 2024 have them: ``ffn_gate.7``.
@@ -71,7 +72,7 @@ def read_experts(
     """
     for key, plain in _PLAIN.items():
         value = read.values.get(key, plain[0])
-        if value not in plain:
+        if value not in plain and not (family.hf.shared_width and key == _SHARED):
             raise UnsupportedModelError(
                 f"{read.name(key)} is {shown(value)}; supported is only {plain[-1]}"
             )
@@ -98,6 +99,9 @@ def read_experts(
         normalize=read.flag("expert_weights_norm", True),  # the format's own runner always does
         layers=tuple(f"blk.{i}.ffn_gate_inp.weight" in stored for i in range(layers)),
         router_bias=family.expert_bias,
+        shared_size=(
+            read.integer(_SHARED, 1, limits.MAX_INTERMEDIATE) if family.hf.shared_width else 0
+        ),
     )
 
 

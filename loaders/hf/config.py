@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from ..model.families import family_of_config, family_of_type, model_types
 from ..model.family import ModelFamily
 from ..model.multipliers import LEAST, MOST, with_multipliers
 from ..model.report import LoadReport
-from .layers import read_experts, rotated_layers, sliding_windows
+from .layers import read_delta, read_experts, rotated_layers, sliding_windows
 from .rope import read_local_rope, read_rope
 
 # Keys of counts and of what a tensor's sides follow from, for messages.
@@ -34,7 +35,17 @@ _KEYS: dict[str, str] = {
     "kv": "num_key_value_heads x head_dim",
     "inner": "intermediate_size",
     "experts": "num_experts",
+    "shared_inner": "shared_expert_intermediate_size",
     "expert_inner": "moe_intermediate_size",
+    "delta_keys": "linear_num_key_heads x linear_key_head_dim",
+    "delta_values": "linear_num_value_heads x linear_value_head_dim",
+    "delta_mixed": "2 x linear_num_key_heads x linear_key_head_dim + linear_num_value_heads x "
+    "linear_value_head_dim",
+    "delta_heads": "linear_num_value_heads",
+    "delta_key_heads": "linear_num_key_heads",
+    "delta_value": "linear_value_head_dim",
+    "delta_kernel": "linear_conv_kernel_dim",
+    "one": "1",
 }
 
 # Keys that change the numbers in a way these families do not have -> the value without effect.
@@ -125,6 +136,8 @@ def read_config(
         config = _gemma(read, family, config)
     if family.multipliers or family.logit_scale:
         config = _multiplied(read, family, config, report)
+    if family.delta:
+        config = replace(config, delta=read_delta(read, layers), norm_offset=1.0)
     if family.local_rope and config.sliding_window:
         local = tuple(window > 0 for window in config.sliding_window)
         config = replace(config, rope_local=read_local_rope(read, head_dim), local_layers=local)
@@ -152,7 +165,7 @@ def keys_of(values: Mapping[str, Any]) -> dict[str, str]:
     if not wraps(values):
         return keys
     return {
-        name: " x ".join(f"text_config.{part}" for part in key.split(" x "))
+        name: re.sub("[a-z_]{2,}", lambda part: f"text_config.{part[0]}", key)
         for name, key in keys.items()
     }
 

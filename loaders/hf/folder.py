@@ -15,7 +15,7 @@ from ..files.folder_files import ModelFolder
 from ..files.safetensors_index import INDEX, SafetensorsFiles, StoredTensor
 from ..model import checks as model_checks
 from ..model.expert_stacks import ExpertRows, split_expert_stacks, stack_spelling
-from ..model.fused import RowRange, fused_shapes, split_fused, take_rows
+from ..model.fused import RowRange, fused_shapes, heads_of, split_fused, take_rows
 from ..model.report import LoadReport
 from . import config as hf_config
 from . import methods
@@ -172,7 +172,8 @@ class HFFolderCheckpoint:
         infos = self._logical(stored, fused_shapes(expected), spelled)
         for info in infos.values():
             report.count(info.label, info.nbytes)
-        infos, self._rows = split_fused(infos, expected, str(self.path), spelled)
+        heads = heads_of(self.config)
+        infos, self._rows = split_fused(infos, expected, str(self.path), spelled, heads)
         if self._expert_stacks:
             infos, self._experts = split_expert_stacks(infos, expected, str(self.path), spelling)
             own = self._files.tensors

@@ -6,7 +6,7 @@ from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..files.fields import Fields, shown
 from ..model import checks as limits
-from ..model.config import Experts
+from ..model.config import DeltaLayers, Experts
 from ..model.families import EXPERT_COUNTS
 from ..model.family import ModelFamily, WindowRule
 
@@ -102,10 +102,15 @@ def read_experts(read: Fields, family: ModelFamily, layers: int) -> Experts | No
     if not family.experts:
         return None
     most = limits.MAX_EXPERTS // layers
-    counts = [read.integer(key, 1, most) for key in EXPERT_COUNTS if read.present(key)]
+    shared = family.hf.shared_width
+    counts = [
+        read.integer(key, 0 if shared else 1, most) for key in EXPERT_COUNTS if read.present(key)
+    ]
     count = counts[0] if counts else family.experts
     if counts and counts[-1] != count:
         raise read.error(EXPERT_COUNTS[1], counts[-1], f"{count}, as in {EXPERT_COUNTS[0]}")
+    if count == 0:
+        return None
     step = read.integer("decoder_sparse_step", 1, limits.MAX_LAYERS, 1)
     plain = read.values.get("mlp_only_layers") or []
     if not isinstance(plain, list) or not all(type(i) is int and 0 <= i < layers for i in plain):
@@ -118,4 +123,40 @@ def read_experts(read: Fields, family: ModelFamily, layers: int) -> Experts | No
         normalize=read.flag("norm_topk_prob", False),
         layers=tuple(i not in without and (i + 1) % step == 0 for i in range(layers)),
         router_bias=family.expert_bias,
+        shared_size=read.integer(shared, 1, limits.MAX_INTERMEDIATE) if shared else 0,
+    )
+
+
+def read_delta(read: Fields, layers: int) -> DeltaLayers:
+    """The layers of the gated delta rule of a family that has them.
+
+    Raises:
+        CheckpointError: a value is of the wrong type or out of bounds.
+        UnsupportedModelError: another kind of layer, or no layer with attention.
+    """
+    every = read.integer("full_attention_interval", 1, limits.MAX_LAYERS, 4)
+    types = read.values.get("layer_types")
+    if types is None:
+        kinds = ("linear_attention", "full_attention")
+        types = [kinds[(layer + 1) % every == 0] for layer in range(layers)]
+    if not isinstance(types, list) or len(types) != layers:
+        raise read.error("layer_types", types, f"a list of {layers} layer types")
+    for kind in types:
+        if kind not in ("full_attention", "linear_attention"):
+            raise UnsupportedModelError(
+                f"{read.name('layer_types')} holds {shown(kind)}; supported are full_attention "
+                "and linear_attention"
+            )
+    if "full_attention" not in types:
+        raise UnsupportedModelError(
+            f"{read.name('layer_types')} has no full_attention; supported are models with at "
+            "least one such layer"
+        )
+    return DeltaLayers(
+        key_heads=read.integer("linear_num_key_heads", 1, limits.MAX_HEADS),
+        value_heads=read.integer("linear_num_value_heads", 1, limits.MAX_HEADS),
+        key_dim=read.integer("linear_key_head_dim", 1, limits.MAX_HEAD_DIM),
+        value_dim=read.integer("linear_value_head_dim", 1, limits.MAX_HEAD_DIM),
+        kernel=read.integer("linear_conv_kernel_dim", 2, limits.MAX_CONVOLUTION),
+        layers=tuple(kind == "linear_attention" for kind in types),
     )

@@ -58,6 +58,7 @@ def spelling(names: Iterable[str], values: dict[str, Any]) -> Callable[[str], st
     if family is None:
         return str
     own = {canonical: part for part, canonical in family.hf.renamed.items()}
+    own |= family.hf.stacked_in
     newest, *older = family.hf.wrapper_prefixes if wraps(values) else [("", "")]
     names = list(names)
     # A file of the older spelling has both of its prefixes, or a tied head.

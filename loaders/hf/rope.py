@@ -62,7 +62,8 @@ def read_rope(
         values = {**values, **scaling}
     partial = family is not None and family.hf.partial_rotary
     query_scale = family is not None and family.query_scale
-    _refuse(config, name, values, partial)
+    extras = () if family is None else family.hf.rotary_extras
+    _refuse(config, name, values, partial, extras)
     rope = Fields(config.where, values, f"{config.prefix}{name}.")
     low, high = limits.MIN_THETA, limits.MAX_THETA
     outer = config.number("rope_theta", low, high, 10000.0)
@@ -150,7 +151,13 @@ def _of_layers(config: Fields, layers: str) -> tuple[Mapping[str, Any], str]:
     return fields.mapping(layers), f"rope_parameters.{layers}"
 
 
-def _refuse(config: Fields, name: str, values: Mapping[str, Any], partial: bool) -> None:
+def _refuse(
+    config: Fields,
+    name: str,
+    values: Mapping[str, Any],
+    partial: bool,
+    extras: tuple[str, ...] = (),
+) -> None:
     """Refuse settings that these families do not have, by name."""
     for key in values:
         if key in _LAYER_TYPES:
@@ -158,7 +165,7 @@ def _refuse(config: Fields, name: str, values: Mapping[str, Any], partial: bool)
                 f"{config.name(name)} has separate settings for {key} layers; only one setting "
                 "for all layers is supported"
             )
-        if key not in _KNOWN:
+        if key not in _KNOWN and key not in extras:
             what = "multi-axis rotary embedding" if "mrope" in key else "this rotary setting"
             raise UnsupportedModelError(
                 f"{config.name(name)}.{shown(key)[1:-1]} is set; {what} is not supported"

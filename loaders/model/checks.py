@@ -9,7 +9,7 @@ from itertools import islice
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..base import TensorInfo
-from .config import ModelConfig
+from .config import DeltaLayers, ModelConfig
 from .report import LoadReport, TensorReport
 
 # Upper bounds on config values, checked before anything of that size exists.
@@ -20,6 +20,7 @@ MAX_INTERMEDIATE = 1 << 22
 MAX_HEADS = 1 << 14
 MAX_HEAD_DIM = 1 << 13
 MAX_POSITION = 1 << 30
+MAX_CONVOLUTION = 64
 # Rotary rules take logarithms of these two: 1 would divide by zero.
 MIN_THETA, MAX_THETA = 1.001, 1e15
 MIN_ORIGINAL_POSITION = 2
@@ -30,6 +31,8 @@ MAX_TOKEN_ID = (1 << 31) - 1
 EMBED = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
+
+NO_PREDICTION = "the layers for multi-token prediction are left out: tokens are drawn one at a time"
 
 # Norms of a layer over the hidden size; Gemma 2 and 3 also norm what a block adds.
 _NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -63,6 +66,12 @@ def check_heads(where: str, config: ModelConfig, keys: Mapping[str, str]) -> Non
 
     ``keys`` as in :class:`Spelling`.
     """
+    delta = config.delta
+    if delta is not None and delta.value_heads % delta.key_heads:
+        raise CheckpointError(
+            f"{where}: {keys['delta_heads']} is {delta.value_heads} and {keys['delta_key_heads']} "
+            f"is {delta.key_heads}; expected a multiple"
+        )
     if config.num_heads % config.num_kv_heads:
         raise CheckpointError(
             f"{where}: {keys['heads']} is {config.num_heads} and {keys['kv_heads']} is "
@@ -106,11 +115,13 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]
     head_dim = ("head_dim", config.head_dim)
     q_rows = ("q", config.num_heads * config.head_dim)
     kv_rows = ("kv", config.num_kv_heads * config.head_dim)
+    query = "self_attn.query_proj" if config.delta else "self_attn.q_proj"
     attention = (
-        ("self_attn.q_proj", q_rows, hidden, config.qkv_bias),
+        (query, q_rows, hidden, config.qkv_bias),
         ("self_attn.k_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.v_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.o_proj", hidden, q_rows, config.o_bias),
+        *((("self_attn.output_gate_proj", q_rows, hidden, False),) if config.delta else ()),
     )
     norms = _POST_NORMS if config.post_norms else _NORMS
     norms = norms if config.pre_norms else _ONLY_POST_NORMS
@@ -121,18 +132,40 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]
         prefix = f"model.layers.{layer}."
         for name in norms:
             yield f"{prefix}{name}.weight", (hidden,)
-        if config.qk_norm:
+        delta = config.delta_of(layer)
+        if delta is not None:
+            yield from _delta(prefix + "linear_attn.", delta, hidden)
+        elif config.qk_norm:
             yield prefix + "self_attn.q_norm.weight", (q_side,)
             yield prefix + "self_attn.k_norm.weight", (k_side,)
         if config.sinks:
             yield prefix + "self_attn.sinks", (("heads", config.num_heads),)
-        for name, rows, columns, bias in (*attention, *_mlp(config, layer)):
+        mixer = attention if delta is None else ()
+        for name, rows, columns, bias in (*mixer, *_mlp(config, layer)):
             yield f"{prefix}{name}.weight", (rows, columns)
             if bias:
                 yield f"{prefix}{name}.bias", (rows,)
     yield FINAL_NORM, (hidden,)
     if not config.tie_word_embeddings:
         yield LM_HEAD, (vocab, hidden)
+
+
+def _delta(
+    prefix: str, delta: DeltaLayers, hidden: Dimension
+) -> Iterator[tuple[str, tuple[Dimension, ...]]]:
+    """Names and dimensions of a layer of the gated delta rule."""
+    keys, values = ("delta_keys", delta.keys), ("delta_values", delta.values)
+    heads = ("delta_heads", delta.value_heads)
+    sides = {"q": keys, "k": keys, "v": values, "z": values, "b": heads, "a": heads}
+    for part, rows in sides.items():
+        yield f"{prefix}in_proj_{part}.weight", (rows, hidden)
+    mixed = ("delta_mixed", delta.mixed)
+    between = () if delta.rates else (("one", 1),)
+    yield f"{prefix}conv1d.weight", (mixed, *between, ("delta_kernel", delta.kernel))
+    yield prefix + ("A" if delta.rates else "A_log"), (heads,)
+    yield f"{prefix}dt_bias", (heads,)
+    yield f"{prefix}norm.weight", (("delta_value", delta.value_dim),)
+    yield f"{prefix}out_proj.weight", (hidden, values)
 
 
 def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, Dimension, Dimension, bool]]:
@@ -142,6 +175,12 @@ def _mlp(config: ModelConfig, layer: int) -> Iterator[tuple[str, Dimension, Dime
     if experts is not None:
         yield "mlp.gate", ("experts", experts.count), hidden, experts.router_bias
         inner = ("expert_inner", experts.intermediate_size)
+        if experts.shared_size:
+            shared = ("shared_inner", experts.shared_size)
+            yield "mlp.shared_expert_gate", ("one", 1), hidden, False
+            yield "mlp.shared_expert.gate_proj", shared, hidden, False
+            yield "mlp.shared_expert.up_proj", shared, hidden, False
+            yield "mlp.shared_expert.down_proj", hidden, shared, False
         prefixes = [f"mlp.experts.{index}." for index in range(experts.count)]
     for prefix in prefixes:
         yield prefix + "gate_proj", inner, hidden, config.mlp_bias
@@ -216,6 +255,8 @@ def _check_unused(
     for name in names:
         if name.endswith(_HARMLESS_ENDINGS):
             report.warn("stored rotary tables are not used: they follow from the config")
+        elif name.startswith("mtp."):
+            report.warn(NO_PREDICTION)
         elif name.startswith(("model.", "lm_head.")):
             refused.append(spelled(name))
         else:

@@ -65,6 +65,8 @@ class Experts:
         normalize: the shares of a token's experts are scaled to a sum of 1.
         layers: per layer whether it has experts; the others have the plain MLP.
         router_bias: the router's scores have a bias (gpt-oss).
+        shared_size: width of the MLP that every token goes through beside its experts, by a share
+            of its own (Qwen3-Next); 0 = none.
     """
 
     count: int
@@ -73,6 +75,49 @@ class Experts:
     normalize: bool
     layers: tuple[bool, ...]
     router_bias: bool = False
+    shared_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaLayers:
+    """Layers of the gated delta rule in place of attention (Qwen3-Next, Qwen3.5).
+
+    Attributes:
+        key_heads: heads of queries and of keys; divides ``value_heads``.
+        value_heads: heads of values, each with a state [key_dim, value_dim].
+        key_dim: elements of a query or key head.
+        value_dim: elements of a value head.
+        kernel: inputs that the causal convolution of a channel sees, the token's own among them.
+        layers: per layer whether it is one; the others have attention.
+        tiled: value head h goes with key head ``h % key_heads``, in place of
+            ``h // (value_heads / key_heads)``.
+        rates: the checkpoint has ``A`` = -exp(A_log) in place of that, and the convolution's
+            weights as [channels, kernel] (GGUF).
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    layers: tuple[bool, ...]
+    tiled: bool = False
+    rates: bool = False
+
+    @property
+    def keys(self) -> int:
+        """Channels of all key heads."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Channels of all value heads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def mixed(self) -> int:
+        """Channels that go through the convolution: queries, keys and values."""
+        return 2 * self.keys + self.values
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +169,8 @@ class ModelConfig:
         rope_local: second rotary rule, for the layers of ``local_layers``, or None.
         local_layers: per layer whether it rotates by ``rope_local``; empty = none does.
         experts: mixture of experts, or None.
+        delta: layers without attention, or None; the attention of such a model has an output gate
+            (``output_gate_proj``) beside its queries (``query_proj``).
         bos_token_id: begin-of-text id or None.
         eos_token_ids: ids that end a text.
         dtype: type that the checkpoint was trained in (``float32``, ``float16``, ``bfloat16``).
@@ -164,6 +211,7 @@ class ModelConfig:
     rope_local: RopeConfig | None = None
     local_layers: tuple[bool, ...] = ()
     experts: Experts | None = None
+    delta: DeltaLayers | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -180,6 +228,10 @@ class ModelConfig:
     def experts_of(self, layer: int) -> Experts | None:
         """The mixture of experts of ``layer``; None where it has a plain MLP."""
         return self.experts if self.experts and self.experts.layers[layer] else None
+
+    def delta_of(self, layer: int) -> DeltaLayers | None:
+        """The gated delta rule of ``layer``; None where it has attention."""
+        return self.delta if self.delta and self.delta.layers[layer] else None
 
     @property
     def score_scale(self) -> float:

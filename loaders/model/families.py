@@ -40,6 +40,34 @@ _WRAPPER_EXTRAS = ("vision_tower.", "multi_modal_projector.")
 # Two spellings of one number; which one is written depends on the version of transformers.
 EXPERT_COUNTS = ("num_experts", "num_local_experts")
 
+_DELTA: dict[str, Any] = {
+    "max_position_embeddings": 32768,
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+_DELTA_MODULES: dict[str, str] = {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_in": "linear_attn.in_proj_qkvz",
+    "ssm_ba": "linear_attn.in_proj_ba",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_MERGED_QUERY = {"query_proj": "q_proj", "output_gate_proj": "q_proj"}
+
 MODEL_FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         "llama",
@@ -304,6 +332,53 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = (
         sinks=True,
         expert_bias=True,
         experts=128,
+    ),
+    ModelFamily(
+        "qwen3_next",
+        FolderFacts(
+            "qwen3_next",
+            "Qwen3NextForCausalLM",
+            {
+                **_DELTA,
+                "num_key_value_heads": 2,
+                "num_experts": 512,
+                "num_experts_per_tok": 10,
+                "moe_intermediate_size": 512,
+                "shared_expert_intermediate_size": 512,
+                "norm_topk_prob": True,
+            },
+            partial_rotary=True,
+            own_keys=("num_experts",),
+            expert_width="moe_intermediate_size",
+            shared_width="shared_expert_intermediate_size",
+            stacked_in={
+                **_MERGED_QUERY,
+                **{f"in_proj_{part}": "in_proj_qkvz" for part in "qkvz"},
+                **{f"in_proj_{part}": "in_proj_ba" for part in "ba"},
+            },
+        ),
+        GGUFFacts(("qwen3next",), renamed=_DELTA_MODULES),
+        qk_norm=True,
+        delta=True,
+        experts=512,
+    ),
+    ModelFamily(
+        "qwen3_5",
+        FolderFacts(
+            "qwen3_5_text",
+            "Qwen3_5ForCausalLM",
+            {**_DELTA, "num_key_value_heads": 4},
+            partial_rotary=True,
+            stacked_in={**_MERGED_QUERY, **{f"in_proj_{part}": "in_proj_qkv" for part in "qkv"}},
+            # A text's positions are the same on all axes.
+            rotary_extras=("mrope_section", "mrope_interleaved"),
+            wrapper="qwen3_5",
+            wrapper_prefixes=(("model.language_model.", "model."),),
+            wrapper_extras=("visual.",),
+        ),
+        GGUFFacts(("qwen35",), tiled=True, renamed=_DELTA_MODULES),
+        qk_norm=True,
+        delta=True,
     ),
 )
 

@@ -51,8 +51,13 @@ class FolderFacts:
             refused.
         expert_count: key of the number of experts, as the family's own files spell it.
         expert_width: key of the width of an expert's MLP.
+        shared_width: key of the width of the expert that all tokens share; "" = there is none, and
+            a model of such a family always has experts.
         renamed: part of a tensor's name -> the canonical part.
         expert_stacks: the experts of a layer may be one tensor (:mod:`.expert_stacks`).
+        stacked_in: part of a tensor's name -> the part in the file's name for the tensor that it
+            is stacked in, for messages.
+        rotary_extras: rotary settings that change nothing for a text.
         wrapper: ``model_type`` of files that hold such a model under ``text_config``; "" = none.
         wrapper_prefixes: beginnings of a wrapped model's tensor names -> canonical beginnings, the
             newest spelling first.
@@ -75,8 +80,11 @@ class FolderFacts:
     fixed: Mapping[str, float] = field(default_factory=dict)
     expert_count: str = "num_experts"
     expert_width: str = "intermediate_size"
+    shared_width: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
     expert_stacks: bool = False
+    stacked_in: Mapping[str, str] = field(default_factory=dict)
+    rotary_extras: tuple[str, ...] = ()
     wrapper: str = ""
     wrapper_prefixes: tuple[tuple[str, str], ...] = ()
     wrapper_extras: tuple[str, ...] = ()
@@ -101,6 +109,8 @@ class GGUFFacts:
         whole_ramp: the ramp of yarn scaling ends at whole dimensions; no key tells.
         wide_layers: models of so many layers scale attention scores by
             ``(hidden_size // num_heads) ** -0.5``; all others by ``head_dim ** -0.5``.
+        tiled: heads of values are stored in another order, see
+            :class:`~.config.DeltaLayers`.
         renamed: module of a layer -> its canonical name, where other families name it otherwise.
         stripping_names: parts of ``general.name`` of models whose added tokens swallow the
             whitespace after them, which the format has no key for.
@@ -118,6 +128,7 @@ class GGUFFacts:
     unrotated_every: int = 0
     whole_ramp: bool = True
     wide_layers: int = 0
+    tiled: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     stripping_names: tuple[str, ...] = ()
     plain_tokens: frozenset[str] = frozenset()
@@ -150,6 +161,8 @@ class ModelFamily:
         query_scale: queries far into a text are scaled by their position.
         softcaps: key -> default of the soft caps that it has; 0 = none. Both kinds of checkpoint
             use the same keys.
+        delta: layers of the gated delta rule between layers of gated attention, and norms by 1 + w
+            (GGUF files hold 1 + w).
         experts: number of experts where a folder names none; 0 = the family has no experts.
     """
 
@@ -174,4 +187,5 @@ class ModelFamily:
     logit_scale: bool = False
     query_scale: bool = False
     softcaps: Mapping[str, float] = field(default_factory=dict)
+    delta: bool = False
     experts: int = 0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DENSE_FORMATS = ("F32", "F16", "BF16")
 # Projections under the names that all families use, of experts, too.
 _LINEAR = re.compile(
-    r"(?:.+\.)?layers\.\d+\.(?:.+\.)?(?:[a-z_]+_proj|experts\.\d+\.w[123])\.weight"
+    r"(?:.+\.)?layers\.\d+\.(?:.+\.)?(?:[a-z_]+_proj|in_proj_[qkvz]+|experts\.\d+\.w[123])\.weight"
 )
 
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from halfbyte.errors import UnsupportedModelError
+
 from ...engine.backends.base import Activation, AttentionShape, Backend
 from ...engine.backends.plain import PlainOps
 from ...engine.models.blocks import Block
@@ -162,6 +164,9 @@ class TrainNetwork:
 
     Attributes:
         config: the model's architecture.
+
+    Raises:
+        UnsupportedModelError: the model has layers that keep a state.
     """
 
     def __init__(
@@ -172,6 +177,11 @@ class TrainNetwork:
         recompute: bool = False,
     ) -> None:
         self.config = config = checkpoint.config
+        if config.delta is not None:
+            raise UnsupportedModelError(
+                f"{config.architecture} has layers of the gated delta rule, which cannot be "
+                "trained yet"
+            )
         self._ops, self._recompute = TrainOps(compute), recompute
         ops = self._ops
         backend = Backend(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 from seeds import fresh_seed
 from test_families import BACKENDS, MIXTURES, assert_logits, prompts_of
 from tiny_models import CASES, GEMMA, VOCAB, Truth, make_model
@@ -80,7 +80,12 @@ ARCHITECTURES = {
     "qwen3_moe": "qwen3moe",
     "qwen3_moe-shares": "qwen3moe",
     "gpt_oss": "gpt-oss",
+    "qwen3_next": "qwen3next",
+    "qwen3_next-experts": "qwen3next",
+    "qwen3_5": "qwen35",
+    "qwen3_5-tied": "qwen35",
 }
+DELTA = ("qwen3next", "qwen35")
 SUFFIXES = (".weight", ".bias")
 PATTERNED = ("olmo2", "exaone4")
 PERMUTED = ("llama", "mistral3", "smollm3", "granite")
@@ -113,6 +118,13 @@ def write_model(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         data = value.float().numpy()
+        if arch in DELTA:
+            for theirs, part in _delta_tensors(arch, config, name, value.float()):
+                if blocks and name in blocks:
+                    writer.add_tensor(theirs, blocks[name][0], raw_dtype=blocks[name][1])
+                else:
+                    writer.add_tensor(theirs, np.ascontiguousarray(part.numpy()))
+            continue
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             data = data + 1
         module = name.split(".")[-2]
@@ -131,6 +143,68 @@ def write_model(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _delta_tensors(
+    arch: str, config: Any, name: str, value: torch.Tensor
+) -> list[tuple[str, torch.Tensor]]:
+    """A tensor of a model with layers of the gated delta rule, by the converter's rules.
+
+    Rows of ``in_proj_qkvz`` are put together by kind. In ``qwen35`` files the value heads of all
+    key heads take turns.
+    """
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    wide, tall, group = config.linear_key_head_dim, config.linear_value_head_dim, values // keys
+
+    def turned(x: torch.Tensor, size: int, dim: int = 0) -> torch.Tensor:
+        if arch != "qwen35":
+            return x
+        return x.unflatten(dim, (keys, group, size)).transpose(dim, dim + 1).flatten(dim, dim + 2)
+
+    own = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
+    plain = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
+    head, found, module = name.partition(".linear_attn.")
+    layer = f"blk.{head.split('.')[-1]}"
+    if name.endswith("norm.weight") and not found:
+        value = value + 1
+    if not found:
+        theirs = _expert_name(name) or own.get_name(name, SUFFIXES)
+        theirs = theirs or plain.get_name(name, SUFFIXES)
+        assert theirs is not None, name
+        return [(theirs, value)]
+    both = 2 * keys * wide
+    if module == "in_proj_qkvz.weight":
+        by_head = value.unflatten(0, (keys, -1)).split([wide, wide, group * tall, group * tall], 1)
+        q, k, v, z = (part.flatten(0, 1) for part in by_head)
+        return [
+            (f"{layer}.attn_qkv.weight", torch.cat([q, k, v])),
+            (f"{layer}.attn_gate.weight", z),
+        ]
+    if module in ("in_proj_qkv.weight", "conv1d.weight"):
+        value = value.squeeze(1) if value.dim() == 3 else value
+        value = torch.cat([value[:both], turned(value[both:], tall)])
+    changed = {
+        "in_proj_qkv.weight": ("attn_qkv.weight", value),
+        "in_proj_ba.weight": ("ssm_ba.weight", value),
+        "conv1d.weight": ("ssm_conv1d.weight", value),
+        "norm.weight": ("ssm_norm.weight", value),
+    }
+    if module in changed:
+        theirs, value = changed[module]
+    elif module == "out_proj.weight":
+        theirs, value = "ssm_out.weight", turned(value, tall, 1)
+    elif module == "in_proj_z.weight":
+        theirs, value = "attn_gate.weight", turned(value, tall)
+    else:
+        names = {
+            "in_proj_b.weight": "ssm_beta.weight",
+            "in_proj_a.weight": "ssm_alpha.weight",
+            "A_log": "ssm_a",
+            "dt_bias": "ssm_dt.bias",
+        }
+        theirs = names[module]
+        value = turned(-torch.exp(value) if module == "A_log" else value, 1)
+    return [(f"{layer}.{theirs}", value)]
 
 
 def _expert_by_expert(model: Any, stacks: str) -> dict[str, torch.Tensor]:
@@ -206,13 +280,31 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any, head_dim: i
     if arch != "phi3":
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
+    if arch in DELTA:
+        writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+        writer.add_ssm_state_size(config.linear_key_head_dim)
+        writer.add_ssm_group_count(config.linear_num_key_heads)
+        writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+        writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
+        writer.add_full_attention_interval(4)
+        if config.layer_types[0] != config.layer_types[-1]:
+            assert [kind == "full_attention" for kind in config.layer_types].index(True) == 3
+        else:
+            flags = [kind == "linear_attention" for kind in config.layer_types]
+            writer.add_array(f"{arch}.attention.recurrent_layers", flags)
+    if arch == "qwen35":
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
+    if getattr(config, "shared_expert_intermediate_size", 0) and config.num_experts:
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if "Moe" in type(config).__name__:
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_expert_weights_norm(config.norm_topk_prob)
     if arch == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
-    if hasattr(config, "num_experts_per_tok"):
-        writer.add_expert_count(config.num_local_experts)
+    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", 0)
+    if count:
+        writer.add_expert_count(count)
         writer.add_expert_used_count(config.num_experts_per_tok)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
@@ -284,7 +376,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_family(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Routers that see scores 1e-6 apart may choose another expert: not with every seed.
-    seed = 7 if name.startswith(MIXTURES) else fresh_seed()
+    seed = 7 if name.startswith(MIXTURES) or "experts" in name else fresh_seed()
     if name in FIXED:
         monkeypatch.setitem(tiny_models.CASES, name, FIXED[name])
     model = make_model(name, seed)
@@ -292,7 +384,8 @@ def test_family(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     prompts = prompts_of(seed)
     wanted = [Truth(model).logits(prompt) for prompt in prompts]
     assert 0.5 < float(torch.cat(wanted).std()) < 10, "the logits say nothing"
-    backends = BACKENDS if name.startswith(MIXTURES) else ("reference",)
+    every = name.startswith(MIXTURES) or ARCHITECTURES[name] in DELTA
+    backends = BACKENDS if every else ("reference",)
     for backend in backends:
         print(backend)
         with Engine(path, **BACKENDS[backend]) as engine:
@@ -307,6 +400,24 @@ def test_other_layouts_of_experts(stacks: str, tmp_path: Path) -> None:
     prompts = prompts_of(7)
     wanted = [Truth(model).logits(prompt) for prompt in prompts]
     with Engine(path, dtype="float32") as engine:
+        assert_logits(engine, wanted, prompts)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu_c"])
+def test_blocks_whose_rows_come_head_by_head(backend: str, tmp_path: Path) -> None:
+    """Queries with their gates, beta with decay: rows of a quantized tensor taken apart."""
+    seed = fresh_seed()
+    model = make_model("qwen3_next", seed)
+    kind, raw = gguf.GGMLQuantizationType.Q8_0, {}
+    for key, value in model.state_dict().items():
+        if key.endswith(("self_attn.q_proj.weight", "in_proj_ba.weight")):
+            raw[key] = quantize(value.numpy(), kind), kind
+            value.copy_(torch.from_numpy(dequantize(raw[key][0], kind)))
+    assert {key.split(".")[-2] for key in raw} == {"q_proj", "in_proj_ba"}
+    path = write_model(tmp_path / "m.gguf", "qwen3next", model, raw)
+    prompts = prompts_of(seed)[:5]
+    wanted = [Truth(model).logits(prompt) for prompt in prompts]
+    with Engine(path, **BACKENDS[backend]) as engine:
         assert_logits(engine, wanted, prompts)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -45,10 +48,14 @@ from transformers import (
     Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
     SeedOssConfig,
     SeedOssForCausalLM,
     SmolLM3Config,
@@ -79,6 +86,8 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
     "gpt_oss": (GptOssConfig, GptOssForCausalLM),
+    "qwen3_next": (Qwen3NextConfig, Qwen3NextForCausalLM),
+    "qwen3_5": (Qwen3_5TextConfig, Qwen3_5ForCausalLM),
 }
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -107,6 +116,18 @@ GEMMA: dict[str, Any] = {
     "pad_token_id": None,
     "tie_word_embeddings": True,
     "query_pre_attn_scalar": 12,
+}
+
+# The norm of a head's output would lift what rounding leaves of an output near 0 a thousandfold by
+# the usual epsilon; transformers' own two forms of the rule then differ by more than 1e-4.
+DELTA: dict[str, Any] = {
+    "rms_norm_eps": 1e-3,
+    "head_dim": 32,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -351,7 +372,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **rope("default"),
         },
     ),
+    "qwen3_next": ("qwen3_next", {**DELTA, "num_experts": 0, "pad_token_id": None}),
+    "qwen3_next-experts": (
+        "qwen3_next",
+        {
+            **DELTA,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 24,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_5": ("qwen3_5", DELTA),
+    "qwen3_5-tied": (
+        "qwen3_5",
+        {
+            **DELTA,
+            "tie_word_embeddings": True,
+            "linear_conv_kernel_dim": 3,
+            "linear_num_key_heads": 4,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 24,
+            "linear_value_head_dim": 32,
+            "num_hidden_layers": 4,
+            "layer_types": None,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=64),
+        },
+    ),
 }
+# Families that multiply by 1 + w.
+OFFSET_NORMS = ("gemma", "qwen3_next", "qwen3_5")
 
 
 def make_model(name: str, seed: int) -> Any:
@@ -365,8 +416,11 @@ def make_model(name: str, seed: int) -> Any:
     with torch.no_grad():
         for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=g)
-            if "norm" in key:  # Gemma multiplies by 1 + w
-                value.copy_((0 if "gemma" in family else 1) + 0.2 * noise)
+            if "norm" in key:
+                offset = family.startswith(OFFSET_NORMS) and "linear_attn" not in key
+                value.copy_((0 if offset else 1) + 0.2 * noise)
+            elif value.dim() == 3 and "conv" in key:
+                value.copy_(noise * value.shape[-1] ** -0.5)
             elif value.dim() == 1:
                 value.copy_(0.3 * noise)
             elif "embed" in key:
@@ -398,8 +452,17 @@ class Truth:
         self._cache: Any = None
 
     def logits(self, ids: list[int]) -> Tensor:
-        """float32 [T, V] of the whole text at once."""
-        with torch.no_grad():
+        """float32 [T, V] of the whole text at once; the gated delta rule token by token.
+
+        Its other form, by chunks, is further from the true numbers than the tests allow.
+        """
+        module = sys.modules[type(self.model).__module__]
+        step_by_step = contextlib.ExitStack()
+        if hasattr(module, "torch_recurrent_gated_delta_rule"):
+            rule = module.torch_recurrent_gated_delta_rule
+            name = "torch_chunk_gated_delta_rule"
+            step_by_step.enter_context(mock.patch.object(module, name, rule))
+        with torch.no_grad(), step_by_step:
             return self.model(torch.tensor([ids]), use_cache=False).logits[0]
 
     def advance(self, ids: list[int]) -> Tensor:

@@ -147,15 +147,20 @@ def test_what_a_block_keeps_for_a_whole_text_is_planned_and_laid_out(
     odd = StateSpec(per_token=((2, 16), (1, 8)), per_sequence=((3, 5), (7,)))
     specs = [*block_states(MODEL), odd]
     monkeypatch.setattr(memory, "block_states", lambda model: specs)
+    state = (3 * 5 + 7) * 4
     got = plan(max_batch=4, max_context=64)
-    fixed, per_token = 4 * (3 * 5 + 7) * 4, PER_TOKEN + (2 * 16 + 8) * 4
+    assert (got.state_bytes, got.snapshots) == (state, 2 * 4)
+    assert plan(max_batch=4, max_context=64, prefix_cache=False).snapshots == 0
+    assert plan(max_batch=4, max_context=64, snapshot_mib=1).snapshots == (1 << 20) // state
+    got = plan(max_batch=4, max_context=64, snapshot_mib=0)
+    fixed, per_token = 4 * state, PER_TOKEN + (2 * 16 + 8) * 4
     assert got.bytes_per_token == per_token
     assert got.kv_bytes == got.blocks * got.block_size * per_token + fixed
-    tight = dict(max_batch=4, kv_tokens=64, max_context=64)
+    tight = dict(max_batch=4, kv_tokens=64, max_context=64, snapshot_mib=0)
     assert plan(64 * per_token + fixed, **tight).blocks == 1
-    with pytest.raises(ConfigError, match="are free"):
+    with pytest.raises(ConfigError, match=f"4 states of {state} bytes.*are free"):
         plan(64 * per_token + fixed - 1, **tight)
-    kv = KVCache(specs, 5, 16, torch.float32, rows=4)
+    kv = KVCache(specs, 5, 16, torch.float32, slots=4)
     assert [t.shape for t in kv.states[-1].tokens] == [(5, 2, 16, 16), (5, 1, 16, 8)]
     assert [t.shape for t in kv.states[-1].sequences] == [(4, 3, 5), (4, 7)]
     assert kv.last_tokens() is kv.states[-1].tokens

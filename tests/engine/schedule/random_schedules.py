@@ -23,6 +23,8 @@ class Totals:
         nothing_drawn: rows whose step gave no token, because it was known.
         waited: requests that waited for the prompt of another.
         read_again: readers that were shown positions twice.
+        saved: states that were put aside.
+        restored: texts that went on from one.
     """
 
     steps: int = 0
@@ -31,11 +33,15 @@ class Totals:
     nothing_drawn: int = 0
     waited: int = 0
     read_again: int = 0
+    saved: int = 0
+    restored: int = 0
 
     def add(self, sim: Simulation) -> None:
         self.steps += len(sim.plans)
         self.preemptions += sim.scheduler.preemptions
         self.forced += sim.forced
+        self.saved += sim.saved
+        self.restored += sim.restored
         self.nothing_drawn += sim.nothing_drawn
         self.waited += sum(request.first is not None for request in sim.requests.values())
         for request in sim.requests.values():
@@ -44,14 +50,16 @@ class Totals:
                 self.read_again += reader.shown > reader.length - reader.begin
 
 
-def random_runs(count: int) -> Totals:
-    """``count`` random schedules; the seed of one that fails is printed."""
+def random_runs(count: int, states: bool = False) -> Totals:
+    """``count`` random schedules, of a model with ``states`` if it says so; the seed of one that
+    fails is printed.
+    """
     seed = random.randrange(1 << 40)
     print("seed", seed)
     totals = Totals()
     for index in range(count):
         try:
-            totals.add(random_run(seed + index))
+            totals.add(random_run(seed + index, states))
         except Exception:
             print("schedule of seed", seed + index)
             raise
@@ -111,7 +119,7 @@ def random_choices(rng: random.Random, name: str, max_context: int) -> list[Requ
     return group
 
 
-def random_simulation(rng: random.Random) -> Simulation:
+def random_simulation(rng: random.Random, states: bool = False) -> Simulation:
     """Pools are at most a few blocks larger than one context, so preemption is common."""
     size, context = rng.choice([1, 2, 4, 8]), rng.randint(3, 48)
     blocks = -(-context // size) + rng.choice([0, 0, 1, 2, 6])
@@ -131,13 +139,14 @@ def random_simulation(rng: random.Random) -> Simulation:
         overlap=rng.random() < 0.5,
         keep=keep,
         clock=rng.choice([None, lambda work: rng.uniform(1e-6, 1.0)]),
+        slots=rng.choice([0, 1, 2, 5, 20]) if states else None,
     )
 
 
-def random_run(seed: int) -> Simulation:
+def random_run(seed: int, states: bool = False) -> Simulation:
     """One whole random schedule, verified; returns it for counting."""
     rng = random.Random(seed)
-    sim = random_simulation(rng)
+    sim = random_simulation(rng, states)
     waiting = [
         random_choices(rng, f"r{i}", sim.config.max_context) for i in range(rng.randint(1, 8))
     ]

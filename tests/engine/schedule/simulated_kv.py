@@ -2,6 +2,8 @@
 
 Each prefix of tokens (under a cache salt) has one exact identity. Computing a position stores its
 prefix's identity in the KV slot; before that, the slots of all earlier positions must hold theirs.
+Where the model keeps a state per sequence, too, each slot of states holds the identity of the one
+prefix that its state stands for, and a row that goes on must find that of its own text there.
 The next token is a hash of the prefix, so what a prompt answers alone can be worked out without any
 scheduler. How many tokens follow it unasked, as a grammar forces them, is a hash as well, and makes
 no difference to the text.
@@ -20,6 +22,7 @@ from halfbyte.engine.schedule.block_pool import BlockPool
 from halfbyte.engine.schedule.plan import RowWork, StepPlan, StepResult
 from halfbyte.engine.schedule.scheduler import Scheduler
 from halfbyte.engine.schedule.scheduler_state import SchedulerConfig
+from halfbyte.engine.schedule.snapshots import SnapshotPool
 
 Failure = Literal["early", "late"] | None
 
@@ -157,11 +160,17 @@ class Simulation:
     overlap: bool = False
     keep: int | None = None
     clock: Callable[[tuple[RowWork, ...]], float] | None = None
+    slots: int | None = None
+    every: int = 8
     seconds: list[float] = field(default_factory=list)
     pool: BlockPool = field(init=False)
     scheduler: Scheduler = field(init=False)
     prefixes: Prefixes = field(default_factory=Prefixes)
     memory: dict[tuple[int, int], int] = field(default_factory=dict)
+    states: dict[int, int] = field(default_factory=dict)
+    snapshots: SnapshotPool | None = None
+    saved: int = 0
+    restored: int = 0
     rows: dict[int, _Row] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
     outputs: dict[str, list[int]] = field(default_factory=dict)
@@ -179,7 +188,11 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.pool = BlockPool(self.blocks, self.block_size, self.keep)
-        self.scheduler = Scheduler(self.config, self.pool, frozenset({END}))
+        if self.slots is not None:
+            slots = self.slots if self.config.prefix_cache else 0
+            batch = self.config.max_batch
+            self.snapshots = SnapshotPool(batch, slots, self.block_size, self.every)
+        self.scheduler = Scheduler(self.config, self.pool, frozenset({END}), self.snapshots)
 
     def add(self, request: Request) -> None:
         self.requests[request.id] = request
@@ -238,6 +251,8 @@ class Simulation:
         assert not self.has_work() and self.scheduler.running == self.scheduler.waiting == 0
         assert self.pool.free_count() == len(self.pool)
         self.scheduler.check()
+        if self.snapshots is not None:
+            self.snapshots.check(reserved=0)
         assert not self.live, f"never finished: {self.live}"
         for name, request in self.requests.items():
             tokens, reason = alone(request, self.config.max_context)
@@ -313,6 +328,9 @@ class Simulation:
                 for offset in range(size):
                     held = self.memory.get((source, offset))
                     self.memory[target, offset] = GARBAGE if held is None else held
+            if init.restore >= 0:
+                self.states[init.row] = self.states[init.restore]
+                self.restored += 1
         for item in plan.work:
             row = self.rows[item.row]
             if item.request_id in self.broken:
@@ -320,6 +338,7 @@ class Simulation:
                 errors[item.request_id] = "broken"
                 for p in range(item.start, item.start + item.count):
                     self.memory[row.blocks[p // size], p % size] = GARBAGE
+                self._advance(item, GARBAGE)
                 if item.needs_sample:
                     sampled[item.request_id] = ()
                     if len(row.tokens) == item.start + item.count:
@@ -332,6 +351,10 @@ class Simulation:
                 assert held == row.chain[p], f"{item.request_id}: wrong key at {p} of {item}"
             for p in range(item.start, item.start + item.count):
                 self.memory[row.blocks[p // size], p % size] = row.chain[p]
+            if self.snapshots is not None and item.start:
+                before = self.states.get(item.row)
+                assert before == row.chain[item.start - 1], f"{item.request_id}: wrong state"
+            self._advance(item, row.chain[item.start + item.count - 1])
             request = self.requests[item.request_id]
             if item.reads and isinstance(request.reader, Shown):
                 request.reader.show(item.start, item.count)
@@ -375,6 +398,16 @@ class Simulation:
             row = self.rows[item.row]
             for p in range(item.start, item.start + item.count):
                 self.memory[row.blocks[p // self.block_size], p % self.block_size] = GARBAGE
+            self._advance(item, GARBAGE)
+
+    def _advance(self, item: RowWork, state: int) -> None:
+        """A row's state after its work, and the copy that is put aside."""
+        self.states[item.row] = state
+        if item.save >= 0:
+            assert self.snapshots is not None and item.save >= self.config.max_batch
+            assert (item.start + item.count) % self.block_size == 0
+            self.states[item.save] = state
+            self.saved += 1
 
     def _take(self, events: list[TokenEvent]) -> None:
         for event in events:

@@ -43,6 +43,7 @@ def test_random_schedules_answer_like_each_prompt_alone() -> None:
 @pytest.mark.slow
 def test_random_schedules_long() -> None:
     random_runs(150_000)
+    random_runs(50_000, states=True)
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 7])
