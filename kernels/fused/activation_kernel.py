@@ -32,8 +32,8 @@ def gate(row_ptr, columns, WIDTH, GELU: tl.constexpr, CLIPPED: tl.constexpr, DTY
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(row_ptr + WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
     if CLIPPED:
-        # ``where``, unlike a minimum, keeps what is no number. Products and sums are compared, which
-        # rounding leaves in order: numbers as loaded would be compared in 16 bits.
+        # ``where``, unlike a minimum, keeps what is no number. Products and sums are compared,
+        # which rounding leaves in order: numbers as loaded would be compared in 16 bits.
         inner = 1.702 * x
         x = tl.where(inner > 11.914, 7.0, x)
         inner = tl.where(inner > 11.914, 11.914, inner)
