@@ -31,10 +31,14 @@ def gate(row_ptr, columns, WIDTH, GELU: tl.constexpr, CLIPPED: tl.constexpr, DTY
     inside = columns < WIDTH
     x = tl.load(row_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(row_ptr + WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-    if CLIPPED:  # where, unlike minimum, keeps what is no number
-        x = tl.where(x > 7.0, 7.0, x)
-        up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up)) + 1.0
+    if CLIPPED:
+        # ``where``, unlike a minimum, keeps what is no number. Products and sums are compared,
+        # which rounding leaves in order: numbers as loaded would be compared in 16 bits.
         inner = 1.702 * x
+        x = tl.where(inner > 11.914, 7.0, x)
+        inner = tl.where(inner > 11.914, 11.914, inner)
+        up = up + 1.0
+        up = tl.where(up > 8.0, 8.0, tl.where(up < -6.0, -6.0, up))
     elif GELU:
         inner = 1.5957691216057308 * x * tl.fma(0.044715 * x, x, tl.full(x.shape, 1.0, tl.float32))
     else:

@@ -359,7 +359,7 @@ def test_stacks_of_experts_are_those_of_transformers(tmp_path):
         ),
         (
             lambda s: s[f"{EXPERTS}up_proj_scales"].__setitem__((0, 3, 1), 255),
-            "up_proj_scales holds the exponent 255 (NaN) in row 3, group 1",
+            "up_proj_scales[0] holds the exponent 255 (NaN) in row 3, group 1",
         ),
         (
             lambda s: s.update({f"{EXPERTS}up_proj_scales": torch.zeros(3, 32, 2)}),
