@@ -72,8 +72,8 @@ def quantization_config(
     """The folder's quantization config: in ``config.json`` first, else in a side file.
 
     MLX's is called ``quantization``, often with a copy under ``quantization_config``; a
-    ``quantization_config`` that names its method comes before it. A side file that contradicts ``config.json`` gives a warning. Raises CheckpointError when a
-    config is not an object.
+    ``quantization_config`` that names its method comes before it. A side file that contradicts
+    ``config.json`` gives a warning. Raises CheckpointError when a config is not an object.
     """
     text = config.get("text_config")
     named = config.get("quantization_config")

@@ -1,4 +1,4 @@
-"""MLX: codes in a bit stream along K, with a scale and a bias for each group (``affine``), or MXFP4.
+"""MLX: codes in a bit stream along K, a scale and a bias for each group (``affine``), or MXFP4.
 
 ``P.weight`` holds uint32 words [N, K * bits / 32]. Read as bytes, lowest first, a row is one bit
 stream whatever the width: 3 and 5 bits take 3 and 5 bytes for eight codes, 6 bits 3 bytes for
@@ -145,7 +145,8 @@ class MLX(Method):
             raise missing(self._where, stem, ["biases"], "mode affine has one for each scale")
         if not affine and biases is not None:
             raise CheckpointError(
-                f"{self._where}: tensor {biases.name} is stored; expected none in mode {scheme.mode}"
+                f"{self._where}: tensor {biases.name} is stored; expected none in mode "
+                f"{scheme.mode}"
             )
         check_dtype(self._where, scales, FLOAT_NAMES if affine else ("U8",))
         why = f"groups of {scheme.group} of {[n, k]} by {self._place}"

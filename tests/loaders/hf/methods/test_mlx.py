@@ -107,6 +107,8 @@ def broken(change: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         values["sym"] = 3
     elif change == "width":
         values["bits"] = 7
+    elif change == "mode":
+        values["mode"], found["scales"] = "mxfp4", torch.zeros(4, 2, dtype=torch.uint8)
     elif change == "rows":
         found["biases"] = found["biases"][:2]
     else:
@@ -121,6 +123,7 @@ def broken(change: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ("group", r"up_proj\.scales is \[4, 2\]; expected \[4, 1\] \(groups of 64"),
         ("dtype", r"up_proj\.weight is I32; expected U32"),
         ("mixed", r"up_proj\.biases is F32; expected F16"),
+        ("mode", r"up_proj\.biases is stored; expected none in mode mxfp4"),
         ("rows", r"up_proj\.biases is \[2, 2\]; expected \[4, 2\]"),
         ("plain", r"up_proj is false, but tensor .*up_proj\.scales is stored"),
         ("key", r"'sym' is 3; expected group_size"),
