@@ -109,3 +109,7 @@ def test_a_folder_without_its_config_says_what_wrote_it(tmp_path: Path) -> None:
     write(folder, stored, quantization_config=config)
     with Engine(folder, backend="reference") as engine:
         assert "MLX 3-bit g32" in engine.report.formats
+    named = {"quant_method": "aqlm"}
+    write(folder, stored, quantization=config, quantization_config=named)
+    with pytest.raises(UnsupportedModelError, match="quantized with aqlm, which is not"):
+        Engine(folder, backend="reference")

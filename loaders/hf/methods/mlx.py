@@ -76,6 +76,7 @@ class MLX(Method):
                     "the name of a module with an object, true or false"
                 )
         self._expert: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
     def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
         """See :class:`~.base.Method`; a folder without quantized modules is refused."""
@@ -157,11 +158,14 @@ class MLX(Method):
             parts["biases"] = biases
 
     def _experts(self, prefix: str, name: str, tensors: FolderTensors) -> int:
-        """How many experts the model has in a layer."""
-        count = 0
-        while f"{prefix}.experts.{count}.{name}.weight" in tensors.shapes:
-            count += 1
-        return count
+        """How many experts of a layer have a matrix of that name."""
+        key = f"{prefix}.{name}"
+        if key not in self._counts:
+            count = 0
+            while f"{prefix}.experts.{count}.{name}.weight" in tensors.shapes:
+                count += 1
+            self._counts[key] = count
+        return self._counts[key]
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The weight [N, K]; its codes are still as in the file.
