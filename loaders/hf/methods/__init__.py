@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "fp8": "fp8:open_fp8",
     "gptq": "gptq:open_gptq",
     "hqq": "hqq:HQQ",
+    "mlx": "mlx:MLX",
     "modelopt": "modelopt:open_modelopt",
     "mxfp4": "mxfp4:Mxfp4",
     "quark": "quark:open_quark",

@@ -19,6 +19,10 @@ _SIDE_FILES = {
     "quantization_config.json": "auto-round",
     "hf_quant_config.json": "modelopt",
 }
+# Key of config.json -> method, where the config itself names none.
+_DEFAULTS = {"compression_config": "compressed-tensors", "quantization": "mlx"}
+# Values of ``mode``, which no other tool's config has.
+_MLX_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 # Other spellings of a method's name.
 _ALIASES = {"intel/auto-round": "auto-round", "modelopt_fp4": "modelopt"}
 # Endings of tensor names that only quantized checkpoints have -> what writes them.
@@ -32,6 +36,7 @@ _ENDINGS = {
     ".weight.absmax": "bitsandbytes 4 bit",
     ".W_q": "hqq",
     "_blocks": "mxfp4",
+    ".biases": "mlx",
 }
 
 # Keys that say the same -> words for their value; for a bool, those of true | those of false.
@@ -66,11 +71,16 @@ def quantization_config(
 ) -> QuantizationConfig | None:
     """The folder's quantization config: in ``config.json`` first, else in a side file.
 
-    A side file that contradicts ``config.json`` gives a warning. Raises CheckpointError when a
-    config is not an object.
+    MLX's is called ``quantization``, often with a copy under ``quantization_config``; a
+    ``quantization_config`` that names its method comes before it. A side file that contradicts
+    ``config.json`` gives a warning. Raises CheckpointError when a config is not an object.
     """
     text = config.get("text_config")
-    places = [("config.json quantization_config", config.get("quantization_config"))]
+    named = config.get("quantization_config")
+    places: list[tuple[str, Any]] = []
+    if not (isinstance(named, Mapping) and (named.get("quant_method") or named.get("method"))):
+        places.append(("config.json quantization", config.get("quantization")))
+    places.append(("config.json quantization_config", named))
     places.append(("config.json compression_config", config.get("compression_config")))
     if isinstance(text, Mapping):
         places.append(("config.json text_config", text.get("quantization_config")))
@@ -78,7 +88,9 @@ def quantization_config(
     for place, found in places:
         if not found:
             continue
-        default = "compressed-tensors" if place.endswith("compression_config") else "unknown"
+        default = _DEFAULTS.get(place.rpartition(" ")[2], "unknown")
+        if isinstance(found, Mapping) and found.get("mode") in _MLX_MODES:
+            default = "mlx"
         chosen = _named(f"{folder.path}: {place}", found, default)
         for name, _, side in sides:
             if side is not None:
