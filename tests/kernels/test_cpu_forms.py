@@ -124,7 +124,8 @@ def test_elementwise(form: Form) -> None:
                 elementwise.test_silu_mul(width, exact)
                 elementwise.test_gelu_mul(width, exact)
         elementwise.test_add(17)
-        elementwise.test_rope_and_kv_write(6, 2, 20, 20, 16, True)
+        for norms in ("per head", "whole"):
+            elementwise.test_rope_and_kv_write(6, 2, 20, 20, 16, norms)
         for dtype in attention.KV_TYPES[1:]:
             elementwise.test_keys_and_values_are_rounded_bit_for_bit(dtype)
         elementwise.test_gated_mul_at_the_ends(40, False, "gelu_tanh")

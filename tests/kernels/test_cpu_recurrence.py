@@ -50,9 +50,9 @@ def true_delta(x: Tensor, ba: Tensor, shape: DeltaShape, state: Tensor) -> Tenso
     """One span in float64; the state is replaced."""
     decay, beta = ref.delta_gates(ba.double(), shape.rate.double(), shape.bias.double())
     q, k, v = x.double().split((shape.keys, shape.keys, shape.values), -1)
-    heads = [y.unflatten(-1, (shape.key_heads, shape.key_dim)) for y in (q, k)]
+    q, k = (y.unflatten(-1, (shape.key_heads, shape.key_dim)) for y in (q, k))
     v = v.unflatten(-1, (shape.value_heads, shape.value_dim))
-    return ref.gated_delta(*heads, v, decay, beta, state, shape.tiled).flatten(1)
+    return ref.gated_delta(q, k, v, decay, beta, state, shape.tiled).flatten(1)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
