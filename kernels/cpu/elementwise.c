@@ -110,7 +110,7 @@ static inline vf clipped(vf g, vf u) {
     const vf limit = vf_set(7.0f);
     g = vf_pick(g > limit, limit, g);
     u = vf_pick(u > limit, limit, vf_pick(u < -limit, -limit, u));
-    return gate_by(g, g * 1.702f) * (u + 1.0f);
+    return vf_sigmoid_mul(g, g * 1.702f) * (u + 1.0f);
 }
 
 static void clip_range(const float *gate, const float *up, float *out, int begin, int end) {
