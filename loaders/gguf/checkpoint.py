@@ -209,9 +209,8 @@ class GGUFCheckpoint:
         rows, tensor = self._rows.get(name), self._source(name)
         raw = self._parts.raw(tensor)
         if rows is not None:  # rows follow each other, whatever their type
-            *heights, width = tensor.shape
             # A vector's rows are its elements.
-            count = width if len(info.shape) == 1 else math.prod(heights)
+            count = math.prod(tensor.shape if len(info.shape) == 1 else tensor.shape[:-1])
             raw = raw.view(count, -1)
             if rows.count == 1:
                 raw = raw[rows.start : rows.stop]
