@@ -230,9 +230,7 @@ FAULTS = (
         "for (; i + 1 < d; i++) sum = f_fma",
         _cpu("elementwise"),
     ),
-    KernelFault(
-        "cpu/elementwise.c", "under = s < -88.0f", "under = s < -8.0f", _cpu("elementwise")
-    ),
+    KernelFault("cpu/halfbyte.h", "under = s < -88.0f", "under = s < -8.0f", _cpu("elementwise")),
     KernelFault(
         "cpu/elementwise.c",
         "int value = h >= heads + kv_heads",
