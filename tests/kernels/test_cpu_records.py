@@ -17,6 +17,7 @@ from halfbyte.kernels.cpu.build import find_compiler
 from halfbyte.kernels.cpu.fit_ops import Groups, Moments
 from halfbyte.kernels.cpu.ops import RECORDS, Tiled
 from halfbyte.kernels.cpu.records import Int, Memory, Op, Records, c_name, members
+from halfbyte.kernels.cpu.recurrence_ops import Sequences
 
 OPS = list(RECORDS._packers)
 # What ops share, by the name of the field.
@@ -25,6 +26,7 @@ SHARED: dict[str, type[Op]] = {
     "attention": ops.Attention,
     "groups": Groups,
     "moments": Moments,
+    "sequences": Sequences,
 }
 PRINT = {"int32_t": '"%d\\n", {}', "float": '"%a\\n", (double){}'}
 

@@ -24,7 +24,11 @@ def read(values: dict[str, Any]) -> ModelConfig:
     return read_config("config.json", values, generation, "tiny", "float32", LoadReport("x"))
 
 
-@pytest.mark.parametrize("name", CASES)
+# Those whose layers keep states are not written: `halfbyte quantize` refuses them.
+WRITTEN = [name for name in CASES if CASES[name][0] not in ("qwen3_next", "qwen3_5")]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_built_config_says_the_model(name: str, tmp_path: Any) -> None:
     kind, values = CASES[name]
     config = read(CLASSES[kind][0](**{**BASE, **values}).to_dict())
