@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.formats.canonical import Weight
-from ...loaders.model.config import Activation
+from ...loaders.model.config import Activation, DeltaHeads
 from ..run.executors import ExecutorFactory
 from ..run.kv_cache import LayerKV
 from ..run.sampling import RowSampling
@@ -65,36 +65,18 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaShape:
+class DeltaShape(DeltaHeads):
     """One layer of the gated delta rule: head counts, sizes and the heads' own numbers.
 
     Attributes:
-        key_heads: query and key heads.
-        value_heads: value heads, a multiple of these.
-        key_dim: elements of a query or key head.
-        value_dim: elements of a value head.
         rate: float32 [value_heads], what the decay's exponent is multiplied by, below 0.
         bias: float32 [value_heads], added to the inputs of the decay.
         tiled: value head h goes with key head ``h % key_heads``, not with its share of them.
     """
 
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
     rate: Tensor
     bias: Tensor
     tiled: bool = False
-
-    @property
-    def keys(self) -> int:
-        """Channels of all key heads."""
-        return self.key_heads * self.key_dim
-
-    @property
-    def values(self) -> int:
-        """Channels of all value heads."""
-        return self.value_heads * self.value_dim
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ _CHUNK_BYTES = 1 << 17
 # The same in weights, where operations go over indices or single bytes.
 _CHUNK_WEIGHTS = SERIAL
 _BY_WEIGHT = {"tq1_0", *GRID_LAYOUTS}
+_ALL_LAYOUTS = LAYOUTS | GRID_LAYOUTS
 
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -73,12 +74,11 @@ def _convert_matrix(
     dtype = _DENSE_DTYPES[kind.numbers] if kind.compact is None else torch.uint8
     scales = torch.empty(n, blocks, groups, dtype=dtype)
     zeros = torch.empty_like(scales) if form.zero == "float" else None
-    layouts = LAYOUTS | GRID_LAYOUTS
     step = max(1, _chunk_blocks(kind) // blocks)
     for start in range(0, n, step):
         rows = slice(start, start + step)
         part = BlockViews(codes[rows], scales[rows], None if zeros is None else zeros[rows])
-        layouts[kind.layout](raw_NBb[rows], part)
+        _ALL_LAYOUTS[kind.layout](raw_NBb[rows], part)
     scales, compact = scales.view(n, -1), None
     if kind.compact is not None:
         compact = _byte_scales(name, kind, scales, factor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from halfbyte.errors import CheckpointError, UnsupportedModelError
 
 from ..files.fields import Fields, shown
@@ -29,18 +31,23 @@ def sliding_windows(
     if rule == "none" or types is None:
         per_layer = tuple(window if _slides(read, rule, i, rotated) else 0 for i in range(layers))
         return per_layer if any(per_layer) else ()
-    if not isinstance(types, list) or len(types) != layers:
-        raise read.error("layer_types", types, f"a list of {layers} layer types")
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UnsupportedModelError(
-                f"{read.name('layer_types')} holds {shown(kind)}; supported are full_attention "
-                "and sliding_attention"
-            )
+    _check_types(read, types, layers, "sliding_attention")
     if "sliding_attention" in types and not window:
         raise read.error("layer_types", "sliding_attention", "full_attention: there is no window")
     per_layer = tuple(window if kind == "sliding_attention" else 0 for kind in types)
     return per_layer if any(per_layer) else ()
+
+
+def _check_types(read: Fields, types: Any, layers: int, other: str) -> None:
+    """Refuse a ``layer_types`` that does not say full_attention or ``other`` of each layer."""
+    if not isinstance(types, list) or len(types) != layers:
+        raise read.error("layer_types", types, f"a list of {layers} layer types")
+    for kind in types:
+        if kind not in ("full_attention", other):
+            raise UnsupportedModelError(
+                f"{read.name('layer_types')} holds {shown(kind)}; supported are full_attention "
+                f"and {other}"
+            )
 
 
 def _window(read: Fields, rule: WindowRule) -> int:
@@ -139,14 +146,7 @@ def read_delta(read: Fields, layers: int) -> DeltaLayers:
     if types is None:
         kinds = ("linear_attention", "full_attention")
         types = [kinds[(layer + 1) % every == 0] for layer in range(layers)]
-    if not isinstance(types, list) or len(types) != layers:
-        raise read.error("layer_types", types, f"a list of {layers} layer types")
-    for kind in types:
-        if kind not in ("full_attention", "linear_attention"):
-            raise UnsupportedModelError(
-                f"{read.name('layer_types')} holds {shown(kind)}; supported are full_attention "
-                "and linear_attention"
-            )
+    _check_types(read, types, layers, "linear_attention")
     if "full_attention" not in types:
         raise UnsupportedModelError(
             f"{read.name('layer_types')} has no full_attention; supported are models with at "

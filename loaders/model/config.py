@@ -79,30 +79,20 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaLayers:
-    """Layers of the gated delta rule in place of attention (Qwen3-Next, Qwen3.5).
+class DeltaHeads:
+    """Heads of the gated delta rule.
 
     Attributes:
         key_heads: heads of queries and of keys; divides ``value_heads``.
         value_heads: heads of values, each with a state [key_dim, value_dim].
         key_dim: elements of a query or key head.
         value_dim: elements of a value head.
-        kernel: inputs that the causal convolution of a channel sees, the token's own among them.
-        layers: per layer whether it is one; the others have attention.
-        tiled: value head h goes with key head ``h % key_heads``, in place of
-            ``h // (value_heads / key_heads)``.
-        rates: the checkpoint has ``A`` = -exp(A_log) in place of that, and the convolution's
-            weights as [channels, kernel] (GGUF).
     """
 
     key_heads: int
     value_heads: int
     key_dim: int
     value_dim: int
-    kernel: int
-    layers: tuple[bool, ...]
-    tiled: bool = False
-    rates: bool = False
 
     @property
     def keys(self) -> int:
@@ -113,6 +103,25 @@ class DeltaLayers:
     def values(self) -> int:
         """Channels of all value heads."""
         return self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaLayers(DeltaHeads):
+    """Layers of the gated delta rule in place of attention (Qwen3-Next, Qwen3.5).
+
+    Attributes:
+        kernel: inputs that the causal convolution of a channel sees, the token's own among them.
+        layers: per layer whether it is one; the others have attention.
+        tiled: value head h goes with key head ``h % key_heads``, in place of
+            ``h // (value_heads / key_heads)``.
+        rates: the checkpoint has ``A`` = -exp(A_log) in place of that, and the convolution's
+            weights as [channels, kernel] (GGUF).
+    """
+
+    kernel: int
+    layers: tuple[bool, ...]
+    tiled: bool = False
+    rates: bool = False
 
     @property
     def mixed(self) -> int:

@@ -86,6 +86,23 @@ class FolderTensors:
                 yield name.removesuffix(".weight"), (shape[0], shape[1])
 
 
+class ExpertCounts:
+    """How many experts of a layer have a matrix, each layer counted once."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, prefix: str, name: str, tensors: FolderTensors) -> int:
+        """Of the matrices ``name`` of the experts ``prefix.0``, ``prefix.1``, ..."""
+        key = f"{prefix}.{name}"
+        if key not in self._counts:
+            count = 0
+            while f"{prefix}.{count}.{name}.weight" in tensors.shapes:
+                count += 1
+            self._counts[key] = count
+        return self._counts[key]
+
+
 class Method(ABC):
     """One quantization method, opened on one folder.
 

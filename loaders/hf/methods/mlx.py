@@ -20,7 +20,7 @@ from ....kernels.formats.weight_format import WeightFormat
 from ...files.fields import Fields, shown
 from ...files.safetensors_index import StoredTensor
 from ...model.report import LoadReport
-from .base import FolderTensors, Method, QuantizedModule, Read
+from .base import ExpertCounts, FolderTensors, Method, QuantizedModule, Read
 from .checks import FLOAT_NAMES, check_dtype, check_shape, finite, missing
 from .fp4 import check_groups, exponents, pairs_module, pairs_weight
 
@@ -76,7 +76,7 @@ class MLX(Method):
                     "the name of a module with an object, true or false"
                 )
         self._expert: dict[str, int] = {}
-        self._counts: dict[str, int] = {}
+        self._experts = ExpertCounts()
 
     def modules(self, tensors: FolderTensors) -> list[QuantizedModule]:
         """See :class:`~.base.Method`; a folder without quantized modules is refused."""
@@ -93,7 +93,7 @@ class MLX(Method):
         expert = _EXPERT.fullmatch(module)
         if expert is not None and f"{module}.weight" not in stored:
             stem = f"{expert[1]}.switch_mlp.{_RENAMED.get(expert[3], expert[3])}"
-            stack = (self._experts(expert[1], expert[3], tensors),)
+            stack = (self._experts(f"{expert[1]}.experts", expert[3], tensors),)
         scales, codes = stored.get(f"{stem}.scales"), stored.get(f"{stem}.weight")
         if scales is None:
             if codes is not None and codes.dtype == "U32":
@@ -156,16 +156,6 @@ class MLX(Method):
             check_dtype(self._where, biases, (scales.dtype,))
             check_shape(self._where, biases, scales.shape, f"as {scales.name}")
             parts["biases"] = biases
-
-    def _experts(self, prefix: str, name: str, tensors: FolderTensors) -> int:
-        """How many experts of a layer have a matrix of that name."""
-        key = f"{prefix}.{name}"
-        if key not in self._counts:
-            count = 0
-            while f"{prefix}.experts.{count}.{name}.weight" in tensors.shapes:
-                count += 1
-            self._counts[key] = count
-        return self._counts[key]
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The weight [N, K]; its codes are still as in the file.

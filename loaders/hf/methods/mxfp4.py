@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...files.fields import Fields
 from ...model.expert_stacks import ExpertRows, expert_rows
 from ...model.report import LoadReport
-from .base import FolderTensors, Method, QuantizedModule, Read
+from .base import ExpertCounts, FolderTensors, Method, QuantizedModule, Read
 from .checks import check_dtype, check_shape, missing
 from .ct_rules import texts
 from .fp4 import check_groups, exponents, pairs_module, pairs_weight
@@ -43,7 +43,7 @@ class Mxfp4(Method):
         fields = Fields(place, config)
         texts(fields.name("modules_to_not_convert"), config.get("modules_to_not_convert"))
         self._expert: dict[str, ExpertRows] = {}
-        self._counts: dict[str, int] = {}
+        self._experts = ExpertCounts()
 
     def _module(
         self, module: str, shape: tuple[int, int], tensors: FolderTensors
@@ -72,16 +72,6 @@ class Mxfp4(Method):
         parts = {"blocks": blocks, "scales": scales}
         shared = stack[0] * (n // shape[0]) if stack else 1
         return replace(pairs_module(module, shape, _GROUP, parts), shared=shared)
-
-    def _experts(self, prefix: str, name: str, tensors: FolderTensors) -> int:
-        """How many experts of a layer have a matrix of that name."""
-        key = f"{prefix}.{name}"
-        if key not in self._counts:
-            count = 0
-            while f"{prefix}.{count}.{name}.weight" in tensors.shapes:
-                count += 1
-            self._counts[key] = count
-        return self._counts[key]
 
     def load(self, module: QuantizedModule, read: Read) -> Weight:
         """The weight [N, K]; raises CheckpointError for exponents that are no numbers."""
